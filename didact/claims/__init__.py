@@ -1,0 +1,1 @@
+"""Experiments that test each paper's central claim: arms, seeds, tests, sabotages."""

@@ -1,0 +1,336 @@
+"""The one training loop: any module, any loss that names its counts, resumable to the same bits.
+
+`batch_at(step)` and `loss_fn(module, micro)` are all a method brings. A loss term is a SUM and the
+name of what it is divided by; the loop divides by that size of the whole logical batch, so neither
+micro-batches nor ranks change the result, and a mean of means cannot happen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from didact.learn import checkpoint, schedules
+from didact.learn.checkpoint import State
+from didact.learn.progress import Bar
+from didact.types import Fit, UserError
+
+
+class Term(NamedTuple):
+    """One loss term of a micro-batch: its sum, the batch size it is divided by, its weight.
+
+    `per` names an entry of the logical batch's `sizes` (`"forget.rows"`, `"retain.tokens"`). A term
+    of weight 0 is only logged.
+    """
+
+    sum: Tensor
+    per: str
+    weight: float = 1.0
+
+
+Terms = Mapping[str, Term]
+
+
+class Logical(Protocol):
+    """What `batch_at(step)` returns: a batch that knows its sizes and can be shared out."""
+
+    @property
+    def sizes(self) -> Mapping[str, float]: ...
+    def shard(self, rank: int, world: int) -> Any: ...
+    def split(self, micro_tokens: int | None) -> Sequence[Any]: ...
+
+
+LossFn = Callable[[nn.Module, Any], Terms]
+History = list[dict[str, Any]]
+
+
+@dataclass
+class Step:
+    """What a hook sees: the module, the step just done (or about to be), and its log row."""
+
+    module: nn.Module
+    step: int
+    steps: int
+    log: dict[str, Any]
+
+
+class Hook:
+    """Override what you need. `after` returning True stops training; `state` is checkpointed."""
+
+    def before(self, step: Step) -> None:
+        """Called before each step."""
+
+    def after(self, step: Step) -> bool | None:
+        """Called after each step; True stops."""
+
+    def state(self) -> Any:
+        """JSON state that `restore` brings back."""
+
+    def restore(self, state: Any) -> None:
+        """Take back what `state` gave."""
+
+
+class every(Hook):  # noqa: N801  (reads as a verb where it is used)
+    """Call `look(step) -> dict` before training, every `steps` steps and at the end; rows are in `.rows`."""
+
+    def __init__(self, steps: int, look: Callable[[Step], dict[str, Any]]) -> None:
+        self.steps, self.look = steps, look
+        self.rows: list[dict[str, Any]] = []
+
+    def before(self, step: Step) -> None:
+        if step.step == 0 and not self.rows:
+            self._look(step, 0)
+
+    def after(self, step: Step) -> None:
+        done = step.step + 1
+        if done % self.steps == 0 or done == step.steps:
+            self._look(step, done)
+
+    def state(self) -> Any:
+        return self.rows
+
+    def restore(self, state: Any) -> None:
+        self.rows = state
+
+    def _look(self, step: Step, done: int) -> None:
+        was = step.module.training
+        step.module.eval()
+        with torch.no_grad():
+            self.rows.append({"step": done, **self.look(step)})
+        step.module.train(was)
+
+
+def fit(
+    module: nn.Module,
+    batch_at: Callable[[int], Logical],
+    loss_fn: LossFn,
+    fit: Fit,
+    hooks: Iterable[Hook] = (),
+    state: State | None = None,
+    *,
+    steps: int,
+    warmup: int = 0,
+    coupled: bool = False,
+    groups: Sequence[dict[str, Any]] | None = None,
+    name: str = "train",
+    identity: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> tuple[History, State]:
+    """Train `module` in place for `steps` steps.
+
+    Args:
+        module: trained where `requires_grad`.
+        batch_at: the logical batch of a step, pure in the step; the same on every rank.
+        loss_fn: terms of one micro-batch.
+        fit: rate, schedule, precision, clipping, seed, checkpoints.
+        hooks: called around every step; their state is checkpointed.
+        state: of an earlier phase, whose optimizer moments are taken over.
+        steps: how many.
+        warmup: how many of them warm up.
+        coupled: the loss couples the rows of a batch, which is then never split.
+        groups: optimizer parameter groups; by default matrices decay and the rest does not.
+        name: of this phase: names its checkpoint folder and progress bar.
+        identity: what must be equal for a checkpoint to be resumed.
+        quiet: no progress.
+
+    Returns:
+        One log row per step, and the state at the end.
+
+    Raises:
+        UserError: the loss or gradient became NaN or infinite, or one row alone exhausts memory.
+    """
+    AcceleratorState._reset_state()  # a process may fit twice with different precision
+    accelerator = Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=_on_cpu(module))
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    optimizer = _optimizer(groups or _groups(named, fit.weight_decay), fit)
+    hooks = list(hooks)
+    who = {"fit": _identity(fit), "steps": steps, **(identity or {})}
+    folder = Path(fit.folder) / name if fit.folder else None
+    now = State()
+    if folder and (found := checkpoint.load(folder, who)):
+        weights, now = found
+        with torch.no_grad():
+            for n, value in weights.items():
+                named[n].copy_(value)
+        for hook, kept in zip(hooks, now.hooks, strict=True):
+            hook.restore(kept)
+    if now.optimizer or state:
+        checkpoint.restore_optimizer(optimizer, now.optimizer or (state.optimizer if state else {}), named)
+    micro_tokens = now.micro_tokens or fit.micro_tokens
+    inverse = {p: n for n, p in named.items()}
+
+    def snapshot(step: int) -> State:
+        return State(
+            step,
+            checkpoint.optimizer_tensors(optimizer, inverse),
+            [h.state() for h in hooks],
+            micro_tokens,
+            now.history,
+            now.tokens,
+        )
+
+    module.train()
+    with torch.random.fork_rng(), Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar:
+        for step in range(now.step, steps):
+            view = Step(module, step, steps, {})
+            for hook in hooks:
+                hook.before(view)
+            batch = batch_at(step)
+            rate = fit.lr * schedules.factor(fit.schedule, step, steps, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+            while True:
+                try:
+                    # Drawn anew each step, so that a resumed run needs no generator state.
+                    torch.manual_seed(fit.seed * 1_000_003 + step)
+                    terms = _backward(
+                        module,
+                        batch,
+                        loss_fn,
+                        accelerator,
+                        None if coupled else micro_tokens,
+                        list(named.values()),
+                        coupled,
+                    )
+                    break
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    micro_tokens = _smaller(error, micro_tokens, batch, coupled)
+                    optimizer.zero_grad(set_to_none=True)
+            norm = _clip(list(named.values()), fit.clip)
+            log = {
+                "step": step + 1,
+                "loss": sum(v * w for v, w in terms.values()),
+                **{k: v for k, (v, _) in terms.items()},
+                "grad_norm": norm,
+                "lr": rate,
+            }
+            _finite(log, name)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            now.history.append(log)
+            now.tokens += int(batch.sizes.get("seen", batch.sizes["rows"]))
+            bar.advance(log["loss"], batch.sizes.get("seen", 0))
+            view.log = log
+            stop = [hook.after(view) for hook in hooks]
+            last = step + 1 == steps or any(stop)
+            if folder and accelerator.is_main_process and (last or (step + 1) % fit.save_every == 0):
+                checkpoint.save(folder, dict(named), snapshot(steps if last else step + 1), who)
+            if last:
+                break
+    module.eval()
+    return now.history, snapshot(steps)
+
+
+def _backward(
+    module: nn.Module,
+    batch: Logical,
+    loss_fn: LossFn,
+    accelerator: Accelerator,
+    micro_tokens: int | None,
+    parameters: list[Tensor],
+    coupled: bool,
+) -> dict[str, tuple[float, float]]:
+    """Gradients of the whole logical batch; `{term: (value, weight)}`."""
+    world = accelerator.num_processes
+    # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
+    mine = batch if coupled else batch.shard(accelerator.process_index, world)
+    share = 1 / world if coupled else 1.0
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    for micro in mine.split(micro_tokens):
+        with accelerator.autocast():
+            terms = loss_fn(module, micro.to(accelerator.device))
+        parts = [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]
+        if parts:
+            (torch.stack(parts).sum() * share).backward()
+        for name, t in terms.items():
+            sums[name] = (
+                sums.get(name, torch.zeros((), dtype=torch.float64))
+                + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
+            )
+            weights[name] = t.weight
+    if world > 1:
+        _all_reduce(parameters, sums, weights)
+    return {name: (float(value), weights[name]) for name, value in sums.items()}
+
+
+def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
+    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already."""
+    import torch.distributed as dist
+
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (sums, weights))
+    total: dict[str, Tensor] = {}
+    for theirs, theirs_weights in gathered:
+        weights.update(theirs_weights)
+        for name, value in theirs.items():
+            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value
+    sums.clear()
+    sums.update(total)
+
+
+def _optimizer(groups: Sequence[dict[str, Any]], fit: Fit) -> torch.optim.Optimizer:
+    if fit.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=fit.lr)
+    kind = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=fit.lr, betas=fit.betas)
+
+
+def _groups(named: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in named.values() if p.dim() >= 2]
+    rest = [p for p in named.values() if p.dim() < 2]
+    return [{"params": ps, "weight_decay": d} for ps, d in ((matrices, decay), (rest, 0.0)) if ps]
+
+
+def _clip(parameters: list[Tensor], limit: float) -> float:
+    grads = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(grads, limit if limit > 0 else math.inf)
+    return float(norm)
+
+
+def _finite(log: Mapping[str, Any], name: str) -> None:
+    bad = [k for k, v in log.items() if isinstance(v, float) and not math.isfinite(v)]
+    if bad:
+        raise UserError(
+            f"{name}: {', '.join(bad)} became NaN or infinite at step {log['step']}: lower the learning rate ({log['lr']:.2g} now), or check the data and weights"
+        )
+
+
+def _smaller(error: BaseException, micro_tokens: int, batch: Logical, coupled: bool) -> int:
+    """Half the micro-batch after running out of memory; any other error goes on."""
+    text = str(error)
+    if (
+        not isinstance(error, torch.OutOfMemoryError)
+        and "can't allocate memory" not in text
+        and "out of memory" not in text
+    ):
+        raise error
+    if coupled:
+        raise UserError(
+            "out of memory, and this loss couples the rows of a batch, which cannot be split: lower rows"
+        ) from None
+    if micro_tokens <= 1:
+        raise UserError("out of memory on a single record: use a smaller model, shorter records or LoRA") from None
+    print(f"out of memory: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)
+    return micro_tokens // 2
+
+
+def _identity(fit: Fit) -> dict[str, Any]:
+    memory = {"folder", "micro_tokens", "save_every"}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in memory}
+
+
+def _on_cpu(module: nn.Module) -> bool:
+    return all(p.device.type == "cpu" for p in module.parameters())

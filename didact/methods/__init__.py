@@ -1,0 +1,1 @@
+"""One module per paper, grouped by what the user wants."""

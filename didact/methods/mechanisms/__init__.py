@@ -1,0 +1,1 @@
+"""See how a model learns."""

@@ -1,0 +1,130 @@
+"""Load a model folder or hub id; fingerprints of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from didact.models.model import Model
+from didact.types import UserError
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(path: str | Path, device: str | None = None, dtype: str = "float32") -> Model:
+    """Load a transformers or PEFT folder, or a hub id: safetensors only, no remote code.
+
+    Args:
+        path: folder or hub id.
+        device: `cpu`, `cuda`, ...; the accelerator where there is one by default.
+        dtype: float32, float64, bfloat16 or float16.
+
+    Raises:
+        UserError: no such folder, no configuration, no tokenizer, or only pickled weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
+    where = Path(path)
+    if where.is_dir():
+        _check(where)
+        if (where / "adapter_config.json").exists():
+            return _load_adapter(where, device, dtype)
+    elif where.exists() or str(path).startswith((".", "/")) or str(path).count("/") > 1:
+        raise UserError(f"{path}: not a model folder")
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
+        ) from None
+    seq2seq = bool(getattr(config, "is_encoder_decoder", False))
+    auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    try:
+        module = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
+    module.to(_device(device)).eval()
+    model = Model(module, tokenizer, "seq2seq" if seq2seq else "causal", str(path))
+    _check_finite(model, str(path))
+    return model
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over every weight's name and bytes: what caches and results are keyed by."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.numel() and tensor.dim()
+            else str(tensor).encode()
+        )
+    return digest.hexdigest()[:16]
+
+
+def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
+    from peft import PeftModel
+
+    base = json.loads((where / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{where}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
+        )
+    model = load(base, device, dtype)
+    module = PeftModel.from_pretrained(model.module, str(where))  # type: ignore[arg-type]
+    return Model(module.eval(), model.processor, model.kind, base)
+
+
+def _check(folder: Path) -> None:
+    names = {p.name for p in folder.iterdir()}
+    if not names & {"config.json", "adapter_config.json"}:
+        hint = " (its model is in the folder 'model' inside)" if "model" in names else ""
+        raise UserError(f"{folder}: no config.json: not a model folder{hint}")
+    if not any(n.endswith(".safetensors") for n in names):
+        if any(n.endswith((".bin", ".pt", ".pth", ".ckpt")) for n in names):
+            raise UserError(
+                f"{folder}: only pickled weights, which can run code and are not loaded; convert them to safetensors"
+            )
+        raise UserError(f"{folder}: no weights (*.safetensors)")
+    if "adapter_config.json" not in names and not names & {
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "spiece.model",
+    }:
+        raise UserError(
+            f"{folder}: no tokenizer; copy tokenizer.json and tokenizer_config.json of the start model into it"
+        )
+
+
+def _check_finite(model: Model, path: str) -> None:
+    for name, p in model.module.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return (
+            torch.accelerator.current_accelerator() or torch.device("cpu")
+            if torch.accelerator.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' cannot be used: {_first_line(error)}") from None
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,103 @@
+"""`Model`: a module, what turns its inputs into tensors, and what kind of model it is."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from didact import files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["causal", "masked", "seq2seq", "encoder", "dual", "module"]
+
+
+@dataclass(eq=False)
+class Model:
+    """A module with its tokenizer. A reference, an opponent or an expert is just another frozen `Model`.
+
+    `base` is the folder or hub id the weights came from, where they came from one.
+    """
+
+    module: nn.Module
+    processor: PreTrainedTokenizerBase | None = None
+    kind: Kind = "causal"
+    base: str | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; a model without text has none."""
+        if self.processor is None:
+            raise TypeError(f"a model of kind '{self.kind}' has no tokenizer")
+        return self.processor
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return getattr(self.module, "config", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def context(self) -> int:
+        """Most tokens it takes at once."""
+        for name in ("max_position_embeddings", "n_positions"):
+            if isinstance(getattr(self.config, name, None), int):
+                return int(getattr(self.config, name))
+        limit = self.processor.model_max_length if self.processor is not None else 0
+        return int(limit) if 0 < limit < 10**6 else 512
+
+    @property
+    def pad(self) -> int:
+        """The padding token; masked everywhere, so any id will do where none is named."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def start(self) -> int | None:
+        """What a seq2seq decoder starts from."""
+        return getattr(self.config, "decoder_start_token_id", None)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def save(self, folder: str | Path) -> str:
+        """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`."""
+        from peft import PeftModel
+        from safetensors.torch import save_file
+        from transformers import PreTrainedModel
+
+        if isinstance(self.module, PeftModel | PreTrainedModel):
+            self.module.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
+            return "peft" if isinstance(self.module, PeftModel) else "hf"
+        state = {k: v.detach().contiguous().cpu().clone() for k, v in self.module.state_dict().items()}
+        save_file(state, str(Path(folder) / "model.safetensors"))
+        spec = getattr(self.module, "spec", {})
+        files.write_json(
+            Path(folder) / "didact.json", {"kind": self.kind, "module": type(self.module).__name__, "spec": spec}
+        )
+        return "didact"
+
+
+def copy_of(model: Model) -> Model:
+    """A deep copy: teaching it leaves the original as it was."""
+    return Model(copy.deepcopy(model.module), model.processor, model.kind, model.base)
+
+
+def frozen(model: Model) -> Model:
+    """A copy in eval mode without gradients: a reference."""
+    other = copy_of(model)
+    other.module.eval().requires_grad_(False)
+    return other

@@ -1,0 +1,1 @@
+"""Label tokens in, losses out: no model, no I/O."""

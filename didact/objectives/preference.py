@@ -1,0 +1,76 @@
+"""The preference core: NPO, DPO, KTO and their relatives are cases of one margin.
+
+Everything here is pure: sequence log-probs in (sums over the completion's tokens unless a name says
+otherwise), one loss per record out. With `r = logp - ref_logp`:
+
+    margin m          loss                                  method
+    r_w - r_l         -log sigmoid(beta m)                  DPO
+    0 - r_l           -(2/beta) log sigmoid(beta m)         NPO (DPO without the chosen term, times 2/beta)
+    z - beta r_l      1 - (2/beta) log sigmoid(.)           KTO as in the NPO code
+    nll_mean - delta  -(2/beta) log sigmoid(beta m)         SimNPO (no reference)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def npo(logp: Tensor, ref_logp: Tensor, beta: float = 0.1) -> Tensor:
+    """Negative preference loss, `(B,), (B,) -> (B,)` (Zhang et al., 2024).
+
+        L = -(2/beta) log sigmoid(-beta (logp - ref_logp)) = (2/beta) log(1 + (pi/pi_ref)^beta)
+
+    `logp` is the SUM over answer tokens. L >= 0; as beta -> 0, L - (2/beta) ln 2 -> logp - ref_logp.
+    """
+    return -(2 / beta) * F.logsigmoid(-beta * (logp - ref_logp))
+
+
+def npo_weight(logp: Tensor, ref_logp: Tensor, beta: float = 0.1) -> Tensor:
+    """W in grad L_NPO = W grad logp: `2 sigmoid(beta (logp - ref_logp))` in (0, 2), 1 at the start."""
+    return 2 * torch.sigmoid(beta * (logp - ref_logp))
+
+
+def dpo(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """DPO (Rafailov et al., 2023), `-log sigmoid(beta m)`, m = (chosen - ref_chosen) - (rejected - ref_rejected).
+
+    `label_smoothing` e gives the conservative form `-(1-e) log sigmoid(beta m) - e log sigmoid(-beta m)`.
+    The NPO paper's scale is this times `2/beta`.
+    """
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+
+
+def kto_npo(logp: Tensor, ref_logp: Tensor, z: Tensor, beta: float = 0.1, squash: str = "logsigmoid") -> Tensor:
+    """KTO as the NPO paper's code has it: `1 - (2/beta) log sigmoid(z - beta (logp - ref_logp))`.
+
+    `z` is the batch mean of the refusals' log-ratio, without gradient, neither scaled nor clamped.
+    `squash="sigmoid"` is the code's other variant. With z = 0, logsigmoid gives NPO + 1.
+    """
+    inner = z - beta * (logp - ref_logp)
+    return 1 - (2 / beta) * (F.logsigmoid(inner) if squash == "logsigmoid" else torch.sigmoid(inner))
+
+
+def kto(logp: Tensor, ref_logp: Tensor, z: Tensor, desirable: bool, beta: float = 0.1, weight: float = 1.0) -> Tensor:
+    """KTO as published (Ethayarajh et al., 2024): `weight (1 - sigmoid(+-beta (r - z)))`, + if desirable.
+
+    `z` is the clamped KL estimate `max(0, mean r)` over mismatched prompt-completion pairs, no gradient.
+    """
+    sign = 1.0 if desirable else -1.0
+    return weight * (1 - torch.sigmoid(sign * beta * ((logp - ref_logp) - z)))
+
+
+def simnpo(logp_mean: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
+    """SimNPO (open-unlearning): `-(2/beta) log sigmoid(beta (nll_mean - delta))`; no reference.
+
+    `logp_mean` is the MEAN over answer tokens, so long answers weigh like short ones.
+    """
+    return -(2 / beta) * F.logsigmoid(beta * (-logp_mean - delta))

@@ -1,0 +1,21 @@
+"""From label tokens to records: sums and means by `index_add`, whatever the padding or packing was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def row_sum(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Sum per record: `(N,), (N,) -> (rows,)`."""
+    return torch.zeros(rows, dtype=values.dtype, device=values.device).index_add(0, row, values)
+
+
+def row_count(row: Tensor, rows: int) -> Tensor:
+    """Label tokens per record, `(rows,)`, as floats."""
+    return torch.bincount(row, minlength=rows).to(torch.get_default_dtype())
+
+
+def row_mean(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Mean per record; a record without label tokens gives 0."""
+    return row_sum(values, row, rows) / row_count(row, rows).clamp(min=1).to(values.dtype)

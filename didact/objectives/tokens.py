@@ -1,0 +1,64 @@
+"""Token functions `f(logits (n, V), target (n,), **columns) -> (n,)`: what needs the whole distribution.
+
+`models.tokens` maps them over label tokens in chunks; none of them sees a model. Source of each in
+its docstring.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def logp(logits: Tensor, target: Tensor) -> Tensor:
+    """log p(target): `(n, V), (n,) -> (n,)`, in nats, computed in float32 or wider."""
+    return -F.cross_entropy(wide(logits), target, reduction="none")
+
+
+def entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Entropy of each predictive distribution, in nats: `-sum_v p_v log p_v`."""
+    log_p = F.log_softmax(wide(logits), -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def correct(logits: Tensor, target: Tensor) -> Tensor:
+    """1 where the most likely token is the target."""
+    return (logits.argmax(-1) == target).to(wide(logits).dtype)
+
+
+def kl_from(logits: Tensor, target: Tensor, *, ref_logits: Tensor) -> Tensor:
+    """KL(ref || current) per token: what the official NPO code penalises on the retain set."""
+    return _kl(wide(ref_logits), wide(logits))
+
+
+def kl_to(logits: Tensor, target: Tensor, *, ref_logits: Tensor) -> Tensor:
+    """KL(current || ref) per token: what the NPO paper writes."""
+    return _kl(wide(logits), wide(ref_logits))
+
+
+def weighted_ascent(logits: Tensor, target: Tensor, *, beta: float = 1.0) -> Tensor:
+    """WGA (open-unlearning): `p^beta log p` with the weight p^beta detached; minimised, it lowers p.
+
+    The weight fades as the token is forgotten, so the ascent ends by itself.
+    """
+    log_p = logp(logits, target)
+    return (beta * log_p).exp().detach() * log_p
+
+
+def undial(logits: Tensor, target: Tensor, *, ref_logits: Tensor, beta: float = 10.0) -> Tensor:
+    """UNDIAL (open-unlearning): cross-entropy to `softmax(ref_logits - beta onehot(target))`."""
+    lowered = wide(ref_logits).scatter_add(
+        -1, target[:, None], -beta * torch.ones_like(target[:, None], dtype=wide(ref_logits).dtype)
+    )
+    return -(F.softmax(lowered, -1) * F.log_softmax(wide(logits), -1)).sum(-1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    log_p, log_q = F.log_softmax(p_logits, -1), F.log_softmax(q_logits, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -1,0 +1,266 @@
+"""The nouns every floor shares: records, `Fit`, `Result`, errors and protocols. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from didact import files
+
+
+class UserError(Exception):
+    """The user's input is wrong: the message names the place and the mend; the command line exits 2."""
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One line of what the user has. Fields a record does not know are kept in `extra`."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text(Record):
+    """A document."""
+
+    text: str
+    metadata: dict[str, Any] | None = None
+    score: float | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo(Record):
+    """A demonstration: what was asked and what a good answer is.
+
+    `paraphrased` is another wording of the completion, `perturbed` are wrong completions in the
+    same wording, `alternate` is what to answer instead (a refusal, say).
+    """
+
+    prompt: str
+    completion: str
+    choices: list[str] | None = None
+    instruction: str | None = None
+    task: str | None = None
+    explanation: str | None = None
+    context: str | None = None
+    answers: list[str] | None = None
+    paraphrased: str | None = None
+    perturbed: list[str] | None = None
+    alternate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QA(Record):
+    """A question about a passage, with every accepted answer."""
+
+    context: str
+    question: str
+    answers: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example(Record):
+    """A small supervised problem: rows `x` (n, d) with targets `y` (n,) or (n, o), and perhaps one query."""
+
+    x: list[Any]
+    y: list[Any]
+    task: str | None = None
+    x_query: list[Any] | None = None
+    y_query: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference(Record):
+    """Two completions of one prompt, the first preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    context: str | None = None
+
+
+RECORDS: dict[str, type[Record]] = {
+    "text": Text,
+    "demo": Demo,
+    "qa": QA,
+    "example": Example,
+    "preference": Preference,
+}
+
+# --- training --------------------------------------------------------------------------------
+
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How to train. `rows` is the statistical batch (the paper's); `micro_tokens` is memory only.
+
+    Args:
+        lr: peak learning rate.
+        epochs: passes over the method's first stream; used when `steps` is not given.
+        steps: optimiser steps.
+        rows: records per stream and optimiser step.
+        micro_tokens: padded tokens per forward pass; changes memory and speed, never the result.
+        schedule: constant, linear (to zero), cosine (to zero) or wsd (constant, then linear to zero
+            over the last fifth).
+        warmup: linear warm-up in epochs of the first stream (or in steps with `warmup_steps`).
+        warmup_steps: linear warm-up in steps; wins over `warmup`.
+        optimizer: adamw, adam or sgd.
+        betas: Adam's two decay rates.
+        weight_decay: decoupled decay of matrices (not of biases and norms).
+        clip: largest global gradient norm; 0 turns clipping off.
+        precision: float32, or bfloat16 mixed precision (weights stay as loaded).
+        lora: rank of a LoRA adapter trained in place of the weights; 0 trains the weights.
+        lora_alpha: LoRA's scale; the update is (lora_alpha / lora) B A.
+        save_every: steps between checkpoints (when the run has an output folder).
+        seed: order of the data, dropout and everything else that is drawn.
+        folder: where checkpoints are written; set by the command line from `--out`.
+    """
+
+    lr: float = 1e-5
+    epochs: float = 1.0
+    steps: int | None = None
+    rows: int = 32
+    micro_tokens: int = 4096
+    schedule: Schedule = "linear"
+    warmup: float = 0.0
+    warmup_steps: int | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    lora: int = 0
+    lora_alpha: float = 16.0
+    save_every: int = 50
+    seed: int = 0
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("lr", 0.0), ("rows", 1), ("micro_tokens", 1), ("save_every", 1)):
+            if not getattr(self, name) >= low:
+                raise UserError(f"{name} = {getattr(self, name)}: must be at least {low:g}")
+        if (self.steps is not None and self.steps < 0) or not 0 <= self.epochs < float("inf"):
+            raise UserError(f"steps = {self.steps}, epochs = {self.epochs}: must not be negative")
+        for name in ("warmup", "weight_decay", "clip", "lora", "lr"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} = {getattr(self, name)}: must be a finite number, 0 or more")
+        if self.optimizer != "sgd" and not all(0 <= b < 1 for b in self.betas):
+            raise UserError(f"betas = {self.betas}: both must lie in [0, 1)")
+
+    def replace(self, **changes: Any) -> Fit:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def total_steps(self, records: int) -> int:
+        """Optimiser steps for a first stream of this many records."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * records / self.rows))
+
+    def warmup_count(self, records: int) -> int:
+        """Warm-up steps for a first stream of this many records."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round(self.warmup * records / self.rows)
+
+
+# --- results ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number before and after teaching. `ci` is the 95 % interval of `after` over the `n` items."""
+
+    after: float
+    before: float | None = None
+    n: int | None = None
+    ci: tuple[float, float] | None = None
+    unit: str = ""
+    better: Literal["higher", "lower", "gold", ""] = ""
+    help: str = ""
+
+
+@dataclass
+class Cost:
+    """What a run used. A token counts once per forward pass of any model and three times when trained."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    calls: int = 0
+
+
+class Savable(Protocol):
+    """Anything a `Result` can write: a model does."""
+
+    def save(self, folder: str | Path) -> str:
+        """Write into `folder`; return the format (`hf`, `peft` or `didact`)."""
+
+
+@dataclass
+class Result:
+    """What a method gives: any of models, a predictor, records and findings; plus how it went.
+
+    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step.
+    """
+
+    models: dict[str, Savable] = field(default_factory=dict)
+    predict: Callable[..., Any] | None = None
+    records: list[Record] | None = None
+    findings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, str]] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    warnings: list[str] = field(default_factory=list)
+
+    OPENS: ClassVar[dict[str, str]] = {
+        "hf": "transformers, vLLM, lm-eval and didact.load",
+        "peft": "peft (on the start model) and didact.load",
+        "didact": "didact only: transformers cannot express this module",
+    }
+
+    def save(self, folder: str | Path) -> dict[str, str]:
+        """Write everything this result has into `folder`; a model alone goes to `folder/model`.
+
+        Returns `{what: format and which tools open it}`.
+        """
+        root = Path(folder)
+        written: dict[str, str] = {}
+        for name, model in self.models.items():
+            place = "model" if len(self.models) == 1 else f"model-{name}"
+            with files.new_folder(root / place) as fresh:
+                kind = model.save(fresh)
+            written[place] = f"{kind}: opens in {self.OPENS[kind]}"
+        if self.records is not None:
+            files.write_lines(root / "records.jsonl", (as_row(record) for record in self.records))
+            written["records.jsonl"] = "JSON lines"
+        if self.findings:
+            files.write_json(root / "findings.json", self.findings)
+            written["findings.json"] = "JSON"
+        if self.history:
+            files.write_lines(root / "history.jsonl", self.history)
+            written["history.jsonl"] = "JSON lines, one a step"
+        return written
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """A record as it would stand in a JSONL file."""
+    row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"}
+    return {k: v for k, v in row.items() if v is not None} | record.extra
+
+
+Options = Mapping[str, Any]
+Demos = Sequence[Demo]

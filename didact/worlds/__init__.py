@@ -1,0 +1,1 @@
+"""Generators of records whose truth is known exactly."""
