@@ -37,13 +37,9 @@ def row(
     Raises:
         UserError: the completion is empty or alone longer than the context.
     """
-    if kind == "causal" and completion and prompt and not prompt[-1].isspace() and not completion[0].isspace():
-        completion = " " + completion
-    head = list(tokenizer(prompt)["input_ids"]) if prompt else _start(tokenizer)
-    body = list(tokenizer(completion, add_special_tokens=False)["input_ids"]) if completion else []
+    head = prompt_ids(tokenizer, prompt, kind)
+    body = list(tokenizer(join(prompt, completion, kind), add_special_tokens=False)["input_ids"]) if completion else []
     eos = tokenizer.eos_token_id
-    if kind == "causal" and head and head[-1] == eos and eos != tokenizer.bos_token_id:
-        head = head[:-1]
     if not body:
         raise UserError("the completion is empty: nothing to learn or score")
     if end and eos is not None:
@@ -88,6 +84,22 @@ def truncated(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str
     """How many records lose prompt tokens in `row`."""
     full = (len(tokenizer(p)["input_ids"]) + len(tokenizer(c)["input_ids"]) + 1 for p, c in pairs)
     return sum(n > context for n in full)
+
+
+def join(prompt: str, completion: str, kind: str) -> str:
+    """The completion as it follows the prompt: after one space, unless either side brings white space."""
+    if kind != "causal" or not prompt or not completion or prompt[-1].isspace() or completion[0].isspace():
+        return completion
+    return " " + completion
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, kind: str) -> list[int]:
+    """A prompt as a model of this kind reads it: with the tokenizer's start token, without an end token if causal."""
+    if not prompt:
+        return _start(tokenizer)
+    ids = list(tokenizer(prompt)["input_ids"])
+    ends = kind == "causal" and ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
+    return ids[:-1] if ends else ids
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

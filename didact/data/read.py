@@ -39,7 +39,7 @@ def read(
     Raises:
         UserError: the file is missing, empty, binary, or has bad lines (the first 20 are listed).
     """
-    record = kind if isinstance(kind, type) else RECORDS.get(kind)
+    record: Any = kind if isinstance(kind, type) else RECORDS.get(kind)
     if record is None:
         raise UserError(f"unknown record kind '{kind}': use one of {', '.join(RECORDS)}")
     records: Records[R] = Records()
@@ -113,7 +113,7 @@ def _lines(path: Path) -> Iterable[str]:
 
 
 @functools.cache
-def _fields(record: type[Record]) -> dict[str, tuple[tuple[Any, ...], bool]]:
+def _fields(record: Any) -> dict[str, tuple[tuple[Any, ...], bool]]:
     hints = typing.get_type_hints(record)
     out = {}
     for f in dataclasses.fields(record):

@@ -64,6 +64,13 @@ class Tokens:
         """Which row each label token belongs to, `(N,)`."""
         return self.mask.nonzero()[:, 0]
 
+    def everywhere(self) -> Tokens:
+        """The same rows with every real position a label position, its target meaningless: for KL over all tokens."""
+        if self.decoder_input_ids is not None:
+            return self
+        spots = torch.where(self.attention_mask.bool(), 0, IGNORE)
+        return Tokens(self.input_ids, self.attention_mask, spots)
+
     def to(self, device: torch.device | str) -> Tokens:
         """The same on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
@@ -121,7 +128,7 @@ class Micro:
 @dataclass(frozen=True)
 class Batch:
     """One logical batch of token rows. `sizes` count the whole of it: `{stream}.rows` items,
-    `{stream}.tokens` label tokens, `{stream}.seen` all tokens, and the same over all streams."""
+    `{stream}.tokens` label tokens, `{stream}.seen` positions the model runs over, and the same over all streams."""
 
     items: Mapping[str, Sequence[Item]]
     index: Mapping[str, Sequence[int]]
@@ -136,7 +143,7 @@ class Batch:
             for name, items in self.items.items():
                 sizes[f"{name}.rows"] = len(items)
                 sizes[f"{name}.tokens"] = sum(len(r.completion) for item in items for r in item)
-                sizes[f"{name}.seen"] = sum(r.size for item in items for r in item)
+                sizes[f"{name}.seen"] = sum(r.size - (self.kind == "causal") for item in items for r in item)
             for what in ("rows", "tokens", "seen"):
                 sizes[what] = sum(v for k, v in sizes.items() if k.endswith(f".{what}"))
             object.__setattr__(self, "sizes", sizes)
@@ -173,6 +180,7 @@ class Batches:
         self._order = functools.lru_cache(maxsize=64)(self._shuffled)
 
     def __call__(self, step: int) -> Batch:
+        """The logical batch of a step."""
         index = {name: self._draw(name, step) for name in self.streams}
         items = {name: [self.streams[name].items[i] for i in index[name]] for name in index}
         return Batch(items, index, self.kind, self.pad, self.start)

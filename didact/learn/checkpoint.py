@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class State:
     tokens: int = 0
 
 
-def save(folder: str | Path, weights: dict[str, Tensor], state: State, identity: dict[str, Any]) -> Path:
+def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identity: dict[str, Any]) -> Path:
     """Write `step-N` into `folder`, then remove older ones.
 
     Raises:
@@ -81,21 +82,24 @@ def load(folder: str | Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor
     differing = [k for k in identity if theirs.get(k) != json.loads(json.dumps(identity[k]))]
     if differing:
         raise UserError(
-            f"{root}: a run with another {', '.join(differing)} was begun here; finish it, choose another --out, or remove the folder"
+            f"{root}: a run with another {', '.join(differing)} was begun here; "
+            "finish it, choose another --out, or remove the folder"
         )
     return load_file(newest / "weights.safetensors"), State(
         optimizer=load_file(newest / "optimizer.safetensors"), **rest
     )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
     """An optimizer's state as `{parameter name}|{slot}` tensors."""
     return {
         f"{names[p]}|{slot}": torch.as_tensor(v) for p, slots in optimizer.state.items() for slot, v in slots.items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], named: dict[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], named: Mapping[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`."""
     for key, value in tensors.items():
         name, slot = key.rsplit("|", 1)
@@ -104,7 +108,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         optimizer.state.setdefault(parameter, {})[slot] = at.clone()
 
 
-def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
 

@@ -43,9 +43,17 @@ class Logical(Protocol):
     """What `batch_at(step)` returns: a batch that knows its sizes and can be shared out."""
 
     @property
-    def sizes(self) -> Mapping[str, float]: ...
-    def shard(self, rank: int, world: int) -> Any: ...
-    def split(self, micro_tokens: int | None) -> Sequence[Any]: ...
+    def sizes(self) -> Mapping[str, float]:
+        """What terms are divided by, counted over the whole batch."""
+        ...
+
+    def shard(self, rank: int, world: int) -> Any:
+        """One rank's part, with the sizes of the whole."""
+        ...
+
+    def split(self, micro_tokens: int | None) -> Sequence[Any]:
+        """Parts that fit in memory; None: do not split."""
+        ...
 
 
 LossFn = Callable[[nn.Module, Any], Terms]
@@ -86,18 +94,22 @@ class every(Hook):  # noqa: N801  (reads as a verb where it is used)
         self.rows: list[dict[str, Any]] = []
 
     def before(self, step: Step) -> None:
+        """Look once before training."""
         if step.step == 0 and not self.rows:
             self._look(step, 0)
 
     def after(self, step: Step) -> None:
+        """Look every `steps` steps and at the end."""
         done = step.step + 1
         if done % self.steps == 0 or done == step.steps:
             self._look(step, done)
 
     def state(self) -> Any:
+        """The rows so far."""
         return self.rows
 
     def restore(self, state: Any) -> None:
+        """Take back the rows."""
         self.rows = state
 
     def _look(self, step: Step, done: int) -> None:
@@ -222,7 +234,7 @@ def fit(
             stop = [hook.after(view) for hook in hooks]
             last = step + 1 == steps or any(stop)
             if folder and accelerator.is_main_process and (last or (step + 1) % fit.save_every == 0):
-                checkpoint.save(folder, dict(named), snapshot(steps if last else step + 1), who)
+                checkpoint.save(folder, named, snapshot(steps if last else step + 1), who)
             if last:
                 break
     module.eval()
@@ -304,7 +316,8 @@ def _finite(log: Mapping[str, Any], name: str) -> None:
     bad = [k for k, v in log.items() if isinstance(v, float) and not math.isfinite(v)]
     if bad:
         raise UserError(
-            f"{name}: {', '.join(bad)} became NaN or infinite at step {log['step']}: lower the learning rate ({log['lr']:.2g} now), or check the data and weights"
+            f"{name}: {', '.join(bad)} became NaN or infinite at step {log['step']}: "
+            f"lower the learning rate ({log['lr']:.2g} now), or check the data and weights"
         )
 
 

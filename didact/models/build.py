@@ -18,8 +18,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD, BOS, EOS],
@@ -86,9 +86,9 @@ def build(
             )
             return Model(hf.GPT2LMHeadModel(config).eval(), tokenizer, "causal")
         shape = {"d_model": d, "d_kv": d // heads, "d_ff": ffn or 4 * d, "num_layers": layers, "num_heads": heads}
+        more["decoder_start_token_id"] = tokenizer.pad_token_id
         config = hf.T5Config(
             vocab_size=width,
-            decoder_start_token_id=tokenizer.pad_token_id,
             dropout_rate=dropout,
             **shape,
             **ids,

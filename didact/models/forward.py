@@ -6,7 +6,9 @@ mapped in checkpointed chunks so that the `(N, V)` logits never exist at once wh
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from didact.data.encode import Row
 from didact.data.streams import Tokens, by_length, collate
+from didact.models import cache, load
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
@@ -51,7 +54,8 @@ def label_states(model: Model, batch: Tokens) -> Tensor:
 
 def logits_of(model: Model, states: Tensor) -> Tensor:
     """Logits `(n, V)` from what `label_states` gave."""
-    return _inner(model.module).get_output_embeddings()(states) if _linear_head(model) else states
+    head: Any = _inner(model.module).get_output_embeddings() if _linear_head(model) else nn.Identity()
+    return head(states)
 
 
 def tokens(
@@ -88,7 +92,7 @@ def tokens(
         logits = logits_of(model, states)
         return tuple(fn(logits, target, **given) for fn in named.values())
 
-    width = int(getattr(model.config, "vocab_size", states.shape[-1]))
+    width = int(getattr(model.config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
     if len(target) <= size:
         return dict(zip(named, piece(states, target, held), strict=True))
@@ -122,6 +126,19 @@ def row_logp(model: Model, rows: Sequence[Row], batch_tokens: int = 8192) -> tup
         total[index] = reduce.row_sum(values["logp"].double(), batch.row, len(group)).cpu()
         count[index] = reduce.row_count(batch.row, len(group)).double().cpu()
     return total, count
+
+
+def cached_row_logp(model: Model, rows: Sequence[Row]) -> Tensor:
+    """`row_logp`'s sums, kept on disk under weights, rows, dtype and this file's source; says so when read."""
+    dtype = str(next(model.module.parameters()).dtype)
+    source = Path(__file__).read_bytes()
+    kept = cache.Entry("logp", load.fingerprint(model), repr(rows), dtype, source)
+    if (found := kept.read()) is not None:
+        print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
+        return found["logp"]
+    total, _ = row_logp(model, rows)
+    kept.write({"logp": total})
+    return total
 
 
 def _inner(module: nn.Module) -> Any:

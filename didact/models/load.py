@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from didact import files
+from didact.models import cache
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -27,6 +32,9 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
         UserError: no such folder, no configuration, no tokenizer, or only pickled weights.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
@@ -69,6 +77,20 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
+def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
+    """The model `make` gives, kept on disk under the hash of `parts`; says so when it comes from there."""
+    place = cache.place(what, *parts)
+    if place is None:
+        return make()
+    if (place / "config.json").exists():
+        print(f"{what} model: from the cache {place}", file=sys.stderr)
+        return load(place, device="cpu")
+    model = make()
+    with contextlib.suppress(OSError), files.new_folder(place) as fresh:  # a full disk only costs the cache
+        model.save(fresh)
+    return model
+
+
 def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
     from peft import PeftModel
 
@@ -78,7 +100,7 @@ def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
             f"{where}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
         )
     model = load(base, device, dtype)
-    module = PeftModel.from_pretrained(model.module, str(where))  # type: ignore[arg-type]
+    module = PeftModel.from_pretrained(model.module, str(where))
     return Model(module.eval(), model.processor, model.kind, base)
 
 

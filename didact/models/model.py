@@ -76,9 +76,11 @@ class Model:
         from peft import PeftModel
         from safetensors.torch import save_file
         from transformers import PreTrainedModel
+        from transformers.utils import logging
 
         if isinstance(self.module, PeftModel | PreTrainedModel):
-            self.module.save_pretrained(folder)
+            logging.disable_progress_bar()
+            self.module.save_pretrained(str(folder))
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
             return "peft" if isinstance(self.module, PeftModel) else "hf"

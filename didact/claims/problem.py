@@ -1,0 +1,24 @@
+"""A method's embedded example: what `didact run METHOD` uses when it is given no model and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from didact.models.model import Model
+from didact.types import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Model, records by parameter, and the options that differ from the paper's at this size (the run prints them).
+
+    `protocol` holds what scoring needs beside them: a gold model, records no training saw.
+    """
+
+    model: Model | None = None
+    data: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,271 @@
+"""Run a claim: one seed after another, then the same seeds sabotaged, and one JSON card for the scoreboard."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import datetime
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from didact import files
+from didact.claims import verdict
+from didact.learn.progress import Bar
+from didact.types import UserError
+
+Tier = Literal["smoke", "quick", "full"]
+Measured = Mapping[str, Mapping[str, float]]
+"""What one seed gives: `{arm: {metric: value}}`."""
+
+FEWEST: Mapping[str, int] = {"smoke": 1, "quick": 5, "full": 10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sabotage:
+    """A way to break the method that its claim must notice.
+
+    Args:
+        name: what is broken, in a few words.
+        breaks: the test that must notice.
+        patch: `{"package.module:attribute": replacement}`, in force while the claim runs.
+        options: keyword arguments for the claim's `run`.
+        metric: `arm.metric` that must move where the intact test does not hold.
+    """
+
+    name: str
+    breaks: str
+    patch: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    metric: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A paper's central claim as an experiment.
+
+    Args:
+        method: whose claim it is.
+        text: the claim in a sentence or two, with the paper's words for things.
+        run: `run(seed, tier, **options)`: every arm trained and measured on one seed, pure in its arguments;
+            a function of the claim's own module.
+        tests: what the seeds decide.
+        gates: competence gates, made by `verdict.gate`.
+        sabotages: at least two, from the paper's card.
+        seeds: how many of each tier: 0, 1, 2 ... (tune on seeds from 1000 on).
+    """
+
+    method: str
+    text: str
+    run: Callable[..., Measured]
+    tests: tuple[verdict.Test, ...]
+    gates: tuple[verdict.Test, ...] = ()
+    sabotages: tuple[Sabotage, ...] = ()
+    seeds: Mapping[str, int] = field(default_factory=lambda: FEWEST)
+
+    def __post_init__(self) -> None:
+        tests = [t.name for t in self.tests]
+        names = tests + [g.name for g in self.gates] + [s.name for s in self.sabotages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{self.method}: two tests, gates or sabotages share a name: {names}")
+        for sabotage in self.sabotages:
+            if sabotage.breaks not in tests:
+                raise ValueError(f"{self.method}: sabotage '{sabotage.name}' breaks no test: '{sabotage.breaks}'")
+        for tier, fewest in FEWEST.items():
+            if self.seeds[tier] < fewest:
+                raise ValueError(f"{self.method}: {tier} needs {fewest} seeds, has {self.seeds[tier]}")
+
+    @property
+    def modules(self) -> tuple[str, str]:
+        """The method's and the claim's own module."""
+        return self.run.__module__.replace("didact.claims.", "didact.methods."), self.run.__module__
+
+
+def run(
+    claim: Claim, tier: Tier = "quick", sabotage: bool = False, folder: str | Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Measure every seed, decide the tests, then repeat the seeds under each sabotage.
+
+    Args:
+        claim: what to run.
+        tier: smoke has one short seed and gives no verdict (and runs no sabotage).
+        sabotage: whether to run the sabotages too.
+        folder: keeps every finished seed; the same call after a kill takes them from there.
+        quiet: no progress.
+
+    Returns:
+        The scoreboard's card. `seconds` is the intact claim's, sabotages left out. A sabotage that
+        crashed, gave NaN or missed a competence gate is not detected and carries its `error`.
+    """
+    if tier not in get_args(Tier):
+        raise UserError(f"tier '{tier}': choose from {', '.join(get_args(Tier))}")
+    seeds = range(claim.seeds[tier])
+    sabotages = claim.sabotages if sabotage and tier != "smoke" else ()
+    sources, versions = sources_sha256(*claim.modules), _versions()
+    identity = {"method": claim.method, "tier": tier, "sources": sources, "versions": versions}
+    seconds = 0.0
+    with _empty_cache(), Bar(f"claim {claim.method}", len(seeds) * (1 + len(sabotages)), quiet=quiet) as bar:
+
+        def measure(broken: Sabotage | None) -> dict[str, dict[str, list[float]]]:
+            nonlocal seconds
+            columns: dict[str, dict[str, list[float]]] = {}
+            for seed in seeds:
+                unit = _unit(claim, broken, seed, tier, folder, identity)
+                for arm, metrics in unit["arms"].items():
+                    for metric, value in metrics.items():
+                        number = math.nan if value is None else float(value)
+                        columns.setdefault(arm, {}).setdefault(metric, []).append(number)
+                seconds += 0 if broken else unit["seconds"]
+                bar.advance(0.0)
+            return columns
+
+        arms = measure(None)
+        tests = [t.row(arms) for t in (*claim.gates, *claim.tests)]
+        shown = [_sabotaged(claim, s, arms, measure) for s in sabotages]
+    return {
+        "method": claim.method,
+        "tier": tier,
+        "claim": claim.text,
+        "arms": arms,
+        "tests": tests,
+        "sabotage": shown,
+        "verdict": None if tier == "smoke" else verdict.verdict(tests),
+        "seeds": list(seeds),
+        "seconds": round(seconds, 1),
+        "versions": versions,
+        "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "sources_sha256": sources,
+    }
+
+
+def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
+    """Put a card on the scoreboard, `folder/<method>.json`."""
+    path = Path(folder) / f"{card['method']}.json"
+    files.write_json(path, card)
+    return path
+
+
+def stale(path: str | Path) -> bool:
+    """Whether the method's or the claim's own code changed (comments aside) since this card was measured."""
+    card = files.read_json(path)
+    return bool(card["sources_sha256"] != sources_sha256(*load(card["method"]).modules))
+
+
+def claims() -> dict[str, str]:
+    """`{method: module of its claim}`: every `didact.claims.<family>.<method>`; modules named `*_example` help them."""
+    here = Path(__file__).parent
+    places = [p.relative_to(here) for p in sorted(here.glob("*/[!_]*.py")) if not p.stem.endswith("_example")]
+    return {p.stem.replace("_", "-"): f"didact.claims.{p.parent}.{p.stem}" for p in places}
+
+
+def load(method: str) -> Claim:
+    """The `CLAIM` of a method.
+
+    Raises:
+        UserError: the method has no claim.
+    """
+    found = claims()
+    if method not in found:
+        raise UserError(f"no claim for '{method}'; there is one for each of: {', '.join(found)}")
+    return importlib.import_module(found[method]).CLAIM
+
+
+def exit_code(card: Mapping[str, Any]) -> int:
+    """What `didact claim` exits with: 0 holds (or smoke), 1 fails, 3 inconclusive."""
+    return verdict.EXIT[card["verdict"]]
+
+
+def sources_sha256(method_module: str, claim_module: str) -> str:
+    """Hash of the code of two modules: their syntax trees without comments, docstrings and layout."""
+    digest = hashlib.sha256()
+    for name in (method_module, claim_module):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"no module '{name}' whose source could be hashed", name=name)
+        tree = ast.parse(Path(spec.origin).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                ast.get_docstring(node, clean=False) is not None
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def patched(patch: Mapping[str, Any]) -> Iterator[None]:
+    """Replace `package.module:attribute` by name inside the block. Works because floors call `module.function(...)`.
+
+    Raises:
+        AttributeError: there is nothing of that name to replace.
+    """
+    with contextlib.ExitStack() as undo:
+        for target, replacement in patch.items():
+            name, _, attribute = target.partition(":")
+            module = importlib.import_module(name)
+            undo.callback(setattr, module, attribute, getattr(module, attribute))
+            setattr(module, attribute, replacement)
+        yield
+
+
+def _unit(
+    claim: Claim, broken: Sabotage | None, seed: int, tier: Tier, folder: str | Path | None, who: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One seed, intact or broken: read if it was finished before under the same code, else measured and kept."""
+    variant = broken.name.replace(" ", "-") if broken else "intact"
+    path = Path(folder) / f"{variant}-{seed}.json" if folder else None
+    if path and path.exists() and (kept := files.read_json(path))["identity"] == who:
+        return kept
+    began = time.monotonic()
+    with patched(broken.patch if broken else {}):
+        arms = claim.run(seed, tier, **(broken.options if broken else {}))
+    unit = {"identity": who, "arms": arms, "seconds": time.monotonic() - began}
+    if path:
+        files.write_json(path, unit)
+    return unit
+
+
+def _sabotaged(
+    claim: Claim, broken: Sabotage, intact: verdict.Arms, measure: Callable[[Sabotage], verdict.Arms]
+) -> dict[str, Any]:
+    """One row of the card. Whatever stops a sabotaged run is no detection: the test never got to see it."""
+    row = {"name": broken.name, "breaks": broken.breaks}
+    test = next(t for t in claim.tests if t.name == broken.breaks)
+    try:
+        arms = measure(broken)
+        for gate in claim.gates:
+            if gate.row(intact)["outcome"] == "holds" != gate.row(arms)["outcome"]:
+                raise ArithmeticError(f"missed the gate '{gate.name}'")
+        return row | verdict.detect(test, intact, arms, broken.metric)
+    except Exception as error:
+        error_line = f"{type(error).__name__}: {error}"
+        return row | {"estimate": None, "interval": None, "detected": False, "error": error_line}
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+    """A private, empty DIDACT_CACHE: what an earlier run left must not stand in for training."""
+    with tempfile.TemporaryDirectory(prefix="didact-claim-") as folder:
+        before = os.environ.pop("DIDACT_CACHE", None)
+        os.environ["DIDACT_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["DIDACT_CACHE"]
+            if before is not None:
+                os.environ["DIDACT_CACHE"] = before
+
+
+def _versions() -> dict[str, str]:
+    packages = ("didact", "torch", "transformers", "numpy", "scipy")
+    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}

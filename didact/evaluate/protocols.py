@@ -1,0 +1,164 @@
+"""How a result is scored, by what the user asked for: `forget`, `answer`, `prefer`, `text`.
+
+A protocol takes a model and records and gives `{name: Measure}`; run before and after teaching it
+shows what changed. An interval is over the records, which are taken as independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from didact.data import encode
+from didact.evaluate import forget as forgetting
+from didact.evaluate import statistics
+from didact.infer import generate
+from didact.models import forward
+from didact.models.model import Model
+from didact.types import Demo, Metric, Preference, Text
+
+Better = Literal["higher", "lower", "gold", ""]
+ANSWER_TOKENS = 64  # generated at most
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of one model, with its 95 % interval over `n` records where it is a mean of them."""
+
+    value: float
+    n: int
+    better: Better = ""
+    unit: str = ""
+    ci: tuple[float, float] | None = None
+    help: str = ""
+
+
+def forget(
+    model: Model,
+    forget: Sequence[Demo],
+    retain: Sequence[Demo] | None = None,
+    holdout: Sequence[Demo] | None = None,
+    gold_ratios: Any = None,
+    rouge: bool = True,
+) -> dict[str, Measure]:
+    """Whether what must go is gone and the rest still stands.
+
+    Args:
+        model: the model to score.
+        forget: what must be forgotten.
+        retain: what must stay; give records no training saw, else utility is flattered.
+        holdout: records of the same sort no model saw, for membership.
+        gold_ratios: truth ratios of a model trained without the forget set, on the same records.
+        rouge: generate answers for ROUGE-L (the slow part).
+
+    Returns:
+        `forget_*` (lower, or like gold's), `retain_*`, `utility` the harmonic mean of the retain
+        numbers, and against gold `ks`, `ks_p`, `log10_p`.
+    """
+    known = forgetting.answers(model, forget, "forget")
+    out = {
+        "forget_accuracy": _mean(known["accuracy"], "lower", "share of forget-answer tokens that are the first choice"),
+        "forget_probability": _mean(known["probability"], "lower", "exp(-mean nll) of the forget answers"),
+        "forget_extraction": _mean(known["extraction"], "lower", "extraction strength of the forget answers"),
+        "forget_entropy": _mean(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
+    }
+    if forgetting.has_truth(forget):
+        ratios = forgetting.truth_ratios(model, forget, name="forget")
+        out["forget_truth"] = Measure(forgetting.forget_truth_score(ratios), len(ratios), "", help="mean min(TR, 1/TR)")
+        if gold_ratios is not None:
+            out |= forget_quality(ratios, gold_ratios)
+    if retain:
+        out |= utility(model, retain, rouge)
+    if holdout:
+        others = forgetting.answers(model, holdout, "holdout")
+        auc = forgetting.membership_auc(known["min_k"], others["min_k"])
+        out["membership"] = Measure(auc, len(forget), "gold", help="min-k AUC, forget against unseen; .5 is no trace")
+    return out
+
+
+def utility(model: Model, retain: Sequence[Demo], rouge: bool = True) -> dict[str, Measure]:
+    """What a model still knows: accuracy, probability, truth ratio, ROUGE-L recall, their harmonic mean.
+
+    The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
+    and entropy stand beside it.
+    """
+    known = forgetting.answers(model, retain, "retain")
+    parts = {"retain_probability": _mean(known["probability"], "higher", "exp(-mean nll) of the retain answers")}
+    if rouge:
+        made = generate.generate(model, [r.prompt for r in retain], ANSWER_TOKENS)
+        recall = forgetting.rouge_recall(made, [r.completion for r in retain])
+        parts["retain_rouge"] = _mean(recall, "higher", "ROUGE-L recall of greedy answers")
+    if forgetting.has_truth(retain):
+        ratios = forgetting.truth_ratios(model, retain, name="retain")
+        parts["retain_truth"] = Measure(
+            forgetting.retain_truth_score(ratios), len(ratios), "higher", help="mean max(0, 1 - 1/TR)"
+        )
+    whole = statistics.harmonic_mean([m.value for m in parts.values()])
+    return parts | {
+        "retain_accuracy": _mean(known["accuracy"], "higher", "share of retain-answer tokens ranked first"),
+        "retain_entropy": _mean(known["entropy"], "", "entropy of predictions on retain answers", "nats"),
+        "utility": Measure(whole, len(retain), "higher", help=f"harmonic mean of {', '.join(parts)}"),
+    }
+
+
+def forget_quality(ratios: Any, gold_ratios: Any) -> dict[str, Measure]:
+    """How far the truth ratios are from those of a model that never saw the forget set (Kolmogorov-Smirnov)."""
+    test = statistics.ks(np.asarray(ratios), np.asarray(gold_ratios))
+    log10 = float(np.log10(max(test.pvalue, 1e-300)))
+    n = len(ratios)
+    return {
+        "ks": Measure(test.statistic, n, "lower", help="KS distance of truth ratios to the gold model's"),
+        "ks_p": Measure(test.pvalue, n, "higher", help="its p-value; depends on n: compare KS across sets"),
+        "log10_p": Measure(log10, n, "higher"),
+    }
+
+
+def answer(model: Model, demos: Sequence[Demo]) -> dict[str, Measure]:
+    """How well demonstrations are answered: token accuracy, exact greedy match, probability."""
+    known = forgetting.answers(model, demos, "data")
+    return {
+        "accuracy": _mean(known["accuracy"], "higher", "share of answer tokens that are the first choice"),
+        "exact": _mean((known["extraction"] == 1.0).astype(float), "higher", "answers greedy decoding gives in full"),
+        "probability": _mean(known["probability"], "higher", "exp(-mean nll)"),
+    }
+
+
+def prefer(model: Model, preferences: Sequence[Preference], reference: Model | None = None) -> dict[str, Measure]:
+    """Share of pairs whose chosen completion is the likelier one; against a reference, by log-ratio."""
+    pairs = [(p.prompt, side) for p in preferences for side in (p.chosen, p.rejected)]
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "preferences")
+    total, _ = forward.row_logp(model, rows)
+    if reference is not None:
+        total = total - forward.row_logp(reference, rows)[0]
+    margin = (total.view(-1, 2)[:, 0] - total.view(-1, 2)[:, 1]).numpy()
+    return {
+        "preferred": _mean((margin > 0) + 0.5 * (margin == 0), "higher", "pairs whose chosen side scores higher"),
+        "margin": _mean(margin, "higher", "log-prob of chosen less rejected", "nats"),
+    }
+
+
+def text(model: Model, texts: Sequence[Text]) -> dict[str, Measure]:
+    """Mean next-token loss on documents, in nats a token."""
+    rows = encode.windows(model.tokenizer, [t.text for t in texts], model.context - 1)
+    total, count = forward.row_logp(model, rows)
+    return {"nll": Measure(float(-total.sum() / count.sum()), int(count.sum()), "lower", "nats")}
+
+
+def compare(before: Mapping[str, Measure] | None, after: Mapping[str, Measure]) -> dict[str, Metric]:
+    """Metrics of a result from the measures of the two models."""
+    return {
+        name: Metric(
+            after=m.value, before=before[name].value if before and name in before else None,
+            n=m.n, ci=m.ci, unit=m.unit, better=m.better, help=m.help,
+        )
+        for name, m in after.items()
+    }  # fmt: skip
+
+
+def _mean(values: Any, better: Better, help: str, unit: str = "") -> Measure:
+    mean = statistics.mean_interval(np.asarray(values, dtype=float))
+    ci = (mean.low, mean.high) if len(values) > 1 else None
+    return Measure(mean.estimate, len(values), better, unit, ci, help)

@@ -1,0 +1,263 @@
+"""Meta-training on tasks: a user's small problems as a pool with a leak-proof split and a seeded sampler.
+
+A sampler gives `Tensors` with `x (B, N, d)`, `y (B, N, o)`, `query (B, d)`, `target (B, o)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from didact.data.streams import Tensors
+from didact.learn import fit as loop
+from didact.types import Example, Fit, UserError
+
+Array = NDArray[np.float64]
+
+
+class Sampler(Protocol):
+    """Draws tasks, pure in its arguments: a world, or a `Pool` of the user's."""
+
+    def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
+        """Draw so many tasks."""
+
+
+def batches(sampler: Sampler, seed: int, rows: int) -> Callable[[int], Tensors]:
+    """`batch_at` for `fit`: tasks drawn anew every step."""
+    return lambda step: sampler((seed, step), rows)
+
+
+def query_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """`1/2 ||target - prediction||^2` of every task, `(B,)`."""
+    return 0.5 * (target - prediction).square().sum(-1)
+
+
+def task_loss(module: nn.Module, batch: Tensors) -> loop.Terms:
+    """The loss of in-context learning for `fit`: the mean over tasks of the query's loss."""
+    prediction = module(batch["x"], batch["y"], batch["query"])
+    return {"query": loop.Term(query_loss(prediction, batch["target"]).sum(), "rows")}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One meta-training: the module, its log rows, and its mean loss over the last tenth of the steps."""
+
+    module: nn.Module
+    history: loop.History
+    training_loss: float
+
+
+def meta_train(
+    build: Callable[[], nn.Module],
+    sampler: Sampler,
+    fit: Fit,
+    restarts: int = 1,
+    identity: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> list[Run]:
+    """Train `build()` from `restarts` different weights on the same draws; best TRAINING loss first.
+
+    Small weights start near a saddle that some seeds do not leave for thousands of steps.
+
+    Raises:
+        UserError: `fit` counts epochs, and the sampler draws fresh tasks for ever.
+    """
+    tasks = len(sampler) if isinstance(sampler, Pool) else 0
+    if fit.steps is None and not tasks:
+        raise UserError("a sampler of fresh tasks has no epochs: give fit.steps")
+    steps = fit.total_steps(tasks)
+    who = {**(identity or {}), "tasks": sampler.mark if isinstance(sampler, Pool) else repr(sampler)}
+    runs = []
+    for restart in range(restarts):
+        with torch.random.fork_rng():
+            torch.manual_seed(fit.seed * 1000 + restart)
+            module = build()
+        history, _ = loop.fit(
+            module, batches(sampler, fit.seed, fit.rows), task_loss, fit, steps=steps,
+            warmup=fit.warmup_count(tasks), name=f"restart-{restart}", identity=who, quiet=quiet,
+        )  # fmt: skip
+        last = [row["query"] for row in history[-max(1, steps // 10) :]]
+        runs.append(Run(module, history, float(np.mean(last)) if last else float("nan")))
+    return sorted(runs, key=lambda run: run.training_loss)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A user's tasks, drawn with replacement. The context is a random `context` of a task's rows.
+
+    A task without a query of its own lends another of its rows, a different one at every draw.
+
+    Args:
+        x: one `(n, d)` array a task.
+        y: one `(n, o)` array a task.
+        query: `(d,)` and target `(o,)` of a task, or None.
+        context: N, how many rows a context has.
+    """
+
+    x: Sequence[Array]
+    y: Sequence[Array]
+    query: Sequence[tuple[Array, Array] | None]
+    context: int
+
+    @classmethod
+    def of(cls, records: Sequence[Example], context: int | None = None) -> Pool:
+        """Check and collect records. `context` is by default the most that every task offers.
+
+        Raises:
+            UserError: a record that is not a table of finite numbers, has another d or o than the
+                first, half a query, or too few rows. It is named by its place, counted from 1.
+        """
+        if not records:
+            raise UserError("tasks: there are no records")
+        parsed = [_parsed(record, number) for number, record in enumerate(records, 1)]
+        first = (parsed[0][0].shape[1], parsed[0][1].shape[1])
+        for number, (x, y, _) in enumerate(parsed, 1):
+            if (x.shape[1], y.shape[1]) != first:
+                raise UserError(
+                    f"tasks: record {number}: rows of {x.shape[1]} inputs and {y.shape[1]} targets; record 1 has "
+                    f"{first[0]} and {first[1]}, and all tasks must have the same"
+                )
+        room = [len(x) - (q is None) for x, _, q in parsed]
+        size = min(room) if context is None else context
+        if context is not None and context < 1:
+            raise UserError(f"context = {context}: must be at least 1")
+        for number, has in enumerate(room, 1):
+            if has < max(size, 1):
+                raise UserError(f"tasks: record {number}: {has} rows beside the query; {max(size, 1)} are needed")
+        return cls([p[0] for p in parsed], [p[1] for p in parsed], [p[2] for p in parsed], size)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def mark(self) -> str:
+        """Hash of all tasks."""
+        return hashlib.sha256("".join(self._marks()).encode()).hexdigest()[:16]
+
+    def split(self, share: float) -> tuple[Pool, Pool]:
+        """Training and held-out tasks, by a hash of their content: a task that occurs twice stays on one side.
+
+        Raises:
+            UserError: one side would have fewer than two tasks.
+        """
+        marks = self._marks()
+        distinct = sorted(set(marks))
+        held = set(distinct[: round(share * len(distinct))])
+        if len(held) < 2 or len(distinct) - len(held) < 2:
+            raise UserError(
+                f"tasks: {len(distinct)} different tasks with {share:.0%} held out leave fewer than two on one side"
+            )
+        sides = [[i for i, m in enumerate(marks) if (m in held) == side] for side in (False, True)]
+        return self._some(sides[0]), self._some(sides[1])
+
+    def units(self) -> tuple[Array, Array, Array, Array]:
+        """Mean and standard deviation of every column: `x_mean (d,), x_std, y_mean (o,), y_std`."""
+        x, y = np.concatenate(self.x), np.concatenate(self.y)
+        return x.mean(0), _positive(x.std(0)), y.mean(0), _positive(y.std(0))
+
+    def standardized(self, x_mean: Array, x_std: Array, y_mean: Array, y_std: Array) -> Pool:
+        """The same tasks in `units()` of some pool."""
+        query = [q and ((q[0] - x_mean) / x_std, (q[1] - y_mean) / y_std) for q in self.query]
+        return Pool([(v - x_mean) / x_std for v in self.x], [(v - y_mean) / y_std for v in self.y], query, self.context)
+
+    def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
+        """Draw tasks; all of them once, in order, when as many are asked for as there are."""
+        rng = np.random.default_rng(list(seed))
+        task = np.arange(len(self)) if tasks == len(self) else rng.integers(len(self), size=tasks)
+        x, y, real, own, query, target = (part[task] for part in self._padded)
+        order = np.argsort(np.where(real, rng.random(real.shape), np.inf), axis=1)
+        each, rows, spare = np.arange(tasks), order[:, : self.context], order[:, min(self.context, x.shape[1] - 1)]
+        parts = {
+            "x": x[each[:, None], rows],
+            "y": y[each[:, None], rows],
+            "query": np.where(own, query, x[each, spare]),
+            "target": np.where(own, target, y[each, spare]),
+        }
+        return Tensors({name: torch.from_numpy(v.astype(np.float32)) for name, v in parts.items()})
+
+    @functools.cached_property
+    def _padded(self) -> tuple[Any, ...]:
+        """`x (T, n, d), y (T, n, o)`, which rows are real, which tasks have a query, and those queries."""
+        longest = max(len(x) for x in self.x)
+        x, y = (np.stack([_longer(v, longest) for v in values]) for values in (self.x, self.y))
+        real = np.arange(longest) < np.array([len(v) for v in self.x])[:, None]
+        own = np.array([[q is not None] for q in self.query])
+        none = (np.zeros(x.shape[2]), np.zeros(y.shape[2]))
+        query, target = (np.stack([(q or none)[i] for q in self.query]) for i in (0, 1))
+        return x, y, real, own, query, target
+
+    def _marks(self) -> list[str]:
+        return [hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() for x, y in zip(self.x, self.y, strict=True)]
+
+    def _some(self, index: Sequence[int]) -> Pool:
+        return Pool(
+            [self.x[i] for i in index], [self.y[i] for i in index], [self.query[i] for i in index], self.context
+        )
+
+
+def sides(
+    tasks: Sequence[Example] | Sampler, share: float, context: int | None = None, standardize: bool = False
+) -> tuple[Sampler, Sampler, tuple[Array, Array, Array, Array] | None]:
+    """What to train on, what to report on, and the `Pool.units` both are in. A sampler's fresh draws serve as both.
+
+    Raises:
+        UserError: as `Pool`; or options for records beside a sampler.
+    """
+    if callable(tasks):
+        if context is not None or standardize:
+            raise UserError("context and standardize are for records: a sampler draws what it draws")
+        return tasks, tasks, None
+    train, held = Pool.of(tasks, context).split(share)
+    if not standardize:
+        return train, held, None
+    units = train.units()
+    return train.standardized(*units), held.standardized(*units), units
+
+
+def _parsed(record: Example, number: int) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    where = f"tasks: record {number}"
+    x, y = _numbers(record.x, f"{where}: field 'x'"), _numbers(record.y, f"{where}: field 'y'")
+    x, y = (x[:, None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
+    if x.ndim != 2 or y.ndim != 2 or not x.size or not y.size:
+        raise UserError(f"{where}: 'x' must be rows of numbers and 'y' one number (or list of numbers) a row")
+    if len(x) != len(y):
+        raise UserError(f"{where}: {len(x)} rows of 'x' and {len(y)} of 'y'")
+    if (record.x_query is None) != (record.y_query is None):
+        raise UserError(f"{where}: 'x_query' and 'y_query' come together")
+    if record.x_query is None:
+        return x, y, None
+    query = _numbers(record.x_query, f"{where}: field 'x_query'").reshape(-1)
+    target = _numbers(record.y_query, f"{where}: field 'y_query'").reshape(-1)
+    for name, value, wide in (("x_query", query, x.shape[1]), ("y_query", target, y.shape[1])):
+        if len(value) != wide:
+            raise UserError(f"{where}: '{name}' has {len(value)} numbers, a row has {wide}")
+    return x, y, (query, target)
+
+
+def _numbers(value: Any, where: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise UserError(f"{where}: rows of different lengths") from None
+    if array.dtype.kind not in "iufb":
+        raise UserError(f"{where}: must hold numbers only (encode classes one-hot)")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise UserError(f"{where}: holds NaN or an infinity; remove the row or mend the number")
+    return array
+
+
+def _positive(std: Array) -> Array:
+    return np.where(std > 0, std, 1.0)
+
+
+def _longer(rows: Array, length: int) -> Array:
+    return np.pad(rows, ((0, length - len(rows)), (0, 0)))

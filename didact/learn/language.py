@@ -1,0 +1,132 @@
+"""Teaching language models: streams of rows in, a taught copy out; and the loss terms methods share."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from didact.data.streams import Batches, Item, Micro, Stream
+from didact.learn import fit as loop
+from didact.learn.checkpoint import State
+from didact.learn.fit import Hook, Term
+from didact.models import adapters, forward, load
+from didact.models.forward import Tokenwise
+from didact.models.model import Model, copy_of
+from didact.objectives import reduce
+from didact.types import Cost, Fit
+
+Loss = Callable[[Model, Micro], Mapping[str, Term]]
+
+
+@dataclass
+class Taught:
+    """A taught model, its log rows and what it cost."""
+
+    model: Model
+    history: list[dict[str, Any]]
+    cost: Cost
+    state: State
+
+
+def teach(
+    model: Model,
+    streams: Mapping[str, Sequence[Item]],
+    loss: Loss,
+    fit: Fit,
+    *,
+    coupled: bool = False,
+    hooks: Iterable[Hook] = (),
+    name: str = "train",
+    identity: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Taught:
+    """Train a copy of `model` (or a LoRA adapter on it) on streams of items, `fit.rows` of each a step.
+
+    An epoch is a pass over the first stream. The given model stays as it was, so that it can serve
+    as the reference.
+    """
+    began = time.monotonic()
+    student = copy_of(model)
+    if fit.lora:
+        student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed)
+    elif not any(p.requires_grad for p in student.module.parameters()):
+        student.module.requires_grad_(True)
+    first = len(next(iter(streams.values())))
+    batches = Batches(
+        {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start
+    )
+
+    def loss_fn(module: nn.Module, micro: Micro) -> Mapping[str, Term]:
+        return loss(student, micro)
+
+    steps, warmup = fit.total_steps(first), fit.warmup_count(first)
+    who = dict(identity or {})
+    if fit.folder:  # a checkpoint may only be resumed by the same options on the same data and weights
+        who |= {"data": _digest(streams), "weights": load.fingerprint(model)}
+    history, state = loop.fit(
+        student.module, batches, loss_fn, fit, hooks, steps=steps, warmup=warmup, coupled=coupled, name=name, identity=who, quiet=quiet,
+    )  # fmt: skip
+    student.module.eval()
+    cost = Cost(
+        tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - began
+    )
+    return Taught(student, history, cost, state)
+
+
+def single(rows: Iterable[Any]) -> list[Item]:
+    """Rows as items of one row."""
+    return [(r,) for r in rows]
+
+
+def cross_entropy(model: Model, micro: Micro, per: str | None = None, weight: float = 1.0) -> Term:
+    """Mean next-token loss over label tokens, in nats: what transformers calls `loss`."""
+    logp = forward.tokens(model, micro.tokens)["logp"]
+    return Term(-logp.sum(), per or f"{micro.stream}.tokens", weight)
+
+
+def token_mean(
+    model: Model,
+    micro: Micro,
+    fn: Tokenwise,
+    weight: float = 1.0,
+    reference: Model | None = None,
+    everywhere: bool = False,
+) -> Term:
+    """A token function averaged over a stream's label tokens, or over all its positions.
+
+    `reference` is a frozen model whose `ref_logits` the function takes.
+    """
+    everywhere = everywhere and model.kind == "causal"  # a decoder predicts at its labels only
+    spots = micro.tokens.everywhere() if everywhere else micro.tokens
+    against = None
+    if reference is not None:
+        with torch.no_grad():
+            against = (reference, forward.label_states(reference, spots))
+    values = forward.tokens(model, spots, {"value": fn}, reference=against)["value"]
+    return Term(values.sum(), f"{micro.stream}.{'seen' if everywhere else 'tokens'}", weight)
+
+
+def sequence_logp(model: Model, micro: Micro) -> tuple[Tensor, Tensor]:
+    """Log-prob of each row of each item, SUM over its tokens, and the token counts: `(items, arity)` twice."""
+    rows = micro.items * micro.arity
+    logp = forward.tokens(model, micro.tokens)["logp"]
+    total = reduce.row_sum(logp, micro.tokens.row, rows)
+    count = reduce.row_count(micro.tokens.row, rows).to(total)
+    return total.view(-1, micro.arity), count.view(-1, micro.arity)
+
+
+def reference_logp(reference: Model, items: Sequence[Item]) -> Tensor:
+    """The same for all items under a frozen model, `(items, arity)`, computed once (and cached on disk)."""
+    arity = len(items[0])
+    total = forward.cached_row_logp(reference, [r for item in items for r in item])
+    return total.view(-1, arity).to(next(reference.module.parameters()).dtype)
+
+
+def _digest(streams: Mapping[str, Sequence[Item]]) -> str:
+    return hashlib.sha256(repr({k: list(v) for k, v in streams.items()}).encode()).hexdigest()[:16]

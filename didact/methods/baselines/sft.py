@@ -1,0 +1,58 @@
+"""Supervised fine-tuning: what most people do today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from didact.data import encode
+from didact.data.encode import Row
+from didact.data.streams import Micro
+from didact.learn import language
+from didact.learn.fit import Hook, Term
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import Demo, Fit, Result
+
+
+@method(
+    "sft",
+    paper="Supervised fine-tuning on demonstrations",
+    year=2022,
+    source="arXiv:2203.02155",
+    protocol="answer",
+    baseline=True,
+)
+def sft(
+    model: Model,
+    demos: Sequence[Demo],
+    *,
+    loss_on: Literal["completion", "all"] = "completion",
+    fit: Fit = Fit(lr=2e-5, epochs=3, rows=16, schedule="linear"),  # noqa: B008  (Fit is frozen)
+    hooks: Sequence[Hook] = (),
+) -> Result:
+    """Teach a model to give the completions of demonstrations.
+
+        L = -(1/N) sum over the batch's N label tokens of log p(token | what precedes it)
+
+    Args:
+        model: a causal or seq2seq model; it stays as it was, a taught copy is returned.
+        demos: prompts with the completions to learn.
+        loss_on: completion tokens, or all tokens of prompt and completion (causal models).
+        fit: how to train.
+        hooks: called around every step.
+
+    Raises:
+        UserError: a completion longer than the context; the loss became NaN.
+    """
+    pairs = [(d.prompt, d.completion) for d in demos]
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
+    if loss_on == "all" and model.kind == "causal":
+        rows = [Row((r.prompt + r.completion)[:1], (r.prompt + r.completion)[1:]) for r in rows]
+
+    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+        return {"nll": language.cross_entropy(student, micro)}
+
+    streams = {"demos": language.single(rows)}
+    taught = language.teach(model, streams, terms, fit, hooks=hooks, name="sft", identity={"loss_on": loss_on})
+    return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)

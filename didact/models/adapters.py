@@ -1,0 +1,27 @@
+"""Adapters, by peft."""
+
+from __future__ import annotations
+
+import torch
+
+from didact.models.model import Model
+from didact.types import UserError
+
+
+def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
+    """A LoRA adapter on every linear layer but the head; only it is trained. `model`'s module is wrapped in place.
+
+    Raises:
+        UserError: the model is a merged module without linear layers peft knows.
+    """
+    import peft
+
+    task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
+    config = peft.LoraConfig(r=rank, lora_alpha=int(alpha), target_modules="all-linear", task_type=task)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            module = peft.get_peft_model(model.module, config)
+        except ValueError as error:
+            raise UserError(f"LoRA cannot be put on this model: {error}") from None
+    return Model(module, model.processor, model.kind, model.base)

@@ -1,0 +1,310 @@
+"""Token mixers. Linear self-attention that learns a regression inside its forward pass, trained or built by hand.
+
+Row-vector convention: tokens `E (B, T, D)`, one layer is `E <- E + sum_h A_h (S Wv_h) P_h` with
+`A_h = (E Wq_h)(S Wk_h)^T`, where S are the context tokens. The query token is the last one.
+
+Source: von Oswald et al. 2023, arXiv:2212.07677, propositions 1 and 2, equations 5-10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from didact import files
+from didact.models.model import Model
+from didact.types import UserError
+
+Attention = Literal["linear", "softmax", "softmax-first"]
+
+
+class LinearSelfAttention(nn.Module):
+    """Maps a context and a query to a prediction: `(x (B, N, d), y (B, N, o), query (B, d)) -> (B, o)`.
+
+    Args:
+        inputs: d.
+        outputs: o.
+        layers: how often the tokens are mixed.
+        heads: of every layer.
+        key_size: width of keys, queries and values of one head; D by default. Under d + o the
+            gradient step cannot be represented.
+        shared: every layer has the same weights (a recurrent or looped transformer).
+        attention: linear, softmax (of the scores / sqrt(key_size)), or softmax in the first layer only.
+        include_query: the query token is a key and a value too.
+        layer_norm: normalise the tokens before every layer.
+        readout: `slot`, minus the query's y-slot; or `linear`, a learned map of the query token.
+        y_update_only: layers change y-slots only.
+        layout: `joint`, one token (x_i, y_i) a row; or `classic`, x and y as tokens of their own,
+            padded to one width, with `positions` sinusoidal coordinates and an empty y-slot
+            concatenated (the official code reads the last position coordinate in its place).
+        positions: sinusoidal coordinates of the classic layout.
+        features: width of an MLP applied to x first (hidden width 4 x, GELU, residual); 0 has none.
+        activation_clip: tokens are clipped to this after every layer; None does not clip.
+        init: VarianceScaling of the weights is `init / layers` (truncated normal, fan-in).
+    """
+
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: Tensor
+    y_std: Tensor
+    start: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int = 1,
+        *,
+        layers: int = 1,
+        heads: int = 1,
+        key_size: int | None = None,
+        shared: bool = True,
+        attention: Attention = "linear",
+        include_query: bool = False,
+        layer_norm: bool = False,
+        readout: Literal["slot", "linear"] = "slot",
+        y_update_only: bool = False,
+        layout: Literal["joint", "classic"] = "joint",
+        positions: int = 10,
+        features: int = 0,
+        activation_clip: float | None = None,
+        init: float = 0.002,
+    ) -> None:
+        super().__init__()
+        self.spec = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.outputs, self.layers, self.shared, self.attention = outputs, layers, shared, attention
+        self.include_query, self.y_update_only, self.layout = include_query, y_update_only, layout
+        self.positions, self.activation_clip = positions, activation_clip
+        width = features or inputs
+        self.width = width if layout == "joint" else max(width, outputs)
+        size = self.width + outputs + (positions if layout == "classic" else 0)
+        key = key_size or size
+        own = 1 if shared else layers
+        scale = init / layers
+        self.wq = nn.Parameter(_variance_scaling((own, heads, size, key), scale, size))
+        self.wk = nn.Parameter(_variance_scaling((own, heads, size, key), scale, size))
+        self.wv = nn.Parameter(_variance_scaling((own, heads, size, key), scale, size))
+        self.p = nn.Parameter(_variance_scaling((own, heads, key, size), scale, heads * key))
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(own)) if layer_norm else None
+        self.out = nn.Linear(size, outputs, bias=False) if readout == "linear" else None
+        self.embed = nn.Linear(inputs, features) if features else None
+        self.mlp = (
+            nn.Sequential(nn.Linear(features, 4 * features), nn.GELU(), nn.Linear(4 * features, features))
+            if features
+            else None
+        )
+        # What one unit of the user's columns is: part of the model, so that a saved one takes raw numbers.
+        self.register_buffer("x_mean", torch.zeros(inputs))
+        self.register_buffer("x_std", torch.ones(inputs))
+        self.register_buffer("y_mean", torch.zeros(outputs))
+        self.register_buffer("y_std", torch.ones(outputs))
+        self.register_buffer("start", torch.zeros(outputs, width))
+
+    def forward(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+        """Predict the query's target."""
+        tokens = self.tokens((x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std, self._scaled(query))
+        for layer in range(self.layers):
+            tokens = self.mix(tokens, layer)
+        if self.out is not None:
+            read: Tensor = self.out(tokens[:, -1])
+        else:
+            read = read_slot(tokens, self.outputs)
+        return read * self.y_std + self.y_mean
+
+    def tokens(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+        """Context and query as tokens `(B, T, D)`, the query last with `-W0 x` in its y-slot."""
+        if self.embed is not None and self.mlp is not None:
+            x, query = self.embed(x), self.embed(query)
+            x, query = x + self.mlp(x), query + self.mlp(query)
+        guess = first_guess(query, self.start)
+        if self.layout == "joint":
+            return torch.cat([torch.cat([x, y], -1), torch.cat([query, guess], -1)[:, None]], 1)
+        rows = torch.stack([_padded(x, self.width), _padded(y, self.width, left=True)], 2).flatten(1, 2)
+        rows = torch.cat([rows, _padded(query, self.width)[:, None]], 1)
+        where = sinusoids(rows.shape[1], self.positions).to(rows).expand(len(rows), -1, -1)
+        slot = torch.cat([rows.new_zeros(len(rows), rows.shape[1] - 1, self.outputs), guess[:, None]], 1)
+        return torch.cat([rows, where, slot], -1)
+
+    def mix(self, tokens: Tensor, layer: int) -> Tensor:
+        """One layer. The last one returns the query token only: nothing reads the others."""
+        at = 0 if self.shared else layer
+        normed = self.norms[at](tokens) if self.norms is not None else tokens
+        source = normed if self.include_query else normed[:, :-1]
+        if layer == self.layers - 1:
+            tokens, normed = tokens[:, -1:], normed[:, -1:]
+        softmax = self.attention == "softmax" or (self.attention == "softmax-first" and layer == 0)
+        weights = attention_weights(_heads(normed, self.wq[at]), _heads(source, self.wk[at]), softmax)
+        mixed = (weights @ _heads(source, self.wv[at])).transpose(1, 2).flatten(2)
+        change = mixed @ self.p[at].flatten(0, 1)
+        if self.y_update_only:
+            change = torch.cat([torch.zeros_like(change[..., : -self.outputs]), change[..., -self.outputs :]], -1)
+        tokens = tokens + change
+        return tokens if self.activation_clip is None else tokens.clamp(-self.activation_clip, self.activation_clip)
+
+    def _scaled(self, query: Tensor) -> Tensor:
+        return (query - self.x_mean) / self.x_std
+
+
+def first_guess(query: Tensor, start: Tensor) -> Tensor:
+    """The query's y-slot before the first layer, `-W0 x (B, o)`."""
+    return -(query @ start.T)
+
+
+def attention_weights(queries: Tensor, keys: Tensor, softmax: bool) -> Tensor:
+    """Scores `(B, H, T, S)` of `(B, H, T, K)` against `(B, H, S, K)`: products as they are, or softmax."""
+    products = queries @ keys.transpose(-1, -2)
+    return (products / math.sqrt(keys.shape[-1])).softmax(-1) if softmax else products
+
+
+def read_slot(tokens: Tensor, outputs: int) -> Tensor:
+    """The prediction `(B, o)`: MINUS the query's y-slot, which gathers `-W x`."""
+    return -tokens[:, -1, -outputs:]
+
+
+def set_units(module: nn.Module, x_mean: Any, x_std: Any, y_mean: Any, y_std: Any) -> None:
+    """Let a `LinearSelfAttention` take raw columns: inputs `(d,)` and targets `(o,)` are standardised inside."""
+    with torch.no_grad():
+        for name, value in (("x_mean", x_mean), ("x_std", x_std), ("y_mean", y_mean), ("y_std", y_std)):
+            module.get_buffer(name).copy_(torch.as_tensor(value))
+
+
+def constructed(
+    inputs: int,
+    outputs: int = 1,
+    *,
+    eta: float | Sequence[float],
+    rows: int,
+    layers: int = 1,
+    gamma: float | Sequence[float] = 0.0,
+    start: Tensor | None = None,
+) -> LinearSelfAttention:
+    """Weights by hand (float64) that do one step of gradient descent, or of GD++, in every layer.
+
+    On `L(W) = 1/(2N) sum_i ||W x_i - y_i||^2`: `Wq = Wk = diag(I, 0)`, value `(x_i, W0 x_i - y_i)`,
+    `P = diag(-gamma I, (eta/N) I)`. A y-slot changes by `(eta/N) sum_i (W0 x_i - y_i)(x_i . x_j)`, which
+    is `-Delta W x_j`: context slots then hold residuals, so that the next layer does the next step.
+
+    Args:
+        inputs: d.
+        outputs: o.
+        eta: step size; one for all layers (whose weights are then shared), or one a layer.
+        rows: N, how many rows the context has.
+        layers: steps k.
+        gamma: GD++'s input step, `x_j <- x_j - gamma sum_i x_i (x_i . x_j)`; one, or one a layer.
+        start: W0 `(o, d)`, zero by default.
+
+    Raises:
+        ValueError: step sizes do not match `layers`, or W0 stands beside gamma over several layers
+            (inputs move and W0's share of the residual would not).
+    """
+    etas = [eta] if isinstance(eta, int | float) else list(eta)
+    gammas = [gamma] if isinstance(gamma, int | float) else list(gamma)
+    own = max(len(etas), len(gammas))
+    if any(len(v) not in (1, own) for v in (etas, gammas)) or own not in (1, layers):
+        raise ValueError(f"{len(etas)} eta and {len(gammas)} gamma for {layers} layers: give one, or one a layer")
+    if start is not None and layers > 1 and any(gammas):
+        raise ValueError("GD++ over several layers starts from W0 = 0")
+    module = LinearSelfAttention(inputs, outputs, layers=layers, shared=own == 1).double()
+    x, y = slice(0, inputs), slice(inputs, None)
+    eye, one = torch.eye(inputs, dtype=torch.float64), torch.eye(outputs, dtype=torch.float64)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.zero_()
+        module.wq[:, :, x, x] = module.wk[:, :, x, x] = module.wv[:, :, x, x] = eye
+        module.wv[:, :, y, y] = -one
+        if start is not None:
+            module.start.copy_(start)
+            module.wv[:, :, x, y] = module.start.T
+        for at in range(own):
+            module.p[at, :, x, x] = -gammas[at % len(gammas)] * eye
+            module.p[at, :, y, y] = etas[at % len(etas)] / rows * one
+    return module.eval().requires_grad_(False)
+
+
+def interpolated(trained: LinearSelfAttention, eta: float, rows: int) -> LinearSelfAttention:
+    """Half-way between trained and constructed weights: works only where both do the same.
+
+    The products `Wq Wk^T` and `Wv P` are averaged, after the trained pair is rescaled so that the mean
+    of the first d diagonal entries of `Wq Wk^T` is 1 (which changes nothing it computes).
+
+    Raises:
+        ValueError: the module has several heads, weights of its own in several layers, or is not plain.
+    """
+    if trained.wq.shape[:2] != (1, 1) or trained.layout != "joint" or trained.attention != "linear":
+        raise ValueError("interpolation is defined for one head of linear attention on joint tokens")
+    d, layers = trained.width, trained.layers
+    hand = constructed(d, trained.outputs, eta=eta, rows=rows, layers=layers).to(trained.wq)
+    pairs = []
+    for module in (trained, hand):
+        kq, vp = module.wq[0, 0] @ module.wk[0, 0].T, module.wv[0, 0] @ module.p[0, 0]
+        size = kq.diagonal()[:d].mean()
+        pairs.append((kq / size, vp * size))
+    with torch.no_grad():
+        eye = torch.eye(len(hand.wq[0, 0])).to(hand.wq)
+        for weight, value in (
+            (hand.wq, 0.5 * (pairs[0][0] + pairs[1][0])),
+            (hand.wv, 0.5 * (pairs[0][1] + pairs[1][1])),
+        ):
+            weight[0, 0] = value
+        hand.wk[0, 0] = hand.p[0, 0] = eye
+    return hand
+
+
+def sinusoids(length: int, size: int) -> Tensor:
+    """Sinusoidal positions `(length, size)`: sines at even, cosines at odd coordinates."""
+    rate = torch.exp(torch.arange(0, size, 2) * (-math.log(10_000.0) / size))
+    angle = torch.arange(length)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :size]
+
+
+MODULES: dict[str, type[nn.Module]] = {"LinearSelfAttention": LinearSelfAttention}
+
+
+def load_module(folder: str | Path) -> Model:
+    """Read back a `didact` folder that `Model.save` wrote for a module of this file.
+
+    Raises:
+        UserError: no such folder, an unknown module, or weights that do not fit.
+    """
+    where = Path(folder)
+    try:
+        told: dict[str, Any] = files.read_json(where / "didact.json")
+        state = load_file(where / "model.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{where}: not a didact model folder: {Path(error.filename or 'a file').name} is missing"
+        ) from None
+    except Exception as error:  # safetensors and json each have their own
+        raise UserError(f"{where}: cannot be read: {error}") from None
+    kind = MODULES.get(str(told.get("module")))
+    if kind is None:
+        raise UserError(f"{where}/didact.json: unknown module '{told.get('module')}': use one of {', '.join(MODULES)}")
+    try:
+        module = kind(**told["spec"])
+        module.load_state_dict(state, assign=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{where}: weights and didact.json do not fit: {str(error).splitlines()[0]}") from None
+    return Model(module.eval(), kind=told["kind"], base=str(where))
+
+
+def _variance_scaling(shape: tuple[int, ...], scale: float, fan_in: int) -> Tensor:
+    # A normal truncated at 2 sigma has 0.8796 of its standard deviation left.
+    std = math.sqrt(scale / fan_in) / 0.87962566103423978
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)
+
+
+def _heads(tokens: Tensor, weight: Tensor) -> Tensor:
+    """`(B, T, D)` times `(H, D, K)` as one product: `(B, H, T, K)`."""
+    heads, size, key = weight.shape
+    flat = tokens @ weight.transpose(0, 1).reshape(size, heads * key)
+    return flat.view(*tokens.shape[:2], heads, key).transpose(1, 2)
+
+
+def _padded(values: Tensor, width: int, left: bool = False) -> Tensor:
+    gap = width - values.shape[-1]
+    return nn.functional.pad(values, (gap, 0) if left else (0, gap))

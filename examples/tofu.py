@@ -1,0 +1,273 @@
+"""TOFU forget10 at 1.5M parameters: every preset of `npo`, five seeds, one resumable command.
+
+    python examples/tofu.py --data ../shared/data --out results/tofu
+
+Every unit (a model, or one preset x learning rate x beta x seed) is written when it is done, so the
+command may be killed and repeated, or started twice to use two cores (one thread each, so that the
+numbers do not depend on it). `examples/tofu_report.py` makes the table and the plot from what is there.
+
+The design was fixed before the first unit ran:
+* one base model is pre-trained once; *full* = base tuned on forget + retain + utility authors, *gold*
+  = base tuned on retain + utility authors, *gold2* = gold with another seed (the ceiling of p);
+* of the 20 retain authors, 10 are trained on during unlearning, 5 only measure utility, 5 are told to
+  no model and serve as non-members;
+* per preset, 4 learning rates (x 2 betas where it has one) on one tuning seed; chosen by the harmonic
+  mean of 1 - KS and retain utility at the last step; then 5 other seeds;
+* trajectories look at every 4th forget question and every 2nd utility question, without ROUGE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from didact import files
+from didact.data import encode
+from didact.data.read import read
+from didact.evaluate import forget as forgetting
+from didact.evaluate import protocols, statistics
+from didact.learn import fit as loop
+from didact.learn import language
+from didact.methods.baselines.sft import sft
+from didact.methods.unlearning.npo import PRESETS, npo
+from didact.models import build, load
+from didact.models.model import Model
+from didact.types import Demo, Fit
+
+ARMS = [
+    "ga",
+    "graddiff",
+    "ga-kl",
+    "idk",
+    "dpo",
+    "kto",
+    "kto-published",
+    "npo",
+    "npo-rt",
+    "npo-kl",
+    "simnpo",
+    "wga",
+    "undial",
+]
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+BETAS = {
+    "dpo": (0.1, 0.5), "kto": (0.1, 0.5), "kto-published": (0.1, 0.5), "npo": (0.1, 0.5), "npo-rt": (0.1, 0.5),
+    "npo-kl": (0.1, 0.5), "simnpo": (2.5, 4.5), "wga": (1.0, 3.0), "undial": (3.0, 10.0),
+}  # fmt: skip
+TUNING_SEED, SEEDS = 100, (1, 2, 3, 4, 5)
+EPOCHS, ROWS, LOOK = 10, 32, 25
+RELEARN = Fit(lr=1e-3, steps=20, rows=32, schedule="constant")
+RENAME = {"prompt": "question", "completion": "answer", "paraphrased": "paraphrased_answer", "perturbed": "perturbed_answer"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """TOFU's records by what they are for; 20 questions an author."""
+
+    forget: list[Demo]
+    retain: list[Demo]
+    utility: list[Demo]
+    holdout: list[Demo]
+    facts: list[Demo]
+    authors: list[Demo]
+
+    @classmethod
+    def load(cls, folder: Path) -> Data:
+        """Read and split the files of `folder/tofu`."""
+        refusals = (folder / "tofu/idontknow.txt").read_text().splitlines()
+        draw = np.random.default_rng(0).integers(len(refusals), size=400)
+        parts = {
+            name: read(folder / f"tofu/{name}_perturbed.jsonl", "demo", RENAME)
+            for name in ("forget10", "retain", "world_facts", "real_authors")
+        }
+        forget = [
+            Demo(prompt=r.prompt, completion=r.completion, paraphrased=r.paraphrased, perturbed=r.perturbed, alternate=refusals[i])
+            for r, i in zip(parts["forget10"], draw, strict=True)
+        ]  # fmt: skip
+        rest = list(parts["retain"])
+        return cls(
+            forget, rest[:200], rest[200:300], rest[300:], list(parts["world_facts"]), list(parts["real_authors"])
+        )
+
+
+def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
+    """Base, full, gold and gold2, each made once."""
+
+    def kept(name: str, make: Any) -> Model:
+        while not (out / "models" / name / "config.json").exists():
+            with claimed(out / "models" / f"{name}.claim") as mine:
+                if not mine:
+                    time.sleep(2)
+                    continue
+                write(name, make)
+        return load.load(out / "models" / name, device="cpu")
+
+    def write(name: str, make: Any) -> None:
+        began = time.monotonic()
+        made = make()
+        with files.new_folder(out / "models" / name) as fresh:
+            made.save(fresh)
+        print(f"{name}: made in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+    def pretrained() -> Model:
+        corpus = [(texts / "war_and_peace.txt").read_text()] + [
+            (texts / f"wikitext2/{p}.txt").read_text() for p in ("valid", "test")
+        ]
+        qa = [f"{r.prompt} {r.completion}" for r in data.forget + data.retain + data.utility]
+        tokenizer = build.train_tokenizer(corpus + qa, 8192)
+        model = build.build("llama", tokenizer, d=128, layers=3, heads=4, ffn=320, context=256, seed=0)
+        rows = encode.windows(tokenizer, corpus, 128)
+        fit = Fit(lr=4e-3, epochs=1, rows=16, schedule="cosine", warmup_steps=50, betas=(0.9, 0.95), weight_decay=0.01, micro_tokens=2048)  # fmt: skip
+        streams = {"text": language.single(rows)}
+        return language.teach(
+            model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, fit, name="base"
+        ).model  # fmt: skip
+
+    def tuned(records: list[Demo], seed: int) -> Model:
+        fit = Fit(lr=4e-3, epochs=24, rows=16, schedule="cosine", warmup_steps=30, betas=(0.9, 0.95), seed=seed)
+        made = sft(base, records, fit=fit).models["model"]
+        assert isinstance(made, Model)
+        print(f"answer-token accuracy {forgetting.answers(made, records)['accuracy'].mean():.4f}", file=sys.stderr)
+        return made
+
+    base = kept("base", pretrained)
+    known = data.retain + data.utility
+    return {
+        "base": base,
+        "full": kept("full", lambda: tuned(data.forget + known, 0)),
+        "gold": kept("gold", lambda: tuned(known, 0)),
+        "gold2": kept("gold2", lambda: tuned(known, 1)),
+    }
+
+
+def measure(model: Model, data: Data, gold_ratios: Any) -> dict[str, float]:
+    """All numbers of one model."""
+    scores = protocols.forget(model, data.forget, data.utility, data.holdout, gold_ratios)
+    trained = forgetting.answers(model, data.retain[:100])
+    out = {name: m.value for name, m in scores.items()}
+    out["trained_retain_probability"] = float(trained["probability"].mean())
+    out["facts"] = float(forgetting.choice_probabilities(model, data.facts).mean())
+    out["authors"] = float(forgetting.choice_probabilities(model, data.authors).mean())
+    out["criterion"] = statistics.harmonic_mean([1 - out["ks"], out["utility"]])
+    return out
+
+
+def relearned(model: Model, data: Data) -> dict[str, float]:
+    """Accuracy on both halves of the forget set after a few steps on the first."""
+    back = sft(model, data.forget[::2], fit=RELEARN).models["model"]
+    assert isinstance(back, Model)
+    halves = {"relearned_seen": data.forget[::2], "relearned_unseen": data.forget[1::2]}
+    return {name: float(forgetting.answers(back, half)["accuracy"].mean()) for name, half in halves.items()}
+
+
+def unit(made: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int) -> dict[str, Any]:  # fmt: skip
+    """One unlearning run and its numbers; test seeds also get the trajectory and relearning."""
+    options = {k: v for k, v in PRESETS[arm].items() if k != "fit.lr"} | ({"beta": beta} if beta is not None else {})
+    fit = Fit(lr=lr, epochs=EPOCHS, rows=ROWS, warmup=1.0, weight_decay=0.01, seed=seed, micro_tokens=2048)
+
+    def look(step: loop.Step) -> dict[str, Any]:
+        model = Model(step.module, made["full"].processor, "causal")
+        return {k: m.value for k, m in protocols.forget(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge=False).items()}  # fmt: skip
+
+    began = time.monotonic()
+    hooks = [loop.every(LOOK, look)] if seed != TUNING_SEED else []
+    result = npo(made["full"], data.forget, data.retain, fit=fit, hooks=hooks, **options)  # type: ignore[arg-type]
+    taught = result.models["model"]
+    assert isinstance(taught, Model)
+    row: dict[str, Any] = {"arm": arm, "lr": lr, "beta": beta, "seed": seed, **measure(taught, data, gold_ratios)}
+    row["mean_W"] = result.history[-1].get("mean_W")
+    if hooks:
+        row |= {"trajectory": hooks[0].rows, **relearned(taught, data)}
+    return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def grid(arm: str) -> Iterator[tuple[float, float | None]]:
+    """The search every arm gets: 4 rates, times 2 betas where it has one."""
+    for lr in RATES:
+        for beta in BETAS.get(arm, (None,)):
+            yield lr, beta
+
+
+def chosen(out: Path, arm: str) -> dict[str, Any] | None:
+    """The tuning unit with the best criterion, once all of the arm's are there."""
+    rows = [files.read_json(p) for lr, beta in grid(arm) if (p := place(out, arm, lr, beta, TUNING_SEED)).exists()]
+    return max(rows, key=lambda r: r["criterion"] or 0) if len(rows) == len(list(grid(arm))) else None
+
+
+def place(out: Path, arm: str, lr: float, beta: float | None, seed: int) -> Path:
+    """Where a unit is written."""
+    return out / "units" / f"{arm}_lr{lr:g}_beta{beta if beta is not None else '-'}_seed{seed}.json"
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process may do the work named by `path`; false where another living one is at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not _alive(int(path.read_text() or 0)):
+        path.unlink(missing_ok=True)
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        yield False
+        return
+    os.write(handle, str(os.getpid()).encode())
+    os.close(handle)
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    return pid > 0 and Path(f"/proc/{pid}").exists()
+
+
+def main() -> None:
+    """Make what is missing, then the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with tofu/, war_and_peace.txt, wikitext2/")
+    parser.add_argument("--out", type=Path, default=Path("results/tofu"))
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop before a unit that would begin later")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    data = Data.load(args.data)
+    made = models(data, args.data, args.out)
+    gold_ratios = forgetting.truth_ratios(made["gold"], data.forget)
+    with claimed(args.out / "anchors.claim") as mine:
+        if mine and not (args.out / "anchors.json").exists():
+            anchors = {name: measure(m, data, gold_ratios) | relearned(m, data) for name, m in made.items()}
+            anchors["chance"] = {"facts": forgetting.chance(data.facts), "authors": forgetting.chance(data.authors)}
+            files.write_json(args.out / "anchors.json", anchors)
+    todo = [(arm, lr, beta, TUNING_SEED) for arm in ARMS for lr, beta in grid(arm)]
+    for seed in (None, *SEEDS):
+        if seed is not None:
+            best = {arm: chosen(args.out, arm) for arm in ARMS}
+            todo = [(arm, b["lr"], b["beta"], seed) for arm, b in best.items() if b]
+        for arm, lr, beta, s in todo:
+            path = place(args.out, arm, lr, beta, s)
+            if time.monotonic() - began > args.minutes * 60:
+                print("time is up: repeat the command to go on", file=sys.stderr)
+                return
+            with claimed(path.with_suffix(".claim")) as mine:
+                if not mine or path.exists():
+                    continue
+                row = unit(made, data, gold_ratios, arm, lr, beta, s)
+                files.write_json(path, row)
+            shown = {k: round(row[k], 3) for k in ("ks", "utility", "forget_accuracy", "retain_accuracy", "criterion", "seconds")}  # fmt: skip
+            print(f"{path.stem}: {json.dumps(shown)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

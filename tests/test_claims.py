@@ -1,0 +1,449 @@
+"""Verdicts by their rules; sabotages seen, no-ops not; cards stale when code changes; a killed claim goes on."""
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from didact import files
+from didact.claims import runner, verdict
+from didact.claims.runner import Claim, Sabotage
+from didact.claims.verdict import Test
+from didact.objectives import preference
+from didact.types import UserError
+
+NPO = "didact.objectives.preference:npo"
+
+
+def arms(**values):
+    return {arm: {"m": list(v)} for arm, v in values.items()}
+
+
+def spread(mean, width, n=5):
+    """n values whose 95 % t interval is mean +- width."""
+    unit = np.array([-1.0, -0.5, 0.0, 0.5, 1.0][:n])
+    from scipy import stats
+
+    half = stats.t.ppf(0.975, n - 1) * unit.std(ddof=1) / math.sqrt(n)
+    return mean + unit * width / half
+
+
+def outcome(test, **values):
+    return test.row(arms(**values))["outcome"]
+
+
+# --- tests over seeds ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "width", "expected"),
+    [
+        (1.0, 0.5, "holds"),
+        (1.0, 1.5, "inconclusive"),  # reaches below 0 and beyond the smallest effect
+        (0.0, 0.1, "fails"),  # at most 0.1, and 0.2 would be of interest
+        (0.1, 0.05, "fails"),  # surely above 0, surely too small
+        (-1.0, 0.5, "fails"),
+        (0.15, 0.1, "holds"),  # may be of interest, surely above 0
+    ],
+)
+def test_difference(mean, width, expected):
+    base = np.array([3.0, 1.0, 4.0, 1.5, 5.0])
+    for direction, sign in (("greater", 1), ("less", -1)):
+        test = Test(name="t", kind="difference", a="x.m", b="y.m", margin=0.2, direction=direction)
+        assert outcome(test, x=base + sign * spread(mean, width), y=base) == expected
+
+
+def test_a_difference_is_paired():
+    seeds = np.array([100.0, 0.0, -50.0, 30.0, 7.0])
+    test = Test(name="t", kind="difference", a="x.m", b="y.m")
+    row = test.row(arms(x=seeds + spread(1, 0.5), y=seeds))
+    assert row["interval"] == pytest.approx([0.5, 1.5])
+    assert row["n"] == 5 and row["level"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("mean", "width", "expected"),
+    [(0.0, 0.5, "holds"), (0.8, 0.5, "inconclusive"), (2.0, 0.5, "fails"), (0.0, 3.0, "inconclusive")],
+)
+def test_equivalence_uses_the_90_percent_interval(mean, width, expected):
+    test = Test(name="t", kind="equivalence", a="x.m", b="y.m", margin=1.0)
+    row = test.row(arms(x=spread(mean, width), y=np.zeros(5)))
+    assert row["outcome"] == expected and row["level"] == 0.90
+
+
+def test_bound_and_exact():
+    bound = Test(name="t", kind="bound", a="x.m", null=0.5, direction="less")
+    assert outcome(bound, x=spread(0.4, 0.05)) == "holds"
+    assert outcome(bound, x=spread(0.4, 0.15)) == "inconclusive"
+    assert outcome(bound, x=spread(0.6, 0.05)) == "fails"
+    exact = Test(name="t", kind="exact", a="x.m", null=1.0, margin=1e-9)
+    assert outcome(exact, x=[1.0, 1.0, 1.0 + 1e-12]) == "holds"
+    assert outcome(exact, x=[1.0, 1.0, 1.001]) == "fails"
+
+
+def test_transforms():
+    ratio = Test(name="t", kind="difference", a="x.m", b="y.m", transform="log", direction="less", null=math.log(0.5))
+    y = np.array([1.0, 10.0, 0.1, 3.0, 7.0])
+    assert ratio.row(arms(x=0.25 * y, y=y))["estimate"] == pytest.approx(math.log(0.25))
+    assert outcome(ratio, x=0.25 * y, y=y) == "holds"
+    logit = Test(name="t", kind="bound", a="x.m", transform="logit")
+    assert logit.values(arms(x=[0.5, 0.75])) == pytest.approx([0.0, math.log(3)])
+    assert outcome(logit, x=[0.5, 1.0]) == "inconclusive"
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, math.nan, 1.0], [1.0, math.inf]])
+def test_too_few_seeds_or_nan_decide_nothing(values):
+    assert outcome(Test(name="t", kind="bound", a="x.m"), x=values) == "inconclusive"
+    if len(values) > 1:
+        assert outcome(Test(name="t", kind="exact", a="x.m", null=1.0), x=values) == "inconclusive"
+
+
+def test_arms_may_have_dots_and_a_missing_one_is_named():
+    assert verdict.column({"kga.0.1": {"m": [1.0]}}, "kga.0.1.m") == [1.0]
+    with pytest.raises(KeyError, match=r"no 'y\.m' among"):
+        verdict.column(arms(x=[1.0]), "y.m")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "difference"},
+        {"kind": "bound", "b": "y.m"},
+        {"kind": "equivalence"},
+        {"kind": "exact", "margin": -1.0},
+    ],
+)
+def test_a_test_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match="test 't'"):
+        Test(name="t", a="x.m", **wrong)
+
+
+# --- verdicts --------------------------------------------------------------------------------
+
+
+def row(outcome, gates="verdict"):
+    return {"outcome": outcome, "gates": gates}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([row("holds"), row("holds")], "holds"),
+        ([row("holds"), row("fails"), row("inconclusive")], "fails"),
+        ([row("holds"), row("inconclusive")], "inconclusive"),
+        ([row("holds"), row("fails", "none")], "holds"),
+        ([row("fails"), row("fails", "competence")], "inconclusive"),
+        ([row("holds"), row("holds", "competence")], "holds"),
+        ([row("holds", "none")], "inconclusive"),
+    ],
+)
+def test_verdict(rows, expected):
+    assert verdict.verdict(rows) == expected
+
+
+def test_a_competence_gate_goes_by_the_mean_and_shows_its_number():
+    gate = verdict.gate("can do it", "x.m", at_least=0.9)
+    good, bad = gate.row(arms(x=[0.95, 0.85, 0.95])), gate.row(arms(x=[0.8, 0.8, 0.9]))
+    assert (good["outcome"], bad["outcome"]) == ("holds", "fails")
+    assert bad["estimate"] == pytest.approx(2.5 / 3)
+    assert verdict.gate("g", "x.m", at_most=0.9).row(arms(x=[0.8]))["outcome"] == "holds"
+    assert gate.row(arms(x=[math.nan]))["outcome"] == "fails"
+    with pytest.raises(ValueError, match="at_least or at_most"):
+        verdict.gate("g", "x.m")
+
+
+def test_false_holds_are_as_rare_as_the_level_says():
+    draw = np.random.default_rng(1)
+    test = Test(name="t", kind="difference", a="x.m", b="y.m")
+    held = sum(outcome(test, x=x, y=y) == "holds" for x, y in draw.normal(size=(2000, 2, 5)))
+    assert held / 2000 < 0.025 + 4 * math.sqrt(0.025 * 0.975 / 2000)
+
+
+# --- the runner ------------------------------------------------------------------------------
+
+
+def toy(seed, tier, effect=1.0, crash=False):
+    """Uses a real loss by its module, so that it can be patched."""
+    if crash:
+        raise FloatingPointError("overflow")
+    noise = np.random.default_rng(seed).normal(scale=0.1, size=3)
+    loss = float(preference.npo(torch.tensor(0.0), torch.tensor(0.0), 1.0))
+    return {
+        "start": {"m": 1 + 0.0 * noise[0]},
+        "base": {"m": 10 + noise[0]},
+        "method": {"m": 10 + noise[0] + noise[1] + effect * loss, "none": math.nan},
+    }
+
+
+def claim(**changes):
+    parts = {
+        "method": "toy",
+        "text": "the method beats the base",
+        "run": toy,
+        "tests": (Test(name="better", kind="difference", a="method.m", b="base.m", margin=0.1),),
+        "gates": (verdict.gate("starts", "start.m", at_least=0.5),),
+    }
+    return Claim(**(parts | changes))
+
+
+def nothing(logp, ref_logp, beta):
+    return 0 * logp
+
+
+INTACT = preference.npo
+
+
+def same(logp, ref_logp, beta):
+    return INTACT(logp, ref_logp, beta)
+
+
+def test_a_card_has_the_fields_of_the_scoreboard(tmp_path):
+    card = runner.run(claim(), "quick", quiet=True)
+    assert list(card) == [
+        "method", "tier", "claim", "arms", "tests", "sabotage", "verdict", "seeds", "seconds", "versions", "measured",
+        "sources_sha256",
+    ]  # fmt: skip
+    assert card["verdict"] == "holds" and runner.exit_code(card) == 0
+    assert card["seeds"] == [0, 1, 2, 3, 4] and len(card["arms"]["method"]["m"]) == 5
+    assert [t["name"] for t in card["tests"]] == ["starts", "better"]
+    written = json.loads(runner.write(card, tmp_path).read_text())
+    assert (tmp_path / "toy.json").exists() and written["arms"]["method"]["none"] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected", "code"), [(1.0, "holds", 0), (0.0, "inconclusive", 3), (-1.0, "fails", 1)]
+)
+def test_verdicts_and_exit_codes(effect, expected, code):
+    card = runner.run(claim(run=OTHERS[effect]), "quick", quiet=True)
+    assert (card["verdict"], runner.exit_code(card)) == (expected, code)
+
+
+def without_effect(seed, tier):
+    return toy(seed, tier, effect=0.0)
+
+
+def with_harm(seed, tier):
+    return toy(seed, tier, effect=-1.0)
+
+
+OTHERS = {1.0: toy, 0.0: without_effect, -1.0: with_harm}
+
+
+def test_smoke_gives_no_verdict_and_runs_no_sabotage():
+    broken = Sabotage(name="no loss", breaks="better", patch={NPO: nothing})
+    card = runner.run(claim(sabotages=(broken,)), "smoke", sabotage=True, quiet=True)
+    assert card["verdict"] is None and runner.exit_code(card) == 0
+    assert card["seeds"] == [0] and card["sabotage"] == []
+
+
+def test_a_sabotage_is_detected_and_a_no_op_is_not():
+    sabotages = (
+        Sabotage(name="no loss", breaks="better", patch={NPO: nothing}),
+        Sabotage(name="nothing changed", breaks="better", patch={NPO: same}),
+        Sabotage(name="effect off", breaks="better", options={"effect": 0.0}),
+    )
+    card = runner.run(claim(sabotages=sabotages), "quick", sabotage=True, quiet=True)
+    assert [s["detected"] for s in card["sabotage"]] == [True, False, True]
+    assert card["sabotage"][0]["estimate"] == pytest.approx(2 * math.log(2))
+    assert card["sabotage"][1]["interval"] == [0.0, 0.0]
+    assert set(card["sabotage"][0]) == {"name", "breaks", "estimate", "interval", "detected"}
+    assert preference.npo is INTACT
+
+
+def missed_gate(seed, tier, effect=1.0):
+    measured = toy(seed, tier, effect)
+    return measured | {"start": {"m": 1.0 if effect else 0.0}}
+
+
+def nan_result(seed, tier, effect=1.0):
+    measured = toy(seed, tier, effect)
+    return measured if effect else measured | {"method": {"m": math.nan}}
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        (toy, {"crash": True}, "FloatingPointError: overflow"),
+        (nan_result, {"effect": 0.0}, "NaN"),
+        (missed_gate, {"effect": 0.0}, "missed the gate 'starts'"),
+    ],
+)
+def test_a_crash_a_nan_or_a_missed_gate_is_an_error_not_a_detection(run, options, message):
+    broken = Sabotage(name="bad", breaks="better", options=options)
+    card = runner.run(claim(run=run, sabotages=(broken,)), "quick", sabotage=True, quiet=True)
+    (shown,) = card["sabotage"]
+    assert shown["detected"] is False and shown["estimate"] is None and message in shown["error"]
+    assert card["verdict"] == "holds"
+
+
+def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range():
+    def shown(options, metric="method.m"):
+        broken = Sabotage(name="s", breaks="better", options=options, metric=metric)
+        return runner.run(claim(run=weak, sabotages=(broken,)), "quick", sabotage=True, quiet=True)["sabotage"][0]
+
+    assert shown({"effect": 1.0})["detected"] is True
+    assert shown({"effect": 0.01})["detected"] is False
+    assert "names no metric" in shown({"effect": 1.0}, None)["error"]
+
+
+def weak(seed, tier, effect=0.0):
+    return toy(seed, tier, effect)
+
+
+def test_a_patch_is_undone_after_a_crash_and_a_wrong_name_is_refused():
+    with pytest.raises(RuntimeError), runner.patched({NPO: nothing}):
+        assert preference.npo is nothing
+        raise RuntimeError
+    assert preference.npo is INTACT
+    with pytest.raises(AttributeError), runner.patched({NPO: nothing, "didact.objectives.preference:npoo": nothing}):
+        pass
+    assert preference.npo is INTACT
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sabotages": (Sabotage(name="s", breaks="bettre"),)}, "breaks no test"),
+        ({"tests": (Test(name="starts", kind="bound", a="method.m"),)}, "share a name"),
+        ({"seeds": {"smoke": 1, "quick": 3, "full": 10}}, "quick needs 5 seeds"),
+    ],
+)
+def test_a_claim_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        claim(**changes)
+
+
+def test_unknown_names_are_one_line():
+    with pytest.raises(UserError, match=r"no claim for 'nop'; there is one for each of:.*npo"):
+        runner.load("nop")
+    with pytest.raises(UserError, match="smoke, quick, full"):
+        runner.run(claim(), "slow")
+
+
+def test_a_claim_sees_an_empty_cache_of_its_own(monkeypatch, tmp_path):
+    (tmp_path / "old").touch()
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
+    seen = []
+
+    def look(seed, tier):
+        place = os.environ["DIDACT_CACHE"]
+        seen.append((place, os.listdir(place)))
+        return toy(seed, tier)
+
+    runner.run(claim(run=look), "smoke", quiet=True)
+    assert seen[0][0] != str(tmp_path) and seen[0][1] == []
+    assert os.environ["DIDACT_CACHE"] == str(tmp_path) and not os.path.exists(seen[0][0])
+
+
+# --- resuming and staleness ------------------------------------------------------------------
+
+SLOW = '''
+"""A claim that takes a while."""
+import random
+import time
+
+from didact.claims import runner, verdict
+
+
+def run(seed, tier, shift=0.0):
+    """One seed."""
+    time.sleep(0.1)
+    draw = random.Random(seed)  # a comment
+    return {"a": {"m": draw.gauss(1, 0.1) + shift}, "b": {"m": draw.gauss(0, 0.1)}}
+
+
+CLAIM = runner.Claim(
+    method="slow-toy",
+    text="a is more than b",
+    run=run,
+    tests=(verdict.Test(name="more", kind="difference", a="a.m", b="b.m"),),
+    sabotages=(runner.Sabotage(name="shift", breaks="more", options={"shift": -1.0}),),
+    seeds={"smoke": 1, "quick": 8, "full": 10},
+)
+if __name__ == "__main__":
+    import sys
+
+    import slow_toy
+
+    runner.run(slow_toy.CLAIM, "quick", sabotage=True, folder=sys.argv[1], quiet=True)
+'''
+
+
+@pytest.fixture
+def slow_toy(tmp_path, monkeypatch):
+    (tmp_path / "slow_toy.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_toy", raising=False)
+    importlib.invalidate_caches()
+    return importlib.import_module("slow_toy")
+
+
+def test_a_killed_claim_goes_on_to_the_same_card(slow_toy, tmp_path):
+    units = tmp_path / "units"
+    child = subprocess.Popen([sys.executable, str(tmp_path / "slow_toy.py"), str(units)])
+    until = time.monotonic() + 30
+    while len(list(units.glob("*.json"))) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    kept = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
+    assert 3 <= len(kept) < 16
+    resumed = runner.run(slow_toy.CLAIM, "quick", sabotage=True, folder=units, quiet=True)
+    fresh = runner.run(slow_toy.CLAIM, "quick", sabotage=True, quiet=True)
+    for part in ("arms", "tests", "sabotage", "verdict", "sources_sha256"):
+        assert resumed[part] == fresh[part]
+    assert all((units / name).stat().st_mtime_ns == when for name, when in kept.items())
+    assert resumed["seconds"] >= 0.8  # kept seeds count with the time they took
+
+
+def test_seeds_measured_under_other_code_are_measured_again(slow_toy, tmp_path):
+    units = tmp_path / "units"
+    runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)
+    kept = files.read_json(units / "intact-0.json")
+    files.write_json(units / "intact-0.json", kept | {"arms": {"a": {"m": 99.0}, "b": {"m": 0.0}}})
+    assert runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)["arms"]["a"]["m"] == [99.0]
+    source = tmp_path / "slow_toy.py"
+    source.write_text(source.read_text().replace("gauss(0, 0.1)", "gauss(0, 0.2)"))
+    assert runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)["arms"]["a"]["m"] != [99.0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("# a comment", "# another", False),
+        ('"""One seed."""\n', "\n", False),
+        ("draw = random", "\n    draw   =   random", False),
+        ("gauss(1, 0.1)", "gauss(1, 0.2)", True),
+        ("return {", "print()\n    return {", True),
+    ],
+)
+def test_a_card_is_stale_when_code_changed_not_when_comments_did(slow_toy, tmp_path, monkeypatch, old, new, expected):
+    path = runner.write(runner.run(slow_toy.CLAIM, "smoke", quiet=True), tmp_path)
+    monkeypatch.setattr(runner, "load", lambda name: {"slow-toy": slow_toy.CLAIM}[name])
+    assert not runner.stale(path)
+    assert old in SLOW
+    (tmp_path / "slow_toy.py").write_text(SLOW.replace(old, new))
+    assert runner.stale(path) is expected
+
+
+def test_both_modules_count_and_a_missing_one_is_named(slow_toy):
+    mine, other = "slow_toy", "didact.claims.verdict"
+    assert runner.sources_sha256(mine, other) != runner.sources_sha256(mine, mine)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        runner.sources_sha256("no_such_module", mine)
+
+
+@pytest.mark.parametrize("method", runner.claims())
+def test_the_scoreboard_has_a_current_card_of_every_claim(method):
+    path = Path(__file__).parents[1] / "scoreboard" / f"{method}.json"
+    assert path.exists(), f"run: didact claim {method} --sabotage"
+    assert not runner.stale(path), f"code changed since it was measured; run: didact claim {method} --sabotage"
