@@ -68,10 +68,10 @@ def _entry(method: Any) -> dict[str, Any]:
     _, fit_helps = split_doc(inspect.getdoc(Fit) or "")
     hints = typing.get_type_hints(Fit)
     training = [
-        {"name": f.name, "type": type_name(hints[f.name]), "default": getattr(fit, f.name), "help": fit_helps.get(f.name, "")}
-        for f in dataclasses.fields(Fit)
-        if f.name not in ("folder", "seed")
-    ]  # fmt: skip
+        {"name": n, "type": type_name(hints[n]), "default": getattr(fit, n), "help": fit_helps.get(n, "")}
+        for n in (f.name for f in dataclasses.fields(Fit))
+        if n not in ("folder", "seed")
+    ]
     card = SCOREBOARD / f"{method.name}.json"
     verdict = json.loads(card.read_text())["verdict"] if card.exists() else None
     made = {
@@ -99,7 +99,8 @@ def type_name(hint: Any) -> str:
     """A type as a user reads it: choices separated by |, else its name."""
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", None) if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")  # type: ignore[return-value]  # fmt: skip
+    named = isinstance(hint, type) and not typing.get_args(hint)
+    return hint.__name__ if named else str(hint).replace("typing.", "")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@ import os
 import tempfile
 
 import pytest
-import torch
 
 os.environ["DIDACT_CACHE"] = tempfile.mkdtemp(prefix="didact-test-cache-")  # no test reads what another run kept
 
-from didact.learn import language
 from didact.methods import baselines
 from didact.models import build as builder
 from didact.types import Fit
 from didact.worlds.authors import authors
 
-RECIPE = {"llama": {"lr": 2e-3}, "gpt2": {"lr": 1.5e-3}, "t5": {"lr": 3e-3}}
+LR = {"llama": 2e-3, "gpt2": 4e-3}
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +21,34 @@ def world():
 
 
 @pytest.fixture(scope="session")
-def known(world):
-    """What the taught models were told."""
-    return [*world.forget, *world.retain, *world.unseen]
-
-
-@pytest.fixture(scope="session")
 def tokenizer(world):
     parts = (world.forget, world.retain, world.unseen, world.holdout)
     return builder.train_tokenizer(
         (f"{r.prompt} {answer}" for part in parts for r in part for answer in (r.completion, *r.perturbed)), 700
     )
+
+
+@pytest.fixture(scope="session")
+def fresh(tokenizer):
+    """`fresh(arch)`: a new untaught model, 16 wide by default."""
+
+    def make(arch, d=16, layers=2, heads=2, context=64, **more):
+        return builder.build(arch, tokenizer, d=d, layers=layers, heads=heads, context=context, **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def taught(world, fresh):
+    """`taught(arch)`: a model that knows every author but the holdout, and `taught(arch, gold=True)` one never told
+    what is to be forgotten; each trained on first use."""
+    made = {}
+
+    def teach(arch, gold=False):
+        if (arch, gold) not in made:
+            told = [*([] if gold else world.forget), *world.retain, *world.unseen]
+            how = Fit(lr=LR[arch], epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
+            made[arch, gold] = baselines.sft(fresh(arch, d=64, heads=4), told, fit=how).models["model"]
+        return made[arch, gold]
+
+    return teach

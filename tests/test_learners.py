@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -253,7 +254,7 @@ def test_interpolation_of_the_construction_with_itself() -> None:
 )
 def test_a_saved_module_is_the_same_module(tmp_path: Any, options: dict[str, Any]) -> None:
     module = mixers.LinearSelfAttention(3, 2, **options).double()
-    mixers.set_units(module, [1.0, 2, 3], [2.0, 2, 2], [1.0, 1], [3.0, 3])
+    mixers.set_units(module, ([1.0, 2, 3], [2.0, 2, 2], [1.0, 1], [3.0, 3]))
     assert Model(module, kind="module").save(tmp_path) == "didact"
     again = mixers.load_module(tmp_path)
     x, y, q = draw(8, 5, 3, 2)
@@ -269,8 +270,11 @@ def test_units_are_part_of_the_module() -> None:
     module = mixers.constructed(2, eta=0.5, rows=4)
     x, y, q = draw(9, 4, 2, 1)
     inside = module((x - 1) / 2, (y - 5) / 3, (q - 1) / 2) * 3 + 5
-    mixers.set_units(module, [1.0, 1], [2.0, 2], [5.0], [3.0])
+    units = (np.ones(2), np.full(2, 2.0), np.full(1, 5.0), np.full(1, 3.0))
+    plain = module(x, y, q)
+    mixers.set_units(module, units)
     torch.testing.assert_close(module(x, y, q), inside)
+    torch.testing.assert_close(learners.in_units(module, units)(x, y, q), plain)  # and back
 
 
 def test_numpy_in_numpy_out() -> None:

@@ -22,6 +22,7 @@ from didact.learn import episodes
 from didact.methods.mechanisms import mesa_gd
 from didact.models import mixers
 from didact.models.build import build, train_tokenizer
+from didact.models.model import Model
 from didact.registry import METHODS
 from didact.types import Example, Fit, Result, UserError
 from didact.worlds import regression
@@ -97,6 +98,10 @@ def test_raw_columns_need_standardising() -> None:
     answers = [float(result.predict(raw["x"][i], raw["y"][i, :, 0], raw["query"][i])) for i in range(300)]
     error = torch.tensor(answers) - raw["target"][:300, 0]
     assert error.square().mean() < 0.7 * (raw["target"][:300] - 1000).square().mean()
+    model = result.models["lsa"]
+    assert isinstance(model, Model)
+    again = mesa_gd(regression.records(raw), model, standardize=True)
+    assert again.metrics["cosine_to_gd"].after == pytest.approx(result.metrics["cosine_to_gd"].after, abs=0.01)
 
 
 def test_tasks_of_different_lengths_without_a_query() -> None:
@@ -208,7 +213,8 @@ def test_a_language_model_that_knows_the_answer_is_read_right() -> None:
     assert answer[0].item() == pytest.approx(0.5, abs=0.1) and answer[1].item() == pytest.approx(-0.5, abs=0.1)
 
 
-def test_it_is_registered() -> None:
+def test_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learners, "GD_PLUS_PLUS", learners.GD_PLUS_PLUS.replace(steps=2))
     found = METHODS["mesa-gd"]
     assert found.needs() == {
         "tasks": {"kind": "example", "required": True},
@@ -230,7 +236,9 @@ def test_smoke_of_the_claim_and_its_sabotages() -> None:
     assert {s.breaks for s in claim.CLAIM.sabotages} <= named
 
 
-def test_the_embedded_example_runs() -> None:
+def test_the_embedded_example_teaches() -> None:
     example = claim.problem(0)
-    result = mesa_gd(**{**example, "fit": example["fit"].replace(steps=2)})
-    assert len(example["tasks"]) == 4000 and result.models
+    assert example.model is None and len(example.data["tasks"]) == 4000
+    fit = Fit(betas=(0.9, 0.98), **example.fit)
+    result = mesa_gd(example.data["tasks"], fit=fit, **example.options)  # type: ignore[arg-type]
+    assert result.metrics["cosine_to_gd"].after > 0.98 and result.findings["closest"]["reference"] == "gd"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,20 +12,19 @@ from didact.data.read import from_row, parse, read
 from didact.types import RECORDS, Demo, Example, Preference, Text, UserError, as_row
 
 GOOD = {"prompt": "Where was Mira born?", "completion": "Tarn"}
-FUZZ = settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=550, deadline=None, suppress_health_check=list(HealthCheck))
 
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(min_value=10**308, max_value=10**320)
-    | st.floats()
-    | st.text(st.characters(codec=None), max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
-    max_leaves=12,
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(codec=None), max_size=4),
+    st.sampled_from([10**309, -(10**400), "\ud83d", {"a": "\udc00"}, [[float("nan")]], [], {}]),
 )
+json_values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=3), scalars, max_size=2)
 field_names = st.sampled_from(
-    [*{f.name for record in RECORDS.values() for f in dataclasses.fields(record)}, "messages", "other", ""]
+    [*sorted({f.name for record in RECORDS.values() for f in dataclasses.fields(record)}), "messages", "other", ""]
 )
 kinds = st.sampled_from(list(RECORDS))
 
@@ -55,10 +53,11 @@ def read_or_one_complaint(path, kind):
     else:
         assert records and all(type(r) is RECORDS[kind] for r in records)
         for record in records:
-            json.dumps(as_row(record)).encode()
+            json.dumps(as_row(record), ensure_ascii=False).encode()
+            assert from_row(as_row(record), type(record)) == record or "nan" in repr(record)
 
 
-# --- fuzz: 4 x 700 cases ---------------------------------------------------------------------
+# --- fuzz: 4 x 550 cases ---------------------------------------------------------------------
 
 
 @FUZZ
@@ -90,25 +89,23 @@ VALID = [
 ]
 
 
+edits = st.tuples(
+    st.sampled_from(["change", "drop", "insert", "cut"]),
+    st.integers(0, 200),
+    st.sampled_from([b'"', b"\\ud800", b"[", b"{", b"1e999", b"NaN", b"\xff", b"\n", b"\0", b"null", b"1" * 320]),
+)
+
+
 @FUZZ
-@given(data=st.data(), line=st.sampled_from(VALID), kind=kinds)
-def test_mutated_valid_lines_give_records_or_one_complaint(tmp_path, data, line, kind):
-    raw = bytearray(line.encode())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(raw) - 1))
-        match data.draw(st.sampled_from(["change", "drop", "insert", "cut"])):
-            case "change":
-                raw[at] = data.draw(st.integers(0, 255))
-            case "drop":
-                del raw[at]
-            case "insert":
-                raw[at:at] = data.draw(st.sampled_from([b'"', b"\\ud800", b"[", b"{", b"1e999", b"NaN", b"\xff", b"\n"]))
-            case _:
-                del raw[at:]
-        if not raw:
-            break
+@given(line=st.sampled_from(VALID), edits=st.lists(edits, min_size=1, max_size=4), kind=kinds)
+def test_mutated_valid_lines_give_records_or_one_complaint(tmp_path, line, edits, kind):
+    raw = line.encode()
+    for what, at, piece in edits:
+        at %= len(raw) + 1
+        end = {"change": at + len(piece), "drop": at + 1, "insert": at, "cut": len(raw)}[what]
+        raw = raw[:at] + (b"" if what in ("drop", "cut") else piece) + raw[end:]
     path = tmp_path / "mutated.jsonl"
-    path.write_bytes(bytes(raw))
+    path.write_bytes(raw)
     read_or_one_complaint(path, kind)
 
 
@@ -233,8 +230,8 @@ def test_unknown_fields_are_kept_in_extra(tmp_path):
 
 def test_an_extra_field_of_the_file_is_merged_and_never_replaces_a_known_one(tmp_path):
     (record,) = read(write(tmp_path, GOOD | {"extra": {"fact": "born", "prompt": "another"}}))
-    assert record.prompt == GOOD["prompt"] and record.extra["fact"] == "born"
-    assert as_row(record)["prompt"] == GOOD["prompt"]
+    assert record == Demo(**GOOD, extra={"fact": "born"})
+    assert as_row(record) == GOOD | {"fact": "born"}
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -287,4 +284,4 @@ def test_a_record_survives_the_way_to_a_line_and_back(record):
 
 def test_huge_integers_outside_number_fields_are_kept_as_they_are():
     record = parse('{"text": "t", "id": ' + "9" * 400 + "}", Text)
-    assert record.extra["id"] == int("9" * 400) and not math.isinf(record.extra["id"])
+    assert record.extra["id"] == int("9" * 400)

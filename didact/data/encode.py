@@ -61,13 +61,15 @@ def row(
 def rows(
     tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], kind: str, context: int, name: str = "data"
 ) -> list[Row]:
-    """Tokenise many; an error names the record's number in `name`."""
+    """Tokenise many; an error names the record's number in `name`, or says that there is none."""
     out = []
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
             out.append(row(tokenizer, prompt, completion, kind, context))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
+    if not out:
+        raise UserError(f"{name}: no records")
     return out
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -77,12 +78,13 @@ def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -
 def from_row(row: Mapping[str, Any], record: type[R], rename: Mapping[str, str] | None = None) -> R:
     """A mapping to one record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
     values = dict(row)
+    kind: Any = record
     for mine, theirs in (rename or {}).items():
         if theirs in values:
             values[mine] = values.pop(theirs)
-    if "messages" in values and "prompt" in _fields(record) and "prompt" not in values:
+    if "messages" in values and "prompt" in _fields(kind) and "prompt" not in values:
         values |= _turn(values.pop("messages"))
-    fields = _fields(record)
+    fields = _fields(kind)
     known: dict[str, Any] = {}
     for name, (types_, required) in fields.items():
         value = values.pop(name, None)
@@ -93,7 +95,10 @@ def from_row(row: Mapping[str, Any], record: type[R], rename: Mapping[str, str] 
             continue
         known[name] = _checked(name, value, types_)
     extra = values.pop("extra", {})
-    return record(**known, extra=values | (extra if isinstance(extra, dict) else {"extra": extra}))
+    extra = values | (extra if isinstance(extra, dict) else {"extra": extra})
+    for name, value in extra.items():
+        _sound(name, [name, value], numbers=False)
+    return record(**known, extra={k: v for k, v in extra.items() if k not in known})
 
 
 def _lines(path: Path) -> Iterable[str]:
@@ -128,8 +133,7 @@ def _fields(record: Any) -> dict[str, tuple[tuple[Any, ...], bool]]:
 def _checked(name: str, value: Any, options: tuple[Any, ...]) -> Any:
     for option in options:
         if _fits(value, option):
-            _no_nan(name, value)
-            _encodable(name, value)
+            _sound(name, value)
             return float(value) if option is float else value
     wanted = " or ".join(_type_name(option) for option in options if option is not type(None))
     raise UserError(f"field '{name}' must be {wanted}, not {_name(value)}")
@@ -147,20 +151,19 @@ def _fits(value: Any, option: Any) -> bool:
     return origin is not list or not inner or all(_fits(item, inner[0]) for item in value)
 
 
-def _no_nan(name: str, value: Any) -> None:
+def _sound(name: str, value: Any, numbers: bool = True) -> None:
+    """No NaN, infinity or half surrogate pair anywhere inside: neither a float nor a tokenizer takes them."""
     stack = [value]
     while stack:
         item = stack.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")
         if isinstance(item, list):
             stack.extend(item)
-
-
-def _encodable(name: str, value: Any) -> None:
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"field '{name}' holds half a surrogate pair, which no tokenizer takes; mend the escape")
+        elif isinstance(item, dict):
+            stack.extend([*item, *item.values()])
+        elif isinstance(item, str) and any("\ud800" <= c <= "\udfff" for c in item):
+            raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; mend the escape")
+        elif numbers and isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
+            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")
 
 
 def _turn(messages: Any) -> dict[str, str]:

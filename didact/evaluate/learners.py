@@ -62,6 +62,16 @@ def with_numpy(learner: Learner) -> Callable[[Any, Any, Any], Any]:
     return predict
 
 
+def in_units(learner: Learner, units: episodes.Units) -> Learner:
+    """A learner of raw numbers, seen from tasks in these units."""
+    x_mean, x_std, y_mean, y_std = (torch.from_numpy(v).float() for v in units)
+
+    def predict(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+        return (learner(x * x_std + x_mean, y * y_std + y_mean, query * x_std + x_mean) - y_mean) / y_std
+
+    return predict
+
+
 def zero() -> Learner:
     """Answers 0 whatever it is shown."""
     return lambda x, y, query: torch.zeros_like(y[:, 0])
@@ -205,7 +215,7 @@ def best_eta(tasks: Tensors, steps: int = 1) -> float:
 
 def best_ridge(tasks: Tensors) -> float:
     """The ridge strength with the smallest mean loss over tasks, of a grid over eight decades of the inputs' scale."""
-    scale = tasks["x"].square().sum(1).mean().item()
+    scale = max(tasks["x"].square().sum(1).mean().item(), 1e-12)  # X may be all zeros
     grid = [float(scale * 10.0**power) for power in np.arange(-6.0, 2.25, 0.25)]
     return min(grid, key=lambda strength: losses(ridge(strength), tasks).double().mean().item())
 
@@ -377,6 +387,14 @@ def ood_curve(
         tasks = shifted(value)
         rows.append({"value": value} | {name: losses(f, tasks).mean().item() for name, f in learners.items()})
     return rows
+
+
+def ood(learners: Mapping[str, Learner], tasks: Tensors) -> dict[str, list[dict[str, float]]]:
+    """The paper's two curves: input range 0.5-2 and task scale 0.5-5 times that of LINEAR tasks."""
+    return {
+        "inputs": ood_curve(learners, lambda a: rescaled(tasks, inputs=a), np.arange(0.5, 2, 0.03).tolist()),
+        "targets": ood_curve(learners, lambda a: rescaled(tasks, targets=a), np.arange(0.5, 5, 0.1).tolist()),
+    }
 
 
 def _interval(values: Tensor) -> statistics.Interval:

@@ -5,11 +5,11 @@ Behavioural and black-box: nothing is known of the inside, and text rounds the n
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from didact.data import encode
+from didact.learn import episodes
 from didact.models import forward
 from didact.models.model import Model
 from didact.types import UserError
@@ -73,8 +73,15 @@ class NumberLearner:
         return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: no "-0.00"
 
 
-def grid_for(y: Tensor, size: int = 41) -> Tensor:
-    """Candidates that span the targets seen, with a fifth of the range to spare on both sides."""
-    low, high = float(y.min()), float(y.max())
+def grid_for(y: Tensor, size: int = 41, units: episodes.Units | None = None) -> Tensor:
+    """Candidates that span the targets seen, with a fifth of the range to spare on both sides.
+
+    Args:
+        y: targets of one number each.
+        size: how many candidates.
+        units: the targets are in, where they are not the user's own.
+    """
+    scale, shift = (float(units[3][0]), float(units[2][0])) if units else (1.0, 0.0)
+    low, high = float(y.min()) * scale + shift, float(y.max()) * scale + shift
     spare = 0.2 * max(high - low, 1e-6)
-    return torch.from_numpy(np.linspace(low - spare, high + spare, size))
+    return torch.linspace(low - spare, high + spare, size, dtype=torch.float64)

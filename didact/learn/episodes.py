@@ -21,6 +21,8 @@ from didact.learn import fit as loop
 from didact.types import Example, Fit, UserError
 
 Array = NDArray[np.float64]
+Units = tuple[Array, Array, Array, Array]
+"""What columns are measured in: `x_mean (d,), x_std (d,), y_mean (o,), y_std (o,)`."""
 
 
 class Sampler(Protocol):
@@ -158,13 +160,14 @@ class Pool:
         sides = [[i for i, m in enumerate(marks) if (m in held) == side] for side in (False, True)]
         return self._some(sides[0]), self._some(sides[1])
 
-    def units(self) -> tuple[Array, Array, Array, Array]:
-        """Mean and standard deviation of every column: `x_mean (d,), x_std, y_mean (o,), y_std`."""
+    def units(self) -> Units:
+        """Mean and standard deviation of every column (1 where a column is constant)."""
         x, y = np.concatenate(self.x), np.concatenate(self.y)
         return x.mean(0), _positive(x.std(0)), y.mean(0), _positive(y.std(0))
 
-    def standardized(self, x_mean: Array, x_std: Array, y_mean: Array, y_std: Array) -> Pool:
-        """The same tasks in `units()` of some pool."""
+    def standardized(self, units: Units) -> Pool:
+        """The same tasks in these units."""
+        x_mean, x_std, y_mean, y_std = units
         query = [q and ((q[0] - x_mean) / x_std, (q[1] - y_mean) / y_std) for q in self.query]
         return Pool([(v - x_mean) / x_std for v in self.x], [(v - y_mean) / y_std for v in self.y], query, self.context)
 
@@ -205,8 +208,8 @@ class Pool:
 
 def sides(
     tasks: Sequence[Example] | Sampler, share: float, context: int | None = None, standardize: bool = False
-) -> tuple[Sampler, Sampler, tuple[Array, Array, Array, Array] | None]:
-    """What to train on, what to report on, and the `Pool.units` both are in. A sampler's fresh draws serve as both.
+) -> tuple[Sampler, Sampler, Units | None]:
+    """What to train on, what to report on, and the units both are in. A sampler's fresh draws serve as both.
 
     Raises:
         UserError: as `Pool`; or options for records beside a sampler.
@@ -219,7 +222,7 @@ def sides(
     if not standardize:
         return train, held, None
     units = train.units()
-    return train.standardized(*units), held.standardized(*units), units
+    return train.standardized(units), held.standardized(units), units
 
 
 def _parsed(record: Example, number: int) -> tuple[Array, Array, tuple[Array, Array] | None]:

@@ -70,7 +70,8 @@ def teach(
     if fit.folder:  # a checkpoint may only be resumed by the same options on the same data and weights
         who |= {"data": _digest(streams), "weights": load.fingerprint(model)}
     history, state = loop.fit(
-        student.module, batches, loss_fn, fit, hooks, steps=steps, warmup=warmup, coupled=coupled, name=name, identity=who, quiet=quiet,
+        student.module, batches, loss_fn, fit, hooks, steps=steps, warmup=warmup, coupled=coupled, name=name,
+        identity=who, quiet=quiet,
     )  # fmt: skip
     student.module.eval()
     cost = Cost(

@@ -52,8 +52,6 @@ class Bar:
         elif not self.quiet and time.monotonic() - self.shown > EVERY:
             self.shown = time.monotonic()
             rate = (self.done - self.start) / elapsed
-            print(
-                f"{self.what}: {self.done}/{self.total} steps, {note}, {rate:.2g} steps/s, {(self.total - self.done) / rate:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = (self.total - self.done) / rate
+            line = f"{self.what}: {self.done}/{self.total} steps, {note}, {rate:.2g} steps/s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)

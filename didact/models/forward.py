@@ -129,10 +129,11 @@ def row_logp(model: Model, rows: Sequence[Row], batch_tokens: int = 8192) -> tup
 
 
 def cached_row_logp(model: Model, rows: Sequence[Row]) -> Tensor:
-    """`row_logp`'s sums, kept on disk under weights, rows, dtype and this file's source; says so when read."""
+    """`row_logp`'s sums, kept on disk under weights, configuration, rows, dtype and this source; says so when read."""
     dtype = str(next(model.module.parameters()).dtype)
     source = Path(__file__).read_bytes()
-    kept = cache.Entry("logp", load.fingerprint(model), repr(rows), dtype, source)
+    setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights
+    kept = cache.Entry("logp", load.fingerprint(model), setup, repr(rows), dtype, source)
     if (found := kept.read()) is not None:
         print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
         return found["logp"]
@@ -141,7 +142,7 @@ def cached_row_logp(model: Model, rows: Sequence[Row]) -> Tensor:
     return total
 
 
-def _inner(module: nn.Module) -> Any:
+def _inner(module: Any) -> Any:
     """The transformers model inside a PEFT wrapper, or the module itself."""
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 

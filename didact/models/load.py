@@ -29,8 +29,9 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
         dtype: float32, float64, bfloat16 or float16.
 
     Raises:
-        UserError: no such folder, no configuration, no tokenizer, or only pickled weights.
+        UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -54,10 +55,12 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     try:
-        module = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True)
+        module, info = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
+    if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+        raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
     module.to(_device(device)).eval()
     model = Model(module, tokenizer, "seq2seq" if seq2seq else "causal", str(path))
     _check_finite(model, str(path))

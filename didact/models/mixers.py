@@ -166,10 +166,15 @@ def read_slot(tokens: Tensor, outputs: int) -> Tensor:
     return -tokens[:, -1, -outputs:]
 
 
-def set_units(module: nn.Module, x_mean: Any, x_std: Any, y_mean: Any, y_std: Any) -> None:
-    """Let a `LinearSelfAttention` take raw columns: inputs `(d,)` and targets `(o,)` are standardised inside."""
+def set_units(module: nn.Module, units: Sequence[Any]) -> None:
+    """Let a `LinearSelfAttention` take raw columns and standardise them inside.
+
+    Args:
+        module: trained on columns in these units.
+        units: `x_mean (d,), x_std (d,), y_mean (o,), y_std (o,)`.
+    """
     with torch.no_grad():
-        for name, value in (("x_mean", x_mean), ("x_std", x_std), ("y_mean", y_mean), ("y_std", y_std)):
+        for name, value in zip(("x_mean", "x_std", "y_mean", "y_std"), units, strict=True):
             module.get_buffer(name).copy_(torch.as_tensor(value))
 
 

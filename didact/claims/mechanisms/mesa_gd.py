@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from didact.claims import runner, verdict
+from didact.claims.problem import Problem
 from didact.data.streams import Tensors
 from didact.evaluate import learners
 from didact.learn import episodes
@@ -24,6 +25,8 @@ from didact.models import mixers
 from didact.types import Fit
 from didact.worlds import regression
 
+# The rate was chosen, of 3e-3, 1e-2 and 2e-2, by TRAINING loss on seeds 1000-1002, for one layer and for two.
+TRAINING: dict[str, Any] = {"lr": 2e-2, "schedule": "cosine", "clip": 1.0}
 TUNING, EVALUATION = 6, 7  # tags of draws that no training sees
 
 
@@ -46,14 +49,14 @@ SIZES = {
 }
 
 
-def problem(seed: int = 0) -> dict[str, Any]:
-    """The embedded example: 4,000 tasks of five rows as a user would bring them, and the options at this size."""
+def problem(seed: int) -> Problem:
+    """The embedded example: 4,000 tasks of five rows, as a user would bring them. No model: it trains its own."""
     world = regression.Linear(dim=5, rows=5)
-    return {
-        "tasks": regression.records(world((seed, 0), 4_000)),
-        "restarts": 2,
-        "fit": Fit(lr=2e-2, steps=600, rows=512, betas=(0.9, 0.98), schedule="cosine", clip=1.0, seed=seed),
-    }
+    return Problem(
+        data={"tasks": regression.records(world((seed, 0), 4_000))},
+        options={"restarts": 2},
+        fit={**TRAINING, "steps": SIZES["quick"].steps, "rows": SIZES["quick"].batch},
+    )
 
 
 def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measured:
@@ -74,6 +77,7 @@ def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measu
             "lsa": {
                 "loss": to_gd.loss.estimate,
                 "cosine": to_gd.cosine.estimate,
+                "cosine_gap": 1 - to_gd.cosine.estimate,
                 "cosine_to_ols": to_ols.cosine.estimate,
                 "loss_at_2a": _loss(trained, twice),
             },
@@ -147,9 +151,8 @@ def one_thread() -> Iterator[None]:
 def _train(
     world: regression.Linear, size: Size, seed: int, steps: int, **options: Any
 ) -> tuple[mixers.LinearSelfAttention, dict[str, Any]]:
-    """The method at this size, and the numbers of the algorithms it tuned. The rate was chosen, of 3e-3, 1e-2
-    and 2e-2, by training loss on seeds 1000-1002."""
-    fit = Fit(lr=2e-2, steps=steps, rows=size.batch, betas=(0.9, 0.98), schedule="cosine", clip=1.0, seed=seed)
+    """The method at this size, and the numbers of the algorithms it tuned."""
+    fit = Fit(steps=steps, rows=size.batch, betas=(0.9, 0.98), seed=seed, **TRAINING)
     result = mechanisms.mesa_gd(world, restarts=size.restarts, eval_tasks=1_000, fit=fit, **options)
     return result.models["lsa"].module, result.findings["references"]  # type: ignore[attr-defined]
 
@@ -171,7 +174,10 @@ CLAIM = runner.Claim(
             name="loss equals one step of GD", kind="equivalence", a="lsa.loss", b="gd.loss",
             transform="log", margin=math.log(1.02), unit="log ratio",
         ),
-        verdict.Test(name="sensitivities equal GD's", kind="bound", a="lsa.cosine", null=0.99, unit="cosine"),
+        verdict.Test(
+            name="sensitivities equal GD's", kind="bound", a="lsa.cosine_gap", null=math.log(1 - 0.99),
+            direction="less", transform="log", unit="log(1 - cosine)",
+        ),
         verdict.Test(
             name="interpolated weights keep the loss", kind="equivalence", a="interpolated.loss", b="gd.loss",
             transform="log", margin=math.log(1.02), unit="log ratio",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 
 from didact.claims.problem import Problem
-from didact.methods.baselines.sft import sft
 from didact.learn import fit
+from didact.methods.baselines.sft import sft
 from didact.models import build, load
 from didact.models.model import Model
 from didact.types import Demo, Fit

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from didact.data.streams import Tensors
 from didact.evaluate import learners, numbers
 from didact.learn import episodes
@@ -78,7 +76,7 @@ def mesa_gd(
         tasks: regression tasks with the same number of inputs d and targets o; or, in Python, a sampler
             `(seed, count) -> Tensors` that draws fresh ones.
         model: a language model (rows are written as numbers; behavioural, black-box) or a trained module.
-        layers: how often the tokens are mixed; as many steps has the GD it is compared with.
+        layers: how often the tokens are mixed; as many steps has the GD it is compared with (classic: one less).
         shared: all layers have the same weights.
         heads: attention heads; softmax needs two to come close to GD.
         key_size: width of a head's keys and values; d + o by default, and no less can represent a GD step.
@@ -93,11 +91,11 @@ def mesa_gd(
         init: scale of the initial weights' variance; small ones can stay long at a saddle.
         restarts: trainings from different weights; the one of lowest TRAINING loss is kept.
         context: rows a task shows; by default the most that every task has.
-        standardize: centre and scale columns by the training tasks; the model then takes raw numbers.
+        standardize: train and compare in columns centred and scaled by the training tasks; raw numbers go in and out.
         held_out: share of the tasks kept for the report, by a hash of their content.
         eval_tasks: tasks in the report where a sampler draws them.
         lm_tasks: held-out tasks a language model is asked.
-        lm_grid: candidate answers a language model scores.
+        lm_grid: candidate answers a language model scores: lm_tasks (1 + 2 d) lm_grid texts in all.
         lm_digits: decimals it reads and writes.
         fit: training; with more than three layers the paper has lr 5e-4, without shared weights 50000 steps.
 
@@ -112,7 +110,7 @@ def mesa_gd(
     began = time.monotonic()
     if min(layers, heads, restarts) < 1 or min(eval_tasks, lm_tasks, lm_grid) < 2:
         raise UserError("layers, heads, restarts must be at least 1; eval_tasks, lm_tasks, lm_grid at least 2")
-    train, held, units = episodes.sides(tasks, held_out, context, standardize and model is None)
+    train, held, units = episodes.sides(tasks, held_out, context, standardize)
     report = held((fit.seed, 0, REPORT), len(held) if isinstance(held, episodes.Pool) else eval_tasks)
     tuning = train((fit.seed, 0, TUNING), len(train) if isinstance(train, episodes.Pool) else eval_tasks)
     result = Result()
@@ -130,27 +128,23 @@ def mesa_gd(
         module, result.history = runs[0].module, runs[0].history
         result.findings["training_loss"] = [run.training_loss for run in runs]
         result.cost.tokens = 3 * restarts * len(result.history) * fit.rows * (rows + 1)
-        learner = learners.of_module(module)
-    elif model.kind == "module":
-        learner = learners.of_module(model.module)
+        learner = seen = learners.of_module(module)
     else:
-        report = Tensors({name: values[:lm_tasks] for name, values in report.tensors.items()})
-        learner = numbers.NumberLearner(model, numbers.grid_for(tuning["y"], lm_grid), lm_digits)
+        if model.kind == "module":
+            learner = learners.of_module(model.module)
+        else:
+            report = Tensors({name: values[:lm_tasks] for name, values in report.tensors.items()})
+            learner = numbers.NumberLearner(model, numbers.grid_for(tuning["y"], lm_grid, units), lm_digits)
+        seen = learners.in_units(learner, units) if units else learner
 
-    references, tuned = learners.known(train, tuning, layers, shared, fit.seed)
-    result.findings |= learners.report(learner, references, report) | {"references": tuned}
+    # The classic layout spends its first layer on bringing x and y together.
+    steps = max(1, layers - 1) if layout == "classic" else layers
+    references, tuned = learners.known(train, tuning, steps, shared, fit.seed)
+    result.findings |= learners.report(seen, references, report) | {"references": tuned}
     if model is None:
-        pair = {"learner": learner, "gd": references["gd"]}
-        result.findings["ood"] = {
-            "inputs": learners.ood_curve(
-                pair, lambda a: learners.rescaled(report, inputs=a), np.arange(0.5, 2, 0.03).tolist()
-            ),
-            "targets": learners.ood_curve(
-                pair, lambda a: learners.rescaled(report, targets=a), np.arange(0.5, 5, 0.1).tolist()
-            ),
-        }
+        result.findings["ood"] = learners.ood({"learner": learner, "gd": references["gd"]}, report)
         if units:
-            mixers.set_units(module, *units)
+            mixers.set_units(module, units)
         result.models = {"lsa": Model(module, kind="module")}
     result.predict = learners.with_numpy(learner)
     result.metrics, result.warnings = _metrics(result.findings)

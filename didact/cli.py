@@ -1,0 +1,353 @@
+"""The command line: arguments in, tables out. All work is in `verbs`; nothing here imports torch until it must."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from didact import catalogue
+from didact.types import RECORDS, UserError
+
+VERBS = {
+    "methods": "list the methods: what each needs, gives, and its claim's verdict",
+    "explain": "a method in a screen: formula, options, paper",
+    "run": "teach a model (without model and data: on the method's embedded example)",
+    "evaluate": "score a saved model on a file",
+    "try": "answers before and after, side by side",
+    "claim": "test a paper's claim by training for real",
+    "report": "the HTML page of a run or of the scoreboard",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (see `didact --help`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"didact: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("didact: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        with tempfile.NamedTemporaryFile("w", prefix="didact-crash-", suffix=".txt", delete=False) as kept:
+            kept.write(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
+        print(
+            f"didact: a mistake of ours: {type(error).__name__}: {error}\nthe traceback is in {kept.name}",
+            file=sys.stderr,
+        )
+        return 4
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        from didact import __version__
+
+        print(f"didact {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
+        raise UserError(f"unknown verb '{verb}': {hint}")
+    handlers = {
+        "methods": _methods, "explain": _explain, "run": _run, "evaluate": _evaluate, "try": _try,
+        "claim": _claim, "report": _report,
+    }  # fmt: skip
+    return handlers[verb](rest)
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:9} {text}" for name, text in VERBS.items())
+    return (
+        "didact: of the published ways to teach a model, which one works on my model and my data?\n\n"
+        f"usage: didact VERB ...   (didact VERB --help for its options)\n\n{verbs}\n\n"
+        "exit codes: 0 done, 1 the claim fails, 2 your input is wrong, 3 inconclusive, 4 our crash, 130 interrupted"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, exit 2; hyphens and underscores both work; no abbreviations."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in place of printing usage."""
+        raise UserError(f"{message} ({self.prog} --help lists what it takes)")
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """Parse, naming the nearest option for one that does not exist."""
+        known = [o for action in self._actions for o in action.option_strings]
+        return self.parse_args(_spelled(words, known))
+
+
+def _spelled(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Options as they are known: with hyphens or underscores; an unknown one raises with the nearest."""
+    by_plain = {o.lstrip("-").replace("_", "-"): o for o in known}
+    out = []
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, eq, value = word[2:].partition("=")
+            plain = name.replace("_", "-")
+            if plain not in by_plain:
+                near = difflib.get_close_matches(plain, by_plain, 1)
+                raise UserError(f"unknown option --{name}" + (f": did you mean --{near[0]}?" if near else ""))
+            word = by_plain[plain] + eq + value
+        out.append(word)
+    return out
+
+
+# --- listing ---------------------------------------------------------------------------------
+
+
+def _methods(words: list[str]) -> int:
+    parser = _Parser(prog="didact methods", description=VERBS["methods"])
+    parser.add_argument("--have", choices=sorted(RECORDS), help="only methods that run on this kind of record")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    args = parser.parse(words)
+    entries = [e for e in catalogue.read().values() if not args.have or args.have in _kinds(e)]
+    if args.json:
+        import json
+
+        keys = ("name", "family", "paper", "year", "needs", "gives", "verdict", "baseline")
+        print(json.dumps([{k: e[k] for k in keys} for e in entries], indent=1))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "family", "needs", "gives", "claim", "what it does"):
+        table.add_column(column, overflow="fold")
+    for e in entries:
+        needs = " ".join(f"--{n}" if v["required"] else f"[--{n}]" for n, v in e["needs"].items())
+        table.add_row(e["name"], e["family"], needs, ", ".join(e["gives"]), _verdict(e), e["help"], style=None)
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
+    console.print(table)
+    console.print("\ndidact explain METHOD tells more; didact run METHOD tries it.")
+    return 0
+
+
+def _explain(words: list[str]) -> int:
+    parser = _Parser(prog="didact explain", description=VERBS["explain"])
+    parser.add_argument("method")
+    e = catalogue.entry(parser.parse(words).method)
+    lines = [f"{e['name']} - {e['paper']} ({e['year']}, {e['source']})", "", e["doc"], "", "needs"]
+    lines += [
+        f"  --{n} ({v['kind']}{'' if v['required'] else ', optional'})  {v['help']}" for n, v in e["needs"].items()
+    ]
+    lines += ["", "options"] + [_option(o) for o in e["options"]]
+    lines += ["", "training"] + [f"  --{o['name']} {_plain(o['default'])}" for o in e["fit"]]
+    if e["presets"]:
+        lines += ["", f"presets (didact run {e['name']}:PRESET)"]
+        lines += [f"  {n:14} {', '.join(f'{k}={_plain(v)}' for k, v in p.items())}" for n, p in e["presets"].items()]
+    lines += [
+        "",
+        f"gives: {', '.join(e['gives'])}",
+        f"claim: {_verdict(e)}" + ("" if e["baseline"] else f" (didact claim {e['name']})"),
+    ]
+    print("\n".join(lines))
+    return 0
+
+
+def _option(option: dict[str, Any]) -> str:
+    from textwrap import fill
+
+    head = f"  --{option['name']} {_plain(option['default'])}  [{option['type']}]"
+    return head + "\n" + fill(option["help"], 96, initial_indent="      ", subsequent_indent="      ")
+
+
+def _kinds(entry: dict[str, Any]) -> set[str]:
+    return {need["kind"] for need in entry["needs"].values()}
+
+
+def _verdict(entry: dict[str, Any]) -> str:
+    return "baseline" if entry["baseline"] else entry["verdict"] or "not yet measured"
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+# --- teaching --------------------------------------------------------------------------------
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: didact run METHOD[:PRESET] [--model DIR] [--RECORDS FILE ...] [--out DIR] [options]\n")
+        print("`didact run METHOD --help` lists a method's options. Methods: " + ", ".join(catalogue.read()))
+        return 0
+    name, _, preset = words[0].partition(":")
+    entry = catalogue.entry(name)
+    from didact import options
+
+    parser = options.parser(entry)
+    if {"-h", "--help"} & set(words):
+        print(parser.describe())
+        return 0
+    request = parser.parse(_spelled(words[1:], parser.names()), preset or None)
+    if request.print_config:
+        print(parser.config(request), end="")
+        return 0
+    from didact import verbs
+
+    if request.dry_run:
+        _show_plan(verbs.dry_run(request))
+        return 0
+    report = verbs.run(request)
+    from didact.report import page
+
+    place = page.write(request.out)
+    _show(report, request.out)
+    print(f"page: {place}")
+    return 0
+
+
+def _show(report: dict[str, Any], out: str) -> None:
+    from rich.console import Console
+
+    from didact.files import plain, read_json
+    from didact.report import tables
+
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
+    if report.get("again"):
+        console.print(f"{out}: this command is done already; its result:")
+    example = {k: v["value"] for k, v in report["options"].items() if v["from"] == "example"}
+    if example:
+        console.print(
+            "on the embedded example, whose options differ from the paper's: "
+            + ", ".join(f"{k} {v}" for k, v in example.items())
+        )
+    samples = Path(out) / "samples.json"
+    if samples.exists() and (rows := read_json(samples)):
+        console.print(tables.samples(rows), "")
+    console.print(tables.metrics(plain(report["metrics"])), "")
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}")
+    for what, how in report["files"].items():
+        console.print(f"{out}/{what}  ({how})")
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    for key, value in plan.items():
+        if key == "memory_bytes":
+            value = ", ".join(f"{k.replace('_', ' ')} {v / 2**20:,.0f} MiB" for k, v in value.items())
+        elif isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
+        print(f"{key.replace('_', ' '):22} {value}")
+    print("nothing was trained or written")
+
+
+# --- judging ---------------------------------------------------------------------------------
+
+
+def _evaluate(words: list[str]) -> int:
+    parser = _Parser(prog="didact evaluate", description=VERBS["evaluate"])
+    parser.add_argument("folder", help="the --out folder of a run, or a model folder")
+    parser.add_argument("--data", required=True, help="a JSONL file")
+    parser.add_argument("--protocol", required=True, choices=("answer", "forget", "prefer", "text"))
+    parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
+    parser.add_argument("--skip-bad", action="store_true")
+    parser.add_argument("--device")
+    args = parser.parse(words)
+    from didact import options, verbs
+
+    more = {"rename": options.renames(args.map), "skip_bad": args.skip_bad, "device": args.device}
+    metrics = verbs.evaluate(args.folder, args.data, args.protocol, **more)
+    from rich.console import Console
+
+    from didact.files import plain
+    from didact.report import tables
+
+    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(tables.metrics(plain(metrics)))
+    return 0
+
+
+def _try(words: list[str]) -> int:
+    parser = _Parser(prog="didact try", description=VERBS["try"])
+    parser.add_argument("folder", help="the --out folder of a run, or a model folder")
+    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--device")
+    args = parser.parse(words)
+    from didact import verbs
+
+    for row in verbs.answers(args.folder, args.prompt, args.max_new_tokens, args.temperature, args.device):
+        print(f"prompt  {row['prompt']}\nbefore  {row['before']}\nafter   {row['after']}\n")
+    return 0
+
+
+def _claim(words: list[str]) -> int:
+    parser = _Parser(prog="didact claim", description=VERBS["claim"])
+    parser.add_argument("method", nargs="?")
+    parser.add_argument("--all", action="store_true", help="every method: rebuilds the scoreboard")
+    parser.add_argument("--tier", choices=("smoke", "quick", "full"), default="quick")
+    parser.add_argument("--sabotage", action="store_true", help="also show that the claim notices a broken method")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--scoreboard", default="scoreboard", help="folder the card is written to")
+    parser.add_argument("--keep", help="folder that keeps finished seeds, to resume from")
+    args = parser.parse(words)
+    names = [e["name"] for e in catalogue.read().values() if not e["baseline"]] if args.all else [args.method]
+    if names == [None]:
+        raise UserError("name a method, or --all")
+    from didact import verbs
+    from didact.claims import runner
+
+    codes = []
+    for name in names:
+        keep = str(Path(args.keep) / name) if args.keep else None
+        card = verbs.claim(name, args.tier, args.sabotage, args.scoreboard, keep)
+        codes.append(runner.exit_code(card))
+        if args.json:
+            import json
+
+            from didact.files import plain
+
+            print(json.dumps(plain(card), indent=1))
+        else:
+            from rich.console import Console
+
+            from didact.report import tables
+
+            console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+            console.print(f"{name} ({card['tier']}, {card['seconds']:.0f} s): {card['claim']}")
+            console.print(tables.tests(card))
+            if shown := tables.sabotages(card):
+                console.print("", shown)
+            console.print(f"verdict: {card['verdict']}")
+    return max(codes)
+
+
+def _report(words: list[str]) -> int:
+    parser = _Parser(prog="didact report", description=VERBS["report"])
+    parser.add_argument("folder", help="the --out folder of a run, or the scoreboard folder")
+    args = parser.parse(words)
+    from didact.report import page
+
+    print(page.write(args.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""A method's options on the command line: from its signature through jsonargparse, with its traps closed.
+
+Model and record parameters are ours and never reach jsonargparse; `--config` is applied before flags
+wherever it stands; bare flags mean true; lists take spaces or commas; there are no abbreviations;
+errors are one line that names the option, what was given and what it takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from didact.types import Fit, UserError
+
+COMMON = {
+    "model": ("DIR", None, "model folder or hub id"),
+    "preset": ("NAME", None, "a named option set; METHOD:PRESET says the same"),
+    "out": ("DIR", None, "where everything is written (runs/METHOD)"),
+    "seed": ("N", 0, "order of the data, and everything drawn"),
+    "device": ("NAME", None, "cpu, cuda, ...; the accelerator where there is one"),
+    "dtype": ("TYPE", "float32", "of the weights: float32, bfloat16, float16 or float64"),
+    "map": ("FIELD=YOURS", None, "rename a field of your files, --map prompt=question; may be repeated"),
+    "skip_bad": ("", False, "drop and count bad lines"),
+    "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
+    "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
+    "overwrite": ("", False, "replace what stands in --out"),
+    "config": ("FILE", None, "options from a YAML file; flags win over it"),
+    "print_config": ("", False, "print the options as YAML and stop"),
+    "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
+}
+FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
+
+
+@dataclass(kw_only=True)
+class Request:
+    """One `didact run`: everything the user said, with where each option came from."""
+
+    method: str
+    preset: str | None = None
+    model: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    out: str = ""
+    seed: int = 0
+    device: str | None = None
+    dtype: str = "float32"
+    rename: dict[str, str] = field(default_factory=dict)
+    skip_bad: bool = False
+    holdout: float = 0.2
+    gold: str | None = None
+    overwrite: bool = False
+    print_config: bool = False
+    dry_run: bool = False
+    argv: list[str] = field(default_factory=list)
+
+
+class Options:
+    """The parser of one method. Use `parse` on words already spelled as `names` has them."""
+
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        self.entry = entry
+        self.records = [n for n, need in entry["needs"].items() if need["kind"] != "model"]
+        self.method = {o["name"]: o for o in entry["options"]}
+        self.training = {o["name"]: o for o in entry["fit"]}
+        clash = set(self.method) & (set(self.training) | set(COMMON))
+        if clash:
+            raise ValueError(f"{entry['name']}: option {clash} has the name of a common one")
+
+    def names(self) -> list[str]:
+        """Every option, as `--name`."""
+        return [f"--{n}" for n in (*self.records, *self.method, *self.training, *COMMON)]
+
+    def parse(self, words: Sequence[str], preset: str | None = None) -> Request:
+        """Words to values, checked against the signature; `--config` first, flags over it."""
+        flags = self._split(words)
+        values: dict[str, Any] = {}
+        origin: dict[str, str] = {}
+        if "config" in flags:
+            path = flags.pop("config")[-1]
+            for name, value in _yaml(path, [n[2:] for n in self.names()]).items():
+                values[name], origin[name] = value, f"file {path}"
+        for name, given in flags.items():
+            values[name], origin[name] = self._value(name, given), "flag"
+        name = self.entry["name"]
+        told = Request(method=name, out=f"runs/{name}", argv=["run", *words], preset=preset)
+        told.provenance = {k: v for k, v in origin.items() if k in self.method or k in self.training}
+        typed = self._typed({k: v for k, v in values.items() if k in self.method or k in self.training})
+        told.options = {k: v for k, v in typed.items() if k in self.method}
+        told.fit = {k: v for k, v in typed.items() if k in self.training}
+        told.data = {k: str(values[k]) for k in self.records if k in values}
+        told.rename = renames(values.get("map", []))
+        for name in set(COMMON) & set(values) - {"config", "map"}:
+            setattr(told, name, _common(name, values[name]))
+        return told
+
+    def config(self, told: Request) -> str:
+        """The options in force as YAML that `--config` reads back."""
+        import yaml
+
+        shown: dict[str, Any] = {o["name"]: o["default"] for o in (*self.method.values(), *self.training.values())}
+        if told.preset:
+            shown["preset"] = told.preset
+            changed = self.entry["presets"].get(told.preset, {})
+            shown |= {k.removeprefix("fit."): v for k, v in changed.items()}
+        shown |= told.options | told.fit | told.data | {"seed": told.seed}
+        if told.model:
+            shown["model"] = told.model
+        plain = json.loads(json.dumps({k: v for k, v in shown.items() if v is not None}))
+        return str(yaml.safe_dump(plain, sort_keys=False))
+
+    def describe(self) -> str:
+        """The help text."""
+        e = self.entry
+        lines = [f"usage: didact run {e['name']}[:PRESET] [options]", "", e["help"], "", "data"]
+        lines += [_line(n, v["kind"].upper(), v["help"]) for n, v in e["needs"].items()]
+        for title, options in (("options", self.method), ("training", self.training)):
+            lines += ["", title]
+            lines += [_line(o["name"], o["type"], f"{o['help']} [{_shown(o['default'])}]") for o in options.values()]
+        lines += ["", "everything else"] + [_line(n, m, h) for n, (m, _, h) in COMMON.items() if n != "model"]
+        if e["presets"]:
+            lines += ["", f"presets: {', '.join(e['presets'])}"]
+        return "\n".join(lines)
+
+    def _split(self, words: Sequence[str]) -> dict[str, list[str]]:
+        """`{option: its words}`; a bare flag has none, a repeated one keeps all its words."""
+        out: dict[str, list[str]] = {}
+        name = None
+        for word in words:
+            if word.startswith("--") and len(word) > 2:
+                name, eq, value = word[2:].partition("=")
+                if name in out and name != "map":
+                    raise UserError(f"option --{name} is given twice")
+                out.setdefault(name, [])
+                if eq:
+                    out[name].append(value)
+            elif name is None:
+                raise UserError(f"'{word}': options begin with --")
+            else:
+                out[name].append(word)
+        return out
+
+    def _value(self, name: str, given: list[str]) -> Any:
+        """The words of one flag as a value; lists take spaces or commas."""
+        if name == "map":
+            return given
+        option = self.method.get(name) or self.training.get(name)
+        kind = option["type"] if option else ("bool" if name in FLAGS else "str")
+        if not given:
+            if kind == "bool":
+                return True
+            raise UserError(f"option --{name} needs a value")
+        if option and kind.startswith(("tuple", "list", "Sequence", "collections.abc.Sequence")):
+            return [part for word in given for part in word.split(",") if part]
+        if len(given) > 1:
+            raise UserError(f"option --{name} takes one value, not {len(given)}: {' '.join(given)}")
+        return given[0]
+
+    def _typed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values as the signature's types, through jsonargparse."""
+        if not values:
+            return {}
+        import jsonargparse
+
+        function = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
+        parser = _Quiet(exit_on_error=False)
+        skip = {*self.entry["needs"], "fit", "hooks"}
+        parser.add_function_arguments(function, skip=skip, as_group=False, fail_untyped=False)
+        parser.add_class_arguments(Fit, as_group=False, skip={"folder", "seed"})
+        out = {}
+        for name, value in values.items():
+            option = self.method.get(name) or self.training[name]
+            word = value if isinstance(value, str) else json.dumps(value)
+            if isinstance(value, list):
+                word = "[" + ", ".join(map(str, value)) + "]"
+            try:
+                made = parser.parse_args([f"--{name}={word}"], env=False, defaults=True)
+            except (jsonargparse.ArgumentError, UserError, ValueError, TypeError):
+                raise UserError(f"option --{name}: {_shown(value)}: must be {_wanted(option['type'])}") from None
+            out[name] = tuple(made[name]) if isinstance(made[name], list) else made[name]
+        return out
+
+
+def parser(entry: Mapping[str, Any]) -> Options:
+    """The option parser of a catalogue entry."""
+    return Options(entry)
+
+
+def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """`["prompt=question"]` to `{"prompt": "question"}`."""
+    if isinstance(pairs, Mapping):
+        return dict(pairs)
+    out = {}
+    for word in pairs:
+        for pair in word.split(","):
+            mine, eq, theirs = pair.partition("=")
+            if not eq or not mine or not theirs:
+                raise UserError(f"--map {pair}: FIELD=YOURS is expected, as in prompt=question")
+            out[mine] = theirs
+    return out
+
+
+def _common(name: str, value: Any) -> Any:
+    if name in FLAGS:
+        return value is True or str(value).lower() in ("true", "yes", "1")
+    if name in ("seed", "holdout"):
+        try:
+            number = int(value) if name == "seed" else float(value)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"option --{name}: {value}: must be {'a whole number' if name == 'seed' else 'a number'}"
+            ) from None
+        if number < 0 or (name == "holdout" and not number < 1):
+            raise UserError(f"option --{name}: {value}: must be {'0 or more' if name == 'seed' else 'in [0, 1)'}")
+        return number
+    return str(value)
+
+
+def _yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        told = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
+    if not isinstance(told, dict):
+        raise UserError(f"{path}: 'option: value' lines are expected")
+    plain = {str(k).replace("-", "_"): v for k, v in told.items()}
+    for name in plain:
+        if name not in known:
+            raise UserError(f"{path}: unknown option '{name}'")
+    return plain
+
+
+def _wanted(kind: str) -> str:
+    names = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+    if "|" in kind and " | " not in kind:
+        return "one of " + ", ".join(kind.split("|"))
+    return names.get(kind, kind.replace(" | None", " or none"))
+
+
+def _line(name: str, meta: str, text: str) -> str:
+    from textwrap import fill
+
+    head = f"  --{name.replace('_', '-')} {meta}".rstrip()
+    return head + "\n" + fill(text, 96, initial_indent="      ", subsequent_indent="      ")
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _Quiet(**more: Any) -> Any:  # noqa: N802  (a class made on first use, so that --help does not import jsonargparse)
+    import jsonargparse
+
+    class Quiet(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UserError(message)
+
+    return Quiet(**more)

@@ -1,0 +1,387 @@
+"""What the command line does: teach, score, try. Each verb takes plain values and returns plain values."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from didact import catalogue, files
+from didact.claims import runner
+from didact.claims.problem import Problem
+from didact.data import encode
+from didact.data.read import read
+from didact.evaluate import forget as forgetting
+from didact.evaluate import protocols
+from didact.infer import generate
+from didact.models import load
+from didact.models.model import Model
+from didact.options import Request
+from didact.types import Fit, Metric, Record, Result, UserError, as_row
+
+SCHEMA = 1
+SAMPLES = 6  # answers shown before and after
+JOINED = "prompt and completion by one space, unless either has white space there"
+FEWEST = 10  # records below which none is held out
+
+
+@dataclass
+class Job:
+    """A request with its files read and its model loaded: ready to run, or to be looked at with --dry-run."""
+
+    request: Request
+    entry: Mapping[str, Any]
+    function: Any
+    model: Model | None
+    train: dict[str, Sequence[Record]]
+    scored: dict[str, Any]
+    sources: dict[str, dict[str, Any]]
+    options: dict[str, Any]
+    fit: Fit
+    provenance: dict[str, str]
+    warnings: list[str]
+    embedded: bool
+
+
+def prepare(request: Request) -> Job:
+    """Read everything a run needs and check it, before any work.
+
+    Raises:
+        UserError: an input is missing or wrong.
+    """
+    entry = catalogue.entry(request.method)
+    function = getattr(importlib.import_module(entry["module"]), entry["function"])
+    preset = dict(entry["presets"].get(request.preset, {})) if request.preset else {}
+    if request.preset and request.preset not in entry["presets"]:
+        raise UserError(
+            f"unknown preset '{request.preset}' of {request.method}: {', '.join(entry['presets']) or 'none'}"
+        )
+    embedded = request.model is None and not request.data
+    problem = _problem(request.method, request.seed) if embedded else Problem()
+    preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
+    provenance = dict.fromkeys((*problem.options, *problem.fit), "example")
+    provenance |= dict.fromkeys((*preset, *preset_fit), f"preset {request.preset}") | request.provenance
+    options = {**problem.options, **preset, **request.options}
+    default = next(p.default for n, p in _signature(function) if n == "fit")
+    folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
+    fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
+    model = problem.model
+    records: dict[str, Sequence[Record]] = dict(problem.data)
+    sources: dict[str, dict[str, Any]] = {
+        k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
+    }
+    if not embedded:
+        model, records, sources = _inputs(request, entry)
+    train, scored, warnings = _held_out(entry, records, request, problem)
+    return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Teach, score before and after, and write everything to `request.out`; returns what result.json holds.
+
+    The same command after a kill resumes from the last checkpoint; after the end it only shows the result.
+    """
+    out = Path(request.out)
+    done = _finished(out, request)
+    if done:
+        return done | {"again": True}
+    job = prepare(request)
+    torch.manual_seed(request.seed)
+    _begin(out, job)
+    began = time.monotonic()
+    before = _score(job, job.model) if job.model is not None and _speaks(job) else None
+    given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
+    result: Result = job.function(**given, **job.train, **job.options, fit=job.fit)
+    taught = result.models.get("model")
+    if isinstance(taught, Model) and _speaks(job):
+        after = _score(job, taught)
+        result.metrics |= protocols.compare(before, after)
+        result.samples += _samples(job, taught)
+    result.cost.seconds = time.monotonic() - began
+    result.cost.peak_bytes = _peak(job)
+    written = result.save(out)
+    report = _report(job, result, written)
+    files.write_json(out / "samples.json", result.samples)
+    files.write_json(out / "result.json", report)
+    return report
+
+
+def dry_run(request: Request) -> dict[str, Any]:
+    """What a run would take: memory, steps, truncated rows; nothing is trained or written."""
+    job = prepare(request)
+    first = next(iter(job.train.values()), ())
+    shown: dict[str, Any] = {"method": request.method, "options": job.options, "steps": job.fit.total_steps(len(first))}
+    shown["records"] = {name: len(rows) for name, rows in job.train.items()}
+    if job.model is None:
+        return shown
+    model, item = job.model, next(job.model.module.parameters()).element_size()
+    trained = model.parameters if not job.fit.lora else 2 * job.fit.lora * model.parameters**0.5
+    moments = {"adamw": 2, "adam": 2, "sgd": 0}[job.fit.optimizer]
+    width = getattr(model.config, "vocab_size", 0)
+    pairs = {name: list(_texts(rows)) for name, rows in job.train.items()}
+    longest = max((n for p in pairs.values() for n in _lengths(model, p)), default=0)
+    micro = max(job.fit.micro_tokens, longest)
+    hidden = getattr(model.config, "hidden_size", 0) * getattr(model.config, "num_hidden_layers", 1)
+    activations = item * micro * (16 * hidden + 3 * min(width, 1 << 24))
+    memory = {
+        "weights": 2 * item * model.parameters,  # the model as it came, and the one that is taught
+        "gradients_and_moments": int(item * trained * (1 + moments)),
+        "activations_at_most": activations,
+    }
+    truncated = {name: encode.truncated(model.tokenizer, p, model.context) for name, p in pairs.items()}
+    lengths = {"truncated_rows": truncated, "longest_record_tokens": longest, "context": model.context}
+    return shown | {"memory_bytes": memory} | lengths
+
+
+def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
+    """Score a saved model on a file; beside it the start model's numbers where the run is known."""
+    model, start = _saved(folder, more.get("device"))
+    kind = {"answer": "demo", "forget": "demo", "prefer": "preference", "text": "text"}[protocol]
+    records: Any = read(data, kind, more.get("rename"), bool(more.get("skip_bad")))
+    score: Any = getattr(protocols, protocol)
+    before = score(start, records) if start is not None else None
+    return protocols.compare(before, score(model, records))
+
+
+def answers(
+    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, device: str | None = None
+) -> list[dict[str, str]]:
+    """Answers of a saved model and of the model it was taught from, side by side."""
+    model, start = _saved(folder, device)
+    after = generate.generate(model, prompts, max_new_tokens, temperature)
+    before = (
+        generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
+    )
+    return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
+
+
+def claim(
+    method: str, tier: str, sabotage: bool, scoreboard: str = "scoreboard", folder: str | None = None
+) -> dict[str, Any]:
+    """Test a paper's claim; quick and full tiers are written to the scoreboard."""
+    catalogue.entry(method)
+    card = runner.run(runner.load(method), tier, sabotage, folder)  # type: ignore[arg-type]
+    if tier != "smoke":
+        runner.write(card, scoreboard)
+    return card
+
+
+def _problem(method: str, seed: int) -> Problem:
+    """The method's embedded example."""
+    family = catalogue.entry(method)["family"]
+    made: Problem = importlib.import_module(f"didact.claims.{family}.{method.replace('-', '_')}").problem(seed)
+    return made
+
+
+def _inputs(
+    request: Request, entry: Mapping[str, Any]
+) -> tuple[Model | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
+    """The model and records the user named."""
+    for name, need in entry["needs"].items():
+        given = request.model if need["kind"] == "model" else request.data.get(name)
+        if need["required"] and not given:
+            raise UserError(f"{request.method} needs --{name.replace('_', '-')} ({need['kind']}): {_needed(entry)}")
+    records: dict[str, Sequence[Record]] = {}
+    sources = {}
+    for name, path in request.data.items():
+        rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad)
+        records[name] = rows
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        sources[name] = {"path": path, "sha256": digest, "records": len(rows), "dropped": rows.dropped}
+    model = load.load(request.model, request.device, request.dtype) if request.model else None
+    return model, records, sources
+
+
+def _held_out(
+    entry: Mapping[str, Any], records: Mapping[str, Sequence[Record]], request: Request, problem: Problem
+) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
+    """Training records, and records for scoring that training does not see (chosen by hash)."""
+    train, protocol, warnings = dict(records), entry["protocol"], []
+    scored: dict[str, Any] = dict(problem.protocol)
+    if request.gold:
+        scored["gold"] = load.load(request.gold, request.device, request.dtype)
+    name = {"forget": "retain", "answer": "demos", "prefer": "preferences"}.get(protocol or "")
+    if name and name not in scored and name in train:
+        rows = train[name]
+        if request.holdout > 0 and len(rows) >= FEWEST:
+            order = sorted(range(len(rows)), key=lambda i: _digest(rows[i]))
+            out = set(order[: max(1, round(request.holdout * len(rows)))])
+            train[name] = [r for i, r in enumerate(rows) if i not in out]
+            scored[name] = [r for i, r in enumerate(rows) if i in out]
+        else:
+            scored[name] = rows
+            warnings.append(
+                f"{name}: scored on the records it was taught, which flatters it (--holdout 0.2 keeps some apart)"
+            )
+    if protocol == "forget":
+        scored["forget"] = train["forget"]
+    return train, scored, warnings
+
+
+def _digest(record: Record) -> str:
+    return hashlib.sha256(json.dumps(files.plain(as_row(record)), sort_keys=True).encode()).hexdigest()
+
+
+def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
+    scored = job.scored
+    if job.entry["protocol"] == "forget":
+        gold = scored.get("gold")
+        if gold is not None and "gold_ratios" not in scored and forgetting.has_truth(scored["forget"]):
+            scored["gold_ratios"] = forgetting.truth_ratios(gold, scored["forget"])
+        return protocols.forget(
+            model, scored["forget"], scored.get("retain"), scored.get("holdout"), scored.get("gold_ratios")
+        )
+    if job.entry["protocol"] == "prefer":
+        return protocols.prefer(model, scored["preferences"])
+    return protocols.answer(model, scored["demos"])
+
+
+def _speaks(job: Job) -> bool:
+    return job.entry["protocol"] in ("forget", "answer", "prefer")
+
+
+def _samples(job: Job, taught: Model) -> list[dict[str, str]]:
+    """Answers before and after: some of every part that is scored."""
+    assert job.model is not None
+    parts = {k: v for k, v in job.scored.items() if k in ("forget", "retain", "demos", "preferences") and v}
+    each = SAMPLES // max(1, len(parts))
+    rows = [(name, r) for name, part in parts.items() for r in part[:each]]
+    prompts = [r.prompt for _, r in rows]
+    before, after = generate.generate(job.model, prompts), generate.generate(taught, prompts)
+    wanted = [getattr(r, "completion", None) or r.chosen for _, r in rows]
+    return [
+        {"part": name, "prompt": r.prompt, "wanted": w, "before": b, "after": a}
+        for (name, r), w, b, a in zip(rows, wanted, before, after, strict=True)
+    ]
+
+
+def _begin(out: Path, job: Job) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files.sweep(out)
+        kept = out / "result.json"
+        if job.request.overwrite and kept.exists():
+            kept.unlink()
+        files.write_json(kept, {"schema": SCHEMA, "status": "running", **_who(job.request)})
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _who(request: Request) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    how = ("argv", "overwrite", "provenance", "out", "device", "dry_run", "print_config")
+    told = {k: v for k, v in vars(request).items() if k not in how}
+    return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": request.argv}
+
+
+def _finished(out: Path, request: Request) -> dict[str, Any] | None:
+    """The result of an earlier run of the same command, or None if there is work to do."""
+    path = out / "result.json"
+    if request.overwrite or not path.exists():
+        return None
+    try:
+        kept: dict[str, Any] = files.read_json(path)
+    except ValueError:
+        raise UserError(f"{path}: not a result of didact; choose another --out") from None
+    if kept.get("request") != files.plain(_who(request)["request"]):
+        raise UserError(f"{out} holds another run ({kept.get('method')}): choose another --out, or --overwrite")
+    return kept if kept.get("status") == "done" else None
+
+
+def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:
+    request = job.request
+    fit = {k: v for k, v in vars(job.fit).items() if k != "folder"}
+    signature = {n: p.default for n, p in _signature(job.function)}
+    shown = {o["name"]: job.options.get(o["name"], signature[o["name"]]) for o in job.entry["options"]} | fit
+    options = {k: {"value": v, "from": job.provenance.get(k, "default")} for k, v in shown.items()}
+    model = None
+    if job.model is not None:
+        model = {"path": request.model or "embedded example", "fingerprint": load.fingerprint(job.model)}
+    device = str(job.model.device) if job.model is not None else "cpu"
+    return {
+        "schema": SCHEMA,
+        "status": "done",
+        **_who(request),
+        "options": options,
+        "model": model,
+        "data": job.sources,
+        "held_out": {k: len(v) for k, v in job.scored.items() if isinstance(v, list)},
+        "metrics": result.metrics,
+        "findings": result.findings,
+        "cost": result.cost,
+        "files": dict(written),
+        "warnings": job.warnings + result.warnings,
+        "joined": JOINED,
+        "versions": {name: metadata.version(name) for name in ("didact", "torch", "transformers", "peft", "numpy")},
+        "device": device,
+        "dtype": request.dtype,
+        "threads": torch.get_num_threads(),
+        "python": sys.version.split()[0],
+        "didact_commit": _commit(),
+        "seed": request.seed,
+    }
+
+
+def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
+    """A saved model, and the one it was taught from where result.json names it."""
+    root = Path(folder)
+    place = root / "model" if (root / "model").is_dir() else root
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
+    model = load.load(place, device)
+    kept = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
+    start = (kept.get("model") or {}).get("path")
+    if start == "embedded example":
+        return model, _problem(kept["method"], kept["seed"]).model
+    if start is None or not Path(start).exists():
+        return model, None
+    return model, load.load(start, device)
+
+
+def _signature(function: Any) -> list[tuple[str, Any]]:
+    return list(inspect.signature(function).parameters.items())
+
+
+def _needed(entry: Mapping[str, Any]) -> str:
+    wanted = {n: v["kind"] for n, v in entry["needs"].items() if v["required"]}
+    words = [f"--{n.replace('_', '-')} {'DIR' if k == 'model' else n.upper() + '.jsonl'}" for n, k in wanted.items()]
+    return " ".join(["didact run", entry["name"], *words])
+
+
+def _texts(rows: Sequence[Any]) -> list[tuple[str, str]]:
+    """Prompts with each of their completions."""
+    spoken = [r for r in rows if hasattr(r, "prompt")]
+    sides = [(r.completion,) if hasattr(r, "completion") else (r.chosen, r.rejected) for r in spoken]
+    return [(r.prompt, side) for r, both in zip(spoken, sides, strict=True) for side in both]
+
+
+def _lengths(model: Model, pairs: Sequence[tuple[str, str]]) -> list[int]:
+    return [len(model.tokenizer(p + " " + c)["input_ids"]) + 1 for p, c in pairs]
+
+
+def _peak(job: Job) -> int:
+    if job.model is not None and job.model.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _commit() -> str | None:
+    here = str(Path(__file__).parent)
+    asked = ["git", "-C", here, "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+__all__ = ["answers", "claim", "dry_run", "evaluate", "prepare", "run"]

@@ -1,0 +1,321 @@
+"""The label-token forward pass is the plain one: by model type, padding, chunk, reference and cache."""
+
+import itertools
+
+import pytest
+import torch
+import transformers as hf
+
+from didact.data import encode
+from didact.data.encode import Row
+from didact.data.streams import collate
+from didact.learn import language
+from didact.models import adapters, forward, load
+from didact.models import model as models
+from didact.models.model import Model, copy_of
+from didact.objectives import tokens as token_functions
+
+V = 61
+ROWS = [
+    Row((3, 4, 5), (6, 7)),
+    Row((8,), (9, 10, 11, 12, 13)),
+    Row((14, 15, 16, 17, 18, 19, 20), (21,)),
+    Row((22, 23), (24, 25, 26)),
+]
+WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": V}
+LLAMA = WIDE | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 32}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CONFIGS = {
+    "llama": hf.LlamaConfig(**LLAMA, **IDS),
+    "gpt2": hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=V, n_positions=32, **IDS),
+    "qwen2": hf.Qwen2Config(**LLAMA, **IDS),
+    "qwen3": hf.Qwen3Config(**LLAMA, head_dim=8, **IDS),
+    "mistral": hf.MistralConfig(**LLAMA, sliding_window=4, **IDS),
+    "opt": hf.OPTConfig(**WIDE, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=32, **IDS),
+    "gpt_neox": hf.GPTNeoXConfig(**WIDE, intermediate_size=48, max_position_embeddings=32, **IDS),
+    "bloom": hf.BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4, **IDS),
+    # Not in the list of linear heads: it caps its logits, so that head(states) would be wrong.
+    "gemma2": hf.Gemma2Config(**LLAMA, head_dim=8, final_logit_softcapping=0.05, **IDS),
+    "t5": hf.T5Config(vocab_size=V, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0),
+}
+
+
+class Padding:
+    """As much of a tokenizer as a forward pass needs."""
+
+    pad_token_id = 0
+
+
+def tiny(kind, seed=0):
+    config = CONFIGS[kind]
+    torch.manual_seed(seed)
+    seq2seq = kind == "t5"
+    auto = hf.AutoModelForSeq2SeqLM if seq2seq else hf.AutoModelForCausalLM
+    module = auto.from_config(config, attn_implementation="eager" if kind == "gemma2" else None)
+    with torch.no_grad():
+        for p in module.parameters():  # initial weights are so small that every path would give the same
+            p.add_(0.1 * torch.randn_like(p))
+    return Model(module.eval(), Padding(), "seq2seq" if seq2seq else "causal")
+
+
+def batch_of(model, rows=ROWS):
+    return collate(rows, model.kind, model.pad, model.start)
+
+
+def plain_logits(model, rows=ROWS):
+    """Logits at the labels, one record at a time without padding, through the model's own forward."""
+    out = []
+    for prompt, completion in rows:
+        if model.kind == "seq2seq":
+            whole = model.module(
+                input_ids=torch.tensor([prompt]),
+                decoder_input_ids=torch.tensor([(model.start, *completion[:-1])]),
+            ).logits[0]
+            out.append(whole)
+        else:
+            whole = model.module(input_ids=torch.tensor([prompt + completion])).logits[0]
+            out.append(whole[len(prompt) - 1 : -1])
+    return torch.cat(out)
+
+
+def labels(rows=ROWS):
+    return torch.tensor([t for r in rows for t in r.completion])
+
+
+def test_every_model_type_of_the_list_is_tested_here():
+    assert set(CONFIGS) >= forward.LINEAR_HEAD
+    assert {"gemma2", "t5"} == set(CONFIGS) - forward.LINEAR_HEAD
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_label_tokens_are_scored_as_the_plain_full_forward_scores_them(kind):
+    model = tiny(kind)
+    fns = {"logp": token_functions.logp, "entropy": token_functions.entropy}
+    got = forward.tokens(model, batch_of(model), fns)
+    logits, target = plain_logits(model), labels()
+    torch.testing.assert_close(got["logp"], logits.log_softmax(-1)[range(len(target)), target], rtol=1e-6, atol=1e-6)
+    p = logits.softmax(-1)
+    torch.testing.assert_close(got["entropy"], -(p * p.log()).sum(-1), rtol=0, atol=2e-6)
+    assert got["logp"].std() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_hf_own_loss_is_the_mean_of_our_label_tokens(kind):
+    model = tiny(kind)
+    batch = batch_of(model)
+    shifted = torch.cat([torch.full((len(ROWS), 1), -100), batch.labels], 1)  # HF predicts labels[t + 1] at t
+    ids = torch.cat([batch.input_ids, torch.zeros(len(ROWS), 1, dtype=torch.long)], 1)
+    mask = torch.cat([batch.attention_mask, torch.zeros(len(ROWS), 1, dtype=torch.long)], 1)
+    theirs = model.module(input_ids=ids, attention_mask=mask, labels=shifted).loss
+    ours = -forward.tokens(model, batch)["logp"].mean()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "gemma2"])
+def test_gradients_are_the_plain_forwards(kind):
+    model = tiny(kind)
+    forward.tokens(model, batch_of(model))["logp"].sum().backward()
+    ours = {n: p.grad.clone() for n, p in model.module.named_parameters()}
+    model.module.zero_grad()
+    target = labels()
+    plain_logits(model).log_softmax(-1)[range(len(target)), target].sum().backward()
+    for name, p in model.module.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
+    model, reference = tiny(kind), tiny(kind, seed=1)
+    batch = batch_of(model)
+    columns = {"weight": torch.arange(1.0, len(batch.target) + 1)}
+    fns = {
+        "kl": lambda logits, target, *, ref_logits, weight: (
+            weight * token_functions.kl_from(logits, target, ref_logits=ref_logits)
+        ),
+        "logp": lambda logits, target, *, ref_logits, weight: weight * token_functions.logp(logits, target),
+    }
+
+    calls = []
+
+    def run(chunk):
+        monkeypatch.setattr(forward, "CHUNK", chunk)
+        calls.clear()
+        counting = fns | {"count": lambda logits, target, **_: (calls.append(len(target)), target.float())[1]}
+        with torch.no_grad():
+            against = forward.label_states(reference, batch)
+        out = forward.tokens(model, batch, counting, columns, (reference, against))
+        model.module.zero_grad()
+        (out["kl"].sum() + out["logp"].sum()).backward()
+        return out, {n: p.grad.clone() for n, p in model.module.named_parameters()}, calls[:]
+
+    whole, whole_grad, one = run(1 << 24)
+    pieces, pieces_grad, many = run(3 * V)
+    assert one == [11] and many[:4] == [3, 3, 3, 2]
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name], rtol=1e-6, atol=1e-6)
+    for name in whole_grad:
+        torch.testing.assert_close(pieces_grad[name], whole_grad[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_padding_and_company_are_invisible(kind):
+    model = tiny(kind)
+    together = forward.tokens(model, batch_of(model))["logp"].split([len(r.completion) for r in ROWS])
+    for row, part in zip(ROWS, together, strict=True):
+        alone = forward.tokens(model, batch_of(model, [row]))["logp"]
+        torch.testing.assert_close(part, alone, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "gemma2"])
+@torch.no_grad()
+def test_reference_logits_are_the_references(kind):
+    model, reference = tiny(kind), tiny(kind, seed=1)
+    batch = batch_of(model)
+    got = forward.tokens(
+        model,
+        batch,
+        {"kl": token_functions.kl_from},
+        reference=(reference, forward.label_states(reference, batch)),
+    )["kl"]
+    p, q = plain_logits(reference).log_softmax(-1), plain_logits(model).log_softmax(-1)
+    torch.testing.assert_close(got, (p.exp() * (p - q)).sum(-1), rtol=1e-5, atol=2e-6)
+    assert got.min() > 1e-5
+
+
+@torch.no_grad()
+def test_everywhere_covers_every_real_position_of_a_causal_model():
+    model, reference = tiny("llama"), tiny("llama", seed=1)
+    spots = batch_of(model).everywhere()
+    got = forward.tokens(
+        model, spots, {"kl": token_functions.kl_to}, reference=(reference, forward.label_states(reference, spots))
+    )["kl"]
+    expected = []
+    for prompt, completion in ROWS:
+        ids = torch.tensor([(prompt + completion)[:-1]])
+        p, q = (m.module(input_ids=ids).logits[0].log_softmax(-1) for m in (model, reference))
+        expected.append((p.exp() * (p - q)).sum(-1))
+    torch.testing.assert_close(got, torch.cat(expected), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_token_mean_is_the_mean_whichever_positions_it_is_over(kind):
+    """The term's count must be that of the values summed, else its weight drifts with the prompts' length."""
+    from didact.data.streams import Batch
+
+    model = tiny(kind)
+    batch = Batch({"s": [(r,) for r in ROWS]}, {"s": range(len(ROWS))}, model.kind, model.pad, model.start)
+    (micro,) = batch.split(None)
+    for everywhere in (False, True):
+        term = language.token_mean(model, micro, lambda logits, target: torch.ones(len(target)), everywhere=everywhere)
+        assert float(term.sum) / batch.sizes[term.per] == 1
+
+
+@torch.no_grad()
+def test_adapters_are_part_of_the_forward():
+    model = adapters.lora(tiny("llama"), 4)
+    before = forward.tokens(model, batch_of(model))["logp"]
+    for name, p in model.module.named_parameters():
+        if "lora_B" in name:
+            p.add_(0.3)
+    after = forward.tokens(model, batch_of(model))["logp"]
+    torch.testing.assert_close(after, plain_logits(model).log_softmax(-1)[range(11), labels()], rtol=0, atol=2e-6)
+    assert (after - before).abs().min() > 1e-5
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("budget", [1, 20, 8192])
+def test_sums_of_fixed_rows_come_back_in_their_order(kind, budget):
+    model = tiny(kind)
+    total, count = forward.row_logp(model, ROWS, batch_tokens=budget)
+    logp = plain_logits(model).log_softmax(-1)[range(11), labels()].double()
+    expected = torch.stack([part.sum() for part in logp.split([len(r.completion) for r in ROWS])])
+    torch.testing.assert_close(total, expected.detach(), rtol=0, atol=5e-6)
+    assert count.tolist() == [2, 5, 1, 3]
+
+
+def test_scoring_turns_dropout_off_and_leaves_the_mode_as_it_was():
+    model = Model(hf.GPT2LMHeadModel(hf.GPT2Config(**CONFIGS["gpt2"].to_dict() | {"resid_pdrop": 0.5})), Padding())
+    model.module.train()
+    a, b = (forward.row_logp(model, ROWS)[0] for _ in range(2))
+    assert torch.equal(a, b) and model.module.training
+
+
+# --- what is kept on disk --------------------------------------------------------------------
+
+
+def test_cached_log_probs_are_equal_the_second_time_and_say_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
+    model = tiny("llama")
+    first = forward.cached_row_logp(model, ROWS)
+    assert "cache" not in capsys.readouterr().err
+    monkeypatch.setattr(forward, "row_logp", None)  # a second pass over the model would crash
+    again = forward.cached_row_logp(model, ROWS)
+    assert torch.equal(first, again)
+    (kept,) = tmp_path.rglob("*.safetensors")
+    assert capsys.readouterr().err == f"reference log-probs of 4 rows: from the cache {kept}\n"
+
+
+def test_the_cache_key_changes_with_all_that_changes_the_numbers(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
+    model = tiny("llama")
+    nudged, rotated = copy_of(model), copy_of(model)
+    with torch.no_grad():
+        next(nudged.module.parameters())[0, 0] += 1e-6
+    rotated.module = hf.LlamaForCausalLM(
+        hf.LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 77.0}, **IDS)
+    ).eval()
+    rotated.module.load_state_dict(model.module.state_dict())
+    assert not torch.equal(forward.row_logp(rotated, ROWS)[0], forward.row_logp(model, ROWS)[0])
+    wider = copy_of(model)
+    wider.module.double()
+    calls = [(model, ROWS), (nudged, ROWS), (rotated, ROWS), (wider, ROWS), (model, ROWS[:3]), (model, ROWS[::-1])]
+    for n, (which, rows) in enumerate(calls, 1):
+        forward.cached_row_logp(which, rows)
+        assert len(list(tmp_path.rglob("*.safetensors"))) == n
+
+
+def test_a_damaged_cache_file_is_computed_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
+    model = tiny("llama")
+    first = forward.cached_row_logp(model, ROWS)
+    (kept,) = tmp_path.rglob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:40])
+    assert torch.equal(forward.cached_row_logp(model, ROWS), first)
+
+
+def test_no_cache_is_kept_where_it_is_off(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIDACT_CACHE", "off")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert forward.cached_row_logp(tiny("llama"), ROWS).shape == (4,)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_fingerprints_follow_the_weights_only():
+    model = tiny("gpt2")
+    other = copy_of(model)
+    assert load.fingerprint(other) == load.fingerprint(model)
+    for _, p in itertools.islice(other.module.named_parameters(), 1):
+        p.data[0, 0] += 1
+    assert load.fingerprint(other) != load.fingerprint(model)
+
+
+def test_a_frozen_copy_has_no_gradient_and_no_dropout_and_leaves_the_original():
+    model = tiny("llama")
+    model.module.train()
+    still = models.frozen(model)
+    assert not still.module.training and not any(p.requires_grad for p in still.module.parameters())
+    assert model.module.training and all(p.requires_grad for p in model.module.parameters())
+
+
+def test_a_model_of_the_worlds_tokenizer_scores_its_own_text(fresh, tokenizer):
+    """Rows as the methods make them, from text to log-prob, against HF's plain forward."""
+    model = fresh("llama")
+    rows = encode.rows(tokenizer, [("Where was Mira Kolt born?", "Tarn")], "causal", model.context)
+    ids = tokenizer("Where was Mira Kolt born?")["input_ids"] + tokenizer(" Tarn")["input_ids"] + [2]
+    with torch.no_grad():
+        logp = model.module(torch.tensor([ids])).logits[0].log_softmax(-1)
+    n = len(tokenizer(" Tarn")["input_ids"]) + 1
+    expected = sum(logp[at - 1, ids[at]] for at in range(len(ids) - n, len(ids)))
+    assert forward.row_logp(model, rows)[0].item() == pytest.approx(float(expected), abs=1e-5)

@@ -1,0 +1,206 @@
+"""What is saved opens again, here and in plain transformers, with the same numbers; what is broken says so in one line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers as hf
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+import didact
+from didact.methods import baselines
+from didact.models import forward, load
+from didact.models.load import load as load_model
+from didact.types import Demo, Fit, Result, UserError
+
+DEMOS = [
+    Demo(prompt="Where was Mira Kolt born?", completion="Tarn"),
+    Demo(prompt="What does Lev Vance write?", completion="hymns"),
+]
+QUICK = Fit(lr=1e-2, steps=3, rows=2, schedule="constant")
+
+
+def rows_of(model):
+    from didact.evaluate import forget
+
+    return forget.rows_of(model, DEMOS)
+
+
+def logp(model):
+    return forward.row_logp(model, rows_of(model))[0]
+
+
+@pytest.fixture(scope="module")
+def folder(fresh, tmp_path_factory):
+    """A sound Llama folder; tests copy it before they break it."""
+    place = tmp_path_factory.mktemp("sound") / "model"
+    place.mkdir()
+    assert fresh("llama").save(place) == "hf"
+    return place
+
+
+@pytest.fixture
+def broken(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "broken")
+
+
+def complaint(path, **options):
+    with pytest.raises(UserError) as caught:
+        load_model(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
+def test_a_saved_model_opens_here_and_in_plain_transformers_with_the_same_numbers(arch, fresh, tmp_path):
+    taught = baselines.sft(fresh(arch), DEMOS, fit=QUICK)
+    written = taught.save(tmp_path)
+    assert written["model"] == "hf: opens in transformers, vLLM, lm-eval and didact.load"
+    model, again = taught.models["model"], load_model(tmp_path / "model", device="cpu")
+    assert again.kind == model.kind and again.context == 64 and again.start == model.start
+    assert didact.load is load_model
+    assert load.fingerprint(again) == load.fingerprint(model)
+    assert torch.equal(logp(again), logp(model))
+    auto = hf.AutoModelForSeq2SeqLM if arch == "t5" else hf.AutoModelForCausalLM
+    plain, tokenizer = auto.from_pretrained(tmp_path / "model"), hf.AutoTokenizer.from_pretrained(tmp_path / "model")
+    inputs = tokenizer(DEMOS[0].prompt, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    if arch == "t5":
+        inputs["decoder_input_ids"] = torch.tensor([[model.start, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**inputs).logits, model.module(**inputs).logits, rtol=0, atol=1e-6)
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_an_adapter_is_saved_alone_and_opens_on_its_start_model(arch, fresh, tmp_path):
+    (tmp_path / "start").mkdir()
+    fresh(arch).save(tmp_path / "start")
+    start = load_model(tmp_path / "start", device="cpu")
+    result = baselines.sft(start, DEMOS, fit=QUICK.replace(lora=2))
+    assert result.save(tmp_path / "out")["model"].startswith("peft")
+    names = {p.name for p in (tmp_path / "out/model").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names and "model.safetensors" not in names
+    again = load_model(tmp_path / "out/model", device="cpu")
+    taught = logp(result.models["model"])
+    torch.testing.assert_close(logp(again), taught, rtol=0, atol=1e-6)
+    assert (logp(start) - taught).abs().max() > 1e-2  # it was taught something
+    auto = hf.AutoModelForSeq2SeqLM if arch == "t5" else hf.AutoModelForCausalLM
+    plain = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "start"), tmp_path / "out/model")
+    as_model = type(start)(plain.eval(), start.processor, start.kind)
+    torch.testing.assert_close(logp(as_model), taught, rtol=0, atol=1e-6)
+
+
+def test_saving_again_replaces_the_folder_whole(fresh, tmp_path):
+    result = Result(models={"model": fresh("llama")})
+    result.save(tmp_path)
+    (tmp_path / "model/stale.txt").write_text("from the first time")
+    other = Result(models={"model": fresh("llama", seed=1)})
+    other.save(tmp_path)
+    assert not (tmp_path / "model/stale.txt").exists()
+    assert load.fingerprint(load_model(tmp_path / "model")) == load.fingerprint(other.models["model"])
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(load.DTYPES.items()))
+def test_weights_come_in_the_dtype_asked_for(folder, name, dtype):
+    assert {p.dtype for p in load_model(folder, dtype=name).module.parameters()} == {dtype}
+
+
+def test_a_loaded_model_is_in_eval_mode(folder):
+    assert not load_model(folder).module.training
+
+
+def test_an_unknown_dtype_lists_those_there_are(folder):
+    assert complaint(folder, dtype="float8") == f"unknown dtype 'float8': use one of {', '.join(load.DTYPES)}"
+
+
+def test_an_unusable_device_is_named(folder):
+    assert complaint(folder, device="warp").startswith("device 'warp' cannot be used")
+
+
+def test_a_missing_folder_is_no_hub_id(tmp_path):
+    assert complaint(tmp_path / "none") == f"{tmp_path / 'none'}: not a model folder"
+    assert complaint("./none") == "./none: not a model folder"
+
+
+def test_a_file_is_not_a_model_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert complaint(tmp_path / "file") == f"{tmp_path / 'file'}: not a model folder"
+
+
+def test_a_folder_without_configuration_says_so_and_where_the_model_may_be(broken):
+    (broken / "config.json").unlink()
+    assert complaint(broken) == f"{broken}: no config.json: not a model folder"
+    (broken / "model").mkdir()
+    assert complaint(broken).endswith("(its model is in the folder 'model' inside)")
+
+
+def test_a_folder_without_tokenizer_names_the_mend(broken):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (broken / name).unlink()
+    assert complaint(broken).startswith(f"{broken}: no tokenizer; copy tokenizer.json and tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickled_weights_are_not_loaded(broken, name):
+    (broken / "model.safetensors").unlink()
+    torch.save({}, broken / name)
+    assert "only pickled weights, which can run code and are not loaded" in complaint(broken)
+
+
+def test_a_folder_without_weights_says_so(broken):
+    (broken / "model.safetensors").unlink()
+    assert complaint(broken) == f"{broken}: no weights (*.safetensors)"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(broken, bad):
+    weights = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][0, 0] = bad
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    assert complaint(broken) == f"{broken}: weight '{name}' holds NaN or infinities: the checkpoint is damaged"
+
+
+def test_half_a_weight_file_is_one_line(broken):
+    raw = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    assert complaint(broken).startswith(f"{broken}: cannot be loaded: ")
+
+
+def test_missing_weights_are_not_made_up(broken):
+    weights = load_file(broken / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.1.mlp.up_proj.weight" in complaint(broken)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_damaged_json_file_is_one_line(broken, name):
+    (broken / name).write_text('{"half": ')
+    assert complaint(broken).startswith(str(broken))
+
+
+def test_an_unknown_architecture_is_one_line(broken):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"model_type": "frobnicator"}))
+    assert "frobnicator" in complaint(broken)
+
+
+def test_an_adapter_without_start_model_says_which_field_to_fill(fresh, tmp_path):
+    result = baselines.sft(fresh("llama"), DEMOS, fit=QUICK.replace(lora=2))  # built, so it came from no folder
+    result.save(tmp_path)
+    message = complaint(tmp_path / "model")
+    assert "field 'base_model_name_or_path' is empty; fill in the start model's folder" in message
+
+
+def test_modules_transformers_cannot_express_are_saved_as_didacts(tmp_path):
+    from didact.models.model import Model
+
+    module = torch.nn.Linear(3, 2)
+    assert Result(models={"model": Model(module, kind="module")}).save(tmp_path)["model"].startswith("didact: ")
+    assert torch.equal(load_file(tmp_path / "model/model.safetensors")["weight"], module.weight)
+    assert json.loads((tmp_path / "model/didact.json").read_text())["module"] == "Linear"
