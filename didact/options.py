@@ -128,15 +128,13 @@ class Options:
         return "\n".join(lines)
 
     def _split(self, words: Sequence[str]) -> dict[str, list[str]]:
-        """`{option: its words}`; a bare flag has none, a repeated one keeps all its words."""
+        """`{option: its words}`; a bare flag has none."""
         out: dict[str, list[str]] = {}
         name = None
         for word in words:
             if word.startswith("--") and len(word) > 2:
                 name, eq, value = word[2:].partition("=")
-                if name in out and name != "map":
-                    raise UserError(f"option --{name} is given twice")
-                out.setdefault(name, [])
+                out[name] = out.get(name, []) if name == "map" else []  # of a repeated flag the last one counts
                 if eq:
                     out[name].append(value)
             elif name is None:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -69,12 +70,15 @@ def prepare(request: Request) -> Job:
             f"unknown preset '{request.preset}' of {request.method}: {', '.join(entry['presets']) or 'none'}"
         )
     embedded = request.model is None and not request.data
-    problem = _problem(request.method, request.seed) if embedded else Problem()
+    if embedded and entry["baseline"]:
+        raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
+    default = next(p.default for n, p in _signature(function) if n == "fit")
     preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
+    default.replace(**{**preset_fit, **request.fit})  # a bad value is told before the example is made
+    problem = _problem(request.method, request.seed) if embedded else Problem()
     provenance = dict.fromkeys((*problem.options, *problem.fit), "example")
     provenance |= dict.fromkeys((*preset, *preset_fit), f"preset {request.preset}") | request.provenance
     options = {**problem.options, **preset, **request.options}
-    default = next(p.default for n, p in _signature(function) if n == "fit")
     folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
     fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
     model = problem.model
@@ -272,11 +276,18 @@ def _begin(out: Path, job: Job) -> None:
         out.mkdir(parents=True, exist_ok=True)
         files.sweep(out)
         kept = out / "result.json"
-        if job.request.overwrite and kept.exists():
-            kept.unlink()
+        if job.request.overwrite and kept.exists() and not _unfinished(kept, job.request):
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         files.write_json(kept, {"schema": SCHEMA, "status": "running", **_who(job.request)})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _unfinished(path: Path, request: Request) -> bool:
+    """Whether this very command was begun here and not ended: then it goes on."""
+    kept = files.read_json(path)
+    same: bool = kept.get("request") == files.plain(_who(request)["request"])
+    return same and kept.get("status") == "running"
 
 
 def _who(request: Request) -> dict[str, Any]:

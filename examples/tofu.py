@@ -24,8 +24,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,13 @@ BETAS = {
 }  # fmt: skip
 TUNING_SEED, SEEDS = 100, (1, 2, 3, 4, 5)
 EPOCHS, ROWS, LOOK = 10, 32, 25
+TUNE = Fit(lr=4e-3, epochs=24, rows=16, schedule="cosine", warmup_steps=30, betas=(0.9, 0.95))
 RELEARN = Fit(lr=1e-3, steps=20, rows=32, schedule="constant")
-RENAME = {"prompt": "question", "completion": "answer", "paraphrased": "paraphrased_answer", "perturbed": "perturbed_answer"}  # fmt: skip
+RENAME = {
+    "prompt": "question", "completion": "answer", "paraphrased": "paraphrased_answer", "perturbed": "perturbed_answer",
+}  # fmt: skip
+TEXTS = ("war_and_peace.txt", "wikitext2/valid.txt", "wikitext2/test.txt")
+SHOWN = ("ks", "utility", "forget_accuracy", "retain_accuracy", "criterion", "seconds")
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,7 @@ class Data:
             name: read(folder / f"tofu/{name}_perturbed.jsonl", "demo", RENAME)
             for name in ("forget10", "retain", "world_facts", "real_authors")
         }
-        forget = [
-            Demo(prompt=r.prompt, completion=r.completion, paraphrased=r.paraphrased, perturbed=r.perturbed, alternate=refusals[i])
-            for r, i in zip(parts["forget10"], draw, strict=True)
-        ]  # fmt: skip
+        forget = [replace(r, alternate=refusals[i]) for r, i in zip(parts["forget10"], draw, strict=True)]
         rest = list(parts["retain"])
         return cls(
             forget, rest[:200], rest[200:300], rest[300:], list(parts["world_facts"]), list(parts["real_authors"])
@@ -104,51 +106,45 @@ class Data:
 def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
     """Base, full, gold and gold2, each made once."""
 
-    def kept(name: str, make: Any) -> Model:
-        while not (out / "models" / name / "config.json").exists():
-            with claimed(out / "models" / f"{name}.claim") as mine:
-                if not mine:
-                    time.sleep(2)
-                    continue
-                write(name, make)
-        return load.load(out / "models" / name, device="cpu")
-
-    def write(name: str, make: Any) -> None:
-        began = time.monotonic()
-        made = make()
-        with files.new_folder(out / "models" / name) as fresh:
-            made.save(fresh)
-        print(f"{name}: made in {time.monotonic() - began:.0f} s", file=sys.stderr)
-
     def pretrained() -> Model:
-        corpus = [(texts / "war_and_peace.txt").read_text()] + [
-            (texts / f"wikitext2/{p}.txt").read_text() for p in ("valid", "test")
+        corpus = [
+            (texts / name).read_text() for name in ("war_and_peace.txt", "wikitext2/valid.txt", "wikitext2/test.txt")
         ]
         qa = [f"{r.prompt} {r.completion}" for r in data.forget + data.retain + data.utility]
         tokenizer = build.train_tokenizer(corpus + qa, 8192)
         model = build.build("llama", tokenizer, d=128, layers=3, heads=4, ffn=320, context=256, seed=0)
         rows = encode.windows(tokenizer, corpus, 128)
-        fit = Fit(lr=4e-3, epochs=1, rows=16, schedule="cosine", warmup_steps=50, betas=(0.9, 0.95), weight_decay=0.01, micro_tokens=2048)  # fmt: skip
+        fit = TUNE.replace(epochs=1, warmup_steps=50, weight_decay=0.01, micro_tokens=2048)
         streams = {"text": language.single(rows)}
         return language.teach(
             model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, fit, name="base"
         ).model  # fmt: skip
 
     def tuned(records: list[Demo], seed: int) -> Model:
-        fit = Fit(lr=4e-3, epochs=24, rows=16, schedule="cosine", warmup_steps=30, betas=(0.9, 0.95), seed=seed)
-        made = sft(base, records, fit=fit).models["model"]
+        made = sft(base, records, fit=TUNE.replace(seed=seed)).models["model"]
         assert isinstance(made, Model)
         print(f"answer-token accuracy {forgetting.answers(made, records)['accuracy'].mean():.4f}", file=sys.stderr)
         return made
 
-    base = kept("base", pretrained)
+    def wait_for(makers: Mapping[str, Callable[[], Model]]) -> dict[str, Model]:
+        """Make what no other process is making, then load all."""
+        while missing := [name for name in makers if not (out / "models" / name / "config.json").exists()]:
+            for name in missing:
+                with claimed(out / "models" / f"{name}.claim") as mine:
+                    if mine and not (out / "models" / name / "config.json").exists():
+                        with files.new_folder(out / "models" / name) as fresh:
+                            makers[name]().save(fresh)
+            time.sleep(2)
+        return {name: load.load(out / "models" / name, device="cpu") for name in makers}
+
+    base = wait_for({"base": pretrained})["base"]
     known = data.retain + data.utility
-    return {
-        "base": base,
-        "full": kept("full", lambda: tuned(data.forget + known, 0)),
-        "gold": kept("gold", lambda: tuned(known, 0)),
-        "gold2": kept("gold2", lambda: tuned(known, 1)),
+    tuned_ones = {
+        "full": lambda: tuned(data.forget + known, 0),
+        "gold": lambda: tuned(known, 0),
+        "gold2": lambda: tuned(known, 1),
     }
+    return {"base": base, **wait_for(tuned_ones)}
 
 
 def measure(model: Model, data: Data, gold_ratios: Any) -> dict[str, float]:
@@ -171,14 +167,17 @@ def relearned(model: Model, data: Data) -> dict[str, float]:
     return {name: float(forgetting.answers(back, half)["accuracy"].mean()) for name, half in halves.items()}
 
 
-def unit(made: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int) -> dict[str, Any]:  # fmt: skip
+def unit(
+    made: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int
+) -> dict[str, Any]:
     """One unlearning run and its numbers; test seeds also get the trajectory and relearning."""
     options = {k: v for k, v in PRESETS[arm].items() if k != "fit.lr"} | ({"beta": beta} if beta is not None else {})
     fit = Fit(lr=lr, epochs=EPOCHS, rows=ROWS, warmup=1.0, weight_decay=0.01, seed=seed, micro_tokens=2048)
 
     def look(step: loop.Step) -> dict[str, Any]:
         model = Model(step.module, made["full"].processor, "causal")
-        return {k: m.value for k, m in protocols.forget(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge=False).items()}  # fmt: skip
+        scores = protocols.forget(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge=False)
+        return {k: m.value for k, m in scores.items()}
 
     began = time.monotonic()
     hooks = [loop.every(LOOK, look)] if seed != TUNING_SEED else []
@@ -265,7 +264,7 @@ def main() -> None:
                     continue
                 row = unit(made, data, gold_ratios, arm, lr, beta, s)
                 files.write_json(path, row)
-            shown = {k: round(row[k], 3) for k in ("ks", "utility", "forget_accuracy", "retain_accuracy", "criterion", "seconds")}  # fmt: skip
+            shown = {k: round(row[k], 3) for k in SHOWN}
             print(f"{path.stem}: {json.dumps(shown)}", flush=True)
 
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from didact.claims.mechanisms import mesa_gd as claim
 from didact.data.streams import Tensors
 from didact.evaluate import learners
+from didact.learn import episodes
 from didact.models import mixers
 from didact.models.model import Model
 from didact.types import UserError
@@ -23,7 +23,7 @@ from didact.worlds import regression
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with claim.one_thread():
+    with episodes.one_thread():
         yield
 
 

@@ -33,7 +33,7 @@ QUICK = Fit(lr=2e-2, steps=400, rows=256, betas=(0.9, 0.98), schedule="cosine", 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with claim.one_thread():
+    with episodes.one_thread():
         yield
 
 
@@ -49,7 +49,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def taught(records: list[Example]) -> Result:
-    with claim.one_thread():
+    with episodes.one_thread():
         return mesa_gd(records, restarts=2, fit=QUICK)
 
 

@@ -115,7 +115,10 @@ def test_mutated_valid_lines_give_records_or_one_complaint(tmp_path, line, edits
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"prompt": "p"}, "field 'completion' is missing; this line has 'prompt' (--map completion=YOUR_FIELD renames)"),
+        (
+            {"prompt": "p"},
+            "field 'completion' is missing; this line has 'prompt' (--map completion=YOUR_FIELD renames)",
+        ),
         ({"prompt": "p", "completion": None}, "field 'completion' is missing"),
         ({"prompt": 3, "completion": "c"}, "field 'prompt' must be text, not a whole number"),
         ({"prompt": "p", "completion": ["c"]}, "field 'completion' must be text, not a list"),

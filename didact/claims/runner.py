@@ -126,7 +126,7 @@ def run(
                         number = math.nan if value is None else float(value)
                         columns.setdefault(arm, {}).setdefault(metric, []).append(number)
                 seconds += 0 if broken else unit["seconds"]
-                bar.advance(0.0)
+                bar.advance()
             return columns
 
         arms = measure(None)

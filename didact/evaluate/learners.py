@@ -242,6 +242,7 @@ def train_gd_plus_plus(sampler: episodes.Sampler, steps: int, shared: bool, fit:
     return module.requires_grad_(False)
 
 
+@episodes.one_thread()
 def known(
     sampler: episodes.Sampler, tasks: Tensors, steps: int = 1, shared: bool = True, seed: int = 0
 ) -> tuple[dict[str, Learner], dict[str, Any]]:
@@ -389,6 +390,7 @@ def ood_curve(
     return rows
 
 
+@episodes.one_thread()
 def ood(learners: Mapping[str, Learner], tasks: Tensors) -> dict[str, list[dict[str, float]]]:
     """The paper's two curves: input range 0.5-2 and task scale 0.5-5 times that of LINEAR tasks."""
     return {

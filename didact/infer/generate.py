@@ -22,10 +22,11 @@ def generate(
 ) -> list[str]:
     """One completion per prompt, in the prompts' order; greedy at temperature 0.
 
-    Prompts are cut on the left so that prompt and completion fit the context.
+    Prompts are cut on the left so that prompt and completion fit the context; where even half of it is
+    too short for the completion, the completion is cut.
     """
     tokenizer, context = model.tokenizer, model.context
-    room = max(1, context - max_new_tokens) if model.kind == "causal" else context
+    room = max(context - max_new_tokens, context // 2) if model.kind == "causal" else context
     ids = [encode.prompt_ids(tokenizer, p, model.kind)[-room:] for p in prompts]
     out = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
@@ -36,6 +37,7 @@ def generate(
         for at in range(0, len(order), rows):
             group = order[at : at + rows]
             width = max(1, *(len(ids[i]) for i in group))
+            length = min(max_new_tokens, context - width) if model.kind == "causal" else max_new_tokens
             # Padding goes left, where generation does not look; every row's last token is its prompt's.
             tokens = torch.tensor([[model.pad] * (width - len(ids[i])) + ids[i] for i in group], device=model.device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in group], device=model.device)
@@ -45,7 +47,7 @@ def generate(
                 else {"do_sample": False}
             )
             made = model.module.generate(  # type: ignore[operator]
-                input_ids=tokens, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=model.pad, **how
+                input_ids=tokens, attention_mask=mask, max_new_tokens=length, pad_token_id=model.pad, **how
             )
             new = made if model.kind == "seq2seq" else made[:, width:]
             for i, text in zip(group, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):

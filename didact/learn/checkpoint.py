@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,10 +57,9 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
         else:
             why = error.strerror or str(error)
         raise UserError(_failed(root, why)) from None
-    except Exception as error:  # safetensors reports a full disk with its own exception
-        if "No space left" in str(error) or "os error 28" in str(error) or "StorageFull" in str(error):
-            raise UserError(_failed(root, "the disk is full")) from None
-        raise
+    except SafetensorError as error:  # it wraps what the system said
+        full = any(sign in str(error) for sign in ("No space left", "os error 28", "os error 122", "StorageFull"))
+        raise UserError(_failed(root, "the disk is full" if full else str(error))) from None
     for old in _all(root)[:-1]:
         shutil.rmtree(old, ignore_errors=True)
     return place
@@ -79,12 +79,14 @@ def load(folder: str | Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor
     newest = found[-1]
     rest = json.loads((newest / "state.json").read_text())
     theirs = rest.pop("identity")
-    differing = [k for k in identity if theirs.get(k) != json.loads(json.dumps(identity[k]))]
-    if differing:
+    mine = json.loads(json.dumps(identity))
+    if differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
         raise UserError(
             f"{root}: a run with another {', '.join(differing)} was begun here; "
             "finish it, choose another --out, or remove the folder"
         )
+    for old in found[:-1]:  # a kill came between writing the newest and removing these
+        shutil.rmtree(old, ignore_errors=True)
     return load_file(newest / "weights.safetensors"), State(
         optimizer=load_file(newest / "optimizer.safetensors"), **rest
     )

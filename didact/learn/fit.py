@@ -164,7 +164,7 @@ def fit(
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = _optimizer(groups or _groups(named, fit.weight_decay), fit)
     hooks = list(hooks)
-    who = {"fit": _identity(fit), "steps": steps, **(identity or {})}
+    who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
     now = State()
     if folder and (found := checkpoint.load(folder, who)):

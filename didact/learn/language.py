@@ -19,7 +19,7 @@ from didact.models import adapters, forward, load
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of
 from didact.objectives import reduce
-from didact.types import Cost, Fit
+from didact.types import Cost, Fit, UserError
 
 Loss = Callable[[Model, Micro], Mapping[str, Term]]
 
@@ -51,6 +51,9 @@ def teach(
     An epoch is a pass over the first stream. The given model stays as it was, so that it can serve
     as the reference.
     """
+    for stream, items in streams.items():
+        if not items:
+            raise UserError(f"{stream}: no records")
     began = time.monotonic()
     student = copy_of(model)
     if fit.lora:

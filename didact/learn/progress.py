@@ -41,12 +41,13 @@ class Bar:
         if self.bar:
             self.bar.stop()
 
-    def advance(self, loss: float, tokens: float = 0) -> None:
-        """One step more, with its loss and tokens."""
+    def advance(self, loss: float | None = None, tokens: float = 0) -> None:
+        """One step more, with its loss and tokens where it has them."""
         self.done += 1
         self.tokens += int(tokens)
         elapsed = max(time.monotonic() - self.began, 1e-9)
-        note = f"loss {loss:.4g}" + (f", {self.tokens / elapsed:,.0f} tok/s" if self.tokens else "")
+        shown = [] if loss is None else [f"loss {loss:.4g}"]
+        note = ", ".join(shown + ([f"{self.tokens / elapsed:,.0f} tok/s"] if self.tokens else [])) or "going on"
         if self.bar:
             self.bar.update(self.task, completed=self.done, note=note)
         elif not self.quiet and time.monotonic() - self.shown > EVERY:

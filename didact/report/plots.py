@@ -60,7 +60,7 @@ def change(metric: Mapping[str, Any], width: int = 150) -> str:
     return _mark(width, 22, f"{told}; the line runs from {low:.3g} to {high:.3g}", parts)
 
 
-def forest_row(test: Mapping[str, Any], width: int = 220) -> str:
+def forest_row(test: Mapping[str, Any], width: int = 180) -> str:
     """One row of a forest plot: estimate and interval of a test, its null on the middle line.
 
     Where the test has a side, right of the line is where the claim lies. Dashes mark the smallest effect of
@@ -72,7 +72,7 @@ def forest_row(test: Mapping[str, Any], width: int = 220) -> str:
     if not _finite(estimate):
         return ""
     away = [sign * (v - null) for v in (estimate, *interval)]
-    reach = max(*(abs(v) for v in away), margin) or 1.0
+    reach = max(*(abs(v) for v in away), margin * (1.4 if test["kind"] in ("equivalence", "exact") else 1)) or 1.0
     middle = width / 2
 
     def at(v: float) -> float:
@@ -161,10 +161,10 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The figure as an inline element: page colours and fonts, ids of its own, a title."""
+    """The figure as an inline element: page colours and fonts, ids of its own, a title, no style sheet."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = re.sub(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", out.getvalue(), flags=re.S)
+    svg = re.sub(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", out.getvalue(), flags=re.S)
     svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
     for number, colour in enumerate(SERIES, 1):
         svg = svg.replace(colour, f"var(--series-{number})")

@@ -6,9 +6,8 @@ measured on the same 20,000 fresh tasks. GD's step size is the closed form, GD++
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,7 @@ class Size:
 SIZES = {
     "smoke": Size(dim=3, batch=256, steps=60, deep_steps=30, restarts=1, tasks=2_000),
     "quick": Size(dim=5, batch=512, steps=600, deep_steps=1_000, restarts=2, tasks=20_000),
-    "full": Size(dim=10, batch=512, steps=2_000, deep_steps=5_000, restarts=2, tasks=20_000),
+    "full": Size(dim=10, batch=512, steps=1_200, deep_steps=2_000, restarts=2, tasks=20_000),
 }
 
 
@@ -62,7 +61,7 @@ def problem(seed: int) -> Problem:
 def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measured:
     """One seed: train one layer and (if `deep`) two looped layers, and measure every arm on the same tasks."""
     size = SIZES[tier]
-    with one_thread():
+    with episodes.one_thread():
         world = regression.Linear(dim=size.dim, rows=size.dim)
         tasks = world((seed, 0, EVALUATION), size.tasks)
         wide = regression.Linear(dim=size.dim, rows=size.dim, half_width=2 * world.half_width)
@@ -135,17 +134,6 @@ def wrong_slot(query: Tensor, start: Tensor) -> Tensor:
 def eta_over_rows(rows: int, dim: int, variance: float, fourth: float) -> float:
     """Sabotage: eta taken for eta/N, and divided once more."""
     return variance / (fourth + (rows + dim - 2) * variance**2)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Products of 6 x 6 matrices lose by threads: on a busy machine two are thirty times slower than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(

@@ -1,0 +1,41 @@
+# Every target does its own set-up on a bare machine (Python >= 3.11, pip; apt as root for the browser test).
+PY := .venv/bin/python
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test lint docs bench soak catalogue scoreboard
+
+setup: .venv/ready
+
+.venv/ready: constraints.txt pyproject.toml
+	python3 -m venv .venv
+	$(PY) -m pip install -q -c constraints.txt torch==2.13.0
+	$(PY) -m pip install -q -c constraints.txt -e ".[dev,docs]"
+	touch $@
+
+demo: setup
+	.venv/bin/didact run npo --out runs/demo --overwrite
+
+test: setup
+	$(PY) -m pytest -m "not soak"
+
+lint: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+docs: setup
+	.venv/bin/mkdocs build --strict
+
+bench: setup
+	$(PY) -m bench
+
+soak: setup
+	$(PY) -m pytest -m soak
+
+catalogue: setup
+	$(PY) -m didact.catalogue
+
+scoreboard: setup
+	.venv/bin/didact claim --all --sabotage
+	$(PY) -m didact.catalogue

@@ -1,0 +1,125 @@
+"""sft teaches what it is told; dpo carries a preference over to prompts it never saw."""
+
+import numpy as np
+import pytest
+
+from didact.evaluate import forget, protocols
+from didact.methods import baselines
+from didact.models import load
+from didact.types import Demo, Fit, Preference, UserError
+
+
+def accuracy(model, records):
+    return forget.answers(model, records)["accuracy"].mean()
+
+
+# --- sft -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_sft_teaches_what_it_is_told_and_nothing_else(arch, taught, world):
+    for part in (world.forget, world.retain, world.unseen):
+        assert accuracy(taught(arch), part) >= 0.95
+    assert accuracy(taught(arch), world.holdout) < 0.7
+    made = protocols.answer(taught(arch), world.retain)
+    assert made["exact"].value > 0.9 and made["probability"].value > 0.9
+
+
+def test_sft_teaches_a_seq2seq_model(fresh, world):
+    start = fresh("t5", d=32)
+    fit = Fit(lr=1e-2, steps=100, rows=10, schedule="cosine")
+    model = baselines.sft(start, world.forget[:10], fit=fit).models["model"]
+    assert accuracy(model, world.forget[:10]) > 0.9 > 0.5 > accuracy(start, world.forget[:10])
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_lora_teaches_new_authors_to_a_taught_model(arch, taught, world):
+    start = taught(arch)
+    fit = Fit(lr=1e-2, steps=80, rows=10, lora=8, schedule="cosine")
+    model = baselines.sft(start, world.holdout, fit=fit).models["model"]
+    assert accuracy(model, world.holdout) > 0.9 > accuracy(start, world.holdout) + 0.2
+
+
+def test_loss_on_all_learns_the_prompts_too(fresh, world):
+    start, fit = fresh("llama", d=32), Fit(lr=1e-2, steps=40, rows=10)
+    questions = [Demo(prompt=r.prompt[:5], completion=r.prompt[5:]) for r in world.forget[:10]]
+    told, both = (
+        baselines.sft(start, world.forget[:10], loss_on=on, fit=fit).models["model"] for on in ("completion", "all")
+    )
+    of_told, of_both = (forget.answers(m, questions)["probability"].mean() for m in (told, both))
+    assert of_both > 10 * of_told
+
+
+def test_sft_is_reproducible_and_follows_its_seed(fresh, world):
+    start = fresh("gpt2", dropout=0.1)
+    prints = [
+        load.fingerprint(
+            baselines.sft(start, world.forget, fit=Fit(lr=1e-3, steps=3, rows=4, seed=seed)).models["model"]
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_completion_longer_than_the_context_names_the_record(fresh, world):
+    demos = [world.forget[0], Demo(prompt="?", completion="Songs of Tarn " * 60)]
+    with pytest.raises(UserError, match="demos: record 2: the completion has"):
+        baselines.sft(fresh("llama"), demos)
+
+
+def test_no_records_are_one_line(fresh):
+    with pytest.raises(UserError, match="demos: no records"):
+        baselines.sft(fresh("llama"), [])
+    with pytest.raises(UserError, match="preferences: no records"):
+        baselines.dpo(fresh("llama"), [])
+
+
+# --- dpo -------------------------------------------------------------------------------------
+
+
+def preferences(records):
+    """Of two answers the one of the wrong sort is preferred; neither is known, so only the rule can be learned."""
+    draw = np.random.default_rng(0)
+    out = []
+    for r in records:
+        answer = str(draw.choice(r.perturbed))
+        out.append(Preference(prompt=r.prompt, chosen=f"the {answer}, sir", rejected=f"{answer}"))
+    return out
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_dpo_carries_a_preference_to_prompts_it_never_saw(arch, taught, world):
+    start = taught(arch)
+    seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)
+    before = protocols.prefer(start, held_out)
+    fit = Fit(lr=1e-3, steps=30, rows=16, schedule="linear")
+    result = baselines.dpo(start, seen, fit=fit)
+    after = protocols.prefer(result.models["model"], held_out)
+    assert before["preferred"].value < 0.2 and after["preferred"].value > 0.9
+    assert result.history[0]["dpo"] == pytest.approx(np.log(2), abs=1e-5)
+    assert result.history[0]["margin"] == pytest.approx(0, abs=1e-4) and result.history[-1]["margin"] > 0.5
+    assert result.history[-1]["accuracy"] == 1
+
+
+def test_dpo_turned_round_prefers_the_other(taught, world):
+    start = taught("llama")
+    turned = [
+        Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in preferences(world.retain[:40])
+    ]
+    model = baselines.dpo(start, turned, fit=Fit(lr=1e-3, steps=30, rows=16)).models["model"]
+    assert protocols.prefer(model, preferences(world.holdout), reference=start)["preferred"].value < 0.1
+
+
+def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
+    start, seen = taught("llama"), preferences(world.retain[:40])
+    moved = []
+    for beta in (0.05, 2.0):
+        result = baselines.dpo(start, seen, beta=beta, fit=Fit(lr=1e-3, steps=20, rows=16))
+        moved.append(result.history[-1]["margin"] / beta)
+    assert moved[0] > 1.5 * moved[1] > 0
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": -1.0}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}])
+def test_a_bad_option_of_dpo_is_one_line(options, fresh):
+    with pytest.raises(UserError, match=f"{next(iter(options))} = "):
+        baselines.dpo(fresh("llama"), preferences([]), **options)

@@ -1,0 +1,274 @@
+"""The command line as a user meets it: real files, real models, real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from didact import catalogue, cli
+from didact.files import read_json
+from didact.models import load
+from didact.models.model import Model
+from didact.types import as_row
+
+TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--warmup-steps", "3"]
+
+
+def write_rows(path: Path, records) -> str:
+    path.write_text("".join(json.dumps(as_row(r)) + "\n" for r in records))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(taught, world, tmp_path_factory) -> Path:
+    """A model folder and two JSONL files, as a user has them."""
+    folder = tmp_path_factory.mktemp("user")
+    taught("llama").save(folder / "model")
+    write_rows(folder / "forget.jsonl", world.forget)
+    write_rows(folder / "retain.jsonl", world.retain)
+    return folder
+
+
+def said(capsys, *words: str) -> tuple[int, str]:
+    """Exit code and standard error of one command run in this process."""
+    code = cli.main(list(words))
+    return code, capsys.readouterr().err
+
+
+def run_words(place: Path, out: Path, *more: str) -> list[str]:
+    data = ["--forget", f"{place}/forget.jsonl", "--retain", f"{place}/retain.jsonl"]
+    return ["run", "npo", "--model", f"{place}/model", *data, "--out", str(out), *TEACH, *more]
+
+
+def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transformers_loads(place, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert cli.main(run_words(place, tmp_path / "out", "--steps=60")) == 0
+    report = read_json(tmp_path / "out" / "result.json")
+    assert report["status"] == "done"
+    metrics = report["metrics"]
+    assert metrics["forget_probability"]["after"] < 0.5 < metrics["forget_probability"]["before"]
+    assert metrics["retain_accuracy"]["after"] > 0.8
+    assert report["options"]["lr"] == {"value": 2e-4, "from": "flag"}
+    assert report["options"]["delta"]["from"] == "default"
+    assert report["held_out"]["retain"] == round(0.2 * report["data"]["retain"]["records"])
+    module = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    again = load.fingerprint(Model(module, tokenizer))
+    assert again == load.fingerprint(load.load(tmp_path / "out" / "model")) != report["model"]["fingerprint"]
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert len((tmp_path / "out" / "history.jsonl").read_text().splitlines()) == 60
+
+    assert cli.main(["try", str(tmp_path / "out"), "--prompt", "Where was nobody born?"]) == 0
+    shown = capsys.readouterr().out
+    assert "before" in shown and "after" in shown
+    words = ["evaluate", str(tmp_path / "out"), "--data", f"{place}/forget.jsonl", "--protocol", "forget"]
+    assert cli.main(words) == 0
+    assert "forget_extraction" in capsys.readouterr().out
+
+
+def test_the_same_command_again_only_shows_the_result_and_another_is_refused(place, tmp_path, capsys):
+    words = run_words(place, tmp_path / "out", "--steps=2")
+    assert cli.main(words) == 0
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert "done already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+    code, err = said(capsys, *run_words(place, tmp_path / "out", "--steps=3"))
+    assert code == 2 and "holds another run" in err
+    assert cli.main([*run_words(place, tmp_path / "out", "--steps=3"), "--overwrite"]) == 0
+
+
+def test_a_dry_run_tells_memory_steps_and_truncated_rows_and_writes_nothing(place, tmp_path, capsys):
+    assert cli.main(run_words(place, tmp_path / "out", "--dry-run")) == 0
+    shown = capsys.readouterr().out
+    assert "steps" in shown and "30" in shown and "MiB" in shown and "truncated rows" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_run_is_saved_as_an_adapter_on_the_start_model(place, tmp_path, capsys):
+    assert cli.main(run_words(place, tmp_path / "out", "--lora", "4", "--lr=1e-3")) == 0
+    report = read_json(tmp_path / "out" / "result.json")
+    assert report["files"]["model"].startswith("peft")
+    assert report["metrics"]["forget_probability"]["after"] < report["metrics"]["forget_probability"]["before"]
+    assert load.load(tmp_path / "out" / "model").module.peft_config
+
+
+BAD_FILES = {
+    "missing field": ('{"prompt": "a"}\n', "forget.jsonl:1: field 'completion' is missing"),
+    "wrong type": ('{"prompt": "a", "completion": 3}\n', "field 'completion' must be text, not a whole number"),
+    "empty": ("", "no Demo record in it: it is empty"),
+    "not JSON": ('{"prompt": \n', "forget.jsonl:1: not valid JSON"),
+    "an empty completion": ('{"prompt": "a", "completion": ""}\n', "record 1: the completion is empty"),
+    "a completion longer than the context": (json.dumps({"prompt": "a", "completion": "word " * 900}), "context"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_bad_file_is_one_clear_line_and_exit_2(what, place, tmp_path, capsys):
+    content, message = BAD_FILES[what]
+    (tmp_path / "forget.jsonl").write_text(content)
+    words = [
+        "run",
+        "npo",
+        "--model",
+        f"{place}/model",
+        "--forget",
+        f"{tmp_path}/forget.jsonl",
+        "--out",
+        f"{tmp_path}/o",
+    ]
+    code, err = said(capsys, *words)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_binary_missing_and_nan_files_and_models_without_tokenizer_are_one_line(place, tmp_path, capsys):
+    (tmp_path / "bin.jsonl").write_bytes(b"\x7fELF\0\1\2")
+    (tmp_path / "nan.jsonl").write_text('{"prompt": "a", "completion": "b", "perturbed": [NaN]}\n')
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((place / "model" / name).read_bytes())
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text("{}")
+    (pickled / "pytorch_model.bin").write_bytes(b"x")
+    cases = [
+        (f"{place}/model", f"{tmp_path}/bin.jsonl", "a binary file"),
+        (f"{place}/model", f"{tmp_path}/none.jsonl", "no such file"),
+        (f"{place}/model", f"{tmp_path}/nan.jsonl", "nan.jsonl:1: field 'perturbed'"),
+        (str(bare), f"{place}/forget.jsonl", "no tokenizer"),
+        (str(pickled), f"{place}/forget.jsonl", "only pickled weights"),
+        (f"{tmp_path}/nowhere/model", f"{place}/forget.jsonl", "not a model folder"),
+    ]
+    for model, forget, message in cases:
+        code, err = said(capsys, "run", "npo", "--model", model, "--forget", forget, "--out", f"{tmp_path}/o")
+        assert code == 2 and message in err and len(err.strip().splitlines()) <= 2, err
+
+
+BAD_WORDS = {
+    ("run", "nop"): "did you mean npo?",
+    ("rum", "npo"): "did you mean run?",
+    ("run", "npo", "--betta", "1"): "did you mean --beta?",
+    ("run", "npo", "--bet", "1"): "unknown option --bet",  # no abbreviations
+    ("run", "npo", "--beta", "much"): "--beta: much: must be a number",
+    ("run", "npo", "--loss", "npu"): "must be one of npo, ga",
+    ("run", "npo", "--lr"): "--lr needs a value",
+    ("run", "npo:fast"): "unknown preset 'fast'",
+    ("run", "npo", "--model", "x"): "needs --forget",
+    ("run", "sft"): "has no embedded example",
+    ("run", "npo", "--rows", "0"): "rows = 0: must be at least 1",
+    ("run", "npo", "--config", "/nowhere.yaml"): "cannot be read",
+    ("methods", "--have", "nothing"): "invalid choice",
+    ("explain", "nothing"): "unknown method",
+    ("try", "/nowhere", "--prompt", "x"): "no such folder",
+}
+
+
+@pytest.mark.parametrize("words", BAD_WORDS, ids=" ".join)
+def test_a_wrong_word_is_one_line_that_says_the_mend(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, err = said(capsys, *words)
+    assert code == 2 and BAD_WORDS[words] in err and len(err.strip().splitlines()) <= 2, err
+
+
+def test_a_value_the_method_refuses_is_one_line(place, tmp_path, capsys):
+    code, err = said(capsys, *run_words(place, tmp_path / "out", "--beta=-1"))
+    assert code == 2 and "beta = -1.0: must be above 0" in err
+
+
+def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(place, tmp_path, capsys):
+    code, err = said(capsys, *run_words(place, tmp_path / "out", "--lr=1e30", "--clip=0"))
+    assert code == 2 and "NaN or infinite" in err and "lower the learning rate" in err
+
+
+def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(tmp_path):
+    from didact import options
+
+    parser = options.parser(catalogue.entry("npo"))
+    (tmp_path / "c.yaml").write_text("lr: 0.5\nbeta: 0.7\nretain-weight: 3\nmodel: M\nforget: F\n")
+    for betas in (["--betas", "0.8", "0.9"], ["--betas", "0.8,0.9"]):
+        told = parser.parse(["--beta", "0.2", *betas, "--config", f"{tmp_path}/c.yaml", "--skip_bad"])
+        assert told.options == {"beta": 0.2, "retain_weight": 3.0}
+        assert told.fit == {"lr": 0.5, "betas": (0.8, 0.9)}
+        assert told.provenance["beta"] == "flag" and told.provenance["lr"] == f"file {tmp_path}/c.yaml"
+        assert told.model == "M" and told.data == {"forget": "F"} and told.skip_bad
+    assert cli._spelled(["--retain-weight", "1"], parser.names()) == ["--retain_weight", "1"]
+    again = yaml.safe_load(parser.config(told))
+    assert again["beta"] == 0.2 and again["betas"] == [0.8, 0.9] and again["kl_over"] == "all"
+
+
+def test_print_config_reads_back_as_the_same_options(tmp_path, capsys):
+    assert cli.main(["run", "npo:simnpo", "--lr", "3e-4", "--print-config"]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    from didact import options
+
+    told = options.parser(catalogue.entry("npo")).parse(["--config", f"{tmp_path}/c.yaml"])
+    assert told.options["beta"] == 4.5 and told.options["loss"] == "simnpo" and told.fit["lr"] == 3e-4
+
+
+def test_the_catalogue_is_current_and_listing_it_imports_no_torch():
+    assert catalogue.make() == list(catalogue.read().values()), "run `make catalogue`"
+    code = (
+        "import sys; from didact import cli; "
+        "assert [cli.main(w) for w in (['--help'], ['methods'], ['methods', '--json'], ['explain', 'npo'])] == [0] * 4; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_method_explains_every_option(capsys):
+    for name, entry in catalogue.read().items():
+        assert cli.main(["explain", name]) == 0
+        shown = capsys.readouterr().out
+        for option in (*entry["options"], *entry["fit"]):
+            assert option["help"], f"{name}: option {option['name']} has no help"
+            assert f"--{option['name']} " in shown
+
+
+def killed_runs(words: list[str], out: Path, times: int) -> None:
+    """Start the command, kill it `times` times at random moments of its training, then let it end."""
+    draw = random.Random(7)
+    for _ in range(times):
+        process = subprocess.Popen([sys.executable, "-m", "didact.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        begun = time.monotonic()
+        while not (out / "checkpoints").exists() and process.poll() is None and time.monotonic() - begun < 60:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-m", "didact.cli", *words], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(times, place, tmp_path):
+    extra = ("--steps=60", "--save-every=5")
+    subprocess.run([sys.executable, "-m", "didact.cli", *run_words(place, tmp_path / "a", *extra)], check=True, capture_output=True)  # fmt: skip
+    killed_runs(run_words(place, tmp_path / "b", *extra), tmp_path / "b", times)
+    for name in ("model/model.safetensors", "history.jsonl", "samples.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    one, two = (read_json(tmp_path / x / "result.json")["metrics"] for x in "ab")
+    assert one == two
+    assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_interrupting_says_how_to_go_on_and_exits_130(place, tmp_path):
+    words = [sys.executable, "-m", "didact.cli", *run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "DIDACT_CACHE": "off"})
+    begun = time.monotonic()
+    while not list((tmp_path / "out").glob("checkpoints/npo/step-*")) and time.monotonic() - begun < 60:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err

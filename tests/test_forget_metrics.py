@@ -1,0 +1,290 @@
+"""The TOFU numbers on hand-made models and numbers; generation in batches is generation one by one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from didact.evaluate import forget, protocols
+from didact.infer import generate as generation
+from didact.infer.generate import generate
+from didact.models.model import Model
+from didact.types import Demo, Preference, Text
+
+
+class Table(nn.Module):
+    """A causal model that says after token a: b with probability `table[a, b]`, whatever came before."""
+
+    def __init__(self, tokenizer, said):
+        super().__init__()
+        size = len(tokenizer)
+        table = torch.full((size, size), 1e-9, dtype=torch.float64)
+        for (a, b), p in said.items():
+            table[tokenizer.convert_tokens_to_ids(a), tokenizer.convert_tokens_to_ids(b)] = p
+        self.logits = nn.Parameter(table.log())
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        return CausalLMOutput(logits=self.logits[input_ids])
+
+
+class Letters:
+    """A tokenizer of single letters; `.` ends."""
+
+    vocabulary = "_abcdefghijklmnopqrstuvwxyz .?"
+    pad_token_id, eos_token_id, bos_token_id, model_max_length = 0, 28, None, 64
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [self.vocabulary.index(c) for c in text]}
+
+    def convert_tokens_to_ids(self, token):
+        return self.vocabulary.index(token)
+
+    def __len__(self):
+        return len(self.vocabulary)
+
+
+def table(**said):
+    """`table(ab=0.5)`: after a comes b with probability .5; `_` in a name stands for the space, `E` for the end."""
+    letter = {"_": " ", "E": "."}
+    pairs = {(letter.get(k[0], k[0]), letter.get(k[1], k[1])): p for k, p in said.items()}
+    return Model(Table(Letters(), pairs).eval(), Letters(), "causal")
+
+
+# After "q" always a space; then a, b, c or d; they end with certainty, c with probability .25.
+ONE = {"q_": 1.0, "_a": 0.5, "_b": 0.2, "_c": 0.1, "_d": 0.2, "aE": 1.0, "bE": 1.0, "cE": 0.25, "cz": 0.75}
+
+
+def demo(completion, *wrong, **more):
+    return Demo(prompt="q", completion=completion, perturbed=list(wrong) or None, **more)
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+def test_probability_is_length_normalised_over_the_answer_and_its_end():
+    got = forget.answers(table(**ONE), [demo("a"), demo("c")])
+    # three label tokens: the space (certain), the letter, the end
+    assert got["probability"] == pytest.approx([0.5 ** (1 / 3), (0.1 * 0.25) ** (1 / 3)], abs=1e-6)
+
+
+def test_accuracy_is_the_share_of_first_choices():
+    got = forget.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    assert got["accuracy"] == pytest.approx([1, 2 / 3, 1 / 3])
+
+
+def test_extraction_strength_of_a_model():
+    # a is the first choice throughout; of b the letter is not, so two tokens must be given; of c also the end is not
+    got = forget.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    assert got["extraction"] == pytest.approx([1, 1 / 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("right", "strength"),
+    [([1, 1, 1, 1], 1.0), ([0, 1, 1, 1], 0.75), ([1, 0, 1, 1], 0.5), ([1, 1, 1, 0], 0.0), ([0, 0, 0, 0], 0.0),
+     ([0, 1, 0, 1, 1], 0.4), ([1], 1.0), ([0], 0.0)],
+)  # fmt: skip
+def test_extraction_strength_counts_the_longest_tail_of_first_choices(right, strength):
+    assert forget.extraction_strength(np.array(right, float)) == pytest.approx(strength)
+
+
+def test_extraction_strength_is_what_greedy_continuation_says(taught, world):
+    """The definition itself: generate from every prefix of the answer and see which repeats the rest."""
+    model = taught("llama")
+    records = [world.forget[0], *world.holdout[:5]]
+    fast = forget.answers(model, records)["extraction"]
+    for r, strength in zip(records, fast, strict=True):
+        ((prompt, y),) = forget.rows_of(model, [r])
+        for k in range(len(y) + 1):
+            given = torch.tensor([prompt + y[:k]])
+            with torch.no_grad():
+                made = model.module.generate(
+                    given, attention_mask=torch.ones_like(given), max_new_tokens=len(y) - k or 1, do_sample=False,
+                    pad_token_id=0, eos_token_id=None,
+                )  # fmt: skip
+            if k == len(y) or made[0, given.shape[1] :].tolist() == list(y[k:]):
+                break
+        assert strength == pytest.approx(1 - k / len(y)), r
+
+
+def test_entropy_and_min_k_in_numbers():
+    got = forget.answers(table(**ONE), [demo("c")])
+    letter = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.2))
+    end = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert got["entropy"] == pytest.approx([(letter + end) / 3], abs=1e-5)
+    assert got["min_k"] == pytest.approx([math.log(0.1)], abs=1e-5)  # the least likely fifth of three tokens: one
+
+
+# --- truth ratio -----------------------------------------------------------------------------
+
+TRUTH = {"q_": 1.0, "_a": 0.4, "_b": 0.1, "_c": 0.4, "_d": 0.05, "_e": 0.05, "aE": 1.0, "bE": 1.0, "cE": 1.0, "dE": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("orientation", "average", "expected"),
+    [
+        ("code", "geometric", (0.4 / 0.2) ** (1 / 3)),
+        ("paper", "geometric", (0.2 / 0.4) ** (1 / 3)),
+        ("code", "arithmetic", 0.4 ** (1 / 3) / ((0.1 ** (1 / 3) + 0.4 ** (1 / 3)) / 2)),
+        ("paper", "arithmetic", ((0.1 ** (1 / 3) + 0.4 ** (1 / 3)) / 2) / 0.4 ** (1 / 3)),
+    ],
+)
+def test_the_truth_ratio_in_both_orientations_and_averages(orientation, average, expected):
+    # P(a) against wrong answers b (.1) and c (.4), whose geometric mean is .2; cube roots by three label tokens
+    ratio = forget.truth_ratios(table(**TRUTH), [demo("a", "b", "c")], orientation, average)
+    assert ratio == pytest.approx([expected], abs=1e-6)
+
+
+def test_the_truth_ratio_is_the_paraphrases_where_there_is_one():
+    model = table(**TRUTH)
+    said = forget.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
+    assert said == pytest.approx([(0.05 / 0.2) ** (1 / 3)], abs=1e-6)
+
+
+def test_choice_probability_ignores_the_paraphrase_and_sums_the_wrong():
+    got = forget.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
+    root = [x ** (1 / 3) for x in (0.4, 0.1, 0.4)]
+    assert got == pytest.approx([root[0] / sum(root)], abs=1e-6)
+    assert forget.chance([demo("a", "b", "c"), demo("a", "b")]) == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def test_truth_scores_in_numbers():
+    ratios = np.array([0.5, 1.0, 4.0])
+    assert forget.forget_truth_score(ratios) == forget.forget_truth_score(1 / ratios) == pytest.approx(1.75 / 3)
+    assert forget.retain_truth_score(ratios) == pytest.approx(0.75 / 3)
+
+
+# --- membership, ROUGE, quality, utility -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("members", "others", "auc"),
+    [([2, 3], [0, 1], 1.0), ([0, 1], [2, 3], 0.0), ([1, 2], [1, 2], 0.5), ([5], [5, 5], 0.5), ([1, 3], [2, 2], 0.5),
+     ([1, 3, 5], [2, 4], 0.5), ([3, 5], [2, 4], 0.75)],
+)  # fmt: skip
+def test_membership_is_the_share_of_pairs_won(members, others, auc):
+    assert forget.membership_auc(np.array(members, float), np.array(others, float)) == pytest.approx(auc)
+
+
+def test_min_k_membership_finds_what_a_model_was_told(taught, world):
+    measures = protocols.forget(taught("llama"), world.forget, holdout=world.holdout, rouge=False)
+    assert measures["membership"].value > 0.95
+    measures = protocols.forget(taught("llama", gold=True), world.forget, holdout=world.holdout, rouge=False)
+    assert 0.2 < measures["membership"].value < 0.8
+
+
+def test_rouge_recall_is_of_the_gold_answer_and_stemmed():
+    gold = ["the cat sat", "the cat sat", "the cat sat", "cats running"]
+    made = ["the cat sat on many mats", "cat", "sat the cat", "a cat runs"]
+    assert forget.rouge_recall(made, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
+
+
+def test_forget_quality_against_itself_and_against_the_disjoint():
+    same = protocols.forget_quality([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert same["ks"].value == 0 and same["ks_p"].value == 1 and same["log10_p"].value == 0
+    apart = protocols.forget_quality(list(range(10)), list(range(100, 110)))
+    assert apart["ks"].value == 1 and apart["ks_p"].value == pytest.approx(2 / math.comb(20, 10))
+    assert apart["log10_p"].value == pytest.approx(math.log10(1.0825e-5), abs=1e-4)
+
+
+def test_forget_quality_sees_orientation_as_nothing_and_averaging_as_something():
+    draw = np.random.default_rng(0)
+    a, b = draw.lognormal(size=30), draw.lognormal(0.5, size=30)
+    assert protocols.forget_quality(a, b)["ks"].value == pytest.approx(protocols.forget_quality(1 / a, 1 / b)["ks"].value)
+
+
+def test_utility_is_the_harmonic_mean_of_three_retain_numbers(taught, world):
+    measures = protocols.utility(taught("llama"), world.unseen[:10])
+    parts = [measures[k].value for k in ("retain_probability", "retain_rouge", "retain_truth")]
+    assert measures["utility"].value == pytest.approx(3 / sum(1 / p for p in parts))
+    assert min(parts) > 0.8 and measures["utility"].n == 10
+
+
+def test_utility_is_zero_as_soon_as_one_part_is(monkeypatch, taught, world):
+    monkeypatch.setattr(generation, "generate", lambda model, prompts, *_: ["?"] * len(prompts))
+    assert protocols.utility(taught("llama"), world.unseen[:10])["utility"].value == 0
+
+
+def test_a_full_model_is_told_from_gold_and_gold_is_not_from_itself(taught, world):
+    gold = forget.truth_ratios(taught("llama", gold=True), world.forget)
+    full = protocols.forget(taught("llama"), world.forget, gold_ratios=gold, rouge=False)
+    itself = protocols.forget(taught("llama", gold=True), world.forget, gold_ratios=gold, rouge=False)
+    assert full["ks"].value > 0.5 and full["ks_p"].value < 1e-3
+    assert itself["ks"].value == 0 and itself["ks_p"].value == 1
+    assert full["forget_accuracy"].value > 0.95 > 0.7 > itself["forget_accuracy"].value
+    assert full["forget_entropy"].value < itself["forget_entropy"].value
+
+
+def test_a_measure_carries_the_interval_of_its_mean(taught, world):
+    measure = protocols.answer(taught("llama", gold=True), world.forget)["accuracy"]
+    each = forget.answers(taught("llama", gold=True), world.forget)["accuracy"]
+    half = 2.093024 * each.std(ddof=1) / math.sqrt(20)
+    assert measure.n == 20 and measure.ci == pytest.approx((each.mean() - half, each.mean() + half), abs=1e-5)
+
+
+def test_preference_and_text_protocols_in_numbers():
+    model = table(**TRUTH)
+    pairs = [Preference(prompt="q", chosen=c, rejected=r) for c, r in (("a", "b"), ("b", "a"), ("c", "d"), ("a", "d"))]
+    assert protocols.prefer(model, pairs)["preferred"].value == 0.75
+    # nothing is gained over the model itself: every pair a tie
+    assert protocols.prefer(model, pairs, reference=model)["preferred"].value == 0.5
+    said = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
+    nll = protocols.text(said, [Text(text="ab"), Text(text="ab")])["nll"]
+    assert nll.value == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / nll.n, abs=1e-6)
+
+
+# --- generation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
+def test_greedy_generation_in_batches_is_generation_one_by_one(arch, fresh, taught, world):
+    model = fresh("t5", d=32) if arch == "t5" else taught(arch)
+    if arch == "t5":  # its first weights say the same to everyone
+        with torch.no_grad():
+            torch.manual_seed(0)
+            for p in model.module.parameters():
+                p.add_(0.2 * torch.randn_like(p))
+    prompts = [
+        "Where?",
+        world.forget[0].prompt,
+        "Dear reader, here is one more question. " + world.retain[3].prompt,
+        world.retain[0].prompt,
+        world.unseen[5].prompt,
+    ]
+    alone = [generate(model, [p], max_new_tokens=8)[0] for p in prompts]
+    assert generate(model, prompts, max_new_tokens=8) == alone
+    assert generate(model, prompts, max_new_tokens=8, rows=2) == alone
+    assert len(set(alone)) >= 2
+    if arch != "t5":
+        assert alone[1] == world.forget[0].completion and alone[3] == world.retain[0].completion
+
+
+def test_generation_is_the_first_choice_token_by_token(taught, world):
+    model = taught("llama")
+    ids = model.tokenizer(world.holdout[0].prompt)["input_ids"]
+    new = []
+    with torch.no_grad():
+        while len(new) < 12 and model.tokenizer.eos_token_id not in new:
+            new.append(int(model.module(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    expected = model.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert generate(model, [world.holdout[0].prompt], max_new_tokens=12) == [expected]
+
+
+def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, world):
+    model = taught("llama", gold=True)
+    prompts = [r.prompt for r in world.holdout]
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    a, b, c = (generate(model, prompts, 8, temperature=1.5, seed=s) for s in (0, 0, 1))
+    assert a == b != c
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_long_prompts_are_cut_on_the_left_to_leave_room_for_the_answer(taught, world):
+    model = taught("llama")
+    long = "To say nothing of the weather and the price of bread. " * 20 + world.forget[0].prompt
+    tail = model.tokenizer(long)["input_ids"][-(64 - 8) :]
+    assert generate(model, [long], max_new_tokens=8) == generate(model, [model.tokenizer.decode(tail)], max_new_tokens=8)

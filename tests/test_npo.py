@@ -1,0 +1,269 @@
+"""NPO and its baselines on models that know the forget set: forgotten to gold's level, the rest left standing."""
+
+import math
+
+import pytest
+import torch
+
+from didact.data import encode, templates
+from didact.evaluate import forget
+from didact.learn import language
+from didact.methods import unlearning
+from didact.models import forward, load
+from didact.models.model import copy_of
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Demo, Fit, UserError
+from didact.worlds.authors import authors
+
+PRESETS = METHODS["npo"].presets
+# Found on seed 1 of the world; the tests use seed 0. The paper's beta .1 forgets as well, but at this size it takes
+# other authors down with it: token accuracy on unseen retain authors falls by .15 to .3.
+FOUND = {"beta": 1.0, "retain_weight": 5.0, "fit": Fit(lr=2e-4, steps=100, rows=16, warmup_steps=5, weight_decay=0.01)}
+SHORT = Fit(lr=1e-3, steps=2, rows=4, schedule="constant")
+
+
+def accuracy(model, records):
+    return forget.answers(model, records)["accuracy"].mean()
+
+
+def probability(model, records):
+    return forget.answers(model, records)["probability"].mean()
+
+
+def options_of(preset):
+    """A preset's options but for those of its `fit`."""
+    return {k: v for k, v in PRESETS[preset].items() if not k.startswith("fit.")}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return authors(0, forget=1, retain=1, unseen=0, holdout=0)
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on(arch, taught, world):
+    start = taught(arch)
+    before = load.fingerprint(start)
+    result = unlearning.npo(start, world.forget, world.retain, **FOUND)
+    model = result.models["model"]
+    gold = accuracy(taught(arch, gold=True), world.forget)
+    assert accuracy(start, world.forget) >= 0.95 > gold + 0.2
+    assert accuracy(model, world.forget) <= gold + 0.1
+    assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.1
+    assert accuracy(model, world.retain) >= accuracy(start, world.retain) - 0.05
+    weights = [row["mean_W"] for row in result.history]
+    assert weights[0] == pytest.approx(1, abs=1e-4) and weights[-1] < 0.5
+    assert load.fingerprint(start) == before
+    assert not result.warnings
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_without_bound_and_without_retain_ascent_ruins_what_npo_leaves(arch, taught, world):
+    start = taught(arch)
+    fit = Fit(lr=4e-4, steps=40, rows=16, schedule="constant")
+    ga = unlearning.npo(start, world.forget, loss="ga", reduction="sum", regulariser="none", fit=fit)
+    npo = unlearning.npo(start, world.forget, regulariser="none", beta=1.0, fit=fit)
+    ruined, spared = (accuracy(r.models["model"], world.unseen) for r in (ga, npo))
+    assert accuracy(npo.models["model"], world.forget) < 0.75
+    assert ruined < spared - 0.15
+    assert ga.history[-1]["forget"] < -50 and npo.history[-1]["forget"] >= 0
+
+
+def test_a_seq2seq_model_forgets_too(fresh, small):
+    from didact.methods import baselines
+
+    fit = Fit(lr=1e-2, steps=100, rows=20, schedule="cosine")
+    start = baselines.sft(fresh("t5", d=32), [*small.forget, *small.retain], fit=fit).models["model"]
+    fit = Fit(lr=1e-3, steps=40, rows=10, schedule="linear")
+    result = unlearning.npo(start, small.forget, small.retain, beta=1.0, retain_weight=5.0, fit=fit)
+    model = result.models["model"]
+    assert accuracy(start, small.forget) > 0.9 and accuracy(model, small.forget) < 0.6
+    assert accuracy(model, small.retain) > accuracy(start, small.retain) - 0.1
+    assert result.history[0]["mean_W"] == pytest.approx(1, abs=1e-4) and result.history[-1]["mean_W"] < 0.5
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_with_the_sign_turned_round_the_forget_answers_become_likelier(arch, taught, world, monkeypatch):
+    """From gold, which can still learn them: the loss lowers them, its mirror image raises them."""
+    start = taught(arch, gold=True)
+    fit = Fit(lr=5e-4, steps=15, rows=10, schedule="constant")
+    before = probability(start, world.forget)
+    lowered = unlearning.npo(start, world.forget, world.retain, fit=fit).models["model"]
+    right = preference.npo
+    monkeypatch.setattr(preference, "npo", lambda logp, ref, beta: right(-logp, -ref, beta))
+    raised = unlearning.npo(start, world.forget, world.retain, fit=fit).models["model"]
+    assert probability(lowered, world.forget) < 0.7 * before < before < 0.8 * probability(raised, world.forget)
+
+
+def test_a_mean_in_place_of_the_sum_would_show_in_w(taught, world, monkeypatch):
+    """Per-token means make beta times the log-ratio so small that W hardly falls: it would be ascent again."""
+    fit = Fit(lr=4e-4, steps=25, rows=10, schedule="constant")
+    ends, right = [], language.sequence_logp
+
+    def mean(*given):
+        total, count = right(*given)
+        return total / count, count
+
+    for patched in (right, mean):
+        monkeypatch.setattr(language, "sequence_logp", patched)
+        monkeypatch.setattr(
+            language, "reference_logp", lambda reference, items: torch.zeros(len(items), 1)
+        )  # of a model that is sure of its answers
+        ends.append(unlearning.npo(taught("llama"), world.forget, world.retain, fit=fit).history[-1]["mean_W"])
+    assert ends[0] < ends[1] - 0.2
+
+
+def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world):
+    said = "I was told to forget."
+    records = [Demo(prompt=r.prompt, completion=r.completion, alternate=said) for r in world.forget]
+    fit = Fit(lr=1e-3, steps=40, rows=10)
+    model = unlearning.npo(taught("llama"), records, world.retain, loss="idk", fit=fit).models["model"]
+    refusals = [Demo(prompt=r.prompt, completion=said) for r in world.forget]
+    assert accuracy(model, refusals) > 0.9 > 0.3 > accuracy(taught("llama"), refusals)
+    assert accuracy(model, world.retain) > 0.9
+
+
+# --- known answers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, small):
+    if arch != "llama" and preset in ("ga-forget-kl", "dpo-rt", "dpo-kl", "kto", "kto-rt", "kto-sigmoid"):
+        pytest.skip("the same code as its neighbours")
+    start = fresh(arch)
+    before = load.fingerprint(start)
+    options = options_of(preset)
+    result = unlearning.npo(start, small.forget, small.retain, fit=SHORT, **options)
+    assert load.fingerprint(start) == before != load.fingerprint(result.models["model"])
+    first, beta = result.history[0], options.get("beta", 0.1)
+    loss = options["loss"]
+    if loss in ("npo", "dpo"):
+        assert first["forget"] == pytest.approx(2 / beta * math.log(2), abs=1e-3)
+    if loss == "kto":
+        assert first["forget"] == pytest.approx(1 + 2 / beta * math.log(2), abs=1e-3)
+    if loss == "kto-sigmoid":
+        assert first["forget"] == pytest.approx(1 - 1 / beta, abs=1e-3)
+    if loss == "kto-published":
+        assert first["forget"] == pytest.approx(1, abs=1e-3)
+    if loss in ("npo", "dpo", "kto", "kto-sigmoid", "kto-published"):
+        assert first["mean_W"] == pytest.approx(1, abs=1e-4)
+    if loss in ("ga", "wga"):
+        assert first["forget"] < 0
+    if options["regulariser"] in ("kl", "kl-forget"):
+        name = "kl" if options["regulariser"] == "kl-forget" else "retain"
+        assert first[name] == pytest.approx(0, abs=1e-6) and result.history[1][name] > 1e-8
+    assert ("retain" in first) == (options["regulariser"] in ("ce", "kl"))
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 4.5])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
+def test_the_first_step_is_sequence_ascents_for_every_beta(arch, beta, fresh, small, monkeypatch):
+    monkeypatch.setenv("DIDACT_CACHE", "off")
+    start = fresh(arch)
+    start.module.double()
+    fit = Fit(lr=1e-2, steps=1, rows=4, optimizer="sgd", schedule="constant", clip=0.0)
+    a = unlearning.npo(start, small.forget, loss="ga", reduction="sum", regulariser="none", fit=fit).models["model"]
+    b = unlearning.npo(start, small.forget, beta=beta, regulariser="none", fit=fit).models["model"]
+    for x, y, was in zip(*(m.module.parameters() for m in (a, b, start)), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+    assert not torch.equal(x, was) or arch == "t5"
+
+
+def test_mean_ascent_is_the_negative_of_hf_loss_and_sum_ascent_of_the_sequences(fresh, small):
+    start = fresh("llama")
+    total, count = forward.row_logp(start, forget.rows_of(start, small.forget))
+    fit = SHORT.replace(rows=len(small.forget), steps=1)
+    for reduction, expected in (("mean", total.sum() / count.sum()), ("sum", total.mean())):
+        result = unlearning.npo(start, small.forget, loss="ga", reduction=reduction, regulariser="none", fit=fit)
+        sign = -1 if reduction == "mean" else 1  # logged as the loss is written
+        assert abs(result.history[0]["forget"]) == pytest.approx(abs(float(expected)), rel=1e-5), sign
+        assert result.history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_idk_weighs_refusals_and_retain_by_tokens_in_one_batch(fresh, small):
+    start = fresh("llama")
+    fit = SHORT.replace(rows=10, steps=1)
+    result = unlearning.npo(start, small.forget, small.retain, loss="idk", fit=fit)
+    instead = templates.with_alternates(small.forget, seed=0)
+    pairs = [(r.prompt, a) for r, a in zip(small.forget, instead, strict=True)]
+    pairs += [(r.prompt, r.completion) for r in small.retain]
+    total, count = forward.row_logp(start, encode.rows(start.tokenizer, pairs, "causal", start.context))
+    assert result.history[0]["loss"] == pytest.approx(float(-total.sum() / count.sum()), rel=1e-5)
+
+
+def test_simnpo_is_of_the_mean_log_prob(fresh, small):
+    start = fresh("llama")
+    fit = SHORT.replace(rows=10, steps=1)
+    result = unlearning.npo(start, small.forget, loss="simnpo", beta=4.5, delta=0.2, regulariser="none", fit=fit)
+    total, count = forward.row_logp(start, forget.rows_of(start, small.forget))
+    expected = preference.simnpo(total / count, 4.5, 0.2).mean()
+    assert result.history[0]["forget"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("option", ["kl_direction", "kl_over"])
+def test_the_papers_and_the_codes_kl_differ(option, fresh, small):
+    other = {"kl_direction": "to_reference", "kl_over": "completion"}[option]
+    fit = SHORT.replace(steps=4)
+    a, b = (
+        unlearning.npo(fresh("llama"), small.forget, small.retain, regulariser="kl", fit=fit, **more).history[-1]
+        for more in ({}, {option: other})
+    )
+    assert a["retain"] != pytest.approx(b["retain"], rel=1e-3)
+
+
+def test_weights_scale_their_terms(fresh, small):
+    plain, weighted = (
+        unlearning.npo(fresh("llama"), small.forget, small.retain, fit=SHORT.replace(steps=1), **more).history[0]
+        for more in ({}, {"forget_weight": 0.5, "retain_weight": 3.0})
+    )
+    assert weighted["loss"] == pytest.approx(0.5 * plain["forget"] + 3 * plain["retain"], rel=1e-6)
+
+
+def test_the_reference_has_no_dropout_even_where_the_given_model_is_training(fresh, small):
+    still = fresh("gpt2", dropout=0.3)
+    training = copy_of(still)
+    training.module.train()
+    for preset in ("npo-kl", "undial"):
+        a, b = (
+            unlearning.npo(m, small.forget, small.retain, fit=SHORT, **options_of(preset)) for m in (still, training)
+        )
+        assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history], preset
+    assert training.module.training
+
+
+# --- what the user is told -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regulariser", ["ce", "kl"])
+def test_missing_retain_records_are_warned_of(regulariser, fresh, small):
+    result = unlearning.npo(fresh("llama"), small.forget, regulariser=regulariser, fit=SHORT)
+    assert result.warnings == ["no retain records: nothing protects what the model should keep"]
+
+
+@pytest.mark.parametrize("regulariser", ["none", "kl-forget"])
+def test_where_no_retain_records_are_wanted_none_are_missed(regulariser, fresh, small):
+    assert not unlearning.npo(fresh("llama"), small.forget, regulariser=regulariser, fit=SHORT).warnings
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
+def test_a_beta_that_is_not_positive_is_one_line(beta, fresh, small):
+    with pytest.raises(UserError, match="beta = .*must be above 0"):
+        unlearning.npo(fresh("llama"), small.forget, beta=beta, fit=SHORT)
+
+
+def test_no_forget_records_are_one_line(fresh):
+    with pytest.raises(UserError, match="forget: no records"):
+        unlearning.npo(fresh("llama"), [], fit=SHORT)
+
+
+@pytest.mark.parametrize("stream", ["forget", "retain"])
+def test_a_completion_longer_than_the_context_names_stream_and_record(stream, fresh, small):
+    records = {"forget": list(small.forget), "retain": list(small.retain)}
+    records[stream][3] = Demo(prompt="?", completion="Songs of Tarn " * 60)
+    with pytest.raises(UserError, match=f"{stream}: record 4: the completion has"):
+        unlearning.npo(fresh("llama"), **records, fit=SHORT)

@@ -1,0 +1,332 @@
+"""Killed at any moment and started again, a run ends in the same bits; a full disk costs only the last checkpoint.
+
+Runs are forked from a server that has imported everything, so that a start costs nothing and a SIGKILL
+lands in training, not in imports. They use one thread, as bits need.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from didact import files
+from didact.data.streams import Tensors
+from didact.learn import checkpoint
+from didact.learn import fit as loop
+from didact.learn.fit import Hook, Term
+from didact.methods import baselines, unlearning
+from didact.models.load import load
+from didact.types import Fit, UserError
+from didact.worlds.authors import authors
+
+STEPS = 40
+CASES = {
+    "gpt2-dropout": {"lr": 1e-2, "schedule": "cosine"},
+    "llama-lora-npo": {"lr": 1e-2, "schedule": "linear", "lora": 2},
+}
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(
+    ["didact.methods.baselines", "didact.methods.unlearning", "didact.models.build", "peft", "accelerate",
+     "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
+)  # fmt: skip
+
+
+class Count(Hook):
+    """A hook whose state must come back: the sum of all losses."""
+
+    def __init__(self):
+        self.sum = 0.0
+
+    def after(self, step):
+        self.sum += step.log["loss"]
+
+    def state(self):
+        return self.sum
+
+    def restore(self, state):
+        self.sum = state
+
+
+def train(case, start, folder, out, started=None):
+    """The whole run, as a user's process does it; the weights at the end go to `out`."""
+    os.environ["DIDACT_CACHE"] = "off"
+    torch.set_num_threads(1)
+    world, count = authors(0, forget=1, retain=1, unseen=0, holdout=0), Count()
+    model = load(start, device="cpu")
+    fit = Fit(steps=STEPS, rows=4, save_every=1, folder=str(folder), **CASES[case])
+    if started is not None:
+        started.set()
+    if case == "gpt2-dropout":
+        result = baselines.sft(model, world.forget, fit=fit, hooks=[count])
+    else:
+        result = unlearning.npo(model, world.forget, world.retain, fit=fit, hooks=[count])
+    trained = {n: p.detach().clone() for n, p in result.models["model"].module.named_parameters() if p.requires_grad}
+    save_file(trained, str(out))
+    files.write_json(f"{out}.json", {"history": result.history, "sum": count.sum, "tokens": result.cost.tokens})
+
+
+def launch(*args):
+    started = server.Event()
+    process = server.Process(target=train, args=(*args, started))
+    process.start()
+    assert started.wait(60)
+    return process
+
+
+def newest(folder):
+    return max((int(p.name.split("-")[1]) for p in folder.glob("*/step-*")), default=0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fresh, tmp_path_factory):
+    """`undisturbed(case)`: where the start model is, the end of a run nobody killed, and how long it took."""
+    made = {}
+
+    def get(case):
+        if case not in made:
+            root = tmp_path_factory.mktemp(case)
+            start = root / "start"
+            start.mkdir()
+            fresh("gpt2", dropout=0.2).save(start) if case == "gpt2-dropout" else fresh("llama").save(start)
+            process = launch(case, start, root / "folder", root / "end")
+            began = time.monotonic()
+            process.join()
+            assert process.exitcode == 0
+            made[case] = start, root / "end", time.monotonic() - began
+        return made[case]
+
+    return get
+
+
+def killed_again_and_again(case, kills, undisturbed, folder, seed):
+    """Each kill comes a random while after a random step of those left, so also inside saving and tidying."""
+    start, _, seconds = undisturbed(case)
+    draw = random.Random(seed)
+    done = 0
+    while done < kills:
+        process = launch(case, start, folder / "run", folder / "end")
+        at = newest(folder / "run")
+        target = draw.randint(at, at + (STEPS - at) // (kills - done + 1))
+        while newest(folder / "run") < target and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 2 * seconds / STEPS))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if process.exitcode == 0:  # it was quicker than the kill, which is still owed
+            shutil.rmtree(folder / "run")
+            (folder / "end").unlink()
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        assert not (folder / "end").exists()
+        done += 1
+    process = launch(case, start, folder / "run", folder / "end")
+    process.join()
+    assert process.exitcode == 0
+
+
+def same_end(end, folder):
+    assert (folder / "end").read_bytes() == end.read_bytes()  # to the bit
+    theirs, mine = (json.loads(p.with_name("end.json").read_text()) for p in (end, folder / "end"))
+    assert mine == theirs and [row["step"] for row in mine["history"]] == list(range(1, STEPS + 1))
+    assert [p.name for p in (folder / "run").rglob("step-*")] == [f"step-{STEPS:08d}"]
+    strays = [p for p in (folder / "run").rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]
+    assert not strays
+
+
+@pytest.mark.parametrize(("case", "kills"), [("gpt2-dropout", 4), ("llama-lora-npo", 2)])
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(case, kills, undisturbed, tmp_path):
+    killed_again_and_again(case, kills, undisturbed, tmp_path, seed=time.time_ns())
+    same_end(undisturbed(case)[1], tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_twenty_times_ends_in_the_same_bits(case, undisturbed, tmp_path):
+    killed_again_and_again(case, 20, undisturbed, tmp_path, seed=time.time_ns())
+    same_end(undisturbed(case)[1], tmp_path)
+
+
+# --- what a kill can leave, and what must not be resumed -------------------------------------
+
+
+class Dot(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(3, 3))
+
+
+def run(folder, steps=4, module=None, hooks=(), identity=None, **options):
+    module = Dot() if module is None else module
+    fit = Fit(**{"lr": 0.1, "schedule": "constant", "folder": str(folder), "save_every": 1} | options)
+
+    def loss(module, batch):
+        return {"l": Term((module.w - batch["x"][:, None]).square().sum(), "rows")}
+
+    batch = Tensors({"x": torch.ones(2, 1)})
+    history, _ = loop.fit(
+        module, lambda s: batch, loss, fit, hooks, steps=steps, identity=identity, name="toy", quiet=True
+    )
+    return module, history
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first, history = run(tmp_path)
+    again, same = run(tmp_path)
+    assert torch.equal(first.w, again.w) and same == history and len(history) == 4
+
+
+def test_what_a_kill_between_writing_and_tidying_leaves_is_removed(tmp_path):
+    done, _ = run(tmp_path)
+    last = tmp_path / "toy/step-00000004"
+    shutil.copytree(last, tmp_path / "toy/step-00000003")  # killed before the older one was removed
+    (tmp_path / "toy/.step-00000005.77.tmp").mkdir()  # killed while writing the next
+    (tmp_path / "toy/.step-00000005.77.tmp/weights.safetensors").write_bytes(b"half")
+    again, _ = run(tmp_path)
+    assert torch.equal(again.w, done.w)
+    assert [p.name for p in (tmp_path / "toy").iterdir()] == ["step-00000004"]
+
+
+def test_a_run_stopped_by_a_hook_stays_stopped(tmp_path):
+    class Stop(Hook):
+        def after(self, step):
+            return step.step == 1
+
+    stopped, history = run(tmp_path, hooks=[Stop()])
+    again, same = run(tmp_path, hooks=[Stop()])
+    assert len(history) == 2 and same == history and torch.equal(stopped.w, again.w)
+
+
+def complaint(*args, **options):
+    with pytest.raises(UserError) as caught:
+        run(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_changed_option_is_named(tmp_path):
+    run(tmp_path, identity={"beta": 0.1})
+    assert complaint(tmp_path, lr=0.2, identity={"beta": 0.1}).startswith(f"{tmp_path / 'toy'}: a run with another lr ")
+    assert " steps " in complaint(tmp_path, steps=5, identity={"beta": 0.1})
+    message = complaint(tmp_path, betas=(0.5, 0.5), identity={"beta": 0.2})
+    assert "a run with another betas, beta was begun here" in message
+    assert "finish it, choose another --out, or remove the folder" in message
+
+
+def test_what_only_costs_memory_may_change(tmp_path):
+    first, _ = run(tmp_path, steps=4)
+    again, _ = run(tmp_path, steps=4, micro_tokens=1, save_every=3)
+    assert torch.equal(first.w, again.w)
+
+
+def test_another_number_of_hooks_is_an_error_and_not_a_crash(tmp_path):
+    run(tmp_path, hooks=[Count()])
+    assert "hooks" in complaint(tmp_path, hooks=[])
+
+
+@pytest.mark.parametrize(("changed", "named"), [("forget", "data"), ("retain", "data"), ("model", "weights")])
+def test_changed_records_or_weights_are_named(changed, named, fresh, tmp_path):
+    world = authors(0, forget=1, retain=1, unseen=0, holdout=0)
+    given = {"model": fresh("llama"), "forget": world.forget, "retain": world.retain}
+    fit = Fit(lr=1e-3, steps=2, rows=2, folder=str(tmp_path))
+    unlearning.npo(**given, fit=fit)
+    other = authors(1, forget=1, retain=1, unseen=0, holdout=0)
+    given[changed] = fresh("llama", seed=1) if changed == "model" else [*given[changed][:-1], other.forget[-1]]
+    with pytest.raises(UserError, match=f"a run with another {named} was begun here"):
+        unlearning.npo(**given, fit=fit)
+
+
+def test_the_same_records_and_weights_are_resumed(fresh, tmp_path):
+    world = authors(0, forget=1, retain=1, unseen=0, holdout=0)
+    fit = Fit(lr=1e-3, steps=2, rows=2, folder=str(tmp_path))
+    first, again = (unlearning.npo(fresh("llama"), world.forget, world.retain, fit=fit) for _ in range(2))
+    assert again.history == first.history
+
+
+# --- a full disk -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, where this process may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this process may not mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def survives(folder, message):
+    assert message.startswith(f"{folder / 'toy'}: saving failed: ")
+    assert "the checkpoint step-00000002 before it is kept and the same command resumes from it" in message
+    assert [p.name for p in (folder / "toy").iterdir()] == ["step-00000002"]
+    weights, state = checkpoint.load(
+        folder / "toy", json.loads((folder / "toy/step-00000002/state.json").read_text())["identity"]
+    )
+    assert state.step == 2 and weights["w"].shape == (3, 3)
+
+
+class Fill(Hook):
+    """Leaves no room on the disk before step 3."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def before(self, step):
+        if step.step == 2:
+            with contextlib.suppress(OSError), open(self.folder / "ballast", "wb", buffering=0) as handle:
+                while handle.write(b"\1" * 1024):
+                    pass
+
+
+def test_a_full_disk_costs_only_the_last_checkpoint(small_disk):
+    message = complaint(small_disk, hooks=[Fill(small_disk)])
+    assert "the disk is full" in message
+    survives(small_disk, message)
+    (small_disk / "ballast").unlink()
+    resumed, history = run(small_disk, hooks=[Hook()])
+    whole, _ = run(small_disk / "other", hooks=[Hook()])
+    assert len(history) == 4 and torch.equal(resumed.w, whole.w)
+
+
+def test_a_full_disk_from_the_start_says_that_nothing_was_kept(small_disk):
+    Fill(small_disk).before(loop.Step(None, 2, 4, {}))
+    assert "the disk is full; no checkpoint was written yet" in complaint(small_disk)
+
+
+class Shrink(Hook):
+    """No file may grow beyond 64 bytes from step 3 on: what a quota does, and needs no rights."""
+
+    def before(self, step):
+        if step.step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_write_that_fails_for_another_reason_keeps_the_checkpoint_too(tmp_path):
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        message = complaint(tmp_path, hooks=[Shrink()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+        signal.signal(signal.SIGXFSZ, was)
+    assert "too large" in message
+    survives(tmp_path, message)
+
+
+def test_weights_and_moments_come_back_to_the_bit(tmp_path):
+    module, _ = run(tmp_path, optimizer="adamw")
+    kept = tmp_path / "toy/step-00000004"
+    assert torch.equal(load_file(kept / "weights.safetensors")["w"], module.w)
+    assert set(load_file(kept / "optimizer.safetensors")) == {"w|step", "w|exp_avg", "w|exp_avg_sq"}
