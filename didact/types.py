@@ -180,10 +180,14 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number before and after teaching. `ci` is the 95 % interval of `after` over the `n` items."""
+    """One number before and after teaching. `ci` is the 95 % interval of `after` over the `n` items.
+
+    `gold` is the same number of a model that shows what perfect looks like, where there is one.
+    """
 
     after: float
     before: float | None = None
+    gold: float | None = None
     n: int | None = None
     ci: tuple[float, float] | None = None
     unit: str = ""

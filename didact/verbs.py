@@ -111,7 +111,8 @@ def run(request: Request) -> dict[str, Any]:
     taught = result.models.get("model")
     if isinstance(taught, Model) and _speaks(job):
         after = _score(job, taught)
-        result.metrics |= protocols.compare(before, after)
+        gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None
+        result.metrics |= protocols.compare(before, after, gold)
         result.samples += _samples(job, taught)
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)

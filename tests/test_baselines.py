@@ -103,9 +103,7 @@ def test_dpo_carries_a_preference_to_prompts_it_never_saw(arch, taught, world):
 
 def test_dpo_turned_round_prefers_the_other(taught, world):
     start = taught("llama")
-    turned = [
-        Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in preferences(world.retain[:40])
-    ]
+    turned = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in preferences(world.retain[:40])]
     model = baselines.dpo(start, turned, fit=Fit(lr=1e-3, steps=30, rows=16)).models["model"]
     assert protocols.prefer(model, preferences(world.holdout), reference=start)["preferred"].value < 0.1
 
@@ -119,7 +117,9 @@ def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
     assert moved[0] > 1.5 * moved[1] > 0
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": -1.0}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.0}, {"beta": -1.0}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}]
+)
 def test_a_bad_option_of_dpo_is_one_line(options, fresh):
     with pytest.raises(UserError, match=f"{next(iter(options))} = "):
         baselines.dpo(fresh("llama"), preferences([]), **options)

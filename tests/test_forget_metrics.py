@@ -192,7 +192,9 @@ def test_forget_quality_against_itself_and_against_the_disjoint():
 def test_forget_quality_sees_orientation_as_nothing_and_averaging_as_something():
     draw = np.random.default_rng(0)
     a, b = draw.lognormal(size=30), draw.lognormal(0.5, size=30)
-    assert protocols.forget_quality(a, b)["ks"].value == pytest.approx(protocols.forget_quality(1 / a, 1 / b)["ks"].value)
+    assert protocols.forget_quality(a, b)["ks"].value == pytest.approx(
+        protocols.forget_quality(1 / a, 1 / b)["ks"].value
+    )
 
 
 def test_utility_is_the_harmonic_mean_of_three_retain_numbers(taught, world):
@@ -287,4 +289,6 @@ def test_long_prompts_are_cut_on_the_left_to_leave_room_for_the_answer(taught, w
     model = taught("llama")
     long = "To say nothing of the weather and the price of bread. " * 20 + world.forget[0].prompt
     tail = model.tokenizer(long)["input_ids"][-(64 - 8) :]
-    assert generate(model, [long], max_new_tokens=8) == generate(model, [model.tokenizer.decode(tail)], max_new_tokens=8)
+    assert generate(model, [long], max_new_tokens=8) == generate(
+        model, [model.tokenizer.decode(tail)], max_new_tokens=8
+    )

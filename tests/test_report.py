@@ -34,7 +34,7 @@ def result(**changes):
         "data": {"forget": {"path": "my files/forget.jsonl", "sha256": "ab" * 32, "records": 20, "dropped": 3}},
         "held_out": {"retain": 8},
         "metrics": {
-            "forget_accuracy": metric | {"after": 0.25, "ci": [0.1, 0.4], "help": "share of tokens"},
+            "forget_accuracy": metric | {"after": 0.25, "ci": [0.1, 0.4], "gold": 0.21, "help": "tokens"},
             "utility": metric | {"after": 0.5, "better": "higher"},
             "membership": metric | {"after": 0.6, "better": "gold"},
             "forget_entropy": metric | {"after": 2.0, "better": "", "unit": "nats"},
@@ -198,8 +198,8 @@ def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
     for part in (
         "didact run npo:npo-rt --forget 'my files/forget.jsonl'", "sha256 " + "ab" * 32, "arXiv:2404.05868",
         "models/small", "weights 0123456789abcdef", "file own.yaml", "0.9 0.95", "preset npo-rt", "retain: 8 records",
-        "0.100 .. 0.400", "lower is better", "near .5 is better", "1.23 M", "2.5 T FLOP", "256 MiB", "2 threads",
-        "abc1234", "Where?", "Paro", "Lund",
+        "0.100 .. 0.400", "gold 0.21", "lower is better", "near .5 is better", "1.23 M", "2.5 T FLOP", "256 MiB",
+        "2 threads", "abc1234", "Where?", "Paro", "Lund",
     ):  # fmt: skip
         assert part in seen
     changed = seen[seen.index("Options that differ") : seen.index("All 6 options")]

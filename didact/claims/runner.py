@@ -181,8 +181,12 @@ def load(method: str) -> Claim:
 
 
 def exit_code(card: Mapping[str, Any]) -> int:
-    """What `didact claim` exits with: 0 holds (or smoke), 1 fails, 3 inconclusive."""
-    return verdict.EXIT[card["verdict"]]
+    """What `didact claim` exits with: 0 holds (or smoke), 1 fails, 3 inconclusive.
+
+    A claim that holds and does not notice a sabotage says nothing: inconclusive.
+    """
+    code = verdict.EXIT[card["verdict"]]
+    return code or (0 if all(row["detected"] for row in card["sabotage"]) else verdict.EXIT["inconclusive"])
 
 
 def sources_sha256(method_module: str, claim_module: str) -> str:

@@ -147,18 +147,27 @@ def text(model: Model, texts: Sequence[Text]) -> dict[str, Measure]:
     return {"nll": Measure(float(-total.sum() / count.sum()), int(count.sum()), "lower", "nats")}
 
 
-def compare(before: Mapping[str, Measure] | None, after: Mapping[str, Measure]) -> dict[str, Metric]:
-    """Metrics of a result from the measures of the two models."""
+def compare(
+    before: Mapping[str, Measure] | None, after: Mapping[str, Measure], gold: Mapping[str, Measure] | None = None
+) -> dict[str, Metric]:
+    """Metrics of a result from the measures of the start model, the taught one and perhaps a gold one."""
+
+    def of(measures: Mapping[str, Measure] | None, name: str) -> float | None:
+        return measures[name].value if measures and name in measures else None
+
     return {
         name: Metric(
-            after=m.value, before=before[name].value if before and name in before else None,
-            n=m.n, ci=m.ci, unit=m.unit, better=m.better, help=m.help,
+            after=m.value, before=of(before, name), gold=of(gold, name), n=m.n, ci=m.ci, unit=m.unit,
+            better=m.better, help=m.help,
         )
         for name, m in after.items()
     }  # fmt: skip
 
 
 def _mean(values: Any, better: Better, help: str, unit: str = "") -> Measure:
-    mean = statistics.mean_interval(np.asarray(values, dtype=float))
-    ci = (mean.low, mean.high) if len(values) > 1 else None
+    x = np.asarray(values, dtype=float)
+    mean = statistics.mean_interval(x)
+    # Values that are shares lie in [0, 1], and so does their mean.
+    low, high = (0.0, 1.0) if not unit and x.min() >= 0 and x.max() <= 1 else (-np.inf, np.inf)
+    ci = (max(low, mean.low), min(high, mean.high)) if len(x) > 1 else None
     return Measure(mean.estimate, len(values), better, unit, ci, help)

@@ -110,8 +110,11 @@ def token_mean(
     spots = micro.tokens.everywhere() if everywhere else micro.tokens
     against = None
     if reference is not None:
+        was = reference.module.training
+        reference.module.eval()  # a reference has no dropout
         with torch.no_grad():
             against = (reference, forward.label_states(reference, spots))
+        reference.module.train(was)
     values = forward.tokens(model, spots, {"value": fn}, reference=against)["value"]
     return Term(values.sum(), f"{micro.stream}.{'seen' if everywhere else 'tokens'}", weight)
 

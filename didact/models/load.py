@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from didact import files
-from didact.models import cache
+from didact.models import cache, mixers
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def load(path: str | Path, device: str | None = None, dtype: str = "float32") -> Model:
-    """Load a transformers or PEFT folder, or a hub id: safetensors only, no remote code.
+    """Load a transformers, PEFT or didact folder, or a hub id: safetensors only, no remote code.
 
     Args:
         path: folder or hub id.
@@ -40,6 +40,8 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
     where = Path(path)
+    if (where / "didact.json").exists():
+        return mixers.load_module(where)
     if where.is_dir():
         _check(where)
         if (where / "adapter_config.json").exists():

@@ -81,6 +81,7 @@ def _run(root: Path) -> dict[str, Any]:
         "command": shlex.join(["didact", *map(str, told["argv"])]),
         "changed": _changed(told["options"], entry),
         "metrics": _metrics(told["metrics"]),
+        "golden": any(m.get("gold") is not None for m in told["metrics"].values()),
         "samples": samples,
         "curves": _curves(_lines(root / "history.jsonl")),
         "findings": _findings(findings),

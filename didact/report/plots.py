@@ -37,7 +37,8 @@ def curve(rows: Rows, y: Sequence[str], x: str = "step", title: str = "") -> str
 
 def change(metric: Mapping[str, Any], width: int = 150) -> str:
     """One metric as a mark: a ring before, a dot with its interval after; from 0 to 1 where all of it lies there."""
-    ends = [v for v in (metric.get("before"), metric.get("after"), *(metric.get("ci") or ())) if _finite(v)]
+    known = (metric.get("before"), metric.get("after"), metric.get("gold"), *(metric.get("ci") or ()))
+    ends = [v for v in known if _finite(v)]
     if not ends or not _finite(metric.get("after")):
         return ""
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -53,6 +54,10 @@ def change(metric: Mapping[str, Any], width: int = 150) -> str:
     if ci and all(_finite(v) for v in ci):
         parts.append(f'<line class="span" x1="{at(ci[0]):.1f}" x2="{at(ci[1]):.1f}" y1="11" y2="11"/>')
         told += f", interval {ci[0]:.3g} to {ci[1]:.3g}"
+    if _finite(metric.get("gold")):
+        tick = at(float(metric["gold"]))
+        parts.append(f'<line class="gold" x1="{tick:.1f}" x2="{tick:.1f}" y1="3" y2="19"/>')
+        told += f", gold {metric['gold']:.3g}"
     if _finite(before):
         parts.append(f'<circle class="ring" cx="{at(float(before or 0)):.1f}" cy="11" r="4"/>')
         told = f"before {before:.3g}, {told}"

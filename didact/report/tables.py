@@ -13,15 +13,16 @@ ARROWS = {"higher": "higher is better", "lower": "lower is better", "gold": "nea
 def metrics(rows: Mapping[str, Any]) -> Table:
     """Before and after with the 95 % interval of after; rows are metrics as result.json has them."""
     table = Table(box=None, pad_edge=False)
-    for column in ("metric", "before", "after", "95 % interval", "n", ""):
+    gold = any(row.get("gold") is not None for row in rows.values())
+    for column in ("metric", "before", "after", "95 % interval", *(["gold"] if gold else []), "n", ""):
         table.add_column(column, justify="left" if column in ("metric", "") else "right", no_wrap=column != "")
     for name, row in rows.items():
         unit = f" {row['unit']}" if row["unit"] else ""
         ci = row["ci"]
         shown = f"{number(ci[0])} .. {number(ci[1])}" if ci and None not in ci else ""
-        table.add_row(
-            name, number(row["before"]), number(row["after"]) + unit, shown, str(row["n"] or ""), ARROWS[row["better"]]
-        )
+        cells = [name, number(row["before"]), number(row["after"]) + unit, shown]
+        cells += [number(row["gold"])] if gold else []
+        table.add_row(*cells, str(row["n"] or ""), ARROWS[row["better"]])
     return table
 
 

@@ -7,10 +7,9 @@ Sequences are one token long here, so the sabotage 'mean per token' does not exi
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from didact.claims import runner, verdict
+from didact.learn import episodes
 from didact.objectives import preference, tokens
 from didact.worlds import logistic
 
@@ -136,7 +136,7 @@ def problem(seed: int) -> Any:
 
 def run(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
     """Every arm of A and both of B on one seed."""
-    with _one_thread():
+    with episodes.one_thread():
         length = LENGTH[tier]
         world = logistic.clouds(seed)
         start, gold = _start_and_gold(seed, length.train)
@@ -250,17 +250,6 @@ def _measures(world: logistic.Clouds, gold: Tensor, path: Tensor) -> dict[str, f
         ),
         "sum_min": min(f + r for f, r in zip(forget, retain, strict=True)),
     }
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices this small lose by being shared out: on two busy cores a step takes 8 ms in place of 0.3."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _r2(x: Tensor, y: Tensor) -> float:

@@ -105,7 +105,6 @@ def mesa_gd(
     Raises:
         UserError: tasks that differ in d or o, hold NaN, or are too few.
 
-    Source: arXiv:2212.07677; specification in `papers/mesa-gd.md`.
     """
     began = time.monotonic()
     if min(layers, heads, restarts) < 1 or min(eval_tasks, lm_tasks, lm_grid) < 2:

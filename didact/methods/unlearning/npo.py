@@ -99,7 +99,7 @@ def npo(
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
     """
-    if beta <= 0:
+    if not beta > 0:
         raise UserError(f"beta = {beta}: must be above 0")
     kept = regulariser if retain or regulariser == "kl-forget" else "none"
     parts = ROWS.get(loss, "f")

@@ -1,0 +1,105 @@
+"""Two processes give one process's losses and weights, on batches of unequal lengths, coupled losses included."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = """
+import json, sys
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from didact.methods import baselines, unlearning
+from didact.models.load import load
+from didact.types import Fit
+from didact.worlds.authors import authors
+
+
+def main(start, out):
+    world = authors(0, forget=2, retain=2, unseen=0, holdout=0)
+    model = load(start, device="cpu", dtype="float64")
+    fit = Fit(lr=1e-2, steps=5, rows=5, schedule="constant", micro_tokens=60)
+    results = {
+        "sft": baselines.sft(model, world.forget, fit=fit),
+        "npo": unlearning.npo(model, world.forget, world.retain, fit=fit),
+        "kto": unlearning.npo(model, world.forget, world.retain, loss="kto", fit=fit),
+        # one record a step: the second process has nothing to do and must still take part
+        "one": baselines.sft(model, world.forget, fit=fit.replace(rows=1)),
+    }
+    state = PartialState()
+    weights = {f"{k}|{n}": p.detach() for k, r in results.items() for n, p in r.models["model"].module.named_parameters()}
+    save_file({k: v.clone() for k, v in weights.items()}, f"{out}/weights-{state.process_index}")
+    with open(f"{out}/history-{state.process_index}.json", "w") as handle:
+        json.dump({"world": state.num_processes, **{k: r.history for k, r in results.items()}}, handle)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(fresh, tmp_path_factory):
+    """Weights and histories of one process (this one) and of both of two."""
+    root = tmp_path_factory.mktemp("distributed")
+    for name in ("start", "alone", "together"):
+        (root / name).mkdir()
+    fresh("llama").save(root / "start")
+    script = root / "train.py"
+    script.write_text(SCRIPT)
+    spec = importlib.util.spec_from_file_location("train_alone", script)
+    alone = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    alone.main(root / "start", root / "alone")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # `--multi_gpu` means torchrun; there `--cpu` alone would start one process. The loop takes the CPU and gloo itself.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, "--main_process_port", str(port), script, root / "start", root / "together"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DIDACT_CACHE": "off"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def of(folder, rank):
+        return load_file(root / folder / f"weights-{rank}"), json.loads(
+            (root / folder / f"history-{rank}.json").read_text()
+        )
+
+    return of("alone", 0), of("together", 0), of("together", 1), load_file(root / "start/model.safetensors")
+
+
+def test_there_were_two_processes(runs):
+    (_, alone), (_, first), (_, second), _ = runs
+    assert (alone["world"], first["world"], second["world"]) == (1, 2, 2)
+
+
+@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one"])
+def test_both_of_two_processes_log_the_losses_of_one(method, runs):
+    (_, alone), (_, first), (_, second), _ = runs
+    assert len(alone[method]) == 5 and first[method] == second[method]
+    for mine, theirs in zip(alone[method], first[method], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-10)
+
+
+@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one"])
+def test_both_of_two_processes_end_with_the_weights_of_one(method, runs):
+    (alone, _), (first, _), (second, _), start = runs
+    names = [k for k in alone if k.startswith(f"{method}|")]
+    assert names
+    for name in names:
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], alone[name], rtol=0, atol=1e-10)
+    moved = max(float((alone[n] - start[n.split("|")[1]]).abs().max()) for n in names if n.split("|")[1] in start)
+    assert moved > 1e-2
