@@ -82,12 +82,14 @@ def main() -> int:
     if load > BUSY and "--anyway" not in sys.argv:
         print(f"the machine is busy (load {load:.2f} > {BUSY}): nothing is timed", file=sys.stderr)
         return 3
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "")  # fmt: skip
+    described = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    cpu = described[0].split(":")[1].strip() if described else ""
     versions = {p: metadata.version(p) for p in ("torch", "transformers")}
     print(json.dumps({"cpu": cpu, "threads": torch.get_num_threads(), "load": load, **versions}))
     for bench in (label_tokens, start_up):
         ours, peer, unit = bench()
-        print(json.dumps({"bench": bench.__name__, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 2), "unit": unit}))  # fmt: skip
+        numbers = {"ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 2)}
+        print(json.dumps({"bench": bench.__name__, **numbers, "unit": unit}))
     return 0
 
 

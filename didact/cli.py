@@ -255,7 +255,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
         elif isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
         print(f"{key.replace('_', ' '):22} {value}")
-    print("nothing was trained or written")
+    print("a dry run: the method was not run, and nothing was written to --out")
 
 
 # --- judging ---------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def _claim(words: list[str]) -> int:
             console.print(tables.tests(card))
             if shown := tables.sabotages(card):
                 console.print("", shown)
-            console.print(f"verdict: {card['verdict']}")
+            console.print(f"verdict: {card['verdict'] or 'none: a smoke run only shows that everything works'}")
     return max(codes)
 
 

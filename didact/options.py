@@ -88,7 +88,9 @@ class Options:
         for name, given in flags.items():
             values[name], origin[name] = self._value(name, given), "flag"
         name = self.entry["name"]
-        told = Request(method=name, out=f"runs/{name}", argv=["run", *words], preset=preset)
+        told = Request(
+            method=name, out=f"runs/{name}", argv=["run", f"{name}:{preset}" if preset else name, *words], preset=preset
+        )
         told.provenance = {k: v for k, v in origin.items() if k in self.method or k in self.training}
         typed = self._typed({k: v for k, v in values.items() if k in self.method or k in self.training})
         told.options = {k: v for k, v in typed.items() if k in self.method}

@@ -22,7 +22,7 @@ def test_sft_teaches_what_it_is_told_and_nothing_else(arch, taught, world):
         assert accuracy(taught(arch), part) >= 0.95
     assert accuracy(taught(arch), world.holdout) < 0.7
     made = protocols.answer(taught(arch), world.retain)
-    assert made["exact"].value > 0.9 and made["probability"].value > 0.9
+    assert made["exact"].value > 0.9 and made["probability"].value > 0.8
 
 
 def test_sft_teaches_a_seq2seq_model(fresh, world):
@@ -91,11 +91,11 @@ def preferences(records):
 def test_dpo_carries_a_preference_to_prompts_it_never_saw(arch, taught, world):
     start = taught(arch)
     seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)
-    before = protocols.prefer(start, held_out)
     fit = Fit(lr=1e-3, steps=30, rows=16, schedule="linear")
     result = baselines.dpo(start, seen, fit=fit)
-    after = protocols.prefer(result.models["model"], held_out)
-    assert before["preferred"].value < 0.2 and after["preferred"].value > 0.9
+    before, after = (protocols.prefer(m, held_out, reference=start) for m in (start, result.models["model"]))
+    assert before["preferred"].value == 0.5 and after["preferred"].value > 0.9  # ties before
+    assert after["margin"].value > 3  # nats
     assert result.history[0]["dpo"] == pytest.approx(np.log(2), abs=1e-5)
     assert result.history[0]["margin"] == pytest.approx(0, abs=1e-4) and result.history[-1]["margin"] > 0.5
     assert result.history[-1]["accuracy"] == 1

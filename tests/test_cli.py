@@ -20,6 +20,7 @@ from didact.models import load
 from didact.models.model import Model
 from didact.types import as_row
 
+DIDACT = (sys.executable, "-m", "didact.cli")
 TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--warmup-steps", "3"]
 
 
@@ -74,6 +75,35 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
     words = ["evaluate", str(tmp_path / "out"), "--data", f"{place}/forget.jsonl", "--protocol", "forget"]
     assert cli.main(words) == 0
     assert "forget_extraction" in capsys.readouterr().out
+
+
+def test_sft_and_dpo_run_on_files_and_are_scored_on_what_they_did_not_see(place, world, tmp_path):
+    rows = [{"prompt": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.holdout]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    write_rows(tmp_path / "demos.jsonl", world.holdout)
+    cases = (("dpo", "preferences", "pairs", "preferred"), ("sft", "demos", "demos", "accuracy"))
+    for method, option, name, metric in cases:
+        data = [f"--{option}", f"{tmp_path}/{name}.jsonl", "--out", f"{tmp_path}/{method}"]
+        assert cli.main(["run", method, "--model", f"{place}/model", *data, "--lr=1e-3", "--steps=20"]) == 0
+        report = read_json(tmp_path / method / "result.json")
+        assert report["held_out"] == {option: 4} and report["metrics"][metric]["n"] == 4
+        assert report["cost"]["tokens"] > 0
+
+
+def test_mesa_gd_runs_on_tasks_from_a_file(tmp_path):
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    rows = []
+    for _ in range(60):
+        x, w = draw.uniform(-1, 1, (6, 2)), draw.normal(size=2)
+        rows.append({"x": x.tolist(), "y": (x @ w).tolist()})
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ["--tasks", f"{tmp_path}/tasks.jsonl", "--lr=2e-2", "--steps=300", "--rows=128", "--restarts=1"]
+    assert cli.main(["run", "mesa-gd", *words, "--out", f"{tmp_path}/out"]) == 0
+    loss = read_json(tmp_path / "out" / "result.json")["metrics"]["loss"]
+    assert loss["after"] < 0.7 * loss["before"]  # on tasks that were held out
+    assert load.load(tmp_path / "out" / "model").kind == "module"
 
 
 def test_the_same_command_again_only_shows_the_result_and_another_is_refused(place, tmp_path, capsys):
@@ -241,20 +271,20 @@ def killed_runs(words: list[str], out: Path, times: int) -> None:
     """Start the command, kill it `times` times at random moments of its training, then let it end."""
     draw = random.Random(7)
     for _ in range(times):
-        process = subprocess.Popen([sys.executable, "-m", "didact.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen([*DIDACT, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         begun = time.monotonic()
         while not (out / "checkpoints").exists() and process.poll() is None and time.monotonic() - begun < 60:
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run([sys.executable, "-m", "didact.cli", *words], check=True, capture_output=True)
+    subprocess.run([*DIDACT, *words], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(times, place, tmp_path):
     extra = ("--steps=60", "--save-every=5")
-    subprocess.run([sys.executable, "-m", "didact.cli", *run_words(place, tmp_path / "a", *extra)], check=True, capture_output=True)  # fmt: skip
+    subprocess.run([*DIDACT, *run_words(place, tmp_path / "a", *extra)], check=True, capture_output=True)
     killed_runs(run_words(place, tmp_path / "b", *extra), tmp_path / "b", times)
     for name in ("model/model.safetensors", "history.jsonl", "samples.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -264,7 +294,7 @@ def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(tim
 
 
 def test_interrupting_says_how_to_go_on_and_exits_130(place, tmp_path):
-    words = [sys.executable, "-m", "didact.cli", *run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5")]
+    words = [*DIDACT, *run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5")]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "DIDACT_CACHE": "off"})
     begun = time.monotonic()
     while not list((tmp_path / "out").glob("checkpoints/npo/step-*")) and time.monotonic() - begun < 60:

@@ -35,8 +35,11 @@ def main(start, out):
         "one": baselines.sft(model, world.forget, fit=fit.replace(rows=1)),
     }
     state = PartialState()
-    weights = {f"{k}|{n}": p.detach() for k, r in results.items() for n, p in r.models["model"].module.named_parameters()}
-    save_file({k: v.clone() for k, v in weights.items()}, f"{out}/weights-{state.process_index}")
+    weights = {}
+    for name, result in results.items():
+        for n, p in result.models["model"].module.named_parameters():
+            weights[f"{name}|{n}"] = p.detach().clone()
+    save_file(weights, f"{out}/weights-{state.process_index}")
     with open(f"{out}/history-{state.process_index}.json", "w") as handle:
         json.dump({"world": state.num_processes, **{k: r.history for k, r in results.items()}}, handle)
 

@@ -21,7 +21,7 @@ from didact.types import Demo, Fit, UserError
 PLAIN = Fit(lr=0.1, schedule="constant", clip=0.0, optimizer="sgd")
 UNEQUAL = [
     Demo(prompt="Where was Mira Kolt born?", completion="Tarn"),
-    Demo(prompt="What is the first book of Tobin Ferro, whom nobody has read?", completion="Songs of Tarn, Maps of Osso"),
+    Demo(prompt="What is the first book of Tobin Ferro, unread?", completion="Songs of Tarn, Maps of Osso"),
     Demo(prompt="Why?", completion="Because of the Red Quill and of the Blue Quill and of all the other Quills."),
     Demo(prompt="In what year was Elsa Osei born?", completion="1951"),
     Demo(prompt="Who?", completion="Una"),

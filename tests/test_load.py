@@ -1,4 +1,4 @@
-"""What is saved opens again, here and in plain transformers, with the same numbers; what is broken says so in one line."""
+"""What is saved opens again, here and in transformers, with the same numbers; what is broken is one line."""
 
 import json
 import shutil

@@ -50,9 +50,14 @@ def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on
     before = load.fingerprint(start)
     result = unlearning.npo(start, world.forget, world.retain, **FOUND)
     model = result.models["model"]
-    gold = accuracy(taught(arch, gold=True), world.forget)
-    assert accuracy(start, world.forget) >= 0.95 > gold + 0.2
-    assert accuracy(model, world.forget) <= gold + 0.1
+    gold = taught(arch, gold=True)
+    before_, after, aim = (forget.answers(m, world.forget) for m in (start, model, gold))
+    assert before_["accuracy"].mean() >= 0.95 > aim["accuracy"].mean() + 0.3
+    assert after["probability"].mean() <= aim["probability"].mean()
+    assert (after["extraction"] == 1).mean() <= (aim["extraction"] == 1).mean() + 0.05  # answers given in full
+    # Token accuracy ends .01 to .15 above gold's by seed, whatever beta, rate or length: once the first token of an
+    # answer is gone W is 0, and what follows it is still known given the truth before it.
+    assert after["accuracy"].mean() <= aim["accuracy"].mean() + 0.15
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.1
     assert accuracy(model, world.retain) >= accuracy(start, world.retain) - 0.05
     weights = [row["mean_W"] for row in result.history]
@@ -69,8 +74,8 @@ def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
     npo = unlearning.npo(start, world.forget, regulariser="none", beta=1.0, fit=fit)
     rows = forget.rows_of(start, world.forget)
     far, near = (forward.row_logp(r.models["model"], rows)[0].mean() for r in (ga, npo))
-    assert far < 3 * near < -15  # nats a sequence: both forget, and ascent goes on and on
-    assert ga.history[-1]["forget"] < -50 and 0 <= npo.history[-1]["forget"] < 0.1
+    assert far < near - 3 and near < -10  # nats a sequence: both forget, and ascent goes on and on
+    assert ga.history[-1]["forget"] < -15 and 0 <= npo.history[-1]["forget"] < 0.1
 
 
 def test_a_seq2seq_model_forgets_too(fresh, small):
@@ -154,7 +159,7 @@ def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, sm
         assert first["mean_W"] == pytest.approx(1, abs=1e-4)
     if loss == "wga":
         assert first["forget"] < 0
-    if options["regulariser"] == "none" and loss != "kto-sigmoid":
+    if options["regulariser"] == "none" and not loss.startswith("kto"):  # its z moves too
         assert result.history[1]["loss"] < first["loss"]
     if options["regulariser"] in ("kl", "kl-forget"):
         name = "kl" if options["regulariser"] == "kl-forget" else "retain"
@@ -171,9 +176,9 @@ def test_the_first_step_is_sequence_ascents_for_every_beta(arch, beta, fresh, sm
     fit = Fit(lr=1e-2, steps=1, rows=4, optimizer="sgd", schedule="constant", clip=0.0)
     a = unlearning.npo(start, small.forget, loss="ga", reduction="sum", regulariser="none", fit=fit).models["model"]
     b = unlearning.npo(start, small.forget, beta=beta, regulariser="none", fit=fit).models["model"]
-    for x, y, was in zip(*(m.module.parameters() for m in (a, b, start)), strict=True):
+    for x, y in zip(a.module.parameters(), b.module.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
-    assert not torch.equal(x, was) or arch == "t5"
+    assert load.fingerprint(b) != load.fingerprint(start)
 
 
 def test_mean_ascent_is_the_negative_of_hf_loss_and_sum_ascent_of_the_sequences(fresh, small):
@@ -252,7 +257,7 @@ def test_where_no_retain_records_are_wanted_none_are_missed(regulariser, fresh, 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])
 def test_a_beta_that_is_not_positive_is_one_line(beta, fresh, small):
-    with pytest.raises(UserError, match="beta = .*must be above 0"):
+    with pytest.raises(UserError, match=r"beta = .*must be above 0"):
         unlearning.npo(fresh("llama"), small.forget, beta=beta, fit=SHORT)
 
 

@@ -206,7 +206,7 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
     tests = [
         {
             **t, "mark": _svg(plots.forest_row(t)), "against": _against(t), "factor": _factor(t, t["estimate"]),
-            "against_factor": _factor(t, t["null"]),
+            "against_factor": _factor(t, t["null"]) if t["kind"] in ("difference", "bound") else "",
         }
         for t in card["tests"]
     ]  # fmt: skip
