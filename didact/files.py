@@ -49,6 +49,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder beside `path` to fill; takes its place when the block ends well, else is removed."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
+    for moved in final.parent.glob(f".{final.name}.*.old.tmp"):
+        if not final.exists():  # killed between the two renames below: the version before is whole
+            os.replace(moved, final)
     sweep(final.parent, final.name)
     beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     old = final.with_name(f".{final.name}.{os.getpid()}.old.tmp")

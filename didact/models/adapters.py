@@ -17,7 +17,7 @@ def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
     import peft
 
     task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
-    config = peft.LoraConfig(r=rank, lora_alpha=int(alpha), target_modules="all-linear", task_type=task)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
