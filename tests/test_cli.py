@@ -252,7 +252,7 @@ def test_the_catalogue_is_current_and_listing_it_imports_no_torch():
     assert catalogue.make() == list(catalogue.read().values()), "run `make catalogue`"
     code = (
         "import sys; from didact import cli; "
-        "assert [cli.main(w) for w in (['--help'], ['methods'], ['methods', '--json'], ['explain', 'npo'])] == [0] * 4; "
+        "assert not any(cli.main(w) for w in (['--help'], ['methods'], ['methods', '--json'], ['explain', 'npo'])); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from didact.models.model import Model
@@ -17,7 +19,8 @@ def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
     import peft
 
     task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type=task)
+    scale: Any = alpha  # peft takes any number, though it says int
+    config = peft.LoraConfig(r=rank, lora_alpha=scale, target_modules="all-linear", task_type=task)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
