@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from didact.claims.problem import Problem
-from didact.learn import fit
+from didact.learn import episodes, fit
 from didact.methods.baselines.sft import sft
 from didact.models import build, load
 from didact.models.model import Model
@@ -15,6 +15,7 @@ from didact.worlds import authors
 TEACH = Fit(lr=2e-3, epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
 
 
+@episodes.one_thread()
 def problem(seed: int) -> Problem:
     """A Llama of about 0.5M weights that knows 14 authors, and the gold model that was never told of two of them.
 
