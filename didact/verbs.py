@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -104,6 +105,15 @@ def run(request: Request) -> dict[str, Any]:
     job = prepare(request)
     torch.manual_seed(request.seed)
     _begin(out, job)
+    try:
+        return _taught(out, job)
+    except UserError:
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            files.write_json(out / "result.json", {"schema": SCHEMA, "status": "failed", **_who(request)})
+        raise
+
+
+def _taught(out: Path, job: Job) -> dict[str, Any]:
     began = time.monotonic()
     before = _score(job, job.model) if job.model is not None and _speaks(job) else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
@@ -203,8 +213,7 @@ def _inputs(
     for name, path in request.data.items():
         rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad)
         records[name] = rows
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        sources[name] = {"path": path, "sha256": digest, "records": len(rows), "dropped": rows.dropped}
+        sources[name] = {"path": path, "sha256": _sha256(path), "records": len(rows), "dropped": rows.dropped}
     model = load.load(request.model, request.device, request.dtype) if request.model else None
     return model, records, sources
 
@@ -273,22 +282,18 @@ def _samples(job: Job, taught: Model) -> list[dict[str, str]]:
 
 
 def _begin(out: Path, job: Job) -> None:
+    """Say that a run is under way; what another run left in the folder goes, its own checkpoints stay."""
+    who = _who(job.request)
     try:
+        kept = _kept(out)
+        mine = kept.get("request") == files.plain(who["request"]) and kept.get("status") in ("running", "failed")
+        if kept and not mine:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
         files.sweep(out)
-        kept = out / "result.json"
-        if job.request.overwrite and kept.exists() and not _unfinished(kept, job.request):
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        files.write_json(kept, {"schema": SCHEMA, "status": "running", **_who(job.request)})
+        files.write_json(out / "result.json", {"schema": SCHEMA, "status": "running", **who})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-
-
-def _unfinished(path: Path, request: Request) -> bool:
-    """Whether this very command was begun here and not ended: then it goes on."""
-    kept = files.read_json(path)
-    same: bool = kept.get("request") == files.plain(_who(request)["request"])
-    return same and kept.get("status") == "running"
 
 
 def _who(request: Request) -> dict[str, Any]:
@@ -298,18 +303,38 @@ def _who(request: Request) -> dict[str, Any]:
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": request.argv}
 
 
-def _finished(out: Path, request: Request) -> dict[str, Any] | None:
-    """The result of an earlier run of the same command, or None if there is work to do."""
+def _kept(out: Path) -> dict[str, Any]:
+    """What an earlier run in this folder wrote; nothing where there was none."""
     path = out / "result.json"
-    if request.overwrite or not path.exists():
-        return None
     try:
-        kept: dict[str, Any] = files.read_json(path)
+        kept = files.read_json(path) if path.exists() else {}
     except ValueError:
-        raise UserError(f"{path}: not a result of didact; choose another --out") from None
+        kept = None
+    if not isinstance(kept, dict):
+        raise UserError(f"{path}: not a result of didact; choose another --out")
+    return kept
+
+
+def _finished(out: Path, request: Request) -> dict[str, Any] | None:
+    """The result of an earlier run of the same command, or None if there is work to do.
+
+    Raises:
+        UserError: another run stands in the folder, or the files changed since.
+    """
+    kept = _kept(out)
+    if request.overwrite or kept.get("status") in (None, "failed"):
+        return None
     if kept.get("request") != files.plain(_who(request)["request"]):
         raise UserError(f"{out} holds another run ({kept.get('method')}): choose another --out, or --overwrite")
-    return kept if kept.get("status") == "done" else None
+    for source in kept.get("data", {}).values():
+        path = source["path"]
+        if "sha256" in source and (not Path(path).exists() or _sha256(path) != source["sha256"]):
+            raise UserError(f"{path} changed since the run in {out}: choose another --out, or --overwrite")
+    return kept if kept["status"] == "done" else None
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:

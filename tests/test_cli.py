@@ -221,6 +221,18 @@ def test_a_value_the_method_refuses_is_one_line(place, tmp_path, capsys):
 def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(place, tmp_path, capsys):
     code, err = said(capsys, *run_words(place, tmp_path / "out", "--lr=1e30", "--clip=0"))
     assert code == 2 and "NaN or infinite" in err and "lower the learning rate" in err
+    assert read_json(tmp_path / "out" / "result.json")["status"] == "failed"
+    assert cli.main(run_words(place, tmp_path / "out", "--steps=2")) == 0  # the mended command may use the same folder
+
+
+def test_a_finished_run_is_not_shown_for_files_that_changed_since(place, world, tmp_path, capsys):
+    write_rows(tmp_path / "f.jsonl", world.forget[:3])
+    data = ["--forget", f"{tmp_path}/f.jsonl", "--out", f"{tmp_path}/out"]
+    words = ["run", "npo", "--model", f"{place}/model", *data, "--steps=1"]
+    assert cli.main(words) == 0
+    write_rows(tmp_path / "f.jsonl", world.forget[:4])
+    code, err = said(capsys, *words)
+    assert code == 2 and "changed since the run" in err
 
 
 def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(tmp_path):
