@@ -179,7 +179,7 @@ def unit(
 
     def look(step: loop.Step) -> dict[str, Any]:
         model = Model(step.module, made["full"].processor, "causal")
-        scores = protocols.forget(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge=False)
+        scores = protocols.forget(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge="none")
         return {k: m.value for k, m in scores.items()}
 
     began = time.monotonic()

@@ -169,9 +169,9 @@ def test_membership_is_the_share_of_pairs_won(members, others, auc):
 
 
 def test_min_k_membership_finds_what_a_model_was_told(taught, world):
-    measures = protocols.forget(taught("llama"), world.forget, holdout=world.holdout, rouge=False)
+    measures = protocols.forget(taught("llama"), world.forget, holdout=world.holdout, rouge="none")
     assert measures["membership"].value > 0.95
-    measures = protocols.forget(taught("llama", gold=True), world.forget, holdout=world.holdout, rouge=False)
+    measures = protocols.forget(taught("llama", gold=True), world.forget, holdout=world.holdout, rouge="none")
     assert 0.2 < measures["membership"].value < 0.8
 
 
@@ -211,8 +211,8 @@ def test_utility_is_zero_as_soon_as_one_part_is(monkeypatch, taught, world):
 
 def test_a_full_model_is_told_from_gold_and_gold_is_not_from_itself(taught, world):
     gold = forget.truth_ratios(taught("llama", gold=True), world.forget)
-    full = protocols.forget(taught("llama"), world.forget, gold_ratios=gold, rouge=False)
-    itself = protocols.forget(taught("llama", gold=True), world.forget, gold_ratios=gold, rouge=False)
+    full = protocols.forget(taught("llama"), world.forget, gold_ratios=gold, rouge="none")
+    itself = protocols.forget(taught("llama", gold=True), world.forget, gold_ratios=gold, rouge="none")
     assert full["ks"].value > 0.5 and full["ks_p"].value < 1e-3
     assert itself["ks"].value == 0 and itself["ks_p"].value == 1
     assert full["forget_accuracy"].value > 0.95 > 0.7 > itself["forget_accuracy"].value

@@ -21,7 +21,9 @@ from didact.models.model import Model
 from didact.types import Demo, Metric, Preference, Text
 
 Better = Literal["higher", "lower", "gold", ""]
+Rouge = Literal["greedy", "sampled", "none"]
 ANSWER_TOKENS = 64  # generated at most
+OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def forget(
     retain: Sequence[Demo] | None = None,
     holdout: Sequence[Demo] | None = None,
     gold_ratios: Any = None,
-    rouge: bool = True,
+    rouge: Rouge = "greedy",
 ) -> dict[str, Measure]:
     """Whether what must go is gone and the rest still stands.
 
@@ -52,7 +54,7 @@ def forget(
         retain: what must stay; give records no training saw, else utility is flattered.
         holdout: records of the same sort no model saw, for membership.
         gold_ratios: truth ratios of a model trained without the forget set, on the same records.
-        rouge: generate answers for ROUGE-L (the slow part).
+        rouge: generate answers for ROUGE-L (the slow part): greedy, sampled as the official code does, none.
 
     Returns:
         `forget_*` (lower, or like gold's), `retain_*`, `utility` the harmonic mean of the retain
@@ -79,7 +81,7 @@ def forget(
     return out
 
 
-def utility(model: Model, retain: Sequence[Demo], rouge: bool = True) -> dict[str, Measure]:
+def utility(model: Model, retain: Sequence[Demo], rouge: Rouge = "greedy") -> dict[str, Measure]:
     """What a model still knows: accuracy, probability, truth ratio, ROUGE-L recall, their harmonic mean.
 
     The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
@@ -87,10 +89,11 @@ def utility(model: Model, retain: Sequence[Demo], rouge: bool = True) -> dict[st
     """
     known = forgetting.answers(model, retain, "retain")
     parts = {"retain_probability": _mean(known["probability"], "higher", "exp(-mean nll) of the retain answers")}
-    if rouge:
-        made = generate.generate(model, [r.prompt for r in retain], ANSWER_TOKENS)
+    if rouge != "none":
+        how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
+        made = generate.generate(model, [r.prompt for r in retain], **how)
         recall = forgetting.rouge_recall(made, [r.completion for r in retain])
-        parts["retain_rouge"] = _mean(recall, "higher", "ROUGE-L recall of greedy answers")
+        parts["retain_rouge"] = _mean(recall, "higher", f"ROUGE-L recall of {rouge} answers")
     if forgetting.has_truth(retain):
         ratios = forgetting.truth_ratios(model, retain, name="retain")
         parts["retain_truth"] = Measure(

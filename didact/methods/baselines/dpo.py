@@ -28,7 +28,7 @@ def dpo(
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
-    fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, warmup_steps=150, optimizer="adamw"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, warmup=0.1),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Teach a model to prefer one completion to another, without a reward model.
