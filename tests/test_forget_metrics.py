@@ -205,7 +205,7 @@ def test_utility_is_the_harmonic_mean_of_three_retain_numbers(taught, world):
 
 
 def test_utility_is_zero_as_soon_as_one_part_is(monkeypatch, taught, world):
-    monkeypatch.setattr(generation, "generate", lambda model, prompts, *_: ["?"] * len(prompts))
+    monkeypatch.setattr(generation, "generate", lambda model, prompts, **_: ["?"] * len(prompts))
     assert protocols.utility(taught("llama"), world.unseen[:10])["utility"].value == 0
 
 

@@ -11,12 +11,6 @@ from didact.objectives import preference
 from didact.worlds import logistic
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    with npo._one_thread():
-        yield
-
-
 @pytest.fixture(scope="module")
 def world():
     return logistic.clouds(1000)
