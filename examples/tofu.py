@@ -68,6 +68,7 @@ BETAS = {
 }  # fmt: skip
 TUNING_SEED, SEEDS = 100, (1, 2, 3, 4, 5)
 EPOCHS, ROWS, LOOK = 5, 32, 25
+BUDGET = 0.75
 TUNE = Fit(lr=4e-3, epochs=24, rows=16, schedule="cosine", warmup_steps=30, betas=(0.9, 0.95))
 RELEARN = Fit(lr=1e-3, steps=20, rows=32, schedule="constant")
 RENAME = {
@@ -207,12 +208,21 @@ def grid(arm: str, betas: int) -> Iterator[tuple[float, float | None]]:
             yield lr, beta
 
 
-def chosen(out: Path, arm: str, betas: int) -> dict[str, Any] | None:
-    """The tuning unit with the best criterion, once all of the arm's are there."""
+def chosen(out: Path, arm: str, betas: int, rule: str) -> dict[str, Any] | None:
+    """The tuning unit a rule picks, once all of the arm's are there.
+
+    `criterion`: the largest harmonic mean of 1 - KS and utility. `budget`: the smallest KS among the units that keep
+    `BUDGET` of the tokens of unseen retain answers; where none does, the unit that keeps most.
+    """
     rows = [
         files.read_json(p) for lr, beta in grid(arm, betas) if (p := place(out, arm, lr, beta, TUNING_SEED)).exists()
     ]
-    return max(rows, key=lambda r: r["criterion"] or 0) if len(rows) == len(list(grid(arm, betas))) else None
+    if len(rows) < len(list(grid(arm, betas))):
+        return None
+    if rule == "criterion":
+        return max(rows, key=lambda r: r["criterion"] or 0)
+    kept = [r for r in rows if r["retain_accuracy"] >= BUDGET]
+    return min(kept, key=lambda r: r["ks"]) if kept else max(rows, key=lambda r: r["retain_accuracy"])
 
 
 def place(out: Path, arm: str, lr: float, beta: float | None, seed: int) -> Path:
@@ -249,6 +259,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with tofu/, war_and_peace.txt, wikitext2/")
     parser.add_argument("--out", type=Path, default=Path("results/tofu"))
     parser.add_argument("--betas", type=int, choices=(1, 2), default=2, help="how many betas a preset is searched over")
+    parser.add_argument(
+        "--rule", choices=("criterion", "budget"), default="criterion", help="what picks the test setting"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before a unit that would begin later")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -264,7 +277,7 @@ def main() -> None:
     todo = [(arm, lr, beta, TUNING_SEED) for arm in ARMS for lr, beta in grid(arm, args.betas)]
     for seed in (None, *SEEDS):
         if seed is not None:
-            best = {arm: chosen(args.out, arm, args.betas) for arm in ARMS}
+            best = {arm: chosen(args.out, arm, args.betas, args.rule) for arm in ARMS}
             todo = [(arm, b["lr"], b["beta"], seed) for arm, b in best.items() if b]
         for arm, lr, beta, s in todo:
             path = place(args.out, arm, lr, beta, s)

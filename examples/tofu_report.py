@@ -32,6 +32,8 @@ COLUMNS = {
 }
 
 
+SETTING = ("arm", "lr", "beta")
+SEARCH = ("criterion", "ks", "retain_accuracy")
 CURVES = {"ks": ("KS to gold", "-"), "utility": ("utility", "--"), "forget_accuracy": ("forget accuracy", ":")}
 
 
@@ -43,7 +45,11 @@ def main() -> None:
     args = parser.parse_args()
     units = [files.read_json(p) for p in sorted((args.out / "units").glob("*.json"))]
     anchors = files.read_json(args.out / "anchors.json")
-    tests = {arm: [u for u in units if u["arm"] == arm and u["seed"] != tofu.TUNING_SEED] for arm in tofu.ARMS}
+    picks = {arm: tofu.chosen(args.out, arm, 1, "budget") for arm in tofu.ARMS}
+    tests = {
+        arm: [u for u in units if pick and u["seed"] != tofu.TUNING_SEED and all(u[k] == pick[k] for k in SETTING)]
+        for arm, pick in picks.items()
+    }
     done = {arm: rows for arm, rows in tests.items() if rows}
     plot(done, anchors, args.docs / "tofu.svg")
     intro = Path(__file__).with_name("tofu_intro.md").read_text()
@@ -65,14 +71,33 @@ def main() -> None:
         beside.write_text("\n\n".join(parts) + "\n")
 
 
+def criterion(out: Path, anchors: dict[str, Any]) -> str:
+    """What the criterion picks for each preset, beside what the untouched model scores."""
+    lines = [
+        "## What the criterion picks",
+        "",
+        "| preset | lr, beta | criterion | accuracy, forget |",
+        "| --- | --- | --- | --- |",
+    ]
+    full = anchors["full"]
+    lines.append(f"| *full* (start) | untouched | {full['criterion']:.3f} | {full['forget_accuracy']:.2f} |")
+    for arm in tofu.ARMS:
+        if pick := tofu.chosen(out, arm, 1, "criterion"):
+            beta = f", {pick['beta']:g}" if pick["beta"] is not None else ""
+            lines.append(
+                f"| `{arm}` | {pick['lr']:g}{beta} | {pick['criterion']:.3f} | {pick['forget_accuracy']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
 def table(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any]) -> str:
     """One line a preset: mean and half-width of the 95 % t interval over seeds."""
-    lines = ["## Results", "", "| model | seeds | lr, beta | " + " | ".join(COLUMNS.values()) + " |"]
+    lines = ["## Results at a fixed price", "", "| model | seeds | lr, beta | " + " | ".join(COLUMNS.values()) + " |"]
     lines.append("| --- " * (3 + len(COLUMNS)) + "|")
     names = {"full": "*full* (start)", "gold": "*gold*", "gold2": "*gold, other seed* (ceiling)"}
     for name, label in names.items():
         lines.append(f"| {label} | 1 | | " + " | ".join(f"{anchors[name][c]:.2f}" for c in COLUMNS) + " |")
-    for arm, rows in sorted(done.items(), key=lambda item: -mean(item[1], "criterion")):
+    for arm, rows in sorted(done.items(), key=lambda item: mean(item[1], "ks")):
         cells = " | ".join(cell(rows, c) for c in COLUMNS)
         beta = f", {rows[0]['beta']:g}" if rows[0]["beta"] is not None else ""
         lines.append(f"| `{arm}` | {len(rows)} | {rows[0]['lr']:g}{beta} | {cells} |")
@@ -87,15 +112,16 @@ def cell(rows: list[dict[str, Any]], column: str) -> str:
 
 
 def tuning(units: list[dict[str, Any]]) -> str:
-    """The whole search of every preset: the criterion at each setting."""
-    lines = ["## The search", "", "Harmonic mean of 1 - KS and utility at the last step, tuning seed.", ""]
+    """The whole search of every preset: criterion, KS and accuracy on unseen retain at each setting."""
+    text = "Criterion / KS / accuracy on unseen retain, at the last step, tuning seed."
+    lines = ["## The search", "", text, ""]
     lines += ["| preset | beta | " + " | ".join(f"lr {lr:g}" for lr in tofu.RATES) + " |"]
     lines += ["| --- " * (2 + len(tofu.RATES)) + "|"]
-    found = {(u["arm"], u["lr"], u["beta"]): u["criterion"] for u in units if u["seed"] == tofu.TUNING_SEED}
+    found = {(u["arm"], u["lr"], u["beta"]): u for u in units if u["seed"] == tofu.TUNING_SEED}
     for arm in tofu.ARMS:
         for beta in tofu.BETAS.get(arm, (None,)):
             cells = [found.get((arm, lr, beta)) for lr in tofu.RATES]
-            shown = " | ".join("not run" if c is None else f"{c:.3f}" for c in cells)
+            shown = " | ".join("not run" if c is None else " / ".join(f"{c[k]:.2f}" for k in SEARCH) for c in cells)
             lines.append(f"| `{arm}` | {beta if beta is not None else ''} | {shown} |")
     return "\n".join(lines)
 
