@@ -141,7 +141,7 @@ def plot(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any], path: P
         axis.axhline(anchors["gold2"]["ks"], color="grey", linewidth=0.6)
         axis.set_title(arm, fontsize=9)
         axis.set_ylim(0, 1.02)
-    axes.flat[0].legend(fontsize=7, loc="center right")
+    axes.flat[0].legend(fontsize=7, loc="lower left")
     figure.supxlabel("optimiser step", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None, "Title": "KS, utility and forget accuracy while unlearning"})
