@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -197,7 +197,7 @@ class Metric:
 
 @dataclass
 class Cost:
-    """What a run used. A token counts once per forward pass of any model and three times when trained."""
+    """What teaching used. A trained token counts three times; reference and scoring passes are not counted yet."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -264,7 +264,3 @@ def as_row(record: Record) -> dict[str, Any]:
     """A record as it would stand in a JSONL file."""
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"}
     return {k: v for k, v in row.items() if v is not None} | record.extra
-
-
-Options = Mapping[str, Any]
-Demos = Sequence[Demo]

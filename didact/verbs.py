@@ -142,7 +142,9 @@ def dry_run(request: Request) -> dict[str, Any]:
     if job.model is None:
         return shown
     model, item = job.model, next(job.model.module.parameters()).element_size()
-    trained = model.parameters if not job.fit.lora else 2 * job.fit.lora * model.parameters**0.5
+    trained = model.parameters
+    if job.fit.lora:  # rank times (inputs + outputs) of every matrix, at most
+        trained = sum(job.fit.lora * sum(p.shape) for p in model.module.parameters() if p.dim() == 2)
     moments = {"adamw": 2, "adam": 2, "sgd": 0}[job.fit.optimizer]
     width = getattr(model.config, "vocab_size", 0)
     pairs = {name: list(_texts(rows)) for name, rows in job.train.items()}
@@ -183,11 +185,11 @@ def answers(
 
 
 def claim(
-    method: str, tier: str, sabotage: bool, scoreboard: str = "scoreboard", folder: str | None = None
+    method: str, tier: runner.Tier, sabotage: bool, scoreboard: str = "scoreboard", folder: str | None = None
 ) -> dict[str, Any]:
     """Test a paper's claim; quick and full tiers are written to the scoreboard."""
     catalogue.entry(method)
-    card = runner.run(runner.load(method), tier, sabotage, folder)  # type: ignore[arg-type]
+    card = runner.run(runner.load(method), tier, sabotage, folder)
     if tier != "smoke":
         runner.write(card, scoreboard)
     return card

@@ -7,7 +7,7 @@ open-unlearning), min-k probability (Shi et al., 2024).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -140,6 +140,3 @@ def _answer_probabilities(model: Model, records: Sequence[Demo], name: str) -> t
         wrong.append(p[at + 1 : at + 1 + n])
         at += 1 + n
     return np.array(true_), wrong
-
-
-Scores = Mapping[str, Array]

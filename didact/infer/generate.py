@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,7 +47,8 @@ def generate(
                 if temperature > 0
                 else {"do_sample": False}
             )
-            made = model.module.generate(  # type: ignore[operator]
+            module: Any = model.module  # every transformers model generates
+            made = module.generate(
                 input_ids=tokens, attention_mask=mask, max_new_tokens=length, pad_token_id=model.pad, **how
             )
             new = made if model.kind == "seq2seq" else made[:, width:]

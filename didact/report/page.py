@@ -161,7 +161,7 @@ def _is_cell(value: Any) -> bool:
 def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = [
         ("seconds", f"{cost['seconds']:.0f} s", "teaching and scoring"),
-        ("tokens", _many(cost["tokens"]), "one per forward pass, three where trained"),
+        ("tokens", _many(cost["tokens"]), "trained tokens, counted three times"),
         ("flops", f"{_many(cost['flops'])} FLOP", "about 6 per weight and trained token"),
         ("peak_bytes", f"{cost['peak_bytes'] / 2**20:,.0f} MiB", "of the process, or of the accelerator"),
         ("calls", _many(cost["calls"]), "to a remote model"),
