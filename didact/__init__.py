@@ -9,13 +9,14 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": "didact.models.load",
+    "connect": "didact.infer.remote",
     "build": "didact.models.build",
     "Model": "didact.models.model",
     "read": "didact.data.read",
     "Fit": "didact.types",
     "Result": "didact.types",
 }
-_FAMILIES = ("baselines", "mechanisms", "unlearning")
+_FAMILIES = ("baselines", "mechanisms", "prompting", "unlearning")
 
 __all__ = [*_LAZY, *_FAMILIES]
 

@@ -21,7 +21,7 @@ from didact.types import Fit, UserError
 
 FILE = Path(__file__).with_name("catalogue.json")
 SCOREBOARD = Path(__file__).parent.parent / "scoreboard"
-FAMILIES = ("baselines", "mechanisms", "unlearning")
+FAMILIES = ("baselines", "mechanisms", "prompting", "unlearning")
 
 
 @functools.cache
@@ -59,20 +59,20 @@ def _entry(method: Any) -> dict[str, Any]:
     needs = method.needs()
     options = []
     for name, parameter in inspect.signature(method.function).parameters.items():
-        if name not in needs and name not in ("fit", "hooks"):
+        if name not in needs and name not in ("fit", "hooks", "seed"):
             hint = typing.get_type_hints(method.function)[name]
             options.append(
                 {"name": name, "type": type_name(hint), "default": parameter.default, "help": helps.get(name, "")}
             )
-    fit = inspect.signature(method.function).parameters["fit"].default
+    fit = inspect.signature(method.function).parameters.get("fit")  # a method without it trains nothing
     _, fit_helps = split_doc(inspect.getdoc(Fit) or "")
     hints = typing.get_type_hints(Fit)
     training = [
-        {"name": n, "type": type_name(hints[n]), "default": getattr(fit, n), "help": fit_helps.get(n, "")}
+        {"name": n, "type": type_name(hints[n]), "default": getattr(fit.default, n), "help": fit_helps.get(n, "")}
         for n in (f.name for f in dataclasses.fields(Fit))
-        if n not in ("folder", "seed")
+        if fit and n not in ("folder", "seed")
     ]
-    card = SCOREBOARD / f"{method.name}.json"
+    card = SCOREBOARD / f"{method.name.partition('.')[0]}.json"  # a paper's variants share its claim
     verdict = json.loads(card.read_text())["verdict"] if card.exists() else None
     made = {
         "name": method.name, "family": method.family, "paper": method.paper, "year": method.year,

@@ -169,7 +169,7 @@ class Options:
 
         function = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
         parser = _Quiet(exit_on_error=False)
-        skip = {*self.entry["needs"], "fit", "hooks"}
+        skip = {*self.entry["needs"], "fit", "hooks", "seed"}
         parser.add_function_arguments(function, skip=skip, as_group=False, fail_untyped=False)
         parser.add_class_arguments(Fit, as_group=False, skip={"folder", "seed"})
         out = {}

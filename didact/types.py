@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from didact import files
 
@@ -264,3 +264,67 @@ def as_row(record: Record) -> dict[str, Any]:
     """A record as it would stand in a JSONL file."""
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"}
     return {k: v for k, v in row.items() if v is not None} | record.extra
+
+
+# --- language models, local and remote -------------------------------------------------------
+
+
+class Likelihood(NamedTuple):
+    """Log-prob of a completion given its prompt: SUM over its tokens, in nats, and how many there are."""
+
+    logp: float
+    tokens: int
+
+
+class LM(Protocol):
+    """A language model as the prompting methods see it: what it can do is in `capabilities`.
+
+    Capabilities are `generate`, `chat`, `top_logprobs`, `score` here, and `logits`, `hidden`, `embeds`,
+    `train` for a local model; a call outside them raises `UserError`. A local `Model` becomes one by
+    `infer.lm.of`, a server by `didact.connect`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What to call it in results."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        n: int = 1,
+    ) -> list[list[str]]:
+        """`n` completions of every prompt, in the prompts' order; greedy at temperature 0."""
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        max_new_tokens: int = 256,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        n: int = 1,
+    ) -> list[list[str]]:
+        """`n` replies to every conversation, a list of `{"role", "content"}`."""
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """Likelihood of every (prompt, completion); no end token is scored."""
+
+    def top_logprobs(self, prompts: Sequence[str], k: int = 20) -> list[dict[str, float]]:
+        """The `k` likeliest next tokens of every prompt, as text, with their log-probs."""
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens every text has (an estimate where the tokenizer is not at hand)."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and completion together."""

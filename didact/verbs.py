@@ -73,7 +73,7 @@ def prepare(request: Request) -> Job:
     embedded = request.model is None and not request.data
     if embedded and entry["baseline"]:
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
-    default = next(p.default for n, p in _signature(function) if n == "fit")
+    default = next((p.default for n, p in _signature(function) if n == "fit"), Fit())
     preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
     default.replace(**{**preset_fit, **request.fit})  # a bad value is told before the example is made
     problem = _problem(request.method, request.seed) if embedded else Problem()
@@ -117,7 +117,8 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     began = time.monotonic()
     before = _score(job, job.model) if job.model is not None and _speaks(job) else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
-    result: Result = job.function(**given, **job.train, **job.options, fit=job.fit)
+    trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in _takes(job.function) else {}
+    result: Result = job.function(**given, **job.train, **job.options, **trained)
     taught = result.models.get("model")
     if isinstance(taught, Model) and _speaks(job):
         after = _score(job, taught)
@@ -137,7 +138,9 @@ def dry_run(request: Request) -> dict[str, Any]:
     """What a run would take: memory, steps, truncated rows; nothing is trained or written."""
     job = prepare(request)
     first = next(iter(job.train.values()), ())
-    shown: dict[str, Any] = {"method": request.method, "options": job.options, "steps": job.fit.total_steps(len(first))}
+    shown: dict[str, Any] = {"method": request.method, "options": job.options}
+    if job.entry["fit"]:
+        shown["steps"] = job.fit.total_steps(len(first))
     shown["records"] = {name: len(rows) for name, rows in job.train.items()}
     if job.model is None:
         return shown
@@ -196,9 +199,10 @@ def claim(
 
 
 def _problem(method: str, seed: int) -> Problem:
-    """The method's embedded example."""
-    family = catalogue.entry(method)["family"]
-    made: Problem = importlib.import_module(f"didact.claims.{family}.{method.replace('-', '_')}").problem(seed)
+    """The method's embedded example; a variant `slug.name` has its own in the paper's claim module."""
+    slug, _, variant = method.partition(".")
+    module = importlib.import_module(f"didact.claims.{catalogue.entry(method)['family']}.{slug.replace('-', '_')}")
+    made: Problem = getattr(module, f"problem_{variant}" if variant else "problem")(seed)
     return made
 
 
@@ -341,7 +345,7 @@ def _sha256(path: str) -> str:
 
 def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:
     request = job.request
-    fit = {k: v for k, v in vars(job.fit).items() if k != "folder"}
+    fit = {k: v for k, v in vars(job.fit).items() if k != "folder"} if job.entry["fit"] else {}
     signature = {n: p.default for n, p in _signature(job.function)}
     shown = {o["name"]: job.options.get(o["name"], signature[o["name"]]) for o in job.entry["options"]} | fit
     options = {k: {"value": v, "from": job.provenance.get(k, "default")} for k, v in shown.items()}
@@ -391,6 +395,10 @@ def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
 
 def _signature(function: Any) -> list[tuple[str, Any]]:
     return list(inspect.signature(function).parameters.items())
+
+
+def _takes(function: Any) -> set[str]:
+    return {n for n, _ in _signature(function)}
 
 
 def _needed(entry: Mapping[str, Any]) -> str:

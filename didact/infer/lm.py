@@ -1,0 +1,119 @@
+"""A local `Model` as an `LM`, and the check that a model can do what a method needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from didact.data import encode
+from didact.infer import generate
+from didact.models import forward
+from didact.models.model import Model
+from didact.types import LM, Likelihood, UserError
+
+LOCAL = frozenset({"generate", "top_logprobs", "score", "logits", "hidden", "embeds", "train"})
+
+
+def of(model: Model | LM) -> LM:
+    """The model as an `LM`; what is one already stays."""
+    return Local(model) if isinstance(model, Model) else model
+
+
+def need(model: Model | LM, *wanted: str, by: str) -> LM:
+    """The model as an `LM` that can do what `by` wants.
+
+    Raises:
+        UserError: it cannot.
+    """
+    lm = of(model)
+    if missing := [w for w in wanted if w not in lm.capabilities]:
+        has = ", ".join(sorted(lm.capabilities))
+        raise UserError(f"{by} needs a model that can {' and '.join(missing)}; {lm.name} can {has}")
+    return lm
+
+
+class Local:
+    """A `Model` behind the `LM` protocol; `model` is the thing itself."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        """The folder or hub id it came from."""
+        return self.model.base or f"a {getattr(self.model.config, 'model_type', self.model.kind)} of ours"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Everything but chat, and that too where the tokenizer has a template."""
+        return LOCAL | ({"chat"} if self.model.tokenizer.chat_template else set())
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        n: int = 1,
+    ) -> list[list[str]]:
+        """See `infer.generate`."""
+        drawn = [generate.generate(self.model, prompts, max_new_tokens, temperature, top_p, seed + d) for d in range(n)]
+        return [[_cut(draws[i], stop) for draws in drawn] for i in range(len(prompts))]
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        max_new_tokens: int = 256,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        n: int = 1,
+    ) -> list[list[str]]:
+        """Through the tokenizer's own template."""
+        render: Any = self.model.tokenizer.apply_chat_template
+        prompts = [render(list(c), tokenize=False, add_generation_prompt=True) for c in conversations]
+        return self.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, n=n)
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """See `models.forward.row_logp`."""
+        model = self.model
+        rows = [encode.row(model.tokenizer, p, c, model.kind, model.context, end=False) for p, c in pairs]
+        total, count = forward.row_logp(model, rows)
+        return [Likelihood(float(t), int(n)) for t, n in zip(total, count, strict=True)]
+
+    def top_logprobs(self, prompts: Sequence[str], k: int = 20) -> list[dict[str, float]]:
+        """From one forward pass a prompt; tokens that decode to the same text are added up."""
+        model = self.model
+        any_token = (int(model.tokenizer.eos_token_id or 0),)
+        rows = [encode.Row(tuple(encode.prompt_ids(model.tokenizer, p, model.kind)[-model.context :]), any_token) for p in prompts]
+        out: list[dict[str, float]] = [{} for _ in prompts]
+
+        def best(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            values, ids = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
+            return torch.stack([values.double(), ids.double()], dim=-1)
+
+        for group, _, values in forward.score(model, rows, {"best": best}):
+            for i, pairs in zip(group, values["best"].tolist(), strict=True):
+                for logp, token in pairs:
+                    text = str(model.tokenizer.decode([int(token)]))
+                    known = out[i].get(text)
+                    out[i][text] = float(torch.logaddexp(torch.tensor(known), torch.tensor(logp))) if known is not None else logp
+        return out
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """Exact counts by the model's tokenizer."""
+        return [len(self.model.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+
+    @property
+    def context(self) -> int:
+        """The model's own limit."""
+        return self.model.context
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

@@ -1,0 +1,1 @@
+"""Get more from a model without changing a weight."""
