@@ -1,95 +1,217 @@
-"""Speed as ratios in one run: a JSON line `{"bench", "ours", "peer", "ratio", "unit"}` each.
+"""Speed and size against the library a user would pick, as ratios in one run.
 
-`make bench` refuses a busy machine: a ratio measured beside another job says nothing.
+Every arm runs in a process of its own on the same model, data, batch and thread count; a peer has
+several settings and the best counts. Each bench prints `{"bench", "ours", "peer", "ratio", "unit"}`;
+`--write NAME` keeps the table in `results/bench/NAME.json`. A busy machine is refused: a ratio
+measured beside another job says nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-
-import numpy as np
-import torch
-
-from didact.data.encode import Row
-from didact.data.streams import by_length, collate
-from didact.models import build, forward
-from didact.objectives import tokens
+from typing import Any
 
 BUSY = 0.5  # load average above which nothing is timed
+RESULTS = Path(__file__).parent.parent / "results" / "bench"
+Arm = tuple[str, dict[str, Any]]
 
 
-def rows(count: int = 64) -> list[Row]:
-    """Ragged prompts of 60-330 tokens with completions of 10-55."""
-    draw = np.random.default_rng(0)
-    lengths = zip(draw.integers(60, 330, count), draw.integers(10, 55, count), strict=True)
-    return [Row(tuple(draw.integers(3, 8000, p)), tuple(draw.integers(3, 8000, c))) for p, c in lengths]
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Ours against the best of a peer's settings; `measure` is rate (more is better), seconds or peak_mib (less)."""
+
+    ours: Arm
+    peers: Mapping[str, Arm]
+    measure: str = "rate"
+    unit: str = "examples/s"
+    target: float | None = None
+    per: Callable[[Any], float] | None = None  # items of a run, where its value tells them
+    same: Callable[[Any, Any], bool] | None = None
 
 
-def seconds(work: Callable[[], None], times: int = 3) -> float:
-    """Best of a few runs, after one to warm up."""
-    work()
-    took = []
+def _same_choices(ours: Any, theirs: Any) -> bool:
+    near = max(abs(a - b) for a, b in zip(ours["scores"], theirs["scores"], strict=True))
+    print(f"  largest difference of a score: {near:.1e}", file=sys.stderr)
+    return ours["choices"] == theirs["choices"] and near < 1e-3  # sums of up to 12 tokens in float32
+
+
+def _same_texts(ours: Any, theirs: Any) -> bool:
+    equal = sum(a == b for a, b in zip(ours["texts"], theirs["texts"], strict=True))
+    print(f"  {equal} of {len(ours['texts'])} texts equal", file=sys.stderr)
+    return equal == len(ours["texts"])
+
+
+TRL_SFT: dict[str, dict[str, Any]] = {
+    "padding": {},
+    "grouped by length": {"train_sampling_strategy": "group_by_length"},
+}
+SFT_ALL: dict[str, dict[str, Any]] = TRL_SFT | {
+    "packing": {"packing": True},
+    "wrapped packing": {"packing": True, "packing_strategy": "wrapped"},
+    "padding-free": {"padding_free": True},
+}
+LM_EVAL = {f"batch {n}": n for n in (1, 4, 16)}
+BENCHES: dict[str, Bench] = {
+    "sft": Bench(
+        ours=("training.sft_ours", {}),
+        peers={k: ("training.sft_trl", v) for k, v in TRL_SFT.items()},
+        target=5,
+    ),
+    "sft-memory": Bench(
+        ours=("training.sft_ours", {}),
+        peers={k: ("training.sft_trl", v) for k, v in TRL_SFT.items()},
+        measure="peak_mib", unit="MiB", target=0.4,
+    ),
+    "sft-all-tokens": Bench(
+        ours=("training.sft_ours", {"loss_on": "all"}),
+        peers={k: ("training.sft_trl", {"loss_on": "all", **v}) for k, v in SFT_ALL.items()},
+        unit="tokens/s", target=1.5,
+    ),
+    "dpo-precomputed": Bench(
+        ours=("training.dpo_ours", {"cached": True}),
+        peers={"padding": ("training.dpo_trl", {"precompute": True})},
+        unit="pairs/s", target=6,
+    ),
+    "dpo": Bench(
+        ours=("training.dpo_ours", {"cached": False}),
+        peers={"padding": ("training.dpo_trl", {})},
+        unit="pairs/s", target=8,
+    ),
+    "dpo-memory": Bench(
+        ours=("training.dpo_ours", {"cached": False}),
+        peers={"padding": ("training.dpo_trl", {}), "precomputed": ("training.dpo_trl", {"precompute": True})},
+        measure="peak_mib", unit="MiB", target=0.4,
+    ),
+    "dpo-memory-128k": Bench(
+        ours=("training.dpo_ours", {"vocabulary": 128_000, "steps": 2, "cached": False}),
+        peers={"padding": ("training.dpo_trl", {"vocabulary": 128_000, "steps": 2})},
+        measure="peak_mib", unit="MiB", target=0.3,
+    ),
+    "choice-shared": Bench(
+        ours=("inference.choice_ours", {"shared": True}),
+        peers={k: ("inference.choice_lm_eval", {"shared": True, "batch": n}) for k, n in LM_EVAL.items()},
+        unit="items/s", target=8, same=_same_choices,
+    ),
+    "choice-fresh": Bench(
+        ours=("inference.choice_ours", {"shared": False}),
+        peers={k: ("inference.choice_lm_eval", {"shared": False, "batch": n}) for k, n in LM_EVAL.items()},
+        unit="items/s", target=2.5, same=_same_choices,
+    ),
+    "generate": Bench(
+        ours=("inference.generate_ours", {}),
+        peers={
+            "batch 16": ("inference.generate_transformers", {"batch": 16}),
+            "batch 64": ("inference.generate_transformers", {"batch": 64}),
+            "batch 64, sorted": ("inference.generate_transformers", {"batch": 64, "ordered": True}),
+        },
+        unit="tokens/s", target=2, per=lambda value: value["tokens"], same=_same_texts,
+    ),
+    "exact-spans": Bench(
+        ours=("inference.spans_ours", {}),
+        peers={"every span": ("inference.spans_all", {})},
+        unit="passages/s", target=20,
+    ),
+    "help": Bench(
+        ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),
+        peers={"import torch": ("start.command", {"words": ["-c", "import torch"]})},
+        measure="seconds", unit="s",
+    ),
+    "methods": Bench(
+        ours=("start.command", {"words": ["-m", "didact.cli", "methods"]}),
+        peers={"import torch": ("start.command", {"words": ["-c", "import torch"]})},
+        measure="seconds", unit="s",
+    ),
+}  # fmt: skip
+
+
+def measure(arm: Arm, threads: int, cache: str) -> dict[str, Any]:
+    """Run one arm in its own process; an arm that cannot run says why."""
+    place, settings = arm
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    env = os.environ | quiet | {"OMP_NUM_THREADS": str(threads), "DIDACT_CACHE": cache}
+    words = [sys.executable, "-m", "bench.arm", place, json.dumps(settings)]
+    ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    if ran.returncode:
+        return {"error": (ran.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    return dict(json.loads(ran.stdout.strip().splitlines()[-1]))
+
+
+def compare(name: str, bench: Bench, threads: int, times: int) -> dict[str, Any]:
+    """Ours and every setting of the peer, `times` each in turn; the best of each."""
+    runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(times):
-        began = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - began)
-    return min(took)
+        for label, arm in {"ours": bench.ours, **bench.peers}.items():
+            with tempfile.TemporaryDirectory() as cache:  # nothing kept from an earlier run
+                told = measure(arm, threads, cache)
+            if "error" in told:
+                print(f"  {name}, {label}: does not run: {told['error']}", file=sys.stderr)
+                continue
+            if bench.per:
+                told["rate"] = bench.per(told["value"]) / told["seconds"]
+            runs.setdefault(label, []).append(told)
+    pick = max if bench.measure == "rate" else min
+    best = {label: pick(got, key=lambda r: r[bench.measure]) for label, got in runs.items()}
+    peers = {k: v for k, v in best.items() if k != "ours"}
+    if "ours" not in best or not peers:
+        return {"bench": name, "error": "an arm does not run"}
+    chosen = pick(peers, key=lambda k: peers[k][bench.measure])
+    ours, peer = best["ours"][bench.measure], peers[chosen][bench.measure]
+    line = {"bench": name, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 3)}
+    line |= {"unit": bench.unit, "target": bench.target, "setting": chosen}
+    line["settings"] = {k: round(v[bench.measure], 3) for k, v in peers.items()}
+    if bench.same:
+        line["same"] = bench.same(best["ours"]["value"], peers[chosen]["value"])
+    return line
 
 
-def label_tokens() -> tuple[float, float, str]:
-    """Loss on completions: sorted by length, head on label tokens, against padding in order and full logits."""
-    tokenizer = build.train_tokenizer(["a"], 300)
-    model = build.build("llama", tokenizer, d=128, layers=4, heads=4, context=512)
-    model.module.resize_token_embeddings(8192)
-    data = rows()
-
-    def ours() -> None:
-        for group in by_length([r.size for r in data], 4096):
-            batch = collate([data[i] for i in group])
-            (-forward.tokens(model, batch, {"logp": tokens.logp})["logp"].sum()).backward()
-        model.module.zero_grad()
-
-    def plain() -> None:
-        for at in range(0, len(data), 16):
-            batch = collate(data[at : at + 16])
-            logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum")
-            loss.backward()
-        model.module.zero_grad()
-
-    return len(data) / seconds(ours), len(data) / seconds(plain), "examples/s"
-
-
-def start_up() -> tuple[float, float, str]:
-    """`didact --help` against importing torch alone."""
-
-    def command(*words: str) -> Callable[[], None]:
-        return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True) and None
-
-    return seconds(command("-m", "didact.cli", "--help")), seconds(command("-c", "import torch")), "s"
+def _machine(threads: int, load: float) -> dict[str, Any]:
+    described = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    versions = {}
+    for package in ("torch", "transformers", "trl", "lm_eval"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    cpu = described[0].split(":")[1].strip() if described else platform.processor()
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load, "versions": versions}
 
 
 def main() -> int:
-    """Time everything, or refuse."""
+    """Time everything asked for, or refuse."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all by default")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--times", type=int, default=2, help="runs of every arm; the best counts")
+    parser.add_argument("--anyway", action="store_true", help="on a busy machine too, to see that it runs")
+    parser.add_argument("--write", metavar="NAME", help="keep the table as results/bench/NAME.json")
+    args = parser.parse_args()
     load = os.getloadavg()[0]
-    if load > BUSY and "--anyway" not in sys.argv:
+    if load > BUSY and not args.anyway:
         print(f"the machine is busy (load {load:.2f} > {BUSY}): nothing is timed", file=sys.stderr)
         return 3
-    described = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    cpu = described[0].split(":")[1].strip() if described else ""
-    versions = {p: metadata.version(p) for p in ("torch", "transformers")}
-    print(json.dumps({"cpu": cpu, "threads": torch.get_num_threads(), "load": load, **versions}))
-    for bench in (label_tokens, start_up):
-        ours, peer, unit = bench()
-        numbers = {"ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 2)}
-        print(json.dumps({"bench": bench.__name__, **numbers, "unit": unit}))
+    machine = _machine(args.threads, load)
+    print(json.dumps(machine))
+    lines = []
+    for name in args.names or BENCHES:
+        lines.append(compare(name, BENCHES[name], args.threads, args.times))
+        print(json.dumps(lines[-1]), flush=True)
+    if args.write:
+        kept = RESULTS / f"{args.write}.json"
+        before = json.loads(kept.read_text())["benches"] if kept.exists() else []
+        fresh = {line["bench"] for line in lines}
+        benches = [line for line in before if line["bench"] not in fresh] + lines
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"machine": machine, "benches": benches}, indent=1) + "\n")
     return 0
 
 

@@ -1,0 +1,163 @@
+"""Inference arms: K-shot choice against lm-eval, generation against transformers, exact spans against all spans."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+from bench import problems
+from didact.data import encode
+from didact.data.encode import Row
+from didact.infer import generate
+from didact.models import forward
+from didact.models.model import Model
+
+ITEMS, CHOICES = 24, 4
+NEW_TOKENS = 64
+
+
+def _questions(model: Model, shared: bool) -> list[list[tuple[str, str]]]:
+    """About 700 tokens of demonstrations, a query of 100, four choices of 1-12; (context, choice) pairs per item."""
+    write, draw = problems.Writer(model), random.Random(3)
+    demonstrations = write(700)
+    out = []
+    for _ in range(ITEMS):
+        context = f"{demonstrations if shared else write(700)}\n{write(100)}"
+        out.append([(context, " " + write(draw.randint(1, 12))) for _ in range(CHOICES)])
+    return out
+
+
+def _picked(scores: list[float]) -> dict[str, Any]:
+    best = [max(range(CHOICES), key=lambda c: scores[i * CHOICES + c]) for i in range(ITEMS)]
+    return {"choices": best, "scores": scores}
+
+
+def choice_ours(shared: bool = True) -> dict[str, Any]:
+    model = problems.llama(d=256)
+    pairs = [pair for item in _questions(model, shared) for pair in item]
+
+    def score() -> dict[str, Any]:
+        rows = [encode.row(model.tokenizer, p, c, model.kind, model.context, end=False) for p, c in pairs]
+        return _picked(forward.row_logp(model, rows)[0].tolist())
+
+    return problems.measured(score, ITEMS, score)
+
+
+def choice_lm_eval(shared: bool = True, batch: int = 1) -> dict[str, Any]:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = problems.llama(d=256)
+    questions = _questions(model, shared)
+    lm = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch, max_length=1024)
+
+    def score() -> dict[str, Any]:
+        asked = [
+            Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=c, metadata=("bench", i, 1))
+            for i, item in enumerate(questions)
+            for c, pair in enumerate(item)
+        ]
+        return _picked([logp for logp, _ in lm.loglikelihood(asked, disable_tqdm=True)])
+
+    return problems.measured(score, ITEMS, score)
+
+
+def _prompts(model: Model, count: int = 256) -> list[str]:
+    write, draw = problems.Writer(model), random.Random(5)
+    return [write(draw.randint(20, 300)) for _ in range(count)]
+
+
+def _ends(model: Model) -> None:
+    """Make the random model end its answers at different lengths: its end token gets likelier."""
+    head: Any = model.module.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[model.tokenizer.eos_token_id] = head.weight.mean(0) * 0 + head.weight.std() * 2.2
+
+
+def _told(model: Model, made: list[str]) -> dict[str, Any]:
+    return {"texts": made, "tokens": sum(len(model.tokenizer(t)["input_ids"]) for t in made)}
+
+
+def generate_ours() -> dict[str, Any]:
+    model = problems.llama(tied=False)
+    _ends(model)
+    prompts = _prompts(model)
+    warm = prompts[:16]
+    return problems.measured(
+        lambda: _told(model, generate.generate(model, prompts, NEW_TOKENS)),
+        1,
+        lambda: generate.generate(model, warm, NEW_TOKENS),
+    )
+
+
+def generate_transformers(batch: int = 64, ordered: bool = False) -> dict[str, Any]:
+    """`ordered`: prompts sorted by length first, which transformers leaves to its user."""
+    model = problems.llama(tied=False)
+    _ends(model)
+    prompts = _prompts(model)
+    tokenizer: Any = model.tokenizer
+    tokenizer.padding_side = "left"
+
+    def run(texts: list[str]) -> dict[str, Any]:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if ordered else list(range(len(texts)))
+        out = [""] * len(texts)
+        module: Any = model.module
+        for at in range(0, len(order), batch):
+            group = order[at : at + batch]
+            asked = tokenizer([texts[i] for i in group], return_tensors="pt", padding=True)
+            asked.pop("token_type_ids", None)
+            asked = {k: v.to(model.device) for k, v in asked.items()}
+            made = module.generate(**asked, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=model.pad)
+            new = made[:, asked["input_ids"].shape[1] :]
+            for i, text in zip(group, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                out[i] = text.strip()
+        return _told(model, out)
+
+    return problems.measured(lambda: run(prompts), 1, lambda: run(prompts[:batch]))
+
+
+def _passage(model: Model) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    write = problems.Writer(model)
+    ids = tuple(model.tokenizer(write(500), add_special_tokens=False)["input_ids"])
+    before = tuple(model.tokenizer("Text: ")["input_ids"])
+    after = tuple(model.tokenizer(f" Question: {write(12)} Answer:", add_special_tokens=False)["input_ids"])
+    return before + ids + after, ids, int(model.tokenizer.eos_token_id)
+
+
+def spans_ours(longest: int = 30) -> dict[str, Any]:
+    from didact.infer import extract
+
+    model = problems.llama()
+    prompt, passage, end = _passage(model)
+
+    def best() -> Any:
+        found = extract.best_spans(model, [(prompt, passage)], end=end, max_len=longest)[0][0]
+        return [found.start, found.stop]
+
+    return problems.measured(best, 1, best)
+
+
+def spans_all(longest: int = 30, every: int = 25) -> dict[str, Any]:
+    """Forced decoding of every span, in batches; timed on every 25th start and scaled, it is that slow."""
+    model = problems.llama()
+    prompt, passage, end = _passage(model)
+    starts = range(0, len(passage), every)
+    rows = [
+        Row(prompt, (*passage[i : j + 1], end))
+        for i in starts
+        for j in range(i, min(i + longest, len(passage)))
+    ]  # fmt: skip
+
+    def score() -> float:
+        total = 0.0
+        for at in range(0, len(rows), 32):
+            batch = forward.collate(rows[at : at + 32], model.kind, model.pad, model.start)
+            with torch.no_grad():
+                total += float(forward.tokens(model, batch)["logp"].sum())
+        return total
+
+    told = problems.measured(score, len(starts) / len(passage))
+    told["value"] = None
+    return told
