@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -18,6 +18,26 @@ class UserError(Exception):
 # --- records ---------------------------------------------------------------------------------
 
 
+class Messages(str):
+    """A conversation as a prompt: as text `User: ...`, a line a turn, and `Assistant:` for the answer to follow.
+
+    Being text it goes wherever a prompt goes; `data.encode` renders its `turns` by the tokenizer's
+    own chat template where there is one.
+    """
+
+    turns: tuple[dict[str, Any], ...]
+
+    def __new__(cls, turns: Iterable[Mapping[str, Any]]) -> Messages:  # noqa: D102
+        kept = tuple(dict(turn) for turn in turns)
+        said = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in kept)
+        made = super().__new__(cls, said + "Assistant:")
+        made.turns = kept
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # so that copies and pickles keep the turns
+        return (self.turns,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One line of what the user has. Fields a record does not know are kept in `extra`."""
@@ -26,13 +46,22 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment(Record):
+    """A part of a document with its own score."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Text(Record):
-    """A document."""
+    """A document. `segments` are its parts in order, each scored; joined they are the text."""
 
     text: str
     metadata: dict[str, Any] | None = None
     score: float | None = None
     source: str | None = None
+    segments: list[Segment] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +117,101 @@ class Preference(Record):
     context: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged(Record):
+    """A completion that was found good or bad, without another beside it."""
+
+    prompt: str
+    completion: str
+    label: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored(Record):
+    """A completion with a number; higher is better."""
+
+    prompt: str
+    completion: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critique(Record):
+    """A completion, what someone said about it, and perhaps the completion mended accordingly."""
+
+    prompt: str
+    completion: str
+    feedback: str
+    refinement: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Record):
+    """One step of a trajectory: what was seen, what was done then, and what that was worth."""
+
+    observation: Any
+    action: Any
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory(Record):
+    """An episode: its steps in order, and what was seen after the last.
+
+    `goal` is what was asked for (nobody may have asked), `achieved` what was reached, in the same form.
+    """
+
+    task: str
+    steps: list[Step]
+    final_observation: Any
+    goal: Any = None
+    achieved: Any = None
+    success: bool | None = None
+    terminated: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lexeme(Record):
+    """A word of a language for a meaning (`synset`) that other languages have words for too."""
+
+    synset: str
+    language: str
+    lemma: str
+    gloss: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel(Record):
+    """A sentence and its translation."""
+
+    source: str
+    target: str
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage(Record):
+    """A text to be looked up."""
+
+    text: str
+    title: str | None = None
+    url: str | None = None
+
+
 RECORDS: dict[str, type[Record]] = {
     "text": Text,
     "demo": Demo,
     "qa": QA,
     "example": Example,
     "preference": Preference,
+    "judged": Judged,
+    "scored": Scored,
+    "critique": Critique,
+    "trajectory": Trajectory,
+    "lexeme": Lexeme,
+    "parallel": Parallel,
+    "passage": Passage,
 }
 
 # --- training --------------------------------------------------------------------------------
@@ -197,7 +315,7 @@ class Metric:
 
 @dataclass
 class Cost:
-    """What teaching used. A trained token counts three times; reference and scoring passes are not counted yet."""
+    """What teaching used. A token counts once per forward pass of any model and three times when trained."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -262,8 +380,17 @@ class Result:
 
 def as_row(record: Record) -> dict[str, Any]:
     """A record as it would stand in a JSONL file."""
-    row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"}
+    row = {f.name: _as_json(getattr(record, f.name)) for f in dataclasses.fields(record) if f.name != "extra"}
     return {k: v for k, v in row.items() if v is not None} | record.extra
+
+
+def _as_json(value: Any) -> Any:
+    """A field's value as JSON has it: conversations as their turns, steps and segments as objects."""
+    if isinstance(value, Messages):
+        return list(value.turns)
+    if isinstance(value, list) and value and isinstance(value[0], Record):
+        return [as_row(item) for item in value]
+    return value
 
 
 # --- language models, local and remote -------------------------------------------------------

@@ -28,7 +28,7 @@ from didact.data.read import read
 from didact.evaluate import forget as forgetting
 from didact.evaluate import protocols
 from didact.infer import generate
-from didact.models import load
+from didact.models import cost, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Metric, Record, Result, UserError, as_row
@@ -118,13 +118,17 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     before = _score(job, job.model) if job.model is not None and _speaks(job) else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in _takes(job.function) else {}
-    result: Result = job.function(**given, **job.train, **job.options, **trained)
+    with cost.metered() as meter:
+        result: Result = job.function(**given, **job.train, **job.options, **trained)
     taught = result.models.get("model")
     if isinstance(taught, Model) and _speaks(job):
         after = _score(job, taught)
         gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None
         result.metrics |= protocols.compare(before, after, gold)
         result.samples += _samples(job, taught)
+    # A resumed run knows of its first part's training only from the checkpoint, which is in the method's own count.
+    result.cost.tokens = max(meter.tokens, result.cost.tokens)
+    result.cost.flops = max(meter.flops, result.cost.flops)
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
     written = result.save(out)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from didact import files
+from didact.models import cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,9 @@ class Model:
     processor: PreTrainedTokenizerBase | None = None
     kind: Kind = "causal"
     base: str | None = None
+
+    def __post_init__(self) -> None:
+        cost.watch(self.module)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

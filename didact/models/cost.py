@@ -1,0 +1,72 @@
+"""What models compute: tokens and floating-point operations of every forward pass, whoever makes it.
+
+A token counts once per forward pass of any model and three times when it is trained (forward and
+backward); padding counts, for it is computed; what a key/value cache holds does not, for it is not.
+Counting sits on the input embedding, which every pass goes through once, so sampling, references and
+scoring are all seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+FORWARD, BACKWARD = 2.0, 4.0  # operations a weight and token
+
+
+@dataclass
+class Meter:
+    """Tokens and operations since it was started, and when that was."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since it was started."""
+        return time.monotonic() - self.began
+
+
+_RUNNING: list[Meter] = []
+
+
+@contextlib.contextmanager
+def metered() -> Iterator[Meter]:
+    """Count everything models compute inside; meters may nest."""
+    meter = Meter()
+    _RUNNING.append(meter)
+    try:
+        yield meter
+    finally:
+        _RUNNING.remove(meter)
+
+
+class Count:
+    """The hook on one model's input embedding."""
+
+    def __init__(self, weights: int) -> None:
+        self.weights = weights
+
+    def __call__(self, embedding: nn.Module, given: tuple[Any, ...]) -> None:
+        """Add one forward pass over `given[0]`, token ids of any shape."""
+        trained = torch.is_grad_enabled()
+        tokens = given[0].numel()
+        for meter in _RUNNING:
+            meter.tokens += tokens * (3 if trained else 1)
+            meter.flops += tokens * self.weights * (FORWARD + BACKWARD * trained)
+
+
+def watch(module: nn.Module) -> None:
+    """Count this model's forward passes from now on; once is enough, and a deep copy is counted too."""
+    if not hasattr(module, "get_input_embeddings"):
+        return
+    embedding: Any = module.get_input_embeddings()
+    if embedding is not None and not any(isinstance(h, Count) for h in embedding._forward_pre_hooks.values()):
+        embedding.register_forward_pre_hook(Count(sum(p.numel() for p in module.parameters())))
