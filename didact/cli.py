@@ -19,6 +19,7 @@ VERBS = {
     "methods": "list the methods: what each needs, gives, and its claim's verdict",
     "explain": "a method in a screen: formula, options, paper",
     "run": "teach a model (without model and data: on the method's embedded example)",
+    "compare": "methods side by side: same model, data, budget and search; a leaderboard with intervals",
     "evaluate": "score a saved model on a file",
     "try": "answers before and after, side by side",
     "claim": "test a paper's claim by training for real",
@@ -71,8 +72,8 @@ def _dispatch(words: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
         raise UserError(f"unknown verb '{verb}': {hint}")
     handlers = {
-        "methods": _methods, "explain": _explain, "run": _run, "evaluate": _evaluate, "try": _try,
-        "claim": _claim, "report": _report,
+        "methods": _methods, "explain": _explain, "run": _run, "compare": _compare, "evaluate": _evaluate,
+        "try": _try, "claim": _claim, "report": _report,
     }  # fmt: skip
     return handlers[verb](rest)
 
@@ -256,6 +257,56 @@ def _show_plan(plan: dict[str, Any]) -> None:
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
         print(f"{key.replace('_', ' '):22} {value}")
     print("a dry run: the method was not run, and nothing was written to --out")
+
+
+# --- comparing -------------------------------------------------------------------------------
+
+
+def _compare(words: list[str]) -> int:
+    parser = _Parser(prog="didact compare", description=VERBS["compare"])
+    parser.add_argument("arms", nargs="+", metavar="METHOD[:PRESET]|FILE.yaml", help="what to compare")
+    parser.add_argument("--model", required=True, help="folder or hub id every arm starts from")
+    named = {n for e in catalogue.read().values() for n, need in e["needs"].items() if need["kind"] != "model"}
+    data = parser.add_argument_group("data, by kind of record or by a method's parameter")
+    for name in sorted({*RECORDS, *named}):
+        data.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
+    parser.add_argument("--budget", required=True, help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
+    parser.add_argument("--out", default="runs/compare")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--lrs", nargs="+", type=float, default=[], help="learning rates every arm is tuned over")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
+    parser.add_argument("--gold", help="a model that never saw what must be forgotten")
+    parser.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
+    parser.add_argument("--protocol", choices=("answer", "forget", "prefer", "text"))
+    parser.add_argument("--no-models", action="store_true", help="do not save the taught models")
+    parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
+    parser.add_argument("--skip-bad", action="store_true")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse(words)
+    if args.seeds < 1:
+        raise UserError("--seeds must be at least 1")
+    from didact import options, verbs
+
+    files = {name: found for name in {*RECORDS, *named} if (found := getattr(args, name))}
+    board = verbs.comparison(
+        args.arms, args.model, files, budget=args.budget, out=args.out, seeds=args.seeds, lrs=args.lrs,
+        folds=args.folds, gold=args.gold, judge=args.judge, protocol=args.protocol, keep=not args.no_models,
+        device=args.device, dtype=args.dtype, rename=options.renames(args.map), skip_bad=args.skip_bad,
+    )  # fmt: skip
+    from rich.console import Console
+
+    from didact.files import plain
+    from didact.report import page, tables
+
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+    console.print(tables.leaderboard(plain(board)), "")
+    for rule, value in board["rules"].items():
+        console.print(f"the rule '{rule}' scores {value:.3f}")
+    for arm, error in board["failures"].items():
+        console.print(f"{arm} failed: {error}")
+    print(f"page: {page.write(args.out)}")
+    return 0
 
 
 # --- judging ---------------------------------------------------------------------------------

@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 
-from didact import catalogue, files
-from didact.claims import runner
+from didact import catalogue, files, options
+from didact.claims import compare, runner
 from didact.claims.problem import Problem
 from didact.data import encode
 from didact.data.read import read
 from didact.evaluate import forget as forgetting
-from didact.evaluate import protocols
-from didact.infer import generate
+from didact.evaluate import judges, protocols
+from didact.infer import generate, remote
 from didact.models import cost, load
 from didact.models.model import Model
 from didact.options import Request
-from didact.types import Fit, Metric, Record, Result, UserError, as_row
+from didact.types import RECORDS, Fit, Metric, Record, Result, UserError, as_row
 
 SCHEMA = 1
 SAMPLES = 6  # answers shown before and after
@@ -200,6 +200,133 @@ def claim(
     if tier != "smoke":
         runner.write(card, scoreboard)
     return card
+
+
+def comparison(
+    names: Sequence[str],
+    model: str,
+    data: Mapping[str, str],
+    *,
+    budget: str,
+    out: str,
+    seeds: int = 5,
+    lrs: Sequence[float] = (),
+    folds: int = 0,
+    gold: str | None = None,
+    judge: str | None = None,
+    protocol: compare.Protocol | None = None,
+    keep: bool = True,
+    device: str | None = None,
+    dtype: str = "float32",
+    rename: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+) -> dict[str, Any]:
+    """Compare methods on the user's model and data; everything is kept in `out`, where a stopped one goes on.
+
+    Args:
+        names: arms, `METHOD[:PRESET]` or a YAML file with `method:` and options.
+        model: where all arms start.
+        data: files by record kind or by parameter (`forget`, `retain`).
+        budget: what each arm may use, `20M-tokens`, `1e15-flops` or `90-seconds`.
+        out: the folder.
+        seeds: how many test seeds.
+        lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
+        folds: cross-validation in place of one split, seed k on fold k.
+        gold: a model that never saw what must be forgotten.
+        judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
+        protocol: how arms are scored; by the records where not given.
+        keep: save the taught model of every arm's first seed.
+        device: cpu, cuda, ...
+        dtype: of the weights.
+        rename: fields of the files.
+        skip_bad: drop bad lines.
+
+    Raises:
+        UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
+    """
+    arms = [_arm(name) for name in names]
+    if len({arm.name for arm in arms}) < len(arms):
+        raise UserError("an arm is named twice")
+    kinds = {p: need["kind"] for arm in arms for p, need in arm.entry["needs"].items()} | {k: k for k in RECORDS}
+    records = {name: read(path, kinds[name], dict(rename or {}), skip_bad) for name, path in data.items()}
+    if not records:
+        raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
+    start = load.load(model, device, dtype)
+    how = protocol or compare.protocol_for(records)
+    setting = compare.Setting(
+        model=start, records=records, protocol=how, budget=compare.Budget.parse(budget),
+        seeds=range(1, seeds + 1), rates=tuple(lrs) or tuple(compare.rates(start)), folds=folds,
+        gold=load.load(gold, device, dtype) if gold else None, judge=_judge(judge), folder=Path(out), keep=keep,
+    )  # fmt: skip
+    identity = files.plain(
+        {
+            "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": load.fingerprint(start),
+            "data": {name: _sha256(path) for name, path in data.items()}, "budget": budget, "seeds": seeds,
+            "rates": setting.rates, "folds": folds, "gold": gold, "judge": judge, "protocol": how, "dtype": dtype,
+        }
+    )  # fmt: skip
+    _same_comparison(Path(out), identity)
+    board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
+    sources = {n: {"path": p, "sha256": _sha256(p), "records": len(records[n])} for n, p in data.items()}
+    board |= {"schema": SCHEMA, "status": "done", "verb": "compare", "model": model, "data": sources}
+    board |= {"identity": identity, "versions": _versions(), "device": str(start.device), "didact_commit": _commit()}
+    files.write_json(Path(out) / "leaderboard.json", board)
+    return board
+
+
+def _arm(name: str) -> compare.Arm:
+    """An arm from `METHOD[:PRESET]` or a YAML file that names its method."""
+    import yaml
+
+    words: list[str] = []
+    if name.endswith((".yaml", ".yml")):
+        try:
+            told = yaml.safe_load(Path(name).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{name}: cannot be read as YAML: {error}") from None
+        if not isinstance(told, dict) or "method" not in told:
+            raise UserError(f"{name}: field 'method' is missing")
+        method = str(told.pop("method"))
+        words = [f"--{str(k).replace('_', '-')}={v}" for k, v in told.items()]
+        label = f"{method} ({Path(name).stem})"
+    else:
+        method = label = name
+    method, _, preset = method.partition(":")
+    entry = catalogue.entry(method)
+    if preset and preset not in entry["presets"]:
+        raise UserError(f"unknown preset '{preset}' of {method}: {', '.join(entry['presets']) or 'none'}")
+    given = options.parser(entry).parse(words, preset or None)
+    changed = dict(entry["presets"].get(given.preset or "", {}))
+    fit = {k.removeprefix("fit."): changed.pop(k) for k in list(changed) if k.startswith("fit.")}
+    return compare.Arm(name=label, entry=entry, options=changed | given.options, fit=fit | given.fit)
+
+
+def _judge(name: str | None) -> judges.Judge | None:
+    if name is None:
+        return None
+    if name.startswith(("http://", "https://")):
+        return judges.Asked(remote.named(name))
+    return judges.named(name)
+
+
+def _same_comparison(out: Path, identity: Any) -> None:
+    """Begin a comparison in `out`, or go on with the same one.
+
+    Raises:
+        UserError: another comparison stands there.
+    """
+    place = out / "comparison.json"
+    try:
+        if place.exists():
+            kept = files.read_json(place)
+            changed = [k for k, v in identity.items() if kept.get(k) != v]
+            if changed:
+                raise UserError(f"{out} holds another comparison ({', '.join(changed)} differ): choose another --out")
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_json(place, identity)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _problem(method: str, seed: int) -> Problem:
@@ -371,7 +498,7 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
         "files": dict(written),
         "warnings": job.warnings + result.warnings,
         "joined": JOINED,
-        "versions": {name: metadata.version(name) for name in ("didact", "torch", "transformers", "peft", "numpy")},
+        "versions": _versions(),
         "device": device,
         "dtype": request.dtype,
         "threads": torch.get_num_threads(),
@@ -395,6 +522,10 @@ def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
     if start is None or not Path(start).exists():
         return model, None
     return model, load.load(start, device)
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("didact", "torch", "transformers", "peft", "numpy")}
 
 
 def _signature(function: Any) -> list[tuple[str, Any]]:
@@ -435,4 +566,4 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-__all__ = ["answers", "claim", "dry_run", "evaluate", "prepare", "run"]
+__all__ = ["answers", "claim", "comparison", "dry_run", "evaluate", "prepare", "run"]

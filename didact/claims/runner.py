@@ -10,9 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from typing import Any, Literal, get_args
 from didact import files
 from didact.claims import verdict
 from didact.learn.progress import Bar
+from didact.models import cache
 from didact.types import UserError
 
 Tier = Literal["smoke", "quick", "full"]
@@ -114,7 +113,7 @@ def run(
     sources, versions = sources_sha256(*claim.modules), _versions()
     identity = {"method": claim.method, "tier": tier, "sources": sources, "versions": versions}
     seconds = 0.0
-    with _empty_cache(), Bar(f"claim {claim.method}", len(seeds) * (1 + len(sabotages)), quiet=quiet) as bar:
+    with cache.private(), Bar(f"claim {claim.method}", len(seeds) * (1 + len(sabotages)), quiet=quiet) as bar:
 
         def measure(broken: Sabotage | None) -> dict[str, dict[str, list[float]]]:
             nonlocal seconds
@@ -254,20 +253,6 @@ def _sabotaged(
     except Exception as error:
         error_line = f"{type(error).__name__}: {error}"
         return row | {"estimate": None, "interval": None, "detected": False, "error": error_line}
-
-
-@contextlib.contextmanager
-def _empty_cache() -> Iterator[None]:
-    """A private, empty DIDACT_CACHE: what an earlier run left must not stand in for training."""
-    with tempfile.TemporaryDirectory(prefix="didact-claim-") as folder:
-        before = os.environ.pop("DIDACT_CACHE", None)
-        os.environ["DIDACT_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["DIDACT_CACHE"]
-            if before is not None:
-                os.environ["DIDACT_CACHE"] = before
 
 
 def _versions() -> dict[str, str]:

@@ -28,7 +28,10 @@ OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of one model, with its 95 % interval over `n` records where it is a mean of them."""
+    """One number of one model, with its 95 % interval over `n` records where it is a mean of them.
+
+    `values` are then the records' own numbers, in their order, for comparisons in pairs.
+    """
 
     value: float
     n: int
@@ -36,6 +39,7 @@ class Measure:
     unit: str = ""
     ci: tuple[float, float] | None = None
     help: str = ""
+    values: tuple[float, ...] = ()
 
 
 def forget(
@@ -62,10 +66,12 @@ def forget(
     """
     known = forgetting.answers(model, forget, "forget")
     out = {
-        "forget_accuracy": _mean(known["accuracy"], "lower", "share of forget-answer tokens that are the first choice"),
-        "forget_probability": _mean(known["probability"], "lower", "exp(-mean nll) of the forget answers"),
-        "forget_extraction": _mean(known["extraction"], "lower", "extraction strength of the forget answers"),
-        "forget_entropy": _mean(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
+        "forget_accuracy": mean_measure(
+            known["accuracy"], "lower", "share of forget-answer tokens that are the first choice"
+        ),
+        "forget_probability": mean_measure(known["probability"], "lower", "exp(-mean nll) of the forget answers"),
+        "forget_extraction": mean_measure(known["extraction"], "lower", "extraction strength of the forget answers"),
+        "forget_entropy": mean_measure(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
     }
     if forgetting.has_truth(forget):
         ratios = forgetting.truth_ratios(model, forget, name="forget")
@@ -88,12 +94,12 @@ def utility(model: Model, retain: Sequence[Demo], rouge: Rouge = "greedy") -> di
     and entropy stand beside it.
     """
     known = forgetting.answers(model, retain, "retain")
-    parts = {"retain_probability": _mean(known["probability"], "higher", "exp(-mean nll) of the retain answers")}
+    parts = {"retain_probability": mean_measure(known["probability"], "higher", "exp(-mean nll) of the retain answers")}
     if rouge != "none":
         how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
         made = generate.generate(model, [r.prompt for r in retain], **how)
         recall = forgetting.rouge_recall(made, [r.completion for r in retain])
-        parts["retain_rouge"] = _mean(recall, "higher", f"ROUGE-L recall of {rouge} answers")
+        parts["retain_rouge"] = mean_measure(recall, "higher", f"ROUGE-L recall of {rouge} answers")
     if forgetting.has_truth(retain):
         ratios = forgetting.truth_ratios(model, retain, name="retain")
         parts["retain_truth"] = Measure(
@@ -101,8 +107,8 @@ def utility(model: Model, retain: Sequence[Demo], rouge: Rouge = "greedy") -> di
         )
     whole = statistics.harmonic_mean([m.value for m in parts.values()])
     return parts | {
-        "retain_accuracy": _mean(known["accuracy"], "higher", "share of retain-answer tokens ranked first"),
-        "retain_entropy": _mean(known["entropy"], "", "entropy of predictions on retain answers", "nats"),
+        "retain_accuracy": mean_measure(known["accuracy"], "higher", "share of retain-answer tokens ranked first"),
+        "retain_entropy": mean_measure(known["entropy"], "", "entropy of predictions on retain answers", "nats"),
         "utility": Measure(whole, len(retain), "higher", help=f"harmonic mean of {', '.join(parts)}"),
     }
 
@@ -123,9 +129,11 @@ def answer(model: Model, demos: Sequence[Demo]) -> dict[str, Measure]:
     """How well demonstrations are answered: token accuracy, exact greedy match, probability."""
     known = forgetting.answers(model, demos, "data")
     return {
-        "accuracy": _mean(known["accuracy"], "higher", "share of answer tokens that are the first choice"),
-        "exact": _mean((known["extraction"] == 1.0).astype(float), "higher", "answers greedy decoding gives in full"),
-        "probability": _mean(known["probability"], "higher", "exp(-mean nll)"),
+        "accuracy": mean_measure(known["accuracy"], "higher", "share of answer tokens that are the first choice"),
+        "exact": mean_measure(
+            (known["extraction"] == 1.0).astype(float), "higher", "answers greedy decoding gives in full"
+        ),
+        "probability": mean_measure(known["probability"], "higher", "exp(-mean nll)"),
     }
 
 
@@ -138,8 +146,10 @@ def prefer(model: Model, preferences: Sequence[Preference], reference: Model | N
         total = total - forward.row_logp(reference, rows)[0]
     margin = (total.view(-1, 2)[:, 0] - total.view(-1, 2)[:, 1]).numpy()
     return {
-        "preferred": _mean((margin > 0) + 0.5 * (margin == 0), "higher", "pairs whose chosen side scores higher"),
-        "margin": _mean(margin, "higher", "log-prob of chosen less rejected", "nats"),
+        "preferred": mean_measure(
+            (margin > 0) + 0.5 * (margin == 0), "higher", "pairs whose chosen side scores higher"
+        ),
+        "margin": mean_measure(margin, "higher", "log-prob of chosen less rejected", "nats"),
     }
 
 
@@ -167,10 +177,11 @@ def compare(
     }  # fmt: skip
 
 
-def _mean(values: Any, better: Better, help: str, unit: str = "") -> Measure:
+def mean_measure(values: Any, better: Better, help: str, unit: str = "") -> Measure:
+    """The mean of one value an item, with its t interval over the items and the values themselves."""
     x = np.asarray(values, dtype=float)
     mean = statistics.mean_interval(x)
     # Values that are shares lie in [0, 1], and so does their mean.
     low, high = (0.0, 1.0) if not unit and x.min() >= 0 and x.max() <= 1 else (-np.inf, np.inf)
     ci = (max(low, mean.low), min(high, mean.high)) if len(x) > 1 else None
-    return Measure(mean.estimate, len(values), better, unit, ci, help)
+    return Measure(mean.estimate, len(values), better, unit, ci, help, tuple(x.tolist()))

@@ -5,8 +5,11 @@ The folder is `DIDACT_CACHE` (`~/.cache/didact` by default; `off` keeps nothing)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,6 +33,21 @@ def place(kind: str, *parts: str | bytes) -> Path | None:
         digest.update(len(data).to_bytes(8, "big") + data)
     root = folder()
     return root / kind / digest.hexdigest()[:32] if root else None
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """A private, empty cache: what an earlier run left must not stand in for work that is measured."""
+    with tempfile.TemporaryDirectory(prefix="didact-cache-") as fresh:
+        before = os.environ.get("DIDACT_CACHE")
+        os.environ["DIDACT_CACHE"] = fresh
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["DIDACT_CACHE"]
+            else:
+                os.environ["DIDACT_CACHE"] = before
 
 
 class Entry:

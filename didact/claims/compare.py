@@ -1,0 +1,444 @@
+"""Which method helps on this model and this data: same start, same records, same budget, same search for every arm.
+
+The untouched model is an arm. One learning-rate search on a tuning seed and on records no test sees;
+then every arm is taught anew with each test seed and scored on records no training saw. A unit of work
+(arm, learning rate, seed) is one JSON file, so a comparison that was stopped goes on where it was; an
+arm that fails is told and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from didact import files
+from didact.data import convert
+from didact.evaluate import collapse, judges, protocols, statistics
+from didact.evaluate import forget as forgetting
+from didact.evaluate.protocols import Measure
+from didact.infer import lm
+from didact.models import cache, cost
+from didact.models.model import Model
+from didact.types import Fit, Record, Result, UserError
+
+Unit = Literal["tokens", "flops", "seconds"]
+Protocol = Literal["prefer", "answer", "forget", "text"]
+
+UNTOUCHED = "untouched"
+TUNING_SEED = 1000
+PROBES = (2, 6)  # steps of the two short runs a budget is laid out by
+DRAWN = 32  # prompts answered for judges and diagnostics
+SHOWN = 4  # sample outputs kept
+PRIMARY: Mapping[Protocol, str] = {"prefer": "preferred", "answer": "accuracy", "forget": "balance", "text": "nll"}
+REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5  # where the middle of the learning-rate grid is anchored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A method with its options: one row of the leaderboard. `entry` is its line of the catalogue."""
+
+    name: str
+    entry: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Result]:
+        """The method itself."""
+        found: Callable[..., Result] = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
+        return found
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a `fit`."""
+        return bool(self.entry["fit"])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every arm may use up: tokens (once a forward pass, three times when trained), flops or seconds."""
+
+    amount: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """From `20M-tokens`, `1e15-flops`, `90-seconds`.
+
+        Raises:
+            UserError: it is none of these.
+        """
+        found = re.fullmatch(r"([\d.]+(?:e\d+)?)([kMGT]?)-(tokens|flops|seconds)", text)
+        if not found or float(found[1]) <= 0:
+            raise UserError(f"budget '{text}': a number and its unit are expected, as in 20M-tokens or 90-seconds")
+        scale = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
+        return cls(float(found[1]) * scale, cast(Unit, found[3]))
+
+    def used(self, meter: cost.Meter) -> float:
+        """What a meter says in this unit."""
+        return float(getattr(meter, self.unit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything that is the same for every arm.
+
+    Args:
+        model: where every arm starts.
+        records: by parameter name (`forget`, `retain`) or record kind (`preference`, `demo`, ...).
+        protocol: how arms are scored.
+        budget: what each may use.
+        seeds: test seeds; the tuning seed is none of them.
+        rates: learning rates each arm that trains is tuned over.
+        folds: 0 has one split; else seed k is tested on fold k.
+        gold: a model that never saw what must be forgotten.
+        judge: says which of two answers is better.
+        folder: where units and models are kept.
+        keep: save the taught model of the first seed of every arm.
+    """
+
+    model: Model
+    records: Mapping[str, Sequence[Record]]
+    protocol: Protocol
+    budget: Budget
+    seeds: Sequence[int]
+    rates: Sequence[float]
+    folds: int = 0
+    gold: Model | None = None
+    judge: judges.Judge | None = None
+    folder: Path
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Split:
+    """Records to teach, and records to score that teaching does not see."""
+
+    train: Mapping[str, Sequence[Record]]
+    test: Mapping[str, Sequence[Record]]
+
+
+def rates(model: Model, points: int = 3) -> list[float]:
+    """A grid of learning rates, factors of 4 apart around 1e-5 sqrt(7e9 / weights), two digits each."""
+    middle = REFERENCE_LR * math.sqrt(REFERENCE_WEIGHTS / max(model.parameters, 1))
+    return [float(f"{middle * 4.0 ** (i - (points - 1) / 2):.1e}") for i in range(points)]
+
+
+def protocol_for(records: Mapping[str, Sequence[Record]]) -> Protocol:
+    """The protocol that fits what the user gave."""
+    if "forget" in records:
+        return "forget"
+    if convert.serve("preference", records):
+        return "prefer"
+    return "answer" if convert.serve("demo", records) else "text"
+
+
+def split(records: Mapping[str, Sequence[Record]], part: int | Literal["tune"], folds: int = 0) -> Split:
+    """Teaching and scoring records, by a hash of the prompt (or text): the same prompt is never on both sides.
+
+    A fifth is for tuning. Of the rest one in `folds` (a quarter, where there is one split) is the test of a
+    seed; tuning teaches what the first seed teaches, and is scored on its own fifth. What must be
+    forgotten is taught and scored whole.
+    """
+    parts = folds or 4
+    train: dict[str, Sequence[Record]] = {}
+    test: dict[str, Sequence[Record]] = {}
+    for name, rows in records.items():
+        if name == "forget":
+            train[name] = test[name] = rows
+            continue
+        bins = [_bin(r, 5 * parts) for r in rows]
+        fold = 0 if part == "tune" or not folds else part % folds
+        scored = [(b < parts) if part == "tune" else (b >= parts and b % parts == fold) for b in bins]
+        taught = [b >= parts and b % parts != fold for b in bins]
+        train[name] = [r for r, t in zip(rows, taught, strict=True) if t]
+        test[name] = [r for r, t in zip(rows, scored, strict=True) if t]
+        if not train[name] or not test[name]:
+            raise UserError(f"{name}: {len(rows)} records are too few to keep some apart for tuning and testing")
+    return Split(train, test)
+
+
+def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The whole comparison; returns the leaderboard, best arm first.
+
+    Args:
+        arms: what to compare; the untouched model is added.
+        setting: what is the same for all.
+        told: hears one line for every unit of work done.
+    """
+    work = Work(setting, told)
+    chosen = {arm.name: _attempt(lambda arm=arm: _tuned(work, arm)) for arm in arms}  # type: ignore[misc]
+    units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: [work.unit(None, None, None, seed) for seed in setting.seeds]}
+    if unscored := [u["error"] for u in units[UNTOUCHED] if "error" in u]:
+        raise UserError(f"the untouched model cannot be scored: {unscored[0]}")
+    failures: dict[str, str] = {}
+    for arm in arms:
+        plan = chosen[arm.name]
+        done = [plan] if "error" in plan else [work.unit(arm, plan["lr"], plan["steps"], s) for s in setting.seeds]
+        wrong = [unit["error"] for unit in done if "error" in unit]
+        if wrong:
+            failures[arm.name] = wrong[0]
+        else:
+            units[arm.name] = done
+    return leaderboard(setting, units, chosen, failures)
+
+
+def leaderboard(
+    setting: Setting,
+    units: Mapping[str, Sequence[Mapping[str, Any]]],
+    chosen: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, str],
+) -> dict[str, Any]:
+    """Rows by the primary metric, with t intervals over seeds, paired with the leader and with the untouched model.
+
+    An arm is tied with the leader unless the paired interval of their difference excludes 0.
+    """
+    primary = PRIMARY[setting.protocol]
+    sign = -1.0 if primary == "nll" else 1.0
+    score = {name: [float(u["metrics"][primary]) for u in done] for name, done in units.items()}
+    order = sorted(score, key=lambda name: -sign * sum(score[name]))
+    rows = []
+    for name in order:
+        done = units[name]
+        metrics = {m: [u["metrics"][m] for u in done if m in u["metrics"]] for m in done[0]["metrics"]}
+        to_leader = statistics.paired_interval(score[name], score[order[0]])
+        to_start = statistics.paired_interval(score[name], score[UNTOUCHED])
+        rows.append(
+            {
+                "arm": name,
+                "score": _interval(statistics.mean_interval(score[name])),
+                "to_leader": _interval(to_leader),
+                "to_untouched": _interval(to_start),
+                "tied": not (to_leader.high < 0 or to_leader.low > 0),
+                "metrics": {m: _interval(statistics.mean_interval(v)) for m, v in metrics.items()},
+                "cost": {k: sum(u["cost"][k] for u in done) / len(done) for k in ("tokens", "flops", "seconds")},
+                "lr": chosen.get(name, {}).get("lr"),
+                "steps": chosen.get(name, {}).get("steps"),
+                "search": chosen.get(name, {}).get("search", {}),
+                "per_seed": score[name],
+                "samples": done[0].get("samples", []),
+            }
+        )
+    rules = {}
+    if setting.protocol == "prefer":
+        rules = {"the shorter answer is the better": _shorter(setting)}
+    return {
+        "protocol": setting.protocol, "primary": primary, "better": "lower" if sign < 0 else "higher",
+        "budget": {"amount": setting.budget.amount, "unit": setting.budget.unit}, "seeds": list(setting.seeds),
+        "tuning_seed": TUNING_SEED, "rates": list(setting.rates), "folds": setting.folds, "rows": rows,
+        "rules": rules, "failures": dict(failures), "judged": setting.judge is not None,
+    }  # fmt: skip
+
+
+class Work:
+    """Units of work, each done once and kept."""
+
+    def __init__(self, setting: Setting, told: Callable[[str], None]) -> None:
+        self.setting, self.told = setting, told
+        self.units = setting.folder / "units"
+        self.units.mkdir(parents=True, exist_ok=True)
+        files.sweep(self.units)
+
+    def unit(
+        self, arm: Arm | None, lr: float | None, steps: int | None, seed: int, part: int | Literal["tune"] | None = None
+    ) -> dict[str, Any]:
+        """Teach and score one arm with one seed; from its file where that is there. Failures are kept too."""
+        name = arm.name if arm else UNTOUCHED
+        identity = f"{name}{_rate(lr)}_{'tune' if part == 'tune' else 'test'}{seed}"
+        place = self.units / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', identity)}.json"
+        if place.exists():
+            return dict(files.read_json(place))
+        where = self.setting.seeds.index(seed) if part is None else part
+        parts = split(self.setting.records, cast(Any, where), self.setting.folds)
+        first = part is None and seed == self.setting.seeds[0]
+        told = _attempt(lambda: self._done(arm, lr, steps, seed, parts, place.stem, first))
+        files.write_json(place, told)
+        shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
+        shown = told.get("error") or f"{PRIMARY[self.setting.protocol]} {told['metrics'][self.primary]:.4f}"
+        self.told(f"{identity}: {shown}")
+        return told
+
+    @property
+    def primary(self) -> str:
+        """The metric arms are ranked by."""
+        return PRIMARY[self.setting.protocol]
+
+    def taught(
+        self, arm: Arm, lr: float | None, steps: int | None, seed: int, train: Mapping[str, Sequence[Record]], name: str
+    ) -> tuple[Result, cost.Meter]:
+        """Run the method on its share of the records, and meter it."""
+        given: dict[str, Any] = {}
+        kinds = [need["kind"] for need in arm.entry["needs"].values()]
+        for parameter, need in arm.entry["needs"].items():
+            if need["kind"] == "model":
+                given[parameter] = self.setting.model
+                continue
+            rows = train.get(parameter)
+            if not rows and kinds.count(need["kind"]) == 1:  # with two inputs of a kind only a name tells them apart
+                rows = convert.serve(need["kind"], train)
+            if rows is None and need["required"]:
+                raise UserError(f"{arm.name} needs {parameter} ({need['kind']}), which these records do not give")
+            if rows is not None:
+                given[parameter] = rows
+        takes = inspect.signature(arm.function).parameters
+        if arm.trains:
+            changes = dict(arm.fit) | {"seed": seed, "folder": str(self._checkpoints(name))}
+            changes |= ({"lr": lr} if lr is not None else {}) | ({"steps": steps} if steps is not None else {})
+            default: Fit = takes["fit"].default
+            given["fit"] = default.replace(**changes)
+        elif "seed" in takes:
+            given["seed"] = seed
+        with cache.private(), cost.metered() as meter:  # every arm pays for its own references
+            result = arm.function(**given, **arm.options)
+        return result, meter
+
+    def _done(
+        self, arm: Arm | None, lr: float | None, steps: int | None, seed: int, parts: Split, name: str, first: bool
+    ) -> dict[str, Any]:
+        setting = self.setting
+        used = {"tokens": 0.0, "flops": 0.0, "seconds": 0.0}
+        taught = setting.model
+        if arm is not None:
+            result, meter = self.taught(arm, lr, steps, seed, parts.train, name)
+            used = {k: float(getattr(meter, k)) for k in used}
+            if not isinstance(result.models.get("model"), Model):
+                raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
+            taught = cast(Model, result.models["model"])
+            if first and setting.keep:
+                with files.new_folder(setting.folder / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", arm.name)) as fresh:
+                    taught.save(fresh)
+        measures, samples = score(setting, taught, parts.test, seed)
+        told: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
+        if first:
+            told["samples"] = samples
+        if not math.isfinite(told["metrics"][self.primary]):
+            raise UserError(f"{self.primary} is not a number")
+        return told
+
+    def _checkpoints(self, name: str) -> Path:
+        return self.setting.folder / "checkpoints" / name
+
+
+def score(
+    setting: Setting, model: Model, test: Mapping[str, Sequence[Record]], seed: int
+) -> tuple[dict[str, Measure], list[dict[str, str]]]:
+    """Everything the leaderboard shows of one taught model, and some of its answers."""
+    start: Any = setting.model
+    records: Any = test
+    out: dict[str, Measure] = {}
+    if setting.protocol == "forget":
+        out, prompts = _forgetting(setting, model, records), [r.prompt for r in records["forget"]]
+    elif setting.protocol == "prefer":
+        pairs: Any = convert.serve("preference", records)
+        out = protocols.prefer(model, pairs, start)
+        out["preferred_alone"] = protocols.prefer(model, pairs)["preferred"]
+        prompts = [p.prompt for p in pairs]
+    elif setting.protocol == "answer":
+        demos: Any = convert.serve("demo", records)
+        out, prompts = protocols.answer(model, demos), [d.prompt for d in demos]
+    else:
+        texts: Any = convert.serve("text", records)
+        out, prompts = protocols.text(model, texts), [t.text[:40] for t in texts]
+    some = list(dict.fromkeys(prompts))[:DRAWN]
+    out |= collapse.collapse(model, start, some, seed)
+    ours = [a[0] for a in lm.of(model).generate(some)]
+    if setting.judge is not None:
+        theirs = [a[0] for a in lm.of(start).generate(some)]
+        out["win_rate"] = judges.win_rate(setting.judge, some, ours, theirs)
+    return out, [{"prompt": p, "answer": a} for p, a in zip(some[:SHOWN], ours[:SHOWN], strict=True)]
+
+
+def _forgetting(setting: Setting, model: Model, records: Any) -> dict[str, Measure]:
+    """The forget protocol, and `balance`: one number that both a ruined and an untouched model lose by."""
+    ratios = None
+    if setting.gold is not None and forgetting.has_truth(records["forget"]):
+        ratios = forgetting.truth_ratios(setting.gold, records["forget"])
+    out = protocols.forget(model, records["forget"], records.get("retain"), gold_ratios=ratios, rouge="none")
+    gone = 1 - (out["ks"].value if ratios is not None else out["forget_extraction"].value)
+    kept = out["utility"].value if "utility" in out else math.nan
+    parts = [max(gone, 0.0)] + ([kept] if records.get("retain") else [])
+    what = "1 - ks" if ratios is not None else "1 - forget_extraction"
+    both = statistics.harmonic_mean(parts)
+    return out | {"balance": Measure(both, len(records["forget"]), "higher", help=f"harmonic mean of {what}, utility")}
+
+
+def _tuned(work: Work, arm: Arm) -> dict[str, Any]:
+    """The learning rate with the best tuning score, and how many steps the budget allows."""
+    setting = work.setting
+    if not arm.trains:
+        return {"lr": None, "steps": None, "search": {}}
+    steps = _steps(work, arm)
+    found = {lr: work.unit(arm, lr, steps, TUNING_SEED, "tune") for lr in setting.rates}
+    sign = -1.0 if work.primary == "nll" else 1.0
+    good = {lr: sign * u["metrics"][work.primary] for lr, u in found.items() if "error" not in u}
+    if not good:
+        raise UserError(next(u["error"] for u in found.values()))
+    best = max(good, key=lambda lr: good[lr])
+    return {"lr": best, "steps": steps, "search": {f"{lr:g}": sign * v for lr, v in good.items()}}
+
+
+def _steps(work: Work, arm: Arm) -> int:
+    """Steps that use the budget up: cost is taken as a + b steps, from two short runs.
+
+    `a` is what a method does once (references, samples), so that a method that samples more trains less.
+    """
+    setting = work.setting
+    place = work.units / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', arm.name)}_steps.json"
+    if place.exists():
+        return int(files.read_json(place)["steps"])
+    train = split(setting.records, "tune", setting.folds).train
+    used = []
+    for steps in PROBES:
+        name = f"probe-{arm.name}-{steps}"
+        with contextlib.ExitStack() as after:
+            after.callback(shutil.rmtree, work._checkpoints(name), ignore_errors=True)
+            _, meter = work.taught(arm, setting.rates[0], steps, TUNING_SEED, train, name)
+        used.append(setting.budget.used(meter))
+    slope = (used[1] - used[0]) / (PROBES[1] - PROBES[0])
+    fixed = used[0] - PROBES[0] * slope
+    steps = math.floor((setting.budget.amount - fixed) / slope) if slope > 0 else 0
+    if steps < 1:
+        wanted = f"{fixed + slope:,.0f} {setting.budget.unit}"
+        raise UserError(f"{arm.name}: the budget does not reach its first step, which takes {wanted}")
+    files.write_json(place, {"steps": steps, "fixed": fixed, "per_step": slope})
+    return steps
+
+
+def _attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, or the reason it gives nothing: one arm's failure is not the others'."""
+    try:
+        return work()
+    except UserError as error:
+        return {"error": str(error)}
+    except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _shorter(setting: Setting) -> float:
+    pairs: Any = convert.serve("preference", split(setting.records, 0, setting.folds).test)
+    count = setting.model.tokenizer
+    return collapse.shorter_wins(
+        [(len(count(p.chosen)["input_ids"]), len(count(p.rejected)["input_ids"])) for p in pairs]
+    )
+
+
+def _bin(record: Record, bins: int) -> int:
+    shown = next(str(getattr(record, n)) for n in ("prompt", "question", "text", "task", "x") if hasattr(record, n))
+    return int(hashlib.sha256(shown.encode()).hexdigest()[:8], 16) % bins
+
+
+def _rate(lr: float | None) -> str:
+    return "" if lr is None else f"_lr{lr:g}"
+
+
+def _interval(found: Any) -> dict[str, float | None]:
+    return {"mean": found.estimate, "low": found.low, "high": found.high}

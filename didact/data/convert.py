@@ -1,0 +1,91 @@
+"""Records of one kind serving where another is wanted: what a comparison needs to give every arm the same data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from didact.types import Critique, Demo, Judged, Preference, Record, Scored, Text
+
+Have = Mapping[str, Sequence[Any]]
+
+
+def serve(kind: str, have: Have) -> Sequence[Record] | None:
+    """Records of `kind`: those at hand, or made of another kind where that loses nothing it needs; else None.
+
+    A demonstration is the better answer of a pair, a completion judged good, or a refinement. A pair is
+    the best and the worst completion of one prompt. A judged completion is either side of a pair.
+    """
+    if have.get(kind):
+        return have[kind]
+    for source, make in MAKERS.get(kind, {}).items():
+        if have.get(source) and (made := make(have[source])):
+            return made
+    return None
+
+
+def _chosen(pairs: Sequence[Preference]) -> list[Record]:
+    return [Demo(prompt=p.prompt, completion=p.chosen) for p in pairs]
+
+
+def _good(judged: Sequence[Judged]) -> list[Record]:
+    return [Demo(prompt=j.prompt, completion=j.completion) for j in judged if j.label]
+
+
+def _refined(critiques: Sequence[Critique]) -> list[Record]:
+    return [Demo(prompt=c.prompt, completion=c.refinement) for c in critiques if c.refinement]
+
+
+def _sides(pairs: Sequence[Preference]) -> list[Record]:
+    return [
+        Judged(prompt=p.prompt, completion=side, label=side is p.chosen)
+        for p in pairs
+        for side in (p.chosen, p.rejected)
+    ]
+
+
+def _scored_sides(pairs: Sequence[Preference]) -> list[Record]:
+    return [
+        Scored(prompt=p.prompt, completion=text, score=score)
+        for p in pairs
+        for text, score in ((p.chosen, p.chosen_score), (p.rejected, p.rejected_score))
+        if score is not None
+    ]
+
+
+def _extremes(scored: Sequence[Scored]) -> list[Record]:
+    """The best against the worst completion of every prompt; a prompt whose scores are all equal gives none."""
+    of: dict[str, list[Scored]] = defaultdict(list)
+    for s in scored:
+        of[s.prompt].append(s)
+    ends = [(max(group, key=lambda s: s.score), min(group, key=lambda s: s.score)) for group in of.values()]
+    return [
+        Preference(
+            prompt=best.prompt, chosen=best.completion, rejected=worst.completion,
+            chosen_score=best.score, rejected_score=worst.score,
+        )
+        for best, worst in ends
+        if best.score > worst.score
+    ]  # fmt: skip
+
+
+def _verdicts(judged: Sequence[Judged]) -> list[Record]:
+    return _extremes([Scored(prompt=j.prompt, completion=j.completion, score=float(j.label)) for j in judged])
+
+
+def _mended(critiques: Sequence[Critique]) -> list[Record]:
+    return [Preference(prompt=c.prompt, chosen=c.refinement, rejected=c.completion) for c in critiques if c.refinement]
+
+
+def _spoken(demos: Sequence[Demo]) -> list[Record]:
+    return [Text(text=f"{d.prompt} {d.completion}") for d in demos]
+
+
+MAKERS: Mapping[str, Mapping[str, Any]] = {
+    "demo": {"preference": _chosen, "judged": _good, "critique": _refined},
+    "preference": {"scored": _extremes, "judged": _verdicts, "critique": _mended},
+    "judged": {"preference": _sides},
+    "scored": {"preference": _scored_sides},
+    "text": {"demo": _spoken},
+}

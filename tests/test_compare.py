@@ -1,0 +1,200 @@
+"""The comparison: equal budgets, leak-proof splits, honest ties, arms that fail alone, and going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from didact import catalogue
+from didact.claims import compare
+from didact.data import convert
+from didact.evaluate import judges
+from didact.models import build
+from didact.types import Critique, Demo, Judged, Preference, Scored, UserError
+
+COLOURS = ("red", "green", "blue", "cyan", "pink")
+
+
+@pytest.fixture(scope="module")
+def model():
+    text = [f"what is {a} {i}? it is {b}." for a in COLOURS for b in ("good", "bad") for i in range(10)]
+    return build.build("llama", build.train_tokenizer(text, 300), d=32, layers=1, heads=2, context=64)
+
+
+def pairs(count=150):
+    return [
+        Preference(prompt=f"what is {COLOURS[i % 5]} {i}?", chosen=" it is good.", rejected=" it is bad.")
+        for i in range(count)
+    ]
+
+
+def arm(name, **fit):
+    return compare.Arm(name=name, entry=catalogue.entry(name), fit={"rows": 8} | fit)
+
+
+def setting(model, folder, **more):
+    told = {"records": {"preference": pairs()}, "protocol": "prefer", "budget": compare.Budget.parse("15k-tokens")}
+    return compare.Setting(model=model, folder=folder, **(told | {"seeds": (1, 2), "rates": (1e-3, 4e-3)} | more))
+
+
+def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
+    heard = []
+    board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), heard.append)
+    rows = {r["arm"]: r for r in board["rows"]}
+    assert set(rows) == {"untouched", "sft", "dpo"} and board["rows"][-1]["arm"] == "untouched"
+    for name in ("sft", "dpo"):
+        assert 0.9 * 15_000 < rows[name]["cost"]["tokens"] <= 15_000
+        assert rows[name]["score"]["mean"] > 0.9  # on pairs it was not taught
+    # DPO pays for its reference out of the same budget.
+    assert rows["dpo"]["steps"] < rows["sft"]["steps"]
+    assert rows["untouched"]["score"]["mean"] == 0.5 and not rows["untouched"]["tied"]
+    assert rows["sft"]["tied"] and rows["dpo"]["tied"]
+    assert all(set(r["metrics"]) >= {"kl", "length", "entropy", "distinct_2"} for r in board["rows"])
+
+    again = []
+    assert compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append) == board
+    assert heard and not again  # nothing is done twice
+    lost = tmp_path / "units" / "sft_lr0.001_test2.json"
+    if not lost.exists():
+        lost = tmp_path / "units" / "sft_lr0.004_test2.json"
+    lost.unlink()
+    compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append)
+    assert len(again) == 1 and again[0].startswith("sft")
+
+
+def test_an_arm_that_fails_is_told_and_leaves_the_others_alone(model, tmp_path):
+    wrong = compare.Arm(name="npo", entry=catalogue.entry("npo"), fit={"rows": 8})
+    board = compare.run([wrong, arm("sft")], setting(model, tmp_path, seeds=(1,), rates=(1e-3,)))
+    assert "forget" in board["failures"]["npo"]
+    assert [r["arm"] for r in board["rows"]] == ["sft", "untouched"]
+
+
+def test_a_budget_that_reaches_no_step_says_what_one_takes(model, tmp_path):
+    board = compare.run([arm("dpo")], setting(model, tmp_path, seeds=(1,), budget=compare.Budget.parse("10-tokens")))
+    assert "first step" in board["failures"]["dpo"]
+
+
+def test_a_forgetting_comparison_has_one_number_that_ruin_and_rest_both_lose_by(model, tmp_path):
+    forget = [Demo(prompt=f"what is red {i}?", completion=" it is good.") for i in range(4)]
+    retain = [Demo(prompt=f"what is blue {i}?", completion=" it is bad.") for i in range(40)]
+    told = {"records": {"forget": forget, "retain": retain}, "protocol": "forget", "seeds": (1,), "rates": (1e-3,)}
+    board = compare.run([arm("npo")], setting(model, tmp_path, **told))
+    row = next(r for r in board["rows"] if r["arm"] == "npo")
+    gone, kept = 1 - row["metrics"]["forget_extraction"]["mean"], row["metrics"]["utility"]["mean"]
+    assert row["score"]["mean"] == pytest.approx(2 / (1 / gone + 1 / kept) if gone * kept else 0)
+
+
+def test_a_reward_judges_answers_against_the_start_model(model, tmp_path):
+    def reward(prompts, answers):
+        return [float("good" in a) for a in answers]
+
+    board = compare.run(
+        [arm("sft")], setting(model, tmp_path, seeds=(1,), rates=(4e-3,), judge=judges.by_reward(reward))
+    )
+    rows = {r["arm"]: r["metrics"]["win_rate"]["mean"] for r in board["rows"]}
+    assert rows["untouched"] == 0.5 and rows["sft"] > 0.9
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(40, 200), st.integers(0, 6), st.integers(0, 10))
+def test_no_prompt_is_on_both_sides_and_tuning_records_are_in_no_test(count, folds, seed):
+    if folds == 1:
+        return
+    records = {"preference": [*pairs(count), *pairs(count)[:10]]}  # some prompts twice
+    tune = compare.split(records, "tune", folds)
+    prompts = lambda rows: {r.prompt for r in rows["preference"]}  # noqa: E731
+    for k in range(folds or 1):
+        part = compare.split(records, k + seed * (folds or 1), folds)
+        assert not prompts(part.train) & prompts(part.test)
+        assert not prompts(tune.test) & (prompts(part.test) | prompts(part.train))
+    assert not prompts(tune.train) & prompts(tune.test)
+
+
+def test_folds_test_every_record_that_does_not_tune_once():
+    records = {"preference": pairs(300)}
+    tested = [r.prompt for k in range(5) for r in compare.split(records, k, 5).test["preference"]]
+    tuning = {r.prompt for r in compare.split(records, "tune", 5).test["preference"]}
+    assert sorted(tested) == sorted(p.prompt for p in pairs(300) if p.prompt not in tuning)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [("20M-tokens", 2e7, "tokens"), ("1e15-flops", 1e15, "flops"), ("90-seconds", 90, "seconds")],
+)
+def test_budgets_are_read(text, amount, unit):
+    assert compare.Budget.parse(text) == compare.Budget(amount, unit)
+
+
+@pytest.mark.parametrize("text", ["20", "20M", "M-tokens", "20M-calls", "-3-tokens", "0-tokens"])
+def test_other_budgets_are_refused(text):
+    with pytest.raises(UserError, match="20M-tokens"):
+        compare.Budget.parse(text)
+
+
+def test_the_grid_is_four_apart_and_shrinks_with_the_model(model):
+    grid = compare.rates(model, 3)
+    assert grid[1] / grid[0] == pytest.approx(4, rel=0.05) and grid[2] / grid[1] == pytest.approx(4, rel=0.05)
+
+
+def test_records_serve_where_another_kind_is_wanted():
+    pair = Preference(prompt="p", chosen="a", rejected="b", chosen_score=3.0, rejected_score=1.0)
+    assert [(d.prompt, d.completion) for d in convert.serve("demo", {"preference": [pair]})] == [("p", "a")]
+    sides = convert.serve("judged", {"preference": [pair]})
+    assert [(j.completion, j.label) for j in sides] == [("a", True), ("b", False)]
+    scored = convert.serve("scored", {"preference": [pair]})
+    assert convert.serve("preference", {"scored": scored}) == [pair]
+    ties = [Scored(prompt="p", completion=c, score=1.0) for c in "ab"]
+    assert convert.serve("preference", {"scored": ties}) is None
+    judged = [Judged(prompt="p", completion="a", label=True), Judged(prompt="p", completion="b", label=False)]
+    made = convert.serve("preference", {"judged": judged})
+    assert [(m.chosen, m.rejected) for m in made] == [("a", "b")]
+    mended = [Critique(prompt="p", completion="b", feedback="no", refinement="a")]
+    assert [(m.chosen, m.rejected) for m in convert.serve("preference", {"critique": mended})] == [("a", "b")]
+    assert convert.serve("example", {"preference": [pair]}) is None
+
+
+def test_a_reward_that_misbehaves_is_told_in_one_line():
+    for wrong, words in (
+        (lambda p, c: 1 / 0, "ZeroDivisionError"),
+        (lambda p, c: [float("nan")] * len(c), "NaN"),
+        (lambda p, c: [1.0], "1 numbers for 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            judges.checked(wrong)(["p", "q"], ["a", "b"])
+    with pytest.raises(UserError, match="module:function"):
+        judges.named("nothing-like-that")
+    with pytest.raises(UserError, match="cannot be imported"):
+        judges.named("no_such_module:reward")
+
+
+class Replies:
+    """A language model of fixed replies, one list an attempt."""
+
+    name, capabilities, context = "fixed", frozenset({"generate"}), 100
+
+    def __init__(self, *attempts):
+        self.attempts, self.asked = list(attempts), []
+
+    def generate(self, prompts, max_new_tokens=64, **more):
+        self.asked.append(list(prompts))
+        return [[r] for r in self.attempts.pop(0)]
+
+
+def test_a_judge_that_prefers_a_place_decides_nothing_and_one_that_babbles_is_counted():
+    both = judges.Asked(Replies(["A", "A", "B"], ["A", "B", "A"]))
+    assert both(["p"] * 3, ["x"] * 3, ["y"] * 3) == [0.5, 1.0, 0.0]
+    babbling = Replies(["hm"], ["well"], ["A"], ["B"])
+    judge = judges.Asked(babbling)
+    assert judge(["p"], ["x"], ["y"]) == [1.0] and judge.unclear == 0
+    never = judges.Asked(Replies(*[["hm"]] * 6))
+    assert never(["p"], ["x"], ["y"]) == [0.5] and never.unclear == 2
+
+
+def test_the_leaderboard_is_plain_json(model, tmp_path):
+    board = compare.run([arm("sft")], setting(model, tmp_path, seeds=(1,), rates=(1e-3,)))
+    from didact.files import plain
+
+    assert json.loads(json.dumps(plain(board)))["rows"][0]["arm"] == "sft"
