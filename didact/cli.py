@@ -23,7 +23,7 @@ VERBS = {
     "evaluate": "score a saved model on a file",
     "try": "answers before and after, side by side",
     "claim": "test a paper's claim by training for real",
-    "report": "the HTML page of a run or of the scoreboard",
+    "report": "the HTML page of a run, a comparison, a claim or the scoreboard",
 }
 
 
@@ -388,12 +388,16 @@ def _claim(words: list[str]) -> int:
             if shown := tables.sabotages(card):
                 console.print("", shown)
             console.print(f"verdict: {card['verdict'] or 'none: a smoke run only shows that everything works'}")
+            if card["tier"] != "smoke":
+                from didact.report import page
+
+                print(f"page: {page.write(Path(args.scoreboard) / f'{name}.json')}")
     return max(codes)
 
 
 def _report(words: list[str]) -> int:
     parser = _Parser(prog="didact report", description=VERBS["report"])
-    parser.add_argument("folder", help="the --out folder of a run, or the scoreboard folder")
+    parser.add_argument("folder", help="the --out folder of a run or comparison, a claim's card (scoreboard/METHOD.json), or the scoreboard folder")
     args = parser.parse(words)
     from didact.report import page
 

@@ -1,6 +1,7 @@
 """Pages, opened in a real browser where there is one (CI must have one)."""
 
 import html
+import itertools
 import json
 import math
 import os
@@ -12,10 +13,11 @@ import pytest
 from didact import files
 from didact.models import adapters, load, mixers
 from didact.models.model import Model, copy_of
-from didact.report import page, plots
+from didact.report import findings, page, plots, words
 from didact.types import Result, UserError
 
-EVIL = "<script>alert(1)</script><img src=x onerror=\"document.title='pwned'\">"
+EVIL = "</style></title><script>alert(1)</script><img src=x onerror=\"document.title='pwned'\">"
+INTO_SVG = '</text></svg><script>alert(2)</script><svg onload="alert(3)">&amp;'
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
 
@@ -103,8 +105,8 @@ def browser():
         opened.close()
 
 
-def look(browser, place, scheme, width=1100):
-    """Open a page; its screenshot stands beside it. Returns it with all it said and asked for."""
+def look(browser, place, scheme="light", width=1280):
+    """Open a page. Returns it with all it said and asked for."""
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said, asked = [], []
     tab.on("console", lambda message: said.append(message.text))
@@ -112,81 +114,152 @@ def look(browser, place, scheme, width=1100):
     tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(place.as_uri())
-    tab.screenshot(path=place.with_name(f"{place.stem}-{scheme}-{width}.png"), full_page=True)
     return tab, said, asked
+
+
+# Every element that shows text of its own: contrast of its colour with the nearest background below it.
+FAINT = """() => {
+  const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number), light = c => {
+    const [r, g, b] = c.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const faint = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !e.getClientRects().length) continue;
+    if (['TITLE', 'STYLE'].includes(e.tagName.toUpperCase()) || e.closest('.unseen')) continue;
+    let behind = e;
+    while (behind && !(rgb(getComputedStyle(behind).backgroundColor)[3] ?? 1)) behind = behind.parentElement;
+    const style = getComputedStyle(e), ink = rgb(e.ownerSVGElement ? style.fill : style.color);
+    const [a, b] = [ink, rgb(getComputedStyle(behind).backgroundColor)].map(c => light(c.slice(0, 3)));
+    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (contrast < 4.5) faint.push(`${e.tagName}.${e.className} ${contrast.toFixed(2)} ${e.textContent.slice(0, 40)}`);
+  }
+  return faint;
+}"""
+
+
+def inert(tab, said, asked, places):
+    """Nothing ran, nothing was fetched, nothing but our own elements stands on the page."""
+    assert said == [] and asked == [place.as_uri() for place in places]
+    assert tab.evaluate("[document.scripts.length, document.images.length]") == [0, 0]
+    assert tab.locator("[onerror], [onload], [onclick], iframe, object, embed, form, b > img").count() == 0
+    assert tab.locator("style").count() == 1
+
+
+def accessible(tab, scheme):
+    """Headings in order, tables with scopes, named pictures, regions a keyboard reaches, ink that can be read."""
+    levels = [int(name[1]) for name in tab.eval_on_selector_all("h1,h2,h3,h4,h5,h6", "all => all.map(e => e.tagName)")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert tab.locator("th:not([scope])").count() == 0 == tab.locator("table:not(:has(thead))").count()
+    assert tab.locator("svg:not([role=img][aria-label]):not([aria-hidden=true])").count() == 0
+    assert tab.locator("main > .scroll:not([tabindex='0'][role=region][aria-label])").count() == 0
+    targets = tab.eval_on_selector_all("nav a", "all => all.map(e => e.getAttribute('href'))")
+    assert all(tab.locator(target).count() == 1 for target in targets)
+    assert tab.evaluate(FAINT) == [], scheme
 
 
 def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
     told = result(warnings=[f"careful {EVIL}"], argv=["run", "npo", f"--forget={EVIL}"])
     told["options"]["delta"] = {"value": EVIL, "from": f"file {EVIL}"}
-    told["data"]["forget"]["path"] = EVIL
-    told["metrics"] |= {EVIL: told["metrics"]["utility"] | {"help": EVIL, "unit": EVIL}}
+    told["data"] = {EVIL: told["data"]["forget"] | {"path": EVIL}}
+    told["model"]["path"] = told["versions"][EVIL] = told["files"][EVIL] = EVIL
+    told["metrics"] |= {EVIL: told["metrics"]["utility"] | {"help": EVIL, "unit": EVIL, "better": EVIL}}
     samples = [
-        {
-            "part": "forget",
-            "prompt": EVIL,
-            "wanted": "</div></table></style>",
-            "before": EVIL,
-            "after": "]]>--><b>x\u202e",
-        },
-        {
-            "part": EVIL,
-            "prompt": "javascript:alert(1)",
-            "wanted": "\ud800",
-            "before": "a" * 3000,
-            "after": "{{ 7 * 7 }}",
-        },
-    ]
-    rows = [row | {EVIL: 1.0, "$x_1$": 2.0, '"><script>alert(2)</script>': 3.0} for row in history()]
-    findings = {
-        EVIL: EVIL,
-        "table": {"a": {EVIL: {"estimate": 1.0, "low": 0.5, "high": 1.5}}},
-        "deep": [[[[EVIL] * 9] * 9]],
-    }
-    place = page.write(run_folder(tmp_path, told, samples, rows, findings))
+        {"part": "forget", "prompt": EVIL, "wanted": "</div></dl></style>", "before": EVIL, "after": "]]><b>x\u202e"},
+        {"part": EVIL, "prompt": "javascript:alert(1)", "wanted": "\ud800", "before": EVIL * 9, "after": "{{ 7 * 7 }}"},
+    ]  # fmt: skip
+    rows = [row | {EVIL: 1.0, "$x_1$": 2.0, INTO_SVG: 3.0} for row in history()]
+    line = {"x": [1, 2], "y": [1, 2]}
+    told_findings = {
+        EVIL: EVIL, "table": {"a": {EVIL: {"estimate": 1.0, "low": 0.5, "high": 1.5}}}, "deep": [[[[EVIL] * 9] * 9]],
+        "curves": {INTO_SVG: {"lines": {INTO_SVG: line, EVIL: line}, "xlabel": INTO_SVG, "ylabel": INTO_SVG}},
+    }  # fmt: skip
+    place = page.write(run_folder(tmp_path, told, samples, rows, told_findings))
 
-    colours = {}
+    paper = {}
     for scheme in ("light", "dark"):
-        tab, said, asked = look(browser, place, scheme)
-        assert said == [] and asked == [place.as_uri()]
-        assert tab.title() == "npo:npo-rt · didact"
-        assert tab.evaluate("[document.scripts.length, document.images.length, document.links.length]") == [0, 0, 0]
-        seen = tab.inner_text("main")
-        assert EVIL in seen and "{{ 7 * 7 }}" in seen and "</div></table></style>" in seen
-        assert tab.locator(".said").all_inner_texts().count(EVIL) == 2
-        colours[scheme] = [
-            tab.evaluate(f"getComputedStyle(document.body).{which}") for which in ("backgroundColor", "color")
-        ]
-        curve = tab.locator("svg.curve").first
-        assert curve.get_attribute("role") == "img" and "loss goes from 2 at step 1" in curve.get_attribute(
-            "aria-label"
-        )
-        line = tab.evaluate("getComputedStyle(document.querySelector('svg.curve path[style*=series-1]')).stroke")
-        assert line not in colours[scheme]
-        tab.close()
-    paper = {scheme: int(colours[scheme][0][4:].split(",")[0]) for scheme in colours}
-    assert paper["light"] > 200 > 60 > paper["dark"]
+        for width in (1280, 390):
+            tab, said, asked = look(browser, place, scheme, width)
+            inert(tab, said, asked, [place])
+            assert tab.title() == "npo:npo-rt · didact"
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll inside
+            assert tab.evaluate("[...document.links].map(a => a.href).filter(h => !h.includes('#'))") == [
+                "https://arxiv.org/abs/2404.05868"
+            ]
+            if width == 1280:
+                seen = tab.inner_text("main")
+                assert EVIL in seen and "{{ 7 * 7 }}" in seen and "</div></dl></style>" in seen
+                assert tab.locator(".said").all_inner_texts().count(EVIL) == 2
+                label = tab.locator("figure svg").first.get_attribute("aria-label")
+                assert "loss goes from 2 at optimiser step 1" in label
+                assert any(INTO_SVG[:20] in t for t in tab.locator("#findings ~ .curves text").all_text_contents())
+                accessible(tab, scheme)
+                colours = "getComputedStyle(document.body).backgroundColor", "getComputedStyle(document.body).color"
+                paper[scheme], ink = (tab.evaluate(colour) for colour in colours)
+                assert tab.evaluate("getComputedStyle(document.querySelector('.line')).stroke") not in (paper, ink)
+            tab.close()
+    lightness = {scheme: int(colour[4:].split(",")[0]) for scheme, colour in paper.items()}
+    assert lightness["light"] > 200 > 60 > lightness["dark"]
 
-    tab, said, _ = look(browser, place, "light", width=390)
-    assert said == [] and tab.evaluate("document.documentElement.scrollWidth") <= 390  # wide tables scroll inside
+
+def test_a_long_answer_is_folded_and_a_key_opens_it(tmp_path, browser):
+    long = "word " * 400
+    samples = [{"prompt": "Why?", "wanted": "so", "before": long, "after": "", "part": "demos"}]
+    tab, said, _ = look(browser, page.write(run_folder(tmp_path, samples=samples)), width=390)
+    fold = tab.locator(".sample details")
+    assert fold.count() == 1 and not fold.locator("> .said").is_visible()
+    assert "all 2,000 characters" in fold.inner_text() and "(nothing)" in tab.locator(".sample").inner_text()
+    fold.locator("summary").focus()
+    tab.keyboard.press("Enter")
+    assert fold.locator("> .said").is_visible() and not fold.locator("summary .said").is_visible()
+    assert fold.locator("> .said").text_content() == long and said == []
     tab.close()
 
 
-def test_the_scoreboard_in_a_browser(tmp_path, browser):
+def test_the_scoreboard_leads_to_the_pages_of_its_claims(tmp_path, browser):
     for name, verdict in (("npo", "holds"), ("mesa-gd", "fails"), ("zzz", None)):
-        files.write_json(tmp_path / f"{name}.json", card(name, verdict=verdict))
+        arms = card()["arms"] | {INTO_SVG: {EVIL: [1e-3, 1.0, None]}}
+        files.write_json(tmp_path / f"{name}.json", card(name, verdict=verdict, arms=arms))
     place = page.write(tmp_path)
     assert place.name == "index.html"
-    for scheme in ("light", "dark"):
-        tab, said, asked = look(browser, place, scheme)
-        assert said == [] and asked == [place.as_uri()]
-        assert tab.locator("svg.mark").count() == 3 * 3  # a test without an estimate has no mark
-        assert tab.locator("h2").all_inner_texts() == ["mesa-gd: fails", "npo: holds", "zzz: no verdict"]
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        tab, said, asked = look(browser, place, scheme, width)
+        inert(tab, said, asked, [place])
+        accessible(tab, scheme)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator("tbody th a").all_inner_texts() == ["mesa-gd", "npo", "zzz"]
+        facts = tab.locator(".facts dd").all_inner_texts()
+        assert [f.split()[0] for f in facts[1:6]] == ["1", "1", "0", "1", "2"]  # the last: stale
+        tab.click("text=npo")
+        inert(tab, said, asked, [place, tmp_path / "npo.html"])
+        accessible(tab, scheme)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert f"npo works {EVIL}" in tab.inner_text("main")
-        # Where the claim lies is right of the middle line, whichever way the test points.
-        for row in tab.locator("svg.mark").all()[:2]:
-            assert float(row.locator(".dot").get_attribute("x")) > 90
+        assert tab.locator(".forest svg[role=img]").count() == 3  # a test without an estimate has none
         tab.close()
+
+
+def test_an_estimate_lies_in_the_shade_where_its_test_would_hold(tmp_path, browser):
+    path = tmp_path / "npo.json"
+    files.write_json(path, card())
+    tab, _, _ = look(browser, page.write(path))
+    seen = {}
+    for picture in tab.locator(".forest svg[role=img]").all():
+        shade, dot = picture.locator(".region").bounding_box(), picture.locator(".dot").bounding_box()
+        middle = dot["x"] + dot["width"] / 2
+        name = picture.get_attribute("aria-label").split(":")[0]
+        seen[name] = shade["x"] < middle < shade["x"] + shade["width"]
+    assert seen == {"better": True, "smaller": True, "alike": False}
+    tab.close()
+
+
+def test_it_prints_in_ink_on_paper(tmp_path, browser):
+    tab, _, _ = look(browser, page.write(run_folder(tmp_path)), "dark", 720)
+    tab.emulate_media(media="print", color_scheme="dark")
+    assert tab.evaluate("getComputedStyle(document.querySelector('h2')).color") == "rgb(35, 33, 29)"
+    assert tab.locator("details th:text-is('delta')").is_visible()  # what is folded on the screen
+    tab.close()
 
 
 # --- what stands on it -----------------------------------------------------------------------
@@ -196,14 +269,61 @@ def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
     samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"}]  # as a method may give them
     seen = " ".join(text_of(page.write(run_folder(tmp_path, samples=samples))).split())
     for part in (
+        "Asked to make a model forget some answers and keep the rest", "model models/small with 20 forget records",
         "didact run npo:npo-rt --forget 'my files/forget.jsonl'", "sha256 " + "ab" * 32, "arXiv:2404.05868",
-        "models/small", "weights 0123456789abcdef", "file own.yaml", "0.9 0.95", "preset npo-rt", "retain: 8 records",
-        "0.100 .. 0.400", "gold 0.21", "lower is better", "near .5 is better", "1.23 M", "2.5 T FLOP", "256 MiB",
-        "2 threads", "abc1234", "Where?", "Paro", "Lund",
+        "weights 0123456789abcdef", "file own.yaml", "0.9 0.95", "preset npo-rt", "retain: 8 records",
+        "0.100 to 0.400", "lower is better", "near .5 is better", "1.23\xa0M", "2.5\xa0T FLOP", "256 MiB",
+        "2 threads", "commit abc1234", "Where?", "Paro", "Lund", "didact evaluate", "--protocol forget",
     ):  # fmt: skip
-        assert part in seen
+        assert part.replace("\xa0", " ") in seen, part
+    order = [seen.index(f" {name} ", seen.index("Versions ")) for name in (
+        "Before and after", "Samples", "Training", "Cost", "Data and options", "Use the result", "Versions and machine"
+    )]  # fmt: skip
+    assert order == sorted(order)
     changed = seen[seen.index("Options that differ") : seen.index("All 6 options")]
     assert "beta" in changed and "delta" not in changed and "0.1 flag" in changed  # the default beside the value
+
+
+def test_better_and_worse_are_told_as_far_as_the_interval_can_tell(tmp_path):
+    metric = {"n": 9, "ci": None, "unit": "", "help": "", "before": 0.5}
+    told = result(metrics={
+        "up": metric | {"after": 0.7, "better": "higher", "ci": [0.6, 0.8]},
+        "down": metric | {"after": 0.7, "better": "lower"},
+        "unclear": metric | {"after": 0.6, "better": "higher", "ci": [0.4, 0.8]},
+        "alike": metric | {"after": 0.50001, "better": "higher", "ci": [0.4999, 0.5001]},
+        "fair": metric | {"before": 0.9, "after": 0.4, "better": "gold"},
+        "neither": metric | {"after": 0.6, "better": ""},
+        "new": metric | {"before": None, "after": 0.6, "better": "higher"},
+    })  # fmt: skip
+    place = page.write(run_folder(tmp_path, told))
+    rows = re.findall(r'<tr>\s*<th scope="row">(\w+).*?<td class="keep">(.*?)</td>', place.read_text(), re.S)
+    said = {name: re.findall(r"</svg>([\w ]+)</span>", cell) for name, cell in rows[:7]}
+    assert said == {
+        "up": ["better"], "down": ["worse"], "unclear": ["within interval"], "alike": ["the same"],
+        "fair": ["better"], "neither": [], "new": [],
+    }  # fmt: skip
+    lead = (
+        "Of 5 metrics with a better side, 2 got better, 1 got worse, 1 stayed within the interval and 1 stayed the same"
+    )
+    assert lead in re.sub(r"\s+([.,])", r"\1", " ".join(text_of(place).split()))
+
+
+def test_a_claim_tells_its_verdict_and_whether_its_code_changed(tmp_path):
+    from didact.claims import runner
+
+    current = runner.sources_sha256(*runner.load("npo").modules)
+    path = tmp_path / "npo.json"
+    for sources, said in ((current, "the same"), ("0" * 64, "changed")):
+        files.write_json(path, card(sources_sha256=sources))
+        place = page.write(path)
+        assert place == tmp_path / "npo.html"
+        seen = " ".join(text_of(place).split())
+        assert f"code since then {said}" in seen and ("measures it again" in seen) == (said == "changed")
+        assert "competence gate" in seen and "reported only" in seen and "1 of 2 sabotages went unnoticed" in seen
+        assert "× 0.5" in seen and "0 ± 0.2" in seen and "below 0" in seen
+    files.write_json(path, card(verdict="fails", sabotage=[]))
+    seen = " ".join(text_of(page.write(path)).split())
+    assert "“unknown” is undecided (competence gate); 2 of 3 tests that decide hold over 3 seeds" in seen
 
 
 @pytest.mark.parametrize("form", ["hf", "peft", "peft without base", "didact"])
@@ -219,48 +339,117 @@ def test_the_lines_that_load_the_result_do(tmp_path, form, fresh):
         model = Model(mixers.LinearSelfAttention(3, 1, layers=1), kind="module")
     written = Result(models={"model": model}).save(tmp_path)
     place = page.write(run_folder(tmp_path, result(files=written)))
-    blocks = [html.unescape(b) for b in re.findall(r"<pre>(.*?)</pre>", place.read_text(), re.S) if " = " in b]
+    blocks = [
+        html.unescape(b) for b in re.findall(r'<pre class="take">(.*?)</pre>', place.read_text(), re.S) if " = " in b
+    ]
     assert len(blocks) == (2 if form in ("hf", "peft") else 1)
     for block in blocks:
         exec(block, names)
         assert names.pop("model") is not None
 
 
-def test_findings_and_curves_of_a_method_without_text(tmp_path):
-    findings = {
+def test_findings_are_shown_by_their_form(tmp_path):
+    given = {
         "kind": "white-box",
         "closest": {"reference": "gd", "tied_with": []},
         "alignment": {"gd": {"loss": {"estimate": 0.1, "low": 0.05, "high": 0.15}, "note": None}},
         "ood": {"inputs": [{"value": 0.5, "learner": 1.0, "gd": 1.1}, {"value": 1.0, "learner": 2.0, "gd": 2.1}]},
+        "rows": [{"word": "aa", "count": 3}, {"word": "bb", "count": 1e-9}],
         "nested": {"a": {"b": [1, {"c": 2}]}},
+        "curves": {"by K": {"x": [1, 2], "y": [0.25, None], "xlabel": "K", "ylabel": "accuracy"}},
     }
     told = result(method="gone", metrics={}, model=None, data={}, files={}, preset=None)
-    seen = " ".join(text_of(page.write(run_folder(tmp_path, told, rows=[], findings=findings))).split())
+    seen = " ".join(text_of(page.write(run_folder(tmp_path, told, rows=[], findings=given))).split())
     for part in (
-        "white-box",
-        "reference gd, tied with none",
-        "0.050 .. 0.150",
-        "learner goes from 1 at value 0.5",
-        '"c": 2',
-    ):
-        assert part in seen
+        "white-box", "reference gd, tied with none", "0.100 0.050 to 0.150", "aa 3", "bb 1.00 × 10⁻⁹", '"c": 2',
+    ):  # fmt: skip
+        assert part in seen, part
     assert "Samples" not in seen and "Training" not in seen
+    kinds = [(block.name, block.kind) for block in findings.blocks(given)]
+    assert kinds == [
+        ("", "curves"), ("", "short"), ("alignment", "table"), ("ood", "curves"), ("rows", "table"),
+        ("nested", "heading"), ("a", "heading"), ("b", "json"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "curve", [{"x": [1]}, {"x": [1], "y": [1, 2]}, {"x": [1], "y": ["a"]}, {"lines": {}}, {"x": [1], "y": [True]}, [1]]
+)
+def test_what_has_not_the_form_of_a_curve_is_shown_otherwise(curve):
+    assert not findings.is_curve(curve)
+    blocks = findings.blocks({"curves": {"c": curve}})
+    assert blocks and all(block.kind != "curves" for block in blocks)
+
+
+def test_a_chart_puts_points_where_they_belong():
+    few = plots.chart([plots.Line("a", [1, 2, 4, 8], [0.0, 0.5, 0.25, 1.0], [0.0] * 4, [1.0] * 4)], "K", log=True)
+    at = [
+        (float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", re.search(r'"line s1" d="(.*?)"', few)[1])
+    ]
+    steps = [b[0] - a[0] for a, b in itertools.pairwise(at)]
+    assert max(steps) - min(steps) <= 0.2  # doublings are as far apart from each other on a logarithmic axis
+    (_, zero), (_, half), (_, quarter), (_, one) = at
+    assert half == pytest.approx((zero + one) / 2, abs=0.1) and quarter == pytest.approx(
+        0.75 * zero + 0.25 * one, abs=0.1
+    )
+    whiskers = re.findall(r'class="line s1 whole" x1="[\d.]+" y1="([\d.]+)" x2="[\d.]+" y2="([\d.]+)"', few)
+    assert [(float(a), float(b)) for a, b in whiskers] == [(zero, one)] * 4
+    assert all(f">{tick}</text>" in few for tick in ("1", "2", "4", "8", "0", "0.5", "1.0"))
 
 
 def test_long_curves_are_averaged_and_gaps_are_left():
     rows = [{"step": i, "loss": float(i)} for i in range(2000)]
     rows[0]["loss"] = None
-    svg = plots.curve(rows, ["loss"])
-    assert len(re.findall(r"\bL ", svg)) < 600 and "from 2.5 at step 2" in svg
-    assert "no finite value" in plots.curve([{"step": 1, "loss": None}], ["loss"])
-    assert "currentColor" in svg and "var(--series-1)" in svg and not re.search(r"#0102|<style|<metadata", svg)
+    svg = plots.chart([plots.of_rows(rows, "loss")], "step")
+    assert svg.count("L") == plots.POINTS - 1 and "step (means of 5)" in svg and "from 1 at step 1" in svg
+    gap = plots.chart([plots.of_rows([row | {"loss": None if row["step"] == 9 else 1.0} for row in rows[:20]], "loss")])
+    assert re.search(r'"line s1" d="(.*?)"', gap)[1].count("M") == 2
+    assert "no finite value" in plots.chart([plots.of_rows([{"step": 1, "loss": None}], "loss")])
 
 
-def test_two_plots_share_no_id_and_the_same_plot_is_the_same_text():
-    one, two = (plots.curve(history(), [name]) for name in ("loss", "lr"))
-    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, two)]
-    assert ids[0] and not ids[0] & ids[1]
-    assert one == plots.curve(history(), ["loss"])
+def test_a_strip_has_a_dot_per_seed_and_says_which_have_none():
+    svg = plots.strip("loss", {"a": [0.001, 0.1, 10.0], "b": [1.0, None, 1.0], "c": [None] * 3}, [0, 1, 2])
+    assert re.findall(r"<title>(.*?)</title>", svg) == [
+        "a, seed 0: 0.001", "a, seed 1: 0.1", "a, seed 2: 10", "b, seed 0: 1", "b, seed 2: 1"
+    ]  # fmt: skip
+    assert "1 none" in svg and "no value in 3 of 3 seeds" in svg and "geometric means over 3 seeds: a 0.1;" in svg
+    dots = [float(x) for x in re.findall(r'class="seed" cx="([\d.]+)"', svg)]
+    assert dots[1] == pytest.approx((dots[0] + dots[2]) / 2, abs=0.1)  # logarithmic
+    assert float(re.search(r'class="mean" x1="([\d.]+)"', svg)[1]) == pytest.approx(dots[1], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "names"),
+    [
+        (0, 1, ["0", "0.5", "1.0"]), (-0.3, 7.9, ["−5", "0", "5", "10"]), (2e-5, 2e-5, ["1.8", "2.0", "2.2"]),
+        (0, 250_000, ["0", "1", "2", "3"]), (1.0, 1.0 + 1e-9, None),
+    ],
+)  # fmt: skip
+def test_ticks_are_round_and_cover_what_is_shown(low, high, names):
+    ticks = plots._around(low, high, 3)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 6
+    if names:
+        assert plots._names(ticks)[0] == names
+
+
+def test_numbers_are_set_as_in_print():
+    assert [words.number(v) for v in (None, math.nan, 0.5, -1.13e-8, 70459.5, 12)] == [
+        "–", "–", "0.500", "−1.13\xa0×\xa010⁻⁸", "70,460", "12.000"
+    ]  # fmt: skip
+    assert words.interval([-2.6e-4, 0.196]) == "0.000 to 0.196"  # no zero has a sign
+    assert (
+        words.interval([0.00038, 0.00123]) == "0.00038 to 0.00123"
+        and words.number(8e-4, [0.00038, 0.00123]) == "0.00080"
+    )
+    assert words.interval([0.1, None]) == words.interval(None) == ""
+    assert [words.short(v) for v in (0.0, 1e-9, -2.302585)] == ["0", "10⁻⁹", "−2.3"]
+    assert [words.duration(v) for v in (0.25, 59.6, 92, 8123)] == [
+        "0.25\xa0s",
+        "1\xa0min 0\xa0s",
+        "1\xa0min 32\xa0s",
+        "2\xa0h 15\xa0min",
+    ]
+    assert words.typed([0.9, None, True, 1e-5]) == "0.9 none yes 1e-05"
 
 
 def test_what_is_no_run_and_no_scoreboard_is_one_line(tmp_path):
@@ -274,10 +463,13 @@ def test_what_is_no_run_and_no_scoreboard_is_one_line(tmp_path):
     assert "no such folder" in refused(tmp_path / "none")
     assert "neither a run" in refused(tmp_path)
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
+    assert "not a claim's card" in refused(tmp_path / "other.json")
     assert "neither a run" in refused(tmp_path)
     (tmp_path / "result.json").write_text("[1]")
     assert "not a result of didact" in refused(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({"schema": 1, "status": "running", "method": "npo"}))
     assert "not finished" in refused(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({"schema": 1, "status": "done", "method": "npo", "argv": []}))
+    assert "no model, data, options" in refused(tmp_path)
     (tmp_path / "result.json").write_text("{")
     assert "result.json: cannot be read" in refused(tmp_path)

@@ -1,128 +1,417 @@
-"""SVG for pages: inline, coloured by the page's own style sheet (so light and dark), with a title read aloud.
+"""SVG for pages, written by hand: a few lines, dots and bars, and no library's style sheet to take out again.
 
-Curves are matplotlib's; the small marks beside a table's rows are written here by hand.
+Colours and fonts are the page's, through classes, so that one text serves light, dark and print. What a plot shows is
+also said in its label, for those who hear the page. Everything that comes from a file is escaped here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import html
-import io
+import itertools
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-POINTS = 400  # of a curve at most; more are averaged
-INK, FAINT = "#010203", "#010204"  # stand-ins that become the page's colours
-SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
+from markupsafe import Markup
 
-Rows = Sequence[Mapping[str, Any]]
+from didact.report import words
 
-
-def curve(rows: Rows, y: Sequence[str], x: str = "step", title: str = "") -> str:
-    """Columns `y` of `rows` against column `x`; values that are missing or not finite leave a gap."""
-    with _style():
-        figure, axes = _figure()
-        told = []
-        for name, colour in zip(y, SERIES, strict=False):
-            xs, ys = _points(rows, x, name)
-            axes.plot(xs, ys, color=colour, linewidth=1.4, label=name, marker="o" if len(xs) == 1 else None)
-            told.append(_told(name, xs, ys, x))
-        if len(y) > 1:
-            axes.legend(frameon=False, labelcolor=INK, handlelength=1.2, loc="best")
-        axes.set_xlabel(x)
-        return _svg(figure, f"{title}: {'; '.join(told)}" if title else "; ".join(told))
+POINTS = 400  # of a line at most; more are averaged
+FEW = 12  # points up to which each is marked, its interval a whisker and not part of a band
+CHARACTER = 6.1  # px, about the width of one at the plots' 11 px
+SERIES = 6  # kinds of line the page's style sheet knows
+LOG = 50  # times the smallest must be the largest before a strip's axis is logarithmic
+SIDED = ("difference", "bound")  # tests that hold on one side of their null
 
 
-def change(metric: Mapping[str, Any], width: int = 150) -> str:
-    """One metric as a mark: a ring before, a dot with its interval after; from 0 to 1 where all of it lies there."""
-    known = (metric.get("before"), metric.get("after"), metric.get("gold"), *(metric.get("ci") or ()))
-    ends = [v for v in known if _finite(v)]
-    if not ends or not _finite(metric.get("after")):
-        return ""
-    low, high = min(0.0, *ends), max(0.0, *ends)
-    low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart; values that are not finite leave a gap. `low` and `high` are empty or as long as `y`."""
 
-    def at(v: float) -> float:
-        return 8 + (width - 16) * (v - low) / (high - low)
-
-    before, after = metric.get("before"), metric["after"]
-    parts = [f'<line class="axis" x1="{at(low):.1f}" x2="{at(high):.1f}" y1="11" y2="11"/>']
-    told = f"after {after:.3g}"
-    ci = metric.get("ci")
-    if ci and all(_finite(v) for v in ci):
-        parts.append(f'<line class="span" x1="{at(ci[0]):.1f}" x2="{at(ci[1]):.1f}" y1="11" y2="11"/>')
-        told += f", interval {ci[0]:.3g} to {ci[1]:.3g}"
-    if _finite(metric.get("gold")):
-        tick = at(float(metric["gold"]))
-        parts.append(f'<line class="gold" x1="{tick:.1f}" x2="{tick:.1f}" y1="3" y2="19"/>')
-        told += f", gold {metric['gold']:.3g}"
-    if _finite(before):
-        parts.append(f'<circle class="ring" cx="{at(float(before or 0)):.1f}" cy="11" r="4"/>')
-        told = f"before {before:.3g}, {told}"
-    parts.append(f'<circle class="dot" cx="{at(after):.1f}" cy="11" r="4"/>')
-    return _mark(width, 22, f"{told}; the line runs from {low:.3g} to {high:.3g}", parts)
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
-def forest_row(test: Mapping[str, Any], width: int = 180) -> str:
-    """One row of a forest plot: estimate and interval of a test, its null on the middle line.
+def of_rows(rows: Sequence[Mapping[str, Any]], y: str, x: str = "step") -> Line:
+    """Column `y` of `rows` against column `x`; what is no number is NaN."""
+    return Line(y, [number(row.get(x)) for row in rows], [number(row.get(y)) for row in rows])
 
-    Where the test has a side, right of the line is where the claim lies. Dashes mark the smallest effect of
-    interest, a band the width of an equivalence or of a tolerance. Every row has its own scale.
+
+# --- curves ----------------------------------------------------------------------------------
+
+
+def chart(
+    lines: Sequence[Line],
+    xlabel: str = "",
+    ylabel: str = "",
+    log: bool = False,
+    label: str = "",
+    width: int = 380,
+    height: int = 210,
+) -> Markup:
+    """Lines with their intervals on labelled axes; `log` spaces x logarithmically, `label` begins what is read out."""
+    told = "; ".join(_told(line, xlabel or "x") for line in lines)
+    run = max((math.ceil(len(line.x) / POINTS) for line in lines), default=1)
+    lines = [_thinned(line, run) for line in lines]
+    xs = [a for line in lines for a, b in zip(line.x, line.y, strict=True) if _shown(a, b, log)]
+    ys = [v for line in lines for column in (line.y, line.low, line.high) for v in column if math.isfinite(v)]
+    if not xs or not ys:
+        return _root(width, 40, f"{label}: {told}" if label else told, [_text(8, 24, "no finite value", "soft")])
+    yticks = _around(min(ys), max(ys), 4)
+    ynames, factor = _names(yticks)
+    left, right = 12 + CHARACTER * max(map(len, ynames)), width - 14
+    legend, top = _legend(lines, left, width) if len(lines) > 1 else ([], 8.0)
+    if head := " ".join(filter(None, (ylabel, factor and f"({factor})"))):
+        legend.append(_text(left - 6, top + 10, _fit(head, width - left), "soft"))
+        top += 20
+    bottom = height - 36
+    low, high = min(xs), max(xs)
+    pad = 12.0 if len(xs) <= FEW * len(lines) else 3.0
+    across = _scale(low, high, left + pad, right - pad, log)
+    up = _scale(yticks[0], yticks[-1], bottom, top + 2)
+    parts = [_line(left, up(v), right, up(v), "axis" if v == yticks[0] else "grid") for v in yticks]
+    parts += [_text(left - 7, up(v) + 3.8, name, "tick end") for v, name in zip(yticks, ynames, strict=True)]
+    xticks, xfactor = _xticks(xs, across, log)
+    parts += _bottom(xticks, across, bottom)
+    means = f"means of {run}" if run > 1 else ""
+    if below := " ".join(filter(None, (xlabel, *(f"({more})" for more in (xfactor, means) if more)))):
+        parts.append(_text((left + right) / 2, height - 5, _fit(below, right - left), "soft middle"))
+    for place, line in enumerate(lines):
+        apart = 5.0 * (place - (len(lines) - 1) / 2) if line.low and len(line.x) <= FEW else 0.0
+        parts += _drawn(line, place % SERIES + 1, across, up, apart, log)
+    return _root(width, height, f"{label}: {told}" if label else told, legend + parts)
+
+
+def _drawn(
+    line: Line, kind: int, x_of: Callable[[float], float], up: Callable[[float], float], apart: float, log: bool
+) -> list[str]:
+    """A line's band or whiskers, its path, and a mark on each point where there are few; moved right by `apart`."""
+
+    def across(v: float) -> float:
+        return x_of(v) + apart
+
+    ends = [line.low or [math.nan] * len(line.y), line.high or [math.nan] * len(line.y)]
+    points = list(zip(line.x, line.y, *ends, strict=True))
+    parts, path, pen = [], [], "M"
+    few = len(points) <= FEW
+    band: list[tuple[float, float, float]] = []
+    for x, y, low, high in [*points, (math.nan,) * 4]:
+        if not few and not (_shown(x, low, log) and math.isfinite(high)):
+            if len(band) > 1:
+                edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+                parts.append(f'<path class="area s{kind}" d="M{" ".join(f"{a:.1f} {b:.1f}" for a, b in edge)}Z"/>')
+            band = []
+        elif not few:
+            band.append((across(x), up(low), up(high)))
+        elif _shown(x, low, log) and math.isfinite(high):
+            parts.append(_line(across(x), up(low), across(x), up(high), f"line s{kind} whole"))
+        if not _shown(x, y, log):
+            pen = "M"
+            continue
+        path.append(f"{pen}{across(x):.1f} {up(y):.1f}")
+        pen = "L"
+        if few:
+            parts.append(_mark(kind, across(x), up(y)))
+    return [f'<path class="line s{kind}" d="{"".join(path)}"/>', *parts]
+
+
+def _mark(kind: int, x: float, y: float) -> str:
+    """A point; each kind of line has a shape of its own."""
+    shapes = (
+        "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0 -6.8 0Z", "M-3 -3H3V3H-3Z", "M0 -4L4 3H-4Z",
+        "M0 -4.4L4.4 0L0 4.4L-4.4 0Z", "M0 4L4 -3H-4Z", "M-4 -1.2H-1.2V-4H1.2V-1.2H4V1.2H1.2V4H-1.2V1.2H-4Z",
+    )  # fmt: skip
+    return f'<path class="mark s{kind}" transform="translate({x:.1f} {y:.1f})" d="{shapes[kind - 1]}"/>'
+
+
+def _legend(lines: Sequence[Line], left: float, width: float) -> tuple[list[str], float]:
+    """Names beside a piece of their line, wrapped; and where the plot may begin."""
+    parts, x, y = [], left - 4, 10.0
+    for place, line in enumerate(lines):
+        kind, name = place % SERIES + 1, _fit(line.name, width - left - 40)
+        needed = 40 + CHARACTER * len(name)
+        if x > left and x + needed > width:
+            x, y = left - 4, y + 17
+        parts.append(_line(x, y, x + 20, y, f"line s{kind}"))
+        parts += [_mark(kind, x + 10, y)] if len(line.x) <= FEW else []
+        parts.append(_text(x + 26, y + 3.8, name, ""))
+        x += needed
+    return parts, y + 14
+
+
+def _xticks(xs: Sequence[float], across: Callable[[float], float], log: bool) -> tuple[list[tuple[float, str]], str]:
+    """Ticks at the values themselves where they are few and their names have room, else at round numbers.
+
+    And the power of ten that their names leave out.
     """
-    sign = -1 if test["direction"] == "less" and test["kind"] in ("difference", "bound") else 1
-    null, margin, estimate = test["null"], test["margin"] or 0.0, test["estimate"]
-    interval = [v for v in test["interval"] or () if _finite(v)]
-    if not _finite(estimate):
-        return ""
-    away = [sign * (v - null) for v in (estimate, *interval)]
-    reach = max(*(abs(v) for v in away), margin * (1.4 if test["kind"] in ("equivalence", "exact") else 1)) or 1.0
-    middle = width / 2
-
-    def at(v: float) -> float:
-        return middle + (middle - 10) * v / reach
-
-    parts = []
-    if margin and test["kind"] in ("equivalence", "exact"):
-        parts.append(
-            f'<rect class="band" x="{at(-margin):.1f}" y="2" width="{at(margin) - at(-margin):.1f}" height="20"/>'
-        )
-    parts.append(f'<line class="null" x1="{middle}" x2="{middle}" y1="0" y2="24"/>')
-    if margin and test["kind"] in ("difference", "bound"):
-        parts.append(f'<line class="least" x1="{at(margin):.1f}" x2="{at(margin):.1f}" y1="3" y2="21"/>')
-    told = f"estimate {estimate:.4g}, null {null:.4g}"
-    if len(interval) == 2:
-        left, right = sorted(at(v) for v in away[1:])
-        parts.append(f'<line class="span" x1="{left:.1f}" x2="{right:.1f}" y1="12" y2="12"/>')
-        parts += [f'<line class="end" x1="{v:.1f}" x2="{v:.1f}" y1="8" y2="16"/>' for v in (left, right)]
-        told += f", interval {interval[0]:.4g} to {interval[1]:.4g}"
-    parts.append(f'<rect class="dot" x="{at(away[0]) - 3.5:.1f}" y="8.5" width="7" height="7"/>')
-    return _mark(width, 24, f"{test['name']}: {told}: {test['outcome']}", parts)
+    at = sorted(set(xs))
+    named = [(v, words.minus(f"{v:g}")) for v in at]
+    room = [across(b[0]) - across(a[0]) - CHARACTER * (len(a[1]) + len(b[1])) / 2 for a, b in itertools.pairwise(named)]
+    if len(at) <= 8 and all(gap > 4 for gap in room):
+        return named, ""
+    if log:
+        return _decades(at[0], at[-1]), ""
+    ticks = [v for v in _around(at[0], at[-1], 5) if at[0] <= v <= at[-1] * (1 + 1e-9)]
+    names, factor = _names(ticks)
+    return list(zip(ticks, names, strict=True)), factor
 
 
-def _points(rows: Rows, x: str, y: str) -> tuple[list[float], list[float]]:
-    """The column as floats, NaN where there is none; long ones as means of equal runs."""
-    xs = [_number(row.get(x)) for row in rows]
-    ys = [_number(row.get(y)) for row in rows]
-    run = math.ceil(len(xs) / POINTS)
+def _bottom(ticks: Sequence[tuple[float, str]], across: Callable[[float], float], y: float) -> list[str]:
+    parts = [_line(across(v), y, across(v), y + 4, "axis") for v, _ in ticks]
+    return parts + [_text(across(v), y + 15, name, "tick middle") for v, name in ticks]
+
+
+def _thinned(line: Line, run: int) -> Line:
+    """Means of `run` values each."""
     if run <= 1:
-        return xs, ys
-    return [_mean(xs[i : i + run]) for i in range(0, len(xs), run)], [
-        _mean(ys[i : i + run]) for i in range(0, len(ys), run)
-    ]
+        return line
+    columns = (line.x, line.y, line.low, line.high)
+    return Line(line.name, *([_mean(c[i : i + run]) for i in range(0, len(c), run)] for c in columns))
 
 
-def _told(name: str, xs: Sequence[float], ys: Sequence[float], x: str) -> str:
-    known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
+def _told(line: Line, x: str) -> str:
+    known = [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if not known:
-        return f"{name}: no finite value"
+        return f"{line.name}: no finite value"
     (first, start), (last, end) = known[0], known[-1]
-    return f"{name} goes from {start:.3g} at {x} {first:.4g} to {end:.3g} at {x} {last:.4g}"
+    if len(known) == 1:
+        return f"{line.name} is {start:.3g} at {x} {first:.4g}"
+    return f"{line.name} goes from {start:.3g} at {x} {first:.4g} to {end:.3g} at {x} {last:.4g}"
 
 
-def _number(value: Any) -> float:
+# --- one row of a table ----------------------------------------------------------------------
+
+MARK = 190  # px, the width of a metric's mark
+INSET = 9.0  # px, left and right of its scale
+
+
+def is_share(metric: Mapping[str, Any]) -> bool:
+    """Whether all of a metric lies between 0 and 1, and it has no unit: such metrics have one scale."""
+    return not metric.get("unit") and all(0 <= v <= 1 for v in _known(metric))
+
+
+def share_axis() -> Markup:
+    """The scale of those metrics, for the head of their column."""
+    at = _scale(0, 1, INSET, MARK - INSET)
+    parts = [_line(INSET, 18, MARK - INSET, 18, "axis")]
+    for v, name in ((0.0, "0"), (0.5, "0.5"), (1.0, "1")):
+        parts += [_line(at(v), 14, at(v), 18, "axis"), _text(at(v), 10, name, "tick middle")]
+    return _root(MARK, 20, "scale from 0 to 1", parts, "row")
+
+
+def change(metric: Mapping[str, Any]) -> Markup | str:
+    """A metric: a ring before, a dot with its interval after, an upright for gold. Without a value, nothing."""
+    before, after, gold = (number(metric.get(name)) for name in ("before", "after", "gold"))
+    known = _known(metric)
+    if not known or not math.isfinite(after):
+        return ""
+    share = is_share(metric)
+    low, high = (0.0, 1.0) if share else (min(known), max(known))
+    at = _scale(low, high, INSET, MARK - INSET)
+    ticks = [0.0, 0.5, 1.0] if share else [v for v in _around(low, high, 3) if low <= v <= high] or [low]
+    parts = [_line(at(v), 2, at(v), 22, "grid") for v in ticks]
+    parts.append(_line(INSET, 12, MARK - INSET, 12, "grid"))
+    if math.isfinite(before):
+        parts.append(_line(at(before), 12, at(after), 12, "way"))
+    told = f"after {after:.3g}"
+    ends = _ends(metric.get("ci"))
+    if ends:
+        parts += _whiskers(at(ends[0]), at(ends[1]), 12)
+        told += f", 95 % interval {ends[0]:.3g} to {ends[1]:.3g}"
+    if math.isfinite(gold):
+        parts.append(_line(at(gold), 3, at(gold), 21, "gold"))
+        told += f", gold {gold:.3g}"
+    if math.isfinite(before):
+        parts.append(f'<circle class="ring" cx="{at(before):.1f}" cy="12" r="4.2"/>')
+        told = f"before {before:.3g}, {told}"
+    parts.append(f'<circle class="dot" cx="{at(after):.1f}" cy="12" r="4.2"/>')
+    if not share:
+        names, factor = _names(ticks)
+        parts += _labels(
+            [(at(v), name + (factor if v else "")) for v, name in zip(ticks, names, strict=True)], 34, MARK
+        )
+    scale = f"; the scale runs from {low:.3g} to {high:.3g}"
+    return _root(MARK, 24 if share else 37, told + scale, parts, "row")
+
+
+def test(row: Mapping[str, Any], width: int = 200) -> Markup | str:
+    """A claim's test: estimate and interval, its null, and shaded where it holds. Every row has its own scale.
+
+    Dashes mark the null plus the smallest effect of interest: an interval wholly short of it fails.
+    """
+    null, margin, estimate = float(row["null"]), float(row.get("margin") or 0.0), number(row.get("estimate"))
+    if not math.isfinite(estimate):
+        return ""
+    ends = _ends(row.get("interval"))
+    sided, sign = row["kind"] in SIDED, -1 if row["direction"] == "less" else 1
+    # Everything is drawn as a distance from the null: tolerances of 1e-9 are lost beside a null of 1.
+    region = [0.0, sign * margin] if sided else [-margin, margin]
+    reach = [v - null for v in (estimate, *ends)] + [0.0, *region]
+    pad = 0.14 * (max(reach) - min(reach)) or 1.0
+    at = _scale(min(reach) - pad, max(reach) + pad, 6, width - 6)
+    edge = (at(0.0), 6.0 if sign < 0 else width - 6.0) if sided else (at(-margin), at(margin))
+    left, wide = min(edge), max(abs(edge[1] - edge[0]), 1.0)
+    parts = [f'<rect class="region" x="{left:.1f}" y="2" width="{wide:.1f}" height="24"/>']
+    parts += [_line(6, 26, width - 6, 26, "axis"), _line(at(0), 2, at(0), 30, "null")]
+    labels = [(at(0), words.short(null))]
+    if sided and margin:
+        parts.append(_line(at(sign * margin), 4, at(sign * margin), 26, "least"))
+        labels.append((at(sign * margin), words.short(null + sign * margin)))
+    if not sided and margin:
+        labels += [(at(margin), f"+{words.short(margin)}"), (at(-margin), f"−{words.short(margin)}")]
+    parts += _labels(labels, 40, width)
+    told = f"estimate {estimate:.4g}, null {null:.4g}"
+    if ends:
+        parts += _whiskers(at(ends[0] - null), at(ends[1] - null), 14)
+        told += f", interval {ends[0]:.4g} to {ends[1]:.4g}"
+    parts.append(f'<rect class="dot" x="{at(estimate - null) - 3.8:.1f}" y="10.2" width="7.6" height="7.6"/>')
+    return _root(width, 43, f"{row['name']}: {told}: {row['outcome']}", parts, "row")
+
+
+def _whiskers(left: float, right: float, y: float) -> list[str]:
+    bars = [_line(x, y - 4, x, y + 4, "span") for x in (left, right)]
+    return [_line(left, y, right, y, "span"), *bars]
+
+
+def _labels(named: Sequence[tuple[float, str]], y: float, width: float) -> list[str]:
+    """Names under their places, kept inside the picture; one that would touch an earlier one is left out."""
+    parts: list[str] = []
+    drawn: list[tuple[float, float]] = []
+    for x, name in named:
+        half = CHARACTER * len(name) / 2
+        x = min(max(x, half), width - half)
+        if all(x - half > b + 4 or x + half < a - 4 for a, b in drawn):
+            parts.append(_text(x, y, name, "tick middle"))
+            drawn.append((x - half, x + half))
+    return parts
+
+
+def _known(metric: Mapping[str, Any]) -> list[float]:
+    values = [number(metric.get(name)) for name in ("before", "after", "gold")] + _ends(metric.get("ci"))
+    return [v for v in values if math.isfinite(v)]
+
+
+# --- seeds -----------------------------------------------------------------------------------
+
+
+def strip(metric: str, arms: Mapping[str, Sequence[float | None]], seeds: Sequence[Any], width: int = 400) -> Markup:
+    """One metric of every arm: a dot per seed, an upright at the mean of those that have one.
+
+    Where the values span a factor of `LOG` or more the axis is logarithmic, and the mean geometric.
+    """
+    columns = {arm: [number(v) for v in values] for arm, values in arms.items()}
+    known = [v for values in columns.values() for v in values if math.isfinite(v)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    log = low > 0 and high >= LOG * low
+    factor = ""
+    if log:
+        ticks = _decades(low, high)
+    else:
+        span = _around(low, high, 4)
+        low, high = span[0], span[-1]
+        names, factor = _names(span)
+        ticks = list(zip(span, names, strict=True))
+    gutter = min(0.36 * width, 12 + CHARACTER * max(map(len, (*arms, factor))))
+    if not log:
+        widest = max(len(name) for _, name in ticks) * CHARACTER + 8
+        if widest * len(ticks) > width - gutter:  # names that would run together
+            ticks = [ticks[0], ticks[-1]]
+    at = _scale(low, high, gutter + 12, width - 18, log)
+    bottom = 6 + 20 * len(arms)
+    parts = [_line(at(v), 4, at(v), bottom, "grid") for v, _ in ticks]
+    parts += [_line(gutter + 2, bottom, width - 8, bottom, "axis"), *_bottom(ticks, at, bottom)]
+    if factor:
+        parts.append(_text(gutter - 4, bottom + 15, factor, "tick end"))
+    told = []
+    for row, (arm, values) in enumerate(columns.items()):
+        y = 15 + 20 * row
+        have = [v for v in values if math.isfinite(v)]
+        mean = math.exp(_mean([math.log(v) for v in have])) if log else _mean(have)
+        parts.append(_text(gutter - 4, y + 3.8, _fit(arm, gutter - 6), "end", arm))
+        for seed, v in zip(seeds, values, strict=False):
+            if math.isfinite(v):
+                dot = f'<circle class="seed" cx="{at(v):.1f}" cy="{y}" r="3.6"><title>'
+                parts.append(f"{dot}{html.escape(f'{arm}, seed {seed}: {v:.4g}')}</title></circle>")
+        if have:
+            middle = at(mean)
+            parts.append(_line(middle, y - 7, middle, y + 7, "mean"))
+        if missing := len(values) - len(have):
+            note = f"no value in {missing} of {len(values)} seeds"
+            place = (gutter + 12, "soft") if not have else (width - 8, "soft end")
+            parts.append(_text(place[0], y + 3.8, note if not have else f"{missing} none", place[1]))
+        told.append(f"{arm} {mean:.3g}" if have else f"{arm} none")
+    kind = "geometric means" if log else "means"
+    return _root(width, bottom + 20, f"{metric}, {kind} over {len(seeds)} seeds: {'; '.join(told)}", parts)
+
+
+# --- axes ------------------------------------------------------------------------------------
+
+
+def _scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
+    """A value's place between `start` and `end`; both ends alike puts it in the middle."""
+    if log:
+        plain = _scale(math.log(low), math.log(high), start, end)
+        return lambda v: plain(math.log(v))
+    if high <= low:
+        return lambda v: (start + end) / 2
+    return lambda v: start + (end - start) * (v - low) / (high - low)
+
+
+def _around(low: float, high: float, count: int) -> list[float]:
+    """About `count` steps of 1, 2 or 5 times a power of ten, from at or below `low` to at or above `high`."""
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
+        wide = abs(high) / 5 or 1.0
+        low, high = low - wide / 2, high + wide / 2
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * f for f in (1, 2, 5, 10) if power * f >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _names(ticks: Sequence[float]) -> tuple[list[str], str]:
+    """Ticks in the decimals of their step, and the power of ten left out of them where they are tiny or huge."""
+    largest = max((abs(v) for v in ticks), default=0.0)
+    power = math.floor(math.log10(largest) + 1e-9) if largest else 0
+    power = 0 if -3 <= power < 5 else power
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=largest or 1.0) / 10.0**power
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    names = [words.minus(f"{v / 10.0**power:,.{places}f}") if v else "0" for v in ticks]
+    return names, f"×{words.ten(power)}" if power else ""
+
+
+def _decades(low: float, high: float) -> list[tuple[float, str]]:
+    """Powers of ten between two values, thinned; where there are fewer than two, 1, 2 and 5 times them."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    powers = range(first, last + 1)
+    inside = [p for p in powers if low <= 10.0**p * (1 + 1e-9) and 10.0**p <= high * (1 + 1e-9)]
+    if len(inside) >= 2:
+        kept = inside[:: math.ceil(len(inside) / 6)]
+        return [(10.0**p, f"{10.0**p:g}" if -3 < p < 4 else words.ten(p)) for p in kept]
+    finer = [f * 10.0**p for p in powers for f in (1, 2, 5)]
+    return [(v, f"{v:g}") for v in finer if low <= v <= high] or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]
+
+
+# --- small things ----------------------------------------------------------------------------
+
+
+def number(value: Any) -> float:
+    """`value` as a float; NaN for what is no number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _ends(interval: Any) -> list[float]:
+    """Both ends of an interval, or nothing."""
+    ends = [number(v) for v in interval or ()]
+    return ends if len(ends) == 2 and all(map(math.isfinite, ends)) else []
+
+
+def _shown(x: float, y: float, log: bool) -> bool:
+    return math.isfinite(x) and math.isfinite(y) and (x > 0 or not log)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -130,51 +419,22 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _finite(value: Any) -> bool:
-    return math.isfinite(_number(value))
+def _fit(text: str, width: float) -> str:
+    """Text cut to about `width` px."""
+    most = max(3, int(width / CHARACTER))
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _mark(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg class="mark" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"<title>{html.escape(title)}</title>{''.join(parts)}</svg>"
-    )
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _style() -> Any:
-    import matplotlib
-
-    return matplotlib.rc_context(
-        {
-            "svg.fonttype": "none", "svg.hashsalt": "didact", "font.size": 8.5, "text.parse_math": False,
-            "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-            "axes.spines.top": False, "axes.spines.right": False, "axes.formatter.useoffset": False,
-            "axes.linewidth": 0.8, "xtick.major.width": 0.8, "ytick.major.width": 0.8,
-        }
-    )  # fmt: skip
+def _text(x: float, y: float, text: str, kind: str, title: str = "") -> str:
+    more = f"<title>{html.escape(title)}</title>" if title and title != text else ""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{html.escape(text)}{more}</text>'
 
 
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot: no backend, no state between plots
-
-    figure = Figure(figsize=(3.3, 1.9), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.5)
-    axes.locator_params(axis="x", nbins=5, integer=True)
-    axes.locator_params(axis="y", nbins=5)
-    return figure, axes
-
-
-def _svg(figure: Any, title: str) -> str:
-    """The figure as an inline element: page colours and fonts, ids of its own, a title, no style sheet."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = re.sub(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", out.getvalue(), flags=re.S)
-    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
-    for number, colour in enumerate(SERIES, 1):
-        svg = svg.replace(colour, f"var(--series-{number})")
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
-    own = "s" + hashlib.sha256((svg + title).encode()).hexdigest()[:8]
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", svg)
-    head = f'<svg class="curve" role="img" aria-label="{html.escape(title)}"'
-    return re.sub(r"\A<svg([^>]*)>", lambda m: f"{head}{m[1]}><title>{html.escape(title)}</title>", svg).strip()
+def _root(width: float, height: float, label: str, parts: Sequence[str], kind: str = "chart") -> Markup:
+    size = f'viewBox="0 0 {width:g} {height:g}"' + (f' width="{width:g}" height="{height:g}"' if kind == "row" else "")
+    head = f'<svg class="{kind}" role="img" aria-label="{html.escape(label)}" {size}>'
+    return Markup(head + "".join(parts) + "</svg>")
