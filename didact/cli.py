@@ -18,6 +18,7 @@ from didact.types import RECORDS, UserError
 VERBS = {
     "methods": "list the methods: what each needs, gives, and its claim's verdict",
     "explain": "a method in a screen: formula, options, paper",
+    "advise": "what your files are, and which methods can run on them",
     "run": "teach a model (without model and data: on the method's embedded example)",
     "compare": "methods side by side: same model, data, budget and search; a leaderboard with intervals",
     "evaluate": "score a saved model on a file",
@@ -72,8 +73,8 @@ def _dispatch(words: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(VERBS)}"
         raise UserError(f"unknown verb '{verb}': {hint}")
     handlers = {
-        "methods": _methods, "explain": _explain, "run": _run, "compare": _compare, "evaluate": _evaluate,
-        "try": _try, "claim": _claim, "report": _report,
+        "methods": _methods, "explain": _explain, "advise": _advise, "run": _run, "compare": _compare,
+        "evaluate": _evaluate, "try": _try, "claim": _claim, "report": _report,
     }  # fmt: skip
     return handlers[verb](rest)
 
@@ -188,6 +189,26 @@ def _verdict(entry: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _advise(words: list[str]) -> int:
+    parser = _Parser(prog="didact advise", description=VERBS["advise"])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders or hub:NAME:SPLIT")
+    parser.add_argument("--model", help="model folder or hub id: counts tokens against its context")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    args = parser.parse(words)
+    from didact.claims import advise
+
+    found = advise.advise(args.files, args.model)
+    if args.json:
+        import json
+
+        from didact.files import plain
+
+        print(json.dumps(plain(found), indent=1))
+    else:
+        print(advise.render(found))
+    return 0
 
 
 # --- teaching --------------------------------------------------------------------------------
@@ -397,7 +418,8 @@ def _claim(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     parser = _Parser(prog="didact report", description=VERBS["report"])
-    parser.add_argument("folder", help="the --out folder of a run or comparison, a claim's card (scoreboard/METHOD.json), or the scoreboard folder")
+    where = "the --out folder of a run or comparison, a claim's card (scoreboard/METHOD.json), or the scoreboard folder"
+    parser.add_argument("folder", help=where)
     args = parser.parse(words)
     from didact.report import page
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from didact.types import Fit, UserError
 
@@ -25,6 +25,8 @@ COMMON = {
     "dtype": ("TYPE", "float32", "of the weights: float32, bfloat16, float16 or float64"),
     "map": ("FIELD=YOURS", None, "rename a field of your files, --map prompt=question; may be repeated"),
     "skip_bad": ("", False, "drop and count bad lines"),
+    "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
+    "track": ("TOOL", None, "curves to tensorboard or wandb (offline) too, in --out"),
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "overwrite": ("", False, "replace what stands in --out"),
@@ -52,6 +54,8 @@ class Request:
     dtype: str = "float32"
     rename: dict[str, str] = field(default_factory=dict)
     skip_bad: bool = False
+    chat: Literal["auto", "template", "plain"] = "auto"
+    track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
     gold: str | None = None
     overwrite: bool = False
@@ -205,7 +209,12 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+CHOICES = {"chat": ("auto", "template", "plain"), "track": ("tensorboard", "wandb")}
+
+
 def _common(name: str, value: Any) -> Any:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise UserError(f"option --{name}: {value}: must be one of {', '.join(CHOICES[name])}")
     if name in FLAGS:
         return value is True or str(value).lower() in ("true", "yes", "1")
     if name in ("seed", "holdout"):

@@ -23,11 +23,12 @@ import torch
 from didact import catalogue, files, options
 from didact.claims import compare, runner
 from didact.claims.problem import Problem
-from didact.data import encode
+from didact.data import encode, formats, templates
 from didact.data.read import read
 from didact.evaluate import forget as forgetting
 from didact.evaluate import judges, protocols
 from didact.infer import generate, remote
+from didact.learn import track
 from didact.models import cost, load
 from didact.models.model import Model
 from didact.options import Request
@@ -119,7 +120,7 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in _takes(job.function) else {}
     with cost.metered() as meter:
-        result: Result = job.function(**given, **job.train, **job.options, **trained)
+        result: Result = job.function(**given, **job.train, **job.options, **trained, **_hooks(out, job))
     taught = result.models.get("model")
     if isinstance(taught, Model) and _speaks(job):
         after = _score(job, taught)
@@ -136,6 +137,14 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     files.write_json(out / "samples.json", result.samples)
     files.write_json(out / "result.json", report)
     return report
+
+
+def _hooks(out: Path, job: Job) -> dict[str, Any]:
+    """Trackers the user asked for, where the method trains."""
+    tool = job.request.track
+    if tool is None or "hooks" not in _takes(job.function):
+        return {}
+    return {"hooks": [track.tracker(tool, out, {**job.options, **vars(job.fit)})]}
 
 
 def dry_run(request: Request) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     moments = {"adamw": 2, "adam": 2, "sgd": 0}[job.fit.optimizer]
     width = getattr(model.config, "vocab_size", 0)
     pairs = {name: list(_texts(rows)) for name, rows in job.train.items()}
-    longest = max((n for p in pairs.values() for n in _lengths(model, p)), default=0)
+    longest = max((n for p in pairs.values() for n in encode.sizes(model.tokenizer, p)), default=0)
     micro = max(job.fit.micro_tokens, longest)
     hidden = getattr(model.config, "hidden_size", 0) * getattr(model.config, "num_hidden_layers", 1)
     activations = item * micro * (16 * hidden + 3 * min(width, 1 << 24))
@@ -352,6 +361,10 @@ def _inputs(
         records[name] = rows
         sources[name] = {"path": path, "sha256": _sha256(path), "records": len(rows), "dropped": rows.dropped}
     model = load.load(request.model, request.device, request.dtype) if request.model else None
+    if model is not None and model.processor is not None:
+        for name in records:
+            sources[name]["chat"] = encode.chat_choice(model.processor, records[name], request.chat)
+            records[name] = templates.as_chat(records[name], request.chat)
     return model, records, sources
 
 
@@ -435,7 +448,7 @@ def _begin(out: Path, job: Job) -> None:
 
 def _who(request: Request) -> dict[str, Any]:
     """What makes two runs the same run."""
-    how = ("argv", "overwrite", "provenance", "out", "device", "dry_run", "print_config")
+    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config")
     told = {k: v for k, v in vars(request).items() if k not in how}
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": request.argv}
 
@@ -465,13 +478,18 @@ def _finished(out: Path, request: Request) -> dict[str, Any] | None:
         raise UserError(f"{out} holds another run ({kept.get('method')}): choose another --out, or --overwrite")
     for source in kept.get("data", {}).values():
         path = source["path"]
-        if "sha256" in source and (not Path(path).exists() or _sha256(path) != source["sha256"]):
+        if "sha256" in source and (_gone(path) or _sha256(path) != source["sha256"]):
             raise UserError(f"{path} changed since the run in {out}: choose another --out, or --overwrite")
     return kept if kept["status"] == "done" else None
 
 
+def _gone(path: str) -> bool:
+    """Whether a file is not there any more; `folder:split` and hub references are looked up by their reader."""
+    return not path.startswith(formats.HUB) and not any(Path(p).exists() for p in (path, path.rpartition(":")[0]) if p)
+
+
 def _sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return formats.fingerprint(path)
 
 
 def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:
@@ -547,10 +565,6 @@ def _texts(rows: Sequence[Any]) -> list[tuple[str, str]]:
     spoken = [r for r in rows if hasattr(r, "prompt")]
     sides = [(r.completion,) if hasattr(r, "completion") else (r.chosen, r.rejected) for r in spoken]
     return [(r.prompt, side) for r, both in zip(spoken, sides, strict=True) for side in both]
-
-
-def _lengths(model: Model, pairs: Sequence[tuple[str, str]]) -> list[int]:
-    return [len(model.tokenizer(p + " " + c)["input_ids"]) + 1 for p, c in pairs]
 
 
 def _peak(job: Job) -> int:

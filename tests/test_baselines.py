@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from didact.data import convert
 from didact.evaluate import forget, protocols
 from didact.methods import baselines
 from didact.models import load
@@ -123,3 +124,36 @@ def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
 def test_a_bad_option_of_dpo_is_one_line(options, fresh):
     with pytest.raises(UserError, match=f"{next(iter(options))} = "):
         baselines.dpo(fresh("llama"), preferences([]), **options)
+
+
+# --- kto -------------------------------------------------------------------------------------
+
+
+def judged(pairs):
+    """The sides of pairs, each judged on its own."""
+    return list(convert.serve("judged", {"preference": pairs}))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_kto_carries_thumbs_up_and_down_to_prompts_it_never_saw(arch, taught, world):
+    start = taught(arch)
+    seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)
+    result = baselines.kto(start, judged(seen), fit=Fit(lr=1e-3, steps=30, rows=16))
+    after = protocols.prefer(result.models["model"], held_out, reference=start)
+    assert after["preferred"].value > 0.9
+    assert result.history[0]["kto"] == pytest.approx(0.5, abs=1e-5)  # r = z = 0
+    assert result.history[-1]["kto"] < 0.45 and result.history[-1]["accuracy"] > 0.8
+
+
+def test_kto_with_thumbs_down_alone_lowers_what_was_judged(taught, world):
+    start = taught("llama")
+    bad = [j for j in judged(preferences(world.retain[:40])) if not j.label]
+    model = baselines.kto(start, bad, fit=Fit(lr=1e-3, steps=20, rows=16)).models["model"]
+    said = [Demo(prompt=j.prompt, completion=j.completion) for j in bad]
+    of_start, of_model = (forget.answers(m, said)["probability"].mean() for m in (start, model))
+    assert of_model < 0.5 * of_start
+
+
+def test_kto_needs_two_records(fresh, world):
+    with pytest.raises(UserError, match="two records"):
+        baselines.kto(fresh("llama"), judged(preferences(world.retain[:1]))[:1])

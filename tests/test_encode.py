@@ -1,14 +1,15 @@
 """Records to token rows: labels are the completion and its end, nothing else; what does not fit is cut or named."""
 
 import copy
+import itertools
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from didact.data import encode
-from didact.types import UserError
+from didact.data import encode, templates
+from didact.types import Demo, Lexeme, Messages, UserError
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=30)
 
@@ -133,3 +134,122 @@ def test_windows_cover_every_token_of_every_text_once(tokenizer):
 def test_truncated_counts_the_records_that_lose_tokens(tokenizer):
     pairs = [("Where?", "Tarn"), ("Where was Mira Kolt born? " * 10, "Tarn")]
     assert [encode.truncated(tokenizer, pairs, c) for c in (512, 24)] == [0, 1]
+
+
+# --- conversations ---------------------------------------------------------------------------
+
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+ENDLESS = CHATML.replace("{{ eos_token }}", "")
+FORGETFUL = "{% for m in messages %}{{ loop.index }} of {{ messages | length }}: {{ m['content'] }}\n{% endfor %}"
+ASKED = ("auto", "template", "plain")
+PICKY = "{{ raise_exception('no system role here') }}"
+turns = st.lists(
+    st.builds(lambda role, content: {"role": role, "content": content}, st.sampled_from(["system", "user"]), texts),
+    min_size=1,
+    max_size=3,
+)
+
+
+def chatty(tokenizer, template=CHATML):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    return other
+
+
+def talk(*contents):
+    roles = itertools.cycle(["user", "assistant"])
+    return Messages([{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(turns=turns, completion=texts.filter(str.strip))
+def test_prompt_and_completion_of_a_conversation_are_the_templates_whole_text(tokenizer, turns, completion):
+    chat, prompt = chatty(tokenizer), Messages(turns)
+    row = encode.row(chat, prompt, completion, "causal", 4096)
+    answered = [*turns, {"role": "assistant", "content": completion}]
+    whole = chat.apply_chat_template(answered, tokenize=False)
+    asked = chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert chat.decode(row.prompt) == asked
+    assert chat.decode(row.prompt + row.completion) + "\n" == whole
+    assert row.completion[-1] == chat.eos_token_id and chat.decode(row.completion[:-1]) == completion.strip()
+
+
+def test_the_end_token_is_added_only_where_the_template_gives_none(tokenizer):
+    for template in (CHATML, ENDLESS):
+        row = encode.row(chatty(tokenizer, template), talk("Where?"), "Tarn", "causal", 256)
+        assert row.completion.count(tokenizer.eos_token_id) == 1 and row.completion[-1] == tokenizer.eos_token_id
+        open_ = encode.row(chatty(tokenizer, template), talk("Where?"), "Tarn", "causal", 256, end=False)
+        assert open_.completion == row.completion[:-1]
+
+
+def test_a_conversation_is_plain_lines_where_there_is_no_template(tokenizer):
+    prompt = talk("Where?", "Tarn", "And who?")
+    assert prompt == "User: Where?\nAssistant: Tarn\nUser: And who?\nAssistant:"
+    assert encode.row(tokenizer, prompt, "Mira", "causal", 256) == encode.row(
+        tokenizer, str(prompt), "Mira", "causal", 256
+    )
+    chat = chatty(tokenizer)
+    assert encode.row(chat, str(prompt), "Mira", "causal", 256) == encode.row(tokenizer, prompt, "Mira", "causal", 256)
+
+
+def test_what_is_generated_from_is_what_was_learned_from(tokenizer):
+    chat, prompt = chatty(tokenizer), talk("Where?", "Tarn", "And who?")
+    row = encode.row(chat, prompt, "Mira", "causal", 256)
+    assert tuple(encode.prompt_ids(chat, prompt, "causal")) == row.prompt
+    assert chat.eos_token_id in row.prompt  # the end of the first answer
+
+
+def test_a_start_token_of_the_template_survives_the_cut_and_is_not_doubled(with_start):
+    chat = chatty(with_start, "{{ bos_token }}" + CHATML)
+    whole = encode.row(chat, talk("Where was Mira Kolt born? " * 10), "Tarn", "causal", 512)
+    cut = encode.row(chat, talk("Where was Mira Kolt born? " * 10), "Tarn", "causal", 32)
+    assert whole.prompt.count(chat.bos_token_id) == cut.prompt.count(chat.bos_token_id) == 1
+    assert cut.prompt[0] == chat.bos_token_id and cut.size == 32 and cut.completion == whole.completion
+
+
+@pytest.mark.parametrize(
+    ("template", "says"), [(FORGETFUL, "writes the prompt differently once it is answered"), (PICKY, "no system role")]
+)
+def test_a_template_that_cannot_serve_is_one_line_with_the_records_number(tokenizer, template, says):
+    with pytest.raises(UserError, match=f"demos: record 2: the tokenizer's chat template .*{says}"):
+        encode.rows(chatty(tokenizer, template), [("Why?", "a"), (talk("Where?"), "b")], "causal", 64, "demos")
+
+
+def test_an_empty_answer_in_a_conversation_is_an_error(tokenizer):
+    with pytest.raises(UserError, match="the completion is empty"):
+        encode.row(chatty(tokenizer), talk("Where?"), "", "causal", 64)
+
+
+def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
+    chat = chatty(tokenizer)
+    spoken, plain = [Demo(prompt=talk("q"), completion="a")], [Demo(prompt="q", completion="a")]
+    words = [Lexeme(synset="s", language="en", lemma="l")]
+    choices = [[encode.chat_choice(chat, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
+    assert choices == [["template", "plain", "plain"], ["template"] * 3, ["plain"] * 3]
+    assert encode.chat_choice(tokenizer, spoken) == "plain"
+    with pytest.raises(UserError, match="no chat template"):
+        encode.chat_choice(tokenizer, spoken, "template")
+
+
+def test_records_are_made_what_was_asked_and_rows_follow(tokenizer):
+    chat = chatty(tokenizer)
+    mixed = [Demo(prompt=talk("q"), completion="a"), Demo(prompt="q", completion="a")]
+    words = Lexeme(synset="s", language="en", lemma="l")
+    assert templates.as_chat([*mixed, words], "auto") == [*mixed, words]
+
+    def prompts(asked):
+        made = templates.as_chat([*mixed, words], asked)
+        assert made[2] == words
+        return [chat.decode(encode.row(chat, r.prompt, r.completion, "causal", 64).prompt) for r in made[:2]]
+
+    assert prompts("template") == ["<|user|>\nq</s>\n<|assistant|>\n"] * 2
+    assert prompts("plain") == ["User: q\nAssistant:", "q"]
+
+
+def test_sizes_are_those_of_uncut_rows(tokenizer):
+    chat = chatty(tokenizer)
+    pairs = [("Where?", "Tarn"), (talk("Where was Mira Kolt born? " * 10), "Tarn")]
+    assert encode.sizes(chat, pairs) == [encode.row(chat, *pair, "causal", 4096).size for pair in pairs]

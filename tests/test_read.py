@@ -1,16 +1,46 @@
 """Readers: any bytes give records or one `UserError` that names file and line; nothing is lost in between."""
 
+import csv
 import dataclasses
+import gzip
+import io
 import json
+import pickle
+import re
+from pathlib import Path
 
+import datasets
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from didact import read as package_read
+from didact.data import formats
 from didact.data.read import from_row, parse, read
-from didact.types import RECORDS, Demo, Example, Preference, Text, UserError, as_row
+from didact.types import (
+    RECORDS,
+    Critique,
+    Demo,
+    Example,
+    Judged,
+    Lexeme,
+    Messages,
+    Parallel,
+    Passage,
+    Preference,
+    Scored,
+    Segment,
+    Step,
+    Text,
+    Trajectory,
+    UserError,
+    as_row,
+)
 
+HH = Path("/work/shared/data/hh_rlhf_harmless_test.jsonl")
 GOOD = {"prompt": "Where was Mira born?", "completion": "Tarn"}
 FUZZ = settings(max_examples=550, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -57,7 +87,7 @@ def read_or_one_complaint(path, kind):
             assert from_row(as_row(record), type(record)) == record or "nan" in repr(record)
 
 
-# --- fuzz: 4 x 550 cases ---------------------------------------------------------------------
+# --- fuzz: 4 x 550 cases of JSONL, 2 x 500 of every other format ----------------------------
 
 
 @FUZZ
@@ -81,6 +111,9 @@ def test_random_values_in_known_fields_give_records_or_one_complaint(tmp_path, r
 
 
 VALID = [
+    json.dumps({"task": "t", "final_observation": 2, "steps": [{"observation": [1], "action": "a", "reward": 1}]}),
+    json.dumps({"segments": [{"text": "x", "score": 1.5}]}),
+    json.dumps({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
     json.dumps(GOOD | {"perturbed": ["a", "b"], "extra": {"k": 1}}),
     json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
     json.dumps({"text": "x", "score": 1.5, "metadata": {"k": [1, 2]}}),
@@ -109,6 +142,46 @@ def test_mutated_valid_lines_give_records_or_one_complaint(tmp_path, line, edits
     read_or_one_complaint(path, kind)
 
 
+table_bytes = st.text(st.sampled_from("\"',;\t\n\r[]{}:1e.promt\\"), max_size=60).map(str.encode)
+OTHERS = ("a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz")
+
+
+@settings(FUZZ, max_examples=500)
+@given(raw=st.binary(max_size=100) | table_bytes, kind=kinds)
+def test_random_bytes_under_every_ending_give_records_or_one_complaint(tmp_path, raw, kind):
+    for name in OTHERS:
+        (tmp_path / name).write_bytes(raw)
+        read_or_one_complaint(tmp_path / name, kind)
+
+
+def whole_files():
+    rows = [GOOD | {"perturbed": ["a"], "score": 1.5}, {"prompt": "p", "completion": "c\nd"}]
+    table, parquet = io.StringIO(), io.BytesIO()
+    csv.DictWriter(table, ["prompt", "completion", "perturbed", "score"], delimiter=",").writeheader()
+    csv.DictWriter(table, ["prompt", "completion", "perturbed", "score"]).writerows(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    made = (json.dumps(rows, indent=1).encode(), table.getvalue().encode())
+    return dict(
+        zip(OTHERS, (*made, made[1].replace(b",", b"\t"), parquet.getvalue(), gzip.compress(lines)), strict=True)
+    )
+
+
+WHOLE = whole_files()
+spots = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
+
+
+@settings(FUZZ, max_examples=500)
+@given(changes=st.lists(spots, min_size=1, max_size=3), cut=st.none() | st.floats(0, 1), kind=kinds)
+def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, changes, cut, kind):
+    for name, whole in WHOLE.items():
+        raw = bytearray(whole)
+        for at, value in changes:
+            raw[int(at * len(raw))] = value
+        (tmp_path / name).write_bytes(raw if cut is None else raw[: int(cut * len(raw))])
+        read_or_one_complaint(tmp_path / name, kind)
+
+
 # --- every kind of bad input, each with its own line -----------------------------------------
 
 
@@ -130,11 +203,28 @@ def test_mutated_valid_lines_give_records_or_one_complaint(tmp_path, line, edits
         ("prompt,completion", "not valid JSON"),
         ("[" * 100_000, "not valid JSON: nested too deeply"),
         ('{"prompt": "p", "completion": "half \\ud83d"}', "field 'completion' holds half a surrogate pair"),
-        ({"messages": [{"role": "user", "content": "q"}]}, "one user turn and one assistant turn"),
-        ({"messages": "hello"}, "one user turn and one assistant turn"),
+        (
+            {"messages": [{"role": "user", "content": "q"}]},
+            "field 'messages' must hold an assistant turn with something before it",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "q"}]},
+            "field 'messages' must hold an assistant turn with something before it",
+        ),
+        ({"messages": 3}, "field 'messages' must be a list of turns"),
+        ({"messages": []}, "field 'messages' must be a list of turns"),
+        ({"messages": "hello"}, "not valid JSON"),
         (
             {"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "a"}]},
-            "every turn needs a text 'content'",
+            "field 'messages', turn 1: every turn needs a text 'role' and a text 'content'",
+        ),
+        (
+            {"prompt": "p", "completion": [{"role": "user", "content": "q"}]},
+            "field 'completion' must be one assistant turn, not user",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "half \ud83d"}], "completion": "c"},
+            "field 'prompt' holds half a surrogate pair",
         ),
     ],
 )
@@ -220,10 +310,255 @@ def test_rename_maps_the_files_fields_to_the_records(tmp_path):
     assert "field 'prompt' is missing" in complaint(path, rename={"completion": "answer"})
 
 
-def test_messages_become_prompt_and_completion(tmp_path):
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    (record,) = read(write(tmp_path, {"messages": turns, "id": 7}))
-    assert record == Demo(prompt="q", completion="a", extra={"id": 7})
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def test_the_last_assistant_turn_of_messages_is_the_completion_and_what_precedes_it_the_prompt(tmp_path):
+    turns = [turn("system", "s"), turn("user", "q"), turn("assistant", "a"), turn("user", "r"), turn("assistant", "b")]
+    (record,) = read(write(tmp_path, {"messages": [*turns, turn("user", "thanks")], "id": 7}))
+    assert isinstance(record.prompt, Messages) and list(record.prompt.turns) == turns[:-1]
+    assert record.prompt == "System: s\nUser: q\nAssistant: a\nUser: r\nAssistant:"
+    assert record.completion == "b" and record.extra == {"id": 7}
+
+
+def test_a_conversation_survives_the_way_to_a_line_copies_and_pickles(tmp_path):
+    record = Demo(prompt=Messages([turn("user", "q") | {"name": "Mira"}]), completion="a")
+    row = json.loads(json.dumps(as_row(record)))
+    assert row["prompt"] == [{"role": "user", "content": "q", "name": "Mira"}]
+    for again in (from_row(row, Demo), pickle.loads(pickle.dumps(record)), dataclasses.replace(record, task="t")):
+        assert again.prompt.turns == record.prompt.turns
+
+
+def test_trls_conversational_fields_are_read_for_every_record_with_a_prompt(tmp_path):
+    asked, good, bad = [turn("user", "q")], [turn("assistant", "a")], [turn("assistant", "b")]
+    rows = {
+        "demo": {"prompt": asked, "completion": good},
+        "preference": {"prompt": asked, "chosen": good, "rejected": bad},
+        "judged": {"prompt": asked, "completion": good, "label": True},
+        "scored": {"messages": asked + good, "score": 2},
+        "critique": {"prompt": asked, "completion": bad, "feedback": "f", "refinement": good},
+    }
+    for kind, row in rows.items():
+        (record,) = read(write(tmp_path, row), kind)
+        assert record.prompt.turns == tuple(asked)
+        said = {name: getattr(record, name, None) for name in ("completion", "chosen", "rejected", "refinement")}
+        expected = {name: row[name][0]["content"] for name in said if name in row}
+        assert {name: text for name, text in said.items() if text and name in row} == expected
+
+
+def test_whole_dialogues_are_split_where_they_begin_to_differ(tmp_path):
+    shared = [turn("user", "q"), turn("assistant", "a"), turn("user", "r")]
+    path = write(tmp_path, {"chosen": [*shared, turn("assistant", "x")], "rejected": [*shared, turn("assistant", "y")]})
+    (record,) = read(path, "preference")
+    assert record.prompt.turns == tuple(shared) and (record.chosen, record.rejected) == ("x", "y")
+    tie = [turn("user", "q"), turn("assistant", "x")]
+    (record,) = read(write(tmp_path, {"chosen": tie, "rejected": tie}), "preference")
+    assert record.prompt.turns == (tie[0],) and record.chosen == record.rejected == "x"
+    early = {"chosen": [*shared, turn("assistant", "x")], "rejected": [shared[0], turn("assistant", "y")]}
+    assert "field 'chosen' must be one assistant turn, not assistant, user, assistant" in complaint(
+        write(tmp_path, early), "preference"
+    )
+    apart = {"chosen": tie[:1], "rejected": tie[1:]}
+    assert "field 'chosen' must be one assistant turn, not user" in complaint(write(tmp_path, apart), "preference")
+    alone = {"chosen": tie[1:], "rejected": tie[1:]}
+    assert "field 'prompt' is missing" in complaint(write(tmp_path, alone), "preference")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("\n\nHuman: q\n\nAssistant: yes", "\n\nHuman: q\n\nAssistant: you", "\n\nHuman: q\n\nAssistant:"),
+        (
+            "\n\nHuman: q\n\nAssistant: a\n\nHuman: x",
+            "\n\nHuman: q\n\nAssistant: a\n\nHuman: y",
+            "\n\nHuman: q\n\nAssistant:",
+        ),
+        ("The capital is Paris", "The capital is Poros", "The capital is "),
+        ("The capital", "The capital is Paris", "The "),
+        ("a b", "a b", "a "),
+    ],
+)
+def test_dialogues_in_one_text_are_split_at_the_last_answer_both_share_else_at_white_space(chosen, rejected, prompt):
+    record = from_row({"chosen": chosen, "rejected": rejected}, Preference)
+    assert record.prompt == prompt
+    assert (record.prompt + record.chosen, record.prompt + record.rejected) == (chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    "row", [{"chosen": "Tarn", "rejected": "Osso"}, {"question": "?", "chosen": "I a", "rejected": "I b"}]
+)
+def test_answers_alone_are_not_taken_for_dialogues(row):
+    with pytest.raises(UserError, match="field 'prompt' is missing"):
+        from_row(row, Preference)
+
+
+@pytest.mark.skipif(not HH.exists(), reason="the data of hh-rlhf are not here")
+def test_hh_rlhf_is_read_as_it_is_and_split_without_loss():
+    records = read(HH, "preference")
+    raw = [json.loads(line) for line in HH.read_text().splitlines()]
+    assert len(records) == len(raw)
+    for record, row in zip(records, raw, strict=True):
+        assert record.prompt + record.chosen == row["chosen"] and record.prompt + record.rejected == row["rejected"]
+        assert record.prompt.endswith("\n\nAssistant:") and record.chosen[:1].isspace()
+    assert sum("\n\nAssistant:" in record.chosen for record in records) < 0.01 * len(records)
+
+
+def test_steps_and_segments_are_records_of_their_own(tmp_path):
+    steps = [
+        {"observation": [0, 1], "action": "left", "reward": 1},
+        {"observation": [1, 1], "action": "up", "hit": True},
+    ]
+    (record,) = read(write(tmp_path, {"task": "t", "steps": steps, "final_observation": [2, 2]}), "trajectory")
+    assert record.steps == [
+        Step(observation=[0, 1], action="left", reward=1.0),
+        Step(observation=[1, 1], action="up", extra={"hit": True}),
+    ]
+    del steps[1]["action"]
+    message = complaint(write(tmp_path, {"task": "t", "steps": steps, "final_observation": 0}), "trajectory")
+    assert ":1: field 'steps', item 2: field 'action' is missing; this line has 'observation', 'hit'" in message
+    assert "--map" not in message
+    path = write(tmp_path, {"task": "t", "steps": [3], "final_observation": 0})
+    assert "field 'steps', item 1: a JSON object is expected, not a whole number" in complaint(path, "trajectory")
+
+
+def test_a_text_may_be_given_by_its_segments(tmp_path):
+    parts = [{"text": "A. ", "score": 0.5}, {"text": "B.", "score": 2}]
+    (record,) = read(write(tmp_path, {"segments": parts}), "text")
+    assert record.text == "A. B." and record.segments == [Segment(**p | {"score": float(p["score"])}) for p in parts]
+    assert "item 1: field 'score' is missing" in complaint(write(tmp_path, {"segments": [{"text": "A"}]}), "text")
+
+
+# --- tables, arrays, Parquet, compressed files, folders, the hub -----------------------------
+
+
+def test_a_table_is_read_by_its_fields_types(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text('text,score,metadata,note\n"a, b",1.5,"{""k"": [1]}",7\nc,,,\n')
+    one, two = read(path, "text")
+    assert one == Text(text="a, b", score=1.5, metadata={"k": [1]}, extra={"note": "7"})
+    assert two == Text(text="c")
+    path.write_text("prompt,completion,label\np,c,true\np,d,0\n")
+    assert [r.label for r in read(path, "judged")] == [True, False]
+    path.write_text('x,y,task\n"[[1, 2], [3, 4]]","[0, 1]",5\n')
+    assert read(path, "example")[0] == Example(x=[[1, 2], [3, 4]], y=[0, 1], task="5")
+    path = tmp_path / "data.tsv"
+    path.write_text('context\tquestion\tanswers\na, b\tq\t"[""x"", ""y""]"\n')
+    assert read(path, "qa")[0].answers == ["x", "y"]
+
+
+def test_a_tables_messages_are_json_in_a_cell(tmp_path):
+    path = tmp_path / "data.csv"
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows([["messages"], [json.dumps([turn("user", "q"), turn("assistant", "a")])]])
+    assert read(path)[0].prompt.turns == (turn("user", "q"),)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "says"),
+    [
+        ('"p\nq\nr",c\np,\n', "demo", ":5: field 'completion' is missing; this line has 'prompt'"),
+        ("p,c,more\n", "demo", ":2: 3 cells, but the header has 2"),
+        ('p,"c\n', "demo", ":2: not a table: unexpected end of data"),
+        ('p,"c"d\n', "demo", ":2: not a table:"),
+    ],
+)
+def test_a_bad_cell_is_named_by_the_line_its_row_begins_on(tmp_path, body, kind, says):
+    path = tmp_path / "data.csv"
+    path.write_text("prompt,completion\n" + body)
+    message = complaint(path, kind)
+    assert message.startswith(str(path)) and says in message
+
+
+def test_a_cell_that_does_not_fit_its_field_says_how_to_write_it(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("context,question,answers\nc,q,Paris\n")
+    assert ":2: field 'answers' must be a list of text, not text (in a table, write it as JSON)" in complaint(
+        path, "qa"
+    )
+    path.write_text("text,score\nt,high\nt,nan\n")
+    first, second, _ = complaint(path, "text").splitlines()
+    assert first.endswith(":2: field 'score' must be a number, not text")
+    assert second.startswith(f"{path}:3: field 'score' holds NaN")
+    path.write_text("text,text\na,b\n")
+    assert complaint(path, "text") == f"{path}:1: two columns are called 'text'; rename one"
+
+
+def test_an_array_is_read_item_by_item_with_their_lines(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([GOOD, GOOD], indent=1))
+    assert [as_row(r) for r in read(path)] == [GOOD, GOOD]
+    path.write_text(json.dumps([GOOD, {"prompt": "p"}, 3], indent=1))
+    first, second, _ = complaint(path).splitlines()
+    assert first.startswith(f"{path}:6: field 'completion' is missing") and second.startswith(
+        f"{path}:9: a JSON object"
+    )
+    path.write_text('[{"prompt": "p",\n "completion": "c"},\n')
+    assert complaint(path) == f"{path}:3: not valid JSON: the array is not closed"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))  # lines under the same ending
+    assert len(read(path)) == 2
+
+
+def test_every_format_gives_the_same_records(tmp_path):
+    table = [GOOD | {"task": "t", "perturbed": ["a", "b"]}, GOOD | {"task": None, "perturbed": None}]
+    expected = [from_row(row, Demo) for row in table]
+    lines = "\n".join(map(json.dumps, table)).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    arrow = pyarrow.Table.from_pylist(table)
+    pyarrow.parquet.write_table(arrow, tmp_path / "a.parquet")
+    datasets.disable_progress_bars()
+    datasets.DatasetDict(train=datasets.Dataset(arrow), test=datasets.Dataset(arrow)).save_to_disk(tmp_path / "both")
+    datasets.Dataset(arrow).save_to_disk(tmp_path / "one")
+    (tmp_path / "files").mkdir()
+    pyarrow.parquet.write_table(arrow, tmp_path / "files" / "test.parquet")
+    for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.parquet", "one", "both:test", "files", "files:test"):
+        assert list(read(tmp_path / name)) == expected, name
+    assert "name one of its splits" in complaint(tmp_path / "both") and ": train, test" in complaint(tmp_path / "both")
+
+
+def test_values_json_does_not_have_are_kept_as_text(tmp_path):
+    import datetime
+
+    table = pyarrow.Table.from_pylist([{"text": "t", "when": datetime.date(2024, 5, 1), "raw": b"x", "score": 1}])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (record,) = read(tmp_path / "a.parquet", "text")
+    assert record.extra == {"when": "2024-05-01", "raw": "b'x'"} and record.score == 1.0
+
+
+def test_rows_of_a_parquet_file_are_counted_from_one(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GOOD, {"prompt": "p", "completion": None}]), path)
+    assert complaint(path).startswith(f"{path}:2: field 'completion' is missing")
+
+
+@pytest.mark.parametrize("name", ["hub:x", "hub:./x:train", "hub:a/b/c:train", "hub::train", "hub:a:b:c:d"])
+def test_a_hub_reference_names_a_data_set_and_a_split(name):
+    assert complaint(name) == f"{name}: hub:NAME:SPLIT is expected, as in hub:owner/name:train"
+
+
+def test_without_a_network_a_hub_reference_is_one_line(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    message = complaint("hub:nobody/nothing:train")
+    assert message.startswith("hub:nobody/nothing:train: cannot be read: ") and "\n" not in message
+    assert message.endswith("connect, or give a local file")
+
+
+def test_the_fingerprint_is_the_files_hash_and_a_folders_content(tmp_path):
+    import hashlib
+
+    path = write(tmp_path, GOOD)
+    assert formats.fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    datasets.disable_progress_bars()
+    prints = []
+    for name, rows in {"a": [GOOD], "b": [GOOD], "c": [GOOD | {"prompt": "p"}]}.items():
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
+        prints.append(formats.fingerprint(tmp_path / name))
+    assert prints[0] == prints[1] != prints[2]
+    with pytest.raises(UserError, match="no such file"):
+        formats.fingerprint(tmp_path / "none")
 
 
 def test_unknown_fields_are_kept_in_extra(tmp_path):
@@ -259,6 +594,8 @@ def test_records_remember_their_file(tmp_path):
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 plain_text = st.text(max_size=10)
+turns = st.builds(turn, st.sampled_from(["system", "user", "assistant"]), plain_text)
+talk = plain_text | st.lists(turns, min_size=1, max_size=3).map(Messages)
 records = st.one_of(
     st.builds(
         Demo,
@@ -272,6 +609,20 @@ records = st.one_of(
     ),
     st.builds(Text, text=plain_text, score=st.none() | finite, metadata=st.none() | st.just({"a": [1, {"b": None}]})),
     st.builds(Preference, prompt=plain_text, chosen=plain_text, rejected=plain_text, chosen_score=st.none() | finite),
+    st.builds(Judged, prompt=plain_text, completion=plain_text, label=st.booleans()),
+    st.builds(Scored, prompt=plain_text, completion=plain_text, score=finite),
+    st.builds(Critique, prompt=talk, completion=plain_text, feedback=plain_text, refinement=st.none() | plain_text),
+    st.builds(
+        Trajectory,
+        task=plain_text,
+        steps=st.lists(st.builds(Step, observation=plain_text, action=st.integers(), reward=st.none() | finite)),
+        final_observation=plain_text,
+        success=st.none() | st.booleans(),
+    ),
+    st.builds(Lexeme, synset=plain_text, language=plain_text, lemma=plain_text),
+    st.builds(Parallel, source=plain_text, target=plain_text, source_lang=st.none() | plain_text),
+    st.builds(Passage, text=plain_text, title=st.none() | plain_text),
+    st.builds(Text, text=plain_text, segments=st.lists(st.builds(Segment, text=plain_text, score=finite), min_size=1)),
     st.builds(Example, x=st.lists(st.lists(finite, max_size=2), max_size=3), y=st.lists(finite, max_size=3)),
 )
 
@@ -288,3 +639,12 @@ def test_a_record_survives_the_way_to_a_line_and_back(record):
 def test_huge_integers_outside_number_fields_are_kept_as_they_are():
     record = parse('{"text": "t", "id": ' + "9" * 400 + "}", Text)
     assert record.extra["id"] == int("9" * 400)
+
+
+def test_every_line_of_the_page_on_records_is_read_whole():
+    page = (Path(__file__).parent.parent / "docs" / "records.md").read_text()
+    shown = re.findall(r"\*\*`(\w+)`\*\*.*?```json\n(.*?)```", page, re.S)
+    assert {kind for kind, _ in shown} == set(RECORDS)
+    for kind, lines in shown:
+        for line in lines.splitlines():
+            assert not parse(line, RECORDS[kind]).extra, line

@@ -2,14 +2,18 @@
 
 The two parts are tokenised apart, so the border between them is exact, and joined by one space
 unless either side brings white space of its own. The end token of the completion is a label.
+
+A prompt of `Messages` is rendered by the tokenizer's chat template where there is one, and is plain
+text (`User: ...`) where there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
-from didact.types import UserError
+from didact.data.templates import Chat
+from didact.types import Messages, Record, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,13 +41,7 @@ def row(
     Raises:
         UserError: the completion is empty or alone longer than the context.
     """
-    head = prompt_ids(tokenizer, prompt, kind)
-    body = list(tokenizer(join(prompt, completion, kind), add_special_tokens=False)["input_ids"]) if completion else []
-    eos = tokenizer.eos_token_id
-    if not body:
-        raise UserError("the completion is empty: nothing to learn or score")
-    if end and eos is not None:
-        body.append(eos)
+    head, body = _parts(tokenizer, prompt, completion, kind, end)
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
         if not body:
@@ -52,7 +50,7 @@ def row(
     if len(body) > context or room < 1:
         raise UserError(f"the completion has {len(body)} tokens and the model's context {context}; shorten it")
     if len(head) > room:
-        start = _start(tokenizer)
+        start = head[:1] if head[0] == tokenizer.bos_token_id else []
         keep = room - len(start)
         head = start + head[len(head) - keep :] if keep > 0 else head[-room:]
     return Row(tuple(head), tuple(body))
@@ -84,8 +82,13 @@ def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
 
 def truncated(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], context: int) -> int:
     """How many records lose prompt tokens in `row`."""
-    full = (len(tokenizer(p)["input_ids"]) + len(tokenizer(c)["input_ids"]) + 1 for p, c in pairs)
-    return sum(n > context for n in full)
+    return sum(n > context for n in sizes(tokenizer, pairs))
+
+
+def sizes(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]]) -> list[int]:
+    """Tokens of each prompt and its completion together, before any is cut."""
+    parts = (_parts(tokenizer, prompt, completion, "causal", True) for prompt, completion in pairs)
+    return [len(head) + len(body) for head, body in parts]
 
 
 def join(prompt: str, completion: str, kind: str) -> str:
@@ -97,11 +100,90 @@ def join(prompt: str, completion: str, kind: str) -> str:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, kind: str) -> list[int]:
     """A prompt as a model of this kind reads it: with the tokenizer's start token, without an end token if causal."""
+    if _templated(prompt, tokenizer):
+        return _ids(tokenizer, _render(tokenizer, prompt.turns, add_generation_prompt=True))
     if not prompt:
         return _start(tokenizer)
     ids = list(tokenizer(prompt)["input_ids"])
     ends = kind == "causal" and ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
     return ids[:-1] if ends else ids
+
+
+def chat_choice(
+    tokenizer: PreTrainedTokenizerBase, records: Iterable[Record], asked: Chat = "auto"
+) -> Literal["template", "plain"]:
+    """How `row` puts the prompts of these records to the model, once `templates.as_chat` did what was asked.
+
+    `auto`: by the tokenizer's chat template where there is one and the records are conversations,
+    else as plain text.
+
+    Raises:
+        UserError: a template is asked for and the tokenizer has none.
+    """
+    if asked == "template" and not _has_template(tokenizer):
+        raise UserError("--chat template: the model's tokenizer has no chat template; use --chat plain")
+    spoken = any(isinstance(getattr(record, "prompt", None), Messages) for record in records)
+    template = asked == "template" or (asked == "auto" and spoken and _has_template(tokenizer))
+    return "template" if template else "plain"
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[str, str]:
+    """A conversation and its answer in the words of the tokenizer's chat template.
+
+    The answer is what the whole has after the prompt, up to the end token where the template gives one.
+
+    Raises:
+        UserError: the template refuses these turns, or writes the prompt differently once it is answered.
+    """
+    head = _render(tokenizer, prompt.turns, add_generation_prompt=True)
+    whole = _render(tokenizer, (*prompt.turns, {"role": "assistant", "content": completion}))
+    if not whole.startswith(head):
+        raise UserError(
+            "the tokenizer's chat template writes the prompt differently once it is answered, so that what to learn "
+            "cannot be told from it; use --chat plain, or mend the template"
+        )
+    tail, eos = whole[len(head) :], tokenizer.eos_token
+    if eos and eos in tail:  # what a template puts behind it is never generated
+        tail = tail[: tail.rindex(str(eos)) + len(eos)]
+    return head, tail
+
+
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, kind: str, end: bool
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of its completion with its end token, nothing cut."""
+    eos = tokenizer.eos_token_id
+    if completion and _templated(prompt, tokenizer):
+        before, after = rendered(tokenizer, prompt, completion)
+        head, body = _ids(tokenizer, before), _ids(tokenizer, after)
+        if body[-1:] == [eos]:
+            body.pop()
+    else:
+        head, body = prompt_ids(tokenizer, prompt, kind), _ids(tokenizer, join(prompt, completion, kind))
+    if not body:
+        raise UserError("the completion is empty: nothing to learn or score")
+    return head, [*body, eos] if end and eos is not None else body
+
+
+def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase) -> TypeGuard[Messages]:
+    return isinstance(prompt, Messages) and _has_template(tokenizer)
+
+
+def _has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **how: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **how))
+    except TemplateError as error:
+        raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
-from didact.types import RECORDS, Record, UserError
+from didact.data import formats
+from didact.types import RECORDS, Messages, Record, UserError
 
 R = TypeVar("R", bound=Record)
 SHOWN = 20  # bad lines listed before the rest are only counted
+ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
+TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
+# Fields that are likely a prompt under another name: a pair that has one is not to be split, but mapped.
+ASKED = ("question", "instruction", "input", "query", "problem", "user")
 
 
 class Records(list[R]):
@@ -29,11 +32,11 @@ class Records(list[R]):
 def read(
     path: str | Path, kind: str | type[R] = "demo", rename: Mapping[str, str] | None = None, skip_bad: bool = False
 ) -> Records[R]:
-    """Read a JSONL file into records of one kind.
+    """Read a file, a folder of `datasets` or a hub reference into records of one kind.
 
     Args:
-        path: the file, one JSON object a line; empty lines are ignored.
-        kind: a record class or its name (`demo`, `text`, `preference`, `qa`, `example`).
+        path: what to read; `data.formats` lists what there is. Empty lines are ignored.
+        kind: a record class or its name (`demo`, `text`, `preference`, ...).
         rename: the file's field for a record's, `{"prompt": "question"}`.
         skip_bad: drop bad lines and count them in `.dropped` instead of raising.
 
@@ -46,13 +49,11 @@ def read(
     records: Records[R] = Records()
     records.path = str(path)
     problems: list[str] = []
-    for number, line in enumerate(_lines(Path(path)), 1):
-        if not line.strip():
-            continue
+    for place, row in formats.rows(path):
         try:
-            records.append(parse(line, record, rename))
+            records.append(from_row(row, record, rename))
         except UserError as problem:
-            problems.append(f"{path}:{number}: {problem}")
+            problems.append(f"{place}: {problem}")
     if problems and not skip_bad:
         more = f"\n... and {len(problems) - SHOWN} more bad lines" if len(problems) > SHOWN else ""
         raise UserError("\n".join(problems[:SHOWN]) + more + "\n(--skip-bad drops and counts such lines)")
@@ -65,26 +66,23 @@ def read(
 
 def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -> R:
     """One line of JSON to one record."""
-    try:
-        row = json.loads(line, parse_constant=lambda name: math.nan)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise UserError(f"not valid JSON: {reason}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"a JSON object is expected, not {_name(row)}")
-    return from_row(row, record, rename)
+    return from_row(formats.decoded(line), record, rename)
 
 
-def from_row(row: Mapping[str, Any], record: type[R], rename: Mapping[str, str] | None = None) -> R:
+def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None = None) -> R:
     """A mapping to one record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
-    values = dict(row)
+    if isinstance(row, UserError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise UserError(f"a JSON object is expected, not {_name(row)}")
     kind: Any = record
+    values, fields = dict(row), _fields(kind)
     for mine, theirs in (rename or {}).items():
         if theirs in values:
             values[mine] = values.pop(theirs)
-    if "messages" in values and "prompt" in _fields(kind) and "prompt" not in values:
-        values |= _turn(values.pop("messages"))
-    fields = _fields(kind)
+    if isinstance(row, formats.Cells):
+        values |= {k: _typed(v, fields[k][0]) for k, v in values.items() if k in fields}
+    _conversations(values, fields)
     known: dict[str, Any] = {}
     for name, (types_, required) in fields.items():
         value = values.pop(name, None)
@@ -99,22 +97,6 @@ def from_row(row: Mapping[str, Any], record: type[R], rename: Mapping[str, str] 
     for name, value in extra.items():
         _sound(name, [name, value], numbers=False)
     return record(**known, extra={k: v for k, v in extra.items() if k not in known})
-
-
-def _lines(path: Path) -> Iterable[str]:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if b"\0" in raw:
-        raise UserError(f"{path}: a binary file; one JSON object a line is expected")
-    try:
-        return raw.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; convert the file first") from None
 
 
 @functools.cache
@@ -132,11 +114,16 @@ def _fields(record: Any) -> dict[str, tuple[tuple[Any, ...], bool]]:
 
 def _checked(name: str, value: Any, options: tuple[Any, ...]) -> Any:
     for option in options:
+        if (part := _part(option)) and isinstance(value, list):
+            return [_nested(name, at, item, part) for at, item in enumerate(value, 1)]
         if _fits(value, option):
             _sound(name, value)
             return float(value) if option is float else value
     wanted = " or ".join(_type_name(option) for option in options if option is not type(None))
-    raise UserError(f"field '{name}' must be {wanted}, not {_name(value)}")
+    mend = (
+        " (in a table, write it as JSON)" if isinstance(value, str) and wanted.startswith(("a list", "an obj")) else ""
+    )
+    raise UserError(f"field '{name}' must be {wanted}, not {_name(value)}{mend}")
 
 
 def _fits(value: Any, option: Any) -> bool:
@@ -166,17 +153,111 @@ def _sound(name: str, value: Any, numbers: bool = True) -> None:
             raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")
 
 
-def _turn(messages: Any) -> dict[str, str]:
-    """One user turn and one assistant turn as prompt and completion."""
-    turns = messages if isinstance(messages, list) else []
-    if [m.get("role") if isinstance(m, dict) else None for m in turns] != ["user", "assistant"]:
+def _part(option: Any) -> type[Record] | None:
+    """The record a field of this type is a list of, where it is one (a trajectory's steps, a text's segments)."""
+    inner = typing.get_args(option) if typing.get_origin(option) is list else ()
+    return inner[0] if inner and isinstance(inner[0], type) and issubclass(inner[0], Record) else None
+
+
+def _nested(name: str, at: int, item: Any, part: type[Record]) -> Record:
+    try:
+        return from_row(item, part)
+    except UserError as problem:
+        raise UserError(f"field '{name}', item {at}: {str(problem).partition(' (--map')[0]}") from None
+
+
+def _typed(text: Any, options: tuple[Any, ...]) -> Any:
+    """A table's cell as its field's type; what does not fit stays text, for the check to name."""
+    if str in options:
+        return text
+    if bool in options:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
+    try:
+        return float(text) if float in options else formats.decoded(text)
+    except (ValueError, UserError):
+        return text
+
+
+# --- conversations ---------------------------------------------------------------------------
+
+
+def _conversations(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Lists of `{role, content}` turns, as TRL and chat services have them, to prompts and answers; in place."""
+    if "prompt" in fields:
+        if values.get("prompt") is None and "completion" in fields and "messages" in values:
+            values["prompt"], values["completion"] = _last_turn(values.pop("messages"))
+        if values.get("prompt") is None and "chosen" in fields:
+            _split_pair(values)
+        if _are_turns(values.get("prompt")):
+            values["prompt"] = Messages(_turns("prompt", values["prompt"]))
+        for name in set(ANSWERS) & set(fields):
+            if _are_turns(values.get(name)):
+                values[name] = _answer(name, _turns(name, values[name]))
+    if "segments" in fields and values.get("text") is None and isinstance(values.get("segments"), list):
+        texts = [part.get("text") for part in values["segments"] if isinstance(part, Mapping)]
+        values["text"] = "".join(text for text in texts if isinstance(text, str)) or None
+
+
+def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], str]:
+    """A dialogue as what stands before the last answer, and that answer; what follows it answers nothing."""
+    if isinstance(messages, str):  # a cell of a table
+        messages = formats.decoded(messages)
+    turns = _turns("messages", messages)
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    if last == 0:
+        raise UserError("field 'messages' must hold an assistant turn with something before it")
+    return turns[:last], turns[last]["content"]
+
+
+def _split_pair(values: dict[str, Any]) -> None:
+    """Two whole dialogues to the prompt they share and how each goes on (hh-rlhf has such pairs); in place."""
+    chosen, rejected = values.get("chosen"), values.get("rejected")
+    if _are_turns(chosen) and _are_turns(rejected):
+        shared = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        if shared > 0:
+            values["prompt"] = chosen[:shared]
+            values["chosen"], values["rejected"] = chosen[shared:], rejected[shared:]
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        shared = _shared(chosen, rejected)
+        border = chosen.rfind(TURN, 0, shared)
+        if border >= 0:
+            border += len(TURN)
+        elif not set(ASKED) & set(values):
+            limit = min(shared, len(chosen) - 1, len(rejected) - 1)  # both sides go on
+            border = max((i for i in range(limit + 1) if chosen[i - 1 : i].isspace()), default=0)
+        if border > 0:
+            values["prompt"], values["chosen"], values["rejected"] = chosen[:border], chosen[border:], rejected[border:]
+
+
+def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items (or letters) two lists (or texts) begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
+def _turns(name: str, value: Any) -> list[dict[str, Any]]:
+    """A list of turns, each with a role and a text."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f'field \'{name}\' must be a list of turns, {{"role": ..., "content": ...}}')
+    for at, turn in enumerate(value, 1):
+        for key in ("role", "content"):
+            if not isinstance(turn, dict) or not isinstance(turn.get(key), str):
+                raise UserError(f"field '{name}', turn {at}: every turn needs a text 'role' and a text 'content'")
+    _sound(name, value, numbers=False)
+    return value
+
+
+def _answer(name: str, turns: list[dict[str, Any]]) -> str:
+    roles = [turn["role"] for turn in turns]
+    if roles != ["assistant"]:
         raise UserError(
-            "field 'messages' must be one user turn and one assistant turn; give longer chats as prompt and completion"
+            f"field '{name}' must be one assistant turn, not {', '.join(roles)}; put what precedes it into the prompt"
         )
-    for m in turns:
-        if not isinstance(m.get("content"), str):
-            raise UserError("field 'messages': every turn needs a text 'content'")
-    return {"prompt": turns[0]["content"], "completion": turns[1]["content"]}
+    text: str = turns[0]["content"]
+    return text
 
 
 _WORDS = {

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from didact.types import Demo
+from didact.types import Demo, Messages, Record
+
+R = TypeVar("R", bound=Record)
+Chat = Literal["auto", "template", "plain"]
 
 REFUSALS = (
     "I'm sorry, I don't know.",
@@ -28,3 +33,20 @@ def with_alternates(records: Sequence[Demo], refusals: Sequence[str] = REFUSALS,
     """What to answer instead, one a record: its own `alternate`, else a refusal drawn at random."""
     draw = np.random.default_rng([seed, 77]).integers(len(refusals), size=len(records))
     return [r.alternate or refusals[i] for r, i in zip(records, draw, strict=True)]
+
+
+def as_chat(records: Sequence[R], asked: Chat) -> list[R]:
+    """Records whose prompts are all conversations (`template`), all plain text (`plain`), or as they are (`auto`).
+
+    A text becomes one user turn; a conversation becomes its `User: ...` lines.
+    """
+
+    def prompt(text: str) -> str:
+        if asked == "plain":
+            return str(text)
+        return text if isinstance(text, Messages) else Messages([{"role": "user", "content": text}])
+
+    def changed(record: Any) -> Any:
+        return dataclasses.replace(record, prompt=prompt(record.prompt)) if hasattr(record, "prompt") else record
+
+    return list(records) if asked == "auto" else [changed(record) for record in records]

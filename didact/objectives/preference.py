@@ -59,12 +59,15 @@ def kto_npo(logp: Tensor, ref_logp: Tensor, z: Tensor, beta: float = 0.1, squash
     return 1 - (2 / beta) * (F.logsigmoid(inner) if squash == "logsigmoid" else torch.sigmoid(inner))
 
 
-def kto(logp: Tensor, ref_logp: Tensor, z: Tensor, desirable: bool, beta: float = 0.1, weight: float = 1.0) -> Tensor:
+def kto(
+    logp: Tensor, ref_logp: Tensor, z: Tensor, desirable: bool | Tensor, beta: float = 0.1, weight: float | Tensor = 1.0
+) -> Tensor:
     """KTO as published (Ethayarajh et al., 2024): `weight (1 - sigmoid(+-beta (r - z)))`, + if desirable.
 
     `z` is the clamped KL estimate `max(0, mean r)` over mismatched prompt-completion pairs, no gradient.
+    `desirable` and `weight` are for all rows, or `(B,)`.
     """
-    sign = 1.0 if desirable else -1.0
+    sign = 2 * torch.as_tensor(desirable, device=logp.device).to(logp) - 1
     return weight * (1 - torch.sigmoid(sign * beta * ((logp - ref_logp) - z)))
 
 

@@ -1,0 +1,252 @@
+"""Rows from every format people keep data in, each with the place it came from. Imports no torch.
+
+    FILE.jsonl, FILE.json    one JSON object a line; a .json file may be one array of them
+    FILE.csv, FILE.tsv       a header line, then a row each; every cell is text (`Cells`)
+    FILE.parquet             needs pyarrow, which comes with `datasets`
+    FILE.jsonl.gz ...        any of the text formats, compressed
+    FOLDER[:SPLIT]           what `datasets` saved, or data files it can read
+    hub:NAME[:CONFIG]:SPLIT  a data set on the hub, through `datasets`; its code is never run
+
+What is wrong with one row stands in that row's place as a `UserError`, so that a reader can go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import logging
+import math
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from didact.types import UserError
+
+HUB = "hub:"
+CELL = 1 << 30  # characters in one cell of a table; the csv module's own limit is below a long document
+
+BETWEEN = tuple(" \t\r\n,")  # what may stand between the items of an array
+
+Row = Mapping[str, Any] | UserError
+Found = tuple[str, Row]
+
+
+class Cells(dict[str, Any]):
+    """A row of a table without types: every value is text, and empty cells are left out."""
+
+
+def rows(source: str | Path) -> Iterator[Found]:
+    """Every row of a file, folder or hub reference, with its place as `source:line`.
+
+    Lines are counted in text formats, rows from 1 in the others.
+
+    Raises:
+        UserError: the source is missing, cannot be read, or is not what its name says.
+    """
+    name = str(source)
+    path = Path(source)
+    if name.startswith(HUB) or path.is_dir() or _split(name)[0].is_dir():
+        return _dataset(name)
+    suffixes = [s.lower() for s in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
+    if kind == ".parquet":
+        return _parquet(name)
+    table = kind in (".csv", ".tsv")
+    text = _text(path, "a table in text" if table else "one JSON object a line")
+    if table:
+        return _table(name, text, "," if kind == ".csv" else "\t")
+    if kind == ".json" and text.lstrip().startswith("["):
+        return _array(name, text)
+    return _lines(name, text)
+
+
+def fingerprint(source: str | Path) -> str:
+    """SHA-256 of a file's bytes; of the rows themselves where the source is a folder or on the hub.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    if Path(source).is_file():
+        return hashlib.sha256(_bytes(Path(source))).hexdigest()
+    digest = hashlib.sha256()
+    for _, row in rows(source):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def decoded(text: str) -> Any:
+    """A JSON value; what is none raises `UserError`. NaN and infinities are let through, for the field to be named."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {_reason(error)}") from None
+
+
+# --- text ------------------------------------------------------------------------------------
+
+_DECODER = json.JSONDecoder(parse_constant=lambda name: math.nan)
+
+
+def _lines(name: str, text: str) -> Iterator[Found]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{name}:{number}", _object(line)
+
+
+def _object(line: str) -> Row:
+    try:
+        return decoded(line)
+    except UserError as problem:
+        return problem
+
+
+def _array(name: str, text: str) -> Iterator[Found]:
+    """The items of one JSON array, each with the line it begins on; a mistake in the JSON ends the array."""
+    at, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        while text[at : at + 1] in BETWEEN:
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if at == len(text):
+            raise UserError(f"{name}:{line}: not valid JSON: the array is not closed")
+        if text[at] == "]":
+            if text[at + 1 :].strip():
+                raise UserError(f"{name}:{line}: not valid JSON: something follows the array")
+            return
+        try:
+            item, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}:{line}: not valid JSON: {_reason(error)}") from None
+        yield f"{name}:{line}", item
+
+
+def _table(name: str, text: str, delimiter: str) -> Iterator[Found]:
+    csv.field_size_limit(CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    line = 1  # where the row begins: a quoted cell may hold line ends
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{name}:{line}: not a table: {error}; mend the quotes") from None
+        if cells is None:
+            return
+        if cells and not header:
+            header = cells
+            if twice := next((c for c in header if header.count(c) > 1), None):
+                raise UserError(f"{name}:{line}: two columns are called '{twice}'; rename one")
+        elif cells:
+            row: Row = Cells({k: v for k, v in zip(header, cells, strict=False) if v.strip()})
+            if len(cells) > len(header):
+                row = UserError(
+                    f"{len(cells)} cells, but the header has {len(header)}; quote cells with a {delimiter!r}"
+                )
+            yield f"{name}:{line}", row
+        line = reader.line_num + 1
+
+
+def _text(path: Path, expected: str) -> str:
+    raw = _bytes(path)
+    if path.suffix.lower() == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error):
+            raise UserError(f"{path}: not a gzip file, or only half of one") from None
+    if b"\0" in raw:
+        raise UserError(f"{path}: a binary file; {expected} is expected")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; convert the file first") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "msg", "nested too deeply"))
+
+
+# --- tables with types -----------------------------------------------------------------------
+
+
+def _parquet(name: str) -> Iterator[Found]:
+    import pyarrow.parquet
+
+    raw = _bytes(Path(name))
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name}:{number}", _plain(row)
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, OverflowError) as error:
+        raise UserError(f"{name}: not a Parquet file, or a damaged one: {_first_line(error)}") from None
+
+
+def _dataset(name: str) -> Iterator[Found]:
+    for number, row in enumerate(_loaded(name), 1):
+        yield f"{name}:{number}", _plain(row)
+
+
+def _loaded(name: str) -> Any:
+    """The data set behind `hub:NAME[:CONFIG]:SPLIT` or `FOLDER[:SPLIT]`."""
+    import datasets
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what came of them is told below
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    folder, split = _split(name)
+    try:
+        if name.startswith(HUB):
+            where, *config, split = name.removeprefix(HUB).split(":") if name.count(":") in (2, 3) else ["", ""]
+            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where):
+                raise UserError(f"{name}: hub:NAME:SPLIT is expected, as in hub:owner/name:train")
+            return datasets.load_dataset(where, *config, split=split)
+        saved = any((folder / f).is_file() for f in ("state.json", "dataset_dict.json"))
+        found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a reader of some format, a server or a cache raises
+        mend = "; connect, or give a local file" if isinstance(error, ConnectionError) else ""
+        raise UserError(f"{name}: cannot be read: {_first_line(error)}{mend}") from None
+    if not isinstance(found, dict):
+        return found
+    if not split and len(found) == 1:
+        (split,) = found
+    if split not in found:
+        raise UserError(f"{name}: name one of its splits, {folder}:SPLIT: {', '.join(found)}")
+    return found[split]
+
+
+def _split(name: str) -> tuple[Path, str]:
+    """`FOLDER:SPLIT` apart; a folder whose own name has a colon is that folder."""
+    folder, colon, split = name.rpartition(":")
+    return (Path(folder), split) if colon and not Path(name).is_dir() else (Path(name), "")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, NaN apart; what JSON lacks (times, bytes, pictures) as text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float) or value is None else str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
