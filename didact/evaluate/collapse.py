@@ -9,7 +9,7 @@ import numpy as np
 from didact.data import encode
 from didact.data.encode import Row
 from didact.evaluate.protocols import Measure, mean_measure
-from didact.infer import lm
+from didact.infer import generate
 from didact.models import forward
 from didact.models.model import Model
 from didact.objectives import tokens
@@ -32,29 +32,21 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
         `kl`, `length` in tokens, `entropy` of the next token along the answers, `distinct_2` the share of
         different bigrams among all bigrams of all answers.
     """
-    made = [draws[0] for draws in lm.of(model).generate(prompts, DRAWN_TOKENS, temperature=1.0, seed=seed)]
-    spoken = [(p, a) for p, a in zip(prompts, made, strict=True) if a.strip()]
-    lengths = [len(model.tokenizer(a, add_special_tokens=False)["input_ids"]) for a in made]
-    out = {"length": mean_measure(lengths, "", "tokens of a sampled answer", "tokens")}
-    if not spoken:
+    room = max(1, model.context - DRAWN_TOKENS)
+    ids = [encode.prompt_ids(model.tokenizer, p, model.kind)[-room:] or [model.pad] for p in prompts]
+    how = generate.How(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
+    made = [draws[0] for draws in generate.completions(model, ids, 1, how)]
+    out = {"length": mean_measure([len(c.tokens) for c in made], "", "tokens of a sampled answer", "tokens")}
+    rows = [Row(tuple(p), c.tokens) for p, c in zip(ids, made, strict=True) if c.tokens]
+    if not rows:
         return out
-    # No end token: a sample that was cut has none, and scoring one it did not draw would bias the divergence.
-    rows = [_row(model, p, a) for p, a in spoken]
-    drift = (forward.row_logp(model, rows)[0] - forward.row_logp(start, rows)[0]).numpy()
+    drift = np.asarray([c.logp for c in made if c.tokens]) - forward.row_logp(start, rows)[0].numpy()
     entropies = [h for _, _, v in forward.score(model, rows, {"h": tokens.entropy}) for h in v["h"].tolist()]
     return out | {
         "kl": mean_measure(drift, "", "log-prob of its own answers less the start model's", "nats"),
         "entropy": mean_measure(entropies, "", "entropy of the next token along its answers", "nats"),
-        "distinct_2": Measure(distinct(made, 2), len(made), "", help="share of bigrams that are different"),
+        "distinct_2": Measure(distinct([c.text for c in made], 2), len(made), "", help="share of bigrams that are different"),
     }
-
-
-def _row(model: Model, prompt: str, answer: str) -> Row:
-    """Prompt and answer as tokens, both cut to half the context at most: undone and redone, text may grow."""
-    half = model.context // 2
-    body = model.tokenizer(encode.join(prompt, answer, model.kind), add_special_tokens=False)["input_ids"]
-    head = encode.prompt_ids(model.tokenizer, prompt, model.kind) or [model.pad]
-    return Row(tuple(head[-half:]), tuple(body[:half]))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -1,0 +1,42 @@
+"""What a score hides: drift from the start model, and answers that all became one."""
+
+import pytest
+import torch
+
+from didact.evaluate import collapse
+from didact.methods import baselines
+from didact.models import build
+from didact.models.model import copy_of
+from didact.types import Demo, Fit
+
+TEXT = [f"say {a}? {b} {c}" for a in "abcdefgh" for b in ("red", "blue", "green") for c in ("cat", "dog", "owl")]
+
+
+@pytest.fixture(scope="module")
+def start():
+    made = build.build("llama", build.train_tokenizer(TEXT, 300), d=32, layers=1, heads=2, context=96)
+    demos = [Demo(prompt=t.split("?")[0] + "?", completion=t.split("?")[1]) for t in TEXT]
+    return baselines.sft(made, demos, fit=Fit(lr=1e-2, steps=60, rows=24)).models["model"]
+
+
+def test_a_model_has_not_moved_from_itself(start):
+    found = collapse.collapse(start, copy_of(start), [f"say {a}?" for a in "abcdefgh"])
+    assert found["kl"].value == pytest.approx(0, abs=1e-4)
+    assert found["distinct_2"].value > 0.3 and found["entropy"].value > 0.3
+
+
+def test_a_model_that_always_says_the_same_is_seen(start):
+    demos = [Demo(prompt=f"say {a}?", completion=" red cat") for a in "abcdefgh"]
+    ruined = baselines.sft(start, demos, fit=Fit(lr=1e-2, steps=60, rows=8)).models["model"]
+    found = collapse.collapse(ruined, start, [f"say {a}?" for a in "abcdefgh"])
+    assert found["kl"].value == pytest.approx(torch.log(torch.tensor(9.0)).item(), abs=0.7)  # one of nine answers
+    assert found["distinct_2"].value == pytest.approx(1 / 8) and found["entropy"].value < 0.1
+
+
+def test_distinct():
+    assert collapse.distinct(["a b c", "a b"], 2) == pytest.approx(2 / 3)
+    assert collapse.distinct(["a"], 2) == 0.0
+
+
+def test_shorter_wins():
+    assert collapse.shorter_wins([(1, 2), (3, 2), (2, 2), (1, 9)]) == pytest.approx(2.5 / 4)
