@@ -1,17 +1,70 @@
-"""Text from prompts, batched by length, through the model's own `generate`."""
+"""Text from prompts: one decoding loop for greedy, sampled and constrained completions.
+
+Prompts are sorted by length; a prefix common to all is run once; finished rows leave the batch and waiting
+prompts take their places. Model types whose cache is not proven (`prefix.PROVEN`) are decoded by their own
+`generate`, with the same choice of tokens put into it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from didact.data import encode
+from didact.infer import beam, sampling
+from didact.infer.constrain import Constraint
+from didact.infer.rows import Rows
+from didact.models import prefix
 from didact.models.model import Model
+from didact.objectives import tokens as token_functions
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+NEVER = 1 << 30  # no token: rows of the model's own `generate` end where ours do
+SHARE = 16  # common prefixes shorter than this are not worth a pass of their own
 
 
-@torch.no_grad()
+class Completion(NamedTuple):
+    """What was decoded. `logp` is the model's own log-prob of `tokens`, SUM in nats, whatever chose them.
+
+    `tokens` has the end token where the row came to one, and the tokens of a stop string, which `text` has not.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logp: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How completions are decoded.
+
+    Args:
+        max_new_tokens: tokens at most; fewer where the context ends.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling's mass; 1 samples from all tokens.
+        top_k: tokens sampled from at most; 0 is all.
+        seed: with the row's and the draw's number, all of a completion's randomness.
+        rows: decoded side by side.
+        stop: a completion ends before the first of these strings.
+        beams: beam search's width; 1 is none, and then temperature says how tokens are chosen.
+        length_penalty: beam search's alpha.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    rows: int = 64
+    stop: Sequence[str] = ()
+    beams: int = 1
+    length_penalty: float = 0.6
+
+
 def generate(
     model: Model,
     prompts: Sequence[str],
@@ -20,39 +73,272 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     rows: int = 64,
+    *,
+    top_k: int = 0,
+    stop: Sequence[str] = (),
+    beams: int = 1,
+    length_penalty: float = 0.6,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    processors: Sequence[Processor] = (),
 ) -> list[str]:
     """One completion per prompt, in the prompts' order; greedy at temperature 0.
 
     Prompts are cut on the left so that prompt and completion fit the context; where even half of it is
-    too short for the completion, the completion is cut.
+    too short for the completion, the completion is cut. `How` explains the options, `completions` the rest.
     """
-    tokenizer, context = model.tokenizer, model.context
-    room = max(context - max_new_tokens, context // 2) if model.kind == "causal" else context
-    ids = [encode.prompt_ids(tokenizer, p, model.kind)[-room:] for p in prompts]
-    out = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(ids[i]), i))
+    how = How(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, rows=rows,
+        stop=stop, beams=beams, length_penalty=length_penalty,
+    )  # fmt: skip
+    return [made[0].text for made in completions(model, prompts, 1, how, constraint, processors)]
+
+
+def sample(
+    model: Model,
+    prompts: Sequence[str],
+    n: int,
+    how: How | None = None,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    processors: Sequence[Processor] = (),
+) -> list[list[str]]:
+    """`n` texts per prompt, at temperature 1 where `how` is not given; see `completions`."""
+    made = completions(model, prompts, n, how or How(temperature=1.0), constraint, processors)
+    return [[c.text for c in row] for row in made]
+
+
+@torch.no_grad()
+def completions(
+    model: Model,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    n: int = 1,
+    how: How | None = None,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    processors: Sequence[Processor] = (),
+) -> list[list[Completion]]:
+    """`n` completions of every prompt with their tokens and log-probs.
+
+    Draw d of row i depends on `(how.seed, i, d)` only: neither `rows`, nor `n`, nor the order in which rows
+    finish changes it. The model's own generation defaults (repetition penalties, say) are not applied.
+
+    Args:
+        model: any causal or seq2seq model.
+        prompts: texts, or token ids, which are read as they are.
+        n: draws per prompt, which share its prompt pass; with beams, the best hypotheses (at most `beams`).
+        how: lengths, temperature, stops, beams.
+        constraint: which tokens may follow which, for all prompts or one for each; it alone says where a row ends
+            (or its room does). The choice, greedy or drawn,
+            is then among the allowed tokens (renormalised); `logp` stays the model's own.
+        processors: transformers logits processors `(input_ids (B, T), logits (B, V)) -> logits`, called before
+            temperature and constraint. Batches then keep their rows from first to last token, as processors
+            with a state by row expect; finished rows go on with padding.
+
+    Raises:
+        ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
+    """
+    how = how or How()
+    if how.beams > 1 and (how.temperature > 0 or n > how.beams or processors):
+        raise ValueError(f"beam search of width {how.beams} neither draws, nor gives {n} hypotheses, nor processes")
+    ids = [_read(model, p, how.max_new_tokens) for p in prompts]
+    constraints = _each(constraint, len(ids))
     was = model.module.training
     model.module.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for at in range(0, len(order), rows):
-            group = order[at : at + rows]
-            width = max(1, *(len(ids[i]) for i in group))
-            length = min(max_new_tokens, context - width) if model.kind == "causal" else max_new_tokens
-            # Padding goes left, where generation does not look; every row's last token is its prompt's.
-            tokens = torch.tensor([[model.pad] * (width - len(ids[i])) + ids[i] for i in group], device=model.device)
-            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in group], device=model.device)
-            how = (
-                {"do_sample": True, "temperature": temperature, "top_p": top_p}
-                if temperature > 0
-                else {"do_sample": False}
-            )
-            module: Any = model.module  # every transformers model generates
-            made = module.generate(
-                input_ids=tokens, attention_mask=mask, max_new_tokens=length, pad_token_id=model.pad, **how
-            )
-            new = made if model.kind == "seq2seq" else made[:, width:]
-            for i, text in zip(group, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                out[i] = text.strip()
-    model.module.train(was)
+    try:
+        if how.beams > 1:
+            found = [
+                [(h.tokens, h.logp) for h in row[:n]]
+                for row in beam.search(
+                    model, ids, how.beams, how.length_penalty, [_room(model, r, how) for r in ids],
+                    ends(model), constraints, how.rows, n,
+                )
+            ]  # fmt: skip
+        else:
+            draws = [
+                [_Draw(i, d, how, _room(model, r, how), constraints[i]) for d in range(n)] for i, r in enumerate(ids)
+            ]
+            chooser = _Chooser(model, how, list(processors))
+            (_decode if prefix.shares(model) else _decode_plain)(model, ids, draws, chooser, how.rows)
+            found = [[(tuple(d.tokens), d.logp) for d in row] for row in draws]
+    finally:
+        model.module.train(was)
+    return [[Completion(text_of(model, tokens, how.stop), tokens, logp) for tokens, logp in row] for row in found]
+
+
+def ends(model: Model) -> frozenset[int]:
+    """The tokens a model ends its text with."""
+    named = getattr(getattr(prefix.inner_of(model), "generation_config", None), "eos_token_id", None)
+    if named is None and model.processor is not None:
+        named = getattr(model.processor, "eos_token_id", None)
+    return frozenset([named] if isinstance(named, int) else named or [])
+
+
+def text_of(model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """Tokens as text before the first stop string, without special tokens and white space around it."""
+    text = str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()
+
+
+@dataclass(eq=False)
+class _Draw:
+    """One completion as it grows."""
+
+    row: int
+    number: int
+    how: How
+    room: int
+    constraint: Constraint | None
+    tokens: list[int] = field(default_factory=list)
+    logp: float = 0.0
+    done: bool = False
+    state: Any = None
+    uniforms: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.done = self.room < 1
+        if self.constraint is not None:
+            self.state = self.constraint.start()
+            self.done |= not self.constraint.allowed(self.state)
+
+    def uniform(self) -> float:
+        """This step's random number."""
+        if not self.uniforms:
+            self.uniforms = sampling.uniforms(self.how.seed, self.row, self.number, self.room)
+        return self.uniforms[len(self.tokens)] if not self.done else 0.0
+
+
+class _Chooser:
+    """Chooses every row's next token from the logits and tells the rows."""
+
+    def __init__(self, model: Model, how: How, processors: Sequence[Processor]) -> None:
+        self.model, self.how, self.processors = model, how, processors
+        self.ends = ends(model)
+        # A stop string that ends now began within its own length in bytes: a token is at least one.
+        self.reach = max((len(s.encode()) for s in how.stop), default=0) + 8
+
+    def __call__(self, rows: Sequence[_Draw], logits: Tensor, read: Tensor | None) -> Tensor:
+        """Tokens `(B,)` from `logits (B, V)`; processors are given all that the rows have read, `(B, T)`."""
+        chosen = logits
+        if read is not None:
+            for processor in self.processors:
+                chosen = processor(read, chosen)
+        if any(row.constraint is not None for row in rows):
+            chosen = chosen + _barrier(rows, chosen)
+        if self.how.temperature > 0:
+            p = sampling.probabilities(chosen, self.how.temperature, self.how.top_p, self.how.top_k)
+            tokens = sampling.draw(p, torch.tensor([row.uniform() for row in rows], dtype=torch.float64))
+        else:
+            tokens = chosen.argmax(-1)
+        logp = token_functions.logp(logits, tokens).tolist()
+        for row, token, value in zip(rows, tokens.tolist(), logp, strict=True):
+            if not row.done:
+                self._tell(row, token, value)
+        return tokens
+
+    def _tell(self, row: _Draw, token: int, logp: float) -> None:
+        row.tokens.append(token)
+        row.logp += logp
+        if row.constraint is not None:
+            row.state = row.constraint.advance(row.state, token)
+            row.done = not row.constraint.allowed(row.state)
+        else:
+            row.done = token in self.ends
+        row.done |= len(row.tokens) >= row.room
+        if self.how.stop and not row.done:
+            row.done = self._stops(row.tokens[-self.reach :]) and self._stops(row.tokens)
+
+    def _stops(self, tokens: Sequence[int]) -> bool:
+        text = str(self.model.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return any(s in text for s in self.how.stop)
+
+
+def _decode(
+    model: Model, ids: Sequence[Sequence[int]], draws: Sequence[Sequence[_Draw]], chooser: _Chooser, rows: int
+) -> None:
+    """The loop over a cache of our own; fills the draws."""
+    order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
+    waiting = [d for i in order for d in draws[i] if not d.done][::-1]
+    together = prefix.common(ids)
+    state = Rows(model, ids[0][:together] if together >= SHARE else ())
+    live: list[_Draw] = []
+    while waiting or live:
+        kept = [k for k, d in enumerate(live) if not d.done]
+        free = rows - len(kept)
+        # Moving rows costs about a step: worth it once a quarter has finished.
+        if not kept or (4 * (len(live) - len(kept)) >= len(live) > len(kept) and not chooser.processors):
+            fresh = [waiting.pop() for _ in range(min(free, len(waiting)))]
+            if not kept and not fresh:
+                break
+            named = list(dict.fromkeys(d.row for d in fresh))
+            counts = [sum(d.row == i for d in fresh) for i in named]
+            state.turn(kept, [ids[i] for i in named], max((d.room for d in fresh), default=0), counts)
+            live = [live[k] for k in kept] + fresh
+        read = _left_padded(model, [[*ids[d.row], *d.tokens] for d in live]) if chooser.processors else None
+        tokens = chooser(live, state.logits, read)
+        if not all(d.done for d in live):
+            state.step(tokens)
+
+
+def _decode_plain(
+    model: Model, ids: Sequence[Sequence[int]], draws: Sequence[Sequence[_Draw]], chooser: _Chooser, rows: int
+) -> None:
+    """The same through the model's own `generate`: our choice is put in as its logits processor."""
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+    order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
+    flat = [d for i in order for d in draws[i] if not d.done]
+    for at in range(0, len(flat), rows):
+        live = flat[at : at + rows]
+        tokens = _left_padded(model, [ids[d.row] for d in live])
+        mask = torch.tensor([[0] * (tokens.shape[1] - len(ids[d.row])) + [1] * len(ids[d.row]) for d in live])
+
+        def choose(read: Tensor, logits: Tensor, live: Sequence[_Draw] = live) -> Tensor:
+            chosen = chooser(live, logits, read)
+            return torch.full_like(logits, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
+
+        def finished(read: Tensor, logits: Any, live: Sequence[_Draw] = live, **kwargs: Any) -> Tensor:
+            return torch.tensor([d.done for d in live], device=read.device)
+
+        module: Any = model.module  # every transformers model generates
+        module.generate(
+            input_ids=tokens,
+            attention_mask=mask.to(model.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=max(d.room for d in live), do_sample=False, num_beams=1, pad_token_id=model.pad,
+                eos_token_id=NEVER, decoder_start_token_id=model.start,
+                repetition_penalty=1.0, no_repeat_ngram_size=0, encoder_repetition_penalty=1.0, min_length=0,
+            ),
+            logits_processor=LogitsProcessorList([choose]),
+            stopping_criteria=StoppingCriteriaList([finished]),
+        )  # fmt: skip
+
+
+def _read(model: Model, prompt: str | Sequence[int], new: int) -> list[int]:
+    """A prompt's tokens, cut on the left to leave room for the completion."""
+    context = model.context
+    room = max(context - new, context // 2) if model.kind == "causal" else context
+    ids = encode.prompt_ids(model.tokenizer, prompt, model.kind) if isinstance(prompt, str) else list(prompt)
+    return ids[-room:] or [model.pad]
+
+
+def _room(model: Model, ids: Sequence[int], how: How) -> int:
+    return min(how.max_new_tokens, model.context - len(ids)) if model.kind == "causal" else how.max_new_tokens
+
+
+def _each(constraint: Constraint | Sequence[Constraint] | None, n: int) -> list[Constraint | None]:
+    if not isinstance(constraint, Sequence):
+        return [constraint] * n
+    if len(constraint) != n:
+        raise ValueError(f"{len(constraint)} constraints for {n} prompts")
+    return list(constraint)
+
+
+def _barrier(rows: Sequence[_Draw], logits: Tensor) -> Tensor:
+    """Zero at allowed tokens, minus infinity elsewhere, `(B, V)`."""
+    out = torch.full_like(logits, -torch.inf)
+    for at, row in enumerate(rows):
+        out[at, list(row.constraint.allowed(row.state)) if row.constraint and not row.done else slice(None)] = 0
     return out
+
+
+def _left_padded(model: Model, rows: Sequence[Sequence[int]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[model.pad] * (width - len(r)) + list(r) for r in rows], device=model.device)

@@ -1,0 +1,83 @@
+"""Which candidate completion a model likes best, by GPT-3's scoring rules (Brown et al., 2020, section 2.4).
+
+The rules are pure functions of sums, so that log-probs from anywhere can be ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from didact.data import encode
+from didact.models import forward
+from didact.models.model import Model
+from didact.types import UserError
+
+Rule = Literal["sum", "token", "character", "unconditional"]
+ANSWER = "Answer:"  # a context that asks for an answer, and nothing else
+
+
+def by_rule(rule: Rule, total: float, tokens: float = 1, characters: float = 1, unconditional: float = 0.0) -> float:
+    """A candidate's score from its log-prob `total`, SUM over its tokens in nats.
+
+    `sum` total; `token` total / tokens (GPT-3's default); `character` total / characters (lm-eval's
+    `acc_norm`); `unconditional` total - log p(candidate | answer context), sums both (ARC, OpenBookQA, RACE).
+
+    Raises:
+        ValueError: an unknown rule, or nothing to divide by.
+    """
+    if rule == "sum":
+        return total
+    if rule == "unconditional":
+        return total - unconditional
+    if rule not in ("token", "character"):
+        raise ValueError(f"unknown rule '{rule}': use sum, token, character or unconditional")
+    size = tokens if rule == "token" else characters
+    if size <= 0:
+        raise ValueError("an empty candidate has no mean log-prob")
+    return total / size
+
+
+def rank(
+    model: Model,
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    rule: Rule = "token",
+    answer_context: str = ANSWER,
+    end: bool = False,
+) -> list[list[float]]:
+    """Scores of every prompt's candidates, higher is likelier, in their order.
+
+    Args:
+        model: any causal or seq2seq model.
+        prompts: what precedes the candidates.
+        candidates: one list of texts for each prompt; a space joins them to it where neither brings one.
+        rule: see `by_rule`.
+        answer_context: `unconditional` compares with the candidate after this text.
+        end: whether the end token after a candidate is scored too; GPT-3 does not.
+
+    Raises:
+        UserError: an empty candidate, or one that does not fit the context; a list for each prompt is missing.
+    """
+    if len(prompts) != len(candidates):
+        raise UserError(f"{len(candidates)} lists of candidates for {len(prompts)} prompts")
+    pairs = [(p, c) for p, texts in zip(prompts, candidates, strict=True) for c in texts]
+    rows = [_row(model, p, c, end) for p, c in pairs]
+    bare: dict[str, float] = {}
+    if rule == "unconditional":
+        texts = list(dict.fromkeys(c for _, c in pairs))
+        sums, _ = forward.row_logp(model, [_row(model, answer_context, c, end) for c in texts])
+        bare = dict(zip(texts, sums.tolist(), strict=True))
+    totals, counts = forward.row_logp(model, rows)
+    scores = iter(
+        by_rule(rule, total, count, len(text), bare.get(text, 0.0))
+        for (_, text), total, count in zip(pairs, totals.tolist(), counts.tolist(), strict=True)
+    )
+    return [[next(scores) for _ in texts] for texts in candidates]
+
+
+def _row(model: Model, prompt: str, candidate: str, end: bool) -> encode.Row:
+    try:
+        return encode.row(model.tokenizer, prompt, candidate, model.kind, model.context, end)
+    except UserError as error:
+        raise UserError(f"candidate {candidate!r}: {error}") from None
