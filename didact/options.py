@@ -17,7 +17,9 @@ from typing import Any, Literal, NoReturn
 from didact.types import Fit, UserError
 
 COMMON = {
-    "model": ("DIR", None, "model folder or hub id"),
+    "model": ("DIR", None, "model folder, hub id, or a served model: http://host:port/v1#name"),
+    "budget_calls": ("N", None, "calls to a served model at most; the same command goes on from the cache"),
+    "budget_tokens": ("N", None, "tokens of a served model at most, prompts and answers"),
     "preset": ("NAME", None, "a named option set; METHOD:PRESET says the same"),
     "out": ("DIR", None, "where everything is written (runs/METHOD)"),
     "seed": ("N", 0, "order of the data, and everything drawn"),
@@ -34,6 +36,7 @@ COMMON = {
     "print_config": ("", False, "print the options as YAML and stop"),
     "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
 }
+WHOLE = ("seed", "budget_calls", "budget_tokens")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
 
@@ -58,6 +61,8 @@ class Request:
     track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
     gold: str | None = None
+    budget_calls: int | None = None
+    budget_tokens: int | None = None
     overwrite: bool = False
     print_config: bool = False
     dry_run: bool = False
@@ -217,15 +222,15 @@ def _common(name: str, value: Any) -> Any:
         raise UserError(f"option --{name}: {value}: must be one of {', '.join(CHOICES[name])}")
     if name in FLAGS:
         return value is True or str(value).lower() in ("true", "yes", "1")
-    if name in ("seed", "holdout"):
+    if name in ("holdout", *WHOLE):
         try:
-            number = int(value) if name == "seed" else float(value)
+            number = int(value) if name in WHOLE else float(value)
         except (TypeError, ValueError):
             raise UserError(
-                f"option --{name}: {value}: must be {'a whole number' if name == 'seed' else 'a number'}"
+                f"option --{name}: {value}: must be {'a whole number' if name in WHOLE else 'a number'}"
             ) from None
         if number < 0 or (name == "holdout" and not number < 1):
-            raise UserError(f"option --{name}: {value}: must be {'0 or more' if name == 'seed' else 'in [0, 1)'}")
+            raise UserError(f"option --{name}: {value}: must be {'0 or more' if name in WHOLE else 'in [0, 1)'}")
         return number
     return str(value)
 

@@ -28,6 +28,7 @@ from didact.data.read import read
 from didact.evaluate import forget as forgetting
 from didact.evaluate import judges, protocols
 from didact.infer import generate, remote
+from didact.infer import lm as language_models
 from didact.learn import track
 from didact.models import cost, load
 from didact.models.model import Model
@@ -37,6 +38,7 @@ from didact.types import RECORDS, Fit, Metric, Record, Result, UserError, as_row
 SCHEMA = 1
 SAMPLES = 6  # answers shown before and after
 JOINED = "prompt and completion by one space, unless either has white space there"
+BUDGET = ("budget_calls", "budget_tokens")  # what a run may use does not change what it is
 FEWEST = 10  # records below which none is held out
 
 
@@ -47,7 +49,7 @@ class Job:
     request: Request
     entry: Mapping[str, Any]
     function: Any
-    model: Model | None
+    model: Model | remote.Remote | None
     train: dict[str, Sequence[Record]]
     scored: dict[str, Any]
     sources: dict[str, dict[str, Any]]
@@ -83,7 +85,7 @@ def prepare(request: Request) -> Job:
     options = {**problem.options, **preset, **request.options}
     folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
     fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
-    model = problem.model
+    model: Model | remote.Remote | None = problem.model
     records: dict[str, Sequence[Record]] = dict(problem.data)
     sources: dict[str, dict[str, Any]] = {
         k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
@@ -116,7 +118,7 @@ def run(request: Request) -> dict[str, Any]:
 
 def _taught(out: Path, job: Job) -> dict[str, Any]:
     began = time.monotonic()
-    before = _score(job, job.model) if job.model is not None and _speaks(job) else None
+    before = _score(job, job.model) if isinstance(job.model, Model) and _speaks(job) else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in _takes(job.function) else {}
     with cost.metered() as meter:
@@ -130,6 +132,10 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     # A resumed run knows of its first part's training only from the checkpoint, which is in the method's own count.
     result.cost.tokens = max(meter.tokens, result.cost.tokens)
     result.cost.flops = max(meter.flops, result.cost.flops)
+    if isinstance(job.model, remote.Remote):
+        counts = job.model.counts
+        result.cost.calls, result.cost.tokens = counts.calls, result.cost.tokens + counts.tokens
+        result.warnings += [f"{job.model.address}: {counts}"] if counts.cached else []
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
     written = result.save(out)
@@ -155,7 +161,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     if job.entry["fit"]:
         shown["steps"] = job.fit.total_steps(len(first))
     shown["records"] = {name: len(rows) for name, rows in job.train.items()}
-    if job.model is None:
+    if not isinstance(job.model, Model):
         return shown
     model, item = job.model, next(job.model.module.parameters()).element_size()
     trained = model.parameters
@@ -313,8 +319,8 @@ def _arm(name: str) -> compare.Arm:
 def _judge(name: str | None) -> judges.Judge | None:
     if name is None:
         return None
-    if name.startswith(("http://", "https://")):
-        return judges.Asked(remote.named(name))
+    if remote.is_address(name):
+        return judges.Asked(remote.connect(name))
     return judges.named(name)
 
 
@@ -348,24 +354,36 @@ def _problem(method: str, seed: int) -> Problem:
 
 def _inputs(
     request: Request, entry: Mapping[str, Any]
-) -> tuple[Model | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
+) -> tuple[Model | remote.Remote | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
     """The model and records the user named."""
     for name, need in entry["needs"].items():
         given = request.model if need["kind"] == "model" else request.data.get(name)
         if need["required"] and not given:
             raise UserError(f"{request.method} needs --{name.replace('_', '-')} ({need['kind']}): {_needed(entry)}")
+    served = _served(request, entry)  # first: what a server lacks is told before any work
     records: dict[str, Sequence[Record]] = {}
     sources = {}
     for name, path in request.data.items():
         rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad)
         records[name] = rows
         sources[name] = {"path": path, "sha256": _sha256(path), "records": len(rows), "dropped": rows.dropped}
-    model = load.load(request.model, request.device, request.dtype) if request.model else None
-    if model is not None and model.processor is not None:
+    model = served or (load.load(request.model, request.device, request.dtype) if request.model else None)
+    if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = encode.chat_choice(model.processor, records[name], request.chat)
             records[name] = templates.as_chat(records[name], request.chat)
+    if served is not None:
+        records = {name: templates.as_chat(rows, request.chat) for name, rows in records.items()}
     return model, records, sources
+
+
+def _served(request: Request, entry: Mapping[str, Any]) -> remote.Remote | None:
+    """The server the user named as the model, which can do what the method needs; None where none was named."""
+    if not request.model or not remote.is_address(request.model):
+        return None
+    served = remote.connect(request.model, budget_calls=request.budget_calls, budget_tokens=request.budget_tokens)
+    language_models.need(served, *entry["capabilities"], by=request.method)
+    return served
 
 
 def _held_out(
@@ -418,7 +436,7 @@ def _speaks(job: Job) -> bool:
 
 def _samples(job: Job, taught: Model) -> list[dict[str, str]]:
     """Answers before and after: some of every part that is scored."""
-    assert job.model is not None
+    assert isinstance(job.model, Model)
     parts = {k: v for k, v in job.scored.items() if k in ("forget", "retain", "demos", "preferences") and v}
     each = SAMPLES // max(1, len(parts))
     rows = [(name, r) for name, part in parts.items() for r in part[:each]]
@@ -448,7 +466,7 @@ def _begin(out: Path, job: Job) -> None:
 
 def _who(request: Request) -> dict[str, Any]:
     """What makes two runs the same run."""
-    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config")
+    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config", *BUDGET)
     told = {k: v for k, v in vars(request).items() if k not in how}
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": request.argv}
 
@@ -498,10 +516,12 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
     signature = {n: p.default for n, p in _signature(job.function)}
     shown = {o["name"]: job.options.get(o["name"], signature[o["name"]]) for o in job.entry["options"]} | fit
     options = {k: {"value": v, "from": job.provenance.get(k, "default")} for k, v in shown.items()}
-    model = None
-    if job.model is not None:
+    model: dict[str, Any] | None = None
+    if isinstance(job.model, remote.Remote):
+        model = {"path": job.model.address, "fingerprint": None, "counts": vars(job.model.counts)}
+    elif job.model is not None:
         model = {"path": request.model or "embedded example", "fingerprint": load.fingerprint(job.model)}
-    device = str(job.model.device) if job.model is not None else "cpu"
+    device = str(job.model.device) if isinstance(job.model, Model) else "cpu"
     return {
         "schema": SCHEMA,
         "status": "done",
@@ -568,7 +588,7 @@ def _texts(rows: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _peak(job: Job) -> int:
-    if job.model is not None and job.model.device.type == "cuda":
+    if isinstance(job.model, Model) and job.model.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -11,9 +11,10 @@ from didact.data import encode
 from didact.infer import generate
 from didact.models import forward
 from didact.models.model import Model
-from didact.types import LM, Likelihood, UserError
+from didact.types import LM, Likelihood, Messages, UserError
 
 LOCAL = frozenset({"generate", "top_logprobs", "score", "logits", "hidden", "embeds", "train"})
+SERVED = frozenset({"generate", "chat", "top_logprobs", "score"})  # what a server can have at most
 
 
 def of(model: Model | LM) -> LM:
@@ -28,10 +29,23 @@ def need(model: Model | LM, *wanted: str, by: str) -> LM:
         UserError: it cannot.
     """
     lm = of(model)
-    if missing := [w for w in wanted if w not in lm.capabilities]:
-        has = ", ".join(sorted(lm.capabilities))
-        raise UserError(f"{by} needs a model that can {' and '.join(missing)}; {lm.name} can {has}")
+    for what in sorted(wanted, key=SERVED.__contains__):  # what no server has first: that takes no call
+        if why := lacks(lm, what):
+            raise UserError(f"{by} needs a model with {what}: {why}")
     return lm
+
+
+def lacks(lm: LM, what: str) -> str | None:
+    """Why it cannot do `what`, or None where it can. A server is asked about this alone: each question is a call."""
+    ask = getattr(lm, "lacks", None)
+    if ask is not None:
+        return cast("str | None", ask(what))
+    return None if what in lm.capabilities else f"{lm.name} has {', '.join(sorted(lm.capabilities))}"
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """A text before the first of the stop strings, without white space around it."""
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()
 
 
 class Local:
@@ -62,8 +76,10 @@ class Local:
         n: int = 1,
     ) -> list[list[str]]:
         """See `infer.generate`."""
-        drawn = [generate.generate(self.model, prompts, max_new_tokens, temperature, top_p, seed + d) for d in range(n)]
-        return [[_cut(draws[i], stop) for draws in drawn] for i in range(len(prompts))]
+        how = generate.How(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop)
+        )
+        return generate.sample(self.model, prompts, n, how)
 
     def chat(
         self,
@@ -75,8 +91,7 @@ class Local:
         n: int = 1,
     ) -> list[list[str]]:
         """Through the tokenizer's own template."""
-        render: Any = self.model.tokenizer.apply_chat_template
-        prompts = [render(list(c), tokenize=False, add_generation_prompt=True) for c in conversations]
+        prompts = [Messages(c) for c in conversations]
         return self.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, n=n)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
@@ -90,7 +105,10 @@ class Local:
         """From one forward pass a prompt; tokens that decode to the same text are added up."""
         model = self.model
         any_token = (int(model.tokenizer.eos_token_id or 0),)
-        rows = [encode.Row(tuple(encode.prompt_ids(model.tokenizer, p, model.kind)[-model.context :]), any_token) for p in prompts]
+        rows = [
+            encode.Row(tuple(encode.prompt_ids(model.tokenizer, p, model.kind)[-model.context :]), any_token)
+            for p in prompts
+        ]
         out: list[dict[str, float]] = [{} for _ in prompts]
 
         def best(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -102,7 +120,9 @@ class Local:
                 for logp, token in pairs:
                     text = str(model.tokenizer.decode([int(token)]))
                     known = out[i].get(text)
-                    out[i][text] = float(torch.logaddexp(torch.tensor(known), torch.tensor(logp))) if known is not None else logp
+                    out[i][text] = (
+                        float(torch.logaddexp(torch.tensor(known), torch.tensor(logp))) if known is not None else logp
+                    )
         return out
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
@@ -113,7 +133,3 @@ class Local:
     def context(self) -> int:
         """The model's own limit."""
         return self.model.context
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

@@ -1,0 +1,123 @@
+"""What a server's answer says: its text, its first tokens, the log-probs of a text it echoes. Pure functions.
+
+Answers are strangers' JSON: whatever is not of the expected form raises `PassingError`, never anything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class PassingError(Exception):
+    """A failure worth another try, after `wait` seconds where the server said so.
+
+    `status` is the answer's; 0 where none came.
+    """
+
+    def __init__(self, message: str, status: int = 200, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.wait = wait
+
+
+class LackingError(PassingError):
+    """A good answer without what was asked for: in a first call it shows that the server has it not."""
+
+
+def read(parse: Callable[[Mapping[str, Any]], T], reply: Any) -> T:
+    """`parse(reply)`, where any surprise in the answer's form is a `PassingError`."""
+    try:
+        return parse(reply)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        raise PassingError("the answer is not of the form it should have") from None
+
+
+class Echo(NamedTuple):
+    """A text's tokens as the server shows them, each with its log-prob (None: read, not predicted)."""
+
+    tokens: list[str]
+    logps: list[float | None]
+
+
+class Border(NamedTuple):
+    """The completion's first token, and whether it begins where the prompt ends (else inside the prompt)."""
+
+    at: int
+    clean: bool
+
+
+def border(tokens: Sequence[str], prompt: str, body: str) -> Border | None:
+    """Where in the tokens of `prompt + body` the body begins, by their text; None where that does not tell.
+
+    Read from the end, so that start tokens do not matter; then once more without white space, which some servers
+    lose when they show tokens one by one.
+    """
+    for plain in (str, _unspaced):
+        shown, wanted, before = [plain(t) for t in tokens], plain(body), plain(prompt)
+        at, size = len(shown), 0
+        while at and size < len(wanted):
+            at -= 1
+            size += len(shown[at])
+        # A token shown as nothing is the beginning of the character that the next one ends.
+        while at and (not tokens[at - 1] or (not shown[at - 1] and body[0].isspace())):
+            at -= 1
+        over = size - len(wanted)
+        inside = before[len(before) - over :] if over > 0 else ""
+        if wanted and 0 <= over <= len(before) and "".join(shown[at:]) == inside + wanted:
+            return Border(at, over == 0)
+    return None
+
+
+def first_tokens(reply: Mapping[str, Any], k: int) -> dict[str, float]:
+    """The `k` likeliest first tokens of an answer, likeliest first; equal texts added up."""
+    found = reply["choices"][0].get("logprobs") or {}
+    top: list[tuple[str, float]] = []
+    if found.get("top_logprobs"):  # completions
+        top = list(found["top_logprobs"][0].items())
+    elif found.get("content"):  # chat, and completions of llama.cpp
+        top = [(t["token"], t["logprob"]) for t in found["content"][0].get("top_logprobs", ())]
+    if not top:
+        raise LackingError("the answer has no log-probs of first tokens")
+    out: dict[str, float] = {}
+    for text, logp in top:
+        known = out.get(text)
+        out[text] = logp if known is None else max(known, logp) + math.log1p(math.exp(-abs(known - logp)))
+    return dict(sorted(out.items(), key=lambda item: -item[1])[:k])
+
+
+def text_of(reply: Mapping[str, Any]) -> str:
+    """The text of an answer; empty where a reasoning model used up its tokens before it began."""
+    choice = reply["choices"][0]
+    text = choice.get("text") if "text" in choice else (choice.get("message") or {"content": 0}).get("content")
+    if not isinstance(text, str | None):
+        raise LackingError("the answer has no text")
+    return text or ""
+
+
+def echo_of(reply: Mapping[str, Any], most: int) -> Echo:
+    """The tokens of an echoed text and their log-probs, without the at most `most` tokens that were generated."""
+    found = reply["choices"][0].get("logprobs") or {}
+    tokens, logps = found.get("tokens"), found.get("token_logprobs")
+    if found.get("content"):
+        tokens, logps = [t["token"] for t in found["content"]], [t.get("logprob") for t in found["content"]]
+    if not tokens or not logps or len(tokens) != len(logps):
+        raise LackingError("the answer has no log-probs of the prompt")
+    made = (reply.get("usage") or {}).get("completion_tokens", most) if most else 0
+    kept = len(tokens) - made
+    if kept < 1 or not all(isinstance(logp, int | float) and math.isfinite(logp) for logp in logps[1:kept]):
+        raise LackingError("the answer has no log-probs of the prompt")
+    return Echo(list(tokens[:kept]), list(logps[:kept]))
+
+
+def shared(alone: Sequence[str], whole: Sequence[str]) -> Border:
+    """The border by what a text's tokens share with those of its prompt alone."""
+    same = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
+    return Border(same, same == len(alone))
+
+
+def _unspaced(text: str) -> str:
+    return "".join(text.split())
