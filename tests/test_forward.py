@@ -3,8 +3,9 @@
 import itertools
 
 import pytest
+import shapes
 import torch
-import transformers as hf
+from shapes import KINDS, plain_logits, tiny
 
 from didact.data import encode
 from didact.data.encode import Row
@@ -12,70 +13,20 @@ from didact.data.streams import collate
 from didact.learn import language
 from didact.models import adapters, forward, load
 from didact.models import model as models
-from didact.models.model import Model, copy_of
+from didact.models.model import copy_of
 from didact.objectives import tokens as token_functions
 
-V = 61
 ROWS = [
     Row((3, 4, 5), (6, 7)),
     Row((8,), (9, 10, 11, 12, 13)),
     Row((14, 15, 16, 17, 18, 19, 20), (21,)),
     Row((22, 23), (24, 25, 26)),
 ]
-WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": V}
-LLAMA = WIDE | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 32}
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-CONFIGS = {
-    "llama": hf.LlamaConfig(**LLAMA, **IDS),
-    "gpt2": hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=V, n_positions=32, **IDS),
-    "qwen2": hf.Qwen2Config(**LLAMA, **IDS),
-    "qwen3": hf.Qwen3Config(**LLAMA, head_dim=8, **IDS),
-    "mistral": hf.MistralConfig(**LLAMA, sliding_window=4, **IDS),
-    "opt": hf.OPTConfig(**WIDE, ffn_dim=48, word_embed_proj_dim=16, max_position_embeddings=32, **IDS),
-    "gpt_neox": hf.GPTNeoXConfig(**WIDE, intermediate_size=48, max_position_embeddings=32, **IDS),
-    "bloom": hf.BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4, **IDS),
-    # Not in the list of linear heads: it caps its logits, so that head(states) would be wrong.
-    "gemma2": hf.Gemma2Config(**LLAMA, head_dim=8, final_logit_softcapping=0.05, **IDS),
-    "t5": hf.T5Config(vocab_size=V, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0),
-}
-
-
-class Padding:
-    """As much of a tokenizer as a forward pass needs."""
-
-    pad_token_id = 0
-
-
-def tiny(kind, seed=0):
-    config = CONFIGS[kind]
-    torch.manual_seed(seed)
-    seq2seq = kind == "t5"
-    auto = hf.AutoModelForSeq2SeqLM if seq2seq else hf.AutoModelForCausalLM
-    module = auto.from_config(config, attn_implementation="eager" if kind == "gemma2" else None)
-    with torch.no_grad():
-        for p in module.parameters():  # initial weights are so small that every path would give the same
-            p.add_(0.1 * torch.randn_like(p))
-    return Model(module.eval(), Padding(), "seq2seq" if seq2seq else "causal")
+V = shapes.VOCABULARY
 
 
 def batch_of(model, rows=ROWS):
     return collate(rows, model.kind, model.pad, model.start)
-
-
-def plain_logits(model, rows=ROWS):
-    """Logits at the labels, one record at a time without padding, through the model's own forward."""
-    out = []
-    for prompt, completion in rows:
-        if model.kind == "seq2seq":
-            whole = model.module(
-                input_ids=torch.tensor([prompt]),
-                decoder_input_ids=torch.tensor([(model.start, *completion[:-1])]),
-            ).logits[0]
-            out.append(whole)
-        else:
-            whole = model.module(input_ids=torch.tensor([prompt + completion])).logits[0]
-            out.append(whole[len(prompt) - 1 : -1])
-    return torch.cat(out)
 
 
 def labels(rows=ROWS):
@@ -83,17 +34,41 @@ def labels(rows=ROWS):
 
 
 def test_every_model_type_of_the_list_is_tested_here():
-    assert set(CONFIGS) >= forward.LINEAR_HEAD
-    assert {"gemma2", "t5"} == set(CONFIGS) - forward.LINEAR_HEAD
+    types = {kind: tiny(kind).config.model_type for kind in KINDS}
+    assert set(types.values()) == forward.LINEAR_HEAD | forward.CAPPED_HEAD | forward.APART
+    assert not forward.LINEAR_HEAD & forward.CAPPED_HEAD
+    assert types["gemma2"] not in forward.LINEAR_HEAD  # it caps its logits
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_a_head_that_is_not_tied_or_not_capped_is_read_as_it_is():
+    for model in (tiny("t5", tie_word_embeddings=False), tiny("gemma2", final_logit_softcapping=None)):
+        logits, target = plain_logits(model, ROWS), labels()
+        got = forward.tokens(model, batch_of(model))["logp"]
+        expected = logits.log_softmax(-1)[range(len(target)), target]
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-6)
+
+
+@torch.no_grad()
+def test_a_type_no_list_names_takes_the_plain_path():
+    for kind in ("llama", "t5"):
+        model = tiny(kind)
+        expected = forward.tokens(model, batch_of(model))["logp"]
+        model.config.model_type = "unheard_of"
+        states = forward.label_states(model, batch_of(model))
+        assert states.shape == (11, V) and forward.logits_of(model, states) is states
+        torch.testing.assert_close(forward.tokens(model, batch_of(model))["logp"], expected, rtol=0, atol=2e-6)
+        shared = batch_of(model, [ROWS[0], Row(ROWS[0].prompt, (9, 9))])
+        assert forward.label_states(model, shared).shape == (4, V)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_label_tokens_are_scored_as_the_plain_full_forward_scores_them(kind):
     model = tiny(kind)
     fns = {"logp": token_functions.logp, "entropy": token_functions.entropy}
     got = forward.tokens(model, batch_of(model), fns)
-    logits, target = plain_logits(model), labels()
+    logits, target = plain_logits(model, ROWS), labels()
     torch.testing.assert_close(got["logp"], logits.log_softmax(-1)[range(len(target)), target], rtol=1e-6, atol=1e-6)
     p = logits.softmax(-1)
     torch.testing.assert_close(got["entropy"], -(p * p.log()).sum(-1), rtol=0, atol=2e-6)
@@ -119,7 +94,7 @@ def test_gradients_are_the_plain_forwards(kind):
     ours = {n: p.grad.clone() for n, p in model.module.named_parameters()}
     model.module.zero_grad()
     target = labels()
-    plain_logits(model).log_softmax(-1)[range(len(target)), target].sum().backward()
+    plain_logits(model, ROWS).log_softmax(-1)[range(len(target)), target].sum().backward()
     for name, p in model.module.named_parameters():
         torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -127,6 +102,7 @@ def test_gradients_are_the_plain_forwards(kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
 def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
     model, reference = tiny(kind), tiny(kind, seed=1)
+    model.module.double(), reference.module.double()
     batch = batch_of(model)
     columns = {"weight": torch.arange(1.0, len(batch.target) + 1)}
     fns = {
@@ -153,12 +129,12 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
     pieces, pieces_grad, many = run(3 * V)
     assert one == [11] and many[:4] == [3, 3, 3, 2]
     for name in whole:
-        torch.testing.assert_close(pieces[name], whole[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(pieces[name], whole[name], rtol=1e-10, atol=1e-10)
     for name in whole_grad:
-        torch.testing.assert_close(pieces_grad[name], whole_grad[name], rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(pieces_grad[name], whole_grad[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_padding_and_company_are_invisible(kind):
     model = tiny(kind)
@@ -179,7 +155,7 @@ def test_reference_logits_are_the_references(kind):
         {"kl": token_functions.kl_from},
         reference=(reference, forward.label_states(reference, batch)),
     )["kl"]
-    p, q = plain_logits(reference).log_softmax(-1), plain_logits(model).log_softmax(-1)
+    p, q = plain_logits(reference, ROWS).log_softmax(-1), plain_logits(model, ROWS).log_softmax(-1)
     torch.testing.assert_close(got, (p.exp() * (p - q)).sum(-1), rtol=1e-5, atol=2e-6)
     assert got.min() > 1e-5
 
@@ -220,7 +196,7 @@ def test_adapters_are_part_of_the_forward():
         if "lora_B" in name:
             p.add_(0.3)
     after = forward.tokens(model, batch_of(model))["logp"]
-    torch.testing.assert_close(after, plain_logits(model).log_softmax(-1)[range(11), labels()], rtol=0, atol=2e-6)
+    torch.testing.assert_close(after, plain_logits(model, ROWS).log_softmax(-1)[range(11), labels()], rtol=0, atol=2e-6)
     assert (after - before).abs().min() > 1e-5
 
 
@@ -229,14 +205,14 @@ def test_adapters_are_part_of_the_forward():
 def test_sums_of_fixed_rows_come_back_in_their_order(kind, budget):
     model = tiny(kind)
     total, count = forward.row_logp(model, ROWS, batch_tokens=budget)
-    logp = plain_logits(model).log_softmax(-1)[range(11), labels()].double()
+    logp = plain_logits(model, ROWS).log_softmax(-1)[range(11), labels()].double()
     expected = torch.stack([part.sum() for part in logp.split([len(r.completion) for r in ROWS])])
     torch.testing.assert_close(total, expected.detach(), rtol=0, atol=5e-6)
     assert count.tolist() == [2, 5, 1, 3]
 
 
 def test_scoring_turns_dropout_off_and_leaves_the_mode_as_it_was():
-    model = Model(hf.GPT2LMHeadModel(hf.GPT2Config(**CONFIGS["gpt2"].to_dict() | {"resid_pdrop": 0.5})), Padding())
+    model = tiny("gpt2", dropout=0.5)
     model.module.train()
     a, b = (forward.row_logp(model, ROWS)[0] for _ in range(2))
     assert torch.equal(a, b) and model.module.training
@@ -263,9 +239,7 @@ def test_the_cache_key_changes_with_all_that_changes_the_numbers(monkeypatch, tm
     nudged, rotated = copy_of(model), copy_of(model)
     with torch.no_grad():
         next(nudged.module.parameters())[0, 0] += 1e-6
-    rotated.module = hf.LlamaForCausalLM(
-        hf.LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 77.0}, **IDS)
-    ).eval()
+    rotated.module = tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 77.0}).module
     rotated.module.load_state_dict(model.module.state_dict())
     assert not torch.equal(forward.row_logp(rotated, ROWS)[0], forward.row_logp(model, ROWS)[0])
     wider = copy_of(model)

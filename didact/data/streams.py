@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from didact.data.encode import Row
+from didact.data.layout import Layout, Tree, packed
+from didact.data.layout import trees as lay_out
 
 Item = tuple[Row, ...]
 IGNORE = -100
@@ -38,38 +40,89 @@ class Stream:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Padded rows for one forward pass. `labels[b, t]` is predicted at position t; -100 is no label.
+    """Rows for one forward pass, padded or laid out in trees, and the label tokens, row after row.
 
-    `input_ids, attention_mask, labels`: `(B, T)`; for seq2seq models `decoder_input_ids` has the
-    labels' shape and `input_ids` the prompt's.
+    `input_ids, attention_mask`: `(B, T)`, what the model reads and which of it is no padding. `at (N,)` says
+    where each label token is predicted, as an index into the B T positions; branches of one prompt have their
+    first labels at the same place. `target (N,)` are the label tokens, `row (N,)` the rows they belong to.
+    `decoder_input_ids (R, U)` for seq2seq models, where `at` counts the decoder's positions and `source (R,)`,
+    where rows share prompts, says which of the B prompts each reads. `position_ids, reach (B, T)`: see
+    `data.layout`; None where every physical row is one row from its left end.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    labels: Tensor
+    at: Tensor
+    target: Tensor
+    row: Tensor
     decoder_input_ids: Tensor | None = None
+    source: Tensor | None = None
+    position_ids: Tensor | None = None
+    reach: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
-        """Where a label token is predicted, `(B, T)` bool."""
-        return self.labels != IGNORE
+        """Where label tokens are predicted, `(B, T)` bool."""
+        spots = torch.zeros_like(self._predicting, dtype=torch.bool)
+        spots.view(-1)[self.at] = True
+        return spots
 
     @property
-    def target(self) -> Tensor:
-        """The label tokens, `(N,)`."""
-        return self.labels[self.mask]
+    def labels(self) -> Tensor:
+        """The label predicted at each position, `(B, T)`; -100 is none.
+
+        Raises:
+            ValueError: branches predict several at one position; `unrolled` gives each row its own.
+        """
+        if self.reach is not None and len(self.at.unique()) < len(self.at):
+            raise ValueError("several label tokens are predicted at one position")
+        out = torch.full_like(self._predicting, IGNORE)
+        out.view(-1)[self.at] = self.target
+        return out
 
     @property
-    def row(self) -> Tensor:
-        """Which row each label token belongs to, `(N,)`."""
-        return self.mask.nonzero()[:, 0]
+    def _predicting(self) -> Tensor:
+        return self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids
 
     def everywhere(self) -> Tokens:
-        """The same rows with every real position a label position, its target meaningless: for KL over all tokens."""
+        """The same rows with every token they read a label position, its target meaningless: for KL over all tokens.
+
+        A token that rows share counts once for each of them.
+        """
         if self.decoder_input_ids is not None:
             return self
-        spots = torch.where(self.attention_mask.bool(), 0, IGNORE)
-        return Tokens(self.input_ids, self.attention_mask, spots)
+        row, at = self._paths()
+        return replace(self, at=at, target=torch.zeros_like(at), row=row)
+
+    def unrolled(self) -> Tokens:
+        """The same rows and label tokens, padded, each row by itself: for models that take no mask of ours."""
+        if self.reach is None:
+            return self
+        row, at = self._paths()
+        counts = torch.bincount(row)
+        starts = counts.cumsum(0) - counts
+        column = torch.arange(len(at), device=at.device) - starts[row]
+        width = int(counts.max())
+        ids = self.input_ids.new_zeros(len(counts), width)
+        there = self.attention_mask.new_zeros(len(counts), width)
+        ids[row, column] = self.input_ids.view(-1)[at]
+        there[row, column] = 1
+        depth = column.new_zeros(self.input_ids.numel())
+        depth[at] = column
+        return Tokens(ids, there, self.row * width + depth[self.at], self.target, self.row)
+
+    def _paths(self) -> tuple[Tensor, Tensor]:
+        """Every token of every row: whose and where, row after row."""
+        if self.reach is None:
+            at = self.attention_mask.reshape(-1).nonzero()[:, 0]
+            return at // self.input_ids.shape[1], at
+        width = self.input_ids.shape[1]
+        rows = int(self.row.max()) + 1
+        end = self.at.new_zeros(rows).scatter_reduce(0, self.row, self.at, "amax")  # a row's last label is at its end
+        line, last = end // width, end % width
+        j = torch.arange(width, device=self.at.device)
+        row, column = ((j <= last[:, None]) & (last[:, None] < self.reach[line])).nonzero(as_tuple=True)
+        return row, line[row] * width + column
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same on another device."""
@@ -77,28 +130,64 @@ class Tokens:
         return Tokens(**moved)
 
 
-def collate(rows: Sequence[Row], kind: str = "causal", pad: int = 0, start: int | None = None) -> Tokens:
-    """Pad rows on the right. Causal models read prompt + completion less its last token, which only labels."""
-    if kind == "seq2seq":
-        ids, labels = [r.prompt for r in rows], [r.completion for r in rows]
-        first = pad if start is None else start
-        shifted = [(first, *r.completion[:-1]) for r in rows]
-        return Tokens(
-            _padded(ids, pad), _padded([[1] * len(i) for i in ids], 0), _padded(labels, IGNORE), _padded(shifted, pad)
-        )
-    ids = [(r.prompt + r.completion)[:-1] for r in rows]
-    labels = [(IGNORE,) * (len(r.prompt) - 1) + r.completion for r in rows]
-    return Tokens(_padded(ids, pad), _padded([[1] * len(i) for i in ids], 0), _padded(labels, IGNORE))
+def collate(
+    rows: Sequence[Row],
+    kind: str = "causal",
+    pad: int = 0,
+    start: int | None = None,
+    layout: Layout | None = None,
+) -> Tokens:
+    """Rows as tensors, padded on the right; with a layout they share prefixes where that is cheaper.
+
+    Causal models read prompt + completion less its last token, which only labels. Rows of seq2seq models with
+    the same prompt share it.
+    """
+    if kind != "seq2seq":
+        return of_trees(rows, lay_out(rows, layout), pad)
+    prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt for r in rows))}
+    first = pad if start is None else start
+    source = torch.tensor([prompts[r.prompt] for r in rows]) if len(prompts) < len(rows) else None
+    shifted = _padded([(first, *r.completion[:-1]) for r in rows], pad)
+    spots = [np.arange(len(r.completion)) + i * shifted.shape[1] for i, r in enumerate(rows)]
+    ids, there = _padded(list(prompts), pad), _padded([[1] * len(p) for p in prompts], 0)
+    return Tokens(ids, there, *_labels(rows, spots), shifted, source)
 
 
-def by_length(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
-    """Indices grouped so that each padded group has at most `micro_tokens` tokens (or one row), longest first."""
+def of_trees(rows: Sequence[Row], trees: Sequence[Tree], pad: int = 0) -> Tokens:
+    """Trees as tensors, one a physical row; labels in the order of `rows`, whose numbers the paths bear."""
+    plain = all(len(t.paths) == 1 and not t.position[:1].any() for t in trees)
+    if plain:  # physical rows are the rows
+        trees = sorted(trees, key=lambda t: t.paths[0].row)
+    width = max((t.width for t in trees), default=0)
+    spots: list[Any] = [None] * len(rows)
+    for line, tree in enumerate(trees):
+        for path in tree.paths:
+            n = len(rows[path.row].completion)
+            spots[path.row] = path.spots[len(path.spots) - n :] + line * width
+    ids, there = _padded([t.ids for t in trees], pad), _padded([np.ones(t.width) for t in trees], 0)
+    if plain:
+        return Tokens(ids, there, *_labels(rows, spots))
+    position, reach = _padded([t.position for t in trees], 0), _padded([t.reach for t in trees], 0)
+    # Padding sees itself, so that no row of the mask is empty, whatever the kernel makes of such rows.
+    reach = torch.where(there.bool(), reach, torch.arange(1, width + 1))
+    return Tokens(ids, there, *_labels(rows, spots), position_ids=position, reach=reach)
+
+
+def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+    """Indices grouped so that each padded group has at most `micro_tokens` tokens (or one member), longest first.
+
+    Member i is `rows[i]` physical rows (one by default) of at most `lengths[i]` tokens.
+    """
     groups: list[list[int]] = []
+    held = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= micro_tokens:
+        more = rows[i] if rows is not None else 1
+        if groups and (held + more) * lengths[groups[-1][0]] <= micro_tokens:
             groups[-1].append(i)
+            held += more
         else:
             groups.append([i])
+            held = more
     return groups
 
 
@@ -128,7 +217,8 @@ class Micro:
 @dataclass(frozen=True)
 class Batch:
     """One logical batch of token rows. `sizes` count the whole of it: `{stream}.rows` items,
-    `{stream}.tokens` label tokens, `{stream}.seen` positions the model runs over, and the same over all streams."""
+    `{stream}.tokens` label tokens, `{stream}.seen` positions the rows have, and the same over all streams; what rows
+    share under a `layout` counts for each of them."""
 
     items: Mapping[str, Sequence[Item]]
     index: Mapping[str, Sequence[int]]
@@ -136,6 +226,7 @@ class Batch:
     pad: int = 0
     start: int | None = None
     sizes: Mapping[str, float] = field(default_factory=dict)
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -152,38 +243,64 @@ class Batch:
         """This rank's items; the sizes stay those of the whole."""
         items = {k: v[rank::world] for k, v in self.items.items()}
         index = {k: v[rank::world] for k, v in self.index.items()}
-        return Batch(items, index, self.kind, self.pad, self.start, self.sizes)
+        return Batch(items, index, self.kind, self.pad, self.start, self.sizes, self.layout)
 
     def split(self, micro_tokens: int | None) -> list[Micro]:
-        """Micro-batches of one stream each, sorted by length; None keeps every stream whole."""
+        """Micro-batches of one stream each, sorted by length; None keeps every stream whole.
+
+        `micro_tokens` counts physical tokens: what the rows of an item share is there once.
+        """
         out = []
         for name, items in self.items.items():
             if not items:
                 continue
-            lengths = [max(r.size for r in item) * len(item) for item in items]
-            groups = [list(range(len(items)))] if micro_tokens is None else by_length(lengths, micro_tokens)
+            laid = [self._laid(item) for item in items]
+            widths, lines = [max(widths) for widths, _ in laid], [len(widths) for widths, _ in laid]
+            groups = [list(range(len(items)))] if micro_tokens is None else by_length(widths, micro_tokens, lines)
+            arity = len(items[0])
             for group in groups:
                 rows = [r for i in group for r in items[i]]
-                tokens = collate(rows, self.kind, self.pad, self.start)
                 index = torch.tensor([self.index[name][i] for i in group])
-                out.append(Micro(name, tokens, index, len(items[0])))
+                out.append(Micro(name, self._tokens(rows, [laid[i][1] for i in group], arity), index, arity))
         return out
+
+    def _laid(self, item: Item) -> tuple[list[int], list[Tree]]:
+        """The widths of an item's physical rows, and the rows."""
+        if self.kind == "seq2seq":
+            return [r.size for r in item], []
+        trees = lay_out(item, self.layout)
+        return [t.width for t in trees], trees
+
+    def _tokens(self, rows: Sequence[Row], laid: Sequence[list[Tree]], arity: int) -> Tokens:
+        if self.kind == "seq2seq":
+            return collate(rows, self.kind, self.pad, self.start)
+        trees = [t.renumbered(n * arity) for n, item in enumerate(laid) for t in item]
+        if self.layout is not None and self.layout.pack and len(fewer := packed(trees)) * 8 <= len(trees) * 7:
+            trees = fewer
+        return of_trees(rows, trees, self.pad)
 
 
 class Batches:
     """`batches(step)` draws every stream's items for that step: a pure function of (seed, step)."""
 
     def __init__(
-        self, streams: Mapping[str, Stream], seed: int, kind: str = "causal", pad: int = 0, start: int | None = None
+        self,
+        streams: Mapping[str, Stream],
+        seed: int,
+        kind: str = "causal",
+        pad: int = 0,
+        start: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        self.streams, self.seed, self.kind, self.pad, self.start = dict(streams), seed, kind, pad, start
+        self.streams, self.seed = dict(streams), seed
+        self.kind, self.pad, self.start, self.layout = kind, pad, start, layout
         self._order = functools.lru_cache(maxsize=64)(self._shuffled)
 
     def __call__(self, step: int) -> Batch:
         """The logical batch of a step."""
         index = {name: self._draw(name, step) for name in self.streams}
         items = {name: [self.streams[name].items[i] for i in index[name]] for name in index}
-        return Batch(items, index, self.kind, self.pad, self.start)
+        return Batch(items, index, self.kind, self.pad, self.start, layout=self.layout)
 
     def _draw(self, name: str, step: int) -> list[int]:
         stream = self.streams[name]
@@ -231,9 +348,17 @@ class Tensors:
         return len(next(iter(self.tensors.values())))
 
 
-def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+def _padded(sequences: Sequence[Any], value: int) -> Tensor:
     width = max((len(s) for s in sequences), default=0)
-    out = torch.full((len(sequences), width), value, dtype=torch.long)
+    out = np.full((len(sequences), width), value, dtype=np.int64)
     for i, sequence in enumerate(sequences):
-        out[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-    return out
+        out[i, : len(sequence)] = sequence
+    return torch.from_numpy(out)
+
+
+def _labels(rows: Sequence[Row], spots: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each label token is predicted, what it is and whose, row after row."""
+    at = np.concatenate([*spots, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+    target = [token for r in rows for token in r.completion]
+    row = np.repeat(np.arange(len(rows)), [len(r.completion) for r in rows])
+    return torch.from_numpy(at), torch.tensor(target, dtype=torch.long), torch.from_numpy(row)

@@ -62,8 +62,9 @@ def teach(
         student.module.requires_grad_(True)
     first = len(next(iter(streams.values())))
     batches = Batches(
-        {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start
-    )
+        {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start,
+        forward.layout_of(student),
+    )  # fmt: skip
 
     def loss_fn(module: nn.Module, micro: Micro) -> Mapping[str, Term]:
         return loss(student, micro)

@@ -1,4 +1,4 @@
-"""Small models from scratch: Llama, GPT-2 and T5 shapes with a byte-level BPE trained on given text."""
+"""Small models from scratch, of any architecture in `Arch`, with a byte-level BPE trained on given text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from didact.models.model import Model
 
+Arch = Literal[
+    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "bloom", "mamba", "t5"
+]
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
@@ -33,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
 
 
 def build(
-    arch: Literal["llama", "gpt2", "t5"],
+    arch: Arch,
     tokenizer: PreTrainedTokenizerFast,
     d: int = 128,
     layers: int = 3,
@@ -45,57 +48,67 @@ def build(
     dropout: float = 0.0,
     **more: Any,
 ) -> Model:
-    """A model with random weights: `d` wide, `layers` deep, feed-forward `ffn` (4 d, for Llama 8/3 d).
+    """A model with random weights: `d` wide, `layers` deep, feed-forward `ffn` (4 d; 8/3 d where it is gated).
 
-    `more` goes to the transformers configuration as it is.
+    `more` goes to the transformers configuration as it is. Mamba has neither heads nor a feed-forward layer.
     """
     import transformers as hf
 
+    name, shape = _shape(arch, d, layers, heads, ffn, context, dropout)
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": tied,
     }
-    width = len(tokenizer)
+    if arch == "t5":
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id
+    head = {"t5": "ForConditionalGeneration", "gpt2": "LMHeadModel"}.get(arch, "ForCausalLM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if arch == "llama":
-            shape: dict[str, Any] = {
-                "hidden_size": d,
-                "num_hidden_layers": layers,
-                "num_attention_heads": heads,
-                "intermediate_size": ffn or 8 * d // 3,
-            }
-            config: Any = hf.LlamaConfig(
-                vocab_size=width, max_position_embeddings=context, attention_dropout=dropout, **shape, **ids, **more
-            )
-            return Model(hf.LlamaForCausalLM(config).eval(), tokenizer, "causal")
-        if arch == "gpt2":
-            drops: dict[str, Any] = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-            config = hf.GPT2Config(
-                vocab_size=width,
-                n_positions=context,
-                n_embd=d,
-                n_layer=layers,
-                n_head=heads,
-                n_inner=ffn,
-                **drops,
-                **ids,
-                **more,
-            )
-            return Model(hf.GPT2LMHeadModel(config).eval(), tokenizer, "causal")
-        shape = {"d_model": d, "d_kv": d // heads, "d_ff": ffn or 4 * d, "num_layers": layers, "num_heads": heads}
-        more["decoder_start_token_id"] = tokenizer.pad_token_id
-        config = hf.T5Config(
-            vocab_size=width,
-            dropout_rate=dropout,
-            **shape,
-            **ids,
-            **more,
+        config = getattr(hf, f"{name}{'TextConfig' if arch == 'gemma3' else 'Config'}")(
+            vocab_size=len(tokenizer), **(shape | ids | more)
         )
-        config.n_positions = context
-        return Model(hf.T5ForConditionalGeneration(config).eval(), tokenizer, "seq2seq")
+        if arch in ("t5", "bloom", "mamba"):  # positions without a limit: only `Model.context` reads it
+            config.n_positions = context
+        module = getattr(hf, f"{name}{head}")(config)
+    return Model(module.eval(), tokenizer, "seq2seq" if arch == "t5" else "causal")
+
+
+def _shape(
+    arch: str, d: int, layers: int, heads: int, ffn: int | None, context: int, dropout: float
+) -> tuple[str, dict[str, Any]]:
+    """The name of a transformers configuration and its fields."""
+    if arch == "t5":
+        shape: dict[str, Any] = {
+            "d_model": d,
+            "d_kv": d // heads,
+            "d_ff": ffn or 4 * d,
+            "num_layers": layers,
+            "num_heads": heads,
+        }
+        return "T5", shape | {"dropout_rate": dropout}
+    if arch == "gpt2":
+        drops: dict[str, Any] = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+        shape = {"n_positions": context, "n_embd": d, "n_layer": layers, "n_head": heads, "n_inner": ffn}
+        return "GPT2", shape | drops
+    if arch == "bloom":
+        drops = {"hidden_dropout": dropout, "attention_dropout": dropout}
+        return "Bloom", {"hidden_size": d, "n_layer": layers, "n_head": heads} | drops
+    if arch == "mamba":
+        return "Mamba", {"hidden_size": d, "num_hidden_layers": layers}
+    shape = {"hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
+    shape |= {"max_position_embeddings": context, "attention_dropout": dropout}
+    if arch == "gpt_neox":
+        return "GPTNeoX", shape | {"intermediate_size": ffn or 4 * d, "hidden_dropout": dropout}
+    if arch == "opt":
+        return "OPT", shape | {"ffn_dim": ffn or 4 * d, "word_embed_proj_dim": d, "dropout": dropout}
+    shape |= {"intermediate_size": ffn or 8 * d // 3, "num_key_value_heads": heads}
+    if arch in ("qwen3", "gemma2", "gemma3"):
+        shape["head_dim"] = d // heads
+    if arch.startswith("gemma"):
+        shape["query_pre_attn_scalar"] = d // heads
+    return {"llama": "Llama", "mistral": "Mistral"}.get(arch, arch.capitalize()), shape
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

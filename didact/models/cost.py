@@ -63,7 +63,7 @@ class Count:
             meter.flops += tokens * self.weights * (FORWARD + BACKWARD * trained)
 
 
-def watch(module: nn.Module) -> None:
+def watch(module: Any) -> None:
     """Count this model's forward passes from now on; once is enough, and a deep copy is counted too."""
     if not hasattr(module, "get_input_embeddings"):
         return

@@ -1,7 +1,8 @@
 """The label-token forward pass: one row per label token, the head run on label tokens only.
 
 `tokens(model, batch, fns)` gives `{name: (N,)}` for token functions `f(logits (n, V), target (n,), **columns)`,
-mapped in checkpointed chunks so that the `(N, V)` logits never exist at once when V is large.
+mapped in checkpointed chunks so that the `(N, V)` logits never exist at once when V is large. Rows that share a
+prefix share its pass: in a batch by a tree mask (`data.layout`), in scoring also by a cached prefix.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from didact.data import layout as layouts
 from didact.data.encode import Row
-from didact.data.streams import Tokens, by_length, collate
-from didact.models import cache, load
+from didact.data.layout import Layout
+from didact.data.streams import Tokens, by_length, collate, of_trees
+from didact.models import cache, load, masks, prefix
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
@@ -26,36 +29,68 @@ Tokenwise = Callable[..., Tensor]
 
 # Architectures whose head is exactly `output_embeddings(last hidden state)`, proven by the parity
 # test. T5 scales tied states. Every other type takes the plain path through its own forward.
-LINEAR_HEAD = {"llama", "gpt2", "qwen2", "qwen3", "mistral", "opt", "gpt_neox", "bloom"}
+LINEAR_HEAD = {"llama", "gpt2", "qwen2", "qwen3", "mistral", "opt", "gpt_neox", "bloom", "mamba"}
+# The same, after which c tanh(logits / c) where the configuration names a cap c.
+CAPPED_HEAD = {"gemma2", "gemma3_text"}
+# Exact in values and gradients under a four-dimensional mask with positions of our own, proven by the tests of
+# trees. Bloom takes its alibi from a two-dimensional mask, mamba's state runs through every token before.
+TREE = {"llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "mistral", "gemma2", "gemma3_text"}
+# Encoder-decoders whose encoder, decoder and head are run apart (T5 scales the states of a tied head): rows of one
+# prompt read one encoder output. Proven by both.
+APART = {"t5"}
 CHUNK = 1 << 24  # logits held at once by one chunk (64 MiB in float32)
 
 
-def label_states(model: Model, batch: Tokens) -> Tensor:
+def label_states(model: Model, batch: Tokens, past: prefix.Store | None = None) -> Tensor:
     """What the head is applied to at the label tokens: hidden states `(N, d)`, or logits `(N, V)` on the plain path.
 
-    `logits_of` turns either into logits.
+    `logits_of` turns either into logits. A batch laid out in trees is unrolled for a model that takes no tree
+    mask. `past` holds the tokens of a prefix that all rows of the batch continue.
     """
-    inner = _inner(model.module)
+    inner = prefix.inner_of(model)
     if model.kind == "seq2seq":
-        out = model.module(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            decoder_input_ids=batch.decoder_input_ids,
-            use_cache=False,
-        )
-        return out.logits[batch.mask]
-    if _linear_head(model):
-        out = inner.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return out.last_hidden_state[batch.mask]
-    return model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[
-        batch.mask
-    ]
+        return _at(_decoded(model, batch), batch)
+    if batch.reach is not None and past is None and not takes_trees(model):
+        batch = batch.unrolled()
+    given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if past is not None:
+        given["past_key_values"] = _Shared.of(past)
+        given["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.length, 0), value=1)
+    if batch.reach is not None and takes_trees(model):
+        depth = past.length if past is not None else 0
+        given["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), depth)
+        given["position_ids"] = batch.position_ids
+    if _reads_head(model):
+        return _at(inner.base_model(**given).last_hidden_state, batch)
+    logits = model.module(**given).logits
+    return _at(logits[:, logits.shape[1] - batch.input_ids.shape[1] :], batch)  # a learned prompt stands before
+
+
+def takes_trees(model: Model) -> bool:
+    """Whether rows of a batch for this model may share prefixes under a tree mask."""
+    config: Any = getattr(prefix.inner_of(model), "config", None)
+    return (
+        model.kind == "causal"
+        and getattr(config, "model_type", None) in TREE
+        and getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
+        and not prefix.learned_prompt(model)
+        and prefix.fixed_positions(config)
+    )
+
+
+def layout_of(model: Model, pack: bool = True) -> Layout | None:
+    """How rows for this model are best laid out: None where each stands by itself."""
+    return Layout(6 * int(prefix.inner_of(model).config.hidden_size), pack=pack) if takes_trees(model) else None
 
 
 def logits_of(model: Model, states: Tensor) -> Tensor:
     """Logits `(n, V)` from what `label_states` gave."""
-    head: Any = _inner(model.module).get_output_embeddings() if _linear_head(model) else nn.Identity()
-    return head(states)
+    if not _reads_head(model):
+        return states
+    inner = prefix.inner_of(model)
+    logits = inner.get_output_embeddings()(states)
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def tokens(
@@ -79,7 +114,18 @@ def tokens(
         `{name: (N,)}`, in row-major order of the label tokens.
     """
     named = dict(fns or {"logp": token_functions.logp})
-    states, target = label_states(model, batch), batch.target
+    return _mapped(model, label_states(model, batch), batch.target, named, columns, reference)
+
+
+def _mapped(
+    model: Model,
+    states: Tensor,
+    target: Tensor,
+    named: Mapping[str, Tokenwise],
+    columns: Mapping[str, Tensor] | None = None,
+    reference: tuple[Model, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Token functions on label states, in chunks."""
     held = dict(columns or {})
     if reference is not None:
         held["__ref"] = reference[1]
@@ -96,9 +142,11 @@ def tokens(
     size = max(1, CHUNK // width)
     if len(target) <= size:
         return dict(zip(named, piece(states, target, held), strict=True))
+    # Split, not sliced: the gradients of slices would each be as large as the whole.
+    pieces = zip(*(v.split(size) for v in (states, target, *held.values())), strict=True)
     parts: list[tuple[Tensor, ...]] = []
-    for i in range(0, len(target), size):
-        part = (states[i : i + size], target[i : i + size], {k: v[i : i + size] for k, v in held.items()})
+    for states_, target_, *rest in pieces:
+        part = (states_, target_, dict(zip(held, rest, strict=True)))
         parts.append(checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part))
     return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(named)}
 
@@ -107,15 +155,64 @@ def tokens(
 def score(
     model: Model, rows: Sequence[Row], fns: Mapping[str, Tokenwise] | None = None, batch_tokens: int = 8192
 ) -> Iterator[tuple[list[int], Tokens, dict[str, Tensor]]]:
-    """Token functions on fixed rows without gradient, in length-sorted batches: `(row indices, batch, values)`."""
+    """Token functions on fixed rows without gradient, in length-sorted batches: `(row indices, batch, values)`.
+
+    Rows may come in any order: those that begin with the same tokens are found and share the pass over them, in
+    trees where the model takes a tree mask, and a long beginning of many rows is run once and kept as keys and
+    values. Prompts of a seq2seq model are encoded once.
+
+    Args:
+        model: any causal or seq2seq model.
+        rows: what is scored.
+        fns: named token functions; log-prob of the label by default.
+        batch_tokens: most physical tokens at once.
+    """
     was = model.module.training
     model.module.eval()
     try:
-        for group in by_length([r.size for r in rows], batch_tokens):
-            batch = collate([rows[i] for i in group], model.kind, model.pad, model.start).to(model.device)
-            yield group, batch, tokens(model, batch, fns)
+        for group, batch, past in _batches(model, rows, batch_tokens):
+            batch = batch.to(model.device)
+            states = label_states(model, batch, past)
+            yield group, batch, _mapped(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
     finally:
         model.module.train(was)
+
+
+def _batches(
+    model: Model, rows: Sequence[Row], batch_tokens: int
+) -> Iterator[tuple[list[int], Tokens, prefix.Store | None]]:
+    """Rows in batches, each with the prefix it continues."""
+    if model.kind == "seq2seq":
+        for group in _by_prompt(rows, batch_tokens):
+            yield group, collate([rows[i] for i in group], model.kind, model.pad, model.start), None
+        return
+    layout = layout_of(model)
+    kept = prefix.shares(model) and (layout is not None or model.config.model_type not in TREE)
+    for run in layouts.plan(rows, layout) if kept else [layouts.Branches((), layouts.trees(rows, layout))]:
+        past = prefix.prefill(model, run.prefix) if run.prefix else None
+        # Keys and values of the prefix are spread over the rows, a layer at a time: a quarter of a token each.
+        lengths = [max(t.width, (t.width + len(run.prefix)) // 4) for t in run.trees]
+        for chosen in by_length(lengths, batch_tokens):
+            trees = [run.trees[i] for i in chosen]
+            group = sorted(p.row for t in trees for p in t.paths)
+            number = {row: n for n, row in enumerate(group)}
+            local = [t._replace(paths=tuple(p._replace(row=number[p.row]) for p in t.paths)) for t in trees]
+            yield group, of_trees([rows[i] for i in group], local, model.pad), past
+
+
+def _by_prompt(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+    """Rows grouped for an encoder-decoder, those of one prompt together."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        members.setdefault(row.prompt, []).append(i)
+    bundles: list[list[int]] = []
+    for mine in members.values():
+        mine.sort(key=lambda i: (-len(rows[i].completion), i))
+        # The decoder's keys of the prompt are made for each of its rows: a quarter of a token each.
+        size = max(1, batch_tokens // (len(rows[mine[0]].completion) + len(rows[mine[0]].prompt) // 4 + 1))
+        bundles += [mine[i : i + size] for i in range(0, len(mine), size)]
+    lengths = [max(rows[i].size for i in b) for b in bundles]
+    return [[i for b in g for i in bundles[b]] for g in by_length(lengths, batch_tokens, [len(b) for b in bundles])]
 
 
 def row_logp(model: Model, rows: Sequence[Row], batch_tokens: int = 8192) -> tuple[Tensor, Tensor]:
@@ -142,10 +239,53 @@ def cached_row_logp(model: Model, rows: Sequence[Row]) -> Tensor:
     return total
 
 
-def _inner(module: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the module itself."""
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
+class _Shared(prefix.Layer):
+    """Keys and values of one prefix that every row of a batch continues; spread over them, never grown."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The prefix's columns, then these."""
+        pairs = ((self.keys, key_states), (self.values, value_states))
+        keys, values = (torch.cat([x.expand(len(new), -1, -1, -1), new], 2) for x, new in pairs if x is not None)
+        return keys, values
+
+    @staticmethod
+    def of(store: prefix.Store) -> prefix.Store:
+        """The store's one row, for any number of rows."""
+        layers: Any = store.layers
+        return prefix.Store([_Shared(layer.keys, layer.values, layer.length) for layer in layers])
 
 
-def _linear_head(model: Model) -> bool:
-    return model.kind == "causal" and getattr(model.config, "model_type", None) in LINEAR_HEAD
+def _decoded(model: Model, batch: Tokens) -> Tensor:
+    """What the head of an encoder-decoder is applied to, `(R, U, d)`, or its logits `(R, U, V)`."""
+    ids, there, mine = batch.input_ids, batch.attention_mask, batch.source
+    if not _reads_head(model):
+        if mine is not None:
+            ids, there = ids[mine], there[mine]
+        return model.module(
+            input_ids=ids, attention_mask=there, decoder_input_ids=batch.decoder_input_ids, use_cache=False
+        ).logits
+    inner = prefix.inner_of(model)
+    read = inner.get_encoder()(input_ids=ids, attention_mask=there).last_hidden_state
+    if mine is not None:  # a prompt that rows share was read once
+        read, there = read[mine], there[mine]
+    states = inner.get_decoder()(
+        input_ids=batch.decoder_input_ids, encoder_hidden_states=read, encoder_attention_mask=there, use_cache=False
+    ).last_hidden_state
+    return states * inner.model_dim**-0.5 if inner.config.scale_decoder_outputs else states
+
+
+def _at(states: Tensor, batch: Tokens) -> Tensor:
+    """States `(B, T, d)` at the label tokens, `(N, d)`."""
+    return states.flatten(0, 1).index_select(0, batch.at)
+
+
+def _reads_head(model: Model) -> bool:
+    """Whether the head can be run apart, on label tokens only."""
+    known = {"causal": LINEAR_HEAD | CAPPED_HEAD, "seq2seq": APART}.get(model.kind, set())
+    return getattr(model.config, "model_type", None) in known and not prefix.learned_prompt(model)
+
+
+def _score_dtype(model: Model) -> torch.dtype:
+    """The type of the attention scores, which an additive mask must have."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.module.dtype  # type: ignore

@@ -1,0 +1,49 @@
+"""Attention masks for rows laid out in trees: additive, four-dimensional, made on the device.
+
+Float, 0 where a token is seen and the least finite number where not: booleans are added to the scores by eager
+attention, silently, as 0 and 1. Which types take them, by which test, is said in `models.forward`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from didact.data.streams import Tokens
+
+
+def tree(batch: Tokens, config: Any, dtype: torch.dtype, past: int = 0) -> Tensor | dict[str, Tensor]:
+    """What a transformers model takes as `attention_mask` for trees: `(B, 1, T, past + T)`, or one a layer type.
+
+    Args:
+        batch: tokens with `position_ids` and `reach`.
+        config: the model's configuration: says whether all layers, some or none see only a window.
+        dtype: of the attention scores; under autocast that is autocast's.
+        past: tokens of a common prefix in the cache, which all see.
+    """
+    assert batch.reach is not None and batch.position_ids is not None
+    rows, width = batch.input_ids.shape
+    j = torch.arange(width, device=batch.input_ids.device)
+    # From i the token at j is seen where j <= i < reach[j].
+    seen = (j <= j[:, None]) & (j[:, None] < batch.reach[:, None, :])
+    if past:
+        seen = torch.cat([seen.new_ones(rows, width, past), seen], 2)
+    types = getattr(config, "layer_types", None) or []
+    window: Any = getattr(config, "sliding_window", None)
+    if "sliding_attention" not in types and not (window and config.model_type == "mistral"):
+        return _additive(seen, dtype)
+    # Positions, not indices: between a branch and its prompt other branches may lie. Padding still sees itself.
+    position = batch.position_ids
+    before = torch.arange(past, device=position.device).expand(rows, past)
+    near = position[:, :, None] - torch.cat([before, position], 1)[:, None, :] < window
+    near_mask = _additive(seen & near, dtype)
+    if "sliding_attention" not in types:
+        return near_mask
+    return {"full_attention": _additive(seen, dtype), "sliding_attention": near_mask}
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
