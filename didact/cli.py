@@ -314,20 +314,25 @@ def _compare(words: list[str]) -> int:
         args.arms, args.model, files, budget=args.budget, out=args.out, seeds=args.seeds, lrs=args.lrs,
         folds=args.folds, gold=args.gold, judge=args.judge, protocol=args.protocol, keep=not args.no_models,
         device=args.device, dtype=args.dtype, rename=options.renames(args.map), skip_bad=args.skip_bad,
+        argv=["compare", *words],
     )  # fmt: skip
     from rich.console import Console
 
     from didact.files import plain
-    from didact.report import page, tables
+    from didact.report import boards, page, tables
 
     console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
-    console.print(tables.leaderboard(plain(board)), "")
+    shown = plain(board)
+    console.print(tables.leaderboard(shown), "")
+    console.print(boards.verdict(shown), "")
+    for warning in boards.warnings(shown):
+        console.print(f"warning: {warning}")
     for rule, value in board["rules"].items():
         console.print(f"the rule '{rule}' scores {value:.3f}")
     for arm, error in board["failures"].items():
         console.print(f"{arm} failed: {error}")
     print(f"page: {page.write(args.out)}")
-    return 0
+    return 0 if len(board["rows"]) > 1 else 2
 
 
 # --- judging ---------------------------------------------------------------------------------

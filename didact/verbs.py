@@ -235,6 +235,7 @@ def comparison(
     dtype: str = "float32",
     rename: Mapping[str, str] | None = None,
     skip_bad: bool = False,
+    argv: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare methods on the user's model and data; everything is kept in `out`, where a stopped one goes on.
 
@@ -255,6 +256,7 @@ def comparison(
         dtype: of the weights.
         rename: fields of the files.
         skip_bad: drop bad lines.
+        argv: the command line, shown on the page.
 
     Raises:
         UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
@@ -262,6 +264,7 @@ def comparison(
     arms = [_arm(name) for name in names]
     if len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice")
+    allowed = compare.Budget.parse(budget)
     kinds = {p: need["kind"] for arm in arms for p, need in arm.entry["needs"].items()} | {k: k for k in RECORDS}
     records = {name: read(path, kinds[name], dict(rename or {}), skip_bad) for name, path in data.items()}
     if not records:
@@ -269,7 +272,7 @@ def comparison(
     start = load.load(model, device, dtype)
     how = protocol or compare.protocol_for(records)
     setting = compare.Setting(
-        model=start, records=records, protocol=how, budget=compare.Budget.parse(budget),
+        model=start, records=records, protocol=how, budget=allowed,
         seeds=range(1, seeds + 1), rates=tuple(lrs) or tuple(compare.rates(start)), folds=folds,
         gold=load.load(gold, device, dtype) if gold else None, judge=_judge(judge), folder=Path(out), keep=keep,
     )  # fmt: skip
@@ -278,13 +281,20 @@ def comparison(
             "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": load.fingerprint(start),
             "data": {name: _sha256(path) for name, path in data.items()}, "budget": budget, "seeds": seeds,
             "rates": setting.rates, "folds": folds, "gold": gold, "judge": judge, "protocol": how, "dtype": dtype,
+            "map": dict(rename or {}), "skip_bad": skip_bad,
         }
     )  # fmt: skip
     _same_comparison(Path(out), identity)
     board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
     sources = {n: {"path": p, "sha256": _sha256(p), "records": len(records[n])} for n, p in data.items()}
-    board |= {"schema": SCHEMA, "status": "done", "verb": "compare", "model": model, "data": sources}
-    board |= {"identity": identity, "versions": _versions(), "device": str(start.device), "didact_commit": _commit()}
+    board |= {"schema": SCHEMA, "status": "done", "verb": "compare", "argv": list(argv), "model": model}
+    board |= {
+        "data": sources,
+        "identity": identity,
+        "versions": _versions(),
+        "device": str(start.device),
+        "didact_commit": _commit(),
+    }
     files.write_json(Path(out) / "leaderboard.json", board)
     return board
 

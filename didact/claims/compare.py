@@ -175,6 +175,12 @@ def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lam
         setting: what is the same for all.
         told: hears one line for every unit of work done.
     """
+    if not _fits(setting.protocol, setting.records):
+        raise UserError(f"protocol '{setting.protocol}' cannot score {', '.join(setting.records)} records")
+    if setting.folds < 0 or setting.folds == 1:
+        raise UserError(f"folds = {setting.folds}: 0 (one split) or at least 2 are expected")
+    if any(not rate > 0 for rate in setting.rates):
+        raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
     work = Work(setting, told)
     chosen = {arm.name: _attempt(lambda arm=arm: _tuned(work, arm)) for arm in arms}  # type: ignore[misc]
     units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: [work.unit(None, None, None, seed) for seed in setting.seeds]}
@@ -209,6 +215,7 @@ def leaderboard(
     rows = []
     for name in order:
         done = units[name]
+        whole = [u for u in done if not u.get("resumed")] or done
         metrics = {m: [u["metrics"][m] for u in done if m in u["metrics"]] for m in done[0]["metrics"]}
         to_leader = statistics.paired_interval(score[name], score[order[0]])
         to_start = statistics.paired_interval(score[name], score[UNTOUCHED])
@@ -220,7 +227,7 @@ def leaderboard(
                 "to_untouched": _interval(to_start),
                 "tied": not (to_leader.high < 0 or to_leader.low > 0),
                 "metrics": {m: _interval(statistics.mean_interval(v)) for m, v in metrics.items()},
-                "cost": {k: sum(u["cost"][k] for u in done) / len(done) for k in ("tokens", "flops", "seconds")},
+                "cost": {k: sum(u["cost"][k] for u in whole) / len(whole) for k in ("tokens", "flops", "seconds")},
                 "lr": chosen.get(name, {}).get("lr"),
                 "steps": chosen.get(name, {}).get("steps"),
                 "search": chosen.get(name, {}).get("search", {}),
@@ -230,12 +237,14 @@ def leaderboard(
         )
     rules = {}
     if setting.protocol == "prefer":
-        rules = {"the shorter answer is the better": _shorter(setting)}
+        shorter = _shorter(setting)
+        rules = {"the shorter answer is the better": shorter, "the longer answer is the better": 1 - shorter}
     return {
         "protocol": setting.protocol, "primary": primary, "better": "lower" if sign < 0 else "higher",
         "budget": {"amount": setting.budget.amount, "unit": setting.budget.unit}, "seeds": list(setting.seeds),
         "tuning_seed": TUNING_SEED, "rates": list(setting.rates), "folds": setting.folds, "rows": rows,
         "rules": rules, "failures": dict(failures), "judged": setting.judge is not None,
+        "meaning": {k: v for done in units.values() for k, v in done[0].get("meaning", {}).items()},
     }  # fmt: skip
 
 
@@ -255,12 +264,14 @@ class Work:
         name = arm.name if arm else UNTOUCHED
         identity = f"{name}{_rate(lr)}_{'tune' if part == 'tune' else 'test'}{seed}"
         place = self.units / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', identity)}.json"
-        if place.exists():
-            return dict(files.read_json(place))
+        if place.exists() and "error" not in (kept := files.read_json(place)):  # what failed is tried once more
+            return dict(kept)
         where = self.setting.seeds.index(seed) if part is None else part
         parts = split(self.setting.records, cast(Any, where), self.setting.folds)
         first = part is None and seed == self.setting.seeds[0]
+        resumed = self._checkpoints(place.stem).exists()
         told = _attempt(lambda: self._done(arm, lr, steps, seed, parts, place.stem, first))
+        told |= {"resumed": True} if resumed else {}  # its meter saw the last part only
         files.write_json(place, told)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
         shown = told.get("error") or f"{PRIMARY[self.setting.protocol]} {told['metrics'][self.primary]:.4f}"
@@ -320,6 +331,9 @@ class Work:
         told: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
         if first:
             told["samples"] = samples
+            told["meaning"] = {
+                k: {"n": m.n, "unit": m.unit, "better": m.better, "help": m.help} for k, m in measures.items()
+            }
         if not math.isfinite(told["metrics"][self.primary]):
             raise UserError(f"{self.primary} is not a number")
         return told
@@ -382,7 +396,8 @@ def _tuned(work: Work, arm: Arm) -> dict[str, Any]:
     good = {lr: sign * u["metrics"][work.primary] for lr, u in found.items() if "error" not in u}
     if not good:
         raise UserError(next(u["error"] for u in found.values()))
-    best = max(good, key=lambda lr: good[lr])
+    middle = math.log(setting.rates[len(setting.rates) // 2])
+    best = max(good, key=lambda lr: (good[lr], -abs(math.log(lr) - middle)))  # of equals, the one with room around it
     return {"lr": best, "steps": steps, "search": {f"{lr:g}": sign * v for lr, v in good.items()}}
 
 
@@ -419,12 +434,22 @@ def _attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return work()
     except UserError as error:
         return {"error": str(error)}
-    except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+    except OSError:  # a full disk is nobody's failure: the same command goes on where it was
+        raise
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def _fits(protocol: Protocol, records: Mapping[str, Sequence[Record]]) -> bool:
+    """Whether these records can be scored so."""
+    kind = {"prefer": "preference", "answer": "demo", "text": "text"}.get(protocol)
+    return "forget" in records if kind is None else bool(convert.serve(kind, records))
+
+
 def _shorter(setting: Setting) -> float:
-    pairs: Any = convert.serve("preference", split(setting.records, 0, setting.folds).test)
+    parts = sorted({k % (setting.folds or 1) for k in range(len(setting.seeds))})  # those that were tested
+    tested = [convert.serve("preference", split(setting.records, k, setting.folds).test) for k in parts]
+    pairs: Any = [p for part in tested for p in part or ()]
     count = setting.model.tokenizer
     return collapse.shorter_wins(
         [(len(count(p.chosen)["input_ids"]), len(count(p.rejected)["input_ids"])) for p in pairs]

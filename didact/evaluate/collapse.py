@@ -45,7 +45,9 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
     return out | {
         "kl": mean_measure(drift, "", "log-prob of its own answers less the start model's", "nats"),
         "entropy": mean_measure(entropies, "", "entropy of the next token along its answers", "nats"),
-        "distinct_2": Measure(distinct([c.text for c in made], 2), len(made), "", help="share of bigrams that are different"),
+        "distinct_2": Measure(
+            distinct([c.text for c in made], 2), len(made), "", help="share of bigrams that are different"
+        ),
     }
 
 

@@ -1,1 +1,1 @@
-"""Pages: one self-contained HTML file per run or claim."""
+"""Pages: one self-contained HTML file per run, comparison or claim."""

@@ -295,6 +295,176 @@ def _known(metric: Mapping[str, Any]) -> list[float]:
     return [v for v in values if math.isfinite(v)]
 
 
+# --- a comparison ----------------------------------------------------------------------------
+
+CLOSE = 9.0  # px between points of a scatter below which they are moved apart
+LINE = 14.0  # px, the height of a label
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm of a scatter: its interval is `low` to `high`, NaN where it has none; a ring where not `full`."""
+
+    name: str
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+    full: bool = True
+
+
+def span(values: Sequence[float]) -> tuple[float, float]:
+    """A round scale, as close as it goes, that holds all finite `values`."""
+    known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    ticks = _around(min(known), max(known), 4)
+    return ticks[0], ticks[-1]
+
+
+def ruler(ends: tuple[float, float]) -> Markup:
+    """The scale of `interval`s, for the head of their column."""
+    at = _scale(*ends, INSET, MARK - INSET)
+    ticks = [v for v in _around(*ends, 2) if ends[0] <= v <= ends[1]]
+    names, factor = _names(ticks)
+    parts = [_line(INSET, 18, MARK - INSET, 18, "axis"), *(_line(at(v), 14, at(v), 18, "axis") for v in ticks)]
+    named = [(at(v), name + (factor if v else "")) for v, name in zip(ticks, names, strict=True)]
+    return _root(MARK, 20, f"scale from {ends[0]:.3g} to {ends[1]:.3g}", parts + _labels(named, 10, MARK), "row")
+
+
+def interval(
+    estimate: float,
+    limits: Sequence[float | None] | None,
+    ends: tuple[float, float],
+    levels: Mapping[str, tuple[float, str]] | None = None,
+    full: bool = True,
+    name: str = "",
+) -> Markup | str:
+    """An estimate with its interval on the scale `ends`, for a row of a table. Without an estimate, nothing.
+
+    `levels` are uprights, `{what: (value, class)}`; a ring in place of the dot where not `full`.
+    """
+    if not math.isfinite(estimate):
+        return ""
+    at = _scale(*ends, INSET, MARK - INSET)
+    parts = [_line(INSET, 12, MARK - INSET, 12, "grid")]
+    parts += [_line(at(v), 1, at(v), 23, kind) for v, kind in (levels or {}).values() if math.isfinite(v)]
+    told = f"{name}: {estimate:.3g}"
+    if known := _ends(limits):
+        parts += _whiskers(at(known[0]), at(known[1]), 12)
+        told += f", 95 % interval {known[0]:.3g} to {known[1]:.3g}"
+    parts.append(f'<circle class="{"dot" if full else "ring"}" cx="{at(estimate):.1f}" cy="12" r="4.2"/>')
+    told += "".join(f"; {what} {v:.3g}" for what, (v, _) in (levels or {}).items())
+    return _root(MARK, 24, told, parts, "row")
+
+
+def scatter(
+    points: Sequence[Point],
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, tuple[float, str]] | None = None,
+    limit: tuple[str, float] | None = None,
+    width: int = 400,
+) -> Markup:
+    """Points with upright intervals and their names beside them; x starts at 0, so that equal costs look equal.
+
+    Points at nearly one place are moved apart sideways. `levels` are lines across, `{what: (value, class)}`,
+    `limit` an upright with its name.
+    """
+    lines = {what: (v, kind) for what, (v, kind) in (levels or {}).items() if math.isfinite(v)}
+    known = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
+    told = "; ".join(
+        [f"{p.name} {p.y:.3g} at {p.x:.3g}" for p in points] + [f"{k} {v:.3g}" for k, (v, _) in lines.items()]
+    )
+    ys = [v for p in known for v in (p.y, p.low, p.high) if math.isfinite(v)] + [v for v, _ in lines.values()]
+    if not ys:
+        return _root(width, 40, told, [_text(8, 24, "no finite value", "soft")])
+    yticks = _around(min(ys), max(ys), 4)
+    ynames, factor = _names(yticks)
+    most = max([p.x for p in known] + ([limit[1]] if limit else []), default=0.0) or 1.0
+    xticks = [v for v in _around(0.0, most, 4) if v <= most * (1 + 1e-9)]
+    left, right, top = 12 + CHARACTER * max(map(len, ynames)), width - 16.0, 32.0
+    bottom = top + max(190.0, LINE * (len(known) + len(lines) + 2))
+    across, up = _scale(0.0, 1.03 * most, left + 6, right), _scale(yticks[0], yticks[-1], bottom, top)
+    parts = [_line(left, up(v), right, up(v), "axis" if v == yticks[0] else "grid") for v in yticks]
+    parts += [_text(left - 7, up(v) + 3.8, name, "tick end") for v, name in zip(yticks, ynames, strict=True)]
+    parts += _bottom([(v, words.minus(f"{v:g}") if v < 1e3 else words.many(v)) for v in xticks], across, bottom)
+    parts.append(_text(left - 6, 12, _fit(" ".join(filter(None, (ylabel, factor))), right - left), "soft"))
+    parts.append(_text((left + right) / 2, bottom + 31, _fit(xlabel, right - left), "soft middle"))
+    if limit:
+        at = across(limit[1])
+        parts += [_line(at, top, at, bottom, "least"), _text(at + 4, top - 7, limit[0], "soft end")]
+    parts += [_line(left, up(v), right, up(v), kind) for v, kind in lines.values()]
+    places = _apart([across(p.x) for p in known], [up(p.y) for p in known], left, right)
+    parts += _names_beside(known, places, up, {k: up(v) for k, (v, _) in lines.items()}, (left, right), (top, bottom))
+    for p, x in zip(known, places, strict=True):
+        if math.isfinite(p.low) and math.isfinite(p.high):
+            parts.append(_line(x, up(p.low), x, up(p.high), "span"))
+        dot = f'<circle class="{"dot" if p.full else "ring"}" cx="{x:.1f}" cy="{up(p.y):.1f}" r="4.4"><title>'
+        parts.append(f"{dot}{html.escape(f'{p.name}: {p.y:.4g} at {p.x:.4g}')}</title></circle>")
+    return _root(width, bottom + 36, f"{ylabel} by {xlabel}: {told}", parts, "chart broad")
+
+
+def _names_beside(
+    points: Sequence[Point],
+    places: Sequence[float],
+    up: Callable[[float], float],
+    lines: Mapping[str, float],
+    sides: tuple[float, float],
+    room: tuple[float, float],
+) -> list[str]:
+    """Names of points on their side towards the middle, tied to them by a thin line, and names of lines at the left.
+
+    `sides` and `room` are the plot's edges in x and in y; names of one side do not overlap.
+    """
+    left, right = sides
+    texts: dict[str, list[tuple[float, float, str, float]]] = {"end": [], "": []}  # y, x, name, its point's x
+    for p, x in zip(points, places, strict=True):
+        near = [b for b in places if abs(b - x) < len(points) * CLOSE]  # names stand beyond a point's neighbours
+        if x > (left + right) / 2:
+            texts["end"].append((up(p.y), min(near) - 12, p.name, x))
+        else:
+            texts[""].append((up(p.y), max(near) + 12, p.name, x))
+    texts[""] += [(y - 8, left + 8, name, left + 8) for name, y in lines.items()]
+    parts = []
+    for kind, named in texts.items():
+        named.sort()
+        for y, (wanted, x, name, point) in zip(_stacked([n[0] for n in named], *room), named, strict=True):
+            if x != point and (abs(x - point) > 14 or abs(y - wanted) > 4):
+                parts.append(
+                    f'<path class="lead" d="M{x + (3 if kind else -3):.1f} {y:.1f}L{point:.1f} {wanted:.1f}"/>'
+                )
+            width = (0.62 if x == point else 0.4) * (right - left)
+            parts.append(_text(x, y + 3.8, _fit(name, width), "soft" if x == point else kind, name))
+    return parts
+
+
+def _apart(xs: Sequence[float], ys: Sequence[float], left: float, right: float) -> list[float]:
+    """Places between `left` and `right`; points at nearly one `x` are moved apart, the highest (least `y`) first."""
+    placed = list(xs)
+    order = sorted(range(len(xs)), key=lambda i: xs[i])
+    while order:
+        group = [order.pop(0)]
+        while order and xs[order[0]] - xs[group[-1]] < CLOSE:
+            group.append(order.pop(0))
+        half = CLOSE * (len(group) - 1) / 2
+        middle = sum(xs[i] for i in group) / len(group)
+        first = max(min(middle + half, right) - 2 * half, left + CLOSE)
+        for k, i in enumerate(sorted(group, key=lambda i: ys[i])):
+            placed[i] = first + CLOSE * k
+    return placed
+
+
+def _stacked(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
+    """Ascending places at least `LINE` apart, near the ascending ones `wanted`, and between `top` and `bottom`."""
+    placed: list[float] = []
+    for y in wanted:
+        placed.append(max(y, placed[-1] + LINE if placed else top))
+    limit = bottom - 6
+    for i in reversed(range(len(placed))):
+        placed[i] = limit = min(placed[i], limit)
+        limit -= LINE
+    return placed
+
+
 # --- seeds -----------------------------------------------------------------------------------
 
 

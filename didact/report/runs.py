@@ -51,7 +51,7 @@ def told(root: Path) -> dict[str, Any]:
         "findings": findings.blocks(found) if isinstance(found, dict) else [],
         "cost": _cost(run["cost"]),
         "options": _options(run["options"], entry),
-        "loads": [_load(root, what, how) for what, how in models.items()],
+        "loads": [load_lines(root, what, how) for what, how in models.items()],
         "others": {what: how for what, how in run["files"].items() if what not in models},
         "folder": shlex.quote(str(root)),
     }
@@ -132,7 +132,7 @@ def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(title, form(cost[name]), help_) for name, title, form, help_ in rows if cost.get(name)]
 
 
-def _load(root: Path, what: str, how: str) -> dict[str, str]:
+def load_lines(root: Path, what: str, how: str) -> dict[str, str]:
     """Python lines that load a saved model, and what else opens it."""
     kind, _, opens = how.partition(": ")
     place = str(root / what)

@@ -64,6 +64,44 @@ def sabotages(card: Mapping[str, Any]) -> Table | None:
     return table
 
 
+def leaderboard(board: Mapping[str, Any]) -> Table:
+    """Arms, best first: primary score, paired differences to the best and to the untouched model, cost, diagnostics.
+
+    Intervals are Student's t, which have two equal sides: `a ± b` is the 95 % interval from a - b to a + b.
+    """
+    unit = board["budget"]["unit"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("arm", overflow="fold", max_width=26)
+    score = f"{board['primary'].replace('_', ' ')}\n({board['better']} is better)"
+    heads = (score, "to the best,\nin pairs", "to untouched,\nin pairs", "lr", "steps", unit, "kl", "length", "entropy")
+    for head in (*heads, "distinct\nbigrams"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for place, row in enumerate(board["rows"], 1):
+        best = "best" if place == 1 else f"{spread(row['to_leader'])}{', tied' if row['tied'] else ''}"
+        if row["to_leader"]["low"] is None:
+            best = f"{number(row['to_leader']['mean'])}, one seed"
+        start = "" if row["arm"] == "untouched" else spread(row["to_untouched"])
+        cells = [str(place), row["arm"], spread(row["score"]), best, start]
+        cells += ["" if row[name] is None else f"{row[name]:g}" for name in ("lr", "steps")]
+        cells.append(
+            ""
+            if not row["cost"][unit]
+            else f"{row['cost'][unit]:,.0f}"
+            if unit == "tokens"
+            else f"{row['cost'][unit]:.3g}"
+        )
+        cells += [number(row["metrics"].get(m, {}).get("mean")) for m in ("kl", "length", "entropy", "distinct_2")]
+        table.add_row(*cells)
+    return table
+
+
+def spread(found: Mapping[str, float | None]) -> str:
+    """A mean with half the width of its t interval."""
+    mean, high = found["mean"], found["high"]
+    return number(mean) if mean is None or high is None else f"{number(mean)} ± {number(high - mean)}"
+
+
 def number(value: float | None) -> str:
     """A number at a readable precision; a dash for none."""
     if value is None or value != value:
