@@ -117,7 +117,7 @@ def run(request: Request) -> dict[str, Any]:
 
 
 def _taught(out: Path, job: Job) -> dict[str, Any]:
-    began = time.monotonic()
+    began, resumed = time.monotonic(), (out / "checkpoints").exists()
     before = _score(job, job.model) if isinstance(job.model, Model) and _speaks(job) else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in _takes(job.function) else {}
@@ -129,9 +129,8 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
         gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None
         result.metrics |= protocols.compare(before, after, gold)
         result.samples += _samples(job, taught)
-    # A resumed run knows of its first part's training only from the checkpoint, which is in the method's own count.
-    result.cost.tokens = max(meter.tokens, result.cost.tokens)
-    result.cost.flops = max(meter.flops, result.cost.flops)
+    if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
+        result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
         counts = job.model.counts
         result.cost.calls, result.cost.tokens = counts.calls, result.cost.tokens + counts.tokens

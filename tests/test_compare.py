@@ -198,3 +198,13 @@ def test_the_leaderboard_is_plain_json(model, tmp_path):
     from didact.files import plain
 
     assert json.loads(json.dumps(plain(board)))["rows"][0]["arm"] == "sft"
+
+
+def test_an_arm_that_answers_without_a_model_is_ranked_with_the_others_by_right_answers(model, tmp_path):
+    demos = [Demo(prompt=f"what is {COLOURS[i % 5]} {i}?", completion=" it is good.") for i in range(80)]
+    shots = compare.Arm(name="few-shot", entry=catalogue.entry("few-shot"), options={"shots": 1, "max_new_tokens": 8})
+    told = {"records": {"demo": demos}, "protocol": "answer", "seeds": (1,), "rates": (4e-3,)}
+    board = compare.run([shots, arm("sft")], setting(model, tmp_path, **told))
+    assert board["primary"] == "exact_answer" and not board["failures"]
+    assert [r["arm"] for r in board["rows"]][0] == "sft" and board["rows"][0]["score"]["mean"] > 0.9
+    assert {r["arm"] for r in board["rows"]} == {"sft", "few-shot", "untouched"}

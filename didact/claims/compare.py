@@ -33,6 +33,8 @@ from didact.types import Fit, Record, Result, UserError
 Unit = Literal["tokens", "flops", "seconds"]
 Protocol = Literal["prefer", "answer", "forget", "text"]
 
+Predict = Callable[[Sequence[str]], Sequence[str]]
+
 UNTOUCHED = "untouched"
 TUNING_SEED = 1000
 PROBES = (2, 6)  # steps of the two short runs a budget is laid out by
@@ -56,6 +58,11 @@ class Arm:
         """The method itself."""
         found: Callable[..., Result] = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
         return found
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it gives answers and no model."""
+        return "models" not in self.entry["gives"]
 
     @property
     def trains(self) -> bool:
@@ -181,7 +188,7 @@ def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lam
         raise UserError(f"folds = {setting.folds}: 0 (one split) or at least 2 are expected")
     if any(not rate > 0 for rate in setting.rates):
         raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
-    work = Work(setting, told)
+    work = Work(setting, told, primary_of(setting.protocol, arms))
     chosen = {arm.name: _attempt(lambda arm=arm: _tuned(work, arm)) for arm in arms}  # type: ignore[misc]
     units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: [work.unit(None, None, None, seed) for seed in setting.seeds]}
     if unscored := [u["error"] for u in units[UNTOUCHED] if "error" in u]:
@@ -195,11 +202,17 @@ def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lam
             failures[arm.name] = wrong[0]
         else:
             units[arm.name] = done
-    return leaderboard(setting, units, chosen, failures)
+    return leaderboard(setting, work.primary, units, chosen, failures)
+
+
+def primary_of(protocol: Protocol, arms: Sequence[Arm]) -> str:
+    """The metric arms are ranked by: where one gives answers and no model, answers that are right to the letter."""
+    return "exact_answer" if protocol == "answer" and any(arm.predicts for arm in arms) else PRIMARY[protocol]
 
 
 def leaderboard(
     setting: Setting,
+    primary: str,
     units: Mapping[str, Sequence[Mapping[str, Any]]],
     chosen: Mapping[str, Mapping[str, Any]],
     failures: Mapping[str, str],
@@ -208,7 +221,6 @@ def leaderboard(
 
     An arm is tied with the leader unless the paired interval of their difference excludes 0.
     """
-    primary = PRIMARY[setting.protocol]
     sign = -1.0 if primary == "nll" else 1.0
     score = {name: [float(u["metrics"][primary]) for u in done] for name, done in units.items()}
     order = sorted(score, key=lambda name: -sign * sum(score[name]))
@@ -251,8 +263,8 @@ def leaderboard(
 class Work:
     """Units of work, each done once and kept."""
 
-    def __init__(self, setting: Setting, told: Callable[[str], None]) -> None:
-        self.setting, self.told = setting, told
+    def __init__(self, setting: Setting, told: Callable[[str], None], primary: str) -> None:
+        self.setting, self.told, self.primary = setting, told, primary
         self.units = setting.folder / "units"
         self.units.mkdir(parents=True, exist_ok=True)
         files.sweep(self.units)
@@ -274,27 +286,21 @@ class Work:
         told |= {"resumed": True} if resumed else {}  # its meter saw the last part only
         files.write_json(place, told)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
-        shown = told.get("error") or f"{PRIMARY[self.setting.protocol]} {told['metrics'][self.primary]:.4f}"
+        shown = told.get("error") or f"{self.primary} {told['metrics'][self.primary]:.4f}"
         self.told(f"{identity}: {shown}")
         return told
-
-    @property
-    def primary(self) -> str:
-        """The metric arms are ranked by."""
-        return PRIMARY[self.setting.protocol]
 
     def taught(
         self, arm: Arm, lr: float | None, steps: int | None, seed: int, train: Mapping[str, Sequence[Record]], name: str
     ) -> tuple[Result, cost.Meter]:
         """Run the method on its share of the records, and meter it."""
         given: dict[str, Any] = {}
-        kinds = [need["kind"] for need in arm.entry["needs"].values()]
         for parameter, need in arm.entry["needs"].items():
             if need["kind"] == "model":
                 given[parameter] = self.setting.model
                 continue
             rows = train.get(parameter)
-            if not rows and kinds.count(need["kind"]) == 1:  # with two inputs of a kind only a name tells them apart
+            if not rows and parameter in (need["kind"], f"{need['kind']}s"):  # `forget` is given by name only
                 rows = convert.serve(need["kind"], train)
             if rows is None and need["required"]:
                 raise UserError(f"{arm.name} needs {parameter} ({need['kind']}), which these records do not give")
@@ -317,17 +323,18 @@ class Work:
     ) -> dict[str, Any]:
         setting = self.setting
         used = {"tokens": 0.0, "flops": 0.0, "seconds": 0.0}
-        taught = setting.model
+        taught: Model | Predict = setting.model
         if arm is not None:
             result, meter = self.taught(arm, lr, steps, seed, parts.train, name)
             used = {k: float(getattr(meter, k)) for k in used}
-            if not isinstance(result.models.get("model"), Model):
+            found = result.models.get("model") or result.predict
+            if not isinstance(found, Model) and (found is None or setting.protocol != "answer"):
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
-            taught = cast(Model, result.models["model"])
-            if first and setting.keep:
+            taught = cast("Model | Predict", found)
+            if first and setting.keep and isinstance(taught, Model):
                 with files.new_folder(setting.folder / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", arm.name)) as fresh:
                     taught.save(fresh)
-        measures, samples = score(setting, taught, parts.test, seed)
+        measures, samples = score(setting, taught, parts.test, seed, self.primary)
         told: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
         if first:
             told["samples"] = samples
@@ -343,12 +350,17 @@ class Work:
 
 
 def score(
-    setting: Setting, model: Model, test: Mapping[str, Sequence[Record]], seed: int
+    setting: Setting, model: Model | Predict, test: Mapping[str, Sequence[Record]], seed: int, primary: str
 ) -> tuple[dict[str, Measure], list[dict[str, str]]]:
-    """Everything the leaderboard shows of one taught model, and some of its answers."""
+    """Everything the leaderboard shows of one taught model (or of what answers in its place), and some answers."""
     start: Any = setting.model
     records: Any = test
+    demos: Any = convert.serve("demo", records) if setting.protocol == "answer" else ()
     out: dict[str, Measure] = {}
+    if not isinstance(model, Model):
+        out["exact_answer"] = protocols.exact(model, demos)
+        some = [d.prompt for d in demos[:SHOWN]]
+        return out, [{"prompt": p, "answer": a} for p, a in zip(some, model(some), strict=True)]
     if setting.protocol == "forget":
         out, prompts = _forgetting(setting, model, records), [r.prompt for r in records["forget"]]
     elif setting.protocol == "prefer":
@@ -357,8 +369,9 @@ def score(
         out["preferred_alone"] = protocols.prefer(model, pairs)["preferred"]
         prompts = [p.prompt for p in pairs]
     elif setting.protocol == "answer":
-        demos: Any = convert.serve("demo", records)
         out, prompts = protocols.answer(model, demos), [d.prompt for d in demos]
+        if primary == "exact_answer":
+            out["exact_answer"] = protocols.exact(lambda asked: [a[0] for a in lm.of(model).generate(asked)], demos)
     else:
         texts: Any = convert.serve("text", records)
         out, prompts = protocols.text(model, texts), [t.text[:40] for t in texts]

@@ -6,7 +6,7 @@ shows what changed. An interval is over the records, which are taken as independ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,6 +135,13 @@ def answer(model: Model, demos: Sequence[Demo]) -> dict[str, Measure]:
         ),
         "probability": mean_measure(known["probability"], "higher", "exp(-mean nll)"),
     }
+
+
+def exact(predict: Callable[[Sequence[str]], Sequence[str]], demos: Sequence[Demo]) -> Measure:
+    """Share of answers that are the completion to the letter, white space around them aside."""
+    made = predict([d.prompt for d in demos])
+    right = [float(m.strip() == d.completion.strip()) for m, d in zip(made, demos, strict=True)]
+    return mean_measure(right, "higher", "answers that are the completion to the letter")
 
 
 def prefer(model: Model, preferences: Sequence[Preference], reference: Model | None = None) -> dict[str, Measure]:

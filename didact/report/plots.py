@@ -531,10 +531,13 @@ def _scale(low: float, high: float, start: float, end: float, log: bool = False)
     return lambda v: start + (end - start) * (v - low) / (high - low)
 
 
+TINY = 1e-300  # below it numbers lose their digits
+
+
 def _around(low: float, high: float, count: int) -> list[float]:
     """About `count` steps of 1, 2 or 5 times a power of ten, from at or below `low` to at or above `high`."""
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        wide = abs(high) / 5 or 1.0
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), TINY):
+        wide = max(abs(low), abs(high)) / 5 if max(abs(low), abs(high)) > TINY else 1.0
         low, high = low - wide / 2, high + wide / 2
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
