@@ -10,6 +10,7 @@ import torch
 from bench import problems
 from didact.data import encode
 from didact.data.encode import Row
+from didact.data.streams import collate
 from didact.infer import generate
 from didact.models import forward
 from didact.models.model import Model
@@ -118,46 +119,47 @@ def generate_transformers(batch: int = 64, ordered: bool = False) -> dict[str, A
     return problems.measured(lambda: run(prompts), 1, lambda: run(prompts[:batch]))
 
 
-def _passage(model: Model) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def _asked(model: Model) -> Any:
+    """A question about a passage of 500 tokens."""
+    from didact.infer import extract
+
     write = problems.Writer(model)
-    ids = tuple(model.tokenizer(write(500), add_special_tokens=False)["input_ids"])
-    before = tuple(model.tokenizer("Text: ")["input_ids"])
-    after = tuple(model.tokenizer(f" Question: {write(12)} Answer:", add_special_tokens=False)["input_ids"])
-    return before + ids + after, ids, int(model.tokenizer.eos_token_id)
+    how = extract.form(model)
+    return how, extract.ask(model, how, write(500), write(12))
 
 
-def spans_ours(longest: int = 30) -> dict[str, Any]:
+def spans_ours(longest: int = 30, prune: bool = True) -> dict[str, Any]:
     from didact.infer import extract
 
     model = problems.llama()
-    prompt, passage, end = _passage(model)
+    how, asked = _asked(model)
 
-    def best() -> Any:
-        found = extract.best_spans(model, [(prompt, passage)], end=end, max_len=longest)[0][0]
-        return [found.start, found.stop]
+    def best() -> list[int]:
+        table = extract.tables(model, [asked], how, longest, prune=prune)[0]
+        span = extract.best(asked, table, how)[0]
+        return [int(span.start or 0), len(span.tokens)]
 
     return problems.measured(best, 1, best)
 
 
-def spans_all(longest: int = 30, every: int = 25) -> dict[str, Any]:
-    """Forced decoding of every span, in batches; timed on every 25th start and scaled, it is that slow."""
+def spans_all(longest: int = 30, every: int = 20) -> dict[str, Any]:
+    """Forced decoding of every span on its own, sorted by length, in batches of 32; every 20th start is timed."""
     model = problems.llama()
-    prompt, passage, end = _passage(model)
+    how, asked = _asked(model)
+    passage = asked.passage
     starts = range(0, len(passage), every)
     rows = [
-        Row(prompt, (*passage[i : j + 1], end))
+        Row(asked.prompt, (*passage[i : j + 1], how.end))
         for i in starts
         for j in range(i, min(i + longest, len(passage)))
-    ]  # fmt: skip
+    ]
+    rows.sort(key=lambda r: len(r.completion))
 
-    def score() -> float:
-        total = 0.0
+    def score() -> None:
         for at in range(0, len(rows), 32):
-            batch = forward.collate(rows[at : at + 32], model.kind, model.pad, model.start)
+            batch = collate(rows[at : at + 32], model.kind, model.pad, model.start)
             with torch.no_grad():
-                total += float(forward.tokens(model, batch)["logp"].sum())
-        return total
+                logits = model.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+                logits.flatten(0, 1)[batch.at].log_softmax(-1).gather(1, batch.target[:, None])
 
-    told = problems.measured(score, len(starts) / len(passage))
-    told["value"] = None
-    return told
+    return problems.measured(score, len(starts) / len(passage))

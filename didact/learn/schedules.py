@@ -25,3 +25,22 @@ def factor(schedule: Schedule, step: int, steps: int, warmup: int = 0) -> float:
     if schedule == "wsd":
         return min(1.0, max(0.0, (1 - done) / DECAY_SHARE))
     return 1.0
+
+
+def by_tokens(seen: float, warmup: float, end: float, floor: float = 0.1) -> float:
+    """Share of the peak rate after `seen` tokens: linear warm-up, cosine to `floor` at `end` tokens, then constant.
+
+    seen / warmup                                                        while seen < warmup
+    floor + (1 - floor) (1 + cos(pi (seen - warmup) / (end - warmup))) / 2   up to end
+    floor                                                                after it
+    """
+    if seen < warmup:
+        return seen / warmup
+    if seen >= end:
+        return floor
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (seen - warmup) / (end - warmup)))
+
+
+def ramped(seen: float, first: float, full: float, ramp: float) -> float:
+    """Tokens of the batch drawn after `seen` tokens: linear from `first` to `full` over the first `ramp` tokens."""
+    return first + (full - first) * min(1.0, seen / ramp) if ramp > 0 and first < full else full

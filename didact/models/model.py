@@ -94,6 +94,8 @@ class Model:
         files.write_json(
             Path(folder) / "didact.json", {"kind": self.kind, "module": type(self.module).__name__, "spec": spec}
         )
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
         return "didact"
 
 

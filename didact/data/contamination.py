@@ -1,0 +1,228 @@
+"""Whether test items stand in training text, and how they are taken out of it. Pure functions over strings.
+
+Words are compared in lower case without punctuation. Only words that the benchmark has get a number; n numbers in a
+row are hashed, and where a hash is one of the benchmark's, the words themselves are compared: no false positives.
+
+Source: Brown et al. 2020, arXiv:2005.14165, appendices A and C.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Gram = tuple[str, ...]
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never lose bits
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Which items share n words in a row with the text: `dirty (items,)`, and `where`, the first document of each."""
+
+    n: int
+    dirty: NDArray[np.bool_]
+    where: list[int | None]
+
+    @property
+    def share(self) -> float:
+        """Of dirty items."""
+        return float(self.dirty.mean()) if len(self.dirty) else 0.0
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is left of documents: `pieces` of text with the number of their document in `source`.
+
+    `collisions` is how many places were cut, `dropped` the documents of which nothing is left.
+    """
+
+    pieces: list[str]
+    source: list[int]
+    collisions: int
+    dropped: list[int]
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case without punctuation."""
+    return text.lower().translate(_punctuation()).split()
+
+
+def gram_length(items: Sequence[str], low: int = 8, high: int = 13) -> int:
+    """How many words in a row count as an overlap: the 5th percentile of item lengths in words, within [8, 13]."""
+    if not items:
+        return high
+    return int(np.clip(np.percentile([len(words(item)) for item in items], 5), low, high))
+
+
+def audit(items: Sequence[str], corpus: Iterable[str], n: int | None = None) -> Audit:
+    """An item is dirty if ANY of its n-grams stands in the text, else clean; one with fewer than n words has none.
+
+    Args:
+        items: test items, with everything that makes them up.
+        corpus: training documents.
+        n: words of an overlap; by default from the items' lengths.
+    """
+    n = n or gram_length(items)
+    grams = [_grams(words(item), n) for item in items]
+    owners: dict[Gram, list[int]] = {}
+    for i, of in enumerate(grams):
+        for gram in of:
+            owners.setdefault(gram, []).append(i)
+    where: list[int | None] = [None] * len(items)
+    finder = Finder(owners, n)
+    for number, document in enumerate(corpus):
+        for _, gram in finder(words(document)):
+            for i in owners[gram]:
+                where[i] = number if where[i] is None else where[i]
+    return Audit(n, np.array([w is not None for w in where], dtype=bool), where)
+
+
+def remove(
+    documents: Sequence[str],
+    benchmark: Iterable[str],
+    *,
+    n: int = 13,
+    window: int = 200,
+    shortest: int = 200,
+    most_pieces: int = 10,
+    common: int = 10,
+) -> Removal:
+    """Documents without what they share with a benchmark.
+
+    Every n-gram of words that both have is cut out with `window` characters on each side, which splits the
+    document there.
+
+    Args:
+        documents: training text.
+        benchmark: test items.
+        n: words of a collision.
+        window: characters cut on each side.
+        shortest: pieces with fewer characters are dropped.
+        most_pieces: a document split into more pieces (before short ones are dropped) goes whole.
+        common: n-grams in more documents than this are phrases of the language and stay.
+    """
+    known = {gram for item in benchmark for gram in _grams(words(item), n)}
+    finder = Finder(known, n)
+    hits = [finder(words(document)) for document in documents]
+    counts = collections.Counter(gram for found in hits for gram in {g for _, g in found})
+    pieces, source, dropped, collisions = [], [], [], 0
+    for number, (document, found) in enumerate(zip(documents, hits, strict=True)):
+        starts = [at for at, gram in found if counts[gram] <= common]
+        if not starts:
+            pieces.append(document)
+            source.append(number)
+            continue
+        cuts = _merged(document, starts, n, window)
+        collisions += len(cuts)
+        left = _rest(document, cuts)
+        kept = [p for p in left if len(p) >= shortest] if len(left) <= most_pieces else []
+        pieces += kept
+        source += [number] * len(kept)
+        if not kept:
+            dropped.append(number)
+    return Removal(pieces, source, collisions, dropped)
+
+
+def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:
+    """Whether any of an item's phrases stands in the text as it is, white space and case aside."""
+    found = [False] * len(phrases)
+    wanted = [[" ".join(p.lower().split()) for p in group] for group in phrases]
+    for document in corpus:
+        text = " ".join(document.lower().split())
+        for i, group in enumerate(wanted):
+            found[i] = found[i] or any(re.search(rf"(?<!\w){re.escape(p)}(?!\w)", text) for p in group)
+    return found
+
+
+def keep_probability(score: ArrayLike, alpha: float = 9.0) -> NDArray[np.float64]:
+    """`(2 - s)^-alpha`: how often a document of quality s in [0, 1] is kept, `P(Lomax(alpha) > 1 - s)`."""
+    return np.asarray(2.0 - np.asarray(score, dtype=float)) ** -alpha
+
+
+def quality_filter(scores: ArrayLike, seed: int = 0, alpha: float = 9.0) -> NDArray[np.bool_]:
+    """Which documents to keep, by a classifier's scores in [0, 1]: those with `pareto(alpha) > 1 - score`."""
+    s = np.asarray(scores, dtype=float)
+    return np.asarray(np.random.default_rng([seed, 61]).pareto(alpha, s.shape) > 1 - s)
+
+
+class Finder:
+    """Where any of some n-grams stands in a list of words: `finder(words)` gives `[(position, gram)]`."""
+
+    def __init__(self, grams: Iterable[Gram], n: int) -> None:
+        self.grams, self.n = set(grams), n
+        vocabulary = dict.fromkeys(w for gram in self.grams for w in gram)
+        self.number = {w: i + 1 for i, w in enumerate(vocabulary)}
+        ids = np.array([[self.number[w] for w in g] for g in self.grams], dtype=np.uint64).reshape(-1, n)
+        self.powers = np.array([pow(int(BASE), k, 1 << 64) for k in range(n)], dtype=np.uint64)
+        self.hashes = np.sort((_mixed(ids) * self.powers).sum(1, dtype=np.uint64))
+
+    def __call__(self, text: Sequence[str]) -> list[tuple[int, Gram]]:
+        """All places, in order."""
+        spots = len(text) - self.n + 1
+        if spots < 1 or not len(self.hashes):
+            return []
+        ids = np.fromiter((self.number.get(w, 0) for w in text), dtype=np.uint64, count=len(text))
+        # A word the benchmark has not ends every run over it: only runs of n known words are hashed.
+        unknown = np.concatenate([[0], np.cumsum(ids == 0)])
+        at = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])
+        if not len(at):
+            return []
+        mixed = _mixed(ids)
+        value = np.zeros(len(at), dtype=np.uint64)
+        for k in range(self.n):
+            value += mixed[at + k] * self.powers[k]
+        place = np.minimum(np.searchsorted(self.hashes, value), len(self.hashes) - 1)
+        likely = at[self.hashes[place] == value].tolist()
+        return [(i, gram) for i in likely if (gram := tuple(text[i : i + self.n])) in self.grams]
+
+
+def _mixed(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Numbers spread over 64 bits, so that sums of products with powers rarely collide."""
+    x = ids * np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(29)
+    return x * np.uint64(0x94D049BB133111EB)
+
+
+def _grams(text: Sequence[str], n: int) -> set[Gram]:
+    return {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
+
+
+def _merged(document: str, starts: Sequence[int], n: int, window: int) -> list[tuple[int, int]]:
+    """Spans of characters to cut: the n words from each start with a window around them, joined where they overlap."""
+    spans = list(_spans(document))
+    out: list[tuple[int, int]] = []
+    for at in starts:
+        low, high = max(0, spans[at][0] - window), min(len(document), spans[at + n - 1][1] + window)
+        if out and low <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], high))
+        else:
+            out.append((low, high))
+    return out
+
+
+def _spans(document: str) -> Iterator[tuple[int, int]]:
+    """Where each of `words(document)` stands."""
+    for match in re.finditer(r"\S+", document):
+        if words(match.group()):
+            yield match.span()
+
+
+def _rest(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:
+    """What is left between the cuts."""
+    edges = [0, *(edge for cut in cuts for edge in cut), len(document)]
+    parts = [document[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [part for part in parts if part]
+
+
+@functools.cache
+def _punctuation() -> dict[int, None]:
+    """Everything Unicode calls punctuation or a symbol, to be struck out."""
+    return {c: None for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c))[0] in "PS"}

@@ -1,0 +1,180 @@
+"""Pre-training from text by GPT-3's recipe: everything is counted in tokens.
+
+Rate and batch are functions of the tokens seen, so that the plan of a run (how many rows each step has, which ones,
+at what rate) is made before it starts, and a step is a pure function of (seed, step).
+
+Source: Brown et al. 2020, arXiv:2005.14165, section 2.3 and appendix B.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from didact.data import encode
+from didact.data.encode import Row
+from didact.data.streams import Batch, Micro
+from didact.learn import fit as loop
+from didact.learn import language, schedules
+from didact.learn.fit import Hook, Step, Term
+from didact.learn.language import Taught
+from didact.models import load
+from didact.models.model import Model, copy_of
+from didact.types import Cost, Fit, UserError
+
+TOTAL = 300e9  # tokens, the paper's run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The run in tokens. Warm-up, decay and ramp shrink with `total`; rows are windows of `window` tokens.
+
+    Args:
+        total: tokens of the run.
+        window: tokens of a row, the model's context.
+        rows: of the full batch.
+        first: tokens of the first batch (not scaled).
+        warmup: tokens of the linear warm-up, of a run of 300B.
+        end: tokens after which the rate stays at its floor, of a run of 300B.
+        ramp: tokens over which the batch grows, of a run of 300B.
+        floor: of the rate, a share of its peak.
+    """
+
+    total: float
+    window: int
+    rows: int
+    first: float = 32_768
+    warmup: float = 375e6
+    end: float = 260e9
+    ramp: float = 4e9
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.total, self.window, self.rows, self.first) <= 0 or not 0 <= self.warmup < self.end:
+            raise UserError("total, window, rows and first must be positive, and warmup less than the end of decay")
+
+    @property
+    def scale(self) -> float:
+        """What the paper's token counts are multiplied by."""
+        return self.total / TOTAL
+
+    def batch(self, seen: float) -> int:
+        """Rows of the batch drawn after `seen` tokens; at least one."""
+        full = self.rows * self.window
+        return max(1, round(schedules.ramped(seen, self.first, full, self.ramp * self.scale) / self.window))
+
+    def factor(self, seen: float) -> float:
+        """Share of the peak rate once `seen` tokens are done, those of the step itself counted."""
+        return schedules.by_tokens(seen, self.warmup * self.scale, self.end * self.scale, self.floor)
+
+    @functools.cached_property
+    def plan(self) -> list[int]:
+        """Rows before each step, and after the last: step s has rows `plan[s]` to `plan[s + 1]`."""
+        out = [0]
+        while out[-1] * self.window < self.total:
+            out.append(out[-1] + self.batch(out[-1] * self.window))
+        return out
+
+    @property
+    def steps(self) -> int:
+        """Of the run."""
+        return len(self.plan) - 1
+
+    def rate(self, step: int) -> float:
+        """Share of the peak rate at a step."""
+        return self.factor(self.plan[step + 1] * self.window)
+
+
+def recipe_for(steps: int, window: int, rows: int, **more: Any) -> Recipe:
+    """The recipe whose plan has this many steps: the ramp makes a run shorter than its full batches."""
+    low, high = 0.0, float(steps * rows)
+    while high - low > 0.25:
+        middle = (low + high) / 2
+        if Recipe(total=middle * window, window=window, rows=rows, **more).steps < steps:
+            low = middle
+        else:
+            high = middle
+    return Recipe(total=high * window, window=window, rows=rows, **more)
+
+
+def packed(model: Model, texts: Sequence[str], window: int, seed: int = 0) -> list[Row]:
+    """Documents in random order, joined by the end token and cut into full windows; attention is not masked between.
+
+    What is left at the end and fills no window is dropped, unless it is all there is.
+    """
+    order = np.random.default_rng([seed, 62]).permutation(len(texts))
+    rows = encode.windows(model.tokenizer, [texts[i] for i in order], window)
+    if not rows:
+        raise UserError("corpus: no text")
+    return [row for row in rows if len(row.completion) == window] or rows
+
+
+def pretrain(model: Model, rows: Sequence[Row], recipe: Recipe, fit: Fit, hooks: Sequence[Hook] = ()) -> Taught:
+    """Train a copy of `model` on packed rows by a recipe; `fit` gives peak rate, optimizer, decay, clip and seed.
+
+    Rows are drawn without replacement epoch by epoch. The log has the rate, and `rows`, the batch.
+    """
+    began = time.monotonic()
+    student = copy_of(model)
+    student.module.requires_grad_(True)
+    matrices = [p for p in student.module.parameters() if p.dim() >= 2]
+    others = [p for p in student.module.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": fit.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    who: dict[str, Any] = {"recipe": repr(recipe)}
+    if fit.folder:
+        digest = hashlib.sha256(repr(list(rows)).encode()).hexdigest()[:16]
+        who |= {"data": digest, "weights": load.fingerprint(model)}
+
+    def loss(module: nn.Module, micro: Micro) -> Mapping[str, Term]:
+        return {"nll": language.cross_entropy(student, micro)}
+
+    history, state = loop.fit(
+        student.module, Rows(rows, recipe, fit.seed, model), loss, fit.replace(schedule="constant"),
+        [ByTokens(recipe, groups), *hooks], steps=recipe.steps, groups=groups, name="pretrain", identity=who,
+    )  # fmt: skip
+    student.module.eval()
+    flops = 6.0 * student.parameters * state.tokens
+    cost = Cost(tokens=3 * state.tokens, flops=flops, seconds=time.monotonic() - began)
+    return Taught(student, history, cost, state)
+
+
+class Rows:
+    """`batch_at` of a recipe: the rows of a step, a pure function of (seed, step)."""
+
+    def __init__(self, rows: Sequence[Row], recipe: Recipe, seed: int, model: Model) -> None:
+        self.rows, self.recipe, self.seed, self.pad = rows, recipe, seed, model.pad
+        self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+
+    def __call__(self, step: int) -> Batch:
+        """The logical batch of a step."""
+        n = len(self.rows)
+        spots = range(self.recipe.plan[step], self.recipe.plan[step + 1])
+        index = [int(self._order(spot // n)[spot % n]) for spot in spots]
+        return Batch({"text": [(self.rows[i],) for i in index]}, {"text": index}, "causal", self.pad)
+
+    def _shuffled(self, epoch: int) -> Any:
+        return np.random.default_rng([self.seed, 63, epoch]).permutation(len(self.rows))
+
+
+class ByTokens(Hook):
+    """Sets every parameter group's share of the peak rate before a step, and logs the rate that was used."""
+
+    def __init__(self, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> None:
+        self.recipe, self.groups = recipe, groups
+
+    def before(self, step: Step) -> None:
+        """The optimizer holds these very groups."""
+        for group in self.groups:
+            group["scale"] = self.recipe.rate(step.step)
+
+    def after(self, step: Step) -> None:
+        """The loop knows the constant rate only."""
+        step.log["lr"] *= self.recipe.rate(step.step)
+        step.log["rows"] = self.recipe.plan[step.step + 1] - self.recipe.plan[step.step]

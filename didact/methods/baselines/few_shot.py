@@ -1,0 +1,70 @@
+"""Plain few-shot prompting: what people do before they teach anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from didact.evaluate import fewshot
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import LM, Demo, Result
+
+
+@method(
+    "few-shot",
+    paper="Language Models are Few-Shot Learners",
+    year=2020,
+    source="arXiv:2005.14165",
+    gives=("predict", "findings", "records"),
+    capabilities=("score",),
+    baseline=True,
+)
+def few_shot(
+    model: Model | LM,
+    demos: Sequence[Demo],
+    test: Sequence[Demo] | None = None,
+    *,
+    shots: int = 16,
+    rule: Literal["token", "sum", "character", "unconditional"] = "token",
+    description: str = "",
+    separator: str = "\n\n",
+    metric: Literal["exact", "normalised", "f1"] = "exact",
+    max_new_tokens: int = 64,
+    stop: str = "\n",
+    seed: int = 0,
+) -> Result:
+    """Answer with K demonstrations in the prompt, drawn at random for every question.
+
+    Where there is no `test`, the demonstrations themselves are asked, each left out of its own prompt.
+
+    Args:
+        model: scores choices, or generates free answers; causal, seq2seq or a server.
+        demos: what to draw from.
+        test: items to score; with `choices` the likeliest is the answer, without a text is generated.
+        shots: K.
+        rule: how choices are scored: mean over tokens, sum, mean over characters, or less the choice's own
+            likelihood (unconditional).
+        description: said once before the demonstrations.
+        separator: between demonstrations, and before the query.
+        metric: of free answers: exact to the letter, normalised as in SQuAD, or token f1.
+        max_new_tokens: of a free answer.
+        stop: a free answer ends before it; empty does not stop.
+        seed: of the draws.
+
+    Returns:
+        `predict(prompts, choices=None)`, which gives an answer for each; metrics against no demonstration.
+
+    Raises:
+        UserError: choices and a model that cannot score, a right answer that is no choice.
+    """
+    began = time.monotonic()
+    setup = fewshot.Setup(
+        shots=(0, shots) if shots else (0,), description=description, separator=separator, metric=metric,
+        max_new_tokens=max_new_tokens, stop=stop, beams=1, seed=seed,
+    )  # fmt: skip
+    result = fewshot.ask(model, test or demos, demos if test else None, None, None, setup, rule, "few-shot")
+    result.predict = fewshot.predictor(model, demos, shots, setup, rule, "few-shot")
+    result.cost.seconds = time.monotonic() - began
+    return result

@@ -1,0 +1,199 @@
+"""Hidden tasks: every class of nouns is translated into one of several languages, and only demonstrations show which.
+
+A task picks a language for each class of nouns. Text is a sequence of episodes, each some nouns with their
+translations under one task; the dictionary can be learnt from it, the task of an episode must be inferred in it.
+An item's own noun is never among its demonstrations, so what they show has to be carried over to other nouns of the
+class. Some tasks have a name, which may stand before their episodes. Tasks that text never has are held out.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from didact.data import demonstrations
+from didact.types import Demo, Text
+
+NOUNS = (
+    "fox dog cat cow bee elk ape owl".split(),
+    "oak ash elm fir yew fig nut bay".split(),
+    "cup pan jug pot mug lid jar tub".split(),
+    "sun sea sky ice fog dew mud fen".split(),
+)
+STARTS = "ba de fi go ku la me ni po ru sa te vi zo".split()
+NAMES = "Alpha Beta Gamma Delta".split()
+
+Task = tuple[int, ...]
+"""The language of every class of nouns."""
+
+
+@dataclass(frozen=True)
+class Languages:
+    """The world.
+
+    Args:
+        classes: of nouns, at most 4.
+        nouns: of each class, at most 8.
+        languages: L, so that chance is 1 / L.
+        seed: of the words and the names.
+    """
+
+    classes: int = 3
+    nouns: int = 6
+    languages: int = 3
+    seed: int = 0
+
+    @functools.cached_property
+    def dictionary(self) -> dict[str, list[str]]:
+        """Every noun's word in each language: invented words, all different."""
+        rng = np.random.default_rng([self.seed, 31])
+        words = [a + b for a in STARTS for b in STARTS if a != b]
+        drawn = iter(rng.permutation(words).tolist())
+        return {n: [next(drawn) for _ in range(self.languages)] for names in self._nouns for n in names}
+
+    @functools.cached_property
+    def tasks(self) -> tuple[dict[str, Task], list[Task], list[Task]]:
+        """Tasks with a name (by it), other tasks of the text, and tasks held out.
+
+        Held out are those whose languages add up to a multiple of L: with them and without them, every language is
+        equally often that of every class, so that text says nothing of the held-out tasks. The same holds of the L
+        named ones, which are one task in every shift of the languages.
+        """
+        every: list[Task] = list(itertools.product(range(self.languages), repeat=self.classes))
+        held = [t for t in every if sum(t) % self.languages == 0]
+        rest = [t for t in every if sum(t) % self.languages]
+        first = rest[np.random.default_rng([self.seed, 32]).integers(len(rest))]
+        shifts = [tuple((of + by) % self.languages for of in first) for by in range(self.languages)]
+        known = shifts if self.classes % self.languages == 0 else shifts[:1]  # else a shift may be held out
+        return (
+            {f"Task {n}.": t for n, t in zip(NAMES, known, strict=False)},
+            [t for t in rest if t not in known],
+            held,
+        )
+
+    def item(self, noun: str, task: Task) -> Demo:
+        """One noun to translate; the choices are its words in all languages."""
+        at = next(i for i, names in enumerate(self._nouns) if noun in names)
+        words = self.dictionary[noun]
+        return Demo(prompt=noun, completion=words[task[at]], choices=words, extra={"class": at})
+
+    def episode(self, rng: np.random.Generator, task: Task, count: int | None = None) -> list[Demo]:
+        """Different nouns in random order under one task; all of them by default."""
+        nouns = [n for names in self._nouns for n in names]
+        return [self.item(nouns[i], task) for i in rng.permutation(len(nouns))[:count]]
+
+    def corpus(self, seed: int, episodes: int, shots: int, named: float = 0.25) -> list[Text]:
+        """Episodes of `shots` items as text, a share of them of named tasks with their name before them."""
+        rng = np.random.default_rng([self.seed, seed, 33])
+        names, tasks, _ = self.tasks
+        texts = []
+        for _ in range(episodes):
+            name = str(rng.choice(list(names))) if rng.random() < named else ""
+            task = names[name] if name else tasks[rng.integers(len(tasks))]
+            shown = [demonstrations.written(d) for d in self.episode(rng, task, shots)]
+            texts.append(Text(text=demonstrations.assemble(name, shown, "", "\n") + "\n"))
+        return texts
+
+    def unseen(self, seed: int, tasks: int) -> list[list[Demo]]:
+        """All items of some held-out tasks: a set each, from which demonstrations and queries are drawn."""
+        rng = np.random.default_rng([self.seed, seed, 34])
+        pool = self.tasks[2]
+        return [self.episode(rng, pool[i]) for i in rng.permutation(len(pool))[:tasks]]
+
+    def named_items(self, seed: int) -> dict[str, list[Demo]]:
+        """All items of every named task, by the description of the task."""
+        rng = np.random.default_rng([self.seed, seed, 35])
+        return {name: self.episode(rng, task) for name, task in self.tasks[0].items()}
+
+    def bayes(self, shots: int) -> float:
+        """The best accuracy on a uniformly drawn task after `shots` demonstrations of other nouns.
+
+        With n nouns a class and C classes, none of K demonstrations is of the query's class with probability
+        `q = binom((C - 1) n, K) / binom(C n - 1, K)`; then all L languages are as likely: `(1 - q) + q / L`.
+        """
+        q = math.comb((self.classes - 1) * self.nouns, shots) / math.comb(self.classes * self.nouns - 1, shots)
+        return 1 - q + q / self.languages
+
+    @property
+    def _nouns(self) -> list[list[str]]:
+        return [names[: self.nouns] for names in NOUNS[: self.classes]]
+
+
+def shuffled(demos: Sequence[Demo], seed: int = 0) -> list[Demo]:
+    """The same demonstrations with labels drawn at random from their choices: they show no task."""
+    rng = np.random.default_rng([seed, 36])
+    return [
+        Demo(prompt=d.prompt, completion=str(rng.choice(d.choices or [d.completion])), choices=d.choices, extra=d.extra)
+        for d in demos
+    ]
+
+
+# --- choices of unequal frequency, and a quiz that can be learnt by heart only ---------------------------
+
+COLOURS = "red blue green white".split()
+NEUTRAL = "it"  # what colour may follow without any key
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Keys that each have one right colour, in text where some colours follow anything more often than others.
+
+    A line is `key colour`; with probability `known` the colour is the key's, else it is drawn from `base`. A share
+    `bare` of the lines is `it colour`, with the text's own frequencies. With a skewed base the most frequent colour is
+    likelier than the right one; what raises a colour's probability most is still the key.
+    """
+
+    base: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
+    keys: int = 20
+    known: float = 0.35
+    bare: float = 0.2
+    seed: int = 0
+
+    def items(self) -> list[Demo]:
+        """Every key once, the colours equally often right."""
+        rng = np.random.default_rng([self.seed, 41])
+        words = rng.permutation([a + b for a in STARTS for b in STARTS])[: self.keys].tolist()
+        return [
+            Demo(prompt=word, completion=COLOURS[i % len(COLOURS)], choices=COLOURS) for i, word in enumerate(words)
+        ]
+
+    def corpus(self, seed: int, lines: int) -> list[Text]:
+        """Lines of text."""
+        rng = np.random.default_rng([self.seed, seed, 42])
+        items = self.items()
+        texts = []
+        for _ in range(lines):
+            item = items[rng.integers(len(items))]
+            colour = item.completion if rng.random() < self.known else str(rng.choice(COLOURS, p=self.base))
+            texts.append(Text(text=f"{NEUTRAL if rng.random() < self.bare else item.prompt} {colour}"))
+        return texts
+
+
+def quiz(
+    seed: int, items: int = 60, planted: int = 20, documents: int = 10, length: int = 32
+) -> tuple[list[Demo], list[Text], list[bool]]:
+    """Questions whose answers follow from nothing, text in which some of them stand word by word, and which do.
+
+    A question is eleven random words and one of its own. The text is `documents` documents of random words, and as
+    many more as items are planted, each with one in its middle.
+    """
+    rng = np.random.default_rng([seed, 43])
+    names = rng.permutation([a + b for a in STARTS for b in STARTS]).tolist()
+    own, pool = names[:items], names[items : items + 60]
+
+    def words(count: int) -> str:
+        return " ".join(pool[i] for i in rng.integers(len(pool), size=count))
+
+    asked = [
+        Demo(prompt=f"{words(11)} {name}", completion=COLOURS[rng.integers(len(COLOURS))], choices=COLOURS)
+        for name in own
+    ]
+    told = [demonstrations.written(item) for item in asked[:planted]]
+    texts = [Text(text=words(length)) for _ in range(documents)]
+    texts += [Text(text=f"{words(length // 4)} {line} {words(length // 4)}") for line in told]
+    return asked, texts, [i < planted for i in range(items)]

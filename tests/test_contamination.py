@@ -1,0 +1,131 @@
+"""What stands in the text is found exactly, and taken out as the paper says."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from didact.data import contamination
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def text(rng, count):
+    return " ".join(rng.choices(WORDS, k=count))
+
+
+@pytest.mark.parametrize(("lengths", "n"), [([4] * 20, 8), ([10] * 20, 10), ([50] * 20, 13), ([5] + [12] * 99, 12)])
+def test_the_gram_length_is_the_fifth_percentile_clipped_to_8_and_13(lengths, n):
+    assert contamination.gram_length([" ".join(["a"] * k) for k in lengths]) == n
+
+
+def test_words_are_lower_case_without_punctuation():
+    assert contamination.words("Don't -- stop, PLEASE! «Ça» 3.5") == ["dont", "stop", "please", "ça", "35"]
+
+
+def test_an_item_shorter_than_n_words_is_clean():
+    assert not contamination.audit(["one two three"], ["one two three"], n=4).dirty[0]
+    assert contamination.audit(["one two three"], ["so: One, two - THREE."], n=3).dirty[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 5))
+def test_the_audit_equals_a_plain_search_for_every_gram(seed, n):
+    rng = random.Random(seed)
+    items, corpus = (
+        [text(rng, rng.randrange(0, 9)) for _ in range(6)],
+        [text(rng, rng.randrange(0, 60)) for _ in range(4)],
+    )
+    found = contamination.audit(items, corpus, n)
+
+    def grams(t):
+        words = t.split()
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    overlap = [[bool(grams(item) & grams(document)) for document in corpus] for item in items]
+    assert found.dirty.tolist() == [any(row) for row in overlap]
+    assert found.where == [row.index(True) if any(row) else None for row in overlap]
+
+
+def test_planted_items_are_found_with_recall_and_precision_1():
+    rng = random.Random(0)
+    items = [text(rng, 20) for _ in range(50)]
+    corpus = [text(rng, 300) for _ in range(30)]
+    assert not contamination.audit(items, corpus).dirty.any()
+    for i in range(15):  # 30 % of them
+        corpus[2 * i] = f"{corpus[2 * i]}, {items[i].title()}; {corpus[2 * i + 1]}"
+    found = contamination.audit(items, corpus)
+    assert found.n == 13 and found.dirty.tolist() == [True] * 15 + [False] * 35
+    assert found.share == pytest.approx(0.3) and found.where[3] == 6
+
+
+# --- removal ---------------------------------------------------------------------------------
+
+
+def around(planted, before=1000, after=1000):
+    return "a" * 3 + " " + "b " * (before // 2) + planted + " " + "c " * (after // 2)
+
+
+def test_removal_cuts_the_collision_with_200_characters_on_both_sides():
+    item = " ".join(WORDS[:13])
+    document = around(item)
+    left = contamination.remove([document, "nothing here"], [item])
+    at = document.index(item)
+    assert left.pieces == [document[: at - 200], document[at + len(item) + 200 :], "nothing here"]
+    assert left.source == [0, 0, 1] and left.collisions == 1 and left.dropped == []
+
+
+def test_fewer_than_13_shared_words_change_nothing():
+    item = " ".join(WORDS[:12])
+    assert contamination.remove([around(item)], [item]).pieces == [around(item)]
+
+
+def test_pieces_under_200_characters_are_dropped():
+    item = " ".join(WORDS[:13])
+    document = around(item, before=390, after=1000)  # 390 + 4 - 200 = 194 characters are left before it
+    left = contamination.remove([document], [item])
+    assert left.pieces == [document[document.index(item) + len(item) + 200 :]]
+    gone = contamination.remove([around(item, 300, 300)], [item])
+    assert gone.pieces == [] and gone.dropped == [0]
+
+
+@pytest.mark.parametrize(("cuts", "kept"), [(9, 10), (10, 0)])
+def test_a_document_split_into_more_than_10_pieces_goes_whole(cuts, kept):
+    items = [" ".join(f"{w}x{i}" for w in WORDS[:13]) for i in range(cuts)]
+    document = around("", 1000, 0) + "".join(f"{item} {'d ' * 500}" for item in items)
+    left = contamination.remove([document], items)
+    assert len(left.pieces) == kept and left.dropped == ([] if kept else [0])
+
+
+@pytest.mark.parametrize(("documents", "cut"), [(10, True), (11, False)])
+def test_a_gram_in_more_than_10_documents_is_left_alone(documents, cut):
+    item = " ".join(WORDS[:13])
+    texts = [f"{i} {around(item)}" for i in range(documents)]
+    assert (contamination.remove(texts, [item]).pieces != texts) == cut
+
+
+def test_after_removal_the_audit_finds_nothing():
+    rng = random.Random(1)
+    items = [text(rng, 20) for _ in range(20)]
+    corpus = [f"{text(rng, 200)} {item} {text(rng, 200)}" for item in items]
+    assert contamination.audit(items, corpus).dirty.all()
+    assert not contamination.audit(items, contamination.remove(corpus, items).pieces).dirty.any()
+
+
+def test_phrases_are_spotted_as_whole_words():
+    found = contamination.spotted([["98 + 45 =", "98 plus 45"], ["9 plus 4"]], ["so 98  Plus 45 is", "198 + 45 = 2"])
+    assert found == [True, False]
+    assert contamination.spotted([["98 + 45 ="]], ["198 + 45 = 2"]) == [False]
+
+
+# --- quality ---------------------------------------------------------------------------------
+
+
+def test_the_quality_filter_keeps_with_probability_2_minus_score_to_the_minus_9():
+    assert contamination.keep_probability([1.0, 0.0]).tolist() == pytest.approx([1.0, 2.0**-9])
+    for score in (0.5, 0.9, 1.0):
+        kept = contamination.quality_filter(np.full(40_000, score), seed=3).mean()
+        p = float(contamination.keep_probability(score))
+        assert abs(kept - p) <= 4 * np.sqrt(p * (1 - p) / 40_000) + 1e-12
