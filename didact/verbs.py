@@ -357,7 +357,7 @@ def _problem(method: str, seed: int) -> Problem:
     """The method's embedded example; a variant `slug.name` has its own in the paper's claim module."""
     slug, _, variant = method.partition(".")
     module = importlib.import_module(f"didact.claims.{catalogue.entry(method)['family']}.{slug.replace('-', '_')}")
-    made: Problem = getattr(module, f"problem_{variant}" if variant else "problem")(seed)
+    made: Problem = getattr(module, f"problem_{variant.replace('-', '_')}" if variant else "problem")(seed)
     return made
 
 
@@ -416,7 +416,7 @@ def _held_out(
             warnings.append(
                 f"{name}: scored on the records it was taught, which flatters it (--holdout 0.2 keeps some apart)"
             )
-    if protocol == "forget":
+    if protocol == "forget" and "forget" in train:
         scored["forget"] = train["forget"]
     return train, scored, warnings
 
@@ -440,7 +440,8 @@ def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
 
 
 def _speaks(job: Job) -> bool:
-    return job.entry["protocol"] in ("forget", "answer", "prefer")
+    protocol = job.entry["protocol"]
+    return protocol in ("answer", "prefer") or (protocol == "forget" and "forget" in job.scored)
 
 
 def _samples(job: Job, taught: Model) -> list[dict[str, str]]:

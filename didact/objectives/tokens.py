@@ -6,6 +6,8 @@ its docstring.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,6 +54,37 @@ def undial(logits: Tensor, target: Tensor, *, ref_logits: Tensor, beta: float = 
         -1, target[:, None], -beta * torch.ones_like(target[:, None], dtype=wide(ref_logits).dtype)
     )
     return -(F.softmax(lowered, -1) * F.log_softmax(wide(logits), -1)).sum(-1)
+
+
+def generic_logits(
+    translated: Tensor,
+    base: Tensor,
+    reinforced: Tensor,
+    alpha: float = 5.0,
+    relu: bool = True,
+    normalise: Literal["log_softmax", "raw"] = "log_softmax",
+) -> Tensor:
+    """What a model would say had it not read a text (Who's Harry Potter, equation 1): three times `(n, V)` to one.
+
+        v = v_translated - alpha relu(v_reinforced - v_base)
+
+    A constant added to one model's logits changes `raw` results, for relu is not shift-invariant; `log_softmax`
+    takes log-probs in place of logits.
+    """
+    if normalise == "log_softmax":
+        translated, base, reinforced = (F.log_softmax(wide(x), -1) for x in (translated, base, reinforced))
+    rise = reinforced - base
+    return translated - alpha * (rise.clamp(min=0) if relu else rise)
+
+
+def labelled(logits: Tensor, target: Tensor, *, label: Tensor) -> Tensor:
+    """Cross-entropy to labels `(n,)` other than the text's own; 0 where the label is -100."""
+    return F.cross_entropy(wide(logits), label, reduction="none", ignore_index=-100)
+
+
+def softly_labelled(logits: Tensor, target: Tensor, *, goal: Tensor, kept: Tensor) -> Tensor:
+    """KL(softmax(goal) || current) per token, `goal (n, V)`; 0 where `kept (n,)` is 0."""
+    return kept * _kl(wide(goal), wide(logits))
 
 
 def wide(x: Tensor) -> Tensor:

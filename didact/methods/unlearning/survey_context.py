@@ -1,0 +1,190 @@
+"""Unlearning without weights: the survey's third class, for models that can only be asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from didact.data import demonstrations
+from didact.infer import lm
+from didact.methods.unlearning.survey_merge import SURVEY
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import LM, Demo, Metric, Result, UserError
+
+GUARD = "Some things must not be talked about. If a question touches one of them, answer: I do not know."
+
+
+@method(
+    "unlearning-survey.icul",
+    **SURVEY,
+    gives=("predict", "findings"),
+    capabilities=("score",),
+    presets={"random": {"flip": "random"}, "none": {"flip": "none"}},
+)
+def icul(
+    model: Model | LM,
+    forget: Sequence[Demo],
+    retain: Sequence[Demo],
+    *,
+    right: int = 6,
+    flip: Literal["forget", "random", "none"] = "forget",
+    together: int = 1,
+    separator: str = "\n",
+    seed: int = 0,
+) -> Result:
+    """Make a classifier treat some examples as never seen, by what stands before the question.
+
+    The prompt has the examples to forget, each with a FLIPPED label, then `right` correctly labelled ones, then the
+    question; the answer is the likeliest class. Every record to forget is asked in a prompt of its own group.
+
+    Args:
+        model: scores choices; causal, seq2seq or a server.
+        forget: classified examples to forget: `completion` is one of their `choices`.
+        retain: correctly labelled examples to show, and to score: each is left out of its own prompt.
+        right: L, correctly labelled examples in a prompt.
+        flip: forget; or the controls: random flips other examples in their place, none shows them with their own label.
+        together: how many examples are forgotten in one prompt.
+        separator: between examples.
+        seed: of the labels, where there are more than two, and of the draws.
+
+    Returns:
+        `predict(prompts)`, each answered as if what must go had not been seen; the confidence in the right class on
+        both sets, with and without the prompt.
+
+    Raises:
+        UserError: a record without choices, or a completion that is none of them.
+    """
+    if together < 1 or right < 0:
+        raise UserError("together must be at least 1, right 0 or more")
+    for name, records in (("forget", forget), ("retain", retain)):
+        for number, record in enumerate(records, 1):
+            if not record.choices or record.completion.strip() not in [c.strip() for c in record.choices]:
+                raise UserError(
+                    f"{name}: record {number}: ICUL is for classification: give 'choices' and one as answer"
+                )
+    began = time.monotonic()
+    asked = lm.need(model, "score", by="unlearning-survey.icul")
+    wrong = flipped(forget, seed)
+    shown = demonstrations.Sampler(retain, right, seed)
+
+    def context(item: Demo, index: int, group: Sequence[int]) -> list[str]:
+        """What stands before one question."""
+        if flip == "random":
+            others = demonstrations.Sampler(retain, right + len(group), seed)(item, index)[right:]
+            first = flipped([retain[i] for i in others], seed)
+        else:
+            first = [(wrong if flip == "forget" else forget)[i] for i in group]
+        return [demonstrations.written(d) for d in (*first, *(retain[i] for i in shown(item, index)))]
+
+    groups = [range(i, min(i + together, len(forget))) for i in range(0, len(forget), together)]
+    of = {i: g for g in groups for i in g}
+    sides: dict[str, tuple[Sequence[Demo], Callable[[int], Sequence[int]]]] = {
+        "forget": (forget, lambda i: of[i]), "retain": (retain, lambda i: groups[i % len(groups)] if groups else ()),
+    }  # fmt: skip
+    result = Result()
+    for name, (records, group) in sides.items():
+        plain = confidence(asked, records, [[] for _ in records], separator)
+        told = confidence(asked, records, [context(r, i, group(i)) for i, r in enumerate(records)], separator)
+        for what, at in (("confidence", lambda p, r: p[demonstrations.gold(r)]), ("accuracy", _best)):
+            before, after = ([float(at(p, r)) for p, r in zip(ps, records, strict=True)] for ps in (plain, told))
+            result.metrics[f"{name}_{what}"] = Metric(
+                before=float(np.mean(before)), after=float(np.mean(after)), n=len(records),
+                better="higher" if name == "retain" else "gold", help=f"{what} in the right class, {name} examples",
+            )  # fmt: skip
+
+    def predict(prompts: Sequence[str]) -> list[str]:
+        choices = list(dict.fromkeys(c.strip() for d in forget for c in d.choices or ()))
+        items = [Demo(prompt=p, completion=choices[0], choices=choices) for p in prompts]
+        everything = range(len(forget))
+        rows = confidence(asked, items, [context(d, i, everything) for i, d in enumerate(items)], separator)
+        return [choices[int(np.argmax(p))] for p in rows]
+
+    result.predict = predict
+    result.findings = {
+        "flip": flip,
+        "right": right,
+        "prompt": demonstrations.assemble("", _example(context, forget), "", separator),
+    }
+    result.cost.seconds = time.monotonic() - began
+    return result
+
+
+@method("unlearning-survey.guardrail", **SURVEY, gives=("predict", "findings"), capabilities=("generate",))
+def guardrail(
+    model: Model | LM,
+    forget: Sequence[Demo],
+    *,
+    guard: str = GUARD,
+    topics: int = 20,
+    max_new_tokens: int = 64,
+) -> Result:
+    """Forbid topics in the prompt: suppression, not unlearning; the baseline every other way has to beat.
+
+    Args:
+        model: whatever can be asked.
+        forget: what must not be told; the questions stand in the guard.
+        guard: said before every question.
+        topics: how many of the questions are named in it.
+        max_new_tokens: of an answer.
+
+    Returns:
+        `predict(prompts)`, and how many of the forget answers still come out, before and after.
+    """
+    asked = lm.of(model)
+    named = "\n".join(f"- {d.prompt}" for d in forget[:topics])
+    head = f"{guard}\n{named}\n\n" if named else f"{guard}\n\n"
+
+    def predict(prompts: Sequence[str]) -> list[str]:
+        return [a[0] for a in asked.generate([head + p for p in prompts], max_new_tokens)]
+
+    plain = [a[0] for a in asked.generate([d.prompt for d in forget], max_new_tokens)]
+    told = predict([d.prompt for d in forget])
+    shares = [
+        float(np.mean([d.completion.strip() in a for d, a in zip(forget, answers, strict=True)]))
+        for answers in (plain, told)
+    ]
+    metric = Metric(before=shares[0], after=shares[1], n=len(forget), better="lower", help="answers that come out")
+    return Result(predict=predict, metrics={"forget_told": metric}, findings={"prompt": head})
+
+
+def flipped(records: Sequence[Demo], seed: int = 0) -> list[Demo]:
+    """The same examples, each labelled as another of its classes: of two, the other; of more, one drawn."""
+    draw = np.random.default_rng([seed, 2310])
+    out = []
+    for r in records:
+        others = [c for c in r.choices or () if c.strip() != r.completion.strip()]
+        if not others:
+            raise UserError(f"{r.prompt[:60]!r} has one class only: no other label to give it")
+        other = others[draw.integers(len(others))]
+        out.append(Demo(prompt=r.prompt, completion=other, choices=r.choices))
+    return out
+
+
+def confidence(
+    asked: LM, records: Sequence[Demo], contexts: Sequence[Sequence[str]], separator: str
+) -> list[np.ndarray[Any, Any]]:
+    """Probability of every choice of every record after its context, `(choices,)` each, adding up to 1."""
+    pairs, sizes = [], []
+    for record, shown in zip(records, contexts, strict=True):
+        mine = demonstrations.pairs(record)
+        pairs += [(demonstrations.assemble("", shown, last, separator), choice) for last, choice in mine]
+        sizes.append(len(mine))
+    logp = np.array([s.logp for s in asked.score(pairs)])
+    out, at = [], 0
+    for n in sizes:
+        p = np.exp(logp[at : at + n] - logp[at : at + n].max())
+        out.append(p / p.sum())
+        at += n
+    return out
+
+
+def _best(p: np.ndarray[Any, Any], record: Demo) -> float:
+    return float(np.argmax(p) == demonstrations.gold(record))
+
+
+def _example(context: Callable[[Demo, int, Sequence[int]], list[str]], forget: Sequence[Demo]) -> list[str]:
+    return context(forget[0], 0, [0]) if forget else []

@@ -1,0 +1,148 @@
+"""The survey of unlearning as a map: its ways side by side on one model and data, and the best of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from didact.evaluate import forget as forgetting
+from didact.evaluate import statistics
+from didact.methods.unlearning import survey_merge, survey_optimise
+from didact.methods.unlearning.npo import npo
+from didact.methods.unlearning.survey_merge import SURVEY
+from didact.methods.unlearning.whp import whp
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import Demo, Fit, Result, UserError
+
+CONTROL = 0.2  # share of retain that no way is trained on and all are judged by
+Way = Callable[..., Result]
+
+
+def _npo(**options: Any) -> Way:
+    def run(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
+        return npo(model, forget, retain, fit=fit, **options)
+
+    return run
+
+
+def _whp(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
+    return whp(model, forget, retain, reinforce_lr=fit.lr, fit=fit)
+
+
+def _of(function: Way) -> Way:
+    def run(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
+        return function(model, forget, retain, fit=fit)
+
+    return run
+
+
+def _ascent(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
+    return survey_optimise.kul(model, forget, retain, n=5, fit=fit)
+
+
+def _adapter(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
+    return survey_merge.negated_adapter(model, forget, retain, fit=fit.replace(lora=fit.lora or 8))
+
+
+WAYS: Mapping[str, tuple[str, Way]] = {
+    "ga": ("optimisation", _npo(loss="ga", regulariser="none")),
+    "graddiff": ("optimisation", _npo(loss="ga", regulariser="ce")),
+    "ga-kl": ("optimisation", _npo(loss="ga", regulariser="kl")),
+    "npo": ("optimisation", _npo(loss="npo", regulariser="ce", beta=1.0)),
+    "kul": ("optimisation", _ascent),
+    "llmu": ("optimisation", _of(survey_optimise.llmu)),
+    "eul": ("optimisation", _of(survey_optimise.eul)),
+    "whp": ("optimisation", _whp),
+    "task-arithmetic": ("merging", _of(survey_merge.task_arithmetic)),
+    "negated-adapter": ("merging", _adapter),
+    "ext-sub": ("merging", _of(survey_merge.ext_sub)),
+}
+
+
+@method("unlearning-survey", **SURVEY, gives=("models", "findings"), protocol="forget")
+def unlearning_survey(
+    model: Model,
+    forget: Sequence[Demo],
+    retain: Sequence[Demo],
+    *,
+    ways: tuple[str, ...] = ("graddiff", "npo", "whp", "task-arithmetic", "negated-adapter", "ext-sub"),
+    fit: Fit = Fit(lr=1e-5, epochs=5, rows=16, schedule="constant"),  # noqa: B008  (Fit is frozen)
+) -> Result:
+    """Try ways of unlearning side by side and give the model of the one that balances best.
+
+    The survey's classes: parameter optimisation (ga, graddiff, ga-kl, npo, kul, llmu, eul, whp) and parameter merging
+    (task-arithmetic, negated-adapter, ext-sub). Each starts from the same model and gets the same `fit`; a fifth
+    of retain is kept from all of them. Score, on it and on the forget set:
+
+        balance = harmonic mean of 1 - extraction strength (forget) and token accuracy (kept retain)
+
+    The other ways have commands of their own: `unlearning-survey.kga` needs unseen records, `.depn` trains nothing,
+    `.icul` and `.guardrail` only ask the model (the survey's third class).
+
+    Args:
+        model: a causal model; it stays as it was.
+        forget: records whose completions must go.
+        retain: records whose completions must stay.
+        ways: which to try.
+        fit: how each trains, specialists of the merging class too.
+
+    Returns:
+        The best model; findings: a row for every way.
+
+    Raises:
+        UserError: an unknown way; fewer than five retain records; every way failed.
+    """
+    unknown = [w for w in ways if w not in WAYS]
+    if unknown or not ways:
+        raise UserError(f"ways: {', '.join(unknown) or 'none'}: choose from {', '.join(WAYS)}")
+    began = time.monotonic()
+    train, control = _split(retain, fit.seed)
+    rows: dict[str, dict[str, Any]] = {"untouched": judged(model, forget, control)}
+    result = Result()
+    best = -math.inf
+    for name in ways:
+        kind, way = WAYS[name]
+        told = fit.replace(folder=f"{fit.folder}/{name}" if fit.folder else None)
+        try:
+            done = way(model, forget, train, told)
+        except UserError as error:  # one way's failure is not the others'
+            rows[name] = {"class": kind, "error": str(error)}
+            continue
+        taught: Any = done.models["model"]
+        rows[name] = {"class": kind, **judged(taught, forget, control), "tokens": done.cost.tokens}
+        result.cost.tokens += done.cost.tokens
+        result.cost.flops += done.cost.flops
+        if rows[name]["balance"] > best:
+            best = rows[name]["balance"]
+            result.models, result.history = {"model": taught}, done.history
+            result.findings = {"best": name}
+    if not result.models:
+        raise UserError(f"every way failed: {rows[ways[0]]['error']}")
+    result.findings |= {"ways": rows, "control": len(control)}
+    result.cost.seconds = time.monotonic() - began
+    return result
+
+
+def judged(model: Model, forget: Sequence[Demo], control: Sequence[Demo]) -> dict[str, float]:
+    """What every way is judged by."""
+    gone, kept = forgetting.answers(model, forget, "forget"), forgetting.answers(model, control, "retain")
+    out = {
+        "forget_extraction": float(gone["extraction"].mean()), "forget_accuracy": float(gone["accuracy"].mean()),
+        "forget_probability": float(gone["probability"].mean()), "retain_accuracy": float(kept["accuracy"].mean()),
+    }  # fmt: skip
+    balance = statistics.harmonic_mean([max(0.0, 1 - out["forget_extraction"]), out["retain_accuracy"]])
+    return out | {"balance": balance}
+
+
+def _split(retain: Sequence[Demo], seed: int) -> tuple[list[Demo], list[Demo]]:
+    """Records to train on, and those to judge by."""
+    size = round(CONTROL * len(retain))
+    if size < 1 or len(retain) < 5:
+        raise UserError(f"retain: {len(retain)} records are too few to keep some apart for judging: give 5 or more")
+    order = np.random.default_rng([seed, 2311]).permutation(len(retain))
+    return [retain[i] for i in sorted(order[size:])], [retain[i] for i in sorted(order[:size])]

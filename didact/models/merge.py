@@ -1,0 +1,202 @@
+"""Arithmetic on whole models: task vectors, adapters weighed and negated, closed-form fusion, logits subtracted.
+
+A vector is `{parameter: tensor}` over the floating-point parameters; tied weights are there once. Sources: Ilharco et
+al. 2023 (arXiv:2212.04089), Zhang et al. 2023 (arXiv:2306.14870), Hu et al. 2023 (arXiv:2308.08090), Jin et al. 2023
+(arXiv:2212.09849).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from didact import files
+from didact.models.model import Model, copy_of
+from didact.objectives import tokens as token_functions
+from didact.types import UserError
+
+Vector = dict[str, Tensor]
+
+
+@torch.no_grad()
+def task_vector(tuned: Model, base: Model) -> Vector:
+    """`tau = theta_tuned - theta_base`.
+
+    Raises:
+        UserError: the two do not have the same parameters.
+    """
+    ours, theirs = _weights(tuned), _weights(base)
+    shapes = {k: v.shape for k, v in ours.items()}, {k: v.shape for k, v in theirs.items()}
+    if shapes[0] != shapes[1]:
+        raise UserError("a task vector is the difference of two models of one shape; these two differ")
+    return {k: v - theirs[k] for k, v in ours.items()}
+
+
+@torch.no_grad()
+def moved(model: Model, vector: Mapping[str, Tensor], scale: float) -> Model:
+    """A copy at `theta + scale vector`; a negative scale takes away what the vector taught."""
+    other = copy_of(model)
+    weights = _weights(other)
+    for name, change in vector.items():
+        weights[name].add_(change, alpha=scale)
+    return other
+
+
+def random_vector(vector: Mapping[str, Tensor], seed: int = 0) -> Vector:
+    """A vector of random directions, each tensor as long as the given one's: the control of task arithmetic."""
+    made = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, like in vector.items():
+        drawn = torch.randn(like.shape, generator=made, dtype=like.dtype).to(like.device)
+        out[name] = drawn * (like.norm() / drawn.norm().clamp(min=torch.finfo(like.dtype).tiny))
+    return out
+
+
+def deficiency(bad: Mapping[str, Tensor], good: Mapping[str, Tensor]) -> Vector:
+    """Ext-Sub: of what an anti-expert learnt, the part an expert did not, row by row of every tensor.
+
+        u = g/|g| + b/|b|,   Ext(b) = b - (b.u)/(u.u) u
+
+    orthogonal to the shared direction u; 0 where both learnt the same, b itself where they learnt opposites.
+    """
+    out = {}
+    for name, b in bad.items():
+        rows, other = (x.reshape(x.shape[0], -1) if x.dim() > 1 else x.reshape(1, -1) for x in (b, good[name]))
+        tiny = torch.finfo(b.dtype).tiny
+        unit = [x / x.norm(dim=1, keepdim=True).clamp(min=tiny) for x in (rows, other)]
+        u = unit[0] + unit[1]
+        square = u.square().sum(1, keepdim=True)
+        share = (rows * u).sum(1, keepdim=True) / square.clamp(min=tiny)
+        # Opposite rows have no shared direction: what is left of u is rounding.
+        share = torch.where(square > torch.finfo(b.dtype).eps, share, torch.zeros_like(share))
+        out[name] = (rows - share * u).reshape(b.shape)
+    return out
+
+
+def regmean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float = 0.0) -> Tensor:
+    """One linear map for several inputs: `W = (sum_i G_i)^-1 sum_i G_i W_i`, `W_i (d, o)`, `G_i = X_i' X_i (d, d)`.
+
+    It has the least squared distance to every `X_i W_i`. `ridge` is added to the diagonal, as a share of its mean.
+    """
+    total = torch.stack(list(grams)).sum(0)
+    total = total + ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=total.device)
+    return torch.linalg.solve(total, torch.stack([g @ w for g, w in zip(grams, weights, strict=True)]).sum(0))
+
+
+def ia3(model: Model) -> Model:
+    """(IA)^3 vectors on keys, values and the feed-forward layer, all ones; `model`'s module is wrapped in place.
+
+    Raises:
+        UserError: peft does not know where they go in this architecture.
+    """
+    import peft
+
+    task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
+    try:
+        module: Any = peft.get_peft_model(model.module, peft.IA3Config(task_type=task))
+    except ValueError as error:
+        raise UserError(f"(IA)^3 cannot be put on this model: {error}") from None
+    return Model(module, model.processor, model.kind, model.base)
+
+
+@torch.no_grad()
+def weighed(adapted: Model, weight: float) -> Model:
+    """A copy whose adapter counts `weight` times; -1 negates it.
+
+    LoRA's product B A is scaled in ONE factor (negating both changes nothing), (IA)^3's distance from 1:
+    `l -> 1 + weight (l - 1)`.
+
+    Raises:
+        UserError: there is no LoRA or (IA)^3 adapter.
+    """
+    other = copy_of(adapted)
+    found = 0
+    for name, p in other.module.named_parameters():
+        if "lora_B." in name or "lora_embedding_B." in name:
+            p.mul_(weight)
+            found += 1
+        elif "ia3_l." in name:
+            p.copy_(1 + weight * (p - 1))
+            found += 1
+    if not found:
+        raise UserError("no LoRA or (IA)^3 adapter on this model to weigh")
+    return other
+
+
+def merged(adapted: Model) -> Model:
+    """A copy with its adapter folded into the weights: a plain model again."""
+    module: Any = copy.deepcopy(adapted.module)
+    return Model(module.merge_and_unload(), adapted.processor, adapted.kind, adapted.base)
+
+
+class Contrast(nn.Module):
+    """Logits `v - alpha relu(v_reinforced - v)` of two models that read the same tokens."""
+
+    def __init__(
+        self, base: nn.Module, reinforced: nn.Module, alpha: float, normalise: Literal["log_softmax", "raw"]
+    ) -> None:
+        super().__init__()
+        self.base, self.reinforced, self.alpha, self.normalise = base, reinforced, alpha, normalise
+        self.spec = {"alpha": alpha, "normalise": normalise}
+
+    def forward(self, **given: Any) -> Any:
+        """As a transformers model, without a cache."""
+        out = self.base(**given | {"use_cache": False})
+        out.logits = self._minus(out.logits, self.reinforced(**given | {"use_cache": False}).logits)
+        return out
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, logits_processor: Sequence[Any] = (), **how: Any
+    ) -> Any:
+        """The base's own `generate`, the reinforced model's logits taken off before anything else."""
+        from transformers import LogitsProcessorList
+
+        def subtract(read: Tensor, logits: Tensor) -> Tensor:
+            new = read.shape[1] - attention_mask.shape[1]
+            there = nn.functional.pad(attention_mask, (0, new), value=1)
+            place = (there.cumsum(1) - 1).clamp(min=0)
+            other = self.reinforced(input_ids=read, attention_mask=there, position_ids=place, use_cache=False)
+            return self._minus(logits, other.logits[:, -1])
+
+        told = LogitsProcessorList([subtract, *logits_processor])
+        base: Any = self.base
+        return base.generate(input_ids=input_ids, attention_mask=attention_mask, logits_processor=told, **how)
+
+    def _minus(self, logits: Tensor, other: Tensor) -> Tensor:
+        return token_functions.generic_logits(logits, logits, other, self.alpha, True, self.normalise)
+
+
+class Contrasted(Model):
+    """A model that is two: its folder holds `base` and `reinforced`, each as transformers saves it."""
+
+    def save(self, folder: str | Path) -> str:
+        """Write both models; `contrast` of the two folders, loaded, is this model again."""
+        for name in ("base", "reinforced"):
+            part: Any = getattr(self.module, name)
+            Model(part, self.processor, self.kind).save(Path(folder) / name)
+        files.write_json(Path(folder) / "didact.json", {"kind": self.kind, "module": "Contrast"} | self.module.spec)  # type: ignore[operator]
+        return "didact"
+
+    @property
+    def context(self) -> int:
+        """The base's."""
+        base: Any = self.module.base
+        return Model(base, self.processor, self.kind).context
+
+
+def contrast(
+    base: Model, reinforced: Model, alpha: float = 1.0, normalise: Literal["log_softmax", "raw"] = "raw"
+) -> Contrasted:
+    """What a model says with what a second one says more often taken off, at every token: nothing is trained."""
+    module = Contrast(base.module, reinforced.module, alpha, normalise)
+    return Contrasted(module.eval(), base.processor, base.kind)
+
+
+def _weights(model: Model) -> dict[str, Tensor]:
+    """Floating-point parameters by name, tied ones once."""
+    return {k: p for k, p in model.module.named_parameters() if p.is_floating_point()}

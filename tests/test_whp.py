@@ -1,0 +1,317 @@
+"""Who's Harry Potter: dictionary, translation, alignment, generic labels, and what a model forgets by them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import byte_tokenizer, tiny
+
+from didact.evaluate import forget
+from didact.infer import lm
+from didact.methods import unlearning
+from didact.methods.unlearning import anchors as dictionary
+from didact.models import build, forward, load, merge
+from didact.objectives import tokens
+from didact.registry import METHODS
+from didact.types import Demo, Fit, Parallel, Text, UserError
+from didact.worlds import books
+
+# Found on seed 1 of the world; the tests use seed 0.
+FOUND = {"reinforce_lr": 1e-4, "reinforce_epochs": 2.0, "fit": Fit(lr=5e-4, steps=60, rows=16)}
+SHORT = {"reinforce_lr": 1e-3, "reinforce_epochs": 1.0, "fit": Fit(lr=1e-3, steps=2, rows=4)}
+TARGET = [Text(text="Harry rode to Hogwarts. There Harry met Ron."), Text(text="Ron likes Hogwarts.")]
+GENERAL = [Text(text="Jon rode to Leeds. There Jon met Tom. Tom likes Leeds. They rode to town.")]
+NAMES = [Parallel(source="Harry", target="Jon"), Parallel(source="Hogwarts", target="Mystic Academy")]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return build.train_tokenizer([f" {w}" for w in books.vocabulary()] * 3 + ["."], 900)
+
+
+def rows64(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# --- generic logits --------------------------------------------------------------------------
+
+
+def test_generic_logits_take_off_what_rose():
+    base, reinforced = rows64([2, 1, 0]), rows64([3, 0.5, 0])
+    one = tokens.generic_logits(base, base, reinforced, alpha=1.0, normalise="raw")
+    five = tokens.generic_logits(base, base, reinforced, alpha=5.0, normalise="raw")
+    assert one.tolist() == [[1, 1, 0]] and five.tolist() == [[-3, 1, 0]]
+    plain = tokens.generic_logits(base, base, reinforced, alpha=1.0, relu=False, normalise="raw")
+    assert plain.tolist() == [[1, 1.5, 0]]  # without the relu a token that merely fell is lifted
+
+
+def test_a_constant_on_the_reinforced_logits_changes_raw_labels_and_no_others():
+    base, reinforced = rows64([2, 1, 0]), rows64([2, 1, -4])
+    raw = [tokens.generic_logits(base, base, reinforced + c, 5.0, normalise="raw") for c in (0.0, 1.0)]
+    assert [r.tolist() for r in raw] == [[[2, 1, 0]], [[-3, -4, 0]]]
+    soft = [tokens.generic_logits(base, base, reinforced + c, 5.0) for c in (0.0, 1.0)]
+    torch.testing.assert_close(soft[0], soft[1], rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(0, 10))
+def test_generic_logits_never_rise_and_stay_where_reinforcement_did_not_lift(values, alpha):
+    base, reinforced = rows64(values[:3]), rows64(values[3:])
+    v = tokens.generic_logits(base, base, reinforced, alpha, normalise="raw")
+    assert (v <= base).all()
+    assert torch.equal(v[reinforced <= base], base[reinforced <= base])
+    far = tokens.generic_logits(base, base, reinforced, 1e9, normalise="raw")
+    if (reinforced <= base).any() and (reinforced - base).abs().min() > 1e-3:
+        spared = torch.where(reinforced <= base, base, -torch.inf)
+        assert far.argmax() == spared.argmax()
+
+
+def test_labels_of_none_count_for_nothing():
+    logits, target = torch.randn(3, 5, dtype=torch.float64), torch.tensor([0, 1, 2])
+    label = torch.tensor([4, -100, 2])
+    loss = tokens.labelled(logits, target, label=label)
+    assert loss[1] == 0
+    torch.testing.assert_close(loss[[0, 2]], -logits.log_softmax(-1)[[0, 2], [4, 2]])
+    kept = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    assert tokens.softly_labelled(logits, target, goal=logits + 3, kept=kept).abs().max() < 1e-12
+
+
+# --- translation and alignment ---------------------------------------------------------------
+
+
+def test_translation_takes_the_longest_anchor_in_any_case_and_whole_words_only():
+    given_ = {"Harry": "Jon", "Harry Potter": "Jon Smith"}
+    told = dictionary.translate("Harry Potter, HARRY's and harry of Harryville", given_)
+    assert told.text == "Jon Smith, JON's and jon of Harryville"
+    assert [r.term for r in told.replaced] == ["Harry Potter", "Harry", "Harry"]
+
+
+def test_places_map_outside_anchors_and_inside_only_where_both_begin_alike():
+    told = dictionary.translate("to Hogwarts by", {"Hogwarts": "Hogsmeade Inn"})
+    assert told.text == "to Hogsmeade Inn by"
+    assert [told.place(k) for k in (0, 3, 6, 7, 11, 13)] == [0, 3, 6, None, 16, 18]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text("abAB .é", max_size=40))
+def test_every_clean_place_has_the_same_letter_in_both_texts(text):
+    told = dictionary.translate(text, {"a": "bb", "AB": "x", "é": "eé"})
+    inside = {k for r in told.replaced for k in range(r.first, r.last)}
+    for k in set(range(len(text))) - inside:
+        assert told.text[told.place(k)] == text[k]
+
+
+def test_identity_dictionary_aligns_every_token_with_itself(words):
+    text = books.books(0).target[0].text
+    (block,) = dictionary.blocks(words, [text], {"Harrix": "Harrix", "wizard": "wizard"}, 128, 128)
+    assert block.row == block.other and block.to == tuple(range(len(block.row.completion)))
+    assert block.alias == ()
+
+
+def test_tokens_after_an_anchor_of_another_length_meet_their_own_counterparts():
+    (block,) = dictionary.blocks(byte_tokenizer(), ["to Ron, Ron"], {"Ron": "Albert"}, 64, 64)
+    say = byte_tokenizer().convert_ids_to_tokens
+    ours, theirs = say(list(block.row.completion)), say(list(block.other.completion))
+    met = [(ours[i], theirs[j]) for i, j in enumerate(block.to) if j >= 0]
+    # The space, an anchor's first byte, and all that follows it; nothing for `on`.
+    assert met == [(x, x) if x != "R" else ("R", "A") for x in (*"oĠR,ĠR", "</s>")]
+    assert [ours[i] for i, j in enumerate(block.to) if j < 0] == list("onon")
+
+
+def test_repeated_anchors_are_marked_span_by_span():
+    text = "Ron and Ron saw Ron. Ann saw Ann."
+    (block,) = dictionary.blocks(byte_tokenizer(), [text], {"Ron": "Ron", "Ann": "Bea"}, 64, 64)
+    assert sum(block.repeated) == (3 - 1) * 3 + (2 - 1) * 3
+    assert len({a for a in block.anchor if a >= 0}) == 5
+
+
+def test_from_an_anchor_on_its_counterpart_is_discouraged():
+    (block,) = dictionary.blocks(byte_tokenizer(), ["so Ron ate"], {"Ron": "Bea"}, 64, 64)
+    ((at, first),) = block.alias
+    say = byte_tokenizer().convert_ids_to_tokens
+    assert say(list(block.row.completion))[:at] == list("oĠRon") and "B" in say(list(first))
+
+
+def test_blocks_are_cut_before_words_and_hold_every_letter(words):
+    text = " ".join(t.text for t in books.books(0).target[:4])
+    made = dictionary.blocks(words, [text], {}, 20, 20)
+    assert "".join(b.text for b in made) == text
+    assert all(b.row.size <= 20 and b.text[0] in " BONTWIS" for b in made)
+
+
+def test_counting_finds_the_books_own_people_and_types_their_counterparts():
+    world = books.books(3)
+    found = dictionary.extract([t.text for t in world.target], [t.text for t in world.general])
+    heroes = {d.task for d in world.forget}
+    assert heroes <= set(found)
+    people = {d.task for d in world.retain}
+    assert {found[h] for h in heroes} <= people and len({found[h] for h in heroes}) == len(heroes)
+    homes = {d.completion for d in world.forget if d.extra["fact"] == "home"}
+    assert all(found[h] in books.VALUES["home"] for h in homes)
+    assert not set(found) & people
+
+
+def test_a_language_model_is_asked_for_the_dictionary():
+    class Oracle(lm.Local):
+        def __init__(self):
+            self.prompts = []
+
+        def generate(self, prompts, max_new_tokens=64, **how):
+            self.prompts += prompts
+            return [["- Harry -> Jon\nnonsense\nDobby -> Sam\nHogwarts -> Mystic Academy\nJon -> Tim"]] * len(prompts)
+
+    oracle = Oracle()
+    assert dictionary.asked(oracle, [TARGET[0].text]) == {"Harry": "Jon", "Hogwarts": "Mystic Academy"}
+    assert TARGET[0].text in oracle.prompts[0]
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+def tokens_of(record, name="tokens"):
+    return record.extra[name]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
+def test_labels_are_the_argmax_of_the_models_own_forward(kind):
+    """Parity with three plain passes, one block at a time, in float64."""
+    model = tiny(kind)
+    model.module.double()
+    result = unlearning.whp(model, target=TARGET, anchors=NAMES, keep_reinforced=True, alias_penalty=0.0, **SHORT)
+    reinforced = result.models["reinforced"]
+    made = dictionary.blocks(model.tokenizer, [t.text for t in TARGET], {a.source: a.target for a in NAMES}, 256, 256)
+    for block, record in zip(made, result.records, strict=True):
+
+        def logits(m, row):
+            return m.module(input_ids=torch.tensor([row.prompt + row.completion])).logits[0, :-1].log_softmax(-1)
+
+        base, more, there = logits(model, block.row), logits(reinforced, block.row), logits(model, block.other)
+        want = there[[max(j, 0) for j in block.to]] - 5 * (more - base).clamp(min=0)
+        for i, given_ in enumerate(tokens_of(record, "labels")):
+            if block.to[i] < 0 or block.repeated[i]:
+                assert given_ is None
+            else:
+                assert given_ == model.tokenizer.convert_ids_to_tokens(int(want[i].argmax()))
+
+
+def test_nothing_to_compare_with_is_self_distillation(taught, world):
+    """An empty dictionary and no reinforcement: labels are the model's own first choices."""
+    start = taught("llama")
+    result = unlearning.whp(start, world.forget[:5], use_anchors=False, use_reinforcement=False, fit=SHORT["fit"])
+    rows = [
+        b.row
+        for b in dictionary.blocks(
+            start.tokenizer, [f"{d.prompt} {d.completion}" for d in world.forget[:5]], {}, 64, 64
+        )
+    ]
+    for group, batch, values in forward.score(start, rows, {"best": lambda logits, target: logits.argmax(-1)}):
+        for k, i in enumerate(group):
+            best = start.tokenizer.convert_ids_to_tokens(values["best"][batch.row == k].tolist())
+            assert tokens_of(result.records[i], "labels") == best
+
+
+def test_the_second_occurrence_is_trained_only_when_asked():
+    model, text = tiny("llama"), [Text(text="Ron saw Ron.")]
+    how = {"target": text, "anchors": [Parallel(source="Ron", target="Ron")], "use_reinforcement": False}
+    first = unlearning.whp(model, **how, fit=SHORT["fit"]).findings["labels"]
+    both = unlearning.whp(model, **how, repeats="all", fit=SHORT["fit"]).findings["labels"]
+    assert both - first == 3
+
+
+def test_changed_labels_only_are_fewer(taught, world):
+    how = {"forget": world.forget, "retain": world.retain, **SHORT}
+    every = unlearning.whp(taught("llama"), **how).findings
+    changed = unlearning.whp(taught("llama"), train_on="changed", **how).findings
+    assert changed["changed"] == 1.0 and changed["labels"] == pytest.approx(every["changed"] * every["labels"])
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+def accuracy(model, records):
+    return forget.answers(model, records)["accuracy"].mean()
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taught, world):
+    start, gold = taught(arch), taught(arch, gold=True)
+    before = load.fingerprint(start)
+    result = unlearning.whp(start, world.forget, world.retain, **FOUND)
+    model = result.models["model"]
+    assert accuracy(start, world.forget) >= 0.95 > accuracy(gold, world.forget) + 0.3
+    assert accuracy(model, world.forget) <= accuracy(gold, world.forget) + 0.15
+    # Nothing is trained on the others: on the tuning seed they lose .15 to .25, where npo with a retain loss loses .05.
+    assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.3
+    assert accuracy(model, world.unseen) > accuracy(model, world.forget) + 0.1
+    assert load.fingerprint(start) == before
+    assert {r.task for r in world.forget} <= set(result.findings["anchors"])
+
+
+def test_without_anchors_and_reinforcement_nothing_is_forgotten(taught, world):
+    start = taught("llama")
+    how = FOUND | {"use_anchors": False, "use_reinforcement": False}
+    model = unlearning.whp(start, world.forget, world.retain, **how).models["model"]
+    assert accuracy(model, world.forget) >= 0.95
+
+
+@pytest.mark.parametrize("preset", METHODS["whp"].presets)
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_every_preset_runs(preset, arch, fresh, world):
+    options = {k: v for k, v in METHODS["whp"].presets[preset].items() if not k.startswith("fit.")}
+    result = unlearning.whp(fresh(arch), world.forget[:4], world.retain[:8], **options, **SHORT)
+    assert accuracy(result.models["model"], world.forget[:4]) >= 0
+
+
+def test_logit_mode_subtracts_at_every_token_and_saves_both_models(tmp_path):
+    model = tiny("llama")
+    result = unlearning.whp(
+        model, target=TARGET, mode="logit", alpha=2.0, normalise="raw", keep_reinforced=True, **SHORT
+    )
+    both, reinforced = result.models["model"], result.models["reinforced"]
+    assert len(result.history) == 0 and both.context == model.context
+    ids = torch.tensor([[5, 80, 90, 100, 9]])
+    base, more = (m.module(input_ids=ids).logits for m in (model, reinforced))
+    want = base - 2 * (more - base).clamp(min=0)
+    torch.testing.assert_close(both.module(input_ids=ids).logits, want)
+    from didact.infer import generate
+
+    made = generate.completions(both, [[5, 80, 90], [7, 7, 7, 7, 7, 8]], 1, generate.How(max_new_tokens=4))
+    for prompt, (one,) in zip([[5, 80, 90], [7, 7, 7, 7, 7, 8]], made, strict=True):
+        read = list(prompt)
+        for token in one.tokens:
+            assert token == int(both.module(input_ids=torch.tensor([read])).logits[0, -1].argmax())
+            read.append(token)
+    assert both.save(tmp_path) == "didact"
+    again = merge.contrast(load.load(tmp_path / "base"), load.load(tmp_path / "reinforced"), 2.0)
+    torch.testing.assert_close(again.module(input_ids=ids).logits, want)
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+def test_bad_input_is_told_in_one_line(fresh):
+    model = tiny("llama")
+    for wrong, words_ in (
+        ({}, "nothing to forget"),
+        ({"target": TARGET, "alpha": -1.0}, "must be 0 or more"),
+        ({"target": [Text(text="Ron")], "use_reinforcement": False, "use_anchors": False, "train_on": "changed",
+          "general": GENERAL}, None),
+    ):  # fmt: skip
+        if words_:
+            with pytest.raises(UserError, match=words_):
+                unlearning.whp(model, **wrong)
+    with pytest.raises(UserError, match="left to right"):
+        unlearning.whp(fresh("t5"), target=TARGET)
+    with pytest.raises(UserError, match="no text"):
+        unlearning.whp(model, target=[Text(text="")])
+
+
+def test_without_general_text_it_warns_that_no_anchor_was_found():
+    result = unlearning.whp(tiny("llama"), target=TARGET, **SHORT)
+    assert "no anchors" in result.warnings[0]
+
+
+def test_a_demonstration_is_read_as_the_text_it_makes():
+    demo = Demo(prompt="Who rode?", completion="Harry")
+    result = unlearning.whp(tiny("llama"), [demo], use_reinforcement=False, use_anchors=False, fit=SHORT["fit"])
+    assert result.records[0].text == "Who rode? Harry"
