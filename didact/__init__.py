@@ -16,7 +16,7 @@ _LAZY = {
     "Fit": "didact.types",
     "Result": "didact.types",
 }
-_FAMILIES = ("baselines", "mechanisms", "prompting", "unlearning")
+_FAMILIES = ("alignment", "baselines", "mechanisms", "prompting", "unlearning")
 
 __all__ = [*_LAZY, *_FAMILIES]
 

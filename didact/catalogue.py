@@ -21,7 +21,7 @@ from didact.types import Fit, UserError
 
 FILE = Path(__file__).with_name("catalogue.json")
 SCOREBOARD = Path(__file__).parent.parent / "scoreboard"
-FAMILIES = ("baselines", "mechanisms", "prompting", "unlearning")
+FAMILIES = ("alignment", "baselines", "mechanisms", "prompting", "unlearning")
 
 
 @functools.cache
@@ -59,8 +59,9 @@ def _entry(method: Any) -> dict[str, Any]:
     needs = method.needs()
     options = []
     for name, parameter in inspect.signature(method.function).parameters.items():
-        if name not in needs and name not in ("fit", "hooks", "seed"):
-            hint = typing.get_type_hints(method.function)[name]
+        hint = typing.get_type_hints(method.function)[name]
+        # A function is given in Python only: the command line imports nothing it is told to.
+        if name not in needs and name not in ("fit", "hooks", "seed") and "Callable" not in str(hint):
             options.append(
                 {"name": name, "type": type_name(hint), "default": parameter.default, "help": helps.get(name, "")}
             )

@@ -8,6 +8,7 @@ errors are one line that names the option, what was given and what it takes.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ class Options:
 
         function = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
         parser = _Quiet(exit_on_error=False)
-        skip = {*self.entry["needs"], "fit", "hooks", "seed"}
+        skip = set(inspect.signature(function).parameters) - set(self.method)
         parser.add_function_arguments(function, skip=skip, as_group=False, fail_untyped=False)
         parser.add_class_arguments(Fit, as_group=False, skip={"folder", "seed"})
         out = {}

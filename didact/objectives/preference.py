@@ -4,7 +4,8 @@ Everything here is pure: sequence log-probs in (sums over the completion's token
 otherwise), one loss per record out. With `r = logp - ref_logp`:
 
     margin m          loss                                  method
-    r_w - r_l         -log sigmoid(beta m)                  DPO
+    r_w - r_l         -log sigmoid(beta m)                  DPO; SPIN, where r_l is of the model's own answer
+    mean_k r_k - r_l  -log sigmoid(beta m)                  D2O over K answers of the model's own (alpha = beta)
     0 - r_l           -(2/beta) log sigmoid(beta m)         NPO (DPO without the chosen term, times 2/beta)
     z - beta r_l      1 - (2/beta) log sigmoid(.)           KTO as in the NPO code
     nll_mean - delta  -(2/beta) log sigmoid(beta m)         SimNPO (no reference)
@@ -12,9 +13,32 @@ otherwise), one loss per record out. With `r = logp - ref_logp`:
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Convex = Literal["logistic", "hinge", "exponential", "correlation"]
+
+
+def margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor | float, ref_rejected: Tensor | float) -> Tensor:
+    """The margin `m = (chosen - ref_chosen) - (rejected - ref_rejected)`, in nats; no reference is a reference of 0."""
+    return (chosen - ref_chosen) - (rejected - ref_rejected)
+
+
+def pairwise(z: Tensor, loss: Convex = "logistic") -> Tensor:
+    """A convex loss that falls in the scaled margin z: what one answer being above another costs, `(...) -> (...)`.
+
+        logistic -log sigmoid(z)      hinge max(0, 1 - z)      exponential exp(-z)      correlation 1 - z
+
+    Only the logistic and the exponential never stop pulling and are bounded below; 1 - z has no bound.
+    """
+    if loss == "hinge":
+        return F.relu(1 - z)
+    if loss == "exponential":
+        return torch.exp(-z)
+    return 1 - z if loss == "correlation" else -F.logsigmoid(z)
 
 
 def npo(logp: Tensor, ref_logp: Tensor, beta: float = 0.1) -> Tensor:
@@ -45,8 +69,55 @@ def dpo(
     `label_smoothing` e gives the conservative form `-(1-e) log sigmoid(beta m) - e log sigmoid(-beta m)`.
     The NPO paper's scale is this times `2/beta`.
     """
-    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    z = beta * margin(chosen, rejected, ref_chosen, ref_rejected)
+    return (1 - label_smoothing) * pairwise(z) + label_smoothing * pairwise(-z)
+
+
+def spin(
+    real: Tensor,
+    own: Tensor,
+    ref_real: Tensor | float,
+    ref_own: Tensor | float,
+    lam: float = 0.1,
+    loss: Convex = "logistic",
+) -> Tensor:
+    """Self-play (Chen et al., 2024): `l(lam m)`, m the margin of a demonstration over the opponent's own answer.
+
+    The opponent is both the reference and what `own` was sampled from. With the logistic l this is DPO. Its
+    optimum over all models is `p ∝ ref (p_data / ref)^(1/lam)`.
+    """
+    return pairwise(lam * margin(real, own, ref_real, ref_own), loss)
+
+
+def d2o(
+    anchors: Tensor,
+    negative: Tensor,
+    ref_anchors: Tensor,
+    ref_negative: Tensor,
+    beta: float = 0.1,
+    alpha: float = 0.1,
+    share: Tensor | None = None,
+    average: Literal["inside", "outside"] = "inside",
+) -> Tensor:
+    """Distributional dispreference (Duan et al., 2024): K answers of the model's own against one to be avoided.
+
+        z = beta mean_k (anchors - ref_anchors) - alpha (negative - ref_negative),      L = -log sigmoid(z)
+
+    Args:
+        anchors: `(B, K)`.
+        negative: `(B,)`.
+        ref_anchors: `(B, K)`, under the reference that knows more of what is bad.
+        ref_negative: `(B,)`, under the one that knows less of it.
+        beta: scale of the anchors' side.
+        alpha: scale of the negative's side; with K = 1 and alpha = beta this is DPO, with beta = 0 `alpha/2` NPO.
+        share: of each anchor in the mean, `(B, K)` with rows that sum to 1; 1/K by default.
+        average: `outside` the sigmoid is K pairs, never below `inside` (Jensen).
+    """
+    z = beta * (anchors - ref_anchors) - alpha * (negative - ref_negative)[:, None]
+    weight = torch.full_like(z, 1 / z.shape[1]) if share is None else share
+    if average == "outside":
+        return (weight * pairwise(z)).sum(1)
+    return pairwise((weight * z).sum(1))
 
 
 def kto_npo(logp: Tensor, ref_logp: Tensor, z: Tensor, beta: float = 0.1, squash: str = "logsigmoid") -> Tensor:

@@ -1,0 +1,214 @@
+"""Rounds: sample (or search), mine, train, promote, and again from the promoted model.
+
+`play` is a plain loop around two functions of the method, `mine(round)` and `train(round, mined)`. With a folder every
+round has one of its own: what was sampled, as JSON lines, the checkpoints of its training, and at its end the model it
+promoted. A kill loses at most the chunk that was being sampled or the steps since the last checkpoint; the same call
+goes on in the same round, to the same bits (CPU). Without a folder everything is in memory.
+
+    folder/name/identity.json
+    folder/name/round-0/samples.jsonl, train/step-00000050/, promoted/step-00000000/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from didact import files
+from didact.data.encode import Row
+from didact.infer import generate
+from didact.infer.generate import Completion, How
+from didact.learn import checkpoint
+from didact.learn.checkpoint import State
+from didact.learn.fit import Hook, Step
+from didact.learn.language import Taught
+from didact.learn.progress import Bar
+from didact.models import load
+from didact.models.model import Model, copy_of
+from didact.types import Cost, Fit, UserError
+
+M = TypeVar("M")
+CHUNK = 256  # prompts sampled between two writes
+APART = 7919  # between the seeds of two rounds
+MEMORY = ("folder", "micro_tokens", "save_every")  # what of a Fit never changes the result
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: its number from 0, the frozen model it starts from, how to train in it, and its folder."""
+
+    number: int
+    model: Model
+    fit: Fit
+    folder: Path | None = None
+
+    def chunks(self, name: str, count: int, make: Callable[[int, int], list[Any]]) -> list[Any]:
+        """JSON values 0 to `count`, made `CHUNK` at a time by `make(start, stop)` and kept in `name.jsonl`.
+
+        What a finished chunk of an earlier start holds is read and not made again.
+        """
+        path = self.folder / f"{name}.jsonl" if self.folder else None
+        kept = _whole(path, count) if path else []
+        with Bar(f"round {self.number}: {name}", -(-count // CHUNK), len(kept) // CHUNK) as bar:
+            for start in range(len(kept), count, CHUNK):
+                fresh = make(start, min(start + CHUNK, count))
+                if path:
+                    with open(path, "a") as out:
+                        out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
+                        out.flush()
+                        os.fsync(out.fileno())
+                kept += fresh
+                bar.advance()
+        return kept
+
+    def samples(
+        self, prompts: Sequence[Sequence[int]], n: int, how: How, name: str = "samples"
+    ) -> list[list[Completion]]:
+        """`n` completions of every prompt (token ids) by this round's model; they follow from its seed alone."""
+
+        def make(start: int, stop: int) -> list[Any]:
+            seeded = How(**vars(how) | {"seed": self.fit.seed * 1_000_003 + start})
+            made = generate.completions(self.model, prompts[start:stop], n, seeded)
+            return [[[c.text, list(c.tokens), c.logp] for c in row] for row in made]
+
+        return [
+            [Completion(text, tuple(tokens), logp) for text, tokens, logp in row]
+            for row in self.chunks(name, len(prompts), make)
+        ]
+
+
+@dataclass
+class Played(Generic[M]):
+    """All rounds: the model the last one promoted, what each mined, log rows with their `round`, and the cost."""
+
+    model: Model
+    mined: list[M] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+
+def play(
+    model: Model,
+    count: int,
+    mine: Callable[[Round], M],
+    train: Callable[[Round, M], Taught],
+    fit: Fit,
+    *,
+    name: str,
+    identity: Mapping[str, Any] | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Played[M]:
+    """Play `count` rounds from `model`, which stays as it was.
+
+    A LoRA adapter is merged when its model is promoted, so that the next round starts from plain weights, which are
+    then its frozen opponent too. More rounds than before may be asked of the same folder; it goes on after the last.
+
+    Args:
+        model: where round 0 starts.
+        count: how many rounds.
+        mine: samples and makes training data; called in every round, also in finished ones, where all of it is read.
+        train: teaches a copy of `round.model` under `round.fit` (and with `hooks`) on what was mined.
+        fit: of every round; rounds differ in its seed.
+        name: of the folder.
+        identity: options and data that a folder's rounds must have been played with.
+        hooks: given to every training; their state goes from round to round.
+
+    Raises:
+        UserError: the folder holds rounds of another model, or with other options.
+    """
+    root = Path(fit.folder) / name if fit.folder else None
+    if root:
+        how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
+        _same(root, {**how, **(identity or {}), "weights": load.fingerprint(model)})
+    played: Played[M] = Played(model)
+    for number in range(count):
+        here = root / f"round-{number}" if root else None
+        if here:
+            here.mkdir(exist_ok=True)
+        seeded = fit.replace(seed=fit.seed + APART * number, folder=str(here) if here else None)
+        now = Round(number, played.model, seeded, here)
+        played.mined.append(mine(now))
+        kept = checkpoint.load(here / "promoted", {}) if here else None
+        if kept:
+            weights, state = kept
+            played.model = copy_of(model)
+            played.model.module.load_state_dict(weights)
+            played.model.module.eval()
+            for hook, was in zip(hooks, state.hooks, strict=True):
+                hook.restore(was)
+        else:
+            taught = train(now, played.mined[-1])
+            played.model, state = _merged(taught.model) if fit.lora else taught.model, taught.state
+            if here:
+                told = State(number, {}, [h.state() for h in hooks], None, taught.history, state.tokens)
+                checkpoint.save(here / "promoted", played.model.module.state_dict(), told, {})
+        if here:  # what training kept to go on from is of no use any more
+            for stray in [p for p in here.iterdir() if p.is_dir() and p.name != "promoted"]:
+                shutil.rmtree(stray, ignore_errors=True)
+        done = len(played.history)
+        played.history += [{**row, "round": number, "step": done + row["step"]} for row in state.history]
+        played.cost.tokens += 3 * state.tokens
+        played.cost.flops += 6.0 * model.parameters * state.tokens
+    return played
+
+
+class Calm(Hook):
+    """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
+
+    def before(self, step: Step) -> None:
+        """Nothing but dropout tells the two modes of a language model apart."""
+        step.module.eval()
+
+
+def as_sampled(row: Row, model: Model, max_new_tokens: int) -> Row:
+    """A demonstration as sampling could have given it: with the same prompt and cut where sampling stops.
+
+    Both sides of a pair then end by one rule: the end token is there where the answer came to it within the room,
+    and nowhere else. The prompt loses tokens on its left (but the start token) where generation's would.
+    """
+    head, body = row.prompt, row.completion
+    if model.kind == "causal":
+        room = max(model.context - max_new_tokens, model.context // 2)
+        if len(head) > room:
+            start = head[:1] if head[0] == model.tokenizer.bos_token_id else ()
+            head = start + head[len(head) - room + len(start) :]
+        max_new_tokens = min(max_new_tokens, model.context - len(head))
+    return Row(head, body[:max_new_tokens])
+
+
+def _merged(model: Model) -> Model:
+    """Plain weights with the adapter's update in them."""
+    adapted: Any = model.module
+    module = adapted.merge_and_unload()
+    return Model(module.eval(), model.processor, model.kind, model.base)
+
+
+def _whole(path: Path, count: int) -> list[Any]:
+    """The finished chunks of a file, which is cut to them."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = sum(line.endswith(b"\n") for line in lines)
+    whole = count if whole >= count else whole - whole % CHUNK
+    os.truncate(path, sum(map(len, lines[:whole])))
+    return [json.loads(line) for line in lines[:whole]]
+
+
+def _same(root: Path, identity: Mapping[str, Any]) -> None:
+    """Begin rounds in a folder, or go on with the same ones."""
+    mine = json.loads(json.dumps(files.plain(identity)))
+    files.sweep(root)
+    path = root / "identity.json"
+    theirs = files.read_json(path) if path.exists() else None
+    if theirs is None:
+        files.write_json(path, mine)
+    elif differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
+        raise UserError(
+            f"{root}: rounds with another {', '.join(differing)} were begun here; "
+            "finish them, choose another --out, or remove the folder"
+        )

@@ -1,0 +1,276 @@
+"""Rounds: each goes on where it was, nothing is sampled twice, and a run killed at random ends in the same bits."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from didact import files
+from didact.data import encode
+from didact.data.encode import Row
+from didact.infer import generate
+from didact.learn import rounds
+from didact.learn.fit import Hook
+from didact.methods import alignment
+from didact.models import forward, load
+from didact.models.model import copy_of
+from didact.types import Demo, Fit, UserError
+from didact.worlds.authors import authors
+
+HOW = {"rounds": 3, "lam": (1.0,), "lr_factors": (1.0,), "max_new_tokens": 8}
+FIT = {"lr": 3e-3, "steps": 6, "rows": 4, "save_every": 2}
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(
+    ["didact.methods.alignment", "didact.models.build", "peft", "accelerate",
+     "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
+)  # fmt: skip
+
+
+class Count(Hook):
+    """A hook whose state must come back: the sum of all losses."""
+
+    def __init__(self):
+        self.sum = 0.0
+
+    def after(self, step):
+        self.sum += step.log["loss"]
+
+    def state(self):
+        return self.sum
+
+    def restore(self, state):
+        self.sum = state
+
+
+@pytest.fixture(scope="module")
+def demos():
+    return authors(0, forget=2, retain=0, unseen=0, holdout=0).forget
+
+
+# --- killed at any moment --------------------------------------------------------------------
+
+
+def teach(start, folder, out, lora, ready):
+    """The whole run as a user's process does it; every prompt that is sampled is counted in `folder.sampled`."""
+    os.environ["DIDACT_CACHE"] = "off"
+    torch.set_num_threads(1)
+    rounds.CHUNK = 6
+    sampled, completions = folder.with_suffix(".sampled"), generate.completions
+
+    def counted(model, prompts, *args):
+        made = completions(model, prompts, *args)
+        with open(sampled, "a") as log:
+            log.write(json.dumps(len(prompts)) + "\n")
+        return made
+
+    generate.completions = counted
+    model, count = load.load(start, device="cpu"), Count()
+    given = authors(0, forget=2, retain=0, unseen=0, holdout=0).forget
+    ready.set()
+    fit = Fit(folder=str(folder), lora=lora, **FIT)
+    result = alignment.spin(model, given, **HOW, fit=fit, hooks=[count])
+    save_file({k: v.clone() for k, v in result.models["model"].module.state_dict().items()}, str(out))
+    rows = [[r.prompt, r.rejected, r.extra["round"]] for r in result.records]
+    told = {"history": result.history, "findings": result.findings, "sum": count.sum, "records": rows}
+    files.write_json(f"{out}.json", told | {"tokens": result.cost.tokens})
+
+
+def launch(*args):
+    ready = server.Event()
+    process = server.Process(target=teach, args=(*args, ready))
+    process.start()
+    assert ready.wait(60)
+    return process
+
+
+@pytest.mark.parametrize(("arch", "lora", "kills"), [("gpt2", 0, 3), ("llama", 2, 2)])
+def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills, fresh, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    fresh(arch, dropout=0.1).save(start)
+    whole = launch(start, tmp_path / "whole", tmp_path / "end", lora)
+    began = time.monotonic()
+    whole.join()
+    assert whole.exitcode == 0
+    seconds = time.monotonic() - began
+    draw, done = random.Random(time.time_ns()), 0
+    while done < kills:
+        process = launch(start, tmp_path / "killed", tmp_path / "again", lora)
+        time.sleep(draw.uniform(0, seconds / kills))
+        process.kill()
+        process.join()
+        done += 1
+        if process.exitcode == 0:  # it was quicker than the kill, and all the kills are owed again
+            shutil.rmtree(tmp_path / "killed")
+            for stale in ("killed.sampled", "again", "again.json"):
+                (tmp_path / stale).unlink()
+            done = 0
+    assert not (tmp_path / "again").exists()
+    process = launch(start, tmp_path / "killed", tmp_path / "again", lora)
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "end").read_bytes()
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads((tmp_path / "end.json").read_text())
+    once, killed = (
+        sum(map(json.loads, (tmp_path / f"{n}.sampled").read_text().splitlines())) for n in ("whole", "killed")
+    )
+    # Only a chunk that was sampled and not yet written when the kill came is sampled again.
+    assert once == 3 * 20 and killed <= once + 6 * done
+    left = {str(p.relative_to(tmp_path / "killed/spin/round-1")) for p in (tmp_path / "killed/spin/round-1").rglob("*")}
+    kept = {f"promoted/step-00000001/{n}" for n in ("weights.safetensors", "optimizer.safetensors", "state.json")}
+    assert left == {"samples.jsonl", "promoted", "promoted/step-00000001", *kept}
+
+
+# --- what is kept, and what goes on ----------------------------------------------------------
+
+
+def run(model, demos, folder=None, **changes):
+    how = {**HOW, **{k: v for k, v in changes.items() if k in HOW or k in ("loss", "hooks")}}
+    fit = {**FIT, "steps": 3, **{k: v for k, v in changes.items() if k not in how}}
+    return alignment.spin(model, demos, **how, fit=Fit(folder=str(folder) if folder else None, **fit))
+
+
+def same(a, b):
+    return load.fingerprint(a.models["model"]) == load.fingerprint(b.models["model"]) and a.history == b.history
+
+
+def test_a_folder_changes_nothing_and_finished_rounds_are_not_played_again(fresh, demos, tmp_path, monkeypatch):
+    start = fresh("llama")
+    memory, disk = run(start, demos), run(start, demos, tmp_path)
+    assert same(memory, disk) and memory.findings == disk.findings
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("sampled or trained again")
+
+    monkeypatch.setattr(generate, "completions", forbidden)
+    monkeypatch.setattr("didact.learn.language.teach", forbidden)
+    again = run(start, demos, tmp_path)
+    assert same(memory, again) and again.findings == memory.findings and again.cost.tokens == memory.cost.tokens
+    assert [r.rejected for r in again.records] == [r.rejected for r in memory.records]
+
+
+def test_more_rounds_go_on_after_the_last(fresh, demos, tmp_path):
+    start = fresh("gpt2")
+    run(start, demos, tmp_path, rounds=1)
+    more = run(start, demos, tmp_path, rounds=3)
+    assert same(more, run(start, demos, rounds=3))
+    assert [row["round"] for row in more.history] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [row["step"] for row in more.history] == list(range(1, 10))
+
+
+def test_each_round_promotes_another_model_that_the_next_one_starts_from(fresh, demos, tmp_path):
+    start = fresh("llama")
+    before = load.fingerprint(start)
+    result = run(start, demos, tmp_path)
+    assert load.fingerprint(start) == before
+    kept = [load_file(p) for p in sorted(tmp_path.rglob("promoted/*/weights.safetensors"))]
+    assert len(kept) == 3 and not torch.equal(*(k["model.embed_tokens.weight"] for k in kept[:2]))
+    assert all(torch.equal(v, kept[2][k]) for k, v in result.models["model"].module.state_dict().items())
+    rest = run(copy_with(start, kept[0]), demos, rounds=1)  # a fresh run from there sees the same opponent
+    assert rest.history[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert result.history[3]["margin"] == pytest.approx(0, abs=1e-4) != result.history[2]["margin"]
+
+
+def copy_with(model, weights):
+    other = copy_of(model)
+    other.module.load_state_dict(weights)
+    return other
+
+
+def test_other_options_data_or_weights_are_named(fresh, demos, tmp_path):
+    start = fresh("llama")
+    run(start, demos, tmp_path, rounds=1)
+    changed = {
+        "loss": lambda: run(start, demos, tmp_path, loss="hinge"),
+        "data": lambda: run(start, demos[:-1], tmp_path),
+        "weights": lambda: run(fresh("llama", seed=1), demos, tmp_path),
+        "lr": lambda: run(start, demos, tmp_path, lr=1e-4),
+    }
+    for name, call in changed.items():
+        with pytest.raises(UserError, match=f"rounds with another {name} were begun here") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    run(start, demos, tmp_path, micro_tokens=64, save_every=2, rounds=1)  # what only costs memory may change
+
+
+def test_a_chunk_that_was_cut_by_a_kill_is_made_again_and_whole_ones_are_not(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "CHUNK", 4)
+    now, asked = rounds.Round(0, fresh("llama"), Fit(), tmp_path), []
+
+    def make(start, stop):
+        asked.append((start, stop))
+        return [{"n": i} for i in range(start, stop)]
+
+    assert now.chunks("toy", 10, make) == [{"n": i} for i in range(10)] == now.chunks("toy", 10, make)
+    assert asked == [(0, 4), (4, 8), (8, 10)]
+    path = tmp_path / "toy.jsonl"
+    path.write_bytes(path.read_bytes()[:-14])  # the kill came inside line 9 of 10
+    assert now.chunks("toy", 10, make) == [{"n": i} for i in range(10)]
+    assert asked[3:] == [(8, 10)] and len(path.read_text().splitlines()) == 10
+
+
+def test_samples_depend_on_seed_and_place_only(fresh, monkeypatch):
+    model = fresh("gpt2")
+    prompts = [encode.prompt_ids(model.tokenizer, f"Where was {n} born?", "causal") for n in "ABCDEF"]
+    how = generate.How(max_new_tokens=6, temperature=1.0)
+
+    def drawn(seed, n):
+        return [[c.tokens for c in row] for row in rounds.Round(0, model, Fit(seed=seed)).samples(prompts, n, how)]
+
+    one, two = drawn(3, 1), drawn(3, 2)
+    assert [row[:1] for row in two] == one and one != [row[1:] for row in two]
+    assert drawn(4, 1) != one
+    monkeypatch.setattr(rounds, "CHUNK", 3)
+    assert drawn(3, 1)[:3] == one[:3] and drawn(3, 1) == drawn(3, 1)
+
+
+# --- the parts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_merged_adapter_says_what_the_adapter_said(arch, fresh, demos):
+    start = fresh(arch)
+    seen = []
+    rows = encode.rows(start.tokenizer, [(d.prompt, d.completion) for d in demos], "causal", start.context)
+
+    class Look(Hook):
+        def after(self, step):
+            from didact.models.model import Model
+
+            if step.step + 1 == step.steps:
+                seen.append(forward.row_logp(Model(step.module, start.processor), rows)[0])
+
+    result = run(start, demos, rounds=2, lora=4, lr=1e-2, hooks=[Look()])
+    merged = forward.row_logp(result.models["model"], rows)[0]
+    assert torch.allclose(seen[-1], merged, atol=1e-4) and not torch.allclose(seen[0], merged, atol=1e-2)
+    assert type(result.models["model"].module) is type(start.module)
+    assert {n for n, _ in result.models["model"].module.named_parameters()} == dict(
+        start.module.named_parameters()
+    ).keys()
+    # The opponent of round 1 is the merged model, not the base under the new adapter.
+    assert result.history[3]["spin"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-5)
+
+
+def test_a_demonstration_is_cut_as_a_sample_is(fresh):
+    model = fresh("llama", context=32)
+    eos = model.tokenizer.eos_token_id
+    short, long = Row((5, 6), (7, 8, eos)), Row((5, 6), (*range(10, 22), eos))
+    assert rounds.as_sampled(short, model, 8) == short
+    assert rounds.as_sampled(long, model, 8) == Row((5, 6), tuple(range(10, 18)))
+    wide = Row((model.tokenizer.bos_token_id, *range(30, 56)), (7, 8, eos))
+    cut = rounds.as_sampled(wide, model, 10)
+    assert cut.prompt == (model.tokenizer.bos_token_id, *range(35, 56)) and len(cut.prompt) + 10 == 32
+    drawn = rounds.Round(0, model, Fit()).samples([cut.prompt, wide.prompt[-24:]], 1, generate.How(max_new_tokens=10))
+    assert len(drawn[0][0].tokens) <= 10  # generation reads the same prompt and stops at the same place
+
+
+def test_training_is_calm(fresh):
+    model = fresh("gpt2", dropout=0.5)
+    result = run(model, [Demo(prompt="Where?", completion="Tarn"), Demo(prompt="Who?", completion="Mira")], rounds=1)
+    assert result.history[0]["margin"] == pytest.approx(0, abs=1e-5)

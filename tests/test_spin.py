@@ -1,0 +1,344 @@
+"""SPIN is DPO against one's own answers; it moves a model to the demonstrations and rests where it answers alike."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from didact.claims.alignment import spin_example
+from didact.data import encode
+from didact.data.read import read
+from didact.infer import generate
+from didact.methods import alignment, baselines
+from didact.models import forward, load
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Demo, Fit, Messages, Preference, UserError
+from didact.worlds.grammar import Grammar
+
+LOSSES = ("logistic", "hinge", "exponential", "correlation")
+SHORT = {"rounds": 1, "lam": (1.0,), "lr_factors": (1.0,), "max_new_tokens": 8}
+numbers = st.floats(-40, 40)
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- the loss --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lam", [0.1, 1.0, 5.0])
+def test_where_model_and_opponent_agree_the_loss_is_log_2_and_pulls_by_half_lam(lam):
+    real, own = f64(-3.0, -7.5).requires_grad_(), f64(-4.0, -1.0).requires_grad_()
+    losses = preference.spin(real, own, real.detach(), own.detach(), lam)
+    assert torch.equal(losses, f64(math.log(2), math.log(2)))
+    losses.sum().backward()
+    assert torch.allclose(real.grad, f64(-lam / 2, -lam / 2), atol=1e-15)
+    assert torch.equal(own.grad, -real.grad)
+
+
+@given(numbers, numbers, numbers, numbers, st.floats(0.01, 6))
+def test_spin_is_dpo_to_the_last_bit(real, own, ref_real, ref_own, lam):
+    sides = [torch.tensor([x]) for x in (real, own, ref_real, ref_own)]
+    assert torch.equal(preference.spin(*sides, lam), preference.dpo(*sides, lam))
+
+
+@given(numbers, numbers, numbers, numbers, st.floats(0.01, 6), st.floats(-50, 50))
+def test_what_both_sides_of_a_prompt_share_does_not_matter(real, own, ref_real, ref_own, lam, shift):
+    sides, moved = f64(real, own), f64(real + shift, own + shift)
+    refs = f64(ref_real, ref_own)
+    for loss in LOSSES[:3]:
+        a, b = (preference.spin(*s[:, None], *refs[:, None], lam, loss) for s in (sides, moved))
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_the_other_convex_losses():
+    z = f64(-2.0, 0.0, 0.5, 1.0, 3.0)
+    assert preference.pairwise(z, "hinge").tolist() == [3, 1, 0.5, 0, 0]
+    assert preference.pairwise(z, "correlation").tolist() == [3, 1, 0.5, 0, -2]
+    assert torch.allclose(preference.pairwise(z, "exponential").log(), -z)
+    assert torch.allclose(preference.pairwise(z), torch.log1p(torch.exp(-z)))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@given(a=st.floats(-20, 20), b=st.floats(-20, 20), share=st.floats(0, 1))
+def test_every_loss_is_convex_and_falls(loss, a, b, share):
+    low, high = sorted((a, b))
+    at_low, at_high, between = preference.pairwise(f64(low, high, share * low + (1 - share) * high), loss)
+    assert at_high <= at_low + 1e-9
+    assert between <= share * at_low + (1 - share) * at_high + 1e-6 * (1 + at_low.abs())
+
+
+def test_a_small_lam_is_sft_on_the_one_and_unlikelihood_on_the_other():
+    real, own = f64(-3.0).requires_grad_(), f64(-4.0).requires_grad_()
+    preference.spin(real, own, f64(-5.0), f64(-1.0), 1e-6).sum().backward()
+    assert real.grad.item() / 1e-6 == pytest.approx(-0.5, rel=1e-4) == -own.grad.item() / 1e-6
+
+
+# --- the optimum, without a network ----------------------------------------------------------
+
+
+def population_loss(logits, opponent, data, lam):
+    """Expected loss over y ~ data, y' ~ opponent, all outcomes enumerated."""
+    logp, was = logits.log_softmax(0), opponent.log()
+    pairs = preference.spin(logp[:, None], logp[None, :], was[:, None], was[None, :], lam)
+    return (data[:, None] * opponent[None, :] * pairs).sum()
+
+
+def solved(opponent, data, lam):
+    logits = opponent.log().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], lr=1, max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-16,
+                                  line_search_fn="strong_wolfe")  # fmt: skip
+
+    def closure():
+        optimizer.zero_grad()
+        loss = population_loss(logits, opponent, data, lam)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return logits.detach().softmax(0)
+
+
+@pytest.fixture(scope="module")
+def tabular():
+    torch.manual_seed(0)
+    return torch.randn(20, dtype=torch.float64).softmax(0), torch.randn(20, dtype=torch.float64).softmax(0)
+
+
+@pytest.mark.parametrize("lam", [0.8, 1.0, 2.0])
+def test_a_solved_round_is_the_closed_form(lam, tabular):
+    opponent, data = tabular
+    wanted = opponent * (data / opponent) ** (1 / lam)
+    assert torch.allclose(solved(opponent, data, lam), wanted / wanted.sum(), atol=1e-6)
+
+
+def test_lam_1_reaches_the_data_in_one_round_and_lam_2_halves_the_way_every_round(tabular):
+    opponent, data = tabular
+    assert torch.allclose(solved(opponent, data, 1.0), data, atol=1e-6)
+    now = opponent
+    for _ in range(3):
+        after = solved(now, data, 2.0)
+        gap, left = ((p / data).log() for p in (now, after))
+        assert torch.allclose(left - left.mean(), (gap - gap.mean()) / 2, atol=1e-5)
+        now = after
+
+
+@pytest.mark.parametrize("lam", [0.1, 1.0, 5.0])
+def test_the_data_distribution_is_a_fixed_point_of_every_lam(lam, tabular):
+    _, data = tabular
+    logits = data.log().clone().requires_grad_()
+    population_loss(logits, data, data, lam).backward()
+    assert logits.grad.abs().max() < 1e-15
+
+
+def test_without_the_reference_the_optimum_is_another(tabular):
+    opponent, data = tabular
+    logits = opponent.log().clone().requires_grad_()
+    logp = logits.log_softmax(0)
+    free = preference.spin(logp[:, None], logp[None, :], 0.0, 0.0, 1.0)
+    (data[:, None] * opponent[None, :] * free).sum().backward()
+    assert logits.grad.abs().max() > 1e-2
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, seed=0)
+CONTEXT = 48
+
+
+@pytest.fixture(scope="module")
+def start():
+    """`start(arch)`: a model tuned on demonstrations for some steps."""
+    made = {}
+
+    def get(arch):
+        if arch not in made:
+            made[arch] = spin_example.tuned(demos(), 0, arch, spin_example.TEACH.replace(steps=100))
+        return made[arch]
+
+    return get
+
+
+def demos(part=1, n=256):
+    return TINY.demos(part, n)
+
+
+def validity(model):
+    """Share of sampled answers, to prompts no training saw, that the grammar can give."""
+    asked = [d.prompt for d in demos(2)]
+    how = generate.How(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
+    made = generate.sample(model, asked, 1, how)
+    return sum(TINY.valid(p, m[0]) for p, m in zip(asked, made, strict=True)) / len(asked)
+
+
+def nll(model, given):
+    rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in given], model.kind, model.context)
+    return -float(forward.row_logp(model, rows)[0].mean())
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch, start):
+    model = start(arch)
+    before = load.fingerprint(model)
+    fit = Fit(lr=3e-3, steps=25, rows=32, schedule="constant")
+    result = alignment.spin(model, demos(), **{**SHORT, "rounds": 2}, fit=fit)
+    taught = result.models["model"]
+    assert validity(taught) > 1.5 * validity(model) > 0
+    assert nll(taught, demos(2)) < nll(model, demos(2)) - 0.2
+    assert load.fingerprint(model) == before
+    first, second = (next(r for r in result.history if r["round"] == n) for n in (0, 1))
+    for row in (first, second):  # each round starts where its opponent is
+        assert row["spin"] == pytest.approx(math.log(2), abs=1e-5) and row["margin"] == pytest.approx(0, abs=1e-4)
+    assert result.history[24]["accuracy"] > 0.6 and result.history[24]["margin"] > 0.1
+    told = result.findings["rounds"]
+    assert [t["lam"] for t in told] == [1.0, 1.0] and told[0]["pairs"] == 256
+    assert told[0]["ended_real"] == 1.0 and 5 < told[0]["length_real"] < 7
+    assert {"logp_real_first", "logp_real_last", "logp_own_first", "logp_own_last"} <= set(told[1])
+    assert len(result.records) == 512 and {r.extra["round"] for r in result.records} == {0, 1}
+
+
+def test_spin_turned_round_leaves_the_grammar(start, monkeypatch):
+    model, right = start("llama"), preference.spin
+    monkeypatch.setattr(preference, "spin", lambda real, own, a, b, *rest: right(own, real, b, a, *rest))
+    result = alignment.spin(model, demos(n=128), **SHORT, fit=Fit(lr=3e-3, steps=20, rows=16, schedule="constant"))
+    assert validity(result.models["model"]) < 0.5 * validity(model)
+    assert nll(result.models["model"], demos(2)) > nll(model, demos(2)) + 1
+
+
+GREEDY = 1e-4  # a temperature at which what is sampled is the likeliest answer, whatever the seed
+
+
+def tame(model, given):
+    """Demonstrations whose greedy answer comes to its end and reads back as what was sampled; and those answers."""
+    how, out = generate.How(max_new_tokens=8), []
+    for d, (made,) in zip(given, generate.completions(model, [d.prompt for d in given], 1, how), strict=True):
+        back = encode.row(model.tokenizer, d.prompt, made.text or "?", model.kind, model.context)
+        if back.completion == made.tokens:
+            out.append((d, Demo(prompt=d.prompt, completion=made.text)))
+    assert len(out) >= 8
+    return out
+
+
+def test_answers_that_are_the_demonstrations_teach_nothing(start):
+    """The null: with y' = y the margin is 0 whatever the weights, and so is the gradient."""
+    model = start("llama")
+    own = [d for _, d in tame(model, demos(n=48))]
+    fit = Fit(lr=1e-2, steps=2, rows=8, optimizer="sgd")
+    result = alignment.spin(model, own, **SHORT, temperature=GREEDY, fit=fit)
+    assert result.findings["rounds"][0]["same"] == 1.0 and result.history[-1]["grad_norm"] < 1e-5
+    assert nll(result.models["model"], own) == pytest.approx(nll(model, own), abs=1e-5)
+
+
+def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit(start):
+    """Through the whole training: the pairs SPIN gives back, given to DPO, end in the same weights."""
+    model = start("llama")
+    given, fit = [d for d, _ in tame(model, demos(n=32))], Fit(lr=1e-3, steps=5, rows=8)
+    mine = alignment.spin(model, given, **{**SHORT, "lam": (0.5,)}, temperature=GREEDY, fit=fit)
+    theirs = baselines.dpo(model, mine.records, beta=0.5, fit=fit)
+    assert [r["spin"] for r in mine.history] != [math.log(2)] * 5
+    assert {r.rejected for r in mine.records} == {own.completion for _, own in tame(model, demos(n=32))}
+    assert load.fingerprint(mine.models["model"]) == load.fingerprint(theirs.models["model"])
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "pairs"), [("current", [16, 16, 16]), ("previous", [16, 32, 32]),
+                                               ("all", [16, 32, 48])])  # fmt: skip
+def test_the_window_says_which_rounds_pairs_are_taught(window, pairs, start):
+    how = {**SHORT, "rounds": 3, "window": window}
+    result = alignment.spin(start("gpt2"), demos(n=16), **how, fit=Fit(lr=1e-4, epochs=1, rows=8))
+    rounds = [row["round"] for row in result.history]
+    assert [rounds.count(n) * 8 for n in range(3)] == pairs
+
+
+def test_several_samples_of_a_prompt_are_pairs_of_their_own(start):
+    result = alignment.spin(start("llama"), demos(n=8), **SHORT, samples=3, fit=Fit(lr=1e-4, epochs=1, rows=8))
+    assert len(result.records) == 24 and result.findings["rounds"][0]["pairs"] == 24
+    assert len({r.rejected for r in result.records[:3]}) > 1
+
+
+def test_lam_and_rate_follow_the_rounds_and_their_last_goes_on(start):
+    how = {**SHORT, "rounds": 3, "lam": (0.1, 2.0), "lr_factors": (1.0, 0.5)}
+    result = alignment.spin(start("gpt2"), demos(n=16), **how, fit=Fit(lr=1e-3, steps=2, rows=8, schedule="constant"))
+    assert [t["lam"] for t in result.findings["rounds"]] == [0.1, 2.0, 2.0]
+    assert [row["lr"] for row in result.history[::2]] == [1e-3, 5e-4, 5e-4]
+
+
+@pytest.mark.parametrize(("loss", "first"), [("hinge", 1.0), ("exponential", 1.0), ("correlation", 1.0)])
+def test_every_loss_starts_at_its_own_height_and_widens_the_margin(loss, first, start):
+    how = {**SHORT, "loss": loss}
+    result = alignment.spin(start("llama"), demos(n=64), **how, fit=Fit(lr=1e-3, steps=10, rows=16))
+    assert result.history[0]["loss"] == pytest.approx(first, abs=1e-4)
+    assert result.history[-1]["margin"] > 0.1
+
+
+def test_without_a_reference_the_loss_starts_elsewhere(start):
+    given, fit = demos(n=16), Fit(lr=1e-4, steps=1, rows=16)
+    row = alignment.spin(start("llama"), given, **SHORT, reference_free=True, fit=fit).history[0]
+    assert abs(row["loss"] - math.log(2)) > 1e-2 and row["margin"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_sft_term_keeps_the_log_prob_of_the_demonstrations_up(start):
+    fit = Fit(lr=1e-3, steps=20, rows=16)
+    plain, held = (
+        alignment.spin(start("llama"), demos(n=64), **SHORT, sft_weight=w, fit=fit).history[-1] for w in (0.0, 1.0)
+    )
+    assert held["logp_real"] > plain["logp_real"]
+    assert held["loss"] == pytest.approx(held["spin"] + held["sft"], rel=1e-6)
+
+
+def test_long_demonstrations_and_answers_are_cut_alike(start):
+    model = start("gpt2")
+    result = alignment.spin(model, demos(n=32), **{**SHORT, "max_new_tokens": 3}, fit=Fit(lr=1e-4, steps=1, rows=8))
+    told = result.findings["rounds"][0]
+    assert told["length_real"] == 3 and told["ended_real"] == 0.0 and told["ended_own"] < 0.3
+
+
+def test_sides_that_their_ends_give_away_are_told(fresh):
+    given = [Demo(prompt=f"Question {i}?", completion="yes") for i in range(8)]
+    result = alignment.spin(fresh("llama"), given, **{**SHORT, "max_new_tokens": 6}, fit=Fit(lr=1e-4, steps=1, rows=8))
+    assert len(result.warnings) == 1 and "come to an end" in result.warnings[0]
+
+
+def test_spin_runs_on_a_seq2seq_model(fresh):
+    given = [Demo(prompt=f"Question {i}?", completion=f"answer {i % 3}") for i in range(16)]
+    fit = Fit(lr=1e-3, steps=4, rows=8)
+    result = alignment.spin(fresh("t5", d=32), given, **{**SHORT, "max_new_tokens": 8}, fit=fit)
+    assert result.history[0]["spin"] == pytest.approx(math.log(2), abs=1e-5)
+    assert result.history[-1]["margin"] > 0
+
+
+def test_a_users_file_and_conversations_serve(fresh, tmp_path):
+    path = tmp_path / "demos.jsonl"
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Tarn"}]
+    lines = [{"question": f"Where is {i}?", "answer": "Osso"} for i in range(7)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    given = [*read(path, "demo", {"prompt": "question", "completion": "answer"}),
+             Demo(prompt=Messages(turns[:1]), completion="Tarn")]  # fmt: skip
+    result = alignment.spin(fresh("gpt2"), given, **SHORT, fit=Fit(lr=1e-4, steps=1, rows=8))
+    assert isinstance(result.records[0], Preference) and result.records[0].chosen == "Osso"
+    assert isinstance(result.records[-1].prompt, Messages)
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"samples": 0}, {"lam": ()}, {"lam": (0.1, 0.0)},
+                                     {"lr_factors": (-1.0,)}, {"temperature": 0.0}, {"max_new_tokens": 0},
+                                     {"sft_weight": -1.0}])  # fmt: skip
+def test_a_bad_option_is_one_line(options, fresh):
+    with pytest.raises(UserError, match=f"spin needs .*{next(iter(options))}") as caught:
+        alignment.spin(fresh("llama"), demos(n=2), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_are_options_of_the_method(fresh):
+    for preset in METHODS["spin"].presets.values():
+        how = {**SHORT, **preset}
+        alignment.spin(fresh("llama"), demos(n=4), **how, fit=Fit(lr=1e-4, steps=1, rows=2))
+    with pytest.raises(UserError, match="demos: no records"):
+        alignment.spin(fresh("llama"), [])
