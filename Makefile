@@ -28,6 +28,7 @@ docs: setup
 	.venv/bin/mkdocs build --strict
 
 bench: setup
+	$(PY) -m pip install -q -c constraints.txt -e ".[bench]"
 	$(PY) -m bench
 
 soak: setup

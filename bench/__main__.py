@@ -134,8 +134,22 @@ BENCHES: dict[str, Bench] = {
 }  # fmt: skip
 
 
-def measure(arm: Arm, threads: int, cache: str) -> dict[str, Any]:
-    """Run one arm in its own process; an arm that cannot run says why."""
+DONE: dict[str, dict[str, Any]] = {}
+
+
+def measure(arm: Arm, threads: int, time: int) -> dict[str, Any]:
+    """Run one arm in its own process, without anything cached; one that cannot run says why.
+
+    Benches that look at another measure of the same arm share its runs.
+    """
+    key = f"{arm} {time}"
+    if key not in DONE:
+        with tempfile.TemporaryDirectory() as cache:
+            DONE[key] = _measured(arm, threads, cache)
+    return DONE[key]
+
+
+def _measured(arm: Arm, threads: int, cache: str) -> dict[str, Any]:
     place, settings = arm
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     env = os.environ | quiet | {"OMP_NUM_THREADS": str(threads), "DIDACT_CACHE": cache}
@@ -149,10 +163,9 @@ def measure(arm: Arm, threads: int, cache: str) -> dict[str, Any]:
 def compare(name: str, bench: Bench, threads: int, times: int) -> dict[str, Any]:
     """Ours and every setting of the peer, `times` each in turn; the best of each."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(times):
+    for time in range(times):
         for label, arm in {"ours": bench.ours, **bench.peers}.items():
-            with tempfile.TemporaryDirectory() as cache:  # nothing kept from an earlier run
-                told = measure(arm, threads, cache)
+            told = dict(measure(arm, threads, time))
             if "error" in told:
                 print(f"  {name}, {label}: does not run: {told['error']}", file=sys.stderr)
                 continue

@@ -101,7 +101,7 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
     named = isinstance(hint, type) and not typing.get_args(hint)
-    return hint.__name__ if named else str(hint).replace("typing.", "")
+    return hint.__name__ if named else str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
 
 
 if __name__ == "__main__":
