@@ -1,0 +1,389 @@
+"""Exact span decoding: equal to brute force on every architecture, and its method on models that learn to extract."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import KINDS, tiny
+
+from didact.data import spans
+from didact.evaluate import qa
+from didact.infer import beam, constrain, extract
+from didact.methods.prompting.exact_extract import exact_extract, exact_extract_rss, exact_extract_tune, rss_rows
+from didact.models import build
+from didact.types import QA, Fit, Text, UserError
+from didact.worlds import facts
+
+PAIRS = [("abc de fgab", "w?"), ("he said", "why so?"), ("xx xx xx", "q")]
+TEXT = "The old mill stood by the river. In May the old mill burned. Nobody saw the fire; the river was low."
+
+
+def asked(kind, pairs=PAIRS, **more):
+    """A random model of this type, its form and questions of at most 12 tokens."""
+    model = tiny(kind, **more)
+    how = extract.form(model, "T: {context} Q: {question} A:", bos="a" if kind == "t5" else "none", end="z")
+    return model, how, [extract.ask(model, how, *p) for p in pairs]
+
+
+def constant(model, favoured=(), value=0.0):
+    """The same next-token distribution everywhere: uniform, with `value` nats added to the favoured tokens' logits."""
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.zero_()
+    head = model.module.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    with torch.no_grad():
+        head.bias[list(favoured)] = value
+    return model
+
+
+# --- against brute force ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_len", [0, 3])
+def test_every_span_scores_as_when_it_is_decoded_by_itself(kind, max_len):
+    model, how, questions = asked(kind)
+    for q, table in zip(questions, extract.tables(model, questions, how, max_len), strict=True):
+        one_by_one = extract.forced(model, q, how, max_len)
+        n, m = len(q.passage), extract.longest(model, q, max_len)
+        assert n <= 12 and table.rows == n
+        scored = np.isfinite(one_by_one)
+        assert scored.sum() == sum(min(m, n - i) for i in range(n))
+        total = extract.totals(table.nll, table.end)
+        assert (np.isfinite(total) == scored).all()
+        np.testing.assert_allclose(total[scored], one_by_one[scored], atol=2e-5)
+        (found,) = extract.best(q, table, how)
+        blanks = [i for i, (a, b) in enumerate(q.spots) if not q.context[a:b].strip()]
+        one_by_one[blanks, 0] = np.inf  # a span of white space is no answer
+        i, t = np.unravel_index(one_by_one.argmin(), one_by_one.shape)
+        assert found.tokens == q.passage[i : i + t + 1]
+        assert found.nll == pytest.approx(one_by_one.min(), abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "mamba", "t5"])
+def test_neither_chunks_nor_company_nor_pruning_change_the_answer(kind):
+    model, how, questions = asked(kind)
+    whole = extract.tables(model, questions, how)
+    for other in (
+        extract.tables(model, questions, how, chunk_tokens=30),
+        [extract.tables(model, [q], how)[0] for q in questions],
+    ):
+        for a, b in zip(whole, other, strict=True):
+            np.testing.assert_allclose(a.nll, b.nll, atol=2e-5)
+            np.testing.assert_allclose(a.end, b.end, atol=2e-5)
+            assert (a.bos, a.rows) == (pytest.approx(b.bos, abs=2e-5), b.rows)
+    for top in (1, 3):
+        for norm in (False, True):
+            pruned = extract.tables(model, questions, how, prune=True, top=top, length_norm=norm)
+            for q, a, b in zip(questions, whole, pruned, strict=True):
+                full, less = (extract.best(q, x, how, top, norm) for x in (a, b))
+                assert [s.text for s in full] == [s.text for s in less]
+                np.testing.assert_allclose([s.nll for s in full], [s.nll for s in less], atol=2e-5)
+
+
+def test_pruning_skips_starts_that_cannot_win():
+    model = tiny("llama", tie_word_embeddings=False)
+    likely = [*model.tokenizer.convert_tokens_to_ids(["c", "d"])]
+    constant(model, [*likely, *model.tokenizer.convert_tokens_to_ids(["z"])], 8.0)
+    how = extract.form(model, "{context}{question}", end="z")
+    q = extract.ask(model, how, "abcdefghijklmnopqrstuvwxy" * 4, "")
+    (full,), (less,) = (extract.tables(model, [q], how, 5, prune=p) for p in (False, True))
+    assert full.rows == len(q.passage) == 101
+    assert less.rows == 8  # the four c and the four d
+    assert extract.best(q, full, how)[0].text == extract.best(q, less, how)[0].text
+
+
+def test_top_spans_are_distinct_and_in_order():
+    model, how, questions = asked("llama")
+    for q, table in zip(questions, extract.tables(model, questions, how), strict=True):
+        found = extract.best(q, table, how, top=6)
+        texts, scores = [s.text for s in found], [s.nll for s in found]
+        assert len(set(texts)) == len(texts) and scores == sorted(scores)
+        assert all(t and t in q.context for t in texts)
+        assert all(q.passage[s.start : s.start + len(s.tokens)] == s.tokens for s in found)
+
+
+def test_a_span_is_named_by_its_first_place():
+    model, how, _ = asked("gpt2")
+    q = extract.ask(model, how, "xx xx xx", "q")
+    (found,) = extract.best(q, extract.tables(model, [q], how)[0], how)
+    assert found.start == extract.place(q, found.tokens)
+
+
+# --- known answers ---------------------------------------------------------------------------
+
+
+def test_under_a_uniform_model_a_span_costs_log_v_a_token_and_the_first_token_wins():
+    model = constant(tiny("llama", tie_word_embeddings=False))
+    how = extract.form(model, "{context}{question}", end="z")
+    q = extract.ask(model, how, "abcdef", "?")
+    (table,) = extract.tables(model, [q], how)
+    log_v = math.log(model.config.vocab_size)
+    for t in range(len(q.passage)):
+        assert extract.totals(table.nll, table.end)[0, t] == pytest.approx((t + 2) * log_v, rel=1e-5)
+    (found,) = extract.best(q, table, how)
+    assert (found.text, len(found.tokens)) == ("a", 1)  # the blank before it is no answer
+    normed = extract.normed(extract.totals(table.nll, table.end), table.bos, how)
+    np.testing.assert_allclose(normed[np.isfinite(normed)], log_v, rtol=1e-5)  # a pure tie
+
+
+def test_t5_counts_its_constant_token_when_length_is_divided_by():
+    model, how, (q, *_) = asked("t5")
+    (table,) = extract.tables(model, [q], how)
+    (found,) = extract.best(q, table, how, length_norm=True)
+    assert found.score == pytest.approx((table.bos + found.nll) / (len(found.tokens) + 2))
+
+
+@pytest.mark.parametrize("length", [1, 3, 5])
+def test_an_end_that_comes_after_r_tokens_gives_a_span_of_r_tokens(length):
+    n = 8
+    uniform = np.where(np.add.outer(np.arange(n), np.arange(n)) < n, math.log(50), np.inf)
+    end = np.where(np.arange(n) == length - 1, -math.log(1 - 1e-6), 1e3) * np.ones((n, 1))
+    q = extract.Ask((1,), tuple(range(n)), "abcdefgh", tuple((i, i + 1) for i in range(n)))
+    (found,) = extract.best(q, extract.Table(uniform, end, 0.0, n), extract.Form("", (), 0))
+    assert found.text == "abcdefgh"[:length]
+
+
+def test_the_parts_of_a_score():
+    model, how, questions = asked("llama")
+    for q, table in zip(questions, extract.tables(model, questions, how), strict=True):
+        total, n = extract.totals(table.nll, table.end), len(q.passage)
+        np.testing.assert_allclose(total[:, 0], table.nll[:, 0] + table.end[:, 0])
+        assert (np.diff(table.nll.cumsum(1)[0]) >= 0).all()
+        assert np.isfinite(table.nll).sum() == n * (n + 1) / 2
+        assert [len(r) for r in extract.branches(q.passage, n)] == list(range(n, 0, -1))  # never wrapped
+
+
+# --- greedy, constrained, beam ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_stays_in_the_passage_is_likelier_than_the_exact_answer(kind):
+    model, how, questions = asked(kind)
+    for q, table in zip(questions, extract.tables(model, questions, how), strict=True):
+        (exact,) = extract.best(q, table, how)
+        along = extract.constrained(q, table)
+        assert exact.nll <= along.nll + 1e-5
+        assert extract.answer_nll(model, [q], how, [along.tokens])[0] == pytest.approx(along.nll, abs=1e-4)
+        assert extract.answer_nll(model, [q], how, [exact.tokens])[0] == pytest.approx(exact.nll, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_greedy_along_the_passage_is_what_constrained_decoding_says(kind):
+    model, how, questions = asked(kind)
+    limits = [constrain.Spans(q.passage, how.end, 4) for q in questions]
+    walked = beam.search(model, [q.prompt for q in questions], 1, 0.0, [9] * 3, [how.end], limits)
+    for q, table, (w, *_) in zip(questions, extract.tables(model, questions, how, 4), walked, strict=True):
+        read = extract.constrained(q, table)
+        assert (*read.tokens, how.end) == w.tokens
+        assert -read.nll == pytest.approx(w.logp, abs=1e-4)
+
+
+def test_a_model_sure_of_one_span_is_greedy_exact_and_optimal(learned):
+    model, how, _ = learned
+    pairs = [("so kal sad sux . here gem tod .", "kal")]
+    found = extract.answers(model, pairs, how, ("exact", "greedy", "constrained_greedy", "beam"))
+    assert {rows[0][0].tokens for rows in found.values()} == {found["exact"][0][0].tokens}
+
+
+# --- words, windows, recurring spans ---------------------------------------------------------
+
+
+def test_f1_and_exact_match_are_those_of_squad():
+    assert qa.f1("the Democratic Party", ["Democratic Party"]) == 1
+    assert qa.f1("party", ["Democratic Party"]) == pytest.approx(2 / 3)
+    assert qa.f1("", ["x"]) == 0 == qa.exact_match("", ["the"])
+    assert qa.f1("b", ["a", "b c", "b"]) == 1
+    assert qa.f1("x x y", ["x"]) == pytest.approx(0.5)  # bags, not sets
+    assert qa.exact_match("An  Apple!", ["apple"]) == 1
+    assert qa.extractive("old mill", TEXT) and not qa.extractive("Old mill", TEXT)
+    assert qa.extractive("Old mill", TEXT, normalised=True) and not qa.extractive("", TEXT)
+
+
+words = st.lists(st.sampled_from("a bb ccc d. e the of".split()), min_size=1, max_size=40).map(" ".join)
+
+
+@given(st.integers(1, 60), st.integers(4, 60), st.integers(1, 30), st.integers(1, 30))
+@settings(max_examples=40, deadline=None)
+def test_windows_fit_and_leave_nothing_out(n, room, size, stride):
+    text = " ".join(f"{i:03}" for i in range(n))
+    pieces = spans.windows(text, lambda t: len(t) <= room, size, stride)
+    assert all(len(p) <= room and p in text for p in pieces)
+    seen = 0
+    for piece in pieces:  # each begins no later than where the one before ended
+        at = text.index(piece)
+        assert at <= seen + 1
+        seen = max(seen, at + len(piece))
+    assert seen == len(text)
+
+
+def test_a_question_that_leaves_no_room_is_an_error():
+    with pytest.raises(UserError, match="no room"):
+        spans.windows("a b c", lambda t: False)
+
+
+def test_windows_are_512_words_every_120_and_shrink_by_a_tenth():
+    text = " ".join(f"w{i}" for i in range(700))
+    pieces = spans.windows(text, lambda t: len(t.split()) <= 512)
+    assert [p.split()[0] for p in pieces] == ["w0", "w120", "w240"] and len(pieces[0].split()) == 512
+    shrunk = spans.windows(text, lambda t: len(t.split()) <= 500)
+    assert len(shrunk[0].split()) == 460  # 512 * .9
+
+
+def test_recurring_spans_are_maximal_whole_and_more_than_stop_words():
+    found = spans.recurring(TEXT)
+    assert set(found) == {"old mill", "the river"}
+    assert "old" not in found  # only ever inside the longer one
+    assert spans.recurring("the of the of and the of") == {}
+    assert spans.recurring("red fox. ran red fox ran") == {"red fox": [(0, 7), (13, 20)], "ran": [(9, 12), (21, 24)]}
+    assert spans.recurring("no word of another: wordy notes") == {}
+    twelve = " ".join("abcdefghijkl")
+    assert all(len(s.split()) <= 10 for s in spans.recurring(f"{twelve} . {twelve}"))
+
+
+@given(words, st.integers(0, 5), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_another_occurrence_always_stays_in_the_text(text, seed, later):
+    at = spans.recurring_place(text, np.random.default_rng(seed), later)
+    if at is None:
+        assert not spans.recurring(text)
+        return
+    cut = spans.masked(text, [at], ["<m>"])
+    assert cut.text.count("<m>") == 1 and cut.text.replace("<m>", cut.span) == text
+    assert not spans.SENTENCE_END.search(cut.span)
+    left = spans.cut(text, at).text if later else cut.text
+    assert cut.span in left
+
+
+@given(words, st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_control_masks_as_many_words(text, seed):
+    lengths = {len(spans.WORD.findall(s)) for s in spans.recurring(text)}
+    at = spans.random_place(text, np.random.default_rng(seed))
+    assert (at is None) == (not lengths)
+    assert at is None or len(spans.WORD.findall(text[slice(*at)])) in lengths
+
+
+def test_several_spans_are_masked_in_order():
+    assert spans.masked("a b c d", [(4, 5), (0, 1)], ["<0>", "<1>"]) == ("<0> b <1> d", "<0>a<1>c")
+
+
+# --- the method ------------------------------------------------------------------------------
+
+
+FORM = {"template": "{context} so {question}"}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return facts.facts(0, passages=600, tune=64, test=40)
+
+
+@pytest.fixture(scope="module")
+def blank(world):
+    tokenizer = build.train_tokenizer([" " + " ".join(facts.vocabulary())] * 3, 400)
+    return build.build("llama", tokenizer, d=32, layers=2, heads=2, context=128, initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def learned(blank):
+    """A model that has one passage and its answer by heart."""
+    one = [QA(context="so kal sad sux . here gem tod .", question="kal", answers=["sad sux"])]
+    fit = Fit(lr=1e-2, steps=40, rows=1, schedule="constant")
+    result = exact_extract_tune(blank, one, one, max_len=8, **FORM, fit=fit)
+    return result.models["model"], extract.form(blank, **FORM), result
+
+
+def test_tuning_teaches_the_answer_and_says_so(learned):
+    metrics = learned[2].metrics
+    assert (metrics["greedy_f1"].after, metrics["exact_f1"].after, metrics["optimality"].after) == (100, 100, 100)
+    assert metrics["exact_nll"].after < 0.5 < metrics["exact_nll"].before
+
+
+def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(blank, world):
+    fit = Fit(lr=5e-3, steps=150, rows=16, schedule="constant", warmup_steps=10)
+    result = exact_extract_rss(blank, world.passages, world.test, max_len=5, **FORM, fit=fit)
+    extractive, right = (result.metrics[name] for name in ("extractiveness", "exact_f1"))
+    assert extractive.ci[0] > extractive.before + 10  # over the 40 questions
+    assert right.ci[0] > right.before
+    assert np.mean([row["nll"] for row in result.history[-10:]]) < 0.6 * result.history[0]["nll"]
+
+
+def test_random_spans_are_trained_on_the_same_passages(blank, world):
+    how = extract.form(blank, **FORM)
+    texts = [Text(text=TEXT), Text(text="nothing twice"), *world.passages[:20]]
+    rows = {s: rss_rows(blank, texts, how, s) for s in ("recurring", "random")}
+    assert rows["recurring"][1] == rows["random"][1] == 1
+    assert len(rows["recurring"][0]) == len(rows["random"][0]) == 21
+    for row in rows["recurring"][0]:
+        prompt, span = (blank.tokenizer.decode(list(ids)) for ids in (row.prompt, row.completion[:-1]))
+        assert span.strip() in prompt and row.completion[-1] == how.end
+
+
+def test_a_long_passage_is_cut_before_spans_are_looked_for(blank):
+    far = " ".join(["kal sad sux"] + [f"w{i}" for i in range(200)] + ["kal sad sux"])
+    how = extract.form(blank, **FORM)
+    with pytest.raises(UserError, match="no span recurs"):
+        rss_rows(blank, [Text(text=far)], how, limit=60)
+
+
+def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
+    model = learned[0]
+    result = exact_extract(model, world.test[:6], max_len=5, top=3, **FORM)
+    for record, question in zip(result.records, world.test, strict=False):
+        told = record.extra
+        assert told["prediction"] in question.context and len(told["spans"]) == 3
+        assert told["nll"] <= told["constrained_greedy"]["nll"] + 1e-4
+        assert not question.extra
+    for name in ("exact_f1", "greedy_f1", "constrained_greedy_f1", "extractiveness", "optimality", "gain"):
+        metric = result.metrics[name]
+        assert metric.n == 6 and metric.ci[0] <= metric.after <= metric.ci[1]
+    assert result.metrics["gain"].after == pytest.approx(
+        result.metrics["exact_f1"].after - result.metrics["greedy_f1"].after
+    )
+    alone = exact_extract(model, world.test[:6], decoder="beam", compare=False, max_len=5, **FORM)
+    assert set(alone.metrics) == {"beam_f1", "beam_em", "beam_nll"}
+
+
+def test_a_long_passage_is_read_in_windows_and_the_likeliest_answer_wins(learned):
+    model, how, _ = learned
+    long = " ".join(["here gem tod ."] * 20 + ["so kal sad sux ."])
+    search = extract.Search(max_len=5, limit=40)
+    windows = extract.asks(model, how, long, "kal", 40)
+    assert len(windows) > 1 and all(len(w.prompt) <= 40 for w in windows)
+    (found,) = extract.answers(model, [(long, "kal")], how, ("exact",), search)["exact"]
+    each = [extract.best(w, t, how)[0] for w, t in zip(windows, extract.tables(model, windows, how, 5), strict=True)]
+    assert found[0].nll == pytest.approx(min(e.nll for e in each), abs=1e-4)
+
+
+def test_tokens_that_are_missing_are_named_with_the_mend(blank):
+    with pytest.raises(UserError, match="--bos none --end eos"):
+        extract.form(tiny("t5"))
+    with pytest.raises(UserError, match=r"\{question\} is missing"):
+        extract.form(blank, "{context}")
+    with pytest.raises(UserError, match="no answer to learn"):
+        exact_extract_tune(blank, [QA(context="a", question="b", answers=[])], **FORM)
+    with pytest.raises(UserError, match="no span recurs"):
+        exact_extract_rss(blank, [Text(text="one two three")], **FORM)
+    with pytest.raises(UserError, match="passage is empty"):
+        exact_extract(blank, [QA(context=" ", question="b", answers=["a"])], **FORM)
+
+
+def test_t5_is_asked_as_it_was_pretrained():
+    model = tiny("t5")
+    model.processor = copy.deepcopy(model.tokenizer)  # the other tests share it
+    model.processor.add_special_tokens({"additional_special_tokens": list(extract.SENTINELS)})
+    how = extract.form(model)
+    first, last = model.tokenizer.convert_tokens_to_ids(list(extract.SENTINELS))
+    assert (how.bos, how.end) == ((first,), last)
+    assert how.template.endswith("Question: {question} Answer:<extra_id_0>.")
+    rows, _ = rss_rows(model, [Text(text=TEXT)], how, limit=256)
+    (row,) = rows
+    assert row.prompt.count(first) == 1 and (row.completion[0], row.completion[-1]) == (first, last)
+    span = model.tokenizer.decode(row.completion[1:-1]).strip()
+    assert span in ("old mill", "the river") and span in model.tokenizer.decode(row.prompt)
