@@ -1,4 +1,4 @@
-"""The comparison: equal budgets, leak-proof splits, honest ties, arms that fail alone, and going on where it stopped."""
+"""The comparison: equal budgets, leak-proof splits, honest ties, arms that fail alone, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -206,5 +206,5 @@ def test_an_arm_that_answers_without_a_model_is_ranked_with_the_others_by_right_
     told = {"records": {"demo": demos}, "protocol": "answer", "seeds": (1,), "rates": (4e-3,)}
     board = compare.run([shots, arm("sft")], setting(model, tmp_path, **told))
     assert board["primary"] == "exact_answer" and not board["failures"]
-    assert [r["arm"] for r in board["rows"]][0] == "sft" and board["rows"][0]["score"]["mean"] > 0.9
+    assert board["rows"][0]["arm"] == "sft" and board["rows"][0]["score"]["mean"] > 0.9
     assert {r["arm"] for r in board["rows"]} == {"sft", "few-shot", "untouched"}

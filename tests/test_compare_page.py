@@ -343,7 +343,9 @@ def test_what_compare_makes_has_all_the_page_needs(tmp_path):
 
     units = {"untouched": [unit(3.0, 0.0)] * 3, "sft": [unit(2.0 + k / 10, 80.0 + k) for k in range(3)]}
     chosen = {"sft": {"lr": RATES[1], "steps": 9, "search": {"0.004": 2.1}}}
-    made = files.plain(compare.leaderboard(setting, compare.PRIMARY[setting.protocol], units, chosen, {"dpo": "no pairs"}))
+    made = files.plain(
+        compare.leaderboard(setting, compare.PRIMARY[setting.protocol], units, chosen, {"dpo": "no pairs"})
+    )
     made |= {"model": "m", "data": {}, "identity": {}, "versions": {}}
     seen = " ".join(text_of(written(tmp_path, made)).split())
     assert "sft is best: nll 2.100" in seen and "below the untouched model" in seen and "lower is better" in seen
