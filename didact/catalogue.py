@@ -44,6 +44,11 @@ def entry(name: str) -> dict[str, Any]:
     return methods[name]
 
 
+def papers() -> list[str]:
+    """The methods that have a claim: every paper's once, by its slug, whatever variants it has."""
+    return list(dict.fromkeys(e["name"].partition(".")[0] for e in read().values() if not e["baseline"]))
+
+
 def make() -> list[dict[str, Any]]:
     """The catalogue from the code and the scoreboard."""
     from didact.registry import METHODS

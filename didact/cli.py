@@ -385,8 +385,7 @@ def _claim(words: list[str]) -> int:
     parser.add_argument("--scoreboard", default="scoreboard", help="folder the card is written to")
     parser.add_argument("--keep", help="folder that keeps finished seeds, to resume from")
     args = parser.parse(words)
-    papers = dict.fromkeys(e["name"].partition(".")[0] for e in catalogue.read().values() if not e["baseline"])
-    names = list(papers) if args.all else [args.method]
+    names = catalogue.papers() if args.all else [args.method]
     if names == [None]:
         raise UserError("name a method, or --all")
     from didact import verbs

@@ -54,7 +54,7 @@ def board(claims: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
         "rows": rows,
         "counts": {v: sum(row["card"]["verdict"] == v for row in rows) for v in VERDICTS},
         "aged": [row["card"]["method"] for row in rows if row["stale"]],
-        "waiting": [e["name"] for e in catalogue.read().values() if not e["baseline"] and e["name"] not in have],
+        "waiting": [name for name in catalogue.papers() if name not in have],
         "seconds": sum(row["card"]["seconds"] for row in rows),
     }
 
