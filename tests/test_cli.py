@@ -307,7 +307,11 @@ def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(tim
 
 def test_interrupting_says_how_to_go_on_and_exits_130(place, tmp_path):
     words = [*DIDACT, *run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5")]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "DIDACT_CACHE": "off"})
+    # A suite that a shell runs in the background has interrupts ignored, and hands that on.
+    process = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env={**os.environ, "DIDACT_CACHE": "off"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     begun = time.monotonic()
     while not list((tmp_path / "out").glob("checkpoints/npo/step-*")) and time.monotonic() - begun < 60:
         time.sleep(0.1)
