@@ -9,6 +9,7 @@ arm that fails is told and leaves the others alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -189,7 +190,7 @@ def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lam
     if any(not rate > 0 for rate in setting.rates):
         raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
     work = Work(setting, told, primary_of(setting.protocol, arms))
-    chosen = {arm.name: _attempt(lambda arm=arm: _tuned(work, arm)) for arm in arms}  # type: ignore[misc]
+    chosen = {arm.name: _attempt(functools.partial(_tuned, work, arm)) for arm in arms}
     units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: [work.unit(None, None, None, seed) for seed in setting.seeds]}
     if unscored := [u["error"] for u in units[UNTOUCHED] if "error" in u]:
         raise UserError(f"the untouched model cannot be scored: {unscored[0]}")

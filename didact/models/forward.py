@@ -288,4 +288,4 @@ def _reads_head(model: Model) -> bool:
 def _score_dtype(model: Model) -> torch.dtype:
     """The type of the attention scores, which an additive mask must have."""
     device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.module.dtype  # type: ignore
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.module.dtype  # type: ignore  # a transformers module has one

@@ -150,7 +150,7 @@ def _random_models(seed: int) -> list[tuple[Model, Form]]:
     made = []
     for arch in ("llama", "gpt2", "t5"):
         more = {} if arch == "t5" else {"initializer_range": 0.2}
-        model = build.build(arch, _tokenizer(), d=32, layers=2, heads=4, context=64, seed=seed, **more)  # type: ignore
+        model = build.build(arch, _tokenizer(), d=32, layers=2, heads=4, context=64, seed=seed, **more)  # type: ignore  # names from a tuple
         bos = "Ġso" if arch == "t5" else "none"
         made.append((model, extract.form(model, TEMPLATE, bos=bos, end="eos")))
     return made
