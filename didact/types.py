@@ -228,12 +228,13 @@ class Fit:
         epochs: passes over the method's first stream; used when `steps` is not given.
         steps: optimiser steps.
         rows: records per stream and optimiser step.
-        micro_tokens: padded tokens per forward pass; changes memory and speed, never the result.
+        micro_tokens: padded tokens per forward pass; changes memory and speed, never the result. By default what is
+            fastest for the model's width and device.
         schedule: constant, linear (to zero), cosine (to zero) or wsd (constant, then linear to zero
             over the last fifth).
         warmup: linear warm-up in epochs of the first stream (or in steps with `warmup_steps`).
         warmup_steps: linear warm-up in steps; wins over `warmup`.
-        optimizer: adamw, adam or sgd.
+        optimizer: adamw, adam, sgd, or adafactor (factored second moments, no first; constant rate `lr`).
         betas: Adam's two decay rates.
         weight_decay: decoupled decay of matrices (not of biases and norms).
         clip: largest global gradient norm; 0 turns clipping off.
@@ -249,11 +250,11 @@ class Fit:
     epochs: float = 1.0
     steps: int | None = None
     rows: int = 32
-    micro_tokens: int = 4096
+    micro_tokens: int | None = None
     schedule: Schedule = "linear"
     warmup: float = 0.0
     warmup_steps: int | None = None
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "adafactor"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -266,14 +267,14 @@ class Fit:
 
     def __post_init__(self) -> None:
         for name, low in (("lr", 0.0), ("rows", 1), ("micro_tokens", 1), ("save_every", 1)):
-            if not getattr(self, name) >= low:
+            if (value := getattr(self, name)) is not None and not value >= low:
                 raise UserError(f"{name} = {getattr(self, name)}: must be at least {low:g}")
         if (self.steps is not None and self.steps < 0) or not 0 <= self.epochs < float("inf"):
             raise UserError(f"steps = {self.steps}, epochs = {self.epochs}: must not be negative")
         for name in ("warmup", "weight_decay", "clip", "lora", "lr"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} = {getattr(self, name)}: must be a finite number, 0 or more")
-        if self.optimizer != "sgd" and not all(0 <= b < 1 for b in self.betas):
+        if self.optimizer.startswith("adam") and not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"betas = {self.betas}: both must lie in [0, 1)")
 
     def replace(self, **changes: Any) -> Fit:

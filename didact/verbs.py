@@ -30,7 +30,7 @@ from didact.evaluate import judges, protocols
 from didact.infer import generate, remote
 from didact.infer import lm as language_models
 from didact.learn import track
-from didact.models import cost, load
+from didact.models import cost, forward, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import RECORDS, Fit, Metric, Record, Result, UserError, as_row
@@ -166,11 +166,11 @@ def dry_run(request: Request) -> dict[str, Any]:
     trained = model.parameters
     if job.fit.lora:  # rank times (inputs + outputs) of every matrix, at most
         trained = sum(job.fit.lora * sum(p.shape) for p in model.module.parameters() if p.dim() == 2)
-    moments = {"adamw": 2, "adam": 2, "sgd": 0}[job.fit.optimizer]
+    moments = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0}[job.fit.optimizer]
     width = getattr(model.config, "vocab_size", 0)
     pairs = {name: list(_texts(rows)) for name, rows in job.train.items()}
     longest = max((n for p in pairs.values() for n in encode.sizes(model.tokenizer, p)), default=0)
-    micro = max(job.fit.micro_tokens, longest)
+    micro = max(job.fit.micro_tokens or forward.at_once(model), longest)
     hidden = getattr(model.config, "hidden_size", 0) * getattr(model.config, "num_hidden_layers", 1)
     activations = item * micro * (16 * hidden + 3 * min(width, 1 << 24))
     memory = {

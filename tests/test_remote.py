@@ -1,6 +1,8 @@
 """Remote models against real servers: what is asked, what is counted, what is kept, what goes wrong."""
 
 import contextlib
+import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -9,15 +11,18 @@ import sys
 import threading
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import NAME, Serve, Small
 
 import didact
+from didact import cli, types
 from didact.infer import calls, lm, replies, responses
+from didact.methods import prompting
 from didact.models import build
-from didact.types import Messages, UserError
+from didact.types import Demo, Messages, UserError
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -589,3 +594,33 @@ def test_transformers_serve_generates_and_chats_and_is_asked_nothing_else(proces
         remote.score([("a", "b")])
     with pytest.raises(UserError, match="400 Server is pinned to"):
         didact.connect(processes[1].url, "another").generate(["a"])
+
+
+QUESTIONS = [
+    Demo(prompt=f"who was born in {year}", completion=name, choices=["Mira Kolt", "Tarn", "Songs of Osso"])
+    for year, name in ((1951, "Mira Kolt"), (1952, "Tarn"), (1953, "Mira Kolt"), (1954, "Songs of Osso"))
+]
+
+
+def test_few_shot_evaluation_of_a_server_equals_that_of_the_same_model_here(processes, model):
+    remote = connect(processes[0])
+    told, known = (prompting.gpt3(m, QUESTIONS, shots=(0, 1), seed=3) for m in (remote, model))
+    assert [r.extra["said"] for r in told.records] == [r.extra["said"] for r in known.records]
+    for mine, theirs in zip(told.records, known.records, strict=True):
+        for rule, scores in theirs.extra["scores"].items():
+            assert np.ravel(mine.extra["scores"][rule]) == pytest.approx(np.ravel(scores), abs=1e-4)
+    free = [dataclasses.replace(q, choices=None) for q in QUESTIONS]
+    told, known = (prompting.gpt3(m, free, shots=(0, 1), beams=1, max_new_tokens=8) for m in (remote, model))
+    assert [r.extra["said"] for r in told.records] == [r.extra["said"] for r in known.records]
+
+
+def test_a_server_is_evaluated_from_the_command_line(processes, tmp_path, capsys):
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps(types.as_row(q)) + "\n" for q in QUESTIONS))
+    command = ["run", "gpt3", "--model", f"{processes[0].url}#{NAME}", "--test", str(data), "--shots", "0,1"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert f"#{NAME}" in json.dumps(kept["model"])
+    asked = len(processes[0].rows("came"))
+    assert cli.main([*command, "--out", str(tmp_path / "again")]) == 0 and len(processes[0].rows("came")) == asked

@@ -206,6 +206,21 @@ def test_a_run_stopped_by_a_hook_stays_stopped(tmp_path):
     assert len(history) == 2 and same == history and torch.equal(stopped.w, again.w)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor"])
+def test_every_optimizer_goes_on_with_the_bits_it_stopped_with(optimizer, tmp_path):
+    class Dies(Hook):
+        def before(self, step):
+            if step.step == 3:
+                raise KeyboardInterrupt
+
+    options = {"steps": 6, "optimizer": optimizer, "save_every": 2}
+    whole, history = run(tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", **options, hooks=[Dies()])
+    part, same = run(tmp_path / "part", **options, hooks=[Hook()])
+    assert history == same and torch.equal(whole.w, part.w) and not torch.equal(whole.w, torch.zeros(3, 3))
+
+
 def complaint(*args, **options):
     with pytest.raises(UserError) as caught:
         run(*args, **options)

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from didact.learn import checkpoint, schedules
 from didact.learn.checkpoint import State
@@ -58,6 +59,7 @@ class Logical(Protocol):
 
 LossFn = Callable[[nn.Module, Any], Terms]
 History = list[dict[str, Any]]
+MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
 
 
 @dataclass
@@ -176,7 +178,7 @@ def fit(
             hook.restore(kept)
     if now.optimizer or state:
         checkpoint.restore_optimizer(optimizer, now.optimizer or (state.optimizer if state else {}), named)
-    micro_tokens = now.micro_tokens or fit.micro_tokens
+    micro_tokens = now.micro_tokens or fit.micro_tokens or MICRO_TOKENS
     inverse = {p: n for n, p in named.items()}
 
     def snapshot(step: int) -> State:
@@ -296,6 +298,8 @@ def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict
 def _optimizer(groups: Sequence[dict[str, Any]], fit: Fit) -> torch.optim.Optimizer:
     if fit.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=fit.lr)
+    if fit.optimizer == "adafactor":  # at the rate given, as T5 is fine-tuned, not at a relative one
+        return Adafactor(groups, lr=fit.lr, relative_step=False, scale_parameter=False)
     kind = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=fit.lr, betas=fit.betas)
 

@@ -73,6 +73,7 @@ def teach(
     who = dict(identity or {})
     if fit.folder:  # a checkpoint may only be resumed by the same options on the same data and weights
         who |= {"data": _digest(streams), "weights": load.fingerprint(model)}
+    fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
     history, state = loop.fit(
         student.module, batches, loss_fn, fit, hooks, steps=steps, warmup=warmup, coupled=coupled, name=name,
         identity=who, quiet=quiet,

@@ -114,7 +114,7 @@ def exact_extract_rss(
     bos: str = "auto",
     end: str = "auto",
     limit: int = 512,
-    fit: Fit = Fit(lr=5e-5, rows=32, schedule="constant"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-5, rows=32, schedule="constant", optimizer="adafactor"),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Teach a model to answer from what it reads, on raw text: recurring span selection.
@@ -127,7 +127,7 @@ def exact_extract_rss(
     An encoder-decoder reads the passage with <extra_id_0> in the span's place and answers <extra_id_0> span
     <extra_id_1>. A decoder-only model (not in the paper) reads up to an occurrence that is not the first, and
     continues with the span and its end. Passages are cut where they are longer than the model reads, before spans
-    are looked for, so that the other occurrence is always in sight. The paper trains with Adafactor.
+    are looked for, so that the other occurrence is always in sight.
 
     Args:
         model: causal or seq2seq; it stays as it was, a taught copy is returned.
@@ -177,7 +177,7 @@ def exact_extract_tune(
     limit: int = 512,
     window: int = 512,
     stride: int = 120,
-    fit: Fit = Fit(lr=5e-5, steps=512, rows=32, schedule="constant"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-5, steps=512, rows=32, schedule="constant", optimizer="adafactor"),  # noqa: B008
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Tune a model on a few questions and their first answers, in the form it is asked in.
@@ -185,7 +185,7 @@ def exact_extract_tune(
         L = -(1/N) sum over the batch's N target tokens (constant first token and end too) of log p(token | prompt)
 
     A passage longer than the model reads is cut to the first window that holds the answer; without one the question
-    is left out. The paper trains with Adafactor at this constant rate, 512 steps of 32, for 16 to 1,024 questions.
+    is left out. The paper trains with Adafactor at a constant rate, 512 steps of 32, for 16 to 1,024 questions.
 
     Args:
         model: causal or seq2seq; it stays as it was, a taught copy is returned.
