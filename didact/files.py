@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -68,6 +69,19 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claimed(path: str | Path) -> Iterator[bool]:
+    """Whether this process alone may make `path` now; a claim ends with the block, or with the process."""
+    beside = Path(path).with_name(f".{Path(path).name}.claim")
+    with open(beside, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def sweep(folder: str | Path, name: str = "") -> None:

@@ -334,21 +334,24 @@ def _judge(name: str | None) -> judges.Judge | None:
 
 
 def _same_comparison(out: Path, identity: Any) -> None:
-    """Begin a comparison in `out`, or go on with the same one.
+    """Begin a comparison in `out`, or go on with the same one, perhaps with other arms beside those it had.
 
     Raises:
-        UserError: another comparison stands there.
+        UserError: another comparison stands there, or an arm of the same name with other options.
     """
     place = out / "comparison.json"
+    arms = {arm[0]: arm for arm in identity["arms"]}
     try:
         if place.exists():
             kept = files.read_json(place)
-            changed = [k for k, v in identity.items() if kept.get(k) != v]
+            known = {arm[0]: arm for arm in kept["arms"]}
+            changed = [k for k, v in identity.items() if k != "arms" and kept.get(k) != v]
+            changed += [name for name, arm in arms.items() if known.get(name, arm) != arm]
             if changed:
                 raise UserError(f"{out} holds another comparison ({', '.join(changed)} differ): choose another --out")
-            return
+            arms = known | arms
         out.mkdir(parents=True, exist_ok=True)
-        files.write_json(place, identity)
+        files.write_json(place, identity | {"arms": list(arms.values())})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 

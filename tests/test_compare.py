@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from didact import catalogue
+from didact import catalogue, verbs
 from didact.claims import compare
 from didact.data import convert
 from didact.evaluate import judges
 from didact.models import build
-from didact.types import Critique, Demo, Judged, Preference, Scored, UserError
+from didact.types import Critique, Demo, Judged, Preference, Scored, UserError, as_row
 
 COLOURS = ("red", "green", "blue", "cyan", "pink")
 
@@ -63,6 +65,43 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
     lost.unlink()
     compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append)
     assert len(again) == 1 and again[0].startswith("sft")
+
+
+def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):
+    def work(queue):
+        torch.set_num_threads(1)
+        heard = []
+        board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path / "both"), heard.append)
+        queue.put((heard, board))
+
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    two = [fork.Process(target=work, args=(queue,)) for _ in range(2)]
+    for process in two:
+        process.start()
+    (heard, board), (others, same) = queue.get(timeout=300), queue.get(timeout=300)
+    for process in two:
+        process.join()
+    units = {p.stem for p in (tmp_path / "both" / "units").glob("*.json") if "_steps" not in p.name}
+    told = [line.split(":")[0] for line in heard + others]
+    assert sorted(told) == sorted(units) and heard and others  # each once, and neither did all of it
+    assert board == same
+
+
+def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
+    folder, data, out = tmp_path / "model", tmp_path / "pairs.jsonl", str(tmp_path / "out")
+    model.save(folder)
+    data.write_text("".join(json.dumps(as_row(pair)) + "\n" for pair in pairs()))
+    (tmp_path / "mine.yaml").write_text("method: sft\nrows: 8\n")
+    given = {"model": str(folder), "data": {"preference": str(data)}, "budget": "8k-tokens", "out": out}
+    first = verbs.comparison([str(tmp_path / "mine.yaml")], **given, seeds=1, lrs=(1e-3,))
+    more = verbs.comparison([str(tmp_path / "mine.yaml"), "dpo"], **given, seeds=1, lrs=(1e-3,))
+    assert {r["arm"] for r in more["rows"]} == {"untouched", "sft (mine)", "dpo"}
+    kept = [r for r in more["rows"] if r["arm"] == "sft (mine)"]
+    assert kept[0]["per_seed"] == next(r for r in first["rows"] if r["arm"] == "sft (mine)")["per_seed"]
+    (tmp_path / "mine.yaml").write_text("method: sft\nrows: 4\n")
+    with pytest.raises(UserError, match=r"holds another comparison \(sft \(mine\) differ\)"):
+        verbs.comparison([str(tmp_path / "mine.yaml")], **given, seeds=1, lrs=(1e-3,))
 
 
 def test_an_arm_that_fails_is_told_and_leaves_the_others_alone(model, tmp_path):

@@ -2,8 +2,8 @@
 
 The untouched model is an arm. One learning-rate search on a tuning seed and on records no test sees;
 then every arm is taught anew with each test seed and scored on records no training saw. A unit of work
-(arm, learning rate, seed) is one JSON file, so a comparison that was stopped goes on where it was; an
-arm that fails is told and leaves the others alone.
+(arm, learning rate, seed) is one JSON file, so a comparison that was stopped goes on where it was, and the same
+command in a second shell shares the work; an arm that fails is told and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import inspect
 import math
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from didact import files
 from didact.data import convert
@@ -31,7 +32,7 @@ from didact.models import cache, cost
 from didact.models.model import Model
 from didact.types import Fit, Record, Result, UserError
 
-Unit = Literal["tokens", "flops", "seconds"]
+Measured = Literal["tokens", "flops", "seconds"]
 Protocol = Literal["prefer", "answer", "forget", "text"]
 
 Predict = Callable[[Sequence[str]], Sequence[str]]
@@ -76,7 +77,7 @@ class Budget:
     """What every arm may use up: tokens (once a forward pass, three times when trained), flops or seconds."""
 
     amount: float
-    unit: Unit
+    unit: Measured
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -89,7 +90,7 @@ class Budget:
         if not found or float(found[1]) <= 0:
             raise UserError(f"budget '{text}': a number and its unit are expected, as in 20M-tokens or 90-seconds")
         scale = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
-        return cls(float(found[1]) * scale, cast(Unit, found[3]))
+        return cls(float(found[1]) * scale, cast(Measured, found[3]))
 
     def used(self, meter: cost.Meter) -> float:
         """What a meter says in this unit."""
@@ -190,19 +191,21 @@ def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lam
     if any(not rate > 0 for rate in setting.rates):
         raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
     work = Work(setting, told, primary_of(setting.protocol, arms))
-    chosen = {arm.name: _attempt(functools.partial(_tuned, work, arm)) for arm in arms}
-    units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: [work.unit(None, None, None, seed) for seed in setting.seeds]}
-    if unscored := [u["error"] for u in units[UNTOUCHED] if "error" in u]:
+    start = work.together([Unit(None, None, None, seed) for seed in setting.seeds])
+    if unscored := [u["error"] for u in start if "error" in u]:
         raise UserError(f"the untouched model cannot be scored: {unscored[0]}")
-    failures: dict[str, str] = {}
-    for arm in arms:
-        plan = chosen[arm.name]
-        done = [plan] if "error" in plan else [work.unit(arm, plan["lr"], plan["steps"], s) for s in setting.seeds]
-        wrong = [unit["error"] for unit in done if "error" in unit]
-        if wrong:
+    chosen = _searched(work, arms)
+    able = [arm for arm in arms if "error" not in chosen[arm.name]]
+    wanted = [Unit(a, chosen[a.name]["lr"], chosen[a.name]["steps"], s) for a in able for s in setting.seeds]
+    done = work.together(wanted)
+    units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: start}
+    failures = {name: plan["error"] for name, plan in chosen.items() if "error" in plan}
+    for arm in able:
+        mine = [told for unit, told in zip(wanted, done, strict=True) if unit.arm is arm]
+        if wrong := [told["error"] for told in mine if "error" in told]:
             failures[arm.name] = wrong[0]
         else:
-            units[arm.name] = done
+            units[arm.name] = mine
     return leaderboard(setting, work.primary, units, chosen, failures)
 
 
@@ -261,22 +264,58 @@ def leaderboard(
     }  # fmt: skip
 
 
+class Unit(NamedTuple):
+    """One training (or none, without an arm) and its scoring: by a test seed, or on the tuning records."""
+
+    arm: Arm | None
+    lr: float | None
+    steps: int | None
+    seed: int
+    part: int | Literal["tune"] | None = None
+
+    @property
+    def name(self) -> str:
+        """What its file is called, and what is told of it."""
+        arm = self.arm.name if self.arm else UNTOUCHED
+        return f"{arm}{_rate(self.lr)}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
+
+
 class Work:
-    """Units of work, each done once and kept."""
+    """Units of work, each done once and kept; several processes may share them."""
 
     def __init__(self, setting: Setting, told: Callable[[str], None], primary: str) -> None:
         self.setting, self.told, self.primary = setting, told, primary
         self.units = setting.folder / "units"
         self.units.mkdir(parents=True, exist_ok=True)
-        files.sweep(self.units)
 
-    def unit(
-        self, arm: Arm | None, lr: float | None, steps: int | None, seed: int, part: int | Literal["tune"] | None = None
-    ) -> dict[str, Any]:
+    def place(self, name: str) -> Path:
+        """The file of a unit, or of what else is found out once."""
+        return self.units / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', name)}.json"
+
+    def together(self, wanted: Sequence[Unit]) -> list[dict[str, Any]]:
+        """Units as they were found, in the order given; what another process is at is waited for."""
+        return self.each([(unit.name, functools.partial(self.unit, unit)) for unit in wanted])
+
+    def each(self, wanted: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
+        """What the named pieces of work give; no two processes are at one of a name."""
+        done: dict[int, dict[str, Any]] = {}
+        while len(done) < len(wanted):
+            before = len(done)
+            for i, (name, work) in enumerate(wanted):
+                if i in done:
+                    continue
+                with files.claimed(self.place(name)) as mine:
+                    if mine:
+                        done[i] = work()
+            if len(done) == before:  # all that is left is in other hands
+                time.sleep(1)
+        return [done[i] for i in range(len(wanted))]
+
+    def unit(self, unit: Unit) -> dict[str, Any]:
         """Teach and score one arm with one seed; from its file where that is there. Failures are kept too."""
-        name = arm.name if arm else UNTOUCHED
-        identity = f"{name}{_rate(lr)}_{'tune' if part == 'tune' else 'test'}{seed}"
-        place = self.units / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', identity)}.json"
+        arm, lr, steps, seed, part = unit
+        place = self.place(unit.name)
+        files.sweep(self.units, place.name)
         if place.exists() and "error" not in (kept := files.read_json(place)):  # what failed is tried once more
             return dict(kept)
         where = self.setting.seeds.index(seed) if part is None else part
@@ -288,7 +327,7 @@ class Work:
         files.write_json(place, told)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
         shown = told.get("error") or f"{self.primary} {told['metrics'][self.primary]:.4f}"
-        self.told(f"{identity}: {shown}")
+        self.told(f"{unit.name}: {shown}")
         return told
 
     def taught(
@@ -399,31 +438,45 @@ def _forgetting(setting: Setting, model: Model, records: Any) -> dict[str, Measu
     return out | {"balance": Measure(both, len(records["forget"]), "higher", help=f"harmonic mean of {what}, utility")}
 
 
-def _tuned(work: Work, arm: Arm) -> dict[str, Any]:
-    """The learning rate with the best tuning score, and how many steps the budget allows."""
-    setting = work.setting
-    if not arm.trains:
-        return {"lr": None, "steps": None, "search": {}}
-    steps = _steps(work, arm)
-    found = {lr: work.unit(arm, lr, steps, TUNING_SEED, "tune") for lr in setting.rates}
+def _searched(work: Work, arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
+    """For every arm the learning rate with the best tuning score and how many steps the budget allows, or its error."""
+    rates = work.setting.rates
+    trained = [arm for arm in arms if arm.trains]
+    counted = work.each(
+        [(f"{arm.name}_steps", functools.partial(_attempt, functools.partial(_steps, work, arm))) for arm in trained]
+    )
+    plans = dict(zip([arm.name for arm in trained], counted, strict=True))
+    able = [arm for arm in trained if "error" not in plans[arm.name]]
+    wanted = [Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune") for arm in able for lr in rates]
+    told = work.together(wanted)
+    chosen: dict[str, dict[str, Any]] = {arm.name: {"lr": None, "steps": None, "search": {}} for arm in arms}
+    chosen |= plans
+    for arm in able:
+        found = {unit.lr: t for unit, t in zip(wanted, told, strict=True) if unit.arm is arm}
+        chosen[arm.name] = _best(work, plans[arm.name]["steps"], cast("dict[float, dict[str, Any]]", found))
+    return chosen
+
+
+def _best(work: Work, steps: int, found: Mapping[float, Mapping[str, Any]]) -> dict[str, Any]:
+    """The rate that scored best of those tried."""
     sign = -1.0 if work.primary == "nll" else 1.0
     good = {lr: sign * u["metrics"][work.primary] for lr, u in found.items() if "error" not in u}
     if not good:
-        raise UserError(next(u["error"] for u in found.values()))
-    middle = math.log(setting.rates[len(setting.rates) // 2])
+        return {"error": next(u["error"] for u in found.values())}
+    middle = math.log(work.setting.rates[len(work.setting.rates) // 2])
     best = max(good, key=lambda lr: (good[lr], -abs(math.log(lr) - middle)))  # of equals, the one with room around it
     return {"lr": best, "steps": steps, "search": {f"{lr:g}": sign * v for lr, v in good.items()}}
 
 
-def _steps(work: Work, arm: Arm) -> int:
+def _steps(work: Work, arm: Arm) -> dict[str, Any]:
     """Steps that use the budget up: cost is taken as a + b steps, from two short runs.
 
     `a` is what a method does once (references, samples), so that a method that samples more trains less.
     """
     setting = work.setting
-    place = work.units / f"{re.sub(r'[^A-Za-z0-9.+-]', '_', arm.name)}_steps.json"
+    place = work.place(f"{arm.name}_steps")
     if place.exists():
-        return int(files.read_json(place)["steps"])
+        return dict(files.read_json(place))
     train = split(setting.records, "tune", setting.folds).train
     used = []
     for steps in PROBES:
@@ -438,8 +491,9 @@ def _steps(work: Work, arm: Arm) -> int:
     if steps < 1:
         wanted = f"{fixed + slope:,.0f} {setting.budget.unit}"
         raise UserError(f"{arm.name}: the budget does not reach its first step, which takes {wanted}")
-    files.write_json(place, {"steps": steps, "fixed": fixed, "per_step": slope})
-    return steps
+    found = {"steps": steps, "fixed": fixed, "per_step": slope}
+    files.write_json(place, found)
+    return found
 
 
 def _attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
