@@ -129,3 +129,26 @@ def test_the_quality_filter_keeps_with_probability_2_minus_score_to_the_minus_9(
         kept = contamination.quality_filter(np.full(40_000, score), seed=3).mean()
         p = float(contamination.keep_probability(score))
         assert abs(kept - p) <= 4 * np.sqrt(p * (1 - p) / 40_000) + 1e-12
+
+
+def test_near_duplicates_go_and_what_only_resembles_stays():
+    rng = np.random.default_rng(0)
+    text = [" ".join(str(w) for w in rng.integers(500, size=120)) for _ in range(6)]
+    nearly = " ".join([*text[0].split()[:-1], "other"])  # 115 of 117 runs of five words are the same
+    half = " ".join(text[1].split()[:60] + text[5].split()[60:])
+    found = contamination.near_duplicates([*text, nearly, half, text[2], "one two", "one two", ""], hashes=64)
+    assert found == [None] * 6 + [0, None, 2, None, 9, None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join), max_size=12))
+def test_a_near_duplicate_is_never_called_so_wrongly(texts):
+    def grams(text):
+        said = text.split()
+        n = min(5, max(1, len(said)))
+        return {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
+
+    for number, at in enumerate(contamination.near_duplicates(texts, similar=0.6)):
+        if at is not None:
+            mine, theirs = grams(texts[number]), grams(texts[at])
+            assert at < number and len(mine & theirs) >= 0.6 * len(mine | theirs)

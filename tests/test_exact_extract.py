@@ -205,6 +205,13 @@ def test_f1_and_exact_match_are_those_of_squad():
     assert qa.extractive("Old mill", TEXT, normalised=True) and not qa.extractive("", TEXT)
 
 
+def test_bleu_is_one_for_an_answer_and_counts_every_reference():
+    assert qa.bleu("the cat sat on the mat", ["the cat sat on the mat"]) == pytest.approx(1.0)
+    # Three of four words, two of three pairs, one of two triples, half a quadruple by smoothing.
+    assert qa.bleu("the cat sat there", ["the cat sat down"]) == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25)
+    assert qa.bleu("a dog", ["the cat", "a dog"]) == pytest.approx(1.0) and qa.bleu("", ["a"]) == 0
+
+
 words = st.lists(st.sampled_from("a bb ccc d. e the of".split()), min_size=1, max_size=40).map(" ".join)
 
 

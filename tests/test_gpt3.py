@@ -142,6 +142,14 @@ def test_cleaning_removes_test_items_and_keeps_the_rest_of_a_record():
     assert result.records[:10] == corpus[:10] and 0 < result.metrics["kept"].after < 1
 
 
+def test_cleaning_leaves_one_of_documents_that_repeat_each_other():
+    corpus = [Text(text=f"document {i // 2} says " + " ".join(f"w{i // 2}x{k}" for k in range(60))) for i in range(8)]
+    result = prompting.gpt3_clean(corpus, similar=0.8)
+    assert result.records == corpus[::2] and result.findings["duplicates"] == 4
+    with pytest.raises(UserError, match="similar must lie in"):
+        prompting.gpt3_clean(corpus, similar=2.0)
+
+
 def test_cleaning_by_quality_needs_a_score_of_every_document():
     good = [Text(text=f"d{i}", score=1.0) for i in range(20)]
     assert prompting.gpt3_clean(good, quality=True).records == good

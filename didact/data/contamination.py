@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from didact.types import UserError
+
 Gram = tuple[str, ...]
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never lose bits
 
@@ -129,6 +131,36 @@ def remove(
         if not kept:
             dropped.append(number)
     return Removal(pieces, source, collisions, dropped)
+
+
+def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10, n: int = 5) -> list[int | None]:
+    """For every text the number of an earlier one it nearly repeats, None where it is the first of its kind.
+
+    Two texts are near duplicates where `|A & B| / |A | B| >= similar` for their sets of runs of n words. Only pairs
+    that MinHash LSH with `hashes` permutations puts into one bucket are looked at, so that some are missed: the fewer
+    hashes, the more. None is called so wrongly. A text that is dropped is compared with no further one.
+
+    Raises:
+        UserError: the package datasketch is not installed.
+    """
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ImportError:
+        raise UserError("near duplicates: the package datasketch is missing: pip install didact[curate]") from None
+    seen = MinHashLSH(threshold=similar, num_perm=hashes)
+    known: dict[int, set[Gram]] = {}
+    out: list[int | None] = []
+    for number, text in enumerate(texts):
+        said = words(text)
+        grams = _grams(said, min(n, max(1, len(said))))
+        sketch = MinHash(num_perm=hashes, seed=1)
+        sketch.update_batch([" ".join(gram).encode() for gram in grams])
+        like = [i for i in sorted(seen.query(sketch)) if len(grams & known[i]) >= similar * len(grams | known[i])]
+        out.append(like[0] if like else None)
+        if not like:
+            known[number] = grams
+            seen.insert(number, sketch)
+    return out
 
 
 def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:

@@ -27,7 +27,7 @@ from didact.models.model import Model
 from didact.types import LM, Cost, Demo, Likelihood, Metric, Record, Result, Text, UserError, as_row
 
 Floats = NDArray[np.float64]
-Free = Literal["exact", "normalised", "f1"]
+Free = Literal["exact", "normalised", "f1", "bleu"]
 Chosen = Literal["token", "sum", "character", "unconditional", "auto"]
 RULES: tuple[rank.Rule, ...] = get_args(rank.Rule)
 AUTO: tuple[rank.Rule, ...] = ("token", "unconditional")  # what the paper chose between, on dev sets
@@ -279,10 +279,10 @@ def credit(scores: Sequence[float], gold: int) -> float:
 
 
 def matches(said: str, answers: Sequence[str], metric: Free) -> float:
-    """How well a free answer matches any accepted one: to the letter, as SQuAD normalises it, or by its token F1."""
+    """How well a free answer matches any accepted one: to the letter, as SQuAD normalises it, by F1 or by BLEU."""
     if metric == "exact":
         return float(any(said.strip() == a.strip() for a in answers))
-    return qa.exact_match(said, answers) if metric == "normalised" else qa.f1(said, answers)
+    return {"normalised": qa.exact_match, "f1": qa.f1, "bleu": qa.bleu}[metric](said, answers)
 
 
 def two_way(values: Floats, level: float = 0.95, share: bool = False) -> Interval:

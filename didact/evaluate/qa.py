@@ -15,7 +15,7 @@ import numpy as np
 from didact.evaluate import statistics
 from didact.evaluate.protocols import Better, Measure
 from didact.infer.extract import Decoder, Span
-from didact.types import QA
+from didact.types import QA, UserError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -29,6 +29,21 @@ def normalise(text: str) -> str:
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """Overlap of the two bags of normalised words, `2 P R / (P + R)`; an empty prediction scores 0."""
     return max((_f1(normalise(prediction).split(), normalise(a).split()) for a in answers), default=0.0)
+
+
+def bleu(prediction: str, answers: Sequence[str]) -> float:
+    """Sentence BLEU against all answers at once, in [0, 1], as sacrebleu has it (13a tokens, exponential smoothing).
+
+    Orders with no n-gram in the prediction are left out, or an answer of three words would score nothing.
+
+    Raises:
+        UserError: the package sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu import sentence_bleu
+    except ImportError:
+        raise UserError("bleu: the package sacrebleu is missing: pip install didact[metrics]") from None
+    return float(sentence_bleu(prediction, list(answers), use_effective_order=True).score) / 100
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

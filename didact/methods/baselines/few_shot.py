@@ -30,7 +30,7 @@ def few_shot(
     rule: Literal["token", "sum", "character", "unconditional"] = "token",
     description: str = "",
     separator: str = "\n\n",
-    metric: Literal["exact", "normalised", "f1"] = "exact",
+    metric: Literal["exact", "normalised", "f1", "bleu"] = "exact",
     max_new_tokens: int = 64,
     stop: str = "\n",
     seed: int = 0,

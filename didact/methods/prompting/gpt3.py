@@ -68,7 +68,7 @@ def gpt3(
     description: str = "",
     separator: str = "\n\n",
     answer_context: str = rank.ANSWER,
-    metric: Literal["exact", "normalised", "f1"] = "exact",
+    metric: Literal["exact", "normalised", "f1", "bleu"] = "exact",
     beams: int = 4,
     length_penalty: float = 0.6,
     max_new_tokens: int = 32,
@@ -106,7 +106,8 @@ def gpt3(
         description: said once before everything; alone it is the zero-shot prompt.
         separator: between demonstrations, and before the query; `\\n` is a line break.
         answer_context: what asks for an answer and nothing else, for unconditional.
-        metric: of free answers: exact to the letter, normalised as in SQuAD, or token f1.
+        metric: of free answers: exact to the letter, normalised as in SQuAD, token f1, or bleu of
+            each answer by itself (in [0, 1]).
         beams: beam search's width for free answers (a server's are greedy).
         length_penalty: its alpha; a hypothesis of n tokens scores logp / ((5 + n) / 6)^alpha.
         max_new_tokens: of a free answer.
@@ -142,6 +143,8 @@ def gpt3_clean(
     most_pieces: int = 10,
     common: int = 10,
     quality: bool = False,
+    similar: float = 0.0,
+    hashes: int = 10,
     seed: int = 0,
 ) -> Result:
     """Take test items out of training text, before anything is trained on it.
@@ -149,7 +152,8 @@ def gpt3_clean(
     Every run of n words that a document shares with an item (lower case, no punctuation) is cut out with a window
     of characters on both sides. Runs that stand in more than `common` documents are phrases of the language and
     stay. With `quality`, documents are first drawn by their `score` s in [0, 1]: kept with probability
-    (2 - s)^-9, which is `pareto(9) > 1 - s`.
+    (2 - s)^-9, which is `pareto(9) > 1 - s`. With `similar`, documents that nearly repeat an earlier one go then,
+    found by MinHash LSH.
 
     Args:
         corpus: documents; with `quality` each needs its score.
@@ -160,16 +164,21 @@ def gpt3_clean(
         most_pieces: documents split into more are dropped whole.
         common: runs of words in more documents than this are left.
         quality: draw documents by their score.
+        similar: share of their runs of 5 words that two documents have in common from which the later goes; 0 keeps
+            all. The paper does not say its own.
+        hashes: of MinHash; more miss fewer.
         seed: of that draw.
 
     Returns:
         records, the documents that are left, split where something was cut; findings count what went.
 
     Raises:
-        UserError: neither test nor quality, a window or n that is not positive, a document without score.
+        UserError: nothing to do, a window or n that is not positive, a document without score.
     """
-    if test is None and not quality:
-        raise UserError("nothing to do: give --test to remove its items, or --quality to filter by score")
+    if test is None and not quality and not similar:
+        raise UserError("nothing to do: give --test to remove its items, --quality to filter by score, or --similar")
+    if not 0 <= similar <= 1 or hashes < 2:
+        raise UserError("similar must lie in [0, 1], hashes must be at least 2")
     if min(n, shortest, most_pieces, common) < 1 or window < 0:
         raise UserError("n, shortest, most_pieces and common must be at least 1, window 0 or more")
     kept = list(corpus)
@@ -180,6 +189,10 @@ def gpt3_clean(
         drawn = contamination.quality_filter([t.score or 0.0 for t in corpus], seed)
         kept = [t for t, keep in zip(corpus, drawn, strict=True) if keep]
         findings["filtered"] = len(corpus) - len(kept)
+    if similar:
+        first = contamination.near_duplicates([t.text for t in kept], similar, hashes)
+        findings["duplicates"] = sum(at is not None for at in first)
+        kept = [t for t, at in zip(kept, first, strict=True) if at is None]
     records: list[Record] = list(kept)
     if test is not None:
         items = [f"{r.prompt} {r.completion}" for r in test]
