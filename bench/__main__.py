@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 BUSY = 0.5  # load average above which nothing is timed
+LIMIT = 300  # seconds after which an arm is given up
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
 Arm = tuple[str, dict[str, Any]]
 
@@ -93,8 +94,8 @@ BENCHES: dict[str, Bench] = {
         measure="peak_mib", unit="MiB", target=0.4,
     ),
     "dpo-memory-128k": Bench(
-        ours=("training.dpo_ours", {"vocabulary": 128_000, "steps": 2, "cached": False}),
-        peers={"padding": ("training.dpo_trl", {"vocabulary": 128_000, "steps": 2})},
+        ours=("training.dpo_ours", {"vocabulary": 128_000, "steps": 1, "cached": False}),
+        peers={"padding": ("training.dpo_trl", {"vocabulary": 128_000, "steps": 1})},
         measure="peak_mib", unit="MiB", target=0.3,
     ),
     "choice-shared": Bench(
@@ -154,7 +155,10 @@ def _measured(arm: Arm, threads: int, cache: str) -> dict[str, Any]:
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     env = os.environ | quiet | {"OMP_NUM_THREADS": str(threads), "DIDACT_CACHE": cache}
     words = [sys.executable, "-m", "bench.arm", place, json.dumps(settings)]
-    ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    try:
+        ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"error": f"it takes longer than {LIMIT} s"}
     if ran.returncode:
         return {"error": (ran.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     return dict(json.loads(ran.stdout.strip().splitlines()[-1]))

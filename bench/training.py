@@ -16,7 +16,7 @@ from didact.models.model import Model
 from didact.types import Demo, Fit, Preference
 
 ROWS, STEPS = 16, 12
-FIT = Fit(lr=1e-4, rows=ROWS, steps=STEPS, schedule="linear", micro_tokens=4096)
+FIT = Fit(lr=1e-4, rows=ROWS, steps=STEPS, schedule="linear")
 
 
 def sft_ours(loss_on: Any = "completion") -> dict[str, Any]:
