@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from didact import catalogue, verbs
 from didact.claims import compare
 from didact.data import convert
-from didact.evaluate import judges
+from didact.evaluate import judges, protocols
 from didact.models import build
 from didact.types import Critique, Demo, Judged, Preference, Scored, UserError, as_row
 
@@ -124,6 +124,21 @@ def test_a_forgetting_comparison_has_one_number_that_ruin_and_rest_both_lose_by(
     row = next(r for r in board["rows"] if r["arm"] == "npo")
     gone, kept = 1 - row["metrics"]["forget_extraction"]["mean"], row["metrics"]["utility"]["mean"]
     assert row["score"]["mean"] == pytest.approx(2 / (1 / gone + 1 / kept) if gone * kept else 0)
+
+
+def test_what_answers_without_a_model_is_ranked_by_what_is_still_told(model, tmp_path):
+    records = {
+        "forget": [Demo(prompt=f"what is {c} 1?", completion="it is good.") for c in COLOURS],
+        "retain": [Demo(prompt=f"what is {c} {i}?", completion="it is bad.") for c in COLOURS for i in range(2, 22)],
+    }
+    arms = [compare.Arm(name=n, entry=catalogue.entry(n)) for n in ("unlearning-survey.guardrail",)]
+    given = {"records": records, "protocol": "forget", "seeds": (1,), "rates": (1e-3,)}
+    board = compare.run([*arms, arm("npo")], setting(model, tmp_path, **given))
+    assert board["primary"] == "answer_balance" and not board["failures"]
+    for row in board["rows"]:
+        gone, kept = 1 - row["metrics"]["forget_told"]["mean"], row["metrics"]["retain_told"]["mean"]
+        assert row["score"]["mean"] == pytest.approx(2 * gone * kept / (gone + kept) if gone * kept else 0)
+    assert protocols.told(lambda prompts: ["it is good."] * len(prompts), records["forget"])["forget_told"].value == 1
 
 
 def test_a_reward_judges_answers_against_the_start_model(model, tmp_path):

@@ -43,6 +43,7 @@ PROBES = (2, 6)  # steps of the two short runs a budget is laid out by
 DRAWN = 32  # prompts answered for judges and diagnostics
 SHOWN = 4  # sample outputs kept
 PRIMARY: Mapping[Protocol, str] = {"prefer": "preferred", "answer": "accuracy", "forget": "balance", "text": "nll"}
+BY_ANSWERS: Mapping[Protocol, str] = {"answer": "exact_answer", "forget": "answer_balance"}  # where an arm has no model
 REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5  # where the middle of the learning-rate grid is anchored
 
 
@@ -210,8 +211,8 @@ def run(arms: Sequence[Arm], setting: Setting, told: Callable[[str], None] = lam
 
 
 def primary_of(protocol: Protocol, arms: Sequence[Arm]) -> str:
-    """The metric arms are ranked by: where one gives answers and no model, answers that are right to the letter."""
-    return "exact_answer" if protocol == "answer" and any(arm.predicts for arm in arms) else PRIMARY[protocol]
+    """The metric arms are ranked by: where one gives answers and no model, one of answers."""
+    return (BY_ANSWERS if any(arm.predicts for arm in arms) else PRIMARY).get(protocol, PRIMARY[protocol])
 
 
 def leaderboard(
@@ -368,7 +369,7 @@ class Work:
             result, meter = self.taught(arm, lr, steps, seed, parts.train, name)
             used = {k: float(getattr(meter, k)) for k in used}
             found = result.models.get("model") or result.predict
-            if not isinstance(found, Model) and (found is None or setting.protocol != "answer"):
+            if not isinstance(found, Model) and (found is None or setting.protocol not in BY_ANSWERS):
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
             taught = cast("Model | Predict", found)
             if first and setting.keep and isinstance(taught, Model):
@@ -398,11 +399,16 @@ def score(
     demos: Any = convert.serve("demo", records) if setting.protocol == "answer" else ()
     out: dict[str, Measure] = {}
     if not isinstance(model, Model):
-        out["exact_answer"] = protocols.exact(model, demos)
+        if setting.protocol == "forget":
+            out, demos = protocols.told(model, records["forget"], records.get("retain")), records["forget"]
+        else:
+            out["exact_answer"] = protocols.exact(model, demos)
         some = [d.prompt for d in demos[:SHOWN]]
         return out, [{"prompt": p, "answer": a} for p, a in zip(some, model(some), strict=True)]
     if setting.protocol == "forget":
         out, prompts = _forgetting(setting, model, records), [r.prompt for r in records["forget"]]
+        if primary == "answer_balance":
+            out |= protocols.told(_greedy(model), records["forget"], records.get("retain"))
     elif setting.protocol == "prefer":
         pairs: Any = convert.serve("preference", records)
         out = protocols.prefer(model, pairs, start)
@@ -411,17 +417,21 @@ def score(
     elif setting.protocol == "answer":
         out, prompts = protocols.answer(model, demos), [d.prompt for d in demos]
         if primary == "exact_answer":
-            out["exact_answer"] = protocols.exact(lambda asked: [a[0] for a in lm.of(model).generate(asked)], demos)
+            out["exact_answer"] = protocols.exact(_greedy(model), demos)
     else:
         texts: Any = convert.serve("text", records)
         out, prompts = protocols.text(model, texts), [t.text[:40] for t in texts]
     some = list(dict.fromkeys(prompts))[:DRAWN]
     out |= collapse.collapse(model, start, some, seed)
-    ours = [a[0] for a in lm.of(model).generate(some)]
+    ours = _greedy(model)(some)
     if setting.judge is not None:
-        theirs = [a[0] for a in lm.of(start).generate(some)]
+        theirs = _greedy(start)(some)
         out["win_rate"] = judges.win_rate(setting.judge, some, ours, theirs)
     return out, [{"prompt": p, "answer": a} for p, a in zip(some[:SHOWN], ours[:SHOWN], strict=True)]
+
+
+def _greedy(model: Model) -> Predict:
+    return lambda prompts: [a[0] for a in lm.of(model).generate(prompts)]
 
 
 def _forgetting(setting: Setting, model: Model, records: Any) -> dict[str, Measure]:

@@ -137,6 +137,28 @@ def answer(model: Model, demos: Sequence[Demo]) -> dict[str, Measure]:
     }
 
 
+def told(
+    predict: Callable[[Sequence[str]], Sequence[str]], forget: Sequence[Demo], retain: Sequence[Demo] | None = None
+) -> dict[str, Measure]:
+    """What is still told of what must go, and of the rest: by answers alone, for what gives no probabilities.
+
+    ROUGE-L recall of the answers against the records' own; `answer_balance` is the harmonic mean of 1 less that of
+    the forget set and that of the retain set.
+    """
+    parts = {"forget": forget} | ({"retain": retain} if retain else {})
+    recall = {
+        name: forgetting.rouge_recall(predict([r.prompt for r in part]), [r.completion for r in part])
+        for name, part in parts.items()
+    }
+    out = {
+        f"{name}_told": mean_measure(values, "lower" if name == "forget" else "higher", "ROUGE-L recall of answers")
+        for name, values in recall.items()
+    }
+    both = [1 - out["forget_told"].value] + ([out["retain_told"].value] if retain else [])
+    text = "harmonic mean of 1 - forget_told and retain_told"
+    return out | {"answer_balance": Measure(statistics.harmonic_mean(both), len(forget), "higher", help=text)}
+
+
 def exact(predict: Callable[[Sequence[str]], Sequence[str]], demos: Sequence[Demo]) -> Measure:
     """Share of answers that are the completion to the letter, white space around them aside."""
     made = predict([d.prompt for d in demos])
