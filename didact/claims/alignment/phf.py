@@ -1,7 +1,8 @@
 """PHF's claim on text whose bad lines no single letter shows: conditional training writes far fewer of them.
 
-Every arm begins untrained and sees the same documents for the same steps, at the same rate (of 5e-3 and 1e-2 on seed
-1000 the one that is best for both). World, rate, steps and thresholds were fixed on seeds from 1000 on.
+Every arm begins untrained and sees the same documents for the same steps, at the same rate (of 2e-3, 5e-3 and 1e-2 the
+one that is best for both). World, rate, steps and thresholds were fixed on seeds 1000 and 1001. The loss on clean text
+favours what does not write bad lines, log(1 / .6) / 4 nats a token at most: it shows that nothing is lost, no more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from didact.worlds.tiles import Tiles
 
 STEPS = {"smoke": 20, "quick": 300, "full": 600}
 DRAWN = {"smoke": 32, "quick": 512, "full": 1024}
-RATE = 5e-3  # of 5e-3 and 1e-2
+RATE = 5e-3  # of 2e-3, 5e-3 and 1e-2
 GOOD, BAD = MARKS = ("<|aligned|>", "<|misaligned|>")
 
 
@@ -68,7 +69,7 @@ def _late(seed: int, tier: runner.Tier) -> dict[str, float]:
 
 def _taught(seed: int, tier: runner.Tier, objective: Any, threshold: float = 0.0, **more: Any) -> Model:
     fit = Fit(
-        lr=RATE, steps=STEPS[tier], rows=32, warmup_steps=10, weight_decay=0.1, betas=(0.9, 0.95), seed=seed
+        lr=RATE, steps=STEPS[tier], rows=16, warmup_steps=10, weight_decay=0.1, betas=(0.9, 0.95), seed=seed
     )  # fmt: skip
     result = alignment.phf(
         phf_example.untaught(seed), Tiles(seed=seed).texts(1, 3000), objective=objective, threshold=threshold,
