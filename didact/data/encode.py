@@ -84,6 +84,36 @@ def rows(
     return out
 
 
+def chain(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, steps: Sequence[tuple[str, str]], kind: str, context: int
+) -> tuple[Row, list[float]]:
+    """One prompt and several completions in turn, each after its phrase: the row, and which label tokens are to learn.
+
+    `prompt phrase_1 y_1 </s> phrase_2 y_2 </s> ...`: the first phrase belongs to the prompt; the others are label
+    tokens with a 0, every completion with its end token has a 1. An empty last completion is not there, nor its end:
+    that is how the next one is asked for.
+
+    Raises:
+        UserError: a completion is empty, or all are longer than the context.
+    """
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    more: list[int] = []
+    learnt: list[float] = []
+    for phrase, completion in steps[1:]:
+        seen = prompt if is_control(tokenizer, phrase) else phrase or prompt
+        cue, body = _ids(tokenizer, phrase), _ids(tokenizer, join(seen, completion, kind))
+        body = body + end if completion else []
+        more += cue + body
+        learnt += [0.0] * len(cue) + [1.0] * len(body)
+    (phrase, completion), room = steps[0], context - len(more)
+    if room < 2:
+        raise UserError(
+            f"the chain has {len(more)} tokens after its first completion and the model's context {context}"
+        )
+    first = row(tokenizer, prompt, completion, kind, room, condition=Condition(after=phrase))
+    return Row(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
+
+
 def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[Row]:
     """Texts joined by the end token and cut into rows of `length` label tokens, for language modelling."""
     return scored_windows(tokenizer, [[(text, 0.0)] for text in texts], length)[0]
