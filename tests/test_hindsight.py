@@ -328,10 +328,11 @@ def test_from_the_command_line_on_any_feedback(kind, flag, tmp_path, monkeypatch
     }
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[flag]))
     words = ["run", "hindsight", "--model", str(tmp_path), f"--{flag}", "data.jsonl", "--steps", "2", "--rows", "4"]
-    assert cli.main([*words, "--past-masking", "0,0.1"]) == 0
+    asked = ["--good", "A good answer:", "Well:", "--bad", "A bad answer:", "Badly:"]
+    assert cli.main([*words, "--past-masking", "0,0.1", *asked]) == 0
     told = json.loads((tmp_path / "runs/hindsight/result.json").read_text())
     assert ("preferred" in told["metrics"]) == (flag == "preferences")
-    assert load.load(tmp_path / "runs/hindsight/model").condition == Condition(after="A helpful answer:")
+    assert load.load(tmp_path / "runs/hindsight/model").condition == Condition(after="A good answer:")
     assert cli.main(["try", "runs/hindsight", "--prompt", "q1"]) == 0
     capsys.readouterr()
 

@@ -344,11 +344,29 @@ def test_from_the_command_line_with_a_scorer_of_ones_own(kind, tmp_path, monkeyp
         "--scorer",
         f"style_{kind}:violations",
     ]
-    assert cli.main([*words, "--steps", "2", "--rows", "2", "--threshold", "0", "--max-new-tokens", "8"]) == 0
+    assert (
+        cli.main(
+            [
+                *words,
+                "--steps",
+                "2",
+                "--rows",
+                "2",
+                "--threshold",
+                "-0",
+                "--max-new-tokens",
+                "8",
+                "--tokens",
+                "<|a|>",
+                "<|b|>",
+            ]
+        )
+        == 0
+    )
     told = json.loads((tmp_path / "runs/phf/result.json").read_text())
     assert told["findings"]["aligned"] == pytest.approx(3 / 5)
     assert {"score", "misaligned"} <= set(told["metrics"])
-    assert load.load(tmp_path / "runs/phf/model").condition.after == MARKS[0]
+    assert load.load(tmp_path / "runs/phf/model").condition.after == "<|a|>"
     capsys.readouterr()
     assert cli.main(["try", "runs/phf", "--prompt", "def f():\n"]) == 0
     assert "<|" not in capsys.readouterr().out

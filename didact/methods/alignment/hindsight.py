@@ -24,7 +24,7 @@ from didact.objectives import tokens as token_functions
 from didact.registry import method
 from didact.types import Critique, Fit, Preference, Result, Scored, Text, UserError
 
-Chain = Literal["p", "n", "pn", "np"]
+KINDS = ("p", "n", "pn", "np")
 CONTROL = re.compile(r"<\|[^|]+\|>")
 RANKED = "Of {count} answers, number {rank} from the top:"
 TOLD = "An answer of which was said: {feedback}\nAnswer:"
@@ -65,7 +65,7 @@ def hindsight(
     critiques: Sequence[Critique] | None = None,
     general: Sequence[Text] | None = None,
     *,
-    chains: Sequence[str] = ("p", "n", "pn", "np"),
+    chains: Sequence[str] = KINDS,
     good: Sequence[str] = ("A helpful answer:",),
     bad: Sequence[str] = ("An unhelpful answer:",),
     loss_on: Literal["all", "last"] = "all",
@@ -119,8 +119,8 @@ def hindsight(
         UserError: no feedback; an option out of range; the loss became NaN.
     """
     kinds = list(dict.fromkeys(chains))
-    if not kinds or not set(kinds) <= {"p", "n", "pn", "np"}:
-        raise UserError(f"chains {', '.join(kinds) or 'none'}: choose from p, n, pn, np")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise UserError(f"chains {', '.join(kinds) or 'none'}: choose from {', '.join(KINDS)}")
     if not good or len(good) != len(bad):
         raise UserError(f"{len(good)} good phrases and {len(bad)} bad ones: every good one needs its bad one")
     low, high = past_masking
@@ -170,9 +170,7 @@ def mean_of_learnt(loss: torch.Tensor, learnt: torch.Tensor, micro: Micro) -> to
     return reduce.row_sum(learnt * loss, row, rows) / reduce.row_sum(learnt, row, rows).clamp(min=1e-10)
 
 
-def chained(
-    group: Group, kind: str, good: str, bad: str
-) -> tuple[str, list[tuple[str, str]], list[bool]] | None:  # fmt: skip
+def chained(group: Group, kind: str, good: str, bad: str) -> tuple[str, list[tuple[str, str]], list[bool]] | None:
     """A group as one kind of chain: prompt, phrases with answers, and which of them are not the worst; None where it
     has no such answers."""
     words = [(good if level == 1 else bad) if told is None else told for level, told, _ in group.answers]
