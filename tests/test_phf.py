@@ -197,6 +197,7 @@ def test_a_saved_model_is_asked_as_it_was_taught(conditional, tmp_path):
     conditional.save(tmp_path)
     again = load.load(tmp_path, device="cpu")
     assert again.condition == Condition(after=MARKS[0], banned=MARKS[1:])
+    assert again.module.generation_config.suppress_tokens == vocabulary.ids(again, MARKS[1:])
     how = generate.How(max_new_tokens=9, temperature=1.0, seed=4)
     texts = ["ab\n", "", "x"]
     assert generate.sample(again, texts, 2, how) == generate.sample(conditional, texts, 2, how)
@@ -216,6 +217,8 @@ def test_a_banned_token_is_never_said_and_the_log_prob_stays_the_models_own(cond
     ]
     assert not any(said[0])
     assert any(said[1])
+    beams = generate.How(max_new_tokens=12, beams=3)
+    assert not any(never in c.tokens for row in generate.completions(conditional, start[:2], 3, beams) for c in row)
     ((one,),) = generate.completions(conditional, start[:1], 1, how)
     total, _ = forward.row_logp(conditional, [encode.Row(tuple(start[0]), one.tokens)])
     assert one.logp == pytest.approx(float(total[0]), abs=1e-3)

@@ -149,7 +149,7 @@ def completions(
                 [(h.tokens, h.logp) for h in row[:n]]
                 for row in beam.search(
                     model, ids, how.beams, how.length_penalty, [_room(model, r, how) for r in ids],
-                    ends(model), constraints, how.rows, n,
+                    ends(model), constraints, how.rows, n, banned(model),
                 )
             ]  # fmt: skip
         else:
