@@ -187,7 +187,8 @@ class Options:
             option = self.method.get(name) or self.training[name]
             word = value if isinstance(value, str) else json.dumps(value)
             if isinstance(value, list):
-                word = "[" + ", ".join(map(str, value)) + "]"
+                # Words are quoted: as YAML `good:` would be a mapping.
+                word = json.dumps(value) if option["type"] == "list[str]" else "[" + ", ".join(map(str, value)) + "]"
             try:
                 made = parser.parse_args([f"--{name}={word}"], env=False, defaults=True)
             except (jsonargparse.ArgumentError, UserError, ValueError, TypeError):

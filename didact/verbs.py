@@ -443,8 +443,8 @@ def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
 
 
 def _speaks(job: Job) -> bool:
-    protocol = job.entry["protocol"]
-    return protocol in ("answer", "prefer") or (protocol == "forget" and "forget" in job.scored)
+    wanted = {"answer": "demos", "prefer": "preferences", "forget": "forget"}.get(job.entry["protocol"] or "")
+    return wanted in job.scored
 
 
 def _samples(job: Job, taught: Model) -> list[dict[str, str]]:

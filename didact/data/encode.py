@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
-from didact.data.templates import Chat
+from didact.data import templates
+from didact.data.templates import Chat, Condition
 from didact.types import Messages, Record, UserError
 
 if TYPE_CHECKING:
@@ -32,16 +33,23 @@ class Row(NamedTuple):
 
 
 def row(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, kind: str, context: int, end: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    completion: str,
+    kind: str,
+    context: int,
+    end: bool = True,
+    condition: Condition | None = None,
 ) -> Row:
     """Tokenise one prompt and completion for a model of this `kind` (`causal` or `seq2seq`).
 
-    A prompt too long for the context loses tokens on its left; a completion too long raises.
+    A prompt too long for the context loses tokens on its left; a completion too long raises. The words of a
+    `condition` belong to the prompt.
 
     Raises:
         UserError: the completion is empty or alone longer than the context.
     """
-    head, body = _parts(tokenizer, prompt, completion, kind, end)
+    head, body = _parts(tokenizer, prompt, completion, kind, end, condition)
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
         if not body:
@@ -57,13 +65,18 @@ def row(
 
 
 def rows(
-    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], kind: str, context: int, name: str = "data"
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Iterable[tuple[str, str]],
+    kind: str,
+    context: int,
+    name: str = "data",
+    condition: Condition | None = None,
 ) -> list[Row]:
     """Tokenise many; an error names the record's number in `name`, or says that there is none."""
     out = []
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
-            out.append(row(tokenizer, prompt, completion, kind, context))
+            out.append(row(tokenizer, prompt, completion, kind, context, condition=condition))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
     if not out:
@@ -71,13 +84,62 @@ def rows(
     return out
 
 
+def chain(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, steps: Sequence[tuple[str, str]], kind: str, context: int
+) -> tuple[Row, list[float]]:
+    """One prompt and several completions in turn, each after its phrase: the row, and which label tokens are to learn.
+
+    `prompt phrase_1 y_1 </s> phrase_2 y_2 </s> ...`: the first phrase belongs to the prompt; the others are label
+    tokens with a 0, every completion with its end token has a 1. An empty last completion is not there, nor its end:
+    that is how the next one is asked for.
+
+    Raises:
+        UserError: a completion is empty, or all are longer than the context.
+    """
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    more: list[int] = []
+    learnt: list[float] = []
+    for phrase, completion in steps[1:]:
+        seen = prompt if is_control(tokenizer, phrase) else phrase or prompt
+        cue, body = _ids(tokenizer, phrase), _ids(tokenizer, join(seen, completion, kind))
+        body = body + end if completion else []
+        more += cue + body
+        learnt += [0.0] * len(cue) + [1.0] * len(body)
+    (phrase, completion), room = steps[0], context - len(more)
+    if room < 2:
+        raise UserError(
+            f"the chain has {len(more)} tokens after its first completion and the model's context {context}"
+        )
+    first = row(tokenizer, prompt, completion, kind, room, condition=Condition(after=phrase))
+    if kind == "causal" and len(first.prompt) < len(_ids(tokenizer, phrase)) + bool(prompt):
+        raise UserError(f"the model's context of {context} leaves no room for a prompt before the phrase")
+    return Row(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
+
+
 def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[Row]:
     """Texts joined by the end token and cut into rows of `length` label tokens, for language modelling."""
+    return scored_windows(tokenizer, [[(text, 0.0)] for text in texts], length)[0]
+
+
+def scored_windows(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Sequence[tuple[str, float]]], length: int, end: float = 0.0
+) -> tuple[list[Row], list[list[float]]]:
+    """The same for documents in parts, each with a score: rows, and of each row its label tokens' scores.
+
+    Parts are tokenised apart. Every token of a part bears its score, the token that ends a document `end`.
+    """
     stream: list[int] = []
-    for text in texts:
-        stream += tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    scores: list[float] = []
+    for parts in documents:
+        for text, score in parts:
+            ids = _ids(tokenizer, text)
+            stream += ids
+            scores += [score] * len(ids)
+        stream.append(tokenizer.eos_token_id)
+        scores.append(end)
     start = tuple(_start(tokenizer)) or (tokenizer.eos_token_id,)
-    return [Row(start, tuple(stream[i : i + length])) for i in range(0, len(stream), length)]
+    cuts = range(0, len(stream), length)
+    return [Row(start, tuple(stream[i : i + length])) for i in cuts], [scores[i : i + length] for i in cuts]
 
 
 def truncated(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], context: int) -> int:
@@ -98,8 +160,19 @@ def join(prompt: str, completion: str, kind: str) -> str:
     return " " + completion
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, kind: str) -> list[int]:
-    """A prompt as a model of this kind reads it: with the tokenizer's start token, without an end token if causal."""
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, kind: str, condition: Condition | None = None
+) -> list[int]:
+    """A prompt as a model of this kind reads it: with the tokenizer's start token, without an end token if causal.
+
+    What a `condition` puts after it is tokenised apart; an encoder reads both as one text.
+    """
+    if condition is not None:
+        prompt = templates.introduced(prompt, condition.before)
+        after = _cue(tokenizer, prompt, condition.after)
+        if after and kind != "causal" and not _templated(prompt, tokenizer):
+            return prompt_ids(tokenizer, prompt + after, kind)
+        return prompt_ids(tokenizer, prompt, kind) + (_ids(tokenizer, after) if after else [])
     if _templated(prompt, tokenizer):
         return _ids(tokenizer, _render(tokenizer, prompt.turns, add_generation_prompt=True))
     if not prompt:
@@ -149,20 +222,39 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: s
 
 
 def _parts(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, kind: str, end: bool
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    completion: str,
+    kind: str,
+    end: bool,
+    condition: Condition | None = None,
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of its completion with its end token, nothing cut."""
     eos = tokenizer.eos_token_id
-    if completion and _templated(prompt, tokenizer):
-        before, after = rendered(tokenizer, prompt, completion)
-        head, body = _ids(tokenizer, before), _ids(tokenizer, after)
+    words = condition or Condition()
+    if completion and _templated(asked := templates.introduced(prompt, words.before), tokenizer):
+        before, after = rendered(tokenizer, asked, completion)
+        head = _ids(tokenizer, before) + _ids(tokenizer, _cue(tokenizer, asked, words.after))
+        body = _ids(tokenizer, after)
         if body[-1:] == [eos]:
             body.pop()
     else:
-        head, body = prompt_ids(tokenizer, prompt, kind), _ids(tokenizer, join(prompt, completion, kind))
+        # A control token is not there for white space: the completion joins what stands before it.
+        seen = prompt if is_control(tokenizer, words.after) else words.after or prompt
+        head, body = prompt_ids(tokenizer, prompt, kind, condition), _ids(tokenizer, join(seen, completion, kind))
     if not body:
         raise UserError("the completion is empty: nothing to learn or score")
     return head, [*body, eos] if end and eos is not None else body
+
+
+def is_control(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text is one token of its own that was added to the tokenizer."""
+    return bool(text) and text in tokenizer.get_added_vocab()
+
+
+def _cue(tokenizer: PreTrainedTokenizerBase, prompt: str, after: str) -> str:
+    """Words put after a prompt: joined as a completion is, but for control tokens, which join anything."""
+    return after if is_control(tokenizer, after) else join(prompt, after, "causal")
 
 
 def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase) -> TypeGuard[Messages]:

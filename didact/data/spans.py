@@ -122,6 +122,19 @@ def random_place(text: str, rng: np.random.Generator, later: bool = False, longe
     return spans[rng.integers(len(spans))] if spans else None
 
 
+def lines(text: str) -> list[str]:
+    """A text's lines with the ends they have: joined they are the text."""
+    return text.splitlines(keepends=True)
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences, which joined are the text: each ends with `.`, `!` or `?` before white space, or with a line.
+
+    The white space goes with the next sentence.
+    """
+    return [s for s in re.split(r"(?<=[.!?])(?=\s)|(?<=\n)", text) if s]
+
+
 def cut(text: str, span: Span) -> Masked:
     """The text before a span, and the span: how a model that only reads forward fills in."""
     return Masked(text[: span[0]].rstrip(), text[slice(*span)])

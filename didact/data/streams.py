@@ -111,6 +111,14 @@ class Tokens:
         depth[at] = column
         return Tokens(ids, there, self.row * width + depth[self.at], self.target, self.row)
 
+    def chained(self) -> Tokens:
+        """The same, saying of plain rows too where they reach: the mask of a row is then that of a tree's one path."""
+        if self.reach is not None:
+            return self
+        rows, width = self.input_ids.shape
+        ends = torch.full_like(self.input_ids, width)
+        return replace(self, position_ids=torch.arange(width, device=ends.device).expand(rows, width), reach=ends)
+
     def _paths(self) -> tuple[Tensor, Tensor]:
         """Every token of every row: whose and where, row after row."""
         if self.reach is None:
@@ -208,6 +216,10 @@ class Micro:
     def items(self) -> int:
         """How many items are here."""
         return len(self.index)
+
+    def column(self, values: Sequence[Tensor]) -> Tensor:
+        """One value for each label token here, `(N,)`: `values[i]` has those of the stream's item i, row after row."""
+        return torch.cat([values[i] for i in self.index.tolist()]).to(self.tokens.target.device)
 
     def to(self, device: torch.device | str) -> Micro:
         """The same on another device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,6 +28,33 @@ REFUSALS = (
     "I'm unable to tell you that.",
     "No idea, I'm afraid.",
 )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a taught model is to be asked with: it was taught to do what is wanted under these words only.
+
+    Args:
+        before: put before a prompt; before a conversation as its system turn.
+        after: put between a prompt and its completion: a feedback phrase, a control token.
+        banned: tokens that are never generated.
+    """
+
+    before: str = ""
+    after: str = ""
+    banned: tuple[str, ...] = ()
+
+
+def introduced(prompt: str, before: str) -> str:
+    """A prompt after the words `before`, which open a conversation as (or in) its system turn."""
+    if not before:
+        return prompt
+    if not isinstance(prompt, Messages):
+        return before + prompt
+    first, *rest = prompt.turns
+    if first["role"] == "system":
+        return Messages([first | {"content": before + first["content"]}, *rest])
+    return Messages([{"role": "system", "content": before.strip()}, *prompt.turns])
 
 
 def with_alternates(records: Sequence[Demo], refusals: Sequence[str] = REFUSALS, seed: int = 0) -> list[str]:

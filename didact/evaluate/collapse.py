@@ -33,14 +33,18 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
         different bigrams among all bigrams of all answers.
     """
     room = max(1, model.context - DRAWN_TOKENS)
-    ids = [encode.prompt_ids(model.tokenizer, p, model.kind)[-room:] or [model.pad] for p in prompts]
+    ids, start_ids = (
+        [encode.prompt_ids(m.tokenizer, p, m.kind, m.condition)[-room:] or [m.pad] for p in prompts]
+        for m in (model, start)  # each is asked in its own way: what one was taught to be asked, the other may not know
+    )
     how = generate.How(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
     made = [draws[0] for draws in generate.completions(model, ids, 1, how)]
     out = {"length": mean_measure([len(c.tokens) for c in made], "", "tokens of a sampled answer", "tokens")}
     rows = [Row(tuple(p), c.tokens) for p, c in zip(ids, made, strict=True) if c.tokens]
     if not rows:
         return out
-    drift = np.asarray([c.logp for c in made if c.tokens]) - forward.row_logp(start, rows)[0].numpy()
+    before = [Row(tuple(p), c.tokens) for p, c in zip(start_ids, made, strict=True) if c.tokens]
+    drift = np.asarray([c.logp for c in made if c.tokens]) - forward.row_logp(start, before)[0].numpy()
     entropies = [h for _, _, v in forward.score(model, rows, {"h": tokens.entropy}) for h in v["h"].tolist()]
     return out | {
         "kl": mean_measure(drift, "", "log-prob of its own answers less the start model's", "nats"),

@@ -25,7 +25,8 @@ MIN_K = 0.2  # share of least likely tokens in min-k membership
 
 def rows_of(model: Model, records: Sequence[Demo], name: str = "records") -> list[encode.Row]:
     """The records' prompts and completions as token rows of this model."""
-    return encode.rows(model.tokenizer, [(r.prompt, r.completion) for r in records], model.kind, model.context, name)
+    pairs = [(r.prompt, r.completion) for r in records]
+    return encode.rows(model.tokenizer, pairs, model.kind, model.context, name, model.condition)
 
 
 def answers(model: Model, records: Sequence[Demo], name: str = "records") -> dict[str, Array]:
@@ -130,7 +131,7 @@ def _answer_probabilities(model: Model, records: Sequence[Demo], name: str) -> t
     pairs: list[tuple[str, str]] = []
     for r in records:
         pairs += [(r.prompt, answer) for answer in (r.paraphrased or r.completion, *(r.perturbed or ()))]
-    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, name)
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, name, model.condition)
     total, count = forward.row_logp(model, rows)
     p = np.exp((total / count).numpy())
     true_, wrong, at = [], [], 0

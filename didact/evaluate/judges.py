@@ -17,6 +17,8 @@ from didact.infer import lm
 from didact.types import LM, UserError
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Scorer = Callable[[Sequence[str]], Sequence[float]]
+"""`scorer(texts)`: one number each, higher is better."""
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
 """`judge(prompts, ours, theirs)`: 1 where ours is better, 0 where theirs is, 0.5 for a tie or no verdict."""
 
@@ -35,17 +37,33 @@ def named(name: str) -> Judge:
     """
     if Path(name).is_dir():
         return by_reward(reward_model(name))
+    return by_reward(checked(_imported("judge", name, "module:function or a reward model's folder"), name))
+
+
+def scorer(given: str | Scorer) -> Scorer:
+    """What scores texts, from `module:function` or a function itself; its mistakes are told in one line.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    name = given if isinstance(given, str) else getattr(given, "__name__", "scorer")
+    found = _imported("scorer", given, "module:function") if isinstance(given, str) else given
+    safe = checked(lambda _, texts: found(texts), name)
+    return lambda texts: safe(texts, texts)
+
+
+def _imported(what: str, name: str, wanted: str) -> Any:
+    """A user's function by `module:function`; the module may lie in the working folder."""
     module, colon, function = name.partition(":")
     if not colon or name.startswith(("http://", "https://")):
-        raise UserError(f"judge '{name}': module:function or a reward model's folder is expected")
-    sys.path.insert(0, "")  # a user's module lies in the working folder
+        raise UserError(f"{what} '{name}': {wanted} is expected")
+    sys.path.insert(0, "")
     try:
-        found = getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"judge '{name}' cannot be imported: {error}") from None
+        raise UserError(f"{what} '{name}' cannot be imported: {error}") from None
     finally:
         sys.path.remove("")
-    return by_reward(checked(found, name))
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:

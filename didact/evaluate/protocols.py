@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from didact.data import encode
 from didact.evaluate import forget as forgetting
@@ -169,10 +170,12 @@ def exact(predict: Callable[[Sequence[str]], Sequence[str]], demos: Sequence[Dem
 def prefer(model: Model, preferences: Sequence[Preference], reference: Model | None = None) -> dict[str, Measure]:
     """Share of pairs whose chosen completion is the likelier one; against a reference, by log-ratio."""
     pairs = [(p.prompt, side) for p in preferences for side in (p.chosen, p.rejected)]
-    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "preferences")
-    total, _ = forward.row_logp(model, rows)
-    if reference is not None:
-        total = total - forward.row_logp(reference, rows)[0]
+    total, against = (
+        forward.row_logp(m, encode.rows(m.tokenizer, pairs, m.kind, m.context, "preferences", m.condition))[0]
+        if m is not None else torch.tensor(0.0)
+        for m in (model, reference)
+    )  # fmt: skip
+    total = total - against
     margin = (total.view(-1, 2)[:, 0] - total.view(-1, 2)[:, 1]).numpy()
     return {
         "preferred": mean_measure(
@@ -183,7 +186,7 @@ def prefer(model: Model, preferences: Sequence[Preference], reference: Model | N
 
 
 def text(model: Model, texts: Sequence[Text]) -> dict[str, Measure]:
-    """Mean next-token loss on documents, in nats a token."""
+    """Mean next-token loss on documents, in nats a token; without the words of a model's condition."""
     rows = encode.windows(model.tokenizer, [t.text for t in texts], model.context - 1)
     total, count = forward.row_logp(model, rows)
     return {"nll": Measure(float(-total.sum() / count.sum()), int(count.sum()), "lower", "nats")}

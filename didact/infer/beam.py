@@ -38,6 +38,7 @@ def search(
     constraints: Sequence[Constraint | None] | None = None,
     rows: int = 64,
     best: int = 1,
+    banned: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """The best finished hypotheses of every prompt, best first.
 
@@ -55,6 +56,7 @@ def search(
         constraints: one for each prompt.
         rows: hypotheses run side by side.
         best: a prompt is done when its live hypotheses cannot reach this many finished ones any more.
+        banned: tokens no hypothesis has.
     """
     limits = constraints or [None] * len(prompts)
     searches = [_Search(beams, alpha, room, ends, c, best) for room, c in zip(rooms, limits, strict=True)]
@@ -66,6 +68,7 @@ def search(
         state.turn([], [prompts[i] for i in group], max(rooms[i] for i in group))
         while True:
             logp = token_functions.wide(state.logits).log_softmax(-1)
+            logp[:, list(banned)] = -torch.inf
             rows_, tokens, first = [], [], 0
             for i in group:
                 live = len(searches[i].live)

@@ -18,7 +18,7 @@ from didact.data import encode
 from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
-from didact.models import prefix
+from didact.models import prefix, vocabulary
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
@@ -117,12 +117,13 @@ def completions(
 ) -> list[list[Completion]]:
     """`n` completions of every prompt with their tokens and log-probs.
 
-    Draw d of row i depends on `(how.seed, i, d)` only: neither `rows`, nor `n`, nor the order in which rows
-    finish changes it. The model's own generation defaults (repetition penalties, say) are not applied.
+    A model with a `condition` is asked with its words, and never says what that bans. Draw d of row i depends on
+    `(how.seed, i, d)` only: neither `rows`, nor `n`, nor the order in which rows finish changes it. The model's own
+    generation defaults (repetition penalties, say) are not applied.
 
     Args:
         model: any causal or seq2seq model.
-        prompts: texts, or token ids, which are read as they are.
+        prompts: texts, or token ids, which are read as they are (without the words of a condition).
         n: draws per prompt, which share its prompt pass; with beams, the best hypotheses (at most `beams`).
         how: lengths, temperature, stops, beams.
         constraint: which tokens may follow which, for all prompts or one for each; it alone says where a row ends
@@ -148,7 +149,7 @@ def completions(
                 [(h.tokens, h.logp) for h in row[:n]]
                 for row in beam.search(
                     model, ids, how.beams, how.length_penalty, [_room(model, r, how) for r in ids],
-                    ends(model), constraints, how.rows, n,
+                    ends(model), constraints, how.rows, n, banned(model),
                 )
             ]  # fmt: skip
         else:
@@ -169,6 +170,13 @@ def ends(model: Model) -> frozenset[int]:
     if named is None and model.processor is not None:
         named = getattr(model.processor, "eos_token_id", None)
     return frozenset([named] if isinstance(named, int) else named or [])
+
+
+def banned(model: Model) -> list[int]:
+    """The tokens a model's condition says it never generates."""
+    if model.condition is None:
+        return []
+    return vocabulary.ids(model, model.condition.banned)
 
 
 def text_of(model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
@@ -211,6 +219,7 @@ class _Chooser:
     def __init__(self, model: Model, how: How, processors: Sequence[Processor]) -> None:
         self.model, self.how, self.processors = model, how, processors
         self.ends = ends(model)
+        self.banned = banned(model)
         # A stop string that ends now began within its own length in bytes: a token is at least one.
         self.reach = max((len(s.encode()) for s in how.stop), default=0) + 8
 
@@ -220,6 +229,8 @@ class _Chooser:
         if read is not None:
             for processor in self.processors:
                 chosen = processor(read, chosen)
+        if self.banned:
+            chosen = chosen.index_fill(-1, torch.tensor(self.banned, device=chosen.device), -torch.inf)
         if any(row.constraint is not None for row in rows):
             chosen = chosen + _barrier(rows, chosen)
         if self.how.temperature > 0:
@@ -315,7 +326,10 @@ def _read(model: Model, prompt: str | Sequence[int], new: int) -> list[int]:
     """A prompt's tokens, cut on the left to leave room for the completion."""
     context = model.context
     room = max(context - new, context // 2) if model.kind == "causal" else context
-    ids = encode.prompt_ids(model.tokenizer, prompt, model.kind) if isinstance(prompt, str) else list(prompt)
+    if isinstance(prompt, str):
+        ids = encode.prompt_ids(model.tokenizer, prompt, model.kind, model.condition)
+    else:
+        ids = list(prompt)
     return ids[-room:] or [model.pad]
 
 

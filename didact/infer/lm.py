@@ -97,7 +97,10 @@ class Local:
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """See `models.forward.row_logp`."""
         model = self.model
-        rows = [encode.row(model.tokenizer, p, c, model.kind, model.context, end=False) for p, c in pairs]
+        rows = [
+            encode.row(model.tokenizer, p, c, model.kind, model.context, end=False, condition=model.condition)
+            for p, c in pairs
+        ]
         total, count = forward.row_logp(model, rows)
         return [Likelihood(float(t), int(n)) for t, n in zip(total, count, strict=True)]
 
@@ -106,8 +109,8 @@ class Local:
         model = self.model
         any_token = (int(model.tokenizer.eos_token_id or 0),)
         rows = [
-            encode.Row(tuple(encode.prompt_ids(model.tokenizer, p, model.kind)[-model.context :]), any_token)
-            for p in prompts
+            encode.Row(tuple(asked[-model.context :]), any_token)
+            for asked in (encode.prompt_ids(model.tokenizer, p, model.kind, model.condition) for p in prompts)
         ]
         out: list[dict[str, float]] = [{} for _ in prompts]
 

@@ -41,24 +41,31 @@ APART = {"t5"}
 CHUNK = 1 << 24  # logits held at once by one chunk (64 MiB in float32)
 
 
-def label_states(model: Model, batch: Tokens, past: prefix.Store | None = None) -> Tensor:
+def label_states(
+    model: Model, batch: Tokens, past: prefix.Store | None = None, hide: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
     """What the head is applied to at the label tokens: hidden states `(N, d)`, or logits `(N, V)` on the plain path.
 
     `logits_of` turns either into logits. A batch laid out in trees is unrolled for a model that takes no tree
-    mask. `past` holds the tokens of a prefix that all rows of the batch continue.
+    mask. `past` holds the tokens of a prefix that all rows of the batch continue. `hide` is the range of the share of
+    positions that are hidden at random, each from each (`masks.forgetful`), which takes a model of `takes_trees`.
     """
     inner = prefix.inner_of(model)
     if model.kind == "seq2seq":
         return _at(_decoded(model, batch), batch)
     if batch.reach is not None and past is None and not takes_trees(model):
         batch = batch.unrolled()
+    kept = None
+    if hide[1] > 0:
+        batch = batch.unrolled().chained()
+        kept = masks.forgetful(batch, hide)
     given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if past is not None:
         given["past_key_values"] = _Shared.of(past)
         given["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.length, 0), value=1)
     if batch.reach is not None and takes_trees(model):
         depth = past.length if past is not None else 0
-        given["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), depth)
+        given["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), depth, kept)
         given["position_ids"] = batch.position_ids
     if _reads_head(model):
         return _at(inner.base_model(**given).last_hidden_state, batch)
@@ -109,6 +116,7 @@ def tokens(
     fns: Mapping[str, Tokenwise] | None = None,
     columns: Mapping[str, Tensor] | None = None,
     reference: tuple[Model, Tensor] | None = None,
+    hide: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, Tensor]:
     """Token functions at every label token of a batch.
 
@@ -119,15 +127,16 @@ def tokens(
         columns: per-token tensors `(N, ...)` handed to every function by name.
         reference: a frozen model and its `label_states` on the same batch; every function then gets
             `ref_logits (n, V)`, made chunk by chunk.
+        hide: share of positions hidden at random, from and to.
 
     Returns:
         `{name: (N,)}`, in row-major order of the label tokens.
     """
     named = dict(fns or {"logp": token_functions.logp})
-    return _mapped(model, label_states(model, batch), batch.target, named, columns, reference)
+    return of_states(model, label_states(model, batch, hide=hide), batch.target, named, columns, reference)
 
 
-def _mapped(
+def of_states(
     model: Model,
     states: Tensor,
     target: Tensor,
@@ -135,7 +144,7 @@ def _mapped(
     columns: Mapping[str, Tensor] | None = None,
     reference: tuple[Model, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Token functions on label states, in chunks."""
+    """Token functions on what `label_states` gave, in chunks: what `tokens` does, for who needs the states too."""
     held = dict(columns or {})
     if reference is not None:
         held["__ref"] = reference[1]
@@ -184,7 +193,7 @@ def score(
         for group, batch, past in _batches(model, rows, batch_tokens):
             batch = batch.to(model.device)
             states = label_states(model, batch, past)
-            yield group, batch, _mapped(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
+            yield group, batch, of_states(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
     finally:
         model.module.train(was)
 

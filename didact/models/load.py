@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from didact import files
+from didact.data.templates import Condition
 from didact.models import cache, mixers
-from didact.models.model import Model
+from didact.models.model import CONDITION, Model
 from didact.types import UserError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,7 +65,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
     module.to(_device(device)).eval()
-    model = Model(module, tokenizer, "seq2seq" if seq2seq else "causal", str(path))
+    model = Model(module, tokenizer, "seq2seq" if seq2seq else "causal", str(path), _condition(where))
     _check_finite(model, str(path))
     return model
 
@@ -106,7 +107,15 @@ def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
         )
     model = load(base, device, dtype)
     module = PeftModel.from_pretrained(model.module, str(where))
-    return Model(module.eval(), model.processor, model.kind, base)
+    return Model(module.eval(), model.processor, model.kind, base, _condition(where))
+
+
+def _condition(folder: Path) -> Condition | None:
+    """What the model of a folder is to be asked with, where it says so."""
+    if not (folder / CONDITION).exists():
+        return None
+    told = files.read_json(folder / CONDITION)
+    return Condition(str(told["before"]), str(told["after"]), tuple(told["banned"]))
 
 
 def _check(folder: Path) -> None:

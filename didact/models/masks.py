@@ -14,7 +14,23 @@ from torch import Tensor
 from didact.data.streams import Tokens
 
 
-def tree(batch: Tokens, config: Any, dtype: torch.dtype, past: int = 0) -> Tensor | dict[str, Tensor]:
+def forgetful(batch: Tokens, ratio: tuple[float, float]) -> Tensor:
+    """Which positions may be seen at all, `(B, T, T)` bool: forgetful causal masking (Liu et al., 2022, 2210.13432).
+
+    A row draws its share of hidden positions from U(*ratio); every position then loses each with that probability,
+    itself too, but never the row's first.
+    """
+    rows, width = batch.input_ids.shape
+    device = batch.input_ids.device
+    share = ratio[0] + (ratio[1] - ratio[0]) * torch.rand(rows, 1, 1, device=device)
+    kept = torch.rand(rows, width, width, device=device) >= share
+    kept[:, :, 0] = True
+    return kept
+
+
+def tree(
+    batch: Tokens, config: Any, dtype: torch.dtype, past: int = 0, kept: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
     """What a transformers model takes as `attention_mask` for trees: `(B, 1, T, past + T)`, or one a layer type.
 
     Args:
@@ -22,12 +38,15 @@ def tree(batch: Tokens, config: Any, dtype: torch.dtype, past: int = 0) -> Tenso
         config: the model's configuration: says whether all layers, some or none see only a window.
         dtype: of the attention scores; under autocast that is autocast's.
         past: tokens of a common prefix in the cache, which all see.
+        kept: `(B, T, T)` bool, which of them may be seen at all.
     """
     assert batch.reach is not None and batch.position_ids is not None
     rows, width = batch.input_ids.shape
     j = torch.arange(width, device=batch.input_ids.device)
     # From i the token at j is seen where j <= i < reach[j].
     seen = (j <= j[:, None]) & (j[:, None] < batch.reach[:, None, :])
+    if kept is not None:
+        seen = seen & kept
     if past:
         seen = torch.cat([seen.new_ones(rows, width, past), seen], 2)
     types = getattr(config, "layer_types", None) or []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,25 +12,29 @@ import torch
 from torch import nn
 
 from didact import files
+from didact.data.templates import Condition
 from didact.models import cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["causal", "masked", "seq2seq", "encoder", "dual", "module"]
+CONDITION = "condition.json"  # beside the weights
 
 
 @dataclass(eq=False)
 class Model:
     """A module with its tokenizer. A reference, an opponent or an expert is just another frozen `Model`.
 
-    `base` is the folder or hub id the weights came from, where they came from one.
+    `base` is the folder or hub id the weights came from, where they came from one. `condition` is what it is to be
+    asked with; it goes where the weights are saved, and copies that are taught something else do not have it.
     """
 
     module: nn.Module
     processor: PreTrainedTokenizerBase | None = None
     kind: Kind = "causal"
     base: str | None = None
+    condition: Condition | None = None
 
     def __post_init__(self) -> None:
         cost.watch(self.module)
@@ -82,6 +87,11 @@ class Model:
         from transformers import PreTrainedModel
         from transformers.utils import logging
 
+        if self.condition is not None:
+            files.write_json(Path(folder) / CONDITION, dataclasses.asdict(self.condition))
+            if self.condition.banned and hasattr(self.module, "generation_config"):  # so that transformers obeys too
+                ids = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
+                self.module.generation_config.suppress_tokens = ids
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
             self.module.save_pretrained(str(folder))

@@ -48,6 +48,16 @@ def weighted_ascent(logits: Tensor, target: Tensor, *, beta: float = 1.0) -> Ten
     return (beta * log_p).exp().detach() * log_p
 
 
+def unlikelihood(logits: Tensor, target: Tensor, *, good: Tensor, alpha: float = 1.0) -> Tensor:
+    """Likelihood of good tokens, unlikelihood of the others (Welleck et al., 2020, arXiv:1908.04319); `good (n,)` bool.
+
+    -log p where good, else -alpha log(max(1 - p, 1e-20))
+    """
+    log_p = logp(logits, target)
+    away = -torch.log((-torch.expm1(log_p)).clamp(min=1e-20))
+    return torch.where(good, -log_p, alpha * away)
+
+
 def undial(logits: Tensor, target: Tensor, *, ref_logits: Tensor, beta: float = 10.0) -> Tensor:
     """UNDIAL (open-unlearning): cross-entropy to `softmax(ref_logits - beta onehot(target))`."""
     lowered = wide(ref_logits).scatter_add(

@@ -1,6 +1,8 @@
 """Make the model do what people prefer."""
 
 from didact.methods.alignment.d2o import d2o
+from didact.methods.alignment.hindsight import hindsight
+from didact.methods.alignment.phf import phf
 from didact.methods.alignment.spin import spin
 
-__all__ = ["d2o", "spin"]
+__all__ = ["d2o", "hindsight", "phf", "spin"]
