@@ -88,6 +88,22 @@ def simpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 2.0, gamma: 
     return pairwise(beta * (chosen_mean - rejected_mean) - gamma)
 
 
+def aggregated(
+    z: Tensor, how: Literal["mean", "logit", "vote"] = "mean", share: Tensor | float | None = None
+) -> Tensor:
+    """The preference over contexts, `P(1 > 2) = sum_z p(z) P(1 > 2 | z)`, from margins `z (..., m)`: `(...)` in [0, 1].
+
+        mean  mean of sigmoid(z)       logit  sigmoid of the mean margin       vote  share of contexts with z > 0
+
+    They can disagree: (4, -1, -1) is .507, .66 and 1/3. `share (..., m)` are p(z), which sum to 1; 1/m by default.
+    """
+    weight = torch.full_like(z, 1 / z.shape[-1]) if share is None else torch.as_tensor(share).to(z).expand_as(z)
+    if how == "logit":
+        return torch.sigmoid((weight * z).sum(-1))
+    each = torch.sigmoid(z) if how == "mean" else (z > 0).to(z) + 0.5 * (z == 0).to(z)
+    return (weight * each).sum(-1)
+
+
 def spin(
     real: Tensor,
     own: Tensor,

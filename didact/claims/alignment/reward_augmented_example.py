@@ -52,7 +52,7 @@ def tuned(seed: int, arch: build.Arch = "gpt2", steps: int = 150) -> Model:
 
     def make() -> Model:
         tokenizer = build.train_tokenizer([WORDING.text((float(g),)) for g in range(1, 11)], 280)
-        base = build.build(arch, tokenizer, d=32, layers=2, heads=4, context=32, seed=seed)
+        base = build.build(arch, tokenizer, d=32, layers=2, heads=4, context=32, seed=seed, initializer_range=0.1)
         model = sft(base, told, fit=teach).models["model"]
         assert isinstance(model, Model)
         return model

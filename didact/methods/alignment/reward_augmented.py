@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from didact.data import goals
+from didact.data import contexts, goals
 from didact.data.goals import Sides, Wording
 from didact.evaluate import protocols
 from didact.evaluate.protocols import Measure
@@ -187,12 +187,10 @@ def _split(
     preferences: Sequence[Preference], holdout: float, share: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
     """Pairs kept apart, by prompt; and those taught, in their order."""
-    draw = np.random.default_rng([seed, 98])
-    prompts = list(dict.fromkeys(p.prompt for p in preferences))
-    apart = {prompts[i] for i in draw.permutation(len(prompts))[: int(holdout * len(prompts))]}
-    rest = [p for p in preferences if p.prompt not in apart]
+    out, rest = contexts.apart(preferences, holdout, seed)
+    draw = np.random.default_rng([seed, 96])
     kept = sorted(draw.permutation(len(rest))[: max(1, round(share * len(rest)))])
-    return [p for p in preferences if p.prompt in apart], [rest[i] for i in kept]
+    return out, [rest[i] for i in kept]
 
 
 def _noisy(scores: list[Sides], noise: float, seed: int) -> list[Sides]:
