@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from didact.data import formats
-from didact.types import RECORDS, Messages, Record, UserError
+from didact.data import contexts, formats
+from didact.types import RECORDS, Messages, Preference, Record, UserError
 
 R = TypeVar("R", bound=Record)
 SHOWN = 20  # bad lines listed before the rest are only counted
@@ -49,9 +49,10 @@ def read(
     records: Records[R] = Records()
     records.path = str(path)
     problems: list[str] = []
-    for place, row in formats.rows(path):
+    for place, found in formats.rows(path):
         try:
-            records.append(from_row(row, record, rename))
+            for row in contexts.both_ways(found) if record is Preference else (found,):
+                records.append(from_row(row, record, rename))
         except UserError as problem:
             problems.append(f"{place}: {problem}")
     if problems and not skip_bad:

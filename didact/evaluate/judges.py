@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from didact.evaluate.protocols import Measure, mean_measure
 from didact.infer import lm
+from didact.learn import rewards
+from didact.models.model import Model
 from didact.types import LM, UserError
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -98,8 +99,17 @@ def by_reward(reward: Reward) -> Judge:
     return judge
 
 
-def reward_model(folder: str, rows: int = 16) -> Reward:
+def reward_model(folder: str) -> Reward:
     """The single logit of a transformers sequence-classification model on prompt and completion."""
+    return checked(functools.partial(rewards.score, opened(folder)), folder)
+
+
+def opened(folder: str) -> Model:
+    """A reward model's folder as a model of kind `encoder`.
+
+    Raises:
+        UserError: there is none, or it has several outputs.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -109,18 +119,7 @@ def reward_model(folder: str, rows: int = 16) -> Reward:
         raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
     if module.config.num_labels != 1:
         raise UserError(f"{folder}: a reward model has one output, this one {module.config.num_labels}")
-    if module.config.pad_token_id is None:
-        module.config.pad_token_id = tokenizer.pad_token_id
-
-    @torch.no_grad()
-    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        texts, out = [f"{p} {c}" for p, c in zip(prompts, completions, strict=True)], []
-        for at in range(0, len(texts), rows):
-            asked = tokenizer(texts[at : at + rows], return_tensors="pt", padding=True, truncation=True)
-            out += module(input_ids=asked["input_ids"], attention_mask=asked["attention_mask"]).logits[:, 0].tolist()
-        return out
-
-    return checked(reward, folder)
+    return Model(rewards.padded(module, tokenizer).eval(), tokenizer, "encoder", folder)
 
 
 class Asked:
@@ -155,6 +154,25 @@ class Asked:
                 out[i] = found[1] if found else ""
         self.unclear += sum(not v for v in out)
         return out
+
+
+def letters(model: LM, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+    """`P(A) / (P(A) + P(B))` that the first answer is better, the mean of both orders: a liking for A cancels.
+
+    From the first token's log-probs; 0.5 where a model names neither letter.
+    """
+    lm.need(model, "top_logprobs", by="the judge")
+    orders = []
+    for a, b in ((first, second), (second, first)):
+        asked = [QUESTION.format(prompt=p, a=x, b=y) for p, x, y in zip(prompts, a, b, strict=True)]
+        orders.append([_share(found) for found in model.top_logprobs(asked, 20)])
+    return [(forward + 1 - back) / 2 for forward, back in zip(*orders, strict=True)]
+
+
+def _share(found: Mapping[str, float]) -> float:
+    """A's share of A and B, however they are spaced."""
+    a, b = (sum(math.exp(v) for k, v in found.items() if k.strip() == letter) for letter in "AB")
+    return a / (a + b) if a + b else 0.5
 
 
 def win_rate(judge: Judge, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> Measure:

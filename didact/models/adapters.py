@@ -18,7 +18,8 @@ def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
     """
     import peft
 
-    task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
+    tasks = {"seq2seq": peft.TaskType.SEQ_2_SEQ_LM, "encoder": peft.TaskType.SEQ_CLS}  # whose head is trained whole
+    task = tasks.get(model.kind, peft.TaskType.CAUSAL_LM)
     scale: Any = alpha  # peft takes any number, though it says int
     config = peft.LoraConfig(r=rank, lora_alpha=scale, target_modules="all-linear", task_type=task)
     with torch.random.fork_rng():

@@ -55,6 +55,8 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
         raise UserError(
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
         ) from None
+    if any(name.endswith("ForSequenceClassification") for name in getattr(config, "architectures", None) or ()):
+        raise UserError(f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}")
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     try:

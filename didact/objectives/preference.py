@@ -9,6 +9,8 @@ otherwise), one loss per record out. With `r = logp - ref_logp`:
     0 - r_l           -(2/beta) log sigmoid(beta m)         NPO (DPO without the chosen term, times 2/beta)
     z - beta r_l      1 - (2/beta) log sigmoid(.)           KTO as in the NPO code
     nll_mean - delta  -(2/beta) log sigmoid(beta m)         SimNPO (no reference)
+    r_w - r_l         (m - 1/(2 beta))^2                    IPO
+    mean_w - mean_l   -log sigmoid(beta m - gamma)          SimPO (means over tokens, no reference)
 """
 
 from __future__ import annotations
@@ -71,6 +73,35 @@ def dpo(
     """
     z = beta * margin(chosen, rejected, ref_chosen, ref_rejected)
     return (1 - label_smoothing) * pairwise(z) + label_smoothing * pairwise(-z)
+
+
+def ipo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float = 0.1) -> Tensor:
+    """IPO (Azar et al., 2023), `(m - 1/(2 beta))^2`: a margin to reach, not to widen; `1/(4 beta^2)` at the start.
+
+    On sums, as in the paper; some libraries take means over tokens.
+    """
+    return (margin(chosen, rejected, ref_chosen, ref_rejected) - 1 / (2 * beta)).square()
+
+
+def simpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
+    """SimPO (Meng et al., 2024), `-log sigmoid(beta (chosen_mean - rejected_mean) - gamma)`: means, no reference."""
+    return pairwise(beta * (chosen_mean - rejected_mean) - gamma)
+
+
+def aggregated(
+    z: Tensor, how: Literal["mean", "logit", "vote"] = "mean", share: Tensor | float | None = None
+) -> Tensor:
+    """The preference over contexts, `P(1 > 2) = sum_z p(z) P(1 > 2 | z)`, from margins `z (..., m)`: `(...)` in [0, 1].
+
+        mean  mean of sigmoid(z)       logit  sigmoid of the mean margin       vote  share of contexts with z > 0
+
+    They can disagree: (4, -1, -1) is .507, .66 and 1/3. `share (..., m)` are p(z), which sum to 1; 1/m by default.
+    """
+    weight = torch.full_like(z, 1 / z.shape[-1]) if share is None else torch.as_tensor(share).to(z).expand_as(z)
+    if how == "logit":
+        return torch.sigmoid((weight * z).sum(-1))
+    each = torch.sigmoid(z) if how == "mean" else (z > 0).to(z) + 0.5 * (z == 0).to(z)
+    return (weight * each).sum(-1)
 
 
 def spin(

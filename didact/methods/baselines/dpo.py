@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from didact.data import encode
-from didact.data.streams import Micro
-from didact.learn import language
-from didact.learn.fit import Hook, Term
+from didact.learn import preferences as learner
+from didact.learn.fit import Hook
 from didact.models.model import Model
-from didact.objectives import preference
 from didact.registry import method
 from didact.types import Fit, Preference, Result, UserError
 
@@ -50,25 +47,5 @@ def dpo(
     """
     if beta <= 0 or not 0 <= label_smoothing < 0.5:
         raise UserError(f"beta = {beta}, label_smoothing = {label_smoothing}: beta above 0, smoothing in [0, 0.5)")
-    sides = [
-        encode.rows(model.tokenizer, pairs, model.kind, model.context, "preferences")
-        for pairs in ([(p.prompt, p.chosen) for p in preferences], [(p.prompt, p.rejected) for p in preferences])
-    ]
-    items = list(zip(*sides, strict=True))
-    ref = language.reference_logp(model, items).to(model.device)
-
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
-        logp, _ = language.sequence_logp(student, micro)
-        was = ref[micro.index]
-        losses = preference.dpo(logp[:, 0], logp[:, 1], was[:, 0], was[:, 1], beta, label_smoothing)
-        margin = beta * ((logp - was)[:, 0] - (logp - was)[:, 1]).detach()
-        won = (margin > 0).to(margin)
-        return {
-            "dpo": Term(losses.sum(), "pairs.rows"),
-            "margin": Term(margin.sum(), "pairs.rows", 0.0),
-            "accuracy": Term(won.sum(), "pairs.rows", 0.0),
-        }
-
-    options = {"beta": beta, "label_smoothing": label_smoothing}
-    taught = language.teach(model, {"pairs": items}, terms, fit, hooks=hooks, name="dpo", identity=options)
+    taught = learner.teach(model, preferences, fit, beta=beta, label_smoothing=label_smoothing, hooks=hooks)
     return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)

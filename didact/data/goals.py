@@ -1,0 +1,215 @@
+"""Goals: scored pairs as pairs under a prompt that names the score to reach. Pure: records in, records out.
+
+Under a goal g a completion of score r is worth `-(g - r)^2`, so the one nearer to the goal is the better one. A pair
+gives two records: under the chosen side's own score it stays as it is, under the rejected side's it is turned round.
+With several scores a side (`attributes`) goals have as many numbers, and distances add up.
+
+Source: Zhang et al. 2024, arXiv:2410.08067.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from didact.types import Messages, Preference, UserError
+
+Goal = tuple[float, ...]
+Sides = tuple[Goal, Goal]
+"""Scores of a pair: of the chosen side and of the rejected one."""
+
+TEMPLATE = (
+    "Write the answer that would get the score below, on a scale from {low}, the lowest, to {high}, the highest. "
+    "Do not speak of the score.\n{attribute} score: {goal}"
+)
+OVERALL = "Overall"
+
+
+def worth(score: float, goal: float) -> float:
+    """`R(x, y, g) = -(g - r)^2`: what a completion of this score is worth under this goal."""
+    return -((goal - score) ** 2)
+
+
+def printed(number: float) -> str:
+    """A score without idle decimals: 8.0 is "8", 7.5 is "7.5"."""
+    return format(round(float(number), 6), ".12g")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How a goal is put to a model.
+
+    Args:
+        template: the instruction. Its line with `{goal}` is there once for every attribute, whose name is
+            `{attribute}`; `{low}` and `{high}` are the scale's ends. Without `{goal}` no goal is told.
+        scale: ends of the goals' scale; the upper one is what is asked for when the model is used.
+        attributes: names of the scores, for several at once.
+        place: of a conversation: its `system` turn (a new one where there is none), or before its first `user`
+            text, for chat templates without a system turn. A plain prompt has the instruction before it.
+        joint: stands between instruction and text.
+    """
+
+    template: str = TEMPLATE
+    scale: tuple[float, float] = (1.0, 10.0)
+    attributes: tuple[str, ...] = ()
+    place: Literal["system", "user"] = "system"
+    joint: str = "\n\n"
+
+    def __post_init__(self) -> None:
+        try:
+            self.text(self.best)
+        except (KeyError, IndexError, ValueError):
+            known = "{goal}, {attribute}, {low} and {high}"
+            raise UserError(f"template {self.template!r}: its fields are {known}; other braces are doubled") from None
+
+    @property
+    def best(self) -> Goal:
+        """The goal to ask for: the top of the scale in everything."""
+        return (self.scale[1],) * max(1, len(self.attributes))
+
+    def text(self, goal: Goal) -> str:
+        """The instruction for a goal."""
+        low, high = (printed(x) for x in self.scale)
+        names = self.attributes or (OVERALL,)
+        lines = []
+        for line in self.template.split("\n"):
+            told = list(zip(names, goal, strict=True)) if "{goal}" in line else [("", 0.0)]
+            lines += [line.format(goal=printed(g), attribute=name, low=low, high=high) for name, g in told]
+        return "\n".join(lines)
+
+    def prompt(self, prompt: str, goal: Goal) -> str:
+        """A prompt that asks for this goal; an empty instruction leaves it as it was."""
+        said = self.text(goal)
+        if not said:
+            return prompt
+        if not isinstance(prompt, Messages):
+            return f"{said}{self.joint}{prompt}"
+        first, *rest = prompt.turns
+        if self.place == "system" and first["role"] != "system":
+            return Messages([{"role": "system", "content": said}, *prompt.turns])
+        return Messages([{**first, "content": f"{said}{self.joint}{first['content']}"}, *rest])
+
+
+def scores_of(preferences: Sequence[Preference], attributes: Sequence[str] = ()) -> list[Sides]:
+    """The scores each pair bears: `chosen_score` and `rejected_score`, or of named attributes.
+
+    An attribute stands in the fields `chosen_scores` and `rejected_scores`, objects like `{"honesty": 7}`.
+
+    Raises:
+        UserError: a pair lacks one, or it is no number.
+    """
+    return [
+        (_scores(number, pair, "chosen", attributes), _scores(number, pair, "rejected", attributes))
+        for number, pair in enumerate(preferences, 1)
+    ]
+
+
+def _scores(number: int, pair: Preference, side: Literal["chosen", "rejected"], attributes: Sequence[str]) -> Goal:
+    """One side's."""
+    held = pair.extra.get(f"{side}_scores")
+    of = held if isinstance(held, dict) else {}
+    fields = [(of.get(a), f"'{a}' in '{side}_scores'") for a in attributes]
+    out = []
+    for value, field in fields or [(getattr(pair, f"{side}_score"), f"'{side}_score'")]:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise UserError(
+                f"preferences: record {number}: no number {field}; score the pairs, "
+                "or learn their scores from the pairs with --scores implicit"
+            )
+        out.append(float(value))
+    return tuple(out)
+
+
+def on_scale(
+    scores: Sequence[Sides], scale: tuple[float, float], span: tuple[float, float] | None = None, step: float = 0.1
+) -> list[Sides]:
+    """Scores that lie within `span` as goals on `scale`: stretched, cut to its ends, rounded to multiples of `step`.
+
+    `span` None leaves them where they are but for cutting and rounding; a `step` of 0 does not round.
+    """
+    low, high = scale
+    a, b = span or scale
+
+    def one(score: float) -> float:
+        x = low + (score - a) / (b - a) * (high - low) if span else score
+        x = round(x / step) * step if step else x
+        return min(high, max(low, round(x, 9)))
+
+    return [(tuple(map(one, chosen)), tuple(map(one, rejected))) for chosen, rejected in scores]
+
+
+def reach(scores: Sequence[Sides]) -> tuple[float, float]:
+    """The lowest and the highest of all scores."""
+    every = [x for sides in scores for side in sides for x in side]
+    return min(every), max(every)
+
+
+def gap(sides: Sides) -> float:
+    """How far apart two sides are, in their most different score."""
+    return max(abs(a - b) for a, b in zip(*sides, strict=True))
+
+
+def relabelled(
+    preferences: Sequence[Preference],
+    goals: Sequence[Sides],
+    wording: Wording = Wording(),
+    *,
+    min_gap: float = 0.0,
+    reverse: bool = True,
+    dropout: float = 0.0,
+    legacy_nosys: bool = False,
+    seed: int = 0,
+) -> list[Preference]:
+    """The pairs under the goals their own sides reach, 2 N records of N pairs: as they are first, then turned round.
+
+    Args:
+        preferences: pairs.
+        goals: of every pair's two sides, on the wording's scale.
+        wording: how a goal is told.
+        min_gap: pairs whose goals lie no further apart are dropped: the same prompt would have both orders.
+            Below 0 none is.
+        reverse: also make the records under the rejected side's goal.
+        dropout: share of records that stay pairs without a goal, in their first order.
+        legacy_nosys: as the official script for models without a system turn has it: the second records bear the
+            rejected side's goal, yet are not turned round.
+        seed: of the dropout.
+
+    Returns:
+        Records whose `extra` has the `goal` (where one is told) and the `pair`'s number; scores are the goals.
+    """
+    kept = [i for i, sides in enumerate(goals) if gap(sides) > min_gap]
+    dropped = np.random.default_rng([seed, 97]).random((2, len(preferences))) < dropout
+    out = []
+    for second in (False, True) if reverse else (False,):
+        for i in kept:
+            turned = second and not legacy_nosys
+            out.append(_under(preferences[i], goals[i], wording, i, second, turned, bool(dropped[int(second), i])))
+    return out
+
+
+def _under(
+    pair: Preference, sides: Sides, wording: Wording, number: int, second: bool, turned: bool, plain: bool
+) -> Preference:
+    """One record: the pair under the first or the second side's goal, perhaps turned round, or without one."""
+    goal = sides[int(second)]
+    of_one = len(goal) == 1
+    told: dict[str, Any] = {} if plain else {"goal": goal[0] if of_one else list(goal)}
+    made = dataclasses.replace(
+        pair, prompt=pair.prompt if plain else wording.prompt(pair.prompt, goal),
+        chosen_score=sides[0][0] if of_one else None, rejected_score=sides[1][0] if of_one else None,
+        extra=pair.extra | {"pair": number} | told,
+    )  # fmt: skip
+    return turned_round(made) if turned and not plain else made
+
+
+def turned_round(pair: Preference) -> Preference:
+    """The other order, scores and all."""
+    return dataclasses.replace(
+        pair, chosen=pair.rejected, rejected=pair.chosen,
+        chosen_score=pair.rejected_score, rejected_score=pair.chosen_score,
+    )  # fmt: skip

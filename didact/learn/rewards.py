@@ -1,0 +1,139 @@
+"""Reward models: a scalar head on a causal model, Bradley-Terry on pairs, and their scores.
+
+The head is transformers' own sequence classification with one label, read at the last token, so what is taught here
+opens wherever such models do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from didact.data import streams
+from didact.data.encode import Row
+from didact.data.streams import Item, Micro
+from didact.learn import language
+from didact.learn.fit import Hook, Term
+from didact.learn.language import Taught
+from didact.models.model import Model
+from didact.objectives import preference
+from didact.types import Fit, UserError
+
+Pair = tuple[str, str, str]
+"""A prompt, the preferred completion and the other."""
+
+
+def headed(model: Model, seed: int = 0) -> Model:
+    """The model's body under a new scalar head (near 0), as a model of kind `encoder`; the given one stays as it was.
+
+    Raises:
+        UserError: transformers has no sequence classification for its type, or it is an encoder-decoder.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    if model.kind == "encoder":
+        return model
+    kind = getattr(model.config, "model_type", type(model.module).__name__)
+    config, tokenizer = copy.deepcopy(model.config), copy.deepcopy(model.tokenizer)
+    config.num_labels = 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            if model.kind != "causal":
+                raise ValueError
+            module: Any = AutoModelForSequenceClassification.from_config(config)
+        except ValueError:
+            raise UserError(
+                f"a reward model needs a causal model with a classification head, which {kind} has not"
+            ) from None
+    body: Any = model.module
+    module.base_model.load_state_dict(body.base_model.state_dict())
+    padded(module, tokenizer).to(model.device, next(body.parameters()).dtype)
+    return Model(module.eval(), tokenizer, "encoder", model.base)
+
+
+def padded(module: Any, tokenizer: Any) -> Any:
+    """The same module, of one mind with its tokenizer on padding: its head reads the last token that is none."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    module.config.pad_token_id = tokenizer.pad_token_id
+    return module
+
+
+def row(model: Model, prompt: str, completion: str) -> Row:
+    """Prompt and completion as one text whose last token is read, cut on the left (but the start token) to fit.
+
+    As a row of label tokens it has one meaningless label behind it, for batches leave a row's last token unread.
+    """
+    tokenizer = model.tokenizer
+    ids = list(tokenizer(f"{prompt} {completion}")["input_ids"])
+    room = min(model.context, tokenizer.model_max_length)
+    if len(ids) > room:
+        start = ids[:1] if ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+        ids = start + ids[len(ids) - room + len(start) :]
+    return Row(tuple(ids), (model.pad,))
+
+
+def rewards(model: Model, tokens: streams.Tokens) -> Tensor:
+    """The scalar of every physical row, `(B,)`."""
+    logits: Tensor = model.module(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits
+    return logits[:, 0]
+
+
+@torch.no_grad()
+def score(model: Model, prompts: Sequence[str], completions: Sequence[str], batch_tokens: int = 8192) -> list[float]:
+    """The reward of every completion of its prompt."""
+    rows = [row(model, p, c) for p, c in zip(prompts, completions, strict=True)]
+    out = [0.0] * len(rows)
+    for group in streams.by_length([r.size for r in rows], batch_tokens):
+        given = streams.collate([rows[i] for i in group], "encoder", model.pad).to(model.device)
+        for i, value in zip(group, rewards(model, given).tolist(), strict=True):
+            out[i] = value
+    return out
+
+
+def teach(
+    model: Model,
+    pairs: Mapping[str, Sequence[Sequence[Pair]]],
+    fit: Fit,
+    *,
+    hooks: Sequence[Hook] = (),
+    name: str = "reward",
+    identity: Mapping[str, Any] | None = None,
+) -> Taught:
+    """A copy of a reward model taught by Bradley-Terry, `L = -mean log sigmoid(r_w - r_l)`, over all pairs of a step.
+
+    Args:
+        model: from `headed`.
+        pairs: streams of groups of pairs that are read in one step, all groups of a stream alike in number.
+        fit: how to train; `fit.rows` groups of every stream a step.
+        hooks: called around every step.
+        name: of the phase.
+        identity: what else a checkpoint must have been made with.
+
+    Returns:
+        The taught reward model, plain weights also after LoRA; the history has `bt` and `accuracy`.
+    """
+    rows: dict[str, list[Item]] = {
+        stream: [tuple(row(model, p, c) for p, *sides in group for c in sides) for group in groups]
+        for stream, groups in pairs.items()
+    }
+
+    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+        given = rewards(student, micro.tokens).view(micro.items, -1, 2)
+        margin = given[..., 0] - given[..., 1]
+        each = 1 / margin.shape[1]  # a group's pairs share its weight
+        return {
+            "bt": Term(preference.pairwise(margin).sum() * each, "rows"),
+            "accuracy": Term((margin > 0).to(margin).sum().detach() * each, "rows", 0.0),
+        }
+
+    taught = language.teach(model, rows, terms, fit, hooks=hooks, name=name, identity=identity)
+    if fit.lora:
+        adapted: Any = taught.model.module
+        taught.model = Model(adapted.merge_and_unload().eval(), model.processor, model.kind, model.base)
+    return taught

@@ -1,0 +1,277 @@
+"""A reward model that reads its context turns reversal pairs; without it half are right exactly."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import tiny
+
+from didact.data import contexts
+from didact.data.read import read
+from didact.evaluate import contexts as looks
+from didact.evaluate import judges
+from didact.learn import rewards
+from didact.methods import alignment
+from didact.models import load
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Fit, Preference, UserError
+from didact.worlds.criteria import Criteria
+
+WORLD = Criteria(counted=1, noise=0.0)
+TEMPLATE = "{prompt} {context} :"
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def teach(model, preferences, **how):
+    fit = how.pop("fit", Fit(lr=1e-3, steps=2, rows=4))
+    return alignment.context_preference(model, preferences, template=TEMPLATE, fit=fit, **how)
+
+
+# --- known answers ---------------------------------------------------------------------------
+
+
+def test_the_three_ways_to_put_verdicts_together_can_disagree():
+    z = f64(4.0, -1.0, -1.0)
+    mean, logit, vote = (float(preference.aggregated(z, how)) for how in ("mean", "logit", "vote"))
+    assert mean == pytest.approx(0.5066, abs=1e-3) and logit == pytest.approx(1 / (1 + math.exp(-2 / 3)))
+    assert vote == pytest.approx(1 / 3)
+
+
+def test_a_wrong_guess_at_the_context_is_bounded_by_how_wrong_it_is():
+    q = f64(0.9, 0.1).logit()
+    true, guessed = (float(preference.aggregated(q, "mean", f64(*p))) for p in ((0.5, 0.5), (0.8, 0.2)))
+    assert (true, guessed) == (pytest.approx(0.5), pytest.approx(0.74))
+    assert guessed - true <= 0.3 * 0.9 + 0.3 * 0.1
+
+
+simplex = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(lambda x: f64(*x) / sum(x))
+shares = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3).map(lambda x: f64(*x))
+
+
+@given(simplex, simplex, shares, shares)
+def test_the_error_splits_into_judging_and_choosing(p, p_hat, q, q_hat):
+    whole = abs(
+        float(preference.aggregated(q.logit(), "mean", p) - preference.aggregated(q_hat.logit(), "mean", p_hat))
+    )
+    assert whole <= float((p * (q - q_hat).abs()).sum() + ((p - p_hat).abs() * q_hat).sum()) + 1e-9
+
+
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=4), st.floats(-5, 5))
+def test_what_both_answers_share_does_not_matter(scores, shift):
+    chosen, rejected = f64(*scores[:2]), f64(*scores[2:])
+    plain = preference.pairwise(chosen - rejected)
+    assert torch.allclose(preference.pairwise((chosen + shift) - (rejected + shift)), plain, atol=1e-9)
+
+
+@given(st.integers(0, 50))
+def test_whatever_ignores_the_context_is_right_on_half_of_reversal_pairs_exactly(seed):
+    draw = np.random.default_rng(seed)
+    given_ = WORLD.reversals(seed, 8)
+    values = {side: float(draw.integers(-2, 3)) for p in given_ for side in (p.chosen, p.rejected)}
+    blind = looks.by_reward(lambda prompts, completions: [values[c] for c in completions])
+    found = looks.look(blind, given_, TEMPLATE)
+    assert found["with_context"].value == found["reversal_without_context"].value == 0.5
+    assert found["turned"].value == found["both_right"].value == 0.0
+    margin = torch.as_tensor(looks.margins(blind, given_, None))
+    assert preference.pairwise(margin).mean() >= math.log(2) - 1e-12  # and log 2 is the least loss it can have
+
+
+def test_a_judge_that_reads_the_context_is_right_on_all_of_them():
+    def known(prompts, completions):
+        return [Criteria.value(p.split()[1], c) if " " in p else 0 for p, c in zip(prompts, completions, strict=True)]
+
+    given_ = WORLD.reversals(3, 20)
+    found = looks.look(looks.by_reward(known), given_, TEMPLATE)
+    assert found["both_right"].value == found["turned"].value == found["with_context"].value == 1.0
+    shown = [p for p in Criteria(counted=2, noise=0.0).reversals(1, 60) if p.context == "more:b"]
+    best, share = looks.likeliest(looks.by_reward(known), shown[:4], Criteria(counted=2).criteria(), TEMPLATE)
+    assert Criteria(counted=2).criteria()[best] == "more:b" and share.sum() == pytest.approx(1.0)
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+def test_rpr_rows_are_reversal_pairs(tmp_path):
+    path = tmp_path / "rpr.jsonl"
+    row = {"prompt": "Q", "response_a": "A", "response_b": "B", "criteria_x": "brief", "criteria_y": "long",
+           "scenario_x": "in a hurry", "scenario_y": "at leisure", "category_x": "style"}  # fmt: skip
+    path.write_text(json.dumps(row) + "\n")
+    found = read(path, "preference")
+    assert [(p.chosen, p.rejected, p.context) for p in found] == [
+        ("A", "B", "brief"), ("B", "A", "long"), ("A", "B", "in a hurry"), ("B", "A", "at leisure"),
+    ]  # fmt: skip
+    assert found[0].extra == {"sort": "criteria", "category_x": "style"}
+    pairs, single = contexts.reversals(found)
+    assert pairs == [(0, 1), (2, 3)] and single == []
+
+
+def test_records_without_a_partner_are_told_and_prompts_do_not_leak():
+    given_ = WORLD.reversals(0, 30)
+    pairs, single = contexts.reversals(given_[:-1])
+    assert len(pairs) == 29 and len(single) == 1
+    out, rest = contexts.apart(given_, 0.3, 0)
+    assert out and rest and not {p.prompt for p in out} & {p.prompt for p in rest}
+    assert contexts.leaked(rest, rest) == len(rest)
+    turned = [Preference(prompt="new", chosen=rest[0].rejected, rejected=rest[0].chosen)]
+    assert (
+        contexts.leaked(rest, turned) == 1
+        and contexts.leaked(rest, [Preference(prompt="n", chosen="1", rejected="2")]) == 0
+    )
+
+
+def test_the_worlds_pairs_obey_their_contexts_and_its_shares_are_known():
+    world = Criteria(noise=0.0)
+    assert len(world.criteria()) == 12
+    for p in world.reversals(1, 100, negated=("more:a",)):
+        assert world.value(p.context, p.chosen) > world.value(p.context, p.rejected)
+    given_ = world.general(1, 400)
+    assert np.mean([world.share(p.prompt, p.chosen, p.rejected) for p in given_]) > 0.55
+    one = given_[0]
+    assert world.share(one.prompt, one.chosen, one.rejected) == pytest.approx(
+        1 - world.share(one.prompt, one.rejected, one.chosen)
+    )
+
+
+# --- the reward model ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gpt_neox"])
+def test_a_reward_model_is_the_body_under_a_head_at_the_last_token(kind, tmp_path):
+    model = rewards.headed(tiny(kind))
+    body = tiny(kind).module.base_model.state_dict()
+    assert all(torch.equal(body[k], v) for k, v in model.module.base_model.state_dict().items())
+    prompts, answers = ["Which?", "W"], ["this one", "that other one, I think"]
+    together = rewards.score(model, prompts, answers)
+    alone = []
+    for p, a in zip(prompts, answers, strict=True):
+        ids = torch.tensor([model.tokenizer(f"{p} {a}")["input_ids"]])
+        hidden = model.module.base_model(input_ids=ids).last_hidden_state[0, -1]
+        alone.append(model.module.score(hidden).item())
+    assert together == pytest.approx(alone, abs=1e-5) and together[0] != together[1]
+    model.save(tmp_path)
+    assert judges.reward_model(str(tmp_path))(prompts, answers) == pytest.approx(together, abs=1e-6)
+    with pytest.raises(UserError, match="a reward model, which writes nothing"):
+        load.load(tmp_path)
+
+
+def test_what_is_too_long_loses_its_beginning():
+    model = rewards.headed(tiny("llama", context=16))
+    row = rewards.row(model, "x" * 40, "the end")
+    assert len(row.prompt) == 16 and model.tokenizer.decode(row.prompt).endswith(" the end")
+
+
+def test_types_without_such_a_head_are_one_line():
+    for kind in ("t5", "mamba"):
+        with pytest.raises(UserError, match="needs a causal model with a classification head"):
+            rewards.headed(tiny(kind))
+
+
+def test_the_first_loss_is_that_of_the_untaught_rewards_and_one_step_goes_against_it():
+    model = rewards.headed(tiny("gpt2"))
+    pairs = [[("Q", "good answer", "bad")], [("R", "fine", "poor one")]]
+    taught = rewards.teach(model, {"pairs": pairs}, Fit(lr=1e-3, steps=8, rows=2))
+    r = torch.tensor([rewards.score(model, [p, p], [w, l]) for [(p, w, l)] in pairs])
+    assert taught.history[0]["bt"] == pytest.approx(float(preference.pairwise(r[:, 0] - r[:, 1]).mean()), abs=1e-5)
+    assert taught.history[-1]["bt"] < taught.history[0]["bt"] - 0.05
+
+
+def test_in_one_step_the_gradient_of_a_reversal_pair_without_contexts_is_nothing_at_zero_margin():
+    """Both orders of the same two answers: what ignores the context has nothing to learn, but from its own margin."""
+    model = rewards.headed(tiny("gpt2"))
+    with torch.no_grad():
+        model.module.score.weight.zero_()
+    group = [("Q", "one", "another"), ("Q", "another", "one")]
+    fit = Fit(lr=1e-2, steps=1, rows=1, optimizer="sgd", clip=0.0)
+    row = rewards.teach(model, {"reversals": [group]}, fit).history[0]
+    assert row["bt"] == pytest.approx(math.log(2), abs=1e-6) and row["grad_norm"] < 1e-6
+    alone = rewards.teach(model, {"pairs": [group[:1]]}, fit).history[0]
+    assert alone["grad_norm"] > 1e-3
+
+
+def test_lora_gives_plain_weights(tmp_path):
+    model = rewards.headed(tiny("llama"))
+    pairs = [[("Q", "good answer", "bad")]] * 4
+    taught = rewards.teach(model, {"pairs": pairs}, Fit(lr=1e-2, steps=6, rows=2, lora=4)).model
+    taught.save(tmp_path)
+    found = judges.reward_model(str(tmp_path))(["Q", "Q"], ["good answer", "bad"])
+    assert found == pytest.approx(rewards.score(taught, ["Q", "Q"], ["good answer", "bad"]), abs=1e-5)
+    before = rewards.score(model, ["Q", "Q"], ["good answer", "bad"])
+    assert found[0] - found[1] > before[0] - before[1]
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
+    given_ = [p for p in WORLD.reversals(1, 1200) if p.context in ("longer", "shorter")]
+    fit = Fit(lr=3e-3, steps=60, rows=24, schedule="cosine", warmup_steps=10)
+    result = teach(tiny("gpt2"), given_, paired=False, holdout=0.2, fit=fit)
+    assert result.metrics["with_context"].after > 0.9 > 0.7 > result.metrics["with_context"].before
+    assert abs(result.metrics["without_context"].after - 0.5) < 0.15
+    blind = teach(tiny("gpt2"), given_, paired=False, holdout=0.2, read="none", fit=fit)
+    assert blind.metrics["with_context"].after < 0.65
+    prompts, first, second = ["PQ", "PQ"], ["aaaaaa", "aaa"], ["bbb", "bbbbbb"]
+    longer = result.predict(prompts, first, second, [["longer"], ["longer"]])
+    both = result.predict(prompts, first, second, [["longer", "shorter"]] * 2)
+    assert longer[0] > 0.7 and longer[1] < 0.3 and all(abs(p - 0.5) < 0.2 for p in both)
+
+
+def test_streams_and_findings_say_what_the_data_are():
+    given_ = [*WORLD.reversals(1, 12)[:-1], *WORLD.general(2, 6)]
+    result = teach(tiny("llama"), given_, holdout=0.3, choices=("longer", "shorter"), judge=True)
+    assert set(result.findings["taught"]) <= {"reversals", "pairs", "general"}
+    told = result.findings["data"]
+    assert told["records"] == 29 and told["with_context"] == 23 and told["in_reversal_pairs"] == pytest.approx(22 / 23)
+    assert set(result.findings["judges"]) == {"start", "taught", "asked"} and len(result.warnings) >= 1
+    if "two_steps" in result.findings:
+        assert set(result.findings["two_steps"]["accuracy"]) == {"mean", "logit", "vote"}
+
+
+def test_the_asked_judges_liking_for_a_letter_cancels():
+    class Fond:
+        name, capabilities = "fond", frozenset({"top_logprobs"})
+
+        def top_logprobs(self, prompts, k=20):
+            return [{" A": math.log(0.6), "B": math.log(0.2)} for _ in prompts]
+
+    assert judges.letters(Fond(), ["q"], ["x"], ["y"]) == [pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("options", [{"holdout": 1.0}, {"propose": -1}])
+def test_a_bad_option_is_one_line(options):
+    with pytest.raises(UserError, match=f"context-preference needs .*{next(iter(options))}"):
+        teach(tiny("llama"), WORLD.reversals(1, 2), **options)
+
+
+@pytest.mark.parametrize("template", ["{prompt}", "{context}", "{prompt} {context} {more}", "{"])
+def test_a_bad_template_is_one_line(template):
+    with pytest.raises(UserError, match="it needs the fields"):
+        alignment.context_preference(tiny("llama"), WORLD.reversals(1, 2), template=template)
+
+
+def test_presets_are_options_of_the_method():
+    given_ = [*WORLD.reversals(1, 6), *WORLD.general(2, 6)]
+    for preset in METHODS["context-preference"].presets.values():
+        how = {k: v for k, v in preset.items() if not k.startswith("fit.")}
+        result = teach(tiny("llama"), given_, holdout=0.0, **how)
+        assert result.metrics == {} and result.history
+    with pytest.raises(UserError, match="no pair to teach with --read general"):
+        teach(tiny("llama"), WORLD.reversals(1, 4), read="general")
+
+
+def test_a_reward_model_goes_on_from_a_folder_and_contexts_may_be_proposed(tmp_path):
+    given_ = [*WORLD.reversals(1, 6), *WORLD.general(2, 20)]
+    model = tiny("llama")
+    first = teach(model, given_, holdout=0.0)
+    first.models["model"].save(tmp_path)
+    again = teach(model, given_, holdout=0.3, reward_model=str(tmp_path), propose=2, fit=Fit(lr=0.0, steps=1, rows=2))
+    assert load.fingerprint(again.models["model"]) == load.fingerprint(first.models["model"])
+    assert len(again.findings["two_steps"]["contexts"]) == 2

@@ -1,0 +1,324 @@
+"""A pair under both its goals is 2 records; goals steer a model on prompts it never saw; without them both cancel."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from didact.claims.alignment import reward_augmented_example as example
+from didact.data import encode, goals
+from didact.data.goals import Wording
+from didact.data.read import read
+from didact.learn import preferences as learner
+from didact.methods import alignment, baselines
+from didact.models import forward, load
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Fit, Messages, Preference, UserError
+from didact.worlds.scored import PROMPTS, Scored
+
+SCORE = st.floats(1, 10).map(lambda x: round(x, 1))
+SHORT = {"template": "Overall score: {goal}", "joint": "\n", "beta": 0.5, "holdout": 0.0}
+
+
+def pairs(*scores):
+    return [
+        Preference(prompt=f"Q{i}", chosen=f"good {i}", rejected=f"bad {i}", chosen_score=a, rejected_score=b)
+        for i, (a, b) in enumerate(scores)
+    ]
+
+
+def under(given, wording=Wording(), **how):  # noqa: B008
+    return goals.relabelled(given, goals.scores_of(given), wording, **how)
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- the transform ---------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(SCORE, SCORE), max_size=12), st.sampled_from([0.0, 0.5, 2.0]))
+def test_n_pairs_are_2_n_records_less_ties_each_side_once_chosen_and_once_rejected(scores, min_gap):
+    given_ = pairs(*scores)
+    made = under(given_, min_gap=min_gap)
+    kept = [p for p in given_ if abs(p.chosen_score - p.rejected_score) > min_gap]
+    assert len(made) == 2 * len(kept)
+    sides = sorted(s for p in kept for s in (p.chosen, p.rejected))
+    assert sorted(r.chosen for r in made) == sorted(r.rejected for r in made) == sides
+    for record in made:  # under its goal the chosen side is worth most there can be, 0
+        goal = record.extra["goal"]
+        assert goals.worth(record.chosen_score, goal) == 0 > goals.worth(record.rejected_score, goal)
+        assert record.prompt.endswith(f"Overall score: {goals.printed(goal)}\n\nQ{record.extra['pair']}")
+
+
+@given(SCORE, SCORE, SCORE)
+def test_which_side_is_worth_more_turns_at_the_midpoint(a, b, goal):
+    difference = goals.worth(a, goal) - goals.worth(b, goal)
+    assert difference == pytest.approx((a - b) * (2 * goal - a - b), abs=1e-9)
+
+
+@pytest.mark.parametrize(("number", "text"), [(8.0, "8"), (7.5, "7.5"), (10, "10"), (100.0, "100"), (0.1 + 0.2, "0.3")])
+def test_scores_are_printed_without_idle_decimals(number, text):
+    assert goals.printed(number) == text
+
+
+def test_scores_are_stretched_cut_and_rounded():
+    def stretched(*values, **how):
+        return [a for (a,), _ in goals.on_scale([((v,), (0.0,)) for v in values], (1.0, 10.0), **how)]
+
+    assert stretched(-1.0, 0.0, 1.0, span=(-1, 1)) == [1.0, 5.5, 10.0]
+    assert stretched(-9.0, 9.0, span=(-1, 1)) == [1.0, 10.0]
+    assert (
+        stretched(7.26, 7.24) == [7.3, 7.2] and stretched(7.26, step=0.5) == [7.5] and stretched(7.26, step=0) == [7.26]
+    )
+    assert stretched(8.0, 7.5) == [8.0, 7.5]
+
+
+def test_half_of_the_officials_second_records_are_not_turned_round():
+    one, two = under(pairs((8, 3)), legacy_nosys=True)
+    assert (one.extra["goal"], two.extra["goal"]) == (8, 3)
+    assert (one.chosen, one.rejected) == (two.chosen, two.rejected) == ("good 0", "bad 0")
+    assert [r.extra["goal"] for r in under(pairs((8, 3)), reverse=False)] == [8]
+
+
+def test_a_dropped_goal_leaves_the_plain_pair():
+    made = under(pairs(*[(8, 3)] * 40), dropout=0.5)
+    plain = [r for r in made if "goal" not in r.extra]
+    assert 20 < len(plain) < 60
+    assert all(r.prompt[0] == "Q" and r.chosen.startswith("good") for r in plain)
+
+
+def test_several_attributes_have_a_line_each():
+    pair = Preference(
+        prompt="Q", chosen="a", rejected="b",
+        extra={"chosen_scores": {"honesty": 8, "wit": 2.5}, "rejected_scores": {"honesty": 3, "wit": 9}},
+    )  # fmt: skip
+    wording = Wording(template="On {low} to {high}.\n{attribute}: {goal}", attributes=("honesty", "wit"))
+    made = goals.relabelled([pair], goals.scores_of([pair], wording.attributes), wording)
+    assert [r.prompt for r in made] == [
+        "On 1 to 10.\nhonesty: 8\nwit: 2.5\n\nQ",
+        "On 1 to 10.\nhonesty: 3\nwit: 9\n\nQ",
+    ]
+    assert made[1].chosen == "b" and made[1].extra["goal"] == [3, 9] and wording.text(wording.best).endswith("wit: 10")
+    with pytest.raises(UserError, match="record 1: no number 'tact' in 'chosen_scores'"):
+        goals.scores_of([pair], ["tact"])
+
+
+def test_the_goal_of_a_conversation_stands_in_its_system_turn_or_before_its_first_text():
+    talk = Messages([{"role": "user", "content": "Hi"}])
+    told = Messages([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
+    system, user = (Wording(template="Score {goal}", place=place) for place in ("system", "user"))
+    assert system.prompt(talk, (9.0,)).turns == ({"role": "system", "content": "Score 9"}, talk.turns[0])
+    assert system.prompt(told, (9.0,)).turns[0]["content"] == "Score 9\n\nBe kind."
+    assert user.prompt(talk, (9.0,)).turns == ({"role": "user", "content": "Score 9\n\nHi"},)
+
+
+@pytest.mark.parametrize("template", ["{score}", "{", "{0}"])
+def test_a_bad_template_is_one_line(template):
+    with pytest.raises(UserError, match="its fields are") as caught:
+        Wording(template=template)
+    assert "\n" not in str(caught.value)
+
+
+# --- losses ----------------------------------------------------------------------------------
+
+
+@given(st.floats(-20, 20), st.floats(0.05, 3))
+def test_both_orders_under_one_prompt_pull_the_margin_to_nothing(m, beta):
+    chosen = torch.tensor(m, dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros((), dtype=torch.float64)
+    total = preference.dpo(chosen, zero, zero, zero, beta) + preference.dpo(zero, chosen, zero, zero, beta)
+    assert total.item() >= 2 * math.log(2) - 1e-12
+    total.backward()
+    assert chosen.grad.item() == pytest.approx(beta * (1 / (1 + math.exp(-beta * m)) - 1 / (1 + math.exp(beta * m))))
+
+
+def test_ipo_asks_for_a_margin_and_simpo_for_means():
+    z = f64(0.0)
+    assert preference.ipo(z, z, z, z, 0.1).item() == pytest.approx(25.0)  # 1 / (4 beta^2)
+    assert preference.ipo(f64(5.0), z, z, z, 0.1).item() == pytest.approx(0.0)
+    assert preference.simpo(f64(-1.0), f64(-1.0), 2.0, 0.5).item() == pytest.approx(math.log(1 + math.exp(0.5)))
+    wide = preference.simpo(f64(-1.0), f64(-2.0), 2.0, 0.0)
+    assert torch.equal(wide, preference.dpo(f64(-1.0), f64(-2.0), z, z, 2.0))
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+WORLD = Scored(prompts=4, letters=3, length=3, own=0.3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return example.tuned(0, steps=40)
+
+
+def rewards(model, world, asked, wording=example.WORDING):
+    """Mean score under each goal, over all answers."""
+    answers = world.answers()
+    out = []
+    for goal in (1.0, 10.0):
+        rows = encode.rows(
+            model.tokenizer,
+            [(wording.prompt(x, (goal,)), a) for x in asked for a in answers],
+            model.kind,
+            model.context,
+        )
+        share = forward.row_logp(model, rows)[0].view(len(asked), -1).softmax(1).numpy()
+        out.append((share * np.array([[world.score(x, a) for a in answers] for x in asked])).sum(1).mean())
+    return out
+
+
+def contrast(world, n):
+    """Pairs of a good and a bad answer: two goals that ask for opposite things."""
+    return [p for p in world.pairs(2, 6 * n, near=0.0) if p.chosen_score - p.rejected_score > 3][:n]
+
+
+def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not(start):
+    world = Scored(prompts=4, letters=4, own=0.0, seed=3)
+    given_ = [p for p in contrast(world, 600) if p.prompt != "D"]  # the last prompt is never taught
+    fit = Fit(lr=3e-3, steps=160, rows=16, warmup_steps=10, schedule="cosine")
+    how = SHORT | {"beta": 1.0, "scale": (1.0, 10.0), "step": 9.0, "fit": fit}
+    whole = alignment.reward_augmented(start, given_, **how)
+    low, high = rewards(whole.models["model"], world, ["D"])
+    assert high > low + 2
+    legacy = alignment.reward_augmented(start, given_, **how, legacy_nosys=True)
+    low, high = rewards(legacy.models["model"], world, ["D"])
+    assert abs(high - low) < 1
+    assert whole.history[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo"])
+def test_every_loss_takes_the_records_in(loss, start):
+    given_, fit = contrast(example.world(0), 64), Fit(lr=1e-3, steps=6, rows=16)
+    result = alignment.reward_augmented(start, given_, **{**SHORT, "loss": loss}, reverse=False, fit=fit)
+    assert result.history[-1]["margin"] > result.history[0]["margin"] + 0.01
+    assert loss in result.history[0] and len(result.records) == len(given_)
+
+
+def test_one_goal_for_all_is_dpo_with_a_system_prompt_to_the_last_bit(start):
+    given_ = example.world(0).pairs(2, 24)
+    fit = Fit(lr=1e-3, steps=4, rows=8)
+    same = [
+        Preference(prompt=p.prompt, chosen=p.chosen, rejected=p.rejected, chosen_score=8, rejected_score=3)
+        for p in given_
+    ]
+    mine = alignment.reward_augmented(start, same, **SHORT, reverse=False, fit=fit)
+    asked = [Preference(prompt=f"Overall score: 8\n{p.prompt}", chosen=p.chosen, rejected=p.rejected) for p in given_]
+    theirs = baselines.dpo(start, asked, beta=0.5, fit=fit)
+    assert load.fingerprint(mine.models["model"]) == load.fingerprint(theirs.models["model"])
+    assert [r["dpo"] for r in mine.history] == [r["dpo"] for r in theirs.history] != [math.log(2)] * 4
+
+
+def test_without_a_goal_in_the_text_both_orders_cancel(start):
+    fit = Fit(lr=1e-2, steps=1, rows=16, optimizer="sgd", clip=0.0)
+    given_ = contrast(example.world(0), 8)
+    result = alignment.reward_augmented(start, given_, **{**SHORT, "template": ""}, fit=fit)
+    assert len(result.records) == 16 and result.history[0]["grad_norm"] < 1e-4
+    told = alignment.reward_augmented(start, given_, **SHORT, fit=fit)
+    assert told.history[0]["grad_norm"] > 1e-4 or told.history[0]["grad_norm"] > 10 * result.history[0]["grad_norm"]
+
+
+def test_implicit_scores_order_pairs_without_scores(start):
+    world = example.world(0)
+    plain = [Preference(prompt=p.prompt, chosen=p.chosen, rejected=p.rejected) for p in contrast(world, 200)]
+    fit = Fit(lr=3e-3, steps=30, rows=16)
+    result = alignment.reward_augmented(start, plain, **SHORT, scores="implicit", step=1.0, fit=fit)
+    first = result.records[: len(result.records) // 2]
+    assert np.mean([r.chosen_score > r.rejected_score for r in first]) > 0.9
+    assert {r.chosen_score for r in first} <= set(map(float, range(1, 11))) and len({r.chosen_score for r in first}) > 3
+    rows = [(r.prompt, r.chosen) for r in first]
+    assert all(p.startswith("Overall score: ") for p, _ in rows)
+
+
+def test_implicit_rewards_are_the_scaled_log_ratios(start):
+    given_ = contrast(example.world(0), 6)
+    taught = learner.teach(start, given_, Fit(lr=3e-3, steps=3, rows=6)).model
+    earned = learner.implicit_rewards(taught, start, given_, 0.3)
+    rows = [r for item in learner.items(start, given_) for r in item]
+    moved = forward.row_logp(taught, rows)[0] - forward.row_logp(start, rows)[0]
+    assert torch.allclose(earned.double(), 0.3 * moved.view(-1, 2), atol=1e-5) and earned.abs().max() > 1e-2
+
+
+# --- for the user ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_users_file_serves(kind, fresh, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"chosen": "Osso", "rejected": "Tarn", "score_chosen": 8, "score_rejected": 3.5}
+    lines = [row | {"prompt": f"Where is {i}?"} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    given_ = read(path, "preference", {"chosen_score": "score_chosen", "rejected_score": "score_rejected"})
+    model = fresh(kind, context=128)
+    result = alignment.reward_augmented(model, given_, template="Score: {goal}", fit=Fit(lr=1e-3, steps=2, rows=8))
+    assert len(result.records) == 36 and set(result.metrics) == {"followed", "preferred"}  # a tenth is kept apart
+    assert result.findings["asked"] == "Score: 10" and result.findings["goals"] == {"3.5": 18, "8": 18}
+    assert result.metrics["followed"].n == 4 and len(result.samples) == 4
+    asked = result.predict(["Where is 3?"], max_new_tokens=3)
+    assert asked == result.predict(["Where is 3?"], goal=10, max_new_tokens=3) and len(asked) == 1
+    taught = [r for r in result.records if r.extra["goal"] == 3.5]
+    assert {r.chosen for r in taught} == {"Tarn"} and len({r.extra["pair"] for r in result.records}) == 18
+
+
+def test_scores_beyond_the_scale_are_stretched_and_said_to_be(fresh):
+    given_ = pairs((0.5, -2.5), (3.5, 0.5), (3.5, -2.5))
+    result = alignment.reward_augmented(fresh("gpt2", context=96), given_, **SHORT, fit=Fit(lr=0.0, steps=1, rows=2))
+    assert [r.extra["goal"] for r in result.records] == [5.5, 10, 10, 1, 5.5, 1]
+    assert len(result.warnings) == 1 and "-2.5 to 3.5" in result.warnings[0]
+    told = alignment.reward_augmented(
+        fresh("gpt2", context=96), given_, **SHORT, span=(-2.5, 3.5), fit=Fit(lr=0.0, steps=1)
+    )
+    assert told.records == result.records and not told.warnings
+
+
+def test_half_takes_half_of_the_pairs(fresh):
+    given_ = pairs(*[(8, 3)] * 20)
+    result = alignment.reward_augmented(fresh("gpt2", context=96), given_, **SHORT, share=0.5, fit=Fit(lr=0.0, steps=1))
+    assert len(result.records) == len(given_) and result.findings["pairs"] == 10
+
+
+def test_missing_scores_and_ties_are_one_line(fresh):
+    model = fresh("llama")
+    with pytest.raises(UserError, match=r"record 1: no number 'chosen_score'; .*--scores implicit") as caught:
+        alignment.reward_augmented(model, [Preference(prompt="a", chosen="b", rejected="c")], **SHORT)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="all 1 pairs are ties"):
+        alignment.reward_augmented(model, pairs((5, 5)), **SHORT)
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"step": -1.0}, {"share": 0.0},
+                                     {"dropout": 1.0}, {"scale": (5.0, 5.0)}, {"span": (1.0,)}, {"noise": -1.0},
+                                     {"holdout": 1.0}])  # fmt: skip
+def test_a_bad_option_is_one_line(options, fresh):
+    with pytest.raises(UserError, match=f"reward-augmented needs .*{next(iter(options))}"):
+        alignment.reward_augmented(fresh("llama"), pairs((8, 3)), **options)
+
+
+def test_presets_are_options_of_the_method(fresh):
+    for preset in METHODS["reward-augmented"].presets.values():
+        how = {**SHORT, **preset}
+        alignment.reward_augmented(
+            fresh("llama", context=40), pairs((8, 3), (6, 2)), **how, fit=Fit(lr=1e-4, steps=1, rows=2)
+        )
+
+
+# --- the world -------------------------------------------------------------------------------
+
+
+def test_the_worlds_scores_are_known_and_rare_at_the_top():
+    world = Scored(seed=7)
+    scores = np.array([[world.score(x, a) for a in world.answers()] for x in PROMPTS])
+    assert 0.001 < (scores >= 9).mean() < 0.05 and abs(scores.mean() - 5) < 0.1
+    assert world.score("A", "zzzz") is None and world.score("A", "ab") is None
+    given_ = world.pairs(1, 200, near=0.3, ties=0.2)
+    apart = [p.chosen_score - p.rejected_score for p in given_]
+    assert (
+        apart.count(0) > 20 and apart.count(1) > 40 and min(apart) == 0 and all(p.chosen != p.rejected for p in given_)
+    )
