@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -27,25 +27,43 @@ QUESTION = (
 )
 
 
+class Scorer(Protocol):
+    """A reward function, named as an option's type."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[float]:
+        """One number for each completion; higher is better."""
+
+
 def named(name: str) -> Judge:
     """A judge from `module:function` (a reward) or a folder with a sequence-classification model.
 
     Raises:
         UserError: there is no such module, function or folder.
     """
-    if Path(name).is_dir():
-        return by_reward(reward_model(name))
-    module, colon, function = name.partition(":")
-    if not colon or name.startswith(("http://", "https://")):
-        raise UserError(f"judge '{name}': module:function or a reward model's folder is expected")
+    return by_reward(scorer(name, "judge"))
+
+
+def scorer(given: str | Scorer, what: str) -> Reward:
+    """A reward function from `module:function`, a sequence-classification model's folder, or itself.
+
+    Raises:
+        UserError: there is no such module, function or folder; `what` is the option's name.
+    """
+    if not isinstance(given, str):
+        return checked(given, what)
+    if Path(given).is_dir() and given:
+        return reward_model(given)
+    module, colon, function = given.partition(":")
+    if not colon or given.startswith(("http://", "https://")):
+        raise UserError(f"{what} '{given}': module:function or a reward model's folder is expected")
     sys.path.insert(0, "")  # a user's module lies in the working folder
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"judge '{name}' cannot be imported: {error}") from None
+        raise UserError(f"{what} '{given}' cannot be imported: {error}") from None
     finally:
         sys.path.remove("")
-    return by_reward(checked(found, name))
+    return checked(found, given)
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:

@@ -52,7 +52,7 @@ def run(
     """Every way to guide on one seed; `right` is the share of pairs that keep their label."""
     base, reward = _base(seed, tier, 64), WORLD.reward(seed)
     ref, pairs = _table(base), _pairs(base, reward, seed, tier, right)
-    arm_model = _arm(base, pairs, seed, tier, RATES["arm"])
+    arm_model = _arm_of(seed, tier, right)
     arm, start = _table(arm_model), WORLD.logp(ref)
 
     def guided(by: Tensor) -> Callable[[float], Tensor]:
@@ -65,7 +65,7 @@ def run(
         "optimum": lambda w: outcomes.tilted(start, reward, 1 / max(w, 1e-9)),
     }
     if "trajectory" in parts:
-        scores, whole = _trajectory(base, pairs, seed, tier)
+        scores, whole = _trajectory(seed, tier, right)
         ways["trajectory"] = lambda w: WORLD.logp(ref.log_softmax(-1) + w * scores)
         ways["whole"] = lambda w: (start + w * whole).log_softmax(-1)
     if "dpo" in parts:
@@ -172,6 +172,13 @@ def _arm(start: Model, pairs: list[Preference], seed: int, tier: runner.Tier, lr
     return model
 
 
+@functools.lru_cache(maxsize=64)
+def _arm_of(seed: int, tier: runner.Tier, right: float) -> Model:
+    """Shared by a seed's sabotages, which change what is done with it or, by `right`, its pairs."""
+    base = _base(seed, tier, 64)
+    return _arm(base, _pairs(base, WORLD.reward(seed), seed, tier, right), seed, tier, RATES["arm"])
+
+
 class _Scorer(nn.Module):
     """A trajectory reward model: one number after the last token read."""
 
@@ -186,9 +193,12 @@ class _Scorer(nn.Module):
         return self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state)[..., 0]
 
 
-def _trajectory(base: Model, pairs: list[Preference], seed: int, tier: runner.Tier) -> tuple[Tensor, Tensor]:
+@functools.lru_cache(maxsize=64)
+def _trajectory(seed: int, tier: runner.Tier, right: float) -> tuple[Tensor, Tensor]:
     """Bradley-Terry on whole answers; then asked of prefixes too, as ARGS does: scores of each next letter `(P, V)`,
-    and of whole answers `(n,)`."""
+    and of whole answers `(n,)`. Shared as `_arm_of` is."""
+    base = _base(seed, tier, 64)
+    pairs = _pairs(base, WORLD.reward(seed), seed, tier, right)
     torch.manual_seed(seed)
     scorer, fit = _Scorer(base), _fit(seed, tier, RATES["trajectory"])
     head, letters = _ids(base)
@@ -296,11 +306,11 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage(name="sign of the reward flipped", breaks="more than sharpening the base",
-                        patch={_PATCHED: _backwards}, options={"parts": ()}, metric="arm.reward_07"),
+                        patch={_PATCHED: _backwards}, options={"parts": ("trajectory",)}, metric="arm.reward_07"),
         runner.Sabotage(name="divided by the sum of weights", breaks="the decoder samples what the formula says",
-                        patch={_PATCHED: _divided}, options={"parts": ()}, metric="arm.decoder"),
+                        patch={_PATCHED: _divided}, options={"parts": ("trajectory",)}, metric="arm.decoder"),
         runner.Sabotage(name="labels by coin", breaks="more than sharpening the base",
-                        options={"parts": (), "right": 0.5}, metric="arm.reward_07"),
+                        options={"parts": ("trajectory",), "right": 0.5}, metric="arm.reward_07"),
     ),
     seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip
