@@ -117,6 +117,11 @@ BENCHES: dict[str, Bench] = {
         },
         unit="tokens/s", target=2, per=lambda value: value["tokens"], same=_same_texts,
     ),
+    "guided": Bench(
+        ours=("inference.guided_ours", {}),
+        peers={"both models, apart": ("inference.guided_apart", {})},
+        measure="seconds", unit="s", target=1.15,
+    ),
     "exact-spans": Bench(
         ours=("inference.spans_ours", {}),
         peers={"every span": ("inference.spans_all", {})},

@@ -119,6 +119,39 @@ def generate_transformers(batch: int = 64, ordered: bool = False) -> dict[str, A
     return problems.measured(lambda: run(prompts), 1, lambda: run(prompts[:batch]))
 
 
+def _pair(batch: int) -> tuple[Model, Model, list[str]]:
+    """A base, a reward model of half its width, and prompts."""
+    base, arm = problems.llama(d=256), problems.llama(d=128, layers=4, seed=1)
+    return base, arm, _prompts(base, batch)
+
+
+def guided_ours(batch: int = 64) -> dict[str, Any]:
+    """Decoding with a reward model that guides every token."""
+    from didact.infer import guide
+
+    base, arm, prompts = _pair(batch)
+    how = generate.How(max_new_tokens=NEW_TOKENS, rows=batch)
+    warm = generate.How(max_new_tokens=4, rows=batch)
+    return problems.measured(
+        lambda: sum(len(row[0].tokens) for row in guide.completions(base, [(arm, 1.0)], prompts, 1, how)),
+        1,
+        lambda: guide.completions(base, [(arm, 1.0)], prompts, 1, warm),
+    )
+
+
+def guided_apart(batch: int = 64) -> dict[str, Any]:
+    """What guidance cannot do without: decoding with the base, and with the reward model, each by itself."""
+    base, arm, prompts = _pair(batch)
+    how = generate.How(max_new_tokens=NEW_TOKENS, rows=batch)
+    warm = generate.How(max_new_tokens=4, rows=batch)
+
+    def both(how: generate.How) -> int:
+        made = [generate.completions(model, prompts, 1, how) for model in (base, arm)]
+        return sum(len(row[0].tokens) for row in made[0])
+
+    return problems.measured(lambda: both(how), 1, lambda: both(warm))
+
+
 def _asked(model: Model) -> Any:
     """A question about a passage of 500 tokens."""
     from didact.infer import extract

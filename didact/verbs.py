@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from didact.data import encode, formats, templates
 from didact.data.read import read
 from didact.evaluate import forget as forgetting
 from didact.evaluate import judges, protocols
-from didact.infer import generate, remote
+from didact.infer import generate, guide, remote
 from didact.infer import lm as language_models
 from didact.learn import track
 from didact.models import cost, forward, load
@@ -128,7 +129,7 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
         after = _score(job, taught)
         gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None
         result.metrics |= protocols.compare(before, after, gold)
-        result.samples += _samples(job, taught)
+        result.samples += _samples(job, taught, result.predict)
     if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -198,7 +199,9 @@ def answers(
 ) -> list[dict[str, str]]:
     """Answers of a saved model and of the model it was taught from, side by side."""
     model, start = _saved(folder, device)
-    after = generate.generate(model, prompts, max_new_tokens, temperature)
+    how = generate.How(max_new_tokens=max_new_tokens, temperature=temperature)
+    guided = _guided(folder, model, start)
+    after = [row[0].text for row in generate.completions(guided[0], prompts, 1, how, processors=guided[1])]
     before = (
         generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
     )
@@ -447,14 +450,14 @@ def _speaks(job: Job) -> bool:
     return wanted in job.scored
 
 
-def _samples(job: Job, taught: Model) -> list[dict[str, str]]:
-    """Answers before and after: some of every part that is scored."""
+def _samples(job: Job, taught: Model, predict: Callable[..., Any] | None) -> list[dict[str, str]]:
+    """Answers before and after: some of every part that is scored. A method that predicts answers by itself."""
     assert isinstance(job.model, Model)
     parts = {k: v for k, v in job.scored.items() if k in ("forget", "retain", "demos", "preferences") and v}
     each = SAMPLES // max(1, len(parts))
     rows = [(name, r) for name, part in parts.items() for r in part[:each]]
     prompts = [r.prompt for _, r in rows]
-    before, after = generate.generate(job.model, prompts), generate.generate(taught, prompts)
+    before, after = generate.generate(job.model, prompts), (predict or partial(generate.generate, taught))(prompts)
     wanted = [getattr(r, "completion", None) or r.chosen for _, r in rows]
     return [
         {"part": name, "prompt": r.prompt, "wanted": w, "before": b, "after": a}
@@ -573,6 +576,19 @@ def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
     if start is None or not Path(start).exists():
         return model, None
     return model, load.load(start, device)
+
+
+def _guided(folder: str, model: Model, start: Model | None) -> tuple[Model, list[guide.GuidedDecoder]]:
+    """Who answers: the saved model, or where it is a reward model the start model, guided by it."""
+    place = Path(folder) / "result.json"
+    told = files.read_json(place).get("findings", {}).get("guided") if place.exists() else None
+    if told is None:
+        return model, []
+    if start is None:
+        raise UserError(f"{folder}: holds a reward model, which guides the start model, and that is not there any more")
+    further = [load.load(other, str(start.device)) for other in told["others"]]
+    guides = list(zip([model, *further], told["alphas"], strict=True))
+    return start, [guide.GuidedDecoder(start, guides, told["normalize"])]
 
 
 def _versions() -> dict[str, str]:

@@ -365,17 +365,18 @@ class Work:
         setting = self.setting
         used = {"tokens": 0.0, "flops": 0.0, "seconds": 0.0}
         taught: Model | Predict = setting.model
+        answers: Predict | None = None
         if arm is not None:
             result, meter = self.taught(arm, lr, steps, seed, parts.train, name)
             used = {k: float(getattr(meter, k)) for k in used}
             found = result.models.get("model") or result.predict
             if not isinstance(found, Model) and (found is None or setting.protocol not in BY_ANSWERS):
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
-            taught = cast("Model | Predict", found)
+            taught, answers = cast("Model | Predict", found), result.predict
             if first and setting.keep and isinstance(taught, Model):
                 with files.new_folder(setting.folder / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", arm.name)) as fresh:
                     taught.save(fresh)
-        measures, samples = score(setting, taught, parts.test, seed, self.primary)
+        measures, samples = score(setting, taught, parts.test, seed, self.primary, answers)
         told: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
         if first:
             told["samples"] = samples
@@ -391,9 +392,17 @@ class Work:
 
 
 def score(
-    setting: Setting, model: Model | Predict, test: Mapping[str, Sequence[Record]], seed: int, primary: str
+    setting: Setting,
+    model: Model | Predict,
+    test: Mapping[str, Sequence[Record]],
+    seed: int,
+    primary: str,
+    answers: Predict | None = None,
 ) -> tuple[dict[str, Measure], list[dict[str, str]]]:
-    """Everything the leaderboard shows of one taught model (or of what answers in its place), and some answers."""
+    """Everything the leaderboard shows of one taught model (or of what answers in its place), and some answers.
+
+    `answers` gives them where the model does not by itself: a reward model guides another.
+    """
     start: Any = setting.model
     records: Any = test
     demos: Any = convert.serve("demo", records) if setting.protocol == "answer" else ()
@@ -423,7 +432,7 @@ def score(
         out, prompts = protocols.text(model, texts), [t.text[:40] for t in texts]
     some = list(dict.fromkeys(prompts))[:DRAWN]
     out |= collapse.collapse(model, start, some, seed)
-    ours = _greedy(model)(some)
+    ours = list((answers or _greedy(model))(some))
     if setting.judge is not None:
         theirs = _greedy(start)(some)
         out["win_rate"] = judges.win_rate(setting.judge, some, ours, theirs)

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from didact.evaluate.protocols import Measure, mean_measure
 from didact.infer import lm
@@ -31,14 +31,25 @@ QUESTION = (
 
 
 def named(name: str) -> Judge:
-    """A judge from `module:function` (a reward) or a folder with a sequence-classification model.
+    """A judge from `module:function` (a reward) or a reward model's folder.
 
     Raises:
         UserError: there is no such module, function or folder.
     """
-    if Path(name).is_dir():
-        return by_reward(reward_model(name))
-    return by_reward(checked(_imported("judge", name, "module:function or a reward model's folder"), name))
+    return by_reward(reward_of(name, "judge"))
+
+
+def reward_of(given: str | Reward, what: str = "reward") -> Reward:
+    """A reward from `module:function`, from a sequence-classification model's folder, or a function itself.
+
+    Raises:
+        UserError: there is no such module, function or folder; `what` is the option's name.
+    """
+    if not isinstance(given, str):
+        return checked(given, what)
+    if given and Path(given).is_dir():
+        return reward_model(given)
+    return checked(imported(given, what, "module:function or a reward model's folder"), given)
 
 
 def scorer(given: str | Scorer) -> Scorer:
@@ -48,23 +59,30 @@ def scorer(given: str | Scorer) -> Scorer:
         UserError: there is no such module or function.
     """
     name = given if isinstance(given, str) else getattr(given, "__name__", "scorer")
-    found = _imported("scorer", given, "module:function") if isinstance(given, str) else given
+    found = imported(given, "scorer") if isinstance(given, str) else given
     safe = checked(lambda _, texts: found(texts), name)
     return lambda texts: safe(texts, texts)
 
 
-def _imported(what: str, name: str, wanted: str) -> Any:
-    """A user's function by `module:function`; the module may lie in the working folder."""
+def imported(name: str, what: str, form: str = "module:function") -> Callable[..., Any]:
+    """The user's `module:function`; the module may lie in the working folder.
+
+    Raises:
+        UserError: there is none; `what` it is for and the `form` expected are said.
+    """
     module, colon, function = name.partition(":")
     if not colon or name.startswith(("http://", "https://")):
-        raise UserError(f"{what} '{name}': {wanted} is expected")
+        raise UserError(f"{what} '{name}': {form} is expected")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{what} '{name}' cannot be imported: {error}") from None
     finally:
         sys.path.remove("")
+    if not callable(found):
+        raise UserError(f"{what} '{name}' is no function")
+    return cast("Callable[..., Any]", found)
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:
@@ -75,18 +93,32 @@ def checked(reward: Reward, name: str = "reward") -> Reward:
     """
 
     def safe(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        told = one_each(reward, name, "numbers", prompts, completions)
         try:
-            given = [float(x) for x in reward(list(prompts), list(completions))]
-        except Exception as error:
+            given = [float(x) for x in told]
+        except (TypeError, ValueError) as error:
             raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
-        if len(given) != len(completions):
-            raise UserError(f"{name} gave {len(given)} numbers for {len(completions)} completions")
         for i, x in enumerate(given):
             if math.isnan(x):
                 raise UserError(f"{name} gave NaN for completion {i}: {completions[i][:60]!r}")
         return given
 
     return safe
+
+
+def one_each(function: Callable[..., Any], name: str, what: str, *columns: Sequence[str]) -> list[Any]:
+    """What a user's function says of every row; its mistakes in one line.
+
+    Raises:
+        UserError: it raised, or did not give one value for each row.
+    """
+    try:
+        given = list(function(*map(list, columns)))
+    except Exception as error:
+        raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
+    if len(given) != len(columns[-1]):
+        raise UserError(f"{name} gave {len(given)} {what} for {len(columns[-1])} completions")
+    return given
 
 
 def by_reward(reward: Reward) -> Judge:

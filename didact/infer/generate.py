@@ -131,7 +131,8 @@ def completions(
             is then among the allowed tokens (renormalised); `logp` stays the model's own.
         processors: transformers logits processors `(input_ids (B, T), logits (B, V)) -> logits`, called before
             temperature and constraint. Batches then keep their rows from first to last token, as processors
-            with a state by row expect; finished rows go on with padding.
+            with a state by row expect; finished rows go on with padding. One that has a method `begin(prompts)`
+            is told each batch's prompts, as token ids, before its first call.
 
     Raises:
         ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
@@ -223,6 +224,12 @@ class _Chooser:
         # A stop string that ends now began within its own length in bytes: a token is at least one.
         self.reach = max((len(s.encode()) for s in how.stop), default=0) + 8
 
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Tell processors that keep a state (those with a `begin`) which prompts the next rows have."""
+        for processor in self.processors:
+            if begin := getattr(processor, "begin", None):
+                begin(prompts)
+
     def __call__(self, rows: Sequence[_Draw], logits: Tensor, read: Tensor | None) -> Tensor:
         """Tokens `(B,)` from `logits (B, V)`; processors are given all that the rows have read, `(B, T)`."""
         chosen = logits
@@ -282,7 +289,8 @@ def _decode(
             counts = [sum(d.row == i for d in fresh) for i in named]
             state.turn(kept, [ids[i] for i in named], max((d.room for d in fresh), default=0), counts)
             live = [live[k] for k in kept] + fresh
-        read = _left_padded(model, [[*ids[d.row], *d.tokens] for d in live]) if chooser.processors else None
+            chooser.begin([ids[d.row] for d in live])
+        read = _read_so_far(model, ids, live) if chooser.processors else None
         tokens = chooser(live, state.logits, read)
         if not all(d.done for d in live):
             state.step(tokens)
@@ -298,11 +306,13 @@ def _decode_plain(
     flat = [d for i in order for d in draws[i] if not d.done]
     for at in range(0, len(flat), rows):
         live = flat[at : at + rows]
+        chooser.begin([ids[d.row] for d in live])
         tokens = _left_padded(model, [ids[d.row] for d in live])
         mask = torch.tensor([[0] * (tokens.shape[1] - len(ids[d.row])) + [1] * len(ids[d.row]) for d in live])
 
         def choose(read: Tensor, logits: Tensor, live: Sequence[_Draw] = live) -> Tensor:
-            chosen = chooser(live, logits, read)
+            over = torch.tensor([d.done for d in live], device=logits.device)
+            chosen = chooser(live, logits, read).masked_fill(over, model.pad)
             return torch.full_like(logits, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
         def finished(read: Tensor, logits: Any, live: Sequence[_Draw] = live, **kwargs: Any) -> Tensor:
@@ -351,6 +361,13 @@ def _barrier(rows: Sequence[_Draw], logits: Tensor) -> Tensor:
     for at, row in enumerate(rows):
         out[at, list(row.constraint.allowed(row.state)) if row.constraint and not row.done else slice(None)] = 0
     return out
+
+
+def _read_so_far(model: Model, ids: Sequence[Sequence[int]], live: Sequence[_Draw]) -> Tensor:
+    """Prompts padded on the left and what was made of them, as transformers has it: padding after a row's end."""
+    made = max(len(d.tokens) for d in live)
+    rows = [[*ids[d.row], *d.tokens, *[model.pad] * (made - len(d.tokens))] for d in live]
+    return _left_padded(model, rows)
 
 
 def _left_padded(model: Model, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -11,6 +11,7 @@ otherwise), one loss per record out. With `r = logp - ref_logp`:
     nll_mean - delta  -(2/beta) log sigmoid(beta m)         SimNPO (no reference)
     r_w - r_l         (m - 1/(2 beta))^2                    IPO
     mean_w - mean_l   -log sigmoid(beta m - gamma)          SimPO (means over tokens, no reference)
+    logp_w - logp_l   -log sigmoid(beta m - gamma)          autoregressive reward model: DPO without its reference
 """
 
 from __future__ import annotations
@@ -118,6 +119,24 @@ def spin(
     optimum over all models is `p ∝ ref (p_data / ref)^(1/lam)`.
     """
     return pairwise(lam * margin(real, own, ref_real, ref_own), loss)
+
+
+def autoregressive_reward(
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float = 0.05,
+    gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+    loss: Convex = "logistic",
+) -> Tensor:
+    """GenARM's reward model (Xu et al., 2024): Bradley-Terry where a reward is a log-prob, `(B,), (B,) -> (B,)`.
+
+        z = beta (chosen - rejected) - gamma,      L = (1 - e) l(z) + e l(-z),      e = label_smoothing
+
+    With gamma = 0 this is DPO whose reference gives both sides the same log-prob.
+    """
+    z = beta * margin(chosen, rejected, 0.0, 0.0) - gamma
+    return (1 - label_smoothing) * pairwise(z, loss) + label_smoothing * pairwise(-z, loss)
 
 
 def d2o(

@@ -1,0 +1,253 @@
+"""InfAlign's claim where every answer can be enumerated: each way to decode has its own best reward.
+
+A policy over 216 answers to each of six prompts is trained by the exact policy gradient, so nothing is sampled. Every
+prompt's reward is stretched and shifted by its own amount, as reward models do. All rewards have the same steps and the
+same rate (the only one that was tried, on seed 1000), and beta is steered until the mean KL is about 0.5; the rest of
+the way is a tilt. The analytic table is recomputed beside it. Reward hacking and people's judgement cannot be tested.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from didact.claims import runner, verdict
+from didact.claims.alignment import infalign_example
+from didact.data import encode
+from didact.evaluate import win_rates
+from didact.learn import episodes
+from didact.models import build
+from didact.models.model import Model, copy_of
+from didact.objectives import rewards
+from didact.worlds import outcomes
+
+WORLD = outcomes.Outcomes(letters=6, length=3)
+PROMPTS = "ABCDEF"
+KL = 0.5  # nats an answer
+STEPS = {"smoke": (20, 20), "quick": (80, 100), "full": (200, 400)}  # to teach the reference; of every policy
+RATE = 3e-3
+STEER = 0.15  # how fast log beta follows the KL
+TRANSFORMS: dict[str, tuple[rewards.Transform, float]] = {
+    "identity": ("identity", 0.0), "exp(10)": ("exp", 10.0), "exp(-10)": ("exp", -10.0)
+}  # fmt: skip
+ARMS = ("raw", *TRANSFORMS)
+TABLE = {  # N = 4, KL 0.5, of the paper's card: W, best and worst of four
+    "identity": (0.774, 0.800, 0.886), "log": (0.768, 0.768, 0.927), "exp(10)": (0.712, 0.872, 0.676),
+    "exp(-10)": (0.736, 0.686, 0.948),
+}  # fmt: skip
+DECODED = {"w": "sample", "bon": "bon:4", "won": "won:4"}
+
+
+def problem(seed: int) -> Any:
+    """What `didact run infalign` teaches when given no model and data."""
+    return infalign_example.problem(seed)
+
+
+@episodes.one_thread()
+def run(seed: int, tier: runner.Tier, arms: tuple[str, ...] = ARMS) -> dict[str, dict[str, float]]:
+    """The reference and a policy for each reward, on one seed."""
+    model = _reference(seed, tier)
+    with torch.no_grad():
+        ref = WORLD.logp(_tables(model))
+    draw = np.random.default_rng([seed, 71])
+    plain = np.stack([WORLD.reward(100 * seed + x).numpy() for x in range(len(PROMPTS))])
+    stretch, shift = np.exp(draw.normal(0, 1, len(PROMPTS))), draw.normal(0, 3, len(PROMPTS))
+    raw = stretch[:, None] * plain**3 + shift[:, None]
+    c = rewards.calibrate(raw, raw, ref.exp().numpy())
+    out = {"reference": _measures(ref, ref, raw) | {"c": float((ref.exp().numpy() * c).sum(1).mean())}}
+    out["table"] = {"off": _table_off(), "optimum": _optimum_over("bon:4")}
+    for name in arms:
+        if name == "raw":
+            phi, beta = raw, float(raw.std())
+        else:
+            kind, t = TRANSFORMS[name]
+            phi = rewards.transform(c, kind, t, floor=1e-3)
+            on_grid = rewards.transform(rewards.grid(), kind, t, floor=1e-3)
+            beta = rewards.at_kl(on_grid, KL)[0] * float(np.abs(on_grid).max())
+        logp = _aligned(model, ref, torch.tensor(phi), beta, STEPS[tier][1])
+        moved, trained = logp - ref, float(outcomes.kl(logp, ref).mean())
+        _, logp = outcomes.matched(functools.partial(_scaled, ref, moved), ref, KL)
+        out[name] = _measures(logp, ref, raw) | {"trained_kl": trained}
+    return out
+
+
+def _scaled(ref: Tensor, moved: Tensor, strength: float) -> Tensor:
+    """The last few hundredths of the KL: of an optimum `ref exp(R / beta)` this is another beta's."""
+    return (ref + strength * moved).log_softmax(-1)
+
+
+def _measures(logp: Tensor, ref: Tensor, reward: Any) -> dict[str, float]:
+    """Win rates over the reference, exact, and the KL; means over prompts."""
+    p, q = logp.exp().double().numpy(), ref.exp().double().numpy()
+    told = {}
+    for name, decoding in DECODED.items():
+        to = rewards.procedure(decoding)
+        told[name] = float(np.mean([win_rates.win_rate(a, r, b, r, to) for a, b, r in zip(p, q, reward, strict=True)]))
+    return told | {"kl": float(outcomes.kl(logp, ref).mean())}
+
+
+def _aligned(start: Model, ref: Tensor, reward: Tensor, beta: float, steps: int) -> Tensor:
+    """`max E[reward] - beta KL` by its exact gradient; beta follows the KL to its target. Log-probs `(X, n)`."""
+    model = copy_of(start)
+    optimizer, log_beta = torch.optim.Adam(model.module.parameters(), lr=RATE), np.log(beta)
+    scale = float(reward.std())  # Adam does not see it, its epsilon does
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * (1 - step / steps)
+        logp = WORLD.logp(_tables(model))
+        kl = outcomes.kl(logp, ref).mean()
+        gained = (logp.exp() * reward).sum(-1).mean()
+        optimizer.zero_grad()
+        ((float(np.exp(log_beta)) * kl - gained) / scale).backward()
+        optimizer.step()
+        log_beta += STEER * float(np.clip(np.log(max(kl.item(), 1e-3) / KL), -1, 1))
+    with torch.no_grad():
+        return WORLD.logp(_tables(model))
+
+
+@functools.lru_cache(maxsize=64)
+def _reference(seed: int, tier: runner.Tier) -> Model:
+    """Maximum likelihood of a random Markov source for each prompt, exactly; shared by a seed's arms and sabotages."""
+    tokenizer = build.train_tokenizer([], 259)
+    model = build.build("llama", tokenizer, d=64, layers=2, heads=4, context=16, seed=seed)
+    source = torch.stack([WORLD.logp(WORLD.source(100 * seed + x, 0.5)) for x in range(len(PROMPTS))])
+    optimizer = torch.optim.Adam(model.module.parameters(), lr=RATE)
+    for _ in range(STEPS[tier][0]):
+        optimizer.zero_grad()
+        outcomes.kl(source, WORLD.logp(_tables(model))).mean().backward()
+        optimizer.step()
+    return model
+
+
+def _tables(model: Model) -> Tensor:
+    """Logits of every letter after every prefix of every prompt, `(X, P, V)`: what lies on other tokens is left out."""
+    heads, letters = _ids(model)
+    ends = sorted({y[:-1] for y in WORLD.answers})
+    ids = torch.tensor([[*head, *(letters[c] for c in end)] for head in heads for end in ends])
+    module: Any = model.module
+    hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -WORLD.length :]
+    logits = (
+        (hidden @ module.get_output_embeddings().weight[letters].T)
+        .double()
+        .view(len(heads), len(ends), WORLD.length, -1)
+    )
+    number = {p: i for i, p in enumerate(WORLD.prefixes)}
+    out = logits.new_zeros(len(heads), len(WORLD.prefixes), WORLD.letters)
+    where = torch.tensor([[number[end[:t]] for t in range(WORLD.length)] for end in ends])
+    first = {int(i): k for k, i in reversed(list(enumerate(where.flatten().tolist())))}
+    order = torch.tensor([first[i] for i in range(len(WORLD.prefixes))])
+    return out + logits.flatten(1, 2)[:, order]
+
+
+@functools.lru_cache(maxsize=4)
+def _ids_of(tokenizer: Any) -> tuple[list[list[int]], list[int]]:
+    rows = [
+        encode.row(tokenizer, f"{x} ", WORLD.text(tuple(range(WORLD.letters))), "causal", 16, end=False)
+        for x in PROMPTS
+    ]
+    return [list(r.prompt) for r in rows], list(rows[0].completion)
+
+
+def _ids(model: Model) -> tuple[list[list[int]], list[int]]:
+    """The prompts' tokens and the letters'."""
+    return _ids_of(model.tokenizer)
+
+
+# --- where C is continuous -------------------------------------------------------------------
+
+
+def _table_off() -> float:
+    """How far the analytic win rates are from the card's, at most."""
+    worst = 0.0
+    for name, wanted in TABLE.items():
+        kind, t = {**TRANSFORMS, "log": ("log", 0.0)}[name]
+        found = rewards.at_kl(rewards.transform(rewards.grid(), kind, t, floor=1e-9), KL)[1]
+        rates = [found.win_rate(rewards.procedure(d)) for d in DECODED.values()]
+        worst = max(worst, *(abs(a - b) for a, b in zip(rates, wanted, strict=True)))
+    return worst
+
+
+def _optimum_over(decoding: str, beta: float = 0.25) -> float:
+    """How much better the fixed point does on its own objective than exp(10) at the same KL."""
+    to = rewards.procedure(decoding)
+    best = rewards.curve(rewards.fixed_point(to, beta), beta)
+    other = rewards.at_kl(rewards.transform(rewards.grid(), "exp", 10.0), best.kl)[1]
+    return best.win_rate(to) - other.win_rate(to)
+
+
+# --- the claim -------------------------------------------------------------------------------
+
+_transform, _calibrate, _win_rate = rewards.transform, rewards.calibrate, win_rates.win_rate
+
+
+def _swapped(u: Any, name: Any, t: float = 10.0, floor: float = 0.0) -> Any:
+    return _transform(u, name, -t, floor)
+
+
+def _no_ties(reward: Any, reference: Any, weight: Any = None) -> Any:
+    worse = np.asarray(reference)[..., None, :] < np.asarray(reward)[..., :, None]
+    return (worse * np.asarray(weight)[..., None, :]).sum(-1)
+
+
+def _global(reward: Any, reference: Any, weight: Any = None) -> Any:
+    flat = _calibrate(np.ravel(reward), np.ravel(reference), np.ravel(weight) / len(weight))
+    return flat.reshape(np.shape(reward))
+
+
+def _one_sided(p: Any, r: Any, q: Any, z: Any, to: Any) -> float:
+    everywhere = _win_rate(win_rates.decoded(p, r, to), r, q, z, rewards.procedure("sample"))
+    return float(everywhere)
+
+
+def _more(name: str, a: str, b: str, **more: Any) -> verdict.Test:
+    return verdict.Test(name=name, kind="difference", a=a, b=b, unit="win rate", **more)
+
+
+def _exact(name: str, a: str, null: float, margin: float, unit: str) -> verdict.Test:
+    return verdict.Test(name=name, kind="exact", a=a, null=null, margin=margin, unit=unit)
+
+
+def _breaks(
+    name: str, test: str, target: str, by: Callable[..., Any], arms: tuple[str, ...], metric: str
+) -> runner.Sabotage:
+    return runner.Sabotage(name=name, breaks=test, patch={target: by}, options={"arms": arms}, metric=metric)
+
+
+_BEST = "best of four, from the transform made for it"
+_STRETCHED = "calibration helps where prompts are stretched"
+_EVEN = "the reference is even with itself, decoded alike"
+_HALF = "the reference's mean calibrated reward is a half"
+
+CLAIM = runner.Claim(
+    method="infalign",
+    text=(
+        "At the same distance from the reference, a calibrated reward transformed for the way answers are decoded "
+        "wins more often when they are decoded so, and calibration alone wins more often than the raw reward."
+    ),
+    run=run,
+    tests=(
+        _more(_BEST, "exp(10).bon", "identity.bon"),
+        _more("worst of four, from the transform made for it", "exp(-10).won", "identity.won"),
+        _more(_STRETCHED, "identity.w", "raw.w"),
+        *(_exact(f"trained to nearly the same distance: {name}", f"{name}.trained_kl", KL, 0.15, "nats")
+          for name in ("raw", "identity", "exp(10)", "exp(-10)")),
+        _exact(_HALF, "reference.c", 0.5, 1e-6, "share"),
+        _exact(_EVEN, "reference.bon", 0.5, 1e-6, "win rate"),
+        _exact("the analytic table", "table.off", 0.0, 0.003, "win rate, the largest error"),
+        _more("what best of four costs in plain sampling", "identity.w", "exp(10).w", gates="none"),
+    ),
+    sabotages=(
+        _breaks("sign of t swapped", _BEST, "didact.objectives.rewards:transform", _swapped, ("identity", "exp(10)"),
+                "exp(10).bon"),
+        _breaks("ties not halved", _HALF, "didact.objectives.rewards:calibrate", _no_ties, (), "reference.c"),
+        _breaks("calibrated over all prompts", _STRETCHED, "didact.objectives.rewards:calibrate", _global,
+                ("raw", "identity"), "identity.w"),
+        _breaks("only one side decoded", _EVEN, "didact.evaluate.win_rates:win_rate", _one_sided, (), "reference.bon"),
+    ),
+    seeds={"smoke": 1, "quick": 5, "full": 10},
+)  # fmt: skip

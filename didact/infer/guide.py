@@ -1,0 +1,207 @@
+"""Guided decoding: at every token the log-probs of further models are added to the base model's, each with a weight.
+
+    log pi(v | x, y<t) = log p_base(v | x, y<t) + sum_i alpha_i log p_i(v | x, y<t) - log Z(x, y<t)
+
+With models p_i trained as autoregressive rewards this is GenARM's decoding (Xu et al., 2024), alpha = 1/beta. A
+`GuidedDecoder` is a transformers logits processor: it works in `module.generate(logits_processor=[...])` and in
+didact's own `generate.completions(processors=[...])`. Every guide keeps keys and values of its own: a token costs
+one pass of the base and one of each guide.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from didact.infer import generate
+from didact.infer.generate import Completion, How
+from didact.infer.rows import Reread, Rows
+from didact.models import prefix
+from didact.models.model import Model
+from didact.objectives import tokens as token_functions
+from didact.types import UserError
+
+ROOM = 64  # tokens a guide's cache grows by: nobody tells a logits processor how many will come
+
+
+class Guide(NamedTuple):
+    """A model that guides, its weight, and what it reads in place of the base's prompt (token ids to token ids)."""
+
+    model: Model
+    alpha: float
+    prompt: Callable[[Sequence[int]], Sequence[int]] | None = None
+
+
+def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: bool = False) -> Tensor:
+    """`log p_base + sum_i alpha_i log p_i` over the common vocabulary, `(..., V)`; minus infinity beyond it.
+
+    Constants added to anyone's logits change nothing. The result is not normalised: its softmax is what is sampled.
+
+    Args:
+        base: logits `(..., V)`.
+        guides: logits `(..., V_i)` of each guide with its weight.
+        normalize: divide by `1 + sum alpha`, as language-model-arithmetic does: another, flatter policy, which at
+            temperature `t / (1 + sum alpha)` is the one above at temperature t.
+
+    Raises:
+        UserError: weights that sum to -1 cannot be divided by.
+    """
+    width = min(base.shape[-1], *(logits.shape[-1] for logits, _ in guides), base.shape[-1])
+    total = token_functions.wide(base).log_softmax(-1)[..., :width]
+    for logits, alpha in guides:
+        if alpha:
+            total = total + alpha * token_functions.wide(logits).log_softmax(-1)[..., :width].to(total)
+    if normalize:
+        scale = 1 + sum(alpha for _, alpha in guides)
+        if scale <= 0:
+            raise UserError(f"weights {[alpha for _, alpha in guides]} sum to -1 or less: they cannot be normalised")
+        total = total / scale
+    return torch.nn.functional.pad(total, (0, base.shape[-1] - width), value=-torch.inf)
+
+
+def check(base: Model, guide: Model, name: str = "the reward model") -> None:
+    """Whether a model can guide another: both causal, with one vocabulary (added tokens aside).
+
+    Raises:
+        UserError: it cannot; the first token in which they differ is named.
+    """
+    if base.kind != "causal" or guide.kind != "causal":
+        raise UserError(f"guided decoding needs causal models: the base is {base.kind}, {name} {guide.kind}")
+    mine, theirs = (_vocabulary(m) for m in (base, guide))
+    differing = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+    if differing:
+        at = differing[0]
+        said = " and ".join(
+            f"{v[at]!r} {w}" if at in v else f"nothing {w}" for v, w in ((theirs, "there"), (mine, "here"))
+        )
+        raise UserError(
+            f"{name}'s vocabulary is not the base model's: {len(differing)} tokens differ, token {at} is {said}; "
+            "take a model with the same tokenizer"
+        )
+
+
+class GuidedDecoder(LogitsProcessor):
+    """Adds the guides' weighted log-probs to a base model's; see `combine` for the formula.
+
+        decoder = GuidedDecoder(base, [(arm, 1.0)])
+        base.module.generate(**asked, do_sample=True, logits_processor=[decoder])
+
+    Weights may be changed between calls (`decoder.weights`), and one decoder serves any number of them, one after
+    another. Greedy choice, sampling, any batch and beams are exact: rows are followed by their tokens. Padding on
+    the left is told by the base's pad token, unless `begin` names the prompts (`generate.completions` does).
+
+    Args:
+        base: whose answers are guided.
+        guides: models with their weights, or `Guide`s; negative weights turn away.
+        normalize: see `combine`.
+
+    Raises:
+        UserError: another vocabulary, or a model that is not causal.
+    """
+
+    def __init__(self, base: Model, guides: Sequence[Guide | tuple[Model, float]], normalize: bool = False) -> None:
+        self.base, self.normalize = base, normalize
+        self.guides = [Guide(*g) for g in guides]
+        for number, guide in enumerate(self.guides, 1):
+            check(base, guide.model, "the reward model" if len(self.guides) == 1 else f"reward model {number}")
+        self.weights = [g.alpha for g in self.guides]
+        self._states: list[Rows | Reread] = []
+        self._read: Tensor | None = None
+        self._told = False
+        self._idle = generate.ends(base) | {base.pad}
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Read these prompts (token ids, no padding): the next call's rows."""
+        self._states = [_reading(g, prompts) for g in self.guides]
+        self._told = True
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores `(B, V)` of the tokens after `input_ids (B, T)`."""
+        if not self._told:
+            self._follow(input_ids)
+        self._told, self._read = False, input_ids
+        logits = [state.logits.to(scores.device) for state in self._states]
+        return combine(scores, list(zip(logits, self.weights, strict=True)), self.normalize)
+
+    def _follow(self, read: Tensor) -> None:
+        """Bring every guide to the end of these rows: by one token where they go on, else from the start."""
+        order = _continued(self._read, read)
+        if order is None:
+            prompts = [
+                list(itertools.dropwhile(lambda t: t == self.base.pad, row)) or row[-1:] for row in read.tolist()
+            ]
+            self._states = [_reading(g, prompts) for g in self.guides]
+            return
+        last = read[:, -1]
+        going = [k for k, t in enumerate(last.tolist()) if t not in self._idle]
+        for guide, state in zip(self.guides, self._states, strict=True):
+            if order != list(range(len(order))):
+                state.keep(order)
+            _room(state, going, guide.model)
+            state.step(last.to(guide.model.device))
+
+
+def completions(
+    base: Model,
+    guides: Sequence[Guide | tuple[Model, float]],
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    n: int = 1,
+    how: How | None = None,
+    normalize: bool = False,
+) -> list[list[Completion]]:
+    """`generate.completions` of a base model with guides; `logp` is the base's own."""
+    return generate.completions(base, prompts, n, how, processors=[GuidedDecoder(base, guides, normalize)])
+
+
+def _vocabulary(model: Model) -> dict[int, str]:
+    """Tokens by id, without those added after the tokenizer was made (ours or a chat format's)."""
+    added = set(model.tokenizer.get_added_vocab())
+    return {i: token for token, i in model.tokenizer.get_vocab().items() if token not in added}
+
+
+def _reading(guide: Guide, prompts: Sequence[Sequence[int]]) -> Rows | Reread:
+    """A guide's state after the prompts; equal neighbours are read once."""
+    model = guide.model
+    told = [tuple(guide.prompt(p) if guide.prompt else p) for p in prompts]
+    longest = max(map(len, told))
+    if longest > model.context:
+        raise UserError(f"a prompt has {longest} tokens and the reward model's context {model.context}: shorten it")
+    if not prefix.shares(model):
+        plain = Reread(model)
+        plain.turn((), [list(p) for p in told])
+        return plain
+    groups = [(p, len(list(same))) for p, same in itertools.groupby(told)]
+    together = prefix.common([p for p, _ in groups])
+    state = Rows(model, groups[0][0][:together] if together >= generate.SHARE else ())
+    state.turn((), [p for p, _ in groups], ROOM, [n for _, n in groups])
+    return state
+
+
+def _room(state: Rows | Reread, going: Sequence[int], model: Model) -> None:
+    """Make room for a token. Rows that ended go on beside others; what they read does not matter."""
+    if isinstance(state, Reread):
+        lengths = [len(p) + len(m) for p, m in zip(state.prompts, state.made, strict=True)]
+    else:
+        lengths = state.lengths
+        if min(state.left) < 1:
+            state.left = [ROOM] * len(state.left)
+            state.turn(range(len(state.left)))
+    if any(lengths[k] >= model.context for k in going):
+        raise UserError(f"prompt and answer have more tokens than the reward model's context of {model.context}")
+
+
+def _continued(before: Tensor | None, read: Tensor) -> list[int] | None:
+    """Which row of `before` every row of `read` continues by one token; None where one does not."""
+    if before is None or read.shape[1] != before.shape[1] + 1:
+        return None
+    if read.shape[0] == before.shape[0] and torch.equal(read[:, :-1], before):
+        return list(range(len(read)))
+    rows = {tuple(row): k for k, row in enumerate(before.tolist())}
+    found = [rows.get(tuple(row)) for row in read[:, :-1].tolist()]
+    return None if None in found else [k for k in found if k is not None]

@@ -1,0 +1,187 @@
+"""Rewards made ready for how a policy will be decoded: calibrated, transformed (InfAlign, Balashankar et al., 2024).
+
+A calibrated reward C is the share of the reference's answers to the same prompt that are worse, ties half: in [0, 1],
+of mean 1/2 under the reference, unchanged by any increasing map of the reward. An inference procedure turns a policy
+into `T(pi)(y) ∝ pi(y) g(C_pi(y))`; best-of-N has g(u) = N u^(N-1). Where C is continuous the policy
+`ref exp(Phi(C) / beta)` has the density `f ∝ exp(Phi / beta)` of C, whatever the prompt, and all win rates and the KL
+follow from f: `Curve`. Densities live on a grid of midpoints of [0, 1]. Plain numpy in float64; no gradient goes here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from didact.types import UserError
+
+Array = Any  # of float64
+Transform = Literal["identity", "log", "exp", "fixed-point"]
+GRID = 2000
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What is done with a policy at inference.
+
+    Args:
+        name: `sample`, `bon:4`, `won:4` or what one likes.
+        g: density on [0, 1] that reweighs answers by their calibrated reward, integral 1.
+        cdf: its integral from 0.
+        n: answers drawn; negative where the worst is kept.
+    """
+
+    name: str
+    g: Callable[[Array], Array]
+    cdf: Callable[[Array], Array]
+    n: int = 1
+
+
+@functools.cache
+def procedure(name: str) -> Procedure:
+    """The procedure of a name: `sample`, `bon:N` (best of N) or `won:N` (worst of N).
+
+    Raises:
+        UserError: none of these.
+    """
+    kind, _, number = name.partition(":")
+    if name == "sample":
+        return Procedure(name, np.ones_like, lambda u: u)
+    if kind not in ("bon", "won") or not number.isdigit() or int(number) < 1:
+        raise UserError(f"decoding '{name}': must be sample, bon:N or won:N, as in bon:4")
+    n = int(number)
+    if kind == "bon":
+        return Procedure(name, lambda u: n * u ** (n - 1), lambda u: u**n, n)
+    return Procedure(name, lambda u: n * (1 - u) ** (n - 1), lambda u: 1 - (1 - u) ** n, -n)
+
+
+def custom(name: str, g: Callable[[Array], Array]) -> Procedure:
+    """A procedure from any density g on [0, 1]; it is normalised, and integrated numerically.
+
+    Raises:
+        ValueError: g is negative somewhere or zero everywhere.
+    """
+    u = grid()
+    values = np.asarray(g(u), dtype=float)
+    if (values < 0).any() or not values.sum() > 0:
+        raise ValueError(f"procedure '{name}': g must not be negative, nor zero everywhere")
+    total = values.mean()
+    edges = np.linspace(0, 1, GRID + 1)
+    summed = np.concatenate([[0.0], np.cumsum(values) / values.sum()])
+    return Procedure(name, lambda x: np.asarray(g(x)) / total, lambda x: np.interp(x, edges, summed))
+
+
+def calibrate(reward: Array, reference: Array, weight: Array | None = None) -> Array:
+    """C: the reference's share of worse answers plus half of the equal ones, `(..., n), (..., K) -> (..., n)`.
+
+    Args:
+        reward: of answers.
+        reference: of the reference's answers to the same prompts.
+        weight: probabilities of those `(..., K)`; equal where none are given.
+    """
+    r, z = np.asarray(reward, float)[..., :, None], np.asarray(reference, float)[..., None, :]
+    worse = (z < r) + 0.5 * (z == r)
+    if weight is None:
+        return worse.mean(-1)
+    return (worse * np.asarray(weight, float)[..., None, :]).sum(-1)
+
+
+def transform(u: Array, name: Transform, t: float = 10.0, floor: float = 0.0) -> Array:
+    """Phi of calibrated rewards: `identity` u, `log` log max(u, floor), `exp` sign(t) exp(t u) over its maximum.
+
+    exp is divided by its largest magnitude on [0, 1], which only rescales beta: e^10 would make any step diverge.
+
+    Raises:
+        ValueError: the fixed point, which needs more: `fixed_point`.
+    """
+    u = np.asarray(u, dtype=float)
+    if name == "identity":
+        return u
+    if name == "log":
+        return np.log(np.maximum(u, floor))
+    if name == "exp":
+        return np.sign(t) * np.exp(t * u - max(t, 0.0))
+    raise ValueError(f"transform '{name}' is solved for, not written down")
+
+
+def recommended(to: Procedure) -> float:
+    """The exponent the paper recommends: 5 for N = 2 and 10 for N = 4, negative for the worst of N; 0 for sampling."""
+    return 2.5 * to.n if abs(to.n) > 1 else 0.0
+
+
+# --- where C is continuous -------------------------------------------------------------------
+
+
+def grid() -> Array:
+    """Midpoints of `GRID` equal parts of [0, 1]."""
+    return (np.arange(GRID) + 0.5) / GRID
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A policy's density f and distribution function F of C, on the grid."""
+
+    density: Array
+    cdf: Array
+
+    @property
+    def kl(self) -> float:
+        """KL to the reference, nats."""
+        f = self.density
+        return float(np.mean(f * np.log(np.maximum(f, 1e-300))))
+
+    def win_rate(self, to: Procedure) -> float:
+        """Of the policy over the reference, both decoded by the procedure: `1 - int G(F(u)) g(u) du`."""
+        return float(1 - np.mean(to.cdf(self.cdf) * to.g(grid())))
+
+
+def curve(phi: Array, beta: float) -> Curve:
+    """The policy `ref exp(Phi / beta)`: `phi (GRID,)` is Phi on the grid."""
+    scaled = np.asarray(phi, float) / beta
+    f = np.exp(scaled - scaled.max())
+    f = f / f.mean()
+    return Curve(f, (np.cumsum(f) - 0.5 * f) / GRID)
+
+
+def gradient(now: Curve, to: Procedure) -> Array:
+    """What the win rate gains by a little more of every u, `-int_v^1 g(F(u)) g(u) du` on the grid."""
+    step = to.g(now.cdf) * to.g(grid()) / GRID
+    return -(np.cumsum(step[::-1])[::-1] - 0.5 * step)
+
+
+@functools.lru_cache(maxsize=256)
+def _solved(to: Procedure, beta: float, start: float) -> Array:
+    phi, level = gradient(curve(np.zeros(GRID), 1.0), to), max(start, beta)
+    while True:
+        eta = min(0.5, 0.5 * level)  # larger steps oscillate, and to a wrong answer
+        for _ in range(20_000):
+            moved = gradient(curve(phi, level), to) - phi
+            phi = phi + eta * moved
+            if np.abs(moved).max() < 1e-9:
+                break
+        if level <= beta:
+            return phi
+        level = max(beta, 0.7 * level)  # worst-of-N is not concave: the solution is followed from a large beta down
+
+
+def fixed_point(to: Procedure, beta: float, start: float = 2.0) -> Array:
+    """Phi on the grid at which `ref exp(Phi / beta)` maximises the win rate under the procedure less beta KL.
+
+    Damped iteration of Phi <- `gradient`, followed from `start` down to beta.
+    """
+    if not beta > 0:
+        raise UserError(f"beta = {beta}: must be above 0")
+    return _solved(to, beta, start)
+
+
+def at_kl(phi: Array, target: float) -> tuple[float, Curve]:
+    """The beta at which a transform's policy is `target` nats from the reference, by bisection, and its curve."""
+    phi = np.asarray(phi, float) / np.abs(phi).max()
+    low, high = -12.0, 12.0  # of log beta
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if curve(phi, np.exp(middle)).kl < target else (middle, high)
+    return float(np.exp(high)), curve(phi, np.exp(high))

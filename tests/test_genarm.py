@@ -1,0 +1,226 @@
+"""The autoregressive reward model's loss is DPO's without a reference, and what it guides does what people prefer."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import tiny
+
+from didact import cli
+from didact.claims.alignment import d2o_example
+from didact.infer import generate, guide
+from didact.infer.generate import How
+from didact.methods import alignment
+from didact.models import build, load
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Demo, Fit, Messages, Preference, UserError
+from didact.worlds.grammar import Grammar
+
+TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, seed=0)
+FIT = Fit(lr=5e-4, steps=40, rows=16, schedule="constant")
+numbers = st.floats(-40, 40)
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- the loss --------------------------------------------------------------------------------
+
+
+def test_equal_sides_cost_log_2_and_pull_by_half_beta():
+    for beta in (0.05, 1.0):
+        chosen, rejected = f64(-3.0).requires_grad_(), f64(-3.0).requires_grad_()
+        loss = preference.autoregressive_reward(chosen, rejected, beta)
+        assert loss.item() == pytest.approx(math.log(2), abs=1e-15)
+        loss.backward()
+        assert chosen.grad.item() == pytest.approx(-beta / 2) == -rejected.grad.item()
+
+
+@given(numbers, numbers, st.floats(0.01, 2), st.floats(-3, 3))
+def test_the_gradient_is_the_known_one(chosen, rejected, beta, gamma):
+    s = f64(chosen).requires_grad_()
+    preference.autoregressive_reward(s, f64(rejected), beta, gamma).sum().backward()
+    z = beta * (chosen - rejected) - gamma
+    assert s.grad.item() == pytest.approx(-beta / (1 + math.exp(z)), rel=1e-9, abs=1e-15)
+
+
+@given(numbers, numbers, numbers, st.floats(0.01, 2), st.floats(0, 0.49))
+def test_it_is_dpo_whose_reference_likes_both_sides_alike(chosen, rejected, ref, beta, smoothing):
+    sides = f64(chosen, rejected)
+    mine = preference.autoregressive_reward(sides[:1], sides[1:], beta, 0.0, smoothing)
+    assert torch.equal(mine, preference.dpo(sides[:1], sides[1:], f64(0.0), f64(0.0), beta, smoothing))
+    theirs = preference.dpo(sides[:1], sides[1:], f64(ref), f64(ref), beta, smoothing)
+    assert torch.allclose(mine, theirs, atol=1e-9)
+
+
+@given(numbers, numbers, st.floats(0.01, 2), st.floats(-3, 3), st.floats(0, 0.49))
+def test_margin_smoothing_and_hinge_are_the_official_codes(chosen, rejected, beta, gamma, eps):
+    logits = f64(chosen - rejected - gamma / beta)
+    wanted = -(1 - eps) * torch.nn.functional.logsigmoid(beta * logits) - eps * torch.nn.functional.logsigmoid(
+        -beta * logits
+    )
+    sides = f64(chosen), f64(rejected)
+    assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, eps), wanted, atol=1e-9)
+    hinge = torch.relu(1 - beta * f64(chosen - rejected) + gamma)
+    assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, loss="hinge"), hinge, atol=1e-9)
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+def pairs(part, n):
+    """An answer that begins with an x is preferred to the same with a w."""
+    return [
+        Preference(prompt=d.prompt, chosen=f"x{d.completion}", rejected=f"w{d.completion}") for d in TINY.demos(part, n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def start():
+    """`start(arch)`: a model one in three of whose answers begins with an x, the others with a w."""
+    made = {}
+
+    def get(arch):
+        if arch not in made:
+            demos = [
+                Demo(prompt=d.prompt, completion=f"{'w' if i % 3 else 'x'}{d.completion}")
+                for i, d in enumerate(TINY.demos(1, 256))
+            ]
+            made[arch] = d2o_example.tuned(demos, 0, arch, steps=200)
+        return made[arch]
+
+    return get
+
+
+def marked(model, *guides):
+    """Share of sampled answers, to prompts no training saw, that begin with an x."""
+    how = How(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
+    made = guide.completions(model, guides, [d.prompt for d in TINY.demos(2, 128)], 1, how)
+    return sum(row[0].text.startswith("x") for row in made) / 128
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch, start):
+    model = start(arch)
+    before = load.fingerprint(model)
+    result = alignment.genarm(model, pairs(3, 128), beta_r=1.0, fit=FIT)
+    arm = result.models["model"]
+    plain, untrained, guided = marked(model), marked(model, (model, 1.0)), marked(model, (arm, 1.0))
+    assert guided > plain + 0.2 and untrained < plain  # a copy of the base only sharpens it
+    assert load.fingerprint(model) == before != load.fingerprint(arm)
+    assert result.history[-1]["accuracy"] > 0.9 > result.history[0]["accuracy"]
+    assert result.findings["guided"] == {"alphas": [1.0], "others": [], "normalize": False}
+    assert result.findings["lengths"]["chosen"] == result.findings["lengths"]["rejected"]
+    asked = [d.prompt for d in TINY.demos(2, 5)]
+    made = guide.completions(model, [(arm, 1.0)], asked, 1, How(max_new_tokens=128))
+    assert result.predict(asked) == [row[0].text for row in made]
+
+
+def test_a_small_reward_model_guides_and_others_join_it(start, tmp_path):
+    model = start("llama")
+    small = build.build("gpt2", model.processor, d=16, layers=1, heads=2, context=48, seed=3)
+    small.save(tmp_path / "small")
+    fit = FIT.replace(lr=1e-2, steps=60)
+    result = alignment.genarm(model, pairs(3, 128), arm=str(tmp_path / "small"), beta_r=1.0, fit=fit)
+    arm = result.models["model"]
+    assert arm.config.model_type == "gpt2" and arm.parameters < model.parameters
+    assert marked(model, (arm, 1.0)) > marked(model) + 0.2
+    arm.save(tmp_path / "arm")
+    both = alignment.genarm(
+        model, pairs(3, 8), others=(str(tmp_path / "arm"),), other_alphas=(-0.5,), alpha=0.0, fit=FIT.replace(steps=1)
+    )
+    asked = [d.prompt for d in TINY.demos(2, 5)]
+    alone = guide.completions(model, [(arm, -0.5)], asked, 1, How(max_new_tokens=8))
+    assert both.predict(asked, How(max_new_tokens=8)) == [row[0].text for row in alone]
+    assert both.findings["guided"]["alphas"] == [0.0, -0.5]
+
+
+def test_swapped_pairs_make_the_opposite_reward(start):
+    model = start("llama")
+    swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs(3, 128)]
+    arm = alignment.genarm(model, swapped, beta_r=1.0, fit=FIT).models["model"]
+    assert marked(model, (arm, 1.0)) < 0.5 * marked(model)
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+def test_lengths_are_summed_unless_they_are_normalised(start):
+    given = [Preference(prompt="A ab", chosen="abab", rejected="a") for _ in range(4)]
+    fit = Fit(lr=1e-5, steps=1, rows=4)
+    total = alignment.genarm(start("llama"), given, beta_r=1.0, fit=fit)
+    mean = alignment.genarm(start("llama"), given, beta_r=1.0, length_normalization=True, fit=fit)
+    assert not mean.warnings and "length" in total.warnings[0] and "\n" not in total.warnings[0]
+    assert total.history[0]["margin"] != pytest.approx(mean.history[0]["margin"], abs=0.1)
+
+
+def test_the_default_adapter_is_saved_and_guides_again(start, tmp_path):
+    model = start("llama")
+    model.save(tmp_path / "base")
+    base = load.load(tmp_path / "base", "cpu")
+    result = alignment.genarm(base, pairs(3, 32), beta_r=0.5, fit=Fit(lr=5e-3, steps=10, rows=16, lora=4))
+    assert result.save(tmp_path / "out")["model"].startswith("peft")
+    back = load.load(tmp_path / "out" / "model", "cpu")
+    asked = [d.prompt for d in TINY.demos(2, 4)]
+    again = guide.completions(base, [(back, 1.0)], asked, 1, How(max_new_tokens=8))
+    assert [r[0].text for r in again] == result.predict(asked, How(max_new_tokens=8))
+    assert load.fingerprint(base) == load.fingerprint(model)
+
+
+def test_conversations_serve_and_presets_are_options(fresh):
+    model = fresh("gpt2")
+    turns = [{"role": "user", "content": "Where?"}]
+    given = [Preference(prompt=Messages(turns), chosen="Tarn", rejected="Osso") for _ in range(2)]
+    for preset in METHODS["genarm"].presets.values():
+        how = {k: v for k, v in preset.items() if not k.startswith("fit.")}
+        told = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
+        alignment.genarm(model, given, **how, fit=Fit(**{"lr": 1e-4, **told, "steps": 1, "rows": 2}))
+    with pytest.raises(UserError, match="preferences: no records"):
+        alignment.genarm(model, [])
+
+
+@pytest.mark.parametrize("options", [{"beta_r": 0.0}, {"label_smoothing": 0.5}, {"max_new_tokens": 0},
+                                     {"other_alphas": (1.0,)}])  # fmt: skip
+def test_a_bad_option_is_one_line(options, fresh):
+    with pytest.raises(UserError, match=next(iter(options))) as caught:
+        alignment.genarm(fresh("llama"), pairs(3, 2), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reward_model_of_another_vocabulary_is_told_before_any_work(fresh, tmp_path):
+    tiny("llama").save(tmp_path / "other")
+    with pytest.raises(UserError, match=r"other's vocabulary is not the base model's: \d+ tokens differ") as caught:
+        alignment.genarm(fresh("llama"), pairs(3, 2), arm=str(tmp_path / "other"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="guided decoding needs causal models"):
+        alignment.genarm(fresh("t5"), pairs(3, 2))
+
+
+# --- the command line ------------------------------------------------------------------------
+
+
+def test_a_users_files_from_the_command_line_to_guided_answers(start, tmp_path, capsys):
+    model = start("llama")
+    model.save(tmp_path / "base")
+    rows = [{"question": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs(3, 64)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["run", "genarm", "--model", str(tmp_path / "base"), "--preferences", str(tmp_path / "p.jsonl"), "--map",
+             "prompt=question", "--out", str(tmp_path / "out"), "--steps", "20", "--lr", "2e-3", "--lora", "0",
+             "--beta-r", "0.5", "--alpha", "2", "--max-new-tokens", "8", "--device", "cpu"]  # fmt: skip
+    assert cli.main(words) == 0
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert told["metrics"]["preferred"]["after"] > 0.9 and told["findings"]["guided"]["alphas"] == [2.0]
+    shown = json.loads((tmp_path / "out" / "samples.json").read_text())
+    arm = load.load(tmp_path / "out" / "model", "cpu")
+    asked = [row["prompt"] for row in shown]
+    guided = [r[0].text for r in guide.completions(model, [(arm, 2.0)], asked, 1, How(max_new_tokens=8))]
+    assert [row["after"] for row in shown] == guided
+    assert [row["before"] for row in shown] == generate.generate(model, asked)
+    capsys.readouterr()
+    assert cli.main(["try", str(tmp_path / "out"), "--prompt", asked[0], "--max-new-tokens", "8"]) == 0
+    assert guided[0] in capsys.readouterr().out

@@ -1,0 +1,369 @@
+"""Calibration, transforms and win rates are the paper's formulas; the policy learns for the way it is decoded."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from didact import cli
+from didact.claims.alignment import d2o_example
+from didact.evaluate import win_rates
+from didact.infer import generate
+from didact.methods import alignment
+from didact.models import load
+from didact.objectives import policy, rewards
+from didact.registry import METHODS
+from didact.types import Fit, Text, UserError
+from didact.worlds.grammar import Grammar
+
+U = rewards.grid()
+SAMPLE = rewards.procedure("sample")
+TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, seed=0)
+values = st.lists(st.integers(-3, 3), min_size=2, max_size=12)
+
+
+def bon(n):
+    return rewards.procedure(f"bon:{n}")
+
+
+def won(n):
+    return rewards.procedure(f"won:{n}")
+
+
+# --- calibration -----------------------------------------------------------------------------
+
+
+@given(values, st.floats(0.1, 9), st.floats(-5, 5))
+def test_calibrated_rewards_have_mean_a_half_and_ignore_increasing_maps(r, stretch, shift):
+    r = np.array(r, dtype=float)
+    c = rewards.calibrate(r, r)
+    assert c.mean() == pytest.approx(0.5) and ((c >= 0) & (c <= 1)).all()
+    assert np.allclose(rewards.calibrate(stretch * r**3 + shift, stretch * r**3 + shift), c)
+    assert np.allclose(rewards.calibrate(-r, -r), 1 - c)
+
+
+@given(values, st.integers(0, 99))
+def test_weights_are_copies(r, seed):
+    counts = np.random.default_rng(seed).integers(1, 4, len(r))
+    many = np.repeat(np.array(r, float), counts)
+    assert np.allclose(rewards.calibrate(r, r, counts / counts.sum()), rewards.calibrate(r, many))
+
+
+def test_ties_alone_are_a_half():
+    assert (rewards.calibrate(np.full((2, 3), 7.0), np.full((2, 5), 7.0)) == 0.5).all()
+    assert rewards.calibrate([1.0, 2.0, 3.0], [2.0]).tolist() == [0.0, 0.5, 1.0]
+
+
+# --- the analytic table ----------------------------------------------------------------------
+
+TABLE = {  # at KL 0.5: identity (W, best, worst), log, then best of N at t = 5, 10, worst at -5, -10, and the optima
+    2: [(0.774, 0.792, 0.840), (0.768, 0.768, 0.856), 0.815, 0.803, 0.859, 0.851, 0.815, 0.860],
+    4: [(0.774, 0.800, 0.886), (0.768, 0.768, 0.927), 0.857, 0.872, 0.944, 0.948, 0.873, 0.948],
+    8: [(0.774, 0.804, 0.912), (0.768, 0.768, 0.971), 0.875, 0.904, 0.987, 0.992, 0.930, 0.993],
+}
+
+
+@pytest.mark.parametrize("n", TABLE)
+def test_the_table_of_the_card(n):
+    def at(name, t=0.0):
+        return rewards.at_kl(rewards.transform(U, name, t, floor=1e-9), 0.5)[1]
+
+    identity, log, *rest = TABLE[n]
+    for found, wanted in ((at("identity"), identity), (at("log"), log)):
+        assert [found.win_rate(p) for p in (SAMPLE, bon(n), won(n))] == pytest.approx(wanted, abs=3e-3)
+        assert found.kl == pytest.approx(0.5, abs=1e-6)
+    exps = [at("exp", t).win_rate(p) for t, p in ((5, bon(n)), (10, bon(n)), (-5, won(n)), (-10, won(n)))]
+    assert exps == pytest.approx(rest[:4], abs=3e-3)
+
+
+@pytest.mark.parametrize(("to", "beta", "wanted"), [(bon(2), 0.2340, 0.815), (bon(4), 0.2166, 0.873),
+                                                    (won(2), 0.2805, 0.860), (won(4), 0.2084, 0.948)])  # fmt: skip
+def test_the_fixed_points_reach_the_optima_of_the_card(to, beta, wanted):
+    phi = rewards.fixed_point(to, beta)
+    found = rewards.curve(phi, beta)
+    assert found.kl == pytest.approx(0.5, abs=2e-3) and found.win_rate(to) == pytest.approx(wanted, abs=3e-3)
+    assert np.abs(rewards.gradient(found, to) - phi).max() < 1e-8  # it is what it induces
+    for seed in range(3):  # and no policy nearby does better
+        bent = phi + 0.2 * np.interp(U, np.linspace(0, 1, 6), np.random.default_rng(seed).normal(size=6))
+        other = rewards.curve(bent, beta)
+        assert other.win_rate(to) - beta * other.kl < found.win_rate(to) - beta * found.kl
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5, 2.0])
+def test_closed_forms(beta):
+    log, a = rewards.curve(np.log(U), beta), 1 + 1 / beta
+    assert np.allclose(log.cdf, U**a, atol=2e-3)
+    for to in (SAMPLE, bon(2), bon(8)):
+        assert log.win_rate(to) == pytest.approx(a / (a + 1), abs=1e-3)
+    assert log.kl == pytest.approx(math.log(a) - (a - 1) / a, abs=2e-3)
+    identity = rewards.curve(U, beta)
+    assert identity.win_rate(SAMPLE) == pytest.approx(1 + 1 / math.expm1(1 / beta) - beta, abs=1e-5)
+    assert np.allclose(rewards.fixed_point(SAMPLE, beta), -(1 - U), atol=1e-3)  # identity but for a constant
+
+
+@given(st.floats(-12, 12), st.floats(0.1, 3), st.floats(0.1, 9), st.floats(-4, 4), st.integers(1, 6))
+def test_symmetries_of_the_curve(t, beta, stretch, shift, n):
+    phi = rewards.transform(U, "exp", t)
+    found = rewards.curve(phi, beta)
+    same = rewards.curve(stretch * phi + shift, stretch * beta)
+    assert np.allclose(same.density, found.density, rtol=1e-6)
+    turned = rewards.curve(phi[::-1], beta)
+    assert found.win_rate(won(n)) == pytest.approx(1 - turned.win_rate(bon(n)), abs=1e-3)
+    assert found.kl >= -1e-9 and -1e-9 <= found.win_rate(bon(n)) <= n / (n + 1) + 1 / 2
+    assert found.win_rate(bon(1)) == pytest.approx(found.win_rate(won(1))) == pytest.approx(found.win_rate(SAMPLE))
+
+
+def test_a_constant_moves_nothing_and_best_of_n_is_its_own_policy():
+    flat = rewards.curve(np.zeros(rewards.GRID), 0.3)
+    for to in (SAMPLE, bon(4), won(4)):
+        assert flat.win_rate(to) == pytest.approx(0.5, abs=1e-6)
+    assert flat.kl == pytest.approx(0, abs=1e-12)
+    four = rewards.curve(np.log(U), 1 / 3)
+    assert four.win_rate(SAMPLE) == pytest.approx(4 / 5, abs=1e-3)
+    assert four.kl == pytest.approx(math.log(4) - 3 / 4, abs=2e-3)
+
+
+def test_a_procedure_of_ones_own():
+    mine = rewards.custom("bon by hand", lambda u: 7 * u**3)
+    found = rewards.curve(U, 0.3)
+    assert found.win_rate(mine) == pytest.approx(found.win_rate(bon(4)), abs=1e-3)
+    assert np.allclose(rewards.fixed_point(mine, 1.0), rewards.fixed_point(bon(4), 1.0), atol=2e-2)
+    with pytest.raises(ValueError, match="not be negative"):
+        rewards.custom("wrong", lambda u: u - 0.5)
+
+
+def test_exponents_and_scales():
+    assert [rewards.recommended(p) for p in (SAMPLE, bon(2), bon(4), won(2), won(4))] == [0, 5, 10, -5, -10]
+    for t in (10.0, -10.0):
+        phi = rewards.transform(U, "exp", t)
+        assert np.abs(phi).max() <= 1 and (np.diff(phi) > 0).all() and (np.sign(phi) == np.sign(t)).all()
+    assert rewards.transform([0.0, 1.0], "log", floor=0.005).tolist() == [math.log(0.005), 0.0]
+
+
+# --- win rates -------------------------------------------------------------------------------
+
+
+def distributions(seed, n=6, ties=False):
+    draw = np.random.default_rng(seed)
+    r = draw.integers(0, 3, n) if ties else draw.permutation(n)
+    return draw.dirichlet(np.ones(n)), draw.dirichlet(np.ones(n)), r.astype(float)
+
+
+@given(st.integers(0, 200), st.booleans(), st.integers(1, 5))
+def test_a_policy_is_even_with_itself_and_sides_sum_to_one(seed, ties, n):
+    p, q, r = distributions(seed, ties=ties)
+    for to in (SAMPLE, bon(n), won(n)):
+        assert win_rates.decoded(p, r, to).sum() == pytest.approx(1)
+        assert win_rates.win_rate(p, r, p, r, to) == pytest.approx(0.5)
+        assert win_rates.win_rate(p, r, q, r, to) == pytest.approx(1 - win_rates.win_rate(q, r, p, r, to))
+    assert win_rates.win_rate(p, r, q, r, won(n)) == pytest.approx(1 - win_rates.win_rate(p, -r, q, -r, bon(n)))
+
+
+@pytest.mark.parametrize("to", [bon(3), won(3)])
+@pytest.mark.parametrize("ties", [True, False])
+def test_exact_win_rates_are_what_a_sampler_gives(to, ties):
+    p, q, r = distributions(3, ties=ties)
+    draw, m = np.random.default_rng(0), 200_000
+    ends = []
+    for x in (p, q):
+        drawn = r[draw.choice(len(r), size=(m, 3), p=x)]
+        ends.append(drawn.max(1) if to.n > 0 else drawn.min(1))
+    wins = (ends[0] > ends[1]) + 0.5 * (ends[0] == ends[1])
+    assert win_rates.win_rate(p, r, q, r, to) == pytest.approx(wins.mean(), abs=4 * wins.std() / math.sqrt(m))
+
+
+def test_many_answers_are_the_continuous_limit():
+    n, phi = 4000, rewards.transform(np.arange(4000) / 4000, "exp", 10.0)
+    p, q = np.exp(phi / 0.2), np.full(n, 1 / n)
+    found, limit = p / p.sum(), rewards.curve(rewards.transform(U, "exp", 10.0), 0.2)
+    for to in (SAMPLE, bon(4), won(4)):
+        assert win_rates.win_rate(found, np.arange(n), q, np.arange(n), to) == pytest.approx(
+            limit.win_rate(to), abs=2e-3
+        )
+
+
+def test_draws_count_alike():
+    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]
+    assert win_rates.from_draws(mine, theirs, SAMPLE) == [pytest.approx((0.5 + 0.75 + 0.75) / 3)]
+
+
+# --- the policy gradient ---------------------------------------------------------------------
+
+
+def test_leave_one_out_is_the_mean_of_the_others():
+    r = torch.randn(5, 4, dtype=torch.float64)
+    others = torch.stack([r[:, [j for j in range(4) if j != i]].mean(1) for i in range(4)], 1)
+    assert torch.allclose(policy.leave_one_out(r), r - others)
+    assert torch.allclose(policy.leave_one_out(r + 3), policy.leave_one_out(r))
+
+
+def test_the_expected_gradient_is_the_objectives():
+    """All pairs of draws enumerated: RLOO's mean gradient is that of E[R] - beta KL."""
+    logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    ref, reward, beta = torch.randn(5, dtype=torch.float64).log_softmax(0), torch.randn(5, dtype=torch.float64), 0.7
+    logp = logits.log_softmax(0)
+    wanted = torch.autograd.grad((logp.exp() * (reward - beta * (logp - ref))).sum(), logits, retain_graph=True)[0]
+    i, j = (x.flatten() for x in torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij"))
+    two = torch.stack([i, j], 1)
+    old = logp.detach()[two]
+    advantage = policy.leave_one_out(policy.penalised(reward[two], old, ref[two], beta))
+    loss = policy.clipped(logp[two], old, advantage).mean(1)
+    got = torch.autograd.grad((old.sum(1).exp() * loss).sum(), logits)[0]
+    assert torch.allclose(got, -wanted, atol=1e-12)
+
+
+def test_the_clip_stops_an_answer_that_has_moved_far_enough():
+    old = torch.zeros(4, dtype=torch.float64)
+    logp = torch.tensor([0.5, -0.5, 0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    policy.clipped(logp, old, torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)).sum().backward()
+    assert [g != 0 for g in logp.grad.tolist()] == [False, True, True, False]
+
+
+# --- the method ------------------------------------------------------------------------------
+
+
+def likes_a(prompts, completions):
+    """How many a's an answer has, on a scale of the prompt's own."""
+    return [hash_of(p) * c.count("a") + 100 * hash_of(p) for p, c in zip(prompts, completions, strict=True)]
+
+
+def hash_of(text):
+    return 1 + sum(text.encode()) % 7
+
+
+HOW = {"reward": likes_a, "k": 40, "rounds": 3, "samples": 6, "draws": 10, "max_new_tokens": 8}
+FIT = Fit(lr=2e-3, rows=16, schedule="constant")
+
+
+def texts(part, n=32):
+    return [Text(text=d.prompt) for d in TINY.demos(part, n)]
+
+
+@pytest.fixture(scope="module")
+def start():
+    made = {}
+
+    def get(arch):
+        if arch not in made:
+            made[arch] = d2o_example.tuned(TINY.demos(1, 256), 0, arch, steps=80)
+        return made[arch]
+
+    return get
+
+
+def share(model):
+    """a's in sampled answers to prompts no training saw."""
+    how = generate.How(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
+    made = generate.sample(model, [d.prompt for d in TINY.demos(2, 128)], 1, how)
+    return sum(row[0].count("a") for row in made) / 128
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch, start):
+    model = start(arch)
+    before = load.fingerprint(model)
+    result = alignment.infalign(model, texts(3), evaluation=texts(2, 16), **HOW, beta=0.02, fit=FIT)
+    taught = result.models["model"]
+    assert share(taught) > share(model) + 0.3 and load.fingerprint(model) == before
+    told = result.metrics
+    assert told["best_of_4"].ci[0] > 0.5 and told["win_rate"].after > 0.5 and told["kl"].after > 0
+    rounds = result.findings["rounds"]
+    assert rounds[0]["calibrated"] == pytest.approx(0.5, abs=0.06) and rounds[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert rounds[-1]["calibrated"] > 0.55 and result.findings["t"] == 10.0
+    best = result.predict([d.prompt for d in TINY.demos(2, 32)])
+    assert sum(x.count("a") for x in best) / 32 > share(taught)
+
+
+def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way(start):
+    model = start("llama")
+    result = alignment.infalign(
+        model, texts(3), **{**HOW, "reward": lambda p, c: [-x for x in likes_a(p, c)]}, decoding="won:2", fit=FIT
+    )
+    assert share(result.models["model"]) < share(model) and result.findings["t"] == -5.0
+    assert set(result.metrics) == {"win_rate", "worst_of_2", "kl"} and result.metrics["worst_of_2"].after > 0.5
+    assert len(result.warnings) == 2 and "--judge" in result.warnings[0]
+
+
+@pytest.mark.parametrize(("options", "same"), [({}, True), ({"calibration": "none"}, False),
+                                               ({"calibration": "global"}, False)])  # fmt: skip
+def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same, start):
+    how = {**HOW, **options, "rounds": 1, "transform": "identity"}
+
+    def plain(prompts, completions):
+        return [float(c.count("a")) for c in completions]
+
+    one, other = (
+        load.fingerprint(
+            alignment.infalign(start("llama"), texts(3, 8), **{**how, "reward": r}, fit=FIT).models["model"]
+        )
+        for r in (likes_a, plain)
+    )
+    assert (one == other) == same
+
+
+def test_beta_is_steered_to_a_distance(start):
+    far, near = (
+        alignment.infalign(start("gpt2"), texts(3), **{**HOW, "rounds": 5}, beta=0.02, kl=kl, fit=FIT).findings[
+            "rounds"
+        ]
+        for kl in (50.0, 0.01)
+    )
+    assert near[-1]["beta"] > 0.02 > far[-1]["beta"] and near[-1]["kl"] < far[-1]["kl"]
+
+
+def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
+    how, asked = {**HOW, "kl": 1.0, "rounds": 2}, []
+
+    def counted(prompts, completions):
+        asked.append(len(prompts))
+        return likes_a(prompts, completions)
+
+    def go(rounds, folder):
+        fit = FIT.replace(folder=str(folder))
+        return alignment.infalign(start("llama"), texts(3, 8), **{**how, "reward": counted, "rounds": rounds}, fit=fit)
+
+    whole = go(2, tmp_path / "whole")
+    go(1, tmp_path / "cut")
+    asked.clear()
+    rest = go(2, tmp_path / "cut")
+    assert load.fingerprint(rest.models["model"]) == load.fingerprint(whole.models["model"])
+    assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not asked again
+
+
+def test_presets_and_a_seq2seq_model(fresh):
+    for preset in METHODS["infalign"].presets.values():
+        how = {**HOW, **preset, "rounds": 1, "k": 4, "draws": 2}
+        alignment.infalign(fresh("t5", d=32), texts(3, 2), **how, fit=FIT)
+
+
+@pytest.mark.parametrize("options", [{"samples": 1}, {"k": 0}, {"beta": 0.0}, {"kl": -1.0}, {"decoding": "best"},
+                                     {"decoding": "bon:0"}, {"reward": ""}, {"reward": "no.module:there"},
+                                     {"transform": "fixed-point", "kl": 1.0},
+                                     {"reward": lambda p, c: [math.nan] * len(c)}])  # fmt: skip
+def test_what_is_wrong_is_one_line(options, fresh):
+    with pytest.raises(UserError) as caught:
+        alignment.infalign(fresh("llama"), texts(3, 2), **{**HOW, **options}, fit=FIT)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_prompts_and_reward_from_the_command_line(start, tmp_path, monkeypatch):
+    start("gpt2").save(tmp_path / "base")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t.text}) + "\n" for t in texts(3, 12)))
+    (tmp_path / "my_reward.py").write_text(
+        "def a(prompts, completions):\n    return [c.count('a') for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "infalign", "--model", "base", "--prompts", "p.jsonl", "--map", "text=prompt", "--reward",
+             "my_reward:a", "--out", "out", "--k", "10", "--rounds", "1", "--samples", "2", "--draws", "4", "--lr",
+             "1e-3", "--max-new-tokens", "6", "--decoding", "bon:2", "--device", "cpu"]  # fmt: skip
+    assert cli.main(words) == 0
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (
+        set(told["metrics"]) == {"win_rate", "best_of_2", "kl"} and told["options"]["reward"]["value"] == "my_reward:a"
+    )
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())[0]["part"] == "bon:2"
+    load.load(tmp_path / "out" / "model", "cpu")
