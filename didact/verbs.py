@@ -440,8 +440,8 @@ def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
 
 
 def _speaks(job: Job) -> bool:
-    protocol = job.entry["protocol"]
-    return protocol in ("answer", "prefer") or (protocol == "forget" and "forget" in job.scored)
+    """Whether there are records to score answers on."""
+    return {"answer": "demos", "prefer": "preferences", "forget": "forget"}.get(job.entry["protocol"]) in job.scored
 
 
 def _samples(job: Job, taught: Model) -> list[dict[str, str]]:

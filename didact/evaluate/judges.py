@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import re
 import sys
@@ -13,7 +14,10 @@ from typing import Any
 import torch
 
 from didact.evaluate.protocols import Measure, mean_measure
-from didact.infer import lm
+from didact.infer import lm, yesno
+from didact.infer.yesno import Question
+from didact.models import load
+from didact.models.model import Model
 from didact.types import LM, UserError
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -33,19 +37,59 @@ def named(name: str) -> Judge:
     Raises:
         UserError: there is no such module, function or folder.
     """
+    return by_reward(reward_of(name))
+
+
+def reward_of(name: str, what: str = "judge") -> Reward:
+    """A reward from `module:function` or a folder: a sequence-classification model, or a language model that says
+    yes or no (what `ilf.reward` gives).
+
+    Raises:
+        UserError: there is no such module, function or folder.
+    """
     if Path(name).is_dir():
-        return by_reward(reward_model(name))
-    module, colon, function = name.partition(":")
-    if not colon or name.startswith(("http://", "https://")):
-        raise UserError(f"judge '{name}': module:function or a reward model's folder is expected")
-    sys.path.insert(0, "")  # a user's module lies in the working folder
+        return reward_model(name) if _classifies(Path(name)) else by_yesno(load.load(name), name)
+    if ":" not in name or name.startswith(("http://", "https://")):
+        raise UserError(f"{what} '{name}': module:function or a reward model's folder is expected")
+    return checked(imported(name, what), name)
+
+
+def imported(name: str, what: str = "judge") -> Callable[..., Any]:
+    """The function `module:function` names; a user's module may lie in the working folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"judge '{name}' cannot be imported: {error}") from None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{what} '{name}' cannot be imported: {error}") from None
     finally:
         sys.path.remove("")
-    return by_reward(checked(found, name))
+    if not callable(found):
+        raise UserError(f"{what} '{name}' is no function")
+    return found
+
+
+def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD) -> Reward:
+    """P(yes, it is a good answer) of a language model taught to say so."""
+
+    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        fields = [{"prompt": str(p), "completion": c} for p, c in zip(prompts, completions, strict=True)]
+        return yesno.ask(model, [question], fields)
+
+    return checked(reward, name)
+
+
+def _classifies(folder: Path) -> bool:
+    """Whether a folder's model is a sequence classifier; also where its configuration cannot tell."""
+    try:
+        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError):
+        return True
+    return not any(str(n).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in named)
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:
@@ -56,18 +100,32 @@ def checked(reward: Reward, name: str = "reward") -> Reward:
     """
 
     def safe(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        told = one_each(reward, name, "numbers", prompts, completions)
         try:
-            given = [float(x) for x in reward(list(prompts), list(completions))]
-        except Exception as error:
+            given = [float(x) for x in told]
+        except (TypeError, ValueError) as error:
             raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
-        if len(given) != len(completions):
-            raise UserError(f"{name} gave {len(given)} numbers for {len(completions)} completions")
         for i, x in enumerate(given):
             if math.isnan(x):
                 raise UserError(f"{name} gave NaN for completion {i}: {completions[i][:60]!r}")
         return given
 
     return safe
+
+
+def one_each(function: Callable[..., Any], name: str, what: str, *columns: Sequence[str]) -> list[Any]:
+    """What a user's function says of every row; its mistakes in one line.
+
+    Raises:
+        UserError: it raised, or did not give one value for each row.
+    """
+    try:
+        given = list(function(*map(list, columns)))
+    except Exception as error:
+        raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
+    if len(given) != len(columns[-1]):
+        raise UserError(f"{name} gave {len(given)} {what} for {len(columns[-1])} completions")
+    return given
 
 
 def by_reward(reward: Reward) -> Judge:
