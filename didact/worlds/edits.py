@@ -1,9 +1,9 @@
 """A code of which a model believes some letters wrong, and a critic who names one wrong mark a draft.
 
-A prompt is some letters, its right answer the marks a hidden table has for them. What is believed differs from the table
-in a few letters, so a draft for a prompt with one of them is wrong there, and no draft tells what is right. The critic
-says `-y--`: mark 2 should be y; of several wrong marks one at random; `----` where there is none. What `lessons` has of
-reading feedback is about marks drawn at random: nothing in it tells the table.
+A prompt is some letters, its right answer the marks a hidden table has for them. What is believed differs from the
+table in a few letters, so a draft for a prompt with one of them is wrong there, and no draft tells what is right. The
+critic says `-y--`: mark 2 should be y; of several wrong marks one at random; `----` where there is none. What
+`lessons` has of reading feedback is about marks drawn at random: nothing in it tells the table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Code:
     """
 
     letters: int = 12
-    marks: int = 4
+    marks: int = 3
     length: int = 4
     wrong: int = 4
     slip: float = 0.4

@@ -34,12 +34,16 @@ PRESETS: dict[str, dict[str, object]] = {
     "initial": {"target": "initial"},
     "gold": {"target": "gold"},
     "joint": {"target": "feedback+refinement"},
-    "oracle": {"selector": "reward"},
+    "embedding": {"selector": "embedding"},
+    "longest": {"selector": "length"},
+    "logp": {"selector": "logp"},
+    "logits": {"mean": "logit"},
     "continual": {"finetune_from": "previous", "window": "current"},
 }
 JOINT = "Feedback: {feedback}\nImproved: {refinement}"
 LOOKED = 32  # prompts answered for the diagnostics
 SHOWN = 6
+FEWEST = 10  # pairs below which none is kept apart
 
 
 @method("ilf", **PAPER, gives=("models", "records", "findings"), capabilities=("generate", "train"), protocol="answer",
@@ -71,10 +75,10 @@ def ilf(
     top_p: float = 0.95,
     tidy: Literal["summary", "strip"] = "summary",
     forbidden: Sequence[str] = (),
-    refine_prompt: str = refine.REFINE,
-    plain_prompt: str = refine.PLAIN,
-    feedback_prompt: str = refining.CRITICISE,
-    questions: Sequence[str] = (),
+    refine_prompt: str = "",
+    plain_prompt: str = "",
+    feedback_prompt: str = "",
+    questions: str | Sequence[str] = "",
     fit: Fit = Fit(lr=5e-5, epochs=1, rows=32, schedule="linear"),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -125,17 +129,18 @@ def ilf(
         top_p: nucleus they are drawn from.
         tidy: summary cuts refinements as the paper does (one line, whole sentences); strip keeps them whole.
         forbidden: a refinement with one of these strings is drawn again.
-        refine_prompt: template of {prompt}, {completion} and {feedback}.
+        refine_prompt: template of {prompt}, {completion} and {feedback}; our own where empty, as the next ones.
         plain_prompt: the same without feedback.
         feedback_prompt: template of {prompt} and {completion} for a model that gives feedback.
-        questions: templates of {prompt}, {completion}, {feedback} and {refinement}, answered Yes or No, another
-            pair after a bar (`... true?|True|False`); five of our own where none are given.
+        questions: of the judge: a file of JSON lines, each with a `template` of {prompt}, {completion}, {feedback} and
+            {refinement}, and `yes` and `no`, its answers; five of our own where empty.
         fit: how to teach in every round, and the reward model.
         hooks: called around every step.
 
     Returns:
         The model, and `reward` beside it where preferences were given; all critiques with the `refinement` taught
-        (`extra`: round, score, candidates); `findings["rounds"]`.
+        (`extra`: round, score, candidates); `findings["rounds"]`: what was drawn, left out and taken up; and how often
+        the reward model is right on every fifth pair, which it was not taught.
 
     Raises:
         UserError: an option is out of range or a part is missing; a user's function raises or gives nonsense; no
@@ -158,12 +163,16 @@ def ilf(
     how = Options(
         n=n, selector=selector, mean=mean, threshold=threshold, with_feedback=refine_with == "feedback",
         include_initial=include_initial, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, tidy=tidy,
-        forbidden=tuple(forbidden), refine_prompt=refine_prompt, plain_prompt=plain_prompt,
-        feedback_prompt=feedback_prompt, questions=refining.questions_of(questions),
+        forbidden=tuple(forbidden), refine_prompt=refine_prompt or refine.REFINE,
+        plain_prompt=plain_prompt or refine.PLAIN, feedback_prompt=feedback_prompt or refining.CRITICISE,
+        questions=refining.questions_of(questions),
     )  # fmt: skip
     parts = refining.parts_of(model, how, refiner, judge, feedback, check)
-    liked: Reward | None = judges.reward_of(reward, "reward") if isinstance(reward, str) else reward
-    rewards = reward_models.teach(model, preferences, fit, prompt_weight=prompt_weight) if preferences else None
+    liked: Reward | None = judges.reward_of(reward, "reward") if isinstance(reward, str) else None
+    if reward is not None and not isinstance(reward, str):
+        liked = judges.checked(reward)
+    pairs, unseen = _apart(preferences or ())
+    rewards = reward_models.teach(model, pairs, fit, prompt_weight=prompt_weight) if pairs else None
     if liked is None and rewards is not None:
         liked = judges.by_yesno(rewards.model)
     taught: list[list[tuple[str, str]]] = []
@@ -172,12 +181,12 @@ def ilf(
         said = parts.criticised(now, [c.prompt for c in critiques]) if now.number and feedback else list(critiques)
         made = target in ("initial", "gold")
         found = Selected(_given(said, target), {"records": len(said)}) if made else parts.selected(now, said, liked)
-        taught.append([(r.prompt, _label(r, target)) for r in found.records])
+        taught.append([_pair(r, target) for r in found.records])
         return found
 
     def train(now: Round, found: Selected) -> Taught:
-        pairs = [pair for one in (taught if window == "all" else taught[-1:]) for pair in one]
-        rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "refinements")
+        answers = [pair for one in (taught if window == "all" else taught[-1:]) for pair in one]
+        rows = encode.rows(model.tokenizer, answers, model.kind, model.context, "refinements")
         items, loss = reward_models.weighted(rows, prompt_weight, "refinements", model)
         base = model if finetune_from == "start" else now.model
         return language.teach(base, {"refinements": items}, loss, now.fit, hooks=hooks, name="train")
@@ -208,13 +217,30 @@ def ilf(
         models=models,
         predict=predict if liked is not None else None,
         records=[r for m in played.mined for r in m.records],
-        findings={"rounds": told},
+        findings={"rounds": told} | _right(rewards, unseen or pairs, len(pairs)),
         metrics=protocols.compare(*looks) | _rate(told),
         history=played.history,
         samples=_samples(model, played.model, played.mined[0].records, max_new_tokens),
         cost=cost,
         warnings=_warnings(told),
     )
+
+
+def _apart(preferences: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
+    """Pairs the reward model is taught, and every fifth, on which it is tried; all are taught where there are few."""
+    if len(preferences) < FEWEST:
+        return list(preferences), []
+    return [p for i, p in enumerate(preferences) if i % 5], list(preferences[::5])
+
+
+def _right(rewards: Taught | None, pairs: Sequence[Preference], taught: int) -> dict[str, Any]:
+    """How often the reward model prefers what people did; a tie is half."""
+    if rewards is None:
+        return {}
+    prompts = [p.prompt for p in pairs]
+    better = judges.by_reward(judges.by_yesno(rewards.model))
+    wins = better(prompts, [p.chosen for p in pairs], [p.rejected for p in pairs])
+    return {"reward": {"accuracy": sum(wins) / len(wins), "pairs": len(pairs), "taught": taught}}
 
 
 def _given(critiques: Sequence[Critique], target: str) -> list[Critique]:
@@ -231,11 +257,11 @@ def _given(critiques: Sequence[Critique], target: str) -> list[Critique]:
     return list(critiques)
 
 
-def _label(record: Critique, target: str) -> str:
-    """What is taught after the prompt."""
+def _pair(record: Critique, target: str) -> tuple[str, str]:
+    """The prompt, which shows no feedback, and what is taught after it."""
     refinement = record.refinement or ""
     joint = target == "feedback+refinement"
-    return JOINT.format(feedback=record.feedback, refinement=refinement) if joint else refinement
+    return record.prompt, JOINT.format(feedback=record.feedback, refinement=refinement) if joint else refinement
 
 
 def _look(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -211,18 +212,36 @@ def name_of(part: Any) -> Any:
     return getattr(part, "address", None) or getattr(part, "__qualname__", type(part).__name__)
 
 
-def questions_of(told: Sequence[str]) -> tuple[Question, ...]:
-    """The judge's questions, five of our own where none are given; `template|yes|no` has its own pair of answers.
+def questions_of(told: str | Sequence[str]) -> tuple[Question, ...]:
+    """The judge's questions, five of our own where none are given; a text `template|yes|no` has its own answers.
 
     Raises:
-        UserError: a template has another field, or an answer is missing.
+        UserError: the file cannot be read; a template has another field.
     """
-    out = []
-    for text in told:
-        template, *answers = text.rsplit("|", 2) if text.count("|") >= 2 else [text]
-        out.append(Question(template, *answers))
-        yesno.fill(template, dict.fromkeys(("prompt", "completion", "feedback", "refinement"), ""), "questions")
+    if isinstance(told, str) and told:
+        out = [_question(row, f"{told}:{n}") for n, row in enumerate(_lines(told), 1)]
+    else:
+        out = [Question(*text.rsplit("|", 2)) if text.count("|") > 1 else Question(text) for text in told]
+    for question in out:
+        yesno.fill(
+            question.template, dict.fromkeys(("prompt", "completion", "feedback", "refinement"), ""), "questions"
+        )
     return tuple(out) or selectors.INCORPORATED
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return [line for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"questions: {path} cannot be read: {error}") from None
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        row = json.loads(line)
+        return Question(str(row["template"]), str(row.get("yes", "Yes")), str(row.get("no", "No")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: a JSON object with 'template' (and 'yes', 'no') is expected") from None
 
 
 def filled(template: str, c: Critique) -> str:
