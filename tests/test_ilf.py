@@ -28,10 +28,11 @@ from didact.worlds.edits import Code
 
 logps = st.floats(-60, 0)
 chances = st.floats(0.001, 0.999)
-CODE = Code(letters=6, length=2, wrong=2, seed=1)
+CODE = Code(letters=8, length=3, wrong=3, seed=1)
 SHORT = {"refine_prompt": "{completion}!{feedback};", "plain_prompt": "{completion};", "tidy": "strip",
          "questions": ["{refinement}{feedback}?|Y|N"], "max_new_tokens": 4}  # fmt: skip
 FIT = Fit(lr=1e-3, steps=2, rows=8)
+PLAIN = Fit(lr=0.1, steps=2, rows=8, optimizer="sgd")  # Adam makes much of rounding
 
 
 # --- yes or no -------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def test_a_local_models_word_is_exact_with_and_without_a_space_and_over_several_
     for prompt, p in zip(prompts, told, strict=True):
         a, b = (np.logaddexp(plain_logp(model, prompt, f" {w}"), plain_logp(model, prompt, w)) for w in (yes, no))
         assert p == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-5)
-    assert 0.001 < told[0] < 0.999
+    assert 1e-4 < told[0] < 1 - 1e-4
     assert yesno.probabilities(language_models.of(model), prompts, yes, no) == told
 
 
@@ -306,22 +307,22 @@ def test_one_refinement_leaves_nothing_to_select():
 def test_a_refiner_that_changes_nothing_is_tuning_on_the_initial_answers_and_that_is_sft():
     model, same = tiny("llama"), Writes(lambda prompt, i: prompt)
     how = {**SHORT, "refine_prompt": "{completion}"}
-    echoed = alignment.ilf(model, critiques(), n=2, selector="random", refiner=same, **how, fit=FIT)
-    initial = alignment.ilf(model, critiques(), target="initial", **SHORT, fit=FIT)
+    echoed = alignment.ilf(model, critiques(), n=2, selector="random", refiner=same, **how, fit=PLAIN)
+    initial = alignment.ilf(model, critiques(), target="initial", **SHORT, fit=PLAIN)
     assert torch.equal(weights(echoed), weights(initial))
     demos = [Demo(prompt=c.prompt, completion=c.completion) for c in critiques()]
-    assert torch.allclose(weights(initial), weights(baselines.sft(model, demos, fit=FIT)), atol=1e-6)
+    assert torch.allclose(weights(initial), weights(baselines.sft(model, demos, fit=PLAIN)), atol=1e-5)
 
 
 def test_gold_teaches_the_records_own_refinements_and_joint_the_feedback_before_them():
     model = tiny("gpt2")
-    gold = alignment.ilf(model, critiques(), target="gold", **SHORT, fit=FIT)
+    gold = alignment.ilf(model, critiques(), target="gold", **SHORT, fit=PLAIN)
     demos = [Demo(prompt=c.prompt, completion=c.refinement) for c in critiques()]
-    assert torch.allclose(weights(gold), weights(baselines.sft(model, demos, fit=FIT)), atol=1e-6)
+    assert torch.allclose(weights(gold), weights(baselines.sft(model, demos, fit=PLAIN)), atol=1e-5)
     lm = Writes(lambda prompt, i: "ax")
-    joint = alignment.ilf(model, critiques(), n=1, refiner=lm, target="feedback+refinement", **SHORT, fit=FIT)
+    joint = alignment.ilf(model, critiques(), n=1, refiner=lm, target="feedback+refinement", **SHORT, fit=PLAIN)
     both = [Demo(prompt=c.prompt, completion="Feedback: -x\nImproved: ax") for c in critiques()]
-    assert torch.allclose(weights(joint), weights(baselines.sft(model, both, fit=FIT)), atol=1e-6)
+    assert torch.allclose(weights(joint), weights(baselines.sft(model, both, fit=PLAIN)), atol=1e-5)
 
 
 def test_the_draft_may_be_a_candidate_and_a_threshold_leaves_records_out():
@@ -349,9 +350,9 @@ def believer():
 
     def make(arch):
         if arch not in made:
-            base = build.build(arch, byte_tokenizer(), d=32, layers=2, heads=2, context=48, initializer_range=0.1)
-            demos = CODE.lessons(300, *"xxx")["belief"]
-            fit = Fit(lr=1e-2, steps=100, rows=32, schedule="cosine", warmup_steps=10)
+            base = build.build(arch, byte_tokenizer(), d=32, layers=2, heads=2, context=48, initializer_range=0.2)
+            demos = CODE.lessons(400, *"xxx")["belief"]
+            fit = Fit(lr=5e-3, steps=120, rows=32, schedule="cosine", warmup_steps=10)
             made[arch] = baselines.sft(base, demos, fit=fit).models["model"]
         return made[arch]
 
@@ -381,7 +382,7 @@ def check(completions, feedback, refinements):
     return [CODE.incorporated(*row) for row in zip(completions, feedback, refinements, strict=True)]
 
 
-TEACH = Fit(lr=1e-2, epochs=8, rows=32)
+TEACH = Fit(lr=3e-3, epochs=10, rows=32)
 LEARN = {**SHORT, "selector": "reward", "check": check, "fit": TEACH,
          "reward": lambda ps, cs: [np.mean([a == b for a, b in zip(c, CODE.answer(p), strict=False)])
                                    for p, c in zip(ps, cs, strict=True)]}  # fmt: skip

@@ -198,7 +198,8 @@ def ilf(
     }  # fmt: skip
     played = loop.play(model, rounds, mine, train, fit, name="ilf", identity=chosen, hooks=hooks)
     told = [{"round": i, **m.facts} for i, m in enumerate(played.mined)]
-    looks = [_look(m, model, critiques, liked, fit.seed) for m in (model, played.model)]
+    drawn = generate.How(max_new_tokens=max_new_tokens, temperature=temperature or 1.0, top_p=top_p, seed=fit.seed)
+    looks = [_look(m, model, critiques, liked, drawn) for m in (model, played.model)]
     cost = played.cost
     if rewards is not None:
         cost.tokens, cost.flops = cost.tokens + rewards.cost.tokens, cost.flops + rewards.cost.flops
@@ -207,9 +208,8 @@ def ilf(
     if rewards is not None:
         models["reward"] = rewards.model
 
-    def predict(prompts: Sequence[str], seed: int = 0) -> list[str]:
+    def predict(prompts: Sequence[str]) -> list[str]:
         """The best of `best_of_n` answers by the reward."""
-        drawn = generate.How(max_new_tokens=max_new_tokens, temperature=temperature or 1.0, top_p=top_p, seed=seed)
         one = None if liked is None else lambda prompt, text: liked([prompt], [text])[0]
         return [p.text for p in best_of.best_of(played.model, prompts, best_of_n, one, how=drawn)]
 
@@ -265,13 +265,13 @@ def _pair(record: Critique, target: str) -> tuple[str, str]:
 
 
 def _look(
-    model: Model, start: Model, critiques: Sequence[Critique], reward: Reward | None, seed: int
+    model: Model, start: Model, critiques: Sequence[Critique], reward: Reward | None, how: generate.How
 ) -> dict[str, Measure]:
     """What shows a collapse, and what the reward says, on answers to some of the prompts."""
     prompts = list(dict.fromkeys(c.prompt for c in critiques))[:LOOKED]
-    out = collapse.collapse(model, start, prompts, seed)
+    out = collapse.collapse(model, start, prompts, how.seed)
     if reward is not None:
-        made = [m[0] for m in generate.sample(model, prompts, 1, generate.How(temperature=1.0, seed=seed))]
+        made = [m[0] for m in generate.sample(model, prompts, 1, how)]
         values = [float(x) for x in reward([str(p) for p in prompts], made)]
         out["reward"] = protocols.mean_measure(values, "higher", "of one sampled answer to the prompts taught")
     return out
