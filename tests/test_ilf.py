@@ -515,6 +515,13 @@ def test_a_bad_option_is_one_line(options, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("selector", "what"), [("judge", "top_logprobs"), ("embedding", "hidden"), ("logp", "score")])
+def test_a_model_that_lacks_what_a_selector_needs_is_told_before_any_work(selector, what):
+    lm = Writes(lambda prompt, i: 1 / 0)
+    with pytest.raises(UserError, match=f"selector {selector} needs a model with {what}"):
+        alignment.ilf(tiny("gpt2"), critiques(2), selector=selector, refiner=lm, judge=lm, **SHORT, fit=FIT)
+
+
 def test_records_that_are_missing_or_lack_a_refinement_are_one_line():
     bare = [*critiques(1), Critique(prompt="q", completion="a", feedback="f")]
     with pytest.raises(UserError, match="record 2: field 'refinement' is missing"):
@@ -535,7 +542,7 @@ class Stop(Hook):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["drafts", "feedback", "refinements", "training"])
+@pytest.mark.parametrize("where", ["drafts", "refinements", "training"])
 def test_a_killed_round_goes_on_where_it_was_and_nothing_is_generated_twice(where, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK", 4)
     model, drawn, judged = tiny("llama"), [], []
@@ -610,11 +617,14 @@ def test_the_command_line_teaches_a_folder_on_a_users_file(arch, tmp_path, monke
     assert {r["feedback"] for r in kept} == {"say more", "shorter"} and all(r["refinement"] for r in kept)
     capsys.readouterr()
     assert cli.main(["try", "out", "--prompt", "Why 1?"]) == 0
-    more = ["--selector", "reward", "--reward", "out/model-reward", "--out", "two", "--rounds", "1"]
-    assert cli.main([*words[:6], *words[8:], *more]) == 0
+    if arch == "gpt2":
+        more = ["--selector", "reward", "--reward", "out/model-reward", "--out", "two", "--rounds", "1"]
+        assert cli.main([*words[:6], *words[8:], *more]) == 0
 
 
 def test_presets_are_options_of_the_method():
     assert {"no-feedback", "random", "initial", "gold", "continual"} <= set(METHODS["ilf"].presets)
-    for preset in METHODS["ilf"].presets.values():
-        alignment.ilf(tiny("gpt2"), critiques(4), **{**SHORT, "n": 2, **preset}, fit=Fit(lr=1e-3, steps=1, rows=4))
+    for name, preset in METHODS["ilf"].presets.items():
+        how = {**SHORT, "n": 2, **preset}
+        result = alignment.ilf(tiny("gpt2"), critiques(2), **how, fit=Fit(lr=1e-3, steps=1, rows=2))
+        assert len(result.records) == 2, name

@@ -200,7 +200,12 @@ def parts_of(
     adviser = _model(feedback, start) if isinstance(feedback, str) and served else None
     critic: Any = None if served else judges.imported(str(feedback), "feedback") if named else feedback
     checker: Check | None = judges.imported(check, "check") if isinstance(check, str) else check
-    return Parts(how, _model(refiner, start), _model(judge, start), adviser, critic, checker)
+    writes, tells = _model(refiner, start), _model(judge, start)
+    for part, selector, what in ((tells, "judge", "top_logprobs"), (tells, "embedding", "hidden"),
+                                 (writes, "logp", "score")):  # fmt: skip
+        if part is not None and how.selector == selector:  # told before any work
+            language_models.need(part, what, by=f"selector {selector}")
+    return Parts(how, writes, tells, adviser, critic, checker)
 
 
 def name_of(part: Any) -> Any:
