@@ -39,7 +39,7 @@ class Code:
 
     letters: int = 12
     marks: int = 3
-    length: int = 4
+    length: int = 3
     wrong: int = 4
     slip: float = 0.4
     seed: int = 0

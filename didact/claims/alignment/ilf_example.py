@@ -22,8 +22,8 @@ OPTIONS: dict[str, Any] = {
     "refine_prompt": REFINE, "plain_prompt": PLAIN, "questions": [QUESTION], "tidy": "strip",
     "max_new_tokens": ANSWER, "top_p": 1.0,
 }  # fmt: skip
-ROWS = {"belief": 4, "refine": 8, "plain": 2, "judge": 18}  # of a batch the start model is taught
-START = Fit(lr=3e-3, steps=600, rows=sum(ROWS.values()), schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
+ROWS = {"belief": 3, "refine": 6, "plain": 1, "judge": 30}  # of a batch the start model is taught
+START = Fit(lr=3e-3, steps=700, rows=sum(ROWS.values()), schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
 TEACH = Fit(lr=3e-3, epochs=8, rows=32, schedule="linear")  # of 1e-3, 3e-3 and 1e-2 (seed 1000)
 
 
