@@ -2,7 +2,7 @@
 
 A prompt is some letters, its right answer the marks a hidden table has for them. What is believed differs from the
 table in a few letters, so a draft for a prompt with one of them is wrong there, and no draft tells what is right. The
-critic says `-y--`: mark 2 should be y; of several wrong marks one at random; `----` where there is none. What
+critic says `-y-`: mark 2 should be y; of several wrong marks one at random; `---` where there is none. What
 `lessons` has of reading feedback is about marks drawn at random: nothing in it tells the table.
 """
 
@@ -77,7 +77,7 @@ class Code:
         return [Demo(prompt=p, completion=self.answer(p)) for p in self.prompts(part, n)]
 
     def critique(self, prompt: str, draft: str) -> str:
-        """What one of the draft's wrong (or missing) marks should be, `-k---`."""
+        """What one of the draft's wrong (or missing) marks should be, `-y-`."""
         right = self.answer(prompt)
         bad = [i for i, c in enumerate(right) if i >= len(draft) or draft[i] != c]
         if not bad:
