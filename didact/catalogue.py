@@ -106,7 +106,8 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
     named = isinstance(hint, type) and not typing.get_args(hint)
-    return hint.__name__ if named else str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
+    shown = re.sub(r" \| didact\.types\.\w+", "", str(hint))  # a part that can be given in Python only
+    return hint.__name__ if named else shown.replace("typing.", "").replace("collections.abc.Sequence", "list")
 
 
 if __name__ == "__main__":

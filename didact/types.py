@@ -356,14 +356,14 @@ class Result:
     }
 
     def save(self, folder: str | Path) -> dict[str, str]:
-        """Write everything this result has into `folder`; a model alone goes to `folder/model`.
+        """Write everything this result has into `folder`; a model alone, or named so, goes to `folder/model`.
 
         Returns `{what: format and which tools open it}`.
         """
         root = Path(folder)
         written: dict[str, str] = {}
         for name, model in self.models.items():
-            place = "model" if len(self.models) == 1 else f"model-{name}"
+            place = "model" if len(self.models) == 1 or name == "model" else f"model-{name}"
             with files.new_folder(root / place) as fresh:
                 kind = model.save(fresh)
             written[place] = f"{kind}: opens in {self.OPENS[kind]}"
@@ -395,6 +395,27 @@ def _as_json(value: Any) -> Any:
 
 
 # --- language models, local and remote -------------------------------------------------------
+
+
+class Critic(Protocol):
+    """Says what is wrong with completions."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[str]:
+        """One text for each; an empty one where there is nothing to say."""
+
+
+class Reward(Protocol):
+    """Says how good completions are."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[float]:
+        """One number for each, higher is better."""
+
+
+class Check(Protocol):
+    """Knows whether feedback was taken up."""
+
+    def __call__(self, completions: Sequence[str], feedback: Sequence[str], refinements: Sequence[str], /) -> Any:
+        """One truth value for each."""
 
 
 class Likelihood(NamedTuple):

@@ -446,6 +446,7 @@ def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
 
 
 def _speaks(job: Job) -> bool:
+    """Whether there are records to score answers on."""
     wanted = {"answer": "demos", "prefer": "preferences", "forget": "forget"}.get(job.entry["protocol"] or "")
     return wanted in job.scored
 

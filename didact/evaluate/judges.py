@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import math
 import re
 import sys
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from didact.evaluate.protocols import Measure, mean_measure
-from didact.infer import lm
+from didact.infer import lm, yesno
+from didact.infer.yesno import Question
 from didact.learn import rewards
+from didact.models import load
 from didact.models.model import Model
-from didact.types import LM, UserError
+from didact.types import LM, Reward, UserError
 
-Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 """`scorer(texts)`: one number each, higher is better."""
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
@@ -40,7 +42,9 @@ def named(name: str) -> Judge:
 
 
 def reward_of(given: str | Reward, what: str = "reward") -> Reward:
-    """A reward from `module:function`, from a sequence-classification model's folder, or a function itself.
+    """A reward from `module:function`, from a folder, or a function itself.
+
+    A folder holds a sequence-classification model, or a language model that says yes or no (what `ilf.reward` gives).
 
     Raises:
         UserError: there is no such module, function or folder; `what` is the option's name.
@@ -48,7 +52,7 @@ def reward_of(given: str | Reward, what: str = "reward") -> Reward:
     if not isinstance(given, str):
         return checked(given, what)
     if given and Path(given).is_dir():
-        return reward_model(given)
+        return reward_model(given) if _classifies(Path(given)) else by_yesno(load.load(given), given)
     return checked(imported(given, what, "module:function or a reward model's folder"), given)
 
 
@@ -83,6 +87,25 @@ def imported(name: str, what: str, form: str = "module:function") -> Callable[..
     if not callable(found):
         raise UserError(f"{what} '{name}' is no function")
     return cast("Callable[..., Any]", found)
+
+
+def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD) -> Reward:
+    """P(yes, it is a good answer) of a language model taught to say so."""
+
+    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        fields = [{"prompt": str(p), "completion": c} for p, c in zip(prompts, completions, strict=True)]
+        return yesno.ask(model, [question], fields)
+
+    return checked(reward, name)
+
+
+def _classifies(folder: Path) -> bool:
+    """Whether a folder's model is a sequence classifier; also where its configuration cannot tell."""
+    try:
+        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError):
+        return True
+    return not any(str(n).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in named)
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:

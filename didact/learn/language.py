@@ -96,6 +96,18 @@ def cross_entropy(model: Model, micro: Micro, per: str | None = None, weight: fl
     return Term(-logp.sum(), per or f"{micro.stream}.tokens", weight)
 
 
+def weighted_cross_entropy(model: Model, micro: Micro, first: Tensor, weight: float) -> Term:
+    """Next-token loss where the first label tokens of every row, `first (items,)` many, count only `weight`.
+
+    It is divided by the number of label tokens, not by the sum of their weights.
+    """
+    logp, row = forward.tokens(model, micro.tokens)["logp"], micro.tokens.row
+    counts = torch.bincount(row, minlength=micro.items)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    weights = torch.where(place < first[row], weight, 1.0).to(logp)
+    return Term(-(weights * logp).sum(), f"{micro.stream}.tokens")
+
+
 def token_mean(
     model: Model,
     micro: Micro,

@@ -4,9 +4,10 @@ from didact.methods.alignment.context_preference import context_preference
 from didact.methods.alignment.d2o import d2o
 from didact.methods.alignment.genarm import genarm
 from didact.methods.alignment.hindsight import hindsight
+from didact.methods.alignment.ilf import ilf
 from didact.methods.alignment.infalign import infalign
 from didact.methods.alignment.phf import phf
 from didact.methods.alignment.reward_augmented import reward_augmented
 from didact.methods.alignment.spin import spin
 
-__all__ = ["context_preference", "d2o", "genarm", "hindsight", "infalign", "phf", "reward_augmented", "spin"]
+__all__ = ["context_preference", "d2o", "genarm", "hindsight", "ilf", "infalign", "phf", "reward_augmented", "spin"]

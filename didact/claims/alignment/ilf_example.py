@@ -1,0 +1,79 @@
+"""The example `didact run ilf` uses: a small model that can follow feedback and believes some things wrong."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from didact.claims.problem import Problem
+from didact.data import encode
+from didact.infer import generate
+from didact.learn import episodes, fit, language
+from didact.models import build, load
+from didact.models.model import Model
+from didact.types import Critique, Fit
+from didact.worlds import edits
+
+ANSWER = 8  # tokens: more than an answer has
+REFINE = "{completion}!{feedback};"
+PLAIN = "{completion};"
+QUESTION = "{refinement}{feedback}?|Y|N"
+OPTIONS: dict[str, Any] = {
+    "refine_prompt": REFINE, "plain_prompt": PLAIN, "questions": [QUESTION], "tidy": "strip",
+    "max_new_tokens": ANSWER, "top_p": 1.0,
+}  # fmt: skip
+ROWS = {"belief": 3, "refine": 6, "plain": 1, "judge": 30}  # of a batch the start model is taught
+START = Fit(lr=3e-3, steps=700, rows=sum(ROWS.values()), schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
+TEACH = Fit(lr=3e-3, epochs=8, rows=32, schedule="linear")  # of 1e-3, 3e-3 and 1e-2 (seed 1000)
+
+
+def world(seed: int) -> edits.Code:
+    """Twelve letters, four of which are believed to have another mark than they have."""
+    return edits.Code(seed=seed)
+
+
+def critiques(model: Model, seed: int, n: int) -> list[Critique]:
+    """What the critic says of the start model's own answers, one sampled a prompt."""
+    prompts = world(seed).prompts(1, n)
+    how = generate.How(max_new_tokens=ANSWER, temperature=1.0, seed=seed, rows=256)
+    return world(seed).critiques(prompts, [m[0] for m in generate.sample(model, prompts, 1, how)])
+
+
+@episodes.one_thread()
+def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
+    """A model of 100k weights that knows what it believes and can rewrite by feedback; 256 critiques of its answers.
+
+    Its prompts are short, for it was taught these and nothing else; at its size the paper's rate changes nothing.
+    """
+    start = tuned(seed, arch)
+    return Problem(
+        model=start,
+        data={"critiques": critiques(start, seed, 256)},
+        options=OPTIONS,
+        fit={"lr": TEACH.lr, "epochs": TEACH.epochs, "rows": TEACH.rows},
+        protocol={"demos": world(seed).demos(2, 128)},
+    )
+
+
+def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = START) -> Model:
+    """Where ILF starts, from random weights: beliefs about the code, rewriting by feedback, saying yes or no."""
+    most = teach.total_steps(0) * max(ROWS.values())
+    lessons = world(seed).lessons(min(2500, most), REFINE, PLAIN, QUESTION.partition("|")[0])
+
+    def make() -> Model:
+        tokenizer = build.train_tokenizer([], 259)
+        base = build.build(
+            arch, tokenizer, d=64, layers=2, heads=4, context=48, seed=seed, initializer_range=0.2
+        )  # strong weights: equality of two marks is learnt late from weak ones
+        items = [
+            item for name, share in ROWS.items()
+            for item in language.single(
+                encode.rows(tokenizer, [(d.prompt, d.completion) for d in lessons[name]], base.kind, base.context)
+            )[: len(lessons[name]) * share // max(ROWS.values())]
+        ]  # fmt: skip
+        how = teach.replace(seed=seed)
+        return language.teach(
+            base, {"lessons": items}, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, how, name="start"
+        ).model
+
+    return load.kept("example", make, arch, str(seed), repr(lessons), repr(teach), inspect.getsource(fit))

@@ -1,0 +1,93 @@
+"""Which of several refinements takes up the feedback best: scores, one list a record, higher is better.
+
+Source: Scheurer et al. 2023, arXiv:2303.16755, whose choice is `judge` (InstructRM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from didact.evaluate.judges import Reward
+from didact.infer import embed, rank, yesno
+from didact.infer import lm as language_models
+from didact.infer.yesno import Mean, Question
+from didact.models.model import Model
+from didact.types import LM, Critique, UserError
+
+Selector = Literal["judge", "embedding", "reward", "random", "length", "logp"]
+Candidates = Sequence[Sequence[str]]
+
+_SHOWN = "Task: {prompt}\n\nFirst answer: {completion}\n\nFeedback: {feedback}\n\nNew answer: {refinement}\n\n"
+INCORPORATED = (
+    Question(_SHOWN + "Does the new answer do what the feedback asks for? Yes or no?\n\nReply:"),
+    Question(_SHOWN + "Was the first answer mended as the feedback says? Yes or no?\n\nReply:"),
+    Question(_SHOWN + "Would whoever gave the feedback be content with the new answer? Yes or no?\n\nReply:"),
+    Question(_SHOWN + "The new answer takes up the feedback. True or false?\n\nReply:", "True", "False"),
+    Question(_SHOWN + "The new answer still has what the feedback complains of. True or false?\n\nReply:", "False",
+             "True"),
+)  # fmt: skip
+"""Five wordings of one question, two of them answered true or false, as in the paper (its words are its own)."""
+
+
+def judged(
+    judge: LM | Model, questions: Sequence[Question], critiques: Sequence[Critique], candidates: Candidates,
+    mean: Mean = "probability",
+) -> list[list[float]]:  # fmt: skip
+    """P(yes, it takes up the feedback) of every candidate, pooled over the questions; NaN where the judge says neither.
+
+    Args:
+        judge: any model that tells next-token log-probs.
+        questions: templates of `{prompt}`, `{completion}`, `{feedback}` and `{refinement}`.
+        critiques: the records.
+        candidates: refinements of each.
+        mean: of probabilities or of logits.
+    """
+    fields = [
+        {"prompt": str(c.prompt), "completion": c.completion, "feedback": c.feedback, "refinement": text}
+        for c, texts in zip(critiques, candidates, strict=True) for text in texts
+    ]  # fmt: skip
+    values = iter(yesno.ask(judge, questions, fields, mean) if fields else [])
+    return [[next(values) for _ in texts] for texts in candidates]
+
+
+def similar(model: LM | Model, critiques: Sequence[Critique], candidates: Candidates) -> list[list[float]]:
+    """Cosine of feedback and refinement in the model's hidden states.
+
+    Raises:
+        UserError: the model is served: no server shows hidden states.
+    """
+    local = language_models.of(model)
+    if not isinstance(local, language_models.Local):
+        raise UserError("selector embedding needs a model with hidden states, which a served one does not show")
+    said = embed.embed(local.model, [c.feedback for c, texts in zip(critiques, candidates, strict=True) for _ in texts])
+    made = embed.embed(local.model, [text for texts in candidates for text in texts])
+    values = iter(embed.cosine(said, made).tolist() if len(made) else [])
+    return [[next(values) for _ in texts] for texts in candidates]
+
+
+def rewarded(reward: Reward, critiques: Sequence[Critique], candidates: Candidates) -> list[list[float]]:
+    """What a reward says of prompt and refinement; it never sees the feedback."""
+    pairs = [(str(c.prompt), text) for c, texts in zip(critiques, candidates, strict=True) for text in texts]
+    values = iter(reward([p for p, _ in pairs], [t for _, t in pairs]) if pairs else [])
+    return [[float(next(values)) for _ in texts] for texts in candidates]
+
+
+def likely(model: LM | Model, prompts: Sequence[str], candidates: Candidates) -> list[list[float]]:
+    """Log-prob of every candidate after its refinement prompt, MEAN over its tokens."""
+    scorer = language_models.need(model, "score", by="selector logp")
+    told = scorer.score([(p, text) for p, texts in zip(prompts, candidates, strict=True) for text in texts])
+    values = iter(rank.by_rule("token", logp, tokens) for logp, tokens in told)
+    return [[next(values) for _ in texts] for texts in candidates]
+
+
+def at_random(candidates: Candidates, seed: int, first: int = 0) -> list[list[float]]:
+    """Uniform numbers that follow from the seed and the record's place, which is `first` for the first of these."""
+    return [np.random.default_rng([seed, 95, first + i]).random(len(t)).tolist() for i, t in enumerate(candidates)]
+
+
+def longest(candidates: Candidates) -> list[list[float]]:
+    """Characters."""
+    return [[float(len(text)) for text in texts] for texts in candidates]

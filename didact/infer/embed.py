@@ -1,0 +1,47 @@
+"""Texts as vectors: the mean of a model's last hidden states over their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from didact.data import encode
+from didact.data.streams import by_length
+from didact.models import prefix
+from didact.models.model import Model
+
+
+@torch.no_grad()
+def embed(model: Model, texts: Sequence[str], batch_tokens: int = 8192) -> Tensor:
+    """One vector a text, `(texts, d)` in float32 on the CPU; of a seq2seq model the encoder's states are taken.
+
+    Texts are cut on the right to the context; one without tokens is the padding token.
+    """
+    if not texts:
+        return torch.empty(0, 0)
+    ids = [encode.prompt_ids(model.tokenizer, t, model.kind)[: model.context] or [model.pad] for t in texts]
+    inner: Any = prefix.inner_of(model)
+    body = inner.get_encoder() if model.kind == "seq2seq" else inner.base_model
+    was, out = model.module.training, [torch.empty(0)] * len(texts)
+    model.module.eval()
+    try:
+        for group in by_length([len(r) for r in ids], batch_tokens):
+            width = max(len(ids[i]) for i in group)
+            rows = torch.tensor([ids[i] + [model.pad] * (width - len(ids[i])) for i in group], device=model.device)
+            there = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in group], device=model.device)
+            more = {} if model.kind == "seq2seq" else {"use_cache": False}
+            states = body(input_ids=rows, attention_mask=there, **more).last_hidden_state.float()
+            mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+            for i, vector in zip(group, mean.cpu(), strict=True):
+                out[i] = vector
+    finally:
+        model.module.train(was)
+    return torch.stack(out)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the angle between rows of `(n, d)` and `(n, d)`, `(n,)`; 0 where one is zero."""
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)

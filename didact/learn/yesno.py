@@ -1,0 +1,72 @@
+"""A reward model that is a language model: taught to say yes to the better and no to the worse of two answers.
+
+    L = sum w CE / count(w != 0),   w = 1 on the answer's tokens and `prompt_weight` on the question's
+
+Source: Scheurer et al. 2023, arXiv:2303.16755 (classification reward model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from didact.data import encode
+from didact.data.encode import Row
+from didact.data.streams import Item, Micro
+from didact.infer import yesno
+from didact.infer.yesno import Question
+from didact.learn import language
+from didact.learn.fit import Hook, Term
+from didact.learn.language import Loss, Taught
+from didact.models.model import Model
+from didact.types import Fit, Preference, UserError
+
+
+def teach(
+    model: Model,
+    preferences: Sequence[Preference],
+    fit: Fit,
+    *,
+    question: Question = yesno.GOOD,
+    prompt_weight: float = 0.0,
+    hooks: Sequence[Hook] = (),
+) -> Taught:
+    """Teach a copy to answer `question` about the chosen (yes) and the rejected (no) answer of every preference.
+
+    The label is the word with a space before it, as `infer.yesno` looks for it; no end token is taught.
+
+    Raises:
+        UserError: a record does not fit the context.
+    """
+    rows = []
+    for number, pair in enumerate(preferences, 1):
+        for text, word in ((pair.chosen, question.yes), (pair.rejected, question.no)):
+            asked = yesno.fill(question.template, {"prompt": str(pair.prompt), "completion": text}, "question")
+            try:
+                rows.append(encode.row(model.tokenizer, asked, f" {word}", model.kind, model.context, end=False))
+            except UserError as error:
+                raise UserError(f"preferences: record {number}: {error}") from None
+    items, loss = weighted(rows, prompt_weight, "answers", model)
+    who = {"question": list(question), "prompt_weight": prompt_weight}
+    return language.teach(model, {"answers": items}, loss, fit, hooks=hooks, name="reward", identity=who)
+
+
+def weighted(rows: Sequence[Row], prompt_weight: float, stream: str, model: Model) -> tuple[list[Item], Loss]:
+    """Items and their loss `sum w CE / count(w != 0)`: completions count 1, prompts `prompt_weight`.
+
+    Raises:
+        UserError: a prompt's weight for an encoder, which predicts no prompt.
+    """
+    if not prompt_weight:
+        return language.single(rows), lambda student, micro: {"nll": language.cross_entropy(student, micro)}
+    if model.kind != "causal":
+        raise UserError(f"prompt_weight = {prompt_weight}: only a causal model predicts its prompts")
+    heads = torch.tensor([len(r.prompt) - 1 for r in rows])
+    whole = [Row(r.prompt[:1], r.prompt[1:] + r.completion) for r in rows]
+
+    def loss(student: Model, micro: Micro) -> Mapping[str, Term]:
+        first = heads.to(micro.index.device)[micro.index]
+        return {"nll": language.weighted_cross_entropy(student, micro, first, prompt_weight)}
+
+    return language.single(whole), loss
