@@ -33,19 +33,32 @@ def named(name: str) -> Judge:
     Raises:
         UserError: there is no such module, function or folder.
     """
+    return by_reward(scores(name, "judge"))
+
+
+def scores(name: str, what: str = "reward") -> Reward:
+    """The same as the reward itself."""
     if Path(name).is_dir():
-        return by_reward(reward_model(name))
+        return reward_model(name)
+    return checked(imported(name, what, "module:function or a reward model's folder"), name)
+
+
+def imported(name: str, what: str, form: str = "module:function") -> Any:
+    """The user's `module:function`; `what` it is and the `form` expected are said where there is none.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
     module, colon, function = name.partition(":")
     if not colon or name.startswith(("http://", "https://")):
-        raise UserError(f"judge '{name}': module:function or a reward model's folder is expected")
+        raise UserError(f"{what} '{name}': {form} is expected")
     sys.path.insert(0, "")  # a user's module lies in the working folder
     try:
-        found = getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"judge '{name}' cannot be imported: {error}") from None
+        raise UserError(f"{what} '{name}' cannot be imported: {error}") from None
     finally:
         sys.path.remove("")
-    return by_reward(checked(found, name))
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:

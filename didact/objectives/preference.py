@@ -62,11 +62,12 @@ def dpo(
     ref_chosen: Tensor,
     ref_rejected: Tensor,
     beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
 ) -> Tensor:
     """DPO (Rafailov et al., 2023), `-log sigmoid(beta m)`, m = (chosen - ref_chosen) - (rejected - ref_rejected).
 
-    `label_smoothing` e gives the conservative form `-(1-e) log sigmoid(beta m) - e log sigmoid(-beta m)`.
+    `label_smoothing` e, of all pairs or `(B,)`, gives the conservative form
+    `-(1-e) log sigmoid(beta m) - e log sigmoid(-beta m)`, whose minimum is at `beta m = log((1-e)/e)`.
     The NPO paper's scale is this times `2/beta`.
     """
     z = beta * margin(chosen, rejected, ref_chosen, ref_rejected)
@@ -140,6 +141,21 @@ def kto(
     """
     sign = 2 * torch.as_tensor(desirable, device=logp.device).to(logp) - 1
     return weight * (1 - torch.sigmoid(sign * beta * ((logp - ref_logp) - z)))
+
+
+def simpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 2.5, gamma: float = 0.5) -> Tensor:
+    """SimPO (Meng et al., 2024): `-log sigmoid(beta (chosen_mean - rejected_mean) - gamma)`; no reference.
+
+    MEANS over a side's tokens. `gamma` is the margin wanted; equal sides cost `log(1 + e^gamma)`.
+    """
+    return pairwise(beta * (chosen_mean - rejected_mean) - gamma)
+
+
+def ipo(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor | float, ref_rejected: Tensor | float, beta: float = 0.1
+) -> Tensor:
+    """IPO (Azar et al., 2023): `(m - 1/(2 beta))^2`, m the margin; bounded, so that sure pairs stop pulling."""
+    return (margin(chosen, rejected, ref_chosen, ref_rejected) - 1 / (2 * beta)) ** 2
 
 
 def simnpo(logp_mean: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
