@@ -7,7 +7,7 @@ prompts take their places. Model types whose cache is not proven (`prefix.PROVEN
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class How:
         seed: with the row's and the draw's number, all of a completion's randomness.
         rows: decoded side by side.
         stop: a completion ends before the first of these strings.
+        closing: a completion ends with the first of these tokens, which it keeps; not of beams.
         beams: beam search's width; 1 is none, and then temperature says how tokens are chosen.
         length_penalty: beam search's alpha.
     """
@@ -61,6 +62,7 @@ class How:
     seed: int = 0
     rows: int = 64
     stop: Sequence[str] = ()
+    closing: Collection[int] = ()
     beams: int = 1
     length_penalty: float = 0.6
 
@@ -114,12 +116,13 @@ def completions(
     how: How | None = None,
     constraint: Constraint | Sequence[Constraint] | None = None,
     processors: Sequence[Processor] = (),
+    keys: Sequence[int] | None = None,
 ) -> list[list[Completion]]:
     """`n` completions of every prompt with their tokens and log-probs.
 
     A model with a `condition` is asked with its words, and never says what that bans. Draw d of row i depends on
-    `(how.seed, i, d)` only: neither `rows`, nor `n`, nor the order in which rows finish changes it. The model's own
-    generation defaults (repetition penalties, say) are not applied.
+    `(how.seed, keys[i], d)` only: neither `rows`, nor `n`, nor the order in which rows finish changes it. The model's
+    own generation defaults (repetition penalties, say) are not applied.
 
     Args:
         model: any causal or seq2seq model.
@@ -133,6 +136,7 @@ def completions(
             temperature and constraint. Batches then keep their rows from first to last token, as processors
             with a state by row expect; finished rows go on with padding. One that has a method `begin(prompts)`
             is told each batch's prompts, as token ids, before its first call.
+        keys: what each prompt's draws follow from; by default its place among the prompts.
 
     Raises:
         ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
@@ -142,6 +146,7 @@ def completions(
         raise ValueError(f"beam search of width {how.beams} neither draws, nor gives {n} hypotheses, nor processes")
     ids = [_read(model, p, how.max_new_tokens) for p in prompts]
     constraints = _each(constraint, len(ids))
+    named = list(range(len(ids)) if keys is None else keys)
     was = model.module.training
     model.module.eval()
     try:
@@ -155,7 +160,8 @@ def completions(
             ]  # fmt: skip
         else:
             draws = [
-                [_Draw(i, d, how, _room(model, r, how), constraints[i]) for d in range(n)] for i, r in enumerate(ids)
+                [_Draw(i, d, how, _room(model, r, how), constraints[i], named[i]) for d in range(n)]
+                for i, r in enumerate(ids)
             ]
             chooser = _Chooser(model, how, list(processors))
             (_decode if prefix.shares(model) else _decode_plain)(model, ids, draws, chooser, how.rows)
@@ -195,6 +201,7 @@ class _Draw:
     how: How
     room: int
     constraint: Constraint | None
+    key: int
     tokens: list[int] = field(default_factory=list)
     logp: float = 0.0
     done: bool = False
@@ -210,7 +217,7 @@ class _Draw:
     def uniform(self) -> float:
         """This step's random number."""
         if not self.uniforms:
-            self.uniforms = sampling.uniforms(self.how.seed, self.row, self.number, self.room)
+            self.uniforms = sampling.uniforms(self.how.seed, self.key, self.number, self.room)
         return self.uniforms[len(self.tokens)] if not self.done else 0.0
 
 
@@ -258,7 +265,7 @@ class _Chooser:
             row.state = row.constraint.advance(row.state, token)
             row.done = not row.constraint.allowed(row.state)
         else:
-            row.done = token in self.ends
+            row.done = token in self.ends or token in self.how.closing
         row.done |= len(row.tokens) >= row.room
         if self.how.stop and not row.done:
             row.done = self._stops(row.tokens[-self.reach :]) and self._stops(row.tokens)

@@ -5,6 +5,7 @@ The rules are pure functions of sums, so that log-probs from anywhere can be ran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -74,6 +75,15 @@ def rank(
         for (_, text), total, count in zip(pairs, totals.tolist(), counts.tolist(), strict=True)
     )
     return [[next(scores) for _ in texts] for texts in candidates]
+
+
+def probabilities(model: Model, prompts: Sequence[str], labels: Sequence[str]) -> list[list[float]]:
+    """The probability of each label, all its tokens, right after each prompt: what a model says of itself.
+
+    They add up to less than 1: the rest is on other texts.
+    """
+    scores = rank(model, prompts, [labels] * len(prompts), "sum")
+    return [[math.exp(s) for s in row] for row in scores]
 
 
 def _row(model: Model, prompt: str, candidate: str, end: bool) -> encode.Row:

@@ -47,16 +47,19 @@ class Round:
     fit: Fit
     folder: Path | None = None
 
-    def chunks(self, name: str, count: int, make: Callable[[int, int], list[Any]]) -> list[Any]:
-        """JSON values 0 to `count`, made `CHUNK` at a time by `make(start, stop)` and kept in `name.jsonl`.
+    def chunks(
+        self, name: str, count: int, make: Callable[[int, int], list[Any]], size: int | None = None
+    ) -> list[Any]:
+        """JSON values 0 to `count`, made `size` (`CHUNK`) at a time by `make(start, stop)` and kept in `name.jsonl`.
 
         What a finished chunk of an earlier start holds is read and not made again.
         """
+        size = size or CHUNK
         path = self.folder / f"{name}.jsonl" if self.folder else None
-        kept = _whole(path, count) if path else []
-        with Bar(f"round {self.number}: {name}", -(-count // CHUNK), len(kept) // CHUNK) as bar:
-            for start in range(len(kept), count, CHUNK):
-                fresh = make(start, min(start + CHUNK, count))
+        kept = _whole(path, count, size) if path else []
+        with Bar(f"round {self.number}: {name}", -(-count // size), len(kept) // size) as bar:
+            for start in range(len(kept), count, size):
+                fresh = make(start, min(start + size, count))
                 if path:
                     with open(path, "a") as out:
                         out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
@@ -188,13 +191,13 @@ def _merged(model: Model) -> Model:
     return Model(module.eval(), model.processor, model.kind, model.base)
 
 
-def _whole(path: Path, count: int) -> list[Any]:
+def _whole(path: Path, count: int, size: int) -> list[Any]:
     """The finished chunks of a file, which is cut to them."""
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
     whole = sum(line.endswith(b"\n") for line in lines)
-    whole = count if whole >= count else whole - whole % CHUNK
+    whole = count if whole >= count else whole - whole % size
     os.truncate(path, sum(map(len, lines[:whole])))
     return [json.loads(line) for line in lines[:whole]]
 

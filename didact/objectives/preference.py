@@ -65,11 +65,12 @@ def dpo(
     ref_chosen: Tensor,
     ref_rejected: Tensor,
     beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
 ) -> Tensor:
     """DPO (Rafailov et al., 2023), `-log sigmoid(beta m)`, m = (chosen - ref_chosen) - (rejected - ref_rejected).
 
-    `label_smoothing` e gives the conservative form `-(1-e) log sigmoid(beta m) - e log sigmoid(-beta m)`.
+    `label_smoothing` e, of all pairs or `(B,)`, gives the conservative form
+    `-(1-e) log sigmoid(beta m) - e log sigmoid(-beta m)`, whose minimum is at `beta m = log((1-e)/e)`.
     The NPO paper's scale is this times `2/beta`.
     """
     z = beta * margin(chosen, rejected, ref_chosen, ref_rejected)

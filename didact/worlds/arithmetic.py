@@ -1,9 +1,11 @@
-"""Arithmetic in words: the ten tasks on which few-shot ability was measured, each a stream of random problems.
+"""Arithmetic: the ten tasks in words on which few-shot ability was measured, and chains that are worked step by step.
 
-Source: Brown et al. 2020, arXiv:2005.14165, section 3.9.1.
+Source of the ten: Brown et al. 2020, arXiv:2005.14165, section 3.9.1.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -49,6 +51,80 @@ def phrases(record: Demo) -> list[str]:
     if "a" not in of:
         return []
     return [f"{of['a']} {SIGNS[of['operation']]} {of['b']} =", f"{of['a']} {of['operation']} {of['b']}"]
+
+
+def chains(
+    count: int,
+    seed: int = 0,
+    operations: int = 3,
+    modulus: int = 7,
+    mistaken: Mapping[str, int] | None = None,
+    often: float = 0.6,
+) -> list[Demo]:
+    """Chains of one-digit arithmetic, worked from left to right: modulo 7 `3+6*2=` is `3+6=2;2*2=4;#4`.
+
+    With a prime modulus a single wrong result always gives a wrong answer, for no digit of a problem is 0.
+
+    Args:
+        count: how many; problems may repeat.
+        seed: of the problems.
+        operations: in a chain; so many steps are shown before the answer.
+        modulus: of all results; digits are below it, so it is 10 at most.
+        mistaken: see `mistakes`: what the solutions give as the result of some operations; the rest follows from it.
+        often: how often they do, where they could.
+
+    Returns:
+        Demonstrations whose `answers` hold the right answer, whatever their completion says.
+    """
+    rng = np.random.default_rng([seed, operations, modulus, 92])
+    made = []
+    for _ in range(count):
+        digits, signs = rng.integers(1, modulus, size=operations + 1), rng.choice(list(SIGNS.values()), operations)
+        shown, right, value = [], int(digits[0]), int(digits[0])
+        for sign, digit, chance in zip(signs, digits[1:], rng.random(operations), strict=True):
+            right = _apply(sign, right, int(digit)) % modulus
+            step = f"{value}{sign}{digit}"
+            value = _apply(sign, value, int(digit)) % modulus
+            if mistaken and step in mistaken and chance < often:
+                value = mistaken[step]
+            shown.append(f"{step}={value};")
+        problem = str(digits[0]) + "".join(f"{s}{d}" for s, d in zip(signs, digits[1:], strict=True))
+        made.append(Demo(prompt=f"{problem}=", completion=f"{''.join(shown)}#{value}", answers=[str(right)]))
+    return made
+
+
+def mistakes(share: float, seed: int = 0, modulus: int = 7) -> dict[str, int]:
+    """Operations people get wrong, each always in the same way: `{"3+6": 4}`, for this share of all of a chain's."""
+    rng = np.random.default_rng([seed, modulus, 93])
+    every = [(a, s, b) for s in SIGNS.values() for a in range(modulus) for b in range(1, modulus)]
+    chosen = rng.choice(len(every), round(share * len(every)), replace=False)
+    return {
+        f"{a}{s}{b}": int((_apply(s, a, b) + rng.integers(1, modulus)) % modulus)
+        for a, s, b in (every[int(i)] for i in chosen)
+    }
+
+
+def sound(problem: str, solution: str, modulus: int = 7) -> list[bool]:
+    """Of each step of a chain's solution, whether it is the problem's next operation with the right result.
+
+    The answer is a step too: right if it is the last result, and nothing is left to do. A slip is one slip: steps
+    are judged by the result that stands before them.
+    """
+    text = problem.strip().rstrip("=")
+    digits, signs = text[::2], text[1::2]
+    value, out = digits[0], []
+    for i, step in enumerate(s for s in solution.strip().split(";") if s):
+        if i >= len(signs):
+            out.append(i == len(signs) and step == f"#{value}")
+            continue
+        wanted, right = (
+            f"{value}{signs[i]}{digits[i + 1]}=",
+            str(_apply(signs[i], int(value), int(digits[i + 1])) % modulus),
+        )
+        out.append(step == wanted + right)
+        result = step.removeprefix(wanted)
+        value = result if len(result) == 1 and result.isdigit() else right
+    return out
 
 
 def _composite(rng: np.random.Generator) -> tuple[str, int]:

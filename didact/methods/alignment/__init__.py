@@ -6,8 +6,9 @@ from didact.methods.alignment.genarm import genarm
 from didact.methods.alignment.hindsight import hindsight
 from didact.methods.alignment.ilf import ilf
 from didact.methods.alignment.infalign import infalign
+from didact.methods.alignment.mcts_dpo import mcts_dpo
 from didact.methods.alignment.phf import phf
 from didact.methods.alignment.reward_augmented import reward_augmented
 from didact.methods.alignment.spin import spin
 
-__all__ = ["context_preference", "d2o", "genarm", "hindsight", "ilf", "infalign", "phf", "reward_augmented", "spin"]
+__all__ = ["context_preference", "d2o", "genarm", "hindsight", "ilf", "infalign", "mcts_dpo", "phf", "reward_augmented", "spin"]

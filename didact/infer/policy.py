@@ -1,0 +1,123 @@
+"""A language model as the proposer of a tree search: it continues the texts of nodes, all in one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from didact.infer import generate, steps
+from didact.infer.generate import Completion, How
+from didact.infer.tree import Node, Step
+from didact.models.model import Model
+
+ROWS = 256  # continued side by side: texts are short, and their beginnings are shared
+
+
+class Policy:
+    """Samples continuations of nodes; `spent` counts the tokens each tree has cost.
+
+    A draw follows from the seed, the tree's number and the node's, so that no tree sees what grows beside it.
+
+    Args:
+        model: causal.
+        prompts: token ids of each tree's prompt.
+        seed: of all draws.
+    """
+
+    def __init__(self, model: Model, prompts: Mapping[int, Sequence[int]], seed: int) -> None:
+        self.model, self.prompts, self.seed = model, prompts, seed
+        self.ends = generate.ends(model)
+        self.spent: Counter[int] = Counter()
+
+    def prompt(self, node: Node) -> tuple[int, ...]:
+        """All tokens before what follows a node."""
+        return (*self.prompts[node.tree], *node.said)
+
+    def sampled(self, nodes: Sequence[Node], n: Sequence[int], how: How) -> list[list[Completion]]:
+        """`n[i]` continuations of node i, of at most `how.max_new_tokens`; none where the context is full."""
+        out: list[list[Completion]] = [[] for _ in nodes]
+        room = [min(how.max_new_tokens, self.model.context - len(self.prompt(node))) for node in nodes]
+        for key in sorted(set(zip(room, n, strict=True))):
+            if key[0] < 1:
+                continue
+            these = [i for i, k in enumerate(zip(room, n, strict=True)) if k == key]
+            asked = dataclasses.replace(how, max_new_tokens=key[0], seed=self.seed, rows=ROWS)
+            made = generate.completions(
+                self.model, [self.prompt(nodes[i]) for i in these], key[1], asked, keys=[nodes[i].key for i in these]
+            )
+            for i, row in zip(these, made, strict=True):
+                out[i] = row
+                self.spent[nodes[i].tree] += sum(len(c.tokens) for c in row)
+        return out
+
+
+class Steps(Policy):
+    """Proposes one step at a time, and the reference's next one where the text so far is the reference's.
+
+    Args:
+        model: as for `Policy`; so are prompts and seed.
+        prompts: as for `Policy`.
+        closing: tokens that end a step.
+        count: steps sampled at the root, and elsewhere.
+        depth: the step after which there is none is sampled to the end of the text.
+        tokens: of a step at most.
+        temperature: at which steps are sampled.
+        power: see `steps.prior`.
+        last: a step with this in its text is the last, and is given an end token; empty for none.
+        seed: of all draws.
+        references: the steps of a tree's reference, where it has one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Mapping[int, Sequence[int]],
+        closing: Collection[int],
+        count: tuple[int, int],
+        depth: int,
+        tokens: int,
+        temperature: float,
+        power: float,
+        last: str,
+        seed: int,
+        references: Mapping[int, Sequence[tuple[int, ...]]],
+    ) -> None:
+        super().__init__(model, prompts, seed)
+        self.closing, self.count, self.depth, self.power, self.last = closing, count, depth, power, last
+        self.how = How(max_new_tokens=tokens, temperature=temperature)
+        self.references = references
+
+    def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
+        """Steps that may follow each node."""
+        out: list[list[list[Step]]] = [[] for _ in nodes]
+        for final in (False, True):
+            these = [i for i, node in enumerate(nodes) if (node.depth + 1 == self.depth) == final]
+            how = self.how if final else dataclasses.replace(self.how, closing=self.closing)
+            counts = [self.count[nodes[i].depth > 0] for i in these]
+            for i, made in zip(these, self.sampled([nodes[i] for i in these], counts, how), strict=True):
+                out[i] = [[self._step(c, final)] for c in made]
+        given = [(i, step) for i, node in enumerate(nodes) if (step := self._given(node)) is not None]
+        valued = steps.with_priors(
+            self.model, [self.prompt(nodes[i]) for i, _ in given], [[step] for _, step in given], self.power
+        )
+        for (i, _), (step,) in zip(given, valued, strict=True):
+            same = [chain for chain in out[i] if chain[0].tokens == step.tokens]
+            out[i] = [chain for chain in out[i] if chain not in same] + [[step]]
+        return out
+
+    def _step(self, made: Completion, final: bool) -> Step:
+        tokens = made.tokens
+        done = tokens[-1] in self.ends
+        if self.last and not done and self.last in made.text:
+            tokens, done = (*tokens, *sorted(self.ends)[:1]), True
+        return Step(tokens, steps.prior(made.logp, len(made.tokens), self.power), done or final)
+
+    def _given(self, node: Node) -> Step | None:
+        """The reference's step after a node whose text is the reference's so far; its rest where depth ends."""
+        reference = self.references.get(node.tree, ())
+        if node.depth >= len(reference) or node.said != sum(reference[: node.depth], ()):
+            return None
+        final = node.depth + 1 >= min(self.depth, len(reference))
+        tokens = sum(reference[node.depth :], ()) if final else reference[node.depth]
+        return Step(tuple(tokens), terminal=final, given=True)

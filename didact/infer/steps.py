@@ -1,0 +1,102 @@
+"""Steps of a text on its token ids: where one ends, and how likely a policy finds it.
+
+A piece is never decoded and encoded again, so that what is taught is what the policy said, token for token.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Collection, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from didact.data.encode import Row
+from didact.infer.tree import Node, Step
+from didact.models import forward
+from didact.models.model import Model
+from didact.types import UserError
+
+
+def closers(tokenizer: PreTrainedTokenizerBase, delimiters: Sequence[str]) -> frozenset[int]:
+    """The tokens whose text contains a delimiter: the token that completes a step is known when it is drawn.
+
+    Raises:
+        UserError: no token contains one of them.
+    """
+    ids = range(len(tokenizer))
+    texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
+    found = {d: {i for i, text in zip(ids, texts, strict=True) if d in text} for d in delimiters}
+    for delimiter, tokens in found.items():
+        if not delimiter or not tokens:
+            raise UserError(f"step {delimiter!r}: no token of the model's tokenizer contains it")
+    return frozenset().union(*found.values())
+
+
+def split(tokens: Sequence[int], closing: Collection[int]) -> list[tuple[int, ...]]:
+    """A text's steps, each with the token that closes it; the last may have none. Joined they are the tokens again."""
+    out: list[tuple[int, ...]] = []
+    start = 0
+    for i, token in enumerate(tokens):
+        if token in closing:
+            out.append(tuple(tokens[start : i + 1]))
+            start = i + 1
+    return [*out, tuple(tokens[start:])] if start < len(tokens) else out
+
+
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], delimiters: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """The same where a delimiter may lie across tokens: a piece ends with the token in which one is completed.
+
+    White space at a delimiter's end may belong to the token after it (`", "` is met by `,` before ` b`).
+    """
+    texts = _prefixes(tokenizer, tuple(tokens))
+    whole = texts[-1] if texts else ""
+    ends = set()
+    for delimiter in delimiters:
+        core = delimiter.rstrip() or delimiter
+        at = whole.find(delimiter)
+        while at >= 0:
+            ends.add(at + len(core))
+            at = whole.find(delimiter, at + 1)
+    out: list[tuple[int, ...]] = []
+    start, before = 0, 0
+    for i, text in enumerate(texts):
+        if any(before < end <= len(text) for end in ends):
+            out.append(tuple(tokens[start : i + 1]))
+            start = i + 1
+        before = len(text)
+    return [*out, tuple(tokens[start:])] if start < len(tokens) else out
+
+
+def prior(logp: float, length: int, power: float = 1.0) -> float:
+    """`exp(logp / length^power)` of a step: power 0 its probability, 1 the geometric mean, more favours long steps."""
+    return math.exp(logp / max(1, length) ** power)
+
+
+def with_priors(
+    model: Model, prompts: Sequence[Sequence[int]], chains: Sequence[Sequence[Step]], power: float = 1.0
+) -> list[list[Step]]:
+    """Chains of steps after prompts (token ids), each step with its prior under the model; one pass for all."""
+    rows = []
+    for prompt, chain in zip(prompts, chains, strict=True):
+        said = tuple(prompt)
+        for step in chain:
+            rows.append(Row(said, step.tokens))
+            said += step.tokens
+    total = iter(forward.row_logp(model, rows)[0].tolist() if rows else [])
+    return [[s._replace(prior=prior(next(total), len(s.tokens), power)) for s in chain] for chain in chains]
+
+
+def text(tokenizer: PreTrainedTokenizerBase, node: Node) -> str:
+    """A node's text from the root on, without special tokens."""
+    return str(tokenizer.decode(list(node.said), skip_special_tokens=True))
+
+
+@functools.lru_cache(maxsize=4096)
+def _prefixes(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> list[str]:
+    """The text of every beginning; bytes that are no character yet add nothing."""
+    return [
+        str(tokenizer.decode(list(tokens[: i + 1]), skip_special_tokens=True)).rstrip("�") for i in range(len(tokens))
+    ]

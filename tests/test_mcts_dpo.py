@@ -1,0 +1,362 @@
+"""MCTS-DPO: visits become confidence, confidence becomes the margin, and unseen problems come out right more often."""
+
+import importlib
+import json
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import tiny
+
+from didact.data.encode import Row
+from didact.data.read import read
+from didact.evaluate import answers
+from didact.infer import generate, rank, tree
+from didact.infer.tree import Node, Step
+from didact.methods import alignment, baselines
+from didact.models import build, forward, load
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Demo, Fit, UserError
+from didact.worlds import arithmetic
+
+module = importlib.import_module("didact.methods.alignment.mcts_dpo")  # the package has the function under this name
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- the loss --------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
+    better, worse = max(a, b), min(a, b)
+    alpha = module.smoothed(better, worse)
+    assert 0 < alpha <= 0.5 and (alpha == 0.5) == (better == worse)
+    z = f64(math.log(better / worse)).requires_grad_()
+    loss = preference.dpo(z, f64(0.0), f64(0.0), f64(0.0), 1.0, f64(alpha))
+    loss.sum().backward()
+    assert abs(z.grad.item()) < 1e-12
+    entropy = -alpha * math.log(alpha) - (1 - alpha) * math.log(1 - alpha)
+    assert loss.item() == pytest.approx(entropy, abs=1e-12)
+
+
+def test_a_worse_step_with_more_visits_or_none_at_all():
+    assert module.smoothed(3, 9) == 0.5 and module.smoothed(5, 0) == 0.0 and module.smoothed(0, 0) == 0.5
+    plain, smooth = (preference.dpo(*f64(1.0, 0.3, 0.2, 0.1), 0.1, s) for s in (0.0, f64(0.0)))
+    assert torch.equal(plain, smooth[0])
+
+
+def test_every_pair_has_its_own_smoothing():
+    sides = [torch.randn(3, dtype=torch.float64) for _ in range(4)]
+    alpha = f64(0.0, 0.2, 0.5)
+    together = preference.dpo(*sides, 0.3, alpha)
+    for i in range(3):
+        assert together[i] == preference.dpo(*(s[i] for s in sides), 0.3, float(alpha[i]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_tokens_both_steps_begin_with_cancel(kind):
+    """Scored from the first token that differs, a pair has the margin it has from the step's beginning."""
+    model, other = tiny(kind), tiny(kind, seed=1)
+    for m in (model, other):
+        m.module.double()
+    prompt, shared, sides = (5, 6, 7), (8, 9, 10), ((20, 21), (30, 31, 32))
+    margins = []
+    for k in (0, 1, 3):
+        rows = [Row(prompt + shared[:k], shared[k:] + s) for s in sides]
+        now, was = (forward.row_logp(m, rows)[0] for m in (model, other))
+        margins.append(float(preference.margin(*now, *was)))
+    assert margins[1] == pytest.approx(margins[0], abs=1e-9) == pytest.approx(margins[2], abs=1e-9)
+
+
+# --- what a partial solution is worth --------------------------------------------------------
+
+
+def test_values_of_the_paper_and_of_the_code():
+    root = Node(value=0.0)
+    deep = root
+    for i in range(5):
+        deep = Node(Step((i,)), deep, value=0.4)
+    child, end = Node(Step((9,)), deep), Node(Step((9,), terminal=True), deep)
+    assert module._value(child, 0.6, None, False, ()) == 0.6
+    assert module._value(end, 0.6, True, False, ()) == 1.6 and module._value(end, 0.6, False, False, ()) == -0.4
+    assert module._value(child, 0.6, None, True, ()) == pytest.approx(0.3)  # parent five steps deep
+    assert module._value(child, 0.0, None, True, ()) == 0.4  # the parent's
+    assert module._value(end, 0.6, True, True, (1, 2)) == pytest.approx(1.55)
+    assert module._value(end, 0.6, True, True, end.said) == pytest.approx(1.3)
+
+
+def test_self_evaluation_is_the_probability_of_the_label_and_sees_the_hint():
+    model = tiny("llama", context=512)
+    demos = [Demo(prompt="2+2=", completion="4")] * 2
+    likely = module._likely(model, None, "self", demos, ["", "2+2=4"], ["5", "5"])
+    asked = module.ASKED.format(question="2+2=", example="", solution="5")
+    assert likely[0] == pytest.approx(rank.probabilities(model, [asked], ["A", "B"])[0][1])
+    assert likely[0] != likely[1] and all(0 < x < 1 for x in likely)
+    rows = [Row(tuple(model.tokenizer(asked)["input_ids"]), tuple(model.tokenizer(" B")["input_ids"]))]
+    assert likely[0] == pytest.approx(math.exp(forward.row_logp(model, rows)[0]), rel=1e-5)
+    assert module._likely(model, None, "none", demos, ["", ""], ["5", "5"]) == [1.0, 1.0]
+    assert module._likely(model, lambda p, c: [0.0, 2.0], "x", demos, ["", ""], ["5", "6"])[1] == pytest.approx(
+        0.880797
+    )
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("3+4=7\n#### 7", "7"), ("So the answer is 1,200.", "1200"), ("The answer is (B)", "(b)"), ("x;#4", "4"),
+    ("first\nParis", "paris"), ("Answer: 0.50", "0.5"), ("The answer is 3. No: the answer is 4", "4"),
+])  # fmt: skip
+def test_the_answer_a_text_comes_to(text, wanted):
+    assert answers.right(text, Demo(prompt="?", completion="?", answers=["no", wanted]))
+    assert not answers.right(text + " 99x", Demo(prompt="?", completion="?", answers=[wanted]))
+
+
+def test_checkers(tmp_path, monkeypatch):
+    demo = Demo(prompt="?", completion="2+2=4\n#### 4")
+    assert answers.checker("number")("4 is 8/2", demo) and not answers.checker("number")("none", demo)
+    assert answers.checker("final")("#4", demo)
+    (tmp_path / "mine_ok.py").write_text("def ok(text, demo):\n    return text == 'yes' or 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert answers.checker("mine_ok:ok")("yes", demo)
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        answers.checker("mine_ok:ok")("no", demo)
+    for name in ("nothing", "mine_ok:absent"):
+        with pytest.raises(UserError, match=name):
+            answers.checker(name)
+
+
+# --- the world -------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 500), st.integers(1, 4))
+def test_a_solution_of_the_world_is_sound_and_any_slip_is_seen(seed, operations):
+    (demo,) = arithmetic.chains(1, seed, operations)
+    steps = arithmetic.sound(demo.prompt, demo.completion)
+    assert steps == [True] * (operations + 1) and answers.right(demo.completion, demo)
+    wrong = arithmetic.mistakes(1.0, seed)
+    (flawed,) = arithmetic.chains(1, seed, operations, mistaken=wrong, often=1.0)
+    assert flawed.prompt == demo.prompt and flawed.answers == demo.answers
+    assert arithmetic.sound(flawed.prompt, flawed.completion) == [False] * operations + [True]
+    assert not all(arithmetic.sound(demo.prompt, demo.completion[:-1] + "x"))
+    assert arithmetic.sound(demo.prompt, demo.completion + ";1+1=2")[-1] is False
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+def habit(part=0, n=64):
+    """Two steps and an answer, which must be 1, as people write two times in five."""
+    draw = random.Random(part)
+    return [
+        Demo(
+            prompt=f"{draw.randrange(100)}=", answers=["1"],
+            completion=f"{draw.choice('ab')};{draw.choice('ab')};#{int(draw.random() < 0.4)}",
+        )
+        for _ in range(n)
+    ]  # fmt: skip
+
+
+HABIT = {"simulations": 8, "root_actions": 3, "actions": 2, "depth": 3, "step": (";",), "last": "", "step_tokens": 4,
+         "critic": "none", "include_gt": False, "rounds": 2, "batch": 24}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start():
+    """`start(arch)`: a model with that habit."""
+    made = {}
+
+    def get(arch="gpt2"):
+        if arch not in made:
+            base = build.build(arch, build.train_tokenizer([], 259), d=32, layers=2, heads=2, context=32, seed=0)
+            fit = Fit(lr=1e-2, steps=80, rows=16, schedule="cosine", warmup_steps=5, betas=(0.9, 0.98))
+            made[arch] = baselines.sft(base, habit(n=256), fit=fit).models["model"]
+        return made[arch]
+
+    return get
+
+
+def right(model, demos):
+    """Share of sampled answers that are right."""
+    how = generate.How(max_new_tokens=8, temperature=1.0, seed=3, rows=128)
+    made = generate.sample(model, [d.prompt for d in demos], 4, how)
+    return sum(answers.right(m, d) for row, d in zip(made, demos, strict=True) for m in row) / (4 * len(demos))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_the_answer_alone_teaches_the_step_it_comes_from(arch, start):
+    model = start(arch)
+    before = load.fingerprint(model)
+    fit = Fit(lr=1e-3, steps=10, rows=16, schedule="constant")
+    result = alignment.mcts_dpo(model, habit(1, 48), **HABIT, fit=fit)
+    unseen, taught = habit(2), result.models["model"]
+    assert 0.25 < right(model, unseen) < 0.55 and right(taught, unseen) > right(model, unseen) + 0.25
+    assert load.fingerprint(model) == before
+    ends = [r for r in result.records if r.chosen[:1] == r.rejected[:1] == "#"]
+    assert len(ends) > 10 and all(
+        answers.right(r.chosen, unseen[0]) > answers.right(r.rejected, unseen[0]) for r in ends
+    )
+    told = result.findings["rounds"]
+    assert told[1]["right"] >= told[0]["right"] > 0.4 and told[0]["share_of_gt_in_better"] == 0
+    assert told[0]["trees"] == 24 and told[0]["tokens"] > 0 and 0 < told[0]["alpha"] <= 0.5
+    assert told[0]["pairs"] == sum(r.extra["round"] == 0 for r in result.records)
+    first = next(row for row in result.history if row["round"] == 0)
+    assert first["margin"] == pytest.approx(0, abs=1e-4)
+    for r in result.records:
+        assert r.extra["q_better"] > r.extra["q_worse"] and r.chosen != r.rejected
+        asked, _, said = r.prompt.partition("=")
+        assert f"{asked}=" in {d.prompt for d in habit(1, 48)} and said.count(";") <= 2 and "=" not in said
+
+
+def test_pairs_turned_round_teach_the_other_step(start, monkeypatch):
+    model, mined = start(), tree.pairs
+    monkeypatch.setattr(tree, "pairs", lambda *a, **k: [tree.Pair(p.worse, p.better) for p in mined(*a, **k)])
+    fit = Fit(lr=2e-3, steps=20, rows=16, schedule="constant")
+    result = alignment.mcts_dpo(model, habit(1, 24), **(HABIT | {"rounds": 1}), fit=fit)
+    assert right(result.models["model"], habit(2)) < right(model, habit(2)) - 0.1
+
+
+def test_equal_visits_teach_nothing(start, monkeypatch):
+    monkeypatch.setattr(module, "smoothed", lambda better, worse: 0.5)
+    fit = Fit(lr=1e-2, steps=1, rows=8, optimizer="sgd")
+    row = alignment.mcts_dpo(start(), habit(1, 24), **(HABIT | {"rounds": 1, "most": 1}), fit=fit).history[0]
+    assert row["dpo"] == pytest.approx(math.log(2), abs=1e-5) and row["grad_norm"] < 1e-5
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+def short(model, demos=None, **more):
+    how = HABIT | {"rounds": 1, "batch": 8, "simulations": 4, "filter": False} | more
+    return alignment.mcts_dpo(model, demos or habit(1, 8), **how, fit=Fit(lr=1e-3, epochs=1, rows=8))
+
+
+def test_the_reference_solution_joins_the_search(start):
+    """All reference solutions are right here, and their steps win."""
+    demos = [d for d in habit(1, 40) if "#1" in d.completion][:8]
+    told = short(start(), demos, include_gt=True).findings["rounds"][0]
+    assert told["share_of_gt_in_better"] > 0.2
+    answer_only = [Demo(prompt=d.prompt, completion="1") for d in demos]
+    assert short(start(), answer_only, include_gt=True).findings["rounds"][0]["share_of_gt_in_better"] == 0
+    explained = [Demo(prompt=d.prompt, completion="#1", explanation="a;b;") for d in demos]
+    told = short(start(), explained, include_gt=True, step=(";", "\n")).findings["rounds"][0]
+    assert told["share_of_gt_in_better"] > 0
+
+
+def test_the_filter_drops_trees_whose_solution_is_wrong(start):
+    wrong = [Demo(prompt=d.prompt, completion="?", answers=["7"]) for d in habit(1, 8)]
+    with pytest.raises(UserError, match="no search gave a pair; the chosen solutions were right in 0%"):
+        short(start(), wrong, filter=True)
+
+
+def test_offline_searches_with_the_first_policy_and_online_with_the_last(start):
+    made = {}
+    for online in (True, False):
+        fit = Fit(lr=1e-2, epochs=2, rows=8, schedule="constant")
+        how = HABIT | {"online": online, "batch": 8, "filter": False}
+        made[online] = alignment.mcts_dpo(start(), habit(1, 8), **how, fit=fit)
+    first = [[r for r in made[o].records if r.extra["round"] == 0] for o in (True, False)]
+    second = [[r for r in made[o].records if r.extra["round"] == 1] for o in (True, False)]
+    assert first[0] == first[1] and second[0] != second[1]
+    assert made[True].findings["rounds"][0] == made[False].findings["rounds"][0]
+
+
+@pytest.mark.parametrize("more", [{"loss": "ipo"}, {"smoothing": False}, {"reference": "previous"}, {"rule": "second"},
+                                  {"depth": 1, "step_tokens": 8}, {"rule": "random"}, {"official": True},
+                                  {"sft_weight": 0.5}, {"critic": "self"}, {"most": 1}])  # fmt: skip
+def test_every_variant_runs_and_moves_the_model(more, start):
+    model = start()
+    result = short(model, **more)
+    assert load.fingerprint(result.models["model"]) != load.fingerprint(model)
+    assert all(math.isfinite(v) for row in result.history for v in row.values() if isinstance(v, float))
+    if "sft_weight" in more:
+        assert {"dpo", "sft"} <= set(result.history[0])
+    if "most" in more:
+        assert len(result.records) <= 8
+
+
+def test_the_schedule_runs_over_the_rounds_and_weights_add_up(start):
+    how = HABIT | {"rounds": 4, "batch": 6, "filter": False}
+    fit = Fit(lr=1e-3, steps=1, rows=8, schedule="cosine", warmup=0.25)
+    result = alignment.mcts_dpo(start(), habit(1, 24), **how, fit=fit)
+    rates = [row["lr"] for row in result.history]
+    assert rates[0] == pytest.approx(5e-4) and rates[1] == 1e-3 and rates[1] > rates[2] > rates[3] > 0
+
+
+def test_a_users_checker_and_file(start, tmp_path, monkeypatch):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion, "answers": ["1"]}) + "\n"
+                            for d in habit(1, 8)))  # fmt: skip
+    demos = read(path, "demo")
+    seen = []
+    short(start(), demos, answer_ok=lambda text, demo: bool(seen.append(demo.prompt)) or text.endswith("1"))
+    assert set(seen) == {d.prompt for d in demos}
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"batch": 0}, {"simulations": 0}, {"actions": 0}, {"depth": 0},
+                                     {"temperature": 0.0}, {"beta": 0.0}, {"c": -1.0}, {"step": ()}])  # fmt: skip
+def test_a_bad_option_is_one_line(options, start):
+    with pytest.raises(UserError, match="mcts-dpo needs") as caught:
+        alignment.mcts_dpo(start(), habit(n=2), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_model_must_be(fresh):
+    with pytest.raises(UserError, match="causal"):
+        alignment.mcts_dpo(fresh("t5"), habit(n=2))
+    with pytest.raises(UserError, match="demos: no records"):
+        alignment.mcts_dpo(tiny("llama"), [])
+    with pytest.raises(UserError, match="no token"):
+        alignment.mcts_dpo(tiny("llama"), habit(n=2), step=("; and",))
+
+
+def test_presets_are_options_of_the_method():
+    options = set(module.mcts_dpo.__annotations__)
+    for preset in METHODS["mcts-dpo"].presets.values():
+        assert {k for k in preset if not k.startswith("fit.")} <= options
+
+
+# --- killed and started again ----------------------------------------------------------------
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(start, tmp_path, monkeypatch):
+    model, search = start(), tree.search
+    monkeypatch.setattr(module, "BESIDE", 6)
+    how = HABIT | {"rounds": 2, "batch": 12, "filter": False}
+    fit = Fit(lr=3e-3, epochs=1, rows=8, schedule="constant")
+    whole = alignment.mcts_dpo(model, habit(1, 24), **how, fit=fit)
+    counted = []
+
+    def dies_at(n):
+        def counting(numbers, *rest):
+            if len(counted) == n:
+                raise KilledError
+            counted.append(len(numbers))
+            return search(numbers, *rest)
+
+        return counting
+
+    for n in (1, 3, 9):  # in the first round's second search, the second's second, never
+        monkeypatch.setattr(tree, "search", dies_at(n))
+        run = lambda: alignment.mcts_dpo(model, habit(1, 24), **how, fit=fit.replace(folder=str(tmp_path)))  # noqa: E731
+        if n < 9:
+            with pytest.raises(KilledError):
+                run()
+        else:
+            again = run()
+    assert counted == [6, 6, 6, 6]
+    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.records == whole.records and again.findings == whole.findings
+    with pytest.raises(UserError, match="search"):
+        alignment.mcts_dpo(model, habit(1, 24), **(how | {"c": 2.0}), fit=fit.replace(folder=str(tmp_path)))
