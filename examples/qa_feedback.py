@@ -9,8 +9,9 @@ The data becomes `critiques.jsonl` (question, answer, what is wrong in a sentenc
 
 Then arms are taught on four fifths of them: nothing, the initial answers, people's corrections (gold), ILF, and a
 reward model. They are compared by what a correction of an unseen question costs, in nats a token. Without `--model` a
-Llama of about 1.5M weights is pre-trained on the passages first; it can write but not follow feedback, and ILF's
-warning says so: what the example shows of ILF is then the control, not the method. `--refiner` may be any better model.
+Llama of about 1M weights is pre-trained on the passages and other answers first. It can write but not follow
+feedback: then the example shows the controls, not the method; `--refiner` may be any better model. Whether feedback
+is taken up is looked up in the text (what should be left out is), which nonsense passes too.
 A finished arm is not run again. About ten minutes on one idle core; `--records` and `--steps` make it smaller.
 """
 
@@ -45,7 +46,8 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def prompt_of(row: Mapping[str, Any]) -> str:
     """A little of what was found, and the question."""
-    return f"{' '.join(row['passages'][0][1:][:SENTENCES])}\n\nQuestion: {row['question']}\nAnswer:"
+    found = row["passages"][0][1:] if row["passages"] else []
+    return f"{' '.join(found[:SENTENCES])}\n\nQuestion: {row['question']}\nAnswer:"
 
 
 def feedback_of(row: Mapping[str, Any]) -> str:
