@@ -44,7 +44,8 @@ def named(name: str) -> Judge:
 def reward_of(given: str | Reward, what: str = "reward") -> Reward:
     """A reward from `module:function`, from a folder, or a function itself.
 
-    A folder holds a sequence-classification model, or a language model that says yes or no (what `ilf.reward` gives).
+    A folder holds a sequence-classification model, or a language model that says yes or no (what `ilf` leaves
+    in `model-reward`).
 
     Raises:
         UserError: there is no such module, function or folder; `what` is the option's name.

@@ -10,12 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from didact.evaluate.judges import Reward
 from didact.infer import embed, rank, yesno
 from didact.infer import lm as language_models
 from didact.infer.yesno import Mean, Question
 from didact.models.model import Model
-from didact.types import LM, Critique, UserError
+from didact.types import LM, Critique, Reward, UserError
 
 Selector = Literal["judge", "embedding", "reward", "random", "length", "logp"]
 Candidates = Sequence[Sequence[str]]

@@ -244,9 +244,7 @@ def _calibrated(raw: np.ndarray, reference: np.ndarray | None, how: str) -> np.n
     return rewards.calibrate(raw, reference)
 
 
-def _picked(
-    model: Model, asked: Sequence[str], to: Procedure, score: Reward, how: How, worst: bool
-) -> list[str]:
+def _picked(model: Model, asked: Sequence[str], to: Procedure, score: Reward, how: How, worst: bool) -> list[str]:
     def one(prompt: str, completion: str) -> float:
         return score([prompt], [completion])[0]
 
