@@ -89,9 +89,9 @@ class Model:
 
         if self.condition is not None:
             files.write_json(Path(folder) / CONDITION, dataclasses.asdict(self.condition))
-            if self.condition.banned and hasattr(self.module, "generation_config"):  # so that transformers obeys too
-                ids = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
-                self.module.generation_config.suppress_tokens = ids
+            settings: Any = getattr(self.module, "generation_config", None)
+            if self.condition.banned and settings is not None:  # so that transformers obeys too
+                settings.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
             self.module.save_pretrained(str(folder))
