@@ -21,7 +21,7 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
     """A model of 60k weights that learnt 3,000 documents as they are, to go on with their scores.
 
     At this size the paper's learning rate teaches nothing in a few hundred steps; 200 steps leave the two tokens, which
-    begin alike, untold apart (found on seed 1000).
+    begin alike, untold apart.
     """
     texts = Tiles(seed=seed).texts(1, 3000)
     return Problem(
