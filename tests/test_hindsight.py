@@ -108,8 +108,8 @@ def micro_of(rows):
 
 def test_means_over_rows_of_means_over_tokens():
     micro = micro_of([Row((5,), (6,)), Row((5,), tuple(range(6, 15)))])
-    order = [len(r) for r in micro.tokens.row.unique_consecutive(return_counts=True)[1].tolist() for r in [range(r)]]
-    loss = torch.cat([torch.full((n,), 3.0 if n == 1 else 1.0) for n in order])
+    count = micro.tokens.row.bincount()[micro.tokens.row]
+    loss = torch.where(count == 1, 3.0, 1.0)
     assert module.mean_of_learnt(loss, torch.ones_like(loss), micro).mean() == 2.0
 
 
@@ -139,9 +139,9 @@ def test_plain_fine_tuning_is_a_preset():
 
 def test_the_second_answer_is_learnt_given_the_first():
     model = tiny("llama")
-    row, mask, _ = encoded("np", model)
+    row, _, _ = encoded("np", model)
     after = encode.chain(model.tokenizer, "say 0", [(BAD, "no, not 0"), (GOOD, "")], "causal", 256)[0]
-    last = Row(after.prompt + after.completion, tuple(model.tokenizer(" yes 0")["input_ids"]) + (EOS,))
+    last = Row(after.prompt + after.completion, (*model.tokenizer(" yes 0")["input_ids"], EOS))
     (chain,) = [v["logp"] for _, _, v in forward.score(model, [row])]
     alone, _ = forward.row_logp(model, [last])
     assert chain[-len(last.completion) :].sum().item() == pytest.approx(float(alone[0]), abs=1e-4)
@@ -172,7 +172,7 @@ def test_nothing_hidden_is_exactly_causal(kind):
 
 def test_everything_hidden_leaves_the_first_token():
     model, batch = tiny("gpt2"), collate(ROWS[:1])
-    other = collate([Row((5, 50, 51), tuple(range(60, 81)) + (29,))])
+    other = collate([Row((5, 50, 51), (*range(60, 81), 29))])
     one, two = (forward.label_states(model, b, hide=(1.0, 1.0))[-1] for b in (batch, other))
     same_last = collate([Row((5, 50, 51), (*range(60, 80), 28, 29))])
     assert not torch.allclose(one, two)  # a token sees itself by the residual stream
@@ -209,7 +209,7 @@ def test_a_model_that_takes_no_mask_says_so():
 def test_ratings_are_chained_by_rank_and_ties_left_out():
     rated = [Scored(prompt="q", completion=c, score=s) for c, s in [("b", 1), ("a", 2), ("c", 0), ("a too", 2)]]
     (group,) = module._rated([*rated, Scored(prompt="alone", completion="x", score=1)])
-    prompt, steps, fine = module.chained(group, "np", GOOD, BAD)
+    _, steps, fine = module.chained(group, "np", GOOD, BAD)
     assert steps == [(BAD, "c"), (module.RANKED.format(rank=2, count=3), "b"), (GOOD, "a")]
     assert fine == [False, True, True]
     assert module.chained(group, "p", GOOD, BAD)[1] == [(GOOD, "a")]

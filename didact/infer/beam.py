@@ -68,7 +68,8 @@ def search(
         state.turn([], [prompts[i] for i in group], max(rooms[i] for i in group))
         while True:
             logp = token_functions.wide(state.logits).log_softmax(-1)
-            logp[:, list(banned)] = -torch.inf
+            if banned:
+                logp[:, list(banned)] = -torch.inf
             rows_, tokens, first = [], [], 0
             for i in group:
                 live = len(searches[i].live)

@@ -20,7 +20,8 @@ TEACH = Fit(lr=5e-3, steps=200, rows=16, warmup_steps=10, weight_decay=0.1, beta
 def problem(seed: int, arch: build.Arch = "llama") -> Problem:
     """A model of 60k weights that learnt 3,000 documents as they are, to go on with their scores.
 
-    At this size the paper's learning rate teaches nothing in a few hundred steps (found on seed 1000).
+    At this size the paper's learning rate teaches nothing in a few hundred steps; 200 steps leave the two tokens, which
+    begin alike, untold apart.
     """
     texts = Tiles(seed=seed).texts(1, 3000)
     return Problem(
@@ -30,7 +31,7 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
             "threshold": 0.0, "scorer": "didact.worlds.tiles:rewards", "split": "lines", "ban": "misaligned",
             "block": BLOCK, "samples": 128, "max_new_tokens": 40,
         },
-        fit={"lr": 5e-3, "steps": 200, "rows": 16, "warmup_steps": 10, "betas": (0.9, 0.95)},
+        fit={"lr": 5e-3, "steps": 400, "rows": 16, "warmup_steps": 10, "betas": (0.9, 0.95)},
     )  # fmt: skip
 
 
