@@ -7,8 +7,8 @@ is left). Steering is measured by how far goal 10 lies above goal 1, not by rank
 that are not turned round gave ten scores within 0.2 points, and these in almost the right order. Whether the highest
 goal gives better answers than plain DPO is reported with its sign and does not gate.
 
-The first run of this claim began from transformers' own narrow initial weights: on some test seeds training hardly left
-its first loss, and the verdict was inconclusive. Wider ones were then tried on seeds 1000 and 1001; nothing else changed.
+The first run of this claim began from transformers' own narrow initial weights and was inconclusive: goal 10 lay 2.1
+points above goal 1, .1 to 4.1. Wider ones were then tried on seeds 1000 and 1001; nothing else changed.
 """
 
 from __future__ import annotations
