@@ -22,7 +22,7 @@ from didact.types import Fit, Messages, Preference, UserError
 from didact.worlds.scored import PROMPTS, Scored
 
 SCORE = st.floats(1, 10).map(lambda x: round(x, 1))
-SHORT = {"template": "Overall score: {goal}", "joint": "\n", "beta": 0.5, "holdout": 0.0}
+SHORT = {"template": "Overall score: {goal}", "joint": "\n", "beta": 0.5, "unseen": 0.0}
 
 
 def pairs(*scores):
@@ -295,7 +295,7 @@ def test_missing_scores_and_ties_are_one_line(fresh):
 
 @pytest.mark.parametrize("options", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"step": -1.0}, {"share": 0.0},
                                      {"dropout": 1.0}, {"scale": (5.0, 5.0)}, {"span": (1.0,)}, {"noise": -1.0},
-                                     {"holdout": 1.0}])  # fmt: skip
+                                     {"unseen": 1.0}])  # fmt: skip
 def test_a_bad_option_is_one_line(options, fresh):
     with pytest.raises(UserError, match=f"reward-augmented needs .*{next(iter(options))}"):
         alignment.reward_augmented(fresh("llama"), pairs((8, 3)), **options)

@@ -28,7 +28,7 @@ from didact.worlds.criteria import Criteria
 
 STEPS = {"smoke": 4, "quick": 200, "full": 400}
 PAIRS = {"smoke": 100, "quick": 1500, "full": 3000}  # reversal pairs, and pairs without a context
-ASKED = {"smoke": 20, "quick": 300, "full": 600}
+ASKED = {"smoke": 20, "quick": 200, "full": 600}
 SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
 PEOPLE = 40
 
@@ -58,7 +58,7 @@ def _taught(seed: int, tier: runner.Tier, read: Any, shuffled: bool) -> Model:
         told = [dataclasses.replace(p, context=told[i].context) for p, i in zip(told, order, strict=True)]
     fit = Fit(**{**example.FIT, "steps": STEPS[tier], "seed": seed})  # type: ignore[arg-type]
     result = alignment.context_preference(
-        example.base(seed), [*told, *world.general(2, n)], read=read, template=example.TEMPLATE, holdout=0.0, fit=fit
+        example.base(seed), [*told, *world.general(2, n)], read=read, template=example.TEMPLATE, unseen=0.0, fit=fit
     )
     taught = result.models["model"]
     assert isinstance(taught, Model)
