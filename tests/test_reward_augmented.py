@@ -289,6 +289,8 @@ def test_missing_scores_and_ties_are_one_line(fresh):
     with pytest.raises(UserError, match=r"record 1: no number 'chosen_score'; .*--scores implicit") as caught:
         alignment.reward_augmented(model, [Preference(prompt="a", chosen="b", rejected="c")], **SHORT)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="preferences: no records"):
+        alignment.reward_augmented(model, [], **SHORT)
     with pytest.raises(UserError, match="all 1 pairs are ties"):
         alignment.reward_augmented(model, pairs((5, 5)), **SHORT)
 
