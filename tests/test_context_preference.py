@@ -213,10 +213,10 @@ def test_lora_gives_plain_weights(tmp_path):
 def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
     given_ = [p for p in WORLD.reversals(1, 1200) if p.context in ("longer", "shorter")]
     fit = Fit(lr=3e-3, steps=60, rows=24, schedule="cosine", warmup_steps=10)
-    result = teach(tiny("gpt2"), given_, paired=False, holdout=0.2, fit=fit)
+    result = teach(tiny("gpt2"), given_, paired=False, unseen=0.2, fit=fit)
     assert result.metrics["with_context"].after > 0.9 > 0.7 > result.metrics["with_context"].before
     assert abs(result.metrics["without_context"].after - 0.5) < 0.15
-    blind = teach(tiny("gpt2"), given_, paired=False, holdout=0.2, read="none", fit=fit)
+    blind = teach(tiny("gpt2"), given_, paired=False, unseen=0.2, read="none", fit=fit)
     assert blind.metrics["with_context"].after < 0.65
     prompts, first, second = ["PQ", "PQ"], ["aaaaaa", "aaa"], ["bbb", "bbbbbb"]
     longer = result.predict(prompts, first, second, [["longer"], ["longer"]])
@@ -226,7 +226,7 @@ def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
 
 def test_streams_and_findings_say_what_the_data_are():
     given_ = [*WORLD.reversals(1, 12)[:-1], *WORLD.general(2, 6)]
-    result = teach(tiny("llama"), given_, holdout=0.3, choices=("longer", "shorter"), judge=True)
+    result = teach(tiny("llama"), given_, unseen=0.3, choices=("longer", "shorter"), judge=True)
     assert set(result.findings["taught"]) <= {"reversals", "pairs", "general"}
     told = result.findings["data"]
     assert told["records"] == 29 and told["with_context"] == 23 and told["in_reversal_pairs"] == pytest.approx(22 / 23)
@@ -245,7 +245,7 @@ def test_the_asked_judges_liking_for_a_letter_cancels():
     assert judges.letters(Fond(), ["q"], ["x"], ["y"]) == [pytest.approx(0.5)]
 
 
-@pytest.mark.parametrize("options", [{"holdout": 1.0}, {"propose": -1}])
+@pytest.mark.parametrize("options", [{"unseen": 1.0}, {"propose": -1}])
 def test_a_bad_option_is_one_line(options):
     with pytest.raises(UserError, match=f"context-preference needs .*{next(iter(options))}"):
         teach(tiny("llama"), WORLD.reversals(1, 2), **options)
@@ -261,7 +261,7 @@ def test_presets_are_options_of_the_method():
     given_ = [*WORLD.reversals(1, 6), *WORLD.general(2, 6)]
     for preset in METHODS["context-preference"].presets.values():
         how = {k: v for k, v in preset.items() if not k.startswith("fit.")}
-        result = teach(tiny("llama"), given_, holdout=0.0, **how)
+        result = teach(tiny("llama"), given_, unseen=0.0, **how)
         assert result.metrics == {} and result.history
     with pytest.raises(UserError, match="no pair to teach with --read general"):
         teach(tiny("llama"), WORLD.reversals(1, 4), read="general")
@@ -270,8 +270,8 @@ def test_presets_are_options_of_the_method():
 def test_a_reward_model_goes_on_from_a_folder_and_contexts_may_be_proposed(tmp_path):
     given_ = [*WORLD.reversals(1, 6), *WORLD.general(2, 20)]
     model = tiny("llama")
-    first = teach(model, given_, holdout=0.0)
+    first = teach(model, given_, unseen=0.0)
     first.models["model"].save(tmp_path)
-    again = teach(model, given_, holdout=0.3, reward_model=str(tmp_path), propose=2, fit=Fit(lr=0.0, steps=1, rows=2))
+    again = teach(model, given_, unseen=0.3, reward_model=str(tmp_path), propose=2, fit=Fit(lr=0.0, steps=1, rows=2))
     assert load.fingerprint(again.models["model"]) == load.fingerprint(first.models["model"])
     assert len(again.findings["two_steps"]["contexts"]) == 2

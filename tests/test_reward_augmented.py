@@ -22,7 +22,7 @@ from didact.types import Fit, Messages, Preference, UserError
 from didact.worlds.scored import PROMPTS, Scored
 
 SCORE = st.floats(1, 10).map(lambda x: round(x, 1))
-SHORT = {"template": "Overall score: {goal}", "joint": "\n", "beta": 0.5, "holdout": 0.0}
+SHORT = {"template": "Overall score: {goal}", "joint": "\n", "beta": 0.5, "unseen": 0.0}
 
 
 def pairs(*scores):
@@ -289,13 +289,15 @@ def test_missing_scores_and_ties_are_one_line(fresh):
     with pytest.raises(UserError, match=r"record 1: no number 'chosen_score'; .*--scores implicit") as caught:
         alignment.reward_augmented(model, [Preference(prompt="a", chosen="b", rejected="c")], **SHORT)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="preferences: no records"):
+        alignment.reward_augmented(model, [], **SHORT)
     with pytest.raises(UserError, match="all 1 pairs are ties"):
         alignment.reward_augmented(model, pairs((5, 5)), **SHORT)
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"step": -1.0}, {"share": 0.0},
                                      {"dropout": 1.0}, {"scale": (5.0, 5.0)}, {"span": (1.0,)}, {"noise": -1.0},
-                                     {"holdout": 1.0}])  # fmt: skip
+                                     {"unseen": 1.0}])  # fmt: skip
 def test_a_bad_option_is_one_line(options, fresh):
     with pytest.raises(UserError, match=f"reward-augmented needs .*{next(iter(options))}"):
         alignment.reward_augmented(fresh("llama"), pairs((8, 3)), **options)

@@ -144,8 +144,14 @@ def on_scale(
 
 
 def reach(scores: Sequence[Sides]) -> tuple[float, float]:
-    """The lowest and the highest of all scores."""
+    """The lowest and the highest of all scores.
+
+    Raises:
+        UserError: there are none.
+    """
     every = [x for sides in scores for side in sides for x in side]
+    if not every:
+        raise UserError("preferences: no records")
     return min(every), max(every)
 
 

@@ -33,6 +33,7 @@ def headed(model: Model, seed: int = 0) -> Model:
     Raises:
         UserError: transformers has no sequence classification for its type, or it is an encoder-decoder.
     """
+    from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
     if model.kind == "encoder":
@@ -51,6 +52,8 @@ def headed(model: Model, seed: int = 0) -> Model:
                 f"a reward model needs a causal model with a classification head, which {kind} has not"
             ) from None
     body: Any = model.module
+    if isinstance(body, PeftModel):
+        body = copy.deepcopy(body).merge_and_unload()
     module.base_model.load_state_dict(body.base_model.state_dict())
     padded(module, tokenizer).to(model.device, next(body.parameters()).dtype)
     return Model(module.eval(), tokenizer, "encoder", model.base)

@@ -1,4 +1,4 @@
-"""The example `didact run context-preference` uses: pairs that criteria put in opposite orders, and an untaught model."""
+"""The example `didact run context-preference` uses: pairs that criteria put in opposite orders."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ is left). Steering is measured by how far goal 10 lies above goal 1, not by rank
 that are not turned round gave ten scores within 0.2 points, and these in almost the right order. Whether the highest
 goal gives better answers than plain DPO is reported with its sign and does not gate.
 
-The first run of this claim began from transformers' own narrow initial weights: on some test seeds training hardly left
-its first loss, and the verdict was inconclusive. Wider ones were then tried on seeds 1000 and 1001; nothing else changed.
+The first run of this claim began from transformers' own narrow initial weights and was inconclusive: goal 10 lay 2.1
+points above goal 1, .1 to 4.1. Wider ones were then tried on seeds 1000 and 1001; nothing else changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from didact.models.model import Model
 from didact.types import Fit, Preference
 from didact.worlds.scored import PROMPTS
 
-STEPS = {"smoke": (20, 4), "quick": (150, 350), "full": (150, 700)}  # to tune the start; to teach
+STEPS = {"smoke": (20, 4), "quick": (150, 250), "full": (150, 700)}  # to tune the start; to teach
 PAIRS = 3000
 RATE, BETA = 3e-3, 1.0  # of 1e-3, 3e-3 and 6e-3 (which failed on seed 1001), of 0.3 and 1
 GOALS = range(1, 11)
@@ -52,7 +52,7 @@ def run(
     for name in arms:
         result = alignment.reward_augmented(
             start, _pairs(seed), **ARMS[name], template=example.WORDING.template, joint=example.WORDING.joint,
-            step=1.0, beta=BETA, holdout=0.0, fit=_fit(seed, tier, steps),
+            step=1.0, beta=BETA, unseen=0.0, fit=_fit(seed, tier, steps),
         )  # fmt: skip
         taught = result.models["model"]
         assert isinstance(taught, Model)

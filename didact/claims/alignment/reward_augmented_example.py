@@ -31,8 +31,8 @@ def problem(seed: int) -> Problem:
     return Problem(
         model=tuned(seed),
         data={"preferences": world(seed).pairs(2, 2000, near=0.2)},
-        options={"template": WORDING.template, "joint": WORDING.joint, "step": 1.0, "beta": 1.0},
-        fit={"lr": 3e-3, "steps": 250, "rows": 32, "warmup_steps": 10},
+        options={"template": WORDING.template, "joint": WORDING.joint, "step": 1.0, "beta": 1.0, "unseen": 0.25},
+        fit={"lr": 2e-3, "steps": 150, "rows": 32, "warmup_steps": 10},
     )
 
 

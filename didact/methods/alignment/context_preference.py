@@ -53,7 +53,7 @@ def context_preference(
     propose: int = 0,
     aggregate: Aggregate = "mean",
     judge: bool = False,
-    holdout: float = 0.1,
+    unseen: float = 0.1,
     fit: Fit = Fit(lr=1e-5, epochs=1, rows=64, warmup=0.1),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -81,7 +81,7 @@ def context_preference(
         propose: how many contexts `model` proposes to each such pair's prompt, where there are no choices.
         aggregate: how verdicts become one: the `mean` probability, the mean `logit`, or the `vote`.
         judge: also ask `model` itself which answer is better, A or B, both orders averaged.
-        holdout: share of the prompts not taught, on which everything is measured.
+        unseen: share of the prompts not taught, on which everything is measured.
         fit: how to train; `fit.rows` groups a step, of reversal pairs, of single pairs and of pairs without context
             each.
         hooks: called around every step.
@@ -94,11 +94,11 @@ def context_preference(
     Raises:
         UserError: an option is out of range; the model has no such class; nothing is left to teach.
     """
-    if not 0 <= holdout < 1 or propose < 0:
-        raise UserError("context-preference needs holdout in [0, 1) and propose of 0 or more")
+    if not 0 <= unseen < 1 or propose < 0:
+        raise UserError("context-preference needs unseen in [0, 1) and propose of 0 or more")
     contexts.checked(template)
     start = judges.opened(reward_model) if reward_model else rewards.headed(model, fit.seed)
-    out, taught_on = contexts.apart(preferences, holdout, fit.seed)
+    out, taught_on = contexts.apart(preferences, unseen, fit.seed)
     streams = _streams(taught_on, read, paired, template)
     if not streams:
         raise UserError(f"preferences: no pair to teach with --read {read}")

@@ -62,7 +62,7 @@ def reward_augmented(
     place: Literal["system", "user"] = "system",
     joint: str = "\n\n",
     legacy_nosys: bool = False,
-    holdout: float = 0.1,
+    unseen: float = 0.1,
     fit: Fit = Fit(lr=5e-7, epochs=1, rows=128, warmup=0.1, schedule="cosine"),  # noqa: B008
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -106,7 +106,7 @@ def reward_augmented(
         place: of a conversation: its system turn, or before the first user text.
         joint: between instruction and text.
         legacy_nosys: as the official script for models without a system turn: answers are not turned round.
-        holdout: share of the pairs not taught, on which the metrics are.
+        unseen: share of the pairs not taught, on which the metrics are.
         fit: how to train.
         hooks: called around every step of the last training.
 
@@ -118,11 +118,11 @@ def reward_augmented(
     Raises:
         UserError: an option is out of range; a pair has no scores; all pairs are ties; the loss became NaN.
     """
-    _check(beta, label_smoothing, scale, span, step, noise, share, dropout, holdout)
+    _check(beta, label_smoothing, scale, span, step, noise, share, dropout, unseen)
     if scores == "implicit" and attributes:
         raise UserError("implicit scores are one number a side: leave out attributes")
     wording = Wording(template=template, scale=scale, attributes=tuple(attributes), place=place, joint=joint)
-    out, taught_on = _split(preferences, holdout, share, fit.seed)
+    out, taught_on = _split(preferences, unseen, share, fit.seed)
     pairs = [*taught_on, *out]
     options: dict[str, Any] = {"loss": loss, "beta": beta, "label_smoothing": label_smoothing, "gamma": gamma}
     warnings, cost = [], Cost()
@@ -173,21 +173,21 @@ def reward_augmented(
 
 def _check(
     beta: float, label_smoothing: float, scale: Sequence[float], span: Sequence[float], step: float, noise: float,
-    share: float, dropout: float, holdout: float,
+    share: float, dropout: float, unseen: float,
 ) -> None:  # fmt: skip
     if beta <= 0 or not 0 <= label_smoothing < 0.5 or min(step, noise) < 0:
         raise UserError("reward-augmented needs beta above 0, label_smoothing in [0, 0.5), step and noise of 0 or more")
-    if not 0 < share <= 1 or not 0 <= dropout < 1 or not 0 <= holdout < 1:
-        raise UserError("reward-augmented needs share in (0, 1], dropout and holdout in [0, 1)")
+    if not 0 < share <= 1 or not 0 <= dropout < 1 or not 0 <= unseen < 1:
+        raise UserError("reward-augmented needs share in (0, 1], dropout and unseen in [0, 1)")
     if not scale[0] < scale[1] or (span and (len(span) != 2 or not span[0] < span[1])):
         raise UserError("reward-augmented needs scale and span as two numbers, the lower first")
 
 
 def _split(
-    preferences: Sequence[Preference], holdout: float, share: float, seed: int
+    preferences: Sequence[Preference], unseen: float, share: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
     """Pairs kept apart, by prompt; and those taught, in their order."""
-    out, rest = contexts.apart(preferences, holdout, seed)
+    out, rest = contexts.apart(preferences, unseen, seed)
     draw = np.random.default_rng([seed, 96])
     kept = sorted(draw.permutation(len(rest))[: max(1, round(share * len(rest)))])
     return out, [rest[i] for i in kept]
