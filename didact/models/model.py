@@ -89,15 +89,9 @@ class Model:
 
         if self.condition is not None:
             files.write_json(Path(folder) / CONDITION, dataclasses.asdict(self.condition))
-<<<<<<< HEAD
-            how: Any = getattr(self.module, "generation_config", None)
-            if self.condition.banned and how is not None:  # so that transformers obeys too
-                how.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
-=======
             settings: Any = getattr(self.module, "generation_config", None)
             if self.condition.banned and settings is not None:  # so that transformers obeys too
                 settings.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
->>>>>>> wave-phf
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
             self.module.save_pretrained(str(folder))
