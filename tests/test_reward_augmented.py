@@ -13,6 +13,8 @@ from didact.claims.alignment import reward_augmented_example as example
 from didact.data import encode, goals
 from didact.data.goals import Wording
 from didact.data.read import read
+from didact.data.templates import Condition
+from didact.infer import generate
 from didact.learn import preferences as learner
 from didact.methods import alignment, baselines
 from didact.models import forward, load
@@ -263,6 +265,10 @@ def test_a_users_file_serves(kind, fresh, tmp_path):
     assert result.metrics["followed"].n == 4 and len(result.samples) == 4
     asked = result.predict(["Where is 3?"], max_new_tokens=3)
     assert asked == result.predict(["Where is 3?"], goal=10, max_new_tokens=3) and len(asked) == 1
+    result.save(tmp_path / "out")
+    saved = load.load(tmp_path / "out" / "model", device="cpu")
+    assert saved.condition == Condition(before="Score: 10\n\n")
+    assert generate.generate(saved, ["Where is 3?"], max_new_tokens=3) == asked  # asked plainly, it is told its goal
     taught = [r for r in result.records if r.extra["goal"] == 3.5]
     assert {r.chosen for r in taught} == {"Tarn"} and len({r.extra["pair"] for r in result.records}) == 18
 

@@ -168,7 +168,7 @@ def prompt_ids(
     What a `condition` puts after it is tokenised apart; an encoder reads both as one text.
     """
     if condition is not None:
-        prompt = templates.introduced(prompt, condition.before)
+        prompt = templates.introduced(prompt, condition.before, condition.place)
         after = _cue(tokenizer, prompt, condition.after)
         if after and kind != "causal" and not _templated(prompt, tokenizer):
             return prompt_ids(tokenizer, prompt + after, kind)
@@ -232,7 +232,7 @@ def _parts(
     """Token ids of a prompt and of its completion with its end token, nothing cut."""
     eos = tokenizer.eos_token_id
     words = condition or Condition()
-    if completion and _templated(asked := templates.introduced(prompt, words.before), tokenizer):
+    if completion and _templated(asked := templates.introduced(prompt, words.before, words.place), tokenizer):
         before, after = rendered(tokenizer, asked, completion)
         head = _ids(tokenizer, before) + _ids(tokenizer, _cue(tokenizer, asked, words.after))
         body = _ids(tokenizer, after)

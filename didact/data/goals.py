@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from didact.types import Messages, Preference, UserError
+from didact.data import templates
+from didact.data.templates import Condition
+from didact.types import Preference, UserError
 
 Goal = tuple[float, ...]
 Sides = tuple[Goal, Goal]
@@ -57,7 +59,7 @@ class Wording:
     template: str = TEMPLATE
     scale: tuple[float, float] = (1.0, 10.0)
     attributes: tuple[str, ...] = ()
-    place: Literal["system", "user"] = "system"
+    place: templates.Place = "system"
     joint: str = "\n\n"
 
     def __post_init__(self) -> None:
@@ -84,15 +86,13 @@ class Wording:
 
     def prompt(self, prompt: str, goal: Goal) -> str:
         """A prompt that asks for this goal; an empty instruction leaves it as it was."""
+        words = self.condition(goal)
+        return templates.introduced(prompt, words.before, words.place)
+
+    def condition(self, goal: Goal) -> Condition:
+        """What a model is asked with for this goal."""
         said = self.text(goal)
-        if not said:
-            return prompt
-        if not isinstance(prompt, Messages):
-            return f"{said}{self.joint}{prompt}"
-        first, *rest = prompt.turns
-        if self.place == "system" and first["role"] != "system":
-            return Messages([{"role": "system", "content": said}, *prompt.turns])
-        return Messages([{**first, "content": f"{said}{self.joint}{first['content']}"}, *rest])
+        return Condition(before=f"{said}{self.joint}" if said else "", place=self.place)
 
 
 def scores_of(preferences: Sequence[Preference], attributes: Sequence[str] = ()) -> list[Sides]:

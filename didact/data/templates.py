@@ -30,12 +30,17 @@ REFUSALS = (
 )
 
 
+Place = Literal["system", "user"]
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a taught model is to be asked with: it was taught to do what is wanted under these words only.
 
     Args:
-        before: put before a prompt; before a conversation as its system turn.
+        before: put before a prompt; before a conversation at its `place`.
+        place: of a conversation: its system turn (a new one where there is none), or its first turn's text, for chat
+            templates without a system turn.
         after: put between a prompt and its completion: a feedback phrase, a control token.
         banned: tokens that are never generated.
     """
@@ -43,16 +48,17 @@ class Condition:
     before: str = ""
     after: str = ""
     banned: tuple[str, ...] = ()
+    place: Place = "system"
 
 
-def introduced(prompt: str, before: str) -> str:
-    """A prompt after the words `before`, which open a conversation as (or in) its system turn."""
+def introduced(prompt: str, before: str, place: Place = "system") -> str:
+    """A prompt after the words `before`, which open a conversation as (or in) its system turn, or in its first."""
     if not before:
         return prompt
     if not isinstance(prompt, Messages):
         return before + prompt
     first, *rest = prompt.turns
-    if first["role"] == "system":
+    if first["role"] == "system" or place == "user":
         return Messages([first | {"content": before + first["content"]}, *rest])
     return Messages([{"role": "system", "content": before.strip()}, *prompt.turns])
 

@@ -11,4 +11,15 @@ from didact.methods.alignment.phf import phf
 from didact.methods.alignment.reward_augmented import reward_augmented
 from didact.methods.alignment.spin import spin
 
-__all__ = ["context_preference", "d2o", "genarm", "hindsight", "ilf", "infalign", "mcts_dpo", "phf", "reward_augmented", "spin"]
+__all__ = [
+    "context_preference",
+    "d2o",
+    "genarm",
+    "hindsight",
+    "ilf",
+    "infalign",
+    "mcts_dpo",
+    "phf",
+    "reward_augmented",
+    "spin",
+]

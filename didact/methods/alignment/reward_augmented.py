@@ -78,8 +78,9 @@ def reward_augmented(
         L = -mean log sigmoid(beta ((logp_+ - ref_+) - (logp_- - ref_-)))
 
     logp is the SUM over an answer's tokens, ref the model as it came, on the same prompt with its goal. The taught
-    model is asked for the top of the scale: `predict` does so, and `findings["asked"]` is the text that must stand
-    before a prompt (in its system turn). Without it the model answers as the average of its pairs.
+    model is asked for the top of the scale: that is its `condition`, which goes where it is saved and which every
+    verb obeys. Other tools need `findings["asked"]` before a prompt (in its system turn); without it the model answers
+    as the average of its pairs. `predict` asks for any goal.
 
     An epoch has twice as many records as there are pairs: compare with plain DPO at equal steps.
 
@@ -149,9 +150,11 @@ def reward_augmented(
         raise UserError(f"all {len(taught_on)} pairs are ties: lower min_gap or step")
     taught = learner.teach(model, records, fit, **options, hooks=hooks, name="train")
     cost = Cost(tokens=cost.tokens + taught.cost.tokens, flops=cost.flops + taught.cost.flops)
+    made = taught.model
+    asked = Model(made.module, made.processor, made.kind, made.base, wording.condition(wording.best))
     looks = [_look(m, out, named[len(taught_on) :], wording) for m in (model, taught.model)]
     return Result(
-        models={"model": taught.model},
+        models={"model": asked},
         predict=_asking(taught.model, wording),
         records=list(records),
         findings={
