@@ -106,7 +106,11 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
     named = isinstance(hint, type) and not typing.get_args(hint)
-    return hint.__name__ if named else str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
+    if named:
+        return str(hint.__name__)
+    return re.sub(
+        r"\bdidact\.[\w.]*\.", "", str(hint).replace("typing.", "").replace("collections.abc.Sequence", "list")
+    )
 
 
 if __name__ == "__main__":
