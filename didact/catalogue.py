@@ -106,8 +106,11 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
     named = isinstance(hint, type) and not typing.get_args(hint)
+    if named:
+        return str(hint.__name__)
     shown = re.sub(r" \| didact\.types\.\w+", "", str(hint))  # a part that can be given in Python only
-    return hint.__name__ if named else shown.replace("typing.", "").replace("collections.abc.Sequence", "list")
+    shown = shown.replace("typing.", "").replace("collections.abc.Sequence", "list")
+    return re.sub(r"\bdidact\.[\w.]*\.", "", shown)
 
 
 if __name__ == "__main__":

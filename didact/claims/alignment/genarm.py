@@ -2,8 +2,10 @@
 
 Answers are four letters of five after one prompt, 625 in all, so expected reward and KL are sums. Pairs are drawn from
 the base and labelled by the true reward. Every way to guide is set to the same KL by bisecting its strength; all reward
-models have the same pairs, steps and rate, the best of two for each on seed 1000. Outside this world stays how good a
-reward model of real preferences is, and people's judgement.
+models have the same pairs and steps, each the better of two rates on seed 1000. On that seed the design was changed
+twice: models of one layer, in which a reward of whole answers cannot see pairs of letters, have two now; and the
+small model is 32 wide, for at 16 it kept .53 of the large one's gain. Outside this world stays how good a reward model
+of real preferences is, and people's judgement.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ A policy over 216 answers to each of six prompts is trained by the exact policy 
 prompt's reward is stretched and shifted by its own amount, as reward models do. All rewards have the same steps and the
 same rate (the only one that was tried, on seed 1000), and beta is steered until the mean KL is about 0.5; the rest of
 the way is a tilt. The analytic table is recomputed beside it. Reward hacking and people's judgement cannot be tested.
+
+That training comes near the distance was a test at first; one of the twenty policies of the first run had come to 0.72
+nats. It says nothing of the paper, so it is a gate now; nothing else was changed after that run.
 """
 
 from __future__ import annotations
@@ -69,10 +72,11 @@ def run(seed: int, tier: runner.Tier, arms: tuple[str, ...] = ARMS) -> dict[str,
             phi = rewards.transform(c, kind, t, floor=1e-3)
             on_grid = rewards.transform(rewards.grid(), kind, t, floor=1e-3)
             beta = rewards.at_kl(on_grid, KL)[0] * float(np.abs(on_grid).max())
-        logp = _aligned(model, ref, torch.tensor(phi), beta, STEPS[tier][1])
+        logp = _aligned(seed, tier, np.asarray(phi, float).tobytes(), beta)
         moved, trained = logp - ref, float(outcomes.kl(logp, ref).mean())
         _, logp = outcomes.matched(functools.partial(_scaled, ref, moved), ref, KL)
         out[name] = _measures(logp, ref, raw) | {"trained_kl": trained}
+    out["training"] = {"off": max((abs(out[name]["trained_kl"] - KL) for name in arms), default=0.0)}
     return out
 
 
@@ -91,9 +95,16 @@ def _measures(logp: Tensor, ref: Tensor, reward: Any) -> dict[str, float]:
     return told | {"kl": float(outcomes.kl(logp, ref).mean())}
 
 
-def _aligned(start: Model, ref: Tensor, reward: Tensor, beta: float, steps: int) -> Tensor:
-    """`max E[reward] - beta KL` by its exact gradient; beta follows the KL to its target. Log-probs `(X, n)`."""
-    model = copy_of(start)
+@functools.lru_cache(maxsize=256)
+def _aligned(seed: int, tier: runner.Tier, phi: bytes, beta: float) -> Tensor:
+    """`max E[Phi] - beta KL` by its exact gradient; beta follows the KL to its target. Log-probs `(X, n)`.
+
+    Kept by Phi itself: a sabotage that leaves an arm's Phi as it is leaves its policy too.
+    """
+    model, steps = copy_of(_reference(seed, tier)), STEPS[tier][1]
+    reward = torch.from_numpy(np.frombuffer(phi).copy()).view(len(PROMPTS), -1)
+    with torch.no_grad():
+        ref = WORLD.logp(_tables(model))
     optimizer, log_beta = torch.optim.Adam(model.module.parameters(), lr=RATE), np.log(beta)
     scale = float(reward.std())  # Adam does not see it, its epsilon does
     for step in range(steps):
@@ -230,12 +241,11 @@ CLAIM = runner.Claim(
         "wins more often when they are decoded so, and calibration alone wins more often than the raw reward."
     ),
     run=run,
+    gates=(verdict.gate("policies were trained near that distance", "training.off", at_most=0.15, unit="nats"),),
     tests=(
         _more(_BEST, "exp(10).bon", "identity.bon"),
         _more("worst of four, from the transform made for it", "exp(-10).won", "identity.won"),
         _more(_STRETCHED, "identity.w", "raw.w"),
-        *(_exact(f"trained to nearly the same distance: {name}", f"{name}.trained_kl", KL, 0.15, "nats")
-          for name in ("raw", "identity", "exp(10)", "exp(-10)")),
         _exact(_HALF, "reference.c", 0.5, 1e-6, "share"),
         _exact(_EVEN, "reference.bon", 0.5, 1e-6, "win rate"),
         _exact("the analytic table", "table.off", 0.0, 0.003, "win rate, the largest error"),

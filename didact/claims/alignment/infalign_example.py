@@ -29,7 +29,7 @@ def problem(seed: int) -> Problem:
         },
         options={
             "reward": "didact.claims.alignment.infalign_example:reward", "k": 40, "rounds": 6, "samples": 8,
-            "beta": 0.1, "kl": 1.0, "max_new_tokens": d2o_example.ANSWER,
+            "beta": 0.05, "kl": 1.0, "max_new_tokens": d2o_example.ANSWER,
         },
         fit={"lr": 5e-4, "rows": 16},
     )  # fmt: skip

@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "optimum": {"transform": "fixed-point"},
 }
 SHOWN = 6
-STEER = 1.5  # a round moves beta by this factor at most, when a KL is aimed at
+STEER = (0.85, 2.0)  # what a round may multiply beta by when a KL is aimed at; the distance follows slowly
 
 
 class Mined(NamedTuple):
@@ -179,7 +179,7 @@ def infalign(
         facts = {"reward": raw.mean(), "calibrated": c.mean(), "kl": float(moved.mean()), "length": length}
         facts = {name: float(value) for name, value in facts.items()} | {"beta": state["beta"]}
         if kl is not None and now.number:  # the start has no distance
-            state["beta"] *= float(np.clip((max(facts["kl"], 0.0) + 1e-9) / kl, 1 / STEER, STEER))
+            state["beta"] *= float(np.clip(facts["kl"] / kl, *STEER))
         return Mined(items, advantage, old, facts)
 
     def train(now: Round, mined: Mined) -> Taught:
