@@ -51,7 +51,7 @@ def problem(seed: int) -> Any:
 def run(
     seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, right: float = 1.0
 ) -> dict[str, dict[str, float]]:
-    """Every way to guide on one seed; `right` is the share of pairs that keep their label."""
+    """Every way to guide on one seed; `right` is the share of the ARM's pairs that keep their label."""
     base, reward = _base(seed, tier, 64), WORLD.reward(seed)
     ref, pairs = _table(base), _pairs(base, reward, seed, tier, right)
     arm_model = _arm_of(seed, tier, right)
@@ -67,7 +67,7 @@ def run(
         "optimum": lambda w: outcomes.tilted(start, reward, 1 / max(w, 1e-9)),
     }
     if "trajectory" in parts:
-        scores, whole = _trajectory(seed, tier, right)
+        scores, whole = _trajectory(seed, tier)
         ways["trajectory"] = lambda w: WORLD.logp(ref.log_softmax(-1) + w * scores)
         ways["whole"] = lambda w: (start + w * whole).log_softmax(-1)
     if "dpo" in parts:
@@ -196,11 +196,11 @@ class _Scorer(nn.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def _trajectory(seed: int, tier: runner.Tier, right: float) -> tuple[Tensor, Tensor]:
+def _trajectory(seed: int, tier: runner.Tier) -> tuple[Tensor, Tensor]:
     """Bradley-Terry on whole answers; then asked of prefixes too, as ARGS does: scores of each next letter `(P, V)`,
     and of whole answers `(n,)`. Shared as `_arm_of` is."""
     base = _base(seed, tier, 64)
-    pairs = _pairs(base, WORLD.reward(seed), seed, tier, right)
+    pairs = _pairs(base, WORLD.reward(seed), seed, tier)
     torch.manual_seed(seed)
     scorer, fit = _Scorer(base), _fit(seed, tier, RATES["trajectory"])
     head, letters = _ids(base)
