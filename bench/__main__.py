@@ -127,6 +127,11 @@ BENCHES: dict[str, Bench] = {
         peers={"every span": ("inference.spans_all", {})},
         unit="passages/s", target=20,
     ),
+    "tree-search": Bench(
+        ours=("inference.tree_ours", {}),
+        peers={"a tree at a time": ("inference.tree_plain", {})},
+        unit="nodes valued/s", target=5, per=lambda value: value["nodes"],
+    ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),
         peers={"import torch": ("start.command", {"words": ["-c", "import torch"]})},

@@ -196,3 +196,56 @@ def spans_all(longest: int = 30, every: int = 20) -> dict[str, Any]:
                 logits.flatten(0, 1)[batch.at].log_softmax(-1).gather(1, batch.target[:, None])
 
     return problems.measured(score, len(starts) / len(passage))
+
+
+TREES = 16
+SEARCHED = {"simulations": 4, "depth": 2}
+
+
+def _search(model: Model, beside: int, propose: Any = None) -> dict[str, Any]:
+    """Trees of two steps of 8 tokens, two a node, after prompts of 100-150 tokens; every node is valued."""
+    from didact.infer import policy, tree
+
+    write, draw = problems.Writer(model), random.Random(7)
+    prompts = {n: tuple(model.tokenizer(write(draw.randint(100, 150)))["input_ids"]) for n in range(TREES)}
+    made: list[list[int]] = []
+
+    def value(nodes: list[Any]) -> list[float]:
+        rows = [Row((*prompts[n.tree], *n.said), tuple(model.tokenizer(" A")["input_ids"])) for n in nodes]
+        return [float(x) / 100 for x in forward.row_logp(model, rows)[0]]
+
+    for at in range(0, len(prompts), beside):
+        actor = policy.Steps(model, prompts, frozenset(), (2, 2), 9, 8, 1.0, 1.0, "", 3, {})
+        how = tree.How(**SEARCHED)
+        grown = tree.search(range(at, at + beside), propose or actor.propose, value, how)
+        made += [[len(t.rows()), t.root.visits] for t in grown]
+    return {"trees": made, "nodes": sum(n - 1 for n, _ in made)}
+
+
+def tree_ours() -> dict[str, Any]:
+    model = problems.llama()
+    return problems.measured(lambda: _search(model, TREES), 1, lambda: _search(model, TREES))
+
+
+def tree_plain() -> dict[str, Any]:
+    """The same search one tree at a time, through transformers' `generate`."""
+    from didact.infer.tree import Step
+
+    model = problems.llama()
+    write, draw = problems.Writer(model), random.Random(7)
+    prompts = [tuple(model.tokenizer(write(draw.randint(100, 150)))["input_ids"]) for _ in range(TREES)]
+
+    def propose(nodes: list[Any]) -> list[list[list[Step]]]:
+        out = []
+        for node in nodes:
+            asked = torch.tensor([(*prompts[node.tree], *node.said)])
+            module: Any = model.module
+            torch.manual_seed(node.key)
+            told = module.generate(
+                input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=8, do_sample=True,
+                num_return_sequences=2, pad_token_id=model.pad, top_k=0,
+            )  # fmt: skip
+            out.append([[Step(tuple(row[asked.shape[1] :].tolist()), 0.5)] for row in told])
+        return out
+
+    return problems.measured(lambda: _search(model, 1, propose), 1, lambda: _search(model, 1, propose))

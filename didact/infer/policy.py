@@ -121,3 +121,50 @@ class Steps(Policy):
         final = node.depth + 1 >= min(self.depth, len(reference))
         tokens = sum(reference[node.depth :], ()) if final else reference[node.depth]
         return Step(tuple(tokens), terminal=final, given=True)
+
+
+class Pieces(Policy):
+    """Proposes whole continuations, each a chain of fragments: a tree's branches part inside an answer.
+
+    Args:
+        model: as for `Policy`; so are prompts and seed.
+        prompts: as for `Policy`.
+        count: continuations sampled from a node.
+        delimiters: texts a fragment ends with.
+        group: fragments to a step.
+        depth: steps of a text; what is left goes into the last.
+        tokens: of a continuation at most.
+        temperature: at which it is sampled.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Mapping[int, Sequence[int]],
+        count: int,
+        delimiters: Sequence[str],
+        group: int,
+        depth: int,
+        tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        super().__init__(model, prompts, seed)
+        self.count, self.delimiters, self.group, self.depth = count, delimiters, group, depth
+        self.how = How(max_new_tokens=tokens, temperature=temperature)
+
+    def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
+        """Chains of steps that may follow each node."""
+        made = self.sampled(nodes, [self.count] * len(nodes), self.how)
+        flat = [(node, c) for node, row in zip(nodes, made, strict=True) for c in row]
+        chains = [self._chain(c.tokens, self.depth - node.depth) for node, c in flat]
+        valued = iter(steps.with_priors(self.model, [self.prompt(node) for node, _ in flat], chains))
+        return [[next(valued) for _ in row] for row in made]
+
+    def _chain(self, tokens: tuple[int, ...], room: int) -> list[Step]:
+        found = steps.pieces(self.model.tokenizer, tokens, self.delimiters)
+        groups = [sum(found[i : i + self.group], ()) for i in range(0, len(found), self.group)]
+        groups = [*groups[: room - 1], sum(groups[room - 1 :], ())] if len(groups) > room else groups
+        ended = tokens[-1] in self.ends
+        return [Step(g, terminal=ended and i + 1 == len(groups)) for i, g in enumerate(groups)]

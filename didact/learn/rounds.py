@@ -185,9 +185,9 @@ def as_sampled(row: Row, model: Model, max_new_tokens: int) -> Row:
 
 
 def _merged(model: Model) -> Model:
-    """Plain weights with the adapter's update in them."""
+    """Plain weights with the adapter's update in them; a round that taught nothing has no adapter."""
     adapted: Any = model.module
-    module = adapted.merge_and_unload()
+    module = adapted.merge_and_unload() if hasattr(adapted, "merge_and_unload") else adapted
     return Model(module.eval(), model.processor, model.kind, model.base)
 
 

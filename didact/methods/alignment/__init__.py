@@ -10,6 +10,7 @@ from didact.methods.alignment.mcts_dpo import mcts_dpo
 from didact.methods.alignment.phf import phf
 from didact.methods.alignment.reward_augmented import reward_augmented
 from didact.methods.alignment.spin import spin
+from didact.methods.alignment.tool_rft import tool_rft
 
 __all__ = [
     "context_preference",
@@ -22,4 +23,5 @@ __all__ = [
     "phf",
     "reward_augmented",
     "spin",
+    "tool_rft",
 ]

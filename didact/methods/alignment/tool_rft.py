@@ -1,0 +1,333 @@
+"""iTool: where tuning on more tool calls stops paying, a tree search finds the fragments that are still wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from didact.data import encode
+from didact.data.encode import Row
+from didact.data.streams import Item, Micro
+from didact.evaluate import tool_calls
+from didact.infer import generate, policy, rank, steps, tree
+from didact.infer.tree import Node, Tree
+from didact.learn import language
+from didact.learn import rounds as loop
+from didact.learn.checkpoint import State
+from didact.learn.fit import Hook, Term
+from didact.learn.language import Taught
+from didact.learn.rounds import Round
+from didact.models import forward
+from didact.models.model import Model
+from didact.objectives import preference
+from didact.registry import method
+from didact.types import Cost, Demo, Fit, Preference, Result, UserError
+
+PRESETS: dict[str, dict[str, object]] = {
+    "dpo": {"loss": "dpo", "beta": 0.1},
+    "ipo": {"loss": "ipo", "beta": 0.1},
+    "random": {"select": "random"},
+    "cold": {"bins": 0},  # no warm-up
+    "response": {"group": 1000, "depth": 1},  # whole answers are compared
+    "official": {"rounds": 1, "judge": "self", "depth": 2, "group": 1},
+}
+ASKED = (
+    "REQUEST: {request}\n\nGROUND TRUTH: {truth}\n\nANSWER: {answer}\n\n"
+    "Compare the answer with the ground truth by five criteria: function names, number of parameters, parameter names, "
+    "parameter values and types, and meaning. A fragment of the ground truth is excellent too.\n"
+    "(A) Excellent\n(B) Acceptable\n(C) Fair\n(D) Poor\n\nVerdict:"
+)
+LABELS, WORTH = ("A", "B", "C", "D"), (1.0, 0.1, -1.0, -2.0)
+BESIDE = 64  # trees that grow side by side
+LOOKED = 64  # of the selected prompts answered for the report of errors
+
+
+class Mined(NamedTuple):
+    """What a round is taught: answers in the warm-up, pairs of fragments after it; and what they are like."""
+
+    items: list[Item]
+    records: list[Preference]
+    facts: dict[str, Any]
+
+
+@method(
+    "tool-rft",
+    paper="Boosting Tool Use of Large Language Models via Iterative Reinforced Fine-Tuning",
+    year=2025,
+    source="arXiv:2501.09766",
+    gives=("models", "records", "findings"),
+    capabilities=("generate", "train"),
+    protocol="answer",
+    presets=PRESETS,
+)
+def tool_rft(
+    model: Model,
+    demos: Sequence[Demo],
+    *,
+    rounds: int = 3,
+    bins: int = 3,
+    warm_lr: float = 1e-4,
+    warm_epochs: float = 1.0,
+    difficulty: Callable[[Demo], float] | None = None,
+    select: Literal["ppl", "random", "easy"] = "ppl",
+    ratio: float = 0.3,
+    trim: float = 0.0,
+    simulations: int = 5,
+    actions: int = 3,
+    depth: int = 3,
+    c: float = 1.0,
+    temperature: float = 1.5,
+    max_new_tokens: int = 50,
+    delimiters: Sequence[str] = (". ", ", ", "=", "("),
+    group: int = 2,
+    judge: Literal["ast", "self"] = "ast",
+    gap: float = 0.1,
+    floor: float = -0.3,
+    most: int = 4000,
+    loss: Literal["simpo", "dpo", "ipo"] = "simpo",
+    beta: float = 2.5,
+    gamma: float = 0.5,
+    fit: Fit = Fit(lr=1e-6, epochs=2, rows=8, schedule="cosine", warmup=0.2, lora=8),  # noqa: B008  (Fit is frozen)
+    hooks: Sequence[Hook] = (),
+) -> Result:
+    """Make tool calls right to the last parameter, from demonstrations of requests and their calls.
+
+    Warm-up: the demonstrations in `bins` classes of difficulty, tuned on from easy to hard. Then, in every round, the
+    prompts whose right answer the model finds least likely, ppl = exp(mean nll of its tokens), are searched: a tree
+    of fragments, cut at `delimiters`, out of the model's own continuations. The fragment of highest value, y_w, and
+    that of lowest, y_l, after the same beginning x are a pair, and
+
+        L = -log sigmoid(beta [mean logp(y_w | x) - mean logp(y_l | x)] - gamma),      means over the fragment's tokens
+
+    Values are +1 while all that was said begins the right answer (an ended one: has the same calls, arguments in any
+    order) and -1 from the first wrong fragment on; or with `judge="self"` the model's own verdict on the five criteria
+    of the paper, the right answer before it: (1.0 pA + 0.1 pB - 1.0 pC - 2.0 pD) / 4.
+
+    Values are means over visits, and fragments are token ids as they were sampled; the code sums the one and
+    joins the other with blanks. A pair must differ in more than white space and quotes.
+
+    Args:
+        model: a causal model that knows what calls look like; it stays as it was.
+        demos: prompts with tool schemas and a request; completions `[f(a=1, b='x')]`, or plain answers.
+        rounds: of selection, search and training.
+        bins: classes of difficulty of the warm-up; 0 leaves it out.
+        warm_lr: learning rate of the warm-up.
+        warm_epochs: passes over each class.
+        difficulty: of a demonstration; by default the mean rank of its number of tools (`extra["tools"]`, or
+            `"name"` in the prompt), the prompt's length and the number of calls.
+        select: prompts of the highest ppl, any at random, or those of the lowest.
+        ratio: share that is selected, of answers with `)` and of the others apart.
+        trim: share of the highest ppl that is left out, where labels may be wrong.
+        simulations: of a tree.
+        actions: continuations sampled from a node.
+        depth: steps of an answer; what is left goes into the last.
+        c: weight of the prior in PUCT.
+        temperature: at which continuations are sampled.
+        max_new_tokens: of a continuation.
+        delimiters: texts a fragment ends with.
+        group: fragments to a step.
+        judge: `ast` compares with the right answer, `self` asks the model.
+        gap: least difference of value of a pair.
+        floor: least value of the better side.
+        most: pairs of a round at most.
+        loss: simpo; dpo and ipo have SUMS and the round's first model as reference (ipo: means).
+        beta: scale of the margin.
+        gamma: the margin SimPO wants.
+        fit: how to train one round.
+        hooks: called around every step of every round.
+
+    Returns:
+        The model; all pairs as preferences; `findings["rounds"]`: prompts selected, pairs, ppl, and of the greedy
+        answers to selected prompts the share with an error in each field (form, count, function, names, values).
+
+    Raises:
+        UserError: an option is out of range; the model is not causal; no search gave a pair.
+    """
+    if min(rounds, simulations, actions, depth, max_new_tokens, group, most) < 1 or bins < 0 or bins > len(demos) > 0:
+        raise UserError(
+            "tool-rft needs rounds, simulations, actions, depth, group and the like of 1 or more, bins of 0 or more"
+        )
+    if not 0 < ratio <= 1 or not 0 <= trim < 1 or min(temperature, beta) <= 0 or min(c, warm_lr, warm_epochs) < 0:
+        raise UserError("tool-rft needs ratio in (0, 1], trim in [0, 1), temperature and beta above 0")
+    if model.kind != "causal":
+        raise UserError("tool-rft needs a causal model: it goes on from the middle of an answer")
+    pairs = [(d.prompt, d.completion) for d in demos]
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
+    classes = _classes(demos, bins, difficulty)
+
+    def searched(now: Round, index: Sequence[int]) -> list[Any]:
+        """Trees of these prompts, as JSON."""
+        actor = policy.Pieces(
+            now.model, {k: rows[i].prompt for k, i in enumerate(index)}, actions, delimiters, group, depth,
+            max_new_tokens, temperature, now.fit.seed * 1_000_003 + index[0],
+        )  # fmt: skip
+        how = tree.How(simulations=simulations, depth=depth, c=c, deep=False, decide=False)
+
+        def evaluate(nodes: list[Node]) -> list[float]:
+            mine = [demos[index[n.tree]] for n in nodes]
+            said = [steps.text(now.model.tokenizer, n) for n in nodes]
+            if judge == "self":
+                return _judged(now.model, mine, said)
+            return [valued(s, d.completion, n.step.terminal) for s, d, n in zip(said, mine, nodes, strict=True)]
+
+        grown = tree.search(range(len(index)), actor.propose, evaluate, how)
+        return [
+            {"demo": i, "tree": t.rows(), "tokens": actor.spent[k]}
+            for k, (i, t) in enumerate(zip(index, grown, strict=True))
+        ]
+
+    def mine(now: Round) -> Mined:
+        if now.number < len(classes):
+            return Mined([(rows[i],) for i in classes[now.number]], [], {"demos": len(classes[now.number])})
+        total, count = forward.row_logp(now.model, rows)
+        nll = (-total / count).numpy()
+        index = selected(demos, nll, ratio, trim, select, now.fit.seed)
+        if not index:
+            raise UserError(f"tool-rft: a ratio of {ratio} of {len(demos)} demonstrations is none")
+        told = now.chunks("trees", len(index), lambda start, stop: searched(now, index[start:stop]), BESIDE)
+        how = generate.How(max_new_tokens=max_new_tokens)
+        greedy = generate.completions(now.model, [rows[i].prompt for i in index[:LOOKED]], 1, how)
+        wrong = [tool_calls.errors(g[0].text, demos[i].completion) for g, i in zip(greedy, index, strict=False)]
+        items, records = _mined(told, model, demos, rows, gap, floor, most, now.number - len(classes))
+        facts = {
+            "selected": len(index), "pairs": len(items), "ppl": float(np.exp(nll.mean())),
+            "ppl_selected": float(np.exp(nll[index].mean())), "tokens": sum(row["tokens"] for row in told),
+            "errors": tool_calls.tally(wrong),
+        }  # fmt: skip
+        return Mined(items, records, facts)
+
+    def train(now: Round, mined: Mined) -> Taught:
+        if now.number < len(classes):
+            warm = now.fit.replace(lr=warm_lr, epochs=warm_epochs, steps=None)
+            return language.teach(now.model, {"demos": mined.items}, _nll, warm, hooks=hooks, name="train")
+        if not mined.items:
+            return Taught(now.model, [], Cost(), State())
+        ref = language.reference_logp(now.model, mined.items).to(model.device) if loss != "simpo" else None
+
+        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+            logp, count = language.sequence_logp(student, micro)
+            mean = logp / count
+            if ref is None:
+                losses = preference.simpo(mean[:, 0], mean[:, 1], beta, gamma)
+            else:
+                size = count if loss == "ipo" else torch.ones_like(count)
+                now_, was = logp / size, ref[micro.index] / size
+                update = preference.ipo if loss == "ipo" else preference.dpo
+                losses = update(now_[:, 0], now_[:, 1], was[:, 0], was[:, 1], beta)
+            ahead = (mean[:, 0] - mean[:, 1]).detach()
+            return {
+                loss: Term(losses.sum(), "pairs.rows"),
+                "margin": Term(ahead.sum(), "pairs.rows", 0.0),
+                "accuracy": Term((ahead > 0).to(ahead).sum(), "pairs.rows", 0.0),
+            }
+
+        return language.teach(
+            now.model, {"pairs": mined.items}, terms, now.fit, hooks=[loop.Calm(), *hooks], name="train"
+        )
+
+    chosen: dict[str, Any] = {
+        "warm-up": [bins, warm_lr, warm_epochs, getattr(difficulty, "__qualname__", None)],
+        "select": [select, ratio, trim], "search": [simulations, actions, depth, c, temperature, max_new_tokens],
+        "pieces": [list(delimiters), group], "judge": judge, "pairs": [gap, floor, most], "loss": [loss, beta, gamma],
+        "data": hashlib.sha256(repr(rows).encode()).hexdigest()[:16],
+    }  # fmt: skip
+    played = loop.play(model, len(classes) + rounds, mine, train, fit, name="tool-rft", identity=chosen, hooks=hooks)
+    searches = played.mined[len(classes) :]
+    if not any(m.items for m in searches):
+        exact = searches[0].facts["errors"]["exact"]
+        raise UserError(
+            f"tool-rft: no search gave a pair ({exact:.0%} of the selected prompts are answered right): tune the "
+            "model on the demonstrations first, or raise ratio, actions or temperature"
+        )
+    return Result(
+        models={"model": played.model},
+        records=[r for m in searches for r in m.records],
+        findings={"warm_up": [m.facts for m in played.mined[: len(classes)]],
+                  "rounds": [{"round": n, **m.facts} for n, m in enumerate(searches)]},
+        history=played.history,
+        cost=played.cost,
+    )  # fmt: skip
+
+
+def _nll(student: Model, micro: Micro) -> Mapping[str, Term]:
+    return {"nll": language.cross_entropy(student, micro)}
+
+
+def valued(said: str, wanted: str, terminal: bool) -> float:
+    """`judge="ast"`: +1 where what was said is right so far, -1 where it is not."""
+    good = not tool_calls.errors(said, wanted) if terminal else tool_calls.on_track(said, wanted)
+    return 1.0 if good else -1.0
+
+
+def _judged(model: Model, demos: Sequence[Demo], said: Sequence[str]) -> list[float]:
+    """The model's own verdict, in [-0.5, 0.25]."""
+    asked = [ASKED.format(request=d.prompt, truth=d.completion, answer=s) for d, s in zip(demos, said, strict=True)]
+    return [graded(p) for p in rank.probabilities(model, asked, LABELS)]
+
+
+def graded(p: Sequence[float]) -> float:
+    """`(1.0 pA + 0.1 pB - 1.0 pC - 2.0 pD) / 4`."""
+    return sum(w * x for w, x in zip(WORTH, p, strict=True)) / 4
+
+
+def selected(
+    demos: Sequence[Demo], nll: Any, ratio: float, trim: float = 0.0, select: str = "ppl", seed: int = 0
+) -> list[int]:
+    """Which demonstrations are searched: `floor(n ratio)` of those with calls and of the others, hardest first."""
+    score = {"ppl": nll, "easy": -nll, "random": np.random.default_rng([seed, 57]).random(len(demos))}[select]
+    out: list[int] = []
+    for calls in (True, False):
+        some = sorted((i for i, d in enumerate(demos) if (")" in d.completion) == calls), key=lambda i: (-nll[i], i))
+        some = sorted(some[int(trim * len(some)) :], key=lambda i: (-score[i], i))
+        out += some[: int(ratio * sum((")" in d.completion) == calls for d in demos))]
+    return out
+
+
+def _classes(demos: Sequence[Demo], bins: int, difficulty: Callable[[Demo], float] | None) -> list[list[int]]:
+    """The warm-up's classes, from easy to hard."""
+    if not bins:
+        return []
+    if difficulty is not None:
+        score = np.array([difficulty(d) for d in demos])
+    else:
+        told = [[len(d.extra.get("tools", ())) or d.prompt.count('"name"'), len(d.prompt),
+                 len(tool_calls.parse(d.completion) or ())] for d in demos]  # fmt: skip
+        score = np.mean(
+            [[np.mean(column < x) + np.mean(column <= x) for x in column] for column in np.array(told).T], 0
+        )
+    return [part.tolist() for part in np.array_split(np.argsort(score, kind="stable"), bins)]
+
+
+def _mined(
+    told: Sequence[Mapping[str, Any]], model: Model, demos: Sequence[Demo], rows: Sequence[Row], gap: float,
+    floor: float, most: int, number: int,
+) -> tuple[list[Item], list[Preference]]:  # fmt: skip
+    """Pairs of fragments, wherever a tree parts."""
+    items: list[Item] = []
+    records: list[Preference] = []
+
+    def said(tokens: Sequence[int]) -> str:
+        return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def unlike(a: Node, b: Node) -> bool:
+        return tool_calls.lexemes(said(a.step.tokens)) != tool_calls.lexemes(said(b.step.tokens))
+
+    for row in told:
+        at = row["demo"]
+        for better, worse in tree.pairs(list(Tree.of(row["tree"]).root.walk()), "worst", gap, floor, unlike=unlike):
+            before = better.parent.said if better.parent else ()
+            head = (*rows[at].prompt, *before)
+            items.append((Row(head, better.step.tokens), Row(head, worse.step.tokens)))
+            prompt = demos[at].prompt
+            records.append(
+                Preference(
+                    prompt=prompt + encode.join(prompt, said(before), model.kind) if before else prompt,
+                    chosen=said(better.step.tokens), rejected=said(worse.step.tokens),
+                    extra={"worth_chosen": better.worth, "worth_rejected": worse.worth, "round": number},
+                )
+            )  # fmt: skip
+    return items[:most], records[:most]

@@ -1,0 +1,47 @@
+"""Requests to tools whose right calls are known: schemas, a wish in words, and the calls that grant it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from didact.types import Demo
+
+THINGS = ("rome", "oslo", "bread", "milk", "anna", "otto", "jazz", "rock", "tea", "lamp", "desk", "rose")
+TOOLS = {
+    "book": ("place", "nights"), "order": ("item", "count"), "ring": ("person", "minutes"), "play": ("song", "times"),
+}  # fmt: skip
+AMOUNTS = {"a pair of": 2, "half a dozen": 6, "a dozen": 12, "two dozen": 24, "a score of": 20, "three score": 60}
+
+
+def requests(count: int, seed: int = 0, hard: float = 0.3) -> list[Demo]:
+    """Prompts `book(place, nights) ...\\nbook rome for a dozen nights` with `[book(place=rome, nights=12)]`.
+
+    Args:
+        count: how many.
+        seed: of all of them.
+        hard: share with two calls out of three tools; the others have one call out of two.
+
+    Returns:
+        Demonstrations; `extra` has the names of the `tools` and whether it is `hard`.
+    """
+    rng = np.random.default_rng([seed, 96])
+    made = []
+    for _ in range(count):
+        difficult = bool(rng.random() < hard)
+        tools = [str(t) for t in rng.permutation(list(TOOLS))[: 3 if difficult else 2]]
+        used = tools[: 2 if difficult else 1]
+        wishes, calls = [], []
+        for tool in used:
+            what, how_many = TOOLS[tool]
+            thing = str(rng.choice(THINGS))
+            words = str(rng.choice([*AMOUNTS, str(rng.integers(2, 10))]))
+            wishes.append(f"{tool} {thing} for {words} {how_many}")
+            calls.append(f"{tool}({what}={thing}, {how_many}={AMOUNTS.get(words) or words})")
+        schemas = " ".join(f"{t}({', '.join(TOOLS[t])})" for t in sorted(tools))
+        made.append(
+            Demo(
+                prompt=f"{schemas}\n{' and '.join(wishes)}\n", completion=f"[{', '.join(calls)}]",
+                extra={"tools": tools, "hard": difficult},
+            )
+        )  # fmt: skip
+    return made

@@ -1,0 +1,338 @@
+"""Tool calls are judged field by field; the search finds wrong fragments; unseen calls come out right more often."""
+
+import importlib
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import tiny
+
+from didact.evaluate import tool_calls
+from didact.infer import generate, steps, tree
+from didact.infer.tree import How, Node
+from didact.methods import alignment, baselines
+from didact.models import build, load
+from didact.objectives import preference
+from didact.registry import METHODS
+from didact.types import Demo, Fit, UserError
+from didact.worlds import tools
+
+module = importlib.import_module("didact.methods.alignment.tool_rft")  # the package has the function under this name
+BFCL = Path("/work/shared/data/bfcl_simple.jsonl")
+TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("said", "wrong"), [
+    (TRUTH, []), ("[f(b='x',a=1),g.h(c=[1,2])]", []), ("[f(a=1.0, b=x), g.h(c=[1, 2])]", []),
+    ("[f(a=1, b='x')]", ["count"]), ("[f(a=1, b='x'), g.k(c=[1, 2])]", ["function"]),
+    ("[f(a=1), g.h(c=[1, 2])]", ["names"]), ("[f(a=2, b='x'), g.h(c=[1, 2])]", ["values"]),
+    ("[f(a='1', b='x'), g.h(c=[1, 2])]", ["values"]), ("[f(a=True, b='x'), g.h(c=[1, 2])]", ["values"]),
+    ("[f(a=2, b='x'), g.h(d=[1, 2]), k()]", ["count", "names", "values"]), ("f(a=1", ["form"]), ("Sorry.", ["form"]),
+    ("[f(a=open('/etc/passwd'))]", ["form"]), ("[f(**x)]", ["form"]), ("[f(a=1, a=2)]", ["form"]), ("", ["form"]),
+    ("[x.f()(a=1)]", ["form"]), ("[" * 5000, ["form"]),
+])  # fmt: skip
+def test_errors_by_field(said, wrong):
+    assert tool_calls.errors(said, TRUTH) == wrong
+
+
+def test_answers_without_calls_are_compared_as_text():
+    assert tool_calls.errors(" I cannot. ", "I cannot.") == [] and tool_calls.errors("[f()]", "I cannot.") == ["form"]
+
+
+@given(st.integers(0, 300))
+def test_every_beginning_of_the_right_answer_is_on_track_and_no_wrong_one_is(seed):
+    (demo,) = tools.requests(1, seed, hard=0.5)
+    right = demo.completion
+    assert not tool_calls.errors(right, right) and all(tool_calls.on_track(right[:k], right) for k in range(len(right)))
+    at = random.Random(seed).randrange(len(right))
+    spoilt = right[:at] + "?" + right[at:]
+    assert not tool_calls.on_track(spoilt[: at + 1], right) and not tool_calls.on_track(right + ", g()", right)
+    quoted = right.replace("=", "='", 1)
+    assert all(tool_calls.on_track(quoted[:k], right) for k in range(quoted.index("'") + 2))
+
+
+@pytest.mark.skipif(not BFCL.exists(), reason="the leaderboard's file is not here")
+def test_real_calls_of_the_leaderboard():
+    rows = [json.loads(line) for line in BFCL.read_text().splitlines()]
+    kinds = set()
+    for row in rows:
+        (answer,) = row["possible_answer"]
+        ((name, allowed),) = answer.items()
+        arguments = {k: v[0] for k, v in allowed.items() if v[0] != "" and "" not in v}
+        said = f"[{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})]"
+        plain = all(not isinstance(v, dict | list) for v in arguments.values())
+        if plain:  # accepted values of nested objects are nested lists of their own
+            assert tool_calls.accepted(said, row["possible_answer"]) == [], said
+            assert tool_calls.accepted(said.replace(f"[{name}(", f"[{name}_(", 1), row["possible_answer"]) == [
+                "function"
+            ]
+            assert tool_calls.accepted(f"[{name}(nonsense=1)]", row["possible_answer"]) == ["names"]
+            kinds.add(len(arguments))
+        if plain and arguments:
+            key = next(iter(arguments))
+            other = said.replace(f"{key}={arguments[key]!r}", f"{key}='of no use'")
+            assert tool_calls.accepted(other, row["possible_answer"]) == ["values"]
+        assert tool_calls.accepted(said[:-2], row["possible_answer"]) == ["form"]
+    assert len(rows) == 400 and len(kinds) > 3
+
+
+def test_the_tally_has_shares():
+    told = tool_calls.tally([[], ["values"], ["count", "values"], []])
+    assert told == {"exact": 0.5, "form": 0, "count": 0.25, "function": 0, "names": 0, "values": 0.5}
+
+
+# --- known answers ---------------------------------------------------------------------------
+
+
+def test_simpo():
+    equal = torch.tensor([-2.0], dtype=torch.float64)
+    assert (
+        preference.simpo(equal, equal).item() == pytest.approx(math.log(1 + math.exp(0.5))) == pytest.approx(0.974077)
+    )
+    ahead = preference.simpo(equal + 1, equal, 2.0, 0.7).item()
+    assert ahead == pytest.approx(math.log(1 + math.exp(-1.3)))
+
+
+def test_ipo_wants_one_margin_and_no_more():
+    zero = torch.zeros(1, dtype=torch.float64)
+    at = torch.tensor([5.0], dtype=torch.float64).requires_grad_()
+    preference.ipo(at, zero, zero, zero, beta=0.1).sum().backward()
+    assert at.grad.item() == 0 and preference.ipo(zero, zero, 0.0, 0.0, 0.1).item() == 25
+
+
+@pytest.mark.parametrize(("p", "reward"), [((1, 0, 0, 0), 0.25), ((0, 1, 0, 0), 0.025), ((0, 0, 1, 0), -0.25),
+                                           ((0, 0, 0, 1), -0.5)])  # fmt: skip
+def test_the_verdicts_reward(p, reward):
+    assert module.graded(p) == pytest.approx(reward)
+
+
+def test_the_verdict_of_the_model_sees_request_truth_and_answer():
+    model = tiny("llama", context=1024)
+    demos = [Demo(prompt="book rome", completion="[book(place=rome)]")] * 2
+    one, two = module._judged(model, demos, ["[book(", "[order("])
+    assert -0.5 <= one <= 0.25 and one != two
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.floats(0.05, 1.0), st.integers(0, 99))
+def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
+    demos = [Demo(prompt="?", completion="[f()]")] * calls + [Demo(prompt="?", completion="No.")] * texts
+    draw = random.Random(seed)
+    nll = torch.tensor([draw.random() for _ in demos]).numpy()
+    index = module.selected(demos, nll, ratio)
+    assert len(index) == int(calls * ratio) + int(texts * ratio) == len(set(index))
+    for part in (range(calls), range(calls, calls + texts)):
+        kept, left = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
+        assert not kept or not left or min(kept) >= max(left)
+    assert module.selected(demos, nll.astype("float64") ** 3, ratio) == index  # order by ppl, whatever its scale
+    easy = module.selected(demos, nll, ratio, select="easy")
+    assert len(easy) == len(index) and sum(map(float, nll[easy])) <= sum(map(float, nll[index])) + 1e-6
+    assert set(module.selected(demos, nll, 1.0)) == set(range(len(demos)))
+
+
+def test_the_likeliest_mislabelled_are_trimmed():
+    demos = [Demo(prompt="?", completion="[f()]")] * 10
+    nll = torch.arange(10).numpy()
+    assert module.selected(demos, nll, 0.3) == [9, 8, 7] and module.selected(demos, nll, 0.3, trim=0.2) == [7, 6, 5]
+
+
+def test_classes_go_from_easy_to_hard():
+    demos = tools.requests(60, 3, hard=0.33)
+    classes = module._classes(demos, 3, None)
+    assert sorted(i for part in classes for i in part) == list(range(60))
+    hard = [sum(demos[i].extra["hard"] for i in part) for part in classes]
+    assert hard[0] == hard[1] == 0 or hard[0] <= hard[1] <= hard[2] > 10
+    mine = module._classes(demos, 2, lambda d: -len(d.prompt))
+    assert min(len(demos[i].prompt) for i in mine[0]) >= max(len(demos[i].prompt) for i in mine[1])
+    assert module._classes(demos, 0, None) == []
+
+
+@pytest.mark.parametrize(("said", "terminal", "value"), [
+    ("[f(a=1", False, 1), ("[f(a=2", False, -1), ("[f(a=1", True, -1), (TRUTH, True, 1),
+    ("[f(b='x', a=1), g.h(c=[1, 2])]", True, 1),
+])  # fmt: skip
+def test_the_value_of_a_fragment(said, terminal, value):
+    assert module.valued(said, TRUTH, terminal) == value
+
+
+# --- the search ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
+    from didact.infer import policy
+
+    model = tiny(kind)
+    prompts = {0: (5, 6, 7), 1: (8, 9)}
+    delimiters = tuple(chr(c) for c in range(65, 91))
+    actor = policy.Pieces(model, prompts, 3, delimiters, 2, 3, 20, 1.5, 4)
+    grown = tree.search([0, 1], actor.propose, lambda nodes: [0.1] * len(nodes),
+                        How(simulations=4, depth=3, deep=False, decide=False))  # fmt: skip
+    assert any(len(n.children) > 1 for t in grown for n in t.root.walk() if n.depth == 1)
+    for node in (n for t in grown for n in t.root.walk() if n.parent):
+        assert node.depth <= 3 and node.step.tokens and 0 < node.step.prior <= 1
+    root = Node()
+    (chains,) = actor.propose([root])
+    (made,) = generate.completions(
+        model, [(5, 6, 7)], 3, generate.How(max_new_tokens=20, temperature=1.5, seed=4), keys=[0]
+    )
+    assert [sum((s.tokens for s in chain), ()) for chain in chains] == [c.tokens for c in made]
+    for chain in chains:
+        for step in chain[:2]:
+            assert len(steps.pieces(model.tokenizer, step.tokens, delimiters)) <= 2
+
+
+# --- the effect ------------------------------------------------------------------------------
+
+
+def orders(part=0, n=64, right=1.0):
+    """Ten or twelve: what a dozen is, is right in the records; people who taught the model said 10 half of the time."""
+    draw = random.Random(part)
+    return [
+        Demo(
+            prompt=f"{draw.choice(('tea', 'jam', 'rye'))} {draw.randrange(10)}\n",
+            completion=f"[get(n={12 if draw.random() < right else 10})]",
+        )
+        for _ in range(n)
+    ]
+
+
+FAST = {"rounds": 1, "bins": 0, "ratio": 0.5, "max_new_tokens": 14, "temperature": 1.0, "depth": 6, "group": 1}
+
+
+@pytest.fixture(scope="module")
+def start():
+    made = {}
+
+    def get(arch="gpt2"):
+        if arch not in made:
+            tokenizer = build.train_tokenizer([d.prompt + d.completion for d in orders()], 300)
+            base = build.build(arch, tokenizer, d=32, layers=2, heads=2, context=512, seed=0)
+            fit = Fit(lr=1e-2, steps=80, rows=16, schedule="cosine", warmup_steps=5)
+            made[arch] = baselines.sft(base, orders(n=256, right=0.4), fit=fit).models["model"]
+        return made[arch]
+
+    return get
+
+
+def right(model, demos):
+    how = generate.How(max_new_tokens=14, temperature=1.0, seed=2, rows=128)
+    made = generate.sample(model, [d.prompt for d in demos], 3, how)
+    return sum(not tool_calls.errors(m, d.completion) for row, d in zip(made, demos, strict=True) for m in row) / (
+        3 * len(demos)
+    )
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_wrong_value_is_mended_on_requests_not_seen(arch, start):
+    model = start(arch)
+    before = load.fingerprint(model)
+    result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=5e-4, steps=15, rows=16))
+    assert 0.2 < right(model, orders(2)) < 0.65
+    assert right(result.models["model"], orders(2)) > right(model, orders(2)) + 0.1
+    assert load.fingerprint(model) == before
+    told = result.findings["rounds"][0]
+    assert (
+        told["selected"] == 16 and told["pairs"] == len(result.records) > 8 and told["ppl_selected"] >= told["ppl"] > 1
+    )
+    assert 0 < told["errors"]["values"] <= 1 or told["errors"]["exact"] > 0
+    at = [r for r in result.records if r.prompt.endswith("n=")]
+    assert len(at) > 4 and all(r.chosen.startswith("12") for r in at)
+
+
+def test_pairs_turned_round_spoil_it(start, monkeypatch):
+    model, mined = start(), tree.pairs
+    monkeypatch.setattr(tree, "pairs", lambda *a, **k: [tree.Pair(p.worse, p.better) for p in mined(*a, **k)])
+    result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=1e-3, steps=15, rows=16))
+    assert right(result.models["model"], orders(2)) < right(model, orders(2)) - 0.1
+
+
+@pytest.mark.parametrize("more", [{"loss": "dpo", "beta": 0.1}, {"loss": "ipo", "beta": 0.1}, {"select": "random"},
+                                  {"judge": "self", "gap": 0.0, "floor": -1.0}, {"bins": 2, "warm_lr": 1e-4},
+                                  {"group": 1000, "depth": 1}, {"rounds": 2}])  # fmt: skip
+def test_every_variant_runs_and_moves_the_model(more, start):
+    model = start()
+    result = alignment.tool_rft(model, orders(1, 12), **(FAST | more), fit=Fit(lr=1e-3, steps=1, rows=8))
+    assert load.fingerprint(result.models["model"]) != load.fingerprint(model)
+    assert len(result.findings["warm_up"]) == more.get("bins", 0)
+    assert len(result.findings["rounds"]) == more.get("rounds", 1)
+    loss = more.get("loss", "simpo")
+    assert loss in result.history[-1] and math.isfinite(result.history[-1][loss])
+
+
+def test_the_warm_up_is_tuning_in_order(start):
+    """Without search rounds that change anything, the warm-up alone is the same as tuning class by class."""
+    model, demos = start(), orders(1, 12)
+    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 1.0}
+    result = alignment.tool_rft(model, demos, **how, fit=Fit(lr=0.0, steps=1, rows=3))
+    rows = [r for r in result.history if r["round"] < 2]
+    assert [r["round"] for r in rows] == [0, 0, 1, 1] and rows[-1]["nll"] < rows[0]["nll"] + 0.5
+    assert [f["demos"] for f in result.findings["warm_up"]] == [6, 6]
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"simulations": 0}, {"ratio": 0.0}, {"ratio": 1.5}, {"trim": 1.0},
+                                     {"temperature": 0.0}, {"beta": 0.0}, {"bins": -1}, {"group": 0}])  # fmt: skip
+def test_a_bad_option_is_one_line(options, start):
+    with pytest.raises(UserError, match="tool-rft needs") as caught:
+        alignment.tool_rft(start(), orders(n=4), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_there_must_be(start, fresh):
+    with pytest.raises(UserError, match="causal"):
+        alignment.tool_rft(fresh("t5"), orders(n=4))
+    with pytest.raises(UserError, match="is none"):
+        alignment.tool_rft(start(), orders(n=4), **(FAST | {"ratio": 0.1}))
+    sure = FAST | {"temperature": 1e-4, "actions": 1}
+    with pytest.raises(UserError, match="no search gave a pair"):
+        alignment.tool_rft(start(), orders(n=4), **sure)
+
+
+def test_presets_are_options_of_the_method():
+    options = set(module.tool_rft.__annotations__)
+    for preset in METHODS["tool-rft"].presets.values():
+        assert set(preset) <= options
+
+
+# --- killed and started again ----------------------------------------------------------------
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(start, tmp_path, monkeypatch):
+    model, search = start(), tree.search
+    monkeypatch.setattr(module, "BESIDE", 4)
+    how = FAST | {"rounds": 2, "bins": 2, "ratio": 0.5}
+    fit = Fit(lr=1e-3, steps=2, rows=8)
+    whole = alignment.tool_rft(model, orders(1, 16), **how, fit=fit)
+    counted = []
+
+    def dies_at(n):
+        def counting(numbers, *rest):
+            if len(counted) == n:
+                raise KilledError
+            counted.append(len(numbers))
+            return search(numbers, *rest)
+
+        return counting
+
+    def run():
+        return alignment.tool_rft(model, orders(1, 16), **how, fit=fit.replace(folder=str(tmp_path)))
+
+    for n in (1, 3):  # in the first search round's second search, in the second's second
+        monkeypatch.setattr(tree, "search", dies_at(n))
+        with pytest.raises(KilledError):
+            run()
+    monkeypatch.setattr(tree, "search", dies_at(9))
+    again = run()
+    assert counted == [4, 4, 4, 4]
+    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.records == whole.records and again.findings == whole.findings
