@@ -8,7 +8,9 @@ that are not turned round gave ten scores within 0.2 points, and these in almost
 goal gives better answers than plain DPO is reported with its sign and does not gate.
 
 The first run of this claim began from transformers' own narrow initial weights and was inconclusive: goal 10 lay 2.1
-points above goal 1, .1 to 4.1. Wider ones were then tried on seeds 1000 and 1001; nothing else changed.
+points above goal 1, .1 to 4.1. Wider ones were then tried on seeds 1000 and 1001, and the steps were cut from 350 to 250
+to save time. In the second run shuffling pairs of scores left the chosen side with the higher one, and that sabotage
+went unnoticed; now the sides' scores are shuffled.
 """
 
 from __future__ import annotations
@@ -125,8 +127,9 @@ _scores_of, _reference = goals.scores_of, language.reference_logp
 
 
 def _shuffled(preferences: Any, *rest: Any) -> Any:
-    found = _scores_of(preferences, *rest)
-    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+    sides = [side for pair in _scores_of(preferences, *rest) for side in pair]
+    mixed = [sides[i] for i in np.random.default_rng(0).permutation(len(sides))]
+    return list(zip(mixed[::2], mixed[1::2], strict=True))
 
 
 def _without_goal(model: Model, items: Any) -> Any:
@@ -184,7 +187,7 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage(
-            name="goals of other pairs", breaks="goals reach far", metric="ra.range",
+            name="goals of other answers", breaks="goals reach far", metric="ra.range",
             patch={"didact.data.goals:scores_of": _shuffled}, options=_ONE,
         ),
         runner.Sabotage(
