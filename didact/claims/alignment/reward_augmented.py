@@ -8,9 +8,9 @@ that are not turned round gave ten scores within 0.2 points, and these in almost
 goal gives better answers than plain DPO is reported with its sign and does not gate.
 
 The first run of this claim began from transformers' own narrow initial weights and was inconclusive: goal 10 lay 2.1
-points above goal 1, .1 to 4.1. Wider ones were then tried on seeds 1000 and 1001, and the steps were cut from 350 to 250
-to save time. In the second run shuffling pairs of scores left the chosen side with the higher one, and that sabotage
-went unnoticed; now the sides' scores are shuffled.
+points above goal 1, .1 to 4.1. Wider ones were then tried on seeds 1000 and 1001, and the steps were cut from 350 to
+250 to save time. In the second run shuffling pairs of scores left the chosen side with the higher one, and that
+sabotage went unnoticed; now the sides' scores are shuffled.
 """
 
 from __future__ import annotations
