@@ -38,7 +38,7 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
         model=tuned(seed, arch),
         data={"demos": tools.requests(DEMOS, 10 * seed, HARD)[:600]},
         options={"rounds": 1, "ratio": 0.3, **SEARCH},
-        fit={"lr": 3e-4, "epochs": 1, "rows": 16, "lora": 0, "schedule": "constant"},
+        fit={"lr": 1e-4, "epochs": 1, "rows": 16, "lora": 0, "schedule": "linear"},
         protocol={"demos": tools.requests(128, 10 * seed + 1, 0.5)},
     )
 
