@@ -44,14 +44,14 @@ def problem(seed: int) -> Any:
 
 
 @episodes.one_thread()
-def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS)) -> dict[str, dict[str, float]]:
-    """The start, tuning on, tuning on right solutions of its own, and the preferences."""
+def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> dict[str, dict[str, float]]:
+    """The start, tuning on, and on its own right solutions, and preferences; sabotages change options by `broken`."""
     start, count = _start(seed, tier), ROUNDS[tier] * BATCH[tier]
     problems = example.chains(seed, 1, count)
     out = {"start": _measures(start, seed, tier)} | dict(_tuned(seed, tier))
     for arm in arms:
         fit = Fit(lr=RATES[arm], epochs=1, rows=16, schedule="constant", seed=seed)
-        how = example.SEARCH | ARMS[arm]
+        how = example.SEARCH | ARMS[arm] | broken
         result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **how, fit=fit)
         out[arm] = _measures(_model(result), seed, tier) | _pairs(result)
     return out
@@ -149,7 +149,7 @@ def _difference(name: str, b: str, metric: str = "right", **more: Any) -> verdic
     return verdict.Test(name=name, kind="difference", a=f"online.{metric}", b=f"{b}.{metric}", unit=unit, **more)
 
 
-ONLY = {"arms": ("online",)}
+ONLY: dict[str, Any] = {"arms": ("online",)}
 CLAIM = runner.Claim(
     method="mcts-dpo",
     text=(
@@ -181,12 +181,14 @@ CLAIM = runner.Claim(
             patch={"didact.infer.tree:pairs": _turned}, metric="online.right", options=ONLY,
         ),
         runner.Sabotage(
-            name="right and wrong answers swapped", breaks="more right than at the start",
-            patch={"didact.methods.alignment.mcts_dpo:_value": _against}, metric="online.right", options=ONLY,
+            name="wrong answers are rewarded, and no tree is dropped", breaks="more right than at the start",
+            patch={"didact.methods.alignment.mcts_dpo:_value": _against}, metric="online.right",
+            options=ONLY | {"filter": False},
         ),
         runner.Sabotage(
-            name="Q is the prior", breaks="the better step is the sound one",
-            patch={"didact.infer.tree:back_up": _by_prior}, metric="online.better_sound", options=ONLY,
+            name="Q is the prior, and no tree is dropped", breaks="the better step is the sound one",
+            patch={"didact.infer.tree:back_up": _by_prior}, metric="online.better_sound",
+            options=ONLY | {"filter": False},
         ),
     ),
     seeds={"smoke": 1, "quick": 5, "full": 10},
