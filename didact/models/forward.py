@@ -97,7 +97,8 @@ def at_once(model: Model) -> int:
     """
     if model.device.type != "cpu":
         return 16_384
-    return max(512, (1 << 17) // int(getattr(prefix.inner_of(model).config, "hidden_size", 64)))
+    config = getattr(prefix.inner_of(model), "config", None)
+    return max(512, (1 << 17) // int(getattr(config, "hidden_size", 64)))
 
 
 def logits_of(model: Model, states: Tensor) -> Tensor:
