@@ -177,12 +177,13 @@ def extend(model: Model, store: Store, rows: Sequence[Sequence[int]]) -> Tensor:
     """Run one non-empty row of tokens after each row of a store; returns the logits after its last token, `(B, V)`.
 
     The store (empty, or as many rows as given here, all of one length) is changed in place. Rows are padded on
-    the right, where causal attention never looks, so that no mask is needed.
+    the right, where causal attention never looks, so that no mask is needed; with their own last token, for
+    transformers warns of pad tokens without a mask.
     """
     past = store.length
     lengths = torch.tensor([len(r) for r in rows], device=model.device)
     width = int(lengths.max())
-    ids = torch.tensor([[*r, *[model.pad] * (width - len(r))] for r in rows], device=model.device)
+    ids = torch.tensor([[*r, *[r[-1]] * (width - len(r))] for r in rows], device=model.device)
     # Where a row ends, its logits are; the head is run at those columns only.
     ends, which = (lengths - 1).unique(return_inverse=True)
     logits = step(model, store, ids, torch.arange(past, past + width, device=model.device)[None], keep=ends)
