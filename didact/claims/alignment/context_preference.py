@@ -56,7 +56,7 @@ def _taught(seed: int, tier: runner.Tier, read: Any, shuffled: bool) -> Model:
     if shuffled:
         order = np.random.default_rng([seed, 64]).permutation(len(told))
         told = [dataclasses.replace(p, context=told[i].context) for p, i in zip(told, order, strict=True)]
-    fit = Fit(**{**example.FIT, "steps": STEPS[tier], "seed": seed})  # type: ignore[arg-type]
+    fit = Fit(**{**example.FIT, "steps": STEPS[tier], "seed": seed})  # type: ignore[arg-type]  # options by name
     result = alignment.context_preference(
         example.base(seed), [*told, *world.general(2, n)], read=read, template=example.TEMPLATE, unseen=0.0, fit=fit
     )

@@ -118,7 +118,7 @@ def phf(
         raise UserError("phf needs two different control tokens, block of 2 or more, samples and max_new_tokens")
     if model.kind != "causal":
         raise UserError(f"phf reads text from left to right: a {model.kind} model cannot")
-    judge = judges.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]
+    judge = judges.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
     documents = scored(texts, judge, split)
     best = max(value for d in documents for _, value in d)
     limit = _threshold(threshold, documents, objective)
