@@ -199,53 +199,76 @@ def spans_all(longest: int = 30, every: int = 20) -> dict[str, Any]:
 
 
 TREES = 16
-SEARCHED = {"simulations": 4, "depth": 2}
+SEARCHED = {"simulations": 8, "depth": 3}  # the depth and the steps a node of MCTS-DPO's paper
+STEP, BREADTH = 16, 2
+VERDICT = " A"
 
 
-def _search(model: Model, beside: int, propose: Any = None) -> dict[str, Any]:
-    """Trees of two steps of 8 tokens, two a node, after prompts of 100-150 tokens; every node is valued."""
-    from didact.infer import policy, tree
-
+def _grounds(model: Model) -> dict[int, tuple[int, ...]]:
+    """Prompts of 100-150 tokens, by the number of their tree."""
     write, draw = problems.Writer(model), random.Random(7)
-    prompts = {n: tuple(model.tokenizer(write(draw.randint(100, 150)))["input_ids"]) for n in range(TREES)}
-    made: list[list[int]] = []
+    return {n: tuple(model.tokenizer(write(draw.randint(100, 150)))["input_ids"]) for n in range(TREES)}
 
-    def value(nodes: list[Any]) -> list[float]:
-        rows = [Row((*prompts[n.tree], *n.said), tuple(model.tokenizer(" A")["input_ids"])) for n in nodes]
-        return [float(x) / 100 for x in forward.row_logp(model, rows)[0]]
 
-    for at in range(0, len(prompts), beside):
-        actor = policy.Steps(model, prompts, frozenset(), (2, 2), 9, 8, 1.0, 1.0, "", 3, {})
-        how = tree.How(**SEARCHED)
-        grown = tree.search(range(at, at + beside), propose or actor.propose, value, how)
+def _grown(beside: int, propose: Any, value: Any) -> dict[str, Any]:
+    """Trees searched, so many side by side."""
+    from didact.infer import tree
+
+    made = []
+    for at in range(0, TREES, beside):
+        grown = tree.search(range(at, at + beside), propose, value, tree.How(**SEARCHED))
         made += [[len(t.rows()), t.root.visits] for t in grown]
     return {"trees": made, "nodes": sum(n - 1 for n, _ in made)}
 
 
 def tree_ours() -> dict[str, Any]:
+    """Trees of three steps of 16 tokens, two a node; every node is valued by what the model says after it."""
+    from didact.infer import policy
+
     model = problems.llama()
-    return problems.measured(lambda: _search(model, TREES), 1, lambda: _search(model, TREES))
+    prompts, verdict = _grounds(model), tuple(model.tokenizer(VERDICT)["input_ids"])
+
+    def search() -> dict[str, Any]:
+        actor = policy.Steps(model, prompts, frozenset(), (BREADTH, BREADTH), 9, STEP, 1.0, 1.0, "", 3, {})
+
+        def value(nodes: list[Any]) -> list[float]:
+            rows = [Row((*prompts[n.tree], *n.said), verdict) for n in nodes]
+            return [float(x) / 100 for x in forward.row_logp(model, rows, memory=actor.memory)[0]]
+
+        return _grown(TREES, actor.propose, value)
+
+    return problems.measured(search, 1, search)
 
 
 def tree_plain() -> dict[str, Any]:
-    """The same search one tree at a time, through transformers' `generate`."""
+    """The same search one tree at a time: transformers' `generate` for steps and priors, its forward for values."""
+    from didact.infer.steps import prior
     from didact.infer.tree import Step
 
     model = problems.llama()
-    write, draw = problems.Writer(model), random.Random(7)
-    prompts = [tuple(model.tokenizer(write(draw.randint(100, 150)))["input_ids"]) for _ in range(TREES)]
+    prompts, verdict = _grounds(model), model.tokenizer(VERDICT)["input_ids"]
+    module: Any = model.module
 
     def propose(nodes: list[Any]) -> list[list[list[Step]]]:
         out = []
         for node in nodes:
             asked = torch.tensor([(*prompts[node.tree], *node.said)])
-            module: Any = model.module
             torch.manual_seed(node.key)
             told = module.generate(
-                input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=8, do_sample=True,
-                num_return_sequences=2, pad_token_id=model.pad, top_k=0,
+                input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=STEP, do_sample=True,
+                num_return_sequences=BREADTH, pad_token_id=model.pad, top_k=0, return_dict_in_generate=True,
+                output_logits=True,
             )  # fmt: skip
-            out.append([[Step(tuple(row[asked.shape[1] :].tolist()), 0.5)] for row in told])
+            logp = module.compute_transition_scores(told.sequences, told.logits, normalize_logits=True).sum(-1)
+            rows = told.sequences[:, asked.shape[1] :].tolist()
+            out.append([[Step(tuple(r), prior(float(p), len(r), 1.0))] for r, p in zip(rows, logp, strict=True)])
         return out
 
-    return problems.measured(lambda: _search(model, 1, propose), 1, lambda: _search(model, 1, propose))
+    @torch.no_grad()
+    def value(nodes: list[Any]) -> list[float]:
+        rows = [(*prompts[n.tree], *n.said, *verdict) for n in nodes]  # of one parent: of one length
+        logits = module(input_ids=torch.tensor(rows)).logits[:, -len(verdict) - 1 : -1].log_softmax(-1)
+        told = logits.gather(-1, torch.tensor([verdict] * len(rows))[..., None])
+        return [float(x) / 100 for x in told.sum((1, 2))]
+
+    return problems.measured(lambda: _grown(1, propose, value), 1, lambda: _grown(1, propose, value))

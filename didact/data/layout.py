@@ -74,6 +74,11 @@ class Tree(NamedTuple):
         """Physical tokens."""
         return len(self.ids)
 
+    @property
+    def stem(self) -> int:
+        """Leading tokens that all its paths read."""
+        return int((self.reach == self.width).cumprod().sum())
+
     def renumbered(self, first: int) -> Tree:
         """The same with `first` added to the number of every row."""
         return self._replace(paths=tuple(Path(p.row + first, p.spots) for p in self.paths))

@@ -19,6 +19,7 @@ from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
 from didact.models import prefix, vocabulary
+from didact.models.memory import Memory
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
@@ -117,6 +118,7 @@ def completions(
     constraint: Constraint | Sequence[Constraint] | None = None,
     processors: Sequence[Processor] = (),
     keys: Sequence[int] | None = None,
+    memory: Memory | None = None,
 ) -> list[list[Completion]]:
     """`n` completions of every prompt with their tokens and log-probs.
 
@@ -137,6 +139,8 @@ def completions(
             with a state by row expect; finished rows go on with padding. One that has a method `begin(prompts)`
             is told each batch's prompts, as token ids, before its first call.
         keys: what each prompt's draws follow from; by default its place among the prompts.
+        memory: what this model has read before: prompts go on from there, and what is read is kept. Of no use where
+            the model's cache is not proven.
 
     Raises:
         ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
@@ -164,7 +168,10 @@ def completions(
                 for i, r in enumerate(ids)
             ]
             chooser = _Chooser(model, how, list(processors))
-            (_decode if prefix.shares(model) else _decode_plain)(model, ids, draws, chooser, how.rows)
+            if prefix.shares(model):
+                _decode(model, ids, draws, chooser, how.rows, memory)
+            else:
+                _decode_plain(model, ids, draws, chooser, how.rows)
             found = [[(tuple(d.tokens), d.logp) for d in row] for row in draws]
     finally:
         model.module.train(was)
@@ -276,19 +283,28 @@ class _Chooser:
 
 
 def _decode(
-    model: Model, ids: Sequence[Sequence[int]], draws: Sequence[Sequence[_Draw]], chooser: _Chooser, rows: int
+    model: Model,
+    ids: Sequence[Sequence[int]],
+    draws: Sequence[Sequence[_Draw]],
+    chooser: _Chooser,
+    rows: int,
+    memory: Memory | None = None,
 ) -> None:
     """The loop over a cache of our own; fills the draws."""
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     waiting = [d for i in order for d in draws[i] if not d.done][::-1]
     together = prefix.common(ids)
-    state = Rows(model, ids[0][:together] if together >= SHARE else ())
+    state = Rows(model, ids[0][:together] if together >= SHARE else (), memory)
     live: list[_Draw] = []
+    read: Tensor | None = None
     while waiting or live:
         kept = [k for k, d in enumerate(live) if not d.done]
         free = rows - len(kept)
         # Moving rows costs about a step: worth it once a quarter has finished.
         if not kept or (4 * (len(live) - len(kept)) >= len(live) > len(kept) and not chooser.processors):
+            for k, draw in enumerate(live if memory is not None else ()):
+                if draw.done:  # its last token was never read
+                    state.remember(k, [*ids[draw.row], *draw.tokens[:-1]])
             fresh = [waiting.pop() for _ in range(min(free, len(waiting)))]
             if not kept and not fresh:
                 break
@@ -297,9 +313,14 @@ def _decode(
             state.turn(kept, [ids[i] for i in named], max((d.room for d in fresh), default=0), counts)
             live = [live[k] for k in kept] + fresh
             chooser.begin([ids[d.row] for d in live])
-        read = _read_so_far(model, ids, live) if chooser.processors else None
+            # With processors no row is kept here, so that these have read their prompts and nothing else.
+            read = _left_padded(model, [ids[d.row] for d in live]) if chooser.processors else None
+        over = [d.done for d in live]
         tokens = chooser(live, state.logits, read)
         if not all(d.done for d in live):
+            if read is not None:  # as transformers has it: padding after a row's end
+                said = tokens.masked_fill(torch.tensor(over, device=tokens.device), model.pad)
+                read = torch.cat([read, said[:, None]], 1)
             state.step(tokens)
 
 
@@ -370,13 +391,7 @@ def _barrier(rows: Sequence[_Draw], logits: Tensor) -> Tensor:
     return out
 
 
-def _read_so_far(model: Model, ids: Sequence[Sequence[int]], live: Sequence[_Draw]) -> Tensor:
-    """Prompts padded on the left and what was made of them, as transformers has it: padding after a row's end."""
-    made = max(len(d.tokens) for d in live)
-    rows = [[*ids[d.row], *d.tokens, *[model.pad] * (made - len(d.tokens))] for d in live]
-    return _left_padded(model, rows)
-
-
 def _left_padded(model: Model, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids `(B, T)`, padded on the left."""
     width = max(map(len, rows))
     return torch.tensor([[model.pad] * (width - len(r)) + list(r) for r in rows], device=model.device)

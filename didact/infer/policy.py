@@ -9,13 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from didact.infer import generate, steps
 from didact.infer.generate import Completion, How
 from didact.infer.tree import Node, Step
+from didact.models.memory import Memory
 from didact.models.model import Model
 
 ROWS = 256  # continued side by side: texts are short, and their beginnings are shared
 
 
 class Policy:
-    """Samples continuations of nodes; `spent` counts the tokens each tree has cost.
+    """Samples continuations of nodes; `spent` counts the tokens each tree has cost, `memory` is what was read.
 
     A draw follows from the seed, the tree's number and the node's, so that no tree sees what grows beside it.
 
@@ -29,6 +30,7 @@ class Policy:
         self.model, self.prompts, self.seed = model, prompts, seed
         self.ends = generate.ends(model)
         self.spent: Counter[int] = Counter()
+        self.memory = Memory()
 
     def prompt(self, node: Node) -> tuple[int, ...]:
         """All tokens before what follows a node."""
@@ -44,8 +46,9 @@ class Policy:
             these = [i for i, k in enumerate(zip(room, n, strict=True)) if k == key]
             asked = dataclasses.replace(how, max_new_tokens=key[0], seed=self.seed, rows=ROWS)
             made = generate.completions(
-                self.model, [self.prompt(nodes[i]) for i in these], key[1], asked, keys=[nodes[i].key for i in these]
-            )
+                self.model, [self.prompt(nodes[i]) for i in these], key[1], asked,
+                keys=[nodes[i].key for i in these], memory=self.memory,
+            )  # fmt: skip
             for i, row in zip(these, made, strict=True):
                 out[i] = row
                 self.spent[nodes[i].tree] += sum(len(c.tokens) for c in row)
@@ -99,7 +102,11 @@ class Steps(Policy):
                 out[i] = [[self._step(c, final)] for c in made]
         given = [(i, step) for i, node in enumerate(nodes) if (step := self._given(node)) is not None]
         valued = steps.with_priors(
-            self.model, [self.prompt(nodes[i]) for i, _ in given], [[step] for _, step in given], self.power
+            self.model,
+            [self.prompt(nodes[i]) for i, _ in given],
+            [[step] for _, step in given],
+            self.power,
+            self.memory,
         )
         for (i, _), (step,) in zip(given, valued, strict=True):
             same = [chain for chain in out[i] if chain[0].tokens == step.tokens]
@@ -159,7 +166,8 @@ class Pieces(Policy):
         made = self.sampled(nodes, [self.count] * len(nodes), self.how)
         flat = [(node, c) for node, row in zip(nodes, made, strict=True) for c in row]
         chains = [self._chain(c.tokens, self.depth - node.depth) for node, c in flat]
-        valued = iter(steps.with_priors(self.model, [self.prompt(node) for node, _ in flat], chains))
+        prompts = [self.prompt(node) for node, _ in flat]
+        valued = iter(steps.with_priors(self.model, prompts, chains, memory=self.memory))
         return [[next(valued) for _ in row] for row in made]
 
     def _chain(self, tokens: tuple[int, ...], room: int) -> list[Step]:

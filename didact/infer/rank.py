@@ -11,6 +11,7 @@ from typing import Literal
 
 from didact.data import encode
 from didact.models import forward
+from didact.models.memory import Memory
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -46,6 +47,7 @@ def rank(
     rule: Rule = "token",
     answer_context: str = ANSWER,
     end: bool = False,
+    memory: Memory | None = None,
 ) -> list[list[float]]:
     """Scores of every prompt's candidates, higher is likelier, in their order.
 
@@ -56,6 +58,7 @@ def rank(
         rule: see `by_rule`.
         answer_context: `unconditional` compares with the candidate after this text.
         end: whether the end token after a candidate is scored too; GPT-3 does not.
+        memory: what this model has read before.
 
     Raises:
         UserError: an empty candidate, or one that does not fit the context; a list for each prompt is missing.
@@ -69,7 +72,7 @@ def rank(
         texts = list(dict.fromkeys(c for _, c in pairs))
         sums, _ = forward.row_logp(model, [_row(model, answer_context, c, end) for c in texts])
         bare = dict(zip(texts, sums.tolist(), strict=True))
-    totals, counts = forward.row_logp(model, rows)
+    totals, counts = forward.row_logp(model, rows, memory=memory)
     scores = iter(
         by_rule(rule, total, count, len(text), bare.get(text, 0.0))
         for (_, text), total, count in zip(pairs, totals.tolist(), counts.tolist(), strict=True)
@@ -77,12 +80,14 @@ def rank(
     return [[next(scores) for _ in texts] for texts in candidates]
 
 
-def probabilities(model: Model, prompts: Sequence[str], labels: Sequence[str]) -> list[list[float]]:
+def probabilities(
+    model: Model, prompts: Sequence[str], labels: Sequence[str], memory: Memory | None = None
+) -> list[list[float]]:
     """The probability of each label, all its tokens, right after each prompt: what a model says of itself.
 
     They add up to less than 1: the rest is on other texts.
     """
-    scores = rank(model, prompts, [labels] * len(prompts), "sum")
+    scores = rank(model, prompts, [labels] * len(prompts), "sum", memory=memory)
     return [[math.exp(s) for s in row] for row in scores]
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from didact.models import prefix
+from didact.models.memory import Memory
 from didact.models.model import Model
+from didact.models.prefix import Past
 
 PREFILL = 2048  # prompt tokens run at once: what is made of them stays in the processor's cache
 
@@ -17,12 +19,20 @@ class Rows:
     """Decoding state of a model type that `prefix.shares`: `logits (B, V)` of every row's next token.
 
     Rows end at the same column of the store, so that a step writes one column; what lies left of a shorter
-    row is masked. A prefix common to all prompts is run once.
+    row is masked.
+
+    Args:
+        model: of a type that shares.
+        shared: tokens all prompts begin with, which are run once.
+        memory: what the model has read before: prompts go on from there.
     """
 
-    def __init__(self, model: Model, shared: Sequence[int] = ()) -> None:
-        self.model, self.shared = model, len(shared)
-        self.base = prefix.prefill(model, shared) if shared else None
+    def __init__(self, model: Model, shared: Sequence[int] = (), memory: Memory | None = None) -> None:
+        self.model, self.memory = model, Memory() if memory is None and shared else memory
+        if self.memory is not None and shared:
+            past = self.memory.past([shared], [len(shared) - 1])
+            prefix.extend(model, past.store, [shared[past.position.shape[1] :]])
+            self.memory.keep(shared, past.store, 0, slice(None))
         self.store = prefix.Store()
         self.lengths: list[int] = []
         self.left: list[int] = []  # tokens a row may still read
@@ -45,15 +55,17 @@ class Rows:
         lengths, left = [self.lengths[i] for i in kept], [self.left[i] for i in kept]
         logits = [self.logits[list(kept)]] if taken else []
         counts = copies or [1] * len(prompts)
-        for group in _groups([len(p) - self.shared for p in prompts]):
+        known = self.memory.depths(prompts) if self.memory else [0] * len(prompts)
+        for group in _groups([len(p) - n for p, n in zip(prompts, known, strict=True)]):
             some = [prompts[i] for i in group]
-            fresh = prefix.Store()
-            if self.base is not None:
-                longest = max(map(len, some)) - self.shared
-                fresh = prefix.expand(self.base, len(some), room=longest)
-            ends = prefix.extend(self.model, fresh, [p[self.shared :] for p in some])
+            depth = [known[i] for i in group]
+            past = self.memory.past(some, depth, room=max(map(len, some))) if self.memory else Past.none()
+            ends = prefix.extend(
+                self.model, past.store, [p[n:] for p, n in zip(some, depth, strict=True)], past.position
+            )
             which = [k for k, i in enumerate(group) for _ in range(counts[i])]
-            parts.append((fresh, [(k, 0, len(some[k])) for k in which]))
+            width = max(depth)
+            parts.append((past.store, [(k, width - depth[k], width - depth[k] + len(some[k])) for k in which]))
             lengths += [len(some[k]) for k in which]
             left += [room] * len(which)
             logits.append(ends[which])
@@ -64,6 +76,12 @@ class Rows:
         columns = torch.arange(width + max(left), device=self.model.device)
         self.mask = columns >= starts[:, None] if min(lengths) < width else None
         self.positions = torch.tensor(lengths, device=self.model.device)[:, None]
+
+    def remember(self, row: int, tokens: Sequence[int]) -> None:
+        """Leave a row to the memory: `tokens` are the first it has read."""
+        if self.memory is not None:
+            first = self.store.length - self.lengths[row]
+            self.memory.keep(tokens, self.store, row, slice(first, first + len(tokens)))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows, in this order; one may be named more than once."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from didact.data.encode import Row
 from didact.infer.tree import Node, Step
 from didact.models import forward
+from didact.models.memory import Memory
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -76,7 +77,11 @@ def prior(logp: float, length: int, power: float = 1.0) -> float:
 
 
 def with_priors(
-    model: Model, prompts: Sequence[Sequence[int]], chains: Sequence[Sequence[Step]], power: float = 1.0
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    chains: Sequence[Sequence[Step]],
+    power: float = 1.0,
+    memory: Memory | None = None,
 ) -> list[list[Step]]:
     """Chains of steps after prompts (token ids), each step with its prior under the model; one pass for all."""
     rows = []
@@ -85,7 +90,7 @@ def with_priors(
         for step in chain:
             rows.append(Row(said, step.tokens))
             said += step.tokens
-    total = iter(forward.row_logp(model, rows)[0].tolist() if rows else [])
+    total = iter(forward.row_logp(model, rows, memory=memory)[0].tolist() if rows else [])
     return [[s._replace(prior=prior(next(total), len(s.tokens), power)) for s in chain] for chain in chains]
 
 

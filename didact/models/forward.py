@@ -2,7 +2,7 @@
 
 `tokens(model, batch, fns)` gives `{name: (N,)}` for token functions `f(logits (n, V), target (n,), **columns)`,
 mapped in checkpointed chunks so that the `(N, V)` logits never exist at once when V is large. Rows that share a
-prefix share its pass: in a batch by a tree mask (`data.layout`), in scoring also by a cached prefix.
+prefix share its pass: in a batch by a tree mask (`data.layout`), in scoring also by a cached prefix or a memory.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from didact.data import layout as layouts
 from didact.data.encode import Row
-from didact.data.layout import Layout
+from didact.data.layout import Layout, Tree
 from didact.data.streams import Tokens, by_length, collate, of_trees
 from didact.models import cache, load, masks, prefix
+from didact.models.memory import Memory
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
 
 Tokenwise = Callable[..., Tensor]
+Batch = tuple[list[int], Tokens, prefix.Past | None]  # which rows, their tensors, what they go on from
 
 # Architectures whose head is exactly `output_embeddings(last hidden state)`, proven by the parity
 # test. T5 scales tied states. Every other type takes the plain path through its own forward.
@@ -42,13 +45,14 @@ CHUNK = 1 << 24  # logits held at once by one chunk (64 MiB in float32)
 
 
 def label_states(
-    model: Model, batch: Tokens, past: prefix.Store | None = None, hide: tuple[float, float] = (0.0, 0.0)
+    model: Model, batch: Tokens, past: prefix.Past | None = None, hide: tuple[float, float] = (0.0, 0.0)
 ) -> Tensor:
     """What the head is applied to at the label tokens: hidden states `(N, d)`, or logits `(N, V)` on the plain path.
 
     `logits_of` turns either into logits. A batch laid out in trees is unrolled for a model that takes no tree
-    mask. `past` holds the tokens of a prefix that all rows of the batch continue. `hide` is the range of the share of
-    positions that are hidden at random, each from each (`masks.forgetful`), which takes a model of `takes_trees`.
+    mask. `past` is what its rows go on from (of different depths: laid out in trees). `hide` is the range of the
+    share of positions that are hidden at random, each from each (`masks.forgetful`), which takes a model of
+    `takes_trees`.
     """
     inner = prefix.inner_of(model)
     if model.kind == "seq2seq":
@@ -61,11 +65,11 @@ def label_states(
         kept = masks.forgetful(batch, hide)
     given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if past is not None:
-        given["past_key_values"] = _Shared.of(past)
-        given["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.length, 0), value=1)
+        given["past_key_values"] = past.store
+        given["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.position.shape[1], 0), value=1)
     if batch.reach is not None and takes_trees(model):
-        depth = past.length if past is not None else 0
-        given["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), depth, kept)
+        before = past.position if past is not None else None
+        given["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), before, kept)
         given["position_ids"] = batch.position_ids
     if _reads_head(model):
         return _at(inner.base_model(**given).last_hidden_state, batch)
@@ -173,7 +177,11 @@ def of_states(
 
 @torch.no_grad()
 def score(
-    model: Model, rows: Sequence[Row], fns: Mapping[str, Tokenwise] | None = None, batch_tokens: int | None = None
+    model: Model,
+    rows: Sequence[Row],
+    fns: Mapping[str, Tokenwise] | None = None,
+    batch_tokens: int | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[tuple[list[int], Tokens, dict[str, Tensor]]]:
     """Token functions on fixed rows without gradient, in length-sorted batches: `(row indices, batch, values)`.
 
@@ -186,12 +194,17 @@ def score(
         rows: what is scored.
         fns: named token functions; log-prob of the label by default.
         batch_tokens: most physical tokens at once; four times `at_once` by default, for nothing is kept to go back.
+        memory: what this model has read before: rows go on from there and are kept, where the model takes tree masks.
     """
     batch_tokens = batch_tokens or 4 * at_once(model)
     was = model.module.training
     model.module.eval()
     try:
-        for group, batch, past in _batches(model, rows, batch_tokens):
+        if memory is not None and takes_trees(model) and prefix.shares(model):
+            batches = _recalled(model, rows, batch_tokens, memory)
+        else:
+            batches = _batches(model, rows, batch_tokens)
+        for group, batch, past in batches:
             batch = batch.to(model.device)
             states = label_states(model, batch, past)
             yield group, batch, of_states(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
@@ -199,9 +212,7 @@ def score(
         model.module.train(was)
 
 
-def _batches(
-    model: Model, rows: Sequence[Row], batch_tokens: int
-) -> Iterator[tuple[list[int], Tokens, prefix.Store | None]]:
+def _batches(model: Model, rows: Sequence[Row], batch_tokens: int) -> Iterator[Batch]:
     """Rows in batches, each with the prefix it continues."""
     if model.kind == "seq2seq":
         for group in _by_prompt(rows, batch_tokens):
@@ -210,15 +221,40 @@ def _batches(
     layout = layout_of(model)
     kept = prefix.shares(model) and (layout is not None or model.config.model_type not in TREE)
     for run in layouts.plan(rows, layout) if kept else [layouts.Branches((), layouts.trees(rows, layout))]:
-        past = prefix.prefill(model, run.prefix) if run.prefix else None
+        past = None
+        if run.prefix:
+            here = torch.arange(len(run.prefix), device=model.device)[None]
+            past = prefix.Past(_Shared.of(prefix.prefill(model, run.prefix)), here)
         # Keys and values of the prefix are spread over the rows, a layer at a time: a quarter of a token each.
         lengths = [max(t.width, (t.width + len(run.prefix)) // 4) for t in run.trees]
         for chosen in by_length(lengths, batch_tokens):
-            trees = [run.trees[i] for i in chosen]
-            group = sorted(p.row for t in trees for p in t.paths)
-            number = {row: n for n, row in enumerate(group)}
-            local = [t._replace(paths=tuple(p._replace(row=number[p.row]) for p in t.paths)) for t in trees]
-            yield group, of_trees([rows[i] for i in group], local, model.pad), past
+            yield *_laid(rows, [run.trees[i] for i in chosen], model.pad), past
+
+
+def _recalled(model: Model, rows: Sequence[Row], batch_tokens: int, memory: Memory) -> Iterator[Batch]:
+    """Rows in batches of trees, each tree below what is known of its beginning; what a batch has read is kept."""
+    trees = layouts.trees(rows, layout_of(model))
+    # As in `layouts.plan`, no token that predicts a label is left out.
+    free = [min(t.stem, *(len(rows[p.row].prompt) - 1 for p in t.paths), t.width) for t in trees]
+    for chosen in by_length([t.width for t in trees], batch_tokens):
+        # In the order in which a batch has them.
+        these = sorted(chosen, key=lambda i: trees[i].paths[0].row)
+        past = memory.past([trees[i].ids.tolist() for i in these], [max(free[i], 0) for i in these])
+        depths, width = past.depth.tolist(), past.position.shape[1]
+        below = [trees[i].below(depth) for i, depth in zip(these, depths, strict=True)]
+        yield *_laid(rows, below, model.pad), past
+        for line, (tree, depth) in enumerate(zip(below, depths, strict=True)):
+            for path in tree.paths:
+                columns = np.concatenate([np.arange(width - depth, width), path.spots + width])
+                memory.keep(layouts.read(rows[path.row]), past.store, line, torch.from_numpy(columns))
+
+
+def _laid(rows: Sequence[Row], trees: Sequence[Tree], pad: int) -> tuple[list[int], Tokens]:
+    """Some rows' trees as tensors, and which rows they are."""
+    group = sorted(p.row for t in trees for p in t.paths)
+    number = {row: n for n, row in enumerate(group)}
+    local = [t._replace(paths=tuple(p._replace(row=number[p.row]) for p in t.paths)) for t in trees]
+    return group, of_trees([rows[i] for i in group], local, pad)
 
 
 def _by_prompt(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
@@ -236,10 +272,12 @@ def _by_prompt(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
     return [[i for b in g for i in bundles[b]] for g in by_length(lengths, batch_tokens, [len(b) for b in bundles])]
 
 
-def row_logp(model: Model, rows: Sequence[Row], batch_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+def row_logp(
+    model: Model, rows: Sequence[Row], batch_tokens: int | None = None, memory: Memory | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-prob of every completion, SUM over its tokens, and its token count: `(rows,), (rows,)`, on the CPU."""
     total, count = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    for group, batch, values in score(model, rows, batch_tokens=batch_tokens):
+    for group, batch, values in score(model, rows, batch_tokens=batch_tokens, memory=memory):
         index = torch.tensor(group)
         total[index] = reduce.row_sum(values["logp"].double(), batch.row, len(group)).cpu()
         count[index] = reduce.row_count(batch.row, len(group)).double().cpu()

@@ -29,15 +29,15 @@ def forgetful(batch: Tokens, ratio: tuple[float, float]) -> Tensor:
 
 
 def tree(
-    batch: Tokens, config: Any, dtype: torch.dtype, past: int = 0, kept: Tensor | None = None
+    batch: Tokens, config: Any, dtype: torch.dtype, past: Tensor | None = None, kept: Tensor | None = None
 ) -> Tensor | dict[str, Tensor]:
-    """What a transformers model takes as `attention_mask` for trees: `(B, 1, T, past + T)`, or one a layer type.
+    """What a transformers model takes as `attention_mask` for trees: `(B, 1, T, W + T)`, or one a layer type.
 
     Args:
         batch: tokens with `position_ids` and `reach`.
         config: the model's configuration: says whether all layers, some or none see only a window.
         dtype: of the attention scores; under autocast that is autocast's.
-        past: tokens of a common prefix in the cache, which all see.
+        past: positions of the W columns in the cache, `(B or 1, W)`, negative where a row does not see them.
         kept: `(B, T, T)` bool, which of them may be seen at all.
     """
     assert batch.reach is not None and batch.position_ids is not None
@@ -47,15 +47,14 @@ def tree(
     seen = (j <= j[:, None]) & (j[:, None] < batch.reach[:, None, :])
     if kept is not None:
         seen = seen & kept
-    if past:
-        seen = torch.cat([seen.new_ones(rows, width, past), seen], 2)
+    before = batch.position_ids[:, :0] if past is None else past.expand(rows, -1)
+    seen = torch.cat([(before >= 0)[:, None].expand(-1, width, -1), seen], 2)
     types = getattr(config, "layer_types", None) or []
     window: Any = getattr(config, "sliding_window", None)
     if "sliding_attention" not in types and not (window and config.model_type == "mistral"):
         return _additive(seen, dtype)
     # Positions, not indices: between a branch and its prompt other branches may lie. Padding still sees itself.
     position = batch.position_ids
-    before = torch.arange(past, device=position.device).expand(rows, past)
     near = position[:, :, None] - torch.cat([before, position], 1)[:, None, :] < window
     near_mask = _additive(seen & near, dtype)
     if "sliding_attention" not in types:

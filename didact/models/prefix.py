@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +97,29 @@ class Store(Cache):
         return Store(layers)
 
 
+class Past(NamedTuple):
+    """What the rows of a batch go on from.
+
+    Attributes:
+        store: keys and values; of one row, where all rows go on from the same.
+        position: of every column for every row, `(B or 1, W)`; negative where the column is not the row's. Rows
+            end at the last column.
+    """
+
+    store: Store
+    position: Tensor
+
+    @staticmethod
+    def none(rows: int = 1) -> Past:
+        """Rows that begin at the beginning."""
+        return Past(Store(), torch.zeros(rows, 0, dtype=torch.long))
+
+    @property
+    def depth(self) -> Tensor:
+        """Tokens of every row, `(B or 1,)`."""
+        return (self.position >= 0).sum(1)
+
+
 def packed(parts: Sequence[tuple[Store, Sequence[tuple[int, int, int]]]], room: int) -> Store:
     """Rows of several stores in one, all ending at the same column, with `room` free columns after it.
 
@@ -173,20 +196,30 @@ def expand(store: Store, n: int, room: int = 0) -> Store:
     return store.select(index, room)
 
 
-def extend(model: Model, store: Store, rows: Sequence[Sequence[int]]) -> Tensor:
+def extend(model: Model, store: Store, rows: Sequence[Sequence[int]], position: Tensor | None = None) -> Tensor:
     """Run one non-empty row of tokens after each row of a store; returns the logits after its last token, `(B, V)`.
 
-    The store (empty, or as many rows as given here, all of one length) is changed in place. Rows are padded on
-    the right, where causal attention never looks, so that no mask is needed; with their own last token, for
-    transformers warns of pad tokens without a mask.
+    The store (empty, or as many rows as given here) is changed in place. Rows are padded on the right, where causal
+    attention never looks; with their own last token, for transformers warns of pad tokens without a mask.
+
+    Args:
+        model: of a proven type.
+        store: what came before.
+        rows: what comes now.
+        position: of the store's columns, where its rows are not of one length (see `Past`).
     """
     past = store.length
     lengths = torch.tensor([len(r) for r in rows], device=model.device)
     width = int(lengths.max())
     ids = torch.tensor([[*r, *[r[-1]] * (width - len(r))] for r in rows], device=model.device)
+    columns = torch.arange(width, device=model.device)
+    mask, first = None, torch.full((1, 1), past, device=model.device)
+    if position is not None and past and bool((position < 0).any()):
+        mask = torch.cat([position >= 0, position.new_ones(len(rows), width, dtype=torch.bool)], 1)
+        first = position[:, -1:] + 1
     # Where a row ends, its logits are; the head is run at those columns only.
     ends, which = (lengths - 1).unique(return_inverse=True)
-    logits = step(model, store, ids, torch.arange(past, past + width, device=model.device)[None], keep=ends)
+    logits = step(model, store, ids, first + columns, mask, keep=ends)
     if logits.shape[1] == width:
         which = lengths - 1
     return logits[torch.arange(len(rows), device=model.device), which]
