@@ -34,7 +34,7 @@ from didact.learn import track
 from didact.models import cost, forward, load
 from didact.models.model import Model
 from didact.options import Request
-from didact.types import RECORDS, Fit, Metric, Record, Result, UserError, as_row
+from didact.types import RECORDS, Fit, Metric, Record, Result, Text, UserError, as_row
 
 SCHEMA = 1
 SAMPLES = 6  # answers shown before and after
@@ -159,7 +159,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     first = next(iter(job.train.values()), ())
     shown: dict[str, Any] = {"method": request.method, "options": job.options}
     if job.entry["fit"]:
-        shown["steps"] = job.fit.total_steps(len(first))
+        shown["steps"] = _steps(job, first)
     shown["records"] = {name: len(rows) for name, rows in job.train.items()}
     if not isinstance(job.model, Model):
         return shown
@@ -182,6 +182,18 @@ def dry_run(request: Request) -> dict[str, Any]:
     truncated = {name: encode.truncated(model.tokenizer, p, model.context) for name, p in pairs.items()}
     lengths = {"truncated_rows": truncated, "longest_record_tokens": longest, "context": model.context}
     return shown | {"memory_bytes": memory} | lengths
+
+
+def _steps(job: Job, records: Sequence[Any]) -> str:
+    """How many, and what that rests on where the method itself decides what a row is."""
+    if job.fit.steps is not None:
+        return str(job.fit.steps)
+    rows, told = len(records), "a row a record"
+    if records and isinstance(records[0], Text) and isinstance(job.model, Model):
+        tokens = sum(len(job.model.tokenizer(r.text)["input_ids"]) + 1 for r in records if isinstance(r, Text))
+        rows, told = -(-tokens // job.model.context), f"{tokens} tokens in rows as long as the context"
+    rounds = ", in each round" if "rounds" in job.options else ""
+    return f"{job.fit.total_steps(rows)} (if the method makes {told}{rounds})"
 
 
 def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:

@@ -18,7 +18,7 @@ from didact import catalogue, cli
 from didact.files import read_json
 from didact.models import load
 from didact.models.model import Model
-from didact.types import as_row
+from didact.types import Text, as_row
 
 DIDACT = (sys.executable, "-m", "didact.cli")
 TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--warmup-steps", "3"]
@@ -124,6 +124,17 @@ def test_a_dry_run_tells_memory_steps_and_truncated_rows_and_writes_nothing(plac
     shown = capsys.readouterr().out
     assert "steps" in shown and "30" in shown and "MiB" in shown and "truncated rows" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_texts_in_rows_as_long_as_the_context(place, tmp_path, capsys):
+    texts = write_rows(tmp_path / "texts.jsonl", [Text(text="ab cd " * 40, score=float(n)) for n in range(16)])
+    words = ["run", "phf", "--model", str(place / "model"), "--texts", texts, "--dry-run"]
+    assert cli.main([*words, "--rows=4", "--epochs=2", f"--out={tmp_path / 'out'}"]) == 0
+    model = load.load(place / "model")
+    tokens = 16 * (len(model.tokenizer("ab cd " * 40)["input_ids"]) + 1)
+    steps = round(2 * -(-tokens // model.context) / 4)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"steps {steps} (if the method makes {tokens} tokens in rows as long as the context)" in shown
 
 
 def test_a_lora_run_is_saved_as_an_adapter_on_the_start_model(place, tmp_path, capsys):
