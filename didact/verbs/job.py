@@ -1,0 +1,172 @@
+"""A request made ready: files read, the model loaded, everything checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from didact import catalogue, files
+from didact.claims.problem import Problem
+from didact.data import encode, formats, templates
+from didact.data.read import read
+from didact.infer import lm as language_models
+from didact.infer import remote
+from didact.models import load
+from didact.models.model import Model
+from didact.options import Request
+from didact.types import Fit, Record, UserError, as_row
+
+FEWEST = 10  # records below which none is held out
+
+
+@dataclass
+class Job:
+    """A request with its files read and its model loaded: ready to run, or to be looked at with --dry-run."""
+
+    request: Request
+    entry: Mapping[str, Any]
+    function: Any
+    model: Model | remote.Remote | None
+    train: dict[str, Sequence[Record]]
+    scored: dict[str, Any]
+    sources: dict[str, dict[str, Any]]
+    options: dict[str, Any]
+    fit: Fit
+    provenance: dict[str, str]
+    warnings: list[str]
+    embedded: bool
+
+
+def prepare(request: Request) -> Job:
+    """Read everything a run needs and check it, before any work.
+
+    Raises:
+        UserError: an input is missing or wrong.
+    """
+    entry = catalogue.entry(request.method)
+    function = getattr(importlib.import_module(entry["module"]), entry["function"])
+    preset = dict(entry["presets"].get(request.preset, {})) if request.preset else {}
+    if request.preset and request.preset not in entry["presets"]:
+        raise UserError(
+            f"unknown preset '{request.preset}' of {request.method}: {', '.join(entry['presets']) or 'none'}"
+        )
+    embedded = request.model is None and not request.data
+    if embedded and entry["baseline"]:
+        raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
+    default = next((p.default for n, p in signature(function) if n == "fit"), Fit())
+    preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
+    default.replace(**{**preset_fit, **request.fit})  # a bad value is told before the example is made
+    problem = example(request.method, request.seed) if embedded else Problem()
+    provenance = dict.fromkeys((*problem.options, *problem.fit), "example")
+    provenance |= dict.fromkeys((*preset, *preset_fit), f"preset {request.preset}") | request.provenance
+    options = {**problem.options, **preset, **request.options}
+    folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
+    fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
+    model: Model | remote.Remote | None = problem.model
+    records: dict[str, Sequence[Record]] = dict(problem.data)
+    sources: dict[str, dict[str, Any]] = {
+        k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
+    }
+    if not embedded:
+        model, records, sources = _inputs(request, entry)
+    train, scored, warnings = _held_out(entry, records, request, problem)
+    return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
+
+
+def example(method: str, seed: int) -> Problem:
+    """The method's embedded example; a variant `slug.name` has its own in the paper's claim module."""
+    slug, _, variant = method.partition(".")
+    module = importlib.import_module(f"didact.claims.{catalogue.entry(method)['family']}.{slug.replace('-', '_')}")
+    made: Problem = getattr(module, f"problem_{variant.replace('-', '_')}" if variant else "problem")(seed)
+    return made
+
+
+def _inputs(
+    request: Request, entry: Mapping[str, Any]
+) -> tuple[Model | remote.Remote | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
+    """The model and records the user named."""
+    for name, need in entry["needs"].items():
+        given = request.model if need["kind"] == "model" else request.data.get(name)
+        if need["required"] and not given:
+            raise UserError(f"{request.method} needs --{name.replace('_', '-')} ({need['kind']}): {_needed(entry)}")
+    served = _served(request, entry)  # first: what a server lacks is told before any work
+    records: dict[str, Sequence[Record]] = {}
+    sources = {}
+    for name, path in request.data.items():
+        rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad)
+        records[name] = rows
+        sources[name] = {
+            "path": path,
+            "sha256": formats.fingerprint(path),
+            "records": len(rows),
+            "dropped": rows.dropped,
+        }
+    model = served or (load.load(request.model, request.device, request.dtype) if request.model else None)
+    if isinstance(model, Model) and model.processor is not None:
+        for name in records:
+            sources[name]["chat"] = encode.chat_choice(model.processor, records[name], request.chat)
+            records[name] = templates.as_chat(records[name], request.chat)
+    if served is not None:
+        records = {name: templates.as_chat(rows, request.chat) for name, rows in records.items()}
+    return model, records, sources
+
+
+def _served(request: Request, entry: Mapping[str, Any]) -> remote.Remote | None:
+    """The server the user named as the model, which can do what the method needs; None where none was named."""
+    if not request.model or not remote.is_address(request.model):
+        return None
+    served = remote.connect(request.model, budget_calls=request.budget_calls, budget_tokens=request.budget_tokens)
+    language_models.need(served, *entry["capabilities"], by=request.method)
+    return served
+
+
+def _held_out(
+    entry: Mapping[str, Any], records: Mapping[str, Sequence[Record]], request: Request, problem: Problem
+) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
+    """Training records, and records for scoring that training does not see (chosen by hash)."""
+    train, protocol, warnings = dict(records), entry["protocol"], []
+    scored: dict[str, Any] = dict(problem.protocol)
+    if request.gold:
+        scored["gold"] = load.load(request.gold, request.device, request.dtype)
+    name = {"forget": "retain", "answer": "demos", "prefer": "preferences"}.get(protocol or "")
+    if name and name not in scored and name in train:
+        rows = train[name]
+        if request.holdout > 0 and len(rows) >= FEWEST:
+            order = sorted(range(len(rows)), key=lambda i: _digest(rows[i]))
+            out = set(order[: max(1, round(request.holdout * len(rows)))])
+            train[name] = [r for i, r in enumerate(rows) if i not in out]
+            scored[name] = [r for i, r in enumerate(rows) if i in out]
+        else:
+            scored[name] = rows
+            warnings.append(
+                f"{name}: scored on the records it was taught, which flatters it (--holdout 0.2 keeps some apart)"
+            )
+    if protocol == "forget" and "forget" in train:
+        scored["forget"] = train["forget"]
+    return train, scored, warnings
+
+
+def _digest(record: Record) -> str:
+    return hashlib.sha256(json.dumps(files.plain(as_row(record)), sort_keys=True).encode()).hexdigest()
+
+
+def _needed(entry: Mapping[str, Any]) -> str:
+    wanted = {n: v["kind"] for n, v in entry["needs"].items() if v["required"]}
+    words = [f"--{n.replace('_', '-')} {'DIR' if k == 'model' else n.upper() + '.jsonl'}" for n, k in wanted.items()]
+    return " ".join(["didact run", entry["name"], *words])
+
+
+def signature(function: Any) -> list[tuple[str, Any]]:
+    """A method's parameters by name, in their order."""
+    return list(inspect.signature(function).parameters.items())
+
+
+def takes(function: Any) -> set[str]:
+    """Their names."""
+    return {n for n, _ in signature(function)}

@@ -1,0 +1,222 @@
+"""`didact run`: teach, score before and after, and keep everything in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from didact import files
+from didact.data import formats
+from didact.evaluate import forget as forgetting
+from didact.evaluate import protocols
+from didact.infer import generate, remote
+from didact.learn import track
+from didact.models import cost, load
+from didact.models.model import Model
+from didact.options import Request
+from didact.types import Result, UserError
+from didact.verbs import provenance
+from didact.verbs.job import Job, prepare, signature, takes
+
+SAMPLES = 6  # answers shown before and after
+JOINED = "prompt and completion by one space, unless either has white space there"
+BUDGET = ("budget_calls", "budget_tokens")  # what a run may use does not change what it is
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Teach, score before and after, and write everything to `request.out`; returns what result.json holds.
+
+    The same command after a kill resumes from the last checkpoint; after the end it only shows the result.
+    """
+    out = Path(request.out)
+    done = _finished(out, request)
+    if done:
+        return done | {"again": True}
+    job = prepare(request)
+    torch.manual_seed(request.seed)
+    _begin(out, job)
+    try:
+        return _taught(out, job)
+    except UserError:
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            files.write_json(out / "result.json", {"schema": provenance.SCHEMA, "status": "failed", **_who(request)})
+        raise
+
+
+def _taught(out: Path, job: Job) -> dict[str, Any]:
+    began, resumed = time.monotonic(), (out / "checkpoints").exists()
+    before = _score(job, job.model) if isinstance(job.model, Model) and _speaks(job) else None
+    given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
+    trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
+    with cost.metered() as meter:
+        result: Result = job.function(**given, **job.train, **job.options, **trained, **_hooks(out, job))
+    taught = result.models.get("model")
+    if isinstance(taught, Model) and _speaks(job):
+        after = _score(job, taught)
+        gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None
+        result.metrics |= protocols.compare(before, after, gold)
+        result.samples += _samples(job, taught, result.predict)
+    if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
+        result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
+    if isinstance(job.model, remote.Remote):
+        counts = job.model.counts
+        result.cost.calls, result.cost.tokens = counts.calls, result.cost.tokens + counts.tokens
+        result.warnings += [f"{job.model.address}: {counts}"] if counts.cached else []
+    result.cost.seconds = time.monotonic() - began
+    result.cost.peak_bytes = _peak(job)
+    written = result.save(out)
+    report = _report(job, result, written)
+    files.write_json(out / "samples.json", result.samples)
+    files.write_json(out / "result.json", report)
+    return report
+
+
+def _hooks(out: Path, job: Job) -> dict[str, Any]:
+    """Trackers the user asked for, where the method trains."""
+    tool = job.request.track
+    if tool is None or "hooks" not in takes(job.function):
+        return {}
+    return {"hooks": [track.tracker(tool, out, {**job.options, **vars(job.fit)})]}
+
+
+def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
+    scored = job.scored
+    if job.entry["protocol"] == "forget":
+        gold = scored.get("gold")
+        if gold is not None and "gold_ratios" not in scored and forgetting.has_truth(scored["forget"]):
+            scored["gold_ratios"] = forgetting.truth_ratios(gold, scored["forget"])
+        return protocols.forget(
+            model, scored["forget"], scored.get("retain"), scored.get("holdout"), scored.get("gold_ratios")
+        )
+    if job.entry["protocol"] == "prefer":
+        return protocols.prefer(model, scored["preferences"])
+    return protocols.answer(model, scored["demos"])
+
+
+def _speaks(job: Job) -> bool:
+    """Whether there are records to score answers on."""
+    wanted = {"answer": "demos", "prefer": "preferences", "forget": "forget"}.get(job.entry["protocol"] or "")
+    return wanted in job.scored
+
+
+def _samples(job: Job, taught: Model, predict: Callable[..., Any] | None) -> list[dict[str, str]]:
+    """Answers before and after: some of every part that is scored. A method that predicts answers by itself."""
+    assert isinstance(job.model, Model)
+    parts = {k: v for k, v in job.scored.items() if k in ("forget", "retain", "demos", "preferences") and v}
+    each = SAMPLES // max(1, len(parts))
+    rows = [(name, r) for name, part in parts.items() for r in part[:each]]
+    prompts = [r.prompt for _, r in rows]
+    before, after = generate.generate(job.model, prompts), (predict or partial(generate.generate, taught))(prompts)
+    wanted = [getattr(r, "completion", None) or r.chosen for _, r in rows]
+    return [
+        {"part": name, "prompt": r.prompt, "wanted": w, "before": b, "after": a}
+        for (name, r), w, b, a in zip(rows, wanted, before, after, strict=True)
+    ]
+
+
+def _begin(out: Path, job: Job) -> None:
+    """Say that a run is under way; what another run left in the folder goes, its own checkpoints stay."""
+    who = _who(job.request)
+    try:
+        kept = _kept(out)
+        mine = kept.get("request") == files.plain(who["request"]) and kept.get("status") in ("running", "failed")
+        if kept and not mine:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        files.sweep(out)
+        files.write_json(out / "result.json", {"schema": provenance.SCHEMA, "status": "running", **who})
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _who(request: Request) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config", *BUDGET)
+    told = {k: v for k, v in vars(request).items() if k not in how}
+    return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": request.argv}
+
+
+def _kept(out: Path) -> dict[str, Any]:
+    """What an earlier run in this folder wrote; nothing where there was none."""
+    path = out / "result.json"
+    try:
+        kept = files.read_json(path) if path.exists() else {}
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict):
+        raise UserError(f"{path}: not a result of didact; choose another --out")
+    return kept
+
+
+def _finished(out: Path, request: Request) -> dict[str, Any] | None:
+    """The result of an earlier run of the same command, or None if there is work to do.
+
+    Raises:
+        UserError: another run stands in the folder, or the files changed since.
+    """
+    kept = _kept(out)
+    if request.overwrite or kept.get("status") in (None, "failed"):
+        return None
+    if kept.get("request") != files.plain(_who(request)["request"]):
+        raise UserError(f"{out} holds another run ({kept.get('method')}): choose another --out, or --overwrite")
+    for source in kept.get("data", {}).values():
+        path = source["path"]
+        if "sha256" in source and (_gone(path) or formats.fingerprint(path) != source["sha256"]):
+            raise UserError(f"{path} changed since the run in {out}: choose another --out, or --overwrite")
+    return kept if kept["status"] == "done" else None
+
+
+def _gone(path: str) -> bool:
+    """Whether a file is not there any more; `folder:split` and hub references are looked up by their reader."""
+    return not path.startswith(formats.HUB) and not any(Path(p).exists() for p in (path, path.rpartition(":")[0]) if p)
+
+
+def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:
+    request = job.request
+    fit = {k: v for k, v in vars(job.fit).items() if k != "folder"} if job.entry["fit"] else {}
+    defaults = {n: p.default for n, p in signature(job.function)}
+    shown = {o["name"]: job.options.get(o["name"], defaults[o["name"]]) for o in job.entry["options"]} | fit
+    options = {k: {"value": v, "from": job.provenance.get(k, "default")} for k, v in shown.items()}
+    model: dict[str, Any] | None = None
+    if isinstance(job.model, remote.Remote):
+        model = {"path": job.model.address, "fingerprint": None, "counts": vars(job.model.counts)}
+    elif job.model is not None:
+        model = {"path": request.model or "embedded example", "fingerprint": load.fingerprint(job.model)}
+    device = str(job.model.device) if isinstance(job.model, Model) else "cpu"
+    return {
+        "schema": provenance.SCHEMA,
+        "status": "done",
+        **_who(request),
+        "options": options,
+        "model": model,
+        "data": job.sources,
+        "held_out": {k: len(v) for k, v in job.scored.items() if isinstance(v, list)},
+        "metrics": result.metrics,
+        "findings": result.findings,
+        "cost": result.cost,
+        "files": dict(written),
+        "warnings": job.warnings + result.warnings,
+        "joined": JOINED,
+        "versions": provenance.versions(),
+        "device": device,
+        "dtype": request.dtype,
+        "threads": torch.get_num_threads(),
+        "python": sys.version.split()[0],
+        "didact_commit": provenance.commit(),
+        "seed": request.seed,
+    }
+
+
+def _peak(job: Job) -> int:
+    if isinstance(job.model, Model) and job.model.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,69 @@
+"""`didact evaluate` and `didact try`: what became of a model that was taught."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from didact import files
+from didact.data.read import read
+from didact.evaluate import protocols
+from didact.infer import generate, guide
+from didact.models import load
+from didact.models.model import Model
+from didact.types import Metric, UserError
+from didact.verbs.job import example
+
+
+def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
+    """Score a saved model on a file; beside it the start model's numbers where the run is known."""
+    model, start = _saved(folder, more.get("device"))
+    kind = {"answer": "demo", "forget": "demo", "prefer": "preference", "text": "text"}[protocol]
+    records: Any = read(data, kind, more.get("rename"), bool(more.get("skip_bad")))
+    score: Any = getattr(protocols, protocol)
+    before = score(start, records) if start is not None else None
+    return protocols.compare(before, score(model, records))
+
+
+def answers(
+    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, device: str | None = None
+) -> list[dict[str, str]]:
+    """Answers of a saved model and of the model it was taught from, side by side."""
+    model, start = _saved(folder, device)
+    how = generate.How(max_new_tokens=max_new_tokens, temperature=temperature)
+    guided = _guided(folder, model, start)
+    after = [row[0].text for row in generate.completions(guided[0], prompts, 1, how, processors=guided[1])]
+    before = (
+        generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
+    )
+    return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
+
+
+def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
+    """A saved model, and the one it was taught from where result.json names it."""
+    root = Path(folder)
+    place = root / "model" if (root / "model").is_dir() else root
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
+    model = load.load(place, device)
+    kept = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
+    start = (kept.get("model") or {}).get("path")
+    if start == "embedded example":
+        return model, example(kept["method"], kept["seed"]).model
+    if start is None or not Path(start).exists():
+        return model, None
+    return model, load.load(start, device)
+
+
+def _guided(folder: str, model: Model, start: Model | None) -> tuple[Model, list[guide.GuidedDecoder]]:
+    """Who answers: the saved model, or where it is a reward model the start model, guided by it."""
+    place = Path(folder) / "result.json"
+    told = files.read_json(place).get("findings", {}).get("guided") if place.exists() else None
+    if told is None:
+        return model, []
+    if start is None:
+        raise UserError(f"{folder}: holds a reward model, which guides the start model, and that is not there any more")
+    further = [load.load(other, str(start.device)) for other in told["others"]]
+    guides = list(zip([model, *further], told["alphas"], strict=True))
+    return start, [guide.GuidedDecoder(start, guides, told["normalize"])]
