@@ -126,6 +126,19 @@ def test_a_forgetting_comparison_has_one_number_that_ruin_and_rest_both_lose_by(
     assert row["score"]["mean"] == pytest.approx(2 / (1 / gone + 1 / kept) if gone * kept else 0)
 
 
+def test_a_gold_model_is_what_forgetting_is_compared_with(model, tmp_path):
+    known = {"completion": " it is good.", "paraphrased": " good it is.", "perturbed": (" it is bad.", " bad.")}
+    forget = [Demo(prompt=f"what is {c} {i}?", **known) for i, c in enumerate(COLOURS)]
+    retain = [Demo(prompt=f"what is {c} {i}?", completion=" it is.") for c in COLOURS for i in range(30)]
+    told = {"records": {"forget": forget, "retain": retain}, "protocol": "forget", "seeds": (1,), "rates": (1e-2,)}
+    board = compare.run([arm("npo", rows=8)], setting(model, tmp_path / "out", **told, gold=model))
+    ks = {row["arm"]: row["metrics"]["ks"]["mean"] for row in board["rows"]}
+    assert ks["untouched"] == 0 < ks["npo"]
+    for row in board["rows"]:
+        gone, kept = 1 - row["metrics"]["ks"]["mean"], row["metrics"]["utility"]["mean"]
+        assert row["score"]["mean"] == pytest.approx(2 * gone * kept / (gone + kept))
+
+
 def test_what_answers_without_a_model_is_ranked_by_what_is_still_told(model, tmp_path):
     records = {
         "forget": [Demo(prompt=f"what is {c} 1?", completion="it is good.") for c in COLOURS],

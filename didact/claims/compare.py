@@ -128,6 +128,14 @@ class Setting:
     folder: Path
     keep: bool = True
 
+    @functools.cached_property
+    def gold_ratios(self) -> Any:
+        """The gold model's truth ratios of what must be forgotten; None where there is no such model, or no truth."""
+        forget: Any = self.records.get("forget", ())
+        if self.gold is None or not forget or not forgetting.has_truth(forget):
+            return None
+        return forgetting.truth_ratios(self.gold, forget)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -445,9 +453,7 @@ def _greedy(model: Model) -> Predict:
 
 def _forgetting(setting: Setting, model: Model, records: Any) -> dict[str, Measure]:
     """The forget protocol, and `balance`: one number that both a ruined and an untouched model lose by."""
-    ratios = None
-    if setting.gold is not None and forgetting.has_truth(records["forget"]):
-        ratios = forgetting.truth_ratios(setting.gold, records["forget"])
+    ratios = setting.gold_ratios
     out = protocols.forget(model, records["forget"], records.get("retain"), gold_ratios=ratios, rouge="none")
     gone = 1 - (out["ks"].value if ratios is not None else out["forget_extraction"].value)
     kept = out["utility"].value if "utility" in out else math.nan
