@@ -17,7 +17,8 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from didact.methods import baselines, unlearning
+from didact.learn import rounds
+from didact.methods import alignment, baselines, unlearning
 from didact.models.load import load
 from didact.types import Fit
 from didact.worlds.authors import authors
@@ -34,6 +35,9 @@ def main(start, out):
         # one record a step: the second process has nothing to do and must still take part
         "one": baselines.sft(model, world.forget, fit=fit.replace(rows=1)),
     }
+    rounds.CHUNK = 3  # each process samples some
+    played = fit.replace(steps=3, save_every=1, folder=f"{out}/rounds")
+    results["spin"] = alignment.spin(model, world.forget, rounds=2, max_new_tokens=4, fit=played)
     state = PartialState()
     weights = {}
     for name, result in results.items():
@@ -75,12 +79,18 @@ def runs(fresh, tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
+    said = {}
+
     def of(folder, rank):
+        files = sorted((root / folder / "rounds/spin").glob("round-*/samples.jsonl"))
+        said[folder] = [[c[1] for c in json.loads(line)] for file in files for line in file.read_text().splitlines()]
         return load_file(root / folder / f"weights-{rank}"), json.loads(
             (root / folder / f"history-{rank}.json").read_text()
         )
 
-    return of("alone", 0), of("together", 0), of("together", 1), load_file(root / "start/model.safetensors")
+    told = of("alone", 0), of("together", 0), of("together", 1), load_file(root / "start/model.safetensors")
+    assert said["alone"] == said["together"] and len(said["alone"]) == 2 * 20  # rounds by demonstrations
+    return told
 
 
 def test_there_were_two_processes(runs):
@@ -88,15 +98,15 @@ def test_there_were_two_processes(runs):
     assert (alone["world"], first["world"], second["world"]) == (1, 2, 2)
 
 
-@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one"])
+@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one", "spin"])
 def test_both_of_two_processes_log_the_losses_of_one(method, runs):
     (_, alone), (_, first), (_, second), _ = runs
-    assert len(alone[method]) == 5 and first[method] == second[method]
+    assert len(alone[method]) == (6 if method == "spin" else 5) and first[method] == second[method]
     for mine, theirs in zip(alone[method], first[method], strict=True):
         assert mine == pytest.approx(theirs, abs=1e-10)
 
 
-@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one"])
+@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one", "spin"])
 def test_both_of_two_processes_end_with_the_weights_of_one(method, runs):
     (alone, _), (first, _), (second, _), start = runs
     names = [k for k in alone if k.startswith(f"{method}|")]

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from didact.learn import checkpoint, schedules
+from didact.learn import checkpoint, schedules, together
 from didact.learn.checkpoint import State
 from didact.learn.progress import Bar
 from didact.types import Fit, UserError
@@ -162,7 +162,9 @@ def fit(
         UserError: the loss or gradient became NaN or infinite, or one row alone exhausts memory.
     """
     AcceleratorState._reset_state()  # a process may fit twice with different precision
-    accelerator = Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=_on_cpu(module))
+    accelerator = Accelerator(
+        mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=together.on_cpu(module)
+    )
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = _optimizer(groups or _groups(named, fit.weight_decay), fit)
     hooks = list(hooks)
@@ -347,7 +349,3 @@ def _smaller(error: BaseException, micro_tokens: int, batch: Logical, coupled: b
 def _identity(fit: Fit) -> dict[str, Any]:
     memory = {"folder", "micro_tokens", "save_every"}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in memory}
-
-
-def _on_cpu(module: nn.Module) -> bool:
-    return all(p.device.type == "cpu" for p in module.parameters())

@@ -23,7 +23,7 @@ from didact import files
 from didact.data.encode import Row
 from didact.infer import generate
 from didact.infer.generate import Completion, How
-from didact.learn import checkpoint
+from didact.learn import checkpoint, together
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Step
 from didact.learn.language import Taught
@@ -52,14 +52,20 @@ class Round:
     ) -> list[Any]:
         """JSON values 0 to `count`, made `size` (`CHUNK`) at a time by `make(start, stop)` and kept in `name.jsonl`.
 
-        What a finished chunk of an earlier start holds is read and not made again.
+        What a finished chunk of an earlier start holds is read and not made again. Of several processes each makes
+        every so many-th chunk, all have all of them, and the first one writes.
         """
         size = size or CHUNK
-        path = self.folder / f"{name}.jsonl" if self.folder else None
+        rank, world = together.rank(self.model.module)
+        path = self.folder / f"{name}.jsonl" if self.folder and rank == 0 else None
         kept = _whole(path, count, size) if path else []
-        with Bar(f"round {self.number}: {name}", -(-count // size), len(kept) // size) as bar:
-            for start in range(len(kept), count, size):
-                fresh = make(start, min(start + size, count))
+        kept = together.from_first(kept) if world > 1 else kept
+        wave = size * world
+        with Bar(f"round {self.number}: {name}", -(-count // wave), len(kept) // wave, quiet=rank > 0) as bar:
+            for start in range(len(kept), count, wave):
+                first = min(start + rank * size, count)
+                fresh = make(first, min(first + size, count)) if first < count else []
+                fresh = together.joined(fresh) if world > 1 else fresh
                 if path:
                     with open(path, "a") as out:
                         out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
@@ -124,15 +130,16 @@ def play(
     Raises:
         UserError: the folder holds rounds of another model, or with other options.
     """
+    rank, world = together.rank(model.module)
     root = Path(fit.folder) / name if fit.folder else None
-    if root:
+    if root and rank == 0:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
         _same(root, {**how, **(identity or {}), "weights": load.fingerprint(model)})
     played: Played[M] = Played(model)
     for number in range(count):
         here = root / f"round-{number}" if root else None
         if here:
-            here.mkdir(exist_ok=True)
+            here.mkdir(parents=True, exist_ok=True)
         seeded = fit.replace(seed=fit.seed + APART * number, folder=str(here) if here else None)
         now = Round(number, played.model, seeded, here)
         played.mined.append(mine(now))
@@ -147,10 +154,12 @@ def play(
         else:
             taught = train(now, played.mined[-1])
             played.model, state = _merged(taught.model) if fit.lora else taught.model, taught.state
-            if here:
+            if here and rank == 0:
                 told = State(number, {}, [h.state() for h in hooks], None, taught.history, state.tokens)
                 checkpoint.save(here / "promoted", played.model.module.state_dict(), told, {})
-        if here:  # what training kept to go on from is of no use any more
+        if world > 1:  # no process reads a round's folder while another writes there
+            together.wait()
+        if here and rank == 0:  # what training kept to go on from is of no use any more
             for stray in [p for p in here.iterdir() if p.is_dir() and p.name != "promoted"]:
                 shutil.rmtree(stray, ignore_errors=True)
         done = len(played.history)
