@@ -237,6 +237,8 @@ def _run(words: list[str]) -> int:
         _show_plan(verbs.dry_run(request))
         return 0
     report = verbs.run(request)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one tells
+        return 0
     from didact.report import page
 
     place = page.write(request.out)
