@@ -104,7 +104,7 @@ def main() -> None:
             )  # fmt: skip
             result = exact_extract(model, questions, max_len=LONGEST)
             row = {"arm": arm, "questions": len(questions), "seconds": round(time.monotonic() - began, 1)}
-            files.write_json(place, row | {"metrics": result.metrics, "samples": result.samples})
+            files.write_json(place, row | {"metrics": result.metrics})  # no samples: they quote the passages
         shown = {k: (round(m["after"], 2), m["ci"] and [round(x, 2) for x in m["ci"]])
                  for k, m in files.read_json(place)["metrics"].items()}  # fmt: skip
         print(arm, json.dumps(shown, indent=1), flush=True)
