@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import inspect
 import math
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from didact import files
-from didact.data import convert
+from didact.data import apart, convert
 from didact.evaluate import collapse, judges, protocols, statistics
 from didact.evaluate import forget as forgetting
 from didact.evaluate.protocols import Measure
@@ -110,6 +109,7 @@ class Setting:
         seeds: test seeds; the tuning seed is none of them.
         rates: learning rates each arm that trains is tuned over.
         folds: 0 has one split; else seed k is tested on fold k.
+        group: a field whose equal values are kept on one side of a split; the prompt by default.
         gold: a model that never saw what must be forgotten.
         judge: says which of two answers is better.
         folder: where units and models are kept.
@@ -123,6 +123,7 @@ class Setting:
     seeds: Sequence[int]
     rates: Sequence[float]
     folds: int = 0
+    group: str | None = None
     gold: Model | None = None
     judge: judges.Judge | None = None
     folder: Path
@@ -160,8 +161,12 @@ def protocol_for(records: Mapping[str, Sequence[Record]]) -> Protocol:
     return "answer" if convert.serve("demo", records) else "text"
 
 
-def split(records: Mapping[str, Sequence[Record]], part: int | Literal["tune"], folds: int = 0) -> Split:
+def split(
+    records: Mapping[str, Sequence[Record]], part: int | Literal["tune"], folds: int = 0, group: str | None = None
+) -> Split:
     """Teaching and scoring records, by a hash of the prompt (or text): the same prompt is never on both sides.
+
+    With `group`, a field of the records, neither is one of its values.
 
     A fifth is for tuning. Of the rest one in `folds` (a quarter, where there is one split) is the test of a
     seed; tuning teaches what the first seed teaches, and is scored on its own fifth. What must be
@@ -174,7 +179,7 @@ def split(records: Mapping[str, Sequence[Record]], part: int | Literal["tune"], 
         if name == "forget":
             train[name] = test[name] = rows
             continue
-        bins = [_bin(r, 5 * parts) for r in rows]
+        bins = apart.bins(apart.keys(rows, group, name), 5 * parts)
         fold = 0 if part == "tune" or not folds else part % folds
         scored = [(b < parts) if part == "tune" else (b >= parts and b % parts == fold) for b in bins]
         taught = [b >= parts and b % parts != fold for b in bins]
@@ -328,7 +333,7 @@ class Work:
         if place.exists() and "error" not in (kept := files.read_json(place)):  # what failed is tried once more
             return dict(kept)
         where = self.setting.seeds.index(seed) if part is None else part
-        parts = split(self.setting.records, cast(Any, where), self.setting.folds)
+        parts = split(self.setting.records, cast(Any, where), self.setting.folds, self.setting.group)
         first = part is None and seed == self.setting.seeds[0]
         resumed = self._checkpoints(place.stem).exists()
         told = _attempt(lambda: self._done(arm, lr, steps, seed, parts, place.stem, first))
@@ -502,7 +507,7 @@ def _steps(work: Work, arm: Arm) -> dict[str, Any]:
     place = work.place(f"{arm.name}_steps")
     if place.exists():
         return dict(files.read_json(place))
-    train = split(setting.records, "tune", setting.folds).train
+    train = split(setting.records, "tune", setting.folds, setting.group).train
     used = []
     for steps in PROBES:
         name = f"probe-{arm.name}-{steps}"
@@ -541,17 +546,12 @@ def _fits(protocol: Protocol, records: Mapping[str, Sequence[Record]]) -> bool:
 
 def _shorter(setting: Setting) -> float:
     parts = sorted({k % (setting.folds or 1) for k in range(len(setting.seeds))})  # those that were tested
-    tested = [convert.serve("preference", split(setting.records, k, setting.folds).test) for k in parts]
+    tested = [convert.serve("preference", split(setting.records, k, setting.folds, setting.group).test) for k in parts]
     pairs: Any = [p for part in tested for p in part or ()]
     count = setting.model.tokenizer
     return collapse.shorter_wins(
         [(len(count(p.chosen)["input_ids"]), len(count(p.rejected)["input_ids"])) for p in pairs]
     )
-
-
-def _bin(record: Record, bins: int) -> int:
-    shown = next(str(getattr(record, n)) for n in ("prompt", "question", "text", "task", "x") if hasattr(record, n))
-    return int(hashlib.sha256(shown.encode()).hexdigest()[:8], 16) % bins
 
 
 def _rate(lr: float | None) -> str:

@@ -28,6 +28,7 @@ def comparison(
     seeds: int = 5,
     lrs: Sequence[float] = (),
     folds: int = 0,
+    group: str | None = None,
     gold: str | None = None,
     judge: str | None = None,
     protocol: compare.Protocol | None = None,
@@ -49,6 +50,7 @@ def comparison(
         seeds: how many test seeds.
         lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
         folds: cross-validation in place of one split, seed k on fold k.
+        group: a field whose equal values are never on both sides of a split.
         gold: a model that never saw what must be forgotten.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
@@ -74,14 +76,15 @@ def comparison(
     how = protocol or compare.protocol_for(records)
     setting = compare.Setting(
         model=start, records=records, protocol=how, budget=allowed,
-        seeds=range(1, seeds + 1), rates=tuple(lrs) or tuple(compare.rates(start)), folds=folds,
+        seeds=range(1, seeds + 1), rates=tuple(lrs) or tuple(compare.rates(start)), folds=folds, group=group,
         gold=load.load(gold, device, dtype) if gold else None, judge=_judge(judge), folder=Path(out), keep=keep,
     )  # fmt: skip
     identity = files.plain(
         {
             "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": load.fingerprint(start),
             "data": {name: formats.fingerprint(path) for name, path in data.items()}, "budget": budget, "seeds": seeds,
-            "rates": setting.rates, "folds": folds, "gold": gold, "judge": judge, "protocol": how, "dtype": dtype,
+            "rates": setting.rates, "folds": folds, "group": group,
+            "gold": gold, "judge": judge, "protocol": how, "dtype": dtype,
             "map": dict(rename or {}), "skip_bad": skip_bad,
         }
     )  # fmt: skip

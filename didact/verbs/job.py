@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, files
+from didact import catalogue
 from didact.claims.problem import Problem
-from didact.data import encode, formats, templates
+from didact.data import apart, encode, formats, templates
 from didact.data.read import read
 from didact.infer import lm as language_models
 from didact.infer import remote
 from didact.models import load
 from didact.models.model import Model
 from didact.options import Request
-from didact.types import Fit, Record, UserError, as_row
+from didact.types import Fit, Record, UserError
 
 FEWEST = 10  # records below which none is held out
 
@@ -137,9 +135,8 @@ def _held_out(
     name = {"forget": "retain", "answer": "demos", "prefer": "preferences"}.get(protocol or "")
     if name and name not in scored and name in train:
         rows = train[name]
-        if request.holdout > 0 and len(rows) >= FEWEST:
-            order = sorted(range(len(rows)), key=lambda i: _digest(rows[i]))
-            out = set(order[: max(1, round(request.holdout * len(rows)))])
+        able = request.holdout > 0 and len(rows) >= FEWEST
+        if able and (out := apart.held_out(apart.keys(rows, request.group, name), request.holdout)):
             train[name] = [r for i, r in enumerate(rows) if i not in out]
             scored[name] = [r for i, r in enumerate(rows) if i in out]
         else:
@@ -150,10 +147,6 @@ def _held_out(
     if protocol == "forget" and "forget" in train:
         scored["forget"] = train["forget"]
     return train, scored, warnings
-
-
-def _digest(record: Record) -> str:
-    return hashlib.sha256(json.dumps(files.plain(as_row(record)), sort_keys=True).encode()).hexdigest()
 
 
 def _needed(entry: Mapping[str, Any]) -> str:
