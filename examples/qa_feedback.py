@@ -12,7 +12,7 @@ reward model. They are compared by what a correction of an unseen question costs
 Llama of about 1M weights is pre-trained on the passages and other answers first. It can write but not follow
 feedback: then the example shows the controls, not the method; `--refiner` may be any better model. Whether feedback
 is taken up is looked up in the text (what should be left out is), which nonsense passes too.
-A finished arm is not run again. About ten minutes on one idle core; `--records` and `--steps` make it smaller.
+A finished arm is not run again. About ten minutes a seed on one idle core; `--records` and `--steps` make it smaller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import torch
 
 from didact import files
 from didact.data import encode
+from didact.evaluate import statistics
 from didact.learn import language
 from didact.methods import alignment
 from didact.models import build, forward, load
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--model", help="a folder; a small model is pre-trained where none is given")
     parser.add_argument("--refiner", default="start", help="a folder or a server's address")
     parser.add_argument("--records", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of pre-training; an arm has a sixth")
     told = parser.parse_args()
     torch.set_num_threads(1)
@@ -121,27 +123,30 @@ def main() -> None:
     unseen, taught = critiques[::5], [c for i, c in enumerate(critiques) if i % 5]
     board = told.out / "arms.json"
     done: dict[str, Any] = files.read_json(board) if board.exists() else {}
-    done.setdefault("start", {"nats": cost(start, unseen), "taught": len(taught), "unseen": len(unseen)})
+    done.setdefault("start", [{"nats": cost(start, unseen), "taught": len(taught), "unseen": len(unseen)}])
     fit = Fit(lr=1e-3, steps=max(1, told.steps // 6), rows=16, warmup_steps=5)
-    for name, options in {**ARMS, "reward model": {"target": "initial"}}.items():
-        if name in done:
+    for seed, (name, options) in product(range(told.seeds), {**ARMS, "reward model": {"target": "initial"}}.items()):
+        if len(done.setdefault(name, [])) > seed:
             continue
         began = time.monotonic()
-        folder = str(told.out / "checkpoints" / name.replace(" ", "-"))
+        folder = str(told.out / "checkpoints" / f"{name.replace(' ', '-')}-{seed}")
         pairs = preferences if name == "reward model" else None
         result: Result = alignment.ilf(
             start, taught, pairs, **options, refiner=told.refiner, check=left_out, max_new_tokens=TOKENS,
-            fit=fit.replace(folder=folder),
+            fit=fit.replace(folder=folder, seed=seed),
         )  # fmt: skip
         model: Any = result.models["model"]
         facts = result.findings["rounds"][0]
-        done[name] = {"nats": cost(model, unseen), "seconds": round(time.monotonic() - began, 1)}
-        done[name] |= {k: facts[k] for k in ("incorporated", "empty") if k in facts}
-        done[name] |= {"reward": result.findings.get("reward"), "warnings": result.warnings}
+        row = {"nats": cost(model, unseen), "seconds": round(time.monotonic() - began, 1)}
+        row |= {k: facts[k] for k in ("incorporated", "empty") if k in facts}
+        done[name].append(row | {"reward": result.findings.get("reward"), "warnings": result.warnings})
         files.write_json(board, done)
-        print(name, json.dumps(done[name]), flush=True)
-    for name, row in done.items():
-        print(f"{name:14s} {row['nats']:.3f} nats a token")
+        print(name, seed, json.dumps(done[name][-1]), flush=True)
+    for name, rows in done.items():
+        mean = statistics.mean_interval([row["nats"] for row in rows])
+        print(
+            f"{name:14s} {mean.estimate:.3f} nats a token, 95 % interval over seeds {mean.low:.3f} to {mean.high:.3f}"
+        )
 
 
 if __name__ == "__main__":
