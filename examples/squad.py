@@ -13,6 +13,7 @@ A model this small knows next to nothing, so its F1 is low; what is compared is 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import time
@@ -99,9 +100,8 @@ def main() -> None:
         place = args.out / f"{arm}.json"
         if not place.exists():
             began = time.monotonic()
-            model = base if arm == "none" else kept(
-                args.out / "checkpoints" / arm, lambda arm=arm: taught(base, args.data, train, arm)
-            )  # fmt: skip
+            make = functools.partial(taught, base, args.data, train, arm)
+            model = base if arm == "none" else kept(args.out / "checkpoints" / arm, make)
             result = exact_extract(model, questions, max_len=LONGEST)
             row = {"arm": arm, "questions": len(questions), "seconds": round(time.monotonic() - began, 1)}
             files.write_json(place, row | {"metrics": result.metrics})  # no samples: they quote the passages

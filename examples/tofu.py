@@ -25,7 +25,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Data:
         """Read and split the files of `folder/tofu`."""
         refusals = (folder / "tofu/idontknow.txt").read_text().splitlines()
         draw = np.random.default_rng(0).integers(len(refusals), size=400)
-        parts = {
+        parts: dict[str, Sequence[Demo]] = {
             name: read(folder / f"tofu/{name}_perturbed.jsonl", "demo", RENAME)
             for name in ("forget10", "retain", "world_facts", "real_authors")
         }
