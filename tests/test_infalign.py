@@ -358,10 +358,14 @@ def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
     rest = go(2, tmp_path / "cut")
     assert load.fingerprint(rest.models["model"]) == load.fingerprint(whole.models["model"])
     assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not asked again
+    kept = [[json.loads(line) for line in (tmp_path / "cut" / "infalign" / "round-0" / f"{name}.jsonl").open()]
+            for name in ("reference", "samples")]  # fmt: skip
+    assert [len(rows) for rows in kept] == [8, 8]  # what is calibrated is drawn apart from what it is calibrated by
+    assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
 
 
 def test_presets_and_a_seq2seq_model(fresh):
-    for preset in METHODS["infalign"].presets.values():
+    for preset in [*METHODS["infalign"].presets.values(), {"transform": "log"}]:
         how = {**HOW, **preset, "rounds": 1, "k": 4, "draws": 2}
         alignment.infalign(fresh("t5", d=32), texts(3, 2), **how, fit=FIT)
 

@@ -50,7 +50,7 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "sampled identity": {"transform": "identity", "beta": 0.3}, "sampled exp(10)": {"transform": "exp", "beta": 0.15}
 }  # fmt: skip
 ROUNDS = {"smoke": 1, "quick": 24, "full": 48}
-DRAWN = {"decoding": "bon:4", "samples": 64, "k": 100, "draws": 1, "max_new_tokens": WORLD.length}
+DRAWN: dict[str, Any] = {"decoding": "bon:4", "samples": 64, "k": 100, "draws": 1, "max_new_tokens": WORLD.length}
 ARMS = ("raw", *TRANSFORMS, *SAMPLED)
 TABLE = {  # N = 4, KL 0.5, of the paper's card: W, best and worst of four
     "identity": (0.774, 0.800, 0.886), "log": (0.768, 0.768, 0.927), "exp(10)": (0.712, 0.872, 0.676),
