@@ -202,6 +202,7 @@ class Writes:
 
     name, context = "writes", 1000
     capabilities = frozenset({"generate"})
+    __hash__ = None  # a user's may be a plain dataclass
 
     def __init__(self, write):
         self.write, self.drawn, self.asked = write, {}, 0
@@ -607,7 +608,8 @@ def server(tmp_path, monkeypatch):
     process.kill()
 
 
-def test_a_server_refines_judges_and_gives_feedback(server, tmp_path):
+def test_a_server_refines_judges_and_gives_feedback(server, monkeypatch):
+    monkeypatch.setattr(loop, "CHUNK", 2)
     address = f"{server.url}#{NAME}"
     how = {**SHORT, "questions": ["{refinement}{feedback}?|0|1"], "n": 3, "fit": FIT}
     parts = {"refiner": address, "judge": address, "feedback": address, "rounds": 2, "feedback_prompt": "{completion}?"}
@@ -620,6 +622,9 @@ def test_a_server_refines_judges_and_gives_feedback(server, tmp_path):
         assert set(r.extra["candidates"]) <= {Words().say("ab!-x;", 4, 1.0, s).strip() for s in seeds}
         assert len(set(r.extra["candidates"])) == 3 and r.prompt == c.prompt
     asked = [row["prompt"] for row in server.rows("answered")]
+    assert (
+        len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
+    )  # one a chunk
     assert all(f"{r.completion}?" in asked and f"{r.completion}!{r.feedback};" in asked for r in later)
     with pytest.raises(UserError, match="selector embedding needs a model with hidden"):
         alignment.ilf(tiny("gpt2"), critiques(4), judge=address, selector="embedding", **how)

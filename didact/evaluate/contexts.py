@@ -52,7 +52,7 @@ def look(judge: Margin, preferences: Sequence[Preference], template: str, negate
 
     Without contexts whatever scores completions alone is right on exactly half of what is in reversal pairs: any other
     number there says that the pairs are not complete. `negated`, a template of `{context}`, asks for the opposite:
-    then the other completion is the right one, which a judge that only knows what good answers are like never says.
+    then the other completion is the right one, which a judge that knows the context's words alone never says.
     """
     told = [p for p in preferences if p.context]
     plain = [p for p in preferences if not p.context]
