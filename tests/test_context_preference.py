@@ -15,6 +15,7 @@ from didact.data.read import read
 from didact.evaluate import contexts as looks
 from didact.evaluate import judges
 from didact.learn import rewards
+from didact.learn.fit import Hook
 from didact.methods import alignment
 from didact.models import load
 from didact.objectives import preference
@@ -79,18 +80,26 @@ def test_whatever_ignores_the_context_is_right_on_half_of_reversal_pairs_exactly
     blind = looks.by_reward(lambda prompts, completions: [values[c] for c in completions])
     found = looks.look(blind, given_, TEMPLATE)
     assert found["with_context"].value == found["reversal_without_context"].value == 0.5
-    assert found["turned"].value == found["both_right"].value == 0.0
+    assert found["turned"].value == found["both_right"].value == 0.0 and "negated" not in found
+    assert looks.look(blind, given_, TEMPLATE, "not {context}")["negated"].value == 0.5
     margin = torch.as_tensor(looks.margins(blind, given_, None))
     assert preference.pairwise(margin).mean() >= math.log(2) - 1e-12  # and log 2 is the least loss it can have
 
 
 def test_a_judge_that_reads_the_context_is_right_on_all_of_them():
     def known(prompts, completions):
-        return [Criteria.value(p.split()[1], c) if " " in p else 0 for p, c in zip(prompts, completions, strict=True)]
+        told = [p.removesuffix(" :").partition(" ")[2] for p in prompts]
+        return [Criteria.value(z, c) if z else 0 for z, c in zip(told, completions, strict=True)]
+
+    def hasty(prompts, completions):
+        return known([p.replace("not ", "") for p in prompts], completions)
 
     given_ = WORLD.reversals(3, 20)
-    found = looks.look(looks.by_reward(known), given_, TEMPLATE)
+    found = looks.look(looks.by_reward(known), given_, TEMPLATE, "not {context}")
     assert found["both_right"].value == found["turned"].value == found["with_context"].value == 1.0
+    assert found["negated"].value == 1.0
+    found = looks.look(looks.by_reward(hasty), given_, TEMPLATE, "not {context}")
+    assert found["with_context"].value == 1.0 and found["negated"].value == 0.0
     shown = [p for p in Criteria(counted=2, noise=0.0).reversals(1, 60) if p.context == "more:b"]
     best, share = looks.likeliest(looks.by_reward(known), shown[:4], Criteria(counted=2).criteria(), TEMPLATE)
     assert Criteria(counted=2).criteria()[best] == "more:b" and share.sum() == pytest.approx(1.0)
@@ -245,6 +254,56 @@ def test_the_asked_judges_liking_for_a_letter_cancels():
     assert judges.letters(Fond(), ["q"], ["x"], ["y"]) == [pytest.approx(0.5)]
 
 
+def test_verdicts_that_are_level_are_half_right_and_no_context_is_the_empty_one(tmp_path):
+    model = rewards.headed(tiny("llama"))
+    with torch.no_grad():
+        model.module.score.weight.zero_()
+    model.save(tmp_path)
+    how = {"reward_model": str(tmp_path), "choices": ("longer", "shorter"), "fit": Fit(lr=0.0, steps=1, rows=2)}
+    result = teach(tiny("llama"), WORLD.general(2, 20), unseen=0.3, **how)
+    assert result.findings["two_steps"]["accuracy"] == dict.fromkeys(("mean", "logit", "vote"), 0.5)
+    plain = teach(tiny("llama"), WORLD.general(2, 20), unseen=0.0).predict
+    one = ["PQ"], ["aaa"], ["bbbb"]
+    assert plain(*one, [[]]) == plain(*one, [[""]]) == plain(*one) != [0.5]
+
+
+def test_too_few_prompts_to_keep_any_apart_are_told():
+    given_ = [p for p in WORLD.general(2, 40) if p.prompt in ("PQ", "QP", "RR")]
+    assert any("nothing was measured" in w for w in teach(tiny("llama"), given_, unseen=0.1).warnings)
+    assert not teach(tiny("llama"), given_, unseen=0.0).warnings
+
+
+class Stop(Hook):
+    """Ends the run before a step, as a kill does."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def before(self, step):
+        if step.step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_killed_training_goes_on_where_it_was_to_the_same_bits(lora, tmp_path):
+    given_ = [*WORLD.reversals(1, 12), *WORLD.general(2, 12)]
+
+    def run(folder, at=-1, **more):
+        stop, fit = Stop(at), Fit(lr=1e-3, steps=6, rows=4, save_every=2, lora=lora, folder=str(tmp_path / folder))
+        return teach(tiny("gpt2"), given_, unseen=0.3, fit=fit, hooks=[stop], **more)
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", 5)
+    again = run("killed")
+    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.history == whole.history and again.metrics == whole.metrics
+    with pytest.raises(KeyboardInterrupt):
+        run("other", 5)
+    with pytest.raises(UserError, match="other"):  # what was begun one way does not go on another
+        run("other", paired=False)
+
+
 @pytest.mark.parametrize("options", [{"unseen": 1.0}, {"propose": -1}])
 def test_a_bad_option_is_one_line(options):
     with pytest.raises(UserError, match=f"context-preference needs .*{next(iter(options))}"):
@@ -255,6 +314,8 @@ def test_a_bad_option_is_one_line(options):
 def test_a_bad_template_is_one_line(template):
     with pytest.raises(UserError, match="it needs the fields"):
         alignment.context_preference(tiny("llama"), WORLD.reversals(1, 2), template=template)
+    with pytest.raises(UserError, match=r"negated .* it needs the field"):
+        alignment.context_preference(tiny("llama"), WORLD.reversals(1, 2), negated=template.replace("context", "what"))
 
 
 def test_presets_are_options_of_the_method():

@@ -138,6 +138,25 @@ def test_log_probs_are_the_models_own(model_of):
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_pad_token_that_a_model_says_is_a_token(kind, model_of, monkeypatch):
+    """It is read like any other, and transformers is not left to guess whether it is padding."""
+    model, guessed = model_of(kind), []
+    pad = model.module.config.pad_token_id
+    real = hf.PreTrainedModel.warn_if_padding_and_no_attention_mask
+
+    def told(self, ids, mask):
+        guessed.append(mask is None and bool((ids[:, [-1, 0]] == pad).any()))
+        real(self, ids, mask)
+
+    monkeypatch.setattr(hf.PreTrainedModel, "warn_if_padding_and_no_attention_mask", told)
+    said = lambda ids, logits: torch.full_like(logits, -1e9).index_fill(-1, torch.tensor([pad]), 0.0)  # noqa: E731
+    made = generate.completions(model, [RAGGED[0]] * 3, 1, How(max_new_tokens=4), processors=[said])
+    rows = [Row(tuple(RAGGED[0]), m[0].tokens) for m in made]
+    assert all(r.completion == (pad,) * 4 for r in rows) and not any(guessed)
+    assert [m[0].logp for m in made] == pytest.approx(forward.row_logp(model, rows)[0].tolist(), abs=1e-4)
+
+
 def test_finished_rows_leave_and_waiting_ones_enter(model_of):
     model = model_of("llama")
     many = [p[:12] for p in RAGGED * 6]

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import NAME, Small, Words
 from shapes import byte_tokenizer, tiny
 
 from didact import cli
 from didact.data import encode
 from didact.evaluate import judges, selectors
 from didact.files import read_json
-from didact.infer import embed, generate, refine, yesno
+from didact.infer import calls, embed, generate, refine, yesno
 from didact.infer import lm as language_models
 from didact.infer.yesno import Question
 from didact.learn import rounds as loop
@@ -201,6 +202,7 @@ class Writes:
 
     name, context = "writes", 1000
     capabilities = frozenset({"generate"})
+    __hash__ = None  # a user's may be a plain dataclass
 
     def __init__(self, write):
         self.write, self.drawn, self.asked = write, {}, 0
@@ -590,6 +592,61 @@ def test_a_killed_round_goes_on_where_it_was_and_nothing_is_generated_twice(wher
     assert (len(drawn), len(judged)) == once
     assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
     assert [as_row(r) for r in again.records] == [as_row(r) for r in whole.records]
+
+
+# --- served parts ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A real server on loopback, around a rule: words from the prompt and the seed; ` 0` is likelier next than ` 1`."""
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(calls, "BACKOFF", 0.01)
+    process = Small(tmp_path)
+    yield process
+    process.kill()
+
+
+def test_a_server_refines_judges_and_gives_feedback(server, monkeypatch):
+    monkeypatch.setattr(loop, "CHUNK", 2)
+    address = f"{server.url}#{NAME}"
+    how = {**SHORT, "questions": ["{refinement}{feedback}?|0|1"], "n": 3, "fit": FIT}
+    parts = {"refiner": address, "judge": address, "feedback": address, "rounds": 2, "feedback_prompt": "{completion}?"}
+    result = alignment.ilf(tiny("gpt2"), critiques(4), **parts, **how)
+    assert result.cost.calls == len(server.rows("came")) > 0
+    first, later = result.records[:4], result.records[4:]
+    assert all(s == pytest.approx(1 / (1 + math.exp(-1))) for r in result.records for s in r.extra["scores"])
+    for c, r in zip(critiques(4), first, strict=True):  # each draw is the rule's answer to the prompt, by its own seed
+        seeds = [row["seed"] for row in server.rows("answered") if row["prompt"] == "ab!-x;"]
+        assert set(r.extra["candidates"]) <= {Words().say("ab!-x;", 4, 1.0, s).strip() for s in seeds}
+        assert len(set(r.extra["candidates"])) == 3 and r.prompt == c.prompt
+    asked = [row["prompt"] for row in server.rows("answered")]
+    assert (
+        len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
+    )  # one a chunk
+    assert all(f"{r.completion}?" in asked and f"{r.completion}!{r.feedback};" in asked for r in later)
+    with pytest.raises(UserError, match="selector embedding needs a model with hidden"):
+        alignment.ilf(tiny("gpt2"), critiques(4), judge=address, selector="embedding", **how)
+
+
+def test_a_server_that_dies_is_one_line_and_the_same_command_goes_on(server, tmp_path):
+    critiqued = [Critique(prompt=f"q{i}", completion=f"a{i}", feedback="-x") for i in range(6)]
+    fit = FIT.replace(folder=str(tmp_path / "out"))
+    how = {**SHORT, "selector": "length", "n": 2, "check": lambda c, f, r: [1] * len(c), "fit": fit}
+    how["refiner"] = f"{server.url}#{NAME}"
+    server.plan(*[{"kind": "slow", "s": 0}] * 4, *[{"kind": "401", "says": "no more"}] * 40)
+    with pytest.raises(UserError) as told:
+        alignment.ilf(tiny("gpt2"), critiqued, **how)
+    assert "no more" in str(told.value) and "\n" not in str(told.value)
+    answered = len(server.rows("answered"))
+    server.kill()
+    server.start()  # as new: without what was planned
+    how["refiner"] = f"{server.url}#{NAME}"
+    result = alignment.ilf(tiny("gpt2"), critiqued, **how)
+    assert answered > 1 and len(result.records) == 6
+    prompts = [(row["prompt"], row["seed"]) for row in server.rows("answered") if "!" in row["prompt"]]
+    assert len(prompts) == len(set(prompts)) == 12  # what was answered before was not asked again
 
 
 # --- as a user has it ------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def test_weights_are_copies(r, seed):
     counts = np.random.default_rng(seed).integers(1, 4, len(r))
     many = np.repeat(np.array(r, float), counts)
     assert np.allclose(rewards.calibrate(r, r, counts / counts.sum()), rewards.calibrate(r, many))
+    assert np.allclose(rewards.calibrate([r], [many]), [rewards.calibrate(r, many)])  # of prompts, each its own
 
 
 def test_ties_alone_are_a_half():
@@ -141,6 +142,8 @@ def test_exponents_and_scales():
     for t in (10.0, -10.0):
         phi = rewards.transform(U, "exp", t)
         assert np.abs(phi).max() <= 1 and (np.diff(phi) > 0).all() and (np.sign(phi) == np.sign(t)).all()
+    near, limit = (rewards.transform(U, "exp", t) for t in (1e-4, 0.0))
+    assert np.allclose((near - near.mean()) / near.std(), (limit - limit.mean()) / limit.std(), atol=1e-3)
     assert rewards.transform([0.0, 1.0], "log", floor=0.005).tolist() == [math.log(0.005), 0.0]
 
 
@@ -189,6 +192,15 @@ def test_many_answers_are_the_continuous_limit():
 def test_draws_count_alike():
     mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]
     assert win_rates.from_draws(mine, theirs, SAMPLE) == [pytest.approx((0.5 + 0.75 + 0.75) / 3)]
+
+
+def test_a_judge_says_who_wins_among_what_the_reward_picked():
+    """Of two draws each; the reward picks the last in 3 of 4 cases, the judge likes the first."""
+    reward, judge = np.array([1.0, 2.0]), np.array([9.0, 4.0])
+    one, ref = [reward], [np.array([0.0, 1.0])]
+    found = win_rates.from_draws(one, ref, bon(2), [(judge, np.array([5.0, 5.0]))])
+    assert found == [pytest.approx(1 / 4)] and win_rates.from_draws(one, ref, bon(2)) > [0.8]
+    assert win_rates.from_draws(one, ref, SAMPLE, [(judge, np.array([5.0, 5.0]))]) == [pytest.approx(1 / 2)]
 
 
 # --- the policy gradient ---------------------------------------------------------------------
@@ -305,6 +317,20 @@ def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same
     assert (one == other) == same
 
 
+def test_for_sampling_the_exponent_is_that_of_the_identity(start):
+    how = {**HOW, "rounds": 1, "decoding": "sample"}
+    one, other = (alignment.infalign(start("llama"), texts(3, 8), **how, **more, fit=FIT)
+                  for more in ({}, {"transform": "identity"}))  # fmt: skip
+    assert load.fingerprint(one.models["model"]) == load.fingerprint(other.models["model"])
+    assert set(one.metrics) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
+
+
+def test_a_held_out_judge_is_asked_about_what_the_reward_picks(start):
+    how = {**HOW, "rounds": 1, "draws": 20, "judge": lambda p, c: [-x for x in likes_a(p, c)]}
+    told = alignment.infalign(start("llama"), texts(3), **how, fit=FIT).metrics
+    assert told["best_of_4"].after < told["win_rate"].after < 0.5  # more of what is picked for is less of what counts
+
+
 def test_beta_is_steered_to_a_distance(start):
     far, near = (
         alignment.infalign(start("gpt2"), texts(3), **{**HOW, "rounds": 5}, beta=0.02, kl=kl, fit=FIT).findings[
@@ -332,17 +358,21 @@ def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
     rest = go(2, tmp_path / "cut")
     assert load.fingerprint(rest.models["model"]) == load.fingerprint(whole.models["model"])
     assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not asked again
+    kept = [[json.loads(line) for line in (tmp_path / "cut" / "infalign" / "round-0" / f"{name}.jsonl").open()]
+            for name in ("reference", "samples")]  # fmt: skip
+    assert [len(rows) for rows in kept] == [8, 8]  # what is calibrated is drawn apart from what it is calibrated by
+    assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
 
 
 def test_presets_and_a_seq2seq_model(fresh):
-    for preset in METHODS["infalign"].presets.values():
+    for preset in [*METHODS["infalign"].presets.values(), {"transform": "log"}]:
         how = {**HOW, **preset, "rounds": 1, "k": 4, "draws": 2}
         alignment.infalign(fresh("t5", d=32), texts(3, 2), **how, fit=FIT)
 
 
 @pytest.mark.parametrize("options", [{"samples": 1}, {"k": 0}, {"beta": 0.0}, {"kl": -1.0}, {"decoding": "best"},
                                      {"decoding": "bon:0"}, {"reward": ""}, {"reward": "no.module:there"},
-                                     {"transform": "fixed-point", "kl": 1.0},
+                                     {"transform": "fixed-point", "kl": 1.0}, {"calibration": "none"},
                                      {"reward": lambda p, c: [math.nan] * len(c)}])  # fmt: skip
 def test_what_is_wrong_is_one_line(options, fresh):
     with pytest.raises(UserError) as caught:

@@ -18,6 +18,7 @@ import numpy as np
 from didact.types import Preference, UserError
 
 TEMPLATE = "{prompt}\n\nJudge the answer by this: {context}\n\n"
+NEGATED = "the opposite of this: {context}"
 SIDES = ("x", "y")  # under x response a is preferred, under y response b
 SORTS = ("criteria", "scenario")
 
@@ -30,17 +31,18 @@ def asked(prompt: str, context: str | None, template: str = TEMPLATE) -> str:
     return template.format(prompt=prompt, context=context) if context else prompt
 
 
-def checked(template: str) -> str:
+def checked(template: str, fields: Sequence[str] = ("prompt", "context"), what: str = "template") -> str:
     """The same template.
 
     Raises:
-        UserError: it has not the two fields, or others.
+        UserError: it has not these fields, or others.
     """
     with contextlib.suppress(KeyError, IndexError, ValueError):
-        made = template.format(prompt="\0", context="\1")
-        if "\0" in made and "\1" in made:
+        made = template.format(**{name: f"\0{name}" for name in fields})
+        if all(f"\0{name}" in made for name in fields):
             return template
-    raise UserError(f"template {template!r}: it needs the fields {{prompt}} and {{context}}, and has no others")
+    names = " and ".join(f"{{{name}}}" for name in fields)
+    raise UserError(f"{what} {template!r}: it needs the field{'s' * (len(fields) > 1)} {names}, and has no others")
 
 
 def both_ways(row: Any) -> Iterator[Any]:

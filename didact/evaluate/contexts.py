@@ -47,11 +47,12 @@ def right(margin: Tensor) -> Any:
     return ((margin > 0).double() + 0.5 * (margin == 0).double()).numpy()
 
 
-def look(judge: Margin, preferences: Sequence[Preference], template: str) -> dict[str, Measure]:
+def look(judge: Margin, preferences: Sequence[Preference], template: str, negated: str = "") -> dict[str, Measure]:
     """Of records with contexts: right with and without them; both of a reversal pair right; how often contexts turn it.
 
     Without contexts whatever scores completions alone is right on exactly half of what is in reversal pairs: any other
-    number there says that the pairs are not complete.
+    number there says that the pairs are not complete. `negated`, a template of `{context}`, asks for the opposite:
+    then the other completion is the right one, which a judge that knows the context's words alone never says.
     """
     told = [p for p in preferences if p.context]
     plain = [p for p in preferences if not p.context]
@@ -60,6 +61,9 @@ def look(judge: Margin, preferences: Sequence[Preference], template: str) -> dic
         known, blind = margins(judge, told, template), margins(judge, told, None)
         out["with_context"] = mean_measure(right(known), "higher", "pairs right, judged in their context")
         out["without_context"] = mean_measure(right(blind), "", "the same pairs, the context left out")
+        if negated:
+            other = margins(judge, told, template, [negated.format(context=p.context) for p in told])
+            out["negated"] = mean_measure(right(-other), "higher", "the same pairs, the context's opposite asked for")
         pairs, _ = contexts.reversals(told)
         if pairs:
             index = torch.tensor(pairs)

@@ -29,17 +29,33 @@ def decoded(probability: Array, reward: Array, to: Procedure) -> Array:
     return p * share[level]
 
 
-def win_rate(probability: Array, reward: Array, ref_probability: Array, ref_reward: Array, to: Procedure) -> float:
-    """Of a policy over a reference on one prompt, each with its answers' probabilities and rewards."""
+def win_rate(
+    probability: Array,
+    reward: Array,
+    ref_probability: Array,
+    ref_reward: Array,
+    to: Procedure,
+    judged: tuple[Array, Array] | None = None,
+) -> float:
+    """Of a policy over a reference on one prompt, each with its answers' probabilities and rewards.
+
+    Answers are decoded by their rewards; who wins is up to these too, or to what another judge says of both sides.
+    """
     mine, theirs = (decoded(p, r, to) for p, r in ((probability, reward), (ref_probability, ref_reward)))
-    r, z = np.asarray(reward, float)[:, None], np.asarray(ref_reward, float)[None, :]
+    ours, others = judged or (reward, ref_reward)
+    r, z = np.asarray(ours, float)[:, None], np.asarray(others, float)[None, :]
     return float(mine @ ((r > z) + 0.5 * (r == z)) @ theirs)
 
 
-def from_draws(rewards: Sequence[Array], ref_rewards: Sequence[Array], to: Procedure) -> list[float]:
+def from_draws(
+    rewards: Sequence[Array],
+    ref_rewards: Sequence[Array],
+    to: Procedure,
+    judged: Sequence[tuple[Array, Array]] | None = None,
+) -> list[float]:
     """The same for every prompt from the rewards of draws; take ten times as many as the procedure draws."""
     out = []
-    for mine, theirs in zip(rewards, ref_rewards, strict=True):
+    for i, (mine, theirs) in enumerate(zip(rewards, ref_rewards, strict=True)):
         p, q = (np.full(len(x), 1 / len(x)) for x in (mine, theirs))
-        out.append(win_rate(p, mine, q, theirs, to))
+        out.append(win_rate(p, mine, q, theirs, to, judged[i] if judged else None))
     return out

@@ -37,7 +37,6 @@ class Rows:
         self.lengths: list[int] = []
         self.left: list[int] = []  # tokens a row may still read
         self.logits = torch.empty(0, device=model.device)
-        self.mask: Tensor | None = None
 
     def turn(
         self, kept: Sequence[int], prompts: Sequence[Sequence[int]] = (), room: int = 0, copies: Sequence[int] = ()
@@ -74,7 +73,8 @@ class Rows:
         width = self.store.length
         starts = torch.tensor([width - n for n in lengths], device=self.model.device)
         columns = torch.arange(width + max(left), device=self.model.device)
-        self.mask = columns >= starts[:, None] if min(lengths) < width else None
+        # Also where all rows are alike: transformers warns of a pad token without a mask, and a model may say one.
+        self.mask = columns >= starts[:, None]
         self.positions = torch.tensor(lengths, device=self.model.device)[:, None]
 
     def remember(self, row: int, tokens: Sequence[int]) -> None:
@@ -88,13 +88,13 @@ class Rows:
         index = torch.tensor(rows, device=self.model.device)
         if rows != list(range(len(self.lengths))):
             self.store = self.store.select(index, room=max(self.left[i] for i in rows))
-            self.mask = None if self.mask is None else self.mask[index]
+            self.mask = self.mask[index]
             self.logits, self.positions = self.logits[index], self.positions[index]
             self.lengths, self.left = [self.lengths[i] for i in rows], [self.left[i] for i in rows]
 
     def step(self, tokens: Tensor) -> None:
         """Every row reads one token `(B,)`; `logits` is what comes after it."""
-        mask = None if self.mask is None else self.mask[:, : self.store.length + 1]
+        mask = self.mask[:, : self.store.length + 1]
         self.logits = prefix.step(self.model, self.store, tokens[:, None], self.positions, mask)[:, -1]
         # A finished row that still runs beside others may be at the context's end.
         self.positions = (self.positions + 1).clamp(max=self.model.context - 1)

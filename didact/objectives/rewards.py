@@ -82,6 +82,9 @@ def calibrate(reward: Array, reference: Array, weight: Array | None = None) -> A
         reference: of the reference's answers to the same prompts.
         weight: probabilities of those `(..., K)`; equal where none are given.
     """
+    if weight is None and np.ndim(reference) == 1:  # without the table of both, which many references make too large
+        ordered = np.sort(np.asarray(reference, float))
+        return sum(np.searchsorted(ordered, reward, side) for side in ("left", "right")) / (2 * len(ordered))
     r, z = np.asarray(reward, float)[..., :, None], np.asarray(reference, float)[..., None, :]
     worse = (z < r) + 0.5 * (z == r)
     if weight is None:
@@ -92,13 +95,14 @@ def calibrate(reward: Array, reference: Array, weight: Array | None = None) -> A
 def transform(u: Array, name: Transform, t: float = 10.0, floor: float = 0.0) -> Array:
     """Phi of calibrated rewards: `identity` u, `log` log max(u, floor), `exp` sign(t) exp(t u) over its maximum.
 
-    exp is divided by its largest magnitude on [0, 1], which only rescales beta: e^10 would make any step diverge.
+    exp is divided by its largest magnitude on [0, 1], which only rescales beta: e^10 would make any step diverge. At
+    t = 0 it is its limit, the identity, but for a constant and a scale: best for sampling, whose exponent that is.
 
     Raises:
         ValueError: the fixed point, which needs more: `fixed_point`.
     """
     u = np.asarray(u, dtype=float)
-    if name == "identity":
+    if name == "identity" or (name == "exp" and t == 0):
         return u
     if name == "log":
         return np.log(np.maximum(u, floor))

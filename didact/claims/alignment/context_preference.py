@@ -3,8 +3,11 @@
 Four criteria, more or fewer of a letter, longer or shorter. The baseline of the paper is a reward model taught without
 contexts and then given them. Without its context no model can be right on more or less than half of reversal pairs:
 that is an exact test of the data and of the measure. Rate, steps and initial weights were tried on seed 1000. There 12
-criteria in place of 4 were not learnt in as many steps (.71 right), nor were 4 with a `not` before some (.81); so the
-paper's adversarial contexts are not tested here.
+criteria in place of 4 were not learnt in as many steps (.71 right).
+
+The paper's adversarial contexts, criteria with a `not` before them, are an arm of its own, which was also taught two of
+the four. On seed 1000 these were obeyed (.88 right on new pairs) and the other two were not (.36): of so few criteria
+none is learnt that `not` could be put before. So both are told, and gate nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from didact.worlds.criteria import Criteria
 STEPS = {"smoke": 4, "quick": 200, "full": 400}
 PAIRS = {"smoke": 100, "quick": 1500, "full": 3000}  # reversal pairs, and pairs without a context
 ASKED = {"smoke": 20, "quick": 200, "full": 600}
+TAUGHT, OTHERS = ("more:a", "shorter"), ("fewer:a", "longer")  # criteria with a `not` before them
 SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
 PEOPLE = 40
 
@@ -41,7 +45,8 @@ def problem(seed: int) -> Any:
 @episodes.one_thread()
 def run(seed: int, tier: runner.Tier, shuffled: bool = False) -> dict[str, dict[str, float]]:
     """The reward model taught with contexts, and the one taught without them."""
-    return {"carm": _measures(_taught(seed, tier, "context", shuffled), seed, tier), "general": _general(seed, tier)}
+    carm = _measures(_taught(seed, tier, "context", shuffled), seed, tier)
+    return {"carm": carm, "general": _general(seed, tier), "negated": _negated(seed, tier)}
 
 
 @functools.lru_cache(maxsize=64)
@@ -50,9 +55,21 @@ def _general(seed: int, tier: runner.Tier) -> dict[str, float]:
     return _measures(_taught(seed, tier, "general", False), seed, tier)
 
 
-def _taught(seed: int, tier: runner.Tier, read: Any, shuffled: bool) -> Model:
+@functools.lru_cache(maxsize=64)
+def _negated(seed: int, tier: runner.Tier) -> dict[str, float]:
+    """How often a model that knows `not` before two criteria is right where it stands before these, or the others."""
+    judge = looks.by_reward(functools.partial(rewards.score, _taught(seed, tier, "context", False, TAUGHT)))
+    out = {}
+    for name, which in (("taught", TAUGHT), ("others", OTHERS)):
+        asked = example.world(seed, noise=0.0).reversals(5, ASKED[tier], negated=which)
+        some = [p for p in asked if str(p.context).startswith("not ")]
+        out[name] = float(looks.right(looks.margins(judge, some, example.TEMPLATE)).mean())
+    return out
+
+
+def _taught(seed: int, tier: runner.Tier, read: Any, shuffled: bool, negated: tuple[str, ...] = ()) -> Model:
     world, n = example.world(seed), PAIRS[tier]
-    told = world.reversals(1, n)
+    told = world.reversals(1, n, negated=negated)
     if shuffled:
         order = np.random.default_rng([seed, 64]).permutation(len(told))
         told = [dataclasses.replace(p, context=told[i].context) for p, i in zip(told, order, strict=True)]
@@ -132,6 +149,11 @@ CLAIM = runner.Claim(
         verdict.Test(
             name="more judgements tell more of who judges", kind="difference", a="carm.profile_8", b="carm.profile_2",
             unit="of people", gates="none",
+        ),
+        verdict.Test(name="obeys a not", kind="bound", a="negated.taught", null=0.8, unit="of pairs", gates="none"),
+        verdict.Test(
+            name="obeys a not before other criteria", kind="bound", a="negated.others", null=0.8, unit="of pairs",
+            gates="none",
         ),
     ),
     sabotages=(

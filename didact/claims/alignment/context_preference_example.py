@@ -27,7 +27,7 @@ def problem(seed: int) -> Problem:
     return Problem(
         model=base(seed),
         data={"preferences": pairs(seed)},
-        options={"template": TEMPLATE, "choices": ["longer", "shorter"]},
+        options={"template": TEMPLATE, "negated": "not {context}", "choices": ["longer", "shorter"]},
         fit={**FIT, "steps": 200},
     )
 

@@ -48,6 +48,7 @@ def context_preference(
     read: Literal["context", "none", "general"] = "context",
     paired: bool = True,
     template: str = contexts.TEMPLATE,
+    negated: str = contexts.NEGATED,
     reward_model: str = "",
     choices: Sequence[str] = (),
     propose: int = 0,
@@ -76,6 +77,8 @@ def context_preference(
         read: `context`; `none` leaves contexts out of the same pairs; `general` teaches only pairs without one.
         paired: read both records of a reversal pair in one step; `fit.rows` counts such a pair once.
         template: how `{context}` is told beside the `{prompt}`.
+        negated: how the opposite of a `{context}` is asked for, where it is measured whether judges obey that too;
+            empty leaves it out.
         reward_model: a reward model's folder to go on from, in place of `model` under a new head.
         choices: contexts to judge pairs under that have none.
         propose: how many contexts `model` proposes to each such pair's prompt, where there are no choices.
@@ -97,6 +100,8 @@ def context_preference(
     if not 0 <= unseen < 1 or propose < 0:
         raise UserError("context-preference needs unseen in [0, 1) and propose of 0 or more")
     contexts.checked(template)
+    if negated:
+        contexts.checked(negated, ("context",), "negated")
     start = judges.opened(reward_model) if reward_model else rewards.headed(model, fit.seed)
     out, taught_on = contexts.apart(preferences, unseen, fit.seed)
     streams = _streams(taught_on, read, paired, template)
@@ -107,17 +112,17 @@ def context_preference(
     score = _judging(done.model)
     metrics, findings = {}, {"data": _told(taught_on, out), "taught": {k: len(v) for k, v in streams.items()}}
     if out:
-        before, after = (looks.look(_judging(m), out, template) for m in (start, done.model))
+        before, after = (looks.look(_judging(m), out, template, negated) for m in (start, done.model))
         metrics = protocols.compare(before, after)
         findings["judges"] = {"start": _values(before), "taught": _values(after)}
         if judge:
-            findings["judges"]["asked"] = _values(looks.look(_asked(model), out, template))
+            findings["judges"]["asked"] = _values(looks.look(_asked(model), out, template, negated))
         plain = [p for p in out if not p.context]
         if plain and (choices or propose):
             mine = [list(choices)] * len(plain) if choices else proposed(lm.of(model), plain, propose, fit.seed)
             z = looks.over(score, plain, mine, template)
             chosen = {
-                way: float(((preference.aggregated(z, way) > 0.5).double()).mean()) for way in ("mean", "logit", "vote")
+                way: float(looks.right(preference.aggregated(z, way) - 0.5).mean()) for way in ("mean", "logit", "vote")
             }
             findings["two_steps"] = {"accuracy": chosen, "contexts": mine[0], "pairs": len(plain)}
     return Result(
@@ -127,7 +132,7 @@ def context_preference(
         metrics=metrics,
         history=done.history,
         cost=done.cost,
-        warnings=_warnings(findings["data"]),
+        warnings=_warnings(findings["data"], unseen),
     )
 
 
@@ -180,7 +185,7 @@ def _predicting(
         out = []
         for prompt, a, b, names in zip(prompts, first, second, mine, strict=True):
             pair = [Preference(prompt=prompt, chosen=a, rejected=b)]
-            out.append(float(preference.aggregated(looks.over(score, pair, [names], template), how)))
+            out.append(float(preference.aggregated(looks.over(score, pair, [names or [""]], template), how)))
         return out
 
     return predict
@@ -203,8 +208,10 @@ def _values(measures: dict[str, Measure]) -> dict[str, float]:
     return {name: m.value for name, m in measures.items()}
 
 
-def _warnings(data: dict[str, Any]) -> list[str]:
+def _warnings(data: dict[str, Any], unseen: float) -> list[str]:
     out = []
+    if unseen and not data["kept_apart"]:
+        out.append("nothing was measured: there are too few prompts to keep a share of them apart (--unseen)")
     if data["with_context"] > 0 and data["in_reversal_pairs"] < 1:
         out.append(
             f"{1 - data['in_reversal_pairs']:.0%} of the pairs with a context have no reversed partner: "

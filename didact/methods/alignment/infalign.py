@@ -99,11 +99,14 @@ def infalign(
         evaluation: prompts for the win rates, which no training saw.
         reward: `module:function` with `function(prompts, completions) -> numbers`, or the folder of a
             sequence-classification model; in Python also the function.
-        judge: a reward held out for the win rates, in the same forms; the training reward flatters them.
+        judge: a reward held out for the win rates, in the same forms: answers are decoded by `reward`, and the judge
+            says who wins. The training reward flatters them.
         decoding: what will be done at inference: sample, bon:N (best of N) or won:N (worst of N).
         transform: Phi: `exp`; `identity`, best for sampling; `log`; `fixed-point`, solved for beta and the decoding.
-        t: exponent of `exp`; 2.5 N for the best and -2.5 N for the worst of N (the paper's 10 for N = 4).
-        calibration: against the answers to the same prompt; to all prompts (`global`, not the paper's); or `none`.
+        t: exponent of `exp`; 2.5 N for the best and -2.5 N for the worst of N (the paper's 10 for N = 4), and 0, the
+            identity, for sampling.
+        calibration: against the answers to the same prompt; to all prompts (`global`, not the paper's); or `none`, the
+            reward as it is, with transform `identity`.
         k: reference answers of a prompt; 10 N at least, for the best of them share one value of C.
         beta: weight of the KL, SUM over an answer's tokens.
         kl: aim at this KL, nats an answer: beta is steered from round to round.
@@ -137,8 +140,11 @@ def infalign(
     if transform == "fixed-point" and (kl is not None or calibration != "prompt"):
         raise UserError("the fixed-point transform is solved for one beta and calibrated rewards: leave kl and "
                         "calibration as they are")  # fmt: skip
+    if calibration == "none" and transform != "identity":
+        raise UserError(f"transform {transform} is of calibrated rewards: calibration none takes --transform identity "
+                        "(--preset raw)")  # fmt: skip
     score = judges.reward_of(reward, "reward")
-    scored_by = judges.reward_of(judge, "judge") if judge else score
+    judged_by = judges.reward_of(judge, "judge") if judge else None
     texts = [p.text for p in prompts]
     if not texts:
         raise UserError("prompts: no records")
@@ -165,9 +171,7 @@ def infalign(
             state["reference"] = rate(now, "reference", k, apart=1)[1]
         made, raw = rate(now, "samples", samples)
         c = _calibrated(raw, state.get("reference"), calibration)
-        if calibration == "none":
-            phi = raw
-        elif solved is not None:
+        if solved is not None:
             phi = np.interp(c, rewards.grid(), solved)
         else:
             phi = rewards.transform(c, transform, exponent, floor=0.5 / k)
@@ -216,7 +220,7 @@ def infalign(
         models={"model": played.model},
         predict=predict,
         findings={"rounds": [m.facts for m in played.mined], "t": exponent},
-        metrics=_measured(played.model, model, told, scored_by, to, draws, how),
+        metrics=_measured(played.model, model, told, score, judged_by, to, draws, how),
         samples=[{"part": decoding, "prompt": p, "before": b, "after": a} for p, b, a in pairs],
         history=played.history,
         cost=played.cost,
@@ -252,24 +256,25 @@ def _picked(model: Model, asked: Sequence[str], to: Procedure, score: Reward, ho
 
 
 def _measured(
-    taught: Model, start: Model, asked: Sequence[str], score: Reward, to: Procedure, draws: int, how: How
-) -> dict[str, Metric]:
+    taught: Model, start: Model, asked: Sequence[str], score: Reward, judge: Reward | None, to: Procedure, draws: int,
+    how: How,
+) -> dict[str, Metric]:  # fmt: skip
     """Win rates over the reference by fresh draws of both, plain and decoded, and the KL from the policy's own."""
-    found, moved = [], []
+    found, judged, moved = [], [], []
     for model, seed in ((taught, 1), (start, 2)):
         made = generate.completions(model, asked, draws, How(**{**vars(how), "seed": seed}))
-        flat = score(
-            [p for p, row in zip(asked, made, strict=True) for _ in row], [c.text for row in made for c in row]
-        )
-        found.append(np.array(flat, dtype=float).reshape(len(asked), draws))
+        flat = [p for p in asked for _ in range(draws)], [c.text for row in made for c in row]
+        found.append(np.array(score(*flat), dtype=float).reshape(len(asked), draws))
+        judged.append(np.array(judge(*flat), dtype=float).reshape(len(asked), draws) if judge else found[-1])
         if model is taught:
             ids = [_prompt(model, p, how.max_new_tokens) for p in asked]
             items: list[Item] = [tuple(Row(p, c.tokens) for c in row) for p, row in zip(ids, made, strict=True)]
             moved = (_logp(taught, items) - _logp(start, items)).mean(1).tolist()
     names = {"win_rate": "sample", **({_named(to): to.name} if to.n != 1 else {})}
     out: dict[str, Measure] = {}
+    verdicts = list(zip(*judged, strict=True))
     for name, procedure in names.items():
-        rates = win_rates.from_draws(list(found[0]), list(found[1]), rewards.procedure(procedure))
+        rates = win_rates.from_draws(list(found[0]), list(found[1]), rewards.procedure(procedure), verdicts)
         help = "answers better than the reference's, both decoded alike; .5 is even"
         out[name] = protocols.mean_measure(rates, "higher", help)
     out["kl"] = protocols.mean_measure(moved, "", "distance to the reference", "nats")

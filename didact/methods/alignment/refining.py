@@ -72,7 +72,8 @@ class Parts:
 
     def calls(self) -> int:
         """Calls to servers."""
-        return sum(getattr(getattr(p, "counts", None), "calls", 0) for p in {self.refiner, self.judge, self.adviser})
+        parts = {id(p): p for p in (self.refiner, self.judge, self.adviser)}.values()
+        return sum(getattr(getattr(p, "counts", None), "calls", 0) for p in parts)
 
     def criticised(self, now: Round, prompts: Sequence[str]) -> list[Critique]:
         """Drafts of the policy as the round begins, and what is said about them."""
@@ -82,20 +83,21 @@ class Parts:
         drafts = [c[0].text for c in now.samples(ids, 1, sampled, "drafts")]
 
         def say(first: int, stop: int) -> list[Any]:
-            return self._feedback(now, [str(p) for p in prompts[first:stop]], drafts[first:stop])
+            return self._feedback(now, [str(p) for p in prompts[first:stop]], drafts[first:stop], first)
 
         said = now.chunks("feedback", len(drafts), say)
         return [Critique(prompt=p, completion=d, feedback=f) for p, d, f in zip(prompts, drafts, said, strict=True)]
 
-    def _feedback(self, now: Round, prompts: Sequence[str], drafts: Sequence[str]) -> list[str]:
+    def _feedback(self, now: Round, prompts: Sequence[str], drafts: Sequence[str], first: int) -> list[str]:
         how = self.how
         if self.critic is None:
             lm = self.adviser if self.adviser is not None else language_models.of(now.model)
             shown = [{"prompt": p, "completion": c} for p, c in zip(prompts, drafts, strict=True)]
             asked = [yesno.fill(how.feedback_prompt, fields, "feedback_prompt") for fields in shown]
             made = lm.generate(
-                asked, how.max_new_tokens, temperature=how.temperature, top_p=how.top_p, seed=now.fit.seed * SEED
-            )
+                asked, how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
+                seed=now.fit.seed * SEED + first,
+            )  # fmt: skip
             return [refine.tidy(texts[0], how.tidy) for texts in made]
         texts = judges.one_each(self.critic, "feedback", "texts", prompts, drafts)
         if wrong := [t for t in texts if not isinstance(t, str)]:
