@@ -17,7 +17,7 @@ from didact.data.read import read
 from didact.evaluate import answers
 from didact.infer import generate, rank, steps, tree
 from didact.infer.tree import Node, Step
-from didact.learn import branches
+from didact.learn import branches, preferences
 from didact.methods import alignment, baselines
 from didact.models import build, forward, load
 from didact.objectives import preference
@@ -75,6 +75,48 @@ def test_tokens_both_steps_begin_with_cancel(kind):
         now, was = (forward.row_logp(m, rows)[0] for m in (model, other))
         margins.append(float(preference.margin(*now, *was)))
     assert margins[1] == pytest.approx(margins[0], abs=1e-9) == pytest.approx(margins[2], abs=1e-9)
+
+
+def test_a_pairs_weight_and_smoothing_are_its_own():
+    """A pair that weighs nothing, or is as unsure as can be, moves nothing; the other one moves what it moves alone."""
+    model = tiny("llama")
+    pairs = [(Row((5,), (6,)), Row((5,), (7,))), (Row((8,), (9,)), Row((8,), (10,)))]
+
+    def taught(pairs, lr, **more):
+        fit = Fit(lr=lr, steps=1, rows=len(pairs), optimizer="sgd", clip=1e9)
+        return torch.cat(
+            [p.flatten() for p in preferences.teach_rows(model, pairs, fit, **more).model.module.parameters()]
+        )
+
+    alone = taught(pairs[:1], 1.0)
+    assert torch.allclose(taught(pairs, 1.0, weight=f64(2.0, 0.0)), alone, atol=1e-6)
+    assert torch.allclose(taught(pairs, 2.0, label_smoothing=f64(0.0, 0.5)), alone, atol=1e-6)
+    assert not torch.allclose(taught(pairs, 1.0, weight=f64(0.0, 2.0)), alone, atol=1e-4)
+
+
+def test_pairs_begin_where_they_part_and_every_tree_counts_once():
+    model = tiny("llama")
+    node = {"prior": 1.0, "terminal": False, "given": False, "value": 0.0, "v": 0.0, "visits": 2, "path": True}
+
+    def grown(*steps):
+        return {"tree": [node | {"parent": p, "tokens": list(t), "q": q} for p, t, q in ((None, (), 0.0), *steps)]}
+
+    ids = [tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("xa", "xb", "c", "d")]
+    told = [grown((0, ids[0], 1.0), (0, ids[1], 0.0), (1, ids[2], 1.0), (1, ids[3], 0.5)) | {"demo": 1},
+            grown((0, ids[2], 0.0), (0, ids[3], 1.0)) | {"demo": 0}]  # fmt: skip
+    demos, rows = [Demo(prompt="0=", completion=""), Demo(prompt="1=", completion="")], [Row((5,), ()), Row((6,), ())]
+    for apart in (True, False):
+        found = branches.mined(told, model, demos, rows, lambda t: tree.pairs(t.path), 7, apart=apart)
+        k = int(apart)
+        assert [b.item for b in found] == [
+            (Row((6, *ids[0][:k]), ids[0][k:]), Row((6, *ids[0][:k]), ids[1][k:])),
+            (Row((6, *ids[0]), ids[2]), Row((6, *ids[0]), ids[3])), (Row((5,), ids[3]), Row((5,), ids[2])),
+        ]  # fmt: skip
+        assert [b.share for b in found] == [0.5, 0.5, 1.0]
+    assert [(b.record.prompt, b.record.chosen, b.record.rejected) for b in found] == [
+        ("1=", "xa", "xb"), ("1= xa", "c", "d"), ("0=", "d", "c")]  # fmt: skip
+    assert found[1].record.extra == {"q_better": 1.0, "q_worse": 0.5, "n_better": 2, "n_worse": 2, "given": False,
+                                     "round": 7}  # fmt: skip
 
 
 # --- what a partial solution is worth --------------------------------------------------------
@@ -258,10 +300,10 @@ def right(model, demos):
 def test_the_answer_alone_teaches_the_step_it_comes_from(arch, start):
     model = start(arch)
     before = load.fingerprint(model)
-    fit = Fit(lr=1e-3, steps=15, rows=16, schedule="constant")
+    fit = Fit(lr=3e-4, steps=25, rows=16, schedule="constant")
     result = alignment.mcts_dpo(model, habit(1, 48), **HABIT, beta=0.5, fit=fit)
     unseen, taught = habit(2), result.models["model"]
-    assert 0.25 < right(model, unseen) < 0.55 and right(taught, unseen) > right(model, unseen) + 0.25
+    assert 0.25 < right(model, unseen) < 0.55 and right(taught, unseen) > right(model, unseen) + 0.15
     assert load.fingerprint(model) == before
     ends = [r for r in result.records if r.chosen[:1] == r.rejected[:1] == "#"]
     assert len(ends) > 10 and all(
@@ -342,11 +384,31 @@ def test_every_variant_runs_and_moves_the_model(more, start):
     assert all(math.isfinite(v) for row in result.history for v in row.values() if isinstance(v, float))
     if "sft_weight" in more:
         assert {"dpo", "sft"} <= set(result.history[0])
+    if "smoothing" in more:
+        assert result.findings["rounds"][0]["alpha"] == 0
     if "most" in more:
         assert len(result.records) <= 8
 
 
-def test_the_schedule_runs_over_the_rounds_and_weights_add_up(start):
+def test_the_reference_is_the_first_model_or_the_rounds(start):
+    fit = Fit(lr=1e-3, steps=3, rows=8, schedule="constant")
+    how = HABIT | {"rounds": 2, "batch": 8, "filter": False}
+    first = {}
+    for reference in ("initial", "previous"):
+        rows = alignment.mcts_dpo(start(), habit(1, 8), **how, reference=reference, fit=fit).history
+        first[reference] = next(abs(row["margin"]) for row in rows if row["round"] == 1)
+    assert first["previous"] < 1e-5 < 1e-3 < first["initial"]
+
+
+def test_the_codes_search_is_longer_at_the_root_and_counts_steps_nobody_visited(start, monkeypatch):
+    search, seen = tree.search, []
+    monkeypatch.setattr(tree, "search", lambda *args: seen.append(args[-1]) or search(*args))
+    for official in (True, False):
+        short(start(), official=official)
+    assert [(how.first, how.unvisited) for how in seen] == [(4, 1), (1, 0)]
+
+
+def test_the_schedule_runs_over_the_rounds(start):
     how = HABIT | {"rounds": 4, "batch": 6, "filter": False}
     fit = Fit(lr=1e-3, steps=1, rows=8, schedule="cosine", warmup=0.25)
     result = alignment.mcts_dpo(start(), habit(1, 24), **how, fit=fit)

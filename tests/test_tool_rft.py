@@ -17,7 +17,7 @@ from didact.data import selection
 from didact.evaluate import tool_calls
 from didact.infer import generate, steps, tree
 from didact.infer.tree import How, Node
-from didact.learn import branches
+from didact.learn import branches, rounds
 from didact.methods import alignment, baselines
 from didact.models import build, load
 from didact.objectives import preference
@@ -108,6 +108,17 @@ def test_ipo_wants_one_margin_and_no_more():
     at = torch.tensor([5.0], dtype=torch.float64).requires_grad_()
     preference.ipo(at, zero, zero, zero, beta=0.1).sum().backward()
     assert at.grad.item() == 0 and preference.ipo(zero, zero, 0.0, 0.0, 0.1).item() == 25
+
+
+def test_orpo_adds_the_odds_to_the_likelihood():
+    half, quarter = (torch.tensor([math.log(p)], dtype=torch.float64) for p in (0.5, 0.25))
+    assert preference.orpo(half, half, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(2))
+    odds = math.log(1) - math.log(1 / 3)  # of a half, and of a quarter
+    assert preference.orpo(half, quarter, 0.3).item() == pytest.approx(
+        math.log(2) + 0.3 * math.log(1 + math.exp(-odds))
+    )
+    assert preference.orpo(quarter, half, 0.0).item() == pytest.approx(math.log(4))
+    assert math.isfinite(preference.orpo(torch.zeros(1), half.float()).item())
 
 
 @pytest.mark.parametrize(("p", "reward"), [((1, 0, 0, 0), 0.25), ((0, 1, 0, 0), 0.025), ((0, 0, 1, 0), -0.25),
@@ -294,14 +305,17 @@ def test_the_first_guess_decides_where_it_is_asked(start, monkeypatch):
     assert at and all(r.chosen.startswith("10") for r in at)
 
 
-def test_the_warm_up_is_tuning_in_order(start):
-    """Without search rounds that change anything, the warm-up alone is the same as tuning class by class."""
+def test_the_warm_up_is_tuning_class_by_class(start):
+    """Where the search changes nothing, it is the same as tuning on the easy class and going on with the hard one."""
     model, demos = start(), orders(1, 12)
-    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 1.0}
+    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
     result = alignment.tool_rft(model, demos, **how, fit=Fit(lr=0.0, steps=1, rows=3))
-    rows = [r for r in result.history if r["round"] < 2]
-    assert [r["round"] for r in rows] == [0, 0, 1, 1] and rows[-1]["nll"] < rows[0]["nll"] + 0.5
     assert [f["demos"] for f in result.findings["warm_up"]] == [6, 6]
+    for number, part in enumerate(selection.classes(module.difficulties(demos), 2)):
+        fit = Fit(lr=1e-3, epochs=2.0, rows=3, seed=rounds.APART * number)
+        model = baselines.sft(model, [demos[i] for i in part], fit=fit).models["model"]
+    for mine, theirs in zip(result.models["model"].module.parameters(), model.module.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"simulations": 0}, {"ratio": 0.0}, {"ratio": 1.5}, {"trim": 1.0},

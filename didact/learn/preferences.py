@@ -18,7 +18,8 @@ from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, Preference
 
-Loss = Literal["dpo", "ipo", "simpo", "orpo"]
+Loss = Literal["dpo", "ipo", "simpo"]
+RowLoss = Literal["dpo", "ipo", "simpo", "orpo"]
 
 
 def items(model: Model, preferences: Sequence[Preference], name: str = "preferences") -> list[Item]:
@@ -72,7 +73,7 @@ def teach_rows(
     pairs: Sequence[Item],
     fit: Fit,
     *,
-    loss: Loss = "dpo",
+    loss: RowLoss = "dpo",
     beta: float = 0.1,
     label_smoothing: float | Tensor = 0.0,
     gamma: float = 0.5,
