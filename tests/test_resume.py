@@ -6,7 +6,6 @@ lands in training, not in imports. They use one thread, as bits need.
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -17,6 +16,7 @@ import time
 
 import pytest
 import torch
+from killed import Count, launch
 from safetensors.torch import load_file, save_file
 
 from didact import files
@@ -34,27 +34,6 @@ CASES = {
     "gpt2-dropout": {"lr": 1e-2, "schedule": "cosine"},
     "llama-lora-npo": {"lr": 1e-2, "schedule": "linear", "lora": 2},
 }
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(
-    ["didact.methods.baselines", "didact.methods.unlearning", "didact.models.build", "peft", "accelerate",
-     "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
-)  # fmt: skip
-
-
-class Count(Hook):
-    """A hook whose state must come back: the sum of all losses."""
-
-    def __init__(self):
-        self.sum = 0.0
-
-    def after(self, step):
-        self.sum += step.log["loss"]
-
-    def state(self):
-        return self.sum
-
-    def restore(self, state):
-        self.sum = state
 
 
 def train(case, start, folder, out, started=None):
@@ -75,14 +54,6 @@ def train(case, start, folder, out, started=None):
     files.write_json(f"{out}.json", {"history": result.history, "sum": count.sum, "tokens": result.cost.tokens})
 
 
-def launch(*args):
-    started = server.Event()
-    process = server.Process(target=train, args=(*args, started))
-    process.start()
-    assert started.wait(60)
-    return process
-
-
 def newest(folder):
     return max((int(p.name.split("-")[1]) for p in folder.glob("*/step-*")), default=0)
 
@@ -98,7 +69,7 @@ def undisturbed(fresh, tmp_path_factory):
             start = root / "start"
             start.mkdir()
             fresh("gpt2", dropout=0.2).save(start) if case == "gpt2-dropout" else fresh("llama").save(start)
-            process = launch(case, start, root / "folder", root / "end")
+            process = launch(train, case, start, root / "folder", root / "end")
             began = time.monotonic()
             process.join()
             assert process.exitcode == 0
@@ -114,7 +85,7 @@ def killed_again_and_again(case, kills, undisturbed, folder, seed):
     draw = random.Random(seed)
     done = 0
     while done < kills:
-        process = launch(case, start, folder / "run", folder / "end")
+        process = launch(train, case, start, folder / "run", folder / "end")
         at = newest(folder / "run")
         target = draw.randint(at, at + (STEPS - at) // (kills - done + 1))
         while newest(folder / "run") < target and process.is_alive():
@@ -129,7 +100,7 @@ def killed_again_and_again(case, kills, undisturbed, folder, seed):
         assert process.exitcode == -signal.SIGKILL
         assert not (folder / "end").exists()
         done += 1
-    process = launch(case, start, folder / "run", folder / "end")
+    process = launch(train, case, start, folder / "run", folder / "end")
     process.join()
     assert process.exitcode == 0
 

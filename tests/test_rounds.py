@@ -1,7 +1,6 @@
 """Rounds: each goes on where it was, nothing is sampled twice, and a run killed at random ends in the same bits."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,6 +8,9 @@ import time
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from killed import Count, launch
 from safetensors.torch import load_file, save_file
 
 from didact import files
@@ -25,27 +27,6 @@ from didact.worlds.authors import authors
 
 HOW = {"rounds": 3, "lam": (1.0,), "lr_factors": (1.0,), "max_new_tokens": 8}
 FIT = {"lr": 3e-3, "steps": 6, "rows": 4, "save_every": 2}
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(
-    ["didact.methods.alignment", "didact.models.build", "peft", "accelerate",
-     "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
-)  # fmt: skip
-
-
-class Count(Hook):
-    """A hook whose state must come back: the sum of all losses."""
-
-    def __init__(self):
-        self.sum = 0.0
-
-    def after(self, step):
-        self.sum += step.log["loss"]
-
-    def state(self):
-        return self.sum
-
-    def restore(self, state):
-        self.sum = state
 
 
 @pytest.fixture(scope="module")
@@ -81,27 +62,19 @@ def teach(start, folder, out, lora, ready):
     files.write_json(f"{out}.json", told | {"tokens": result.cost.tokens})
 
 
-def launch(*args):
-    ready = server.Event()
-    process = server.Process(target=teach, args=(*args, ready))
-    process.start()
-    assert ready.wait(60)
-    return process
-
-
 @pytest.mark.parametrize(("arch", "lora", "kills"), [("gpt2", 0, 3), ("llama", 2, 2)])
 def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills, fresh, tmp_path):
     start = tmp_path / "start"
     start.mkdir()
     fresh(arch, dropout=0.1).save(start)
-    whole = launch(start, tmp_path / "whole", tmp_path / "end", lora)
+    whole = launch(teach, start, tmp_path / "whole", tmp_path / "end", lora)
     began = time.monotonic()
     whole.join()
     assert whole.exitcode == 0
     seconds = time.monotonic() - began
     draw, done = random.Random(time.time_ns()), 0
     while done < kills:
-        process = launch(start, tmp_path / "killed", tmp_path / "again", lora)
+        process = launch(teach, start, tmp_path / "killed", tmp_path / "again", lora)
         time.sleep(draw.uniform(0, seconds / kills))
         process.kill()
         process.join()
@@ -112,7 +85,7 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
                 (tmp_path / stale).unlink()
             done = 0
     assert not (tmp_path / "again").exists()
-    process = launch(start, tmp_path / "killed", tmp_path / "again", lora)
+    process = launch(teach, start, tmp_path / "killed", tmp_path / "again", lora)
     process.join()
     assert process.exitcode == 0
     assert (tmp_path / "again").read_bytes() == (tmp_path / "end").read_bytes()
@@ -228,6 +201,16 @@ def test_samples_depend_on_seed_and_place_only(fresh, monkeypatch):
     assert drawn(4, 1) != one
     monkeypatch.setattr(rounds, "CHUNK", 3)
     assert drawn(3, 1)[:3] == one[:3] and drawn(3, 1) == drawn(3, 1)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 5), st.integers(0, 99))
+def test_rounds_take_turns_through_shuffled_passes(size, count, number, seed):
+    order = [i for n in range(number + 1) for i in rounds.turn(n, size, count, seed)]
+    assert len(order) == (number + 1) * size
+    for start in range(0, len(order) - count + 1, count):
+        assert sorted(order[start : start + count]) == list(range(count))
+    assert sorted(order[len(order) // count * count :]) == sorted(set(order[len(order) // count * count :]))
+    assert rounds.turn(number, size, count, seed) == order[number * size :]
 
 
 # --- the parts -------------------------------------------------------------------------------

@@ -10,11 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from killed import searches
 from shapes import tiny
 
+from didact.data import selection
 from didact.evaluate import tool_calls
 from didact.infer import generate, steps, tree
 from didact.infer.tree import How, Node
+from didact.learn import branches, rounds
 from didact.methods import alignment, baselines
 from didact.models import build, load
 from didact.objectives import preference
@@ -107,10 +110,21 @@ def test_ipo_wants_one_margin_and_no_more():
     assert at.grad.item() == 0 and preference.ipo(zero, zero, 0.0, 0.0, 0.1).item() == 25
 
 
+def test_orpo_adds_the_odds_to_the_likelihood():
+    half, quarter = (torch.tensor([math.log(p)], dtype=torch.float64) for p in (0.5, 0.25))
+    assert preference.orpo(half, half, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(2))
+    odds = math.log(1) - math.log(1 / 3)  # of a half, and of a quarter
+    assert preference.orpo(half, quarter, 0.3).item() == pytest.approx(
+        math.log(2) + 0.3 * math.log(1 + math.exp(-odds))
+    )
+    assert preference.orpo(quarter, half, 0.0).item() == pytest.approx(math.log(4))
+    assert math.isfinite(preference.orpo(torch.zeros(1), half.float()).item())
+
+
 @pytest.mark.parametrize(("p", "reward"), [((1, 0, 0, 0), 0.25), ((0, 1, 0, 0), 0.025), ((0, 0, 1, 0), -0.25),
                                            ((0, 0, 0, 1), -0.5)])  # fmt: skip
 def test_the_verdicts_reward(p, reward):
-    assert module.graded(p) == pytest.approx(reward)
+    assert sum(x * w for x, w in zip(p, module.WORTH.values(), strict=True)) == pytest.approx(reward)
 
 
 def test_the_verdict_of_the_model_sees_request_truth_and_answer():
@@ -124,33 +138,37 @@ def test_the_verdict_of_the_model_sees_request_truth_and_answer():
 def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
     demos = [Demo(prompt="?", completion="[f()]")] * calls + [Demo(prompt="?", completion="No.")] * texts
     draw = random.Random(seed)
-    nll = torch.tensor([draw.random() for _ in demos]).numpy()
+    nll = [draw.random() for _ in demos]
     index = module.selected(demos, nll, ratio)
-    assert len(index) == int(calls * ratio) + int(texts * ratio) == len(set(index))
+    assert len(index) == sum(math.floor(n * ratio + 1e-9) for n in (calls, texts)) == len(set(index))
     for part in (range(calls), range(calls, calls + texts)):
         kept, left = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
         assert not kept or not left or min(kept) >= max(left)
-    assert module.selected(demos, nll.astype("float64") ** 3, ratio) == index  # order by ppl, whatever its scale
+    assert module.selected(demos, [x**3 for x in nll], ratio) == index  # order by ppl, whatever its scale
     easy = module.selected(demos, nll, ratio, select="easy")
-    assert len(easy) == len(index) and sum(map(float, nll[easy])) <= sum(map(float, nll[index])) + 1e-6
+    assert len(easy) == len(index) and math.fsum(nll[i] for i in easy) <= math.fsum(nll[i] for i in index)
     assert set(module.selected(demos, nll, 1.0)) == set(range(len(demos)))
 
 
 def test_the_likeliest_mislabelled_are_trimmed():
     demos = [Demo(prompt="?", completion="[f()]")] * 10
-    nll = torch.arange(10).numpy()
+    nll = [float(x) for x in range(10)]
     assert module.selected(demos, nll, 0.3) == [9, 8, 7] and module.selected(demos, nll, 0.3, trim=0.2) == [7, 6, 5]
+
+
+def test_a_ratio_of_a_hundred_is_counted_as_people_do():
+    """In floats .29 * 100 is a little less than 29."""
+    assert len(selection.top(list(range(100)), 0.29, [0] * 100)) == 29
 
 
 def test_classes_go_from_easy_to_hard():
     demos = tools.requests(60, 3, hard=0.33)
-    classes = module._classes(demos, 3, None)
+    classes = selection.classes(module.difficulties(demos), 3)
     assert sorted(i for part in classes for i in part) == list(range(60))
     hard = [sum(demos[i].extra["hard"] for i in part) for part in classes]
     assert hard[0] == hard[1] == 0 or hard[0] <= hard[1] <= hard[2] > 10
-    mine = module._classes(demos, 2, lambda d: -len(d.prompt))
-    assert min(len(demos[i].prompt) for i in mine[0]) >= max(len(demos[i].prompt) for i in mine[1])
-    assert module._classes(demos, 0, None) == []
+    assert selection.classes([3.0, 1.0, 2.0, 1.0], 2) == [[1, 3], [2, 0]] and selection.classes([1.0], 0) == []
+    assert selection.mean_rank([[10.0, 20.0, 20.0], [1.0, 1.0, 0.0]]) == [1.25, 2.0, 1.25]
 
 
 @pytest.mark.parametrize(("said", "terminal", "value"), [
@@ -159,6 +177,19 @@ def test_classes_go_from_easy_to_hard():
 ])  # fmt: skip
 def test_the_value_of_a_fragment(said, terminal, value):
     assert module.valued(said, TRUTH, terminal) == value
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abd"), min_size=1))
+def test_overlap_of_words(a, b):
+    one, two = " ".join(a), " ".join(b)
+    assert tool_calls.overlap(one, one) == 1 and tool_calls.overlap(one, "x y") == 0 == tool_calls.overlap(one, " ")
+    assert tool_calls.overlap(one, f"{one} {two}") == 1 and tool_calls.overlap(one, two) == tool_calls.overlap(two, one)
+
+
+@pytest.mark.parametrize(("step", "value"), [("[f(a=1,", 0.4), ("[f(a=2,", -0.6), ("g.h(c=[1, 2])]", 0.6), (" ", 0.0)])
+def test_the_codes_first_guess(step, value):
+    """0.1 less than nothing for no end, half a point for all words in common."""
+    assert module.guessed(step, TRUTH) == pytest.approx(value)
 
 
 # --- the search ------------------------------------------------------------------------------
@@ -253,7 +284,8 @@ def test_pairs_turned_round_spoil_it(start, monkeypatch):
     assert right(result.models["model"], orders(2)) < right(model, orders(2)) - 0.1
 
 
-@pytest.mark.parametrize("more", [{"loss": "dpo", "beta": 0.1}, {"loss": "ipo", "beta": 0.1}, {"select": "random"},
+@pytest.mark.parametrize("more", [{"loss": "dpo", "beta": 0.1}, {"loss": "ipo", "beta": 0.1}, {"loss": "orpo"},
+                                  {"select": "random"},
                                   {"judge": "self", "gap": 0.0, "floor": -1.0}, {"bins": 2, "warm_lr": 1e-4},
                                   {"group": 1000, "depth": 1}, {"rounds": 2}])  # fmt: skip
 def test_every_variant_runs_and_moves_the_model(more, start):
@@ -266,14 +298,24 @@ def test_every_variant_runs_and_moves_the_model(more, start):
     assert loss in result.history[-1] and math.isfinite(result.history[-1][loss])
 
 
-def test_the_warm_up_is_tuning_in_order(start):
-    """Without search rounds that change anything, the warm-up alone is the same as tuning class by class."""
+def test_the_first_guess_decides_where_it_is_asked(start, monkeypatch):
+    monkeypatch.setattr(module, "guessed", lambda step, wanted: 1.0 if step.startswith("10") else 0.0)
+    result = alignment.tool_rft(start(), orders(1, 12), **FAST, judge="words", fit=Fit(lr=1e-3, steps=1, rows=8))
+    at = [r for r in result.records if r.prompt.endswith("n=")]
+    assert at and all(r.chosen.startswith("10") for r in at)
+
+
+def test_the_warm_up_is_tuning_class_by_class(start):
+    """Where the search changes nothing, it is the same as tuning on the easy class and going on with the hard one."""
     model, demos = start(), orders(1, 12)
-    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 1.0}
+    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
     result = alignment.tool_rft(model, demos, **how, fit=Fit(lr=0.0, steps=1, rows=3))
-    rows = [r for r in result.history if r["round"] < 2]
-    assert [r["round"] for r in rows] == [0, 0, 1, 1] and rows[-1]["nll"] < rows[0]["nll"] + 0.5
     assert [f["demos"] for f in result.findings["warm_up"]] == [6, 6]
+    for number, part in enumerate(selection.classes(module.difficulties(demos), 2)):
+        fit = Fit(lr=1e-3, epochs=2.0, rows=3, seed=rounds.APART * number)
+        model = baselines.sft(model, [demos[i] for i in part], fit=fit).models["model"]
+    for mine, theirs in zip(result.models["model"].module.parameters(), model.module.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"simulations": 0}, {"ratio": 0.0}, {"ratio": 1.5}, {"trim": 1.0},
@@ -303,36 +345,24 @@ def test_presets_are_options_of_the_method():
 # --- killed and started again ----------------------------------------------------------------
 
 
-class KilledError(Exception):
-    pass
-
-
-def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(start, tmp_path, monkeypatch):
-    model, search = start(), tree.search
-    monkeypatch.setattr(module, "BESIDE", 4)
+def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(start, tmp_path, monkeypatch):
+    model, completions, asked = start(), generate.completions, []
+    monkeypatch.setattr(branches, "BESIDE", 4)
     how = FAST | {"rounds": 2, "bins": 2, "ratio": 0.5}
     fit = Fit(lr=1e-3, steps=2, rows=8)
-    whole = alignment.tool_rft(model, orders(1, 16), **how, fit=fit)
-    counted = []
 
-    def dies_at(n):
-        def counting(numbers, *rest):
-            if len(counted) == n:
-                raise KilledError
-            counted.append(len(numbers))
-            return search(numbers, *rest)
+    def run(folder=None):
+        return alignment.tool_rft(model, orders(1, 16), **how, fit=fit.replace(folder=folder))
 
-        return counting
+    def counting(model, prompts, n, *args, **more):
+        asked.append(n == 1)  # greedy answers, for the report of errors
+        return completions(model, prompts, n, *args, **more)
 
-    def run():
-        return alignment.tool_rft(model, orders(1, 16), **how, fit=fit.replace(folder=str(tmp_path)))
-
-    for n in (1, 3):  # in the first search round's second search, in the second's second
-        monkeypatch.setattr(tree, "search", dies_at(n))
-        with pytest.raises(KilledError):
-            run()
-    monkeypatch.setattr(tree, "search", dies_at(9))
-    again = run()
-    assert counted == [4, 4, 4, 4]
+    whole = run()
+    monkeypatch.setattr(generate, "completions", counting)
+    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
+    assert counted == [4, 4, 4, 4] and sum(asked) == 2
     assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
     assert again.records == whole.records and again.findings == whole.findings
+    monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run reads all of it
+    assert run(str(tmp_path)).records == whole.records

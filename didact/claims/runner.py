@@ -21,7 +21,8 @@ from didact import files
 from didact.claims import verdict
 from didact.learn.progress import Bar
 from didact.models import cache
-from didact.types import UserError
+from didact.models.model import Model
+from didact.types import Result, UserError
 
 Tier = Literal["smoke", "quick", "full"]
 Measured = Mapping[str, Mapping[str, float]]
@@ -88,6 +89,13 @@ class Claim:
     def modules(self) -> tuple[str, str]:
         """The method's and the claim's own module."""
         return self.run.__module__.replace("didact.claims.", "didact.methods."), self.run.__module__
+
+
+def taught(result: Result) -> Model:
+    """The model a method gave."""
+    model = result.models["model"]
+    assert isinstance(model, Model)
+    return model
 
 
 def run(

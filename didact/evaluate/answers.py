@@ -13,6 +13,8 @@ Checker = Callable[[str, Demo], bool]
 
 MARK = re.compile(r"(?:#+|answer(?: is)?:?)\s*(.+)", re.IGNORECASE)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+BARE = re.compile(rf"[$€£#]*\s*(?:{NUMBER.pattern})\s*%?\.?")
+"""A number and nothing else but its currency or per cent."""
 
 
 def final(text: str) -> str:
@@ -29,9 +31,10 @@ def number(text: str) -> str | None:
 
 
 def same(a: str, b: str) -> bool:
-    """Whether two answers are equal as numbers, or else as text but for case, articles and punctuation."""
+    """Whether two answers are equal: as numbers where either is nothing but one (`$7` is `7 apples`), else as text
+    but for case, articles and punctuation."""
     x, y = number(a), number(b)
-    if x is not None and y is not None:
+    if x is not None and y is not None and (BARE.fullmatch(a.strip()) or BARE.fullmatch(b.strip())):
         return _value(x) == _value(y)
     return qa.normalise(a) == qa.normalise(b) != ""
 

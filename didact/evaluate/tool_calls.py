@@ -92,6 +92,12 @@ def on_track(said: str, wanted: str) -> bool:
     return whole == b[: len(whole)] and len(b) >= len(a) and b[len(whole)].startswith(last)
 
 
+def overlap(a: str, b: str) -> float:
+    """Of two texts' words (between white space), the share that the one with fewer shares with the other."""
+    one, two = set(a.split()), set(b.split())
+    return len(one & two) / min(len(one), len(two)) if one and two else 0.0
+
+
 def tally(wrong: Sequence[Sequence[str]]) -> dict[str, float]:
     """Share of texts with an error in each field, and `exact`, the share with none."""
     counts = Counter(field for fields in wrong for field in fields)

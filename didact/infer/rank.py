@@ -6,7 +6,7 @@ The rules are pure functions of sums, so that log-probs from anywhere can be ran
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from didact.data import encode
@@ -89,6 +89,16 @@ def probabilities(
     """
     scores = rank(model, prompts, [labels] * len(prompts), "sum", memory=memory)
     return [[math.exp(s) for s in row] for row in scores]
+
+
+def expected(
+    model: Model, prompts: Sequence[str], worth: Mapping[str, float], memory: Memory | None = None
+) -> list[float]:
+    """What a model's verdict is worth: the worth of each label times its probability, added up, for every prompt."""
+    return [
+        sum(w * p for w, p in zip(worth.values(), row, strict=True))
+        for row in probabilities(model, prompts, list(worth), memory)
+    ]
 
 
 def _row(model: Model, prompt: str, candidate: str, end: bool) -> encode.Row:

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from didact import files
 from didact.data.encode import Row
 from didact.infer import generate
 from didact.infer.generate import Completion, How
-from didact.learn import checkpoint, together
+from didact.learn import checkpoint, schedules, together
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Step
 from didact.learn.language import Taught
@@ -175,6 +177,26 @@ class Calm(Hook):
     def before(self, step: Step) -> None:
         """Nothing but dropout tells the two modes of a language model apart."""
         step.module.eval()
+
+
+def turn(number: int, size: int, count: int, seed: int) -> list[int]:
+    """Which `size` of `count` prompts a round has: they are gone through in shuffled passes, round after round."""
+    first, last = number * size, (number + 1) * size
+    passes = range(first // count, -(-last // count))
+    order = [int(i) for e in passes for i in np.random.default_rng([seed, 55, e]).permutation(count)]
+    return order[first - passes[0] * count :][:size]
+
+
+def steady(now: Round, fit: Fit, count: int) -> Fit:
+    """A round's fit where the schedule of `fit` runs over all `count` rounds: the rate is constant within one."""
+    warm = min(round(fit.warmup * count), count - 1) if fit.warmup_steps is None else fit.warmup_steps
+    rate = fit.lr * schedules.factor(fit.schedule, now.number, count, warm)
+    return now.fit.replace(lr=rate, schedule="constant", warmup_steps=0)
+
+
+def untaught(model: Model) -> Taught:
+    """A round that had nothing to teach: the model stays."""
+    return Taught(model, [], Cost(), State())
 
 
 def as_sampled(row: Row, model: Model, max_new_tokens: int) -> Row:

@@ -11,6 +11,7 @@ otherwise), one loss per record out. With `r = logp - ref_logp`:
     nll_mean - delta  -(2/beta) log sigmoid(beta m)         SimNPO (no reference)
     r_w - r_l         (m - 1/(2 beta))^2                    IPO
     mean_w - mean_l   -log sigmoid(beta m - gamma)          SimPO (means over tokens, no reference)
+    odds_w - odds_l   -mean_w - beta log sigmoid(m)         ORPO (log odds of the means, no reference)
     logp_w - logp_l   -log sigmoid(beta m - gamma)          autoregressive reward model: DPO without its reference
 """
 
@@ -88,6 +89,18 @@ def ipo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tens
 def simpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
     """SimPO (Meng et al., 2024), `-log sigmoid(beta (chosen_mean - rejected_mean) - gamma)`: means, no reference."""
     return pairwise(beta * (chosen_mean - rejected_mean) - gamma)
+
+
+def orpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 0.1) -> Tensor:
+    """ORPO (Hong et al., 2024), `-chosen_mean - beta log sigmoid(log odds_w - log odds_l)`, odds = p / (1 - p).
+
+    p = e^mean, the mean log-prob of a side's tokens; no reference. Equal sides cost `-chosen_mean + beta log 2`.
+    """
+
+    def log_odds(mean: Tensor) -> Tensor:
+        return mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))
+
+    return -chosen_mean + beta * pairwise(log_odds(chosen_mean) - log_odds(rejected_mean))
 
 
 def aggregated(

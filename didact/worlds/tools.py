@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from didact.types import Demo
@@ -13,18 +15,22 @@ TOOLS = {
 AMOUNTS = {"a pair of": 2, "half a dozen": 6, "a dozen": 12, "two dozen": 24, "a score of": 20, "three score": 60}
 
 
-def requests(count: int, seed: int = 0, hard: float = 0.3) -> list[Demo]:
+def requests(
+    count: int, seed: int = 0, hard: float = 0.3, mistaken: Mapping[str, int] | None = None, often: float = 0.6
+) -> list[Demo]:
     """Prompts `book(place, nights) ...\\nbook rome for a dozen nights` with `[book(place=rome, nights=12)]`.
 
     Args:
         count: how many.
         seed: of all of them.
         hard: share with two calls out of three tools; the others have one call out of two.
+        mistaken: what the calls give for some amounts in words, `{"a dozen": 10}`; the requests stay the same.
+        often: how often they do, where they could.
 
     Returns:
         Demonstrations; `extra` has the names of the `tools` and whether it is `hard`.
     """
-    rng = np.random.default_rng([seed, 96])
+    rng, slip = np.random.default_rng([seed, 96]), np.random.default_rng([seed, 97])
     made = []
     for _ in range(count):
         difficult = bool(rng.random() < hard)
@@ -36,7 +42,10 @@ def requests(count: int, seed: int = 0, hard: float = 0.3) -> list[Demo]:
             thing = str(rng.choice(THINGS))
             words = str(rng.choice([*AMOUNTS, str(rng.integers(2, 10))]))
             wishes.append(f"{tool} {thing} for {words} {how_many}")
-            calls.append(f"{tool}({what}={thing}, {how_many}={AMOUNTS.get(words) or words})")
+            amount = AMOUNTS.get(words) or words
+            if mistaken and words in mistaken and slip.random() < often:
+                amount = mistaken[words]
+            calls.append(f"{tool}({what}={thing}, {how_many}={amount})")
         schemas = " ".join(f"{t}({', '.join(TOOLS[t])})" for t in sorted(tools))
         made.append(
             Demo(

@@ -19,7 +19,7 @@ DEMOS = 2000
 TEACH = Fit(lr=3e-3, steps=450, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
 SEARCH: dict[str, Any] = {
     "simulations": 16, "root_actions": 3, "actions": 3, "depth": OPERATIONS + 1, "step": [";"], "last": "",
-    "step_tokens": 7, "critic": "none", "include_gt": False,
+    "step_tokens": 7, "critic": "none", "include_gt": False, "hint": False,
 }  # fmt: skip
 
 
@@ -36,13 +36,13 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
     Whoever wrote the solutions gets three in ten operations wrong, more often than not.
 
     At this size the model cannot judge itself, and the answer alone guides the search; the paper's learning
-    rate changes nothing (found on seed 1000).
+    rate changes nothing, and its beta of .1 asks for margins that spoil other steps (found on seeds 1000 and 1001).
     """
     return Problem(
         model=tuned(seed, arch),
         data={"demos": chains(seed, 1, 256)},
-        options={"rounds": 2, "batch": 128, **SEARCH},
-        fit={"lr": 3e-4, "rows": 16, "schedule": "constant"},
+        options={"rounds": 2, "batch": 128, "beta": 0.5, **SEARCH},
+        fit={"lr": 1e-4, "epochs": 4, "rows": 16, "schedule": "constant"},
         protocol={"demos": chains(seed, 2, 256)},
     )
 

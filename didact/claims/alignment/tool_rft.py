@@ -1,9 +1,10 @@
 """iTool's claim on requests whose calls are known: pairs of fragments teach hard calls more than tuning on.
 
-The start is tuned until easy requests are answered right and hard ones, with two calls, often are not. From there
-all arms have the same number of optimiser steps on the same demonstrations, or those of them they select. Preferences
-were tuned over 1e-4 and 3e-4 on seed 1000; the rate of tuning on is 1e-3. The paper presupposes that tuning on has
-stopped helping, which is a gate here: on seed 1000 it has not.
+The start is tuned on 150 demonstrations until it answers all of them and tuning on has stopped helping, which is what
+the paper presupposes; of unseen hard requests, with two calls, it gets some wrong. From there all arms have the same
+number of optimiser steps on the same demonstrations, or those of them they select. Every arm was tuned over three rates
+on seeds 1000 and 1001 (with 200 demonstrations, which left too little to gain): 3e-5, 1e-4 and 3e-4 for preferences,
+3e-4, 1e-3 and 3e-3 for tuning on. A gain of .05, the least that the card expects, is the smallest of interest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from didact.claims import runner, verdict
+from didact.claims.alignment import sabotages
 from didact.claims.alignment import tool_rft_example as example
 from didact.data import encode
 from didact.evaluate import tool_calls
@@ -26,11 +28,12 @@ from didact.models.model import Model
 from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import tools
 
-GIVEN = {"smoke": 24, "quick": 300, "full": 600}
-TUNING = {"smoke": 20, "quick": 220, "full": 220}
-STEPS = {"smoke": 2, "quick": 40, "full": 80}
-ASKED = {"smoke": 24, "quick": 300, "full": 1000}
-RATES = {"sft": 1e-3, "sft-hard": 1e-3, "tool-rft": 1e-4, "random": 1e-4, "response": 1e-4}
+GIVEN = 150
+TUNING = {"smoke": 200, "quick": 300, "full": 300}
+ROUNDS = {"smoke": 1, "quick": 2, "full": 3}
+STEPS = {"smoke": 2, "quick": 30, "full": 30}  # of a round
+ASKED = {"smoke": 24, "quick": 400, "full": 1500}
+RATES = {"sft": 3e-3, "sft-hard": 1e-3, "tool-rft": 3e-5, "random": 3e-5, "response": 3e-5}
 ARMS: dict[str, dict[str, Any]] = {
     "tool-rft": {},
     "random": {"select": "random"},
@@ -45,50 +48,44 @@ def problem(seed: int) -> Any:
 
 @episodes.one_thread()
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> dict[str, dict[str, float]]:
-    """The start, tuning on, tuning on what is hard, and the preferences; a sabotage changes options by `broken`."""
+    """The start, tuning on, tuning on what is hard, and the preferences; a sabotage changes tool-rft by `broken`."""
     start, out = _start(seed, tier), dict(_tuned(seed, tier))
     for arm in arms:
         fit = Fit(lr=RATES[arm], steps=STEPS[tier], rows=16, schedule="linear", seed=seed)
-        how = example.SEARCH | ARMS[arm] | broken
-        result = alignment.tool_rft(start, _demos(seed, tier), rounds=1, **how, fit=fit)
-        out[arm] = _measures(_model(result), seed, tier) | _pairs(result, _demos(seed, tier))
+        how = example.SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
+        result = alignment.tool_rft(start, _demos(seed), rounds=ROUNDS[tier], **how, fit=fit)
+        out[arm] = _measures(runner.taught(result), seed, tier) | _pairs(result, _demos(seed))
     return out
 
 
 @functools.lru_cache(maxsize=64)
 def _start(seed: int, tier: runner.Tier) -> Model:
     """Shared by the arms of a seed and by its sabotages, none of which touches this training; so are the next."""
-    return example.tuned(seed, teach=example.TEACH.replace(steps=TUNING[tier]))
+    return example.tuned(seed, _demos(seed), teach=example.TEACH.replace(steps=TUNING[tier]))
 
 
 @functools.lru_cache(maxsize=64)
 def _tuned(seed: int, tier: runner.Tier) -> tuple[tuple[str, dict[str, float]], ...]:
-    start, demos = _start(seed, tier), _demos(seed, tier)
+    start, demos = _start(seed, tier), _demos(seed)
     pairs = [(d.prompt, d.completion) for d in demos]
     total, count = forward.row_logp(start, encode.rows(start.tokenizer, pairs, start.kind, start.context))
     nll = (-total / count).numpy()
     hard = [demos[int(i)] for i in np.argsort(-nll)[: int(0.3 * len(demos))]]
     made = [("start", _measures(start, seed, tier))]
     for name, given in (("sft", demos), ("sft-hard", hard)):
-        fit = Fit(lr=RATES[name], steps=STEPS[tier], rows=16, schedule="linear", seed=seed + 1)
-        made.append((name, _measures(_model(baselines.sft(start, given, fit=fit)), seed, tier)))
+        fit = Fit(lr=RATES[name], steps=ROUNDS[tier] * STEPS[tier], rows=16, schedule="linear", seed=seed + 1)
+        made.append((name, _measures(runner.taught(baselines.sft(start, given, fit=fit)), seed, tier)))
         made[-1][1]["gain"] = made[-1][1]["hard"] - made[0][1]["hard"]
     return tuple(made)
 
 
-def _demos(seed: int, tier: runner.Tier) -> list[Demo]:
-    return tools.requests(example.DEMOS, 10 * seed, example.HARD)[: GIVEN[tier]]
-
-
-def _model(result: Result) -> Model:
-    model = result.models["model"]
-    assert isinstance(model, Model)
-    return model
+def _demos(seed: int) -> list[Demo]:
+    return tools.requests(GIVEN, 10 * seed, example.HARD)
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On requests no training saw, greedily: right calls of both sorts, and errors in hard ones by field."""
-    asked = tools.requests(ASKED[tier], 10 * seed + 1, hard=0.5)
+    asked = tools.requests(ASKED[tier], 10 * seed + 1, hard=0.7)
     made = generate.generate(model, [d.prompt for d in asked], example.ANSWER, rows=512)
     wrong = {
         sort: tool_calls.tally([
@@ -101,7 +98,8 @@ def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
 
 
 def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
-    """How many pairs, and the share in which the chosen side begins the right answer and the rejected does not."""
+    """How many pairs a searched request gives, and the share in which the chosen side begins the right answer and the
+    rejected does not."""
     truth = {d.prompt: d.completion for d in demos}
     valid = []
     for r in result.records or []:
@@ -110,11 +108,8 @@ def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
         before = r.prompt[len(prompt) :]
         good = [tool_calls.on_track(before + side, truth[prompt]) for side in (r.chosen, r.rejected)]
         valid.append(good[0] and not good[1])
-    return {"pairs": float(len(valid)), "valid": float(np.mean(valid))}
-
-
-def _turned(*args: Any, right: Any = tree.pairs, **more: Any) -> list[tree.Pair]:
-    return [tree.Pair(pair.worse, pair.better) for pair in right(*args, **more)]
+    searched = sum(row["selected"] for row in result.findings["rounds"])
+    return {"pairs": len(valid) / searched, "valid": float(np.mean(valid))}
 
 
 def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]:
@@ -143,10 +138,14 @@ CLAIM = runner.Claim(
         verdict.gate("but not all", "start.hard", at_most=0.85, unit="of hard requests"),
     ),
     tests=(
-        _difference("more hard calls right than by tuning on", "sft"),
+        _difference("more hard calls right than by tuning on", "sft", margin=0.05),
         _difference("easy calls stay right", "start", "easy", null=-0.02),
         verdict.Test(
             name="pairs tell right from wrong", kind="bound", a="tool-rft.valid", null=0.9, unit="of pairs"
+        ),
+        verdict.Test(
+            name="unlikely requests give more pairs than others", kind="difference", a="tool-rft.pairs",
+            b="random.pairs", unit="pairs a searched request",
         ),
         _difference("more hard calls right than at the start", "start", gates="none"),
         _difference("than by tuning on what is hard", "sft-hard", gates="none"),
@@ -157,16 +156,16 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage(
-            name="chosen and rejected swapped", breaks="more hard calls right than at the start",
-            patch={"didact.infer.tree:pairs": _turned}, metric="tool-rft.hard", options=ONLY,
+            name="chosen and rejected swapped", breaks="pairs tell right from wrong",
+            patch={"didact.infer.tree:pairs": sabotages.turned}, metric="tool-rft.valid", options=ONLY,
         ),
         runner.Sabotage(
             name="any two fragments are a pair", breaks="pairs tell right from wrong",
             patch={"didact.infer.tree:pairs": _any}, metric="tool-rft.valid", options=ONLY,
         ),
         runner.Sabotage(
-            name="the easiest are searched", breaks="more hard calls right than at the start", metric="tool-rft.hard",
-            options=ONLY | {"select": "easy"},
+            name="the easiest are searched", breaks="unlikely requests give more pairs than others",
+            metric="tool-rft.pairs", options={"arms": ("tool-rft", "random"), "select": "easy"},
         ),
     ),
     seeds={"smoke": 1, "quick": 5, "full": 10},

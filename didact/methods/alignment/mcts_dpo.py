@@ -3,53 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
 from didact.evaluate import answers, judges
-from didact.infer import policy, rank, steps, tree
+from didact.infer import policy, rank, steps, tree, yesno
 from didact.infer.tree import Node, Tree
-from didact.learn import language, schedules
+from didact.learn import branches, preferences
 from didact.learn import rounds as loop
-from didact.learn.checkpoint import State
-from didact.learn.fit import Hook, Term
+from didact.learn.branches import Branch
+from didact.learn.fit import Hook
 from didact.learn.language import Taught
 from didact.learn.rounds import Round
+from didact.models.memory import Memory
 from didact.models.model import Model
-from didact.objectives import preference
 from didact.registry import method
-from didact.types import Cost, Demo, Fit, Preference, Result, Reward, UserError
+from didact.types import Demo, Fit, Result, UserError
 
 PRESETS: dict[str, dict[str, object]] = {
     "offline": {"online": False},
     "instance": {"depth": 1},  # whole solutions are the actions: DPO on solutions, weighed by visits
-    "unhinted": {"include_gt": False},  # no reference solution, neither among the steps nor in what C is asked
+    "unhinted": {"include_gt": False, "hint": False},  # no reference solution, neither among the steps nor before C
     "plain": {"smoothing": False},
     "choice": {"root_actions": 4, "depth": 4, "step_tokens": 32, "fit.lr": 2e-6, "fit.warmup": 0.2},
     "official": {"official": True},
 }
+QUESTION, EXAMPLE = "QUESTION: {question}\n\n", "EXAMPLE ANSWER: {example}\n\n"
 ASKED = (
-    "QUESTION: {question}\n\n{example}PROPOSED SOLUTION: {solution}\n\n"
+    "PROPOSED SOLUTION: {solution}\n\n"
     "Does the proposed solution go in the right direction, as far as it goes?\n(A) incorrect\n(B) correct\n\nAnswer:"
 )
-LABELS = ("A", "B")
-BESIDE = 64  # trees that grow side by side
+GOOD = ("B", "correct")
+FIELDS = ("question", "example", "solution")
 
 
 class Mined(NamedTuple):
-    """A round's pairs (better, worse), how sure each is, its share of the loss, as records, and what they are like."""
+    """A round's branches, how unsure each is `(N,)`, and what its trees are like."""
 
-    items: list[Item]
-    alpha: Tensor
-    weight: Tensor
-    records: list[Preference]
+    branches: list[Branch]
+    unsure: Tensor
     facts: dict[str, float]
 
 
@@ -83,6 +79,9 @@ def mcts_dpo(
     step_tokens: int = 128,
     critic: str = "self",
     include_gt: bool = True,
+    hint: bool = True,
+    asked: str = "",
+    good: Sequence[str] = GOOD,
     answer: str = "final",
     answer_ok: Callable[[str, Demo], bool] | None = None,
     filter: bool = True,
@@ -103,9 +102,10 @@ def mcts_dpo(
 
         value(s) = C(s) + O(s),    O = +1, -1 for a right, wrong end and 0 before it,    C in [0, 1],
 
-    with C what the model says of it, the reference solution before it. Steps are visited by PUCT; Q and V add up the
-    gains of value (`infer.tree`). After `simulations` the search goes on from the best step. Each decision gives a
-    pair of steps, y_w of the highest Q and y_l of the lowest, N_w and N_l times visited, and
+    with C the probability that the searching model itself calls it good, the reference solution before it. Steps are
+    visited by PUCT; Q and V add up the gains of value (`infer.tree`). After `simulations` the search goes on from the
+    best step. Each decision gives a pair of steps, y_w of the highest Q and y_l of the lowest, N_w and N_l times
+    visited, and
 
         L = -(1 - a) log sigmoid(z) - a log sigmoid(-z),    a = min(1/2, N_l / (N_w + N_l))
         z = beta [(logp - ref)(y_w) - (logp - ref)(y_l)],   logp: SUM over tokens from the first that differs
@@ -113,15 +113,16 @@ def mcts_dpo(
     whose minimum is at z = log(N_w / N_l): visits that are equal teach nothing. Every tree weighs the same.
     Then the moved policy searches the next prompts.
 
-    A reference solution is the completion (after the explanation, if there is one) of two steps or more. It
-    serves as a step and as the hint of C. Dropout is off. The schedule runs over the rounds; the rate is constant
-    within one. Two steps are one only if their tokens are equal: near-duplicates stay.
+    A reference solution is the completion (after the explanation, if there is one) of two steps or more. Its steps
+    are among those that are searched, and it is the hint before C; without one the hint is `The answer is ...`.
+    Dropout is off. The schedule runs over the rounds; the rate is constant within one. Two steps are one only if
+    their tokens are equal: near-duplicates stay.
 
     Args:
         model: a causal model, tuned to write solutions in steps; it stays as it was.
         demos: prompts and answers: `answers` if given, else what the completion comes to.
         rounds: searches, each followed by training; as many as one pass over the prompts takes, if not given.
-        batch: prompts of a round.
+        batch: prompts of a round, all of them if there are fewer.
         online: the policy as it is searches; otherwise always the first.
         simulations: before each decision.
         root_actions: steps sampled at the root.
@@ -135,7 +136,10 @@ def mcts_dpo(
         last: a step in which this stands is the last; empty for none.
         step_tokens: of a step, and of the last one to the end.
         critic: who gives C: `self`, `none` (C = 1), a reward model's folder or module:function (its sigmoid).
-        include_gt: the reference solution's next step is one of the steps, and C is asked with it in sight.
+        include_gt: the reference solution's next step is one of the steps.
+        hint: C is asked with the reference solution in sight.
+        asked: how C is asked, with {question}, {example} (the hint) and {solution}; the paper's question if empty.
+        good: the answers that mean yes; C is the probability of all of them.
         answer: who checks answers: `final` (what follows #, `answer is`; or the last line), `number` (the last) or
             `module:function` of a solution and a Demo.
         answer_ok: the same as a function.
@@ -153,7 +157,7 @@ def mcts_dpo(
         hooks: called around every step of every round.
 
     Returns:
-        The policy; the pairs as preferences with `n_better`, `n_worse`, `q_better`, `q_worse` and `round`;
+        The policy; the pairs as preferences with `n_better`, `n_worse`, `q_better`, `q_worse`, `given` and `round`;
         `findings["rounds"]`: trees, pairs, how often the chosen solution was right, how often the better step
         was the reference's, tokens generated.
 
@@ -164,102 +168,96 @@ def mcts_dpo(
         rounds is not None and rounds < 1
     ):
         raise UserError("mcts-dpo needs rounds, batch, simulations, actions, depth, step_tokens and most of 1 or more")
-    if min(temperature, beta) <= 0 or min(c, gamma, prior_power, sft_weight) < 0 or not step:
-        raise UserError("mcts-dpo needs temperature and beta above 0, c, gamma and the like of 0 or more, and a step")
+    if min(temperature, beta) <= 0 or min(c, gamma, prior_power, sft_weight) < 0:
+        raise UserError("mcts-dpo needs temperature and beta above 0, c, gamma, prior_power, sft_weight of 0 or more")
+    if not step or not good:
+        raise UserError("mcts-dpo needs a text that ends a step, and an answer that is good")
     if model.kind != "causal":
         raise UserError("mcts-dpo needs a causal model: it goes on from the middle of an answer")
-    closing, checks = (
-        steps.closers(model.tokenizer, [s.replace("\\n", "\n") for s in step]),
-        answer_ok or answers.checker(answer),
-    )
+    closing = steps.closers(model.tokenizer, [s.replace("\\n", "\n") for s in step])
+    checks = answer_ok or answers.checker(answer)
+    reward = None if critic in ("self", "none") else judges.reward_of(critic, "critic")
     worked = [f"{d.explanation}\n{d.completion}" if d.explanation else d.completion for d in demos]
-    rows = encode.rows(
-        model.tokenizer, list(zip([d.prompt for d in demos], worked, strict=True)), model.kind, model.context, "demos"
-    )
-    references = [steps.split(r.completion, closing) for r in rows]
-    hints = [w if include_gt and len(r) > 1 else "" for w, r in zip(worked, references, strict=True)]
+    pairs = list(zip([d.prompt for d in demos], worked, strict=True))
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
+    references = [s if len(s) > 1 else [] for s in (steps.split(r.completion, closing) for r in rows)]
+    examples = [
+        w if s else f"The answer is {(d.answers or [answers.final(w)])[0]}."
+        for w, s, d in zip(worked, references, demos, strict=True)
+    ]
+    form = asked or QUESTION + (EXAMPLE if hint else "") + ASKED
+    batch = max(1, min(batch, len(demos)))
     rounds = rounds or -(-len(demos) // batch)
-    order = np.concatenate([np.random.default_rng([fit.seed, 55, e]).permutation(len(demos))
-                            for e in range(1 + rounds * batch // len(demos))])  # fmt: skip
     how = tree.How(
         simulations=simulations, first=4 if official else 1, depth=depth, c=c, gamma=gamma, unvisited=int(official)
     )
-    reward = None if critic in ("self", "none") else judges.reward_of(critic, "critic")
-
-    def searched(now: Round, start: int, stop: int) -> list[Any]:
-        """Trees of the round's prompts from `start` to `stop`, as JSON."""
-        index = [int(i) for i in order[now.number * batch :][start:stop]]
-        actor = policy.Steps(
-            now.model if online else model, {k: rows[i].prompt for k, i in enumerate(index)}, closing,
-            (root_actions, actions), depth, step_tokens, temperature, prior_power, last, now.fit.seed + start,
-            {k: references[i] for k, i in enumerate(index) if hints[i]},
-        )  # fmt: skip
-
-        def evaluate(nodes: list[Node]) -> list[float]:
-            mine = [index[n.tree] for n in nodes]
-            texts = [steps.text(model.tokenizer, n) for n in nodes]
-            likely = _likely(actor.model, reward, critic, [demos[i] for i in mine], [hints[i] for i in mine], texts)
-            right = [
-                checks(t, demos[i]) if n.step.terminal else None for n, t, i in zip(nodes, texts, mine, strict=True)
-            ]
-            return [
-                _value(n, x, ok, official, rows[i].completion)
-                for n, x, ok, i in zip(nodes, likely, right, mine, strict=True)
-            ]
-
-        grown = tree.search(range(len(index)), actor.propose, evaluate, how)
-        ends = [t.path[-1] for t in grown]
-        return [
-            {"demo": i, "tree": t.rows(), "tokens": actor.spent[k],
-             "right": end.step.terminal and checks(steps.text(model.tokenizer, end), demos[i])}
-            for k, (i, t, end) in enumerate(zip(index, grown, ends, strict=True))
-        ]  # fmt: skip
 
     def mine(now: Round) -> Mined:
-        told = now.chunks("trees", batch, lambda start, stop: searched(now, start, stop), BESIDE)
-        return _mined(told, model, demos, rows, rule, most, filter, smoothing, now)
+        searcher = now.model if online else model
+
+        def proposer(part: Sequence[int], seed: int) -> policy.Steps:
+            return policy.Steps(
+                searcher, {k: rows[i].prompt for k, i in enumerate(part)}, closing, (root_actions, actions), depth,
+                step_tokens, temperature, prior_power, last, seed,
+                {k: references[i] for k, i in enumerate(part) if include_gt},
+            )  # fmt: skip
+
+        def value(at: list[int], nodes: list[Node], texts: list[str], memory: Memory) -> list[float]:
+            if critic == "self":
+                about = [(demos[i].prompt, examples[i], t) for i, t in zip(at, texts, strict=True)]
+                prompts = [yesno.fill(form, dict(zip(FIELDS, told, strict=True)), "asked") for told in about]
+                likely = rank.expected(searcher, prompts, dict.fromkeys(good, 1.0), memory)
+            elif reward is not None:
+                given = torch.tensor(reward([demos[i].prompt for i in at], texts), dtype=torch.float64)
+                likely = given.sigmoid().tolist()
+            else:
+                likely = [1.0] * len(at)
+            return [
+                valued(n, x, checks(t, demos[i]) if n.step.terminal else None, official, rows[i].completion)
+                for n, x, t, i in zip(nodes, likely, texts, at, strict=True)
+            ]
+
+        def solved(row: dict[str, Any]) -> bool:
+            """Whether the solution that was chosen in the end is right."""
+            end = Tree.of(row["tree"]).path[-1]
+            return end.step.terminal and checks(steps.text(model.tokenizer, end), demos[row["demo"]])
+
+        def pick(grown: Tree) -> list[tree.Pair]:
+            return tree.pairs(grown.path, rule, most=most, seed=now.fit.seed, unlike=branches.differ(model))
+
+        told = branches.searched(now, loop.turn(now.number, batch, len(demos), fit.seed), proposer, value, how)
+        right = [solved(row) for row in told]
+        used = [row for row, ok in zip(told, right, strict=True) if ok or not filter]
+        found = branches.mined(used, model, demos, rows, pick, now.number, apart=True)
+        unsure = torch.tensor([smoothed(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in found])
+        given = [b.better.step.given for b in found]
+        facts = branches.facts(told, found) | {
+            "right": sum(right) / len(right), "alpha": float(unsure.mean()),
+            "share_of_gt_in_better": sum(given) / len(given) if given else float("nan"),
+        }  # fmt: skip
+        return Mined(found, unsure, facts)
 
     def train(now: Round, mined: Mined) -> Taught:
-        if not mined.items:  # nothing was decided: the policy stays
-            return Taught(now.model, [], Cost(), State())
-        against = model if reference == "initial" else now.model
-        ref = language.reference_logp(against, mined.items).to(model.device)
-        alpha, weight = mined.alpha.to(ref), mined.weight.to(ref)
-
-        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
-            if micro.stream == "demos":
-                return {"sft": language.cross_entropy(student, micro, weight=sft_weight)}
-            logp, count = language.sequence_logp(student, micro)
-            was, mean = ref[micro.index], count if loss == "ipo" else torch.ones_like(count)
-            (y_w, y_l), (was_w, was_l) = (logp / mean).unbind(1), (was / mean).unbind(1)
-            if loss == "ipo":
-                losses = preference.ipo(y_w, y_l, was_w, was_l, beta)
-            else:
-                losses = preference.dpo(y_w, y_l, was_w, was_l, beta, alpha[micro.index])
-            margin = beta * preference.margin(y_w, y_l, was_w, was_l).detach()
-            return {
-                loss: Term((weight[micro.index] * losses).sum(), "pairs.rows"),
-                "margin": Term(margin.sum(), "pairs.rows", 0.0),
-                "accuracy": Term((margin > 0).to(margin).sum(), "pairs.rows", 0.0),
-            }
-
-        streams: dict[str, Sequence[Item]] = {"pairs": mined.items}
-        if sft_weight:
-            streams["demos"] = language.single(rows)
-        warm = min(round(fit.warmup * rounds), rounds - 1) if fit.warmup_steps is None else fit.warmup_steps
-        rate = fit.lr * schedules.factor(fit.schedule, now.number, rounds, warm)
-        steady = now.fit.replace(lr=rate, schedule="constant", warmup_steps=0)
-        return language.teach(now.model, streams, terms, steady, hooks=[loop.Calm(), *hooks], name="train")
+        found = mined.branches
+        if not found:
+            return loop.untaught(now.model)
+        share = torch.tensor([b.share for b in found])
+        return preferences.teach_rows(
+            now.model, [b.item for b in found], loop.steady(now, fit, rounds), loss=loss, beta=beta,
+            label_smoothing=mined.unsure, per_token=loss == "ipo", weight=share * len(found) / share.sum(),
+            against=model if reference == "initial" else now.model, demos=rows, sft_weight=sft_weight,
+            hooks=[loop.Calm(), *hooks], name="train",
+        )  # fmt: skip
 
     chosen: dict[str, Any] = {
         "search": [batch, online, simulations, root_actions, actions, depth, c, gamma, prior_power, temperature],
-        "steps": [list(step), last, step_tokens], "critic": [critic, include_gt, official],
-        "answer": [answer, getattr(answer_ok, "__qualname__", None)], "pairs": [filter, rule, most],
-        "loss": [loss, smoothing, beta, reference, sft_weight], "schedule": rounds,
+        "steps": [list(step), last, step_tokens], "critic": [critic, include_gt, hint, form, list(good)],
+        "official": official, "answer": [answer, getattr(answer_ok, "__qualname__", None)],
+        "pairs": [filter, rule, most], "loss": [loss, smoothing, beta, reference, sft_weight], "schedule": rounds,
         "data": hashlib.sha256(repr((rows, [d.answers for d in demos])).encode()).hexdigest()[:16],
     }  # fmt: skip
     played = loop.play(model, rounds, mine, train, fit, name="mcts-dpo", identity=chosen, hooks=hooks)
-    if not any(m.items for m in played.mined):
+    if not any(m.branches for m in played.mined):
         shares = ", ".join(f"{m.facts['right']:.0%}" for m in played.mined[:3])
         raise UserError(
             f"mcts-dpo: no search gave a pair; the chosen solutions were right in {shares} of the trees: tune the "
@@ -267,69 +265,11 @@ def mcts_dpo(
         )
     return Result(
         models={"model": played.model},
-        records=[r for m in played.mined for r in m.records],
+        records=[b.record for m in played.mined for b in m.branches],
         findings={"rounds": [{"round": n, **m.facts} for n, m in enumerate(played.mined)]},
         history=played.history,
         cost=played.cost,
     )
-
-
-def _mined(
-    told: Sequence[Mapping[str, Any]],
-    model: Model,
-    demos: Sequence[Demo],
-    rows: Sequence[Row],
-    rule: tree.Rule,
-    most: int,
-    filter: bool,
-    smoothing: bool,
-    now: Round,
-) -> Mined:
-    """Pairs of searched trees, each at the decisions its search took."""
-    items: list[Item] = []
-    alpha, weight, records, given = [], [], [], 0
-    decode = model.tokenizer.decode
-
-    def unlike(a: Node, b: Node) -> bool:
-        return bool(decode(list(a.step.tokens)) != decode(list(b.step.tokens)))
-
-    for number, row in enumerate(told):
-        if filter and not row["right"]:
-            continue
-        grown, at = Tree.of(row["tree"], number), row["demo"]
-        found = tree.pairs(grown.path, rule, most=most, seed=now.fit.seed, unlike=unlike)
-        for better, worse in found:
-            k, before = tree.diverges(better, worse) or 0, better.parent.said if better.parent else ()
-            head = (*rows[at].prompt, *before, *better.step.tokens[:k])
-            items.append((Row(head, better.step.tokens[k:]), Row(head, worse.step.tokens[k:])))
-            alpha.append(smoothed(better.visits, worse.visits) if smoothing else 0.0)
-            weight.append(1 / len(found))
-            given += better.step.given
-            told_of = {"n_better": better.visits, "n_worse": worse.visits, "q_better": better.q, "q_worse": worse.q}
-            records.append(
-                Preference(
-                    prompt=_joined(demos[at].prompt, str(decode(list(before))), model.kind),
-                    chosen=str(decode(list(better.step.tokens), skip_special_tokens=True)),
-                    rejected=str(decode(list(worse.step.tokens), skip_special_tokens=True)),
-                    extra={**told_of, "given": better.step.given, "round": now.number},
-                )
-            )  # fmt: skip
-    facts = {
-        "trees": len(told),
-        "right": sum(row["right"] for row in told) / len(told),
-        "pairs": len(items),
-        "alpha": float(np.mean(alpha)) if alpha else float("nan"),
-        "share_of_gt_in_better": given / len(items) if items else float("nan"),
-        "nodes": sum(len(row["tree"]) for row in told) / len(told),
-        "tokens": sum(row["tokens"] for row in told),
-    }
-    shares = torch.tensor(weight, dtype=torch.float64)
-    return Mined(items, torch.tensor(alpha), shares * len(items) / shares.sum().clamp(min=1), records, facts)
-
-
-def _joined(prompt: str, said: str, kind: str) -> str:
-    """A prompt and what was said after it."""
-    return prompt + encode.join(prompt, said, kind) if said else prompt
 
 
 def smoothed(better: int, worse: int) -> float:
@@ -337,33 +277,11 @@ def smoothed(better: int, worse: int) -> float:
     return min(0.5, worse / (better + worse)) if better + worse else 0.5
 
 
-def _likely(
-    model: Model,
-    reward: Reward | None,
-    critic: str,
-    demos: Sequence[Demo],
-    hints: Sequence[str],
-    texts: Sequence[str],
-) -> list[float]:
-    """C of partial solutions."""
-    if critic == "none":
-        return [1.0] * len(texts)
-    if reward is not None:
-        given = torch.tensor(reward([d.prompt for d in demos], texts), dtype=torch.float64)
-        return [float(x) for x in given.sigmoid()]
-    asked = [
-        ASKED.format(question=d.prompt, example=f"EXAMPLE ANSWER: {h}\n\n" if h else "", solution=t)
-        for d, h, t in zip(demos, hints, texts, strict=True)
-    ]
-    return [p[1] for p in rank.probabilities(model, asked, LABELS)]
-
-
-def _value(node: Node, likely: float, right: bool | None, official: bool, reference: tuple[int, ...]) -> float:
-    """C + O of a new node; `official` as the code has them."""
-    parent = node.parent
+def valued(node: Node, likely: float, right: bool | None, official: bool, reference: tuple[int, ...]) -> float:
+    """C + O of a new node, `right` being None before the end; `official` as the code has them."""
     value = likely
-    if official and parent is not None:
-        value = likely / max(parent.depth - 3, 1) or parent.value
+    if official and node.parent is not None:
+        value = likely / max(node.parent.depth - 3, 1) or node.parent.value
     if right is None:
         return value
     own = official and right and node.said != reference

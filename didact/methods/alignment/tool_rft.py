@@ -7,28 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
-from didact.data import encode
-from didact.data.encode import Row
+from didact.data import encode, selection
 from didact.data.streams import Item, Micro
 from didact.evaluate import tool_calls
-from didact.infer import generate, policy, rank, steps, tree
-from didact.infer.tree import Node, Tree
-from didact.learn import language
+from didact.infer import generate, policy, rank, tree
+from didact.infer.tree import Node
+from didact.learn import branches, language, preferences
 from didact.learn import rounds as loop
-from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
 from didact.learn.language import Taught
 from didact.learn.rounds import Round
 from didact.models import forward
+from didact.models.memory import Memory
 from didact.models.model import Model
-from didact.objectives import preference
 from didact.registry import method
-from didact.types import Cost, Demo, Fit, Preference, Result, UserError
+from didact.types import Demo, Fit, Preference, Result, UserError
 
 PRESETS: dict[str, dict[str, object]] = {
     "dpo": {"loss": "dpo", "beta": 0.1},
+    "orpo": {"loss": "orpo", "beta": 0.1},
     "ipo": {"loss": "ipo", "beta": 0.1},
     "random": {"select": "random"},
     "cold": {"bins": 0},  # no warm-up
@@ -41,8 +39,7 @@ ASKED = (
     "parameter values and types, and meaning. A fragment of the ground truth is excellent too.\n"
     "(A) Excellent\n(B) Acceptable\n(C) Fair\n(D) Poor\n\nVerdict:"
 )
-LABELS, WORTH = ("A", "B", "C", "D"), (1.0, 0.1, -1.0, -2.0)
-BESIDE = 64  # trees that grow side by side
+WORTH = {"A": 1.0 / 4, "B": 0.1 / 4, "C": -1.0 / 4, "D": -2.0 / 4}
 LOOKED = 64  # of the selected prompts answered for the report of errors
 
 
@@ -84,14 +81,14 @@ def tool_rft(
     max_new_tokens: int = 50,
     delimiters: Sequence[str] = (". ", ", ", "=", "("),
     group: int = 2,
-    judge: Literal["ast", "self"] = "ast",
+    judge: Literal["ast", "self", "words"] = "ast",
     gap: float = 0.1,
     floor: float = -0.3,
     most: int = 4000,
-    loss: Literal["simpo", "dpo", "ipo"] = "simpo",
+    loss: Literal["simpo", "dpo", "orpo", "ipo"] = "simpo",
     beta: float = 2.5,
     gamma: float = 0.5,
-    fit: Fit = Fit(lr=1e-6, epochs=2, rows=8, schedule="cosine", warmup=0.2, lora=8),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-6, epochs=2, rows=8, schedule="cosine", warmup=0.1, lora=8),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Make tool calls right to the last parameter, from demonstrations of requests and their calls.
@@ -130,12 +127,13 @@ def tool_rft(
         max_new_tokens: of a continuation.
         delimiters: texts a fragment ends with.
         group: fragments to a step.
-        judge: `ast` compares with the right answer, `self` asks the model.
+        judge: `ast` compares with the right answer, `self` asks the model, `words` is the code's first guess, of words
+            a fragment shares with the right answer.
         gap: least difference of value of a pair.
         floor: least value of the better side.
         most: pairs of a round at most.
-        loss: simpo; dpo and ipo have SUMS and the round's first model as reference (ipo: means).
-        beta: scale of the margin.
+        loss: simpo; dpo (SUMS) and ipo (means) have the round's first model as reference; orpo has none.
+        beta: scale of the margin; of orpo, weight of the odds.
         gamma: the margin SimPO wants.
         fit: how to train one round.
         hooks: called around every step of every round.
@@ -157,77 +155,67 @@ def tool_rft(
         raise UserError("tool-rft needs a causal model: it goes on from the middle of an answer")
     pairs = [(d.prompt, d.completion) for d in demos]
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
-    classes = _classes(demos, bins, difficulty)
-
-    def searched(now: Round, index: Sequence[int]) -> list[Any]:
-        """Trees of these prompts, as JSON."""
-        actor = policy.Pieces(
-            now.model, {k: rows[i].prompt for k, i in enumerate(index)}, actions, delimiters, group, depth,
-            max_new_tokens, temperature, now.fit.seed * 1_000_003 + index[0],
-        )  # fmt: skip
-        how = tree.How(simulations=simulations, depth=depth, c=c, deep=False, decide=False)
-
-        def evaluate(nodes: list[Node]) -> list[float]:
-            mine = [demos[index[n.tree]] for n in nodes]
-            said = [steps.text(now.model.tokenizer, n) for n in nodes]
-            if judge == "self":
-                return _judged(now.model, mine, said)
-            return [valued(s, d.completion, n.step.terminal) for s, d, n in zip(said, mine, nodes, strict=True)]
-
-        grown = tree.search(range(len(index)), actor.propose, evaluate, how)
-        return [
-            {"demo": i, "tree": t.rows(), "tokens": actor.spent[k]}
-            for k, (i, t) in enumerate(zip(index, grown, strict=True))
-        ]
+    classes = selection.classes([difficulty(d) for d in demos] if difficulty else difficulties(demos), bins)
+    searching = tree.How(simulations=simulations, depth=depth, c=c, deep=False, decide=False)
 
     def mine(now: Round) -> Mined:
         if now.number < len(classes):
             return Mined([(rows[i],) for i in classes[now.number]], [], {"demos": len(classes[now.number])})
-        total, count = forward.row_logp(now.model, rows)
-        nll = (-total / count).numpy()
+
+        def measured(start: int, stop: int) -> list[Any]:
+            total, count = forward.row_logp(now.model, rows[start:stop])
+            return list((-total / count).tolist())
+
+        def proposer(part: Sequence[int], seed: int) -> policy.Pieces:
+            return policy.Pieces(
+                now.model, {k: rows[i].prompt for k, i in enumerate(part)}, actions, delimiters, group, depth,
+                max_new_tokens, temperature, seed,
+            )  # fmt: skip
+
+        def value(at: list[int], nodes: list[Node], said: list[str], memory: Memory) -> Sequence[float]:
+            wanted = [demos[i].completion for i in at]
+            if judge == "self":
+                return _judged(now.model, [demos[i] for i in at], said, memory)
+            if judge == "words":
+                return [guessed(branches.text(model, n.step.tokens), w) for n, w in zip(nodes, wanted, strict=True)]
+            return [valued(s, w, n.step.terminal) for s, w, n in zip(said, wanted, nodes, strict=True)]
+
+        def answered(start: int, stop: int) -> list[Any]:
+            room = max(max_new_tokens, *(len(rows[i].completion) for i in index))
+            how = generate.How(max_new_tokens=room)
+            made = generate.completions(now.model, [rows[i].prompt for i in index[start:stop]], 1, how)
+            return [c.text for (c,) in made]
+
+        nll = now.chunks("nll", len(rows), measured)
         index = selected(demos, nll, ratio, trim, select, now.fit.seed)
         if not index:
             raise UserError(f"tool-rft: a ratio of {ratio} of {len(demos)} demonstrations is none")
-        told = now.chunks("trees", len(index), lambda start, stop: searched(now, index[start:stop]), BESIDE)
-        how = generate.How(max_new_tokens=max_new_tokens)
-        greedy = generate.completions(now.model, [rows[i].prompt for i in index[:LOOKED]], 1, how)
-        wrong = [tool_calls.errors(g[0].text, demos[i].completion) for g, i in zip(greedy, index, strict=False)]
-        items, records = _mined(told, model, demos, rows, gap, floor, most, now.number - len(classes))
-        facts = {
-            "selected": len(index), "pairs": len(items), "ppl": float(np.exp(nll.mean())),
-            "ppl_selected": float(np.exp(nll[index].mean())), "tokens": sum(row["tokens"] for row in told),
+        told = branches.searched(now, index, proposer, value, searching)
+        greedy = now.chunks("answers", min(LOOKED, len(index)), answered)
+
+        def pick(grown: tree.Tree) -> list[tree.Pair]:
+            unlike = branches.differ(model, tool_calls.lexemes)
+            return tree.pairs(list(grown.root.walk()), "worst", gap, floor, unlike=unlike)
+
+        found = branches.mined(told, model, demos, rows, pick, now.number - len(classes))[:most]
+        wrong = [tool_calls.errors(g, demos[i].completion) for g, i in zip(greedy, index, strict=False)]
+        facts = branches.facts(told, found) | {
+            "selected": len(index), "ppl": float(np.exp(np.mean(nll))),
+            "ppl_selected": float(np.exp(np.mean([nll[i] for i in index]))),
             "errors": tool_calls.tally(wrong),
         }  # fmt: skip
-        return Mined(items, records, facts)
+        return Mined([b.item for b in found], [b.record for b in found], facts)
 
     def train(now: Round, mined: Mined) -> Taught:
         if now.number < len(classes):
             warm = now.fit.replace(lr=warm_lr, epochs=warm_epochs, steps=None)
             return language.teach(now.model, {"demos": mined.items}, _nll, warm, hooks=hooks, name="train")
         if not mined.items:
-            return Taught(now.model, [], Cost(), State())
-        ref = language.reference_logp(now.model, mined.items).to(model.device) if loss != "simpo" else None
-
-        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
-            logp, count = language.sequence_logp(student, micro)
-            mean = logp / count
-            if ref is None:
-                losses = preference.simpo(mean[:, 0], mean[:, 1], beta, gamma)
-            else:
-                size = count if loss == "ipo" else torch.ones_like(count)
-                now_, was = logp / size, ref[micro.index] / size
-                update = preference.ipo if loss == "ipo" else preference.dpo
-                losses = update(now_[:, 0], now_[:, 1], was[:, 0], was[:, 1], beta)
-            ahead = (mean[:, 0] - mean[:, 1]).detach()
-            return {
-                loss: Term(losses.sum(), "pairs.rows"),
-                "margin": Term(ahead.sum(), "pairs.rows", 0.0),
-                "accuracy": Term((ahead > 0).to(ahead).sum(), "pairs.rows", 0.0),
-            }
-
-        return language.teach(
-            now.model, {"pairs": mined.items}, terms, now.fit, hooks=[loop.Calm(), *hooks], name="train"
-        )
+            return loop.untaught(now.model)
+        return preferences.teach_rows(
+            now.model, mined.items, now.fit, loss=loss, beta=beta, gamma=gamma, per_token=loss == "ipo",
+            hooks=[loop.Calm(), *hooks], name="train",
+        )  # fmt: skip
 
     chosen: dict[str, Any] = {
         "warm-up": [bins, warm_lr, warm_epochs, getattr(difficulty, "__qualname__", None)],
@@ -263,71 +251,31 @@ def valued(said: str, wanted: str, terminal: bool) -> float:
     return 1.0 if good else -1.0
 
 
-def _judged(model: Model, demos: Sequence[Demo], said: Sequence[str]) -> list[float]:
+def guessed(step: str, wanted: str) -> float:
+    """`judge="words"`: 0.1 where a fragment ends the calls if and only if the right answer does, else -0.1, plus the
+    overlap of their words less 0.5; 0 for white space."""
+    if not step.strip():
+        return 0.0
+    return (0.1 if (")]" in step) == (")]" in wanted) else -0.1) + tool_calls.overlap(wanted, step) - 0.5
+
+
+def _judged(model: Model, demos: Sequence[Demo], said: Sequence[str], memory: Memory) -> list[float]:
     """The model's own verdict, in [-0.5, 0.25]."""
     asked = [ASKED.format(request=d.prompt, truth=d.completion, answer=s) for d, s in zip(demos, said, strict=True)]
-    return [graded(p) for p in rank.probabilities(model, asked, LABELS)]
-
-
-def graded(p: Sequence[float]) -> float:
-    """`(1.0 pA + 0.1 pB - 1.0 pC - 2.0 pD) / 4`."""
-    return sum(w * x for w, x in zip(WORTH, p, strict=True)) / 4
+    return rank.expected(model, asked, WORTH, memory)
 
 
 def selected(
-    demos: Sequence[Demo], nll: Any, ratio: float, trim: float = 0.0, select: str = "ppl", seed: int = 0
+    demos: Sequence[Demo], nll: Sequence[float], ratio: float, trim: float = 0.0, select: str = "ppl", seed: int = 0
 ) -> list[int]:
     """Which demonstrations are searched: `floor(n ratio)` of those with calls and of the others, hardest first."""
-    score = {"ppl": nll, "easy": -nll, "random": np.random.default_rng([seed, 57]).random(len(demos))}[select]
-    out: list[int] = []
-    for calls in (True, False):
-        some = sorted((i for i, d in enumerate(demos) if (")" in d.completion) == calls), key=lambda i: (-nll[i], i))
-        some = sorted(some[int(trim * len(some)) :], key=lambda i: (-score[i], i))
-        out += some[: int(ratio * sum((")" in d.completion) == calls for d in demos))]
-    return out
+    chance = np.random.default_rng([seed, 57]).random(len(demos)).tolist()
+    score = {"ppl": nll, "easy": [-x for x in nll], "random": chance}[select]
+    return selection.top(score, ratio, [")" in d.completion for d in demos], trim, nll)
 
 
-def _classes(demos: Sequence[Demo], bins: int, difficulty: Callable[[Demo], float] | None) -> list[list[int]]:
-    """The warm-up's classes, from easy to hard."""
-    if not bins:
-        return []
-    if difficulty is not None:
-        score = np.array([difficulty(d) for d in demos])
-    else:
-        told = [[len(d.extra.get("tools", ())) or d.prompt.count('"name"'), len(d.prompt),
-                 len(tool_calls.parse(d.completion) or ())] for d in demos]  # fmt: skip
-        score = np.mean(
-            [[np.mean(column < x) + np.mean(column <= x) for x in column] for column in np.array(told).T], 0
-        )
-    return [part.tolist() for part in np.array_split(np.argsort(score, kind="stable"), bins)]
-
-
-def _mined(
-    told: Sequence[Mapping[str, Any]], model: Model, demos: Sequence[Demo], rows: Sequence[Row], gap: float,
-    floor: float, most: int, number: int,
-) -> tuple[list[Item], list[Preference]]:  # fmt: skip
-    """Pairs of fragments, wherever a tree parts."""
-    items: list[Item] = []
-    records: list[Preference] = []
-
-    def said(tokens: Sequence[int]) -> str:
-        return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def unlike(a: Node, b: Node) -> bool:
-        return tool_calls.lexemes(said(a.step.tokens)) != tool_calls.lexemes(said(b.step.tokens))
-
-    for row in told:
-        at = row["demo"]
-        for better, worse in tree.pairs(list(Tree.of(row["tree"]).root.walk()), "worst", gap, floor, unlike=unlike):
-            before = better.parent.said if better.parent else ()
-            head = (*rows[at].prompt, *before)
-            items.append((Row(head, better.step.tokens), Row(head, worse.step.tokens)))
-            prompt = demos[at].prompt
-            records.append(
-                Preference(
-                    prompt=prompt + encode.join(prompt, said(before), model.kind) if before else prompt,
-                    chosen=said(better.step.tokens), rejected=said(worse.step.tokens),
-                    extra={"worth_chosen": better.worth, "worth_rejected": worse.worth, "round": number},
-                )
-            )  # fmt: skip
-    return items[:most], records[:most]
+def difficulties(demos: Sequence[Demo]) -> list[float]:
+    """Mean rank by number of tools, length of the prompt and number of calls."""
+    tools = [len(d.extra.get("tools", ())) or d.prompt.count('"name"') for d in demos]
+    calls = [len(tool_calls.parse(d.completion) or ()) for d in demos]
+    return selection.mean_rank([tools, [len(d.prompt) for d in demos], calls])

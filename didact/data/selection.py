@@ -1,0 +1,49 @@
+"""Which records, and in which order: classes from easy to hard, and the top of a ranking in every group. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def mean_rank(measures: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of every record's ranks by several measures, each a list over the records; equals share a rank."""
+    ranks = []
+    for values in np.asarray(measures, dtype=float):
+        ordered = np.sort(values)
+        ranks.append(np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right"))
+    return [float(x) for x in np.mean(ranks, axis=0) / 2]
+
+
+def classes(score: Sequence[float], count: int) -> list[list[int]]:
+    """Records in `count` classes of equal size, those of lowest score first; equals in their order."""
+    if not count:
+        return []
+    return [part.tolist() for part in np.array_split(np.argsort(np.asarray(score), kind="stable"), count)]
+
+
+def top(
+    score: Sequence[float],
+    ratio: float,
+    groups: Sequence[Hashable],
+    trim: float = 0.0,
+    suspect: Sequence[float] | None = None,
+) -> list[int]:
+    """`floor(n ratio)` records of every group of n, those of highest score first.
+
+    Args:
+        score: of every record.
+        ratio: in [0, 1].
+        groups: of every record; they come one after another as they first appear.
+        trim: share of every group left out beforehand, the highest in `suspect`.
+        suspect: the score by default.
+    """
+    doubt = score if suspect is None else suspect
+    out: list[int] = []
+    for group in dict.fromkeys(groups):
+        mine = sorted((i for i, g in enumerate(groups) if g == group), key=lambda i: (-doubt[i], i))
+        kept = sorted(mine[math.floor(trim * len(mine) + 1e-9) :], key=lambda i: (-score[i], i))
+        out += kept[: math.floor(ratio * len(mine) + 1e-9)]
+    return out
