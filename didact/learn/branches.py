@@ -19,8 +19,8 @@ from didact.types import Demo, Preference
 BESIDE = 64  # trees that grow side by side, and are lost to a kill together
 
 Value = Callable[[list[int], list[Node], list[str], Memory], Sequence[float]]
-"""`value(demos, nodes, texts, memory)`: what each new node is worth, given its prompt's number, its text so far and what
-the searching model has read."""
+"""`value(demos, nodes, texts, memory)`: what each new node is worth, given its prompt's number, its text so far and
+what the searching model has read."""
 
 
 class Branch(NamedTuple):
