@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from halts import goes_on
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
@@ -16,7 +17,6 @@ from didact.data.templates import Condition
 from didact.evaluate import judges, protocols
 from didact.infer import generate
 from didact.infer import lm as language_models
-from didact.learn.fit import Hook
 from didact.methods import alignment, baselines
 from didact.models import forward, load, vocabulary
 from didact.objectives import policy
@@ -377,26 +377,10 @@ def test_from_the_command_line_with_a_scorer_of_ones_own(kind, tmp_path, monkeyp
     assert "<|" not in capsys.readouterr().out
 
 
-class Halt(Hook):
-    """Stops the process after some steps."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def after(self, step):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
-    fit = FAST.replace(steps=8, save_every=2)
-    whole = taught(fit=fit, mle_share=0.5, hooks=[Halt(0)]).models["model"]
-    kept = fit.replace(folder=str(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        taught(fit=kept, mle_share=0.5, hooks=[Halt(7)])
-    again = taught(fit=kept, mle_share=0.5, hooks=[Halt(0)]).models["model"]
-    assert load.fingerprint(again) == load.fingerprint(whole)
+    assert goes_on(
+        lambda **how: taught(mle_share=0.5, **how).models["model"], FAST.replace(steps=8, save_every=2), 7, tmp_path
+    )
 
 
 # --- the world -------------------------------------------------------------------------------
