@@ -23,12 +23,14 @@ import argparse
 import ast
 import hashlib
 import io
+import itertools
 import json
 import math
 import platform
 import sysconfig
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,34 +70,34 @@ class Lines(pycodestyle.BaseReport):  # type: ignore[misc]  # pycodestyle has no
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        self.found: list[int] = []
+        self.found: list[tuple[int, str]] = []
 
     def error(self, line_number: int, offset: int, text: str, check: Any) -> Any:
         """Called by pycodestyle for everything it finds."""
         code = super().error(line_number, offset, text, check)
         if code and not code.startswith("E9"):
-            self.found.append(line_number)
+            self.found.append((line_number, str(code)))
         return code
 
 
 STYLE = pycodestyle.StyleGuide(reporter=Lines, quiet=2)
 
 
-def violations(source: str) -> list[int]:
-    """How many of pycodestyle's default rules each line of a file breaks."""
+def violations(source: str) -> list[list[str]]:
+    """Which of pycodestyle's default rules each line of a file breaks."""
     lines = io.StringIO(source).readlines()
     report = Lines(STYLE.options)
     pycodestyle.Checker("source.py", lines=lines, options=STYLE.options, report=report).check_all()
-    count = [0] * len(lines)
-    for number in report.found:
-        count[min(number, len(lines)) - 1] += 1
-    return count
+    broken: list[list[str]] = [[] for _ in lines]
+    for number, code in report.found:
+        broken[min(number, len(lines)) - 1].append(code)
+    return broken
 
 
 def document(source: str) -> Text:
     """A file with its lines as segments, each with minus its violations per character."""
     lines = io.StringIO(source).readlines()
-    rate = [-n / len(line) for n, line in zip(violations(source), lines, strict=True)]
+    rate = [-len(found) / len(line) for found, line in zip(violations(source), lines, strict=True)]
     return Text(text=source, segments=[Segment(text=t, score=s) for t, s in zip(lines, rate, strict=True)])
 
 
@@ -157,7 +159,7 @@ def valid(source: str) -> bool:
     return True
 
 
-def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, float], list[str]]:
+def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, Any], list[str]]:
     """What pycodestyle finds in the bodies a model writes under these first lines, and the first few of them."""
     start = encode.windows(model.tokenizer, [""], 1)[0].prompt
     asked = [[*start, *encode.prompt_ids(model.tokenizer, p, "causal", model.condition)] for p in prompts]
@@ -168,7 +170,8 @@ def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, 
         for p, t in zip(prompts, made, strict=True)
     ]
     heads = [p.count("\n") for p in prompts]
-    found = [sum(violations(t)[n:]) for t, n in zip(texts, heads, strict=True)]
+    codes = [[code for line in violations(t)[n:] for code in line] for t, n in zip(texts, heads, strict=True)]
+    found = [len(c) for c in codes]
     size = [len(t) - len(p) for t, p in zip(texts, prompts, strict=True)]
     there = [f for f, n in zip(found, size, strict=True) if n]
     return {
@@ -176,6 +179,7 @@ def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, 
         "spotless": float(np.mean([f == 0 for f in there])) if there else math.nan,
         "valid": float(np.mean([n > 0 and valid(t) for t, n in zip(texts, size, strict=True)])),
         "characters": float(np.mean(size)), "empty": float(np.mean([n == 0 for n in size])),
+        "codes": dict(Counter(itertools.chain(*codes)).most_common(12)),
     }, texts[:4]  # fmt: skip
 
 

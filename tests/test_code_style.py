@@ -18,7 +18,7 @@ SOURCE = "import os,sys\n\n\ndef f(x):\n    return  x \n"
 
 
 def test_findings_belong_to_their_lines_by_the_character():
-    assert code_style.violations(SOURCE) == [2, 0, 0, 0, 2]  # E401, E231; E271, W291
+    assert code_style.violations(SOURCE) == [["E401", "E231"], [], [], [], ["W291", "E271"]]
     made = code_style.document(SOURCE)
     assert "".join(s.text for s in made.segments) == SOURCE
     assert [s.score for s in made.segments] == [-2 / 14, 0, 0, 0, -2 / 15]
@@ -26,7 +26,7 @@ def test_findings_belong_to_their_lines_by_the_character():
 
 
 def test_what_cannot_be_read_is_no_matter_of_style():
-    assert code_style.violations("x = (\n") == [0]
+    assert code_style.violations("x = (\n") == [[]]
     assert not code_style.valid("x = (\n")
     assert code_style.valid(SOURCE)
 
