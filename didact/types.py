@@ -324,6 +324,12 @@ class Cost:
     peak_bytes: int = 0
     calls: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds,
+            max(self.peak_bytes, other.peak_bytes), self.calls + other.calls,
+        )  # fmt: skip
+
 
 class Savable(Protocol):
     """Anything a `Result` can write: a model does."""

@@ -1,25 +1,25 @@
 """Every objective is plain pre-training where its scores say nothing; the good token is asked with, and writes good."""
 
-import importlib
 import json
 import math
 
 import pytest
 import torch
+from halts import goes_on
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
 from didact import cli
-from didact.data import encode, spans
+from didact.data import encode, segments, spans
 from didact.data.streams import Batches, Stream
 from didact.data.templates import Condition
 from didact.evaluate import judges, protocols
 from didact.infer import generate
 from didact.infer import lm as language_models
-from didact.learn.fit import Hook
 from didact.methods import alignment, baselines
 from didact.models import forward, load, vocabulary
+from didact.objectives import policy
 from didact.objectives import tokens as token_functions
 from didact.types import Demo, Fit, Messages, Preference, Segment, Text, UserError
 from didact.worlds import tiles
@@ -27,7 +27,6 @@ from didact.worlds.tiles import Tiles
 
 FAST = Fit(lr=1e-2, steps=3, rows=4, warmup_steps=1)
 MARKS = ("<|aligned|>", "<|misaligned|>")
-module = importlib.import_module("didact.methods.alignment.phf")  # the package has the function under this name
 
 
 def doc(*parts):
@@ -37,7 +36,8 @@ def doc(*parts):
 TEXTS = [doc(("good one. ", 0.0), ("bad! ", -1.0), ("so so", -0.25)) for _ in range(6)] + [doc(("ok", 0.0))] * 6
 
 
-SCORES = module.packed(tiny("llama"), [[(s.text, s.score) for s in t.segments] for t in TEXTS], 24, 0.0, 0)[1]
+DOCUMENTS = segments.scored(TEXTS, None, "lines")
+SCORES = encode.scored_windows(byte_tokenizer(), segments.shuffled(DOCUMENTS, 0), 24, 0.0)[1]
 
 
 def taught(objective="conditional", model=None, texts=TEXTS, fit=FAST, **more):
@@ -73,8 +73,8 @@ def test_unlikelihood_of_a_certain_token_is_finite():
 
 def test_weights_are_clamped_from_log_1000_on():
     advantage = torch.tensor([0.0, 6.9, 6.91, 50.0])
-    assert module.weight(advantage, 1.0).tolist() == pytest.approx([1, math.exp(6.9), 1000, 1000], rel=1e-5)
-    assert module.weight(torch.tensor([-1.0, 0.0]), 1e9).tolist() == pytest.approx([1, 1])
+    assert policy.exponential_weight(advantage, 1.0).tolist() == pytest.approx([1, math.exp(6.9), 1000, 1000], rel=1e-5)
+    assert policy.exponential_weight(torch.tensor([-1.0, 0.0]), 1e9).tolist() == pytest.approx([1, 1])
 
 
 # --- scores through packing ------------------------------------------------------------------
@@ -150,10 +150,12 @@ def test_the_value_head_learns():
 @pytest.mark.parametrize(("limit", "good"), [(-math.inf, 3), (-0.25, 2), (0.0, 1), (1.0, 0)])
 def test_the_threshold_itself_is_aligned_and_every_segment_has_one_more_label(limit, good):
     document = [(s.text, s.score) for s in TEXTS[0].segments]
-    (made,) = module.marked([document], limit, MARKS, 0.0, seed=0)
+    (made,) = segments.marked([document], limit, MARKS, 0.0, seed=0)
     assert [t for t, _ in made if t in MARKS].count(MARKS[0]) == good
     model = vocabulary.with_tokens(tiny("llama"), MARKS)
-    count = [sum(len(r.completion) for r in module.packed(model, [d], 24, 0.0, 0)[0]) for d in (document, made)]
+    count = [
+        sum(len(r.completion) for r in encode.scored_windows(model.tokenizer, [d], 24)[0]) for d in (document, made)
+    ]
     assert count[1] == count[0] + 3
 
 
@@ -285,9 +287,9 @@ def test_sentences():
 
 
 def test_a_scorer_wins_over_the_texts_own_scores():
-    found = module.scored(TEXTS[:1], judges.scorer(lambda texts: [len(t) for t in texts]), "lines")
+    found = segments.scored(TEXTS[:1], judges.scorer(lambda texts: [len(t) for t in texts]), "lines")
     assert found == [[(s.text, len(s.text)) for s in TEXTS[0].segments]]
-    assert module.scored([Text(text="a\nb", score=1.0)], None, "lines") == [[("a\nb", 1.0)]]
+    assert segments.scored([Text(text="a\nb", score=1.0)], None, "lines") == [[("a\nb", 1.0)]]
 
 
 @pytest.mark.parametrize(
@@ -375,26 +377,10 @@ def test_from_the_command_line_with_a_scorer_of_ones_own(kind, tmp_path, monkeyp
     assert "<|" not in capsys.readouterr().out
 
 
-class Halt(Hook):
-    """Stops the process after some steps."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def after(self, step):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
-    fit = FAST.replace(steps=8, save_every=2)
-    whole = taught(fit=fit, mle_share=0.5, hooks=[Halt(0)]).models["model"]
-    kept = fit.replace(folder=str(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        taught(fit=kept, mle_share=0.5, hooks=[Halt(7)])
-    again = taught(fit=kept, mle_share=0.5, hooks=[Halt(0)]).models["model"]
-    assert load.fingerprint(again) == load.fingerprint(whole)
+    assert goes_on(
+        lambda **how: taught(mle_share=0.5, **how).models["model"], FAST.replace(steps=8, save_every=2), 7, tmp_path
+    )
 
 
 # --- the world -------------------------------------------------------------------------------

@@ -28,3 +28,11 @@ def clipped(logp: Tensor, old: Tensor, advantage: Tensor, clip: float = 0.2) -> 
     """The clipped surrogate loss of every answer (Schulman et al., 2017), for answers as a whole: `(...) -> (...)`."""
     ratio = (logp - old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def exponential_weight(advantage: Tensor, beta: float, most: float = 1000.0) -> Tensor:
+    """Weight of a sample in reward- and advantage-weighted regression: `min(e^(advantage / beta), most)`.
+
+    Peters & Schaal, 2007; Peng et al., 2019 (arXiv:1910.00177), whose clamp is lower.
+    """
+    return (advantage / beta).exp().clamp(max=most)

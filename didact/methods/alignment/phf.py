@@ -5,27 +5,26 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from didact.data import encode, spans
+from didact.data import encode, segments
 from didact.data.streams import Micro
 from didact.data.templates import Condition
-from didact.evaluate import judges
-from didact.infer import generate
+from didact.evaluate import judges, written
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.models import forward, merge, prefix, vocabulary
-from didact.models.model import Model, copy_of
+from didact.models import forward, merge, value, vocabulary
+from didact.models.model import Model
+from didact.objectives import policy
 from didact.objectives import tokens as token_functions
 from didact.registry import method
-from didact.types import Cost, Fit, Metric, Result, Text, UserError
+from didact.types import Cost, Fit, Result, Text, UserError
 
 Objective = Literal["conditional", "mle", "filter", "unlikelihood", "rwr", "awr"]
-Document = list[tuple[str, float]]  # its segments with their scores
 
 PRESETS: dict[str, dict[str, object]] = {
     **{name: {"objective": name} for name in ("conditional", "mle", "filter", "unlikelihood", "rwr")},
@@ -34,7 +33,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "finetune": {"mle_share": 0.9},
     "finetune-half": {"mle_share": 0.5},
 }
-HEAVIEST = 1000.0  # weight of a token, at most
 
 
 @method(
@@ -119,203 +117,104 @@ def phf(
     if model.kind != "causal":
         raise UserError(f"phf reads text from left to right: a {model.kind} model cannot")
     judge = judges.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
-    documents = scored(texts, judge, split)
-    best = max(value for d in documents for _, value in d)
-    limit = _threshold(threshold, documents, objective)
-    kept = [d for d in documents if _mean(d) >= limit] if objective == "filter" else documents
+    documents = segments.scored(texts, judge, split)
+    values = [v for d in documents for _, v in d]
+    cut = [segments.mean(d) for d in documents] if objective == "filter" else values
+    limit, best = segments.threshold(threshold, cut), max(values)
+    kept = [d for d, v in zip(documents, cut, strict=True) if v >= limit] if objective == "filter" else documents
     if not kept:
         raise UserError(f"threshold {threshold}: no document has a mean score of {limit:g} or more")
-    length = min(block, model.context)
-    plain, _ = packed(model, documents, length, best, fit.seed)
+
+    def packed(reader: Model, documents: Sequence[segments.Document]) -> tuple[list[encode.Row], list[list[float]]]:
+        # The token that ends a document bears the best score of all: to end is never bad.
+        mixed = segments.shuffled(documents, fit.seed)
+        return encode.scored_windows(reader.tokenizer, mixed, min(block, model.context), best)
+
+    plain, _ = packed(model, documents)
     steps, warmup = fit.total_steps(len(plain)), fit.warmup_count(len(plain))
     first = round(mle_share * steps)
-    cost, history, start = Cost(), [], model
+    start, cost, history = model, Cost(), []
     if first:
         how = fit.replace(steps=first, warmup_steps=min(warmup, first))
-        done = language.teach(model, {"text": language.single(plain)}, _reading, how, hooks=hooks, name="mle")
+        done = language.teach(model, {"text": language.single(plain)}, _likelihood, how, hooks=hooks, name="mle")
         start, cost, history = merge.merged(done.model) if fit.lora else done.model, done.cost, done.history
     if objective == "conditional":
         start = vocabulary.with_tokens(start, tokens, seed=fit.seed)
-        kept = marked(kept, limit, tokens, drop, fit.seed)
-    rows, scores = packed(start, kept, length, best, fit.seed)
-    columns = [torch.tensor(row, dtype=torch.get_default_dtype()) for row in scores]
+        kept = segments.marked(kept, limit, tokens, drop, fit.seed)
     if objective == "awr":
-        start = _with_value(start)
-
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
-        if objective in ("conditional", "mle", "filter"):
-            return _reading(student, micro)
-        reward = micro.column(columns)
-        states = forward.label_states(student, micro.tokens)
-        if objective == "unlikelihood":
-            fns = {"loss": functools.partial(token_functions.unlikelihood, alpha=alpha)}
-            loss = forward.of_states(student, states, micro.tokens.target, fns, {"good": reward >= limit})["loss"]
-            return {"unlikelihood": Term(loss.sum(), "text.tokens")}
-        nll = -forward.of_states(student, states, micro.tokens.target, {"logp": token_functions.logp})["logp"]
-        if objective == "rwr":
-            return {"rwr": Term((weight(reward, beta) * nll).sum(), "text.tokens")}
-        value = -torch.sigmoid(prefix.inner_of(student).value_head(states)[:, 0])
-        return {
-            "awr": Term((weight(reward - value.detach(), beta) * nll).sum(), "text.tokens", 1 - value_weight),
-            "value": Term((reward - value).square().sum(), "text.tokens", value_weight),
-        }
-
+        start = value.attached(start)
+    rows, scores = packed(start, kept)
     told = {
         "objective": objective, "limit": limit, "alpha": alpha, "beta": beta, "value_weight": value_weight,
         "scores": hashlib.sha256(repr(scores).encode()).hexdigest()[:16],
     }  # fmt: skip
-    how = fit.replace(steps=steps - first, warmup_steps=warmup)
     taught = language.teach(
-        start, {"text": language.single(rows)}, terms, how, hooks=hooks, name="phf", identity=told
+        start, {"text": language.single(rows)}, _loss(objective, scores, limit, alpha, beta, value_weight),
+        fit.replace(steps=steps - first, warmup_steps=warmup), hooks=hooks, name="phf", identity=told,
     )  # fmt: skip
     made = merge.merged(taught.model) if fit.lora else taught.model
     if objective == "awr":
-        del prefix.inner_of(made).value_head
+        value.remove(made)
     if objective == "conditional":
         made.condition = Condition(after=tokens[0], banned=tuple(tokens if ban == "both" else tokens[1:]))
-    flat = [value for d in documents for _, value in d]
-    findings: dict[str, Any] = {
-        "objective": objective, "threshold": limit, "documents": len(documents), "kept": len(kept),
-        "segments": len(flat), "aligned": float(np.mean(np.array(flat) >= limit)), "lowest": min(flat),
-        "highest": best, "label_tokens": sum(len(r.completion) for r in rows), "steps": [first, steps - first],
-    }  # fmt: skip
     result = Result(
-        models={"model": made}, findings=findings, history=[*history, *taught.history],
-        cost=Cost(
-            tokens=cost.tokens + taught.cost.tokens, flops=cost.flops + taught.cost.flops,
-            seconds=cost.seconds + taught.cost.seconds,
-        ),
-        warnings=_warnings(objective, flat, documents, limit),
+        models={"model": made}, history=[*history, *taught.history], cost=cost + taught.cost,
+        warnings=_warnings(objective, values, cut, limit),
+        findings={
+            "objective": objective, "threshold": limit, "documents": len(documents), "kept": len(kept),
+            "segments": len(values), "aligned": float(np.mean(np.array(values) >= limit)), "lowest": min(values),
+            "highest": best, "label_tokens": sum(len(r.completion) for r in rows), "steps": [first, steps - first],
+        },
     )  # fmt: skip
     if judge is not None and samples:
-        result.metrics, result.samples = _written(model, made, judge, split, limit, samples, max_new_tokens, fit.seed)
+        before, after = (written.written(m, samples, max_new_tokens, fit.seed) for m in (model, made))
+        result.metrics = written.compared(before, after, judge, split, limit)
+        shown = zip(before[:4], after[:4], strict=True)
+        result.samples = [{"prompt": "", "before": b, "after": a} for b, a in shown]
     return result
 
 
-def scored(texts: Sequence[Text], judge: judges.Scorer | None, split: Literal["sentences", "lines"]) -> list[Document]:
-    """Documents as segments with scores: by the scorer, else their own.
-
-    Raises:
-        UserError: a document has neither segments nor a score, and there is no scorer.
-    """
-    cut = {"sentences": spans.sentences, "lines": spans.lines}[split]
-    texts = [t for t in texts if t.text]
-    if not texts:
-        raise UserError("texts: no text")
-    if judge is not None:
-        parts = [[s.text for s in t.segments] if t.segments else cut(t.text) for t in texts]
-        given = iter(judge([part for some in parts for part in some]))
-        return [[(part, next(given)) for part in some] for some in parts]
-    for number, t in enumerate(texts, 1):
-        if not t.segments and t.score is None:
-            raise UserError(
-                f"texts: record {number} has neither 'segments' nor 'score': give a scorer, module:function"
-            )
-    return [[(s.text, s.score) for s in t.segments] if t.segments else [(t.text, float(t.score or 0))] for t in texts]
-
-
-def marked(documents: Sequence[Document], limit: float, marks: Sequence[str], drop: float, seed: int) -> list[Document]:
-    """Documents with the control token of its score before every segment, but for a share `drop` of them."""
-    draw = np.random.default_rng([seed, 143])
-    out = []
-    for document in documents:
-        row: Document = []
-        for (text, value), u in zip(document, draw.random(len(document)), strict=True):
-            row += [(mark_of(value, limit, marks), value), (text, value)] if u >= drop else [(text, value)]
-        out.append(row)
-    return out
-
-
-def mark_of(value: float, limit: float, marks: Sequence[str]) -> str:
-    """The control token of a score; the threshold itself is aligned."""
-    return marks[0] if value >= limit else marks[1]
-
-
-def packed(
-    model: Model, documents: Sequence[Document], length: int, end: float, seed: int
-) -> tuple[list[encode.Row], list[list[float]]]:
-    """Documents in random order, joined and cut into rows, with the score of every label token.
-
-    The token that ends a document bears the best score of all: to end is never bad.
-    """
-    order = np.random.default_rng([seed, 144]).permutation(len(documents))
-    return encode.scored_windows(model.tokenizer, [documents[i] for i in order], length, end)
-
-
-def weight(advantage: Tensor, beta: float) -> Tensor:
-    """Of a token in the regressions: `min(e^(advantage / beta), 1000)`."""
-    return (advantage / beta).exp().clamp(max=HEAVIEST)
-
-
-def _reading(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _likelihood(student: Model, micro: Micro) -> Mapping[str, Term]:
     return {"nll": language.cross_entropy(student, micro)}
 
 
-def _with_value(model: Model) -> Model:
-    """A copy with a value head at zero, trained beside the weights.
+def _loss(
+    objective: Objective, scores: Sequence[Sequence[float]], limit: float, alpha: float, beta: float, w: float
+) -> language.Loss:
+    """The terms of an objective; `scores` are of each row's label tokens."""
+    columns = [torch.tensor(row, dtype=torch.get_default_dtype()) for row in scores]
 
-    Raises:
-        UserError: the hidden states of this type cannot be read apart from its head.
-    """
-    kind = getattr(model.config, "model_type", None)
-    if kind not in forward.LINEAR_HEAD | forward.CAPPED_HEAD:
-        raise UserError(f"awr reads the states before the head, which is not known for {kind}: choose rwr")
-    made = copy_of(model)
-    module: Any = made.module
-    head = module.get_output_embeddings()
-    module.value_head = nn.Linear(head.in_features, 1, bias=False).to(head.weight)
-    nn.init.zeros_(module.value_head.weight)
-    return made
+    def unlikelihood(student: Model, micro: Micro) -> Mapping[str, Term]:
+        fns = {"loss": functools.partial(token_functions.unlikelihood, alpha=alpha)}
+        good = {"good": micro.column(columns) >= limit}
+        return {"unlikelihood": Term(forward.tokens(student, micro.tokens, fns, good)["loss"].sum(), "text.tokens")}
 
+    def rwr(student: Model, micro: Micro) -> Mapping[str, Term]:
+        nll = -forward.tokens(student, micro.tokens)["logp"]
+        return {"rwr": _weighted(nll, micro.column(columns), beta)}
 
-def _threshold(threshold: str | float, documents: Sequence[Document], objective: Objective) -> float:
-    """The number a quantile stands for: of the documents' means where they are filtered, else of the segments."""
-    told = str(threshold)
-    try:
-        number = float(told.removeprefix("q"))
-    except ValueError:
-        number = float("nan")
-    if number != number or (told.startswith("q") and not 0 <= number <= 1):
-        raise UserError(f"threshold '{threshold}': a number or a quantile, q0 to q1, is expected")
-    if not told.startswith("q"):
-        return number
-    values = [_mean(d) for d in documents] if objective == "filter" else [value for d in documents for _, value in d]
-    return float(np.quantile(values, number))
+    def awr(student: Model, micro: Micro) -> Mapping[str, Term]:
+        states = forward.label_states(student, micro.tokens)
+        nll = -forward.of_states(student, states, micro.tokens.target, {"logp": token_functions.logp})["logp"]
+        gap = micro.column(columns) - value.of_states(student, states)
+        return {
+            "awr": _weighted(nll, gap.detach(), beta, 1 - w),
+            "value": Term(gap.square().sum(), "text.tokens", w),
+        }
+
+    return {"unlikelihood": unlikelihood, "rwr": rwr, "awr": awr}.get(objective, _likelihood)
 
 
-def _mean(document: Document) -> float:
-    return sum(value for _, value in document) / len(document)
+def _weighted(nll: Tensor, advantage: Tensor, beta: float, share: float = 1.0) -> Term:
+    return Term((policy.exponential_weight(advantage, beta) * nll).sum(), "text.tokens", share)
 
 
-def _warnings(objective: Objective, flat: Sequence[float], documents: Sequence[Document], limit: float) -> list[str]:
+def _warnings(objective: Objective, values: Sequence[float], cut: Sequence[float], limit: float) -> list[str]:
     out = []
-    values = [_mean(d) for d in documents] if objective == "filter" else flat
-    share = sum(v >= limit for v in values) / len(values)
+    share = sum(v >= limit for v in cut) / len(cut)
     if objective in ("conditional", "filter", "unlikelihood") and share in (0.0, 1.0):
         out.append(f"threshold {limit:g}: {share:.0%} of the scores reach it, so that it tells nothing apart")
-    if objective == "awr" and not -1 <= min(flat) <= max(flat) <= 0:
-        out.append(f"scores lie in [{min(flat):g}, {max(flat):g}], the values of awr in (-1, 0): rescale the scores")
+    if objective == "awr" and not -1 <= min(values) <= max(values) <= 0:
+        low, high = min(values), max(values)
+        out.append(f"scores lie in [{low:g}, {high:g}], the values of awr in (-1, 0): rescale the scores")
     return out
-
-
-def _written(
-    before: Model, after: Model, judge: judges.Scorer, split: Literal["sentences", "lines"], limit: float, n: int,
-    tokens: int, seed: int,
-) -> tuple[dict[str, Metric], list[dict[str, str]]]:  # fmt: skip
-    """What both write from nothing: the mean score of a segment, and the share of segments below the threshold."""
-    how = generate.How(max_new_tokens=tokens, temperature=0.7, top_p=0.9, seed=seed)
-    start = encode.windows(before.tokenizer, [""], 1)[0].prompt
-    found, texts = [], []
-    for m in (before, after):
-        cue = vocabulary.ids(m, [m.condition.after]) if m.condition else []
-        made = [c[0].text for c in generate.completions(m, [[*start, *cue]] * n, 1, how)]
-        whole = scored([Text(text=t) for t in made if t] or [Text(text=" ")], judge, split)
-        found.append([value for d in whole for _, value in d])
-        texts.append(made)
-    mean, low = ([float(f(np.array(values))) for values in found] for f in (np.mean, lambda x: np.mean(x < limit)))
-    metrics = {
-        "score": Metric(before=mean[0], after=mean[1], n=n, better="higher", help="mean score of a segment it writes"),
-        "misaligned": Metric(before=low[0], after=low[1], n=n, better="lower", help="its segments below the threshold"),
-    }
-    shown = [{"prompt": "", "before": b, "after": a} for b, a in zip(*texts, strict=True)]
-    return metrics, shown[:4]
