@@ -166,7 +166,7 @@ def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, 
     how = generate.How(max_new_tokens=TOKENS, temperature=0.7, top_p=0.9, seed=seed)
     made = [c[0].tokens for c in generate.completions(model, asked, 1, how)]
     texts = [
-        function(p, str(model.tokenizer.decode(t, skip_special_tokens=True)), t[-1] in generate.ends(model))
+        function(p, str(model.tokenizer.decode(list(t), skip_special_tokens=True)), t[-1] in generate.ends(model))
         for p, t in zip(prompts, made, strict=True)
     ]
     heads = [p.count("\n") for p in prompts]
@@ -191,7 +191,8 @@ class Setting:
         whole = [document(text) for _, text in sources]
         self.test, self.other = whole[::10], whole[5::10]
         self.train = [d for i, d in enumerate(whole) if i % 5]
-        given = [t.text.strip() + "\n" for t in read(data / "phf_functions_csnet.jsonl", "text")]  # type: ignore[union-attr]
+        functions: Sequence[Text] = read(data / "phf_functions_csnet.jsonl", "text")
+        given = [t.text.strip() + "\n" for t in functions]
         self.prompts = given[:: max(1, len(given) // prompts)][:prompts]
         self.tokenizer = build.train_tokenizer([d.text for d in self.train], 2048)
         lines = [s for d in self.train for s in d.segments or ()]

@@ -141,9 +141,9 @@ def asked(monkeypatch):
     """What the model was asked of partial solutions, and what it is made to answer."""
     seen, expected = [], rank.expected
 
-    def looking(model, prompts, worth):
+    def looking(model, prompts, worth, memory):
         seen.extend(prompts)
-        return expected(model, prompts, worth)
+        return expected(model, prompts, worth, memory)
 
     monkeypatch.setattr(rank, "expected", looking)
     return seen
@@ -181,7 +181,7 @@ def test_the_papers_question_has_the_hint_unless_it_is_left_out(hint, seen):
 
 def test_what_the_model_says_of_a_step_decides_what_is_better(start, monkeypatch):
     """No answer is right or wrong enough to matter here: steps with a b are called good."""
-    monkeypatch.setattr(rank, "expected", lambda model, prompts, worth: [9.0 * p.count("b") for p in prompts])
+    monkeypatch.setattr(rank, "expected", lambda model, prompts, worth, memory: [9.0 * p.count("b") for p in prompts])
     model, how = start(), {"critic": "self", "asked": "{solution}"}
     result = short(model, habit(1, 24), **how, batch=24)
     first = [(r.chosen.strip(), r.rejected.strip()) for r in result.records if "#" not in r.chosen + r.rejected]
