@@ -20,6 +20,7 @@ from didact.infer.tree import How, Node
 from didact.learn import branches, rounds
 from didact.methods import alignment, baselines
 from didact.models import build, load
+from didact.models.memory import Memory
 from didact.objectives import preference
 from didact.registry import METHODS
 from didact.types import Demo, Fit, UserError
@@ -130,7 +131,7 @@ def test_the_verdicts_reward(p, reward):
 def test_the_verdict_of_the_model_sees_request_truth_and_answer():
     model = tiny("llama", context=1024)
     demos = [Demo(prompt="book rome", completion="[book(place=rome)]")] * 2
-    one, two = module._judged(model, demos, ["[book(", "[order("])
+    one, two = module._judged(model, demos, ["[book(", "[order("], Memory())
     assert -0.5 <= one <= 0.25 and one != two
 
 
