@@ -42,7 +42,8 @@ def sft_trl(loss_on: str = "completion", **settings: Any) -> dict[str, Any]:
     data = Dataset.from_list([{"prompt": p + " ", "completion": c} for p, c in pairs])
 
     def trainer(steps: int) -> Any:
-        config = SFTConfig(**_common(steps), completion_only_loss=loss_on == "completion", max_length=1024, **settings)
+        told = {"completion_only_loss": loss_on == "completion", "max_length": 1024, **settings}
+        config = SFTConfig(**_common(steps), **told)
         return SFTTrainer(model.module, args=config, train_dataset=data, processing_class=model.tokenizer)
 
     # Packed, one step holds more than 16 rows: an epoch is the same data.
