@@ -298,7 +298,7 @@ def _compare(words: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--lrs", nargs="+", type=float, default=[], help="learning rates every arm is tuned over")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
-    parser.add_argument("--group", metavar="FIELD", help="keep records with one value of it on one side of a split")
+    parser.add_argument("--group-by", metavar="FIELD", help="keep records with one value of it on one side of a split")
     parser.add_argument("--gold", help="a model that never saw what must be forgotten")
     parser.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     parser.add_argument("--protocol", choices=("answer", "forget", "prefer", "text"))
@@ -315,7 +315,7 @@ def _compare(words: list[str]) -> int:
     files = {name: found for name in {*RECORDS, *named} if (found := getattr(args, name))}
     board = verbs.comparison(
         args.arms, args.model, files, budget=args.budget, out=args.out, seeds=args.seeds, lrs=args.lrs,
-        folds=args.folds, group=args.group, gold=args.gold, judge=args.judge, protocol=args.protocol,
+        folds=args.folds, group=args.group_by, gold=args.gold, judge=args.judge, protocol=args.protocol,
         keep=not args.no_models,
         device=args.device, dtype=args.dtype, rename=options.renames(args.map), skip_bad=args.skip_bad,
         argv=["compare", *words],

@@ -31,7 +31,7 @@ COMMON = {
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
     "track": ("TOOL", None, "curves to tensorboard or wandb (offline) too, in --out"),
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
-    "group": ("FIELD", None, "records with one value of it are all kept or all trained on; by default their prompt"),
+    "group_by": ("FIELD", None, "records with one value of it are all kept or all trained on; by default their prompt"),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "overwrite": ("", False, "replace what stands in --out"),
     "config": ("FILE", None, "options from a YAML file; flags win over it"),
@@ -62,7 +62,7 @@ class Request:
     chat: Literal["auto", "template", "plain"] = "auto"
     track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
-    group: str | None = None
+    group_by: str | None = None
     gold: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None

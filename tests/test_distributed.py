@@ -35,9 +35,10 @@ def main(start, out):
         # one record a step: the second process has nothing to do and must still take part
         "one": baselines.sft(model, world.forget, fit=fit.replace(rows=1)),
     }
-    rounds.CHUNK = 3  # each process samples some
     played = fit.replace(steps=3, save_every=1, folder=f"{out}/rounds")
+    whole, rounds.CHUNK = rounds.CHUNK, 3  # each process samples some
     results["spin"] = alignment.spin(model, world.forget, rounds=2, max_new_tokens=4, fit=played)
+    rounds.CHUNK = whole
     state = PartialState()
     weights = {}
     for name, result in results.items():

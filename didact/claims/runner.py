@@ -169,9 +169,10 @@ def stale(path: str | Path) -> bool:
 
 
 def claims() -> dict[str, str]:
-    """`{method: module of its claim}`: every `didact.claims.<family>.<method>`; modules named `*_example` help them."""
-    here = Path(__file__).parent
-    places = [p.relative_to(here) for p in sorted(here.glob("*/[!_]*.py")) if not p.stem.endswith("_example")]
+    """`{method: module of its claim}`: every `didact.claims.<family>.<method>` that has a method; others help them."""
+    here, methods = Path(__file__).parent, Path(__file__).parent.parent / "methods"
+    places = [p.relative_to(here) for p in sorted(here.glob("*/[!_]*.py"))]
+    places = [p for p in places if (methods / p).exists()]
     return {p.stem.replace("_", "-"): f"didact.claims.{p.parent}.{p.stem}" for p in places}
 
 

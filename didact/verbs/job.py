@@ -136,7 +136,7 @@ def _held_out(
     if name and name not in scored and name in train:
         rows = train[name]
         able = request.holdout > 0 and len(rows) >= FEWEST
-        if able and (out := apart.held_out(apart.keys(rows, request.group, name), request.holdout)):
+        if able and (out := apart.held_out(apart.keys(rows, request.group_by, name), request.holdout)):
             train[name] = [r for i, r in enumerate(rows) if i not in out]
             scored[name] = [r for i, r in enumerate(rows) if i in out]
         else:
