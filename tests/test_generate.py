@@ -150,7 +150,10 @@ def test_a_pad_token_that_a_model_says_is_a_token(kind, model_of, monkeypatch):
         real(self, ids, mask)
 
     monkeypatch.setattr(hf.PreTrainedModel, "warn_if_padding_and_no_attention_mask", told)
-    said = lambda ids, logits: torch.full_like(logits, -1e9).index_fill(-1, torch.tensor([pad]), 0.0)  # noqa: E731
+
+    def said(ids, logits):
+        return torch.full_like(logits, -1e9).index_fill(-1, torch.tensor([pad]), 0.0)
+
     made = generate.completions(model, [RAGGED[0]] * 3, 1, How(max_new_tokens=4), processors=[said])
     rows = [Row(tuple(RAGGED[0]), m[0].tokens) for m in made]
     assert all(r.completion == (pad,) * 4 for r in rows) and not any(guessed)
