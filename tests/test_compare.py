@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from didact import catalogue, verbs
 from didact.claims import compare
-from didact.data import convert
+from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
+from didact.learn import rewards
 from didact.models import build
+from didact.report import tables
 from didact.types import Critique, Demo, Judged, Preference, Scored, UserError, as_row
 
 COLOURS = ("red", "green", "blue", "cyan", "pink")
@@ -258,6 +260,24 @@ def test_a_judge_that_prefers_a_place_decides_nothing_and_one_that_babbles_is_co
     assert judge(["p"], ["x"], ["y"]) == [1.0] and judge.unclear == 0
     never = judges.Asked(Replies(*[["hm"]] * 6))
     assert never(["p"], ["x"], ["y"]) == [0.5] and never.unclear == 2
+
+
+def test_a_reward_model_is_an_arm_scored_by_its_rewards(model, tmp_path):
+    board = compare.run([arm("context-preference")], setting(model, tmp_path, seeds=(1,)))
+    assert not board["failures"]
+    rows = {r["arm"]: r for r in board["rows"]}
+    assert rows["context-preference"]["score"]["mean"] > 0.9  # on pairs it was not taught
+    assert "kl" not in rows["context-preference"]["metrics"]  # it answers nothing
+    assert "kl" in rows["untouched"]["metrics"]
+    tables.leaderboard(board)
+
+
+def test_a_reward_model_reads_the_context_of_a_pair(model):
+    judge = rewards.headed(model)
+    one = Preference(prompt="q", chosen=" a", rejected=" b", context="be good")
+    found = protocols.prefer(judge, [one])
+    wanted = rewards.score(judge, [contexts.asked("q", "be good")] * 2, [" a", " b"])
+    assert found["margin"].value == pytest.approx(wanted[0] - wanted[1])
 
 
 def test_the_leaderboard_is_plain_json(model, tmp_path):

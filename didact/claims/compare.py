@@ -434,6 +434,8 @@ def score(
     elif setting.protocol == "prefer":
         pairs: Any = convert.serve("preference", records)
         out = protocols.prefer(model, pairs, start)
+        if model.kind == "encoder":  # a reward model answers nothing
+            return out, []
         out["preferred_alone"] = protocols.prefer(model, pairs)["preferred"]
         prompts = [p.prompt for p in pairs]
     elif setting.protocol == "answer":

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from didact.data import encode
+from didact.data import contexts, encode
 from didact.evaluate import forget as forgetting
 from didact.evaluate import statistics
 from didact.infer import generate
+from didact.learn import rewards
 from didact.models import forward
 from didact.models.model import Model
 from didact.types import Demo, Metric, Preference, Text
@@ -168,7 +169,12 @@ def exact(predict: Callable[[Sequence[str]], Sequence[str]], demos: Sequence[Dem
 
 
 def prefer(model: Model, preferences: Sequence[Preference], reference: Model | None = None) -> dict[str, Measure]:
-    """Share of pairs whose chosen completion is the likelier one; against a reference, by log-ratio."""
+    """Share of pairs whose chosen completion is the likelier one; against a reference, by log-ratio.
+
+    A reward model (kind `encoder`) says it by its reward, with a pair's context in the prompt, reference or not.
+    """
+    if model.kind == "encoder":
+        return _rewarded(model, preferences)
     pairs = [(p.prompt, side) for p in preferences for side in (p.chosen, p.rejected)]
     total, against = (
         forward.row_logp(m, encode.rows(m.tokenizer, pairs, m.kind, m.context, "preferences", m.condition))[0]
@@ -178,11 +184,25 @@ def prefer(model: Model, preferences: Sequence[Preference], reference: Model | N
     total = total - against
     margin = (total.view(-1, 2)[:, 0] - total.view(-1, 2)[:, 1]).numpy()
     return {
-        "preferred": mean_measure(
-            (margin > 0) + 0.5 * (margin == 0), "higher", "pairs whose chosen side scores higher"
-        ),
+        "preferred": _preferred(margin),
         "margin": mean_measure(margin, "higher", "log-prob of chosen less rejected", "nats"),
     }
+
+
+def _rewarded(model: Model, preferences: Sequence[Preference]) -> dict[str, Measure]:
+    prompts = [contexts.asked(p.prompt, p.context) for p in preferences]
+    chosen, rejected = (
+        np.array(rewards.score(model, prompts, side))
+        for side in ([p.chosen for p in preferences], [p.rejected for p in preferences])
+    )
+    return {
+        "preferred": _preferred(chosen - rejected),
+        "margin": mean_measure(chosen - rejected, "higher", "reward of chosen less rejected"),
+    }
+
+
+def _preferred(margin: Any) -> Measure:
+    return mean_measure((margin > 0) + 0.5 * (margin == 0), "higher", "pairs whose chosen side scores higher")
 
 
 def text(model: Model, texts: Sequence[Text]) -> dict[str, Measure]:
