@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     units = [files.read_json(p) for p in sorted((args.out / "units").glob("*.json"))]
     anchors = files.read_json(args.out / "anchors.json")
-    picks = {arm: tofu.chosen(args.out, arm, 1, "budget") for arm in tofu.ARMS}
+    picks = {arm: tofu.chosen(args.out, arm, 2, "budget") for arm in tofu.ARMS}
     tests = {
         arm: [u for u in units if pick and u["seed"] != tofu.TUNING_SEED and all(u[k] == pick[k] for k in SETTING)]
         for arm, pick in picks.items()
@@ -69,25 +69,6 @@ def main() -> None:
     ]
     with files.new_file(args.docs / "tofu.md") as beside:
         beside.write_text("\n\n".join(parts) + "\n")
-
-
-def criterion(out: Path, anchors: dict[str, Any]) -> str:
-    """What the criterion picks for each preset, beside what the untouched model scores."""
-    lines = [
-        "## What the criterion picks",
-        "",
-        "| preset | lr, beta | criterion | accuracy, forget |",
-        "| --- | --- | --- | --- |",
-    ]
-    full = anchors["full"]
-    lines.append(f"| *full* (start) | untouched | {full['criterion']:.3f} | {full['forget_accuracy']:.2f} |")
-    for arm in tofu.ARMS:
-        if pick := tofu.chosen(out, arm, 1, "criterion"):
-            beta = f", {pick['beta']:g}" if pick["beta"] is not None else ""
-            lines.append(
-                f"| `{arm}` | {pick['lr']:g}{beta} | {pick['criterion']:.3f} | {pick['forget_accuracy']:.2f} |"
-            )
-    return "\n".join(lines)
 
 
 def table(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any]) -> str:
