@@ -62,6 +62,7 @@ SFT_ALL: dict[str, dict[str, Any]] = TRL_SFT | {
     "padding-free": {"padding_free": True, "max_length": None},
 }
 LM_EVAL = {f"batch {n}": n for n in (1, 4, 16)}
+SHARED = {"shared": 128}  # tokens of the instruction that prompts of a round begin with
 BENCHES: dict[str, Bench] = {
     "sft": Bench(
         ours=("training.sft_ours", {}),
@@ -114,6 +115,14 @@ BENCHES: dict[str, Bench] = {
             "batch 16": ("inference.generate_transformers", {"batch": 16}),
             "batch 64": ("inference.generate_transformers", {"batch": 64}),
             "batch 64, sorted": ("inference.generate_transformers", {"batch": 64, "ordered": True}),
+        },
+        unit="tokens/s", target=2, per=lambda value: value["tokens"], same=_same_texts,
+    ),
+    "generate-shared": Bench(
+        ours=("inference.generate_ours", SHARED),
+        peers={
+            "batch 64": ("inference.generate_transformers", SHARED | {"batch": 64}),
+            "batch 64, sorted": ("inference.generate_transformers", SHARED | {"batch": 64, "ordered": True}),
         },
         unit="tokens/s", target=2, per=lambda value: value["tokens"], same=_same_texts,
     ),

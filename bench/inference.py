@@ -65,9 +65,11 @@ def choice_lm_eval(shared: bool = True, batch: int = 1) -> dict[str, Any]:
     return problems.measured(score, ITEMS, score)
 
 
-def _prompts(model: Model, count: int = 256) -> list[str]:
+def _prompts(model: Model, count: int = 256, shared: int = 0) -> list[str]:
+    """Prompts of 20 to 300 tokens, behind an instruction of `shared` tokens that is the same for all."""
     write, draw = problems.Writer(model), random.Random(5)
-    return [write(draw.randint(20, 300)) for _ in range(count)]
+    told = f"{write(shared)}\n" if shared else ""
+    return [told + write(draw.randint(20, 300)) for _ in range(count)]
 
 
 def _ends(model: Model) -> None:
@@ -81,10 +83,10 @@ def _told(model: Model, made: list[str]) -> dict[str, Any]:
     return {"texts": made, "tokens": sum(len(model.tokenizer(t)["input_ids"]) for t in made)}
 
 
-def generate_ours() -> dict[str, Any]:
+def generate_ours(shared: int = 0) -> dict[str, Any]:
     model = problems.llama(tied=False)
     _ends(model)
-    prompts = _prompts(model)
+    prompts = _prompts(model, shared=shared)
     warm = prompts[:16]
     return problems.measured(
         lambda: _told(model, generate.generate(model, prompts, NEW_TOKENS)),
@@ -93,11 +95,11 @@ def generate_ours() -> dict[str, Any]:
     )
 
 
-def generate_transformers(batch: int = 64, ordered: bool = False) -> dict[str, Any]:
+def generate_transformers(batch: int = 64, ordered: bool = False, shared: int = 0) -> dict[str, Any]:
     """`ordered`: prompts sorted by length first, which transformers leaves to its user."""
     model = problems.llama(tied=False)
     _ends(model)
-    prompts = _prompts(model)
+    prompts = _prompts(model, shared=shared)
     tokenizer: Any = model.tokenizer
     tokenizer.padding_side = "left"
 

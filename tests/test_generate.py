@@ -540,12 +540,16 @@ def test_of_equal_scores_the_first_is_picked():
 def test_best_of_n_is_the_best_of_its_draws(model_of):
     model, prompts = model_of("llama"), ["What?", "And why is that so?"]
     how = How(max_new_tokens=12, temperature=2.0)
-    best, worst = (best_of.best_of(model, prompts, 6, lambda p, c: len(c) + len(p), w, how) for w in (False, True))
+
+    def longest(asked, made):
+        return [len(p) + len(c) for p, c in zip(asked, made, strict=True)]
+
+    best, worst = (best_of.best_of(model, prompts, 6, longest, w, how) for w in (False, True))
     draws = generate.sample(model, prompts, 6, how)
     for p, b, w, texts in zip(prompts, best, worst, draws, strict=True):
         assert b.texts == w.texts == tuple(texts) and b.scores == w.scores == tuple(len(t) + len(p) for t in texts)
         assert len(b.text) == max(map(len, texts)) and len(w.text) == min(map(len, texts))
-    few = best_of.best_of(model, prompts, 3, lambda p, c: len(c) + len(p), how=how)
+    few = best_of.best_of(model, prompts, 3, longest, how=how)
     assert [f.texts for f in few] == [b.texts[:3] for b in best]
     likeliest = best_of.best_of(model, prompts, 6, how=how)
     made = generate.completions(model, prompts, 6, how)

@@ -34,7 +34,7 @@ def best_of(
     model: Model,
     prompts: Sequence[str],
     n: int,
-    reward: Callable[[str, str], float] | None = None,
+    reward: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None,
     worst: bool = False,
     how: generate.How | None = None,
 ) -> list[Pick]:
@@ -44,13 +44,15 @@ def best_of(
         model: draws them.
         prompts: texts.
         n: draws per prompt; the first k of n draws are those of k.
-        reward: `reward(prompt, completion)`; the draw's log-prob, SUM over its tokens, where none is given.
+        reward: `reward(prompts, completions)`, one number for each, asked once for all draws; the draw's log-prob,
+            SUM over its tokens, where none is given.
         worst: keep the lowest instead: what an attacker who may draw n times gets.
         how: how to draw; at temperature 1 by default.
     """
     made = generate.completions(model, prompts, n, how or generate.How(temperature=1.0))
-    out = []
-    for prompt, row in zip(prompts, made, strict=True):
-        scores = [float(reward(prompt, c.text)) if reward is not None else c.logp for c in row]
-        out.append(pick([c.text for c in row], scores, worst))
-    return out
+    if reward is None:
+        scores = [c.logp for row in made for c in row]
+    else:
+        asked = [p for p, row in zip(prompts, made, strict=True) for _ in row]
+        scores = [float(x) for x in reward(asked, [c.text for row in made for c in row])]
+    return [pick([c.text for c in row], scores[i * n : (i + 1) * n], worst) for i, row in enumerate(made)]

@@ -210,8 +210,7 @@ def ilf(
 
     def predict(prompts: Sequence[str]) -> list[str]:
         """The best of `best_of_n` answers by the reward."""
-        one = None if liked is None else lambda prompt, text: liked([prompt], [text])[0]
-        return [p.text for p in best_of.best_of(played.model, prompts, best_of_n, one, how=drawn)]
+        return [p.text for p in best_of.best_of(played.model, prompts, best_of_n, liked, how=drawn)]
 
     return Result(
         models=models,

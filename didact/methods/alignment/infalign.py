@@ -249,10 +249,7 @@ def _calibrated(raw: np.ndarray, reference: np.ndarray | None, how: str) -> np.n
 
 
 def _picked(model: Model, asked: Sequence[str], to: Procedure, score: Reward, how: How, worst: bool) -> list[str]:
-    def one(prompt: str, completion: str) -> float:
-        return score([prompt], [completion])[0]
-
-    return [p.text for p in best_of.best_of(model, asked, abs(to.n), one, worst, how)]
+    return [p.text for p in best_of.best_of(model, asked, abs(to.n), score, worst, how)]
 
 
 def _measured(
