@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ ASKED = {"smoke": 20, "quick": 200, "full": 600}
 TAUGHT, OTHERS = ("more:a", "shorter"), ("fewer:a", "longer")  # criteria with a `not` before them
 SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
 PEOPLE = 40
+Spoilt = Literal["", "shuffled", "flipped"]
+"""What a sabotage does to the contexts, or to the labels of every reversal pair's second record."""
 
 
 def problem(seed: int) -> Any:
@@ -43,22 +45,22 @@ def problem(seed: int) -> Any:
 
 
 @episodes.one_thread()
-def run(seed: int, tier: runner.Tier, shuffled: bool = False) -> dict[str, dict[str, float]]:
+def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> dict[str, dict[str, float]]:
     """The reward model taught with contexts, and the one taught without them."""
-    carm = _measures(_taught(seed, tier, "context", shuffled), seed, tier)
+    carm = _measures(_taught(seed, tier, "context", spoilt), seed, tier)
     return {"carm": carm, "general": _general(seed, tier), "negated": _negated(seed, tier)}
 
 
 @functools.lru_cache(maxsize=64)
 def _general(seed: int, tier: runner.Tier) -> dict[str, float]:
     """Shared by the sabotages of a seed, none of which is about it."""
-    return _measures(_taught(seed, tier, "general", False), seed, tier)
+    return _measures(_taught(seed, tier, "general"), seed, tier)
 
 
 @functools.lru_cache(maxsize=64)
 def _negated(seed: int, tier: runner.Tier) -> dict[str, float]:
     """How often a model that knows `not` before two criteria is right where it stands before these, or the others."""
-    judge = looks.by_reward(functools.partial(rewards.score, _taught(seed, tier, "context", False, TAUGHT)))
+    judge = looks.by_reward(functools.partial(rewards.score, _taught(seed, tier, "context", negated=TAUGHT)))
     out = {}
     for name, which in (("taught", TAUGHT), ("others", OTHERS)):
         asked = example.world(seed, noise=0.0).reversals(5, ASKED[tier], negated=which)
@@ -67,10 +69,14 @@ def _negated(seed: int, tier: runner.Tier) -> dict[str, float]:
     return out
 
 
-def _taught(seed: int, tier: runner.Tier, read: Any, shuffled: bool, negated: tuple[str, ...] = ()) -> Model:
+def _taught(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
     world, n = example.world(seed), PAIRS[tier]
     told = world.reversals(1, n, negated=negated)
-    if shuffled:
+    if spoilt == "flipped":  # both contexts of a pair then want the same answer
+        told = [
+            dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p for i, p in enumerate(told)
+        ]
+    if spoilt == "shuffled":
         order = np.random.default_rng([seed, 64]).permutation(len(told))
         told = [dataclasses.replace(p, context=told[i].context) for p, i in zip(told, order, strict=True)]
     fit = Fit(**{**example.FIT, "steps": STEPS[tier], "seed": seed})  # type: ignore[arg-type]  # options by name
@@ -158,7 +164,12 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage(
-            name="contexts shuffled", breaks="obeys contexts", options={"shuffled": True}, metric="carm.with_context"
+            name="contexts shuffled", breaks="obeys contexts", options={"spoilt": "shuffled"},
+            metric="carm.with_context",
+        ),
+        runner.Sabotage(
+            name="second labels flipped", breaks="obeys contexts", options={"spoilt": "flipped"},
+            metric="carm.with_context",
         ),
         runner.Sabotage(
             name="contexts cut off", breaks="obeys contexts", metric="carm.with_context",
