@@ -342,10 +342,12 @@ class Savable(Protocol):
 class Result:
     """What a method gives: any of models, a predictor, records and findings; plus how it went.
 
-    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step.
+    `policy` is the model to score where none of `models` is meant to answer by itself; it is not saved. `samples` are
+    answers before and after (`prompt`, `before`, `after`); `history` has one row a step.
     """
 
     models: dict[str, Savable] = field(default_factory=dict)
+    policy: Any = None
     predict: Callable[..., Any] | None = None
     records: list[Record] | None = None
     findings: dict[str, Any] = field(default_factory=dict)

@@ -14,8 +14,9 @@ from didact import catalogue, verbs
 from didact.claims import compare
 from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
+from didact.infer import guide
 from didact.learn import rewards
-from didact.models import build
+from didact.models import build, load
 from didact.report import tables
 from didact.types import Critique, Demo, Judged, Preference, Scored, UserError, as_row
 
@@ -270,6 +271,19 @@ def test_a_reward_model_is_an_arm_scored_by_its_rewards(model, tmp_path):
     assert "kl" not in rows["context-preference"]["metrics"]  # it answers nothing
     assert "kl" in rows["untouched"]["metrics"]
     tables.leaderboard(board)
+
+
+def test_a_guided_arm_is_scored_as_the_policy_it_makes(model, tmp_path):
+    told = compare.Arm(
+        name="genarm", entry=catalogue.entry("genarm"), options={"beta_r": 0.5}, fit={"rows": 8, "lora": 0}
+    )
+    board = compare.run([told], setting(model, tmp_path, seeds=(1,)))
+    rows = {r["arm"]: r for r in board["rows"]}
+    assert not board["failures"] and rows["genarm"]["score"]["mean"] > 0.9  # on pairs it was not taught
+    kept = load.load(tmp_path / "models" / "genarm", "cpu")  # the reward model alone
+    test = compare.split({"preference": pairs()}, 0).test["preference"]
+    guided = protocols.prefer(guide.policy(model, [(kept, 1.0)]), test, model)
+    assert rows["genarm"]["metrics"]["margin"]["mean"] == pytest.approx(guided["margin"].value, abs=1e-4)
 
 
 def test_a_reward_model_reads_the_context_of_a_pair(model):

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
+from didact.data import encode
+from didact.data.encode import Row
 from didact.infer import generate, guide
 from didact.infer.generate import How
-from didact.models import build
+from didact.models import build, forward
 from didact.types import UserError
 from didact.worlds import outcomes
 
@@ -164,6 +166,25 @@ def test_decoding_from_caches_is_decoding_without(kind, other, temperature, monk
     assert [[c.tokens for c in row] for row in made] == [[c.tokens for c in row] for row in plain]
     bare = generate.completions(base, PROMPTS, 2, how)
     assert [[c.tokens for c in row] for row in made] != [[c.tokens for c in row] for row in bare]
+
+
+@pytest.mark.parametrize(("kind", "other"), [("llama", "gpt2"), ("gpt2", "llama")])
+def test_the_guided_policy_is_a_model_that_says_and_scores_the_same(kind, other):
+    base, arm = pair(kind, other)
+    whole, how = guide.policy(base, [(arm, 0.8)]), How(max_new_tokens=7, temperature=1.0, seed=4)
+    made = guide.completions(base, [(arm, 0.8)], PROMPTS, 2, how)
+    again = generate.completions(whole, PROMPTS, 2, how)
+    assert [[c.tokens for c in row] for row in again] == [[c.tokens for c in row] for row in made]
+
+    asked = [encode.prompt_ids(base.tokenizer, p, base.kind) for p in PROMPTS]
+    rows = [Row(tuple(p), c.tokens) for p, row in zip(asked, again, strict=True) for c in row]
+    wanted = [c.logp for row in again for c in row]
+    assert torch.allclose(forward.row_logp(whole, rows)[0], torch.tensor(wanted).double(), atol=1e-3)
+    assert whole.context == base.context
+    with torch.no_grad():
+        ids = torch.tensor([asked[0]])
+        parts = [m.module(input_ids=ids).logits for m in (base, arm)]
+        assert close(whole.module(input_ids=ids).logits, guide.combine(parts[0], [(parts[1], 0.8)]), 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])

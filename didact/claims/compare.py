@@ -382,13 +382,14 @@ class Work:
         if arm is not None:
             result, meter = self.taught(arm, lr, steps, seed, parts.train, name)
             used = {k: float(getattr(meter, k)) for k in used}
-            found = result.models.get("model") or result.predict
+            kept = result.models.get("model")
+            found = result.policy or kept or result.predict
             if not isinstance(found, Model) and (found is None or setting.protocol not in BY_ANSWERS):
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
             taught, answers = cast("Model | Predict", found), result.predict
-            if first and setting.keep and isinstance(taught, Model):
+            if first and setting.keep and isinstance(kept, Model):
                 with files.new_folder(setting.folder / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", arm.name)) as fresh:
-                    taught.save(fresh)
+                    kept.save(fresh)
         measures, samples = score(setting, taught, parts.test, seed, self.primary, answers)
         told: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
         if first:

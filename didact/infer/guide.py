@@ -21,7 +21,7 @@ from transformers import LogitsProcessor
 from didact.infer import generate
 from didact.infer.generate import Completion, How
 from didact.infer.rows import Reread, Rows
-from didact.models import prefix
+from didact.models import joint, prefix
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -62,6 +62,29 @@ def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: boo
             raise UserError(f"weights {[alpha for _, alpha in guides]} sum to -1 or less: they cannot be normalised")
         total = total / scale
     return torch.nn.functional.pad(total, (0, base.shape[-1] - width), value=-torch.inf)
+
+
+class Guided(joint.Joint):
+    """A base and its guides as one module, whose logits are what `combine` makes of theirs."""
+
+    def __init__(self, base: Model, guides: Sequence[tuple[Model, float]], normalize: bool = False) -> None:
+        super().__init__(base.module, *(guide.module for guide, _ in guides))
+        self.weights, self.normalize = [alpha for _, alpha in guides], normalize
+
+    def joined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The guided policy's, not normalised."""
+        return combine(logits, list(zip(others, self.weights, strict=True)), self.normalize)
+
+
+def policy(base: Model, guides: Sequence[tuple[Model, float]], normalize: bool = False) -> Model:
+    """The guided policy as a model, to be scored as any other; `completions` decodes from it faster.
+
+    Raises:
+        UserError: another vocabulary, or a model that is not causal.
+    """
+    for number, (guide, _) in enumerate(guides, 1):
+        check(base, guide, "the reward model" if len(guides) == 1 else f"reward model {number}")
+    return joint.JointModel(Guided(base, guides, normalize).eval(), base.processor, base.kind)
 
 
 def check(base: Model, guide: Model, name: str = "the reward model") -> None:

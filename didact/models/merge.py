@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from didact import files
+from didact.models import joint
 from didact.models.model import Model, copy_of
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -134,59 +135,32 @@ def merged(adapted: Model) -> Model:
     return Model(module.merge_and_unload(), adapted.processor, adapted.kind, adapted.base)
 
 
-class Contrast(nn.Module):
+class Contrast(joint.Joint):
     """Logits `v - alpha relu(v_reinforced - v)` of two models that read the same tokens."""
 
     def __init__(
         self, base: nn.Module, reinforced: nn.Module, alpha: float, normalise: Literal["log_softmax", "raw"]
     ) -> None:
-        super().__init__()
-        self.base, self.reinforced, self.alpha, self.normalise = base, reinforced, alpha, normalise
+        super().__init__(base, reinforced)
+        self.alpha, self.normalise = alpha, normalise
         self.spec = {"alpha": alpha, "normalise": normalise}
 
-    def forward(self, **given: Any) -> Any:
-        """As a transformers model, without a cache."""
-        out = self.base(**given | {"use_cache": False})
-        out.logits = self._minus(out.logits, self.reinforced(**given | {"use_cache": False}).logits)
-        return out
-
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_processor: Sequence[Any] = (), **how: Any
-    ) -> Any:
-        """The base's own `generate`, the reinforced model's logits taken off before anything else."""
-        from transformers import LogitsProcessorList
-
-        def subtract(read: Tensor, logits: Tensor) -> Tensor:
-            new = read.shape[1] - attention_mask.shape[1]
-            there = nn.functional.pad(attention_mask, (0, new), value=1)
-            place = (there.cumsum(1) - 1).clamp(min=0)
-            other = self.reinforced(input_ids=read, attention_mask=there, position_ids=place, use_cache=False)
-            return self._minus(logits, other.logits[:, -1])
-
-        told = LogitsProcessorList([subtract, *logits_processor])
-        base: Any = self.base
-        return base.generate(input_ids=input_ids, attention_mask=attention_mask, logits_processor=told, **how)
-
-    def _minus(self, logits: Tensor, other: Tensor) -> Tensor:
-        return token_functions.generic_logits(logits, logits, other, self.alpha, True, self.normalise)
+    def joined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """The reinforced model's gain taken off."""
+        return token_functions.generic_logits(logits, logits, others[0], self.alpha, True, self.normalise)
 
 
-class Contrasted(Model):
+class Contrasted(joint.JointModel):
     """A model that is two: its folder holds `base` and `reinforced`, each as transformers saves it."""
+
+    module: Contrast
 
     def save(self, folder: str | Path) -> str:
         """Write both models; `contrast` of the two folders, loaded, is this model again."""
-        for name in ("base", "reinforced"):
-            part: Any = getattr(self.module, name)
+        for name, part in (("base", self.module.base), ("reinforced", self.module.others[0])):
             Model(part, self.processor, self.kind).save(Path(folder) / name)
-        files.write_json(Path(folder) / "didact.json", {"kind": self.kind, "module": "Contrast"} | self.module.spec)  # type: ignore[operator]
+        files.write_json(Path(folder) / "didact.json", {"kind": self.kind, "module": "Contrast"} | self.module.spec)
         return "didact"
-
-    @property
-    def context(self) -> int:
-        """The base's."""
-        base: Any = self.module.base
-        return Model(base, self.processor, self.kind).context
 
 
 def contrast(

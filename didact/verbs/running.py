@@ -59,7 +59,7 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
     with cost.metered() as meter:
         result: Result = job.function(**given, **job.train, **job.options, **trained, **_hooks(out, job))
-    taught = result.models.get("model")
+    taught = result.policy or result.models.get("model")
     if isinstance(taught, Model) and _speaks(job):
         after = _score(job, taught)
         gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None

@@ -141,6 +141,7 @@ def genarm(
     lengths = [sum(len(r.completion) for r in side) / len(side) for side in sides]
     return Result(
         models={"model": taught.model},
+        policy=guide.policy(model, guides, normalize),
         predict=predict,
         findings={
             "guided": {"alphas": weights, "others": list(others), "normalize": normalize},
