@@ -263,6 +263,30 @@ def test_a_judge_that_prefers_a_place_decides_nothing_and_one_that_babbles_is_co
     assert never(["p"], ["x"], ["y"]) == [0.5] and never.unclear == 2
 
 
+def test_rules_without_a_model_are_paired_with_arms_on_the_records_of_every_seed(model, tmp_path):
+    uneven = [
+        Preference(prompt=p.prompt, chosen=p.chosen + "!" * (i % 3), rejected=p.rejected + "!")
+        for i, p in enumerate(pairs())
+    ]
+    told = setting(model, tmp_path, records={"preference": uneven}, folds=3)
+    units = {
+        "untouched": [{"metrics": {"preferred": 0.5}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), 0.0)}] * 2
+    }
+    board = compare.leaderboard(told, "preferred", units, {}, {})
+    size = lambda text: len(model.tokenizer(text)["input_ids"])  # noqa: E731
+    scored = []
+    for k in (0, 1):
+        test = compare.split({"preference": uneven}, k, 3).test["preference"]
+        gaps = [size(p.rejected) - size(p.chosen) for p in test]
+        scored.append(sum(g > 0 for g in gaps) / len(gaps) + sum(g == 0 for g in gaps) / len(gaps) / 2)
+    assert scored[0] != scored[1]  # folds differ: an unpaired interval would not know
+    shorter, other = board["rules"].values()
+    assert shorter == pytest.approx(sum(scored) / 2) and other == pytest.approx(1 - shorter)
+    found = board["rows"][0]["to_rules"]["the shorter answer is the better"]
+    assert found["mean"] == pytest.approx(0.5 - shorter)
+    assert found["high"] - found["mean"] == pytest.approx(12.706 / 2 * abs(scored[0] - scored[1]), rel=1e-3)
+
+
 def test_a_reward_model_is_an_arm_scored_by_its_rewards(model, tmp_path):
     board = compare.run([arm("context-preference")], setting(model, tmp_path, seeds=(1,)))
     assert not board["failures"]

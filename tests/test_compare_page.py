@@ -28,8 +28,9 @@ def ends(values):
     return files.plain({"mean": found.estimate, "low": found.low, "high": found.high})
 
 
-def board(scores, better="higher", **changes):
+def board(scores, better="higher", rules=None, **changes):
     """A leaderboard of `{arm: one score per seed}`, as `compare.leaderboard` makes it."""
+    rules = rules or {}
     sign = -1 if better == "lower" else 1
     scores = {"untouched": [0.5] * len(next(iter(scores.values())))} | scores
     order = sorted(scores, key=lambda arm: -sign * sum(scores[arm]))
@@ -41,6 +42,7 @@ def board(scores, better="higher", **changes):
         known = to_leader["low"] is not None
         rows.append({
             "arm": arm, "score": ends(scores[arm]), "to_leader": to_leader, "to_untouched": to_untouched,
+            "to_rules": {rule: ends([v - value for v in scores[arm]]) for rule, value in rules.items()},
             "tied": not known or to_leader["low"] <= 0 <= to_leader["high"], "per_seed": scores[arm],
             "metrics": {"preferred": ends(scores[arm]), "kl": ends([0.1, 0.2]), "length": ends([10.0, 11.0]),
                         "entropy": ends([1.5, 1.6]), "distinct_2": ends([0.4, 0.5])},
@@ -53,7 +55,7 @@ def board(scores, better="higher", **changes):
     return {
         "protocol": "prefer", "primary": "preferred", "better": better, "budget": {"amount": 4e4, "unit": "tokens"},
         "seeds": list(range(1, 1 + len(rows[0]["per_seed"]))), "tuning_seed": 1000, "rates": list(RATES), "folds": 5,
-        "rows": rows, "rules": {}, "failures": {}, "judged": False, "schema": 1, "status": "done", "verb": "compare",
+        "rows": rows, "rules": rules, "failures": {}, "judged": False, "schema": 1, "status": "done", "verb": "compare",
         "model": "models/small",
         "data": {"preference": {"path": "my pairs.jsonl", "sha256": "ab" * 32, "records": 480}},
         "identity": identity, "versions": {"didact": "0.1.0", "torch": "2.13.0"}, "device": "cpu", "didact_commit": "c",

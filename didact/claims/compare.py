@@ -235,13 +235,14 @@ def leaderboard(
     chosen: Mapping[str, Mapping[str, Any]],
     failures: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Rows by the primary metric, with t intervals over seeds, paired with the leader and with the untouched model.
+    """Rows by the primary metric, with t intervals over seeds, paired with the leader, the untouched model and rules.
 
     An arm is tied with the leader unless the paired interval of their difference excludes 0.
     """
     sign = -1.0 if primary == "nll" else 1.0
     score = {name: [float(u["metrics"][primary]) for u in done] for name, done in units.items()}
     order = sorted(score, key=lambda name: -sign * sum(score[name]))
+    rules = _rules(setting)
     rows = []
     for name in order:
         done = units[name]
@@ -255,6 +256,7 @@ def leaderboard(
                 "score": _interval(statistics.mean_interval(score[name])),
                 "to_leader": _interval(to_leader),
                 "to_untouched": _interval(to_start),
+                "to_rules": {r: _interval(statistics.paired_interval(score[name], v)) for r, v in rules.items()},
                 "tied": not (to_leader.high < 0 or to_leader.low > 0),
                 "metrics": {m: _interval(statistics.mean_interval(v)) for m, v in metrics.items()},
                 "cost": {k: sum(u["cost"][k] for u in whole) / len(whole) for k in ("tokens", "flops", "seconds")},
@@ -265,15 +267,12 @@ def leaderboard(
                 "samples": done[0].get("samples", []),
             }
         )
-    rules = {}
-    if setting.protocol == "prefer":
-        shorter = _shorter(setting)
-        rules = {"the shorter answer is the better": shorter, "the longer answer is the better": 1 - shorter}
     return {
         "protocol": setting.protocol, "primary": primary, "better": "lower" if sign < 0 else "higher",
         "budget": {"amount": setting.budget.amount, "unit": setting.budget.unit}, "seeds": list(setting.seeds),
         "tuning_seed": TUNING_SEED, "rates": list(setting.rates), "folds": setting.folds, "rows": rows,
-        "rules": rules, "failures": dict(failures), "judged": setting.judge is not None,
+        "rules": {rule: sum(v) / len(v) for rule, v in rules.items()}, "failures": dict(failures),
+        "judged": setting.judge is not None,
         "meaning": {k: v for done in units.values() for k, v in done[0].get("meaning", {}).items()},
     }  # fmt: skip
 
@@ -547,14 +546,16 @@ def _fits(protocol: Protocol, records: Mapping[str, Sequence[Record]]) -> bool:
     return "forget" in records if kind is None else bool(convert.serve(kind, records))
 
 
-def _shorter(setting: Setting) -> float:
-    parts = sorted({k % (setting.folds or 1) for k in range(len(setting.seeds))})  # those that were tested
-    tested = [convert.serve("preference", split(setting.records, k, setting.folds, setting.group).test) for k in parts]
-    pairs: Any = [p for part in tested for p in part or ()]
-    count = setting.model.tokenizer
-    return collapse.shorter_wins(
-        [(len(count(p.chosen)["input_ids"]), len(count(p.rejected)["input_ids"])) for p in pairs]
-    )
+def _rules(setting: Setting) -> dict[str, list[float]]:
+    """What rules that need no model score on the records every seed is tested on."""
+    if setting.protocol != "prefer":
+        return {}
+    size = functools.cache(lambda text: len(setting.model.tokenizer(text)["input_ids"]))
+    shorter = []
+    for k in range(len(setting.seeds)):
+        pairs: Any = convert.serve("preference", split(setting.records, k, setting.folds, setting.group).test)
+        shorter.append(collapse.shorter_wins([(size(p.chosen), size(p.rejected)) for p in pairs]))
+    return {"the shorter answer is the better": shorter, "the longer answer is the better": [1 - v for v in shorter]}
 
 
 def _rate(lr: float | None) -> str:

@@ -131,7 +131,7 @@ def warnings(board: Mapping[str, Any]) -> list[str]:
         out.append(f"More than the budget was used: {told}.")
     best = min if board["better"] == "lower" else max
     for rule, value in [best(board["rules"].items(), key=lambda pair: pair[1])] if board["rules"] else []:
-        beaten = [row["arm"] for row in rows if row["arm"] != UNTOUCHED and not _beats(row, value, board)]
+        beaten = [row["arm"] for row in rows if row["arm"] != UNTOUCHED and not _beats(row, rule, board)]
         if beaten:
             out.append(
                 f"The rule “{rule}” scores {words.number(value)} with no model at all; "
@@ -229,9 +229,9 @@ def _tone(board: Mapping[str, Any]) -> tuple[str, str, str]:
     return "holds", "one is best", "good"
 
 
-def _beats(row: Mapping[str, Any], value: float, board: Mapping[str, Any]) -> bool:
-    ends = _ends(row["score"])
-    return bool(ends) and (ends[1] < value if board["better"] == "lower" else ends[0] > value)
+def _beats(row: Mapping[str, Any], rule: str, board: Mapping[str, Any]) -> bool:
+    ends = _ends(row["to_rules"].get(rule, {}))
+    return bool(ends) and (ends[1] < 0 if board["better"] == "lower" else ends[0] > 0)
 
 
 def _size(found: Mapping[str, Any]) -> str:
