@@ -14,6 +14,7 @@ The design was fixed before the first unit ran:
 * per preset, 4 learning rates (times `--betas` of its two betas, the published one first) on one tuning
   seed; chosen by the harmonic mean of 1 - KS and retain utility at the last step; then 5 other seeds;
 * 5 epochs (62 steps) where the paper has 10, in tuning and test alike: half the time, for 1.5M weights;
+  `--longer` adds the chosen settings with 10, on the tuning seed;
 * trajectories look at every 4th forget question and every 2nd utility question, without ROUGE.
 """
 
@@ -172,11 +173,12 @@ def relearned(model: Model, data: Data) -> dict[str, float]:
 
 
 def unit(
-    made: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int
-) -> dict[str, Any]:
+    made: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int,
+    epochs: int = EPOCHS,
+) -> dict[str, Any]:  # fmt: skip
     """One unlearning run and its numbers; test seeds also get the trajectory and relearning."""
     options = {k: v for k, v in PRESETS[arm].items() if k != "fit.lr"} | ({"beta": beta} if beta is not None else {})
-    fit = Fit(lr=lr, epochs=EPOCHS, rows=ROWS, warmup=1.0, weight_decay=0.01, seed=seed, micro_tokens=2048)
+    fit = Fit(lr=lr, epochs=epochs, rows=ROWS, warmup=1.0, weight_decay=0.01, seed=seed, micro_tokens=2048)
 
     def look(step: loop.Step) -> dict[str, Any]:
         model = Model(step.module, made["full"].processor, "causal")
@@ -225,9 +227,9 @@ def chosen(out: Path, arm: str, betas: int, rule: str) -> dict[str, Any] | None:
     return min(kept, key=lambda r: r["ks"]) if kept else max(rows, key=lambda r: r["retain_accuracy"])
 
 
-def place(out: Path, arm: str, lr: float, beta: float | None, seed: int) -> Path:
+def place(out: Path, arm: str, lr: float, beta: float | None, seed: int, folder: str = "units") -> Path:
     """Where a unit is written."""
-    return out / "units" / f"{arm}_lr{lr:g}_beta{beta if beta is not None else '-'}_seed{seed}.json"
+    return out / folder / f"{arm}_lr{lr:g}_beta{beta if beta is not None else '-'}_seed{seed}.json"
 
 
 @contextlib.contextmanager
@@ -262,6 +264,7 @@ def main() -> None:
     parser.add_argument(
         "--rule", choices=("criterion", "budget"), default="criterion", help="what picks the test setting"
     )
+    parser.add_argument("--longer", action="store_true", help="then the chosen settings once more with twice the steps")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before a unit that would begin later")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -275,19 +278,20 @@ def main() -> None:
             anchors["chance"] = {"facts": forgetting.chance(data.facts), "authors": forgetting.chance(data.authors)}
             files.write_json(args.out / "anchors.json", anchors)
     todo = [(arm, lr, beta, TUNING_SEED) for arm in ARMS for lr, beta in grid(arm, args.betas)]
-    for seed in (None, *SEEDS):
+    for seed in (None, *SEEDS, *([TUNING_SEED] if args.longer else [])):
         if seed is not None:
             best = {arm: chosen(args.out, arm, args.betas, args.rule) for arm in ARMS}
             todo = [(arm, b["lr"], b["beta"], seed) for arm, b in best.items() if b]
+        longer = seed == TUNING_SEED
         for arm, lr, beta, s in todo:
-            path = place(args.out, arm, lr, beta, s)
+            path = place(args.out, arm, lr, beta, s, "longer" if longer else "units")
             if time.monotonic() - began > args.minutes * 60:
                 print("time is up: repeat the command to go on", file=sys.stderr)
                 return
             with claimed(path.with_suffix(".claim")) as mine:
                 if not mine or path.exists():
                     continue
-                row = unit(made, data, gold_ratios, arm, lr, beta, s)
+                row = unit(made, data, gold_ratios, arm, lr, beta, s, EPOCHS * (2 if longer else 1))
                 files.write_json(path, row)
             shown = {k: round(row[k], 3) for k in SHOWN}
             print(f"{path.stem}: {json.dumps(shown)}", flush=True)

@@ -33,6 +33,10 @@ COLUMNS = {
 
 
 SETTING = ("arm", "lr", "beta")
+LONGER = {
+    "ks": "KS to gold", "utility": "utility, unseen retain", "retain_accuracy": "accuracy, unseen retain",
+    "forget_accuracy": "accuracy, forget", "criterion": "criterion",
+}  # fmt: skip
 SEARCH = ("criterion", "ks", "retain_accuracy")
 CURVES = {"ks": ("KS to gold", "-"), "utility": ("utility", "--"), "forget_accuracy": ("forget accuracy", ":")}
 
@@ -66,6 +70,7 @@ def main() -> None:
         table(done, anchors),
         "![Trajectories of every preset](tofu.svg)",
         tuning(units),
+        *longer(args.out, picks),
     ]
     with files.new_file(args.docs / "tofu.md") as beside:
         beside.write_text("\n\n".join(parts) + "\n")
@@ -105,6 +110,26 @@ def tuning(units: list[dict[str, Any]]) -> str:
             shown = " | ".join("not run" if c is None else " / ".join(f"{c[k]:.2f}" for k in SEARCH) for c in cells)
             lines.append(f"| `{arm}` | {beta if beta is not None else ''} | {shown} |")
     return "\n".join(lines)
+
+
+def longer(out: Path, picks: dict[str, Any]) -> list[str]:
+    """The settings that were chosen beside themselves with twice the steps; nothing where that did not run."""
+    lines = [
+        "## Twice the steps",
+        "",
+        "The settings chosen above, 5 epochs / 10 epochs, tuning seed. Nothing was searched at 10.",
+        "",
+        "| preset | lr, beta | " + " | ".join(LONGER.values()) + " |",
+        "| --- " * (2 + len(LONGER)) + "|",
+    ]
+    done = 0
+    for arm, pick in picks.items():
+        if pick and (path := tofu.place(out, arm, pick["lr"], pick["beta"], tofu.TUNING_SEED, "longer")).exists():
+            twice, done = files.read_json(path), done + 1
+            beta = f", {pick['beta']:g}" if pick["beta"] is not None else ""
+            cells = " | ".join(f"{pick[c]:.2f} / {twice[c]:.2f}" for c in LONGER)
+            lines.append(f"| `{arm}` | {pick['lr']:g}{beta} | {cells} |")
+    return ["\n".join(lines)] if done else []
 
 
 def plot(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any], path: Path) -> None:
