@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
+from didact import cli, verbs
 from didact.data import contexts
 from didact.data.read import read
 from didact.evaluate import contexts as looks
@@ -20,7 +21,7 @@ from didact.methods import alignment
 from didact.models import load
 from didact.objectives import preference
 from didact.registry import METHODS
-from didact.types import Fit, Preference, UserError
+from didact.types import Fit, Preference, UserError, as_row
 from didact.worlds.criteria import Criteria
 
 WORLD = Criteria(counted=1, noise=0.0)
@@ -336,3 +337,20 @@ def test_a_reward_model_goes_on_from_a_folder_and_contexts_may_be_proposed(tmp_p
     again = teach(model, given_, unseen=0.3, reward_model=str(tmp_path), propose=2, fit=Fit(lr=0.0, steps=1, rows=2))
     assert load.fingerprint(again.models["model"]) == load.fingerprint(first.models["model"])
     assert len(again.findings["two_steps"]["contexts"]) == 2
+
+
+def test_a_users_files_from_the_command_line_to_an_evaluated_reward_model(tmp_path, capsys):
+    tiny("gpt2").save(tmp_path / "base")
+    told, asked = ([p for p in WORLD.reversals(k, 1200) if p.context in ("longer", "shorter")] for k in (1, 2))
+    for name, rows in (("told", told), ("asked", asked[:100])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(as_row(p)) + "\n" for p in rows))
+    words = ["run", "context-preference", "--model", str(tmp_path / "base"), "--out", str(tmp_path / "out"),
+             "--preferences", str(tmp_path / "told.jsonl"), "--steps", "60", "--lr", "3e-3", "--rows", "24",
+             "--paired", "false"]  # fmt: skip
+    assert cli.main(words) == 0
+    words = ["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "asked.jsonl"), "--protocol"]
+    assert cli.main([*words, "prefer"]) == 0
+    found = verbs.evaluate(str(tmp_path / "out"), str(tmp_path / "asked.jsonl"), "prefer")["preferred"]
+    assert found.after > 0.9 > 0.7 > found.before  # by the contexts of pairs it was not taught
+    assert cli.main([*words, "answer"]) == 2
+    assert "a reward model, which writes nothing" in capsys.readouterr().err

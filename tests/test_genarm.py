@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
-from didact import cli
+from didact import cli, verbs
 from didact.claims.alignment import d2o_example
+from didact.evaluate import protocols
 from didact.infer import generate, guide
 from didact.infer.generate import How
 from didact.methods import alignment
@@ -222,5 +223,11 @@ def test_a_users_files_from_the_command_line_to_guided_answers(start, tmp_path, 
     assert [row["after"] for row in shown] == guided
     assert [row["before"] for row in shown] == generate.generate(model, asked)
     capsys.readouterr()
+    words = ["--data", str(tmp_path / "p.jsonl"), "--map", "prompt=question", "--protocol", "prefer"]
+    assert cli.main(["evaluate", str(tmp_path / "out"), *words]) == 0
+    data = str(tmp_path / "p.jsonl")
+    found = verbs.evaluate(str(tmp_path / "out"), data, "prefer", rename={"prompt": "question"})
+    policy = protocols.prefer(guide.policy(model, [(arm, 2.0)]), pairs(3, 64))
+    assert found["margin"].after == pytest.approx(policy["margin"].value, abs=1e-5)
     assert cli.main(["try", str(tmp_path / "out"), "--prompt", asked[0], "--max-new-tokens", "8"]) == 0
     assert guided[0] in capsys.readouterr().out

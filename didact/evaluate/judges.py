@@ -53,7 +53,7 @@ def reward_of(given: str | Reward, what: str = "reward") -> Reward:
     if not isinstance(given, str):
         return checked(given, what)
     if given and Path(given).is_dir():
-        return reward_model(given) if _classifies(Path(given)) else by_yesno(load.load(given), given)
+        return by_yesno(load.load(given), given) if _answers(Path(given)) else reward_model(given)
     return checked(imported(given, what, "module:function or a reward model's folder"), given)
 
 
@@ -100,13 +100,21 @@ def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD
     return checked(reward, name)
 
 
-def _classifies(folder: Path) -> bool:
-    """Whether a folder's model is a sequence classifier; also where its configuration cannot tell."""
+def is_reward_model(folder: Path) -> bool:
+    """Whether a folder's configuration names a sequence classifier."""
+    return any(name.endswith("ForSequenceClassification") for name in _architectures(folder))
+
+
+def _answers(folder: Path) -> bool:
+    """Whether a folder's configuration names a language model."""
+    return any(n.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in _architectures(folder))
+
+
+def _architectures(folder: Path) -> list[str]:
     try:
-        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+        return [str(name) for name in json.loads((folder / "config.json").read_text()).get("architectures") or ()]
     except (OSError, ValueError, AttributeError):
-        return True
-    return not any(str(n).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in named)
+        return []
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:

@@ -8,7 +8,7 @@ from typing import Any
 
 from didact import files
 from didact.data.read import read
-from didact.evaluate import protocols
+from didact.evaluate import judges, protocols
 from didact.infer import generate, guide
 from didact.models import load
 from didact.models.model import Model
@@ -17,8 +17,13 @@ from didact.verbs.job import example
 
 
 def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
-    """Score a saved model on a file; beside it the start model's numbers where the run is known."""
-    model, start = _saved(folder, more.get("device"))
+    """Score a saved model on a file; beside it the start model's numbers where the run is known.
+
+    A reward model is scored by its rewards (`prefer` only), one that guides as the guided policy.
+    """
+    model, start = _saved(folder, more.get("device"), rewards=protocol == "prefer")
+    if guides := _guides(folder, model, start):
+        model = guide.policy(*guides)
     kind = {"answer": "demo", "forget": "demo", "prefer": "preference", "text": "text"}[protocol]
     records: Any = read(data, kind, more.get("rename"), bool(more.get("skip_bad")))
     score: Any = getattr(protocols, protocol)
@@ -32,21 +37,25 @@ def answers(
     """Answers of a saved model and of the model it was taught from, side by side."""
     model, start = _saved(folder, device)
     how = generate.How(max_new_tokens=max_new_tokens, temperature=temperature)
-    guided = _guided(folder, model, start)
-    after = [row[0].text for row in generate.completions(guided[0], prompts, 1, how, processors=guided[1])]
+    if guides := _guides(folder, model, start):
+        base, arms, normalize = guides
+        made = guide.completions(base, arms, prompts, 1, how, normalize)
+    else:
+        made = generate.completions(model, prompts, 1, how)
+    after = [row[0].text for row in made]
     before = (
         generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
     )
     return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
 
 
-def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
-    """A saved model, and the one it was taught from where result.json names it."""
+def _saved(folder: str, device: str | None, rewards: bool = False) -> tuple[Model, Model | None]:
+    """A saved model, and the one it was taught from where result.json names it; a reward model where that will do."""
     root = Path(folder)
     place = root / "model" if (root / "model").is_dir() else root
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
-    model = load.load(place, device)
+    model = judges.opened(str(place)) if rewards and judges.is_reward_model(place) else load.load(place, device)
     kept = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
     start = (kept.get("model") or {}).get("path")
     if start == "embedded example":
@@ -56,14 +65,13 @@ def _saved(folder: str, device: str | None) -> tuple[Model, Model | None]:
     return model, load.load(start, device)
 
 
-def _guided(folder: str, model: Model, start: Model | None) -> tuple[Model, list[guide.GuidedDecoder]]:
-    """Who answers: the saved model, or where it is a reward model the start model, guided by it."""
+def _guides(folder: str, model: Model, start: Model | None) -> tuple[Model, list[tuple[Model, float]], bool] | None:
+    """Where the saved model is a reward model that guides: the start model, what guides it, and how; else None."""
     place = Path(folder) / "result.json"
     told = files.read_json(place).get("findings", {}).get("guided") if place.exists() else None
     if told is None:
-        return model, []
+        return None
     if start is None:
         raise UserError(f"{folder}: holds a reward model, which guides the start model, and that is not there any more")
     further = [load.load(other, str(start.device)) for other in told["others"]]
-    guides = list(zip([model, *further], told["alphas"], strict=True))
-    return start, [guide.GuidedDecoder(start, guides, told["normalize"])]
+    return start, list(zip([model, *further], told["alphas"], strict=True)), told["normalize"]
