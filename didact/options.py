@@ -95,7 +95,7 @@ class Options:
         origin: dict[str, str] = {}
         if "config" in flags:
             path = flags.pop("config")[-1]
-            for name, value in _yaml(path, [n[2:] for n in self.names()]).items():
+            for name, value in _known(path, lines(path), [n[2:] for n in self.names()]).items():
                 values[name], origin[name] = value, f"file {path}"
         for name, given in flags.items():
             values[name], origin[name] = self._value(name, given), "flag"
@@ -111,6 +111,15 @@ class Options:
         told.rename = renames(values.get("map", []))
         for name in set(COMMON) & set(values) - {"config", "map"}:
             setattr(told, name, _common(name, values[name]))
+        return told
+
+    def arm(self, path: str, given: Mapping[str, Any]) -> Request:
+        """Options of the method and of training as a file gives them, where nothing else may be said."""
+        values = _known(path, given, (*self.method, *self.training))
+        typed = self._typed(values)
+        told = Request(method=self.entry["name"])
+        told.options = {k: v for k, v in typed.items() if k in self.method}
+        told.fit = {k: v for k, v in typed.items() if k in self.training}
         return told
 
     def config(self, told: Request) -> str:
@@ -239,7 +248,12 @@ def _common(name: str, value: Any) -> Any:
     return str(value)
 
 
-def _yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
+def lines(path: str) -> dict[str, Any]:
+    """A YAML file's `option: value` lines, names with underscores.
+
+    Raises:
+        UserError: it cannot be read, or has something else.
+    """
     import yaml
 
     try:
@@ -251,11 +265,16 @@ def _yaml(path: str, known: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
     if not isinstance(told, dict):
         raise UserError(f"{path}: 'option: value' lines are expected")
-    plain = {str(k).replace("-", "_"): v for k, v in told.items()}
-    for name in plain:
+    return {str(k).replace("-", "_"): v for k, v in told.items()}
+
+
+def _known(path: str, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    for name, value in given.items():
+        if name == "fit" and isinstance(value, Mapping):
+            raise UserError(f"{path}: options of training stand by themselves: '{next(iter(value), 'rows')}: ...'")
         if name not in known:
             raise UserError(f"{path}: unknown option '{name}'")
-    return plain
+    return dict(given)
 
 
 def _wanted(kind: str) -> str:

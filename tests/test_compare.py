@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
     (tmp_path / "mine.yaml").write_text("method: sft\nrows: 4\n")
     with pytest.raises(UserError, match=r"holds another comparison \(sft \(mine\) differ\)"):
         verbs.comparison([str(tmp_path / "mine.yaml")], **given, seeds=1, lrs=(1e-3,))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method: dpo\nrow: 8\n", "unknown option 'row'"),
+        ("method: dpo\nfit:\n  rows: 8\n", "options of training stand by themselves: 'rows: ...'"),
+        ("method: dpo\nout: here\n", "unknown option 'out'"),
+        ("method: dpo\nlr: 0.1\n", "'lr' is the same for every arm: --lrs are searched"),
+        ("method: dpo\nbeta: much\n", "--beta: much: must be a number"),
+        ("rows: 8\n", "field 'method' is missing"),
+        ("- dpo\n", "lines are expected"),
+        ("method: [\n", "not valid YAML"),
+    ],
+)
+def test_what_a_file_says_of_an_arm_is_understood_or_refused(text, said, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        verbs.comparison([str(path)], model="nowhere", data={}, budget="8k-tokens", out=str(tmp_path / "out"))
 
 
 def test_an_arm_that_fails_is_told_and_leaves_the_others_alone(model, tmp_path):

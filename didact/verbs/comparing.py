@@ -103,20 +103,19 @@ def comparison(
     return board
 
 
+ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
+
+
 def _arm(name: str) -> compare.Arm:
     """An arm from `METHOD[:PRESET]` or a YAML file that names its method."""
-    import yaml
-
-    words: list[str] = []
+    written: dict[str, Any] = {}
     if name.endswith((".yaml", ".yml")):
-        try:
-            told = yaml.safe_load(Path(name).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{name}: cannot be read as YAML: {error}") from None
-        if not isinstance(told, dict) or "method" not in told:
+        written = options.lines(name)
+        if "method" not in written:
             raise UserError(f"{name}: field 'method' is missing")
-        method = str(told.pop("method"))
-        words = [f"--{str(k).replace('_', '-')}={v}" for k, v in told.items()]
+        for option in ALIKE.keys() & written:
+            raise UserError(f"{name}: '{option}' is the same for every arm: {ALIKE[option]}")
+        method = str(written.pop("method"))
         label = f"{method} ({Path(name).stem})"
     else:
         method = label = name
@@ -124,8 +123,8 @@ def _arm(name: str) -> compare.Arm:
     entry = catalogue.entry(method)
     if preset and preset not in entry["presets"]:
         raise UserError(f"unknown preset '{preset}' of {method}: {', '.join(entry['presets']) or 'none'}")
-    given = options.parser(entry).parse(words, preset or None)
-    changed = dict(entry["presets"].get(given.preset or "", {}))
+    given = options.parser(entry).arm(name, written)
+    changed = dict(entry["presets"].get(preset, {}))
     fit = {k.removeprefix("fit."): changed.pop(k) for k in list(changed) if k.startswith("fit.")}
     return compare.Arm(name=label, entry=entry, options=changed | given.options, fit=fit | given.fit)
 
