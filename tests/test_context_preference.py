@@ -354,3 +354,5 @@ def test_a_users_files_from_the_command_line_to_an_evaluated_reward_model(tmp_pa
     assert found.after > 0.9 > 0.7 > found.before  # by the contexts of pairs it was not taught
     assert cli.main([*words, "answer"]) == 2
     assert "a reward model, which writes nothing" in capsys.readouterr().err
+    assert cli.main([*words, "prefer", "--device", "nowhere"]) == 2
+    assert "device 'nowhere' cannot be used" in capsys.readouterr().err

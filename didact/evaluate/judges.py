@@ -168,11 +168,11 @@ def reward_model(folder: str) -> Reward:
     return checked(functools.partial(rewards.score, opened(folder)), folder)
 
 
-def opened(folder: str) -> Model:
-    """A reward model's folder as a model of kind `encoder`.
+def opened(folder: str, device: str | None = None) -> Model:
+    """A reward model's folder as a model of kind `encoder`, on `device` (the accelerator where there is one).
 
     Raises:
-        UserError: there is none, or it has several outputs.
+        UserError: there is none, it has several outputs, or the device cannot be used.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -183,6 +183,7 @@ def opened(folder: str) -> Model:
         raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
     if module.config.num_labels != 1:
         raise UserError(f"{folder}: a reward model has one output, this one {module.config.num_labels}")
+    module.to(load.device_of(device))
     return Model(rewards.padded(module, tokenizer).eval(), tokenizer, "encoder", folder)
 
 

@@ -66,7 +66,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
-    module.to(_device(device)).eval()
+    module.to(device_of(device)).eval()
     model = Model(module, tokenizer, "seq2seq" if seq2seq else "causal", str(path), _condition(where))
     _check_finite(model, str(path))
     return model
@@ -149,7 +149,12 @@ def _check_finite(model: Model, path: str) -> None:
             raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; without one the accelerator, where there is one.
+
+    Raises:
+        UserError: it cannot be used.
+    """
     if name is None:
         return (
             torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -55,7 +55,8 @@ def _saved(folder: str, device: str | None, rewards: bool = False) -> tuple[Mode
     place = root / "model" if (root / "model").is_dir() else root
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
-    model = judges.opened(str(place)) if rewards and judges.is_reward_model(place) else load.load(place, device)
+    judge = rewards and judges.is_reward_model(place)
+    model = judges.opened(str(place), device) if judge else load.load(place, device)
     kept = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
     start = (kept.get("model") or {}).get("path")
     if start == "embedded example":
