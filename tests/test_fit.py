@@ -1,6 +1,7 @@
 """The training loop: what is divided by what, what splits and what never does, rates, hooks, guards."""
 
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -408,9 +409,18 @@ OUT_OF_MEMORY = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its own address space")
 def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_result():
-    """A real allocation failure: the process may take 100 MiB more than it has, a whole batch needs 384."""
+    """A real allocation failure: the process may take 100 MiB more than it has, a whole batch needs 384.
+
+    The limit is on addresses, so the allocator must give back what is freed (a fixed mmap threshold) and
+    reserve nothing for threads (one arena): otherwise what fits depends on its history and on timing.
+    """
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(OUT_OF_MEMORY)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(OUT_OF_MEMORY)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | allocator,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
