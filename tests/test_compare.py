@@ -140,6 +140,18 @@ def test_a_budget_that_reaches_no_step_says_what_one_takes(model, tmp_path):
     assert "first step" in board["failures"]["dpo"]
 
 
+def test_what_a_killed_probe_left_does_not_change_how_a_budget_is_laid_out(model, tmp_path):
+    def work(name):
+        return compare.Work(setting(model, tmp_path / name), lambda line: None, "preferred")
+
+    left = work("killed")
+    train = compare.split(left.setting.records, "tune", left.setting.folds, left.setting.group).train
+    left.taught(arm("dpo"), left.setting.rates[0], compare.PROBES[1], compare.TUNING_SEED, train, "probe-dpo-6")
+    assert (tmp_path / "killed" / "checkpoints" / "probe-dpo-6").exists()
+    assert compare._steps(left, arm("dpo")) == compare._steps(work("fresh"), arm("dpo"))
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+
+
 def test_a_forgetting_comparison_has_one_number_that_ruin_and_rest_both_lose_by(model, tmp_path):
     forget = [Demo(prompt=f"what is red {i}?", completion=" it is good.") for i in range(4)]
     retain = [Demo(prompt=f"what is blue {i}?", completion=" it is bad.") for i in range(40)]

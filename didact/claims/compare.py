@@ -8,7 +8,6 @@ command in a second shell shares the work; an arm that fails is told and leaves 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
@@ -513,9 +512,12 @@ def _steps(work: Work, arm: Arm) -> dict[str, Any]:
     used = []
     for steps in PROBES:
         name = f"probe-{arm.name}-{steps}"
-        with contextlib.ExitStack() as after:
-            after.callback(shutil.rmtree, work._checkpoints(name), ignore_errors=True)
+        # From its beginning also after a kill: the meter of a resumed run has not seen what was done before.
+        shutil.rmtree(work._checkpoints(name), ignore_errors=True)
+        try:
             _, meter = work.taught(arm, setting.rates[0], steps, TUNING_SEED, train, name)
+        finally:
+            shutil.rmtree(work._checkpoints(name), ignore_errors=True)
         used.append(setting.budget.used(meter))
     slope = (used[1] - used[0]) / (PROBES[1] - PROBES[0])
     fixed = used[0] - PROBES[0] * slope
