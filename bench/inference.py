@@ -132,8 +132,8 @@ def guided_ours(batch: int = 64) -> dict[str, Any]:
     from didact.infer import guide
 
     base, arm, prompts = _pair(batch)
-    how = generate.How(max_new_tokens=NEW_TOKENS, rows=batch)
-    warm = generate.How(max_new_tokens=4, rows=batch)
+    how = generate.SamplingConfig(max_new_tokens=NEW_TOKENS, rows=batch)
+    warm = generate.SamplingConfig(max_new_tokens=4, rows=batch)
     return problems.measured(
         lambda: sum(len(row[0].tokens) for row in guide.completions(base, [(arm, 1.0)], prompts, 1, how)),
         1,
@@ -144,10 +144,10 @@ def guided_ours(batch: int = 64) -> dict[str, Any]:
 def guided_apart(batch: int = 64) -> dict[str, Any]:
     """What guidance cannot do without: decoding with the base, and with the reward model, each by itself."""
     base, arm, prompts = _pair(batch)
-    how = generate.How(max_new_tokens=NEW_TOKENS, rows=batch)
-    warm = generate.How(max_new_tokens=4, rows=batch)
+    how = generate.SamplingConfig(max_new_tokens=NEW_TOKENS, rows=batch)
+    warm = generate.SamplingConfig(max_new_tokens=4, rows=batch)
 
-    def both(how: generate.How) -> int:
+    def both(how: generate.SamplingConfig) -> int:
         made = [generate.completions(model, prompts, 1, how) for model in (base, arm)]
         return sum(len(row[0].tokens) for row in made[0])
 
@@ -218,7 +218,7 @@ def _grown(beside: int, propose: Any, value: Any) -> dict[str, Any]:
 
     made = []
     for at in range(0, TREES, beside):
-        grown = tree.search(range(at, at + beside), propose, value, tree.How(**SEARCHED))
+        grown = tree.search(range(at, at + beside), propose, value, tree.SearchConfig(**SEARCHED))
         made += [[len(t.rows()), t.root.visits] for t in grown]
     return {"trees": made, "nodes": sum(n - 1 for n, _ in made)}
 

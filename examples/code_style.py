@@ -163,7 +163,7 @@ def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, 
     """What pycodestyle finds in the bodies a model writes under these first lines, and the first few of them."""
     start = encode.windows(model.tokenizer, [""], 1)[0].prompt
     asked = [[*start, *encode.prompt_ids(model.tokenizer, p, "causal", model.condition)] for p in prompts]
-    how = generate.How(max_new_tokens=TOKENS, temperature=0.7, top_p=0.9, seed=seed)
+    how = generate.SamplingConfig(max_new_tokens=TOKENS, temperature=0.7, top_p=0.9, seed=seed)
     made = [c[0].tokens for c in generate.completions(model, asked, 1, how)]
     texts = [
         function(p, str(model.tokenizer.decode(list(t), skip_special_tokens=True)), t[-1] in generate.ends(model))

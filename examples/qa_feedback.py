@@ -88,7 +88,7 @@ def base(rows: Sequence[Mapping[str, Any]], steps: int) -> Model:
     model = build.build("llama", tokenizer, d=128, layers=4, heads=4, context=1024, seed=0, initializer_range=0.06)
     streams = {"text": language.single(encode.windows(tokenizer, texts, 128))}
     fit = Fit(lr=4e-3, steps=steps, rows=16, schedule="cosine", warmup_steps=20, betas=(0.9, 0.95))
-    return language.teach(model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, fit).model
+    return language.train(model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, fit).model
 
 
 def cost(model: Model, critiques: Sequence[Critique]) -> float:

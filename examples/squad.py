@@ -68,7 +68,7 @@ def pretrained(folder: Path) -> Model:
         "llama", tokenizer, d=128, layers=4, heads=4, ffn=320, context=512, seed=0, initializer_range=0.06
     )
     streams = {"text": language.single(encode.windows(tokenizer, corpus, 128))}
-    return language.teach(
+    return language.train(
         model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, BASE, name="base"
     ).model  # fmt: skip
 

@@ -119,7 +119,7 @@ def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
         rows = encode.windows(tokenizer, corpus, 128)
         fit = TUNE.replace(epochs=1, warmup_steps=50, weight_decay=0.01, micro_tokens=2048)
         streams = {"text": language.single(rows)}
-        return language.teach(
+        return language.train(
             model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, fit, name="base"
         ).model  # fmt: skip
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.models import build
 from didact.models.model import Model
 
@@ -55,7 +55,7 @@ def tiny(kind: str, seed: int = 0, context: int = CONTEXT, **more) -> Model:
     return made
 
 
-def plain_logits(model: Model, rows: Iterable[Row]) -> torch.Tensor:
+def plain_logits(model: Model, rows: Iterable[TokenizedExample]) -> torch.Tensor:
     """Logits at the labels, one record at a time without padding, through the model's own forward."""
     out = []
     for prompt, completion in rows:

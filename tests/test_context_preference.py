@@ -187,7 +187,7 @@ def test_types_without_such_a_head_are_one_line():
 def test_the_first_loss_is_that_of_the_untaught_rewards_and_one_step_goes_against_it():
     model = rewards.headed(tiny("gpt2"))
     pairs = [[("Q", "good answer", "bad")], [("R", "fine", "poor one")]]
-    taught = rewards.teach(model, {"pairs": pairs}, Fit(lr=1e-3, steps=8, rows=2))
+    taught = rewards.train(model, {"pairs": pairs}, Fit(lr=1e-3, steps=8, rows=2))
     r = torch.tensor([rewards.score(model, [p, p], [w, l]) for [(p, w, l)] in pairs])
     assert taught.history[0]["bt"] == pytest.approx(float(preference.pairwise(r[:, 0] - r[:, 1]).mean()), abs=1e-5)
     assert taught.history[-1]["bt"] < taught.history[0]["bt"] - 0.05
@@ -200,16 +200,16 @@ def test_in_one_step_the_gradient_of_a_reversal_pair_without_contexts_is_nothing
         model.module.score.weight.zero_()
     group = [("Q", "one", "another"), ("Q", "another", "one")]
     fit = Fit(lr=1e-2, steps=1, rows=1, optimizer="sgd", clip=0.0)
-    row = rewards.teach(model, {"reversals": [group]}, fit).history[0]
+    row = rewards.train(model, {"reversals": [group]}, fit).history[0]
     assert row["bt"] == pytest.approx(math.log(2), abs=1e-6) and row["grad_norm"] < 1e-6
-    alone = rewards.teach(model, {"pairs": [group[:1]]}, fit).history[0]
+    alone = rewards.train(model, {"pairs": [group[:1]]}, fit).history[0]
     assert alone["grad_norm"] > 1e-3
 
 
 def test_lora_gives_plain_weights(tmp_path):
     model = rewards.headed(tiny("llama"))
     pairs = [[("Q", "good answer", "bad")]] * 4
-    taught = rewards.teach(model, {"pairs": pairs}, Fit(lr=1e-2, steps=6, rows=2, lora=4)).model
+    taught = rewards.train(model, {"pairs": pairs}, Fit(lr=1e-2, steps=6, rows=2, lora=4)).model
     taught.save(tmp_path)
     found = judges.reward_model(str(tmp_path))(["Q", "Q"], ["good answer", "bad"])
     assert found == pytest.approx(rewards.score(taught, ["Q", "Q"], ["good answer", "bad"]), abs=1e-5)

@@ -115,7 +115,7 @@ def negatives(n=128):
 
 def spoiled(model):
     """Share of bad answers, sampled for prompts no training saw."""
-    how = generate.How(max_new_tokens=8, temperature=1.0, seed=3, rows=128)
+    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3, rows=128)
     made = generate.sample(model, [d.prompt for d in TINY.demos(2, 256)], 1, how)
     return sum(TINY.spoiled(m[0]) for m in made) / len(made)
 

@@ -83,7 +83,7 @@ def test_micro_batches_change_memory_and_not_the_weights(arch, fresh):
 
     def taught(micro_tokens):
         fit = Fit(lr=1e-2, steps=5, rows=4, micro_tokens=micro_tokens, schedule="constant")
-        return language.teach(start, streams, nll, fit, quiet=True)
+        return language.train(start, streams, nll, fit, quiet=True)
 
     whole = taught(10_000)
     assert largest_gap(whole.model, start) > 1e-3
@@ -103,14 +103,14 @@ def test_a_mean_of_means_would_have_been_seen(fresh):
         return {"nll": Term(term.sum / len(micro.tokens.target) * micro.items, "a.rows")}
 
     fit = Fit(lr=1e-2, steps=5, rows=4, schedule="constant")
-    one, two = (language.teach(start, streams, wrong, fit.replace(micro_tokens=m), quiet=True) for m in (1, 10_000))
+    one, two = (language.train(start, streams, wrong, fit.replace(micro_tokens=m), quiet=True) for m in (1, 10_000))
     assert largest_gap(one.model, two.model) > 1e-5
 
 
 def test_the_loss_is_the_mean_over_the_label_tokens_of_the_whole_batch(fresh):
     start = double(fresh("llama"))
     fit = Fit(lr=0.0, steps=1, rows=len(UNEQUAL), micro_tokens=50)
-    taught = language.teach(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
+    taught = language.train(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
     from didact.models import forward
 
     total, count = forward.row_logp(start, [r for (r,) in items_of(start, UNEQUAL)])
@@ -441,7 +441,7 @@ def test_mixed_precision_teaches_and_keeps_float32_weights(arch, fresh):
     rows_ = items_of(start, UNEQUAL)
     fit = Fit(lr=1e-2, steps=60, rows=5, schedule="cosine")
     full, mixed = (
-        language.teach(start, {"a": rows_}, nll, fit.replace(precision=p), quiet=True) for p in ("float32", "bfloat16")
+        language.train(start, {"a": rows_}, nll, fit.replace(precision=p), quiet=True) for p in ("float32", "bfloat16")
     )
     assert {p.dtype for p in mixed.model.module.parameters()} == {torch.float32}
     gap = abs(mixed.history[0]["loss"] - full.history[0]["loss"])
@@ -455,7 +455,7 @@ def test_teaching_leaves_the_start_model_as_it_was(arch, fresh):
     start = fresh(arch)
     before = load.fingerprint(start)
     fit = Fit(lr=1e-2, steps=2, rows=2)
-    taught = language.teach(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
+    taught = language.train(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
     assert load.fingerprint(start) == before != load.fingerprint(taught.model)
 
 
@@ -464,7 +464,7 @@ def test_lora_trains_the_adapter_only(arch, fresh):
     start = fresh(arch)
     before = load.fingerprint(start)
     fit = Fit(lr=1e-2, steps=4, rows=5, lora=4)
-    taught = language.teach(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
+    taught = language.train(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
     trained = {n for n, p in taught.model.module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in n for n in trained)
     assert load.fingerprint(start) == before
@@ -478,7 +478,7 @@ def test_lora_trains_the_adapter_only(arch, fresh):
 def test_a_taught_model_says_what_it_cost(fresh):
     start = fresh("llama")
     rows_ = items_of(start, UNEQUAL)
-    taught = language.teach(start, {"a": rows_}, nll, Fit(steps=3, rows=5), quiet=True)
+    taught = language.train(start, {"a": rows_}, nll, Fit(steps=3, rows=5), quiet=True)
     tokens = 3 * sum(r.size - 1 for (r,) in rows_)
     assert taught.cost.tokens == 3 * tokens and taught.cost.flops == 6 * start.parameters * tokens
     assert taught.cost.seconds > 0
@@ -486,4 +486,4 @@ def test_a_taught_model_says_what_it_cost(fresh):
 
 def test_an_empty_stream_is_an_error_and_not_a_crash(fresh):
     with pytest.raises(UserError, match="no records"):
-        language.teach(fresh("llama"), {"a": []}, nll, Fit(steps=1), quiet=True)
+        language.train(fresh("llama"), {"a": []}, nll, Fit(steps=1), quiet=True)

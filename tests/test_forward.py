@@ -8,7 +8,7 @@ import torch
 from shapes import KINDS, plain_logits, tiny
 
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.learn import language
 from didact.models import adapters, forward, load
@@ -17,10 +17,10 @@ from didact.models.model import copy_of
 from didact.objectives import tokens as token_functions
 
 ROWS = [
-    Row((3, 4, 5), (6, 7)),
-    Row((8,), (9, 10, 11, 12, 13)),
-    Row((14, 15, 16, 17, 18, 19, 20), (21,)),
-    Row((22, 23), (24, 25, 26)),
+    TokenizedExample((3, 4, 5), (6, 7)),
+    TokenizedExample((8,), (9, 10, 11, 12, 13)),
+    TokenizedExample((14, 15, 16, 17, 18, 19, 20), (21,)),
+    TokenizedExample((22, 23), (24, 25, 26)),
 ]
 V = shapes.VOCABULARY
 
@@ -58,7 +58,7 @@ def test_a_type_no_list_names_takes_the_plain_path():
         states = forward.label_states(model, batch_of(model))
         assert states.shape == (11, V) and forward.logits_of(model, states) is states
         torch.testing.assert_close(forward.tokens(model, batch_of(model))["logp"], expected, rtol=0, atol=2e-6)
-        shared = batch_of(model, [ROWS[0], Row(ROWS[0].prompt, (9, 9))])
+        shared = batch_of(model, [ROWS[0], TokenizedExample(ROWS[0].prompt, (9, 9))])
         assert forward.label_states(model, shared).shape == (4, V)
 
 

@@ -13,7 +13,7 @@ from didact import cli, verbs
 from didact.claims.alignment import d2o_example
 from didact.evaluate import protocols
 from didact.infer import generate, guide
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.methods import alignment
 from didact.models import build, load
 from didact.objectives import preference
@@ -100,7 +100,7 @@ def start():
 
 def marked(model, *guides):
     """Share of sampled answers, to prompts no training saw, that begin with an x."""
-    how = How(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
+    how = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
     made = guide.completions(model, guides, [d.prompt for d in TINY.demos(2, 128)], 1, how)
     return sum(row[0].text.startswith("x") for row in made) / 128
 
@@ -118,7 +118,7 @@ def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch, start):
     assert result.findings["guided"] == {"alphas": [1.0], "others": [], "normalize": False}
     assert result.findings["lengths"]["chosen"] == result.findings["lengths"]["rejected"]
     asked = [d.prompt for d in TINY.demos(2, 5)]
-    made = guide.completions(model, [(arm, 1.0)], asked, 1, How(max_new_tokens=128))
+    made = guide.completions(model, [(arm, 1.0)], asked, 1, SamplingConfig(max_new_tokens=128))
     assert result.predict(asked) == [row[0].text for row in made]
 
 
@@ -136,8 +136,8 @@ def test_a_small_reward_model_guides_and_others_join_it(start, tmp_path):
         model, pairs(3, 8), others=(str(tmp_path / "arm"),), other_alphas=(-0.5,), alpha=0.0, fit=FIT.replace(steps=1)
     )
     asked = [d.prompt for d in TINY.demos(2, 5)]
-    alone = guide.completions(model, [(arm, -0.5)], asked, 1, How(max_new_tokens=8))
-    assert both.predict(asked, How(max_new_tokens=8)) == [row[0].text for row in alone]
+    alone = guide.completions(model, [(arm, -0.5)], asked, 1, SamplingConfig(max_new_tokens=8))
+    assert both.predict(asked, SamplingConfig(max_new_tokens=8)) == [row[0].text for row in alone]
     assert both.findings["guided"]["alphas"] == [0.0, -0.5]
 
 
@@ -168,8 +168,8 @@ def test_the_default_adapter_is_saved_and_guides_again(start, tmp_path):
     assert result.save(tmp_path / "out")["model"].startswith("peft")
     back = load.load(tmp_path / "out" / "model", "cpu")
     asked = [d.prompt for d in TINY.demos(2, 4)]
-    again = guide.completions(base, [(back, 1.0)], asked, 1, How(max_new_tokens=8))
-    assert [r[0].text for r in again] == result.predict(asked, How(max_new_tokens=8))
+    again = guide.completions(base, [(back, 1.0)], asked, 1, SamplingConfig(max_new_tokens=8))
+    assert [r[0].text for r in again] == result.predict(asked, SamplingConfig(max_new_tokens=8))
     assert load.fingerprint(base) == load.fingerprint(model)
 
 
@@ -219,7 +219,7 @@ def test_a_users_files_from_the_command_line_to_guided_answers(start, tmp_path, 
     shown = json.loads((tmp_path / "out" / "samples.json").read_text())
     arm = load.load(tmp_path / "out" / "model", "cpu")
     asked = [row["prompt"] for row in shown]
-    guided = [r[0].text for r in guide.completions(model, [(arm, 2.0)], asked, 1, How(max_new_tokens=8))]
+    guided = [r[0].text for r in guide.completions(model, [(arm, 2.0)], asked, 1, SamplingConfig(max_new_tokens=8))]
     assert [row["after"] for row in shown] == guided
     assert [row["before"] for row in shown] == generate.generate(model, asked)
     capsys.readouterr()

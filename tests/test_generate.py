@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import FIRST, KINDS, VOCABULARY, tiny
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import beam, best_of, constrain, generate, rank, sampling
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.models import forward
 from didact.models.model import Model
 from didact.types import UserError
@@ -102,7 +102,7 @@ class Seen:
 def test_greedy_gives_the_tokens_transformers_gives(kind, prompts, model_of):
     model = model_of(kind)
     some = prompts[:4] if kind == "mamba" else prompts  # its reference code is slow
-    made = generate.completions(model, some, how=How(max_new_tokens=10, rows=4))
+    made = generate.completions(model, some, how=SamplingConfig(max_new_tokens=10, rows=4))
     expected = [theirs(model, p) for p in some]
     assert [row[0].tokens for row in made] == expected
     assert len({len(t) for t in expected}) > 1 or kind in ("gpt2", "t5")  # rows finish at different times
@@ -112,7 +112,7 @@ def test_greedy_gives_the_tokens_transformers_gives(kind, prompts, model_of):
 def test_greedy_in_float64_too(kind, model_of):
     model = tiny(kind, context=CONTEXT)
     model.module.double().generation_config.eos_token_id = ENDS
-    made = generate.completions(model, RAGGED, how=How(max_new_tokens=10, rows=4))
+    made = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=10, rows=4))
     assert [row[0].tokens for row in made] == [theirs(model, p) for p in RAGGED]
 
 
@@ -120,19 +120,19 @@ def test_greedy_in_float64_too(kind, model_of):
 def test_rows_end_with_the_context_each_at_its_own_place(kind, model_of):
     model = model_of(kind, context=16)
     prompts = [(p * 16)[:n] for p, n in zip(RAGGED, (15, 9, 12, 15, 14, 8), strict=False)]
-    made = generate.completions(model, prompts, how=How(max_new_tokens=8))
+    made = generate.completions(model, prompts, how=SamplingConfig(max_new_tokens=8))
     for p, row in zip(prompts, made, strict=True):
         kept = p[-8:]  # half of the context is the prompt's at most when the completion needs the rest
         assert row[0].tokens == theirs(model, kept, 8)
-    free = generate.completions(model, [p[:3] for p in prompts], how=How(max_new_tokens=14))
+    free = generate.completions(model, [p[:3] for p in prompts], how=SamplingConfig(max_new_tokens=14))
     assert [row[0].tokens for row in free] == [theirs(model, p[:3], 14) for p in prompts]
 
 
 def test_log_probs_are_the_models_own(model_of):
     for kind in ("llama", "bloom", "t5", "mamba"):
         model = model_of(kind)
-        made = generate.completions(model, RAGGED[:3], 2, How(max_new_tokens=6, temperature=2.0, top_k=5))
-        rows = [Row(tuple(p), c.tokens) for p, row in zip(RAGGED, made, strict=False) for c in row]
+        made = generate.completions(model, RAGGED[:3], 2, SamplingConfig(max_new_tokens=6, temperature=2.0, top_k=5))
+        rows = [TokenizedExample(tuple(p), c.tokens) for p, row in zip(RAGGED, made, strict=False) for c in row]
         expected, _ = forward.row_logp(model, rows)
         got = torch.tensor([c.logp for row in made for c in row], dtype=torch.float64)
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
@@ -154,8 +154,8 @@ def test_a_pad_token_that_a_model_says_is_a_token(kind, model_of, monkeypatch):
     def said(ids, logits):
         return torch.full_like(logits, -1e9).index_fill(-1, torch.tensor([pad]), 0.0)
 
-    made = generate.completions(model, [RAGGED[0]] * 3, 1, How(max_new_tokens=4), processors=[said])
-    rows = [Row(tuple(RAGGED[0]), m[0].tokens) for m in made]
+    made = generate.completions(model, [RAGGED[0]] * 3, 1, SamplingConfig(max_new_tokens=4), processors=[said])
+    rows = [TokenizedExample(tuple(RAGGED[0]), m[0].tokens) for m in made]
     assert all(r.completion == (pad,) * 4 for r in rows) and not any(guessed)
     assert [m[0].logp for m in made] == pytest.approx(forward.row_logp(model, rows)[0].tolist(), abs=1e-4)
 
@@ -164,7 +164,7 @@ def test_finished_rows_leave_and_waiting_ones_enter(model_of):
     model = model_of("llama")
     many = [p[:12] for p in RAGGED * 6]
     with Seen(model) as seen:
-        made = generate.completions(model, many, how=How(max_new_tokens=24, rows=8))
+        made = generate.completions(model, many, how=SamplingConfig(max_new_tokens=24, rows=8))
     made_tokens = sum(len(row[0].tokens) for row in made)
     run = sum(rows for rows, width in seen.shapes if width == 1)
     longest = max(len(row[0].tokens) for row in made)
@@ -176,24 +176,24 @@ def test_finished_rows_leave_and_waiting_ones_enter(model_of):
 def test_a_common_prefix_and_a_prompt_of_many_draws_are_run_once(model_of):
     model = model_of("llama")
     with Seen(model) as seen:
-        generate.completions(model, ALIKE, how=How(max_new_tokens=2))
+        generate.completions(model, ALIKE, how=SamplingConfig(max_new_tokens=2))
     assert seen.shapes[:2] == [(1, len(PREFIX)), (len(ALIKE), max(map(len, ALIKE)) - len(PREFIX))]
     with Seen(model) as seen:
-        generate.completions(model, ALIKE[:1], 5, How(max_new_tokens=2, temperature=1.0))
+        generate.completions(model, ALIKE[:1], 5, SamplingConfig(max_new_tokens=2, temperature=1.0))
     assert seen.shapes[0] == (1, len(ALIKE[0])) and seen.shapes[1][1] == 1
 
 
 def test_the_module_is_left_in_the_mode_it_was_in(model_of):
     model = model_of("gpt2")
     model.module.train()
-    generate.completions(model, RAGGED[:1], how=How(max_new_tokens=1))
+    generate.completions(model, RAGGED[:1], how=SamplingConfig(max_new_tokens=1))
     assert model.module.training
     model.module.eval()
 
 
 def test_nothing_to_decode_gives_nothing(model_of):
     assert generate.generate(model_of("llama"), []) == []
-    (made,) = generate.completions(model_of("llama"), RAGGED[:1], how=How(max_new_tokens=0))
+    (made,) = generate.completions(model_of("llama"), RAGGED[:1], how=SamplingConfig(max_new_tokens=0))
     assert made == [generate.Completion("", (), 0.0)]
 
 
@@ -205,22 +205,24 @@ def test_a_draw_depends_on_seed_row_and_number_only(kind, model_of):
     model = model_of(kind)
     prompts = RAGGED[:5]
     how = {"max_new_tokens": 8, "temperature": 1.5, "top_p": 0.9}
-    base = tokens_of(generate.completions(model, prompts, 3, How(**how)))
+    base = tokens_of(generate.completions(model, prompts, 3, SamplingConfig(**how)))
     for rows in (1, 4):
-        assert tokens_of(generate.completions(model, prompts, 3, How(rows=rows, **how))) == base
-    assert tokens_of(generate.completions(model, prompts[:2], 1, How(**how))) == [row[:1] for row in base[:2]]
-    shorter = tokens_of(generate.completions(model, prompts, 3, How(**how | {"max_new_tokens": 4})))
+        assert tokens_of(generate.completions(model, prompts, 3, SamplingConfig(rows=rows, **how))) == base
+    assert tokens_of(generate.completions(model, prompts[:2], 1, SamplingConfig(**how))) == [
+        row[:1] for row in base[:2]
+    ]
+    shorter = tokens_of(generate.completions(model, prompts, 3, SamplingConfig(**how | {"max_new_tokens": 4})))
     assert shorter == [[t[:4] for t in row] for row in base]
-    assert tokens_of(generate.completions(model, prompts, 3, How(seed=1, **how))) != base
+    assert tokens_of(generate.completions(model, prompts, 3, SamplingConfig(seed=1, **how))) != base
     assert len({t for row in base for t in row}) > 10
-    twins = tokens_of(generate.completions(model, RAGGED[:1] * 2, 2, How(**how)))
+    twins = tokens_of(generate.completions(model, RAGGED[:1] * 2, 2, SamplingConfig(**how)))
     assert len({t for row in twins for t in row}) == 4  # the same prompt in another row is another draw
 
 
 def test_draws_have_the_models_distribution(model_of):
     model = model_of("llama")
     n = 3000
-    made = generate.completions(model, RAGGED[:1], n, How(max_new_tokens=1, temperature=0.5, rows=n))
+    made = generate.completions(model, RAGGED[:1], n, SamplingConfig(max_new_tokens=1, temperature=0.5, rows=n))
     with torch.no_grad():
         logits = model.module(input_ids=torch.tensor(RAGGED[:1])).logits[0, -1]
     p = (logits / 0.5).softmax(-1).double()
@@ -251,9 +253,12 @@ def test_a_draw_inverts_the_distribution_function():
 
 def test_top_one_of_either_kind_is_greedy(model_of):
     model = model_of("llama")
-    greedy = tokens_of(generate.completions(model, RAGGED, how=How(max_new_tokens=6)))
+    greedy = tokens_of(generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=6)))
     for how in ({"top_k": 1}, {"top_p": 1e-9}, {"top_p": 0.0}):
-        assert tokens_of(generate.completions(model, RAGGED, how=How(max_new_tokens=6, temperature=1, **how))) == greedy
+        assert (
+            tokens_of(generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=6, temperature=1, **how)))
+            == greedy
+        )
 
 
 # --- stops and processors --------------------------------------------------------------------
@@ -263,11 +268,11 @@ def test_top_one_of_either_kind_is_greedy(model_of):
 def test_text_ends_before_the_first_stop_string_and_the_row_with_it(kind, model_of):
     model = model_of(kind)
     prompts = ["What is this?", "And that"]
-    whole = generate.completions(model, prompts, how=How(max_new_tokens=20))
+    whole = generate.completions(model, prompts, how=SamplingConfig(max_new_tokens=20))
     text = max((row[0].text for row in whole), key=len)
     stops = ("never said", text[4:6], text[7:8])
     first = min(text.find(s) for s in stops[1:])
-    made = generate.completions(model, prompts, how=How(max_new_tokens=20, stop=stops))
+    made = generate.completions(model, prompts, how=SamplingConfig(max_new_tokens=20, stop=stops))
     at = [row[0].text for row in whole].index(text)
     assert made[at][0].text == text[:first].strip()
     assert len(made[at][0].tokens) < len(whole[at][0].tokens)
@@ -282,12 +287,12 @@ def test_text_ends_before_the_first_stop_string_and_the_row_with_it(kind, model_
 def test_transformers_processors_do_here_what_they_do_there(kind, model_of):
     model = model_of(kind)
     processors = [hf.RepetitionPenaltyLogitsProcessor(3.0), hf.NoRepeatNGramLogitsProcessor(2)]
-    made = generate.completions(model, RAGGED, how=How(max_new_tokens=10, rows=4), processors=processors[:1])
-    bare = generate.completions(model, RAGGED, how=How(max_new_tokens=10, rows=4))
+    made = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=10, rows=4), processors=processors[:1])
+    bare = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=10, rows=4))
     assert made != bare
     for p, row in zip(RAGGED, made, strict=True):  # padding on the left repeats no token of the vocabulary in use
         assert row[0].tokens == theirs(model, p, repetition_penalty=3.0)
-    both = generate.completions(model, RAGGED[:2], how=How(max_new_tokens=10, rows=1), processors=processors)
+    both = generate.completions(model, RAGGED[:2], how=SamplingConfig(max_new_tokens=10, rows=1), processors=processors)
     wanted = [theirs(model, p, repetition_penalty=3.0, no_repeat_ngram_size=2) for p in RAGGED[:2]]
     assert [row[0].tokens for row in both] == wanted
 
@@ -299,7 +304,7 @@ def test_a_processor_sees_the_same_rows_from_first_to_last_token(model_of):
         sizes.append(tuple(read.shape))
         return logits
 
-    generate.completions(model_of("llama"), RAGGED, how=How(max_new_tokens=10, rows=6), processors=[watch])
+    generate.completions(model_of("llama"), RAGGED, how=SamplingConfig(max_new_tokens=10, rows=6), processors=[watch])
     first = [i for i, (a, b) in enumerate(zip([(0, 0), *sizes], sizes, strict=False)) if a[0] != b[0]]
     assert [sizes[i][0] for i in first] == [6, 3]
     for start, end in itertools.pairwise([*first, len(sizes)]):
@@ -318,7 +323,7 @@ def brute_force(model, prompt, room):
         for body in itertools.product(inner, repeat=n - 1)
         for last in ([2] if n < room else range(V))
     ]
-    logp, _ = forward.row_logp(model, [Row(tuple(prompt), tokens) for tokens in every])
+    logp, _ = forward.row_logp(model, [TokenizedExample(tuple(prompt), tokens) for tokens in every])
     return list(zip(every, logp.tolist(), strict=True))
 
 
@@ -347,7 +352,7 @@ def test_a_beam_of_one_is_greedy(kind, model_of):
     model = model_of(kind)
     rooms = [8] * len(RAGGED)
     found = beam.search(model, RAGGED, 1, 0.6, rooms, set(ENDS), rows=4)
-    greedy = generate.completions(model, RAGGED, how=How(max_new_tokens=8))
+    greedy = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=8))
     assert [h[0].tokens for h in found] == [row[0].tokens for row in greedy]
     assert [h[0].logp for h in found] == [pytest.approx(row[0].logp, abs=1e-4) for row in greedy]
 
@@ -355,22 +360,24 @@ def test_a_beam_of_one_is_greedy(kind, model_of):
 def test_a_wider_beam_is_never_worse_here_and_the_batch_is_invisible(model_of):
     model = model_of("llama")
     one, four = (
-        generate.completions(model, RAGGED, how=How(max_new_tokens=6, beams=b, length_penalty=0.0)) for b in (1, 4)
+        generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=6, beams=b, length_penalty=0.0))
+        for b in (1, 4)
     )
     gains = [b[0].logp - a[0].logp for a, b in zip(one, four, strict=True)]
     assert sum(gains) > 0.1
     alone = [
-        generate.completions(model, [p], how=How(max_new_tokens=6, beams=4, length_penalty=0.0))[0] for p in RAGGED
+        generate.completions(model, [p], how=SamplingConfig(max_new_tokens=6, beams=4, length_penalty=0.0))[0]
+        for p in RAGGED
     ]
     assert tokens_of(alone) == tokens_of(four)
-    two = generate.completions(model, RAGGED[:2], 2, How(max_new_tokens=6, beams=4))
+    two = generate.completions(model, RAGGED[:2], 2, SamplingConfig(max_new_tokens=6, beams=4))
     assert all(len(row) == 2 and row[0].tokens != row[1].tokens for row in two)
 
 
 def test_a_beam_neither_draws_nor_gives_more_than_it_holds(model_of):
     for n, how in ((1, {"temperature": 1.0}), (3, {})):
         with pytest.raises(ValueError, match="beam search of width 2"):
-            generate.completions(model_of("llama"), RAGGED[:1], n, How(beams=2, **how))
+            generate.completions(model_of("llama"), RAGGED[:1], n, SamplingConfig(beams=2, **how))
 
 
 # --- constraints -----------------------------------------------------------------------------
@@ -383,7 +390,7 @@ STRINGS = st.lists(st.lists(st.integers(FIRST + 100, FIRST + 104), min_size=1, m
 def test_a_constrained_completion_is_one_of_the_strings(model_of_given, strings, temperature, beams):
     model = model_of_given
     allowed = constrain.Finite(strings, end=2)
-    how = How(max_new_tokens=allowed.longest, temperature=temperature if beams == 1 else 0.0, beams=beams)
+    how = SamplingConfig(max_new_tokens=allowed.longest, temperature=temperature if beams == 1 else 0.0, beams=beams)
     for row in generate.completions(model, RAGGED[:2], how=how, constraint=allowed):
         assert list(row[0].tokens[:-1]) in strings and row[0].tokens[-1] == 2
 
@@ -392,7 +399,9 @@ def test_a_constrained_completion_is_one_of_the_strings(model_of_given, strings,
 @settings(max_examples=25, deadline=None)
 def test_a_constrained_span_is_a_span(model_of_given, passage, longest):
     spans = constrain.Spans(passage, end=2, longest=longest)
-    (row,) = generate.completions(model_of_given, RAGGED[:1], how=How(max_new_tokens=spans.longest), constraint=[spans])
+    (row,) = generate.completions(
+        model_of_given, RAGGED[:1], how=SamplingConfig(max_new_tokens=spans.longest), constraint=[spans]
+    )
     *span, end = row[0].tokens
     assert end == 2 and 1 <= len(span) <= (longest or len(passage))
     assert any(passage[i : i + len(span)] == span for i in range(len(passage)))
@@ -426,7 +435,7 @@ def test_constrained_greedy_takes_the_likeliest_allowed_token_every_time(small):
     model = small["llama"]
     passage, end = [3, 5, 4, 5, 5, 1], 2
     spans = constrain.Spans(passage, end)
-    (row,) = generate.completions(model, [[3, 4]], how=How(max_new_tokens=7), constraint=spans)
+    (row,) = generate.completions(model, [[3, 4]], how=SamplingConfig(max_new_tokens=7), constraint=spans)
     read, state, logp = [3, 4], spans.start(), 0.0
     while spans.allowed(state):
         scores = model.module(input_ids=torch.tensor([read])).logits[0, -1].log_softmax(-1)
@@ -441,8 +450,8 @@ def test_all_strings_allowed_is_no_constraint(small):
         inner = [t for t in range(V) if t != 2]
         every = constrain.Finite([s for n in (1, 2, 3) for s in itertools.product(inner, repeat=n)], end=2)
         prompts = [[a, b] for a in inner for b in inner]
-        free = generate.completions(model, prompts, how=How(max_new_tokens=4))
-        held = generate.completions(model, prompts, how=How(max_new_tokens=4), constraint=every)
+        free = generate.completions(model, prompts, how=SamplingConfig(max_new_tokens=4))
+        held = generate.completions(model, prompts, how=SamplingConfig(max_new_tokens=4), constraint=every)
         same = [(a[0].tokens, b[0].tokens) for a, b in zip(free, held, strict=True) if a[0].tokens[0] != 2]
         assert len(same) > 3
         for a, b in same:
@@ -453,7 +462,7 @@ def test_constraints_are_the_prompts_own_and_as_many(model_of):
     model = model_of("gpt2")
     strings = [[160, 161], [170], [180, 181, 182]]
     each = [constrain.Finite([s], end=2) for s in strings]
-    made = generate.completions(model, RAGGED[:3], how=How(max_new_tokens=4, rows=2), constraint=each)
+    made = generate.completions(model, RAGGED[:3], how=SamplingConfig(max_new_tokens=4, rows=2), constraint=each)
     assert [row[0].tokens for row in made] == [(*s, 2) for s in strings]
     with pytest.raises(ValueError, match="2 constraints for 3 prompts"):
         generate.completions(model, RAGGED[:3], constraint=each[:2])
@@ -499,7 +508,7 @@ def test_ranks_are_the_rules_of_the_models_log_probs(kind, model_of):
         ids = model.tokenizer(prompt)["input_ids"]
         joined = " " + text if kind != "t5" else text
         body = model.tokenizer(joined, add_special_tokens=False)["input_ids"]
-        return float(forward.row_logp(model, [Row(tuple(ids), tuple(body))])[0]), len(body)
+        return float(forward.row_logp(model, [TokenizedExample(tuple(ids), tuple(body))])[0]), len(body)
 
     for rule in ("sum", "token", "character", "unconditional"):
         got = rank.rank(model, prompts, candidates, rule, answer_context="A:")
@@ -539,7 +548,7 @@ def test_of_equal_scores_the_first_is_picked():
 
 def test_best_of_n_is_the_best_of_its_draws(model_of):
     model, prompts = model_of("llama"), ["What?", "And why is that so?"]
-    how = How(max_new_tokens=12, temperature=2.0)
+    how = SamplingConfig(max_new_tokens=12, temperature=2.0)
 
     def longest(asked, made):
         return [len(p) + len(c) for p, c in zip(asked, made, strict=True)]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import generate, guide
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.models import build, forward
 from didact.types import UserError
 from didact.worlds import outcomes
@@ -159,7 +159,7 @@ def pair(kind, other=None):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_decoding_from_caches_is_decoding_without(kind, other, temperature, monkeypatch):
     base, arm = pair(kind, other)
-    how = How(max_new_tokens=7, temperature=temperature, rows=3, seed=4)
+    how = SamplingConfig(max_new_tokens=7, temperature=temperature, rows=3, seed=4)
     plain = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
     monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow on the way
     made = guide.completions(base, [(arm, 0.8)], PROMPTS, 2, how)
@@ -171,13 +171,13 @@ def test_decoding_from_caches_is_decoding_without(kind, other, temperature, monk
 @pytest.mark.parametrize(("kind", "other"), [("llama", "gpt2"), ("gpt2", "bloom")])
 def test_the_guided_policy_is_a_model_that_says_and_scores_the_same(kind, other):
     base, arm = pair(kind, other)
-    whole, how = guide.policy(base, [(arm, 0.8)]), How(max_new_tokens=7, temperature=1.0, seed=4)
+    whole, how = guide.policy(base, [(arm, 0.8)]), SamplingConfig(max_new_tokens=7, temperature=1.0, seed=4)
     made = guide.completions(base, [(arm, 0.8)], PROMPTS, 2, how)
     again = generate.completions(whole, PROMPTS, 2, how)
     assert [[c.tokens for c in row] for row in again] == [[c.tokens for c in row] for row in made]
 
     asked = [encode.prompt_ids(base.tokenizer, p, base.kind) for p in PROMPTS]
-    rows = [Row(tuple(p), c.tokens) for p, row in zip(asked, again, strict=True) for c in row]
+    rows = [TokenizedExample(tuple(p), c.tokens) for p, row in zip(asked, again, strict=True) for c in row]
     wanted = [c.logp for row in again for c in row]
     assert torch.allclose(forward.row_logp(whole, rows)[0], torch.tensor(wanted).double(), atol=1e-3)
     assert whole.context == base.context
@@ -205,7 +205,7 @@ def test_transformers_generate_with_the_decoder(kind, beams):
 
 def test_weights_may_change_between_calls_and_several_guides_add_up():
     base, one = pair("llama")
-    two, how = tiny("gpt2", seed=2), How(max_new_tokens=6)
+    two, how = tiny("gpt2", seed=2), SamplingConfig(max_new_tokens=6)
     decoder = guide.GuidedDecoder(base, [(one, 0.5), (two, -0.3)])
     for a, b in ((0.5, -0.3), (0.0, 2.0)):
         decoder.weights = [a, b]
@@ -218,7 +218,7 @@ def test_a_guide_takes_one_pass_over_the_prompt_and_one_a_token():
     base, arm = pair("llama")
     passes = []
     arm.module.register_forward_pre_hook(lambda m, a, k: passes.append(k["input_ids"].shape[1]), with_kwargs=True)
-    how = How(max_new_tokens=9, temperature=1.0, stop=("never",))
+    how = SamplingConfig(max_new_tokens=9, temperature=1.0, stop=("never",))
     made = guide.completions(base, [(arm, -0.01)], ["abc", "defgh"], 3, how)
     longest = max(len(c.tokens) for row in made for c in row)
     assert len(passes) == longest and passes[0] > 3 and set(passes[1:]) == {1}
@@ -228,7 +228,7 @@ def test_a_guide_may_read_a_prompt_of_its_own():
     base, arm = pair("llama")
     said = base.tokenizer("Be kind: ")["input_ids"]
     made = guide.completions(
-        base, [guide.Guide(arm, 1.0, lambda ids: [*said, *ids])], ["abc"], 1, How(max_new_tokens=5)
+        base, [guide.Guide(arm, 1.0, lambda ids: [*said, *ids])], ["abc"], 1, SamplingConfig(max_new_tokens=5)
     )
     ids = base.tokenizer("abc")["input_ids"]
     for _ in range(len(made[0][0].tokens)):
@@ -257,7 +257,7 @@ def test_added_tokens_do_not_make_another_vocabulary():
     arm.processor = deepcopy(byte_tokenizer())
     arm.processor.add_tokens(["<extra>"])
     arm.module.resize_token_embeddings(len(arm.processor), mean_resizing=False)
-    made = guide.completions(base, [(arm, 1.0)], ["abc"], 1, How(max_new_tokens=4))
+    made = guide.completions(base, [(arm, 1.0)], ["abc"], 1, SamplingConfig(max_new_tokens=4))
     assert made[0][0].tokens and max(made[0][0].tokens) < 259
 
 
@@ -266,6 +266,6 @@ def test_a_model_with_an_encoder_and_too_short_a_context_are_told():
         guide.GuidedDecoder(tiny("t5"), [(tiny("llama"), 1.0)])
     base, arm = tiny("llama"), tiny("llama", seed=1, context=12)
     with pytest.raises(UserError, match="context of 12"):
-        guide.completions(base, [(arm, 1.0)], ["a question"], 1, How(max_new_tokens=20))
+        guide.completions(base, [(arm, 1.0)], ["a question"], 1, SamplingConfig(max_new_tokens=20))
     with pytest.raises(UserError, match="context 12: shorten"):
-        guide.completions(base, [(arm, 1.0)], ["quite a long question"], 1, How(max_new_tokens=2))
+        guide.completions(base, [(arm, 1.0)], ["quite a long question"], 1, SamplingConfig(max_new_tokens=2))

@@ -12,7 +12,7 @@ from shapes import byte_tokenizer, tiny
 
 from didact import cli
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.data.streams import Batches, Stream, collate
 from didact.data.templates import Condition
 from didact.infer import generate
@@ -107,7 +107,7 @@ def micro_of(rows):
 
 
 def test_means_over_rows_of_means_over_tokens():
-    micro = micro_of([Row((5,), (6,)), Row((5,), tuple(range(6, 15)))])
+    micro = micro_of([TokenizedExample((5,), (6,)), TokenizedExample((5,), tuple(range(6, 15)))])
     count = micro.tokens.row.bincount()[micro.tokens.row]
     loss = torch.where(count == 1, 3.0, 1.0)
     assert module.mean_of_learnt(loss, torch.ones_like(loss), micro).mean() == 2.0
@@ -117,7 +117,7 @@ def test_a_phrase_is_read_and_not_learnt():
     model = tiny("llama")
     row, mask, _ = encoded("np", model)
     at = [i for i, m in enumerate(mask) if not m][2]
-    other = Row(row.prompt, (*row.completion[:at], row.completion[at] + 1, *row.completion[at + 1 :]))
+    other = TokenizedExample(row.prompt, (*row.completion[:at], row.completion[at] + 1, *row.completion[at + 1 :]))
     (one, two) = (next(v["logp"] for _, _, v in forward.score(model, [r])) for r in (row, other))
     before = (mask[: at + 1] > 0).nonzero()[:, 0]
     assert torch.equal(one[before], two[before])  # nothing before it, and not its own loss
@@ -141,7 +141,7 @@ def test_the_second_answer_is_learnt_given_the_first():
     model = tiny("llama")
     row, _, _ = encoded("np", model)
     after = encode.chain(model.tokenizer, "say 0", [(BAD, "no, not 0"), (GOOD, "")], "causal", 256)[0]
-    last = Row(after.prompt + after.completion, (*model.tokenizer(" yes 0")["input_ids"], EOS))
+    last = TokenizedExample(after.prompt + after.completion, (*model.tokenizer(" yes 0")["input_ids"], EOS))
     (chain,) = [v["logp"] for _, _, v in forward.score(model, [row])]
     alone, _ = forward.row_logp(model, [last])
     assert chain[-len(last.completion) :].sum().item() == pytest.approx(float(alone[0]), abs=1e-4)
@@ -158,7 +158,7 @@ def test_bad_answers_can_be_unlearnt():
 # --- hidden past tokens ----------------------------------------------------------------------
 
 KINDS = ["llama", "gpt2", "mistral", "gemma3", "opt"]
-ROWS = [Row((5, 6, 7), tuple(range(8, 30))), Row((9, 9), (4, 5, 6))]
+ROWS = [TokenizedExample((5, 6, 7), tuple(range(8, 30))), TokenizedExample((9, 9), (4, 5, 6))]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,16 +172,16 @@ def test_nothing_hidden_is_exactly_causal(kind):
 
 def test_everything_hidden_leaves_the_first_token():
     model, batch = tiny("gpt2"), collate(ROWS[:1])
-    other = collate([Row((5, 50, 51), (*range(60, 81), 29))])
+    other = collate([TokenizedExample((5, 50, 51), (*range(60, 81), 29))])
     one, two = (forward.label_states(model, b, hide=(1.0, 1.0))[-1] for b in (batch, other))
-    same_last = collate([Row((5, 50, 51), (*range(60, 80), 28, 29))])
+    same_last = collate([TokenizedExample((5, 50, 51), (*range(60, 80), 28, 29))])
     assert not torch.allclose(one, two)  # a token sees itself by the residual stream
     assert torch.allclose(one, forward.label_states(model, same_last, hide=(1.0, 1.0))[-1], atol=1e-5)
 
 
 def test_rows_in_trees_hide_as_rows_apart():
     model = tiny("llama")
-    together = collate(ROWS, layout=forward.layout_of(model)), collate(ROWS)
+    together = collate(ROWS, packing=forward.packing_of(model)), collate(ROWS)
     found = []
     for batch in together:
         torch.manual_seed(3)
@@ -192,7 +192,7 @@ def test_rows_in_trees_hide_as_rows_apart():
 @settings(max_examples=20)
 @given(st.floats(0, 1))
 def test_the_share_hidden_is_the_one_asked_for(share):
-    batch = collate([Row((5,), tuple([6] * 200))])
+    batch = collate([TokenizedExample((5,), tuple([6] * 200))])
     kept = masks.forgetful(batch, (share, share))
     assert kept[:, :, 0].all()
     assert 1 - kept[:, :, 1:].float().mean().item() == pytest.approx(share, abs=0.02)
@@ -255,7 +255,7 @@ def test_the_words_steer_and_the_saved_model_is_asked_with_the_good_ones(kind, t
     model = taught(tiny(kind), LETTERS, fit, good=(GOOD,), bad=(BAD,)).models["model"]
     model.save(tmp_path)
     again = load.load(tmp_path, device="cpu")
-    how = generate.How(max_new_tokens=4, temperature=1.0)
+    how = generate.SamplingConfig(max_new_tokens=4, temperature=1.0)
     answers = [row[0] for row in generate.sample(again, ["?"] * 32, 1, how)]
     assert sum(set(a) <= {"a"} for a in answers) > 20
     again.condition = Condition(after=BAD)

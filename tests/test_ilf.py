@@ -141,7 +141,7 @@ def test_prompt_weight_0_is_the_loss_on_completions_and_1_that_on_everything():
 
     def first(weight):
         items, loss = reward_models.weighted(rows, weight, "s", model)
-        return reward_models.language.teach(model, {"s": items}, loss, fit, quiet=True).history[0]["nll"]
+        return reward_models.language.train(model, {"s": items}, loss, fit, quiet=True).history[0]["nll"]
 
     whole = baselines.sft(model, demos, loss_on="all", fit=fit).history[0]["nll"]
     part = baselines.sft(model, demos, fit=fit).history[0]["nll"]
@@ -165,7 +165,7 @@ def pairs():
 def test_a_reward_model_learns_what_is_preferred_and_best_of_n_uses_it(arch, pairs, tmp_path):
     model = build.build(arch, byte_tokenizer(), d=32, layers=1, heads=2, context=128, initializer_range=0.1)
     short = Question("{completion}?", "Y", "N")
-    taught = reward_models.teach(model, pairs[:120], Fit(lr=1e-2, steps=40, rows=32), question=short)
+    taught = reward_models.train(model, pairs[:120], Fit(lr=1e-2, steps=40, rows=32), question=short)
     reward = judges.by_yesno(taught.model, question=short)
     wins = judges.by_reward(reward)(["p"] * 40, [p.chosen for p in pairs[120:]], [p.rejected for p in pairs[120:]])
     assert np.mean(wins) > 0.95
@@ -369,7 +369,7 @@ def right(model, n=36):
 
 def own(model, n=128):
     prompts = CODE.prompts(1, n)
-    how = generate.How(max_new_tokens=4, temperature=1.0)
+    how = generate.SamplingConfig(max_new_tokens=4, temperature=1.0)
     return CODE.critiques(prompts, [m[0] for m in generate.sample(model, prompts, 1, how)])
 
 

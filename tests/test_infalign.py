@@ -269,7 +269,7 @@ def start():
 
 def share(model):
     """a's in sampled answers to prompts no training saw."""
-    how = generate.How(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
+    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
     made = generate.sample(model, [d.prompt for d in TINY.demos(2, 128)], 1, how)
     return sum(row[0].count("a") for row in made) / 128
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from killed import searches
 from shapes import tiny
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.data.read import read
 from didact.evaluate import answers
 from didact.infer import generate, rank, steps, tree
@@ -71,7 +71,7 @@ def test_tokens_both_steps_begin_with_cancel(kind):
     prompt, shared, sides = (5, 6, 7), (8, 9, 10), ((20, 21), (30, 31, 32))
     margins = []
     for k in (0, 1, 3):
-        rows = [Row(prompt + shared[:k], shared[k:] + s) for s in sides]
+        rows = [TokenizedExample(prompt + shared[:k], shared[k:] + s) for s in sides]
         now, was = (forward.row_logp(m, rows)[0] for m in (model, other))
         margins.append(float(preference.margin(*now, *was)))
     assert margins[1] == pytest.approx(margins[0], abs=1e-9) == pytest.approx(margins[2], abs=1e-9)
@@ -80,12 +80,15 @@ def test_tokens_both_steps_begin_with_cancel(kind):
 def test_a_pairs_weight_and_smoothing_are_its_own():
     """A pair that weighs nothing, or is as unsure as can be, moves nothing; the other one moves what it moves alone."""
     model = tiny("llama")
-    pairs = [(Row((5,), (6,)), Row((5,), (7,))), (Row((8,), (9,)), Row((8,), (10,)))]
+    pairs = [
+        (TokenizedExample((5,), (6,)), TokenizedExample((5,), (7,))),
+        (TokenizedExample((8,), (9,)), TokenizedExample((8,), (10,))),
+    ]
 
     def taught(pairs, lr, **more):
         fit = Fit(lr=lr, steps=1, rows=len(pairs), optimizer="sgd", clip=1e9)
         return torch.cat(
-            [p.flatten() for p in preferences.teach_rows(model, pairs, fit, **more).model.module.parameters()]
+            [p.flatten() for p in preferences.train_rows(model, pairs, fit, **more).model.module.parameters()]
         )
 
     alone = taught(pairs[:1], 1.0)
@@ -104,13 +107,17 @@ def test_pairs_begin_where_they_part_and_every_tree_counts_once():
     ids = [tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("xa", "xb", "c", "d")]
     told = [grown((0, ids[0], 1.0), (0, ids[1], 0.0), (1, ids[2], 1.0), (1, ids[3], 0.5)) | {"demo": 1},
             grown((0, ids[2], 0.0), (0, ids[3], 1.0)) | {"demo": 0}]  # fmt: skip
-    demos, rows = [Demo(prompt="0=", completion=""), Demo(prompt="1=", completion="")], [Row((5,), ()), Row((6,), ())]
+    demos, rows = (
+        [Demo(prompt="0=", completion=""), Demo(prompt="1=", completion="")],
+        [TokenizedExample((5,), ()), TokenizedExample((6,), ())],
+    )
     for apart in (True, False):
         found = branches.mined(told, model, demos, rows, lambda t: tree.pairs(t.path), 7, apart=apart)
         k = int(apart)
         assert [b.item for b in found] == [
-            (Row((6, *ids[0][:k]), ids[0][k:]), Row((6, *ids[0][:k]), ids[1][k:])),
-            (Row((6, *ids[0]), ids[2]), Row((6, *ids[0]), ids[3])), (Row((5,), ids[3]), Row((5,), ids[2])),
+            (TokenizedExample((6, *ids[0][:k]), ids[0][k:]), TokenizedExample((6, *ids[0][:k]), ids[1][k:])),
+            (TokenizedExample((6, *ids[0]), ids[2]), TokenizedExample((6, *ids[0]), ids[3])),
+            (TokenizedExample((5,), ids[3]), TokenizedExample((5,), ids[2])),
         ]  # fmt: skip
         assert [b.share for b in found] == [0.5, 0.5, 1.0]
     assert [(b.record.prompt, b.record.chosen, b.record.rejected) for b in found] == [
@@ -141,9 +148,9 @@ def asked(monkeypatch):
     """What the model was asked of partial solutions, and what it is made to answer."""
     seen, expected = [], rank.expected
 
-    def looking(model, prompts, worth, memory):
+    def looking(model, prompts, worth, kv_cache):
         seen.extend(prompts)
-        return expected(model, prompts, worth, memory)
+        return expected(model, prompts, worth, kv_cache)
 
     monkeypatch.setattr(rank, "expected", looking)
     return seen
@@ -154,7 +161,10 @@ def test_self_evaluation_is_the_probability_of_the_good_answers():
     prompts = ["Right?\n\nAnswer:", "2+2=4?\n\nAnswer:"]
     likely = rank.expected(model, prompts, {"B": 1.0, "correct": 1.0})
     for prompt, got in zip(prompts, likely, strict=True):
-        rows = [Row(*(tuple(model.tokenizer(t)["input_ids"]) for t in (prompt, word))) for word in (" B", " correct")]
+        rows = [
+            TokenizedExample(*(tuple(model.tokenizer(t)["input_ids"]) for t in (prompt, word)))
+            for word in (" B", " correct")
+        ]
         assert got == pytest.approx(forward.row_logp(model, rows)[0].exp().sum().item(), rel=1e-5)
     assert likely[0] != likely[1] and rank.expected(model, prompts[:1], {"B": -2.0})[0] < 0
 
@@ -181,7 +191,7 @@ def test_the_papers_question_has_the_hint_unless_it_is_left_out(hint, seen):
 
 def test_what_the_model_says_of_a_step_decides_what_is_better(start, monkeypatch):
     """No answer is right or wrong enough to matter here: steps with a b are called good."""
-    monkeypatch.setattr(rank, "expected", lambda model, prompts, worth, memory: [9.0 * p.count("b") for p in prompts])
+    monkeypatch.setattr(rank, "expected", lambda model, prompts, worth, kv_cache: [9.0 * p.count("b") for p in prompts])
     model, how = start(), {"critic": "self", "asked": "{solution}"}
     result = short(model, habit(1, 24), **how, batch=24)
     first = [(r.chosen.strip(), r.rejected.strip()) for r in result.records if "#" not in r.chosen + r.rejected]
@@ -291,7 +301,7 @@ def start():
 
 def right(model, demos):
     """Share of sampled answers that are right."""
-    how = generate.How(max_new_tokens=8, temperature=1.0, seed=3, rows=128)
+    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3, rows=128)
     made = generate.sample(model, [d.prompt for d in demos], 4, how)
     return sum(answers.right(m, d) for row, d in zip(made, demos, strict=True) for m in row) / (4 * len(demos))
 

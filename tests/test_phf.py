@@ -187,7 +187,7 @@ def conditional(request):
 
 def share_bad(model, mark):
     cue = model.tokenizer.convert_tokens_to_ids([model.tokenizer.eos_token, mark])
-    how = generate.How(max_new_tokens=4, temperature=1.0, rows=64)
+    how = generate.SamplingConfig(max_new_tokens=4, temperature=1.0, rows=64)
     return sum("c" in c[0].text for c in generate.completions(model, [cue] * 64, 1, how)) / 64
 
 
@@ -200,7 +200,7 @@ def test_a_saved_model_is_asked_as_it_was_taught(conditional, tmp_path):
     again = load.load(tmp_path, device="cpu")
     assert again.condition == Condition(after=MARKS[0], banned=MARKS[1:])
     assert again.module.generation_config.suppress_tokens == vocabulary.ids(again, MARKS[1:])
-    how = generate.How(max_new_tokens=9, temperature=1.0, seed=4)
+    how = generate.SamplingConfig(max_new_tokens=9, temperature=1.0, seed=4)
     texts = ["ab\n", "", "x"]
     assert generate.sample(again, texts, 2, how) == generate.sample(conditional, texts, 2, how)
     asked = [[*encode.prompt_ids(again.tokenizer, t, "causal"), *again.tokenizer.convert_tokens_to_ids([MARKS[0]])]
@@ -212,17 +212,17 @@ def test_a_saved_model_is_asked_as_it_was_taught(conditional, tmp_path):
 def test_a_banned_token_is_never_said_and_the_log_prob_stays_the_models_own(conditional):
     never = conditional.tokenizer.convert_tokens_to_ids(MARKS[1])
     free = load.Model(conditional.module, conditional.processor, "causal")
-    how = generate.How(max_new_tokens=24, temperature=1.0)
+    how = generate.SamplingConfig(max_new_tokens=24, temperature=1.0)
     start = [[conditional.tokenizer.eos_token_id]] * 32
     said = [
         [never in c.tokens for row in generate.completions(m, start, 1, how) for c in row] for m in (conditional, free)
     ]
     assert not any(said[0])
     assert any(said[1])
-    beams = generate.How(max_new_tokens=12, beams=3)
+    beams = generate.SamplingConfig(max_new_tokens=12, beams=3)
     assert not any(never in c.tokens for row in generate.completions(conditional, start[:2], 3, beams) for c in row)
     ((one,),) = generate.completions(conditional, start[:1], 1, how)
-    total, _ = forward.row_logp(conditional, [encode.Row(tuple(start[0]), one.tokens)])
+    total, _ = forward.row_logp(conditional, [encode.TokenizedExample(tuple(start[0]), one.tokens)])
     assert one.logp == pytest.approx(float(total[0]), abs=1e-3)
 
 

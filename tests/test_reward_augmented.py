@@ -241,7 +241,7 @@ def test_implicit_scores_order_pairs_without_scores(start):
 
 def test_implicit_rewards_are_the_scaled_log_ratios(start):
     given_ = contrast(example.world(0), 6)
-    taught = learner.teach(start, given_, Fit(lr=3e-3, steps=3, rows=6)).model
+    taught = learner.train(start, given_, Fit(lr=3e-3, steps=3, rows=6)).model
     earned = learner.implicit_rewards(taught, start, given_, 0.3)
     rows = [r for item in learner.items(start, given_) for r in item]
     moved = forward.row_logp(taught, rows)[0] - forward.row_logp(start, rows)[0]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from didact import files
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import generate
 from didact.learn import rounds
 from didact.learn.fit import Hook
@@ -191,7 +191,7 @@ def test_a_chunk_that_was_cut_by_a_kill_is_made_again_and_whole_ones_are_not(fre
 def test_samples_depend_on_seed_and_place_only(fresh, monkeypatch):
     model = fresh("gpt2")
     prompts = [encode.prompt_ids(model.tokenizer, f"Where was {n} born?", "causal") for n in "ABCDEF"]
-    how = generate.How(max_new_tokens=6, temperature=1.0)
+    how = generate.SamplingConfig(max_new_tokens=6, temperature=1.0)
 
     def drawn(seed, n):
         return [[c.tokens for c in row] for row in rounds.Round(0, model, Fit(seed=seed)).samples(prompts, n, how)]
@@ -243,13 +243,15 @@ def test_a_merged_adapter_says_what_the_adapter_said(arch, fresh, demos):
 def test_a_demonstration_is_cut_as_a_sample_is(fresh):
     model = fresh("llama", context=32)
     eos = model.tokenizer.eos_token_id
-    short, long = Row((5, 6), (7, 8, eos)), Row((5, 6), (*range(10, 22), eos))
+    short, long = TokenizedExample((5, 6), (7, 8, eos)), TokenizedExample((5, 6), (*range(10, 22), eos))
     assert rounds.as_sampled(short, model, 8) == short
-    assert rounds.as_sampled(long, model, 8) == Row((5, 6), tuple(range(10, 18)))
-    wide = Row((model.tokenizer.bos_token_id, *range(30, 56)), (7, 8, eos))
+    assert rounds.as_sampled(long, model, 8) == TokenizedExample((5, 6), tuple(range(10, 18)))
+    wide = TokenizedExample((model.tokenizer.bos_token_id, *range(30, 56)), (7, 8, eos))
     cut = rounds.as_sampled(wide, model, 10)
     assert cut.prompt == (model.tokenizer.bos_token_id, *range(35, 56)) and len(cut.prompt) + 10 == 32
-    drawn = rounds.Round(0, model, Fit()).samples([cut.prompt, wide.prompt[-24:]], 1, generate.How(max_new_tokens=10))
+    drawn = rounds.Round(0, model, Fit()).samples(
+        [cut.prompt, wide.prompt[-24:]], 1, generate.SamplingConfig(max_new_tokens=10)
+    )
     assert len(drawn[0][0].tokens) <= 10  # generation reads the same prompt and stops at the same place
 
 

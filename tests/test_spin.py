@@ -172,7 +172,7 @@ def demos(part=1, n=256):
 def validity(model):
     """Share of sampled answers, to prompts no training saw, that the grammar can give."""
     asked = [d.prompt for d in demos(2)]
-    how = generate.How(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
+    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
     made = generate.sample(model, asked, 1, how)
     return sum(TINY.valid(p, m[0]) for p, m in zip(asked, made, strict=True)) / len(asked)
 
@@ -216,7 +216,7 @@ GREEDY = 1e-4  # a temperature at which what is sampled is the likeliest answer,
 
 def tame(model, given):
     """Demonstrations whose greedy answer comes to its end and reads back as what was sampled; and those answers."""
-    how, out = generate.How(max_new_tokens=8), []
+    how, out = generate.SamplingConfig(max_new_tokens=8), []
     for d, (made,) in zip(given, generate.completions(model, [d.prompt for d in given], 1, how), strict=True):
         back = encode.row(model.tokenizer, d.prompt, made.text or "?", model.kind, model.context)
         if back.completion == made.tokens:

@@ -6,17 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.data.streams import IGNORE, Batch, Batches, Stream, Tensors, by_length, collate
 
 PAD = 0
 ids = st.lists(st.integers(1, 99), min_size=1, max_size=9).map(tuple)
-rows = st.builds(Row, ids, ids)
+rows = st.builds(TokenizedExample, ids, ids)
 
 
 def items_of(n, arity=1):
     """Items whose first prompt token says which they are."""
-    return [tuple(Row((i + 1, *range(j + 1)), (i + 1,) * (1 + i % 4)) for j in range(arity)) for i in range(n)]
+    return [
+        tuple(TokenizedExample((i + 1, *range(j + 1)), (i + 1,) * (1 + i % 4)) for j in range(arity)) for i in range(n)
+    ]
 
 
 def batch_of(streams, kind="causal"):
@@ -135,7 +137,7 @@ def test_a_label_stands_where_it_is_predicted(batch):
 
 
 def test_a_decoder_of_a_seq2seq_model_starts_from_its_start_token():
-    t = collate([Row((5, 6, 7), (8, 9)), Row((4,), (3, 2, 1))], "seq2seq", PAD, start=7)
+    t = collate([TokenizedExample((5, 6, 7), (8, 9)), TokenizedExample((4,), (3, 2, 1))], "seq2seq", PAD, start=7)
     assert t.input_ids.tolist() == [[5, 6, 7], [4, 0, 0]] and t.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert t.decoder_input_ids.tolist() == [[7, 8, 0], [7, 3, 2]]
     assert t.labels.tolist() == [[8, 9, IGNORE], [3, 2, 1]]

@@ -16,11 +16,11 @@ from shapes import tiny
 from didact.data import selection
 from didact.evaluate import tool_calls
 from didact.infer import generate, steps, tree
-from didact.infer.tree import How, Node
+from didact.infer.tree import Node, SamplingConfig
 from didact.learn import branches, rounds
 from didact.methods import alignment, baselines
 from didact.models import build, load
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.objectives import preference
 from didact.registry import METHODS
 from didact.types import Demo, Fit, UserError
@@ -131,7 +131,7 @@ def test_the_verdicts_reward(p, reward):
 def test_the_verdict_of_the_model_sees_request_truth_and_answer():
     model = tiny("llama", context=1024)
     demos = [Demo(prompt="book rome", completion="[book(place=rome)]")] * 2
-    one, two = module._judged(model, demos, ["[book(", "[order("], Memory())
+    one, two = module._judged(model, demos, ["[book(", "[order("], KVCache())
     assert -0.5 <= one <= 0.25 and one != two
 
 
@@ -205,14 +205,14 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
     delimiters = tuple(chr(c) for c in range(65, 91))
     actor = policy.Pieces(model, prompts, 3, delimiters, 2, 3, 20, 1.5, 4)
     grown = tree.search([0, 1], actor.propose, lambda nodes: [0.1] * len(nodes),
-                        How(simulations=4, depth=3, deep=False, decide=False))  # fmt: skip
+                        SamplingConfig(simulations=4, depth=3, deep=False, decide=False))  # fmt: skip
     assert any(len(n.children) > 1 for t in grown for n in t.root.walk() if n.depth == 1)
     for node in (n for t in grown for n in t.root.walk() if n.parent):
         assert node.depth <= 3 and node.step.tokens and 0 < node.step.prior <= 1
     root = Node()
     (chains,) = actor.propose([root])
     (made,) = generate.completions(
-        model, [(5, 6, 7)], 3, generate.How(max_new_tokens=20, temperature=1.5, seed=4), keys=[0]
+        model, [(5, 6, 7)], 3, generate.SamplingConfig(max_new_tokens=20, temperature=1.5, seed=4), keys=[0]
     )
     assert [sum((s.tokens for s in chain), ()) for chain in chains] == [c.tokens for c in made]
     for chain in chains:
@@ -254,7 +254,7 @@ def start():
 
 
 def right(model, demos):
-    how = generate.How(max_new_tokens=14, temperature=1.0, seed=2, rows=128)
+    how = generate.SamplingConfig(max_new_tokens=14, temperature=1.0, seed=2, rows=128)
     made = generate.sample(model, [d.prompt for d in demos], 3, how)
     return sum(not tool_calls.errors(m, d.completion) for row, d in zip(made, demos, strict=True) for m in row) / (
         3 * len(demos)

@@ -9,7 +9,7 @@ from shapes import byte_tokenizer, tiny
 
 from didact.data import encode
 from didact.infer import generate, policy, steps, tree
-from didact.infer.tree import How, Node, Step, Tree
+from didact.infer.tree import Node, SearchConfig, Step, Tree
 from didact.models import build
 from didact.types import UserError
 
@@ -20,7 +20,7 @@ def bandit(values, priors=None, how=None):
     chains = [[Step((i,), p, True)] for i, p in enumerate(priors)]
     return tree.search(
         [0], lambda nodes: [chains] * len(nodes), lambda nodes: [values[n.step.tokens[0]] for n in nodes],
-        how or How(simulations=64),
+        how or SearchConfig(simulations=64),
     )[0]  # fmt: skip
 
 
@@ -48,12 +48,14 @@ def test_visits_turn_a_gap_of_values_into_confidence(gap, visits):
 
 @given(st.integers(2, 6), st.integers(1, 60))
 def test_equal_values_and_priors_are_visited_in_turn(actions, simulations):
-    visits = [c.visits for c in bandit([0.5] * actions, how=How(simulations=simulations)).root.children]
+    visits = [c.visits for c in bandit([0.5] * actions, how=SearchConfig(simulations=simulations)).root.children]
     assert sum(visits) == simulations and max(visits) - min(visits) <= 1
 
 
 def test_without_the_prior_the_search_is_greedy():
-    visits = [c.visits for c in bandit([0.1, 0.9, 0.5], [0.8, 0.1, 0.1], How(simulations=20, c=0.0)).root.children]
+    visits = [
+        c.visits for c in bandit([0.1, 0.9, 0.5], [0.8, 0.1, 0.1], SearchConfig(simulations=20, c=0.0)).root.children
+    ]
     assert visits == [0, 20, 0]
 
 
@@ -63,7 +65,7 @@ def test_along_a_line_q_is_the_value_at_its_end(values):
     chain = [[Step((i,), 1.0, i + 1 == len(values)) for i in range(len(values))]]
     grown = tree.search(
         [0], lambda nodes: [[] if n.parent else chain for n in nodes],
-        lambda nodes: [values[n.step.tokens[0]] for n in nodes], How(simulations=3, depth=9, decide=False),
+        lambda nodes: [values[n.step.tokens[0]] for n in nodes], SearchConfig(simulations=3, depth=9, decide=False),
     )[0]  # fmt: skip
     for node in list(grown.root.walk())[1:]:
         assert node.worth == pytest.approx(values[-1], abs=1e-12)
@@ -72,7 +74,7 @@ def test_along_a_line_q_is_the_value_at_its_end(values):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.integers(1, 30))
 def test_v_is_the_mean_of_q_over_visits_and_visits_add_up(seed, deep, simulations):
-    how = How(simulations=simulations, depth=4, deep=deep, decide=False)
+    how = SearchConfig(simulations=simulations, depth=4, deep=deep, decide=False)
     (grown,) = random_tree(seed, how)
     for node in grown.root.walk():
         if node.children and node.visits:
@@ -88,30 +90,30 @@ def test_v_is_the_mean_of_q_over_visits_and_visits_add_up(seed, deep, simulation
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 12))
 def test_trees_side_by_side_grow_as_each_does_alone(seed, simulations):
-    how = How(simulations=simulations, depth=4)
+    how = SearchConfig(simulations=simulations, depth=4)
     together = random_tree(seed, how, (0, 1, 2))
     assert [t.rows() for t in together] == [random_tree(seed, how, (n,))[0].rows() for n in (0, 1, 2)]
 
 
 def test_the_search_goes_on_from_the_best_child_to_the_end_of_the_text():
-    (grown,) = random_tree(3, How(simulations=10, depth=4))
+    (grown,) = random_tree(3, SearchConfig(simulations=10, depth=4))
     assert [n.depth for n in grown.path] == [0, 1, 2, 3, 4] and grown.path[-1].step.terminal
     for node, chosen in zip(grown.path, grown.path[1:], strict=False):
         assert chosen in node.children
     assert grown.path[1].visits >= 10 / 3
-    (more,) = random_tree(3, How(simulations=10, depth=4, first=4))
+    (more,) = random_tree(3, SearchConfig(simulations=10, depth=4, first=4))
     assert more.root.visits == 40 == 4 * grown.root.visits
 
 
 def test_a_tree_survives_json():
-    (grown,) = random_tree(5, How(simulations=8, depth=3))
+    (grown,) = random_tree(5, SearchConfig(simulations=8, depth=3))
     again = Tree.of(grown.rows())
     assert again.rows() == grown.rows()
     assert [n.said for n in again.path] == [n.said for n in grown.path]
 
 
 def test_a_node_without_proposals_is_an_end():
-    grown = tree.search([0], lambda nodes: [[]] * len(nodes), lambda nodes: [], How(simulations=3))[0]
+    grown = tree.search([0], lambda nodes: [[]] * len(nodes), lambda nodes: [], SearchConfig(simulations=3))[0]
     assert grown.path == [grown.root] and grown.root.visits == 3
 
 
@@ -120,7 +122,7 @@ def test_a_step_that_is_there_is_not_put_twice():
     other = [Step((1, 2), 0.5), Step((4,), 0.5, True)]
     grown = tree.search(
         [0], lambda nodes: [[chain, chain, other] if n.depth == 0 else [] for n in nodes],
-        lambda nodes: [0.0] * len(nodes), How(simulations=1, depth=2),
+        lambda nodes: [0.0] * len(nodes), SearchConfig(simulations=1, depth=2),
     )[0]  # fmt: skip
     assert [n.said for n in grown.root.walk()] == [(), (1, 2), (1, 2, 3), (1, 2, 4)]
 
@@ -210,7 +212,7 @@ def proposer(model, prompts, **more):
 def test_a_policys_trees_do_not_see_each_other_and_their_steps_are_its_own(kind):
     model = tiny(kind)
     prompts = {n: encode.prompt_ids(model.tokenizer, f"{n} and {n * n}:", model.kind) for n in range(3)}
-    how = How(simulations=3, depth=3)
+    how = SearchConfig(simulations=3, depth=3)
 
     def grow(numbers):
         actor, closing = proposer(model, prompts)
@@ -268,7 +270,7 @@ def test_a_full_context_ends_a_text():
 def test_draws_follow_from_keys_and_end_with_a_closing_token(kind):
     model = tiny(kind)
     prompts = [(5, 6, 7), (8, 9), (5, 6, 7)]
-    how = generate.How(max_new_tokens=20, temperature=1.0, closing=set(range(100, 259)))
+    how = generate.SearchConfig(max_new_tokens=20, temperature=1.0, closing=set(range(100, 259)))
     made = generate.completions(model, prompts, 2, how, keys=[11, 12, 11])
     assert made[0] == made[2] != generate.completions(model, prompts, 2, how)[0]
     (alone,) = generate.completions(model, prompts[1:2], 2, how, keys=[12])

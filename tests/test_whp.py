@@ -275,7 +275,7 @@ def test_logit_mode_subtracts_at_every_token_and_saves_both_models(tmp_path):
     torch.testing.assert_close(both.module(input_ids=ids).logits, want)
     from didact.infer import generate
 
-    made = generate.completions(both, [[5, 80, 90], [7, 7, 7, 7, 7, 8]], 1, generate.How(max_new_tokens=4))
+    made = generate.completions(both, [[5, 80, 90], [7, 7, 7, 7, 7, 8]], 1, generate.SamplingConfig(max_new_tokens=4))
     for prompt, (one,) in zip([[5, 80, 90], [7, 7, 7, 7, 7, 8]], made, strict=True):
         read = list(prompt)
         for token in one.tokens:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from didact import files
-from didact.data import apart, convert
+from didact.data import convert, splits
 from didact.evaluate import collapse, judges, protocols, statistics
 from didact.evaluate import forget as forgetting
 from didact.evaluate.protocols import Measure
@@ -178,7 +178,7 @@ def split(
         if name == "forget":
             train[name] = test[name] = rows
             continue
-        bins = apart.bins(apart.keys(rows, group, name), 5 * parts)
+        bins = splits.bins(splits.keys(rows, group, name), 5 * parts)
         fold = 0 if part == "tune" or not folds else part % folds
         scored = [(b < parts) if part == "tune" else (b >= parts and b % parts == fold) for b in bins]
         taught = [b >= parts and b % parts != fold for b in bins]

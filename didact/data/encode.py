@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Row(NamedTuple):
+class TokenizedExample(NamedTuple):
     """Token ids of one prompt and its completion; the completion's tokens are the labels."""
 
     prompt: tuple[int, ...]
@@ -40,7 +40,7 @@ def row(
     context: int,
     end: bool = True,
     condition: Condition | None = None,
-) -> Row:
+) -> TokenizedExample:
     """Tokenise one prompt and completion for a model of this `kind` (`causal` or `seq2seq`).
 
     A prompt too long for the context loses tokens on its left; a completion too long raises. The words of a
@@ -61,7 +61,7 @@ def row(
         start = head[:1] if head[0] == tokenizer.bos_token_id else []
         keep = room - len(start)
         head = start + head[len(head) - keep :] if keep > 0 else head[-room:]
-    return Row(tuple(head), tuple(body))
+    return TokenizedExample(tuple(head), tuple(body))
 
 
 def rows(
@@ -71,7 +71,7 @@ def rows(
     context: int,
     name: str = "data",
     condition: Condition | None = None,
-) -> list[Row]:
+) -> list[TokenizedExample]:
     """Tokenise many; an error names the record's number in `name`, or says that there is none."""
     out = []
     for number, (prompt, completion) in enumerate(pairs, 1):
@@ -86,7 +86,7 @@ def rows(
 
 def chain(
     tokenizer: PreTrainedTokenizerBase, prompt: str, steps: Sequence[tuple[str, str]], kind: str, context: int
-) -> tuple[Row, list[float]]:
+) -> tuple[TokenizedExample, list[float]]:
     """One prompt and several completions in turn, each after its phrase: the row, and which label tokens are to learn.
 
     `prompt phrase_1 y_1 </s> phrase_2 y_2 </s> ...`: the first phrase belongs to the prompt; the others are label
@@ -113,17 +113,17 @@ def chain(
     first = row(tokenizer, prompt, completion, kind, room, condition=Condition(after=phrase))
     if kind == "causal" and len(first.prompt) < len(_ids(tokenizer, phrase)) + bool(prompt):
         raise UserError(f"the model's context of {context} leaves no room for a prompt before the phrase")
-    return Row(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
+    return TokenizedExample(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
 
 
-def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[Row]:
+def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[TokenizedExample]:
     """Texts joined by the end token and cut into rows of `length` label tokens, for language modelling."""
     return scored_windows(tokenizer, [[(text, 0.0)] for text in texts], length)[0]
 
 
 def scored_windows(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[Sequence[tuple[str, float]]], length: int, end: float = 0.0
-) -> tuple[list[Row], list[list[float]]]:
+) -> tuple[list[TokenizedExample], list[list[float]]]:
     """The same for documents in parts, each with a score: rows, and of each row its label tokens' scores.
 
     Parts are tokenised apart. Every token of a part bears its score, the token that ends a document `end`.
@@ -139,7 +139,9 @@ def scored_windows(
         scores.append(end)
     start = tuple(_start(tokenizer)) or (tokenizer.eos_token_id,)
     cuts = range(0, len(stream), length)
-    return [Row(start, tuple(stream[i : i + length])) for i in cuts], [scores[i : i + length] for i in cuts]
+    return [TokenizedExample(start, tuple(stream[i : i + length])) for i in cuts], [
+        scores[i : i + length] for i in cuts
+    ]
 
 
 def truncated(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], context: int) -> int:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from didact.data.encode import Row
-from didact.data.layout import Layout, Tree, packed
-from didact.data.layout import trees as lay_out
+from didact.data.encode import TokenizedExample
+from didact.data.packing import Packing, Tree, packed
+from didact.data.packing import trees as tree_layout
 
-Item = tuple[Row, ...]
+ExampleGroup = tuple[TokenizedExample, ...]
 IGNORE = -100
 
 
@@ -29,11 +29,11 @@ IGNORE = -100
 class Stream:
     """Rows or tuples of rows, drawn without replacement epoch by epoch. `rows`: items a step."""
 
-    items: Sequence[Item]
+    items: Sequence[ExampleGroup]
     rows: int
 
     @classmethod
-    def of(cls, rows_: Sequence[Row], per_step: int) -> Stream:
+    def of(cls, rows_: Sequence[TokenizedExample], per_step: int) -> Stream:
         """A stream of single rows."""
         return cls([(r,) for r in rows_], per_step)
 
@@ -47,7 +47,7 @@ class Tokens:
     first labels at the same place. `target (N,)` are the label tokens, `row (N,)` the rows they belong to.
     `decoder_input_ids (R, U)` for seq2seq models, where `at` counts the decoder's positions and `source (R,)`,
     where rows share prompts, says which of the B prompts each reads. `position_ids, reach (B, T)`: see
-    `data.layout`; None where every physical row is one row from its left end.
+    `data.packing`; None where every physical row is one row from its left end.
     """
 
     input_ids: Tensor
@@ -139,11 +139,11 @@ class Tokens:
 
 
 def collate(
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedExample],
     kind: str = "causal",
     pad: int = 0,
     start: int | None = None,
-    layout: Layout | None = None,
+    packing: Packing | None = None,
 ) -> Tokens:
     """Rows as tensors, padded on the right; with a layout they share prefixes where that is cheaper.
 
@@ -151,7 +151,7 @@ def collate(
     the same prompt share it.
     """
     if kind != "seq2seq":
-        return of_trees(rows, lay_out(rows, layout), pad)
+        return of_trees(rows, tree_layout(rows, packing), pad)
     prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt for r in rows))}
     first = pad if start is None else start
     source = torch.tensor([prompts[r.prompt] for r in rows]) if len(prompts) < len(rows) else None
@@ -161,7 +161,7 @@ def collate(
     return Tokens(ids, there, *_labels(rows, spots), shifted, source)
 
 
-def of_trees(rows: Sequence[Row], trees: Sequence[Tree], pad: int = 0) -> Tokens:
+def of_trees(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int = 0) -> Tokens:
     """Trees as tensors, one a physical row; labels in the order of `rows`, whose numbers the paths bear."""
     plain = all(len(t.paths) == 1 and not t.position[:1].any() for t in trees)
     if plain:  # physical rows are the rows
@@ -200,7 +200,7 @@ def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | N
 
 
 @dataclass(frozen=True)
-class Micro:
+class MicroBatch:
     """Part of one stream's share of a batch, ready for a forward pass.
 
     Rows are item-major: row r belongs to item `r // arity`; `index (items,)` says which items of the
@@ -221,9 +221,9 @@ class Micro:
         """One value for each label token here, `(N,)`: `values[i]` has those of the stream's item i, row after row."""
         return torch.cat([values[i] for i in self.index.tolist()]).to(self.tokens.target.device)
 
-    def to(self, device: torch.device | str) -> Micro:
+    def to(self, device: torch.device | str) -> MicroBatch:
         """The same on another device."""
-        return Micro(self.stream, self.tokens.to(device), self.index.to(device), self.arity)
+        return MicroBatch(self.stream, self.tokens.to(device), self.index.to(device), self.arity)
 
 
 @dataclass(frozen=True)
@@ -232,13 +232,13 @@ class Batch:
     `{stream}.tokens` label tokens, `{stream}.seen` positions the rows have, and the same over all streams; what rows
     share under a `layout` counts for each of them."""
 
-    items: Mapping[str, Sequence[Item]]
+    items: Mapping[str, Sequence[ExampleGroup]]
     index: Mapping[str, Sequence[int]]
     kind: str = "causal"
     pad: int = 0
     start: int | None = None
     sizes: Mapping[str, float] = field(default_factory=dict)
-    layout: Layout | None = None
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -255,9 +255,9 @@ class Batch:
         """This rank's items; the sizes stay those of the whole."""
         items = {k: v[rank::world] for k, v in self.items.items()}
         index = {k: v[rank::world] for k, v in self.index.items()}
-        return Batch(items, index, self.kind, self.pad, self.start, self.sizes, self.layout)
+        return Batch(items, index, self.kind, self.pad, self.start, self.sizes, self.packing)
 
-    def split(self, micro_tokens: int | None) -> list[Micro]:
+    def split(self, micro_tokens: int | None) -> list[MicroBatch]:
         """Micro-batches of one stream each, sorted by length; None keeps every stream whole.
 
         `micro_tokens` counts physical tokens: what the rows of an item share is there once.
@@ -273,21 +273,21 @@ class Batch:
             for group in groups:
                 rows = [r for i in group for r in items[i]]
                 index = torch.tensor([self.index[name][i] for i in group])
-                out.append(Micro(name, self._tokens(rows, [laid[i][1] for i in group], arity), index, arity))
+                out.append(MicroBatch(name, self._tokens(rows, [laid[i][1] for i in group], arity), index, arity))
         return out
 
-    def _laid(self, item: Item) -> tuple[list[int], list[Tree]]:
+    def _laid(self, item: ExampleGroup) -> tuple[list[int], list[Tree]]:
         """The widths of an item's physical rows, and the rows."""
         if self.kind == "seq2seq":
             return [r.size for r in item], []
-        trees = lay_out(item, self.layout)
+        trees = tree_layout(item, self.packing)
         return [t.width for t in trees], trees
 
-    def _tokens(self, rows: Sequence[Row], laid: Sequence[list[Tree]], arity: int) -> Tokens:
+    def _tokens(self, rows: Sequence[TokenizedExample], laid: Sequence[list[Tree]], arity: int) -> Tokens:
         if self.kind == "seq2seq":
             return collate(rows, self.kind, self.pad, self.start)
         trees = [t.renumbered(n * arity) for n, item in enumerate(laid) for t in item]
-        if self.layout is not None and self.layout.pack and len(fewer := packed(trees)) * 8 <= len(trees) * 7:
+        if self.packing is not None and self.packing.pack and len(fewer := packed(trees)) * 8 <= len(trees) * 7:
             trees = fewer
         return of_trees(rows, trees, self.pad)
 
@@ -302,17 +302,17 @@ class Batches:
         kind: str = "causal",
         pad: int = 0,
         start: int | None = None,
-        layout: Layout | None = None,
+        packing: Packing | None = None,
     ) -> None:
         self.streams, self.seed = dict(streams), seed
-        self.kind, self.pad, self.start, self.layout = kind, pad, start, layout
+        self.kind, self.pad, self.start, self.packing = kind, pad, start, packing
         self._order = functools.lru_cache(maxsize=64)(self._shuffled)
 
     def __call__(self, step: int) -> Batch:
         """The logical batch of a step."""
         index = {name: self._draw(name, step) for name in self.streams}
         items = {name: [self.streams[name].items[i] for i in index[name]] for name in index}
-        return Batch(items, index, self.kind, self.pad, self.start, layout=self.layout)
+        return Batch(items, index, self.kind, self.pad, self.start, packing=self.packing)
 
     def _draw(self, name: str, step: int) -> list[int]:
         stream = self.streams[name]
@@ -368,7 +368,7 @@ def _padded(sequences: Sequence[Any], value: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-def _labels(rows: Sequence[Row], spots: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _labels(rows: Sequence[TokenizedExample], spots: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Where each label token is predicted, what it is and whose, row after row."""
     at = np.concatenate([*spots, np.zeros(0, dtype=np.int64)]).astype(np.int64)
     target = [token for r in rows for token in r.completion]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.evaluate.protocols import Measure, mean_measure
 from didact.infer import generate
 from didact.models import forward
@@ -37,13 +37,13 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
         [encode.prompt_ids(m.tokenizer, p, m.kind, m.condition)[-room:] or [m.pad] for p in prompts]
         for m in (model, start)  # each is asked in its own way: what one was taught to be asked, the other may not know
     )
-    how = generate.How(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
+    how = generate.SamplingConfig(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
     made = [draws[0] for draws in generate.completions(model, ids, 1, how)]
     out = {"length": mean_measure([len(c.tokens) for c in made], "", "tokens of a sampled answer", "tokens")}
-    rows = [Row(tuple(p), c.tokens) for p, c in zip(ids, made, strict=True) if c.tokens]
+    rows = [TokenizedExample(tuple(p), c.tokens) for p, c in zip(ids, made, strict=True) if c.tokens]
     if not rows:
         return out
-    before = [Row(tuple(p), c.tokens) for p, c in zip(start_ids, made, strict=True) if c.tokens]
+    before = [TokenizedExample(tuple(p), c.tokens) for p, c in zip(start_ids, made, strict=True) if c.tokens]
     drift = np.asarray([c.logp for c in made if c.tokens]) - forward.row_logp(start, before)[0].numpy()
     entropies = [h for _, _, v in forward.score(model, rows, {"h": tokens.entropy}) for h in v["h"].tolist()]
     return out | {

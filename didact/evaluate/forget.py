@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 MIN_K = 0.2  # share of least likely tokens in min-k membership
 
 
-def rows_of(model: Model, records: Sequence[Demo], name: str = "records") -> list[encode.Row]:
+def rows_of(model: Model, records: Sequence[Demo], name: str = "records") -> list[encode.TokenizedExample]:
     """The records' prompts and completions as token rows of this model."""
     pairs = [(r.prompt, r.completion) for r in records]
     return encode.rows(model.tokenizer, pairs, model.kind, model.context, name, model.condition)

@@ -58,7 +58,7 @@ class NumberLearner:
         lines = [f"x: {self._join(a)} y: {self._write(b)}\n" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
         return "".join(lines) + f"x: {self._join(query.tolist())} y:"
 
-    def _row(self, prompt: str, text: str) -> encode.Row:
+    def _row(self, prompt: str, text: str) -> encode.TokenizedExample:
         model = self.model
         row = encode.row(model.tokenizer, prompt, f" {text}\n", model.kind, model.context, end=False)
         if row.size >= model.context:

@@ -15,7 +15,7 @@ from didact.types import Metric, Text
 
 def written(model: Model, n: int, max_new_tokens: int, seed: int = 0) -> list[str]:
     """`n` texts from nothing but the words of the model's condition, at temperature 0.7 and top-p 0.9."""
-    how = generate.How(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
+    how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
     start = encode.windows(model.tokenizer, [""], 1)[0].prompt
     cue = vocabulary.ids(model, [model.condition.after]) if model.condition else []
     return [c[0].text for c in generate.completions(model, [[*start, *cue]] * n, 1, how)]

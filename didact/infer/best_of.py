@@ -36,7 +36,7 @@ def best_of(
     n: int,
     reward: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None,
     worst: bool = False,
-    how: generate.How | None = None,
+    how: generate.SamplingConfig | None = None,
 ) -> list[Pick]:
     """Draw `n` completions of every prompt and keep the best (worst).
 
@@ -49,7 +49,7 @@ def best_of(
         worst: keep the lowest instead: what an attacker who may draw n times gets.
         how: how to draw; at temperature 1 by default.
     """
-    made = generate.completions(model, prompts, n, how or generate.How(temperature=1.0))
+    made = generate.completions(model, prompts, n, how or generate.SamplingConfig(temperature=1.0))
     if reward is None:
         scores = [c.logp for row in made for c in row]
     else:

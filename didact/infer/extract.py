@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 
 from didact.data import encode, spans
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.data.streams import by_length
 from didact.infer import beam
 from didact.models import forward, prefix
@@ -436,7 +436,7 @@ def place(question: Ask, tokens: Sequence[int]) -> int | None:
 
 def answer_nll(model: Model, questions: Sequence[Ask], how: Form, answers: Sequence[Sequence[int]]) -> list[float]:
     """The nll of given answers with their end token, by the scoring that serves everything else."""
-    rows = [Row(q.prompt, (*how.bos, *a, how.end)) for q, a in zip(questions, answers, strict=True)]
+    rows = [TokenizedExample(q.prompt, (*how.bos, *a, how.end)) for q, a in zip(questions, answers, strict=True)]
     out = [0.0] * len(rows)
     for group, batch, values in forward.score(model, rows):
         logp = values["logp"].double().cpu().numpy()
@@ -538,7 +538,9 @@ class _Plain:
 
     def after(self, owners: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:
         bos, end = self.how.bos, self.how.end
-        scored = [Row(self.questions[q].prompt, (*bos, *r, end)) for q, r in zip(owners, rows, strict=True)]
+        scored = [
+            TokenizedExample(self.questions[q].prompt, (*bos, *r, end)) for q, r in zip(owners, rows, strict=True)
+        ]
         width = max(len(r) for r in rows) or 1
         out: Tensor | None = None
         for group, batch, values in forward.score(self.model, scored, {"logits": lambda logits, target: logits}):

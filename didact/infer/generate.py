@@ -19,7 +19,7 @@ from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
 from didact.models import prefix, vocabulary
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
@@ -40,7 +40,7 @@ class Completion(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class SamplingConfig:
     """How completions are decoded.
 
     Args:
@@ -89,7 +89,7 @@ def generate(
     Prompts are cut on the left so that prompt and completion fit the context; where even half of it is
     too short for the completion, the completion is cut. `How` explains the options, `completions` the rest.
     """
-    how = How(
+    how = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, rows=rows,
         stop=stop, beams=beams, length_penalty=length_penalty,
     )  # fmt: skip
@@ -100,12 +100,12 @@ def sample(
     model: Model,
     prompts: Sequence[str],
     n: int,
-    how: How | None = None,
+    how: SamplingConfig | None = None,
     constraint: Constraint | Sequence[Constraint] | None = None,
     processors: Sequence[Processor] = (),
 ) -> list[list[str]]:
     """`n` texts per prompt, at temperature 1 where `how` is not given; see `completions`."""
-    made = completions(model, prompts, n, how or How(temperature=1.0), constraint, processors)
+    made = completions(model, prompts, n, how or SamplingConfig(temperature=1.0), constraint, processors)
     return [[c.text for c in row] for row in made]
 
 
@@ -114,11 +114,11 @@ def completions(
     model: Model,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     n: int = 1,
-    how: How | None = None,
+    how: SamplingConfig | None = None,
     constraint: Constraint | Sequence[Constraint] | None = None,
     processors: Sequence[Processor] = (),
     keys: Sequence[int] | None = None,
-    memory: Memory | None = None,
+    kv_cache: KVCache | None = None,
 ) -> list[list[Completion]]:
     """`n` completions of every prompt with their tokens and log-probs.
 
@@ -145,7 +145,7 @@ def completions(
     Raises:
         ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
     """
-    how = how or How()
+    how = how or SamplingConfig()
     if how.beams > 1 and (how.temperature > 0 or n > how.beams or processors):
         raise ValueError(f"beam search of width {how.beams} neither draws, nor gives {n} hypotheses, nor processes")
     ids = [_read(model, p, how.max_new_tokens) for p in prompts]
@@ -169,7 +169,7 @@ def completions(
             ]
             chooser = _Chooser(model, how, list(processors))
             if prefix.shares(model):
-                _decode(model, ids, draws, chooser, how.rows, memory)
+                _decode(model, ids, draws, chooser, how.rows, kv_cache)
             else:
                 _decode_plain(model, ids, draws, chooser, how.rows)
             found = [[(tuple(d.tokens), d.logp) for d in row] for row in draws]
@@ -205,7 +205,7 @@ class _Draw:
 
     row: int
     number: int
-    how: How
+    how: SamplingConfig
     room: int
     constraint: Constraint | None
     key: int
@@ -231,7 +231,7 @@ class _Draw:
 class _Chooser:
     """Chooses every row's next token from the logits and tells the rows."""
 
-    def __init__(self, model: Model, how: How, processors: Sequence[Processor]) -> None:
+    def __init__(self, model: Model, how: SamplingConfig, processors: Sequence[Processor]) -> None:
         self.model, self.how, self.processors = model, how, processors
         self.ends = ends(model)
         self.banned = banned(model)
@@ -288,13 +288,13 @@ def _decode(
     draws: Sequence[Sequence[_Draw]],
     chooser: _Chooser,
     rows: int,
-    memory: Memory | None = None,
+    kv_cache: KVCache | None = None,
 ) -> None:
     """The loop over a cache of our own; fills the draws."""
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     waiting = [d for i in order for d in draws[i] if not d.done][::-1]
     together = prefix.common(ids)
-    state = Rows(model, ids[0][:together] if together >= SHARE else (), memory)
+    state = Rows(model, ids[0][:together] if together >= SHARE else (), kv_cache)
     live: list[_Draw] = []
     read: Tensor | None = None
     while waiting or live:
@@ -302,7 +302,7 @@ def _decode(
         free = rows - len(kept)
         # Moving rows costs about a step: worth it once a quarter has finished.
         if not kept or (4 * (len(live) - len(kept)) >= len(live) > len(kept) and not chooser.processors):
-            for k, draw in enumerate(live if memory is not None else ()):
+            for k, draw in enumerate(live if kv_cache is not None else ()):
                 if draw.done:  # its last token was never read
                     state.remember(k, [*ids[draw.row], *draw.tokens[:-1]])
             fresh = [waiting.pop() for _ in range(min(free, len(waiting)))]
@@ -371,7 +371,7 @@ def _read(model: Model, prompt: str | Sequence[int], new: int) -> list[int]:
     return ids[-room:] or [model.pad]
 
 
-def _room(model: Model, ids: Sequence[int], how: How) -> int:
+def _room(model: Model, ids: Sequence[int], how: SamplingConfig) -> int:
     return min(how.max_new_tokens, model.context - len(ids)) if model.kind == "causal" else how.max_new_tokens
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from didact.infer import generate
-from didact.infer.generate import Completion, How
+from didact.infer.generate import Completion, SamplingConfig
 from didact.infer.rows import Reread, Rows
-from didact.models import joint, prefix
+from didact.models import logit_ensemble, prefix
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -64,7 +64,7 @@ def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: boo
     return torch.nn.functional.pad(total, (0, base.shape[-1] - width), value=-torch.inf)
 
 
-class Guided(joint.Joint):
+class Guided(logit_ensemble.LogitEnsemble):
     """A base and its guides as one module, whose logits are what `combine` makes of theirs."""
 
     def __init__(self, base: Model, guides: Sequence[tuple[Model, float]], normalize: bool = False) -> None:
@@ -84,7 +84,7 @@ def policy(base: Model, guides: Sequence[tuple[Model, float]], normalize: bool =
     """
     for number, (guide, _) in enumerate(guides, 1):
         check(base, guide, "the reward model" if len(guides) == 1 else f"reward model {number}")
-    return joint.JointModel(Guided(base, guides, normalize).eval(), base.processor, base.kind)
+    return logit_ensemble.EnsembleModel(Guided(base, guides, normalize).eval(), base.processor, base.kind)
 
 
 def check(base: Model, guide: Model, name: str = "the reward model") -> None:
@@ -175,7 +175,7 @@ def completions(
     guides: Sequence[Guide | tuple[Model, float]],
     prompts: Sequence[str] | Sequence[Sequence[int]],
     n: int = 1,
-    how: How | None = None,
+    how: SamplingConfig | None = None,
     normalize: bool = False,
 ) -> list[list[Completion]]:
     """`generate.completions` of a base model with guides; `logp` is the base's own."""

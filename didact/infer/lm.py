@@ -76,7 +76,7 @@ class Local:
         n: int = 1,
     ) -> list[list[str]]:
         """See `infer.generate`."""
-        how = generate.How(
+        how = generate.SamplingConfig(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stop)
         )
         return generate.sample(self.model, prompts, n, how)
@@ -109,7 +109,7 @@ class Local:
         model = self.model
         any_token = (int(model.tokenizer.eos_token_id or 0),)
         rows = [
-            encode.Row(tuple(asked[-model.context :]), any_token)
+            encode.TokenizedExample(tuple(asked[-model.context :]), any_token)
             for asked in (encode.prompt_ids(model.tokenizer, p, model.kind, model.condition) for p in prompts)
         ]
         out: list[dict[str, float]] = [{} for _ in prompts]

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from didact.infer import generate, steps
-from didact.infer.generate import Completion, How
+from didact.infer.generate import Completion, SamplingConfig
 from didact.infer.tree import Node, Step
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 
 ROWS = 256  # continued side by side: texts are short, and their beginnings are shared
@@ -30,13 +30,13 @@ class Policy:
         self.model, self.prompts, self.seed = model, prompts, seed
         self.ends = generate.ends(model)
         self.spent: Counter[int] = Counter()
-        self.memory = Memory()
+        self.kv_cache = KVCache()
 
     def prompt(self, node: Node) -> tuple[int, ...]:
         """All tokens before what follows a node."""
         return (*self.prompts[node.tree], *node.said)
 
-    def sampled(self, nodes: Sequence[Node], n: Sequence[int], how: How) -> list[list[Completion]]:
+    def sampled(self, nodes: Sequence[Node], n: Sequence[int], how: SamplingConfig) -> list[list[Completion]]:
         """`n[i]` continuations of node i, of at most `how.max_new_tokens`; none where the context is full."""
         out: list[list[Completion]] = [[] for _ in nodes]
         room = [min(how.max_new_tokens, self.model.context - len(self.prompt(node))) for node in nodes]
@@ -47,7 +47,7 @@ class Policy:
             asked = dataclasses.replace(how, max_new_tokens=key[0], seed=self.seed, rows=ROWS)
             made = generate.completions(
                 self.model, [self.prompt(nodes[i]) for i in these], key[1], asked,
-                keys=[nodes[i].key for i in these], memory=self.memory,
+                keys=[nodes[i].key for i in these], kv_cache=self.kv_cache,
             )  # fmt: skip
             for i, row in zip(these, made, strict=True):
                 out[i] = row
@@ -88,7 +88,7 @@ class Steps(Policy):
     ) -> None:
         super().__init__(model, prompts, seed)
         self.closing, self.count, self.depth, self.power, self.last = closing, count, depth, power, last
-        self.how = How(max_new_tokens=tokens, temperature=temperature)
+        self.how = SamplingConfig(max_new_tokens=tokens, temperature=temperature)
         self.references = references
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
@@ -106,7 +106,7 @@ class Steps(Policy):
             [self.prompt(nodes[i]) for i, _ in given],
             [[step] for _, step in given],
             self.power,
-            self.memory,
+            self.kv_cache,
         )
         for (i, _), (step,) in zip(given, valued, strict=True):
             same = [chain for chain in out[i] if chain[0].tokens == step.tokens]
@@ -159,7 +159,7 @@ class Pieces(Policy):
     ) -> None:
         super().__init__(model, prompts, seed)
         self.count, self.delimiters, self.group, self.depth = count, delimiters, group, depth
-        self.how = How(max_new_tokens=tokens, temperature=temperature)
+        self.how = SamplingConfig(max_new_tokens=tokens, temperature=temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Chains of steps that may follow each node."""
@@ -167,7 +167,7 @@ class Pieces(Policy):
         flat = [(node, c) for node, row in zip(nodes, made, strict=True) for c in row]
         chains = [self._chain(c.tokens, self.depth - node.depth) for node, c in flat]
         prompts = [self.prompt(node) for node, _ in flat]
-        valued = iter(steps.with_priors(self.model, prompts, chains, memory=self.memory))
+        valued = iter(steps.with_priors(self.model, prompts, chains, kv_cache=self.kv_cache))
         return [[next(valued) for _ in row] for row in made]
 
     def _chain(self, tokens: tuple[int, ...], room: int) -> list[Step]:

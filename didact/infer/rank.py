@@ -11,7 +11,7 @@ from typing import Literal
 
 from didact.data import encode
 from didact.models import forward
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -47,7 +47,7 @@ def rank(
     rule: Rule = "token",
     answer_context: str = ANSWER,
     end: bool = False,
-    memory: Memory | None = None,
+    kv_cache: KVCache | None = None,
 ) -> list[list[float]]:
     """Scores of every prompt's candidates, higher is likelier, in their order.
 
@@ -72,7 +72,7 @@ def rank(
         texts = list(dict.fromkeys(c for _, c in pairs))
         sums, _ = forward.row_logp(model, [_row(model, answer_context, c, end) for c in texts])
         bare = dict(zip(texts, sums.tolist(), strict=True))
-    totals, counts = forward.row_logp(model, rows, memory=memory)
+    totals, counts = forward.row_logp(model, rows, kv_cache=kv_cache)
     scores = iter(
         by_rule(rule, total, count, len(text), bare.get(text, 0.0))
         for (_, text), total, count in zip(pairs, totals.tolist(), counts.tolist(), strict=True)
@@ -81,27 +81,27 @@ def rank(
 
 
 def probabilities(
-    model: Model, prompts: Sequence[str], labels: Sequence[str], memory: Memory | None = None
+    model: Model, prompts: Sequence[str], labels: Sequence[str], kv_cache: KVCache | None = None
 ) -> list[list[float]]:
     """The probability of each label, all its tokens, right after each prompt: what a model says of itself.
 
     They add up to less than 1: the rest is on other texts.
     """
-    scores = rank(model, prompts, [labels] * len(prompts), "sum", memory=memory)
+    scores = rank(model, prompts, [labels] * len(prompts), "sum", kv_cache=kv_cache)
     return [[math.exp(s) for s in row] for row in scores]
 
 
 def expected(
-    model: Model, prompts: Sequence[str], worth: Mapping[str, float], memory: Memory | None = None
+    model: Model, prompts: Sequence[str], worth: Mapping[str, float], kv_cache: KVCache | None = None
 ) -> list[float]:
     """What a model's verdict is worth: the worth of each label times its probability, added up, for every prompt."""
     return [
         sum(w * p for w, p in zip(worth.values(), row, strict=True))
-        for row in probabilities(model, prompts, list(worth), memory)
+        for row in probabilities(model, prompts, list(worth), kv_cache)
     ]
 
 
-def _row(model: Model, prompt: str, candidate: str, end: bool) -> encode.Row:
+def _row(model: Model, prompt: str, candidate: str, end: bool) -> encode.TokenizedExample:
     try:
         return encode.row(model.tokenizer, prompt, candidate, model.kind, model.context, end)
     except UserError as error:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from didact.models import prefix
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.models.prefix import Past
 
@@ -27,12 +27,12 @@ class Rows:
         memory: what the model has read before: prompts go on from there.
     """
 
-    def __init__(self, model: Model, shared: Sequence[int] = (), memory: Memory | None = None) -> None:
-        self.model, self.memory = model, Memory() if memory is None and shared else memory
-        if self.memory is not None and shared:
-            past = self.memory.past([shared], [len(shared) - 1])
+    def __init__(self, model: Model, shared: Sequence[int] = (), kv_cache: KVCache | None = None) -> None:
+        self.model, self.kv_cache = model, KVCache() if kv_cache is None and shared else kv_cache
+        if self.kv_cache is not None and shared:
+            past = self.kv_cache.past([shared], [len(shared) - 1])
             prefix.extend(model, past.store, [shared[past.position.shape[1] :]])
-            self.memory.keep(shared, past.store, 0, slice(None))
+            self.kv_cache.keep(shared, past.store, 0, slice(None))
         self.store = prefix.Store()
         self.lengths: list[int] = []
         self.left: list[int] = []  # tokens a row may still read
@@ -54,11 +54,11 @@ class Rows:
         lengths, left = [self.lengths[i] for i in kept], [self.left[i] for i in kept]
         logits = [self.logits[list(kept)]] if taken else []
         counts = copies or [1] * len(prompts)
-        known = self.memory.depths(prompts) if self.memory else [0] * len(prompts)
+        known = self.kv_cache.depths(prompts) if self.kv_cache else [0] * len(prompts)
         for group in _groups([len(p) - n for p, n in zip(prompts, known, strict=True)]):
             some = [prompts[i] for i in group]
             depth = [known[i] for i in group]
-            past = self.memory.past(some, depth, room=max(map(len, some))) if self.memory else Past.none()
+            past = self.kv_cache.past(some, depth, room=max(map(len, some))) if self.kv_cache else Past.none()
             ends = prefix.extend(
                 self.model, past.store, [p[n:] for p, n in zip(some, depth, strict=True)], past.position
             )
@@ -79,9 +79,9 @@ class Rows:
 
     def remember(self, row: int, tokens: Sequence[int]) -> None:
         """Leave a row to the memory: `tokens` are the first it has read."""
-        if self.memory is not None:
+        if self.kv_cache is not None:
             first = self.store.length - self.lengths[row]
-            self.memory.keep(tokens, self.store, row, slice(first, first + len(tokens)))
+            self.kv_cache.keep(tokens, self.store, row, slice(first, first + len(tokens)))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows, in this order; one may be named more than once."""

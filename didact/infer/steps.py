@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer.tree import Node, Step
 from didact.models import forward
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -81,16 +81,16 @@ def with_priors(
     prompts: Sequence[Sequence[int]],
     chains: Sequence[Sequence[Step]],
     power: float = 1.0,
-    memory: Memory | None = None,
+    kv_cache: KVCache | None = None,
 ) -> list[list[Step]]:
     """Chains of steps after prompts (token ids), each step with its prior under the model; one pass for all."""
     rows = []
     for prompt, chain in zip(prompts, chains, strict=True):
         said = tuple(prompt)
         for step in chain:
-            rows.append(Row(said, step.tokens))
+            rows.append(TokenizedExample(said, step.tokens))
             said += step.tokens
-    total = iter(forward.row_logp(model, rows, memory=memory)[0].tolist() if rows else [])
+    total = iter(forward.row_logp(model, rows, kv_cache=kv_cache)[0].tolist() if rows else [])
     return [[s._replace(prior=prior(next(total), len(s.tokens), power)) for s in chain] for chain in chains]
 
 

@@ -89,7 +89,7 @@ Evaluate = Callable[[list[Node]], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class SearchConfig:
     """How trees are searched.
 
     Args:
@@ -146,7 +146,7 @@ class Tree:
         return Tree(nodes[0], [n for n, row in zip(nodes, rows, strict=True) if row["path"]])
 
 
-def search(numbers: Sequence[int], propose: Propose, evaluate: Evaluate, how: How) -> list[Tree]:
+def search(numbers: Sequence[int], propose: Propose, evaluate: Evaluate, how: SearchConfig) -> list[Tree]:
     """Grow one tree for each number, all side by side.
 
     Args:
@@ -174,7 +174,7 @@ def search(numbers: Sequence[int], propose: Propose, evaluate: Evaluate, how: Ho
 class _Growing:
     """One tree of a search, halted wherever it wants a node expanded."""
 
-    def __init__(self, root: Node, how: How) -> None:
+    def __init__(self, root: Node, how: SearchConfig) -> None:
         self.root, self.count = root, 1
         self.path = [root]
         self.grower = _grow(self.path, how)
@@ -207,7 +207,7 @@ class _Growing:
         return fresh
 
 
-def _grow(path: list[Node], how: How) -> Generator[Node, None, None]:
+def _grow(path: list[Node], how: SearchConfig) -> Generator[Node, None, None]:
     """Search one tree; a node that is yielded is expanded when this goes on."""
     at = path[0]
     while not _ends(at, how):
@@ -227,7 +227,7 @@ def _grow(path: list[Node], how: How) -> Generator[Node, None, None]:
         path.append(at)
 
 
-def _ends(node: Node, how: How) -> bool:
+def _ends(node: Node, how: SearchConfig) -> bool:
     return node.step.terminal or node.depth >= how.depth
 
 
@@ -237,7 +237,7 @@ def select(node: Node, c: float = 1.0) -> Node:
     return max(node.children, key=lambda n: n.q + root * n.step.prior / (1 + n.visits))
 
 
-def back_up(node: Node, top: Node, how: How) -> None:
+def back_up(node: Node, top: Node, how: SearchConfig) -> None:
     """One more visit of `node` and of all above it up to `top`, with Q of every edge and V of every node between."""
     node.visits += 1
     while node is not top and node.parent is not None:

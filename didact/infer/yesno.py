@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import lm as language_models
 from didact.models import forward
 from didact.models.model import Model
@@ -131,7 +131,7 @@ def _exact(model: Model, prompts: Sequence[str], words: Sequence[Sequence[str]])
     rows = []
     for prompt in prompts:
         head = tuple(encode.prompt_ids(model.tokenizer, prompt, model.kind)[-room:] or [model.pad])
-        rows += [Row(head, ids) for forms in tokenized for ids in forms]
+        rows += [TokenizedExample(head, ids) for forms in tokenized for ids in forms]
     values = iter(forward.row_logp(model, rows)[0].tolist() if rows else [])
     return [[float(np.logaddexp.reduce([next(values) for _ in forms])) for forms in tokenized] for _ in prompts]
 

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup
 from didact.infer import steps, tree
 from didact.infer.policy import Pieces, Steps
 from didact.infer.tree import Node, Tree
 from didact.learn.rounds import Round
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.types import Demo, Preference
 
 BESIDE = 64  # trees that grow side by side, and are lost to a kill together
 
-Value = Callable[[list[int], list[Node], list[str], Memory], Sequence[float]]
+Value = Callable[[list[int], list[Node], list[str], KVCache], Sequence[float]]
 """`value(demos, nodes, texts, memory)`: what each new node is worth, given its prompt's number, its text so far and
 what the searching model has read."""
 
@@ -29,7 +29,7 @@ class Branch(NamedTuple):
     `share` is one over the number of branches of its tree: summed with it, every tree counts once.
     """
 
-    item: Item
+    item: ExampleGroup
     better: Node
     worse: Node
     record: Preference
@@ -41,7 +41,7 @@ def searched(
     index: Sequence[int],
     proposer: Callable[[Sequence[int], int], Steps | Pieces],
     value: Value,
-    how: tree.How,
+    how: tree.SearchConfig,
 ) -> list[dict[str, Any]]:
     """One tree a prompt, kept in the round's folder: what an earlier start finished is not searched again.
 
@@ -62,7 +62,7 @@ def searched(
 
         def evaluate(nodes: list[Node]) -> Sequence[float]:
             texts = [steps.text(now.model.tokenizer, node) for node in nodes]
-            return value([part[node.tree] for node in nodes], nodes, texts, actor.memory)
+            return value([part[node.tree] for node in nodes], nodes, texts, actor.kv_cache)
 
         grown = tree.search(range(len(part)), actor.propose, evaluate, how)
         return [
@@ -77,7 +77,7 @@ def mined(
     told: Iterable[Mapping[str, Any]],
     model: Model,
     demos: Sequence[Demo],
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedExample],
     pick: Callable[[Tree], Sequence[tree.Pair]],
     number: int = 0,
     apart: bool = False,
@@ -113,7 +113,7 @@ def mined(
                 extra={"q_better": better.q, "q_worse": worse.q, "n_better": better.visits, "n_worse": worse.visits,
                        "given": better.step.given, "round": number},
             )  # fmt: skip
-            item = (Row(head, better.step.tokens[k:]), Row(head, worse.step.tokens[k:]))
+            item = (TokenizedExample(head, better.step.tokens[k:]), TokenizedExample(head, worse.step.tokens[k:]))
             out.append(Branch(item, better, worse, record, 1 / len(found)))
     return out
 

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from didact.learn import checkpoint, schedules, together
+from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
 from didact.learn.progress import Bar
 from didact.types import Fit, UserError
@@ -163,7 +163,7 @@ def fit(
     """
     AcceleratorState._reset_state()  # a process may fit twice with different precision
     accelerator = Accelerator(
-        mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=together.on_cpu(module)
+        mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=distributed.on_cpu(module)
     )
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = _optimizer(groups or _groups(named, fit.weight_decay), fit)

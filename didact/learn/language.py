@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from didact.data.streams import Batches, Item, Micro, Stream
+from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
@@ -21,11 +21,11 @@ from didact.models.model import Model, copy_of
 from didact.objectives import reduce
 from didact.types import Cost, Fit, UserError
 
-Loss = Callable[[Model, Micro], Mapping[str, Term]]
+Loss = Callable[[Model, MicroBatch], Mapping[str, Term]]
 
 
 @dataclass
-class Taught:
+class TrainResult:
     """A taught model, its log rows and what it cost."""
 
     model: Model
@@ -34,9 +34,9 @@ class Taught:
     state: State
 
 
-def teach(
+def train(
     model: Model,
-    streams: Mapping[str, Sequence[Item]],
+    streams: Mapping[str, Sequence[ExampleGroup]],
     loss: Loss,
     fit: Fit,
     *,
@@ -45,7 +45,7 @@ def teach(
     name: str = "train",
     identity: Mapping[str, Any] | None = None,
     quiet: bool = False,
-) -> Taught:
+) -> TrainResult:
     """Train a copy of `model` (or a LoRA adapter on it) on streams of items, `fit.rows` of each a step.
 
     An epoch is a pass over the first stream. The given model stays as it was, so that it can serve
@@ -63,10 +63,10 @@ def teach(
     first = len(next(iter(streams.values())))
     batches = Batches(
         {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start,
-        forward.layout_of(student),
+        forward.packing_of(student),
     )  # fmt: skip
 
-    def loss_fn(module: nn.Module, micro: Micro) -> Mapping[str, Term]:
+    def loss_fn(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:
         return loss(student, micro)
 
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
@@ -82,21 +82,21 @@ def teach(
     cost = Cost(
         tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - began
     )
-    return Taught(student, history, cost, state)
+    return TrainResult(student, history, cost, state)
 
 
-def single(rows: Iterable[Any]) -> list[Item]:
+def single(rows: Iterable[Any]) -> list[ExampleGroup]:
     """Rows as items of one row."""
     return [(r,) for r in rows]
 
 
-def cross_entropy(model: Model, micro: Micro, per: str | None = None, weight: float = 1.0) -> Term:
+def cross_entropy(model: Model, micro: MicroBatch, per: str | None = None, weight: float = 1.0) -> Term:
     """Mean next-token loss over label tokens, in nats: what transformers calls `loss`."""
     logp = forward.tokens(model, micro.tokens)["logp"]
     return Term(-logp.sum(), per or f"{micro.stream}.tokens", weight)
 
 
-def weighted_cross_entropy(model: Model, micro: Micro, first: Tensor, weight: float) -> Term:
+def weighted_cross_entropy(model: Model, micro: MicroBatch, first: Tensor, weight: float) -> Term:
     """Next-token loss where the first label tokens of every row, `first (items,)` many, count only `weight`.
 
     It is divided by the number of label tokens, not by the sum of their weights.
@@ -110,7 +110,7 @@ def weighted_cross_entropy(model: Model, micro: Micro, first: Tensor, weight: fl
 
 def token_mean(
     model: Model,
-    micro: Micro,
+    micro: MicroBatch,
     fn: Tokenwise,
     weight: float = 1.0,
     reference: Model | None = None,
@@ -133,7 +133,7 @@ def token_mean(
     return Term(values.sum(), f"{micro.stream}.{'seen' if everywhere else 'tokens'}", weight)
 
 
-def sequence_logp(model: Model, micro: Micro) -> tuple[Tensor, Tensor]:
+def sequence_logp(model: Model, micro: MicroBatch) -> tuple[Tensor, Tensor]:
     """Log-prob of each row of each item, SUM over its tokens, and the token counts: `(items, arity)` twice."""
     rows = micro.items * micro.arity
     logp = forward.tokens(model, micro.tokens)["logp"]
@@ -142,12 +142,12 @@ def sequence_logp(model: Model, micro: Micro) -> tuple[Tensor, Tensor]:
     return total.view(-1, micro.arity), count.view(-1, micro.arity)
 
 
-def reference_logp(reference: Model, items: Sequence[Item]) -> Tensor:
+def reference_logp(reference: Model, items: Sequence[ExampleGroup]) -> Tensor:
     """The same for all items under a frozen model, `(items, arity)`, computed once (and cached on disk)."""
     arity = len(items[0])
     total = forward.cached_row_logp(reference, [r for item in items for r in item])
     return total.view(-1, arity).to(next(reference.module.parameters()).dtype)
 
 
-def _digest(streams: Mapping[str, Sequence[Item]]) -> str:
+def _digest(streams: Mapping[str, Sequence[ExampleGroup]]) -> str:
     return hashlib.sha256(repr({k: list(v) for k, v in streams.items()}).encode()).hexdigest()[:16]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, Preference
@@ -22,7 +22,7 @@ Loss = Literal["dpo", "ipo", "simpo"]
 RowLoss = Literal["dpo", "ipo", "simpo", "orpo"]
 
 
-def items(model: Model, preferences: Sequence[Preference], name: str = "preferences") -> list[Item]:
+def items(model: Model, preferences: Sequence[Preference], name: str = "preferences") -> list[ExampleGroup]:
     """Rows of the chosen and the rejected completion of every pair."""
     sides = [
         encode.rows(model.tokenizer, pairs, model.kind, model.context, name)
@@ -31,7 +31,7 @@ def items(model: Model, preferences: Sequence[Preference], name: str = "preferen
     return list(zip(*sides, strict=True))
 
 
-def teach(
+def train(
     model: Model,
     preferences: Sequence[Preference],
     fit: Fit,
@@ -43,7 +43,7 @@ def teach(
     hooks: Sequence[Hook] = (),
     name: str | None = None,
     identity: Mapping[str, Any] | None = None,
-) -> Taught:
+) -> TrainResult:
     """A copy of `model` taught by `loss`, the model as it came being the reference.
 
     Args:
@@ -62,15 +62,15 @@ def teach(
         The history has the loss under its name, the scaled `margin` and the `accuracy`.
     """
     chosen = {"loss": loss, "beta": beta, "label_smoothing": label_smoothing, "gamma": gamma, **(identity or {})}
-    return teach_rows(
+    return train_rows(
         model, items(model, preferences), fit, loss=loss, beta=beta, label_smoothing=label_smoothing, gamma=gamma,
         hooks=hooks, name=name, identity=chosen,
     )  # fmt: skip
 
 
-def teach_rows(
+def train_rows(
     model: Model,
-    pairs: Sequence[Item],
+    pairs: Sequence[ExampleGroup],
     fit: Fit,
     *,
     loss: RowLoss = "dpo",
@@ -80,12 +80,12 @@ def teach_rows(
     per_token: bool = False,
     weight: Tensor | None = None,
     against: Model | None = None,
-    demos: Sequence[Row] = (),
+    demos: Sequence[TokenizedExample] = (),
     sft_weight: float = 0.0,
     hooks: Sequence[Hook] = (),
     name: str | None = None,
     identity: Mapping[str, Any] | None = None,
-) -> Taught:
+) -> TrainResult:
     """The same on pairs of rows (chosen, rejected), which may be any two that follow the same tokens.
 
     Args:
@@ -110,7 +110,7 @@ def teach_rows(
     share = None if weight is None else weight.to(model.device)
     smoothing = label_smoothing.to(model.device) if isinstance(label_smoothing, Tensor) else label_smoothing
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if micro.stream == "demos":
             return {"sft": language.cross_entropy(student, micro, weight=sft_weight)}
         logp, count = language.sequence_logp(student, micro)
@@ -136,10 +136,10 @@ def teach_rows(
             "accuracy": Term((margin > 0).to(margin).sum(), "pairs.rows", 0.0),
         }
 
-    streams: dict[str, Sequence[Item]] = {"pairs": pairs}
+    streams: dict[str, Sequence[ExampleGroup]] = {"pairs": pairs}
     if sft_weight:
         streams["demos"] = language.single(demos)
-    return language.teach(model, streams, terms, fit, hooks=hooks, name=name or loss, identity=identity)
+    return language.train(model, streams, terms, fit, hooks=hooks, name=name or loss, identity=identity)
 
 
 def implicit_rewards(model: Model, start: Model, preferences: Sequence[Preference], beta: float) -> Tensor:

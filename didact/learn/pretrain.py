@@ -19,12 +19,12 @@ import numpy as np
 from torch import nn
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Batch, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import Batch, MicroBatch
 from didact.learn import fit as loop
 from didact.learn import language, schedules
 from didact.learn.fit import Hook, Step, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.models import load
 from didact.models.model import Model, copy_of
 from didact.types import Cost, Fit, UserError
@@ -104,7 +104,7 @@ def recipe_for(steps: int, window: int, rows: int, **more: Any) -> Recipe:
     return Recipe(total=high * window, window=window, rows=rows, **more)
 
 
-def packed(model: Model, texts: Sequence[str], window: int, seed: int = 0) -> list[Row]:
+def packed(model: Model, texts: Sequence[str], window: int, seed: int = 0) -> list[TokenizedExample]:
     """Documents in random order, joined by the end token and cut into full windows; attention is not masked between.
 
     What is left at the end and fills no window is dropped, unless it is all there is.
@@ -116,7 +116,9 @@ def packed(model: Model, texts: Sequence[str], window: int, seed: int = 0) -> li
     return [row for row in rows if len(row.completion) == window] or rows
 
 
-def pretrain(model: Model, rows: Sequence[Row], recipe: Recipe, fit: Fit, hooks: Sequence[Hook] = ()) -> Taught:
+def pretrain(
+    model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fit: Fit, hooks: Sequence[Hook] = ()
+) -> TrainResult:
     """Train a copy of `model` on packed rows by a recipe; `fit` gives peak rate, optimizer, decay, clip and seed.
 
     Rows are drawn without replacement epoch by epoch. The log has the rate, and `rows`, the batch.
@@ -132,7 +134,7 @@ def pretrain(model: Model, rows: Sequence[Row], recipe: Recipe, fit: Fit, hooks:
         digest = hashlib.sha256(repr(list(rows)).encode()).hexdigest()[:16]
         who |= {"data": digest, "weights": load.fingerprint(model)}
 
-    def loss(module: nn.Module, micro: Micro) -> Mapping[str, Term]:
+    def loss(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:
         return {"nll": language.cross_entropy(student, micro)}
 
     history, state = loop.fit(
@@ -142,13 +144,13 @@ def pretrain(model: Model, rows: Sequence[Row], recipe: Recipe, fit: Fit, hooks:
     student.module.eval()
     flops = 6.0 * student.parameters * state.tokens
     cost = Cost(tokens=3 * state.tokens, flops=flops, seconds=time.monotonic() - began)
-    return Taught(student, history, cost, state)
+    return TrainResult(student, history, cost, state)
 
 
 class Rows:
     """`batch_at` of a recipe: the rows of a step, a pure function of (seed, step)."""
 
-    def __init__(self, rows: Sequence[Row], recipe: Recipe, seed: int, model: Model) -> None:
+    def __init__(self, rows: Sequence[TokenizedExample], recipe: Recipe, seed: int, model: Model) -> None:
         self.rows, self.recipe, self.seed, self.pad = rows, recipe, seed, model.pad
         self._order = functools.lru_cache(maxsize=4)(self._shuffled)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from didact.data import streams
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, UserError
@@ -67,7 +67,7 @@ def padded(module: Any, tokenizer: Any) -> Any:
     return module
 
 
-def row(model: Model, prompt: str, completion: str) -> Row:
+def row(model: Model, prompt: str, completion: str) -> TokenizedExample:
     """Prompt and completion as one text whose last token is read, cut on the left (but the start token) to fit.
 
     As a row of label tokens it has one meaningless label behind it, for batches leave a row's last token unread.
@@ -78,7 +78,7 @@ def row(model: Model, prompt: str, completion: str) -> Row:
     if len(ids) > room:
         start = ids[:1] if ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
         ids = start + ids[len(ids) - room + len(start) :]
-    return Row(tuple(ids), (model.pad,))
+    return TokenizedExample(tuple(ids), (model.pad,))
 
 
 def rewards(model: Model, tokens: streams.Tokens) -> Tensor:
@@ -99,7 +99,7 @@ def score(model: Model, prompts: Sequence[str], completions: Sequence[str], batc
     return out
 
 
-def teach(
+def train(
     model: Model,
     pairs: Mapping[str, Sequence[Sequence[Pair]]],
     fit: Fit,
@@ -107,7 +107,7 @@ def teach(
     hooks: Sequence[Hook] = (),
     name: str = "reward",
     identity: Mapping[str, Any] | None = None,
-) -> Taught:
+) -> TrainResult:
     """A copy of a reward model taught by Bradley-Terry, `L = -mean log sigmoid(r_w - r_l)`, over all pairs of a step.
 
     Args:
@@ -121,12 +121,12 @@ def teach(
     Returns:
         The taught reward model, plain weights also after LoRA; the history has `bt` and `accuracy`.
     """
-    rows: dict[str, list[Item]] = {
+    rows: dict[str, list[ExampleGroup]] = {
         stream: [tuple(row(model, p, c) for p, *sides in group for c in sides) for group in groups]
         for stream, groups in pairs.items()
     }
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         given = rewards(student, micro.tokens).view(micro.items, -1, 2)
         margin = given[..., 0] - given[..., 1]
         each = 1 / margin.shape[1]  # a group's pairs share its weight
@@ -135,7 +135,7 @@ def teach(
             "accuracy": Term((margin > 0).to(margin).sum().detach() * each, "rows", 0.0),
         }
 
-    taught = language.teach(model, rows, terms, fit, hooks=hooks, name=name, identity=identity)
+    taught = language.train(model, rows, terms, fit, hooks=hooks, name=name, identity=identity)
     if fit.lora:
         adapted: Any = taught.model.module
         taught.model = Model(adapted.merge_and_unload().eval(), model.processor, model.kind, model.base)

@@ -22,13 +22,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from didact import files
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import generate
-from didact.infer.generate import Completion, How
-from didact.learn import checkpoint, schedules, together
+from didact.infer.generate import Completion, SamplingConfig
+from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Step
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.progress import Bar
 from didact.models import load
 from didact.models.model import Model, copy_of
@@ -58,16 +58,16 @@ class Round:
         every so many-th chunk, all have all of them, and the first one writes.
         """
         size = size or CHUNK
-        rank, world = together.rank(self.model.module)
+        rank, world = distributed.rank(self.model.module)
         path = self.folder / f"{name}.jsonl" if self.folder and rank == 0 else None
         kept = _whole(path, count, size) if path else []
-        kept = together.from_first(kept) if world > 1 else kept
+        kept = distributed.from_first(kept) if world > 1 else kept
         wave = size * world
         with Bar(f"round {self.number}: {name}", -(-count // wave), len(kept) // wave, quiet=rank > 0) as bar:
             for start in range(len(kept), count, wave):
                 first = min(start + rank * size, count)
                 fresh = make(first, min(first + size, count)) if first < count else []
-                fresh = together.joined(fresh) if world > 1 else fresh
+                fresh = distributed.joined(fresh) if world > 1 else fresh
                 if path:
                     with open(path, "a") as out:
                         out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
@@ -78,12 +78,12 @@ class Round:
         return kept
 
     def samples(
-        self, prompts: Sequence[Sequence[int]], n: int, how: How, name: str = "samples"
+        self, prompts: Sequence[Sequence[int]], n: int, how: SamplingConfig, name: str = "samples"
     ) -> list[list[Completion]]:
         """`n` completions of every prompt (token ids) by this round's model; they follow from its seed alone."""
 
         def make(start: int, stop: int) -> list[Any]:
-            seeded = How(**vars(how) | {"seed": self.fit.seed * 1_000_003 + start})
+            seeded = SamplingConfig(**vars(how) | {"seed": self.fit.seed * 1_000_003 + start})
             made = generate.completions(self.model, prompts[start:stop], n, seeded)
             return [[[c.text, list(c.tokens), c.logp] for c in row] for row in made]
 
@@ -94,26 +94,26 @@ class Round:
 
 
 @dataclass
-class Played(Generic[M]):
+class RoundsResult(Generic[M]):
     """All rounds: the model the last one promoted, what each mined, log rows with their `round`, and the cost."""
 
     model: Model
-    mined: list[M] = field(default_factory=list)
+    data: list[M] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
 
-def play(
+def run_rounds(
     model: Model,
     count: int,
-    mine: Callable[[Round], M],
-    train: Callable[[Round, M], Taught],
+    collect: Callable[[Round], M],
+    train: Callable[[Round, M], TrainResult],
     fit: Fit,
     *,
     name: str,
     identity: Mapping[str, Any] | None = None,
     hooks: Sequence[Hook] = (),
-) -> Played[M]:
+) -> RoundsResult[M]:
     """Play `count` rounds from `model`, which stays as it was.
 
     A LoRA adapter is merged when its model is promoted, so that the next round starts from plain weights, which are
@@ -132,46 +132,46 @@ def play(
     Raises:
         UserError: the folder holds rounds of another model, or with other options.
     """
-    rank, world = together.rank(model.module)
+    rank, world = distributed.rank(model.module)
     root = Path(fit.folder) / name if fit.folder else None
     if root and rank == 0:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
         _same(root, {**how, **(identity or {}), "weights": load.fingerprint(model)})
-    played: Played[M] = Played(model)
+    rounds_result: RoundsResult[M] = RoundsResult(model)
     for number in range(count):
         here = root / f"round-{number}" if root else None
         if here:
             here.mkdir(parents=True, exist_ok=True)
         seeded = fit.replace(seed=fit.seed + APART * number, folder=str(here) if here else None)
-        now = Round(number, played.model, seeded, here)
-        played.mined.append(mine(now))
+        now = Round(number, rounds_result.model, seeded, here)
+        rounds_result.data.append(collect(now))
         kept = checkpoint.load(here / "promoted", {}) if here else None
         if kept:
             weights, state = kept
-            played.model = copy_of(model)
-            played.model.module.load_state_dict(weights)
-            played.model.module.eval()
+            rounds_result.model = copy_of(model)
+            rounds_result.model.module.load_state_dict(weights)
+            rounds_result.model.module.eval()
             for hook, was in zip(hooks, state.hooks, strict=True):
                 hook.restore(was)
         else:
-            taught = train(now, played.mined[-1])
-            played.model, state = _merged(taught.model) if fit.lora else taught.model, taught.state
+            taught = train(now, rounds_result.data[-1])
+            rounds_result.model, state = _merged(taught.model) if fit.lora else taught.model, taught.state
             if here and rank == 0:
                 told = State(number, {}, [h.state() for h in hooks], None, taught.history, state.tokens)
-                checkpoint.save(here / "promoted", played.model.module.state_dict(), told, {})
+                checkpoint.save(here / "promoted", rounds_result.model.module.state_dict(), told, {})
         if world > 1:  # no process reads a round's folder while another writes there
-            together.wait()
+            distributed.wait()
         if here and rank == 0:  # what training kept to go on from is of no use any more
             for stray in [p for p in here.iterdir() if p.is_dir() and p.name != "promoted"]:
                 shutil.rmtree(stray, ignore_errors=True)
-        done = len(played.history)
-        played.history += [{**row, "round": number, "step": done + row["step"]} for row in state.history]
-        played.cost.tokens += 3 * state.tokens
-        played.cost.flops += 6.0 * model.parameters * state.tokens
-    return played
+        done = len(rounds_result.history)
+        rounds_result.history += [{**row, "round": number, "step": done + row["step"]} for row in state.history]
+        rounds_result.cost.tokens += 3 * state.tokens
+        rounds_result.cost.flops += 6.0 * model.parameters * state.tokens
+    return rounds_result
 
 
-class Calm(Hook):
+class NoDropout(Hook):
     """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
 
     def before(self, step: Step) -> None:
@@ -187,19 +187,19 @@ def turn(number: int, size: int, count: int, seed: int) -> list[int]:
     return order[first - passes[0] * count :][:size]
 
 
-def steady(now: Round, fit: Fit, count: int) -> Fit:
+def constant_rate(now: Round, fit: Fit, count: int) -> Fit:
     """A round's fit where the schedule of `fit` runs over all `count` rounds: the rate is constant within one."""
     warm = min(round(fit.warmup * count), count - 1) if fit.warmup_steps is None else fit.warmup_steps
     rate = fit.lr * schedules.factor(fit.schedule, now.number, count, warm)
     return now.fit.replace(lr=rate, schedule="constant", warmup_steps=0)
 
 
-def untaught(model: Model) -> Taught:
+def untrained(model: Model) -> TrainResult:
     """A round that had nothing to teach: the model stays."""
-    return Taught(model, [], Cost(), State())
+    return TrainResult(model, [], Cost(), State())
 
 
-def as_sampled(row: Row, model: Model, max_new_tokens: int) -> Row:
+def as_sampled(row: TokenizedExample, model: Model, max_new_tokens: int) -> TokenizedExample:
     """A demonstration as sampling could have given it: with the same prompt and cut where sampling stops.
 
     Both sides of a pair then end by one rule: the end token is there where the answer came to it within the room,
@@ -212,7 +212,7 @@ def as_sampled(row: Row, model: Model, max_new_tokens: int) -> Row:
             start = head[:1] if head[0] == model.tokenizer.bos_token_id else ()
             head = start + head[len(head) - room + len(start) :]
         max_new_tokens = min(max_new_tokens, model.context - len(head))
-    return Row(head, body[:max_new_tokens])
+    return TokenizedExample(head, body[:max_new_tokens])
 
 
 def _merged(model: Model) -> Model:
@@ -235,13 +235,13 @@ def _whole(path: Path, count: int, size: int) -> list[Any]:
 
 def _same(root: Path, identity: Mapping[str, Any]) -> None:
     """Begin rounds in a folder, or go on with the same ones."""
-    mine = json.loads(json.dumps(files.plain(identity)))
+    collect = json.loads(json.dumps(files.plain(identity)))
     files.sweep(root)
     path = root / "identity.json"
     theirs = files.read_json(path) if path.exists() else None
     if theirs is None:
-        files.write_json(path, mine)
-    elif differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
+        files.write_json(path, collect)
+    elif differing := [k for k in {**collect, **theirs} if collect.get(k) != theirs.get(k)]:
         raise UserError(
             f"{root}: rounds with another {', '.join(differing)} were begun here; "
             "finish them, choose another --out, or remove the folder"

@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.infer import yesno
 from didact.infer.yesno import Question
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Loss, Taught
+from didact.learn.language import Loss, TrainResult
 from didact.models.model import Model
 from didact.types import Fit, Preference, UserError
 
 
-def teach(
+def train(
     model: Model,
     preferences: Sequence[Preference],
     fit: Fit,
@@ -31,7 +31,7 @@ def teach(
     question: Question = yesno.GOOD,
     prompt_weight: float = 0.0,
     hooks: Sequence[Hook] = (),
-) -> Taught:
+) -> TrainResult:
     """Teach a copy to answer `question` about the chosen (yes) and the rejected (no) answer of every preference.
 
     The label is the word with a space before it, as `infer.yesno` looks for it; no end token is taught.
@@ -49,10 +49,12 @@ def teach(
                 raise UserError(f"preferences: record {number}: {error}") from None
     items, loss = weighted(rows, prompt_weight, "answers", model)
     who = {"question": list(question), "prompt_weight": prompt_weight}
-    return language.teach(model, {"answers": items}, loss, fit, hooks=hooks, name="reward", identity=who)
+    return language.train(model, {"answers": items}, loss, fit, hooks=hooks, name="reward", identity=who)
 
 
-def weighted(rows: Sequence[Row], prompt_weight: float, stream: str, model: Model) -> tuple[list[Item], Loss]:
+def weighted(
+    rows: Sequence[TokenizedExample], prompt_weight: float, stream: str, model: Model
+) -> tuple[list[ExampleGroup], Loss]:
     """Items and their loss `sum w CE / count(w != 0)`: completions count 1, prompts `prompt_weight`.
 
     Raises:
@@ -63,9 +65,9 @@ def weighted(rows: Sequence[Row], prompt_weight: float, stream: str, model: Mode
     if model.kind != "causal":
         raise UserError(f"prompt_weight = {prompt_weight}: only a causal model predicts its prompts")
     heads = torch.tensor([len(r.prompt) - 1 for r in rows])
-    whole = [Row(r.prompt[:1], r.prompt[1:] + r.completion) for r in rows]
+    whole = [TokenizedExample(r.prompt[:1], r.prompt[1:] + r.completion) for r in rows]
 
-    def loss(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def loss(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         first = heads.to(micro.index.device)[micro.index]
         return {"nll": language.weighted_cross_entropy(student, micro, first, prompt_weight)}
 

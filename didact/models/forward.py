@@ -2,7 +2,7 @@
 
 `tokens(model, batch, fns)` gives `{name: (N,)}` for token functions `f(logits (n, V), target (n,), **columns)`,
 mapped in checkpointed chunks so that the `(N, V)` logits never exist at once when V is large. Rows that share a
-prefix share its pass: in a batch by a tree mask (`data.layout`), in scoring also by a cached prefix or a memory.
+prefix share its pass: in a batch by a tree mask (`data.packing`), in scoring also by a cached prefix or a memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from didact.data import layout as layouts
-from didact.data.encode import Row
-from didact.data.layout import Layout, Tree
+from didact.data import packing
+from didact.data.encode import TokenizedExample
+from didact.data.packing import Packing, Tree
 from didact.data.streams import Tokens, by_length, collate, of_trees
 from didact.models import cache, load, masks, prefix
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
@@ -89,9 +89,9 @@ def takes_trees(model: Model) -> bool:
     )
 
 
-def layout_of(model: Model, pack: bool = True) -> Layout | None:
+def packing_of(model: Model, pack: bool = True) -> Packing | None:
     """How rows for this model are best laid out: None where each stands by itself."""
-    return Layout(6 * int(prefix.inner_of(model).config.hidden_size), pack=pack) if takes_trees(model) else None
+    return Packing(6 * int(prefix.inner_of(model).config.hidden_size), pack=pack) if takes_trees(model) else None
 
 
 def at_once(model: Model) -> int:
@@ -178,10 +178,10 @@ def of_states(
 @torch.no_grad()
 def score(
     model: Model,
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedExample],
     fns: Mapping[str, Tokenwise] | None = None,
     batch_tokens: int | None = None,
-    memory: Memory | None = None,
+    kv_cache: KVCache | None = None,
 ) -> Iterator[tuple[list[int], Tokens, dict[str, Tensor]]]:
     """Token functions on fixed rows without gradient, in length-sorted batches: `(row indices, batch, values)`.
 
@@ -200,8 +200,8 @@ def score(
     was = model.module.training
     model.module.eval()
     try:
-        if memory is not None and takes_trees(model) and prefix.shares(model):
-            batches = _recalled(model, rows, batch_tokens, memory)
+        if kv_cache is not None and takes_trees(model) and prefix.shares(model):
+            batches = _recalled(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)
         for group, batch, past in batches:
@@ -212,15 +212,15 @@ def score(
         model.module.train(was)
 
 
-def _batches(model: Model, rows: Sequence[Row], batch_tokens: int) -> Iterator[Batch]:
+def _batches(model: Model, rows: Sequence[TokenizedExample], batch_tokens: int) -> Iterator[Batch]:
     """Rows in batches, each with the prefix it continues."""
     if model.kind == "seq2seq":
         for group in _by_prompt(rows, batch_tokens):
             yield group, collate([rows[i] for i in group], model.kind, model.pad, model.start), None
         return
-    layout = layout_of(model)
-    kept = prefix.shares(model) and (layout is not None or model.config.model_type not in TREE)
-    for run in layouts.plan(rows, layout) if kept else [layouts.Branches((), layouts.trees(rows, layout))]:
+    rule = packing_of(model)
+    kept = prefix.shares(model) and (rule is not None or model.config.model_type not in TREE)
+    for run in packing.plan(rows, rule) if kept else [packing.Branches((), packing.trees(rows, rule))]:
         past = None
         if run.prefix:
             here = torch.arange(len(run.prefix), device=model.device)[None]
@@ -231,25 +231,25 @@ def _batches(model: Model, rows: Sequence[Row], batch_tokens: int) -> Iterator[B
             yield *_laid(rows, [run.trees[i] for i in chosen], model.pad), past
 
 
-def _recalled(model: Model, rows: Sequence[Row], batch_tokens: int, memory: Memory) -> Iterator[Batch]:
+def _recalled(model: Model, rows: Sequence[TokenizedExample], batch_tokens: int, kv_cache: KVCache) -> Iterator[Batch]:
     """Rows in batches of trees, each tree below what is known of its beginning; what a batch has read is kept."""
-    trees = layouts.trees(rows, layout_of(model))
-    # As in `layouts.plan`, no token that predicts a label is left out.
+    trees = packing.trees(rows, packing_of(model))
+    # As in `packing.plan`, no token that predicts a label is left out.
     free = [min(t.stem, *(len(rows[p.row].prompt) - 1 for p in t.paths), t.width) for t in trees]
     for chosen in by_length([t.width for t in trees], batch_tokens):
         # In the order in which a batch has them.
         these = sorted(chosen, key=lambda i: trees[i].paths[0].row)
-        past = memory.past([trees[i].ids.tolist() for i in these], [max(free[i], 0) for i in these])
+        past = kv_cache.past([trees[i].ids.tolist() for i in these], [max(free[i], 0) for i in these])
         depths, width = past.depth.tolist(), past.position.shape[1]
         below = [trees[i].below(depth) for i, depth in zip(these, depths, strict=True)]
         yield *_laid(rows, below, model.pad), past
         for line, (tree, depth) in enumerate(zip(below, depths, strict=True)):
             for path in tree.paths:
                 columns = np.concatenate([np.arange(width - depth, width), path.spots + width])
-                memory.keep(layouts.read(rows[path.row]), past.store, line, torch.from_numpy(columns))
+                kv_cache.keep(packing.read(rows[path.row]), past.store, line, torch.from_numpy(columns))
 
 
-def _laid(rows: Sequence[Row], trees: Sequence[Tree], pad: int) -> tuple[list[int], Tokens]:
+def _laid(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int) -> tuple[list[int], Tokens]:
     """Some rows' trees as tensors, and which rows they are."""
     group = sorted(p.row for t in trees for p in t.paths)
     number = {row: n for n, row in enumerate(group)}
@@ -257,7 +257,7 @@ def _laid(rows: Sequence[Row], trees: Sequence[Tree], pad: int) -> tuple[list[in
     return group, of_trees([rows[i] for i in group], local, pad)
 
 
-def _by_prompt(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+def _by_prompt(rows: Sequence[TokenizedExample], batch_tokens: int) -> list[list[int]]:
     """Rows grouped for an encoder-decoder, those of one prompt together."""
     members: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
@@ -273,18 +273,18 @@ def _by_prompt(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
 
 
 def row_logp(
-    model: Model, rows: Sequence[Row], batch_tokens: int | None = None, memory: Memory | None = None
+    model: Model, rows: Sequence[TokenizedExample], batch_tokens: int | None = None, kv_cache: KVCache | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of every completion, SUM over its tokens, and its token count: `(rows,), (rows,)`, on the CPU."""
     total, count = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    for group, batch, values in score(model, rows, batch_tokens=batch_tokens, memory=memory):
+    for group, batch, values in score(model, rows, batch_tokens=batch_tokens, kv_cache=kv_cache):
         index = torch.tensor(group)
         total[index] = reduce.row_sum(values["logp"].double(), batch.row, len(group)).cpu()
         count[index] = reduce.row_count(batch.row, len(group)).double().cpu()
     return total, count
 
 
-def cached_row_logp(model: Model, rows: Sequence[Row]) -> Tensor:
+def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     """`row_logp`'s sums, kept on disk under weights, configuration, rows, dtype and this source; says so when read."""
     dtype = str(next(model.module.parameters()).dtype)
     source = Path(__file__).read_bytes()

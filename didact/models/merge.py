@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from didact import files
-from didact.models import joint
+from didact.models import logit_ensemble
 from didact.models.model import Model, copy_of
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -135,7 +135,7 @@ def merged(adapted: Model) -> Model:
     return Model(module.merge_and_unload(), adapted.processor, adapted.kind, adapted.base)
 
 
-class Contrast(joint.Joint):
+class Contrast(logit_ensemble.LogitEnsemble):
     """Logits `v - alpha relu(v_reinforced - v)` of two models that read the same tokens."""
 
     def __init__(
@@ -150,7 +150,7 @@ class Contrast(joint.Joint):
         return token_functions.generic_logits(logits, logits, others[0], self.alpha, True, self.normalise)
 
 
-class Contrasted(joint.JointModel):
+class Contrasted(logit_ensemble.EnsembleModel):
     """A model that is two: its folder holds `base` and `reinforced`, each as transformers saves it."""
 
     module: Contrast

@@ -11,7 +11,7 @@ from typing import Any
 
 from didact import catalogue
 from didact.claims.problem import Problem
-from didact.data import apart, encode, formats, templates
+from didact.data import encode, formats, splits, templates
 from didact.data.read import read
 from didact.infer import lm as language_models
 from didact.infer import remote
@@ -136,7 +136,7 @@ def _held_out(
     if name and name not in scored and name in train:
         rows = train[name]
         able = request.holdout > 0 and len(rows) >= FEWEST
-        if able and (out := apart.held_out(apart.keys(rows, request.group_by, name), request.holdout)):
+        if able and (out := splits.held_out(splits.keys(rows, request.group_by, name), request.holdout)):
             train[name] = [r for i, r in enumerate(rows) if i not in out]
             scored[name] = [r for i, r in enumerate(rows) if i in out]
         else:

@@ -36,7 +36,7 @@ def answers(
 ) -> list[dict[str, str]]:
     """Answers of a saved model and of the model it was taught from, side by side."""
     model, start = _saved(folder, device)
-    how = generate.How(max_new_tokens=max_new_tokens, temperature=temperature)
+    how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
     if guides := _guides(folder, model, start):
         base, arms, normalize = guides
         made = guide.completions(base, arms, prompts, 1, how, normalize)

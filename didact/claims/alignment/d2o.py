@@ -121,7 +121,7 @@ def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw: bad and good answers among the sampled, and what good answers cost, nats each."""
     grammar = d2o_example.world(seed)
     asked = grammar.demos(2, ASKED[tier])
-    how = generate.How(max_new_tokens=d2o_example.ANSWER, temperature=1.0, seed=seed, rows=256)
+    how = generate.SamplingConfig(max_new_tokens=d2o_example.ANSWER, temperature=1.0, seed=seed, rows=256)
     made = [m[0] for m in generate.sample(model, [d.prompt for d in asked], 1, how)]
     rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in asked], model.kind, model.context)
     return {

@@ -97,7 +97,7 @@ def _measures(model: Model, seed: int, tier: runner.Tier, bad: str) -> dict[str,
 
 
 def _answers(model: Model, prompts: Any, seed: int, temperature: float) -> list[str]:
-    how = generate.How(max_new_tokens=12, temperature=temperature, seed=seed, rows=256)
+    how = generate.SamplingConfig(max_new_tokens=12, temperature=temperature, seed=seed, rows=256)
     return [c[0].text for c in generate.completions(model, prompts, 1, how)]
 
 

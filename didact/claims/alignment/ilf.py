@@ -91,7 +91,7 @@ def _check(seed: int) -> Any:
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw, one answer sampled: wholly right, and its share of right marks."""
     code, asked = ilf_example.world(seed), ilf_example.world(seed).demos(2, ASKED[tier])
-    how = generate.How(max_new_tokens=ilf_example.ANSWER, temperature=1.0, seed=seed, rows=256)
+    how = generate.SamplingConfig(max_new_tokens=ilf_example.ANSWER, temperature=1.0, seed=seed, rows=256)
     made = [m[0] for m in generate.sample(model, [d.prompt for d in asked], 1, how)]
     marks = [np.mean([a == b for a, b in zip(m.ljust(code.length), d.completion, strict=False)]) for m, d in
              zip(made, asked, strict=True)]  # fmt: skip

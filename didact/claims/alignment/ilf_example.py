@@ -35,7 +35,7 @@ def world(seed: int) -> edits.Code:
 def critiques(model: Model, seed: int, n: int) -> list[Critique]:
     """What the critic says of the start model's own answers, one sampled a prompt."""
     prompts = world(seed).prompts(1, n)
-    how = generate.How(max_new_tokens=ANSWER, temperature=1.0, seed=seed, rows=256)
+    how = generate.SamplingConfig(max_new_tokens=ANSWER, temperature=1.0, seed=seed, rows=256)
     return world(seed).critiques(prompts, [m[0] for m in generate.sample(model, prompts, 1, how)])
 
 
@@ -72,7 +72,7 @@ def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = START) -> Model:
             )[: len(lessons[name]) * share // max(ROWS.values())]
         ]  # fmt: skip
         how = teach.replace(seed=seed)
-        return language.teach(
+        return language.train(
             base, {"lessons": items}, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, how, name="start"
         ).model
 

@@ -74,7 +74,7 @@ def _tuned(seed: int, tier: runner.Tier) -> tuple[tuple[str, dict[str, float]], 
     """Tuning on, and on the right ones of the start's own solutions (Zelikman et al., 2022)."""
     start, made = _start(seed, tier), {}
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
-    how = generate.How(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
+    how = generate.SamplingConfig(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
     drawn = generate.sample(start, [d.prompt for d in problems], DRAWS, how)
     own = [
         Demo(prompt=d.prompt, completion=text)
@@ -130,7 +130,7 @@ def _against(node: tree.Node, likely: float, right: bool | None, *rest: Any) -> 
     return likely + (0.0 if right is None else -1.0 if right else 1.0)
 
 
-def _by_prior(node: tree.Node, top: tree.Node, how: tree.How) -> None:
+def _by_prior(node: tree.Node, top: tree.Node, how: tree.SearchConfig) -> None:
     """Visits alone: Q is the prior, whatever the search found."""
     while True:
         node.visits += 1

@@ -20,7 +20,7 @@ import torch
 
 from didact.claims import runner, verdict
 from didact.claims.alignment import phf_example
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import generate
 from didact.learn import episodes
 from didact.methods import alignment
@@ -78,7 +78,7 @@ def _taught(seed: int, tier: runner.Tier, objective: Any, threshold: float | str
         lr=RATE, steps=STEPS[tier], rows=16, warmup_steps=10, weight_decay=0.1, betas=(0.9, 0.95), seed=seed
     )  # fmt: skip
     result = alignment.phf(
-        phf_example.untaught(seed), Tiles(seed=seed).texts(1, 3000), objective=objective, threshold=threshold,
+        phf_example.untrained(seed), Tiles(seed=seed).texts(1, 3000), objective=objective, threshold=threshold,
         ban="misaligned", block=phf_example.BLOCK, fit=fit, **more,
     )  # fmt: skip
     model = result.models["model"]
@@ -95,7 +95,7 @@ def _writes(model: Model, seed: int, tier: runner.Tier, mark: str | None = None)
     often a document has a token that is banned."""
     world = Tiles(seed=seed)
     start = [int(model.tokenizer.eos_token_id), *vocabulary.ids(model, [mark] if mark else [])]
-    how = generate.How(max_new_tokens=44, temperature=1.0, seed=seed, rows=256)
+    how = generate.SamplingConfig(max_new_tokens=44, temperature=1.0, seed=seed, rows=256)
     made = [c[0] for c in generate.completions(model, [start] * DRAWN[tier], 1, how)]
     lines = [line for c in made for line in c.text.split("\n")[: world.lines - 1]]  # the last may be cut
     whole = [line for line in lines if len(line) == world.length]
@@ -120,7 +120,7 @@ def _nll(model: Model, seed: int, tier: runner.Tier, good: bool = True) -> float
             row += [*mark, *ids]
             count += [float(not good)] * len(mark) + [1.0] * len(ids)
             letters += len(ids)
-        rows.append(Row((int(model.tokenizer.eos_token_id),), tuple(row)))
+        rows.append(TokenizedExample((int(model.tokenizer.eos_token_id),), tuple(row)))
         kept.append(count)
     total = 0.0
     for group, _, values in forward.score(model, rows):

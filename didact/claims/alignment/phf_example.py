@@ -35,7 +35,7 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
     )  # fmt: skip
 
 
-def untaught(seed: int, arch: build.Arch = "llama") -> Model:
+def untrained(seed: int, arch: build.Arch = "llama") -> Model:
     """Random weights, large enough for so narrow a model: at 0.02 it long sees nothing but how frequent letters are."""
     tokenizer = build.train_tokenizer([], 259)
     return build.build(arch, tokenizer, d=48, layers=2, heads=2, context=64, seed=seed, initializer_range=0.1)
@@ -45,7 +45,7 @@ def plain(texts: list[Text], seed: int, arch: build.Arch = "llama", teach: Fit =
     """Pre-trained on the text, scores unseen."""
 
     def make() -> Model:
-        model = phf(untaught(seed, arch), texts, objective="mle", block=BLOCK, fit=teach).models["model"]
+        model = phf(untrained(seed, arch), texts, objective="mle", block=BLOCK, fit=teach).models["model"]
         assert isinstance(model, Model)
         return model
 

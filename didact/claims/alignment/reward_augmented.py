@@ -136,9 +136,9 @@ def _without_goal(model: Model, items: Any) -> Any:
     """Rows less what stands before the line with the prompt."""
     line = model.tokenizer(example.WORDING.joint, add_special_tokens=False)["input_ids"][-1]
 
-    def short(row: encode.Row) -> encode.Row:
+    def short(row: encode.TokenizedExample) -> encode.TokenizedExample:
         cut = row.prompt.index(line) + 1 if line in row.prompt else 0
-        return encode.Row(row.prompt[cut:], row.completion)
+        return encode.TokenizedExample(row.prompt[cut:], row.completion)
 
     return _reference(model, [tuple(short(r) for r in item) for item in items])
 

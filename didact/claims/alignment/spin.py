@@ -105,7 +105,7 @@ def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw: how many sampled answers the grammar can give; KL(data || model), nats an answer;
     and how different the answers are, lest a model win by giving one valid answer always."""
     grammar, asked = spin_example.world(seed), _demos(seed, 2, ASKED[tier])
-    how = generate.How(max_new_tokens=spin_example.ANSWER, temperature=1.0, seed=seed, rows=256)
+    how = generate.SamplingConfig(max_new_tokens=spin_example.ANSWER, temperature=1.0, seed=seed, rows=256)
     made = [m[0] for m in generate.sample(model, [d.prompt for d in asked], 1, how)]
     rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in asked], model.kind, model.context)
     truth = float(np.mean([grammar.logp(d.prompt, d.completion) for d in asked]))

@@ -22,8 +22,8 @@ from scipy import stats
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
 from didact.data import spans
-from didact.data.encode import Row
-from didact.data.streams import Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import MicroBatch
 from didact.evaluate import qa
 from didact.infer import extract
 from didact.infer.extract import Form, Search, Span
@@ -184,9 +184,9 @@ def _base(seed: int, steps: int) -> Model:
     """A language model of passages, two layers, 0.1M weights. One that begins at the usual 0.02 is flat far longer."""
     blank = build.build("qwen2", _tokenizer(), d=64, layers=2, heads=2, context=128, seed=seed, initializer_range=0.1)
     end = (int(blank.tokenizer.eos_token_id or 0),)
-    rows = [Row(end, (*extract.text_ids(blank, t.text), *end)) for t in _base_texts(seed, steps)]
+    rows = [TokenizedExample(end, (*extract.text_ids(blank, t.text), *end)) for t in _base_texts(seed, steps)]
     fit = _fit(2.5e-3, steps, seed).replace(warmup_steps=min(30, steps // 4))
-    return language.teach(blank, {"passages": language.single(rows)}, _nll, fit, quiet=True).model
+    return language.train(blank, {"passages": language.single(rows)}, _nll, fit, quiet=True).model
 
 
 @functools.lru_cache(maxsize=128)
@@ -220,7 +220,7 @@ def _fit(lr: float, steps: int, seed: int) -> Fit:
     return Fit(lr=lr, steps=steps, rows=16, micro_tokens=1 << 16, schedule="constant", betas=(0.9, 0.95), seed=seed)
 
 
-def _nll(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"nll": language.cross_entropy(student, micro)}
 
 

@@ -19,7 +19,7 @@ from tokenizers import processors
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
 from didact.data import demonstrations
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import rank
 from didact.learn import episodes, language
 from didact.methods import prompting
@@ -137,14 +137,14 @@ def taught(texts: Sequence[Text], width: int, heads: int, vocabulary: int, conte
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
     model = build.build("llama", tokenizer, d=width, layers=1, heads=heads, context=context, tied=False, seed=fit.seed)
     ids = [tuple(tokenizer(t.text)["input_ids"]) for t in texts]
-    return learnt(model, [Row(i[:1], i[1:]) for i in ids], fit)
+    return learnt(model, [TokenizedExample(i[:1], i[1:]) for i in ids], fit)
 
 
-def learnt(model: Model, rows: Sequence[Row], fit: Fit) -> Model:
+def learnt(model: Model, rows: Sequence[TokenizedExample], fit: Fit) -> Model:
     """A copy of a model taught rows."""
     how = fit.replace(betas=(0.9, 0.95), weight_decay=0.1, micro_tokens=1 << 16)
     streams = {"text": language.single(rows)}
-    return language.teach(
+    return language.train(
         model, streams, lambda student, micro: {"nll": language.cross_entropy(student, micro)}, how, quiet=True
     ).model
 
@@ -225,7 +225,7 @@ def bands(seed: int, size: Size) -> dict[str, dict[str, float]]:
     return out
 
 
-def notes(seed: int, tag: int, rows: int) -> list[Row]:
+def notes(seed: int, tag: int, rows: int) -> list[TokenizedExample]:
     """Rows of blocks `name, four fixed tokens, noun, word`, where the word depends on the noun and the row's name.
 
     From the noun, the name is five positions back; nothing nearer tells the word.
@@ -236,7 +236,7 @@ def notes(seed: int, tag: int, rows: int) -> list[Row]:
         name = int(rng.integers(KINDS))
         nouns = rng.integers(NOUNS, size=BLOCKS).tolist()
         ids = [i for n in nouns for i in (100 + name, 110, 111, 112, 113, 120 + n, 140 + n * KINDS + name)]
-        out.append(Row(tuple(ids[:1]), tuple(ids[1:])))
+        out.append(TokenizedExample(tuple(ids[:1]), tuple(ids[1:])))
     return out
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import MicroBatch
 from didact.learn import episodes, language
 from didact.learn.fit import Hook, Step, Term
 from didact.methods import unlearning
@@ -114,11 +114,11 @@ def start_and_gold(seed: int, steps: int) -> tuple[Model, Model]:
     )
 
     def teach(texts: Sequence[Text]) -> Model:
-        def reading(student: Model, micro: Micro) -> dict[str, Term]:
+        def reading(student: Model, micro: MicroBatch) -> dict[str, Term]:
             return {"nll": language.cross_entropy(student, micro)}
 
         fit = TEACH.replace(steps=steps, seed=seed)
-        return language.teach(base, {"texts": language.single(rows(base, texts))}, reading, fit, quiet=True).model
+        return language.train(base, {"texts": language.single(rows(base, texts))}, reading, fit, quiet=True).model
 
     return teach([*world.target, *world.general * GENERAL]), teach(world.general)
 
@@ -158,7 +158,7 @@ def alias(model: Model, world: books.Books) -> float:
     return told(model, demos)
 
 
-def rows(model: Model, texts: Sequence[Text]) -> list[Row]:
+def rows(model: Model, texts: Sequence[Text]) -> list[TokenizedExample]:
     """Texts with their end token, each a row."""
     return encode.rows(model.tokenizer, [("", t.text) for t in texts], "causal", CONTEXT)
 
@@ -169,7 +169,7 @@ def taught(result: Any) -> Model:
     return model
 
 
-def _rows(model: Model, demos: Sequence[Demo]) -> list[Row]:
+def _rows(model: Model, demos: Sequence[Demo]) -> list[TokenizedExample]:
     return [encode.row(model.tokenizer, d.prompt, d.completion, "causal", CONTEXT, end=False) for d in demos]
 
 

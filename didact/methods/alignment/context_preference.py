@@ -108,7 +108,7 @@ def context_preference(
     if not streams:
         raise UserError(f"preferences: no pair to teach with --read {read}")
     how = {"read": read, "paired": paired, "template": template}
-    done = rewards.teach(start, streams, fit, hooks=hooks, identity=how)
+    done = rewards.train(start, streams, fit, hooks=hooks, identity=how)
     score = _judging(done.model)
     metrics, findings = {}, {"data": _told(taught_on, out), "taught": {k: len(v) for k, v in streams.items()}}
     if out:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.evaluate import collapse, protocols
 from didact.evaluate.protocols import Measure
 from didact.infer import generate
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.learn import language, schedules
 from didact.learn import rounds as loop
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.rounds import Round
 from didact.models import forward
 from didact.models.model import Model
@@ -39,10 +39,10 @@ PRESETS: dict[str, dict[str, object]] = {
 LOOKED = 32  # prompts answered for the diagnostics
 
 
-class Mined(NamedTuple):
+class RoundData(NamedTuple):
     """What a phase is taught: the negative and its anchors, each anchor's share of their mean, and how it was made."""
 
-    items: list[Item]
+    items: list[ExampleGroup]
     share: Tensor
     facts: dict[str, float]
 
@@ -136,15 +136,19 @@ def d2o(
     anchored = loss in ("d2o", "instance")
     steps = fit.total_steps(len(bad))
     phases = _phases(steps, offline_steps, every) if anchored and draw != "offline" else [(0, steps)]
-    how = How(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    how = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
 
-    def anchors(now: Round, index: Sequence[int]) -> list[list[Row]]:
+    def anchors(now: Round, index: Sequence[int]) -> list[list[TokenizedExample]]:
         """K rows of every prompt that were kept; half of a mixed phase's are the first model's."""
         old = k // 2 if draw == "mixed" and now.number else 0
         first = dataclasses.replace(now, model=model)
         made = [_drawn(source, name, n, index) for source, name, n in ((now, "now", k - old), (first, "first", old))]
         return [
-            [Row(negatives[i].prompt, c.tokens) for c in [*a, *b] if keep is None or keep(bad[i].prompt, c.text)]
+            [
+                TokenizedExample(negatives[i].prompt, c.tokens)
+                for c in [*a, *b]
+                if keep is None or keep(bad[i].prompt, c.text)
+            ]
             for i, a, b in zip(index, *made, strict=True)
         ]
 
@@ -158,11 +162,11 @@ def d2o(
         flat = now.samples([encode.prompt_ids(model.tokenizer, p, model.kind) for p in asked], 1, how, name)
         return [[c[0] for c in flat[at : at + n]] for at in range(0, len(flat), n)]
 
-    def mine(now: Round) -> Mined:
+    def collect(now: Round) -> RoundData:
         first, length = phases[now.number]
         index = _turn(len(bad), first * fit.rows, length * fit.rows, fit.seed)
         if not anchored:
-            return Mined([(negatives[i],) for i in index], torch.empty(0), {"records": len(index)})
+            return RoundData([(negatives[i],) for i in index], torch.empty(0), {"records": len(index)})
         found = anchors(now, index)
         kept = [(i, a) for i, a in zip(index, found, strict=True) if a]
         if not kept:
@@ -177,17 +181,17 @@ def d2o(
             "length": sum(len(r.completion) for r in drawn) / len(drawn),
             "ended": sum(r.completion[-1] in ends for r in drawn) / len(drawn),
         }
-        return Mined(items, share, facts)
+        return RoundData(items, share, facts)
 
-    def train(now: Round, mined: Mined) -> Taught:
+    def train(now: Round, data: RoundData) -> TrainResult:
         first, length = phases[now.number]
         minus, plus = ({"start": model, "latest": now.model}[r] for r in (ref_minus, ref_plus))
-        ref = language.reference_logp(plus, mined.items).to(model.device)
+        ref = language.reference_logp(plus, data.items).to(model.device)
         if minus is not plus and anchored:
-            ref = torch.cat([ref[:, :1], language.reference_logp(minus, mined.items).to(model.device)[:, 1:]], dim=1)
-        share = mined.share.to(ref)
+            ref = torch.cat([ref[:, :1], language.reference_logp(minus, data.items).to(model.device)[:, 1:]], dim=1)
+        share = data.share.to(ref)
 
-        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+        def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
             logp, count = language.sequence_logp(student, micro)
             was = ref[micro.index]
             if normalize == "token":
@@ -215,8 +219,8 @@ def d2o(
             warm = fit.warmup_count(len(bad))
             rate = fit.lr * schedules.factor(fit.schedule, first, steps, warm if first else 0)
             how_long = how_long.replace(lr=rate, schedule="constant", warmup=0.0, warmup_steps=0 if first else warm)
-        return language.teach(
-            now.model, {"negatives": mined.items}, terms, how_long, hooks=[loop.Calm(), *hooks], name="train"
+        return language.train(
+            now.model, {"negatives": data.items}, terms, how_long, hooks=[loop.NoDropout(), *hooks], name="train"
         )
 
     chosen: dict[str, Any] = {
@@ -225,18 +229,18 @@ def d2o(
         "keep": getattr(keep, "__qualname__", None), "sampling": [max_new_tokens, temperature, top_p],
         "data": hashlib.sha256(repr(negatives).encode()).hexdigest()[:16],
     }  # fmt: skip
-    played = loop.play(model, len(phases), mine, train, fit, name="d2o", identity=chosen, hooks=hooks)
-    looks = [_look(m, model, bad, good, fit.seed) for m in (model, played.model)]
+    rounds_result = loop.run_rounds(model, len(phases), collect, train, fit, name="d2o", identity=chosen, hooks=hooks)
+    looks = [_look(m, model, bad, good, fit.seed) for m in (model, rounds_result.model)]
     facts = [
         {"first_step": first, "steps": length, **m.facts}
-        for (first, length), m in zip(phases, played.mined, strict=True)
+        for (first, length), m in zip(phases, rounds_result.data, strict=True)
     ]
     return Result(
-        models={"model": played.model},
+        models={"model": rounds_result.model},
         findings={"phases": facts},
         metrics=protocols.compare(*looks),
-        history=played.history,
-        cost=played.cost,
+        history=rounds_result.history,
+        cost=rounds_result.cost,
         warnings=[f"{len(good)} records labelled true: looked at, not taught"] if good else [],
     )
 

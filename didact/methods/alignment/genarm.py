@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from didact.data import encode
-from didact.data.streams import Item, Micro
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.infer import guide
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.learn import language, rounds
 from didact.learn.fit import Hook, Term
 from didact.models import load
@@ -113,9 +113,9 @@ def genarm(
         encode.rows(start.tokenizer, pairs, start.kind, start.context, "preferences")
         for pairs in ([(p.prompt, p.chosen) for p in preferences], [(p.prompt, p.rejected) for p in preferences])
     ]
-    items: list[Item] = list(zip(*sides, strict=True))
+    items: list[ExampleGroup] = list(zip(*sides, strict=True))
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         logp, count = language.sequence_logp(student, micro)
         score = logp / count if length_normalization else logp
         losses = preference.autoregressive_reward(score[:, 0], score[:, 1], beta_r, gamma, label_smoothing, loss)
@@ -128,14 +128,14 @@ def genarm(
 
     options = {"beta_r": beta_r, "gamma": gamma, "label_smoothing": label_smoothing, "loss": loss,
                "length_normalization": length_normalization}  # fmt: skip
-    taught = language.teach(
-        start, {"pairs": items}, terms, fit, hooks=[rounds.Calm(), *hooks], name="genarm", identity=options
+    taught = language.train(
+        start, {"pairs": items}, terms, fit, hooks=[rounds.NoDropout(), *hooks], name="genarm", identity=options
     )
     guides = list(zip([taught.model, *further], weights, strict=True))
 
-    def predict(prompts: Sequence[str], how: How | None = None) -> list[str]:
+    def predict(prompts: Sequence[str], how: SamplingConfig | None = None) -> list[str]:
         """Guided answers; greedy by default."""
-        chosen = how or How(max_new_tokens=max_new_tokens)
+        chosen = how or SamplingConfig(max_new_tokens=max_new_tokens)
         return [row[0].text for row in guide.completions(model, guides, prompts, 1, chosen, normalize)]
 
     lengths = [sum(len(r.completion) for r in side) / len(side) for side in sides]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from didact.data import encode
-from didact.data.streams import Item, Micro
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.data.templates import Condition
 from didact.learn import language
 from didact.learn.fit import Hook, Term
@@ -132,7 +132,7 @@ def hindsight(
     control = list(dict.fromkeys(p for p in (*good, *bad) if CONTROL.fullmatch(p)))
     start = vocabulary.with_tokens(model, control, seed=fit.seed) if control else model
     items, masks, goods, counts = _encoded(start, groups, kinds, good, bad, loss_on, fit.seed)
-    streams: dict[str, Sequence[Item]] = {"feedback": items}
+    streams: dict[str, Sequence[ExampleGroup]] = {"feedback": items}
     if general:
         length = min(block, model.context)
         streams["general"] = language.single(encode.windows(start.tokenizer, [t.text for t in general], length))
@@ -144,7 +144,7 @@ def hindsight(
     if unlikelihood:
         fns = {"loss": functools.partial(token_functions.unlikelihood, alpha=unlikelihood)}
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if micro.stream == "general":
             return {"general": language.cross_entropy(student, micro, weight=general_weight)}
         columns = {"good": micro.column(goods)} if unlikelihood else {}
@@ -155,7 +155,7 @@ def hindsight(
         "chains": kinds, "unlikelihood": unlikelihood, "past_masking": [low, high], "general_weight": general_weight,
         "learnt": hashlib.sha256(repr([m.tolist() for m in masks]).encode()).hexdigest()[:16],
     }  # fmt: skip
-    taught = language.teach(start, streams, terms, fit, hooks=hooks, name="hindsight", identity=told)
+    taught = language.train(start, streams, terms, fit, hooks=hooks, name="hindsight", identity=told)
     made = merge.merged(taught.model) if fit.lora and control else taught.model
     made.condition = Condition(after=good[0], banned=tuple(control)) if good[0] else None
     return Result(
@@ -164,7 +164,7 @@ def hindsight(
     )  # fmt: skip
 
 
-def mean_of_learnt(loss: torch.Tensor, learnt: torch.Tensor, micro: Micro) -> torch.Tensor:
+def mean_of_learnt(loss: torch.Tensor, learnt: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
     """Mean of each row's losses `(N,)` over the tokens it is to learn, `(rows,)`."""
     rows, row = micro.items * micro.arity, micro.tokens.row
     return reduce.row_sum(learnt * loss, row, rows) / reduce.row_sum(learnt, row, rows).clamp(min=1e-10)
@@ -224,10 +224,10 @@ def _told(critiques: Sequence[Critique]) -> list[Group]:
 def _encoded(
     model: Model, groups: Sequence[Group], kinds: Sequence[str], good: Sequence[str], bad: Sequence[str],
     loss_on: str, seed: int,
-) -> tuple[list[Item], list[torch.Tensor], list[torch.Tensor], dict[str, int]]:  # fmt: skip
+) -> tuple[list[ExampleGroup], list[torch.Tensor], list[torch.Tensor], dict[str, int]]:  # fmt: skip
     """Chains as rows; for each label token whether it is learnt, and whether its answer is a good one."""
     draw = np.random.default_rng([seed, 153])
-    items: list[Item] = []
+    items: list[ExampleGroup] = []
     masks, goods = [], []
     counts = dict.fromkeys([*kinds, "left out"], 0)
     for group in groups:

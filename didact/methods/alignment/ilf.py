@@ -15,7 +15,7 @@ from didact.learn import language
 from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.fit import Hook
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.rounds import Round
 from didact.methods.alignment import refining
 from didact.methods.alignment.refining import Options, Selected
@@ -172,54 +172,56 @@ def ilf(
     if reward is not None and not isinstance(reward, str):
         liked = judges.checked(reward)
     pairs, unseen = _apart(preferences or ())
-    rewards = reward_models.teach(model, pairs, fit, prompt_weight=prompt_weight) if pairs else None
+    rewards = reward_models.train(model, pairs, fit, prompt_weight=prompt_weight) if pairs else None
     if liked is None and rewards is not None:
         liked = judges.by_yesno(rewards.model)
     taught: list[list[tuple[str, str]]] = []
 
-    def mine(now: Round) -> Selected:
+    def collect(now: Round) -> Selected:
         said = parts.criticised(now, [c.prompt for c in critiques]) if now.number and feedback else list(critiques)
         made = target in ("initial", "gold")
         found = Selected(_given(said, target), {"records": len(said)}) if made else parts.selected(now, said, liked)
         taught.append([_pair(r, target) for r in found.records])
         return found
 
-    def train(now: Round, found: Selected) -> Taught:
+    def train(now: Round, found: Selected) -> TrainResult:
         answers = [pair for one in (taught if window == "all" else taught[-1:]) for pair in one]
         rows = encode.rows(model.tokenizer, answers, model.kind, model.context, "refinements")
         items, loss = reward_models.weighted(rows, prompt_weight, "refinements", model)
         base = model if finetune_from == "start" else now.model
-        return language.teach(base, {"refinements": items}, loss, now.fit, hooks=hooks, name="train")
+        return language.train(base, {"refinements": items}, loss, now.fit, hooks=hooks, name="train")
 
     chosen: dict[str, Any] = vars(how) | {
         "parts": [refining.name_of(p) for p in (refiner, judge, feedback, reward, check)], "target": target,
         "finetune_from": finetune_from, "window": window, "prompt_weight": prompt_weight,
         "data": hashlib.sha256(repr([list(critiques), list(preferences or ())]).encode()).hexdigest()[:16],
     }  # fmt: skip
-    played = loop.play(model, rounds, mine, train, fit, name="ilf", identity=chosen, hooks=hooks)
-    told = [{"round": i, **m.facts} for i, m in enumerate(played.mined)]
-    drawn = generate.How(max_new_tokens=max_new_tokens, temperature=temperature or 1.0, top_p=top_p, seed=fit.seed)
-    looks = [_look(m, model, critiques, liked, drawn) for m in (model, played.model)]
-    cost = played.cost
+    rounds_result = loop.run_rounds(model, rounds, collect, train, fit, name="ilf", identity=chosen, hooks=hooks)
+    told = [{"round": i, **m.facts} for i, m in enumerate(rounds_result.data)]
+    drawn = generate.SamplingConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature or 1.0, top_p=top_p, seed=fit.seed
+    )
+    looks = [_look(m, model, critiques, liked, drawn) for m in (model, rounds_result.model)]
+    cost = rounds_result.cost
     if rewards is not None:
         cost.tokens, cost.flops = cost.tokens + rewards.cost.tokens, cost.flops + rewards.cost.flops
     cost.calls += parts.calls()
-    models: dict[str, Savable] = {"model": played.model}
+    models: dict[str, Savable] = {"model": rounds_result.model}
     if rewards is not None:
         models["reward"] = rewards.model
 
     def predict(prompts: Sequence[str]) -> list[str]:
         """The best of `best_of_n` answers by the reward."""
-        return [p.text for p in best_of.best_of(played.model, prompts, best_of_n, liked, how=drawn)]
+        return [p.text for p in best_of.best_of(rounds_result.model, prompts, best_of_n, liked, how=drawn)]
 
     return Result(
         models=models,
         predict=predict if liked is not None else None,
-        records=[r for m in played.mined for r in m.records],
+        records=[r for m in rounds_result.data for r in m.records],
         findings={"rounds": told} | _right(rewards, unseen or pairs, len(pairs)),
         metrics=protocols.compare(*looks) | _rate(told),
-        history=played.history,
-        samples=_samples(model, played.model, played.mined[0].records, max_new_tokens),
+        history=rounds_result.history,
+        samples=_samples(model, rounds_result.model, rounds_result.data[0].records, max_new_tokens),
         cost=cost,
         warnings=_warnings(told),
     )
@@ -232,7 +234,7 @@ def _apart(preferences: Sequence[Preference]) -> tuple[list[Preference], list[Pr
     return [p for i, p in enumerate(preferences) if i % 5], list(preferences[::5])
 
 
-def _right(rewards: Taught | None, pairs: Sequence[Preference], taught: int) -> dict[str, Any]:
+def _right(rewards: TrainResult | None, pairs: Sequence[Preference], taught: int) -> dict[str, Any]:
     """How often the reward model prefers what people did; a tie is half."""
     if rewards is None:
         return {}
@@ -264,7 +266,7 @@ def _pair(record: Critique, target: str) -> tuple[str, str]:
 
 
 def _look(
-    model: Model, start: Model, critiques: Sequence[Critique], reward: Reward | None, how: generate.How
+    model: Model, start: Model, critiques: Sequence[Critique], reward: Reward | None, how: generate.SamplingConfig
 ) -> dict[str, Measure]:
     """What shows a collapse, and what the reward says, on answers to some of the prompts."""
     prompts = list(dict.fromkeys(c.prompt for c in critiques))[:LOOKED]

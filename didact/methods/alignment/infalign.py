@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.evaluate import judges, protocols, win_rates
 from didact.evaluate.protocols import Measure
 from didact.infer import best_of, generate
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.learn import language
 from didact.learn import rounds as loop
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.rounds import Round
 from didact.models import forward
 from didact.models.model import Model
@@ -39,10 +39,10 @@ SHOWN = 6
 STEER = (0.85, 2.0)  # what a round may multiply beta by when a KL is aimed at; the distance follows slowly
 
 
-class Mined(NamedTuple):
+class RoundData(NamedTuple):
     """A round's answers, several to a prompt, with their advantages and log-probs, `(prompts, samples)`."""
 
-    items: list[Item]
+    items: list[ExampleGroup]
     advantage: Tensor
     old: Tensor
     facts: dict[str, float]
@@ -148,7 +148,7 @@ def infalign(
     texts = [p.text for p in prompts]
     if not texts:
         raise UserError("prompts: no records")
-    how = How(max_new_tokens=max_new_tokens, temperature=1.0)
+    how = SamplingConfig(max_new_tokens=max_new_tokens, temperature=1.0)
     ids = [_prompt(model, text, max_new_tokens) for text in texts]
     exponent = rewards.recommended(to) if t is None else t
     solved = rewards.fixed_point(to, beta) if transform == "fixed-point" else None
@@ -166,7 +166,7 @@ def infalign(
 
         return made, np.array(now.chunks(f"{name}-rewards", len(ids), told), dtype=float)
 
-    def mine(now: Round) -> Mined:
+    def collect(now: Round) -> RoundData:
         if now.number == 0 and calibration != "none":
             state["reference"] = rate(now, "reference", k, apart=1)[1]
         made, raw = rate(now, "samples", samples)
@@ -175,7 +175,9 @@ def infalign(
             phi = np.interp(c, rewards.grid(), solved)
         else:
             phi = rewards.transform(c, transform, exponent, floor=0.5 / k)
-        items: list[Item] = [tuple(Row(p, c.tokens) for c in row) for p, row in zip(ids, made, strict=True)]
+        items: list[ExampleGroup] = [
+            tuple(TokenizedExample(p, c.tokens) for c in row) for p, row in zip(ids, made, strict=True)
+        ]
         old = torch.tensor([[c.logp for c in row] for row in made], dtype=torch.float64)
         moved = old - _logp(model, items)
         advantage = policy.leave_one_out(policy.penalised(torch.tensor(phi), old, old - moved, state["beta"]))
@@ -184,12 +186,12 @@ def infalign(
         facts = {name: float(value) for name, value in facts.items()} | {"beta": state["beta"]}
         if kl is not None and now.number:  # the start has no distance
             state["beta"] *= float(np.clip(facts["kl"] / kl, *STEER))
-        return Mined(items, advantage, old, facts)
+        return RoundData(items, advantage, old, facts)
 
-    def train(now: Round, mined: Mined) -> Taught:
-        advantage, old = (x.to(model.device, torch.float32) for x in (mined.advantage, mined.old))
+    def train(now: Round, data: RoundData) -> TrainResult:
+        advantage, old = (x.to(model.device, torch.float32) for x in (data.advantage, data.old))
 
-        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+        def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
             logp, _ = language.sequence_logp(student, micro)
             losses = policy.clipped(logp, old[micro.index].to(logp), advantage[micro.index].to(logp), ratio_clip)
             moved = (logp.detach() - old[micro.index].to(logp)).abs()
@@ -198,8 +200,8 @@ def infalign(
                 "moved": Term(moved.mean(1).sum(), "prompts.rows", 0.0),
             }
 
-        streams = {"prompts": mined.items}
-        return language.teach(now.model, streams, terms, now.fit, hooks=[loop.Calm(), *hooks], name="train")
+        streams = {"prompts": data.items}
+        return language.train(now.model, streams, terms, now.fit, hooks=[loop.NoDropout(), *hooks], name="train")
 
     chosen: dict[str, Any] = {
         "decoding": decoding, "transform": transform, "t": exponent, "calibration": calibration, "k": k, "beta": beta,
@@ -207,23 +209,23 @@ def infalign(
         "reward": reward if isinstance(reward, str) else getattr(reward, "__qualname__", "a function"),
         "data": hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
     }  # fmt: skip
-    played = loop.play(model, rounds, mine, train, fit, name="infalign", identity=chosen, hooks=hooks)
+    rounds_result = loop.run_rounds(model, rounds, collect, train, fit, name="infalign", identity=chosen, hooks=hooks)
 
     def predict(asked: Sequence[str], worst: bool = to.n < 0) -> list[str]:
         """Answers after the procedure: the best (worst) of N by the reward."""
-        return _picked(played.model, asked, to, score, how, worst)
+        return _picked(rounds_result.model, asked, to, score, how, worst)
 
     told = [p.text for p in evaluation] or texts
     shown = told[:SHOWN]
     pairs = zip(shown, _picked(model, shown, to, score, how, to.n < 0), predict(shown), strict=True)
     return Result(
-        models={"model": played.model},
+        models={"model": rounds_result.model},
         predict=predict,
-        findings={"rounds": [m.facts for m in played.mined], "t": exponent},
-        metrics=_measured(played.model, model, told, score, judged_by, to, draws, how),
+        findings={"rounds": [m.facts for m in rounds_result.data], "t": exponent},
+        metrics=_measured(rounds_result.model, model, told, score, judged_by, to, draws, how),
         samples=[{"part": decoding, "prompt": p, "before": b, "after": a} for p, b, a in pairs],
-        history=played.history,
-        cost=played.cost,
+        history=rounds_result.history,
+        cost=rounds_result.cost,
         warnings=_warnings(to, k, calibration, bool(evaluation), bool(judge)),
     )
 
@@ -231,10 +233,10 @@ def infalign(
 def _prompt(model: Model, text: str, new: int) -> tuple[int, ...]:
     """A prompt's tokens as sampling reads them: cut where an answer needs the room."""
     ids = tuple(encode.prompt_ids(model.tokenizer, text, model.kind))
-    return loop.as_sampled(Row(ids, ()), model, new).prompt
+    return loop.as_sampled(TokenizedExample(ids, ()), model, new).prompt
 
 
-def _logp(model: Model, items: Sequence[Item]) -> Tensor:
+def _logp(model: Model, items: Sequence[ExampleGroup]) -> Tensor:
     """Log-probs of answers, SUM over tokens, `(prompts, n)`."""
     return forward.row_logp(model, [row for item in items for row in item])[0].view(len(items), -1)
 
@@ -248,24 +250,28 @@ def _calibrated(raw: np.ndarray, reference: np.ndarray | None, how: str) -> np.n
     return rewards.calibrate(raw, reference)
 
 
-def _picked(model: Model, asked: Sequence[str], to: Procedure, score: Reward, how: How, worst: bool) -> list[str]:
+def _picked(
+    model: Model, asked: Sequence[str], to: Procedure, score: Reward, how: SamplingConfig, worst: bool
+) -> list[str]:
     return [p.text for p in best_of.best_of(model, asked, abs(to.n), score, worst, how)]
 
 
 def _measured(
     taught: Model, start: Model, asked: Sequence[str], score: Reward, judge: Reward | None, to: Procedure, draws: int,
-    how: How,
+    how: SamplingConfig,
 ) -> dict[str, Metric]:  # fmt: skip
     """Win rates over the reference by fresh draws of both, plain and decoded, and the KL from the policy's own."""
     found, judged, moved = [], [], []
     for model, seed in ((taught, 1), (start, 2)):
-        made = generate.completions(model, asked, draws, How(**{**vars(how), "seed": seed}))
+        made = generate.completions(model, asked, draws, SamplingConfig(**{**vars(how), "seed": seed}))
         flat = [p for p in asked for _ in range(draws)], [c.text for row in made for c in row]
         found.append(np.array(score(*flat), dtype=float).reshape(len(asked), draws))
         judged.append(np.array(judge(*flat), dtype=float).reshape(len(asked), draws) if judge else found[-1])
         if model is taught:
             ids = [_prompt(model, p, how.max_new_tokens) for p in asked]
-            items: list[Item] = [tuple(Row(p, c.tokens) for c in row) for p, row in zip(ids, made, strict=True)]
+            items: list[ExampleGroup] = [
+                tuple(TokenizedExample(p, c.tokens) for c in row) for p, row in zip(ids, made, strict=True)
+            ]
             moved = (_logp(taught, items) - _logp(start, items)).mean(1).tolist()
     names = {"win_rate": "sample", **({_named(to): to.name} if to.n != 1 else {})}
     out: dict[str, Measure] = {}

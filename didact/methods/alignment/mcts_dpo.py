@@ -17,9 +17,9 @@ from didact.learn import branches, preferences
 from didact.learn import rounds as loop
 from didact.learn.branches import Branch
 from didact.learn.fit import Hook
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.rounds import Round
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result, UserError
@@ -41,7 +41,7 @@ GOOD = ("B", "correct")
 FIELDS = ("question", "example", "solution")
 
 
-class Mined(NamedTuple):
+class RoundData(NamedTuple):
     """A round's branches, how unsure each is `(N,)`, and what its trees are like."""
 
     branches: list[Branch]
@@ -188,11 +188,11 @@ def mcts_dpo(
     form = asked or QUESTION + (EXAMPLE if hint else "") + ASKED
     batch = max(1, min(batch, len(demos)))
     rounds = rounds or -(-len(demos) // batch)
-    how = tree.How(
+    how = tree.SearchConfig(
         simulations=simulations, first=4 if official else 1, depth=depth, c=c, gamma=gamma, unvisited=int(official)
     )
 
-    def mine(now: Round) -> Mined:
+    def collect(now: Round) -> RoundData:
         searcher = now.model if online else model
 
         def proposer(part: Sequence[int], seed: int) -> policy.Steps:
@@ -202,11 +202,11 @@ def mcts_dpo(
                 {k: references[i] for k, i in enumerate(part) if include_gt},
             )  # fmt: skip
 
-        def value(at: list[int], nodes: list[Node], texts: list[str], memory: Memory) -> list[float]:
+        def value(at: list[int], nodes: list[Node], texts: list[str], kv_cache: KVCache) -> list[float]:
             if critic == "self":
                 about = [(demos[i].prompt, examples[i], t) for i, t in zip(at, texts, strict=True)]
                 prompts = [yesno.fill(form, dict(zip(FIELDS, told, strict=True)), "asked") for told in about]
-                likely = rank.expected(searcher, prompts, dict.fromkeys(good, 1.0), memory)
+                likely = rank.expected(searcher, prompts, dict.fromkeys(good, 1.0), kv_cache)
             elif reward is not None:
                 given = torch.tensor(reward([demos[i].prompt for i in at], texts), dtype=torch.float64)
                 likely = given.sigmoid().tolist()
@@ -235,18 +235,18 @@ def mcts_dpo(
             "right": sum(right) / len(right), "alpha": float(unsure.mean()),
             "share_of_gt_in_better": sum(given) / len(given) if given else float("nan"),
         }  # fmt: skip
-        return Mined(found, unsure, facts)
+        return RoundData(found, unsure, facts)
 
-    def train(now: Round, mined: Mined) -> Taught:
-        found = mined.branches
+    def train(now: Round, data: RoundData) -> TrainResult:
+        found = data.branches
         if not found:
-            return loop.untaught(now.model)
+            return loop.untrained(now.model)
         share = torch.tensor([b.share for b in found])
-        return preferences.teach_rows(
-            now.model, [b.item for b in found], loop.steady(now, fit, rounds), loss=loss, beta=beta,
-            label_smoothing=mined.unsure, per_token=loss == "ipo", weight=share * len(found) / share.sum(),
+        return preferences.train_rows(
+            now.model, [b.item for b in found], loop.constant_rate(now, fit, rounds), loss=loss, beta=beta,
+            label_smoothing=data.unsure, per_token=loss == "ipo", weight=share * len(found) / share.sum(),
             against=model if reference == "initial" else now.model, demos=rows, sft_weight=sft_weight,
-            hooks=[loop.Calm(), *hooks], name="train",
+            hooks=[loop.NoDropout(), *hooks], name="train",
         )  # fmt: skip
 
     chosen: dict[str, Any] = {
@@ -256,19 +256,19 @@ def mcts_dpo(
         "pairs": [filter, rule, most], "loss": [loss, smoothing, beta, reference, sft_weight], "schedule": rounds,
         "data": hashlib.sha256(repr((rows, [d.answers for d in demos])).encode()).hexdigest()[:16],
     }  # fmt: skip
-    played = loop.play(model, rounds, mine, train, fit, name="mcts-dpo", identity=chosen, hooks=hooks)
-    if not any(m.branches for m in played.mined):
-        shares = ", ".join(f"{m.facts['right']:.0%}" for m in played.mined[:3])
+    rounds_result = loop.run_rounds(model, rounds, collect, train, fit, name="mcts-dpo", identity=chosen, hooks=hooks)
+    if not any(m.branches for m in rounds_result.data):
+        shares = ", ".join(f"{m.facts['right']:.0%}" for m in rounds_result.data[:3])
         raise UserError(
             f"mcts-dpo: no search gave a pair; the chosen solutions were right in {shares} of the trees: tune the "
             "model on solutions first, check --step and --answer, or search longer"
         )
     return Result(
-        models={"model": played.model},
-        records=[b.record for m in played.mined for b in m.branches],
-        findings={"rounds": [{"round": n, **m.facts} for n, m in enumerate(played.mined)]},
-        history=played.history,
-        cost=played.cost,
+        models={"model": rounds_result.model},
+        records=[b.record for m in rounds_result.data for b in m.branches],
+        findings={"rounds": [{"round": n, **m.facts} for n, m in enumerate(rounds_result.data)]},
+        history=rounds_result.history,
+        cost=rounds_result.cost,
     )
 
 

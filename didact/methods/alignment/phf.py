@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from didact.data import encode, segments
-from didact.data.streams import Micro
+from didact.data.streams import MicroBatch
 from didact.data.templates import Condition
 from didact.evaluate import judges, written
 from didact.learn import language
@@ -125,7 +125,9 @@ def phf(
     if not kept:
         raise UserError(f"threshold {threshold}: no document has a mean score of {limit:g} or more")
 
-    def packed(reader: Model, documents: Sequence[segments.Document]) -> tuple[list[encode.Row], list[list[float]]]:
+    def packed(
+        reader: Model, documents: Sequence[segments.Document]
+    ) -> tuple[list[encode.TokenizedExample], list[list[float]]]:
         # The token that ends a document bears the best score of all: to end is never bad.
         mixed = segments.shuffled(documents, fit.seed)
         return encode.scored_windows(reader.tokenizer, mixed, min(block, model.context), best)
@@ -136,7 +138,7 @@ def phf(
     start, cost, history = model, Cost(), []
     if first:
         how = fit.replace(steps=first, warmup_steps=min(warmup, first))
-        done = language.teach(model, {"text": language.single(plain)}, _likelihood, how, hooks=hooks, name="mle")
+        done = language.train(model, {"text": language.single(plain)}, _likelihood, how, hooks=hooks, name="mle")
         start, cost, history = merge.merged(done.model) if fit.lora else done.model, done.cost, done.history
     if objective == "conditional":
         start = vocabulary.with_tokens(start, tokens, seed=fit.seed)
@@ -148,7 +150,7 @@ def phf(
         "objective": objective, "limit": limit, "alpha": alpha, "beta": beta, "value_weight": value_weight,
         "scores": hashlib.sha256(repr(scores).encode()).hexdigest()[:16],
     }  # fmt: skip
-    taught = language.teach(
+    taught = language.train(
         start, {"text": language.single(rows)}, _loss(objective, scores, limit, alpha, beta, value_weight),
         fit.replace(steps=steps - first, warmup_steps=warmup), hooks=hooks, name="phf", identity=told,
     )  # fmt: skip
@@ -174,7 +176,7 @@ def phf(
     return result
 
 
-def _likelihood(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _likelihood(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"nll": language.cross_entropy(student, micro)}
 
 
@@ -184,16 +186,16 @@ def _loss(
     """The terms of an objective; `scores` are of each row's label tokens."""
     columns = [torch.tensor(row, dtype=torch.get_default_dtype()) for row in scores]
 
-    def unlikelihood(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def unlikelihood(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         fns = {"loss": functools.partial(token_functions.unlikelihood, alpha=alpha)}
         good = {"good": micro.column(columns) >= limit}
         return {"unlikelihood": Term(forward.tokens(student, micro.tokens, fns, good)["loss"].sum(), "text.tokens")}
 
-    def rwr(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def rwr(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         nll = -forward.tokens(student, micro.tokens)["logp"]
         return {"rwr": _weighted(nll, micro.column(columns), beta)}
 
-    def awr(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def awr(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         states = forward.label_states(student, micro.tokens)
         nll = -forward.of_states(student, states, micro.tokens.target, {"logp": token_functions.logp})["logp"]
         gap = micro.column(columns) - value.of_states(student, states)

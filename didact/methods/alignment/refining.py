@@ -16,7 +16,7 @@ from didact.data import encode
 from didact.evaluate import judges, selectors
 from didact.infer import best_of, refine, remote, yesno
 from didact.infer import lm as language_models
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.infer.yesno import Question
 from didact.learn.rounds import Round
 from didact.models import load
@@ -79,7 +79,7 @@ class Parts:
         """Drafts of the policy as the round begins, and what is said about them."""
         how, model = self.how, now.model
         ids = [encode.prompt_ids(model.tokenizer, p, model.kind) for p in prompts]
-        sampled = How(max_new_tokens=how.max_new_tokens, temperature=how.temperature or 1.0, top_p=how.top_p)
+        sampled = SamplingConfig(max_new_tokens=how.max_new_tokens, temperature=how.temperature or 1.0, top_p=how.top_p)
         drafts = [c[0].text for c in now.samples(ids, 1, sampled, "drafts")]
 
         def say(first: int, stop: int) -> list[Any]:

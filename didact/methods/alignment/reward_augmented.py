@@ -128,7 +128,7 @@ def reward_augmented(
     options: dict[str, Any] = {"loss": loss, "beta": beta, "label_smoothing": label_smoothing, "gamma": gamma}
     warnings, cost = [], Cost()
     if scores == "implicit":
-        first = learner.teach(model, taught_on, fit, **options, name="implicit")
+        first = learner.train(model, taught_on, fit, **options, name="implicit")
         cost = first.cost
         earned = learner.implicit_rewards(first.model, model, pairs, beta).tolist()
         given: list[Sides] = [((chosen,), (rejected,)) for chosen, rejected in earned]
@@ -148,7 +148,7 @@ def reward_augmented(
     records = goals.relabelled(taught_on, named[: len(taught_on)], wording, **how, seed=fit.seed)
     if not records:
         raise UserError(f"all {len(taught_on)} pairs are ties: lower min_gap or step")
-    taught = learner.teach(model, records, fit, **options, hooks=hooks, name="train")
+    taught = learner.train(model, records, fit, **options, hooks=hooks, name="train")
     cost = Cost(tokens=cost.tokens + taught.cost.tokens, flops=cost.flops + taught.cost.flops)
     made = taught.model
     asked = Model(made.module, made.processor, made.kind, made.base, wording.condition(wording.best))

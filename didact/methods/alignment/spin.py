@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.infer import generate
 from didact.learn import language
 from didact.learn import rounds as loop
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.rounds import Round
 from didact.models.model import Model
 from didact.objectives import preference
@@ -31,10 +31,10 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
-class Mined(NamedTuple):
+class RoundData(NamedTuple):
     """A round's pairs (real, own), as rows and as records, and what they are like."""
 
-    items: list[Item]
+    items: list[ExampleGroup]
     records: list[Preference]
     facts: dict[str, float]
 
@@ -111,13 +111,13 @@ def spin(
     pairs = [(d.prompt, d.completion) for d in demos]
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
     real = [loop.as_sampled(r, model, max_new_tokens) for r in rows]
-    how = generate.How(max_new_tokens=max_new_tokens, temperature=temperature)
-    so_far: list[list[Item]] = []
+    how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+    so_far: list[list[ExampleGroup]] = []
 
-    def mine(now: Round) -> Mined:
+    def collect(now: Round) -> RoundData:
         made = now.samples([r.prompt for r in real], samples, how)
-        items: list[Item] = [
-            (r, Row(r.prompt, c.tokens)) for r, answers in zip(real, made, strict=True) for c in answers
+        items: list[ExampleGroup] = [
+            (r, TokenizedExample(r.prompt, c.tokens)) for r, answers in zip(real, made, strict=True) for c in answers
         ]
         records = [
             Preference(prompt=d.prompt, chosen=d.completion, rejected=c.text, extra={"round": now.number})
@@ -125,16 +125,16 @@ def spin(
             for c in answers
         ]
         so_far.append(items)
-        return Mined(items, records, _facts(items, generate.ends(model)))
+        return RoundData(items, records, _facts(items, generate.ends(model)))
 
-    def train(now: Round, mined: Mined) -> Taught:
+    def train(now: Round, data: RoundData) -> TrainResult:
         first = {"current": now.number, "previous": max(0, now.number - 1), "all": 0}[window]
         items = [item for older in so_far[first:] for item in older]
         scale, rate = _of(lam, now.number), _of(lr_factors, now.number) * fit.lr
         # The reference is what this round starts from, for pairs that an earlier opponent answered too.
         ref = language.reference_logp(now.model, items).to(now.model.device)
 
-        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+        def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
             logp, _ = language.sequence_logp(student, micro)
             was = ref[micro.index]
             against = torch.zeros_like(was) if reference_free else was
@@ -151,8 +151,8 @@ def spin(
             }
             return out | ({"sft": Term(-logp[:, 0].sum(), "pairs.rows", sft_weight)} if sft_weight else {})
 
-        taught = language.teach(
-            now.model, {"pairs": items}, terms, now.fit.replace(lr=rate), hooks=[loop.Calm(), *hooks], name="train"
+        taught = language.train(
+            now.model, {"pairs": items}, terms, now.fit.replace(lr=rate), hooks=[loop.NoDropout(), *hooks], name="train"
         )
         return taught
 
@@ -161,18 +161,24 @@ def spin(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "sft_weight": sft_weight,
         "reference_free": reference_free, "data": hashlib.sha256(repr(real).encode()).hexdigest()[:16],
     }  # fmt: skip
-    played = loop.play(model, rounds, mine, train, fit, name="spin", identity=chosen, hooks=hooks)
+    rounds_result = loop.run_rounds(model, rounds, collect, train, fit, name="spin", identity=chosen, hooks=hooks)
     told = [
-        {"round": n, "lam": _of(lam, n), "lr": _of(lr_factors, n) * fit.lr, **m.facts, **_course(played.history, n)}
-        for n, m in enumerate(played.mined)
+        {
+            "round": n,
+            "lam": _of(lam, n),
+            "lr": _of(lr_factors, n) * fit.lr,
+            **m.facts,
+            **_course(rounds_result.history, n),
+        }
+        for n, m in enumerate(rounds_result.data)
     ]
     return Result(
-        models={"model": played.model},
-        records=[r for m in played.mined for r in m.records],
+        models={"model": rounds_result.model},
+        records=[r for m in rounds_result.data for r in m.records],
         findings={"rounds": told},
-        history=played.history,
-        cost=played.cost,
-        warnings=_warnings(played.mined),
+        history=rounds_result.history,
+        cost=rounds_result.cost,
+        warnings=_warnings(rounds_result.data),
     )
 
 
@@ -181,7 +187,7 @@ def _of(values: Sequence[float], number: int) -> float:
     return float(values[min(number, len(values) - 1)])
 
 
-def _facts(items: Sequence[Item], ends: frozenset[int]) -> dict[str, float]:
+def _facts(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str, float]:
     """How long the sides are in tokens, how often they come to their end, how often they are the same."""
     sides = {"real": [i[0].completion for i in items], "own": [i[1].completion for i in items]}
     mean: dict[str, float] = {}
@@ -204,10 +210,10 @@ def _course(history: Sequence[Mapping[str, Any]], number: int) -> dict[str, floa
     return out | {"accuracy": rows[-1]["accuracy"], "margin": rows[-1]["margin"]}
 
 
-def _warnings(mined: Sequence[Mined]) -> list[str]:
+def _warnings(data: Sequence[RoundData]) -> list[str]:
     """Where the sides can be told apart by their ends alone."""
     out = []
-    for number, m in enumerate(mined):
+    for number, m in enumerate(data):
         gap = abs(m.facts["ended_real"] - m.facts["ended_own"])
         if gap > 0.5:
             out.append(

@@ -9,17 +9,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from didact.data import encode, selection
-from didact.data.streams import Item, Micro
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.evaluate import tool_calls
 from didact.infer import generate, policy, rank, tree
 from didact.infer.tree import Node
 from didact.learn import branches, language, preferences
 from didact.learn import rounds as loop
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.learn.rounds import Round
 from didact.models import forward
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Preference, Result, UserError
@@ -43,10 +43,10 @@ WORTH = {"A": 1.0 / 4, "B": 0.1 / 4, "C": -1.0 / 4, "D": -2.0 / 4}
 LOOKED = 64  # of the selected prompts answered for the report of errors
 
 
-class Mined(NamedTuple):
+class RoundData(NamedTuple):
     """What a round is taught: answers in the warm-up, pairs of fragments after it; and what they are like."""
 
-    items: list[Item]
+    items: list[ExampleGroup]
     records: list[Preference]
     facts: dict[str, Any]
 
@@ -156,11 +156,11 @@ def tool_rft(
     pairs = [(d.prompt, d.completion) for d in demos]
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
     classes = selection.classes([difficulty(d) for d in demos] if difficulty else difficulties(demos), bins)
-    searching = tree.How(simulations=simulations, depth=depth, c=c, deep=False, decide=False)
+    searching = tree.SearchConfig(simulations=simulations, depth=depth, c=c, deep=False, decide=False)
 
-    def mine(now: Round) -> Mined:
+    def collect(now: Round) -> RoundData:
         if now.number < len(classes):
-            return Mined([(rows[i],) for i in classes[now.number]], [], {"demos": len(classes[now.number])})
+            return RoundData([(rows[i],) for i in classes[now.number]], [], {"demos": len(classes[now.number])})
 
         def measured(start: int, stop: int) -> list[Any]:
             total, count = forward.row_logp(now.model, rows[start:stop])
@@ -172,17 +172,17 @@ def tool_rft(
                 max_new_tokens, temperature, seed,
             )  # fmt: skip
 
-        def value(at: list[int], nodes: list[Node], said: list[str], memory: Memory) -> Sequence[float]:
+        def value(at: list[int], nodes: list[Node], said: list[str], kv_cache: KVCache) -> Sequence[float]:
             wanted = [demos[i].completion for i in at]
             if judge == "self":
-                return _judged(now.model, [demos[i] for i in at], said, memory)
+                return _judged(now.model, [demos[i] for i in at], said, kv_cache)
             if judge == "words":
                 return [guessed(branches.text(model, n.step.tokens), w) for n, w in zip(nodes, wanted, strict=True)]
             return [valued(s, w, n.step.terminal) for s, w, n in zip(said, wanted, nodes, strict=True)]
 
         def answered(start: int, stop: int) -> list[Any]:
             room = max(max_new_tokens, *(len(rows[i].completion) for i in index))
-            how = generate.How(max_new_tokens=room)
+            how = generate.SamplingConfig(max_new_tokens=room)
             made = generate.completions(now.model, [rows[i].prompt for i in index[start:stop]], 1, how)
             return [c.text for (c,) in made]
 
@@ -204,17 +204,17 @@ def tool_rft(
             "ppl_selected": float(np.exp(np.mean([nll[i] for i in index]))),
             "errors": tool_calls.tally(wrong),
         }  # fmt: skip
-        return Mined([b.item for b in found], [b.record for b in found], facts)
+        return RoundData([b.item for b in found], [b.record for b in found], facts)
 
-    def train(now: Round, mined: Mined) -> Taught:
+    def train(now: Round, data: RoundData) -> TrainResult:
         if now.number < len(classes):
             warm = now.fit.replace(lr=warm_lr, epochs=warm_epochs, steps=None)
-            return language.teach(now.model, {"demos": mined.items}, _nll, warm, hooks=hooks, name="train")
-        if not mined.items:
-            return loop.untaught(now.model)
-        return preferences.teach_rows(
-            now.model, mined.items, now.fit, loss=loss, beta=beta, gamma=gamma, per_token=loss == "ipo",
-            hooks=[loop.Calm(), *hooks], name="train",
+            return language.train(now.model, {"demos": data.items}, _nll, warm, hooks=hooks, name="train")
+        if not data.items:
+            return loop.untrained(now.model)
+        return preferences.train_rows(
+            now.model, data.items, now.fit, loss=loss, beta=beta, gamma=gamma, per_token=loss == "ipo",
+            hooks=[loop.NoDropout(), *hooks], name="train",
         )  # fmt: skip
 
     chosen: dict[str, Any] = {
@@ -223,8 +223,10 @@ def tool_rft(
         "pieces": [list(delimiters), group], "judge": judge, "pairs": [gap, floor, most], "loss": [loss, beta, gamma],
         "data": hashlib.sha256(repr(rows).encode()).hexdigest()[:16],
     }  # fmt: skip
-    played = loop.play(model, len(classes) + rounds, mine, train, fit, name="tool-rft", identity=chosen, hooks=hooks)
-    searches = played.mined[len(classes) :]
+    rounds_result = loop.run_rounds(
+        model, len(classes) + rounds, collect, train, fit, name="tool-rft", identity=chosen, hooks=hooks
+    )
+    searches = rounds_result.data[len(classes) :]
     if not any(m.items for m in searches):
         exact = searches[0].facts["errors"]["exact"]
         raise UserError(
@@ -232,16 +234,16 @@ def tool_rft(
             "model on the demonstrations first, or raise ratio, actions or temperature"
         )
     return Result(
-        models={"model": played.model},
+        models={"model": rounds_result.model},
         records=[r for m in searches for r in m.records],
-        findings={"warm_up": [m.facts for m in played.mined[: len(classes)]],
+        findings={"warm_up": [m.facts for m in rounds_result.data[: len(classes)]],
                   "rounds": [{"round": n, **m.facts} for n, m in enumerate(searches)]},
-        history=played.history,
-        cost=played.cost,
+        history=rounds_result.history,
+        cost=rounds_result.cost,
     )  # fmt: skip
 
 
-def _nll(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"nll": language.cross_entropy(student, micro)}
 
 
@@ -259,10 +261,10 @@ def guessed(step: str, wanted: str) -> float:
     return (0.1 if (")]" in step) == (")]" in wanted) else -0.1) + tool_calls.overlap(wanted, step) - 0.5
 
 
-def _judged(model: Model, demos: Sequence[Demo], said: Sequence[str], memory: Memory) -> list[float]:
+def _judged(model: Model, demos: Sequence[Demo], said: Sequence[str], kv_cache: KVCache) -> list[float]:
     """The model's own verdict, in [-0.5, 0.25]."""
     asked = [ASKED.format(request=d.prompt, truth=d.completion, answer=s) for d, s in zip(demos, said, strict=True)]
-    return rank.expected(model, asked, WORTH, memory)
+    return rank.expected(model, asked, WORTH, kv_cache)
 
 
 def selected(

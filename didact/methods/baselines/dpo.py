@@ -47,5 +47,5 @@ def dpo(
     """
     if beta <= 0 or not 0 <= label_smoothing < 0.5:
         raise UserError(f"beta = {beta}, label_smoothing = {label_smoothing}: beta above 0, smoothing in [0, 0.5)")
-    taught = learner.teach(model, preferences, fit, beta=beta, label_smoothing=label_smoothing, hooks=hooks)
+    taught = learner.train(model, preferences, fit, beta=beta, label_smoothing=label_smoothing, hooks=hooks)
     return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from didact.data import encode
-from didact.data.streams import Micro
+from didact.data.streams import MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.models.model import Model
@@ -68,7 +68,7 @@ def kto(
     good = torch.tensor([j.label for j in judged], device=model.device)
     weight = torch.where(good, desirable_weight, undesirable_weight)
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         logp, _ = language.sequence_logp(student, micro)
         was, kind = ref[micro.index], good[micro.index]
         z = (logp - was)[:, 1].detach().mean().clamp(min=0)
@@ -82,7 +82,7 @@ def kto(
         }
 
     options = {"beta": beta, "weights": [desirable_weight, undesirable_weight]}
-    taught = language.teach(
+    taught = language.train(
         model, {"judged": items}, terms, fit, coupled=True, hooks=hooks, name="kto", identity=options
     )
     return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.models.model import Model
@@ -48,11 +48,11 @@ def sft(
     pairs = [(d.prompt, d.completion) for d in demos]
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
     if loss_on == "all" and model.kind == "causal":
-        rows = [Row((r.prompt + r.completion)[:1], (r.prompt + r.completion)[1:]) for r in rows]
+        rows = [TokenizedExample((r.prompt + r.completion)[:1], (r.prompt + r.completion)[1:]) for r in rows]
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         return {"nll": language.cross_entropy(student, micro)}
 
     streams = {"demos": language.single(rows)}
-    taught = language.teach(model, streams, terms, fit, hooks=hooks, name="sft", identity={"loss_on": loss_on})
+    taught = language.train(model, streams, terms, fit, hooks=hooks, name="sft", identity={"loss_on": loss_on})
     return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)

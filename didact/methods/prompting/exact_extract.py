@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from didact.data import encode, spans
-from didact.data.encode import Row
-from didact.data.streams import Micro
+from didact.data.encode import TokenizedExample
+from didact.data.streams import MicroBatch
 from didact.evaluate import protocols, qa
 from didact.infer import extract
 from didact.infer.extract import Decoder, Form, Search, Span
@@ -148,7 +148,7 @@ def exact_extract_rss(
     """
     how = extract.form(model, template, bos, end)
     rows, without = rss_rows(model, passages, how, select, longest, limit, fit.seed)
-    taught = language.teach(
+    taught = language.train(
         model, {"passages": language.single(rows)}, _nll, fit, hooks=hooks, name="rss",
         identity={"select": select, "longest": longest, "limit": limit},
     )  # fmt: skip
@@ -209,7 +209,7 @@ def exact_extract_tune(
     drawn = np.random.default_rng([fit.seed, 42]).permutation(len(questions))[: examples or None]
     search = Search(max_len=max_len, limit=limit, window=window, stride=stride)
     rows = list(_tuning_rows(model, [(int(i), questions[i]) for i in sorted(drawn)], how, search))
-    taught = language.teach(
+    taught = language.train(
         model, {"questions": language.single(rows)}, _nll, fit, hooks=hooks, name="tune",
         identity={"examples": examples, "template": template, "bos": bos, "end": end, "limit": limit},
     )  # fmt: skip
@@ -225,7 +225,7 @@ def exact_extract_tune(
 def rss_rows(
     model: Model, passages: Sequence[Text], how: Form, select: str = "recurring", longest: int = spans.LONGEST,
     limit: int = 512, seed: int = 0,
-) -> tuple[list[Row], int]:  # fmt: skip
+) -> tuple[list[TokenizedExample], int]:  # fmt: skip
     """Recurring-span examples as token rows, one a passage (or piece of one), and how many pieces have none."""
     rng = np.random.default_rng([seed, 2021])
     place = {"recurring": spans.recurring_place, "random": spans.random_place}[select]
@@ -247,13 +247,15 @@ def rss_rows(
                 continue
             text, span = spans.cut(piece, at) if forward else spans.masked(piece, [at], [mark])
             prompt = encode.prompt_ids(model.tokenizer, text, model.kind)
-            rows.append(Row(tuple(prompt), (*how.bos, *extract.text_ids(model, span), how.end)))
+            rows.append(TokenizedExample(tuple(prompt), (*how.bos, *extract.text_ids(model, span), how.end)))
     if not rows:
         raise UserError("passages: no span recurs in any of them: give longer texts")
     return rows, without
 
 
-def _tuning_rows(model: Model, numbered: Sequence[tuple[int, QA]], how: Form, search: Search) -> Iterator[Row]:
+def _tuning_rows(
+    model: Model, numbered: Sequence[tuple[int, QA]], how: Form, search: Search
+) -> Iterator[TokenizedExample]:
     for number, q in numbered:
         if not q.answers or not q.answers[0].strip():
             raise UserError(f"questions: record {number + 1}: no answer to learn")
@@ -262,10 +264,10 @@ def _tuning_rows(model: Model, numbered: Sequence[tuple[int, QA]], how: Form, se
         windows = extract.asks(model, how, q.context, q.question, limit, search.window, search.stride)
         holds = [w for w in windows if len(windows) == 1 or q.answers[0] in w.context]
         if holds:
-            yield Row(holds[0].prompt, target)
+            yield TokenizedExample(holds[0].prompt, target)
 
 
-def _nll(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"nll": language.cross_entropy(student, micro)}
 
 

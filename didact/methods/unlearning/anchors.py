@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from didact.data import encode, spans
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.types import LM, UserError
 
 RUN = re.compile(r"[A-Z][\w'’-]*(?: [A-Z][\w'’-]*)*")  # capitalised words in a row
@@ -79,8 +79,8 @@ class Block:
     """
 
     text: str
-    row: Row
-    other: Row
+    row: TokenizedExample
+    other: TokenizedExample
     to: tuple[int, ...]
     anchor: tuple[int, ...]
     repeated: tuple[bool, ...]
@@ -225,8 +225,8 @@ def _block(tokenizer: Any, text: str, anchors: Mapping[str, str], last: bool, le
     )  # fmt: skip
 
 
-def _row(start: list[int], ids: list[int]) -> Row:
-    return Row(tuple(start or ids[:1]), tuple(ids if start else ids[1:]))
+def _row(start: list[int], ids: list[int]) -> TokenizedExample:
+    return TokenizedExample(tuple(start or ids[:1]), tuple(ids if start else ids[1:]))
 
 
 def _offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from didact.data import encode, templates
-from didact.data.streams import Item, Micro
+from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.models.model import Model
@@ -103,7 +103,7 @@ def npo(
         raise UserError(f"beta = {beta}: must be above 0")
     kept = regulariser if retain or regulariser == "kl-forget" else "none"
     parts = ROWS.get(loss, "f")
-    streams: dict[str, list[Item]] = {"forget": _items(model, forget, parts, fit.seed)}
+    streams: dict[str, list[ExampleGroup]] = {"forget": _items(model, forget, parts, fit.seed)}
     if retain and kept in ("ce", "kl"):
         pairs = [(r.prompt, r.completion) for r in retain]
         streams["retain"] = language.single(encode.rows(model.tokenizer, pairs, model.kind, model.context, "retain"))
@@ -114,7 +114,7 @@ def npo(
         language.token_mean, fn=divergence, weight=retain_weight, reference=model, everywhere=kl_over == "all"
     )
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if micro.stream == "retain":
             if kept == "kl":
                 return {"retain": penalty(student, micro)}
@@ -123,7 +123,7 @@ def npo(
         out = _forget_terms(student, micro, ref[micro.index] if ref is not None else None)
         return out | ({"kl": penalty(student, micro)} if kept == "kl-forget" else {})
 
-    def _forget_terms(student: Model, micro: Micro, ref_logp: Tensor | None) -> dict[str, Term]:
+    def _forget_terms(student: Model, micro: MicroBatch, ref_logp: Tensor | None) -> dict[str, Term]:
         if loss == "idk":
             return {"forget": language.cross_entropy(student, micro, "tokens", forget_weight)}
         if loss == "ga" and reduction == "mean":
@@ -159,7 +159,7 @@ def npo(
 
     chosen: dict[str, Any] = {"loss": loss, "regulariser": kept, "beta": beta, "delta": delta, "reduction": reduction}
     chosen |= {"weights": [forget_weight, retain_weight], "kl": [kl_direction, kl_over]}
-    taught = language.teach(
+    taught = language.train(
         model, streams, terms, fit, coupled=loss.startswith("kto"), hooks=hooks, name="npo", identity=chosen
     )
     missing = kept == "none" and regulariser != "none"
@@ -167,7 +167,7 @@ def npo(
     return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost, warnings=warnings)
 
 
-def _items(model: Model, forget: Sequence[Demo], parts: str, seed: int) -> list[Item]:
+def _items(model: Model, forget: Sequence[Demo], parts: str, seed: int) -> list[ExampleGroup]:
     """Rows of each forget record: `f` its answer, `i` what to say instead, `m` the next record's answer."""
     instead = templates.with_alternates(forget, seed=seed)
     shifted = [*forget[1:], *forget[:1]]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from didact.data import encode
-from didact.data.streams import Micro
+from didact.data.streams import MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.learn.language import Taught
+from didact.learn.language import TrainResult
 from didact.models import forward, merge
 from didact.models.model import Model, copy_of
 from didact.objectives import tokens as token_functions
@@ -148,14 +148,14 @@ def ext_sub(
     return result
 
 
-def tuned_on(model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str) -> Taught:
+def tuned_on(model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str) -> TrainResult:
     """A copy fine-tuned on completions: the specialist whose weights are then computed with."""
     rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], model.kind, model.context, name)
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         return {"nll": language.cross_entropy(student, micro)}
 
-    return language.teach(
+    return language.train(
         model, {name: language.single(rows)}, terms, fit, hooks=hooks, name=name, identity={"survey": name}
     )
 
@@ -169,7 +169,7 @@ def accuracy(model: Model, demos: Sequence[Demo]) -> float:
 
 def _scaled(
     model: Model,
-    tuned: Taught,
+    tuned: TrainResult,
     retain: Sequence[Demo] | None,
     at: Callable[[float], Model],
     scale: float | None,

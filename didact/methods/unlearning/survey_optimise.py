@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from didact.data import encode
-from didact.data.encode import Row
-from didact.data.streams import Item, Micro, collate
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup, MicroBatch, collate
 from didact.infer import generate
 from didact.learn import language
 from didact.learn.fit import Hook, Step, Term
@@ -80,7 +80,7 @@ def kul(
         part = rows[at : at + size]
         rule = [_Threshold(now, part, n, limits, every * max(1, len(part) // fit.rows))] if limits else []
         how = fit.replace(rows=min(fit.rows, len(part)))
-        done = language.teach(
+        done = language.train(
             now, {"forget": language.single(part)}, _ascent, how, hooks=[*hooks, *rule], name=f"kul-{number}",
             identity={"kul": limits, "n": n},
         )  # fmt: skip
@@ -114,7 +114,7 @@ def overlap(a: Sequence[int], b: Sequence[int], n: int) -> float:
     return sum(g in theirs for g in ours) / len(ours) if ours else 0.0
 
 
-def memorised(model: Model, row: Row, n: int = 10) -> Memorised:
+def memorised(model: Model, row: TokenizedExample, n: int = 10) -> Memorised:
     """EL_n and MA of a row's completion; an n longer than it is cut to it.
 
     Continuations are the model's own, generated freely from every beginning, as long as what truly follows.
@@ -123,7 +123,7 @@ def memorised(model: Model, row: Row, n: int = 10) -> Memorised:
     size = min(n, len(text))
     starts = range(len(text) - size + 1)
     prompts = [row.prompt + text[:t] for t in starts]
-    made = generate.completions(model, prompts, 1, generate.How(max_new_tokens=len(text)))
+    made = generate.completions(model, prompts, 1, generate.SamplingConfig(max_new_tokens=len(text)))
     el = [overlap(c.tokens[: len(text) - t], text[t:], size) for t, (c,) in zip(starts, made, strict=True)]
     right = torch.cat([v["c"] for _, _, v in forward.score(model, [row], {"c": token_functions.correct})])
     return Memorised(float(np.mean(el)), float(right.mean()))
@@ -132,7 +132,9 @@ def memorised(model: Model, row: Row, n: int = 10) -> Memorised:
 class _Threshold(Hook):
     """Stops once every row is at or below both limits."""
 
-    def __init__(self, model: Model, rows: Sequence[Row], n: int, limits: tuple[float, float], every: int) -> None:
+    def __init__(
+        self, model: Model, rows: Sequence[TokenizedExample], n: int, limits: tuple[float, float], every: int
+    ) -> None:
         self.model, self.rows, self.n, self.limits, self.every = model, rows, n, limits, max(1, every)
 
     def after(self, step: Step) -> bool:
@@ -186,11 +188,11 @@ def llmu(
     columns = [[(d.prompt, d.completion) for d in forget]]
     columns += [[(d.prompt, o[k]) for d, o in zip(forget, others, strict=True)] for k in range(answers)]
     rows = [encode.rows(model.tokenizer, c, model.kind, model.context, "forget") for c in columns]
-    items: list[Item] = list(zip(*rows, strict=True))
+    items: list[ExampleGroup] = list(zip(*rows, strict=True))
     label_tokens = sum(len(r.completion) for item in items for r in item)
     true_share = sum(len(item[0].completion) for item in items) / label_tokens
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if micro.stream == "retain":
             return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model, everywhere=True)}
         logp = forward.tokens(student, micro.tokens)["logp"]
@@ -203,7 +205,7 @@ def llmu(
 
     streams = {"forget": items, "retain": language.single(_rows(model, retain, "retain"))}
     who = {"llmu": [ascent, mismatch, keep, answers]}
-    done = language.teach(model, streams, terms, fit, hooks=[*hooks, _Cap(cap)], name="llmu", identity=who)
+    done = language.train(model, streams, terms, fit, hooks=[*hooks, _Cap(cap)], name="llmu", identity=who)
     return Result(models={"model": done.model}, history=done.history, cost=done.cost)
 
 
@@ -256,7 +258,7 @@ def eul(
         UserError: a completion longer than the context; the loss became NaN.
     """
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         away, loss = (-diverge, -ascent) if micro.stream == "forget" else (keep, task)
         kl = language.token_mean(student, micro, token_functions.kl_from, away, model)
         nll = language.cross_entropy(student, micro, weight=loss)
@@ -264,7 +266,7 @@ def eul(
 
     streams = {name: language.single(_rows(model, d, name)) for name, d in (("forget", forget), ("retain", retain))}
     who = {"eul": [diverge, keep, task, ascent]}
-    done = language.teach(model, streams, terms, fit, hooks=hooks, name="eul", identity=who)
+    done = language.train(model, streams, terms, fit, hooks=hooks, name="eul", identity=who)
     return Result(models={"model": done.model}, history=done.history, cost=done.cost)
 
 
@@ -315,7 +317,7 @@ def kga(
     aim = divergence(model, on_new.model, _rows(model, unseen, "unseen"))
     specialist = frozen(on_forget.model)
 
-    def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if micro.stream == "retain":
             return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model)}
         gap = language.token_mean(student, micro, token_functions.kl_to, reference=specialist)
@@ -328,7 +330,7 @@ def kga(
 
     streams = {name: language.single(_rows(model, d, name)) for name, d in (("forget", forget), ("retain", retain))}
     rule = _Aligned(stop * aim) if align else None
-    done = language.teach(
+    done = language.train(
         model, streams, terms, fit, coupled=True, hooks=[*hooks, *([rule] if rule else [])], name="kga",
         identity={"kga": [keep, stop, align]},
     )  # fmt: skip
@@ -341,7 +343,7 @@ def kga(
     return result
 
 
-def divergence(model: Model, other: Model, rows: Sequence[Row]) -> float:
+def divergence(model: Model, other: Model, rows: Sequence[TokenizedExample]) -> float:
     """Mean KL(model || other) over label tokens, in nats."""
     total, count = 0.0, 0
     for at in range(0, len(rows), 32):
@@ -437,7 +439,7 @@ def attribution(probability: Any, activation: Tensor, steps: int) -> Tensor:
     return activation / steps * total
 
 
-def _attributed(model: Model, row: Row, steps: int) -> Tensor:
+def _attributed(model: Model, row: TokenizedExample, steps: int) -> Tensor:
     """Attribution of every neuron of every block to one answer, `(blocks, width)`, summed over positions."""
     batch = collate([row], model.kind, model.pad, model.start).to(model.device)
     kept: dict[int, Tensor] = {}
@@ -471,9 +473,9 @@ def _attributed(model: Model, row: Row, steps: int) -> Tensor:
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def _ascent(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _ascent(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"forget": language.cross_entropy(student, micro, weight=-1.0)}
 
 
-def _rows(model: Model, demos: Sequence[Demo], name: str) -> list[Row]:
+def _rows(model: Model, demos: Sequence[Demo], name: str) -> list[TokenizedExample]:
     return encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], model.kind, model.context, name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.data.streams import IGNORE, Micro, by_length, collate
+from didact.data.streams import IGNORE, MicroBatch, by_length, collate
 from didact.evaluate import protocols
 from didact.learn import language
 from didact.learn.fit import Hook, Term
@@ -130,7 +130,7 @@ def whp(
     reinforced, cost = model, None
     if use_reinforcement and alpha:
         how = fit.replace(lr=reinforce_lr, epochs=reinforce_epochs, steps=None)
-        made = language.teach(model, {"target": rows}, _reading, how, name="reinforce", identity={"whp": "reinforce"})
+        made = language.train(model, {"target": rows}, _reading, how, name="reinforce", identity={"whp": "reinforce"})
         reinforced, cost = made.model, made.cost
         reinforced.module.requires_grad_(False)
     generic = Generic(model, reinforced, alpha, relu, normalise, alias_penalty, bool(replace))
@@ -145,7 +145,7 @@ def whp(
             raise UserError("no label is left to train on: every token belongs to an anchor, or none changed")
         share = found["labels"] / found["tokens"]
 
-        def terms(student: Model, micro: Micro) -> Mapping[str, Term]:
+        def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
             mine = micro.index.tolist()
             label = torch.cat([chosen[i] for i in mine]).to(micro.tokens.target.device)
             columns: dict[str, Tensor] = {"label": label}
@@ -157,7 +157,7 @@ def whp(
             return {"generic": Term(loss.sum() / share, "target.tokens")}  # every kept token weighs the same
 
         told: dict[str, Any] = {"anchors": replace, "labels": [c.tolist() for c in chosen], "soft": labels}
-        done = language.teach(model, {"target": rows}, terms, fit, hooks=hooks, name="whp", identity=told)
+        done = language.train(model, {"target": rows}, terms, fit, hooks=hooks, name="whp", identity=told)
         if not found["changed"]:
             warnings.append("no label differs from the model's text: nothing to learn; reinforce longer, give anchors")
         result = Result(
@@ -210,7 +210,7 @@ class Generic:
             first = end
         return goal
 
-    def _logits(self, model: Model, rows: Sequence[encode.Row]) -> Tensor:
+    def _logits(self, model: Model, rows: Sequence[encode.TokenizedExample]) -> Tensor:
         batch = collate(rows, model.kind, model.pad).to(model.device)
         was = model.module.training
         model.module.eval()
@@ -271,7 +271,7 @@ def _records(model: Model, blocks: Sequence[Block], labels: Sequence[Tensor]) ->
     return out
 
 
-def _reading(student: Model, micro: Micro) -> Mapping[str, Term]:
+def _reading(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     """Ordinary language modelling."""
     return {"nll": language.cross_entropy(student, micro)}
 

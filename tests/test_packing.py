@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import FIRST, KINDS, VOCABULARY, plain_logits, tiny
 
-from didact.data import layout as layouts
-from didact.data.encode import Row
-from didact.data.layout import Layout
+from didact.data import packing
+from didact.data.encode import TokenizedExample
+from didact.data.packing import Packing
 from didact.data.streams import Batch, collate, of_trees
 from didact.learn import language
 from didact.models import adapters, forward, prefix
@@ -17,9 +17,9 @@ from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
 TREES = [k for k in KINDS if k not in ("bloom", "mamba", "t5")]
-EAGER = Layout(attention=10**9, share=1)  # shares whatever can be shared
+EAGER = Packing(attention=10**9, share=1)  # shares whatever can be shared
 ids = st.lists(st.integers(FIRST, FIRST + 1), min_size=1, max_size=6).map(tuple)
-rows = st.builds(Row, ids, ids)
+rows = st.builds(TokenizedExample, ids, ids)
 some = st.lists(rows, min_size=1, max_size=6)
 
 
@@ -34,7 +34,9 @@ def pairs(n=4, prompt=11):
     out = []
     for i in range(n):
         head, same = text(prompt + 3 * i, i), text(3 if i == 1 else 0, 100 + i)
-        out.append((Row(head, same + text(5 + i, 200 + i)), Row(head, same + text(7 - i, 300 + i))))
+        out.append(
+            (TokenizedExample(head, same + text(5 + i, 200 + i)), TokenizedExample(head, same + text(7 - i, 300 + i)))
+        )
     return out
 
 
@@ -43,7 +45,7 @@ def choices(items, shared, query, seed=0):
     head, out = text(shared, seed), []
     for i in range(items):
         context = head + text(query, seed + 10 + i)
-        out += [Row(context, text(n, seed + 1000 + 10 * i + n)) for n in (1, 2, 4)]
+        out += [TokenizedExample(context, text(n, seed + 1000 + 10 * i + n)) for n in (1, 2, 4)]
     return out
 
 
@@ -75,9 +77,9 @@ def double(kind, seed=0, **more):
     return model
 
 
-def micro_of(model, items, layout):
+def micro_of(model, items, packing):
     (micro,) = Batch(
-        {"s": items}, {"s": range(len(items))}, model.kind, model.pad, model.start, layout=layout
+        {"s": items}, {"s": range(len(items))}, model.kind, model.pad, model.start, packing=packing
     ).split(None)  # fmt: skip
     return micro
 
@@ -101,14 +103,14 @@ def assert_same_gradients(ours, theirs, tolerance=1e-10):
 @settings(max_examples=150, deadline=None)
 @given(given_rows=some, pack=st.booleans())
 def test_a_path_through_a_tree_is_the_row_it_was_made_from(given_rows, pack):
-    trees = layouts.trees(given_rows, EAGER)
-    trees = layouts.packed(trees) if pack else trees
+    trees = packing.trees(given_rows, EAGER)
+    trees = packing.packed(trees) if pack else trees
     found = {}
     for tree in trees:
         i, j = torch.arange(tree.width)[:, None], torch.arange(tree.width)
         seen = (j <= i) & (i < torch.tensor(tree.reach))
         for row, spots in tree.paths:
-            assert tuple(tree.ids[spots]) == layouts.read(given_rows[row])
+            assert tuple(tree.ids[spots]) == packing.read(given_rows[row])
             assert list(tree.position[spots]) == list(range(len(spots)))
             if len(spots):  # what the last token sees is the path, no more and no less
                 assert seen[spots[-1]].nonzero()[:, 0].tolist() == list(spots)
@@ -119,8 +121,8 @@ def test_a_path_through_a_tree_is_the_row_it_was_made_from(given_rows, pack):
 @settings(max_examples=100, deadline=None)
 @given(given_rows=some)
 def test_a_tree_holds_every_beginning_once(given_rows):
-    trees = layouts.trees(given_rows, EAGER)
-    beginnings = {layouts.read(r)[: n + 1] for r in given_rows for n in range(r.size - 1)}
+    trees = packing.trees(given_rows, EAGER)
+    beginnings = {packing.read(r)[: n + 1] for r in given_rows for n in range(r.size - 1)}
     assert sum(t.width for t in trees) == len(beginnings)
 
 
@@ -128,8 +130,8 @@ def test_a_tree_holds_every_beginning_once(given_rows):
 @given(given_rows=some, pack=st.booleans())
 def test_unrolled_trees_are_the_plain_rows(given_rows, pack):
     plain = collate(given_rows)
-    trees = layouts.trees(given_rows, EAGER)
-    shared = of_trees(given_rows, layouts.packed(trees) if pack else trees)
+    trees = packing.trees(given_rows, EAGER)
+    shared = of_trees(given_rows, packing.packed(trees) if pack else trees)
     assert torch.equal(shared.target, plain.target) and torch.equal(shared.row, plain.row)
     again = shared.unrolled()
     for name in ("input_ids", "attention_mask", "at", "target", "row"):
@@ -143,8 +145,8 @@ def test_unrolled_trees_are_the_plain_rows(given_rows, pack):
 @settings(max_examples=100, deadline=None)
 @given(two=st.lists(st.tuples(rows, rows), min_size=1, max_size=5), micro_tokens=st.integers(1, 60), pack=st.booleans())
 def test_micro_batches_of_trees_hold_every_row_within_their_physical_tokens(two, micro_tokens, pack):
-    layout = Layout(10**9, 1, pack)
-    batch = Batch({"s": two}, {"s": range(len(two))}, layout=layout)
+    packing = Packing(10**9, 1, pack)
+    batch = Batch({"s": two}, {"s": range(len(two))}, packing=packing)
     assert batch.sizes == Batch({"s": two}, {"s": range(len(two))}).sizes
     seen = {}
     for micro in batch.split(micro_tokens):
@@ -157,31 +159,31 @@ def test_micro_batches_of_trees_hold_every_row_within_their_physical_tokens(two,
 
 
 def test_a_branch_joins_where_that_is_cheaper_than_a_row_of_its_own():
-    layout = Layout(attention=768, share=8)
-    assert layout.joins(width=300, shared=250, own=50)
-    assert not layout.joins(width=300, shared=7, own=1)  # too little to make a mask for
-    assert not layout.joins(width=300, shared=20, own=280)  # masked attention costs more than 20 tokens
-    assert not layout.joins(width=8000, shared=200, own=100)  # the tree has grown too wide
-    rows_ = [Row(text(250, 0), text(100, n)) for n in range(40)]
-    trees = layouts.trees(rows_, layout)
+    rule = Packing(attention=768, share=8)
+    assert rule.joins(width=300, shared=250, own=50)
+    assert not rule.joins(width=300, shared=7, own=1)  # too little to make a mask for
+    assert not rule.joins(width=300, shared=20, own=280)  # masked attention costs more than 20 tokens
+    assert not rule.joins(width=8000, shared=200, own=100)  # the tree has grown too wide
+    rows_ = [TokenizedExample(text(250, 0), text(100, n)) for n in range(40)]
+    trees = packing.trees(rows_, rule)
     assert 1 < len(trees) < 20 and sum(len(t.paths) for t in trees) == 40
 
 
 def test_a_prefix_of_many_rows_is_planned_to_run_once_and_predicts_no_label():
     given_rows = choices(30, 200, 20)
-    for layout in (Layout(), None):
-        (run,) = layouts.plan(given_rows, layout)
+    for rule in (Packing(), None):
+        (run,) = packing.plan(given_rows, rule)
         assert len(run.prefix) == 200 and run.prefix == given_rows[0].prompt[:200]
         tokens = sum(t.width for t in run.trees)
-        assert tokens < 30 * 30 + (0 if layout else 90 * 22)
+        assert tokens < 30 * 30 + (0 if rule else 90 * 22)
         for tree in run.trees:
             assert tree.position.min() == 200
             for row, spots in tree.paths:
-                assert tuple(tree.ids[spots]) == layouts.read(given_rows[row])[200:]
+                assert tuple(tree.ids[spots]) == packing.read(given_rows[row])[200:]
     # All of these share all of their prompt: its last token predicts and is run with the branches.
-    (run,) = layouts.plan([Row(text(100, 0), text(5, n)) for n in range(3)], None)
+    (run,) = packing.plan([TokenizedExample(text(100, 0), text(5, n)) for n in range(3)], None)
     assert len(run.prefix) == 99
-    own = layouts.plan([r for i in range(5) for r in choices(1, 200, 20, seed=50 * i)], None)
+    own = packing.plan([r for i in range(5) for r in choices(1, 200, 20, seed=50 * i)], None)
     assert [len(run.prefix) for run in own] == [219] * 5
 
 
@@ -189,13 +191,13 @@ def test_a_prefix_of_many_rows_is_planned_to_run_once_and_predicts_no_label():
 @given(given_rows=some, tree=st.booleans(), prefix=st.integers(1, 4))
 def test_a_plan_holds_every_row_once(given_rows, tree, prefix):
     found = {}
-    for run in layouts.plan(given_rows, EAGER if tree else None, prefix):
+    for run in packing.plan(given_rows, EAGER if tree else None, prefix):
         for t in run.trees:
             for row, spots in t.paths:
                 assert row not in found
                 found[row] = run.prefix + tuple(t.ids[spots])
                 assert len(spots) >= len(given_rows[row].completion)  # every label is predicted here
-    assert found == {i: layouts.read(r) for i, r in enumerate(given_rows)}
+    assert found == {i: packing.read(r) for i, r in enumerate(given_rows)}
 
 
 # --- training --------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_a_plan_holds_every_row_once(given_rows, tree, prefix):
 def test_the_models_that_take_trees_are_the_ones_tested_here():
     types = {kind: tiny(kind).config.model_type for kind in KINDS}
     assert {types[k] for k in TREES} == forward.TREE
-    assert {k for k in KINDS if forward.layout_of(tiny(k)) is not None} == set(TREES)
+    assert {k for k in KINDS if forward.packing_of(tiny(k)) is not None} == set(TREES)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -215,8 +217,8 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(kind, checkpointi
     weight = torch.linspace(-1, 2, sum(len(r.completion) for r in flat), dtype=torch.float64)
     expected = plain_logp(model, flat)
     theirs = gradients(model, (weight * expected).sum())
-    layout = forward.layout_of(model)
-    micro = micro_of(model, items, layout)
+    packing = forward.packing_of(model)
+    micro = micro_of(model, items, packing)
     assert (micro.tokens.reach is not None) == (kind in TREES)
     assert (micro.tokens.source is not None) == (kind == "t5")
     if kind in TREES:
@@ -232,7 +234,7 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(kind, checkpointi
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_is_as_near_as_the_plain_path_is(kind):
     model, items = tiny(kind), pairs()
-    micro = micro_of(model, items, forward.layout_of(model))
+    micro = micro_of(model, items, forward.packing_of(model))
     with torch.no_grad():
         got = forward.tokens(model, micro.tokens)["logp"]
         expected = plain_logp(model, [r for item in items for r in item])
@@ -246,10 +248,10 @@ def test_packed_rows_see_nothing_of_each_other(kind, attention, wide):
         pytest.skip("has no such attention")
     model = double(kind)
     model.module.set_attn_implementation(attention)
-    short = [Row(text(3 + i % 4, i), text(1 + i % 3, 50 + i)) for i in range(9)]
+    short = [TokenizedExample(text(3 + i % 4, i), text(1 + i % 3, 50 + i)) for i in range(9)]
     items = pairs(2) + [(a, b) for a, b in zip(short[::2], short[1::2], strict=False)]
     flat = [r for item in items for r in item]
-    micro = micro_of(model, items, Layout(attention=10**4, pack=True))
+    micro = micro_of(model, items, Packing(attention=10**4, pack=True))
     assert len(micro.tokens.input_ids) < len(items) + 2
     got = forward.tokens(model, micro.tokens)["logp"]
     expected = plain_logp(model, flat)
@@ -259,17 +261,17 @@ def test_packed_rows_see_nothing_of_each_other(kind, attention, wide):
 
 def test_other_attention_kernels_take_the_plain_path():
     model = tiny("llama")
-    assert forward.layout_of(model) is not None
+    assert forward.packing_of(model) is not None
     model.config._attn_implementation = "flash_attention_2"
-    assert forward.layout_of(model) is None
+    assert forward.packing_of(model) is None
     moving = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert forward.layout_of(tiny("llama", rope_parameters=moving)) is None
+    assert forward.packing_of(tiny("llama", rope_parameters=moving)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_trees_work_in_half_precision_and_under_autocast(dtype):
     model, items = tiny("llama"), pairs()
-    micro = micro_of(model, items, forward.layout_of(model))
+    micro = micro_of(model, items, forward.packing_of(model))
     expected = plain_logp(model, [r for item in items for r in item])
     with torch.autocast("cpu", dtype), torch.no_grad():
         loose = forward.tokens(model, micro.tokens)["logp"]
@@ -285,17 +287,17 @@ def test_sums_over_all_tokens_and_references_are_those_of_plain_rows(kind, wide)
     """The reference is of another type, which takes no tree."""
     model, items = double(kind), pairs()
     reference = double("bloom" if kind != "t5" else "t5", seed=1)
-    layout = forward.layout_of(model)
+    packing = forward.packing_of(model)
     for everywhere in (False, True):
         values = [
             language.token_mean(
                 model, micro_of(model, items, how), token_functions.kl_from, reference=reference, everywhere=everywhere
             )
-            for how in (layout, None)
+            for how in (packing, None)
         ]
         torch.testing.assert_close(values[0].sum, values[1].sum, rtol=1e-10, atol=0)
         assert values[0].per == values[1].per and float(values[0].sum.detach()) > 1
-    totals, counts = language.sequence_logp(model, micro_of(model, items, layout))
+    totals, counts = language.sequence_logp(model, micro_of(model, items, packing))
     expected = plain_logp(model, [r for item in items for r in item])
     parts = expected.split([len(r.completion) for item in items for r in item])
     torch.testing.assert_close(totals.view(-1), torch.stack([p.sum() for p in parts]), rtol=1e-10, atol=0)
@@ -304,7 +306,7 @@ def test_sums_over_all_tokens_and_references_are_those_of_plain_rows(kind, wide)
 
 def test_labels_at_one_position_have_no_dense_form():
     model = tiny("llama")
-    micro = micro_of(model, pairs(), forward.layout_of(model))
+    micro = micro_of(model, pairs(), forward.packing_of(model))
     with pytest.raises(ValueError, match="several label tokens"):
         _ = micro.tokens.labels
     plain = micro.tokens.unrolled()
@@ -333,14 +335,16 @@ def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
     model = double(kind)
     # Demonstrations all items share; an item with demonstrations of its own; a row like no other; one twice.
     given_rows = (
-        choices(4 if kind in ("mamba", "t5") else 12, 70, 9) + choices(1, 90, 5, seed=7) + [Row(text(4, 5), text(3, 6))]
+        choices(4 if kind in ("mamba", "t5") else 12, 70, 9)
+        + choices(1, 90, 5, seed=7)
+        + [TokenizedExample(text(4, 5), text(3, 6))]
     )
     given_rows = [*given_rows[::2], *given_rows[1::2], given_rows[0]]
     prefilled = []
     prefill = prefix.prefill
     monkeypatch.setattr(prefix, "prefill", lambda m, run: (prefilled.append(len(run)), prefill(m, run))[1])
     if kind in TREES:  # narrow trees, so that several hang from the prefix
-        monkeypatch.setattr(forward, "layout_of", lambda m: Layout(attention=100))
+        monkeypatch.setattr(forward, "layout_of", lambda m: Packing(attention=100))
     got, tokens = scored(model, given_rows, batch_tokens=budget)
     torch.testing.assert_close(got, plain_logp(model, given_rows).detach(), rtol=1e-10, atol=1e-10)
     alone = sum(r.size - 1 for r in given_rows)
@@ -375,7 +379,7 @@ def test_an_encoder_reads_each_prompt_once(budget, wide):
 
 def test_windows_of_text_are_scored_in_plain_rows():
     model = tiny("llama")
-    given_rows = [Row((1,), text(30, n)) for n in range(5)]
+    given_rows = [TokenizedExample((1,), text(30, n)) for n in range(5)]
     for _, batch, _ in forward.score(model, given_rows):
         assert batch.reach is None and batch.position_ids is None
 
@@ -395,9 +399,9 @@ def test_lora_is_part_of_every_path(kind, wide):
     flat = [r for item in items for r in item]
     expected = plain_logp(model, flat)
     assert (expected - before).abs().max() > 0.01
-    layout = forward.layout_of(model)
-    assert (layout is not None) == (kind in TREES)
-    got = forward.tokens(model, micro_of(model, items, layout).tokens)["logp"]
+    packing = forward.packing_of(model)
+    assert (packing is not None) == (kind in TREES)
+    got = forward.tokens(model, micro_of(model, items, packing).tokens)["logp"]
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     assert_same_gradients(gradients(model, got.sum()), gradients(model, expected.sum()), 1e-9)
     many = choices(6, 70, 9)
@@ -416,7 +420,7 @@ def test_learned_prompts_take_the_plain_path_through_their_own_forward(kind, how
         for p in module.prompt_encoder.parameters():
             p.copy_(torch.randn_like(p))
     flat = [r for item in items for r in item]
-    assert forward.layout_of(model) is None
+    assert forward.packing_of(model) is None
     got = forward.tokens(model, micro_of(model, items, None).tokens)["logp"]
     expected = []
     for head, completion in flat:

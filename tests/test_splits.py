@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from didact.claims import compare
-from didact.data import apart
+from didact.data import splits
 from didact.data.read import read
 from didact.types import Demo, Text, UserError
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.floats(0.05, 0.9))
 def test_a_share_of_whole_keys_is_held_out_and_never_all(keys, share):
-    out = apart.held_out(keys, share)
+    out = splits.held_out(keys, share)
     assert {keys[i] for i in out}.isdisjoint(k for i, k in enumerate(keys) if i not in out)
     assert len(out) < len(keys) and (out or len(set(keys)) == 1)
     if len(set(keys)) > 1:
@@ -23,21 +23,21 @@ def test_a_share_of_whole_keys_is_held_out_and_never_all(keys, share):
 
 def test_of_single_records_the_share_is_the_share():
     keys = [str(i) for i in range(100)]
-    out = apart.held_out(keys, 0.2)
+    out = splits.held_out(keys, 0.2)
     assert len(out) == 20
     shuffled = keys[::-1]
-    assert {keys[i] for i in out} == {shuffled[i] for i in apart.held_out(shuffled, 0.2)}
+    assert {keys[i] for i in out} == {shuffled[i] for i in splits.held_out(shuffled, 0.2)}
 
 
 def test_records_of_one_prompt_or_of_one_value_of_a_field_belong_together(tmp_path):
     rows = [{"prompt": f"p{i % 5}", "completion": str(i), "author": i % 2} for i in range(10)]
     (tmp_path / "demos.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     demos = read(str(tmp_path / "demos.jsonl"), "demo")
-    assert apart.keys(demos) == [f"p{i % 5}" for i in range(10)]
-    assert apart.keys(demos, "author") == [str(i % 2) for i in range(10)]
-    assert apart.keys([Text(text="t")]) == ["t"]
+    assert splits.keys(demos) == [f"p{i % 5}" for i in range(10)]
+    assert splits.keys(demos, "author") == [str(i % 2) for i in range(10)]
+    assert splits.keys([Text(text="t")]) == ["t"]
     with pytest.raises(UserError, match="demos: record 1 has no field 'city' to be grouped by"):
-        apart.keys(demos, "city", "demos")
+        splits.keys(demos, "city", "demos")
 
 
 def test_a_comparison_splits_by_a_field():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from didact.models.model import Model
 
 
-class Joint(nn.Module):
+class LogitEnsemble(nn.Module):
     """A base whose logits are joined with those of others; what is derived from it says how.
 
     Args:
@@ -53,10 +53,10 @@ class Joint(nn.Module):
         return base.generate(input_ids=input_ids, attention_mask=attention_mask, logits_processor=told, **how)
 
 
-class JointModel(Model):
+class EnsembleModel(Model):
     """A model that is several; it has its base's tokenizer and context."""
 
-    module: Joint
+    module: LogitEnsemble
 
     @property
     def context(self) -> int:

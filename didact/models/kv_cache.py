@@ -19,7 +19,7 @@ from didact.models.prefix import Layer, Past, Store
 MOST = 1 << 30  # bytes
 
 
-class Memory:
+class KVCache:
     """What one model has read, as long as its weights stay as they are.
 
     Args:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 
 Ints = NDArray[np.int64]
 Span = tuple[int, int]
@@ -28,7 +28,7 @@ Run = tuple[int, list[Span]]  # tokens of a prefix run once, and the trees that 
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """When rows share.
 
     Attributes:
@@ -93,21 +93,21 @@ class Tree(NamedTuple):
         )
 
 
-def read(row: Row) -> tuple[int, ...]:
+def read(row: TokenizedExample) -> tuple[int, ...]:
     """What a causal model reads of a row: all but the last token, which is only a label."""
     return (row.prompt + row.completion)[:-1]
 
 
-def trees(rows: Sequence[Row], layout: Layout | None) -> list[Tree]:
+def trees(rows: Sequence[TokenizedExample], packing: Packing | None) -> list[Tree]:
     """Rows laid out in as few tokens as their prefixes allow; one tree a row without a layout.
 
     The paths of a row are numbered by its place in `rows`.
     """
     seen = [np.asarray(read(r), dtype=np.int64) for r in rows]
-    if layout is None:
+    if packing is None:
         return [_grow([i], seen, [0]) for i in range(len(rows))]
     order, common = _sorted(rows, seen)
-    spans = _joined([len(seen[i]) for i in order], common, layout)
+    spans = _joined([len(seen[i]) for i in order], common, packing)
     return [_grow(order[a:b], seen, common[a:b]) for a, b in spans]
 
 
@@ -118,7 +118,7 @@ class Branches(NamedTuple):
     trees: list[Tree]
 
 
-def plan(rows: Sequence[Row], layout: Layout | None, prefix: int = 64) -> list[Branches]:
+def plan(rows: Sequence[TokenizedExample], packing: Packing | None, prefix: int = 64) -> list[Branches]:
     """Lay out rows for scoring: trees where branches may share a mask, and beneath them prefixes run only once.
 
     Args:
@@ -133,7 +133,7 @@ def plan(rows: Sequence[Row], layout: Layout | None, prefix: int = 64) -> list[B
     order, common = _sorted(rows, seen)
     # No more of a row may be cached than comes before the token that predicts its first label.
     free = np.array([max(len(rows[i].prompt) - 1, 0) for i in order])
-    plot = _Plot([len(seen[i]) for i in order], np.array(common), free, layout, prefix)
+    plot = _Plot([len(seen[i]) for i in order], np.array(common), free, packing, prefix)
     alone: list[Tree] = []
     out: list[Branches] = []
     for depth, spans in plot.best(0, len(order))[1]:
@@ -161,7 +161,7 @@ def packed(group: Sequence[Tree]) -> list[Tree]:
     return [_side_by_side(b) for b in bins]
 
 
-def _sorted(rows: Sequence[Row], seen: Sequence[Ints]) -> tuple[list[int], list[int]]:
+def _sorted(rows: Sequence[TokenizedExample], seen: Sequence[Ints]) -> tuple[list[int], list[int]]:
     """Rows in lexicographic order, which is depth-first order, and how many tokens each shares with the one before."""
     order = sorted(range(len(rows)), key=lambda i: (read(rows[i]), i))
     return order, [0, *(_shared(seen[i], seen[j]) for i, j in itertools.pairwise(order))]
@@ -173,13 +173,13 @@ def _shared(a: Ints, b: Ints) -> int:
     return int(differ[0]) if len(differ) else n
 
 
-def _joined(lengths: Sequence[int], common: Sequence[int], layout: Layout | None, past: int = 0) -> list[Span]:
+def _joined(lengths: Sequence[int], common: Sequence[int], packing: Packing | None, past: int = 0) -> list[Span]:
     """Spans of sorted rows that make one tree each, below their first `past` tokens."""
     spans: list[Span] = []
     width = 0
     for at, (length, shared) in enumerate(zip(lengths, common, strict=True)):
         own = length - shared
-        if spans and layout is not None and layout.joins(width, shared - past, own, past):
+        if spans and packing is not None and packing.joins(width, shared - past, own, past):
             spans[-1] = (spans[-1][0], at + 1)
             width += own
         else:
@@ -194,7 +194,7 @@ class _Plot(NamedTuple):
     lengths: list[int]
     common: Ints
     free: Ints
-    layout: Layout | None
+    packing: Packing | None
     prefix: int
 
     def best(self, first: int, last: int) -> tuple[int, list[Run]]:
@@ -216,8 +216,8 @@ class _Plot(NamedTuple):
 
     def _trees(self, first: int, last: int, past: int) -> tuple[int, list[Run]]:
         common = [0, *self.common[first + 1 : last].tolist()]
-        spans = [(first + a, first + b) for a, b in _joined(self.lengths[first:last], common, self.layout, past)]
-        rule = self.layout or Layout()
+        spans = [(first + a, first + b) for a, b in _joined(self.lengths[first:last], common, self.packing, past)]
+        rule = self.packing or Packing()
         widths = (
             self.lengths[a] - past + sum(self.lengths[a + 1 : b]) - int(self.common[a + 1 : b].sum()) for a, b in spans
         )

@@ -7,68 +7,70 @@ from hypothesis import strategies as st
 from shapes import tiny
 from test_prefix import PROVEN
 
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.infer import generate, policy, tree
-from didact.infer.generate import How
+from didact.infer.generate import SamplingConfig
 from didact.models import cost, forward, prefix
-from didact.models.memory import Memory
+from didact.models.kv_cache import KVCache
 
 ROWS = [[10, 11, 12, 13, 14, 15, 16, 20], [10, 11, 12, 13, 14, 15, 16, 21, 22], [30, 31, 32], [10, 11, 33]]
 LATER = [[*ROWS[1], 40, 41], [*ROWS[2], 42], [50, 51, 52, 53], [10, 11, 33]]
-SAMPLED = How(max_new_tokens=6, temperature=1.0, seed=3)
+SAMPLED = SamplingConfig(max_new_tokens=6, temperature=1.0, seed=3)
 
 
-def read(model, rows, memory):
+def read(model, rows, kv_cache):
     """Rows read into a memory; the logits after them."""
-    past = memory.past(rows, memory.depths(rows), room=max(map(len, rows)))
+    past = kv_cache.past(rows, kv_cache.depths(rows), room=max(map(len, rows)))
     depths = [0] * len(rows) if not past.position.numel() else past.depth.tolist()
     ends = prefix.extend(model, past.store, [r[n:] for r, n in zip(rows, depths, strict=True)], past.position)
     for k, (row, n) in enumerate(zip(rows, depths, strict=True)):
         first = max(depths) - n
-        memory.keep(row, past.store, k, slice(first, first + len(row)))
+        kv_cache.keep(row, past.store, k, slice(first, first + len(row)))
     return ends
 
 
 @pytest.mark.parametrize("kind", PROVEN)
 @torch.no_grad()
 def test_rows_that_go_on_from_memory_are_the_whole_rows(kind):
-    model, memory = tiny(kind), Memory()
-    read(model, ROWS, memory)
-    assert memory.depths(LATER) == [9, 3, 0, 2]
+    model, kv_cache = tiny(kind), KVCache()
+    read(model, ROWS, kv_cache)
+    assert kv_cache.depths(LATER) == [9, 3, 0, 2]
     whole = torch.stack([model.module(input_ids=torch.tensor([r])).logits[0, -1] for r in LATER])
-    torch.testing.assert_close(read(model, LATER, memory), whole, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(read(model, LATER, kv_cache), whole, rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", PROVEN)
 def test_completions_are_the_same_with_a_memory(kind):
-    model, memory = tiny(kind), Memory()
-    first = generate.completions(model, ROWS, 2, SAMPLED, memory=memory)
+    model, kv_cache = tiny(kind), KVCache()
+    first = generate.completions(model, ROWS, 2, SAMPLED, kv_cache=kv_cache)
     assert first == approximately(generate.completions(model, ROWS, 2, SAMPLED))
     later = [[*r, *made[1].tokens, 44] for r, made in zip(ROWS, first, strict=True)]
-    told = generate.completions(model, later, 2, SAMPLED, memory=memory)
+    told = generate.completions(model, later, 2, SAMPLED, kv_cache=kv_cache)
     assert told == approximately(generate.completions(model, later, 2, SAMPLED))
-    assert min(memory.depths(later)) >= min(map(len, ROWS))
+    assert min(kv_cache.depths(later)) >= min(map(len, ROWS))
 
 
 @pytest.mark.parametrize("kind", PROVEN)
 def test_scores_are_the_same_with_a_memory(kind):
-    model, memory = tiny(kind), Memory()
-    earlier = [Row(tuple(r), (60, 61)) for r in ROWS]
-    later = [Row(tuple(r), end) for r in LATER for end in ((60, 61), (62,), (60, 63, 64))] + [Row((10,), (11, 12))]
+    model, kv_cache = tiny(kind), KVCache()
+    earlier = [TokenizedExample(tuple(r), (60, 61)) for r in ROWS]
+    later = [TokenizedExample(tuple(r), end) for r in LATER for end in ((60, 61), (62,), (60, 63, 64))] + [
+        TokenizedExample((10,), (11, 12))
+    ]
     for rows in (earlier, later, later):
         expected = forward.row_logp(model, rows)
-        for got, want in zip(forward.row_logp(model, rows, memory=memory), expected, strict=True):
+        for got, want in zip(forward.row_logp(model, rows, kv_cache=kv_cache), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
-    assert len(memory) == (0 if kind == "bloom" else 7)  # those that no other goes on
+    assert len(kv_cache) == (0 if kind == "bloom" else 7)  # those that no other goes on
 
 
 def test_what_was_read_costs_nothing_again():
-    model, memory = tiny("llama"), Memory()
-    rows = [Row(tuple(range(10, 40)), (60,)), Row(tuple(range(10, 41)), (61,))]
+    model, kv_cache = tiny("llama"), KVCache()
+    rows = [TokenizedExample(tuple(range(10, 40)), (60,)), TokenizedExample(tuple(range(10, 41)), (61,))]
     used = []
-    for given_ in (None, memory, memory):
+    for given_ in (None, kv_cache, kv_cache):
         with cost.metered() as meter:
-            forward.row_logp(model, rows, memory=given_)
+            forward.row_logp(model, rows, kv_cache=given_)
         used.append(meter.tokens)
     assert used[2] < used[0] / 5 and used[1] == used[0]
 
@@ -76,17 +78,17 @@ def test_what_was_read_costs_nothing_again():
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8))
 def test_the_longest_known_beginning_is_found(rows):
     store = prefix.Store([prefix.Layer(torch.arange(6.0).reshape(1, 1, 6, 1), torch.zeros(1, 1, 6, 1), 6)])
-    memory = Memory()
+    kv_cache = KVCache()
     for number, row in enumerate(rows):
         *_, asked = row
         known = [
             sum(all(a == b for a, b in zip(r[: n + 1], row, strict=False)) for n in range(min(len(r), len(row) - 1)))
             for r in rows[:number]
         ]
-        assert memory.depths([row]) == [max(known, default=0)], asked
-        memory.keep(row, store, 0, slice(0, len(row)))
+        assert kv_cache.depths([row]) == [max(known, default=0)], asked
+        kv_cache.keep(row, store, 0, slice(0, len(row)))
     for row in rows:
-        past = memory.past([row], [len(row)])
+        past = kv_cache.past([row], [len(row)])
         assert past.position.tolist() == [list(range(len(row)))]
         assert past.store.layers[0].keys.flatten().tolist() == list(range(len(row)))
 
@@ -94,12 +96,12 @@ def test_the_longest_known_beginning_is_found(rows):
 def test_the_oldest_is_forgotten_where_there_is_no_room():
     model = tiny("llama")
     size = 2 * model.config.num_hidden_layers * model.config.hidden_size * 4  # bytes a token, at most
-    memory = Memory(most=size * 9)
+    kv_cache = KVCache(most=size * 9)
     with torch.no_grad():
         for first in range(8):
-            read(model, [[first, 20, 21, 22]], memory)
-            read(model, [[0, 20, 21, 22]], memory)  # used every time
-    assert memory.held <= memory.most and memory.depths([[0, 20, 21, 22, 23], [1, 20, 21, 22, 23]]) == [4, 0]
+            read(model, [[first, 20, 21, 22]], kv_cache)
+            read(model, [[0, 20, 21, 22]], kv_cache)  # used every time
+    assert kv_cache.held <= kv_cache.most and kv_cache.depths([[0, 20, 21, 22, 23], [1, 20, 21, 22, 23]]) == [4, 0]
 
 
 def test_trees_are_the_same_with_a_memory():
@@ -108,16 +110,16 @@ def test_trees_are_the_same_with_a_memory():
 
     def grown(remembers):
         actor = policy.Steps(model, prompts, frozenset({70}), (3, 2), 3, 5, 1.0, 1.0, "", 0, {})
-        memory = actor.memory if remembers else None
+        kv_cache = actor.kv_cache if remembers else None
         if not remembers:
-            actor.memory = None
+            actor.kv_cache = None
 
         def value(nodes):
-            rows = [Row((*prompts[n.tree], *n.said), (60,)) for n in nodes]
-            return (forward.row_logp(model, rows, memory=memory)[0] / 100).tolist()
+            rows = [TokenizedExample((*prompts[n.tree], *n.said), (60,)) for n in nodes]
+            return (forward.row_logp(model, rows, kv_cache=kv_cache)[0] / 100).tolist()
 
         with cost.metered() as meter:
-            made = tree.search(list(prompts), actor.propose, value, tree.How(simulations=6))
+            made = tree.search(list(prompts), actor.propose, value, tree.SearchConfig(simulations=6))
         return [[(row["tokens"], row["visits"]) for row in t.rows()] for t in made], meter.tokens
 
     (ours, used), (plain, whole) = grown(True), grown(False)
