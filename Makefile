@@ -35,8 +35,8 @@ soak: setup
 	$(PY) -m pytest -m soak
 
 catalogue: setup
-	$(PY) -m didact.catalogue
+	$(PY) -m didact.catalogue.make
 
 scoreboard: setup
 	.venv/bin/didact claim --all --sabotage
-	$(PY) -m didact.catalogue
+	$(PY) -m didact.catalogue.make

@@ -11,7 +11,7 @@ import tempfile
 from typing import Any
 
 from bench import problems
-from didact.methods import baselines
+from didact import baselines
 from didact.models.model import Model
 from didact.types import Demo, Fit, Preference
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -16,15 +17,42 @@ _LAZY = {
     "Fit": "didact.types",
     "Result": "didact.types",
 }
-_FAMILIES = ("alignment", "baselines", "mechanisms", "prompting", "unlearning")
+_PARTS = {path.stem for path in Path(__file__).parent.iterdir()}
 
-__all__ = [*_LAZY, *_FAMILIES]
+
+class Family:
+    """The methods of a family, each imported on first use: `didact.unlearning.npo`."""
+
+    def __init__(self, functions: dict[str, str]) -> None:
+        self._functions = functions
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._functions:
+            raise AttributeError(f"no method '{name}' in this family: {', '.join(self._functions)}")
+        return getattr(importlib.import_module(self._functions[name]), name)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._functions)
+
+
+def _families() -> dict[str, Family]:
+    catalogue = importlib.import_module("didact.catalogue")
+    found: dict[str, dict[str, str]] = {}
+    for entry in catalogue.read().values():
+        found.setdefault(entry["family"], {})[entry["function"]] = entry["module"]
+    return {family: Family(functions) for family, functions in found.items()}
 
 
 def __getattr__(name: str) -> Any:
-    """Load parts on first use: `import didact` alone imports no torch."""
+    """Load parts on first use: `import didact` alone imports no torch and reads no file."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _FAMILIES:
-        return importlib.import_module(f"didact.methods.{name}")
+    # A part that is about to be imported is no family: looking for one would import it in a circle.
+    if not name.startswith("_") and name not in _PARTS and (family := _families().get(name)):
+        globals()[name] = family
+        return family
     raise AttributeError(f"module 'didact' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_LAZY, *_families(), "__version__"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -109,3 +110,13 @@ def write_lines(path: str | Path, rows: Iterable[Any]) -> None:
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file."""
     return json.loads(Path(path).read_text())
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, or of the names and contents of the files in a folder."""
+    place, out = Path(path), hashlib.sha256()
+    for part in sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]:
+        out.update(part.name.encode() if part != place else b"")
+        with open(part, "rb") as handle:
+            out.update(hashlib.file_digest(handle, "sha256").digest())
+    return out.hexdigest()

@@ -1,18 +1,32 @@
-"""`@method`: how a function becomes a method, and the catalogue made from its signature."""
+"""`@method`: how a function becomes a method, and what the declaration carries for it.
+
+The wrapper checks bounds, model kinds and empty inputs before the function runs, and gives every checkpoint written
+inside it the identity of the call: the digest of all arguments and data and of the method's source.
+"""
 
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import hashlib
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from didact.types import Record
+from didact import bounds, files
+from didact.types import Record, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+RUNTIME = ("fit", "hooks")  # a checkpoint compares the training options itself; hooks only watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +41,8 @@ class Method:
     source: str
     gives: tuple[str, ...]
     capabilities: tuple[str, ...]
-    protocol: str | None
+    kinds: tuple[str, ...]
+    protocol: tuple[str, ...]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baseline: bool = False
 
@@ -36,15 +51,52 @@ class Method:
         """Where the function is defined."""
         return self.function.__module__
 
+    @functools.cached_property
+    def hints(self) -> dict[str, Any]:
+        """Annotations of the parameters, bounds included."""
+        return bounds.hints_of(self.function)
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters by name, in their order."""
+        return inspect.signature(self.function).parameters
+
+    @functools.cached_property
     def needs(self) -> dict[str, dict[str, Any]]:
         """Its inputs: `{parameter: {"kind": "model" or a record kind, "required": bool}}`."""
-        hints = typing.get_type_hints(self.function)
-        out: dict[str, dict[str, Any]] = {}
-        for name, parameter in inspect.signature(self.function).parameters.items():
-            kind = _input_kind(hints[name])
-            if kind:
-                out[name] = {"kind": kind, "required": parameter.default is inspect.Parameter.empty}
-        return out
+        kinds = {name: _input_kind(self.hints[name]) for name in self.parameters}
+        return {
+            name: {"kind": kind, "required": self.parameters[name].default is inspect.Parameter.empty}
+            for name, kind in kinds.items()
+            if kind
+        }
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check option values against the bounds in the signature.
+
+        Raises:
+            UserError: one is out of bounds; the message names the method, the option, its value and the mend.
+        """
+        for name, text in bounds.violations(self.hints, values):
+            default = self.parameters[name].default
+            if dataclasses.is_dataclass(values[name]):
+                raise UserError(f"{self.name}: {name}.{text}")
+            mend = "" if default in (inspect.Parameter.empty, None) else f" (default {_shown(default)})"
+            raise UserError(f"{self.name}: {name} = {_shown(values[name])}: {text}{mend}")
+
+    def check_inputs(self, values: Mapping[str, Any]) -> None:
+        """Check the models and records of a call.
+
+        Raises:
+            UserError: a model of a kind the method cannot use, or a required file without records.
+        """
+        for name, need in self.needs.items():
+            value = values.get(name)
+            kind = getattr(value, "kind", None)
+            if need["kind"] == "model" and kind in ("causal", "seq2seq", "masked") and kind not in self.kinds:
+                raise UserError(f"{self.name} needs a {' or '.join(self.kinds)} model: this one is {kind}")
+            if need["required"] and isinstance(value, Sequence) and not value:
+                raise UserError(f"{name}: no records")
 
 
 METHODS: dict[str, Method] = {}
@@ -58,7 +110,8 @@ def method(
     source: str,
     gives: tuple[str, ...] = ("models",),
     capabilities: tuple[str, ...] = ("train",),
-    protocol: Literal["answer", "prefer", "forget", "text", "act"] | None = None,
+    kinds: tuple[str, ...] = ("causal", "seq2seq"),
+    protocol: tuple[str, ...] = (),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     baseline: bool = False,
 ) -> Callable[[F], F]:
@@ -71,30 +124,98 @@ def method(
         source: where (`arXiv:...`).
         gives: parts of the `Result` it fills: models, predict, records, findings.
         capabilities: what its model must offer.
-        protocol: how its result is scored before and after.
+        kinds: of language model it works on.
+        protocol: names of the protocols that score its model before and after (see `evaluate.protocols`).
         presets: named option sets, `{"simnpo": {"loss": "simnpo", ...}}`; `method:preset` picks one.
         baseline: registered for comparison; not one of the papers.
     """
 
     def register(function: F) -> F:
-        family = function.__module__.split(".")[-2]
-        METHODS[name] = Method(
-            name=name, family=family, function=function, paper=paper, year=year, source=source, gives=gives,
-            capabilities=capabilities, protocol=protocol, presets=dict(presets or {}), baseline=baseline,
+        entry = Method(
+            name=name, family=function.__module__.split(".")[-2], function=function, paper=paper, year=year,
+            source=source, gives=gives, capabilities=capabilities, kinds=kinds, protocol=protocol,
+            presets=dict(presets or {}), baseline=baseline,
         )  # fmt: skip
-        return function
+        METHODS[name] = entry
+
+        @functools.wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            call = inspect.signature(function).bind(*args, **options)
+            call.apply_defaults()
+            entry.check(call.arguments)
+            entry.check_inputs(call.arguments)
+            with identified(entry, call.arguments):
+                return function(*args, **options)
+
+        return typing.cast(F, checked)
 
     return register
 
 
+# --- identity --------------------------------------------------------------------------------
+
+_CALL: contextvars.ContextVar[Callable[[], dict[str, str]] | None] = contextvars.ContextVar("call", default=None)
+
+
+def identity() -> dict[str, str]:
+    """What a checkpoint written now belongs to: a digest of every argument of the method that runs; empty outside."""
+    call = _CALL.get()
+    return call() if call else {}
+
+
+@contextlib.contextmanager
+def identified(entry: Method, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block checkpoints belong to this call. Digests are made when a checkpoint first asks for them."""
+
+    @functools.cache
+    def call() -> dict[str, str]:
+        given = {name: digest(value) for name, value in arguments.items() if name not in RUNTIME}
+        source = Path(str(sys.modules[entry.module].__file__)).read_text(encoding="utf-8")
+        return {"method": entry.name, "source": digest(source), **given}
+
+    token = _CALL.set(call)
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def digest(value: Any) -> str:
+    """A short hash of an argument's content: records, options, models (by their weights), files and model folders
+    (by what is in them), functions (by their source)."""
+    return hashlib.sha256(repr(_content(value)).encode()).hexdigest()[:16]
+
+
+def _content(value: Any) -> Any:
+    if hasattr(value, "fingerprint"):  # a model, a server
+        return value.fingerprint()
+    if isinstance(value, Mapping):
+        return [(key, _content(value[key])) for key in sorted(value, key=str)]
+    if isinstance(value, str):
+        return (str(value), files.digest(value)) if _is_input(value) else repr(value)
+    if isinstance(value, Sequence):
+        return [repr(item) if isinstance(item, Record) else _content(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return (type(value).__name__, [(f.name, _content(getattr(value, f.name))) for f in dataclasses.fields(value)])
+    if callable(value):
+        with contextlib.suppress(OSError, TypeError):  # no source at hand: a built-in, or typed at a prompt
+            return inspect.getsource(value)
+        return getattr(value, "__module__", ""), getattr(value, "__qualname__", type(value).__name__)
+    return repr(value)
+
+
+def _is_input(text: str) -> bool:
+    """Whether an option names a file or a model folder, whose content counts beside its name."""
+    with contextlib.suppress(OSError, ValueError):
+        place = Path(text)
+        return place.is_file() or any((place / n).is_file() for n in ("config.json", "adapter_config.json"))
+    return False
+
+
 def _input_kind(hint: Any) -> str | None:
     """`model` for a Model, the record's lower-case name for a sequence of records, else None."""
-    options = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    for option in options:
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    for option in typing.get_args(hint) if union else (hint,):
         if getattr(option, "__name__", "") == "Model":
             return "model"
         if typing.get_origin(option) in (collections.abc.Sequence, list):
@@ -102,3 +223,7 @@ def _input_kind(hint: Any) -> str | None:
             if isinstance(item, type) and issubclass(item, Record):
                 return item.__name__.lower()
     return None
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from didact import files
+from didact import bounds, files
+from didact.bounds import BelowOne, Count, NonNegative, Whole
 
 
 class UserError(Exception):
@@ -246,36 +247,28 @@ class Fit:
         folder: where checkpoints are written; set by the command line from `--out`.
     """
 
-    lr: float = 1e-5
-    epochs: float = 1.0
-    steps: int | None = None
-    rows: int = 32
-    micro_tokens: int | None = None
+    lr: NonNegative = 1e-5
+    epochs: NonNegative = 1.0
+    steps: Whole | None = None
+    rows: Count = 32
+    micro_tokens: Count | None = None
     schedule: Schedule = "linear"
-    warmup: float = 0.0
-    warmup_steps: int | None = None
+    warmup: NonNegative = 0.0
+    warmup_steps: Whole | None = None
     optimizer: Literal["adamw", "adam", "sgd", "adafactor"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    clip: NonNegative = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
-    lora: int = 0
+    lora: Whole = 0
     lora_alpha: float = 16.0
-    save_every: int = 50
+    save_every: Count = 50
     seed: int = 0
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("lr", 0.0), ("rows", 1), ("micro_tokens", 1), ("save_every", 1)):
-            if (value := getattr(self, name)) is not None and not value >= low:
-                raise UserError(f"{name} = {getattr(self, name)}: must be at least {low:g}")
-        if (self.steps is not None and self.steps < 0) or not 0 <= self.epochs < float("inf"):
-            raise UserError(f"steps = {self.steps}, epochs = {self.epochs}: must not be negative")
-        for name in ("warmup", "weight_decay", "clip", "lora", "lr"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} = {getattr(self, name)}: must be a finite number, 0 or more")
-        if self.optimizer.startswith("adam") and not all(0 <= b < 1 for b in self.betas):
-            raise UserError(f"betas = {self.betas}: both must lie in [0, 1)")
+        for name, text in bounds.violations(bounds.hints_of(type(self)), vars(self)):
+            raise UserError(f"{name} = {getattr(self, name)}: {text}")
 
     def replace(self, **changes: Any) -> Fit:
         """A copy with some fields changed."""
@@ -342,12 +335,10 @@ class Savable(Protocol):
 class Result:
     """What a method gives: any of models, a predictor, records and findings; plus how it went.
 
-    `policy` is the model to score where none of `models` is meant to answer by itself; it is not saved. `samples` are
-    answers before and after (`prompt`, `before`, `after`); `history` has one row a step.
+    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step.
     """
 
     models: dict[str, Savable] = field(default_factory=dict)
-    policy: Any = None
     predict: Callable[..., Any] | None = None
     records: list[Record] | None = None
     findings: dict[str, Any] = field(default_factory=dict)

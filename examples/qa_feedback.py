@@ -32,7 +32,7 @@ from didact import files
 from didact.data import encode
 from didact.evaluate import statistics
 from didact.learn import language
-from didact.methods import alignment
+from didact import alignment
 from didact.models import build, forward, load
 from didact.models.model import Model
 from didact.types import Critique, Fit, Preference, Result, as_row

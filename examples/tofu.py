@@ -37,7 +37,7 @@ import torch
 from didact import files
 from didact.data import encode
 from didact.data.read import read
-from didact.evaluate import forget as forgetting
+from didact.evaluate import forgetting
 from didact.evaluate import protocols, statistics
 from didact.learn import fit as loop
 from didact.learn import language

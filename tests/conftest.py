@@ -10,7 +10,7 @@ os.environ["DIDACT_CACHE"] = tempfile.mkdtemp(prefix="didact-test-cache-")  # no
 
 import torch
 
-from didact.methods import baselines
+from didact import baselines
 from didact.models import build as builder
 from didact.types import Fit
 from didact.worlds.authors import authors

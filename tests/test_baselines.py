@@ -5,7 +5,7 @@ import pytest
 
 from didact.data import convert
 from didact.evaluate import forget, protocols
-from didact.methods import baselines
+from didact import baselines
 from didact.models import load
 from didact.types import Demo, Fit, Preference, UserError
 
@@ -54,9 +54,7 @@ def test_loss_on_all_learns_the_prompts_too(fresh, world):
 def test_sft_is_reproducible_and_follows_its_seed(fresh, world):
     start = fresh("gpt2", dropout=0.1)
     prints = [
-        load.fingerprint(
-            baselines.sft(start, world.forget, fit=Fit(lr=1e-3, steps=3, rows=4, seed=seed)).models["model"]
-        )
+        baselines.sft(start, world.forget, fit=Fit(lr=1e-3, steps=3, rows=4, seed=seed)).models["model"].fingerprint()
         for seed in (0, 0, 1)
     ]
     assert prints[0] == prints[1] != prints[2]

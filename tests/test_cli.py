@@ -64,8 +64,8 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
     assert report["held_out"]["retain"] == round(0.2 * report["data"]["retain"]["records"])
     module = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
-    again = load.fingerprint(Model(module, tokenizer))
-    assert again == load.fingerprint(load.load(tmp_path / "out" / "model")) != report["model"]["fingerprint"]
+    again = Model(module, tokenizer).fingerprint()
+    assert again == load.load(tmp_path / "out" / "model").fingerprint() != report["model"]["fingerprint"]
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert len((tmp_path / "out" / "history.jsonl").read_text().splitlines()) == 60
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from didact.evaluate import collapse
-from didact.methods import baselines
+from didact import baselines
 from didact.models import build
 from didact.models.model import copy_of
 from didact.types import Demo, Fit

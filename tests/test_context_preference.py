@@ -17,7 +17,7 @@ from didact.evaluate import contexts as looks
 from didact.evaluate import judges
 from didact.learn import rewards
 from didact.learn.fit import Hook
-from didact.methods import alignment
+from didact import alignment
 from didact.models import load
 from didact.objectives import preference
 from didact.registry import METHODS
@@ -297,7 +297,7 @@ def test_a_killed_training_goes_on_where_it_was_to_the_same_bits(lora, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run("killed", 5)
     again = run("killed")
-    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.history == whole.history and again.metrics == whole.metrics
     with pytest.raises(KeyboardInterrupt):
         run("other", 5)
@@ -335,7 +335,7 @@ def test_a_reward_model_goes_on_from_a_folder_and_contexts_may_be_proposed(tmp_p
     first = teach(model, given_, unseen=0.0)
     first.models["model"].save(tmp_path)
     again = teach(model, given_, unseen=0.3, reward_model=str(tmp_path), propose=2, fit=Fit(lr=0.0, steps=1, rows=2))
-    assert load.fingerprint(again.models["model"]) == load.fingerprint(first.models["model"])
+    assert again.models["model"].fingerprint() == first.models["model"].fingerprint()
     assert len(again.findings["two_steps"]["contexts"]) == 2
 
 

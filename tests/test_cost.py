@@ -3,7 +3,7 @@
 import torch
 
 from didact.infer import generate
-from didact.methods import baselines
+from didact import baselines
 from didact.models import build, cost
 from didact.models.model import copy_of
 from didact.types import Demo, Fit, Preference

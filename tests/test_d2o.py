@@ -13,7 +13,7 @@ from didact.data import convert, encode
 from didact.data.read import read
 from didact.infer import generate
 from didact.learn import rounds
-from didact.methods import alignment
+from didact import alignment
 from didact.models import forward, load
 from didact.objectives import preference
 from didact.registry import METHODS
@@ -129,7 +129,7 @@ def good_nll(model):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(arch, start):
     model = start(arch)
-    before = load.fingerprint(model)
+    before = model.fingerprint()
     fit = Fit(lr=3e-4, steps=40, rows=16, schedule="constant")
     taught = {
         loss: alignment.d2o(model, negatives(), **{**SHORT, "k": 4}, loss=loss, fit=fit) for loss in ("d2o", "ga")
@@ -137,7 +137,7 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
     ours, ascent = (taught[n].models["model"] for n in ("d2o", "ga"))
     assert spoiled(model) > 0.2 and spoiled(ours) < 0.6 * spoiled(model)
     assert good_nll(ours) < good_nll(model) + 3 < good_nll(ascent) - 5
-    assert load.fingerprint(model) == before
+    assert model.fingerprint() == before
     history, facts = taught["d2o"].history, taught["d2o"].findings["phases"][0]
     assert history[0]["d2o"] == pytest.approx(math.log(2), abs=1e-5)
     assert history[0]["anchors"] == pytest.approx(0, abs=1e-4) == history[0]["negative"]
@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_in_its_phase(start, tmp_path):
     with pytest.raises(KilledError):
         short(start("llama"), fit=fit, hooks=[Kill(4)])
     resumed, whole = short(start("llama"), fit=fit, hooks=[Kill(99)]), short(start("llama"), hooks=[Kill(99)])
-    assert load.fingerprint(resumed.models["model"]) == load.fingerprint(whole.models["model"])
+    assert resumed.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert resumed.history == whole.history
 
 
@@ -275,7 +275,7 @@ def test_means_per_token_are_an_option(start):
 def test_good_records_are_looked_at_and_not_taught(start):
     good = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in TINY.demos(4, 16)]
     mixed, alone = (short(start("llama"), judged=j) for j in ([*good, *negatives(16)], negatives(16)))
-    assert load.fingerprint(mixed.models["model"]) == load.fingerprint(alone.models["model"])
+    assert mixed.models["model"].fingerprint() == alone.models["model"].fingerprint()
     assert "16 records labelled true: looked at, not taught" in mixed.warnings and not alone.warnings
     assert {"good_nll"} == set(mixed.metrics) - set(alone.metrics)
     with pytest.raises(UserError, match="no record is labelled false"):

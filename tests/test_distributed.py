@@ -18,7 +18,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from didact.learn import rounds
-from didact.methods import alignment, baselines, unlearning
+from didact import alignment, baselines, unlearning
 from didact.models.load import load
 from didact.types import Fit
 from didact.worlds.authors import authors

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from didact.data import demonstrations
 from didact.evaluate import fewshot, statistics
 from didact.infer import lm as language_models
-from didact.methods import baselines, prompting
+from didact import baselines, prompting
 from didact.models import build, load
 from didact.types import Demo, Likelihood, UserError
 

@@ -453,21 +453,21 @@ def test_mixed_precision_teaches_and_keeps_float32_weights(arch, fresh):
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
 def test_teaching_leaves_the_start_model_as_it_was(arch, fresh):
     start = fresh(arch)
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     fit = Fit(lr=1e-2, steps=2, rows=2)
     taught = language.train(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
-    assert load.fingerprint(start) == before != load.fingerprint(taught.model)
+    assert start.fingerprint() == before != taught.model.fingerprint()
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
 def test_lora_trains_the_adapter_only(arch, fresh):
     start = fresh(arch)
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     fit = Fit(lr=1e-2, steps=4, rows=5, lora=4)
     taught = language.train(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
     trained = {n for n, p in taught.model.module.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in n for n in trained)
-    assert load.fingerprint(start) == before
+    assert start.fingerprint() == before
     base = dict(start.module.named_parameters())
     for n, p in taught.model.module.get_base_model().named_parameters():
         if "lora_" not in n:

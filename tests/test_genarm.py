@@ -14,7 +14,7 @@ from didact.claims.alignment import d2o_example
 from didact.evaluate import protocols
 from didact.infer import generate, guide
 from didact.infer.generate import SamplingConfig
-from didact.methods import alignment
+from didact import alignment
 from didact.models import build, load
 from didact.objectives import preference
 from didact.registry import METHODS
@@ -108,12 +108,12 @@ def marked(model, *guides):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch, start):
     model = start(arch)
-    before = load.fingerprint(model)
+    before = model.fingerprint()
     result = alignment.genarm(model, pairs(3, 128), beta_r=1.0, fit=FIT)
     arm = result.models["model"]
     plain, untrained, guided = marked(model), marked(model, (model, 1.0)), marked(model, (arm, 1.0))
     assert guided > plain + 0.2 and untrained < plain  # a copy of the base only sharpens it
-    assert load.fingerprint(model) == before != load.fingerprint(arm)
+    assert model.fingerprint() == before != arm.fingerprint()
     assert result.history[-1]["accuracy"] > 0.9 > result.history[0]["accuracy"]
     assert result.findings["guided"] == {"alphas": [1.0], "others": [], "normalize": False}
     assert result.findings["lengths"]["chosen"] == result.findings["lengths"]["rejected"]
@@ -170,7 +170,7 @@ def test_the_default_adapter_is_saved_and_guides_again(start, tmp_path):
     asked = [d.prompt for d in TINY.demos(2, 4)]
     again = guide.completions(base, [(back, 1.0)], asked, 1, SamplingConfig(max_new_tokens=8))
     assert [r[0].text for r in again] == result.predict(asked, SamplingConfig(max_new_tokens=8))
-    assert load.fingerprint(base) == load.fingerprint(model)
+    assert base.fingerprint() == model.fingerprint()
 
 
 def test_conversations_serve_and_presets_are_options(fresh):

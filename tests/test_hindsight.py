@@ -16,7 +16,7 @@ from didact.data.encode import TokenizedExample
 from didact.data.streams import Batches, Stream, collate
 from didact.data.templates import Condition
 from didact.infer import generate
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import forward, load, masks
 from didact.types import Critique, Demo, Fit, Messages, Preference, Scored, Text, UserError
 from didact.worlds import sorting

@@ -21,7 +21,7 @@ from didact.infer.yesno import Question
 from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.fit import Hook
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import build, load
 from didact.registry import METHODS
 from didact.types import Critique, Demo, Fit, Preference, UserError, as_row
@@ -590,7 +590,7 @@ def test_a_killed_round_goes_on_where_it_was_and_nothing_is_generated_twice(wher
         run(tmp_path / "killed", where)
     again = run(tmp_path / "killed")
     assert (len(drawn), len(judged)) == once
-    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert [as_row(r) for r in again.records] == [as_row(r) for r in whole.records]
 
 

@@ -13,7 +13,7 @@ from didact import cli
 from didact.claims.alignment import d2o_example
 from didact.evaluate import win_rates
 from didact.infer import generate
-from didact.methods import alignment
+from didact import alignment
 from didact.models import load
 from didact.objectives import policy, rewards
 from didact.registry import METHODS
@@ -277,10 +277,10 @@ def share(model):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch, start):
     model = start(arch)
-    before = load.fingerprint(model)
+    before = model.fingerprint()
     result = alignment.infalign(model, texts(3), evaluation=texts(2, 16), **HOW, beta=0.02, fit=FIT)
     taught = result.models["model"]
-    assert share(taught) > share(model) + 0.3 and load.fingerprint(model) == before
+    assert share(taught) > share(model) + 0.3 and model.fingerprint() == before
     told = result.metrics
     assert told["best_of_4"].ci[0] > 0.5 and told["win_rate"].after > 0.5 and told["kl"].after > 0
     rounds = result.findings["rounds"]
@@ -309,9 +309,7 @@ def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same
         return [float(c.count("a")) for c in completions]
 
     one, other = (
-        load.fingerprint(
-            alignment.infalign(start("llama"), texts(3, 8), **{**how, "reward": r}, fit=FIT).models["model"]
-        )
+        alignment.infalign(start("llama"), texts(3, 8), **{**how, "reward": r}, fit=FIT).models["model"].fingerprint()
         for r in (likes_a, plain)
     )
     assert (one == other) == same
@@ -321,7 +319,7 @@ def test_for_sampling_the_exponent_is_that_of_the_identity(start):
     how = {**HOW, "rounds": 1, "decoding": "sample"}
     one, other = (alignment.infalign(start("llama"), texts(3, 8), **how, **more, fit=FIT)
                   for more in ({}, {"transform": "identity"}))  # fmt: skip
-    assert load.fingerprint(one.models["model"]) == load.fingerprint(other.models["model"])
+    assert one.models["model"].fingerprint() == other.models["model"].fingerprint()
     assert set(one.metrics) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
 
 
@@ -356,7 +354,7 @@ def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
     go(1, tmp_path / "cut")
     asked.clear()
     rest = go(2, tmp_path / "cut")
-    assert load.fingerprint(rest.models["model"]) == load.fingerprint(whole.models["model"])
+    assert rest.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not asked again
     kept = [[json.loads(line) for line in (tmp_path / "cut" / "infalign" / "round-0" / f"{name}.jsonl").open()]
             for name in ("reference", "samples")]  # fmt: skip

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import didact
-from didact.methods import baselines
+from didact import baselines
 from didact.models import forward, load
 from didact.models.load import load as load_model
 from didact.types import Demo, Fit, Result, UserError
@@ -61,7 +61,7 @@ def test_a_saved_model_opens_here_and_in_plain_transformers_with_the_same_number
     model, again = taught.models["model"], load_model(tmp_path / "model", device="cpu")
     assert again.kind == model.kind and again.context == 64 and again.start == model.start
     assert didact.load is load_model
-    assert load.fingerprint(again) == load.fingerprint(model)
+    assert again.fingerprint() == model.fingerprint()
     assert torch.equal(logp(again), logp(model))
     auto = hf.AutoModelForSeq2SeqLM if arch == "t5" else hf.AutoModelForCausalLM
     plain, tokenizer = auto.from_pretrained(tmp_path / "model"), hf.AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -100,7 +100,7 @@ def test_saving_again_replaces_the_folder_whole(fresh, tmp_path):
     other = Result(models={"model": fresh("llama", seed=1)})
     other.save(tmp_path)
     assert not (tmp_path / "model/stale.txt").exists()
-    assert load.fingerprint(load_model(tmp_path / "model")) == load.fingerprint(other.models["model"])
+    assert load_model(tmp_path / "model").fingerprint() == other.models["model"].fingerprint()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

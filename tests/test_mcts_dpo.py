@@ -18,7 +18,7 @@ from didact.evaluate import answers
 from didact.infer import generate, rank, steps, tree
 from didact.infer.tree import Node, Step
 from didact.learn import branches, preferences
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import build, forward, load
 from didact.objectives import preference
 from didact.registry import METHODS
@@ -309,12 +309,12 @@ def right(model, demos):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_the_answer_alone_teaches_the_step_it_comes_from(arch, start):
     model = start(arch)
-    before = load.fingerprint(model)
+    before = model.fingerprint()
     fit = Fit(lr=3e-4, steps=25, rows=16, schedule="constant")
     result = alignment.mcts_dpo(model, habit(1, 48), **HABIT, beta=0.5, fit=fit)
     unseen, taught = habit(2), result.models["model"]
     assert 0.25 < right(model, unseen) < 0.55 and right(taught, unseen) > right(model, unseen) + 0.15
-    assert load.fingerprint(model) == before
+    assert model.fingerprint() == before
     ends = [r for r in result.records if r.chosen[:1] == r.rejected[:1] == "#"]
     assert len(ends) > 10 and all(
         answers.right(r.chosen, unseen[0]) > answers.right(r.rejected, unseen[0]) for r in ends
@@ -390,7 +390,7 @@ def test_offline_searches_with_the_first_policy_and_online_with_the_last(start):
 def test_every_variant_runs_and_moves_the_model(more, start):
     model = start()
     result = short(model, **more)
-    assert load.fingerprint(result.models["model"]) != load.fingerprint(model)
+    assert result.models["model"].fingerprint() != model.fingerprint()
     assert all(math.isfinite(v) for row in result.history for v in row.values() if isinstance(v, float))
     if "sft_weight" in more:
         assert {"dpo", "sft"} <= set(result.history[0])
@@ -475,7 +475,7 @@ def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(start, tmp
     whole = run()
     again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
     assert counted == [6, 6, 6, 6]
-    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings
     with pytest.raises(UserError, match="search"):
         run(str(tmp_path), c=2.0)

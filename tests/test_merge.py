@@ -38,13 +38,13 @@ def trained(model, seed=0):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
 def test_a_vector_leads_from_the_base_to_the_tuned_model_and_back(kind):
     base, tuned = double(kind), double(kind, seed=1)
-    before = load.fingerprint(base)
+    before = base.fingerprint()
     tau = merge.task_vector(tuned, base)
     there, back = merge.moved(base, tau, 1.0), merge.moved(tuned, tau, -1.0)
     for ours, theirs in ((there, tuned), (back, base)):
         for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    assert load.fingerprint(base) == before == load.fingerprint(merge.moved(base, tau, 0.0))
+    assert base.fingerprint() == before == merge.moved(base, tau, 0.0).fingerprint()
     assert all((v == 0).all() for v in merge.task_vector(base, base).values())
 
 

@@ -8,7 +8,7 @@ import torch
 from didact.data import encode, templates
 from didact.evaluate import forget
 from didact.learn import language
-from didact.methods import unlearning
+from didact import unlearning
 from didact.models import forward, load
 from didact.models.model import copy_of
 from didact.objectives import preference
@@ -48,7 +48,7 @@ def small():
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on(arch, taught, world):
     start = taught(arch)
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     result = unlearning.npo(start, world.forget, world.retain, **FOUND)
     model = result.models["model"]
     gold = taught(arch, gold=True)
@@ -63,7 +63,7 @@ def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on
     assert accuracy(model, world.retain) >= accuracy(start, world.retain) - 0.05
     weights = [row["mean_W"] for row in result.history]
     assert weights[0] == pytest.approx(1, abs=1e-4) and weights[-1] < 0.5
-    assert load.fingerprint(start) == before
+    assert start.fingerprint() == before
     assert not result.warnings
 
 
@@ -80,7 +80,7 @@ def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
 
 
 def test_a_seq2seq_model_forgets_too(fresh, small):
-    from didact.methods import baselines
+    from didact import baselines
 
     fit = Fit(lr=1e-2, steps=100, rows=20, schedule="cosine")
     start = baselines.sft(fresh("t5", d=32), [*small.forget, *small.retain], fit=fit).models["model"]
@@ -144,10 +144,10 @@ ELSEWHERE = set(PRESETS) - {"ga-forget-kl", "dpo-rt", "dpo-kl", "kto", "kto-rt",
 )
 def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, small):
     start = fresh(arch)
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     options = options_of(preset)
     result = unlearning.npo(start, small.forget, small.retain, fit=SHORT, **options)
-    assert load.fingerprint(start) == before != load.fingerprint(result.models["model"])
+    assert start.fingerprint() == before != result.models["model"].fingerprint()
     first, beta = result.history[0], options.get("beta", 0.1)
     loss = options["loss"]
     if loss in ("npo", "dpo"):
@@ -181,7 +181,7 @@ def test_the_first_step_is_sequence_ascents_for_every_beta(arch, beta, fresh, sm
     b = unlearning.npo(start, small.forget, beta=beta, regulariser="none", fit=fit).models["model"]
     for x, y in zip(a.module.parameters(), b.module.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
-    assert load.fingerprint(b) != load.fingerprint(start)
+    assert b.fingerprint() != start.fingerprint()
 
 
 def test_mean_ascent_is_the_negative_of_hf_loss_and_sum_ascent_of_the_sequences(fresh, small):

@@ -17,7 +17,7 @@ from didact.data.templates import Condition
 from didact.evaluate import judges, protocols
 from didact.infer import generate
 from didact.infer import lm as language_models
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import forward, load, vocabulary
 from didact.objectives import policy
 from didact.objectives import tokens as token_functions

@@ -20,7 +20,7 @@ from servers import NAME, Serve, Small
 import didact
 from didact import cli, types
 from didact.infer import calls, lm, replies, responses
-from didact.methods import prompting
+from didact import prompting
 from didact.models import build
 from didact.types import Demo, Messages, UserError
 

@@ -24,7 +24,7 @@ from didact.data.streams import Tensors
 from didact.learn import checkpoint
 from didact.learn import fit as loop
 from didact.learn.fit import Hook, Term
-from didact.methods import baselines, unlearning
+from didact import baselines, unlearning
 from didact.models.load import load
 from didact.types import Fit, UserError
 from didact.worlds.authors import authors

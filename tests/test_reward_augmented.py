@@ -16,7 +16,7 @@ from didact.data.read import read
 from didact.data.templates import Condition
 from didact.infer import generate
 from didact.learn import preferences as learner
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import forward, load
 from didact.objectives import preference
 from didact.registry import METHODS
@@ -214,7 +214,7 @@ def test_one_goal_for_all_is_dpo_with_a_system_prompt_to_the_last_bit(start):
     mine = alignment.reward_augmented(start, same, **SHORT, reverse=False, fit=fit)
     asked = [Preference(prompt=f"Overall score: 8\n{p.prompt}", chosen=p.chosen, rejected=p.rejected) for p in given_]
     theirs = baselines.dpo(start, asked, beta=0.5, fit=fit)
-    assert load.fingerprint(mine.models["model"]) == load.fingerprint(theirs.models["model"])
+    assert mine.models["model"].fingerprint() == theirs.models["model"].fingerprint()
     assert [r["dpo"] for r in mine.history] == [r["dpo"] for r in theirs.history] != [math.log(2)] * 4
 
 

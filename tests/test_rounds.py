@@ -19,7 +19,7 @@ from didact.data.encode import TokenizedExample
 from didact.infer import generate
 from didact.learn import rounds
 from didact.learn.fit import Hook
-from didact.methods import alignment
+from didact import alignment
 from didact.models import forward, load
 from didact.models.model import copy_of
 from didact.types import Demo, Fit, UserError
@@ -110,7 +110,7 @@ def run(model, demos, folder=None, **changes):
 
 
 def same(a, b):
-    return load.fingerprint(a.models["model"]) == load.fingerprint(b.models["model"]) and a.history == b.history
+    return a.models["model"].fingerprint() == b.models["model"].fingerprint() and a.history == b.history
 
 
 def test_a_folder_changes_nothing_and_finished_rounds_are_not_played_again(fresh, demos, tmp_path, monkeypatch):
@@ -139,9 +139,9 @@ def test_more_rounds_go_on_after_the_last(fresh, demos, tmp_path):
 
 def test_each_round_promotes_another_model_that_the_next_one_starts_from(fresh, demos, tmp_path):
     start = fresh("llama")
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     result = run(start, demos, tmp_path)
-    assert load.fingerprint(start) == before
+    assert start.fingerprint() == before
     kept = [load_file(p) for p in sorted(tmp_path.rglob("promoted/*/weights.safetensors"))]
     assert len(kept) == 3 and not torch.equal(*(k["model.embed_tokens.weight"] for k in kept[:2]))
     assert all(torch.equal(v, kept[2][k]) for k, v in result.models["model"].module.state_dict().items())

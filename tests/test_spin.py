@@ -12,7 +12,7 @@ from didact.claims.alignment import spin_example
 from didact.data import encode
 from didact.data.read import read
 from didact.infer import generate
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import forward, load
 from didact.objectives import preference
 from didact.registry import METHODS
@@ -185,13 +185,13 @@ def nll(model, given):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch, start):
     model = start(arch)
-    before = load.fingerprint(model)
+    before = model.fingerprint()
     fit = Fit(lr=3e-3, steps=25, rows=32, schedule="constant")
     result = alignment.spin(model, demos(), **{**SHORT, "rounds": 2}, fit=fit)
     taught = result.models["model"]
     assert validity(taught) > 1.5 * validity(model) > 0
     assert nll(taught, demos(2)) < nll(model, demos(2)) - 0.2
-    assert load.fingerprint(model) == before
+    assert model.fingerprint() == before
     first, second = (next(r for r in result.history if r["round"] == n) for n in (0, 1))
     for row in (first, second):  # each round starts where its opponent is
         assert row["spin"] == pytest.approx(math.log(2), abs=1e-5) and row["margin"] == pytest.approx(0, abs=1e-4)
@@ -243,7 +243,7 @@ def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit(start):
     theirs = baselines.dpo(model, mine.records, beta=0.5, fit=fit)
     assert [r["spin"] for r in mine.history] != [math.log(2)] * 5
     assert {r.rejected for r in mine.records} == {own.completion for _, own in tame(model, demos(n=32))}
-    assert load.fingerprint(mine.models["model"]) == load.fingerprint(theirs.models["model"])
+    assert mine.models["model"].fingerprint() == theirs.models["model"].fingerprint()
 
 
 # --- options ---------------------------------------------------------------------------------

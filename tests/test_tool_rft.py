@@ -18,7 +18,7 @@ from didact.evaluate import tool_calls
 from didact.infer import generate, steps, tree
 from didact.infer.tree import Node, SamplingConfig
 from didact.learn import branches, rounds
-from didact.methods import alignment, baselines
+from didact import alignment, baselines
 from didact.models import build, load
 from didact.models.kv_cache import KVCache
 from didact.objectives import preference
@@ -264,11 +264,11 @@ def right(model, demos):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_a_wrong_value_is_mended_on_requests_not_seen(arch, start):
     model = start(arch)
-    before = load.fingerprint(model)
+    before = model.fingerprint()
     result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=5e-4, steps=15, rows=16))
     assert 0.2 < right(model, orders(2)) < 0.65
     assert right(result.models["model"], orders(2)) > right(model, orders(2)) + 0.1
-    assert load.fingerprint(model) == before
+    assert model.fingerprint() == before
     told = result.findings["rounds"][0]
     assert (
         told["selected"] == 16 and told["pairs"] == len(result.records) > 8 and told["ppl_selected"] >= told["ppl"] > 1
@@ -292,7 +292,7 @@ def test_pairs_turned_round_spoil_it(start, monkeypatch):
 def test_every_variant_runs_and_moves_the_model(more, start):
     model = start()
     result = alignment.tool_rft(model, orders(1, 12), **(FAST | more), fit=Fit(lr=1e-3, steps=1, rows=8))
-    assert load.fingerprint(result.models["model"]) != load.fingerprint(model)
+    assert result.models["model"].fingerprint() != model.fingerprint()
     assert len(result.findings["warm_up"]) == more.get("bins", 0)
     assert len(result.findings["rounds"]) == more.get("rounds", 1)
     loss = more.get("loss", "simpo")
@@ -363,7 +363,7 @@ def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(start, tm
     monkeypatch.setattr(generate, "completions", counting)
     again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
     assert counted == [4, 4, 4, 4] and sum(asked) == 2
-    assert load.fingerprint(again.models["model"]) == load.fingerprint(whole.models["model"])
+    assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings
     monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run reads all of it
     assert run(str(tmp_path)).records == whole.records

@@ -10,7 +10,7 @@ from shapes import tiny
 from didact.data import encode
 from didact.evaluate import forget
 from didact.infer import lm
-from didact.methods import unlearning
+from didact import unlearning
 from didact.methods.unlearning import survey_context, survey_merge, survey_optimise
 from didact.models import load, merge
 from didact.registry import METHODS
@@ -41,10 +41,10 @@ def probability(model, records):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_task_arithmetic_forgets_and_a_random_vector_as_long_does_not(arch, taught, world):
     start = taught(arch)
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     result = unlearning.task_arithmetic(start, world.forget, world.retain, scales=SCALES, fit=SPECIALIST)
     model, scale = result.models["model"], result.findings["scale"]
-    assert scale > 0 and load.fingerprint(start) == before
+    assert scale > 0 and start.fingerprint() == before
     assert probability(model, world.forget) < 0.75 * probability(start, world.forget)
     assert survey_merge.accuracy(model, world.retain) >= 0.95 * survey_merge.accuracy(start, world.retain)
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.15
@@ -64,7 +64,7 @@ def test_a_task_vector_added_makes_the_forget_answers_likelier(taught, world):
 def test_scale_nought_is_the_model_itself_and_tokens_are_counted(fresh, small):
     start = fresh("llama")
     result = unlearning.task_arithmetic(start, small.forget, scale=0.0, fit=SHORT)
-    assert load.fingerprint(result.models["model"]) == load.fingerprint(start)
+    assert result.models["model"].fingerprint() == start.fingerprint()
     assert result.cost.tokens > 0
 
 
@@ -215,7 +215,7 @@ def test_neurons_found_by_attribution_matter_more_than_any_others(arch, taught, 
 def test_without_neurons_depn_changes_nothing(fresh, small):
     start = fresh("llama")
     result = unlearning.depn(start, small.forget[:2], neurons=0, steps=1)
-    assert load.fingerprint(result.models["model"]) == load.fingerprint(start)
+    assert result.models["model"].fingerprint() == start.fingerprint()
 
 
 # --- in context --------------------------------------------------------------------------------

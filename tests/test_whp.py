@@ -8,7 +8,7 @@ from shapes import byte_tokenizer, tiny
 
 from didact.evaluate import forget
 from didact.infer import lm
-from didact.methods import unlearning
+from didact import unlearning
 from didact.methods.unlearning import anchors as dictionary
 from didact.models import build, forward, load, merge
 from didact.objectives import tokens
@@ -235,7 +235,7 @@ def accuracy(model, records):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taught, world):
     start, gold = taught(arch), taught(arch, gold=True)
-    before = load.fingerprint(start)
+    before = start.fingerprint()
     result = unlearning.whp(start, world.forget, world.retain, **FOUND)
     model = result.models["model"]
     assert accuracy(start, world.forget) >= 0.95 > accuracy(gold, world.forget) + 0.3
@@ -243,7 +243,7 @@ def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taug
     # Nothing is trained on the others: on the tuning seed they lose .15 to .25, where npo with a retain loss loses .05.
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.3
     assert accuracy(model, world.unseen) > accuracy(model, world.forget) + 0.1
-    assert load.fingerprint(start) == before
+    assert start.fingerprint() == before
     assert {r.task for r in world.forget} <= set(result.findings["anchors"])
 
 

@@ -22,9 +22,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 from didact import files
 from didact.data import convert, splits
-from didact.evaluate import collapse, judges, protocols, statistics
-from didact.evaluate import forget as forgetting
-from didact.evaluate.protocols import Measure
+from didact.evaluate import collapse, forgetting, judges, protocols, statistics
+from didact.evaluate.measures import Measure
 from didact.infer import lm
 from didact.models import cache, cost
 from didact.models.model import Model

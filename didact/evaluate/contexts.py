@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from didact.data import contexts
-from didact.evaluate.protocols import Measure, mean_measure
+from didact.evaluate.measures import Measure, mean_measure
 from didact.objectives import preference
 from didact.types import Preference
 

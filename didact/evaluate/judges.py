@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from didact.evaluate.protocols import Measure, mean_measure
+from didact.evaluate.measures import Measure, mean_measure
 from didact.infer import lm, yesno
 from didact.infer.yesno import Question
 from didact.learn import rewards

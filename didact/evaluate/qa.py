@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from didact.evaluate import statistics
-from didact.evaluate.protocols import Better, Measure
+from didact.evaluate.measures import Better, Measure
 from didact.infer.extract import Decoder, Span
 from didact.types import QA, UserError
 

@@ -18,7 +18,7 @@ from didact.data import encode
 from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
-from didact.models import prefix, vocabulary
+from didact.models import logit_ensemble, prefix, vocabulary
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
@@ -146,6 +146,10 @@ def completions(
         ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
     """
     how = how or SamplingConfig()
+    if isinstance(model, logit_ensemble.EnsembleModel) and isinstance(model.module, logit_ensemble.Guided):
+        from didact.infer import guide  # decoded by the base, while the guides keep caches of their own
+
+        processors, model = [guide.decoder(model), *processors], model.members[0]
     if how.beams > 1 and (how.temperature > 0 or n > how.beams or processors):
         raise ValueError(f"beam search of width {how.beams} neither draws, nor gives {n} hypotheses, nor processes")
     ids = [_read(model, p, how.max_new_tokens) for p in prompts]

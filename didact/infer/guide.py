@@ -19,11 +19,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from didact.infer import generate
-from didact.infer.generate import Completion, SamplingConfig
 from didact.infer.rows import Reread, Rows
 from didact.models import logit_ensemble, prefix
 from didact.models.model import Model
-from didact.objectives import tokens as token_functions
 from didact.types import UserError
 
 ROOM = 64  # tokens a guide's cache grows by: nobody tells a logits processor how many will come
@@ -37,79 +35,8 @@ class Guide(NamedTuple):
     prompt: Callable[[Sequence[int]], Sequence[int]] | None = None
 
 
-def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: bool = False) -> Tensor:
-    """`log p_base + sum_i alpha_i log p_i` over the common vocabulary, `(..., V)`; minus infinity beyond it.
-
-    Constants added to anyone's logits change nothing. The result is not normalised: its softmax is what is sampled.
-
-    Args:
-        base: logits `(..., V)`.
-        guides: logits `(..., V_i)` of each guide with its weight.
-        normalize: divide by `1 + sum alpha`, as language-model-arithmetic does: another, flatter policy, which at
-            temperature `t / (1 + sum alpha)` is the one above at temperature t.
-
-    Raises:
-        UserError: weights that sum to -1 cannot be divided by.
-    """
-    width = min(base.shape[-1], *(logits.shape[-1] for logits, _ in guides), base.shape[-1])
-    total = token_functions.wide(base).log_softmax(-1)[..., :width]
-    for logits, alpha in guides:
-        if alpha:
-            total = total + alpha * token_functions.wide(logits).log_softmax(-1)[..., :width].to(total)
-    if normalize:
-        scale = 1 + sum(alpha for _, alpha in guides)
-        if scale <= 0:
-            raise UserError(f"weights {[alpha for _, alpha in guides]} sum to -1 or less: they cannot be normalised")
-        total = total / scale
-    return torch.nn.functional.pad(total, (0, base.shape[-1] - width), value=-torch.inf)
-
-
-class Guided(logit_ensemble.LogitEnsemble):
-    """A base and its guides as one module, whose logits are what `combine` makes of theirs."""
-
-    def __init__(self, base: Model, guides: Sequence[tuple[Model, float]], normalize: bool = False) -> None:
-        super().__init__(base.module, *(guide.module for guide, _ in guides))
-        self.weights, self.normalize = [alpha for _, alpha in guides], normalize
-
-    def joined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The guided policy's, not normalised."""
-        return combine(logits, list(zip(others, self.weights, strict=True)), self.normalize)
-
-
-def policy(base: Model, guides: Sequence[tuple[Model, float]], normalize: bool = False) -> Model:
-    """The guided policy as a model, to be scored as any other; `completions` decodes from it faster.
-
-    Raises:
-        UserError: another vocabulary, or a model that is not causal.
-    """
-    for number, (guide, _) in enumerate(guides, 1):
-        check(base, guide, "the reward model" if len(guides) == 1 else f"reward model {number}")
-    return logit_ensemble.EnsembleModel(Guided(base, guides, normalize).eval(), base.processor, base.kind)
-
-
-def check(base: Model, guide: Model, name: str = "the reward model") -> None:
-    """Whether a model can guide another: both causal, with one vocabulary (added tokens aside).
-
-    Raises:
-        UserError: it cannot; the first token in which they differ is named.
-    """
-    if base.kind != "causal" or guide.kind != "causal":
-        raise UserError(f"guided decoding needs causal models: the base is {base.kind}, {name} {guide.kind}")
-    mine, theirs = (_vocabulary(m) for m in (base, guide))
-    differing = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
-    if differing:
-        at = differing[0]
-        said = " and ".join(
-            f"{v[at]!r} {w}" if at in v else f"nothing {w}" for v, w in ((theirs, "there"), (mine, "here"))
-        )
-        raise UserError(
-            f"{name}'s vocabulary is not the base model's: {len(differing)} tokens differ, token {at} is {said}; "
-            "take a model with the same tokenizer"
-        )
-
-
 class GuidedDecoder(LogitsProcessor):
-    """Adds the guides' weighted log-probs to a base model's; see `combine` for the formula.
+    """Adds the guides' weighted log-probs to a base model's; see `models.logit_ensemble.combine` for the formula.
 
         decoder = GuidedDecoder(base, [(arm, 1.0)])
         base.module.generate(**asked, do_sample=True, logits_processor=[decoder])
@@ -121,7 +48,7 @@ class GuidedDecoder(LogitsProcessor):
     Args:
         base: whose answers are guided.
         guides: models with their weights, or `Guide`s; negative weights turn away.
-        normalize: see `combine`.
+        normalize: see `models.logit_ensemble.combine`.
 
     Raises:
         UserError: another vocabulary, or a model that is not causal.
@@ -130,27 +57,26 @@ class GuidedDecoder(LogitsProcessor):
     def __init__(self, base: Model, guides: Sequence[Guide | tuple[Model, float]], normalize: bool = False) -> None:
         self.base, self.normalize = base, normalize
         self.guides = [Guide(*g) for g in guides]
-        for number, guide in enumerate(self.guides, 1):
-            check(base, guide.model, "the reward model" if len(self.guides) == 1 else f"reward model {number}")
+        logit_ensemble.check_all(base, [guide.model for guide in self.guides])
         self.weights = [g.alpha for g in self.guides]
         self._states: list[Rows | Reread] = []
         self._read: Tensor | None = None
-        self._told = False
+        self._begun = False
         self._idle = generate.ends(base) | {base.pad}
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read these prompts (token ids, no padding): the next call's rows."""
         self._states = [_reading(g, prompts) for g in self.guides]
-        self._told = True
+        self._begun = True
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(B, V)` of the tokens after `input_ids (B, T)`."""
-        if not self._told:
+        if not self._begun:
             self._follow(input_ids)
-        self._told, self._read = False, input_ids
+        self._begun, self._read = False, input_ids
         logits = [state.logits.to(scores.device) for state in self._states]
-        return combine(scores, list(zip(logits, self.weights, strict=True)), self.normalize)
+        return logit_ensemble.combine(scores, list(zip(logits, self.weights, strict=True)), self.normalize)
 
     def _follow(self, read: Tensor) -> None:
         """Bring every guide to the end of these rows: by one token where they go on, else from the start."""
@@ -170,36 +96,25 @@ class GuidedDecoder(LogitsProcessor):
             state.step(last.to(guide.model.device))
 
 
-def completions(
-    base: Model,
-    guides: Sequence[Guide | tuple[Model, float]],
-    prompts: Sequence[str] | Sequence[Sequence[int]],
-    n: int = 1,
-    how: SamplingConfig | None = None,
-    normalize: bool = False,
-) -> list[list[Completion]]:
-    """`generate.completions` of a base model with guides; `logp` is the base's own."""
-    return generate.completions(base, prompts, n, how, processors=[GuidedDecoder(base, guides, normalize)])
-
-
-def _vocabulary(model: Model) -> dict[int, str]:
-    """Tokens by id, without those added after the tokenizer was made (ours or a chat format's)."""
-    added = set(model.tokenizer.get_added_vocab())
-    return {i: token for token, i in model.tokenizer.get_vocab().items() if token not in added}
+def decoder(model: logit_ensemble.EnsembleModel) -> GuidedDecoder:
+    """What makes the base of a guided model decode as the whole."""
+    base, *guides = model.members
+    alphas = model.module.spec["alphas"]
+    return GuidedDecoder(base, list(zip(guides, alphas, strict=True)), model.module.spec["normalize"])
 
 
 def _reading(guide: Guide, prompts: Sequence[Sequence[int]]) -> Rows | Reread:
     """A guide's state after the prompts; equal neighbours are read once."""
     model = guide.model
-    told = [tuple(guide.prompt(p) if guide.prompt else p) for p in prompts]
-    longest = max(map(len, told))
+    read = [tuple(guide.prompt(p) if guide.prompt else p) for p in prompts]
+    longest = max(map(len, read))
     if longest > model.context:
         raise UserError(f"a prompt has {longest} tokens and the reward model's context {model.context}: shorten it")
     if not prefix.shares(model):
         plain = Reread(model)
-        plain.turn((), [list(p) for p in told])
+        plain.turn((), [list(p) for p in read])
         return plain
-    groups = [(p, len(list(same))) for p, same in itertools.groupby(told)]
+    groups = [(p, len(list(same))) for p, same in itertools.groupby(read)]
     together = prefix.common([p for p, _ in groups])
     state = Rows(model, groups[0][0][:together] if together >= generate.SHARE else ())
     state.turn((), [p for p, _ in groups], ROOM, [n for _, n in groups])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,7 +78,6 @@ def meta_train(
     sampler: Sampler,
     fit: Fit,
     restarts: int = 1,
-    identity: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> list[Run]:
     """Train `build()` from `restarts` different weights on the same draws; best TRAINING loss first.
@@ -92,7 +91,7 @@ def meta_train(
     if fit.steps is None and not tasks:
         raise UserError("a sampler of fresh tasks has no epochs: give fit.steps")
     steps = fit.total_steps(tasks)
-    who = {**(identity or {}), "tasks": sampler.mark if isinstance(sampler, Pool) else repr(sampler)}
+    identity = {"tasks": sampler.mark if isinstance(sampler, Pool) else repr(sampler)}
     runs = []
     for restart in range(restarts):
         with torch.random.fork_rng():
@@ -100,7 +99,7 @@ def meta_train(
             module = build()
         history, _ = loop.fit(
             module, batches(sampler, fit.seed, fit.rows), task_loss, fit, steps=steps,
-            warmup=fit.warmup_count(tasks), name=f"restart-{restart}", identity=who, quiet=quiet,
+            warmup=fit.warmup_count(tasks), name=f"restart-{restart}", identity=identity, quiet=quiet,
         )  # fmt: skip
         last = [row["query"] for row in history[-max(1, steps // 10) :]]
         runs.append(Run(module, history, float(np.mean(last)) if last else float("nan")))

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
+from didact import registry
 from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
 from didact.learn.progress import Bar
@@ -122,6 +123,14 @@ class every(Hook):  # noqa: N801  (reads as a verb where it is used)
         step.module.train(was)
 
 
+class NoDropout(Hook):
+    """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
+
+    def before(self, step: Step) -> None:
+        """Nothing but dropout tells the two modes of a language model apart."""
+        step.module.eval()
+
+
 def fit(
     module: nn.Module,
     batch_at: Callable[[int], Logical],
@@ -152,7 +161,8 @@ def fit(
         coupled: the loss couples the rows of a batch, which is then never split.
         groups: optimizer parameter groups; by default matrices decay and the rest does not.
         name: of this phase: names its checkpoint folder and progress bar.
-        identity: what must be equal for a checkpoint to be resumed.
+        identity: what must be equal for a checkpoint to be resumed, beside the training options and the call of the
+            method that runs (`registry.identity`).
         quiet: no progress.
 
     Returns:
@@ -168,7 +178,7 @@ def fit(
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = _optimizer(groups or _groups(named, fit.weight_decay), fit)
     hooks = list(hooks)
-    who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **(identity or {})}
+    who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
     now = State()
     if folder and (found := checkpoint.load(folder, who)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,45 +10,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from didact import registry
 from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
-from didact.models import adapters, forward, load
+from didact.models import adapters, forward
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of
 from didact.objectives import reduce
-from didact.types import Cost, Fit, UserError
+from didact.types import Cost, Fit, Result, UserError
 
 Loss = Callable[[Model, MicroBatch], Mapping[str, Term]]
 
 
 @dataclass
 class TrainResult:
-    """A taught model, its log rows and what it cost."""
+    """A trained model, its log rows and what it cost."""
 
     model: Model
     history: list[dict[str, Any]]
     cost: Cost
     state: State
 
+    def result(self, **parts: Any) -> Result:
+        """This training as a method's result; `parts` are its findings, records, warnings, or a model in its place."""
+        made: dict[str, Any] = {"models": {"model": self.model}, "history": self.history, "cost": self.cost}
+        return Result(**made | parts)
+
 
 def train(
     model: Model,
     streams: Mapping[str, Sequence[ExampleGroup]],
-    loss: Loss,
+    loss: Loss | Mapping[str, Loss],
     fit: Fit,
     *,
     coupled: bool = False,
     hooks: Iterable[Hook] = (),
     name: str = "train",
-    identity: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> TrainResult:
     """Train a copy of `model` (or a LoRA adapter on it) on streams of items, `fit.rows` of each a step.
 
     An epoch is a pass over the first stream. The given model stays as it was, so that it can serve
-    as the reference.
+    as the reference. `loss` gives the terms of a micro-batch, one function for all streams or one for each.
     """
     for stream, items in streams.items():
         if not items:
@@ -67,16 +71,14 @@ def train(
     )  # fmt: skip
 
     def loss_fn(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:
-        return loss(student, micro)
+        of = loss[micro.stream] if isinstance(loss, Mapping) else loss
+        return of(student, micro)
 
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
-    who = dict(identity or {})
-    if fit.folder:  # a checkpoint may only be resumed by the same options on the same data and weights
-        who |= {"data": _digest(streams), "weights": load.fingerprint(model)}
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
     history, state = loop.fit(
         student.module, batches, loss_fn, fit, hooks, steps=steps, warmup=warmup, coupled=coupled, name=name,
-        identity=who, quiet=quiet,
+        identity=identity(model, streams, fit), quiet=quiet,
     )  # fmt: skip
     student.module.eval()
     cost = Cost(
@@ -88,6 +90,11 @@ def train(
 def single(rows: Iterable[Any]) -> list[ExampleGroup]:
     """Rows as items of one row."""
     return [(r,) for r in rows]
+
+
+def nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+    """The loss of fine-tuning: the mean of -log p over label tokens."""
+    return {"nll": cross_entropy(student, micro)}
 
 
 def cross_entropy(model: Model, micro: MicroBatch, per: str | None = None, weight: float = 1.0) -> Term:
@@ -149,5 +156,8 @@ def reference_logp(reference: Model, items: Sequence[ExampleGroup]) -> Tensor:
     return total.view(-1, arity).to(next(reference.module.parameters()).dtype)
 
 
-def _digest(streams: Mapping[str, Sequence[ExampleGroup]]) -> str:
-    return hashlib.sha256(repr({k: list(v) for k, v in streams.items()}).encode()).hexdigest()[:16]
+def identity(model: Model, data: Any, fit: Fit) -> dict[str, str]:
+    """What a checkpoint belongs to: the start's weights, and the data where no method's call says so."""
+    if not fit.folder:
+        return {}
+    return {"weights": model.fingerprint()} | ({} if registry.identity() else {"data": registry.digest(data)})

@@ -9,23 +9,20 @@ Source: Brown et al. 2020, arXiv:2005.14165, section 2.3 and appendix B.
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from didact.data import encode
 from didact.data.encode import TokenizedExample
-from didact.data.streams import Batch, MicroBatch
+from didact.data.streams import Batch
 from didact.learn import fit as loop
 from didact.learn import language, schedules
-from didact.learn.fit import Hook, Step, Term
+from didact.learn.fit import Hook, Step
 from didact.learn.language import TrainResult
-from didact.models import load
 from didact.models.model import Model, copy_of
 from didact.types import Cost, Fit, UserError
 
@@ -129,17 +126,12 @@ def pretrain(
     matrices = [p for p in student.module.parameters() if p.dim() >= 2]
     others = [p for p in student.module.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": fit.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    who: dict[str, Any] = {"recipe": repr(recipe)}
-    if fit.folder:
-        digest = hashlib.sha256(repr(list(rows)).encode()).hexdigest()[:16]
-        who |= {"data": digest, "weights": load.fingerprint(model)}
-
-    def loss(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:
-        return {"nll": language.cross_entropy(student, micro)}
 
     history, state = loop.fit(
-        student.module, Rows(rows, recipe, fit.seed, model), loss, fit.replace(schedule="constant"),
-        [ByTokens(recipe, groups), *hooks], steps=recipe.steps, groups=groups, name="pretrain", identity=who,
+        student.module, Rows(rows, recipe, fit.seed, model),
+        lambda module, micro: language.nll(student, micro), fit.replace(schedule="constant"),
+        [ByTokens(recipe, groups), *hooks], steps=recipe.steps, groups=groups, name="pretrain",
+        identity=language.identity(model, [rows, repr(recipe)], fit),
     )  # fmt: skip
     student.module.eval()
     flops = 6.0 * student.parameters * state.tokens

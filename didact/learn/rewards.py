@@ -106,7 +106,6 @@ def train(
     *,
     hooks: Sequence[Hook] = (),
     name: str = "reward",
-    identity: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """A copy of a reward model taught by Bradley-Terry, `L = -mean log sigmoid(r_w - r_l)`, over all pairs of a step.
 
@@ -116,7 +115,6 @@ def train(
         fit: how to train; `fit.rows` groups of every stream a step.
         hooks: called around every step.
         name: of the phase.
-        identity: what else a checkpoint must have been made with.
 
     Returns:
         The taught reward model, plain weights also after LoRA; the history has `bt` and `accuracy`.
@@ -135,7 +133,7 @@ def train(
             "accuracy": Term((margin > 0).to(margin).sum().detach() * each, "rows", 0.0),
         }
 
-    taught = language.train(model, rows, terms, fit, hooks=hooks, name=name, identity=identity)
+    taught = language.train(model, rows, terms, fit, hooks=hooks, name=name)
     if fit.lora:
         adapted: Any = taught.model.module
         taught.model = Model(adapted.merge_and_unload().eval(), model.processor, model.kind, model.base)

@@ -1,9 +1,9 @@
-"""Rounds: sample (or search), mine, train, promote, and again from the promoted model.
+"""Rounds: sample (or search), collect, train, promote, and again from the promoted model.
 
-`play` is a plain loop around two functions of the method, `mine(round)` and `train(round, mined)`. With a folder every
-round has one of its own: what was sampled, as JSON lines, the checkpoints of its training, and at its end the model it
-promoted. A kill loses at most the chunk that was being sampled or the steps since the last checkpoint; the same call
-goes on in the same round, to the same bits (CPU). Without a folder everything is in memory.
+`run_rounds` is a plain loop around two functions of the method, `collect(round)` and `train(round, data)`. With a
+folder every round has one of its own: what was sampled, as JSON lines, the checkpoints of its training, and at its end
+the model it promoted. A kill loses at most the chunk that was being sampled or the steps since the last checkpoint; the
+same call goes on in the same round, to the same bits (CPU). Without a folder everything is in memory.
 
     folder/name/identity.json
     folder/name/round-0/samples.jsonl, train/step-00000050/, promoted/step-00000000/
@@ -17,24 +17,24 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from didact import files
+from didact import files, registry
 from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup
 from didact.infer import generate
 from didact.infer.generate import Completion, SamplingConfig
 from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
-from didact.learn.fit import Hook, Step
+from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
 from didact.learn.progress import Bar
-from didact.models import load
 from didact.models.model import Model, copy_of
-from didact.types import Cost, Fit, UserError
+from didact.types import Cost, Fit, Result, UserError
 
-M = TypeVar("M")
 CHUNK = 256  # prompts sampled between two writes
 APART = 7919  # between the seeds of two rounds
 MEMORY = ("folder", "micro_tokens", "save_every")  # what of a Fit never changes the result
@@ -93,27 +93,54 @@ class Round:
         ]
 
 
+@dataclass(frozen=True)
+class RoundData:
+    """What a round trains on.
+
+    Args:
+        items: groups of rows.
+        stats: what they are like, for the findings.
+        records: the same as records, for the user.
+        columns: a tensor with a value, or a row of them, for each item.
+    """
+
+    items: list[ExampleGroup]
+    stats: dict[str, Any] = field(default_factory=dict)
+    records: list[Any] = field(default_factory=list)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+
 @dataclass
-class RoundsResult(Generic[M]):
-    """All rounds: the model the last one promoted, what each mined, log rows with their `round`, and the cost."""
+class RoundsResult:
+    """All rounds: the model the last one promoted, what each collected, log rows with their `round`, and the cost."""
 
     model: Model
-    data: list[M] = field(default_factory=list)
+    data: list[RoundData] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+
+    def result(self, **parts: Any) -> Result:
+        """The rounds as a method's result: all records, each round's stats; `parts` replace or add to them."""
+        made: dict[str, Any] = {"models": {"model": self.model}, "history": self.history, "cost": self.cost}
+        stats = {"rounds": [{"round": n, **r.stats} for n, r in enumerate(self.data)]}
+        return Result(**made | {"records": self.records or None, "findings": stats} | parts)
+
+    @property
+    def records(self) -> list[Any]:
+        """The records of all rounds."""
+        return [record for r in self.data for record in r.records]
 
 
 def run_rounds(
     model: Model,
     count: int,
-    collect: Callable[[Round], M],
-    train: Callable[[Round, M], TrainResult],
+    collect: Callable[[Round], RoundData],
+    train: Callable[[Round, RoundData], TrainResult],
     fit: Fit,
     *,
     name: str,
-    identity: Mapping[str, Any] | None = None,
     hooks: Sequence[Hook] = (),
-) -> RoundsResult[M]:
+) -> RoundsResult:
     """Play `count` rounds from `model`, which stays as it was.
 
     A LoRA adapter is merged when its model is promoted, so that the next round starts from plain weights, which are
@@ -122,11 +149,10 @@ def run_rounds(
     Args:
         model: where round 0 starts.
         count: how many rounds.
-        mine: samples and makes training data; called in every round, also in finished ones, where all of it is read.
-        train: teaches a copy of `round.model` under `round.fit` (and with `hooks`) on what was mined.
+        collect: samples and makes training data; called in every round, also in finished ones, where all of it is read.
+        train: teaches a copy of `round.model` under `round.fit` (and with `hooks`) on what was collected.
         fit: of every round; rounds differ in its seed.
         name: of the folder.
-        identity: options and data that a folder's rounds must have been played with.
         hooks: given to every training; their state goes from round to round.
 
     Raises:
@@ -136,8 +162,8 @@ def run_rounds(
     root = Path(fit.folder) / name if fit.folder else None
     if root and rank == 0:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
-        _same(root, {**how, **(identity or {}), "weights": load.fingerprint(model)})
-    rounds_result: RoundsResult[M] = RoundsResult(model)
+        _same(root, {**how, **registry.identity(), "weights": model.fingerprint()})
+    rounds_result: RoundsResult = RoundsResult(model)
     for number in range(count):
         here = root / f"round-{number}" if root else None
         if here:
@@ -169,14 +195,6 @@ def run_rounds(
         rounds_result.cost.tokens += 3 * state.tokens
         rounds_result.cost.flops += 6.0 * model.parameters * state.tokens
     return rounds_result
-
-
-class NoDropout(Hook):
-    """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
-
-    def before(self, step: Step) -> None:
-        """Nothing but dropout tells the two modes of a language model apart."""
-        step.module.eval()
 
 
 def turn(number: int, size: int, count: int, seed: int) -> list[int]:
@@ -215,6 +233,23 @@ def as_sampled(row: TokenizedExample, model: Model, max_new_tokens: int) -> Toke
     return TokenizedExample(head, body[:max_new_tokens])
 
 
+def pair_stats(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str, float]:
+    """Pairs of a real and an own answer: mean lengths in tokens, shares that come to an end, share of equal ones."""
+    stats: dict[str, float] = {"pairs": len(items)}
+    for side, name in enumerate(("real", "own")):
+        answers = [item[side].completion for item in items]
+        stats[f"length_{name}"] = sum(map(len, answers)) / len(answers)
+        stats[f"ended_{name}"] = sum(a[-1] in ends for a in answers) / len(answers)
+    return stats | {"same": sum(a.completion == b.completion for a, b in items) / len(items)}
+
+
+def course(history: Sequence[Mapping[str, Any]], number: int, *columns: str) -> dict[str, float]:
+    """Columns of the history in the first and the last batch of a round; empty where nothing was trained."""
+    rows = [row for row in history if row["round"] == number]
+    ends = {"first": rows[0], "last": rows[-1]} if rows else {}
+    return {f"{column}_{when}": row[column] for when, row in ends.items() for column in columns}
+
+
 def _merged(model: Model) -> Model:
     """Plain weights with the adapter's update in them; a round that taught nothing has no adapter."""
     adapted: Any = model.module
@@ -235,13 +270,13 @@ def _whole(path: Path, count: int, size: int) -> list[Any]:
 
 def _same(root: Path, identity: Mapping[str, Any]) -> None:
     """Begin rounds in a folder, or go on with the same ones."""
-    collect = json.loads(json.dumps(files.plain(identity)))
+    mine = json.loads(json.dumps(files.plain(identity)))
     files.sweep(root)
     path = root / "identity.json"
     theirs = files.read_json(path) if path.exists() else None
     if theirs is None:
-        files.write_json(path, collect)
-    elif differing := [k for k in {**collect, **theirs} if collect.get(k) != theirs.get(k)]:
+        files.write_json(path, mine)
+    elif differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
         raise UserError(
             f"{root}: rounds with another {', '.join(differing)} were begun here; "
             "finish them, choose another --out, or remove the folder"

@@ -48,8 +48,7 @@ def train(
             except UserError as error:
                 raise UserError(f"preferences: record {number}: {error}") from None
     items, loss = weighted(rows, prompt_weight, "answers", model)
-    who = {"question": list(question), "prompt_weight": prompt_weight}
-    return language.train(model, {"answers": items}, loss, fit, hooks=hooks, name="reward", identity=who)
+    return language.train(model, {"answers": items}, loss, fit, hooks=hooks, name="reward")
 
 
 def weighted(
@@ -61,7 +60,7 @@ def weighted(
         UserError: a prompt's weight for an encoder, which predicts no prompt.
     """
     if not prompt_weight:
-        return language.single(rows), lambda student, micro: {"nll": language.cross_entropy(student, micro)}
+        return language.single(rows), language.nll
     if model.kind != "causal":
         raise UserError(f"prompt_weight = {prompt_weight}: only a causal model predicts its prompts")
     heads = torch.tensor([len(r.prompt) - 1 for r in rows])

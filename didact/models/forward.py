@@ -21,7 +21,7 @@ from didact.data import packing
 from didact.data.encode import TokenizedExample
 from didact.data.packing import Packing, Tree
 from didact.data.streams import Tokens, by_length, collate, of_trees
-from didact.models import cache, load, masks, prefix
+from didact.models import cache, masks, prefix
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import reduce
@@ -289,7 +289,7 @@ def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     dtype = str(next(model.module.parameters()).dtype)
     source = Path(__file__).read_bytes()
     setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights
-    kept = cache.Entry("logp", load.fingerprint(model), setup, repr(rows), dtype, source)
+    kept = cache.Entry("logp", model.fingerprint(), setup, repr(rows), dtype, source)
     if (found := kept.read()) is not None:
         print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
         return found["logp"]

@@ -1,9 +1,8 @@
-"""Load a model folder or hub id; fingerprints of weights."""
+"""Load a model folder or hub id."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -14,8 +13,8 @@ import torch
 
 from didact import files
 from didact.data.templates import Condition
-from didact.models import cache, mixers
-from didact.models.model import CONDITION, Model
+from didact.models import cache, logit_ensemble, mixers
+from didact.models.model import CONDITION, Kind, Model
 from didact.types import UserError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,7 +40,9 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
     where = Path(path)
-    if (where / "didact.json").exists():
+    if (where / logit_ensemble.FILE).exists():
+        if "ensemble" in files.read_json(where / logit_ensemble.FILE):
+            return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return mixers.load_module(where)
     if where.is_dir():
         _check(where)
@@ -67,22 +68,10 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
     module.to(device_of(device)).eval()
-    model = Model(module, tokenizer, "seq2seq" if seq2seq else "causal", str(path), _condition(where))
+    kind: Kind = "seq2seq" if seq2seq else "causal"
+    model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
     _check_finite(model, str(path))
     return model
-
-
-def fingerprint(model: Model) -> str:
-    """SHA-256 over every weight's name and bytes: what caches and results are keyed by."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            if tensor.numel() and tensor.dim()
-            else str(tensor).encode()
-        )
-    return digest.hexdigest()[:16]
 
 
 def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
@@ -117,7 +106,7 @@ def _condition(folder: Path) -> Condition | None:
     if not (folder / CONDITION).exists():
         return None
     told = files.read_json(folder / CONDITION)
-    return Condition(str(told["before"]), str(told["after"]), tuple(told["banned"]))
+    return Condition(**told | {"banned": tuple(told["banned"])})
 
 
 def _check(folder: Path) -> None:

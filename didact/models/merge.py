@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from didact import files
-from didact.models import logit_ensemble
 from didact.models.model import Model, copy_of
-from didact.objectives import tokens as token_functions
 from didact.types import UserError
 
 Vector = dict[str, Tensor]
@@ -133,42 +129,6 @@ def merged(adapted: Model) -> Model:
     """A copy with its adapter folded into the weights: a plain model again."""
     module: Any = copy.deepcopy(adapted.module)
     return Model(module.merge_and_unload(), adapted.processor, adapted.kind, adapted.base)
-
-
-class Contrast(logit_ensemble.LogitEnsemble):
-    """Logits `v - alpha relu(v_reinforced - v)` of two models that read the same tokens."""
-
-    def __init__(
-        self, base: nn.Module, reinforced: nn.Module, alpha: float, normalise: Literal["log_softmax", "raw"]
-    ) -> None:
-        super().__init__(base, reinforced)
-        self.alpha, self.normalise = alpha, normalise
-        self.spec = {"alpha": alpha, "normalise": normalise}
-
-    def joined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The reinforced model's gain taken off."""
-        return token_functions.generic_logits(logits, logits, others[0], self.alpha, True, self.normalise)
-
-
-class Contrasted(logit_ensemble.EnsembleModel):
-    """A model that is two: its folder holds `base` and `reinforced`, each as transformers saves it."""
-
-    module: Contrast
-
-    def save(self, folder: str | Path) -> str:
-        """Write both models; `contrast` of the two folders, loaded, is this model again."""
-        for name, part in (("base", self.module.base), ("reinforced", self.module.others[0])):
-            Model(part, self.processor, self.kind).save(Path(folder) / name)
-        files.write_json(Path(folder) / "didact.json", {"kind": self.kind, "module": "Contrast"} | self.module.spec)
-        return "didact"
-
-
-def contrast(
-    base: Model, reinforced: Model, alpha: float = 1.0, normalise: Literal["log_softmax", "raw"] = "raw"
-) -> Contrasted:
-    """What a model says with what a second one says more often taken off, at every token: nothing is trained."""
-    module = Contrast(base.module, reinforced.module, alpha, normalise)
-    return Contrasted(module.eval(), base.processor, base.kind)
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

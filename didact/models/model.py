@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,8 +27,9 @@ CONDITION = "condition.json"  # beside the weights
 class Model:
     """A module with its tokenizer. A reference, an opponent or an expert is just another frozen `Model`.
 
-    `base` is the folder or hub id the weights came from, where they came from one. `condition` is what it is to be
-    asked with; it goes where the weights are saved, and copies that are taught something else do not have it.
+    `base` is the folder or hub id its training started from, where there was one; `loaded_from` the one these very
+    weights came from, which copies do not have. `condition` is what it is to be asked with; it goes where the weights
+    are saved, and copies that are trained on something else do not have it.
     """
 
     module: nn.Module
@@ -35,6 +37,7 @@ class Model:
     kind: Kind = "causal"
     base: str | None = None
     condition: Condition | None = None
+    loaded_from: str | None = None
 
     def __post_init__(self) -> None:
         cost.watch(self.module)
@@ -79,6 +82,18 @@ class Model:
     def parameters(self) -> int:
         """How many weights."""
         return sum(p.numel() for p in self.module.parameters())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every weight's name and bytes: what caches, checkpoints and results are keyed by."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                if tensor.numel() and tensor.dim()
+                else str(tensor).encode()
+            )
+        return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> str:
         """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`."""

@@ -81,7 +81,7 @@ def comparison(
     )  # fmt: skip
     identity = files.plain(
         {
-            "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": load.fingerprint(start),
+            "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": start.fingerprint(),
             "data": {name: formats.fingerprint(path) for name, path in data.items()}, "budget": budget, "seeds": seeds,
             "rates": setting.rates, "folds": folds, "group": group,
             "gold": gold, "judge": judge, "protocol": how, "dtype": dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,13 @@ from didact import catalogue
 from didact.claims.problem import Problem
 from didact.data import encode, formats, splits, templates
 from didact.data.read import read
+from didact.evaluate import protocols
 from didact.infer import lm as language_models
 from didact.infer import remote
 from didact.models import load
 from didact.models.model import Model
 from didact.options import Request
+from didact.registry import METHODS
 from didact.types import Fit, Record, UserError
 
 FEWEST = 10  # records below which none is held out
@@ -49,21 +52,19 @@ def prepare(request: Request) -> Job:
     """
     entry = catalogue.entry(request.method)
     function = getattr(importlib.import_module(entry["module"]), entry["function"])
-    preset = dict(entry["presets"].get(request.preset, {})) if request.preset else {}
-    if request.preset and request.preset not in entry["presets"]:
-        raise UserError(
-            f"unknown preset '{request.preset}' of {request.method}: {', '.join(entry['presets']) or 'none'}"
-        )
+    preset = catalogue.preset_of(entry, request.preset) if request.preset else {}
     embedded = request.model is None and not request.data
     if embedded and entry["baseline"]:
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
     default = next((p.default for n, p in signature(function) if n == "fit"), Fit())
     preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
-    default.replace(**{**preset_fit, **request.fit})  # a bad value is told before the example is made
+    # A bad value is told before the example is made or a model is loaded.
+    default.replace(**{**preset_fit, **request.fit})
+    METHODS[request.method].check(assembled(function, {**preset, **request.options}))
     problem = example(request.method, request.seed) if embedded else Problem()
     provenance = dict.fromkeys((*problem.options, *problem.fit), "example")
     provenance |= dict.fromkeys((*preset, *preset_fit), f"preset {request.preset}") | request.provenance
-    options = {**problem.options, **preset, **request.options}
+    options = assembled(function, {**problem.options, **preset, **request.options})
     folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
     fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
     model: Model | remote.Remote | None = problem.model
@@ -128,12 +129,16 @@ def _held_out(
     entry: Mapping[str, Any], records: Mapping[str, Sequence[Record]], request: Request, problem: Problem
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
     """Training records, and records for scoring that training does not see (chosen by hash)."""
-    train, protocol, warnings = dict(records), entry["protocol"], []
+    train, warnings = dict(records), []
     scored: dict[str, Any] = dict(problem.protocol)
     if request.gold:
         scored["gold"] = load.load(request.gold, request.device, request.dtype)
-    name = {"forget": "retain", "answer": "demos", "prefer": "preferences"}.get(protocol or "")
-    if name and name not in scored and name in train:
+    used = [protocols.named(name) for name in entry["protocol"]]
+    for protocol in used:
+        scored |= {name: train[name] for name in protocol.scored if name in train}
+        name = held_out_from(protocol, entry, train)
+        if name is None or name in scored or (protocol.held_out is None and protocol.records(scored)):
+            continue
         rows = train[name]
         able = request.holdout > 0 and len(rows) >= FEWEST
         if able and (out := splits.held_out(splits.keys(rows, request.group_by, name), request.holdout)):
@@ -142,11 +147,43 @@ def _held_out(
         else:
             scored[name] = rows
             warnings.append(
-                f"{name}: scored on the records it was taught, which flatters it (--holdout 0.2 keeps some apart)"
+                f"{name}: scored on the records it was trained on, which flatters it (--holdout 0.2 keeps some apart)"
             )
-    if protocol == "forget" and "forget" in train:
-        scored["forget"] = train["forget"]
     return train, scored, warnings
+
+
+def held_out_from(
+    protocol: protocols.Protocol, entry: Mapping[str, Any], given: Mapping[str, Sequence[Record]]
+) -> str | None:
+    """Which of the given inputs a protocol scores: the one it names, one of its kind, or one that serves as such."""
+    if protocol.held_out is not None:
+        return protocol.held_out if protocol.held_out in given else None
+    kinds = {name: need["kind"] for name, need in entry["needs"].items() if given.get(name)}
+    exact = [name for name, kind in kinds.items() if kind == protocol.kind]
+    serving = [name for name, kind in kinds.items() if protocols.records_of(protocol.kind, {kind: given[name]})]
+    return next(iter([*exact, *serving]), None)
+
+
+def assembled(function: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the function takes them: those called `option.field` become fields of its dataclass option."""
+    out: dict[str, Any] = {}
+    parameters = inspect.signature(function).parameters
+    for name, value in flat.items():
+        option, _, inner = name.partition(".")
+        if inner:
+            out[option] = dataclasses.replace(out.get(option, parameters[option].default), **{inner: value})
+        else:
+            out[option] = value
+    return out
+
+
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `assembled`: fields of dataclass options as `option.field`."""
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else ()
+        out |= {f"{name}.{f.name}": getattr(value, f.name) for f in inner} or {name: value}
+    return out
 
 
 def _needed(entry: Mapping[str, Any]) -> str:

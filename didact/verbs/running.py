@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import resource
 import shutil
 import sys
@@ -16,16 +17,17 @@ import torch
 
 from didact import files
 from didact.data import formats
-from didact.evaluate import forget as forgetting
-from didact.evaluate import protocols
+from didact.evaluate import measures, protocols
+from didact.evaluate.measures import Measure
+from didact.evaluate.protocols import Scoring
 from didact.infer import generate, remote
 from didact.learn import track
-from didact.models import cost, load
+from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Result, UserError
 from didact.verbs import provenance
-from didact.verbs.job import Job, prepare, signature, takes
+from didact.verbs.job import Job, flat, prepare, signature, takes
 
 SAMPLES = 6  # answers shown before and after
 JOINED = "prompt and completion by one space, unless either has white space there"
@@ -54,17 +56,17 @@ def run(request: Request) -> dict[str, Any]:
 
 def _taught(out: Path, job: Job) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
-    before = _score(job, job.model) if isinstance(job.model, Model) and _speaks(job) else None
+    scoring = _scoring(job)
+    before = scored(job.entry, scoring.start, scoring) if scoring else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
-    trained = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
+    training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
     with cost.metered() as meter:
-        result: Result = job.function(**given, **job.train, **job.options, **trained, **_hooks(out, job))
-    taught = result.policy or result.models.get("model")
-    if isinstance(taught, Model) and _speaks(job):
-        after = _score(job, taught)
-        gold = _score(job, job.scored["gold"]) if "gold" in job.scored else None
-        result.metrics |= protocols.compare(before, after, gold)
-        result.samples += _samples(job, taught, result.predict)
+        result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job))
+    model = result.models.get("model")
+    if scoring and isinstance(model, Model):
+        gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
+        result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
+        result.samples += _samples(job, scoring, model, result.predict)
     if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -88,38 +90,45 @@ def _hooks(out: Path, job: Job) -> dict[str, Any]:
     return {"hooks": [track.tracker(tool, out, {**job.options, **vars(job.fit)})]}
 
 
-def _score(job: Job, model: Model) -> dict[str, protocols.Measure]:
-    scored = job.scored
-    if job.entry["protocol"] == "forget":
-        gold = scored.get("gold")
-        if gold is not None and "gold_ratios" not in scored and forgetting.has_truth(scored["forget"]):
-            scored["gold_ratios"] = forgetting.truth_ratios(gold, scored["forget"])
-        return protocols.forget(
-            model, scored["forget"], scored.get("retain"), scored.get("holdout"), scored.get("gold_ratios")
-        )
-    if job.entry["protocol"] == "prefer":
-        return protocols.prefer(model, scored["preferences"])
-    return protocols.answer(model, scored["demos"])
+def _scoring(job: Job) -> Scoring | None:
+    """What the method's protocols score on; None where it has none, or no records for them."""
+    if not isinstance(job.model, Model) or not any(_scored_by(name, job.scored) for name in job.entry["protocol"]):
+        return None
+    records = {name: rows for name, rows in job.scored.items() if name != "gold"}
+    options = {n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options
+    return Scoring(
+        records=records, start=job.model, gold=job.scored.get("gold"), seed=job.request.seed, options=options
+    )  # fmt: skip
 
 
-def _speaks(job: Job) -> bool:
-    """Whether there are records to score answers on."""
-    wanted = {"answer": "demos", "prefer": "preferences", "forget": "forget"}.get(job.entry["protocol"] or "")
-    return wanted in job.scored
+def scored(entry: Mapping[str, Any], model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """All measures of a model by a method's protocols."""
+    out: dict[str, Measure] = {}
+    for name in entry["protocol"]:
+        if _scored_by(name, scoring.records):
+            out |= protocols.named(name).score(model, scoring)
+    return out
 
 
-def _samples(job: Job, taught: Model, predict: Callable[..., Any] | None) -> list[dict[str, str]]:
-    """Answers before and after: some of every part that is scored. A method that predicts answers by itself."""
-    assert isinstance(job.model, Model)
-    parts = {k: v for k, v in job.scored.items() if k in ("forget", "retain", "demos", "preferences") and v}
-    each = SAMPLES // max(1, len(parts))
-    rows = [(name, r) for name, part in parts.items() for r in part[:each]]
+def _scored_by(name: str, records: Mapping[str, Any]) -> bool:
+    protocol = protocols.named(name)
+    return not protocol.kind or bool(protocol.records(records))
+
+
+def _samples(job: Job, scoring: Scoring, model: Model, predict: Callable[..., Any] | None) -> list[dict[str, str]]:
+    """Answers before and after, to some records of every part that is scored, drawn at random."""
+    parts = {k: v for k, v in scoring.records.items() if v and k != "holdout" and hasattr(v[0], "prompt")}
+    if model.kind == "encoder" or not parts:
+        return []
+    wanted = next(protocols.named(name).wanted for name in job.entry["protocol"] if _scored_by(name, scoring.records))
+    each = max(1, SAMPLES // len(parts))
+    draw = random.Random(scoring.seed)
+    rows = [(name, r) for name, part in parts.items() for r in draw.sample(list(part), min(each, len(part)))]
     prompts = [r.prompt for _, r in rows]
-    before, after = generate.generate(job.model, prompts), (predict or partial(generate.generate, taught))(prompts)
-    wanted = [getattr(r, "completion", None) or r.chosen for _, r in rows]
+    before, after = generate.generate(scoring.start, prompts), (predict or partial(generate.generate, model))(prompts)
     return [
-        {"part": name, "prompt": r.prompt, "wanted": w, "before": b, "after": a}
-        for (name, r), w, b, a in zip(rows, wanted, before, after, strict=True)
+        {"part": name, "prompt": r.prompt, "wanted": wanted(r), "before": b, "after": a}
+        for (name, r), b, a in zip(rows, before, after, strict=True)
     ]
 
 
@@ -183,14 +192,13 @@ def _gone(path: str) -> bool:
 def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:
     request = job.request
     fit = {k: v for k, v in vars(job.fit).items() if k != "folder"} if job.entry["fit"] else {}
-    defaults = {n: p.default for n, p in signature(job.function)}
-    shown = {o["name"]: job.options.get(o["name"], defaults[o["name"]]) for o in job.entry["options"]} | fit
+    shown = files.plain(flat({n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options)) | fit
     options = {k: {"value": v, "from": job.provenance.get(k, "default")} for k, v in shown.items()}
     model: dict[str, Any] | None = None
     if isinstance(job.model, remote.Remote):
         model = {"path": job.model.address, "fingerprint": None, "counts": vars(job.model.counts)}
     elif job.model is not None:
-        model = {"path": request.model or "embedded example", "fingerprint": load.fingerprint(job.model)}
+        model = {"path": request.model or "embedded example", "fingerprint": job.model.fingerprint()}
     device = str(job.model.device) if isinstance(job.model, Model) else "cpu"
     return {
         "schema": provenance.SCHEMA,
@@ -214,6 +222,10 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
         "didact_commit": provenance.commit(),
         "seed": request.seed,
     }
+
+
+def _own(job: Job) -> set[str]:
+    return {o["name"] for o in job.entry["options"]}
 
 
 def _peak(job: Job) -> int:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import context_preference_example as example
 from didact.evaluate import contexts as looks
 from didact.learn import episodes, rewards
-from didact.methods import alignment
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, Preference

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import d2o_example
 from didact.data import encode
 from didact.infer import generate
 from didact.learn import episodes
 from didact.learn.fit import Hook, Step
-from didact.methods import alignment
 from didact.models import forward
 from didact.models.model import Model
 from didact.objectives import preference

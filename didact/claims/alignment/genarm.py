@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from didact import alignment, baselines
 from didact.claims import runner, verdict
 from didact.claims.alignment import genarm_example
 from didact.data import encode
 from didact.infer import guide
 from didact.learn import episodes
-from didact.methods import alignment, baselines
 from didact.models import build
 from didact.models.model import Model, copy_of
 from didact.objectives import preference

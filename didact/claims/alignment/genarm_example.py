@@ -54,4 +54,4 @@ def _base(seed: int, facts: list[Demo]) -> Model:
         assert isinstance(model, Model)
         return model
 
-    return load.kept("example", teach, load.fingerprint(base), repr(demos), repr(TEACH), inspect.getsource(fit))
+    return load.kept("example", teach, base.fingerprint(), repr(demos), repr(TEACH), inspect.getsource(fit))

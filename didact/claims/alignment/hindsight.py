@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import hindsight_example
 from didact.data import encode
 from didact.data.templates import Condition
 from didact.infer import generate
 from didact.learn import episodes
-from didact.methods import alignment
 from didact.models.model import Model
 from didact.types import Fit
 from didact.worlds import sorting

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import ilf_example
 from didact.infer import best_of, generate
 from didact.learn import episodes
-from didact.methods import alignment
 from didact.methods.alignment import refining
 from didact.models.model import Model
 from didact.types import Critique

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import infalign_example
 from didact.data import encode
 from didact.evaluate import win_rates
 from didact.learn import episodes
-from didact.methods import alignment
 from didact.models import build
 from didact.models.model import Model, copy_of
 from didact.objectives import policy, rewards

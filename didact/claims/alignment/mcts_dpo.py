@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from didact import alignment, baselines
 from didact.claims import runner, verdict
 from didact.claims.alignment import mcts_dpo_example as example
 from didact.claims.alignment import sabotages
 from didact.infer import generate, tree
 from didact.learn import episodes
-from didact.methods import alignment, baselines
 from didact.models.model import Model
 from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import arithmetic

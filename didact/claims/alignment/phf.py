@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import phf_example
 from didact.data.encode import TokenizedExample
 from didact.infer import generate
 from didact.learn import episodes
-from didact.methods import alignment
 from didact.models import forward, vocabulary
 from didact.models.model import Model
 from didact.types import Fit

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from didact import alignment, baselines
 from didact.claims import runner, verdict
 from didact.claims.alignment import reward_augmented_example as example
 from didact.data import encode, goals
 from didact.learn import episodes, language
-from didact.methods import alignment, baselines
 from didact.models import forward
 from didact.models.model import Model
 from didact.types import Fit, Preference

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from didact import alignment, baselines
 from didact.claims import runner, verdict
 from didact.claims.alignment import spin_example
 from didact.data import encode
 from didact.infer import generate
 from didact.learn import episodes
-from didact.methods import alignment, baselines
 from didact.models import forward
 from didact.models.model import Model
 from didact.objectives import preference

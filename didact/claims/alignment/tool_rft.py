@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from didact import alignment, baselines
 from didact.claims import runner, verdict
 from didact.claims.alignment import sabotages
 from didact.claims.alignment import tool_rft_example as example
@@ -22,7 +23,6 @@ from didact.data import encode
 from didact.evaluate import tool_calls
 from didact.infer import generate, tree
 from didact.learn import episodes
-from didact.methods import alignment, baselines
 from didact.models import forward
 from didact.models.model import Model
 from didact.types import Demo, Fit, Preference, Result

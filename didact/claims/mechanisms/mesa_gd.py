@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from didact import mechanisms
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
 from didact.data.streams import Tensors
 from didact.evaluate import learners
 from didact.learn import episodes
-from didact.methods import mechanisms
 from didact.models import mixers
 from didact.types import Fit
 from didact.worlds import regression

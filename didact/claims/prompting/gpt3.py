@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from tokenizers import processors
 
+from didact import prompting
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
 from didact.data import demonstrations
 from didact.data.encode import TokenizedExample
 from didact.infer import rank
 from didact.learn import episodes, language
-from didact.methods import prompting
 from didact.models import build, forward, mixers
 from didact.models.model import Model
 from didact.types import Demo, Fit, Result, Text

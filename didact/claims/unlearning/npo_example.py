@@ -43,4 +43,4 @@ def _taught(base: Model, demos: list[Demo]) -> Model:
         assert isinstance(model, Model)
         return model
 
-    return load.kept("example", teach, load.fingerprint(base), repr(demos), repr(TEACH), inspect.getsource(fit))
+    return load.kept("example", teach, base.fingerprint(), repr(demos), repr(TEACH), inspect.getsource(fit))

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from didact import baselines, unlearning
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
-from didact.evaluate import forget as forgetting
+from didact.evaluate import forgetting
 from didact.learn import episodes
-from didact.methods import baselines, unlearning
 from didact.models import build, merge
 from didact.models.model import Model
 from didact.types import Demo, Fit

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from didact import unlearning
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
 from didact.data import encode
@@ -19,7 +20,6 @@ from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
 from didact.learn import episodes, language
 from didact.learn.fit import Hook, Step, Term
-from didact.methods import unlearning
 from didact.methods.unlearning import anchors as dictionary
 from didact.methods.unlearning import survey_optimise
 from didact.models import build, forward

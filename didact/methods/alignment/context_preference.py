@@ -8,7 +8,7 @@ from typing import Any, Literal
 from didact.data import contexts
 from didact.evaluate import contexts as looks
 from didact.evaluate import judges, protocols
-from didact.evaluate.protocols import Measure
+from didact.evaluate.measures import Measure
 from didact.infer import lm
 from didact.learn import rewards
 from didact.learn.fit import Hook

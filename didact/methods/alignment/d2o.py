@@ -15,7 +15,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup, MicroBatch
 from didact.evaluate import collapse, protocols
-from didact.evaluate.protocols import Measure
+from didact.evaluate.measures import Measure
 from didact.infer import generate
 from didact.infer.generate import SamplingConfig
 from didact.learn import language, schedules

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from didact.data import encode
-from didact.data.streams import ExampleGroup, MicroBatch
-from didact.infer import guide
-from didact.infer.generate import SamplingConfig
-from didact.learn import language, rounds
-from didact.learn.fit import Hook, Term
-from didact.models import load
+from torch import Tensor
+
+from didact.bounds import Positive, Smoothing
+from didact.learn import pairs
+from didact.learn.fit import Hook, NoDropout
+from didact.models import load, logit_ensemble
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.registry import method
@@ -32,9 +31,10 @@ UNEQUAL = 1.5  # a side this many times as long as the other is told
     paper="GenARM: Reward Guided Generation with Autoregressive Reward Model for Test-time Alignment",
     year=2024,
     source="arXiv:2410.08193",
-    gives=("models", "predict", "findings"),
+    gives=("models", "findings"),
     capabilities=("generate", "train"),
-    protocol="prefer",
+    kinds=("causal",),
+    protocol=("prefer",),
     presets=PRESETS,
 )
 def genarm(
@@ -46,12 +46,11 @@ def genarm(
     others: Sequence[str] = (),
     other_alphas: Sequence[float] = (),
     normalize: bool = False,
-    beta_r: float = 0.05,
+    beta_r: Positive = 0.05,
     gamma: float = 0.0,
-    label_smoothing: float = 0.0,
+    label_smoothing: Smoothing = 0.0,
     loss: Literal["logistic", "hinge"] = "logistic",
     length_normalization: bool = False,
-    max_new_tokens: int = 128,
     fit: Fit = Fit(lr=5e-4, epochs=1, rows=32, schedule="cosine", warmup=0.02, weight_decay=0.05, lora=8),  # noqa: B008
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -69,8 +68,9 @@ def genarm(
     KL-regularised reward maximisation, which knows what a prefix may still become. An untrained copy of the base as
     p_arm sharpens the base to temperature 1/(1 + alpha): what guidance gains is to be seen against that.
 
-    What is saved is p_arm: an ordinary model, not one to be asked by itself. `didact try DIR` decodes with the base
-    and it; in Python `infer.guide.GuidedDecoder(base, [(arm, 1.0), ...])` is a transformers logits processor.
+    What comes out is the guided model: it scores, generates, saves and loads as any other. Its folder holds p_arm, an
+    ordinary model but not one to be asked by itself, in `member-1`, and where the base is. For transformers
+    `infer.guide.GuidedDecoder(base, [(arm, 1.0), ...])` is a logits processor.
 
     Args:
         model: the base, causal, whose answers are guided; it stays as it was.
@@ -78,7 +78,7 @@ def genarm(
         arm: folder or hub id of a model that becomes the reward model, of any size (weak-to-strong) but with the base's
             vocabulary; a copy of the base where none is given.
         alpha: weight of the reward model at decoding, 1 / beta of the paper.
-        others: folders of further reward models that guide too, as earlier runs left them in `model/`.
+        others: folders of further reward models that guide too, as earlier runs left them in `model/member-1`.
         other_alphas: their weights; 1 each where none are given.
         normalize: divide by the sum of weights, the base's 1 included: flatter, not the paper's policy.
         beta_r: scale of the reward in training.
@@ -86,70 +86,40 @@ def genarm(
         label_smoothing: share of pairs assumed to be labelled the wrong way round.
         loss: l(z): logistic, or hinge max(0, 1 - z).
         length_normalization: S is the mean over tokens (in the official code for tests only).
-        max_new_tokens: of the answers shown.
         fit: how to train the reward model.
         hooks: called around every step.
 
     Returns:
-        The reward model; `predict(prompts)` gives guided answers; `findings["guided"]` how they were made, and the
-        mean lengths of both sides.
+        The guided model; findings: the mean lengths of both sides.
 
     Raises:
         UserError: an option is out of range; a vocabulary that is not the base's; a completion longer than the
             context; the loss became NaN.
     """
-    if beta_r <= 0 or not 0 <= label_smoothing < 0.5 or max_new_tokens < 1:
-        raise UserError("genarm needs beta_r above 0, label_smoothing in [0, 0.5) and max_new_tokens of 1 or more")
     if other_alphas and len(other_alphas) != len(others):
         raise UserError(f"other_alphas: {len(other_alphas)} weights for {len(others)} other reward models")
     start = load.load(arm, str(model.device)) if arm else model
     further = [load.load(folder, str(model.device)) for folder in others]
-    for name, guiding in zip([arm or "the reward model", *others], [start, *further], strict=True):
-        guide.check(model, guiding, name)
-    weights = [alpha, *(other_alphas or [1.0] * len(others))]
-    if normalize and sum(weights) <= -1:
-        raise UserError(f"weights {weights} sum to -1 or less: they cannot be normalised")
-    sides = [
-        encode.rows(start.tokenizer, pairs, start.kind, start.context, "preferences")
-        for pairs in ([(p.prompt, p.chosen) for p in preferences], [(p.prompt, p.rejected) for p in preferences])
-    ]
-    items: list[ExampleGroup] = list(zip(*sides, strict=True))
+    for name, guide in zip([arm or "the reward model", *others], [start, *further], strict=True):
+        logit_ensemble.check(model, guide, name)
+    alphas = [alpha, *(other_alphas or [1.0] * len(others))]
+    if normalize and sum(alphas) <= -1:
+        raise UserError(f"weights {alphas} sum to -1 or less: they cannot be normalised")
+    items = pairs.groups(start, preferences)
 
-    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        logp, count = language.sequence_logp(student, micro)
-        score = logp / count if length_normalization else logp
-        losses = preference.autoregressive_reward(score[:, 0], score[:, 1], beta_r, gamma, label_smoothing, loss)
-        margin = beta_r * (score[:, 0] - score[:, 1]).detach()
-        return {
-            "genarm": Term(losses.sum(), "pairs.rows"),
-            "margin": Term(margin.sum(), "pairs.rows", 0.0),
-            "accuracy": Term((margin > 0).to(margin).sum(), "pairs.rows", 0.0),
-        }
+    def reward_loss(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
+        return preference.autoregressive_reward(logp[:, 0], logp[:, 1], beta_r, gamma, label_smoothing, loss)
 
-    options = {"beta_r": beta_r, "gamma": gamma, "label_smoothing": label_smoothing, "loss": loss,
-               "length_normalization": length_normalization}  # fmt: skip
-    taught = language.train(
-        start, {"pairs": items}, terms, fit, hooks=[rounds.NoDropout(), *hooks], name="genarm", identity=options
-    )
-    guides = list(zip([taught.model, *further], weights, strict=True))
-
-    def predict(prompts: Sequence[str], how: SamplingConfig | None = None) -> list[str]:
-        """Guided answers; greedy by default."""
-        chosen = how or SamplingConfig(max_new_tokens=max_new_tokens)
-        return [row[0].text for row in guide.completions(model, guides, prompts, 1, chosen, normalize)]
-
-    lengths = [sum(len(r.completion) for r in side) / len(side) for side in sides]
-    return Result(
-        models={"model": taught.model},
-        policy=guide.policy(model, guides, normalize),
-        predict=predict,
-        findings={
-            "guided": {"alphas": weights, "others": list(others), "normalize": normalize},
-            "lengths": {"chosen": lengths[0], "rejected": lengths[1]},
-        },
-        history=taught.history,
-        cost=taught.cost,
-        warnings=_warnings(*lengths) if not length_normalization else [],
+    trained = pairs.train(
+        start, items, reward_loss, fit, mean=length_normalization, log=pairs.margins(beta_r),
+        hooks=[NoDropout(), *hooks], name="genarm",
+    )  # fmt: skip
+    guided = logit_ensemble.guided(model, list(zip([trained.model, *further], alphas, strict=True)), normalize)
+    chosen, rejected = (sum(len(item[side].completion) for item in items) / len(items) for side in (0, 1))
+    return trained.result(
+        models={"model": guided},
+        findings={"lengths": {"chosen": chosen, "rejected": rejected}},
+        warnings=[] if length_normalization else _warnings(chosen, rejected),
     )
 
 

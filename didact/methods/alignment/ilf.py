@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from didact.data import encode
 from didact.evaluate import collapse, judges, protocols
-from didact.evaluate.protocols import Measure
+from didact.evaluate.measures import Measure
 from didact.infer import best_of, generate, refine
 from didact.learn import language
 from didact.learn import rounds as loop

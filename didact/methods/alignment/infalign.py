@@ -14,7 +14,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup, MicroBatch
 from didact.evaluate import judges, protocols, win_rates
-from didact.evaluate.protocols import Measure
+from didact.evaluate.measures import Measure
 from didact.infer import best_of, generate
 from didact.infer.generate import SamplingConfig
 from didact.learn import language

@@ -215,7 +215,7 @@ def name_of(part: Any) -> Any:
     if part is None or isinstance(part, str):
         return part
     if isinstance(part, language_models.Local):
-        return load.fingerprint(part.model)
+        return part.model.fingerprint()
     return getattr(part, "address", None) or getattr(part, "__qualname__", type(part).__name__)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from didact.data import contexts, goals
 from didact.data.goals import Sides, Wording
 from didact.evaluate import protocols
-from didact.evaluate.protocols import Measure
+from didact.evaluate.measures import Measure
 from didact.infer import generate
 from didact.learn import preferences as learner
 from didact.learn.fit import Hook

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import MinLen
+from torch import Tensor
 
+from didact.bounds import Count, NonNegative, Positive
 from didact.data import encode
 from didact.data.encode import TokenizedExample
-from didact.data.streams import ExampleGroup, MicroBatch
+from didact.data.streams import ExampleGroup
 from didact.infer import generate
-from didact.learn import language
-from didact.learn import rounds as loop
-from didact.learn.fit import Hook, Term
+from didact.infer.generate import SamplingConfig
+from didact.learn import pairs
+from didact.learn import rounds as round_loop
+from didact.learn.fit import Hook, NoDropout
 from didact.learn.language import TrainResult
-from didact.learn.rounds import Round
+from didact.learn.rounds import Round, RoundData
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.registry import method
-from didact.types import Demo, Fit, Preference, Result, UserError
+from didact.types import Demo, Fit, Preference, Result
 
 PRESETS: dict[str, dict[str, object]] = {
     "hinge": {"loss": "hinge"},
@@ -31,14 +34,6 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
-class RoundData(NamedTuple):
-    """A round's pairs (real, own), as rows and as records, and what they are like."""
-
-    items: list[ExampleGroup]
-    records: list[Preference]
-    facts: dict[str, float]
-
-
 @method(
     "spin",
     paper="Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models",
@@ -46,22 +41,22 @@ class RoundData(NamedTuple):
     source="arXiv:2401.01335",
     gives=("models", "records", "findings"),
     capabilities=("generate", "train"),
-    protocol="answer",
+    protocol=("answer",),
     presets=PRESETS,
 )
 def spin(
     model: Model,
     demos: Sequence[Demo],
     *,
-    rounds: int = 4,
-    lam: Sequence[float] = (0.1, 0.1, 0.1, 5.0),
-    lr_factors: Sequence[float] = (1.0, 1.0, 0.2, 0.2),
+    rounds: Count = 4,
+    lam: Annotated[Sequence[Positive], MinLen(1)] = (0.1, 0.1, 0.1, 5.0),
+    lr_factors: Annotated[Sequence[NonNegative], MinLen(1)] = (1.0, 1.0, 0.2, 0.2),
     loss: Literal["logistic", "hinge", "exponential", "correlation"] = "logistic",
     window: Literal["previous", "current", "all"] = "previous",
-    samples: int = 1,
-    max_new_tokens: int = 256,
-    temperature: float = 1.0,
-    sft_weight: float = 0.0,
+    samples: Count = 1,
+    max_new_tokens: Count = 256,
+    temperature: Positive = 1.0,
+    sft_weight: NonNegative = 0.0,
     reference_free: bool = False,
     fit: Fit = Fit(lr=5e-7, epochs=3, rows=64, warmup=0.3, optimizer="adam", betas=(0.0, 0.99)),  # noqa: B008
     hooks: Sequence[Hook] = (),
@@ -92,7 +87,7 @@ def spin(
         samples: answers of the opponent to every prompt; each makes a pair.
         max_new_tokens: of an answer, both sides.
         temperature: at which the opponent answers.
-        sft_weight: weight of -logp(y) beside L; 0 in the paper.
+        sft_weight: weight of -logp(y) beside L, in the loss; 0 in the paper.
         reference_free: leave logp_t out of L.
         fit: how to train one round, which is laid over its own pairs and those of the window.
         hooks: called around every step of every round.
@@ -102,84 +97,59 @@ def spin(
         and log-probs of both sides. The history has `real` and `own`, lam times the log-ratios of the two sides.
 
     Raises:
-        UserError: an option is out of range; a completion longer than the context; the loss became NaN.
+        UserError: a completion longer than the context; the loss became NaN.
     """
-    if rounds < 1 or samples < 1 or max_new_tokens < 1 or not lam or not lr_factors:
-        raise UserError("spin needs rounds, samples, max_new_tokens, lam and lr_factors of 1 or more")
-    if min(lam) <= 0 or min(lr_factors) < 0 or temperature <= 0 or sft_weight < 0:
-        raise UserError("spin needs lam and temperature above 0, and lr_factors and sft_weight of 0 or more")
-    pairs = [(d.prompt, d.completion) for d in demos]
-    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
-    real = [loop.as_sampled(r, model, max_new_tokens) for r in rows]
-    how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
-    so_far: list[list[ExampleGroup]] = []
+    answers = [(d.prompt, d.completion) for d in demos]
+    rows = encode.rows(model.tokenizer, answers, model.kind, model.context, "demos")
+    real = [round_loop.as_sampled(r, model, max_new_tokens) for r in rows]
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+    collected: list[list[ExampleGroup]] = []
 
     def collect(now: Round) -> RoundData:
-        made = now.samples([r.prompt for r in real], samples, how)
+        completions = now.samples([r.prompt for r in real], samples, sampling)
         items: list[ExampleGroup] = [
-            (r, TokenizedExample(r.prompt, c.tokens)) for r, answers in zip(real, made, strict=True) for c in answers
+            (r, TokenizedExample(r.prompt, c.tokens)) for r, own in zip(real, completions, strict=True) for c in own
         ]
         records = [
             Preference(prompt=d.prompt, chosen=d.completion, rejected=c.text, extra={"round": now.number})
-            for d, answers in zip(demos, made, strict=True)
-            for c in answers
+            for d, own in zip(demos, completions, strict=True)
+            for c in own
         ]
-        so_far.append(items)
-        return RoundData(items, records, _facts(items, generate.ends(model)))
+        collected.append(items)
+        return RoundData(items, round_loop.pair_stats(items, generate.ends(model)), records)
 
     def train(now: Round, data: RoundData) -> TrainResult:
         first = {"current": now.number, "previous": max(0, now.number - 1), "all": 0}[window]
-        items = [item for older in so_far[first:] for item in older]
-        scale, rate = _of(lam, now.number), _of(lr_factors, now.number) * fit.lr
-        # The reference is what this round starts from, for pairs that an earlier opponent answered too.
-        ref = language.reference_logp(now.model, items).to(now.model.device)
+        scale = _of(lam, now.number)
 
-        def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-            logp, _ = language.sequence_logp(student, micro)
-            was = ref[micro.index]
-            against = torch.zeros_like(was) if reference_free else was
+        def pair_loss(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
+            against = torch.zeros_like(ref) if reference_free else ref
             losses = preference.spin(logp[:, 0], logp[:, 1], against[:, 0], against[:, 1], scale, loss)
-            moved = (scale * (logp - was)).detach()
-            out = {
-                "spin": Term(losses.sum(), "pairs.rows"),
-                "real": Term(moved[:, 0].sum(), "pairs.rows", 0.0),
-                "own": Term(moved[:, 1].sum(), "pairs.rows", 0.0),
-                "margin": Term((moved[:, 0] - moved[:, 1]).sum(), "pairs.rows", 0.0),
-                "accuracy": Term((moved[:, 0] > moved[:, 1]).to(moved).sum(), "pairs.rows", 0.0),
-                "logp_real": Term(logp[:, 0].detach().sum(), "pairs.rows", 0.0),
-                "logp_own": Term(logp[:, 1].detach().sum(), "pairs.rows", 0.0),
-            }
-            return out | ({"sft": Term(-logp[:, 0].sum(), "pairs.rows", sft_weight)} if sft_weight else {})
+            return losses - sft_weight * logp[:, 0] if sft_weight else losses
 
-        taught = language.train(
-            now.model, {"pairs": items}, terms, now.fit.replace(lr=rate), hooks=[loop.NoDropout(), *hooks], name="train"
-        )
-        return taught
+        def log(logp: Tensor, ref: Tensor, index: Tensor) -> Mapping[str, Tensor]:
+            real, own = (scale * (logp - ref)).unbind(1)
+            return {
+                "real": real, "own": own, "margin": real - own, "accuracy": (real > own).to(real),
+                "logp_real": logp[:, 0], "logp_own": logp[:, 1],
+            }  # fmt: skip
 
-    chosen: dict[str, Any] = {
-        "lam": list(lam), "lr_factors": list(lr_factors), "loss": loss, "window": window, "samples": samples,
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "sft_weight": sft_weight,
-        "reference_free": reference_free, "data": hashlib.sha256(repr(real).encode()).hexdigest()[:16],
-    }  # fmt: skip
-    rounds_result = loop.run_rounds(model, rounds, collect, train, fit, name="spin", identity=chosen, hooks=hooks)
-    told = [
+        # The reference is what this round starts from, for pairs that an earlier opponent answered too.
+        return pairs.train(
+            now.model, [item for older in collected[first:] for item in older], pair_loss,
+            now.fit.replace(lr=_of(lr_factors, now.number) * fit.lr), reference=now.model, log=log,
+            hooks=[NoDropout(), *hooks], loss_name="spin",
+        )  # fmt: skip
+
+    outcome = round_loop.run_rounds(model, rounds, collect, train, fit, name="spin", hooks=hooks)
+    findings = [
         {
-            "round": n,
-            "lam": _of(lam, n),
-            "lr": _of(lr_factors, n) * fit.lr,
-            **m.facts,
-            **_course(rounds_result.history, n),
+            "round": n, "lam": _of(lam, n), "lr": _of(lr_factors, n) * fit.lr, **r.stats,
+            **round_loop.course(outcome.history, n, "logp_real", "logp_own", "accuracy", "margin"),
         }
-        for n, m in enumerate(rounds_result.data)
-    ]
-    return Result(
-        models={"model": rounds_result.model},
-        records=[r for m in rounds_result.data for r in m.records],
-        findings={"rounds": told},
-        history=rounds_result.history,
-        cost=rounds_result.cost,
-        warnings=_warnings(rounds_result.data),
-    )
+        for n, r in enumerate(outcome.data)
+    ]  # fmt: skip
+    return outcome.result(findings={"rounds": findings}, warnings=_warnings(outcome.data))
 
 
 def _of(values: Sequence[float], number: int) -> float:
@@ -187,37 +157,14 @@ def _of(values: Sequence[float], number: int) -> float:
     return float(values[min(number, len(values) - 1)])
 
 
-def _facts(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str, float]:
-    """How long the sides are in tokens, how often they come to their end, how often they are the same."""
-    sides = {"real": [i[0].completion for i in items], "own": [i[1].completion for i in items]}
-    mean: dict[str, float] = {}
-    for name, answers in sides.items():
-        mean[f"length_{name}"] = sum(map(len, answers)) / len(answers)
-        mean[f"ended_{name}"] = sum(a[-1] in ends for a in answers) / len(answers)
-    same = sum(a == b for a, b in zip(sides["real"], sides["own"], strict=True)) / len(items)
-    return {"pairs": len(items), **mean, "same": same}
-
-
-def _course(history: Sequence[Mapping[str, Any]], number: int) -> dict[str, float]:
-    """Log-probs of both sides, SUM a sequence, in the first and the last batch of a round; and where it ended."""
-    rows = [row for row in history if row["round"] == number]
-    if not rows:
-        return {}
-    out = {
-        f"{side}_{when}": row[side] for when, row in (("first", rows[0]), ("last", rows[-1]))
-        for side in ("logp_real", "logp_own")
-    }  # fmt: skip
-    return out | {"accuracy": rows[-1]["accuracy"], "margin": rows[-1]["margin"]}
-
-
 def _warnings(data: Sequence[RoundData]) -> list[str]:
     """Where the sides can be told apart by their ends alone."""
     out = []
     for number, m in enumerate(data):
-        gap = abs(m.facts["ended_real"] - m.facts["ended_own"])
+        gap = abs(m.stats["ended_real"] - m.stats["ended_own"])
         if gap > 0.5:
             out.append(
-                f"round {number}: {m.facts['ended_real']:.0%} of the demonstrations and {m.facts['ended_own']:.0%} of "
+                f"round {number}: {m.stats['ended_real']:.0%} of the demonstrations and {m.stats['ended_own']:.0%} of "
                 "the model's answers come to an end: raise max_new_tokens, or tune the model first"
             )
     return out

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from didact.learn import preferences as learner
+from torch import Tensor
+
+from didact.bounds import Positive, Smoothing
+from didact.learn import pairs
 from didact.learn.fit import Hook
 from didact.models.model import Model
+from didact.objectives import preference
 from didact.registry import method
-from didact.types import Fit, Preference, Result, UserError
+from didact.types import Fit, Preference, Result
 
 
 @method(
@@ -16,26 +20,26 @@ from didact.types import Fit, Preference, Result, UserError
     paper="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
     year=2023,
     source="arXiv:2305.18290",
-    protocol="prefer",
+    protocol=("prefer",),
     baseline=True,
 )
 def dpo(
     model: Model,
     preferences: Sequence[Preference],
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: Positive = 0.1,
+    label_smoothing: Smoothing = 0.0,
     fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, warmup=0.1),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Teach a model to prefer one completion to another, without a reward model.
+    """Train a model to prefer one completion to another, without a reward model.
 
         L = -mean log sigmoid(beta ((logp_w - ref_w) - (logp_l - ref_l)))
 
     logp is the SUM over completion tokens; ref is the model as it came.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a taught copy is returned.
+        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
         preferences: prompts with a chosen and a rejected completion.
         beta: how far the model may move from where it came from; larger stays closer.
         label_smoothing: the share of pairs assumed to be labelled the wrong way round.
@@ -45,7 +49,12 @@ def dpo(
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
     """
-    if beta <= 0 or not 0 <= label_smoothing < 0.5:
-        raise UserError(f"beta = {beta}, label_smoothing = {label_smoothing}: beta above 0, smoothing in [0, 0.5)")
-    taught = learner.train(model, preferences, fit, beta=beta, label_smoothing=label_smoothing, hooks=hooks)
-    return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)
+
+    def loss(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
+        return preference.dpo(logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1], beta, label_smoothing)
+
+    trained = pairs.train(
+        model, pairs.groups(model, preferences), loss, fit, reference=model, log=pairs.margins(beta), hooks=hooks,
+        name="dpo",
+    )  # fmt: skip
+    return trained.result()

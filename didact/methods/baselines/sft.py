@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from didact.data import encode
 from didact.data.encode import TokenizedExample
-from didact.data.streams import MicroBatch
 from didact.learn import language
-from didact.learn.fit import Hook, Term
+from didact.learn.fit import Hook
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result
@@ -20,7 +19,7 @@ from didact.types import Demo, Fit, Result
     paper="Supervised fine-tuning on demonstrations",
     year=2022,
     source="arXiv:2203.02155",
-    protocol="answer",
+    protocol=("answer",),
     baseline=True,
 )
 def sft(
@@ -31,12 +30,12 @@ def sft(
     fit: Fit = Fit(lr=2e-5, epochs=3, rows=16, schedule="linear"),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Teach a model to give the completions of demonstrations.
+    """Train a model to give the completions of demonstrations.
 
         L = -(1/N) sum over the batch's N label tokens of log p(token | what precedes it)
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a taught copy is returned.
+        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
         demos: prompts with the completions to learn.
         loss_on: completion tokens, or all tokens of prompt and completion (causal models).
         fit: how to train.
@@ -49,10 +48,5 @@ def sft(
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
     if loss_on == "all" and model.kind == "causal":
         rows = [TokenizedExample((r.prompt + r.completion)[:1], (r.prompt + r.completion)[1:]) for r in rows]
-
-    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        return {"nll": language.cross_entropy(student, micro)}
-
     streams = {"demos": language.single(rows)}
-    taught = language.train(model, streams, terms, fit, hooks=hooks, name="sft", identity={"loss_on": loss_on})
-    return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost)
+    return language.train(model, streams, language.nll, fit, hooks=hooks, name="sft").result()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from didact.bounds import NonNegative, Positive
 from didact.data import encode, templates
 from didact.data.streams import ExampleGroup, MicroBatch
-from didact.learn import language
+from didact.learn import language, pairs
 from didact.learn.fit import Hook, Term
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.objectives import tokens as token_functions
 from didact.registry import method
-from didact.types import Demo, Fit, Result, UserError
+from didact.types import Demo, Fit, Result
 
 PRESETS: dict[str, dict[str, object]] = {
     "ga": {"loss": "ga", "regulariser": "none"},
@@ -40,6 +41,7 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 # What each loss reads of a forget record: the answer, what to say instead, another record's answer.
 ROWS = {"idk": "i", "dpo": "fi", "kto": "fi", "kto-sigmoid": "fi", "kto-published": "fim"}
+TOKENWISE = ("idk", "wga", "undial")  # losses that are means over tokens; so is ga, but for its sum
 
 
 @method(
@@ -47,7 +49,7 @@ ROWS = {"idk": "i", "dpo": "fi", "kto": "fi", "kto-sigmoid": "fi", "kto-publishe
     paper="Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning",
     year=2024,
     source="arXiv:2404.05868",
-    protocol="forget",
+    protocol=("forget",),
     presets=PRESETS,
 )
 def npo(
@@ -57,10 +59,10 @@ def npo(
     *,
     loss: Literal["npo", "ga", "idk", "dpo", "kto", "kto-sigmoid", "kto-published", "simnpo", "wga", "undial"] = "npo",
     regulariser: Literal["ce", "kl", "kl-forget", "none"] = "ce",
-    beta: float = 0.1,
-    delta: float = 0.0,
-    forget_weight: float = 1.0,
-    retain_weight: float = 1.0,
+    beta: Positive = 0.1,
+    delta: NonNegative = 0.0,
+    forget_weight: NonNegative = 1.0,
+    retain_weight: NonNegative = 1.0,
     reduction: Literal["mean", "sum"] = "mean",
     kl_direction: Literal["from_reference", "to_reference"] = "from_reference",
     kl_over: Literal["all", "completion"] = "all",
@@ -80,7 +82,7 @@ def npo(
     as many to retain, paired at random; an epoch is a pass over the forget set.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a taught copy is returned.
+        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
         forget: records whose completions must go; `alternate` is what to say instead (idk, dpo, kto).
         retain: records whose completions must stay; nearly always needed.
         loss: what lowers the forget answers; the others are the paper's baselines and later relatives.
@@ -99,91 +101,85 @@ def npo(
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
     """
-    if not beta > 0:
-        raise UserError(f"beta = {beta}: must be above 0")
     kept = regulariser if retain or regulariser == "kl-forget" else "none"
-    parts = ROWS.get(loss, "f")
-    streams: dict[str, list[ExampleGroup]] = {"forget": _items(model, forget, parts, fit.seed)}
+    groups = _groups(model, forget, ROWS.get(loss, "f"), fit.seed)
+    streams: dict[str, list[ExampleGroup]] = {"forget": groups}
     if retain and kept in ("ce", "kl"):
-        pairs = [(r.prompt, r.completion) for r in retain]
-        streams["retain"] = language.single(encode.rows(model.tokenizer, pairs, model.kind, model.context, "retain"))
-    needs_reference = loss in ("npo", "dpo", "kto", "kto-sigmoid", "kto-published")
-    ref = language.reference_logp(model, streams["forget"]).to(model.device) if needs_reference else None
+        answers = [(r.prompt, r.completion) for r in retain]
+        streams["retain"] = language.single(encode.rows(model.tokenizer, answers, model.kind, model.context, "retain"))
     divergence = token_functions.kl_from if kl_direction == "from_reference" else token_functions.kl_to
     penalty = partial(
         language.token_mean, fn=divergence, weight=retain_weight, reference=model, everywhere=kl_over == "all"
     )
 
-    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        if micro.stream == "retain":
-            if kept == "kl":
-                return {"retain": penalty(student, micro)}
-            per = "tokens" if loss == "idk" else "retain.tokens"  # the code's one mixed batch of refusals and retain
-            return {"retain": language.cross_entropy(student, micro, per, retain_weight)}
-        out = _forget_terms(student, micro, ref[micro.index] if ref is not None else None)
-        return out | ({"kl": penalty(student, micro)} if kept == "kl-forget" else {})
+    def on_retain(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+        if kept == "kl":
+            return {"retain": penalty(student, micro)}
+        per = "tokens" if loss == "idk" else "retain.tokens"  # the code's one mixed batch of refusals and retain
+        return {"retain": language.cross_entropy(student, micro, per, retain_weight)}
 
-    def _forget_terms(student: Model, micro: MicroBatch, ref_logp: Tensor | None) -> dict[str, Term]:
+    def by_token(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if loss == "idk":
             return {"forget": language.cross_entropy(student, micro, "tokens", forget_weight)}
-        if loss == "ga" and reduction == "mean":
+        if loss == "ga":
             return {"forget": language.cross_entropy(student, micro, weight=-forget_weight)}
         if loss == "wga":
             ascent = partial(token_functions.weighted_ascent, beta=beta)
             return {"forget": language.token_mean(student, micro, ascent, forget_weight)}
-        if loss == "undial":
-            lowered = partial(token_functions.undial, beta=beta)
-            return {"forget": language.token_mean(student, micro, lowered, forget_weight, reference=model)}
-        logp, count = language.sequence_logp(student, micro)
-        per_record, weight = _per_record(logp, count, ref_logp)
-        out = {"forget": Term(per_record.sum(), "forget.rows", forget_weight)}
-        return out if weight is None else out | {"mean_W": Term(weight.sum(), "forget.rows", 0.0)}
+        lowered = partial(token_functions.undial, beta=beta)
+        return {"forget": language.token_mean(student, micro, lowered, forget_weight, reference=model)}
 
-    def _per_record(logp: Tensor, count: Tensor, ref_logp: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The loss of each forget record, and W where the loss has it; columns are answer, refusal, mismatch."""
-        if ref_logp is None:
-            return (logp[:, 0] if loss == "ga" else preference.simnpo(logp[:, 0] / count[:, 0], beta, delta)), None
-        weight = preference.npo_weight(logp[:, 0], ref_logp[:, 0], beta).detach()
+    def by_record(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
+        """The loss of each forget record, `(B,)`; columns are answer, refusal, mismatch."""
+        if loss == "ga":
+            return logp[:, 0]
         if loss == "npo":
-            return preference.npo(logp[:, 0], ref_logp[:, 0], beta), weight
+            return preference.npo(logp[:, 0], ref[:, 0], beta)
         if loss == "dpo":
-            pair = preference.dpo(logp[:, 1], logp[:, 0], ref_logp[:, 1], ref_logp[:, 0], beta)
-            return (2 / beta) * pair, weight
+            return (2 / beta) * preference.dpo(logp[:, 1], logp[:, 0], ref[:, 1], ref[:, 0], beta)
         if loss == "kto-published":
-            z = (logp[:, 2] - ref_logp[:, 2]).detach().mean().clamp(min=0)
-            good = preference.kto(logp[:, 1], ref_logp[:, 1], z, True, beta)
-            return good + preference.kto(logp[:, 0], ref_logp[:, 0], z, False, beta), weight
-        z = (logp[:, 1] - ref_logp[:, 1]).detach().mean()
-        squash = "sigmoid" if loss == "kto-sigmoid" else "logsigmoid"
-        return preference.kto_npo(logp[:, 0], ref_logp[:, 0], z, beta, squash), weight
+            z = (logp[:, 2] - ref[:, 2]).detach().mean().clamp(min=0)
+            good = preference.kto(logp[:, 1], ref[:, 1], z, True, beta)
+            return good + preference.kto(logp[:, 0], ref[:, 0], z, False, beta)
+        z = (logp[:, 1] - ref[:, 1]).detach().mean()
+        return preference.kto_npo(logp[:, 0], ref[:, 0], z, beta, "sigmoid" if loss == "kto-sigmoid" else "logsigmoid")
 
-    chosen: dict[str, Any] = {"loss": loss, "regulariser": kept, "beta": beta, "delta": delta, "reduction": reduction}
-    chosen |= {"weights": [forget_weight, retain_weight], "kl": [kl_direction, kl_over]}
-    taught = language.train(
-        model, streams, terms, fit, coupled=loss.startswith("kto"), hooks=hooks, name="npo", identity=chosen
-    )
-    missing = kept == "none" and regulariser != "none"
-    warnings = ["no retain records: nothing protects what the model should keep"] if missing else []
-    return Result(models={"model": taught.model}, history=taught.history, cost=taught.cost, warnings=warnings)
+    def simpler(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
+        return preference.simnpo(logp[:, 0], beta, delta)
+
+    def weights(logp: Tensor, ref: Tensor, index: Tensor) -> Mapping[str, Tensor]:
+        return {"mean_W": preference.npo_weight(logp[:, 0], ref[:, 0], beta)}
+
+    if loss in TOKENWISE or (loss == "ga" and reduction == "mean"):
+        on_forget: language.Loss = by_token
+    elif loss in ("ga", "simnpo"):
+        of = simpler if loss == "simnpo" else by_record
+        on_forget = pairs.terms(of, name="forget", weight=forget_weight, mean=loss == "simnpo")
+    else:
+        ref = pairs.reference_of(model, groups, model)
+        on_forget = pairs.terms(by_record, ref, name="forget", weight=forget_weight, log=weights)
+
+    def with_penalty(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+        return {**on_forget(student, micro), "kl": penalty(student, micro)}
+
+    losses = {"forget": with_penalty if kept == "kl-forget" else on_forget, "retain": on_retain}
+    coupled = loss.startswith("kto")
+    trained = language.train(model, streams, losses, fit, coupled=coupled, hooks=hooks, name="npo")
+    unprotected = kept == "none" != regulariser
+    warnings = ["no retain records: nothing protects what the model should keep"] if unprotected else []
+    return trained.result(warnings=warnings)
 
 
-def _items(model: Model, forget: Sequence[Demo], parts: str, seed: int) -> list[ExampleGroup]:
+def _groups(model: Model, forget: Sequence[Demo], parts: str, seed: int) -> list[ExampleGroup]:
     """Rows of each forget record: `f` its answer, `i` what to say instead, `m` the next record's answer."""
-    instead = templates.with_alternates(forget, seed=seed)
-    shifted = [*forget[1:], *forget[:1]]
-    answer = {
+    answers = {
         "f": [r.completion for r in forget],
-        "i": instead,
-        "m": [r.completion for r in shifted],
+        "i": templates.with_alternates(forget, seed=seed),
+        "m": [r.completion for r in [*forget[1:], *forget[:1]]],
     }
+    prompts = [r.prompt for r in forget]
     columns = [
-        encode.rows(
-            model.tokenizer,
-            zip((r.prompt for r in forget), answer[p], strict=True),
-            model.kind,
-            model.context,
-            "forget",
-        )
+        encode.rows(model.tokenizer, zip(prompts, answers[p], strict=True), model.kind, model.context, "forget")
         for p in parts
     ]
     return list(zip(*columns, strict=True))

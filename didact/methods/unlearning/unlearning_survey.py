@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from didact.evaluate import forget as forgetting
-from didact.evaluate import statistics
+from didact.evaluate import forgetting, statistics
 from didact.methods.unlearning import survey_merge, survey_optimise
 from didact.methods.unlearning.npo import npo
 from didact.methods.unlearning.survey_merge import SURVEY

@@ -1,4 +1,4 @@
-"""What a score alone hides: how far a taught model went, and whether its answers still differ from one another."""
+"""What a score alone hides: how far training moved a model, and whether its answers still differ from one another."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import numpy as np
 
 from didact.data import encode
 from didact.data.encode import TokenizedExample
-from didact.evaluate.protocols import Measure, mean_measure
+from didact.evaluate.measures import Measure, mean_measure
+from didact.evaluate.protocols import Protocol, Scoring
 from didact.infer import generate
 from didact.models import forward
 from didact.models.model import Model
 from didact.objectives import tokens
 
 DRAWN_TOKENS = 64
+PROMPTS = 32
 
 
 def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) -> dict[str, Measure]:
@@ -23,8 +25,8 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
         kl = mean over prompts of log pi(y|x) - log pi_start(y|x), y ~ pi     (nats a sequence, unbiased)
 
     Args:
-        model: the taught model.
-        start: the model it was taught from.
+        model: the trained model.
+        start: the model it was trained from.
         prompts: some that training did not see.
         seed: of the sampling.
 
@@ -35,7 +37,7 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
     room = max(1, model.context - DRAWN_TOKENS)
     ids, start_ids = (
         [encode.prompt_ids(m.tokenizer, p, m.kind, m.condition)[-room:] or [m.pad] for p in prompts]
-        for m in (model, start)  # each is asked in its own way: what one was taught to be asked, the other may not know
+        for m in (model, start)  # each is asked in its own way, by its condition
     )
     how = generate.SamplingConfig(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
     made = [draws[0] for draws in generate.completions(model, ids, 1, how)]
@@ -61,7 +63,11 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return float(len(set(grams)) / len(grams)) if grams else 0.0
 
 
-def shorter_wins(lengths: Sequence[tuple[int, int]]) -> float:
-    """How often the rule "the shorter answer is the better" is right; lengths are (chosen, rejected)."""
-    sides = np.asarray(lengths)
-    return float(np.mean((sides[:, 0] < sides[:, 1]) + 0.5 * (sides[:, 0] == sides[:, 1])))
+def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """The diagnostics on some prompts of whatever records there are; a reward model says nothing and has none."""
+    if model.kind == "encoder":
+        return {}
+    return collapse(model, scoring.start, scoring.some_prompts(PROMPTS), scoring.seed)
+
+
+PROTOCOL = Protocol(kind="", primary=None, score=score)

@@ -1,0 +1,126 @@
+"""Bounds of options, declared in signatures with `annotated_types` and checked in one place.
+
+    def npo(..., beta: Positive = 0.1, draws: Annotated[int, Interval(ge=1, le=64)] = 4)
+
+`describe` puts a bound into words for `--help` and the docs, `violation` says what is wrong with a value. Pure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le, Lt, MaxLen, MinLen
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+"""A share that leaves something."""
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
+Smoothing = Annotated[float, Interval(ge=0, lt=0.5)]
+"""A share of labels assumed wrong: half of them would say nothing."""
+
+
+hints_of: Callable[[Any], dict[str, Any]] = functools.cache(
+    functools.partial(typing.get_type_hints, include_extras=True)
+)
+"""The annotations of a function or dataclass, bounds included."""
+
+
+def describe(hint: Any) -> str:
+    """The bounds of an annotation in words, as in `must be ...`; empty where there are none."""
+    own = _own(hint)
+    limits = [_words(m) for m in own if not isinstance(m, MinLen | MaxLen)]
+    low, high = (next((m for m in own if isinstance(m, kind)), None) for kind in (Gt | Ge, Lt | Le))
+    if low is not None and high is not None:
+        left, right = "(["[isinstance(low, Ge)], ")]"[isinstance(high, Le)]
+        limits = [f"in {left}{_number(_edge(low))}, {_number(_edge(high))}{right}"]
+    sizes = [_words(m) for m in own if isinstance(m, MinLen | MaxLen)]
+    each = next((d for inner in _inner(hint) if (d := describe(inner))), "")
+    if typing.get_origin(_bare(hint)) in (types.UnionType, typing.Union):
+        return " and ".join(limits) or each
+    return ", ".join([*sizes, *limits, *([f"each {each}"] if each else [])])
+
+
+def violation(hint: Any, value: Any) -> str | None:
+    """What `value` must be and is not; None where it keeps every bound of its annotation."""
+    if value is None:
+        return None
+    own = _own(hint)
+    if own and not all(_keeps(m, value) for m in own):
+        return f"must be {describe(hint)}"
+    bare = _bare(hint)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = violations(hints_of(type(value)), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        return next((f"{name} = {getattr(value, name)!r}: {text}" for name, text in found), None)
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    for inner in _inner(hint):
+        if typing.get_origin(bare) in (types.UnionType, typing.Union):
+            if inner is not type(None) and (text := violation(inner, value)):
+                return text
+        elif many and any(violation(inner, item) for item in value):
+            return f"must be {describe(hint)}"
+    return None
+
+
+def violations(hints: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """`(name, what it must be)` of every value that breaks a bound of its annotation."""
+    for name, value in values.items():
+        if name in hints and (text := violation(hints[name], value)):
+            yield name, text
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _own(hint: Any) -> list[BaseMetadata]:
+    """The bounds on an annotation itself, intervals taken apart."""
+    if typing.get_origin(hint) is not Annotated:
+        return []
+    parts = [list(m) if isinstance(m, GroupedMetadata) else [m] for m in typing.get_args(hint)[1:]]
+    return [m for part in parts for m in part if isinstance(m, BaseMetadata)]
+
+
+def _inner(hint: Any) -> list[Any]:
+    bare = _bare(hint)
+    plain = typing.get_origin(bare) in (None, typing.Literal)
+    return [] if plain else [a for a in typing.get_args(bare) if a is not Ellipsis]
+
+
+def _keeps(bound: BaseMetadata, value: Any) -> bool:
+    """Whether a value is within a bound. NaN is within none, and neither is infinity: nothing can be done with it."""
+    if isinstance(bound, MinLen):
+        return len(value) >= bound.min_length
+    if isinstance(bound, MaxLen):
+        return len(value) <= bound.max_length
+    if not isinstance(value, int | float):
+        return True  # text in a union: bounds are of numbers
+    limit = _edge(bound)
+    inside = {Gt: value > limit, Ge: value >= limit, Lt: value < limit, Le: value <= limit}
+    return math.isfinite(value) and inside[type(bound)]
+
+
+def _edge(bound: Any) -> float:
+    return next(getattr(bound, name) for name in ("gt", "ge", "lt", "le") if hasattr(bound, name))
+
+
+def _words(bound: Any) -> str:
+    if isinstance(bound, MinLen):
+        return f"{bound.min_length} or more values"
+    if isinstance(bound, MaxLen):
+        return f"{bound.max_length} values at most"
+    edge = _number(_edge(bound))
+    return {Gt: f"above {edge}", Ge: f"{edge} or more", Lt: f"below {edge}", Le: f"{edge} or less"}[type(bound)]
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}"

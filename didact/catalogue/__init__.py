@@ -1,0 +1,60 @@
+"""The catalogue: every method's name, needs, options and help, one generated JSON file a method.
+
+`python -m didact.catalogue.make` writes the files from signatures and docstrings; everything that only lists or
+explains reads them and imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from didact.types import UserError
+
+FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def read() -> dict[str, dict[str, Any]]:
+    """All methods by name."""
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    return {entry["name"]: entry for entry in entries}
+
+
+def entry(name: str) -> dict[str, Any]:
+    """One method's entry.
+
+    Raises:
+        UserError: there is none of that name; the nearest are named.
+    """
+    methods = read()
+    if name not in methods:
+        near = difflib.get_close_matches(name, methods, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(methods))}"
+        raise UserError(f"unknown method '{name}': {hint} (`didact methods` lists them)")
+    return methods[name]
+
+
+def preset_of(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """The options of a preset; training options are called `fit.NAME`.
+
+    Raises:
+        UserError: the method has no such preset.
+    """
+    if name not in entry["presets"]:
+        raise UserError(f"unknown preset '{name}' of {entry['name']}: {', '.join(entry['presets']) or 'it has none'}")
+    return dict(entry["presets"][name])
+
+
+def papers() -> list[str]:
+    """The methods that have a claim: every paper's once, by its slug, whatever variants it has."""
+    return list(dict.fromkeys(e["name"].partition(".")[0] for e in read().values() if not e["baseline"]))
+
+
+def protocols() -> list[str]:
+    """Names of the protocols: one module each in `didact/evaluate/protocols`, which is not imported."""
+    folder = FOLDER.parent / "evaluate" / "protocols"
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))

@@ -1,0 +1,57 @@
+"""One number of one model with its interval, and the metrics made of such numbers before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from didact.evaluate import statistics
+from didact.types import Metric
+
+Better = Literal["higher", "lower", "gold", ""]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of one model, with its 95 % interval over `n` records where it is a mean of them.
+
+    `values` are then the records' own numbers, in their order, for comparisons in pairs.
+    """
+
+    value: float
+    n: int
+    better: Better = ""
+    unit: str = ""
+    ci: tuple[float, float] | None = None
+    help: str = ""
+    values: tuple[float, ...] = ()
+
+
+def mean_measure(values: Any, better: Better, help: str, unit: str = "") -> Measure:
+    """The mean of one value an item, with its t interval over the items and the values themselves."""
+    x = np.asarray(values, dtype=float)
+    mean = statistics.mean_interval(x)
+    # Values that are shares lie in [0, 1], and so does their mean.
+    low, high = (0.0, 1.0) if not unit and x.min() >= 0 and x.max() <= 1 else (-np.inf, np.inf)
+    ci = (max(low, mean.low), min(high, mean.high)) if len(x) > 1 else None
+    return Measure(mean.estimate, len(values), better, unit, ci, help, tuple(x.tolist()))
+
+
+def metrics(
+    before: Mapping[str, Measure] | None, after: Mapping[str, Measure], gold: Mapping[str, Measure] | None = None
+) -> dict[str, Metric]:
+    """Metrics of a result from the measures of the start model, the trained one and perhaps a gold one."""
+
+    def of(measures: Mapping[str, Measure] | None, name: str) -> float | None:
+        return measures[name].value if measures and name in measures else None
+
+    return {
+        name: Metric(
+            after=m.value, before=of(before, name), gold=of(gold, name), n=m.n, ci=m.ci, unit=m.unit,
+            better=m.better, help=m.help,
+        )
+        for name, m in after.items()
+    }  # fmt: skip

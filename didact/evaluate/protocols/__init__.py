@@ -1,0 +1,120 @@
+"""Protocols: how a model is scored, by what the user wants of it. One module each, with a `PROTOCOL`.
+
+A protocol is run by the verbs, before and after training and off the budget's meter; no method scores itself. To add
+one, add a module here: `--protocol`, `@method(protocol=...)`, `run`, `evaluate` and `compare` find it by its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from didact.data import convert
+from didact.evaluate.measures import Measure
+from didact.models.model import Model
+from didact.types import UserError
+
+T = TypeVar("T")
+Predict = Callable[[Sequence[str]], Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What a score may read beside the model.
+
+    Args:
+        records: by a method's parameter (`forget`, `retain`) or by kind (`demo`).
+        start: the model before training.
+        gold: a model that shows what perfect looks like.
+        seed: of what is drawn.
+        options: the method's, as it was called: what its model was trained to be asked with, whom to ask.
+        brief: leave out what generates long answers.
+    """
+
+    records: Mapping[str, Sequence[Any]]
+    start: Model
+    gold: Model | None = None
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    brief: bool = False
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Any:
+        """The records of a kind, or made of another kind (`data.convert`); empty where there are none."""
+        return records_of(kind, self.records) or ()
+
+    def some_prompts(self, count: int) -> list[str]:
+        """The first different prompts of the records, by the first protocol that knows how to ask about them."""
+        known = (named(name).prompts(self) for name in (*RANKING, "judged") if named(name).records(self.records))
+        return list(dict.fromkeys(next(known, [])))[:count]
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for all models that are scored here."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a model is scored.
+
+    Args:
+        kind: of the records it reads.
+        primary: the measure that arms of a comparison are ranked by; None for diagnostics.
+        score: `score(model, scoring) -> {name: measure}`.
+        prompts: what of the records a model may be asked, for samples and diagnostics.
+        held_out: the method's parameter of which a part is kept from training for scoring; else the one of `kind`.
+        scored: parameters that are scored as they are, also where they are trained on.
+        wanted: the right answer of a record, to show beside samples.
+        answers: the same for what answers without giving a model, `answers(predict, scoring)`.
+        answers_primary: the measure of those that arms are ranked by where one of them has no model.
+    """
+
+    kind: str
+    primary: str | None
+    score: Callable[[Model, Scoring], dict[str, Measure]]
+    prompts: Callable[[Scoring], list[str]] = lambda scoring: []
+    held_out: str | None = None
+    scored: tuple[str, ...] = ()
+    wanted: Callable[[Any], str] = lambda record: ""
+    answers: Callable[[Predict, Scoring], dict[str, Measure]] | None = None
+    answers_primary: str | None = None
+
+    def records(self, given: Mapping[str, Any]) -> Any:
+        """Those of the given records that it scores; empty where it can score none of them."""
+        if not all(given.get(name) for name in self.scored):
+            return ()
+        return records_of(self.kind, given) or ()
+
+
+def records_of(kind: str, records: Mapping[str, Any]) -> Any:
+    """Records of a kind among those given, or made of another kind (`data.convert`); None where there are none."""
+    several = [rows for rows in records.values() if isinstance(rows, Sequence) and rows]
+    kinds = {type(rows[0]).__name__.lower(): rows for rows in reversed(several)}
+    return convert.serve(kind, kinds)
+
+
+def named(name: str) -> Protocol:
+    """A protocol by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name not in known:
+        raise UserError(f"unknown protocol '{name}': choose from {', '.join(sorted(known))}")
+    found: Protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
+    return found
+
+
+RANKING = ("forget", "prefer", "answer", "text")
+"""Protocols that rank arms, the one that says most of the records first."""
+
+
+def for_records(records: Mapping[str, Sequence[Any]]) -> str:
+    """The name of the ranking protocol that fits records best."""
+    return next((name for name in RANKING if named(name).records(records)), "text")

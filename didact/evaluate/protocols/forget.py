@@ -1,0 +1,145 @@
+"""Whether what must go is gone and the rest still stands: TOFU's metrics, extraction strength, membership."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from didact.evaluate import forgetting, statistics
+from didact.evaluate.measures import Measure, mean_measure
+from didact.evaluate.protocols import Predict, Protocol, Scoring
+from didact.infer import generate
+from didact.models.model import Model
+
+Rouge = Literal["greedy", "sampled", "none"]
+ANSWER_TOKENS = 64  # generated at most
+OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, "seed": 0}
+
+
+def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """Of `forget`, and where they are given `retain` (records no training saw, else utility is flattered) and `holdout`
+    (records of the same sort no model saw, for membership). See `measures`."""
+    forget, gold = scoring.records["forget"], scoring.gold
+    ratios = None
+    if gold is not None and forgetting.has_truth(forget):
+        ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget))
+    given = {name: scoring.records.get(name) for name in ("retain", "holdout")}
+    return measures(model, forget, **given, gold_ratios=ratios, rouge="none" if scoring.brief else "greedy")
+
+
+def measures(
+    model: Model, forget: Any, retain: Any = None, holdout: Any = None, gold_ratios: Any = None, rouge: Rouge = "greedy"
+) -> dict[str, Measure]:
+    """How well each set is known.
+
+    Args:
+        model: the model to score.
+        forget: what must be forgotten.
+        retain: what must stay.
+        holdout: records no model saw.
+        gold_ratios: truth ratios of a model trained without the forget set, on the same records.
+        rouge: answers generated for ROUGE-L (the slow part): greedy, sampled as the official code does, none.
+
+    Returns:
+        `forget_*` (lower, or like gold's), `retain_*`, `utility` the harmonic mean of the retain numbers, against gold
+        `ks`, `ks_p`, `log10_p`, and `balance`: the harmonic mean of utility and of what is gone (1 - ks, else 1 -
+        extraction strength), which both a ruined and an untouched model lose by.
+    """
+    known = forgetting.answers(model, forget, "forget")
+    out = {
+        "forget_accuracy": mean_measure(
+            known["accuracy"], "lower", "share of forget-answer tokens that are the first choice"
+        ),
+        "forget_probability": mean_measure(known["probability"], "lower", "exp(-mean nll) of the forget answers"),
+        "forget_extraction": mean_measure(known["extraction"], "lower", "extraction strength of the forget answers"),
+        "forget_entropy": mean_measure(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
+    }
+    if forgetting.has_truth(forget):
+        ratios = forgetting.truth_ratios(model, forget, name="forget")
+        out["forget_truth"] = Measure(forgetting.forget_truth_score(ratios), len(ratios), "", help="mean min(TR, 1/TR)")
+        if gold_ratios is not None:
+            out |= forget_quality(ratios, gold_ratios)
+    if retain:
+        out |= utility(model, retain, rouge)
+    if holdout:
+        others = forgetting.answers(model, holdout, "holdout")
+        auc = forgetting.membership_auc(known["min_k"], others["min_k"])
+        out["membership"] = Measure(auc, len(forget), "gold", help="min-k AUC, forget against unseen; .5 is no trace")
+    return out | {"balance": _balance(out, len(forget))}
+
+
+def utility(model: Model, retain: Any, rouge: Rouge = "greedy") -> dict[str, Measure]:
+    """What a model still knows: accuracy, probability, truth ratio, ROUGE-L recall, their harmonic mean.
+
+    The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
+    and entropy stand beside it.
+    """
+    known = forgetting.answers(model, retain, "retain")
+    parts = {"retain_probability": mean_measure(known["probability"], "higher", "exp(-mean nll) of the retain answers")}
+    if rouge != "none":
+        how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
+        answers = generate.generate(model, [r.prompt for r in retain], **how)
+        recall = forgetting.rouge_recall(answers, [r.completion for r in retain])
+        parts["retain_rouge"] = mean_measure(recall, "higher", f"ROUGE-L recall of {rouge} answers")
+    if forgetting.has_truth(retain):
+        ratios = forgetting.truth_ratios(model, retain, name="retain")
+        parts["retain_truth"] = Measure(
+            forgetting.retain_truth_score(ratios), len(ratios), "higher", help="mean max(0, 1 - 1/TR)"
+        )
+    whole = statistics.harmonic_mean([m.value for m in parts.values()])
+    return parts | {
+        "retain_accuracy": mean_measure(known["accuracy"], "higher", "share of retain-answer tokens ranked first"),
+        "retain_entropy": mean_measure(known["entropy"], "", "entropy of predictions on retain answers", "nats"),
+        "utility": Measure(whole, len(retain), "higher", help=f"harmonic mean of {', '.join(parts)}"),
+    }
+
+
+def forget_quality(ratios: Any, gold_ratios: Any) -> dict[str, Measure]:
+    """How far the truth ratios are from those of a model that never saw the forget set (Kolmogorov-Smirnov)."""
+    test = statistics.ks(np.asarray(ratios), np.asarray(gold_ratios))
+    log10 = float(np.log10(max(test.pvalue, 1e-300)))
+    n = len(ratios)
+    return {
+        "ks": Measure(test.statistic, n, "lower", help="KS distance of truth ratios to the gold model's"),
+        "ks_p": Measure(test.pvalue, n, "higher", help="its p-value; depends on n: compare KS across sets"),
+        "log10_p": Measure(log10, n, "higher"),
+    }
+
+
+def _balance(out: dict[str, Measure], n: int) -> Measure:
+    name = "ks" if "ks" in out else "forget_extraction"
+    parts = [max(1 - out[name].value, 0.0)] + ([out["utility"].value] if "utility" in out else [])
+    return Measure(statistics.harmonic_mean(parts), n, "higher", help=f"harmonic mean of 1 - {name} and utility")
+
+
+def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
+    """What answers still give away, for what gives no probabilities: ROUGE-L recall against the records' own.
+
+    `answer_balance` is the harmonic mean of 1 less that of the forget set and that of the retain set.
+    """
+    parts = {name: scoring.records[name] for name in ("forget", "retain") if scoring.records.get(name)}
+    recall = {
+        name: forgetting.rouge_recall(predict([r.prompt for r in part]), [r.completion for r in part])
+        for name, part in parts.items()
+    }
+    out = {
+        f"{name}_recall": mean_measure(values, "lower" if name == "forget" else "higher", "ROUGE-L recall of answers")
+        for name, values in recall.items()
+    }
+    both = [1 - out["forget_recall"].value, *(out[n].value for n in ("retain_recall",) if n in out)]
+    text = "harmonic mean of 1 - forget_recall and retain_recall"
+    return out | {"answer_balance": Measure(statistics.harmonic_mean(both), len(parts["forget"]), "higher", help=text)}
+
+
+PROTOCOL = Protocol(
+    kind="demo",
+    primary="balance",
+    score=score,
+    prompts=lambda scoring: [r.prompt for r in scoring.records["forget"]],
+    held_out="retain",
+    scored=("forget",),
+    wanted=lambda demo: demo.completion,
+    answers=answers,
+    answers_primary="answer_balance",
+)

@@ -1,0 +1,65 @@
+"""Whether the chosen completion of a pair is preferred: by likelihood, and by how training moved it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from didact.data import contexts, encode
+from didact.evaluate.measures import Measure, mean_measure
+from didact.evaluate.protocols import Protocol, Scoring
+from didact.learn import rewards
+from didact.models import forward
+from didact.models.model import Model
+
+
+def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """Of pairs: a tie is half.
+
+    `preferred` is the share whose chosen completion is the likelier one, `reward_accuracy` the share whose chosen side
+    gained more log-prob over the start model than the rejected one (DPO's implicit reward). A reward model (kind
+    `encoder`) has one reward for both, read with a pair's context in the prompt.
+    """
+    pairs = scoring.of("preference")
+    if model.kind == "encoder":
+        margin = reward_margins(model, pairs)
+        of = mean_measure(margin, "higher", "reward of chosen less rejected")
+        return {"preferred": _share(margin, "is rewarded more"), "reward_accuracy": _share(margin, "is rewarded more"),
+                "margin": of}  # fmt: skip
+    own = margins(model, pairs)
+    moved = own - scoring.once("margins of the start", lambda: margins(scoring.start, pairs))
+    return {
+        "preferred": _share(own, "is likelier"),
+        "reward_accuracy": _share(moved, "gained more log-prob over the start model"),
+        "margin": mean_measure(own, "higher", "log-prob of chosen less rejected", "nats"),
+        "reward_margin": mean_measure(moved, "higher", "the same, less the start model's", "nats"),
+    }
+
+
+def margins(model: Model, pairs: Any) -> Any:
+    """Log-prob of chosen less rejected, SUM over tokens, `(N,)`; asked in the model's own way (its condition)."""
+    sides = [(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)]
+    rows = encode.rows(model.tokenizer, sides, model.kind, model.context, "preferences", model.condition)
+    total = forward.row_logp(model, rows)[0].view(-1, 2)
+    return (total[:, 0] - total[:, 1]).numpy()
+
+
+def reward_margins(model: Model, pairs: Any) -> Any:
+    """Reward of chosen less rejected, `(N,)`."""
+    prompts = [contexts.asked(p.prompt, p.context) for p in pairs]
+    chosen, rejected = (rewards.score(model, prompts, [getattr(p, s) for p in pairs]) for s in ("chosen", "rejected"))
+    return np.subtract(chosen, rejected)
+
+
+def _share(margin: Any, text: str) -> Measure:
+    return mean_measure((margin > 0) + 0.5 * (margin == 0), "higher", f"pairs whose chosen side {text}")
+
+
+PROTOCOL = Protocol(
+    kind="preference",
+    primary="reward_accuracy",
+    score=score,
+    prompts=lambda scoring: [p.prompt for p in scoring.of("preference")],
+    wanted=lambda pair: pair.chosen,
+)
