@@ -66,7 +66,7 @@ def violation(hint: Any, value: Any) -> str | None:
         if typing.get_origin(bare) in (types.UnionType, typing.Union):
             if inner is not type(None) and (text := violation(inner, value)):
                 return text
-        elif many and any(violation(inner, item) for item in value):
+        elif many and describe(inner) and any(violation(inner, item) for item in value):
             return f"must be {describe(hint)}"
     return None
 

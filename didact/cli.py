@@ -158,7 +158,9 @@ def _explain(words: list[str]) -> int:
     lines += [
         f"  --{n} ({v['kind']}{'' if v['required'] else ', optional'})  {v['help']}" for n, v in e["needs"].items()
     ]
-    lines += ["", "options"] + [_option(o) for o in e["options"]]
+    from didact import options
+
+    lines += ["", "options"] + [_option(o) for o in options.flat(e).values()]
     lines += ["", "training"] + [f"  --{o['name']} {_plain(o['default'])}" for o in e["fit"]]
     if e["presets"]:
         lines += ["", f"presets (didact run {e['name']}:PRESET)"]
@@ -175,7 +177,8 @@ def _explain(words: list[str]) -> int:
 def _option(option: dict[str, Any]) -> str:
     from textwrap import fill
 
-    head = f"  --{option['name']} {_plain(option['default'])}  [{option['type']}]"
+    limits = f", {option['bounds']}" if option["bounds"] else ""
+    head = f"  --{option['name']} {_plain(option['default'])}  [{option['type']}{limits}]"
     return head + "\n" + fill(option["help"], 96, initial_indent="      ", subsequent_indent="      ")
 
 
@@ -286,40 +289,54 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 def _compare(words: list[str]) -> int:
+    from didact import options
+
     parser = _Parser(prog="didact compare", description=VERBS["compare"])
-    parser.add_argument("arms", nargs="+", metavar="METHOD[:PRESET]|FILE.yaml", help="what to compare")
-    parser.add_argument("--model", required=True, help="folder or hub id every arm starts from")
+    parser.add_argument(
+        "arms",
+        nargs="*",
+        metavar="METHOD[:PRESET]|FILE.yaml",
+        help="what to compare; without model and data an example",
+    )
     named = {n for e in catalogue.read().values() for n, need in e["needs"].items() if need["kind"] != "model"}
     data = parser.add_argument_group("data, by kind of record or by a method's parameter")
     for name in sorted({*RECORDS, *named}):
         data.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
-    parser.add_argument("--budget", required=True, help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
-    parser.add_argument("--out", default="runs/compare")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--lrs", nargs="+", type=float, default=[], help="learning rates every arm is tuned over")
-    parser.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
-    parser.add_argument("--group-by", metavar="FIELD", help="keep records with one value of it on one side of a split")
-    parser.add_argument("--gold", help="a model that never saw what must be forgotten")
-    parser.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
-    parser.add_argument("--protocol", choices=("answer", "forget", "prefer", "text"))
-    parser.add_argument("--no-models", action="store_true", help="do not save the taught models")
-    parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
-    parser.add_argument("--skip-bad", action="store_true")
-    parser.add_argument("--device")
-    parser.add_argument("--dtype", default="float32")
+    own = parser.add_argument_group("the comparison")
+    own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
+    own.add_argument("--seeds", type=int, help="how many test seeds (5; the example 3)")
+    own.add_argument("--lrs", nargs="+", type=float, default=[], help="learning rates every arm is tuned over")
+    own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
+    own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
+    own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
+    own.add_argument("--no-models", action="store_true", help="do not save the models")
+    common = parser.add_argument_group("as `didact run` has them")
+    for name, (meta, _, text) in options.COMMON.items():
+        if name in options.SHARED:
+            more: dict[str, Any] = {"metavar": meta} if meta else {"action": "store_true", "default": None}
+            common.add_argument(f"--{name.replace('_', '-')}", help=text, **more | _repeated(name))
+    training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
+    for option in options.training():
+        training.add_argument(f"--{option['name'].replace('_', '-')}", metavar=option["type"], help=option["help"])
     args = parser.parse(words)
-    if args.seeds < 1:
+    seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
+    if seeds < 1:
         raise UserError("--seeds must be at least 1")
-    from didact import options, verbs
+    from didact import verbs
 
-    files = {name: found for name in {*RECORDS, *named} if (found := getattr(args, name))}
-    board = verbs.comparison(
-        args.arms, args.model, files, budget=args.budget, out=args.out, seeds=args.seeds, lrs=args.lrs,
-        folds=args.folds, group=args.group_by, gold=args.gold, judge=args.judge, protocol=args.protocol,
-        keep=not args.no_models,
-        device=args.device, dtype=args.dtype, rename=options.renames(args.map), skip_bad=args.skip_bad,
-        argv=["compare", *words],
+    given = {name: value for name in options.SHARED if (value := getattr(args, name)) is not None}
+    rename = options.renames(given.pop("map", []))
+    request = verbs.Comparison(
+        arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
+        seeds=seeds, lrs=args.lrs, folds=args.folds, judge=args.judge, protocol=args.protocol,
+        no_models=args.no_models, rename=rename, fit=options.fit_of(vars(args)), argv=["compare", *words],
+        **{name: options.common(name, value) for name, value in given.items() if name != "dry_run"},
     )  # fmt: skip
+    if given.get("dry_run"):
+        for name, value in verbs.comparison_plan(request).items():
+            print(f"{name.replace('_', ' '):22} {value}")
+        return 0
+    board = verbs.comparison(request)
     from rich.console import Console
 
     from didact.files import plain
@@ -335,8 +352,12 @@ def _compare(words: list[str]) -> int:
         console.print(f"the rule '{rule}' scores {value:.3f}")
     for arm, error in board["failures"].items():
         console.print(f"{arm} failed: {error}")
-    print(f"page: {page.write(args.out)}")
+    print(f"page: {page.write(request.out)}")
     return 0 if len(board["rows"]) > 1 else 2
+
+
+def _repeated(name: str) -> dict[str, Any]:
+    return {"action": "append"} if name == "map" else {}
 
 
 # --- judging ---------------------------------------------------------------------------------
@@ -346,7 +367,7 @@ def _evaluate(words: list[str]) -> int:
     parser = _Parser(prog="didact evaluate", description=VERBS["evaluate"])
     parser.add_argument("folder", help="the --out folder of a run, or a model folder")
     parser.add_argument("--data", required=True, help="a JSONL file")
-    parser.add_argument("--protocol", required=True, choices=("answer", "forget", "prefer", "text"))
+    parser.add_argument("--protocol", required=True, choices=catalogue.protocols())
     parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
     parser.add_argument("--skip-bad", action="store_true")
     parser.add_argument("--device")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from didact import catalogue
 from didact.types import Fit, UserError
 
 COMMON = {
@@ -38,6 +40,10 @@ COMMON = {
     "print_config": ("", False, "print the options as YAML and stop"),
     "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
 }
+# What `compare` takes too: everything but what is of one method alone, or of a server.
+SHARED = tuple(
+    n for n in COMMON if n not in ("preset", "budget_calls", "budget_tokens", "holdout", "config", "print_config")
+)
 WHOLE = ("seed", "budget_calls", "budget_tokens")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
@@ -78,7 +84,7 @@ class Options:
     def __init__(self, entry: Mapping[str, Any]) -> None:
         self.entry = entry
         self.records = [n for n, need in entry["needs"].items() if need["kind"] != "model"]
-        self.method = {o["name"]: o for o in entry["options"]}
+        self.method = flat(entry)
         self.training = {o["name"]: o for o in entry["fit"]}
         clash = set(self.method) & (set(self.training) | set(COMMON))
         if clash:
@@ -110,7 +116,7 @@ class Options:
         told.data = {k: str(values[k]) for k in self.records if k in values}
         told.rename = renames(values.get("map", []))
         for name in set(COMMON) & set(values) - {"config", "map"}:
-            setattr(told, name, _common(name, values[name]))
+            setattr(told, name, common(name, values[name]))
         return told
 
     def arm(self, path: str, given: Mapping[str, Any]) -> Request:
@@ -144,7 +150,7 @@ class Options:
         lines += [_line(n, v["kind"].upper(), v["help"]) for n, v in e["needs"].items()]
         for title, options in (("options", self.method), ("training", self.training)):
             lines += ["", title]
-            lines += [_line(o["name"], o["type"], f"{o['help']} [{_shown(o['default'])}]") for o in options.values()]
+            lines += [_line(n, o["type"], _help(o)) for n, o in options.items()]
         lines += ["", "everything else"] + [_line(n, m, h) for n, (m, _, h) in COMMON.items() if n != "model"]
         if e["presets"]:
             lines += ["", f"presets: {', '.join(e['presets'])}"]
@@ -189,23 +195,51 @@ class Options:
         import jsonargparse
 
         function = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
+        hints = typing.get_type_hints(function)
         parser = _Quiet(exit_on_error=False)
-        skip = set(inspect.signature(function).parameters) - set(self.method)
-        parser.add_function_arguments(function, skip=skip, as_group=False, fail_untyped=False)
-        parser.add_class_arguments(Fit, as_group=False, skip={"folder", "seed"})
-        out = {}
+        for name in self.method:
+            option, _, inner = name.partition(".")
+            default = inspect.signature(function).parameters[option].default
+            hint = typing.get_type_hints(type(default))[inner] if inner else hints[option]
+            parser.add_argument(f"--{name}", type=hint, default=getattr(default, inner) if inner else default)
+        for name, hint in typing.get_type_hints(Fit).items():
+            if name in self.training:
+                parser.add_argument(f"--{name}", type=hint, default=getattr(Fit(), name))
+        out: dict[str, Any] = {}
         for name, value in values.items():
-            option = self.method.get(name) or self.training[name]
+            known = self.method.get(name) or self.training[name]
             word = value if isinstance(value, str) else json.dumps(value)
             if isinstance(value, list):
                 # Words are quoted: as YAML `good:` would be a mapping.
-                word = json.dumps(value) if option["type"] == "list[str]" else "[" + ", ".join(map(str, value)) + "]"
+                word = json.dumps(value) if known["type"] == "list[str]" else "[" + ", ".join(map(str, value)) + "]"
             try:
                 made = parser.parse_args([f"--{name}={word}"], env=False, defaults=True)
             except (jsonargparse.ArgumentError, UserError, ValueError, TypeError):
-                raise UserError(f"option --{name}: {_shown(value)}: must be {_wanted(option['type'])}") from None
+                raise UserError(f"option --{name}: {_shown(value)}: must be {_wanted(known['type'])}") from None
             out[name] = tuple(made[name]) if isinstance(made[name], list) else made[name]
         return out
+
+
+def flat(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A method's own options by name; the fields of one that is a dataclass as `option.field`."""
+    out: dict[str, dict[str, Any]] = {}
+    for option in entry["options"]:
+        inner = {f"{option['name']}.{f['name']}": f for f in option.get("fields", ())}
+        out |= {name: f | {"name": name} for name, f in inner.items()} or {option["name"]: option}
+    return out
+
+
+def training() -> list[dict[str, Any]]:
+    """The training options that every method with a `fit` has, but those that a comparison decides itself."""
+    entry = next(e for e in catalogue.read().values() if e["fit"])
+    return [o for o in entry["fit"] if o["name"] not in ("lr", "steps", "epochs")]
+
+
+def fit_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The training options among `given` as their types."""
+    entry = next(e for e in catalogue.read().values() if e["fit"])
+    words = {o["name"]: given[o["name"]] for o in training() if given.get(o["name"]) is not None}
+    return Options(entry).arm("--", words).fit
 
 
 def parser(entry: Mapping[str, Any]) -> Options:
@@ -230,7 +264,12 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 CHOICES = {"chat": ("auto", "template", "plain"), "track": ("tensorboard", "wandb")}
 
 
-def _common(name: str, value: Any) -> Any:
+def common(name: str, value: Any) -> Any:
+    """A common option's words as its value.
+
+    Raises:
+        UserError: they are none.
+    """
     if name in CHOICES and value not in CHOICES[name]:
         raise UserError(f"option --{name}: {value}: must be one of {', '.join(CHOICES[name])}")
     if name in FLAGS:
@@ -289,6 +328,11 @@ def _line(name: str, meta: str, text: str) -> str:
 
     head = f"  --{name.replace('_', '-')} {meta}".rstrip()
     return head + "\n" + fill(text, 96, initial_indent="      ", subsequent_indent="      ")
+
+
+def _help(option: Mapping[str, Any]) -> str:
+    limits = f" ({option['bounds']})" if option["bounds"] else ""
+    return f"{option['help'].rstrip('.')}{limits} [{_shown(option['default'])}]"
 
 
 def _shown(value: Any) -> str:

@@ -77,7 +77,8 @@ class Method:
         Raises:
             UserError: one is out of bounds; the message names the method, the option, its value and the mend.
         """
-        for name, text in bounds.violations(self.hints, values):
+        own = {name: value for name, value in values.items() if name not in self.needs and name not in RUNTIME}
+        for name, text in bounds.violations(self.hints, own):
             default = self.parameters[name].default
             if dataclasses.is_dataclass(values[name]):
                 raise UserError(f"{self.name}: {name}.{text}")
@@ -150,6 +151,28 @@ def method(
         return typing.cast(F, checked)
 
     return register
+
+
+def assemble(function: Callable[..., Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a function takes them: those called `option.field` become fields of its dataclass option."""
+    out: dict[str, Any] = {}
+    parameters = inspect.signature(function).parameters
+    for name, value in flat.items():
+        option, _, inner = name.partition(".")
+        if inner:
+            out[option] = dataclasses.replace(out.get(option, parameters[option].default), **{inner: value})
+        else:
+            out[option] = value
+    return out
+
+
+def flatten(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `assemble`: fields of dataclass options as `option.field`."""
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else ()
+        out |= {f"{name}.{f.name}": getattr(value, f.name) for f in inner} or {name: value}
+    return out
 
 
 # --- identity --------------------------------------------------------------------------------

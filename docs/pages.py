@@ -1,6 +1,6 @@
 """An mkdocs hook: one page a method, made from its docstring, notes on the paper, and its measured claim.
 
-`catalogue.json` and `scoreboard/` are the only sources, so a page cannot say other than the code;
+The catalogue and `scoreboard/` are the only sources, so a page cannot say other than the code;
 `docs/papers/<slug>.md` adds what the paper reports and where it and its code disagree.
 """
 
@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from didact import catalogue, options
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = {
@@ -74,7 +76,7 @@ def page(entry: Mapping[str, Any]) -> str:
     if entry["options"]:
         lines += ["## Options", ""]
         rows = [[f"`--{_flag(o['name'])}`", f"`{_shown(o['default'])}`", _cell(o["type"]), _cell(o["help"])]
-                for o in entry["options"]]  # fmt: skip
+                for o in options.flat(entry).values()]  # fmt: skip
         lines += _table(("option", "default", "type", ""), rows)
     if entry["fit"]:
         changed = ", ".join(f"`--{_flag(o['name'])} {_shown(o['default'])}`" for o in entry["fit"])
@@ -139,7 +141,7 @@ def speed() -> str:
 
 
 def _entries() -> list[dict[str, Any]]:
-    return list(json.loads((ROOT / "didact" / "catalogue.json").read_text()))
+    return list(catalogue.read().values())
 
 
 def _by_family() -> dict[str, list[dict[str, Any]]]:

@@ -28,11 +28,10 @@ from typing import Any
 
 import torch
 
-from didact import files
+from didact import alignment, files
 from didact.data import encode
 from didact.evaluate import statistics
 from didact.learn import language
-from didact import alignment
 from didact.models import build, forward, load
 from didact.models.model import Model
 from didact.types import Critique, Fit, Preference, Result, as_row

@@ -37,8 +37,8 @@ import torch
 from didact import files
 from didact.data import encode
 from didact.data.read import read
-from didact.evaluate import forgetting
-from didact.evaluate import protocols, statistics
+from didact.evaluate import forgetting, statistics
+from didact.evaluate.protocols import forget as protocol
 from didact.learn import fit as loop
 from didact.learn import language
 from didact.methods.baselines.sft import sft
@@ -153,7 +153,7 @@ def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
 def measure(model: Model, data: Data, gold_ratios: Any, tuning: bool = False) -> dict[str, float]:
     """All numbers of one model; in tuning only what the criterion needs, and what is got with it."""
     holdout = None if tuning else data.holdout
-    out = {k: m.value for k, m in protocols.forget(model, data.forget, data.utility, holdout, gold_ratios).items()}
+    out = {k: m.value for k, m in protocol.measures(model, data.forget, data.utility, holdout, gold_ratios).items()}
     out["criterion"] = statistics.harmonic_mean([1 - out["ks"], out["utility"]])
     if tuning:
         return out
@@ -182,7 +182,7 @@ def unit(
 
     def look(step: loop.Step) -> dict[str, Any]:
         model = Model(step.module, made["full"].processor, "causal")
-        scores = protocols.forget(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge="none")
+        scores = protocol.measures(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge="none")
         return {k: m.value for k, m in scores.items()}
 
     began = time.monotonic()

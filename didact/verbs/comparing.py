@@ -2,112 +2,211 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from didact import catalogue, files, options
-from didact.claims import compare
-from didact.data import formats
+from didact import catalogue, compare, files, options
+from didact.claims import demo
+from didact.compare.budget import Budget
+from didact.data import encode, formats, templates
 from didact.data.read import read
-from didact.evaluate import judges
+from didact.evaluate import judges, protocols
 from didact.infer import remote
+from didact.learn import episodes
 from didact.models import load
-from didact.types import RECORDS, UserError
+from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import provenance
-
-
-def comparison(
-    names: Sequence[str],
-    model: str,
-    data: Mapping[str, str],
-    *,
-    budget: str,
-    out: str,
-    seeds: int = 5,
-    lrs: Sequence[float] = (),
-    folds: int = 0,
-    group: str | None = None,
-    gold: str | None = None,
-    judge: str | None = None,
-    protocol: compare.Protocol | None = None,
-    keep: bool = True,
-    device: str | None = None,
-    dtype: str = "float32",
-    rename: Mapping[str, str] | None = None,
-    skip_bad: bool = False,
-    argv: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Compare methods on the user's model and data; everything is kept in `out`, where a stopped one goes on.
-
-    Args:
-        names: arms, `METHOD[:PRESET]` or a YAML file with `method:` and options.
-        model: where all arms start.
-        data: files by record kind or by parameter (`forget`, `retain`).
-        budget: what each arm may use, `20M-tokens`, `1e15-flops` or `90-seconds`.
-        out: the folder.
-        seeds: how many test seeds.
-        lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
-        folds: cross-validation in place of one split, seed k on fold k.
-        group: a field whose equal values are never on both sides of a split.
-        gold: a model that never saw what must be forgotten.
-        judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
-        protocol: how arms are scored; by the records where not given.
-        keep: save the taught model of every arm's first seed.
-        device: cpu, cuda, ...
-        dtype: of the weights.
-        rename: fields of the files.
-        skip_bad: drop bad lines.
-        argv: the command line, shown on the page.
-
-    Raises:
-        UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
-    """
-    arms = [_arm(name) for name in names]
-    if len({arm.name for arm in arms}) < len(arms):
-        raise UserError("an arm is named twice")
-    allowed = compare.Budget.parse(budget)
-    kinds = {p: need["kind"] for arm in arms for p, need in arm.entry["needs"].items()} | {k: k for k in RECORDS}
-    records = {name: read(path, kinds[name], dict(rename or {}), skip_bad) for name, path in data.items()}
-    if not records:
-        raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
-    start = load.load(model, device, dtype)
-    how = protocol or compare.protocol_for(records)
-    setting = compare.Setting(
-        model=start, records=records, protocol=how, budget=allowed,
-        seeds=range(1, seeds + 1), rates=tuple(lrs) or tuple(compare.rates(start)), folds=folds, group=group,
-        gold=load.load(gold, device, dtype) if gold else None, judge=_judge(judge), folder=Path(out), keep=keep,
-    )  # fmt: skip
-    identity = files.plain(
-        {
-            "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": start.fingerprint(),
-            "data": {name: formats.fingerprint(path) for name, path in data.items()}, "budget": budget, "seeds": seeds,
-            "rates": setting.rates, "folds": folds, "group": group,
-            "gold": gold, "judge": judge, "protocol": how, "dtype": dtype,
-            "map": dict(rename or {}), "skip_bad": skip_bad,
-        }
-    )  # fmt: skip
-    _same_comparison(Path(out), identity)
-    board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
-    sources = {n: {"path": p, "sha256": formats.fingerprint(p), "records": len(records[n])} for n, p in data.items()}
-    board |= {"schema": provenance.SCHEMA, "status": "done", "verb": "compare", "argv": list(argv), "model": model}
-    board |= {
-        "data": sources,
-        "identity": identity,
-        "versions": provenance.versions(),
-        "device": str(start.device),
-        "didact_commit": provenance.commit(),
-    }
-    files.write_json(Path(out) / "leaderboard.json", board)
-    return board
-
 
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
-def _arm(name: str) -> compare.Arm:
-    """An arm from `METHOD[:PRESET]` or a YAML file that names its method."""
+@dataclass(kw_only=True)
+class Comparison:
+    """One `didact compare`: everything the user asked for. Without model and data it is the embedded example.
+
+    Args:
+        arms: `METHOD[:PRESET]` or a YAML file with `method:` and options.
+        model: where all arms start.
+        data: files by record kind or by parameter (`forget`, `retain`).
+        budget: what each arm may use, `20M-tokens`, `1e15-flops` or `90-seconds`.
+        out: the folder, where a stopped comparison goes on.
+        seeds: how many test seeds.
+        seed: from which they are counted.
+        lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
+        fit: training options of all arms.
+        folds: cross-validation in place of one split, seed k on fold k.
+        group_by: a field whose equal values are never on both sides of a split.
+        gold: a model that never saw what must be forgotten.
+        judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
+        protocol: how arms are scored; by the records where not given.
+        no_models: do not save the model of every arm's first seed.
+        device: cpu, cuda, ...
+        dtype: of the weights.
+        rename: fields of the files.
+        skip_bad: drop bad lines.
+        chat: conversations to the model, as `didact run` has it.
+        track: a tool that curves go to as well.
+        overwrite: replace the comparison that stands in `out`.
+        argv: the command line, shown on the page.
+    """
+
+    arms: Sequence[str] = ()
+    model: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    budget: str | None = None
+    out: str = "runs/compare"
+    seeds: int = 5
+    seed: int = 0
+    lrs: Sequence[float] = ()
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    folds: int = 0
+    group_by: str | None = None
+    gold: str | None = None
+    judge: str | None = None
+    protocol: str | None = None
+    no_models: bool = False
+    device: str | None = None
+    dtype: str = "float32"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    skip_bad: bool = False
+    chat: Literal["auto", "template", "plain"] = "auto"
+    track: Literal["tensorboard", "wandb"] | None = None
+    overwrite: bool = False
+    argv: Sequence[str] = ()
+
+
+def comparison(request: Comparison) -> dict[str, Any]:
+    """Run it, or go on with it; returns what leaderboard.json holds.
+
+    Raises:
+        UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
+    """
+    arms, setting, identity, sources = prepare(request)
+    out = Path(request.out)
+    if request.overwrite and (out / "comparison.json").exists():
+        for name in ("units", "checkpoints", "models", "track"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("comparison.json", "leaderboard.json"):
+            (out / name).unlink(missing_ok=True)
+    _same_comparison(out, identity)
+    # Models as small as the example's lose by a second thread.
+    with episodes.one_thread() if request.model is None else contextlib.nullcontext():
+        board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
+    board |= {
+        "schema": provenance.SCHEMA, "status": "done", "verb": "compare", "argv": list(request.argv),
+        "model": request.model or "embedded example", "data": sources, "identity": identity,
+        "versions": provenance.versions(), "device": str(setting.model.device), "didact_commit": provenance.commit(),
+    }  # fmt: skip
+    files.write_json(out / "leaderboard.json", board)
+    return board
+
+
+def comparison_plan(request: Comparison) -> dict[str, Any]:
+    """What a comparison would do, with everything checked and nothing trained or written."""
+    arms, setting, _, _ = prepare(request)
+    counts = compare.plan(arms, setting)
+    return {
+        "arms": ", ".join(arm.name for arm in arms),
+        "scored by": f"{setting.protocol}, on {', '.join(f'{len(r)} {n}' for n, r in setting.split(0).test.items())}",
+        "budget": f"{setting.budget.amount:g} {setting.budget.unit} an arm and seed",
+        "learning rates": " ".join(f"{rate:g}" for rate in setting.rates),
+        "units": ", ".join(f"{count} {name}" for name, count in counts.items()),
+        "trained in all": f"at most {setting.budget.amount * (counts['search'] + counts['test']):g} "
+        f"{setting.budget.unit}, and two probes an arm",
+    }
+
+
+def prepare(
+    request: Comparison,
+) -> tuple[list[compare.Arm], compare.Setting, dict[str, Any], dict[str, dict[str, Any]]]:
+    """Everything read and checked before any work: arms, setting, what a stopped comparison must agree in, sources.
+
+    Raises:
+        UserError: something is missing or wrong.
+    """
+    embedded = request.model is None and not request.data
+    example = demo.example() if embedded else None
+    names = request.arms or (example.arms if example else ())
+    arms = [_arm(name, example.options if example else {}) for name in names]
+    if not arms or len({arm.name for arm in arms}) < len(arms):
+        raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
+    sources: dict[str, dict[str, Any]] = {}
+    if example:
+        model, records = example.model, dict(example.records)
+        sources = {name: {"path": "embedded example", "records": len(rows)} for name, rows in records.items()}
+    else:
+        if request.model is None:
+            raise UserError("--model is required with data of your own (without both, the embedded example is run)")
+        if request.budget is None:
+            raise UserError("--budget is required: what each arm may use, as in 20M-tokens or 90-seconds")
+        records = _records(request, arms, sources)
+        model = load.load(request.model, request.device, request.dtype)
+        for name, rows in records.items():
+            sources[name]["chat"] = encode.chat_choice(model.tokenizer, rows, request.chat)
+            records[name] = templates.as_chat(rows, request.chat)
+    budget = request.budget or (example.budget if example else "")
+    Fit(**request.fit)  # a bad value is told before any work
+    lrs = tuple(request.lrs) or (example.lrs if example else ()) or tuple(compare.rates_for(model))
+    setting = compare.Setting(
+        model=model, records=records, protocol=request.protocol or protocols.for_records(records),
+        budget=Budget.parse(budget), seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
+        fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
+        gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,
+        judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
+    )  # fmt: skip
+    compare.check(arms, setting)
+    same = (
+        "budget",
+        "seeds",
+        "seed",
+        "fit",
+        "folds",
+        "group_by",
+        "gold",
+        "judge",
+        "dtype",
+        "rename",
+        "skip_bad",
+        "chat",
+    )
+    identity = files.plain(
+        {name: getattr(request, name) for name in same}
+        | {
+            "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": model.fingerprint(), "rates": lrs,
+            "protocol": setting.protocol, "data": {name: s.get("sha256", s["path"]) for name, s in sources.items()},
+        }
+    )  # fmt: skip
+    return arms, setting, identity, sources
+
+
+def _records(
+    request: Comparison, arms: Sequence[compare.Arm], sources: dict[str, dict[str, Any]]
+) -> dict[str, Sequence[Record]]:
+    kinds = {p: need["kind"] for arm in arms for p, need in arm.entry["needs"].items()} | {k: k for k in RECORDS}
+    if not request.data:
+        raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
+    if unknown := [name for name in request.data if name not in kinds]:
+        raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
+    out: dict[str, Sequence[Record]] = {}
+    for name, path in request.data.items():
+        rows = read(path, kinds[name], dict(request.rename), request.skip_bad)
+        out[name] = rows
+        sources[name] = {
+            "path": path,
+            "sha256": formats.fingerprint(path),
+            "records": len(rows),
+            "dropped": rows.dropped,
+        }
+    return out
+
+
+def _arm(name: str, defaults: Mapping[str, Mapping[str, Any]]) -> compare.Arm:
+    """An arm from `METHOD[:PRESET]` or a YAML file that names its method; `defaults` are an example's, by method."""
     written: dict[str, Any] = {}
     if name.endswith((".yaml", ".yml")):
         written = options.lines(name)
@@ -121,10 +220,8 @@ def _arm(name: str) -> compare.Arm:
         method = label = name
     method, _, preset = method.partition(":")
     entry = catalogue.entry(method)
-    if preset and preset not in entry["presets"]:
-        raise UserError(f"unknown preset '{preset}' of {method}: {', '.join(entry['presets']) or 'none'}")
     given = options.parser(entry).arm(name, written)
-    changed = dict(entry["presets"].get(preset, {}))
+    changed = dict(defaults.get(method, {})) | (catalogue.preset_of(entry, preset) if preset else {})
     fit = {k.removeprefix("fit."): changed.pop(k) for k in list(changed) if k.startswith("fit.")}
     return compare.Arm(name=label, entry=entry, options=changed | given.options, fit=fit | given.fit)
 
@@ -152,7 +249,8 @@ def _same_comparison(out: Path, identity: Any) -> None:
             changed = [k for k, v in identity.items() if k != "arms" and kept.get(k) != v]
             changed += [name for name, arm in arms.items() if known.get(name, arm) != arm]
             if changed:
-                raise UserError(f"{out} holds another comparison ({', '.join(changed)} differ): choose another --out")
+                why = f"{', '.join(changed)} differ"
+                raise UserError(f"{out} holds another comparison ({why}): choose another --out, or --overwrite")
             arms = known | arms
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(place, identity | {"arms": list(arms.values())})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue
+from didact import catalogue, registry
 from didact.claims.problem import Problem
 from didact.data import encode, formats, splits, templates
 from didact.data.read import read
@@ -20,7 +19,6 @@ from didact.infer import remote
 from didact.models import load
 from didact.models.model import Model
 from didact.options import Request
-from didact.registry import METHODS
 from didact.types import Fit, Record, UserError
 
 FEWEST = 10  # records below which none is held out
@@ -60,11 +58,11 @@ def prepare(request: Request) -> Job:
     preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
     # A bad value is told before the example is made or a model is loaded.
     default.replace(**{**preset_fit, **request.fit})
-    METHODS[request.method].check(assembled(function, {**preset, **request.options}))
+    registry.METHODS[request.method].check(registry.assemble(function, {**preset, **request.options}))
     problem = example(request.method, request.seed) if embedded else Problem()
     provenance = dict.fromkeys((*problem.options, *problem.fit), "example")
     provenance |= dict.fromkeys((*preset, *preset_fit), f"preset {request.preset}") | request.provenance
-    options = assembled(function, {**problem.options, **preset, **request.options})
+    options = registry.assemble(function, {**problem.options, **preset, **request.options})
     folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
     fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
     model: Model | remote.Remote | None = problem.model
@@ -162,28 +160,6 @@ def held_out_from(
     exact = [name for name, kind in kinds.items() if kind == protocol.kind]
     serving = [name for name, kind in kinds.items() if protocols.records_of(protocol.kind, {kind: given[name]})]
     return next(iter([*exact, *serving]), None)
-
-
-def assembled(function: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as the function takes them: those called `option.field` become fields of its dataclass option."""
-    out: dict[str, Any] = {}
-    parameters = inspect.signature(function).parameters
-    for name, value in flat.items():
-        option, _, inner = name.partition(".")
-        if inner:
-            out[option] = dataclasses.replace(out.get(option, parameters[option].default), **{inner: value})
-        else:
-            out[option] = value
-    return out
-
-
-def flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `assembled`: fields of dataclass options as `option.field`."""
-    out: dict[str, Any] = {}
-    for name, value in options.items():
-        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else ()
-        out |= {f"{name}.{f.name}": getattr(value, f.name) for f in inner} or {name: value}
-    return out
 
 
 def _needed(entry: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from didact import files
+from didact import files, registry
 from didact.data import formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
@@ -27,7 +27,7 @@ from didact.models.model import Model
 from didact.options import Request
 from didact.types import Result, UserError
 from didact.verbs import provenance
-from didact.verbs.job import Job, flat, prepare, signature, takes
+from didact.verbs.job import Job, prepare, signature, takes
 
 SAMPLES = 6  # answers shown before and after
 JOINED = "prompt and completion by one space, unless either has white space there"
@@ -192,7 +192,12 @@ def _gone(path: str) -> bool:
 def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, Any]:
     request = job.request
     fit = {k: v for k, v in vars(job.fit).items() if k != "folder"} if job.entry["fit"] else {}
-    shown = files.plain(flat({n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options)) | fit
+    shown = (
+        files.plain(
+            registry.flatten({n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options)
+        )
+        | fit
+    )
     options = {k: {"value": v, "from": job.provenance.get(k, "default")} for k, v in shown.items()}
     model: dict[str, Any] | None = None
     if isinstance(job.model, remote.Remote):

@@ -1,0 +1,123 @@
+"""Which method helps on this model and this data: same start, same records, same budget, same search for every arm.
+
+The untouched model is an arm. One learning-rate search on a tuning seed and on records no test sees; then every arm is
+trained anew with each test seed and scored on records no training saw. Nothing here knows a single method.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from didact.compare import score
+from didact.compare.board import leaderboard
+from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Setting, Unit, Work, attempt
+from didact.evaluate import protocols
+from didact.models.model import Model
+from didact.types import UserError
+
+__all__ = ["Arm", "Setting", "check", "plan", "rates_for", "run"]
+
+REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5  # where the middle of the learning-rate grid is anchored
+
+
+def rates_for(model: Model, points: int = 3) -> list[float]:
+    """A grid of learning rates, factors of 4 apart around 1e-5 sqrt(7e9 / weights), two digits each."""
+    middle = REFERENCE_LR * math.sqrt(REFERENCE_WEIGHTS / max(model.parameters, 1))
+    return [float(f"{middle * 4.0 ** (i - (points - 1) / 2):.1e}") for i in range(points)]
+
+
+def check(arms: Sequence[Arm], setting: Setting) -> None:
+    """Refuse what cannot run, before any work.
+
+    Raises:
+        UserError: records the protocol cannot score, an arm these records do not serve or it cannot score, a bad grid.
+    """
+    used = protocols.named(setting.protocol)
+    if used.primary is None or not used.records(setting.records):
+        raise UserError(f"protocol '{setting.protocol}' cannot score {', '.join(setting.records)} records")
+    if setting.folds < 0 or setting.folds == 1:
+        raise UserError(f"folds = {setting.folds}: 0 (one split) or at least 2 are expected")
+    if any(not rate > 0 for rate in setting.rates):
+        raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
+    for arm in arms:
+        arm.inputs(setting.model, setting.records)
+        if arm.predicts and used.answers is None:
+            raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
+    for part in ("tune", *range(len(setting.seeds))):
+        setting.split(part)
+
+
+def plan(arms: Sequence[Arm], setting: Setting) -> dict[str, int]:
+    """How many units of each sort there will be."""
+    trained = sum(arm.trains for arm in arms)
+    return {
+        "untouched": len(setting.seeds), "probes": trained, "search": trained * len(setting.rates),
+        "test": len(arms) * len(setting.seeds),
+    }  # fmt: skip
+
+
+def run(arms: Sequence[Arm], setting: Setting, report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The whole comparison; returns the leaderboard, best arm first.
+
+    Args:
+        arms: what to compare; the untouched model is added.
+        setting: what is the same for all.
+        report: called with one line for every unit of work done.
+    """
+    check(arms, setting)
+    primary = score.primary_of(setting.protocol, any(arm.predicts for arm in arms))
+    counts = plan(arms, setting)
+    work = Work(setting, report, primary, sum(counts.values()) - counts["probes"])
+    start = work.all_of([Unit(None, None, None, seed, k) for k, seed in enumerate(setting.seeds)])
+    if unscored := [u["error"] for u in start if "error" in u]:
+        raise UserError(f"the untouched model cannot be scored: {unscored[0]}")
+    lower = start[0].get("meaning", {}).get(primary, {}).get("better") == "lower"
+    chosen = _searched(work, arms, -1.0 if lower else 1.0)
+    able = [arm for arm in arms if "error" not in chosen[arm.name]]
+    wanted = [
+        Unit(arm, chosen[arm.name]["lr"], chosen[arm.name]["steps"], seed, k)
+        for arm in able
+        for k, seed in enumerate(setting.seeds)
+    ]
+    done = work.all_of(wanted)
+    units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: start}
+    failures = {name: plan["error"] for name, plan in chosen.items() if "error" in plan}
+    for arm in able:
+        outcomes = [outcome for unit, outcome in zip(wanted, done, strict=True) if unit.arm is arm]
+        if wrong := [outcome["error"] for outcome in outcomes if "error" in outcome]:
+            failures[arm.name] = wrong[0]
+        else:
+            units[arm.name] = outcomes
+    return leaderboard(setting, primary, units, chosen, failures)
+
+
+def _searched(work: Work, arms: Sequence[Arm], sign: float) -> dict[str, dict[str, Any]]:
+    """For every arm the learning rate with the best tuning score and how many steps the budget allows, or its error."""
+    trained = [arm for arm in arms if arm.trains]
+    counted = work.each(
+        [(f"{arm.name}_steps", functools.partial(attempt, functools.partial(work.steps, arm))) for arm in trained]
+    )
+    plans = dict(zip([arm.name for arm in trained], counted, strict=True))
+    able = [arm for arm in trained if "error" not in plans[arm.name]]
+    rates = work.setting.rates
+    wanted = [Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune") for arm in able for lr in rates]
+    done = work.all_of(wanted)
+    chosen: dict[str, dict[str, Any]] = {arm.name: {"lr": None, "steps": None, "search": {}} for arm in arms}
+    chosen |= plans
+    for arm in able:
+        found = {unit.lr or 0.0: o for unit, o in zip(wanted, done, strict=True) if unit.arm is arm}
+        chosen[arm.name] = _best(work, plans[arm.name]["steps"], found, sign)
+    return chosen
+
+
+def _best(work: Work, steps: int, found: Mapping[float, Mapping[str, Any]], sign: float) -> dict[str, Any]:
+    """The rate that scored best of those tried."""
+    good = {lr: sign * u["metrics"][work.primary] for lr, u in found.items() if "error" not in u}
+    if not good:
+        return {"error": next(u["error"] for u in found.values())}
+    middle = math.log(work.setting.rates[len(work.setting.rates) // 2])
+    best = max(good, key=lambda lr: (good[lr], -abs(math.log(lr) - middle)))  # of equals, the one with room around it
+    return {"lr": best, "steps": steps, "search": {f"{lr:g}": sign * v for lr, v in good.items()}}

@@ -1,0 +1,91 @@
+"""The leaderboard: arms by the primary measure, with intervals over seeds and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from didact.compare import score
+from didact.compare.work import TUNING_SEED, UNTOUCHED, Setting
+from didact.evaluate import statistics
+
+SHOWN = 4  # sample answers of an arm
+
+Outcome = Mapping[str, Any]
+
+
+def leaderboard(
+    setting: Setting,
+    primary: str,
+    units: Mapping[str, Sequence[Outcome]],
+    chosen: Mapping[str, Outcome],
+    failures: Mapping[str, str],
+) -> dict[str, Any]:
+    """Rows by the primary measure, with t intervals over seeds, paired with the leader, the untouched model and rules.
+
+    An arm is tied with the leader unless the paired interval of their difference excludes 0.
+    """
+    meaning = {k: v for done in units.values() for k, v in done[0].get("meaning", {}).items()}
+    sign = -1.0 if (meaning.get(primary) or {}).get("better") == "lower" else 1.0
+    scores = {name: [float(u["metrics"][primary]) for u in done] for name, done in units.items()}
+    order = sorted(scores, key=lambda name: -sign * sum(scores[name]))
+    rules = _rules(setting)
+    rows = []
+    for name in order:
+        done, plan = units[name], chosen.get(name, {})
+        whole = [u for u in done if not u.get("resumed")] or done
+        metrics = {m: [u["metrics"][m] for u in done if m in u["metrics"]] for m in done[0]["metrics"]}
+        to_leader = statistics.paired_interval(scores[name], scores[order[0]])
+        to_start = statistics.paired_interval(scores[name], scores[UNTOUCHED])
+        samples = done[0].get("samples", [])
+        rows.append(
+            {
+                "arm": name,
+                "score": _interval(statistics.mean_interval(scores[name])),
+                "to_leader": _interval(to_leader),
+                "to_untouched": _interval(to_start),
+                "to_rules": {r: _interval(statistics.paired_interval(scores[name], v)) for r, v in rules.items()},
+                "tied": not (to_leader.high < 0 or to_leader.low > 0),
+                "metrics": {m: _interval(statistics.mean_interval(v)) for m, v in metrics.items()},
+                "cost": {k: sum(u["cost"][k] for u in whole) / len(whole) for k in ("tokens", "flops", "seconds")},
+                "lr": plan.get("lr"),
+                "steps": plan.get("steps"),
+                "search": plan.get("search", {}),
+                "per_seed": scores[name],
+                "samples": _shown(samples),
+                "answered": _answered(samples),
+            }
+        )
+    return {
+        "protocol": setting.protocol, "primary": primary, "better": "lower" if sign < 0 else "higher",
+        "budget": {"amount": setting.budget.amount, "unit": setting.budget.unit}, "seeds": list(setting.seeds),
+        "tuning_seed": TUNING_SEED, "rates": list(setting.rates), "folds": setting.folds, "rows": rows,
+        "rules": {rule: sum(v) / len(v) for rule, v in rules.items()}, "failures": dict(failures),
+        "judged": setting.judge is not None, "meaning": meaning,
+    }  # fmt: skip
+
+
+def _rules(setting: Setting) -> dict[str, list[float]]:
+    """What rules score on the records every seed is tested on."""
+    found = [score.rules(setting.protocol, setting.scoring(k, s, {})) for k, s in enumerate(setting.seeds)]
+    return {rule: [values[rule] for values in found] for rule in found[0]}
+
+
+def _shown(samples: Sequence[Outcome]) -> list[Outcome]:
+    """A few of every part; they were drawn at random."""
+    parts = {s["part"]: [o for o in samples if o["part"] == s["part"]] for s in samples}
+    return [s for rows in parts.values() for s in rows[: max(1, SHOWN // len(parts))]]
+
+
+def _answered(samples: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    """By part, how many of the sampled answers are the right one to the letter, and of how many."""
+    parts = {s["part"]: [o for o in samples if o["part"] == s["part"] and o["wanted"]] for s in samples}
+    return {
+        part: {"right": sum(o["answer"].strip() == o["wanted"].strip() for o in rows), "of": len(rows)}
+        for part, rows in parts.items()
+        if rows
+    }
+
+
+def _interval(found: Any) -> dict[str, float | None]:
+    return {"mean": found.estimate, "low": found.low, "high": found.high}

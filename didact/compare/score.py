@@ -1,0 +1,97 @@
+"""Everything the leaderboard shows of one arm's model, or of what answers in its place."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from didact.evaluate import judges, protocols
+from didact.evaluate.measures import Measure
+from didact.evaluate.protocols import Predict, Scoring
+from didact.infer import generate
+from didact.models.model import Model
+
+DRAWN = 32  # prompts answered for judges and samples
+SHOWN = 4  # of them shown
+
+
+def primary_of(protocol: str, answers_only: bool) -> str:
+    """The measure arms are ranked by: where one of them gives answers and no model, one of answers."""
+    used = protocols.named(protocol)
+    return str((used.answers_primary if answers_only else None) or used.primary)
+
+
+def score(
+    protocol: str,
+    subject: Model | Predict,
+    scoring: Scoring,
+    primary: str,
+    judge: judges.Judge | None = None,
+    predict: Predict | None = None,
+) -> tuple[dict[str, Measure], list[dict[str, Any]]]:
+    """Measures of the protocol and the diagnostics, and sample answers.
+
+    Args:
+        protocol: its name.
+        subject: a model, or a function from prompts to answers.
+        scoring: records that training did not see, and the start model.
+        primary: what arms are ranked by.
+        judge: says which of two answers is better, the model's or the start model's.
+        predict: answers where the model does not give them by itself.
+    """
+    used = protocols.named(protocol)
+    if not isinstance(subject, Model):
+        assert used.answers is not None
+        return used.answers(subject, scoring), _samples(used, scoring, subject)
+    out = used.score(subject, scoring)
+    if used.answers is not None and primary == used.answers_primary:
+        out |= used.answers(_greedy(subject), scoring)
+    out |= protocols.named("collapse").score(subject, scoring)
+    if subject.kind == "encoder":  # a reward model answers nothing
+        return out, []
+    answer = predict or _greedy(subject)
+    if judge is not None:
+        prompts = scoring.some_prompts(DRAWN)
+        theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start)(prompts))
+        out["win_rate"] = judges.win_rate(judge, prompts, list(answer(prompts)), theirs)
+    return out, _samples(used, scoring, answer)
+
+
+def rules(protocol: str, scoring: Scoring) -> dict[str, float]:
+    """What rules that need no model score on the same records."""
+    if protocol != "prefer":
+        return {}
+    sizes = [
+        [len(scoring.start.tokenizer(side)["input_ids"]) for side in (p.chosen, p.rejected)]
+        for p in scoring.of("preference")
+    ]
+    shorter = shorter_wins(sizes)
+    return {"the shorter answer is the better": shorter, "the longer answer is the better": 1 - shorter}
+
+
+def shorter_wins(lengths: Sequence[Sequence[int]]) -> float:
+    """How often the rule "the shorter answer is the better" is right; lengths are (chosen, rejected)."""
+    sides = np.asarray(lengths)
+    return float(np.mean((sides[:, 0] < sides[:, 1]) + 0.5 * (sides[:, 0] == sides[:, 1])))
+
+
+def _samples(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., Any]) -> list[dict[str, Any]]:
+    """Answers to records drawn at random, the same ones for every arm, each beside the right answer."""
+    names = [n for n in (*used.scored, used.held_out) if n and scoring.records.get(n)]
+    parts = {n: scoring.records[n] for n in names} or {"": used.records(scoring.records)}
+    draw = random.Random(scoring.seed)
+    each = max(1, DRAWN // len(parts))
+    asked = [(n, r) for n, rows in parts.items() for r in draw.sample(list(rows), min(each, len(rows)))]
+    asked = [(n, r) for n, r in asked if hasattr(r, "prompt")]
+    answers = list(answer([r.prompt for _, r in asked])) if asked else []
+    return [
+        {"part": name, "prompt": r.prompt, "wanted": used.wanted(r), "answer": a}
+        for (name, r), a in zip(asked, answers, strict=True)
+    ]
+
+
+def _greedy(model: Model) -> Predict:
+    return lambda prompts: generate.generate(model, prompts)

@@ -1,0 +1,294 @@
+"""Units of work: one arm trained with one seed and scored, kept as one JSON file each.
+
+A comparison that was stopped goes on where it was, and the same command in a second shell shares the work; an arm that
+fails is reported and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from didact import files, registry
+from didact.compare import score
+from didact.compare.budget import Budget, steps_within
+from didact.compare.split import Part, Split, split
+from didact.data import convert
+from didact.evaluate import judges, protocols
+from didact.evaluate.protocols import Scoring
+from didact.learn import track
+from didact.models import cache, cost
+from didact.models.model import Model
+from didact.types import Record, Result, UserError
+
+UNTOUCHED = "untouched"
+TUNING_SEED = 1000
+COSTS = ("tokens", "flops", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A method with its options: one row of the leaderboard. `entry` is its catalogue entry."""
+
+    name: str
+    entry: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Result]:
+        """The method itself."""
+        return getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it gives answers and no model."""
+        return "models" not in self.entry["gives"]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a `fit`."""
+        return bool(self.entry["fit"])
+
+    def inputs(self, model: Model, train: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+        """The model and, for each parameter, the records given for it by name or kind, or made of another kind.
+
+        Raises:
+            UserError: a required input cannot be had from these records.
+        """
+        given: dict[str, Any] = {}
+        for parameter, need in self.entry["needs"].items():
+            if need["kind"] == "model":
+                given[parameter] = model
+                continue
+            rows = train.get(parameter)
+            if not rows and parameter in (need["kind"], f"{need['kind']}s"):  # `forget` is given by name only
+                rows = convert.serve(need["kind"], train)
+            if rows is None and need["required"]:
+                raise UserError(f"{self.name} needs {parameter} ({need['kind']}), which these records do not give")
+            if rows is not None:
+                given[parameter] = rows
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything that is the same for every arm.
+
+    Args:
+        model: where every arm starts.
+        records: by parameter name (`forget`, `retain`) or record kind (`preference`, `demo`, ...).
+        protocol: the name of how arms are scored.
+        budget: what each may use.
+        seeds: test seeds; the tuning seed is none of them.
+        rates: learning rates each arm that trains is tuned over.
+        fit: training options that are the same for all arms.
+        folds: 0 has one split; else seed k is tested on fold k.
+        group: a field whose equal values are kept on one side of a split; the prompt by default.
+        gold: a model that never saw what must be forgotten.
+        judge: says which of two answers is better.
+        folder: where units and models are kept.
+        keep: save the model of the first seed of every arm.
+        track: a tool that curves go to as well.
+    """
+
+    model: Model
+    records: Mapping[str, Sequence[Record]]
+    protocol: str
+    budget: Budget
+    seeds: Sequence[int]
+    rates: Sequence[float]
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    folds: int = 0
+    group: str | None = None
+    gold: Model | None = None
+    judge: judges.Judge | None = None
+    folder: Path
+    keep: bool = True
+    track: track.Kind | None = None
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    def split(self, part: Part) -> Split:
+        """The records of a test seed, by its number, or of tuning."""
+        return split(self.records, part, self.folds, self.group, protocols.named(self.protocol).scored)
+
+    def scoring(self, part: Part, seed: int, options: Mapping[str, Any]) -> Scoring:
+        """What a unit is scored on; what is the start model's own is worked out once for all units of a part."""
+        where = part if part == "tune" else int(part) % max(self.folds, 1)
+        return Scoring(
+            records=self.split(part).test, start=self.model, gold=self.gold, seed=seed, options=options, brief=True,
+            _kept=self._kept.setdefault(str(where), {}),
+        )  # fmt: skip
+
+
+class Unit(NamedTuple):
+    """One training (or none, without an arm) and its scoring: by a test seed, or on the tuning records."""
+
+    arm: Arm | None
+    lr: float | None
+    steps: int | None
+    seed: int
+    part: Part
+
+    @property
+    def name(self) -> str:
+        """What its file is called, and what is reported of it."""
+        arm = self.arm.name if self.arm else UNTOUCHED
+        rate = "" if self.lr is None else f"_lr{self.lr:g}"
+        return f"{arm}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
+
+
+class Work:
+    """Units of work, each done once and kept; several processes may share them.
+
+    Args:
+        setting: what is the same for all.
+        report: called with one line for every unit done.
+        primary: what arms are ranked by.
+        total: units in all, for the report.
+    """
+
+    def __init__(self, setting: Setting, report: Callable[[str], None], primary: str, total: int) -> None:
+        self.setting, self.report, self.primary, self.total, self.done = setting, report, primary, total, 0
+        self.units = setting.folder / "units"
+        self.units.mkdir(parents=True, exist_ok=True)
+
+    def place(self, name: str) -> Path:
+        """The file of a unit, or of what else is found out once."""
+        return self.units / f"{plain_name(name)}.json"
+
+    def all_of(self, wanted: Sequence[Unit]) -> list[dict[str, Any]]:
+        """Units as they were found, in the order given; what another process is at is waited for."""
+        return self.each([(unit.name, functools.partial(self.unit, unit)) for unit in wanted])
+
+    def each(self, wanted: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
+        """What the named pieces of work give; no two processes are at one of a name."""
+        done: dict[int, dict[str, Any]] = {}
+        while len(done) < len(wanted):
+            before = len(done)
+            for i, (name, work) in enumerate(wanted):
+                if i in done:
+                    continue
+                with files.claimed(self.place(name)) as ours:
+                    if ours:
+                        done[i] = work()
+            if len(done) == before:  # all that is left is in other hands
+                time.sleep(1)
+        return [done[i] for i in range(len(wanted))]
+
+    def unit(self, unit: Unit) -> dict[str, Any]:
+        """Train and score one arm with one seed; from its file where that is there. Failures are kept too."""
+        place = self.place(unit.name)
+        files.sweep(self.units, place.name)
+        self.done += 1
+        if place.exists() and "error" not in (kept := files.read_json(place)):  # what failed is tried once more
+            return dict(kept)
+        began, resumed = time.monotonic(), self._checkpoints(place.stem).exists()
+        outcome = attempt(lambda: self._scored(unit, place.stem))
+        outcome |= {"resumed": True} if resumed else {}  # its meter saw the last part only
+        files.write_json(place, outcome)
+        shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
+        shown = outcome.get("error") or f"{self.primary} {outcome['metrics'][self.primary]:.4f}"
+        seconds = time.monotonic() - began
+        self.report(f"unit {self.done} of {self.total}: {unit.name}: {shown} ({seconds:.0f} s)")
+        return outcome
+
+    def steps(self, arm: Arm) -> dict[str, Any]:
+        """How many steps of an arm the budget allows, found once."""
+        place = self.place(f"{arm.name}_steps")
+        if place.exists():
+            return dict(files.read_json(place))
+        train = self.setting.split("tune").train
+
+        def probe(steps: int) -> cost.Meter:
+            name = f"probe-{plain_name(arm.name)}-{steps}"
+            # From its beginning also after a kill: the meter of a resumed run has not seen what was done before.
+            shutil.rmtree(self._checkpoints(name), ignore_errors=True)
+            try:
+                return self._trained(Unit(arm, self.setting.rates[0], steps, TUNING_SEED, "tune"), train, name)[1]
+            finally:
+                shutil.rmtree(self._checkpoints(name), ignore_errors=True)
+
+        found = steps_within(self.setting.budget, arm.name, probe)
+        files.write_json(place, found)
+        return found
+
+    def _scored(self, unit: Unit, name: str) -> dict[str, Any]:
+        setting, arm = self.setting, unit.arm
+        first = unit.part != "tune" and unit.seed == setting.seeds[0]
+        used, subject, predict, options = dict.fromkeys(COSTS, 0.0), setting.model, None, {}
+        if arm is not None:
+            result, meter = self._trained(unit, setting.split(unit.part).train, name)
+            used = {k: float(getattr(meter, k)) for k in used}
+            model, predict, options = result.models.get("model"), result.predict, self._options(arm)
+            able = protocols.named(setting.protocol).answers is not None
+            if not isinstance(model, Model) and (predict is None or not able):
+                raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
+            subject = model if isinstance(model, Model) else predict  # type: ignore[assignment]
+            if first and setting.keep and isinstance(model, Model):
+                with files.new_folder(setting.folder / "models" / plain_name(arm.name)) as fresh:
+                    model.save(fresh)
+        scoring = setting.scoring(unit.part, unit.seed, options)
+        measures, samples = score.score(setting.protocol, subject, scoring, self.primary, setting.judge, predict)
+        outcome: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
+        if first:
+            outcome["samples"] = samples
+            outcome["meaning"] = {
+                k: {"n": m.n, "unit": m.unit, "better": m.better, "help": m.help} for k, m in measures.items()
+            }
+        if not math.isfinite(outcome["metrics"][self.primary]):
+            raise UserError(f"{self.primary} is not a number")
+        return outcome
+
+    def _trained(self, unit: Unit, train: Mapping[str, Sequence[Record]], name: str) -> tuple[Result, cost.Meter]:
+        """Run the method on its share of the records, and meter it."""
+        arm, setting = unit.arm, self.setting
+        assert arm is not None
+        given = arm.inputs(setting.model, train)
+        takes = inspect.signature(arm.function).parameters
+        if arm.trains:
+            changes = {**setting.fit, **arm.fit, "seed": unit.seed, "folder": str(self._checkpoints(name))}
+            changes |= {k: v for k, v in (("lr", unit.lr), ("steps", unit.steps)) if v is not None}
+            given["fit"] = takes["fit"].default.replace(**changes)
+            if setting.track and "hooks" in takes:
+                given["hooks"] = [track.tracker(setting.track, setting.folder / "track" / name, changes)]
+        elif "seed" in takes:
+            given["seed"] = unit.seed
+        with cache.private(), cost.metered() as meter:  # every arm pays for its own references
+            result = arm.function(**given, **registry.assemble(arm.function, arm.options))
+        return result, meter
+
+    def _options(self, arm: Arm) -> dict[str, Any]:
+        """All own options of an arm, as its method was called."""
+        own = {o["name"] for o in arm.entry["options"]}
+        defaults = {n: p.default for n, p in inspect.signature(arm.function).parameters.items() if n in own}
+        return defaults | registry.assemble(arm.function, arm.options)
+
+    def _checkpoints(self, name: str) -> Path:
+        return self.setting.folder / "checkpoints" / name
+
+
+def plain_name(name: str) -> str:
+    """A name of an arm or unit as a file's name."""
+    return re.sub(r"[^A-Za-z0-9.+-]", "_", name)
+
+
+def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, or the reason it gives nothing: one arm's failure is not the others'."""
+    try:
+        return work()
+    except UserError as error:
+        return {"error": str(error)}
+    except OSError:  # a full disk is nobody's failure: the same command goes on where it was
+        raise
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
