@@ -156,22 +156,22 @@ def guided_apart(batch: int = 64) -> dict[str, Any]:
 
 def _asked(model: Model) -> Any:
     """A question about a passage of 500 tokens."""
-    from didact.infer import extract
+    from didact.infer import qa_prompts
 
     write = problems.Writer(model)
-    how = extract.form(model)
-    return how, extract.ask(model, how, write(500), write(12))
+    form = qa_prompts.prompt_format(model)
+    return form, qa_prompts.encode_question(model, form, write(500), write(12))
 
 
 def spans_ours(longest: int = 30, prune: bool = True) -> dict[str, Any]:
-    from didact.infer import extract
+    from didact.infer import span_scores
 
     model = problems.llama()
-    how, asked = _asked(model)
+    form, asked = _asked(model)
 
     def best() -> list[int]:
-        table = extract.tables(model, [asked], how, longest, prune=prune)[0]
-        span = extract.best(asked, table, how)[0]
+        table = span_scores.score(model, [asked], form, longest, prune=prune)[0]
+        span = span_scores.best(asked, table, form)[0]
         return [int(span.start or 0), len(span.tokens)]
 
     return problems.measured(best, 1, best)
@@ -180,11 +180,11 @@ def spans_ours(longest: int = 30, prune: bool = True) -> dict[str, Any]:
 def spans_all(longest: int = 30, every: int = 20) -> dict[str, Any]:
     """Forced decoding of every span on its own, sorted by length, in batches of 32; every 20th start is timed."""
     model = problems.llama()
-    how, asked = _asked(model)
+    form, asked = _asked(model)
     passage = asked.passage
     starts = range(0, len(passage), every)
     rows = [
-        Row(asked.prompt, (*passage[i : j + 1], how.end))
+        Row(asked.prompt, (*passage[i : j + 1], form.end))
         for i in starts
         for j in range(i, min(i + longest, len(passage)))
     ]

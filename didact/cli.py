@@ -200,7 +200,7 @@ def _advise(words: list[str]) -> int:
     parser.add_argument("--model", help="model folder or hub id: counts tokens against its context")
     parser.add_argument("--json", action="store_true", help="as JSON")
     args = parser.parse(words)
-    from didact.claims import advise
+    from didact.verbs import advise
 
     found = advise.advise(args.files, args.model)
     if args.json:

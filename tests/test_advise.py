@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from didact import catalogue, options
-from didact.claims import advise as module
-from didact.claims.advise import advise, near_pairs, render
+from didact.data import duplicates
 from didact.types import RECORDS, UserError
+from didact.verbs import advise as module
+from didact.verbs.advise import advise, render
 
 ROWS = {
     "text": {"text": "t", "source": "s"},
@@ -193,7 +194,7 @@ letters = st.text(st.sampled_from("abcd 字"), max_size=24)
 def test_near_pairs_are_those_of_the_definition(texts, share):
     def pieces(text):
         text = " ".join(text.casefold().split())
-        return {text[i : i + module.GRAM] for i in range(max(1, len(text) - module.GRAM + 1))}
+        return {text[i : i + duplicates.GRAM] for i in range(max(1, len(text) - duplicates.GRAM + 1))}
 
     sets = [pieces(t) for t in texts]
     expected = [
@@ -202,10 +203,10 @@ def test_near_pairs_are_those_of_the_definition(texts, share):
         for i in range(j)
         if texts[i] != texts[j] and len(sets[i] & sets[j]) >= share * len(sets[i] | sets[j]) - 1e-9
     ]
-    assert near_pairs(texts, share) == expected
+    assert duplicates.near_pairs(texts, share) == expected
 
 
 def test_advice_without_a_model_imports_no_torch(tmp_path):
     path = write(tmp_path, "a.jsonl", *demos(3))
-    code = f"import sys; from didact.claims.advise import *; render(advise([{path!r}])); print('torch' in sys.modules)"
+    code = f"import sys; from didact.verbs.advise import *; render(advise([{path!r}])); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -12,7 +12,7 @@ from shapes import KINDS, tiny
 
 from didact.data import spans
 from didact.evaluate import qa
-from didact.infer import beam, constrain, extract
+from didact.infer import beam, constrain, qa_prompts, span_decoders, span_scores
 from didact.methods.prompting.exact_extract import exact_extract, exact_extract_rss, exact_extract_tune, rss_rows
 from didact.models import build
 from didact.types import QA, Fit, Text, UserError
@@ -25,8 +25,10 @@ TEXT = "The old mill stood by the river. In May the old mill burned. Nobody saw 
 def asked(kind, pairs=PAIRS, **more):
     """A random model of this type, its form and questions of at most 12 tokens."""
     model = tiny(kind, **more)
-    how = extract.form(model, "T: {context} Q: {question} A:", bos="a" if kind == "t5" else "none", end="z")
-    return model, how, [extract.ask(model, how, *p) for p in pairs]
+    form = qa_prompts.prompt_format(
+        model, "T: {context} Q: {question} A:", bos="a" if kind == "t5" else "none", end="z"
+    )
+    return model, form, [qa_prompts.encode_question(model, form, *p) for p in pairs]
 
 
 def constant(model, favoured=(), value=0.0):
@@ -47,18 +49,18 @@ def constant(model, favoured=(), value=0.0):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("max_len", [0, 3])
 def test_every_span_scores_as_when_it_is_decoded_by_itself(kind, max_len):
-    model, how, questions = asked(kind)
-    for q, table in zip(questions, extract.tables(model, questions, how, max_len), strict=True):
-        one_by_one = extract.forced(model, q, how, max_len)
-        n, m = len(q.passage), extract.longest(model, q, max_len)
+    model, form, questions = asked(kind)
+    for q, table in zip(questions, span_scores.score(model, questions, form, max_len), strict=True):
+        one_by_one = span_decoders.forced(model, q, form, max_len)
+        n, m = len(q.passage), span_scores.longest(model, q, max_len)
         assert n <= 12 and table.rows == n
         scored = np.isfinite(one_by_one)
         assert scored.sum() == sum(min(m, n - i) for i in range(n))
-        total = extract.totals(table.nll, table.end)
+        total = span_scores.totals(table.nll, table.end)
         assert (np.isfinite(total) == scored).all()
         np.testing.assert_allclose(total[scored], one_by_one[scored], atol=2e-5)
-        (found,) = extract.best(q, table, how)
-        blanks = [i for i, (a, b) in enumerate(q.spots) if not q.context[a:b].strip()]
+        (found,) = span_scores.best(q, table, form)
+        blanks = [i for i, (a, b) in enumerate(q.offsets) if not q.context[a:b].strip()]
         one_by_one[blanks, 0] = np.inf  # a span of white space is no answer
         i, t = np.unravel_index(one_by_one.argmin(), one_by_one.shape)
         assert found.tokens == q.passage[i : i + t + 1]
@@ -67,11 +69,11 @@ def test_every_span_scores_as_when_it_is_decoded_by_itself(kind, max_len):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "mamba", "t5"])
 def test_neither_chunks_nor_company_nor_pruning_change_the_answer(kind):
-    model, how, questions = asked(kind)
-    whole = extract.tables(model, questions, how)
+    model, form, questions = asked(kind)
+    whole = span_scores.score(model, questions, form)
     for other in (
-        extract.tables(model, questions, how, chunk_tokens=30),
-        [extract.tables(model, [q], how)[0] for q in questions],
+        span_scores.score(model, questions, form, chunk_tokens=30),
+        [span_scores.score(model, [q], form)[0] for q in questions],
     ):
         for a, b in zip(whole, other, strict=True):
             np.testing.assert_allclose(a.nll, b.nll, atol=2e-5)
@@ -79,9 +81,9 @@ def test_neither_chunks_nor_company_nor_pruning_change_the_answer(kind):
             assert (a.bos, a.rows) == (pytest.approx(b.bos, abs=2e-5), b.rows)
     for top in (1, 3):
         for norm in (False, True):
-            pruned = extract.tables(model, questions, how, prune=True, top=top, length_norm=norm)
+            pruned = span_scores.score(model, questions, form, prune=True, top=top, length_norm=norm)
             for q, a, b in zip(questions, whole, pruned, strict=True):
-                full, less = (extract.best(q, x, how, top, norm) for x in (a, b))
+                full, less = (span_scores.best(q, x, form, top, norm) for x in (a, b))
                 assert [s.text for s in full] == [s.text for s in less]
                 np.testing.assert_allclose([s.nll for s in full], [s.nll for s in less], atol=2e-5)
 
@@ -90,18 +92,18 @@ def test_pruning_skips_starts_that_cannot_win():
     model = tiny("llama", tie_word_embeddings=False)
     likely = [*model.tokenizer.convert_tokens_to_ids(["c", "d"])]
     constant(model, [*likely, *model.tokenizer.convert_tokens_to_ids(["z"])], 8.0)
-    how = extract.form(model, "{context}{question}", end="z")
-    q = extract.ask(model, how, "abcdefghijklmnopqrstuvwxy" * 4, "")
-    (full,), (less,) = (extract.tables(model, [q], how, 5, prune=p) for p in (False, True))
+    form = qa_prompts.prompt_format(model, "{context}{question}", end="z")
+    q = qa_prompts.encode_question(model, form, "abcdefghijklmnopqrstuvwxy" * 4, "")
+    (full,), (less,) = (span_scores.score(model, [q], form, 5, prune=p) for p in (False, True))
     assert full.rows == len(q.passage) == 101
     assert less.rows == 8  # the four c and the four d
-    assert extract.best(q, full, how)[0].text == extract.best(q, less, how)[0].text
+    assert span_scores.best(q, full, form)[0].text == span_scores.best(q, less, form)[0].text
 
 
 def test_top_spans_are_distinct_and_in_order():
-    model, how, questions = asked("llama")
-    for q, table in zip(questions, extract.tables(model, questions, how), strict=True):
-        found = extract.best(q, table, how, top=6)
+    model, form, questions = asked("llama")
+    for q, table in zip(questions, span_scores.score(model, questions, form), strict=True):
+        found = span_scores.best(q, table, form, top=6)
         texts, scores = [s.text for s in found], [s.nll for s in found]
         assert len(set(texts)) == len(texts) and scores == sorted(scores)
         assert all(t and t in q.context for t in texts)
@@ -109,10 +111,10 @@ def test_top_spans_are_distinct_and_in_order():
 
 
 def test_a_span_is_named_by_its_first_place():
-    model, how, _ = asked("gpt2")
-    q = extract.ask(model, how, "xx xx xx", "q")
-    (found,) = extract.best(q, extract.tables(model, [q], how)[0], how)
-    assert found.start == extract.place(q, found.tokens)
+    model, form, _ = asked("gpt2")
+    q = qa_prompts.encode_question(model, form, "xx xx xx", "q")
+    (found,) = span_scores.best(q, span_scores.score(model, [q], form)[0], form)
+    assert found.start == q.find(found.tokens)
 
 
 # --- known answers ---------------------------------------------------------------------------
@@ -120,22 +122,22 @@ def test_a_span_is_named_by_its_first_place():
 
 def test_under_a_uniform_model_a_span_costs_log_v_a_token_and_the_first_token_wins():
     model = constant(tiny("llama", tie_word_embeddings=False))
-    how = extract.form(model, "{context}{question}", end="z")
-    q = extract.ask(model, how, "abcdef", "?")
-    (table,) = extract.tables(model, [q], how)
+    form = qa_prompts.prompt_format(model, "{context}{question}", end="z")
+    q = qa_prompts.encode_question(model, form, "abcdef", "?")
+    (table,) = span_scores.score(model, [q], form)
     log_v = math.log(model.config.vocab_size)
     for t in range(len(q.passage)):
-        assert extract.totals(table.nll, table.end)[0, t] == pytest.approx((t + 2) * log_v, rel=1e-5)
-    (found,) = extract.best(q, table, how)
+        assert span_scores.totals(table.nll, table.end)[0, t] == pytest.approx((t + 2) * log_v, rel=1e-5)
+    (found,) = span_scores.best(q, table, form)
     assert (found.text, len(found.tokens)) == ("a", 1)  # the blank before it is no answer
-    normed = extract.normed(extract.totals(table.nll, table.end), table.bos, how)
+    normed = span_scores.normed(span_scores.totals(table.nll, table.end), table.bos, form)
     np.testing.assert_allclose(normed[np.isfinite(normed)], log_v, rtol=1e-5)  # a pure tie
 
 
 def test_t5_counts_its_constant_token_when_length_is_divided_by():
-    model, how, (q, *_) = asked("t5")
-    (table,) = extract.tables(model, [q], how)
-    (found,) = extract.best(q, table, how, length_norm=True)
+    model, form, (q, *_) = asked("t5")
+    (table,) = span_scores.score(model, [q], form)
+    (found,) = span_scores.best(q, table, form, length_norm=True)
     assert found.score == pytest.approx((table.bos + found.nll) / (len(found.tokens) + 2))
 
 
@@ -144,19 +146,19 @@ def test_an_end_that_comes_after_r_tokens_gives_a_span_of_r_tokens(length):
     n = 8
     uniform = np.where(np.add.outer(np.arange(n), np.arange(n)) < n, math.log(50), np.inf)
     end = np.where(np.arange(n) == length - 1, -math.log(1 - 1e-6), 1e3) * np.ones((n, 1))
-    q = extract.Ask((1,), tuple(range(n)), "abcdefgh", tuple((i, i + 1) for i in range(n)))
-    (found,) = extract.best(q, extract.Table(uniform, end, 0.0, n), extract.Form("", (), 0))
+    q = qa_prompts.EncodedQuestion((1,), tuple(range(n)), "abcdefgh", tuple((i, i + 1) for i in range(n)))
+    (found,) = span_scores.best(q, span_scores.SpanScores(uniform, end, 0.0, n), qa_prompts.PromptFormat("", (), 0))
     assert found.text == "abcdefgh"[:length]
 
 
 def test_the_parts_of_a_score():
-    model, how, questions = asked("llama")
-    for q, table in zip(questions, extract.tables(model, questions, how), strict=True):
-        total, n = extract.totals(table.nll, table.end), len(q.passage)
+    model, form, questions = asked("llama")
+    for q, table in zip(questions, span_scores.score(model, questions, form), strict=True):
+        total, n = span_scores.totals(table.nll, table.end), len(q.passage)
         np.testing.assert_allclose(total[:, 0], table.nll[:, 0] + table.end[:, 0])
         assert (np.diff(table.nll.cumsum(1)[0]) >= 0).all()
         assert np.isfinite(table.nll).sum() == n * (n + 1) / 2
-        assert [len(r) for r in extract.branches(q.passage, n)] == list(range(n, 0, -1))  # never wrapped
+        assert [len(r) for r in span_scores.branches(q.passage, n)] == list(range(n, 0, -1))  # never wrapped
 
 
 # --- greedy, constrained, beam ---------------------------------------------------------------
@@ -164,30 +166,30 @@ def test_the_parts_of_a_score():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_that_stays_in_the_passage_is_likelier_than_the_exact_answer(kind):
-    model, how, questions = asked(kind)
-    for q, table in zip(questions, extract.tables(model, questions, how), strict=True):
-        (exact,) = extract.best(q, table, how)
-        along = extract.constrained(q, table)
+    model, form, questions = asked(kind)
+    for q, table in zip(questions, span_scores.score(model, questions, form), strict=True):
+        (exact,) = span_scores.best(q, table, form)
+        along = span_decoders.constrained_greedy(q, table)
         assert exact.nll <= along.nll + 1e-5
-        assert extract.answer_nll(model, [q], how, [along.tokens])[0] == pytest.approx(along.nll, abs=1e-4)
-        assert extract.answer_nll(model, [q], how, [exact.tokens])[0] == pytest.approx(exact.nll, abs=1e-4)
+        assert span_decoders.answer_nll(model, [q], form, [along.tokens])[0] == pytest.approx(along.nll, abs=1e-4)
+        assert span_decoders.answer_nll(model, [q], form, [exact.tokens])[0] == pytest.approx(exact.nll, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_greedy_along_the_passage_is_what_constrained_decoding_says(kind):
-    model, how, questions = asked(kind)
-    limits = [constrain.Spans(q.passage, how.end, 4) for q in questions]
-    walked = beam.search(model, [q.prompt for q in questions], 1, 0.0, [9] * 3, [how.end], limits)
-    for q, table, (w, *_) in zip(questions, extract.tables(model, questions, how, 4), walked, strict=True):
-        read = extract.constrained(q, table)
-        assert (*read.tokens, how.end) == w.tokens
+    model, form, questions = asked(kind)
+    limits = [constrain.Spans(q.passage, form.end, 4) for q in questions]
+    walked = beam.search(model, [q.prompt for q in questions], 1, 0.0, [9] * 3, [form.end], limits)
+    for q, table, (w, *_) in zip(questions, span_scores.score(model, questions, form, 4), walked, strict=True):
+        read = span_decoders.constrained_greedy(q, table)
+        assert (*read.tokens, form.end) == w.tokens
         assert -read.nll == pytest.approx(w.logp, abs=1e-4)
 
 
 def test_a_model_sure_of_one_span_is_greedy_exact_and_optimal(learned):
-    model, how, _ = learned
+    model, form, _ = learned
     pairs = [("so kal sad sux . here gem tod .", "kal")]
-    found = extract.answers(model, pairs, how, ("exact", "greedy", "constrained_greedy", "beam"))
+    found = span_decoders.answer(model, pairs, form, ("exact", "greedy", "constrained_greedy", "beam"))
     assert {rows[0][0].tokens for rows in found.values()} == {found["exact"][0][0].tokens}
 
 
@@ -303,7 +305,7 @@ def learned(blank):
     one = [QA(context="so kal sad sux . here gem tod .", question="kal", answers=["sad sux"])]
     fit = Fit(lr=1e-2, steps=40, rows=1, schedule="constant")
     result = exact_extract_tune(blank, one, one, max_len=8, **FORM, fit=fit)
-    return result.models["model"], extract.form(blank, **FORM), result
+    return result.models["model"], qa_prompts.prompt_format(blank, **FORM), result
 
 
 def test_tuning_teaches_the_answer_and_says_so(learned):
@@ -322,21 +324,21 @@ def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(blank,
 
 
 def test_random_spans_are_trained_on_the_same_passages(blank, world):
-    how = extract.form(blank, **FORM)
+    form = qa_prompts.prompt_format(blank, **FORM)
     texts = [Text(text=TEXT), Text(text="nothing twice"), *world.passages[:20]]
-    rows = {s: rss_rows(blank, texts, how, s) for s in ("recurring", "random")}
+    rows = {s: rss_rows(blank, texts, form, s) for s in ("recurring", "random")}
     assert rows["recurring"][1] == rows["random"][1] == 1
     assert len(rows["recurring"][0]) == len(rows["random"][0]) == 21
     for row in rows["recurring"][0]:
         prompt, span = (blank.tokenizer.decode(list(ids)) for ids in (row.prompt, row.completion[:-1]))
-        assert span.strip() in prompt and row.completion[-1] == how.end
+        assert span.strip() in prompt and row.completion[-1] == form.end
 
 
 def test_a_long_passage_is_cut_before_spans_are_looked_for(blank):
     far = " ".join(["kal sad sux"] + [f"w{i}" for i in range(200)] + ["kal sad sux"])
-    how = extract.form(blank, **FORM)
+    form = qa_prompts.prompt_format(blank, **FORM)
     with pytest.raises(UserError, match="no span recurs"):
-        rss_rows(blank, [Text(text=far)], how, limit=60)
+        rss_rows(blank, [Text(text=far)], form, limit=60)
 
 
 def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
@@ -358,21 +360,24 @@ def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
 
 
 def test_a_long_passage_is_read_in_windows_and_the_likeliest_answer_wins(learned):
-    model, how, _ = learned
+    model, form, _ = learned
     long = " ".join(["here gem tod ."] * 20 + ["so kal sad sux ."])
-    search = extract.Search(max_len=5, limit=40)
-    windows = extract.asks(model, how, long, "kal", 40)
+    search = span_decoders.SearchConfig(max_len=5, limit=40)
+    windows = qa_prompts.encode_windows(model, form, long, "kal", 40)
     assert len(windows) > 1 and all(len(w.prompt) <= 40 for w in windows)
-    (found,) = extract.answers(model, [(long, "kal")], how, ("exact",), search)["exact"]
-    each = [extract.best(w, t, how)[0] for w, t in zip(windows, extract.tables(model, windows, how, 5), strict=True)]
+    (found,) = span_decoders.answer(model, [(long, "kal")], form, ("exact",), search)["exact"]
+    each = [
+        span_scores.best(w, t, form)[0]
+        for w, t in zip(windows, span_scores.score(model, windows, form, 5), strict=True)
+    ]
     assert found[0].nll == pytest.approx(min(e.nll for e in each), abs=1e-4)
 
 
 def test_tokens_that_are_missing_are_named_with_the_mend(blank):
     with pytest.raises(UserError, match="--bos none --end eos"):
-        extract.form(tiny("t5"))
+        qa_prompts.prompt_format(tiny("t5"))
     with pytest.raises(UserError, match=r"\{question\} is missing"):
-        extract.form(blank, "{context}")
+        qa_prompts.prompt_format(blank, "{context}")
     with pytest.raises(UserError, match="no answer to learn"):
         exact_extract_tune(blank, [QA(context="a", question="b", answers=[])], **FORM)
     with pytest.raises(UserError, match="no span recurs"):
@@ -384,12 +389,12 @@ def test_tokens_that_are_missing_are_named_with_the_mend(blank):
 def test_t5_is_asked_as_it_was_pretrained():
     model = tiny("t5")
     model.processor = copy.deepcopy(model.tokenizer)  # the other tests share it
-    model.processor.add_special_tokens({"additional_special_tokens": list(extract.SENTINELS)})
-    how = extract.form(model)
-    first, last = model.tokenizer.convert_tokens_to_ids(list(extract.SENTINELS))
-    assert (how.bos, how.end) == ((first,), last)
-    assert how.template.endswith("Question: {question} Answer:<extra_id_0>.")
-    rows, _ = rss_rows(model, [Text(text=TEXT)], how, limit=256)
+    model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
+    form = qa_prompts.prompt_format(model)
+    first, last = model.tokenizer.convert_tokens_to_ids(list(qa_prompts.SENTINELS))
+    assert (form.bos, form.end) == ((first,), last)
+    assert form.template.endswith("Question: {question} Answer:<extra_id_0>.")
+    rows, _ = rss_rows(model, [Text(text=TEXT)], form, limit=256)
     (row,) = rows
     assert row.prompt.count(first) == 1 and (row.completion[0], row.completion[-1]) == (first, last)
     span = model.tokenizer.decode(row.completion[1:-1]).strip()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from didact.data import demonstrations
-from didact.evaluate import fewshot, statistics
+from didact.evaluate import fewshot_prompts, fewshot_scores, statistics
 from didact.infer import lm as language_models
 from didact import baselines, prompting
 from didact.models import build, load
@@ -143,7 +143,7 @@ def test_a_description_stands_once_before_everything():
 
 
 def test_a_line_break_may_be_written_out_as_in_a_shell():
-    setup = fewshot.Setup(separator="\\n\\n", stop="\\n", description="Say\\nno.")
+    setup = fewshot_prompts.Setup(separator="\\n\\n", stop="\\n", description="Say\\nno.")
     assert (setup.separator, setup.stop, setup.description) == ("\n\n", "\n", "Say\nno.")
 
 
@@ -153,14 +153,14 @@ def test_a_line_break_may_be_written_out_as_in_a_shell():
 def test_demonstrations_that_do_not_fit_are_left_out_and_reported(tokenizer):
     model = build.build("gpt2", tokenizer, d=16, layers=1, heads=2, context=48)
     lm = language_models.of(model)
-    asker = fewshot.Asker(lm, ITEMS, fewshot.Setup(shots=(0, 4, 20), separator="\n"))
+    prompter = fewshot_prompts.Prompter(lm, ITEMS, fewshot_prompts.Setup(shots=(0, 4, 20), separator="\n"))
     for k in (0, 4, 20):
-        before, used, cut = asker.prompts(ITEMS, k)
+        before, used, cut, _ = prompter.prompts(ITEMS, k)
         assert cut == 0 and all(u == text.count("item") for u, text in zip(used, before, strict=True))
         longest = max(
             lm.tokens([f"{b}\n{d.prompt} {c}" for b, d in zip(before, ITEMS, strict=True) for c in d.choices])
         )
-        assert longest <= 48 - fewshot.START_END
+        assert longest <= 48 - fewshot_prompts.START_END
         assert (max(used) == k) == (k < 20)
     result = prompting.gpt3(model, ITEMS, shots=(0, 4, 20), separator="\n")
     assert [w.startswith("K = 20: 100% of the prompts") for w in result.warnings].count(True) == 1
@@ -202,8 +202,8 @@ def test_with_choices_of_one_token_token_is_sum_for_a_local_model(tokenizer):
 
 
 def test_ties_share_the_credit():
-    assert fewshot.credit([1.0, 1.0, 0.0], 0) == 0.5 and fewshot.credit([1.0, 1.0, 2.0], 0) == 0.0
-    assert fewshot.credit([0.0] * 4, 2) == 0.25
+    assert fewshot_scores.credit([1.0, 1.0, 0.0], 0) == 0.5 and fewshot_scores.credit([1.0, 1.0, 2.0], 0) == 0.0
+    assert fewshot_scores.credit([0.0] * 4, 2) == 0.25
 
 
 def test_rules_that_disagree_are_reported():
@@ -257,22 +257,22 @@ def test_rule_auto_is_chosen_on_dev():
 
 def test_one_draw_gives_the_t_interval_over_items():
     x = np.random.default_rng(0).random((12, 1))
-    assert fewshot.two_way(x) == pytest.approx(statistics.mean_interval(x[:, 0]))
+    assert statistics.two_way(x) == pytest.approx(statistics.mean_interval(x[:, 0]))
 
 
 def test_draws_that_agree_add_nothing():
     x = np.random.default_rng(0).random((12, 1))
-    assert fewshot.two_way(np.repeat(x, 5, 1)) == pytest.approx(statistics.mean_interval(x[:, 0]))
+    assert statistics.two_way(np.repeat(x, 5, 1)) == pytest.approx(statistics.mean_interval(x[:, 0]))
 
 
 def test_where_only_draws_differ_the_interval_is_over_draws():
     x = np.random.default_rng(1).random((1, 4))
-    assert fewshot.two_way(np.repeat(x, 9, 0)) == pytest.approx(statistics.mean_interval(x[0]))
+    assert statistics.two_way(np.repeat(x, 9, 0)) == pytest.approx(statistics.mean_interval(x[0]))
 
 
 def test_the_variance_estimate_is_that_of_the_two_way_table_by_hand():
     x = np.array([[0.0, 2.0], [4.0, 10.0]])  # item means 1 and 7, draw means 2 and 6, MS 36, 16 and 4
-    of = fewshot.two_way(x)
+    of = statistics.two_way(x)
     variance = (36 + 16 - 4) / 4
     freedom = 48**2 / (36**2 + 16**2 + 4**2)
     from scipy import stats
@@ -287,24 +287,24 @@ def test_the_interval_covers_the_mean_whatever_varies(items, draws):
     covered = 0
     for _ in range(400):
         x = items * rng.standard_normal((25, 1)) + draws * rng.standard_normal((1, 5)) + rng.standard_normal((25, 5))
-        of = fewshot.two_way(x)
+        of = statistics.two_way(x)
         covered += of.low <= 0 <= of.high
     assert covered >= 0.92 * 400
 
 
 def test_shares_that_are_all_right_have_the_exact_binomial_interval():
-    of = fewshot.two_way(np.ones((20, 3)), share=True)
+    of = statistics.two_way(np.ones((20, 3)), share=True)
     assert of == pytest.approx((1.0, 0.025 ** (1 / 20), 1.0))
-    assert fewshot.two_way(np.zeros((20, 1)), share=True).high == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert statistics.two_way(np.zeros((20, 1)), share=True).high == pytest.approx(1 - 0.025 ** (1 / 20))
 
 
 # --- free answers and servers ----------------------------------------------------------------
 
 
 def test_free_answers_are_compared_to_the_letter_normalised_or_by_f1():
-    assert fewshot.matches(" -5 ", ["-5"], "exact") == 1.0 > fewshot.matches("5", ["-5"], "exact")
-    assert fewshot.matches("the Eiffel tower!", ["Eiffel Tower"], "normalised") == 1.0
-    assert fewshot.matches("Eiffel", ["Eiffel Tower", "x"], "f1") == pytest.approx(2 / 3)
+    assert fewshot_scores.matches(" -5 ", ["-5"], "exact") == 1.0 > fewshot_scores.matches("5", ["-5"], "exact")
+    assert fewshot_scores.matches("the Eiffel tower!", ["Eiffel Tower"], "normalised") == 1.0
+    assert fewshot_scores.matches("Eiffel", ["Eiffel Tower", "x"], "f1") == pytest.approx(2 / 3)
 
 
 def test_a_server_that_only_generates_answers_freely_and_is_refused_for_choices():

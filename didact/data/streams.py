@@ -155,9 +155,9 @@ def collate(
     prompts = {prompt: n for n, prompt in enumerate(dict.fromkeys(r.prompt for r in rows))}
     first = pad if start is None else start
     source = torch.tensor([prompts[r.prompt] for r in rows]) if len(prompts) < len(rows) else None
-    shifted = _padded([(first, *r.completion[:-1]) for r in rows], pad)
+    shifted = padded([(first, *r.completion[:-1]) for r in rows], pad)
     spots = [np.arange(len(r.completion)) + i * shifted.shape[1] for i, r in enumerate(rows)]
-    ids, there = _padded(list(prompts), pad), _padded([[1] * len(p) for p in prompts], 0)
+    ids, there = padded(list(prompts), pad), padded([[1] * len(p) for p in prompts], 0)
     return Tokens(ids, there, *_labels(rows, spots), shifted, source)
 
 
@@ -172,10 +172,10 @@ def of_trees(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int =
         for path in tree.paths:
             n = len(rows[path.row].completion)
             spots[path.row] = path.spots[len(path.spots) - n :] + line * width
-    ids, there = _padded([t.ids for t in trees], pad), _padded([np.ones(t.width) for t in trees], 0)
+    ids, there = padded([t.ids for t in trees], pad), padded([np.ones(t.width) for t in trees], 0)
     if plain:
         return Tokens(ids, there, *_labels(rows, spots))
-    position, reach = _padded([t.position for t in trees], 0), _padded([t.reach for t in trees], 0)
+    position, reach = padded([t.position for t in trees], 0), padded([t.reach for t in trees], 0)
     # Padding sees itself, so that no row of the mask is empty, whatever the kernel makes of such rows.
     reach = torch.where(there.bool(), reach, torch.arange(1, width + 1))
     return Tokens(ids, there, *_labels(rows, spots), position_ids=position, reach=reach)
@@ -360,7 +360,8 @@ class Tensors:
         return len(next(iter(self.tensors.values())))
 
 
-def _padded(sequences: Sequence[Any], value: int) -> Tensor:
+def padded(sequences: Sequence[Any], value: int) -> Tensor:
+    """Rows of integers as one tensor `(R, T)`, `value` to the right of shorter ones."""
     width = max((len(s) for s in sequences), default=0)
     out = np.full((len(sequences), width), value, dtype=np.int64)
     for i, sequence in enumerate(sequences):

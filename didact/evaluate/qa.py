@@ -14,7 +14,8 @@ import numpy as np
 
 from didact.evaluate import statistics
 from didact.evaluate.measures import Better, Measure
-from didact.infer.extract import Decoder, Span
+from didact.infer.span_decoders import Decoder
+from didact.infer.span_scores import Span
 from didact.types import QA, UserError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 Values = Sequence[float] | np.ndarray
@@ -69,6 +70,60 @@ def paired_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
     if x.shape != y.shape:
         raise ValueError(f"{x.size} values cannot be paired with {y.size}")
     return mean_interval(x - y, level)
+
+
+def welch_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
+    """Welch's interval of `mean(a) - mean(b)`: two independent samples of unequal variance."""
+    samples = [np.asarray(v, dtype=float) for v in (a, b)]
+    gap = float(samples[0].mean() - samples[1].mean())
+    if min(map(len, samples)) < 2:
+        return Interval(gap, math.nan, math.nan)
+    parts = [float(v.var(ddof=1)) / len(v) for v in samples]
+    variance = sum(parts)
+    if not variance:
+        return Interval(gap, gap, gap)
+    freedom = variance**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, samples, strict=True))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+    return Interval(gap, gap - half, gap + half)
+
+
+def two_way(values: NDArray[np.float64], level: float = 0.95, share: bool = False) -> Interval:
+    """Interval of the mean of `(items, draws)`, both of which could have been others.
+
+    With x_id = mu + item_i + draw_d + rest_id and the mean squares of the two-way table,
+
+        V(mean) = (MS_item + MS_draw - MS_rest) / (n D),
+
+    which is unbiased, and never less than MS_item / (n D) or MS_draw / (n D), what either clustering alone gives.
+    The quantile is Student's, with Satterthwaite's degrees of freedom: n - 1 where items make the variance (one
+    draw, say), D - 1 where draws do, so that few draws give the t interval over draws.
+
+    Args:
+        values: every item at every draw.
+        level: of the interval.
+        share: values are shares in [0, 1] and so is the mean; if all are 0 or all 1, the interval is the exact
+            binomial one of the n items (a width of 0 would be a lie).
+    """
+    x = np.asarray(values, dtype=float)
+    n, draws = x.shape
+    mean = float(x.mean())
+    if share and (np.all(x == 0) or np.all(x == 1)):
+        far = ((1 - level) / 2) ** (1 / n)
+        return Interval(mean, *((0.0, 1 - far) if mean == 0 else (far, 1.0)))
+    item = draws * ((x.mean(1) - mean) ** 2).sum() / (n - 1) if n > 1 else 0.0
+    draw = n * ((x.mean(0) - mean) ** 2).sum() / (draws - 1) if draws > 1 else 0.0
+    both = n > 1 and draws > 1
+    rest = ((x - x.mean(1, keepdims=True) - x.mean(0) + mean) ** 2).sum() / ((n - 1) * (draws - 1)) if both else 0.0
+    if n * draws == 1:
+        return Interval(mean, math.nan, math.nan)
+    total = max(item + draw - rest, item, draw)
+    freedom = float(n - 1 if total == item else draws - 1)
+    if total > max(item, draw):
+        freedom = total**2 / (item**2 / (n - 1) + draw**2 / (draws - 1) + rest**2 / ((n - 1) * (draws - 1)))
+        freedom = max(freedom, min(n, draws) - 1.0)
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total / (n * draws)) if total > 0 else 0.0
+    low, high = mean - half, mean + half
+    return Interval(mean, max(0.0, low), min(1.0, high)) if share else Interval(mean, low, high)
 
 
 def equivalence_p(values: Values, margin: float) -> float:

@@ -1,10 +1,27 @@
-"""What the command line does: train, score, try. Each verb takes plain values and returns plain values."""
+"""What the command line does: advise, train, score, try. Each verb takes plain values and returns plain values.
 
-from didact.verbs.claiming import claim
-from didact.verbs.comparing import Comparison, comparison, comparison_plan
-from didact.verbs.job import prepare
-from didact.verbs.plan import dry_run
-from didact.verbs.running import run
-from didact.verbs.saved import answers, evaluate
+A verb is imported when it is first used: `advise` needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from didact.verbs.claiming import claim
+    from didact.verbs.comparing import Comparison, comparison, comparison_plan
+    from didact.verbs.job import prepare
+    from didact.verbs.plan import dry_run
+    from didact.verbs.running import run
+    from didact.verbs.saved import answers, evaluate
 
 __all__ = ["Comparison", "answers", "claim", "comparison", "comparison_plan", "dry_run", "evaluate", "prepare", "run"]
+MODULES = {
+    "claim": "claiming", "Comparison": "comparing", "comparison": "comparing", "comparison_plan": "comparing", "prepare": "job", "dry_run": "plan", "run": "running",
+    "answers": "saved", "evaluate": "saved",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"didact.verbs.{MODULES[name]}"), name)

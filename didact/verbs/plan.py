@@ -10,6 +10,7 @@ from didact.models import forward
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Text
+from didact.verbs.advise import contents
 from didact.verbs.job import Job, prepare
 
 
@@ -29,7 +30,7 @@ def dry_run(request: Request) -> dict[str, Any]:
         trained = sum(job.fit.lora * sum(p.shape) for p in model.module.parameters() if p.dim() == 2)
     moments = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0}[job.fit.optimizer]
     width = getattr(model.config, "vocab_size", 0)
-    pairs = {name: list(_texts(rows)) for name, rows in job.train.items()}
+    pairs = {name: [pair for r in rows for pair in contents.pairs(r)] for name, rows in job.train.items()}
     longest = max((n for p in pairs.values() for n in encode.sizes(model.tokenizer, p)), default=0)
     micro = max(job.fit.micro_tokens or forward.at_once(model), longest)
     hidden = getattr(model.config, "hidden_size", 0) * getattr(model.config, "num_hidden_layers", 1)
@@ -54,10 +55,3 @@ def _steps(job: Job, records: Sequence[Any]) -> str:
         rows, told = -(-tokens // job.model.context), f"{tokens} tokens in rows as long as the context"
     rounds = ", in each round" if "rounds" in job.options else ""
     return f"{job.fit.total_steps(rows)} (if the method makes {told}{rounds})"
-
-
-def _texts(rows: Sequence[Any]) -> list[tuple[str, str]]:
-    """Prompts with each of their completions."""
-    spoken = [r for r in rows if hasattr(r, "prompt")]
-    sides = [(r.completion,) if hasattr(r, "completion") else (r.chosen, r.rejected) for r in spoken]
-    return [(r.prompt, side) for r, both in zip(spoken, sides, strict=True) for side in both]

@@ -25,8 +25,10 @@ from didact.data import spans
 from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
 from didact.evaluate import qa
-from didact.infer import extract
-from didact.infer.extract import Form, Search, Span
+from didact.infer import qa_prompts, span_decoders, span_scores
+from didact.infer.qa_prompts import PromptFormat
+from didact.infer.span_decoders import SearchConfig
+from didact.infer.span_scores import Span
 from didact.learn import episodes, language
 from didact.learn import fit as loop
 from didact.learn.fit import Term
@@ -109,19 +111,19 @@ def brute_force(seed: int) -> dict[str, float]:
     draw = np.random.default_rng([seed, 12])
     scores, answer, above, rows = [], [], [], []
     words = facts.vocabulary()
-    for model, how in _random_models(seed):
+    for model, form in _random_models(seed):
         for _ in range(4):
             text = " ".join(words[i] for i in draw.integers(len(words), size=draw.integers(3, 13)))
-            question = extract.ask(model, how, text, str(draw.choice(facts.KEYS)))
-            (table,) = extract.tables(model, [question], how)
-            (found,) = extract.best(question, table, how)
+            question = qa_prompts.encode_question(model, form, text, str(draw.choice(facts.KEYS)))
+            (table,) = span_scores.score(model, [question], form)
+            (found,) = span_scores.best(question, table, form)
             assert found.start is not None
-            alone = extract.forced(model, question, how)
+            alone = span_decoders.forced(model, question, form)
             spans_ = np.isfinite(alone)
-            scores.append(float(np.abs(extract.totals(table.nll, table.end)[spans_] - alone[spans_]).max()))
+            scores.append(float(np.abs(span_scores.totals(table.nll, table.end)[spans_] - alone[spans_]).max()))
             given = float(alone[found.start, len(found.tokens) - 1])
             answer.append(given - float(alone.min()))
-            above.append(given - extract.constrained(question, table).nll)
+            above.append(given - span_decoders.constrained_greedy(question, table).nll)
             rows.append(abs(table.rows - len(question.passage)))
     return {"scores": max(scores), "answer": max(answer), "above_greedy": max(above), "rows": float(max(rows))}
 
@@ -129,9 +131,11 @@ def brute_force(seed: int) -> dict[str, float]:
 def measured(model: Model, seed: int, length: Length) -> dict[str, float]:
     """F1 (percent) by decoder, their difference, and the diagnostics of one model, over the seed's test questions."""
     records = _world(seed, length.asked).test
-    how = extract.form(model, **FORM)
+    form = qa_prompts.prompt_format(model, **FORM)
     pairs = [(r.context, r.question) for r in records]
-    found = extract.answers(model, pairs, how, ("exact", "greedy", "constrained_greedy"), Search(max_len=LONGEST))
+    found = span_decoders.answer(
+        model, pairs, form, ("exact", "greedy", "constrained_greedy"), SearchConfig(max_len=LONGEST)
+    )
     said = {name: [s[0] for s in rows] for name, rows in found.items()}
     told = {name: m.value for name, m in qa.compare(records, said).items()}
     told["gap"] = told["gain"]
@@ -146,13 +150,13 @@ def _is_span(said: Span) -> bool:
     return said.start is not None and bool(said.text)
 
 
-def _random_models(seed: int) -> list[tuple[Model, Form]]:
+def _random_models(seed: int) -> list[tuple[Model, PromptFormat]]:
     made = []
     for arch in ("llama", "gpt2", "t5"):
         more = {} if arch == "t5" else {"initializer_range": 0.2}
         model = build.build(arch, _tokenizer(), d=32, layers=2, heads=4, context=64, seed=seed, **more)  # type: ignore  # names from a tuple
         bos = "Ġso" if arch == "t5" else "none"
-        made.append((model, extract.form(model, TEMPLATE, bos=bos, end="eos")))
+        made.append((model, qa_prompts.prompt_format(model, TEMPLATE, bos=bos, end="eos")))
     return made
 
 
@@ -184,7 +188,7 @@ def _base(seed: int, steps: int) -> Model:
     """A language model of passages, two layers, 0.1M weights. One that begins at the usual 0.02 is flat far longer."""
     blank = build.build("qwen2", _tokenizer(), d=64, layers=2, heads=2, context=128, seed=seed, initializer_range=0.1)
     end = (int(blank.tokenizer.eos_token_id or 0),)
-    rows = [TokenizedExample(end, (*extract.text_ids(blank, t.text), *end)) for t in _base_texts(seed, steps)]
+    rows = [TokenizedExample(end, (*qa_prompts.text_ids(blank, t.text), *end)) for t in _base_texts(seed, steps)]
     fit = _fit(2.5e-3, steps, seed).replace(warmup_steps=min(30, steps // 4))
     return language.train(blank, {"passages": language.single(rows)}, _nll, fit, quiet=True).model
 
@@ -203,8 +207,8 @@ def _tuned(seed: int, k: int, length: Length) -> Model:
 def _spanned(seed: int, select: Any, length: Length) -> Model:
     """Trained on spans; kept by what it was trained on, so that a sabotage of the spans trains anew."""
     base = _base(seed, length.pretrain)
-    how = extract.form(base, **FORM)
-    rows, _ = rss_rows(base, _world(seed, 1).passages, how, select, seed=seed)
+    form = qa_prompts.prompt_format(base, **FORM)
+    rows, _ = rss_rows(base, _world(seed, 1).passages, form, select, seed=seed)
     return _on_spans(seed, select, length, hash(tuple(rows)))
 
 
@@ -230,20 +234,20 @@ def _nowhere_else(text: str, span: spans.Span) -> spans.Masked:
     return spans.Masked(text[: span[0]].replace(taken, "").rstrip(), taken)
 
 
-def _end_left_out(nll: extract.Floats, end: extract.Floats) -> extract.Floats:
+def _end_left_out(nll: span_scores.Floats, end: span_scores.Floats) -> span_scores.Floats:
     return np.where(np.isfinite(end), nll.cumsum(1), np.inf)
 
 
-def _mean(nll: extract.Floats, end: extract.Floats) -> extract.Floats:
+def _mean(nll: span_scores.Floats, end: span_scores.Floats) -> span_scores.Floats:
     return (nll.cumsum(1) + end) / np.arange(2, nll.shape[1] + 2)
 
 
-def _shifted(nll: extract.Floats, end: extract.Floats) -> extract.Floats:
+def _shifted(nll: span_scores.Floats, end: span_scores.Floats) -> span_scores.Floats:
     """The end read one token too early."""
     return nll.cumsum(1) + np.where(np.isfinite(end), np.concatenate([end[:, :1], end[:, :-1]], 1), np.inf)
 
 
-_TOTALS = "didact.infer.extract:totals"
+_TOTALS = "didact.infer.span_scores:totals"
 
 
 def _exact(name: str, a: str, margin: float, unit: str = "nats") -> verdict.Test:

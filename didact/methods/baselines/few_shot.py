@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from didact.evaluate import fewshot
+from didact.evaluate.fewshot_prompts import Setup
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import LM, Demo, Result
@@ -60,11 +61,11 @@ def few_shot(
         UserError: choices and a model that cannot score, a right answer that is no choice.
     """
     began = time.monotonic()
-    setup = fewshot.Setup(
+    setup = Setup(
         shots=(0, shots) if shots else (0,), description=description, separator=separator, metric=metric,
         max_new_tokens=max_new_tokens, stop=stop, beams=1, seed=seed,
     )  # fmt: skip
-    result = fewshot.ask(model, test or demos, demos if test else None, None, None, setup, rule, "few-shot")
+    result = fewshot.evaluate(model, test or demos, demos if test else None, None, None, setup, rule, "few-shot")
     result.predict = fewshot.predictor(model, demos, shots, setup, rule, "few-shot")
     result.cost.seconds = time.monotonic() - began
     return result

@@ -12,8 +12,10 @@ from didact.data import encode, spans
 from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
 from didact.evaluate import protocols, qa
-from didact.infer import extract
-from didact.infer.extract import Decoder, Form, Search, Span
+from didact.infer import qa_prompts, span_decoders
+from didact.infer.qa_prompts import PromptFormat
+from didact.infer.span_decoders import Decoder, SearchConfig
+from didact.infer.span_scores import Span
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.models.model import Model
@@ -36,7 +38,7 @@ def exact_extract(
     top: int = 1,
     length_norm: bool = False,
     beams: int = 8,
-    template: str = extract.TEMPLATE,
+    template: str = qa_prompts.TEMPLATE,
     bos: str = "auto",
     end: str = "auto",
     limit: int = 512,
@@ -77,14 +79,14 @@ def exact_extract(
     Raises:
         UserError: the tokenizer lacks a token that answers begin or end with; an empty passage.
     """
-    how = extract.form(model, template, bos, end)
-    search = Search(
+    form = qa_prompts.prompt_format(model, template, bos, end)
+    search = SearchConfig(
         max_len=max_len, top=top, length_norm=length_norm, beams=beams, limit=limit, window=window, stride=stride,
         prune=prune, chunk_tokens=chunk_tokens,
     )  # fmt: skip
     beside: tuple[Decoder, ...] = ("exact", "greedy", "constrained_greedy") if compare else ()
     decoders: list[Decoder] = list(dict.fromkeys((decoder, *beside)))
-    found = _answers(model, questions, how, decoders, search)
+    found = _answers(model, questions, form, decoders, search)
     said = {name: [spans_[0] for spans_ in rows] for name, rows in found.items()}
     records = [
         replace(q, extra=q.extra | _told(found[decoder][i], {n: s[i] for n, s in said.items() if n != decoder}, top))
@@ -97,7 +99,7 @@ def exact_extract(
         for i, q in enumerate(questions[:SHOWN])
     ]  # fmt: skip
     metrics = protocols.compare(None, qa.compare(questions, said))
-    told = {"decoder": decoder, "shown_before": other, "template": how.template, "questions": len(questions)}
+    told = {"decoder": decoder, "shown_before": other, "template": form.template, "questions": len(questions)}
     return Result(records=list(records), findings=told, metrics=metrics, samples=samples)
 
 
@@ -110,7 +112,7 @@ def exact_extract_rss(
     select: Literal["recurring", "random"] = "recurring",
     longest: int = spans.LONGEST,
     max_len: int = 64,
-    template: str = extract.TEMPLATE,
+    template: str = qa_prompts.TEMPLATE,
     bos: str = "auto",
     end: str = "auto",
     limit: int = 512,
@@ -146,14 +148,14 @@ def exact_extract_rss(
     Raises:
         UserError: no span recurs in any passage; the loss became NaN.
     """
-    how = extract.form(model, template, bos, end)
-    rows, without = rss_rows(model, passages, how, select, longest, limit, fit.seed)
+    form = qa_prompts.prompt_format(model, template, bos, end)
+    rows, without = rss_rows(model, passages, form, select, longest, limit, fit.seed)
     taught = language.train(
         model, {"passages": language.single(rows)}, _nll, fit, hooks=hooks, name="rss",
         identity={"select": select, "longest": longest, "limit": limit},
     )  # fmt: skip
-    search = Search(max_len=max_len, limit=limit)
-    metrics, samples = _before_and_after(model, taught.model, questions or (), how, search)
+    search = SearchConfig(max_len=max_len, limit=limit)
+    metrics, samples = _before_and_after(model, taught.model, questions or (), form, search)
     warnings = (
         [f"{without} of {without + len(rows)} passages hold no recurring span and were left out"] if without else []
     )
@@ -171,7 +173,7 @@ def exact_extract_tune(
     *,
     examples: int = 0,
     max_len: int = 64,
-    template: str = extract.TEMPLATE,
+    template: str = qa_prompts.TEMPLATE,
     bos: str = "auto",
     end: str = "auto",
     limit: int = 512,
@@ -205,15 +207,15 @@ def exact_extract_tune(
     Raises:
         UserError: a question without an answer; the loss became NaN.
     """
-    how = extract.form(model, template, bos, end)
+    form = qa_prompts.prompt_format(model, template, bos, end)
     drawn = np.random.default_rng([fit.seed, 42]).permutation(len(questions))[: examples or None]
-    search = Search(max_len=max_len, limit=limit, window=window, stride=stride)
-    rows = list(_tuning_rows(model, [(int(i), questions[i]) for i in sorted(drawn)], how, search))
+    search = SearchConfig(max_len=max_len, limit=limit, window=window, stride=stride)
+    rows = list(_tuning_rows(model, [(int(i), questions[i]) for i in sorted(drawn)], form, search))
     taught = language.train(
         model, {"questions": language.single(rows)}, _nll, fit, hooks=hooks, name="tune",
         identity={"examples": examples, "template": template, "bos": bos, "end": end, "limit": limit},
     )  # fmt: skip
-    metrics, samples = _before_and_after(model, taught.model, heldout or (), how, search)
+    metrics, samples = _before_and_after(model, taught.model, heldout or (), form, search)
     lost = len(drawn) - len(rows)
     warnings = [f"{lost} of {len(drawn)} questions left out: no window holds their answer"] if lost else []
     return Result(
@@ -223,20 +225,20 @@ def exact_extract_tune(
 
 
 def rss_rows(
-    model: Model, passages: Sequence[Text], how: Form, select: str = "recurring", longest: int = spans.LONGEST,
+    model: Model, passages: Sequence[Text], form: PromptFormat, select: str = "recurring", longest: int = spans.LONGEST,
     limit: int = 512, seed: int = 0,
 ) -> tuple[list[TokenizedExample], int]:  # fmt: skip
     """Recurring-span examples as token rows, one a passage (or piece of one), and how many pieces have none."""
     rng = np.random.default_rng([seed, 2021])
     place = {"recurring": spans.recurring_place, "random": spans.random_place}[select]
     forward = model.kind == "causal"
-    if not forward and not how.bos:
+    if not forward and not form.bos:
         raise UserError("an encoder-decoder fills in at a token: give --bos, a token of its tokenizer")
-    mark = "" if forward else str(model.tokenizer.convert_ids_to_tokens(how.bos[0]))
+    mark = "" if forward else str(model.tokenizer.convert_ids_to_tokens(form.bos[0]))
     room = min(limit, model.context) - 4  # the end, and what the tokenizer and the mark add
 
     def fits(text: str) -> bool:
-        return len(extract.text_ids(model, text)) <= room
+        return len(qa_prompts.text_ids(model, text)) <= room
 
     rows, without = [], 0
     for passage in passages:
@@ -247,21 +249,21 @@ def rss_rows(
                 continue
             text, span = spans.cut(piece, at) if forward else spans.masked(piece, [at], [mark])
             prompt = encode.prompt_ids(model.tokenizer, text, model.kind)
-            rows.append(TokenizedExample(tuple(prompt), (*how.bos, *extract.text_ids(model, span), how.end)))
+            rows.append(TokenizedExample(tuple(prompt), (*form.bos, *qa_prompts.text_ids(model, span), form.end)))
     if not rows:
         raise UserError("passages: no span recurs in any of them: give longer texts")
     return rows, without
 
 
 def _tuning_rows(
-    model: Model, numbered: Sequence[tuple[int, QA]], how: Form, search: Search
+    model: Model, numbered: Sequence[tuple[int, QA]], form: PromptFormat, search: SearchConfig
 ) -> Iterator[TokenizedExample]:
     for number, q in numbered:
         if not q.answers or not q.answers[0].strip():
             raise UserError(f"questions: record {number + 1}: no answer to learn")
-        target = (*how.bos, *extract.text_ids(model, q.answers[0]), how.end)
+        target = (*form.bos, *qa_prompts.text_ids(model, q.answers[0]), form.end)
         limit = min(search.limit, model.context - (len(target) if model.kind == "causal" else 0))
-        windows = extract.asks(model, how, q.context, q.question, limit, search.window, search.stride)
+        windows = qa_prompts.encode_windows(model, form, q.context, q.question, limit, search.window, search.stride)
         holds = [w for w in windows if len(windows) == 1 or q.answers[0] in w.context]
         if holds:
             yield TokenizedExample(holds[0].prompt, target)
@@ -272,20 +274,20 @@ def _nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
 
 
 def _answers(
-    model: Model, questions: Sequence[QA], how: Form, decoders: Sequence[Decoder], search: Search
+    model: Model, questions: Sequence[QA], form: PromptFormat, decoders: Sequence[Decoder], search: SearchConfig
 ) -> dict[Decoder, list[list[Span]]]:
-    return extract.answers(model, [(q.context, q.question) for q in questions], how, decoders, search)
+    return span_decoders.answer(model, [(q.context, q.question) for q in questions], form, decoders, search)
 
 
 def _before_and_after(
-    model: Model, taught: Model, questions: Sequence[QA], how: Form, search: Search
+    model: Model, taught: Model, questions: Sequence[QA], form: PromptFormat, search: SearchConfig
 ) -> tuple[dict[str, Metric], list[dict[str, str]]]:
     """Metrics of both models, and some of their greedy answers."""
     if not questions:
         return {}, []
     said = []
     for m in (model, taught):
-        found = _answers(m, questions, how, ("exact", "greedy"), search)
+        found = _answers(m, questions, form, ("exact", "greedy"), search)
         said.append({name: [s[0] for s in rows] for name, rows in found.items()})
     before, after = said
     samples = [

@@ -12,6 +12,7 @@ import numpy as np
 from didact.data import contamination
 from didact.data.demonstrations import Framing
 from didact.evaluate import fewshot
+from didact.evaluate.fewshot_prompts import Setup
 from didact.infer import rank
 from didact.learn import pretrain
 from didact.learn.fit import Hook
@@ -87,7 +88,7 @@ def gpt3(
         unconditional  log p(c | x) - log p(c | answer_context)  ARC, OpenBookQA, RACE
 
     K is chosen on `dev` where it is given, and never on test; all K are shown. Intervals are clustered by item
-    and draw (`evaluate.fewshot.two_way`). With a `corpus` every item is audited: it is dirty if N words in a row of
+    and draw (`evaluate.statistics.two_way`). With a `corpus` every item is audited: it is dirty if N words in a row of
     it stand there, N the 5th percentile of item lengths within [8, 13].
 
     Args:
@@ -122,12 +123,12 @@ def gpt3(
         UserError: choices and a model that cannot score, records of mixed kinds, a right answer that is no choice.
     """
     began = time.monotonic()
-    setup = fewshot.Setup(
+    setup = Setup(
         shots=tuple(shots), draws=draws, fresh=fresh, framing=framing, description=description, separator=separator,
         answer_context=answer_context, metric=metric, beams=beams, length_penalty=length_penalty,
         max_new_tokens=max_new_tokens, stop=stop, seed=seed,
     )  # fmt: skip
-    result = fewshot.ask(model, test, train, dev, corpus, setup, rule, "gpt3")
+    result = fewshot.evaluate(model, test, train, dev, corpus, setup, rule, "gpt3")
     result.cost.seconds = time.monotonic() - began
     return result
 

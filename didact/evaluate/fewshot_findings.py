@@ -1,0 +1,86 @@
+"""What a few-shot evaluation found, as metrics and findings: accuracy over K, gains, rules, clean and dirty items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from didact.data.contamination import Audit
+from didact.evaluate import statistics
+from didact.evaluate.fewshot_scores import Floats, Outcome
+from didact.evaluate.statistics import Interval
+from didact.types import Metric, Result
+
+
+def report(result: Result, n: int, outcomes: Mapping[int, Outcome], best: int, name: str) -> None:
+    """Metrics, curves over K, and the gain over the fewest demonstrations.
+
+    Args:
+        result: where they go.
+        n: items.
+        outcomes: by K.
+        best: the chosen K.
+        name: the chosen rule, or the metric of free answers.
+    """
+    fewest = min(outcomes)
+    start = outcomes[fewest].right[name]
+    chosen = statistics.two_way(outcomes[best].right[name], share=True)
+    text = f"scored by {name}, {best} demonstrations; before: {fewest}"
+    result.metrics["accuracy"] = _metric(chosen, n, text, float(start.mean()))
+    for k, outcome in sorted(outcomes.items()):
+        accuracy = statistics.two_way(outcome.right[name], share=True)
+        before = float(start.mean()) if k > fewest else None
+        result.metrics[f"accuracy_{k}_shot"] = _metric(accuracy, n, f"{name}, {k} demonstrations", before)
+    rules = [name, *(r for r in outcomes[best].right if r != name)]
+    curves = {f"accuracy by {r}": _curve({k: o.right[r] for k, o in outcomes.items()}) for r in rules}
+    gain = {k: statistics.two_way(o.right[name] - start) for k, o in sorted(outcomes.items()) if k > fewest}
+    result.findings |= {
+        "curves": curves,
+        "gain": {f"{k} over {fewest}": g._asdict() for k, g in gain.items()},
+        "rules": {r: statistics.two_way(outcomes[best].right[r], share=True)._asdict() for r in rules},
+    }
+
+
+def contaminated(result: Result, right: Floats, audit: Audit) -> None:
+    """Accuracy on all, clean and dirty items, from `right (items, draws)`; says where the model is better on dirty."""
+    dirty = audit.dirty
+    parts = {"all": right, "clean": right[~dirty], "dirty": right[dirty]}
+    intervals = {part: statistics.two_way(v, share=True) for part, v in parts.items() if len(v)}
+    for part in ("clean", "dirty"):
+        if part in intervals:
+            text = f"{part} items, as accuracy"
+            result.metrics[f"accuracy_{part}"] = _metric(intervals[part], len(parts[part]), text)
+    everything = float(right.mean())
+    change = (float(parts["clean"].mean()) - everything) / everything if "clean" in intervals and everything else None
+    result.findings["contamination"] = {
+        "n": audit.n, "dirty": int(dirty.sum()), "share": audit.share,
+        "accuracy": {part: of._asdict() | {"items": len(parts[part])} for part, of in intervals.items()},
+        "relative_change": change,  # (clean - all) / all, the paper's
+    }  # fmt: skip
+    if not dirty.any():
+        return
+    text = f"{audit.share:.0%} of the test items share {audit.n} words in a row with the corpus"
+    if "clean" in intervals and len(parts["dirty"]) > 1 < len(parts["clean"]):
+        gap = statistics.welch_interval(parts["dirty"].mean(1), parts["clean"].mean(1))
+        by = f"{parts['dirty'].mean() - parts['clean'].mean():+.3f}"
+        helped = "and the model is better on them" if gap.low > 0 else "with no clear effect on accuracy"
+        text += f", {helped} ({by}, 95 % [{gap.low:.3f}, {gap.high:.3f}])"
+    result.warnings.append(text)
+
+
+def _metric(of: Interval, n: int, text: str, before: float | None = None) -> Metric:
+    ci = None if math.isnan(of.low) else (of.low, of.high)
+    return Metric(after=of.estimate, before=before, n=n, ci=ci, better="higher", help=text)
+
+
+def _curve(values: Mapping[int, Floats]) -> dict[str, Any]:
+    points = {k: statistics.two_way(v, share=True) for k, v in sorted(values.items())}
+    return {
+        "x": list(points),
+        "y": [p.estimate for p in points.values()],
+        "low": [p.low for p in points.values()],
+        "high": [p.high for p in points.values()],
+        "xlabel": "demonstrations K",
+        "ylabel": "accuracy",
+    }

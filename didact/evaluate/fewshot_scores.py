@@ -1,0 +1,150 @@
+"""Asks a model items behind demonstrations: choices scored by GPT-3's rules, free answers generated and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from didact.data import demonstrations
+from didact.evaluate import qa
+from didact.evaluate.fewshot_prompts import Free, Prompter, Setup
+from didact.infer import generate, rank
+from didact.infer import lm as language_models
+from didact.types import LM, Cost, Demo, UserError
+
+Floats = NDArray[np.float64]
+RULES: tuple[rank.Rule, ...] = get_args(rank.Rule)
+TIE = 1e-6  # nats: scores nearer than this are equal
+
+
+@dataclass
+class Outcome:
+    """What items gave at one K.
+
+    `right` is `{rule: (items, draws)}` in [0, 1] (free-form answers have one rule, the metric); `answers` those of the
+    first draw, `scores` its scores of all choices; `used` how many demonstrations stood in the prompt
+    `(items, draws)`, `cut` how many queries do not fit the context even alone.
+    """
+
+    shots: int
+    right: dict[str, Floats]
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    scores: dict[str, list[list[float]]] = field(default_factory=dict)
+    used: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    cut: int = 0
+
+
+class Asker:
+    """Asks one model items with demonstrations from one pool, and counts what that costs.
+
+    Args:
+        lm: the model, with `score` for choices or `generate` for free answers.
+        pool: where demonstrations come from; an item that stands in it is never shown to itself.
+        setup: how.
+    """
+
+    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup) -> None:
+        self.lm, self.setup, self.cost = lm, setup, Cost()
+        self.prompter = Prompter(lm, pool, setup)
+
+    def outcomes(self, items: Sequence[Demo]) -> dict[int, Outcome]:
+        """Every K of the setup. At K = 0 all draws are one."""
+        out = {}
+        for k in self.setup.shots:
+            draws = [self.ask(items, k, d) for d in range(self.setup.draws if k else 1)]
+            draws += draws[:1] * (self.setup.draws - len(draws))
+            first = draws[0]
+            right = {rule: np.stack([d.right[rule][:, 0] for d in draws], 1) for rule in first.right}
+            used = np.concatenate([d.used for d in draws], 1)
+            out[k] = Outcome(k, right, first.answers, first.scores, used, first.cut)
+        return out
+
+    def ask(self, items: Sequence[Demo], k: int, draw: int = 0) -> Outcome:
+        """One draw of K demonstrations for every item."""
+        free = not choices(items)
+        prompts = self.prompter.prompts(items, k, draw, self.setup.max_new_tokens if free else 0)
+        self.cost.tokens += prompts.tokens
+        outcome = Outcome(k, {}, used=np.array(prompts.used)[:, None], cut=prompts.cut)
+        (self._generate if free else self._choose)(items, prompts.before, outcome)
+        return outcome
+
+    def _choose(self, items: Sequence[Demo], before: Sequence[str], outcome: Outcome) -> None:
+        """Every choice scored by every rule."""
+        setup = self.setup
+        ends = [demonstrations.pairs(record, setup.framing) for record in items]
+        pairs = [
+            (demonstrations.assemble("", [head], end, setup.separator), scored)
+            for head, row in zip(before, ends, strict=True)
+            for end, scored in row
+        ]
+        bare = list(dict.fromkeys(scored for _, scored in pairs))
+        # All in one call: the model shares what prompts have in common.
+        asked = [*((setup.answer_context.rstrip(" "), text) for text in bare), *pairs]
+        self.cost.calls += len(asked)
+        found = iter(self.lm.score(asked))
+        alone = {text: next(found).logp for text in bare}
+        likelihoods = [[(scored, next(found)) for _, scored in row] for row in ends]
+        for rule in RULES:
+            scores = [
+                [rank.by_rule(rule, one.logp, one.tokens, max(1, len(text.strip())), alone[text]) for text, one in row]
+                for row in likelihoods
+            ]
+            right = [credit(s, demonstrations.gold(r)) for s, r in zip(scores, items, strict=True)]
+            outcome.right[rule] = np.array(right)[:, None]
+            outcome.scores[rule] = scores
+            outcome.answers[rule] = [(r.choices or [])[int(np.argmax(s))] for s, r in zip(scores, items, strict=True)]
+
+    def _generate(self, items: Sequence[Demo], before: Sequence[str], outcome: Outcome) -> None:
+        """Answers generated up to the stop string and compared: by beam search where the model is here, else greedy."""
+        setup, stop = self.setup, (self.setup.stop,) if self.setup.stop else ()
+        asked = [
+            demonstrations.assemble("", [head], demonstrations.question(r, setup.framing), setup.separator)
+            for head, r in zip(before, items, strict=True)
+        ]
+        self.cost.calls += len(asked)
+        if isinstance(self.lm, language_models.Local):
+            answers = generate.generate(
+                self.lm.model, asked, setup.max_new_tokens, stop=stop, beams=setup.beams,
+                length_penalty=setup.length_penalty,
+            )  # fmt: skip
+        else:
+            answers = [one[0].strip() for one in self.lm.generate(asked, setup.max_new_tokens, stop=stop)]
+        right = [matches(a, r.answers or [r.completion], setup.metric) for a, r in zip(answers, items, strict=True)]
+        outcome.right[setup.metric] = np.array(right)[:, None]
+        outcome.answers[setup.metric] = answers
+
+
+def choices(items: Sequence[Demo]) -> bool:
+    """Whether items have choices.
+
+    Raises:
+        UserError: some have and some have not, or a right answer is not among them.
+    """
+    having = [bool(r.choices) for r in items]
+    if any(having) and not all(having):
+        raise UserError(f"record {having.index(False) + 1} has no choices and others have: score them apart")
+    if any(having):
+        for number, record in enumerate(items, 1):
+            try:
+                demonstrations.gold(record)
+            except UserError as error:
+                raise UserError(f"record {number}: {error}") from None
+    return any(having)
+
+
+def credit(scores: Sequence[float], gold: int) -> float:
+    """1 if the right choice scores highest; where m choices tie at the top and it is among them, 1/m."""
+    s = np.asarray(scores)
+    top = s >= s.max() - TIE
+    return float(top[gold] / top.sum())
+
+
+def matches(answer: str, accepted: Sequence[str], metric: Free) -> float:
+    """How well a free answer matches any accepted one: to the letter, as SQuAD normalises it, by F1 or by BLEU."""
+    if metric == "exact":
+        return float(any(answer.strip() == a.strip() for a in accepted))
+    return {"normalised": qa.exact_match, "f1": qa.f1, "bleu": qa.bleu}[metric](answer, accepted)

@@ -1,0 +1,63 @@
+"""`didact advise`: what a user's files are, what is wrong in them, and which methods can run on them today.
+
+Plain data out. Imports no torch; with a model only its tokenizer and configuration are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from didact import catalogue
+from didact.verbs.advise import choices, contents, text
+from didact.verbs.advise.choices import Choice
+from didact.verbs.advise.contents import File, Overlap
+
+LOOKED = 2_000  # records searched for near duplicates, over all files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What `advise` found. `context` is the model's, in tokens, where a model was given; `searched` is how many
+    records of each file were searched for near duplicates."""
+
+    files: list[File]
+    overlaps: list[Overlap]
+    runs: list[Choice]
+    lacking: list[Choice]
+    context: int | None = None
+    searched: int = 0
+
+
+def advise(paths: Sequence[str], model: str | None = None) -> Advice:
+    """Look at files and say which methods can run on them.
+
+    Args:
+        paths: files, folders or hub references, as `read` takes them.
+        model: a model folder or hub id: lengths are then counted in its tokens too.
+
+    Raises:
+        UserError: a file cannot be read at all, or the model has no tokenizer.
+    """
+    tokenizer, context = contents.tokenizer(model) if model else (None, None)
+    opened = [contents.opened(str(path)) for path in dict.fromkeys(paths)]
+    searched = LOOKED // len(opened)
+    near = contents.near_repeats([o.texts[:searched] for o in opened])
+    files = [contents.described(o, len(near[i, i]), tokenizer, context) for i, o in enumerate(opened)]
+    shared = [contents.overlap(opened[i], opened[j], near[i, j]) for j in range(len(opened)) for i in range(j)]
+    found = [choices.choice(entry, files, model) for entry in catalogue.read().values()]
+    return Advice(
+        files=files,
+        overlaps=[o for o in shared if o is not None],
+        runs=[c for c in found if not c.lacks],
+        lacking=[c for c in found if c.lacks],
+        context=context,
+        searched=searched,
+    )
+
+
+def render(advice: Advice) -> str:
+    """The same for people."""
+    lines = [line for file in advice.files for line in text.of_file(file, advice.context, advice.searched)]
+    lines += [text.of_overlap(overlap) for overlap in advice.overlaps]
+    return "\n".join(lines + text.of_choices(advice.runs, advice.lacking))

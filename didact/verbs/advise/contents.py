@@ -1,0 +1,224 @@
+"""What a user's files are and what is wrong in them: kinds of records, other names of fields, repetitions, lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from didact.data import duplicates, formats, read
+from didact.types import RECORDS, Record, UserError
+
+SAMPLED = 200  # rows from which a file's kind is told
+NEAR = 0.8  # share of features in common from which two records are near duplicates
+FIT = 0.9  # share of a file's rows that must be of a kind, for the file to be
+# Names under which other data sets have our fields, likeliest first: offered as --map.
+SYNONYMS = {
+    "prompt": ("question", "instruction", "input", "query", "problem"),
+    "completion": ("answer", "output", "response", "solution", "target", "label"),
+    "chosen": ("preferred", "winner", "better"),
+    "rejected": ("dispreferred", "loser", "worse"),
+    "text": ("content", "document", "body"),
+    "messages": ("conversations", "conversation", "dialogue", "chat"),
+    "paraphrased": ("paraphrased_answer",),
+    "perturbed": ("perturbed_answer",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file. `kinds` are the record kinds it can be read as, the closest first; `rename` is what --map must say.
+
+    `duplicates`, `near`: records that repeat an earlier one, word for word or nearly. `characters`,
+    `words`, `tokens`: median and most of a record's text; `too_long`: records above the model's context.
+    """
+
+    path: str
+    records: int
+    kinds: list[str]
+    rename: dict[str, str] = field(default_factory=dict)
+    fields: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    duplicates: int = 0
+    near: int = 0
+    empty: int = 0
+    ties: int = 0
+    characters: tuple[int, int] = (0, 0)
+    words: tuple[int, int] = (0, 0)
+    tokens: tuple[int, int] | None = None
+    too_long: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What two files share: whole records, nearly whole ones, prompts (with other answers)."""
+
+    files: tuple[str, str]
+    same: int
+    near: int
+    prompts: int
+
+
+class Opened(NamedTuple):
+    """A file with its good records, and all that each of them says in one text."""
+
+    file: File
+    records: list[Record]
+    texts: list[str]
+
+
+def opened(path: str) -> Opened:
+    """A file's records as the kind it fits best, and what can be said without looking at their contents."""
+    rows = list(formats.rows(path))
+    if not rows:
+        raise UserError(f"{path}: no record in it: it is empty")
+    tables = [row for _, row in rows if isinstance(row, Mapping)]
+    fields = list(Counter(name for row in tables for name in row))
+    rename: dict[str, str] = {}
+    kinds = _kinds(tables[:SAMPLED], rename)
+    if not kinds:
+        rename = _renames(fields)
+        kinds = _kinds(tables[:SAMPLED], rename)
+        rename = rename if kinds else {}
+    records, bad = [], []
+    for place, row in rows:
+        try:
+            records.append(read.from_row(row, RECORDS[kinds[0]] if kinds else Record, rename))
+        except UserError as problem:
+            bad.append(f"{place}: {problem}")
+    used = {ours: theirs for ours, theirs in rename.items() if kinds and ours in _names(kinds[0])}
+    file = File(path=path, records=len(rows), kinds=kinds, rename=used, fields=fields, bad=bad)
+    return Opened(file, records, [_text(r) for r in records])
+
+
+def _kinds(rows: Sequence[Mapping[str, Any]], rename: Mapping[str, str]) -> list[str]:
+    """Kinds that (nearly) all rows can be read as, those that use most of the rows' fields first."""
+    counts = {kind: sum(_is(row, record, rename) for row in rows) for kind, record in RECORDS.items()}
+    most = max(counts.values(), default=0)
+    fits = [kind for kind, n in counts.items() if n and n >= FIT * most and n >= 0.5 * len(rows)]
+    seen = {name for row in rows for name in row}
+    seen = seen - set(rename.values()) | set(rename)
+    return sorted(fits, key=lambda kind: -len(_names(kind) & seen))
+
+
+def _is(row: Mapping[str, Any], record: type[Record], rename: Mapping[str, str]) -> bool:
+    try:
+        read.from_row(row, record, rename)
+    except UserError:
+        return False
+    return True
+
+
+def _names(kind: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(RECORDS[kind])} - {"extra"}
+
+
+def _renames(fields: Sequence[str]) -> dict[str, str]:
+    """Our name for theirs, where a field is missing and a usual other name for it is there."""
+    plain = {name.lower(): name for name in fields}
+    found = {ours: next((plain[t] for t in theirs if t in plain), None) for ours, theirs in SYNONYMS.items()}
+    return {ours: theirs for ours, theirs in found.items() if theirs and ours not in fields}
+
+
+def described(found: Opened, near: int, tokenizer: Any, context: int | None) -> File:
+    """The file with what its contents show; `near` of its records nearly repeat an earlier one."""
+    file, records, texts = found
+    tokens = _tokens(tokenizer, records, texts) if tokenizer is not None else []
+    return dataclasses.replace(
+        file,
+        duplicates=len(texts) - len(set(texts)),
+        near=near,
+        empty=sum(_is_empty(r) for r in records),
+        ties=sum(_is_tie(r) for r in records),
+        characters=_middle_and_most([len(t) for t in texts]),
+        words=_middle_and_most([len(t.split()) for t in texts]),
+        tokens=_middle_and_most(tokens) if tokens else None,
+        too_long=sum(n > context for n in tokens) if context else 0,
+    )
+
+
+def near_repeats(texts: Sequence[Sequence[str]]) -> defaultdict[tuple[int, int], set[int]]:
+    """Near duplicates over all files: `[i, k]` are the texts of file k that nearly repeat an earlier one of file i."""
+    places = [(i, j) for i, part in enumerate(texts) for j in range(len(part))]
+    out: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for a, b in duplicates.near_pairs([texts[i][j] for i, j in places], NEAR):
+        out[places[a][0], places[b][0]].add(places[b][1])
+    return out
+
+
+def overlap(a: Opened, b: Opened, near: set[int]) -> Overlap | None:
+    """What the second file repeats of the first, if anything."""
+    texts = set(a.texts)
+    same = {j for j, t in enumerate(b.texts) if t in texts}
+    near = near - same
+    asked = {prompt for r in a.records for prompt, _ in pairs(r)} - {""}
+    prompts = {j for j, r in enumerate(b.records) if any(p in asked for p, _ in pairs(r))} - same - near
+    if not same | near | prompts:
+        return None
+    return Overlap(files=(a.file.path, b.file.path), same=len(same), near=len(near), prompts=len(prompts))
+
+
+def pairs(record: Any) -> list[tuple[str, str]]:
+    """Prompts and answers, where the record has them."""
+    if not hasattr(record, "prompt"):
+        return []
+    return [(record.prompt, getattr(record, n)) for n in ("completion", "chosen", "rejected") if hasattr(record, n)]
+
+
+def _text(record: Record) -> str:
+    """All a record says, in one text."""
+    if both := pairs(record):
+        return "\n".join([both[0][0], *(answer for _, answer in both)])
+    values = [getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"]
+    parts = [v if isinstance(v, str) else repr(v) for v in values if v is not None]
+    return "\n".join(parts or [repr(sorted(record.extra.items()))])
+
+
+def _is_empty(record: Record) -> bool:
+    answers = [answer for _, answer in pairs(record)]
+    return any(not a.strip() for a in answers) or not getattr(record, "text", "-").strip()
+
+
+def _is_tie(record: Any) -> bool:
+    if not hasattr(record, "chosen"):
+        return False
+    scores = (record.chosen_score, record.rejected_score)
+    return bool(record.chosen.strip() == record.rejected.strip() or (scores[0] is not None and scores[0] == scores[1]))
+
+
+def _middle_and_most(sizes: Sequence[int]) -> tuple[int, int]:
+    return (int(statistics.median(sizes)), max(sizes)) if sizes else (0, 0)
+
+
+def tokenizer(model: str) -> tuple[Any, int]:
+    """The model's tokenizer and context, without its weights."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    from didact.models.model import Model
+
+    try:
+        found = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: no tokenizer can be loaded from it: {str(error).splitlines()[0]}") from None
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError):  # an adapter's folder, or a tokenizer alone
+        config = None
+    weightless: Any = SimpleNamespace(config=config)
+    return found, Model(weightless, found).context
+
+
+def _tokens(tokenizer: Any, records: Sequence[Record], texts: Sequence[str]) -> list[int]:
+    """Tokens of each record's longest prompt and answer together, or of its text."""
+    from didact.data import encode  # with numpy, which nothing else here needs
+
+    sizes = []
+    for record, text in zip(records, texts, strict=True):
+        parts = [(prompt, answer) for prompt, answer in pairs(record) if answer] or [("", text)]
+        sizes.append(max(encode.sizes(tokenizer, parts)))
+    return sizes

@@ -1,0 +1,59 @@
+"""Advice as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from didact.verbs.advise.choices import Choice
+from didact.verbs.advise.contents import File, Overlap
+
+
+def of_file(f: File, context: int | None, searched: int) -> list[str]:
+    """The lines on one file: its kind and size, then only what someone should look at."""
+    size = f"    {f.characters[0]:,} characters in the middle record, {f.characters[1]:,} in the longest"
+    if f.words[0] > 1:
+        size += f" ({f.words[0]:,} and {f.words[1]:,} words)"
+    if f.tokens:
+        size += f"; {f.tokens[0]:,} and {f.tokens[1]:,} tokens"
+    lines = [f"{f.path}: {_n(f.records, 'record')}, {' or '.join(f.kinds) or 'of no kind didact knows'}", size]
+    if not f.kinds:
+        lines.append(f"    its fields are {', '.join(f.fields[:12]) or 'none'}; --map FIELD=YOURS renames them")
+    if f.rename:
+        renamed = ", ".join(f"{theirs} as {ours}" for ours, theirs in f.rename.items())
+        lines.append(f"    read with --map: {renamed}")
+    if f.bad:
+        lines.append(f"    {_n(len(f.bad), 'bad line')}, the first is {f.bad[0]}")
+    few = "" if f.records <= searched else f" (of the first {searched:,})"
+    noted = [
+        (f.too_long, f"longer than the model's context of {context} tokens: prompts are cut, answers are not"),
+        (f.empty, "without an answer or text"),
+        (f.ties, "where chosen and rejected are equal, or their scores are"),
+        (f.duplicates, "an exact repetition of an earlier one"),
+        (f.near, f"nearly a repetition of an earlier one{few}"),
+    ]
+    return lines + [f"    {n:,} {what}" for n, what in noted if n]
+
+
+def of_overlap(o: Overlap) -> str:
+    """What two files share, in a line."""
+    shared = [
+        (o.same, "the same record"),
+        (o.near, "nearly the same"),
+        (o.prompts, "the same prompt, other answers"),
+    ]
+    return f"{o.files[0]} and {o.files[1]} overlap: " + ", ".join(f"{n} {what}" for n, what in shared if n)
+
+
+def of_choices(runs: Sequence[Choice], lacking: Sequence[Choice]) -> list[str]:
+    """The commands that run, and what other methods lack."""
+    lines = ["", "you can run"] if runs else []
+    for c in runs:
+        lines += [f"  {c.command}", f"      {c.help}"] + [f"      without {w}" for w in c.without]
+    if lacking:
+        width = max(len(c.method) for c in lacking)
+        lines += ["", "the others lack", *(f"  {c.method:{width}}  {'; '.join(c.lacks)}" for c in lacking)]
+    return lines
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
