@@ -255,8 +255,45 @@ def test_a_sabotage_is_detected_and_a_no_op_is_not():
     assert [s["detected"] for s in card["sabotage"]] == [True, False, True]
     assert card["sabotage"][0]["estimate"] == pytest.approx(2 * math.log(2))
     assert card["sabotage"][1]["interval"] == [0.0, 0.0]
-    assert set(card["sabotage"][0]) == {"name", "breaks", "estimate", "interval", "detected"}
+    assert set(card["sabotage"][0]) == {
+        "name", "breaks", "estimate", "interval", "intact", "sabotaged", "detected",
+    }  # fmt: skip
+    better = np.subtract(card["arms"]["method"]["m"], card["arms"]["base"]["m"])
+    assert card["sabotage"][0]["intact"] == better.tolist()
+    assert np.mean(card["sabotage"][0]["sabotaged"]) == pytest.approx(better.mean() - 2 * math.log(2))
     assert preference.npo is INTACT
+
+
+NOISE = np.array([-0.1, 0.05, 0.0, 0.1, -0.05])
+
+
+@pytest.mark.parametrize(
+    ("test", "intact", "sabotaged", "expected"),
+    [
+        ({"kind": "bound"}, 1.0, 0.0, True),
+        ({"kind": "bound"}, 1.0, 0.5, False),  # surely moved, and the test still holds
+        ({"kind": "bound"}, 1.0, 2.0, False),  # moved the other way
+        ({"kind": "bound", "direction": "less"}, -1.0, 0.0, True),
+        ({"kind": "bound", "direction": "less"}, -1.0, -0.5, False),
+        ({"kind": "equivalence", "margin": 0.3}, 0.0, 1.0, True),
+        ({"kind": "equivalence", "margin": 0.3}, 0.1, -1.0, True),
+        ({"kind": "equivalence", "margin": 1.0}, 0.0, 0.5, False),
+        ({"kind": "exact", "margin": 0.2}, 0.0, -1.0, True),
+        ({"kind": "exact", "margin": 2.0}, 0.0, -1.0, False),
+    ],
+)
+def test_a_sabotage_must_break_the_test_and_in_its_direction(test, intact, sabotaged, expected):
+    clean, broken = arms(x=intact + NOISE), arms(x=sabotaged + NOISE[::-1])
+    row = verdict.detect(Test(name="t", a="x.m", **test), clean, broken)
+    assert row["detected"] is expected
+    assert row["intact"] == list(intact + NOISE) and row["sabotaged"] == list(sabotaged + NOISE[::-1])
+
+
+def test_a_broken_test_whose_interval_reaches_0_is_no_detection():
+    wide = np.array([-3.0, 4.0, 0.0, 3.5, -3.5])
+    test = Test(name="t", kind="bound", a="x.m")
+    assert outcome(test, x=wide) == "inconclusive"
+    assert verdict.detect(test, arms(x=1 + NOISE), arms(x=wide))["detected"] is False
 
 
 def missed_gate(seed, tier, effect=1.0):

@@ -319,7 +319,8 @@ def _sabotaged(
         return row | verdict.detect(test, intact, arms, broken.metric)
     except Exception as error:
         error_line = f"{type(error).__name__}: {error}"
-        return row | {"estimate": None, "interval": None, "detected": False, "error": error_line}
+        nothing = dict.fromkeys(("estimate", "interval", "intact", "sabotaged"))
+        return row | nothing | {"detected": False, "error": error_line}
 
 
 def _code(claim: Claim) -> dict[str, str]:
