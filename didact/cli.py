@@ -402,20 +402,32 @@ def _try(words: list[str]) -> int:
 
 def _claim(words: list[str]) -> int:
     parser = _Parser(prog="didact claim", description=VERBS["claim"])
-    parser.add_argument("method", nargs="?")
+    parser.add_argument("method", nargs="?", help="none: lists the claims and whether their code changed since")
     parser.add_argument("--all", action="store_true", help="every method: rebuilds the scoreboard")
+    parser.add_argument("--stalest", type=int, metavar="N", help="N methods: stale cards, then those measured first")
+    parser.add_argument(
+        "--verify", action="store_true", help="only see whether a card's first seed gives the same bits"
+    )
     parser.add_argument("--tier", choices=("smoke", "quick", "full"), default="quick")
     parser.add_argument("--sabotage", action="store_true", help="also show that the claim notices a broken method")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--scoreboard", default="scoreboard", help="folder the card is written to")
     parser.add_argument("--keep", help="folder that keeps finished seeds, to resume from")
     args = parser.parse(words)
-    names = catalogue.papers() if args.all else [args.method]
-    if names == [None]:
-        raise UserError("name a method, or --all")
+    if (args.method is not None) + args.all + (args.stalest is not None) > 1:
+        raise UserError("give one of a method, --all and --stalest")
+    if args.stalest is not None and args.stalest < 1:
+        raise UserError(f"--stalest {args.stalest}: give 1 or more")
     from didact import verbs
     from didact.claims import runner
 
+    names = catalogue.papers() if args.all else [args.method]
+    if args.stalest is not None:
+        names = runner.stalest(args.stalest, args.scoreboard)
+    if names == [None]:
+        return _claims(args.scoreboard)
+    if args.verify:
+        return max((_verified(name, args.scoreboard) for name in names), default=0)
     codes = []
     for name in names:
         keep = str(Path(args.keep) / name) if args.keep else None
@@ -442,7 +454,27 @@ def _claim(words: list[str]) -> int:
                 from didact.report import page
 
                 print(f"page: {page.write(Path(args.scoreboard) / f'{name}.json')}")
-    return max(codes)
+    return max(codes, default=0)
+
+
+def _claims(scoreboard: str) -> int:
+    from didact.claims import runner
+
+    for method in runner.claims():
+        row = runner.state(method, scoreboard)
+        measured = f"{row['tier']}, measured {row['measured'][:10]}" if row["measured"] else ""
+        print(f"{method:20}{row['verdict'] or '':14}{measured:28}code: {row['code']}")
+    return 0
+
+
+def _verified(method: str, scoreboard: str) -> int:
+    from didact.claims import runner
+
+    differs = runner.verify(method, scoreboard)
+    print(f"{method}: " + ("differs from its card, which is left as it is" if differs else "equal to the bit"))
+    for line in differs:
+        print(f"  {line}")
+    return int(bool(differs))
 
 
 def _report(words: list[str]) -> int:

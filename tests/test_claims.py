@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from didact import files
-from didact.claims import runner, verdict
+from didact import cli, files
+from didact.claims import runner, sources, verdict
 from didact.claims.runner import Claim, Sabotage
 from didact.claims.verdict import Test
 from didact.objectives import preference
@@ -210,7 +210,7 @@ def test_a_card_has_the_fields_of_the_scoreboard(tmp_path):
     card = runner.run(claim(), "quick", quiet=True)
     assert list(card) == [
         "method", "tier", "claim", "arms", "tests", "sabotage", "verdict", "seeds", "seconds", "versions", "measured",
-        "sources_sha256",
+        "sources_sha256", "core_sha256",
     ]  # fmt: skip
     assert card["verdict"] == "holds" and runner.exit_code(card) == 0
     assert card["seeds"] == [0, 1, 2, 3, 4] and len(card["arms"]["method"]["m"]) == 5
@@ -255,8 +255,45 @@ def test_a_sabotage_is_detected_and_a_no_op_is_not():
     assert [s["detected"] for s in card["sabotage"]] == [True, False, True]
     assert card["sabotage"][0]["estimate"] == pytest.approx(2 * math.log(2))
     assert card["sabotage"][1]["interval"] == [0.0, 0.0]
-    assert set(card["sabotage"][0]) == {"name", "breaks", "estimate", "interval", "detected"}
+    assert set(card["sabotage"][0]) == {
+        "name", "breaks", "estimate", "interval", "intact", "sabotaged", "detected",
+    }  # fmt: skip
+    better = np.subtract(card["arms"]["method"]["m"], card["arms"]["base"]["m"])
+    assert card["sabotage"][0]["intact"] == better.tolist()
+    assert np.mean(card["sabotage"][0]["sabotaged"]) == pytest.approx(better.mean() - 2 * math.log(2))
     assert preference.npo is INTACT
+
+
+NOISE = np.array([-0.1, 0.05, 0.0, 0.1, -0.05])
+
+
+@pytest.mark.parametrize(
+    ("test", "intact", "sabotaged", "expected"),
+    [
+        ({"kind": "bound"}, 1.0, 0.0, True),
+        ({"kind": "bound"}, 1.0, 0.5, False),  # surely moved, and the test still holds
+        ({"kind": "bound"}, 1.0, 2.0, False),  # moved the other way
+        ({"kind": "bound", "direction": "less"}, -1.0, 0.0, True),
+        ({"kind": "bound", "direction": "less"}, -1.0, -0.5, False),
+        ({"kind": "equivalence", "margin": 0.3}, 0.0, 1.0, True),
+        ({"kind": "equivalence", "margin": 0.3}, 0.1, -1.0, True),
+        ({"kind": "equivalence", "margin": 1.0}, 0.0, 0.5, False),
+        ({"kind": "exact", "margin": 0.2}, 0.0, -1.0, True),
+        ({"kind": "exact", "margin": 2.0}, 0.0, -1.0, False),
+    ],
+)
+def test_a_sabotage_must_break_the_test_and_in_its_direction(test, intact, sabotaged, expected):
+    clean, broken = arms(x=intact + NOISE), arms(x=sabotaged + NOISE[::-1])
+    row = verdict.detect(Test(name="t", a="x.m", **test), clean, broken)
+    assert row["detected"] is expected
+    assert row["intact"] == list(intact + NOISE) and row["sabotaged"] == list(sabotaged + NOISE[::-1])
+
+
+def test_a_broken_test_whose_interval_reaches_0_is_no_detection():
+    wide = np.array([-3.0, 4.0, 0.0, 3.5, -3.5])
+    test = Test(name="t", kind="bound", a="x.m")
+    assert outcome(test, x=wide) == "inconclusive"
+    assert verdict.detect(test, arms(x=1 + NOISE), arms(x=wide))["detected"] is False
 
 
 def missed_gate(seed, tier, effect=1.0):
@@ -436,10 +473,141 @@ def test_a_card_is_stale_when_code_changed_not_when_comments_did(slow_toy, tmp_p
 
 
 def test_both_modules_count_and_a_missing_one_is_named(slow_toy):
-    mine, other = "slow_toy", "didact.claims.verdict"
-    assert runner.sources_sha256(mine, other) != runner.sources_sha256(mine, mine)
+    toy, other = "slow_toy", "didact.claims.verdict"
+    assert runner.sources_sha256(toy, other) != runner.sources_sha256(toy, toy)
+    assert runner.sources_sha256(toy, other) == runner.sources_sha256(other, toy)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        runner.sources_sha256("no_such_module", mine)
+        runner.sources_sha256("no_such_module", toy)
+
+
+FILES = {
+    "methods/fam/m.py": "from didact.learn import fit\n\n\ndef m():\n    from didact.methods.fam import helper\n",
+    "methods/fam/helper.py": "from didact.objectives import loss\n",
+    "methods/fam/other.py": "NAME = 1\n",
+    "methods/fam/__init__.py": "from didact.methods.fam.m import m\nfrom didact.methods.fam.other import NAME\n",
+    "claims/fam/m.py": (
+        "from didact.claims import lab\nfrom didact.methods import fam\nfrom didact.worlds.w import draw\n"
+        "PATCH = {'didact.infer.tree:pairs': 1}\nRUN = fam.m\n"
+    ),
+    "claims/lab.py": "",
+    "objectives/loss.py": "from didact.objectives import reduce\n",
+    "objectives/reduce.py": "",
+    "objectives/unused.py": "",
+    "worlds/w.py": "def draw(): ...\n",
+    "learn/fit.py": "from didact import files\n",
+    "infer/tree.py": "",
+    "files.py": "",
+}
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "own", "core"),
+    [
+        ("methods/fam/m.py", True, False),
+        ("methods/fam/helper.py", True, False),  # imported inside a function
+        ("objectives/reduce.py", True, False),  # through two others
+        ("worlds/w.py", True, False),
+        ("methods/fam/other.py", False, False),
+        ("methods/fam/__init__.py", False, False),
+        ("objectives/unused.py", False, False),
+        ("claims/lab.py", False, True),
+        ("learn/fit.py", False, True),
+        ("files.py", False, True),
+        ("infer/tree.py", False, True),  # named in a string
+    ],
+)
+def test_the_hash_follows_what_is_imported(tree, changed, own, core):
+    def hashes():
+        return sources.sha256("didact.methods.fam.m", "didact.claims.fam.m")
+
+    before = hashes()
+    (tree / changed).write_text(f"# a comment\n{FILES[changed]}")
+    assert hashes() == before
+    (tree / changed).write_text(f"{FILES[changed]}CHANGED = 1\n")
+    assert [a != b for a, b in zip(before, hashes(), strict=True)] == [own, core]
+
+
+def test_drift_of_shared_code_is_told_apart_from_stale(slow_toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
+    path = runner.write(card, tmp_path)
+    assert not runner.drifted(path) and runner.state("slow-toy", tmp_path)["code"] == "the same"
+    runner.write(card | {"core_sha256": "0" * 64}, tmp_path)
+    assert runner.drifted(path) and not runner.stale(path)
+    assert runner.state("slow-toy", tmp_path)["code"] == "core changed since"
+    runner.write(card | {"core_sha256": "0" * 64, "sources_sha256": "1" * 64}, tmp_path)
+    assert not runner.drifted(path) and runner.state("slow-toy", tmp_path)["code"] == "stale"
+    assert runner.state("other", tmp_path)["code"] == "not measured"
+
+
+def test_the_stalest_are_those_without_a_card_then_stale_ones_then_the_oldest(slow_toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "claims", lambda: dict.fromkeys(["new", "old", "stale", "none"], ""))
+    card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
+    runner.write(card | {"method": "new", "measured": "2026-03-01"}, tmp_path)
+    runner.write(card | {"method": "old", "measured": "2026-01-01"}, tmp_path)
+    runner.write(card | {"method": "stale", "measured": "2026-04-01", "sources_sha256": ""}, tmp_path)
+    assert runner.stalest(9, tmp_path) == ["none", "stale", "old", "new"]
+    assert runner.stalest(2, tmp_path) == ["none", "stale"]
+
+
+# --- verifying -------------------------------------------------------------------------------
+
+
+def test_a_card_whose_first_seed_is_equal_to_the_bit_gets_the_hashes_of_today(slow_toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    card = runner.run(slow_toy.CLAIM, "quick", sabotage=True, quiet=True)
+    path = runner.write(card | {"sources_sha256": "", "core_sha256": "", "measured": "2026-01-01"}, tmp_path)
+    assert runner.verify("slow-toy", tmp_path) == []
+    renewed = files.read_json(path)
+    assert renewed.pop("verified").keys() == {"seed", "date", "versions"}
+    assert renewed == files.plain(card | {"measured": "2026-01-01"})
+    assert not runner.stale(path) and not runner.drifted(path)
+
+
+def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    card = files.plain(runner.run(slow_toy.CLAIM, "quick", quiet=True))
+    arms = {"a": {"m": [math.nextafter(card["arms"]["a"]["m"][0], 9), *card["arms"]["a"]["m"][1:]]}, "c": {"m": [1.0]}}
+    path = runner.write(card | {"arms": arms, "sources_sha256": ""}, tmp_path)
+    before = path.read_text()
+    lines = runner.verify("slow-toy", tmp_path)
+    assert [line.split(":")[0] for line in lines] == ["a.m", "c.m", "b.m"]
+    assert lines[0] == f"a.m: was {arms['a']['m'][0]}, is {card['arms']['a']['m'][0]}" and "is not there" in lines[1]
+    assert path.read_text() == before
+    decided = [{**card["tests"][0], "null": 0.5}]
+    runner.write(card | {"tests": decided}, tmp_path)
+    assert runner.verify("slow-toy", tmp_path)[0].startswith("more: was {'kind': 'difference', 'null': 0.5")
+    with pytest.raises(UserError, match=r"no card to verify; run: didact claim toy"):
+        runner.verify("toy", tmp_path)
+
+
+def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "claims", lambda: {"spin": "", "npo": ""})
+    card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
+    place = ["--scoreboard", str(tmp_path)]
+    for method, date in (("spin", "2026-02-01"), ("npo", "2026-01-01")):
+        runner.write(card | {"method": method, "measured": date}, tmp_path)
+    assert cli.main(["claim", *place]) == 0
+    assert "npo " in (shown := capsys.readouterr().out) and "measured 2026-01-01" in shown and "the same" in shown
+    assert cli.main(["claim", "npo", "--verify", *place]) == 0 and "equal to the bit" in capsys.readouterr().out
+    runner.write(card | {"method": "npo", "arms": {}}, tmp_path)
+    assert cli.main(["claim", "npo", "--verify", *place]) == 1 and "a.m: was not there" in capsys.readouterr().out
+    ran = []
+    monkeypatch.setattr(runner, "run", lambda claim, *more: ran.append(claim) or card | {"method": "npo"})
+    assert cli.main(["claim", "--stalest", "1", "--tier", "smoke", *place]) == 0 and len(ran) == 1
+    for wrong in (["npo", "--all"], ["--stalest", "0"]):
+        assert cli.main(["claim", *wrong, *place]) == 2
 
 
 @pytest.mark.parametrize("method", runner.claims())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import datetime
-import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import math
 import platform
 import time
@@ -18,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from didact import files
-from didact.claims import verdict
+from didact.claims import sources, verdict
+from didact.learn import episodes
 from didact.learn.progress import Bar
 from didact.models import cache
 from didact.models.model import Model
@@ -31,23 +29,23 @@ Measured = Mapping[str, Mapping[str, float]]
 FEWEST: Mapping[str, int] = {"smoke": 1, "quick": 5, "full": 10}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sabotage:
     """A way to break the method that its claim must notice.
 
     Args:
         name: what is broken, in a few words.
         breaks: the test that must notice.
+        metric: `arm.metric` that must move where the intact test does not hold.
         patch: `{"package.module:attribute": replacement}`, in force while the claim runs.
         options: keyword arguments for the claim's `run`.
-        metric: `arm.metric` that must move where the intact test does not hold.
     """
 
     name: str
     breaks: str
+    metric: str | None = None
     patch: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    metric: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class Claim:
         method: whose claim it is.
         text: the claim in a sentence or two, with the paper's words for things.
         run: `run(seed, tier, **options)`: every arm trained and measured on one seed, pure in its arguments;
-            a function of the claim's own module.
+            a function of the claim's own module. The runner calls it on one thread, with a private cache.
         tests: what the seeds decide.
         gates: competence gates, made by `verdict.gate`.
         sabotages: at least two, from the paper's card.
@@ -118,8 +116,8 @@ def run(
         raise UserError(f"tier '{tier}': choose from {', '.join(get_args(Tier))}")
     seeds = range(claim.seeds[tier])
     sabotages = claim.sabotages if sabotage and tier != "smoke" else ()
-    sources, versions = sources_sha256(*claim.modules), _versions()
-    identity = {"method": claim.method, "tier": tier, "sources": sources, "versions": versions}
+    code, versions = _code(claim), _versions()
+    identity = {"method": claim.method, "tier": tier, "code": code, "versions": versions}
     seconds = 0.0
     with cache.private(), Bar(f"claim {claim.method}", len(seeds) * (1 + len(sabotages)), quiet=quiet) as bar:
 
@@ -150,8 +148,8 @@ def run(
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
         "versions": versions,
-        "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "sources_sha256": sources,
+        "measured": _now(),
+        **code,
     }
 
 
@@ -162,10 +160,82 @@ def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
     return path
 
 
-def stale(path: str | Path) -> bool:
-    """Whether the method's or the claim's own code changed (comments aside) since this card was measured."""
+def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
+    """Measure the first seed of a card again, intact. Equal to the bit, the card is for the code as it is now.
+
+    It then gets today's hashes and `verified: {seed, date, versions}`, and keeps its numbers and its date.
+
+    Returns:
+        What differs: every other number, and tests that the claim decides otherwise now. The card is left as it is.
+
+    Raises:
+        UserError: there is no card of the method.
+    """
+    path, claim = Path(folder) / f"{method}.json", load(method)
+    if not path.exists():
+        raise UserError(f"{path}: no card to verify; run: didact claim {method} --sabotage")
     card = files.read_json(path)
-    return bool(card["sources_sha256"] != sources_sha256(*load(card["method"]).modules))
+    seed = card["seeds"][0]
+    with cache.private():
+        arms = files.plain(_unit(claim, None, seed, card["tier"], None, {})["arms"])
+    was = {f"{arm}.{metric}": values[0] for arm, columns in card["arms"].items() for metric, values in columns.items()}
+    now = {f"{arm}.{metric}": value for arm, columns in arms.items() for metric, value in columns.items()}
+    differs = _differences(was, now)
+    if not differs:
+        known = {arm: {m: [math.nan if v is None else v for v in column] for m, column in columns.items()}
+                 for arm, columns in card["arms"].items()}  # fmt: skip
+        rows = [t.row(known) for t in (*claim.gates, *claim.tests)]
+        differs = _differences(*({row["name"]: {k: row[k] for k in DECIDES} for row in some}
+                                 for some in (card["tests"], rows)))  # fmt: skip
+    if not differs:
+        verified = {"seed": seed, "date": _now(), "versions": _versions()}
+        write(card | _code(claim) | {"verified": verified}, folder)
+    return differs
+
+
+DECIDES = ("kind", "null", "direction", "margin", "level", "gates", "outcome")
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = dict.fromkeys((*was, *now))
+    return [
+        f"{name}: was {was.get(name, 'not there')}, is {now.get(name, 'not there')}"
+        for name in names
+        if name not in was or name not in now or was[name] != now[name]
+    ]
+
+
+def stale(path: str | Path) -> bool:
+    """Whether code of the method or the claim (see `sources`) changed since this card was measured or verified."""
+    card = files.read_json(path)
+    return bool(card["sources_sha256"] != _code(load(card["method"]))["sources_sha256"])
+
+
+def drifted(path: str | Path) -> bool:
+    """Whether shared code changed since, and only that: the card still holds for its method as it was measured."""
+    card = files.read_json(path)
+    now = _code(load(card["method"]))
+    return card["sources_sha256"] == now["sources_sha256"] and card.get("core_sha256") != now["core_sha256"]
+
+
+def stalest(count: int, folder: str | Path = "scoreboard") -> list[str]:
+    """Methods to measure again first: without a card, then stale, then measured longest ago."""
+
+    def age(method: str) -> tuple[bool, bool, str]:
+        path = Path(folder) / f"{method}.json"
+        there = path.exists()
+        return there, there and not stale(path), files.read_json(path)["measured"] if there else ""
+
+    return sorted(claims(), key=age)[:count]
+
+
+def state(method: str, folder: str | Path = "scoreboard") -> dict[str, Any]:
+    """One row of the list of claims: verdict, tier, when it was measured, and whether its code changed since."""
+    path = Path(folder) / f"{method}.json"
+    if not path.exists():
+        return {"method": method, "verdict": None, "tier": None, "measured": None, "code": "not measured"}
+    code = "stale" if stale(path) else "core changed since" if drifted(path) else "the same"
+    return {k: files.read_json(path)[k] for k in ("method", "verdict", "tier", "measured")} | {"code": code}
 
 
 def claims() -> dict[str, str]:
@@ -197,21 +267,9 @@ def exit_code(card: Mapping[str, Any]) -> int:
     return code or (0 if all(row["detected"] for row in card["sabotage"]) else verdict.EXIT["inconclusive"])
 
 
-def sources_sha256(method_module: str, claim_module: str) -> str:
-    """Hash of the code of two modules: their syntax trees without comments, docstrings and layout."""
-    digest = hashlib.sha256()
-    for name in (method_module, claim_module):
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"no module '{name}' whose source could be hashed", name=name)
-        tree = ast.parse(Path(spec.origin).read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-                ast.get_docstring(node, clean=False) is not None
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
+def sources_sha256(*modules: str) -> str:
+    """Hash of the own code of a method's and a claim's modules."""
+    return sources.sha256(*modules)[0]
 
 
 @contextlib.contextmanager
@@ -239,7 +297,7 @@ def _unit(
     if path and path.exists() and (kept := files.read_json(path))["identity"] == who:
         return kept
     began = time.monotonic()
-    with patched(broken.patch if broken else {}):
+    with patched(broken.patch if broken else {}), episodes.one_thread():
         arms = claim.run(seed, tier, **(broken.options if broken else {}))
     unit = {"identity": who, "arms": arms, "seconds": time.monotonic() - began}
     if path:
@@ -261,7 +319,16 @@ def _sabotaged(
         return row | verdict.detect(test, intact, arms, broken.metric)
     except Exception as error:
         error_line = f"{type(error).__name__}: {error}"
-        return row | {"estimate": None, "interval": None, "detected": False, "error": error_line}
+        nothing = dict.fromkeys(("estimate", "interval", "intact", "sabotaged"))
+        return row | nothing | {"detected": False, "error": error_line}
+
+
+def _code(claim: Claim) -> dict[str, str]:
+    return dict(zip(("sources_sha256", "core_sha256"), sources.sha256(*claim.modules), strict=True))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:

@@ -146,26 +146,38 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> Outcome:
 
 
 def detect(test: Test, intact: Arms, sabotaged: Arms, metric: str | None = None) -> dict[str, Any]:
-    """Whether a sabotage shows: `{estimate, interval, detected}` of intact minus sabotaged, paired by seed.
+    """Whether a sabotage shows: `{estimate, interval, intact, sabotaged, detected}`, intact minus sabotaged by seed.
 
-    Where the intact test holds, the 95 % t interval of the differences of the test's value must exclude 0.
-    Where it does not, the test cannot break, so the sabotage must move the mean of `metric` out of the range
-    of the clean seeds.
+    Where the intact test holds it must not hold sabotaged, and the 95 % t interval of the paired differences of the
+    test's value must exclude 0 in the direction that breaks it: against `direction`, or away from `null` for tests of
+    equality. Where the intact test does not hold it cannot break, so the sabotage must move the mean of `metric` out
+    of the range of the clean seeds.
 
     Raises:
         ArithmeticError: the sabotaged value is NaN or infinite; that is an error, not a detection.
         ValueError: the intact test does not hold and no `metric` is named.
     """
-    if test.row(intact)["outcome"] == "holds":
-        moved = statistics.paired_interval(test.values(intact), _finite(test.values(sabotaged), test.name))
-        detected = moved.excludes(0.0)
-    elif metric is None:
+    holds = test.row(intact)["outcome"] == "holds"
+    if not holds and metric is None:
         raise ValueError(f"'{test.name}' does not hold intact, and the sabotage names no metric that must move")
+    values, name = (test.values, test.name) if holds else (lambda arms: list(column(arms, str(metric))), str(metric))
+    clean, broken = values(intact), values(sabotaged)
+    if not all(math.isfinite(v) for v in broken):
+        raise ArithmeticError(f"{name} is NaN or infinite")
+    moved, mean = statistics.paired_interval(clean, broken), sum(broken) / len(broken)
+    if holds:
+        away = (mean > test.null) if test.kind in ("equivalence", "exact") else test.direction == "less"
+        shifted = moved.high < 0 if away else moved.low > 0
+        detected = shifted and test.row(sabotaged)["outcome"] != "holds"
     else:
-        clean, broken = column(intact, metric), _finite(column(sabotaged, metric), metric)
-        moved = statistics.paired_interval(clean, broken)
-        detected = not min(clean) <= sum(broken) / len(broken) <= max(clean)
-    return {"estimate": moved.estimate, "interval": [moved.low, moved.high], "detected": detected}
+        detected = not min(clean) <= mean <= max(clean)
+    return {
+        "estimate": moved.estimate,
+        "interval": [moved.low, moved.high],
+        "intact": clean,
+        "sabotaged": broken,
+        "detected": detected,
+    }
 
 
 def column(arms: Arms, name: str) -> Sequence[float]:
@@ -175,9 +187,3 @@ def column(arms: Arms, name: str) -> Sequence[float]:
         return arms[arm][metric]
     except KeyError:
         raise KeyError(f"no '{name}' among {[f'{a}.{m}' for a in arms for m in arms[a]]}") from None
-
-
-def _finite(values: Sequence[float], name: str) -> Sequence[float]:
-    if not all(math.isfinite(v) for v in values):
-        raise ArithmeticError(f"{name} is NaN or infinite")
-    return values

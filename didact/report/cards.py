@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from didact import catalogue
@@ -40,7 +40,8 @@ def told(path: Path) -> dict[str, Any]:
         "strips": _strips(card["arms"], card["seeds"]),
         "spread": _spread(card["arms"]),
         "log": plots.LOG,
-        "stale": _stale(path, card),
+        "stale": _since(path, card, "stale"),
+        "drifted": _since(path, card, "drifted"),
     }
 
 
@@ -66,11 +67,12 @@ def is_card(card: Any) -> bool:
     )
 
 
-def _stale(path: Path, card: Mapping[str, Any]) -> bool | None:
-    """Whether the code of method or claim changed since; none where this installation has no such claim."""
+def _since(path: Path, card: Mapping[str, Any], changed: Literal["stale", "drifted"]) -> bool | None:
+    """Whether the own or the shared code changed since; none where this installation has no such claim."""
     from didact.claims import runner
 
-    return runner.stale(path) if card["method"] in runner.claims() and "sources_sha256" in card else None
+    known = card["method"] in runner.claims() and "sources_sha256" in card
+    return getattr(runner, changed)(path) if known else None
 
 
 def _test(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""Hashes of the code a claim's numbers come from. Imports are read, nothing is executed.
+
+A claim's own code is its module and its method's, and what these import of `methods`, `worlds`, `objectives` and the
+families of `claims`, through any number of imports. Everything else of didact that is reached is the core. Comments,
+docstrings and layout do not count; imports inside functions and `"didact.module:name"` in strings do.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OWN = re.compile(r"didact\.(methods|worlds|objectives|claims\.\w+)\.\w")
+NAMED = re.compile(r"didact(\.\w+)+(:\w+)?")
+
+
+def sha256(*modules: str) -> tuple[str, str]:
+    """Hashes of the own code of these modules, and of the core under it.
+
+    Raises:
+        ModuleNotFoundError: there is no source of one of them.
+    """
+    own = _reached(modules, lambda name: OWN.match(name) is not None)
+    return _digest(own), _digest(_reached(modules, lambda name: True) - own)
+
+
+def _digest(modules: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        digest.update(f"{name}\n{_code(_source(name))}\n".encode())
+    return digest.hexdigest()
+
+
+def _reached(modules: Iterable[str], follow: Callable[[str], bool]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            imported = {_module_of(full) for full in _names(_source(name))}
+            waiting += [other for other in imported if other and follow(other)]
+    return found
+
+
+def _source(name: str) -> str:
+    path = _file(name)
+    if path is None:
+        raise ModuleNotFoundError(f"no module '{name}' whose source could be hashed", name=name)
+    return path.read_text()
+
+
+def _file(name: str) -> Path | None:
+    """Of a module of didact by its path alone, since `find_spec` imports the packages above."""
+    top, *rest = name.split(".")
+    if top != "didact":
+        spec = importlib.util.find_spec(name)
+        return Path(spec.origin) if spec and spec.origin else None
+    here = ROOT.joinpath(*rest)
+    return next((p for p in (here.with_name(f"{here.name}.py"), here / "__init__.py") if p.exists()), None)
+
+
+def _module_of(full: str) -> str | None:
+    """The module that a dotted name is in. Of a package only what is taken from it counts, not its `__init__`: the
+    families load their methods there."""
+    parts = full.split(".")
+    for n in range(len(parts), 1, -1):
+        name = ".".join(parts[:n])
+        path = _file(name)
+        if path and path.name != "__init__.py":
+            return name
+        if path:
+            inside = sorted(path.parent.glob("*.py"))
+            stems = [p.stem for p in inside if parts[n:] and parts[n] in _defined(p.read_text())]
+            return next((name if stem == "__init__" else f"{name}.{stem}" for stem in stems), None)
+    return None
+
+
+@functools.cache
+def _names(source: str) -> frozenset[str]:
+    """Full dotted names of didact that a module uses: what it imports, and attributes of that."""
+    bound: dict[str, str] = {}
+    attributes: set[tuple[str, str]] = set()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            bound |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            attributes.add((node.value.id, node.attr))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value):
+            names.add(node.value.replace(":", "."))
+    names |= {*bound.values(), *(f"{bound[name]}.{attribute}" for name, attribute in attributes if name in bound)}
+    return frozenset(name for name in names if name.startswith("didact."))
+
+
+@functools.cache
+def _defined(source: str) -> frozenset[str]:
+    """What a module defines at its top."""
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return frozenset(names)
+
+
+@functools.cache
+def _code(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
