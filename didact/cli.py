@@ -19,13 +19,16 @@ VERBS = {
     "methods": "list the methods: what each needs, gives, and its claim's verdict",
     "explain": "a method in a screen: formula, options, paper",
     "advise": "what your files are, and which methods can run on them",
-    "run": "teach a model (without model and data: on the method's embedded example)",
+    "run": "train a model (without model and data: on the method's embedded example)",
     "compare": "methods side by side: same model, data, budget and search; a leaderboard with intervals",
     "evaluate": "score a saved model on a file",
     "try": "answers before and after, side by side",
     "claim": "test a paper's claim by training for real",
     "report": "the HTML page of a run, a comparison, a claim or the scoreboard",
 }
+
+
+COLUMNS = 100  # of listings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,29 +128,49 @@ def _spelled(words: Sequence[str], known: Sequence[str]) -> list[str]:
 
 def _methods(words: list[str]) -> int:
     parser = _Parser(prog="didact methods", description=VERBS["methods"])
+    families = dict.fromkeys(e["family"] for e in catalogue.read().values())
+    parser.add_argument("family", nargs="?", help=f"tell more of one family: {', '.join(families)}")
     parser.add_argument("--have", choices=sorted(RECORDS), help="only methods that run on this kind of record")
     parser.add_argument("--json", action="store_true", help="as JSON")
     args = parser.parse(words)
+    if args.family and args.family not in families:
+        raise UserError(f"unknown family '{args.family}': choose from {', '.join(families)}")
     entries = [e for e in catalogue.read().values() if not args.have or args.have in _kinds(e)]
+    entries = [e for e in entries if args.family in (None, e["family"])]
     if args.json:
         import json
 
         keys = ("name", "family", "paper", "year", "needs", "gives", "verdict", "baseline")
         print(json.dumps([{k: e[k] for k in keys} for e in entries], indent=1))
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("method", "family", "needs", "gives", "claim", "what it does"):
-        table.add_column(column, overflow="fold")
-    for e in entries:
-        needs = " ".join(f"--{n}" if v["required"] else f"[--{n}]" for n, v in e["needs"].items())
-        table.add_row(e["name"], e["family"], needs, ", ".join(e["gives"]), _verdict(e), e["help"], style=None)
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
-    console.print(table)
-    console.print("\ndidact explain METHOD tells more; didact run METHOD tries it.")
+    lines: list[str] = []
+    for family in families:
+        shown = [e for e in entries if e["family"] == family]
+        title = catalogue.FAMILIES.get(family, "")
+        lines += [*([""] if lines else []), f"{family}: {title}"] * bool(shown)
+        lines += [line for e in shown for line in (_in_full(e) if args.family else [_in_a_line(e)])]
+    print("\n".join(lines))
+    print("\ndidact methods FAMILY tells more, didact explain METHOD all; didact run METHOD tries it.")
     return 0
+
+
+def _in_a_line(entry: dict[str, Any]) -> str:
+    """A method in at most 100 columns: its name, its claim's verdict, what it does."""
+    line = f"  {entry['name']:33} {_verdict(entry):12} {entry['help']}"
+    return line if len(line) <= COLUMNS else line[: COLUMNS - 3].rsplit(" ", 1)[0] + " .."
+
+
+def _in_full(entry: dict[str, Any]) -> list[str]:
+    """The same with what it needs and gives, its paper and its presets."""
+    from textwrap import wrap
+
+    needs = " ".join(f"--{n}" if v["required"] else f"[--{n}]" for n, v in entry["needs"].items())
+    facts = [
+        entry["help"], f"{entry['paper']} ({entry['year']}, {entry['source']})", f"needs: {needs}",
+        f"gives: {', '.join(entry['gives'])}", *([f"presets: {', '.join(entry['presets'])}"] * bool(entry["presets"])),
+    ]  # fmt: skip
+    inner = [line for fact in facts for line in wrap(fact, COLUMNS - 6, subsequent_indent="  ")]
+    return [f"  {entry['name']} ({_verdict(entry)})", *(f"      {line}" for line in inner)]
 
 
 def _explain(words: list[str]) -> int:

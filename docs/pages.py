@@ -14,17 +14,6 @@ from typing import Any
 from didact import catalogue, options
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = {
-    "prompting": "get more from a model without changing a weight",
-    "fewshot": "make it learn new tasks from a few labels",
-    "alignment": "make it do what people prefer",
-    "unlearning": "make it forget",
-    "pretraining": "train it, keep training it, train it big",
-    "synthesis": "make training data",
-    "control": "make it act",
-    "mechanisms": "see how it learns",
-    "baselines": "what people use today, to compare with",
-}
 VERDICTS = {"holds": "the claim holds", "fails": "the claim fails", "inconclusive": "inconclusive"}
 
 
@@ -56,7 +45,7 @@ def index() -> str:
     """All methods by what the user wants."""
     lines = ["# The methods", "", "What each needs, gives, and the verdict on its paper's claim.", ""]
     for family, entries in _by_family().items():
-        lines += [f"## {family}: {FAMILIES[family]}", ""]
+        lines += [f"## {family}: {catalogue.FAMILIES[family]}", ""]
         rows = [[f"[{e['name']}]({e['name']}.md)", _cell(e["help"]), _needs(e), _verdict(e)] for e in entries]
         lines += _table(("method", "what it does", "needs", "claim"), rows)
     return "\n".join(lines) + "\n"
@@ -145,7 +134,7 @@ def _entries() -> list[dict[str, Any]]:
 
 
 def _by_family() -> dict[str, list[dict[str, Any]]]:
-    found = {family: [e for e in _entries() if e["family"] == family] for family in FAMILIES}
+    found = {family: [e for e in _entries() if e["family"] == family] for family in catalogue.FAMILIES}
     return {family: entries for family, entries in found.items() if entries}
 
 

@@ -15,12 +15,25 @@ from typing import Any
 from didact.types import UserError
 
 FOLDER = Path(__file__).parent
+FAMILIES = {  # in the order of listings; what the user wants
+    "prompting": "get more from a model without changing a weight",
+    "fewshot": "make it learn new tasks from a few labels",
+    "alignment": "make it do what people prefer",
+    "unlearning": "make it forget",
+    "pretraining": "train it, keep training it, train it big",
+    "synthesis": "make training data",
+    "control": "make it act",
+    "mechanisms": "see how it learns",
+    "baselines": "what people use today, to compare with",
+}
 
 
 @functools.cache
 def read() -> dict[str, dict[str, Any]]:
     """All methods by name."""
-    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")]
+    order = {family: number for number, family in enumerate(FAMILIES)}
+    entries.sort(key=lambda e: (order.get(e["family"], len(order)), e["family"], e["name"]))
     return {entry["name"]: entry for entry in entries}
 
 

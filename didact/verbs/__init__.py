@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "answers", "claim", "comparison", "comparison_plan", "dry_run", "evaluate", "prepare", "run"]
 MODULES = {
-    "claim": "claiming", "Comparison": "comparing", "comparison": "comparing", "comparison_plan": "comparing", "prepare": "job", "dry_run": "plan", "run": "running",
-    "answers": "saved", "evaluate": "saved",
+    "claim": "claiming", "Comparison": "comparing", "comparison": "comparing", "comparison_plan": "comparing",
+    "prepare": "job", "dry_run": "plan", "run": "running", "answers": "saved", "evaluate": "saved",
 }  # fmt: skip
 
 
