@@ -14,13 +14,13 @@ from typing import Any
 
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
+from didact.data import anchors as dictionary
 from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
 from didact.learn import episodes, language
 from didact.learn.fit import Hook, Step, Term
 from didact.methods import unlearning
-from didact.methods.unlearning import anchors as dictionary
 from didact.methods.unlearning import survey_optimise
 from didact.models import build, forward
 from didact.models.model import Model
@@ -211,7 +211,7 @@ def _less(name: str, a: str, b: str, ratio: float = 1.0, gates: bool = True) -> 
 
 
 Replacement = Callable[..., Any]
-_BLOCKS = "didact.methods.unlearning.anchors:blocks"
+_BLOCKS = "didact.data.anchors:blocks"
 _LOGITS = "didact.objectives.tokens:generic_logits"
 
 CLAIM = runner.Claim(
