@@ -18,10 +18,10 @@ from didact.data import anchors as dictionary
 from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
+from didact.evaluate import divergence
 from didact.learn import episodes, language
 from didact.learn.fit import Hook, Step, Term
 from didact.methods import unlearning
-from didact.methods.unlearning import survey_optimise
 from didact.models import build, forward
 from didact.models.model import Model
 from didact.objectives import tokens
@@ -131,7 +131,7 @@ def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
         "forget": told(model, world.forget),
         "retain": told(model, world.retain),
         "nll": nll(model, world.holdout),
-        "kl": survey_optimise.divergence(gold, model, asked),
+        "kl": divergence.mean_kl(gold, model, asked),
         "alias": alias(model, world),
     }
 
