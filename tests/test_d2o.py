@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from didact import alignment
 from didact.claims.alignment import d2o_example
 from didact.data import convert, encode
 from didact.data.read import read
 from didact.infer import generate
 from didact.learn import rounds
-from didact import alignment
-from didact.models import forward, load
+from didact.models import forward
 from didact.objectives import preference
 from didact.registry import METHODS
 from didact.types import Fit, Judged, Messages, Preference, UserError

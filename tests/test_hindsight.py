@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
-from didact import cli
+from didact import alignment, baselines, cli
 from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import Batches, Stream, collate
 from didact.data.templates import Condition
 from didact.infer import generate
-from didact import alignment, baselines
 from didact.models import forward, load, masks
 from didact.types import Critique, Demo, Fit, Messages, Preference, Scored, Text, UserError
 from didact.worlds import sorting

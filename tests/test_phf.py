@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
-from didact import cli
+from didact import alignment, baselines, cli
 from didact.data import encode, segments, spans
 from didact.data.streams import Batches, Stream
 from didact.data.templates import Condition
 from didact.evaluate import judges, protocols
 from didact.infer import generate
 from didact.infer import lm as language_models
-from didact import alignment, baselines
 from didact.models import forward, load, vocabulary
 from didact.objectives import policy
 from didact.objectives import tokens as token_functions

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from didact.data import anchors as dictionary
 from didact.data import encode
+from didact.data.anchors import Block
 from didact.data.streams import IGNORE, MicroBatch, by_length, collate
 from didact.evaluate import protocols
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.methods.unlearning import anchors as dictionary
-from didact.methods.unlearning.anchors import Block
 from didact.models import forward, merge
 from didact.models.forward import Tokenwise
 from didact.models.model import Model
@@ -88,7 +88,7 @@ def whp(
         target: the text to forget.
         general: other text, to take generic counterparts from.
         anchors: the dictionary, `source` of the target's own and `target` what stands for it; else found by
-            counting, in target against general (`unlearning.anchors.asked` asks a language model).
+            counting, in target against general (`didact.data.anchors.asked` asks a language model).
         mode: train, or logit, which trains only the reinforced model and subtracts logits at every token.
         alpha: how much of what reinforcement raised is taken off.
         relu: whether only what rose counts.
