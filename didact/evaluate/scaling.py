@@ -57,6 +57,4 @@ def at_scale(
         if not scale:
             warnings.append(f"even scale {min(scales):g} loses more than {1 - keep:.0%} of retain: nothing was changed")
     findings = {"scale": scale, "retain_accuracy": tried}
-    return Result(
-        models={"model": at(scale)}, findings=findings, history=tuned.history, cost=tuned.cost, warnings=warnings
-    )
+    return tuned.result(models={"model": at(scale)}, findings=findings, warnings=warnings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from didact.data import encode
 from didact.data.encode import TokenizedExample
-from didact.data.streams import ExampleGroup, MicroBatch
+from didact.data.streams import ExampleGroup
 from didact.learn import language
-from didact.learn.fit import Hook, Term
+from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
 from didact.models.model import Model
 from didact.types import Demo, Fit
@@ -26,10 +26,4 @@ def streams(model: Model, **sets: Sequence[Demo]) -> dict[str, list[ExampleGroup
 
 def tune(model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str) -> TrainResult:
     """A copy fine-tuned on completions."""
-
-    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        return {"nll": language.cross_entropy(student, micro)}
-
-    return language.train(
-        model, streams(model, **{name: demos}), terms, fit, hooks=hooks, name=name, identity={"survey": name}
-    )
+    return language.train(model, streams(model, **{name: demos}), language.nll, fit, hooks=hooks, name=name)

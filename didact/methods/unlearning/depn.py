@@ -6,23 +6,25 @@ from collections.abc import Sequence
 
 import torch
 
+from didact.bounds import Count, Share, Whole
 from didact.learn import specialists
 from didact.methods.unlearning.survey import SURVEY
 from didact.models import attribution
 from didact.models.model import Model, copy_of
 from didact.registry import method
-from didact.types import Demo, Result, UserError
+from didact.types import Demo, Result
 
 
-@method("unlearning-survey.depn", **SURVEY, gives=("models", "findings"), protocol="forget", capabilities=("hidden",))
+@method("unlearning-survey.depn", **SURVEY, gives=("models", "findings"), capabilities=("hidden",), kinds=("causal",),
+        protocol=("forget",))  # fmt: skip
 def depn(
     model: Model,
     forget: Sequence[Demo],
     *,
-    neurons: int = 20,
-    steps: int = 20,
-    threshold: float = 0.1,
-    share: float = 0.5,
+    neurons: Whole = 20,
+    steps: Count = 20,
+    threshold: Share = 0.1,
+    share: Share = 0.5,
 ) -> Result:
     """Find the feed-forward neurons that carry the forget answers, and switch them off (DEPN). Nothing is trained.
 
@@ -43,8 +45,6 @@ def depn(
     Raises:
         UserError: no down projection is found.
     """
-    if steps < 1 or neurons < 0:
-        raise UserError("steps must be at least 1, neurons 0 or more")
     edited = copy_of(model)
     rows = specialists.rows(model, forget, "forget")
     found = torch.stack([attribution.attributions(edited, row, steps) for row in rows])

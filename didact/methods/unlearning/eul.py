@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from didact.bounds import NonNegative
 from didact.data.streams import MicroBatch
 from didact.learn import language, specialists
 from didact.learn.fit import Hook, Term
@@ -14,16 +15,16 @@ from didact.registry import method
 from didact.types import Demo, Fit, Result
 
 
-@method("unlearning-survey.eul", **SURVEY, protocol="forget")
+@method("unlearning-survey.eul", **SURVEY, protocol=("forget",))
 def eul(
     model: Model,
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     *,
-    diverge: float = 1.0,
-    keep: float = 1.0,
-    task: float = 1.0,
-    ascent: float = 0.1,
+    diverge: NonNegative = 1.0,
+    keep: NonNegative = 1.0,
+    task: NonNegative = 1.0,
+    ascent: NonNegative = 0.1,
     fit: Fit = Fit(lr=5e-4, epochs=10, rows=8, schedule="constant", lora=8),  # noqa: B008  (Fit is frozen)
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -56,6 +57,4 @@ def eul(
         return {f"{micro.stream}_kl": kl, f"{micro.stream}_nll": nll}
 
     streams = specialists.streams(model, forget=forget, retain=retain)
-    who = {"eul": [diverge, keep, task, ascent]}
-    trained = language.train(model, streams, terms, fit, hooks=hooks, name="eul", identity=who)
-    return Result(models={"model": trained.model}, history=trained.history, cost=trained.cost)
+    return language.train(model, streams, terms, fit, hooks=hooks, name="eul").result()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from didact.bounds import Count, Whole
 from didact.infer import lm
 from didact.methods.unlearning.survey import SURVEY
 from didact.models.model import Model
@@ -21,14 +22,14 @@ def guardrail(
     forget: Sequence[Demo],
     *,
     guard: str = GUARD,
-    topics: int = 20,
-    max_new_tokens: int = 64,
+    topics: Whole = 20,
+    max_new_tokens: Count = 64,
 ) -> Result:
     """Forbid topics in the prompt: suppression, not unlearning; the baseline every other way has to beat.
 
     Args:
         model: whatever can be asked.
-        forget: what must not be told; the questions stand in the guard.
+        forget: what must not be given away; the questions stand in the guard.
         guard: said before every question.
         topics: how many of the questions are named in it.
         max_new_tokens: of an answer.
@@ -50,4 +51,4 @@ def guardrail(
         for answers in (plain, guarded)
     ]
     metric = Metric(before=shares[0], after=shares[1], n=len(forget), better="lower", help="answers that come out")
-    return Result(predict=predict, metrics={"forget_told": metric}, findings={"prompt": head})
+    return Result(predict=predict, metrics={"forget_leaked": metric}, findings={"prompt": head})

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from didact.bounds import Count, Whole
 from didact.data import demonstrations
 from didact.infer import lm
 from didact.methods.unlearning.survey import SURVEY
@@ -28,9 +29,9 @@ def icul(
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     *,
-    right: int = 6,
+    right: Whole = 6,
     flip: Literal["forget", "random", "none"] = "forget",
-    together: int = 1,
+    together: Count = 1,
     separator: str = "\n",
     seed: int = 0,
 ) -> Result:
@@ -56,8 +57,6 @@ def icul(
     Raises:
         UserError: a record without choices, or a completion that is none of them.
     """
-    if together < 1 or right < 0:
-        raise UserError("together must be at least 1, right 0 or more")
     for name, records in (("forget", forget), ("retain", retain)):
         for number, record in enumerate(records, 1):
             if not record.choices or record.completion.strip() not in [c.strip() for c in record.choices]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from didact.bounds import NonNegative
 from didact.data.streams import MicroBatch
 from didact.evaluate import divergence
 from didact.learn import language, specialists
@@ -15,17 +16,17 @@ from didact.registry import method
 from didact.types import Demo, Fit, Result
 
 
-@method("unlearning-survey.kga", **SURVEY, gives=("models", "findings"), protocol="forget")
+@method("unlearning-survey.kga", **SURVEY, gives=("models", "findings"), protocol=("forget",))
 def kga(
     model: Model,
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     unseen: Sequence[Demo],
     *,
-    keep: float = 0.1,
-    stop: float = 0.3,
-    specialist_epochs: float = 10.0,
-    specialist_lr: float = 5e-5,
+    keep: NonNegative = 0.1,
+    stop: NonNegative = 0.3,
+    specialist_epochs: NonNegative = 10.0,
+    specialist_lr: NonNegative = 5e-5,
     align: bool = True,
     fit: Fit = UNLEARN,
     hooks: Sequence[Hook] = (),
@@ -54,14 +55,15 @@ def kga(
         UserError: a completion longer than the context; the loss became NaN.
     """
     how = fit.replace(lr=specialist_lr, epochs=specialist_epochs, steps=None)
-    on_forget = specialists.tune(model, forget, how, (), "specialist-forget")
-    on_new = specialists.tune(model, unseen, how, (), "specialist-unseen")
-    aim = divergence.mean_kl(model, on_new.model, specialists.rows(model, unseen, "unseen"))
-    specialist = frozen(on_forget.model)
+    of_forget = specialists.tune(model, forget, how, (), "specialist-forget")
+    of_new = specialists.tune(model, unseen, how, (), "specialist-unseen")
+    aim = divergence.mean_kl(model, of_new.model, specialists.rows(model, unseen, "unseen"))
+    specialist = frozen(of_forget.model)
 
-    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        if micro.stream == "retain":
-            return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model)}
+    def on_retain(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+        return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model)}
+
+    def on_forget(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         gap = language.token_mean(student, micro, token_functions.kl_to, reference=specialist)
         count = len(micro.tokens.target)
         if not align:
@@ -75,13 +77,12 @@ def kga(
 
     streams = specialists.streams(model, forget=forget, retain=retain)
     trained = language.train(
-        model, streams, terms, fit, coupled=True, hooks=[*hooks, *([StopWhen(aligned)] if align else [])], name="kga",
-        identity={"kga": [keep, stop, align]},
+        model, streams, {"forget": on_forget, "retain": on_retain}, fit, coupled=True,
+        hooks=[*hooks, *([StopWhen(aligned)] if align else [])], name="kga",
     )  # fmt: skip
-    result = Result(models={"model": trained.model}, history=trained.history, cost=trained.cost)
     gap = divergence.mean_kl(trained.model, specialist, specialists.rows(model, forget, "forget"))
-    result.findings = {"gap": gap, "gap_unseen": aim}
-    for other in (on_forget, on_new):
+    result = trained.result(findings={"gap": gap, "gap_unseen": aim})
+    for other in (of_forget, of_new):
         result.cost.tokens += other.cost.tokens
         result.cost.flops += other.cost.flops
     return result

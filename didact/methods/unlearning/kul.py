@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from didact.bounds import Count, Whole
 from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
 from didact.evaluate import memorisation
@@ -13,18 +14,18 @@ from didact.learn.fit import Hook, Step, StopWhen, Term
 from didact.methods.unlearning.survey import SURVEY, UNLEARN
 from didact.models.model import Model
 from didact.registry import method
-from didact.types import Demo, Fit, Result, UserError
+from didact.types import Demo, Fit, Result
 
 
-@method("unlearning-survey.kul", **SURVEY, gives=("models", "findings"), protocol="forget")
+@method("unlearning-survey.kul", **SURVEY, gives=("models", "findings"), kinds=("causal",), protocol=("forget",))
 def kul(
     model: Model,
     forget: Sequence[Demo],
     unseen: Sequence[Demo] | None = None,
     *,
-    chunk: int = 8,
-    n: int = 10,
-    every: int = 1,
+    chunk: Whole = 8,
+    n: Count = 10,
+    every: Count = 1,
     fit: Fit = UNLEARN,
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -46,10 +47,8 @@ def kul(
         hooks: called around every step.
 
     Raises:
-        UserError: a model that is not causal; the loss became NaN.
+        UserError: the loss became NaN.
     """
-    if model.kind != "causal":
-        raise UserError("EL reads what the model says next from every beginning: a causal model is needed")
     rows = specialists.rows(model, forget, "forget")
     limits = memorisation.mean(model, specialists.rows(model, unseen, "unseen"), n) if unseen else None
     result, now, steps = Result(), model, []
@@ -59,7 +58,7 @@ def kul(
         rule = [_stop_rule(now, part, n, limits, max(1, every * max(1, len(part) // fit.rows)))] if limits else []
         trained = language.train(
             now, {"forget": language.single(part)}, _ascent, fit.replace(rows=min(fit.rows, len(part))),
-            hooks=[*hooks, *rule], name=f"kul-{number}", identity={"kul": limits, "n": n},
+            hooks=[*hooks, *rule], name=f"kul-{number}",
         )  # fmt: skip
         now = trained.model
         result.history += trained.history

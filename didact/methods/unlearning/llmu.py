@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from didact.bounds import Count, NonNegative, Positive
 from didact.data import encode
 from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language, specialists
@@ -18,17 +19,17 @@ from didact.registry import method
 from didact.types import Demo, Fit, Result
 
 
-@method("unlearning-survey.llmu", **SURVEY, protocol="forget")
+@method("unlearning-survey.llmu", **SURVEY, protocol=("forget",))
 def llmu(
     model: Model,
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     *,
-    ascent: float = 0.5,
-    mismatch: float = 1.0,
-    keep: float = 1.0,
-    answers: int = 1,
-    cap: float = 100.0,
+    ascent: NonNegative = 0.5,
+    mismatch: NonNegative = 1.0,
+    keep: NonNegative = 1.0,
+    answers: Count = 1,
+    cap: Positive = 100.0,
     fit: Fit = UNLEARN,
     hooks: Sequence[Hook] = (),
 ) -> Result:
@@ -60,9 +61,10 @@ def llmu(
     label_tokens = sum(len(r.completion) for item in items for r in item)
     true_share = sum(len(item[0].completion) for item in items) / label_tokens
 
-    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        if micro.stream == "retain":
-            return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model, everywhere=True)}
+    def on_retain(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+        return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model, everywhere=True)}
+
+    def on_forget(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         logp = forward.tokens(student, micro.tokens)["logp"]
         true_ = (micro.tokens.row % micro.arity == 0).to(logp)
         # Both means are over tokens of their own, which are constant shares of the stream's.
@@ -75,6 +77,5 @@ def llmu(
         return bool(step.log["forget"] > cap)
 
     streams = {"forget": items, "retain": language.single(specialists.rows(model, retain, "retain"))}
-    who = {"llmu": [ascent, mismatch, keep, answers]}
-    trained = language.train(model, streams, terms, fit, hooks=[*hooks, StopWhen(above)], name="llmu", identity=who)
-    return Result(models={"model": trained.model}, history=trained.history, cost=trained.cost)
+    losses = {"forget": on_forget, "retain": on_retain}
+    return language.train(model, streams, losses, fit, hooks=[*hooks, StopWhen(above)], name="llmu").result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from didact.bounds import NonNegative, Positive, Share
 from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
@@ -17,16 +18,16 @@ from didact.types import Demo, Fit, Result, UserError
 ADAPTER = Fit(lr=2e-4, epochs=10, rows=16, schedule="constant", lora=8)
 
 
-@method("unlearning-survey.negated-adapter", **SURVEY, gives=("models", "findings"), protocol="forget")
+@method("unlearning-survey.negated-adapter", **SURVEY, gives=("models", "findings"), protocol=("forget",))
 def negated_adapter(
     model: Model,
     forget: Sequence[Demo],
     retain: Sequence[Demo] | None = None,
     *,
     adapter: Literal["lora", "ia3"] = "lora",
-    scale: float | None = None,
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
-    keep: float = 0.95,
+    scale: NonNegative | None = None,
+    scales: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+    keep: Share = 0.95,
     fit: Fit = ADAPTER,
     hooks: Sequence[Hook] = (),
 ) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from didact.bounds import NonNegative, Positive, Share
 from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
@@ -15,15 +16,15 @@ from didact.registry import method
 from didact.types import Demo, Fit, Result
 
 
-@method("unlearning-survey.task-arithmetic", **SURVEY, gives=("models", "findings"), protocol="forget")
+@method("unlearning-survey.task-arithmetic", **SURVEY, gives=("models", "findings"), protocol=("forget",))
 def task_arithmetic(
     model: Model,
     forget: Sequence[Demo],
     retain: Sequence[Demo] | None = None,
     *,
-    scale: float | None = None,
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
-    keep: float = 0.95,
+    scale: NonNegative | None = None,
+    scales: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+    keep: Share = 0.95,
     vector: Literal["task", "random"] = "task",
     fit: Fit = SPECIALIST,
     hooks: Sequence[Hook] = (),

@@ -68,7 +68,7 @@ WAYS: Mapping[str, tuple[str, Way]] = {
 }
 
 
-@method("unlearning-survey", **SURVEY, gives=("models", "findings"), protocol="forget")
+@method("unlearning-survey", **SURVEY, gives=("models", "findings"), protocol=("forget",))
 def unlearning_survey(
     model: Model,
     forget: Sequence[Demo],
