@@ -7,6 +7,7 @@ untrained, so that nothing here says whether a method works: that is its own tes
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -26,6 +27,7 @@ from didact import bounds, catalogue, cli, files, options, registry, verbs
 from didact.catalogue import make
 from didact.claims.problem import Problem
 from didact.evaluate import protocols
+from didact.infer import qa_prompts
 from didact.learn import checkpoint, language
 from didact.models.model import Model, copy_of
 from didact.types import Cost, Fit, UserError, as_row
@@ -80,7 +82,12 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         entry, given = ENTRIES[name], problem(name)
         folder = root / kind
         if not folder.exists():
-            tiny(kind, context=256).save(folder)
+            model = tiny(kind, context=256)
+            if kind == "t5":  # as every T5 has them
+                model.processor = copy.deepcopy(model.tokenizer)
+                model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
+                model.module.resize_token_embeddings(len(model.processor), mean_resizing=False)
+            model.save(folder)
         out = ["run", name, *(["--model", str(folder)] if "model" in entry["needs"] and given.model else [])]
         kinds = {type(rows[0]).__name__.lower(): rows for rows in given.data.values() if rows}
         for parameter, need in entry["needs"].items():
