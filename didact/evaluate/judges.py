@@ -16,7 +16,7 @@ from didact.evaluate.measures import Measure, mean_measure
 from didact.infer import lm, yesno
 from didact.infer.yesno import Question
 from didact.learn import rewards
-from didact.models import load
+from didact.models import load, opening
 from didact.models.model import Model
 from didact.types import LM, Reward, UserError
 
@@ -174,11 +174,9 @@ def opened(folder: str, device: str | None = None) -> Model:
     Raises:
         UserError: there is none, it has several outputs, or the device cannot be used.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     try:
-        module: Any = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        module: Any = opening.opened("AutoModelForSequenceClassification", folder)
+        tokenizer: Any = opening.opened("AutoTokenizer", folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
     if module.config.num_labels != 1:
