@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
-from didact import cli, verbs
+from didact import alignment, cli, verbs
 from didact.claims.alignment import d2o_example
 from didact.evaluate import protocols
 from didact.infer import generate, guide
 from didact.infer.generate import SamplingConfig
-from didact import alignment
 from didact.models import build, load
 from didact.objectives import preference
 from didact.registry import METHODS
