@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shapes import tiny
 
 from didact import alignment, cli, verbs
-from didact.data import contexts
+from didact.data import contexts, splits
 from didact.data.read import read
 from didact.evaluate import contexts as looks
 from didact.evaluate import judges
@@ -126,7 +126,7 @@ def test_records_without_a_partner_are_told_and_prompts_do_not_leak():
     given_ = WORLD.reversals(0, 30)
     pairs, single = contexts.reversals(given_[:-1])
     assert len(pairs) == 29 and len(single) == 1
-    out, rest = contexts.apart(given_, 0.3, 0)
+    out, rest = splits.by_prompt(given_, 0.3, 0)
     assert out and rest and not {p.prompt for p in out} & {p.prompt for p in rest}
     assert contexts.leaked(rest, rest) == len(rest)
     turned = [Preference(prompt="new", chosen=rest[0].rejected, rejected=rest[0].chosen)]

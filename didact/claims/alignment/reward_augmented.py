@@ -53,8 +53,8 @@ def run(
     out = {"start": _measures(start, seed), "dpo": _dpo(seed, tier)}
     for name in arms:
         result = alignment.reward_augmented(
-            start, _pairs(seed), **ARMS[name], template=example.WORDING.template, joint=example.WORDING.joint,
-            step=1.0, beta=BETA, unseen=0.0, fit=_fit(seed, tier, steps),
+            start, _pairs(seed), **ARMS[name], wording=example.WORDING, step=1.0, beta=BETA,
+            fit=_fit(seed, tier, steps),
         )  # fmt: skip
         taught = result.models["model"]
         assert isinstance(taught, Model)

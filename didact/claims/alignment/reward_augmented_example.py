@@ -7,6 +7,7 @@ import inspect
 import numpy as np
 
 from didact.claims.problem import Problem
+from didact.data import splits
 from didact.data.goals import Wording
 from didact.learn import episodes, fit
 from didact.methods.baselines.sft import sft
@@ -27,12 +28,17 @@ def world(seed: int) -> Scored:
 
 @episodes.one_thread()
 def problem(seed: int) -> Problem:
-    """A model of 35k weights and 2,000 pairs. The paper's beta and rate would change nothing in so few steps."""
+    """A model of 35k weights and 2,000 pairs; those of one prompt of the four are only scored.
+
+    The paper's beta and rate would change nothing in so few steps.
+    """
+    unseen, pairs = splits.by_prompt(world(seed).pairs(2, 2000, near=0.2), 0.25, seed)
     return Problem(
         model=tuned(seed),
-        data={"preferences": world(seed).pairs(2, 2000, near=0.2)},
-        options={"template": WORDING.template, "joint": WORDING.joint, "step": 1.0, "beta": 1.0, "unseen": 0.25},
+        data={"preferences": pairs},
+        options={"wording.template": WORDING.template, "wording.joint": WORDING.joint, "step": 1.0, "beta": 1.0},
         fit={"lr": 2e-3, "steps": 150, "rows": 32, "warmup_steps": 10},
+        protocol={"preferences": unseen},
     )
 
 

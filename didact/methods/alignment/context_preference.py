@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from didact.data import contexts
+from didact.data import contexts, splits
 from didact.evaluate import contexts as looks
 from didact.evaluate import judges, protocols
 from didact.evaluate.measures import Measure
@@ -103,7 +103,7 @@ def context_preference(
     if negated:
         contexts.checked(negated, ("context",), "negated")
     start = judges.opened(reward_model) if reward_model else rewards.headed(model, fit.seed)
-    out, taught_on = contexts.apart(preferences, unseen, fit.seed)
+    out, taught_on = splits.by_prompt(preferences, unseen, fit.seed)
     streams = _streams(taught_on, read, paired, template)
     if not streams:
         raise UserError(f"preferences: no pair to teach with --read {read}")
