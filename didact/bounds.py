@@ -98,10 +98,9 @@ def _inner(hint: Any) -> list[Any]:
 
 def _keeps(bound: BaseMetadata, value: Any) -> bool:
     """Whether a value is within a bound. NaN is within none, and neither is infinity: nothing can be done with it."""
-    if isinstance(bound, MinLen):
-        return len(value) >= bound.min_length
-    if isinstance(bound, MaxLen):
-        return len(value) <= bound.max_length
+    if isinstance(bound, MinLen | MaxLen):
+        size = len(value) if isinstance(value, Sequence) else -1
+        return size >= bound.min_length if isinstance(bound, MinLen) else 0 <= size <= bound.max_length
     if not isinstance(value, int | float):
         return True  # text in a union: bounds are of numbers
     limit = _edge(bound)

@@ -33,6 +33,7 @@ COMMON = {
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
     "track": ("TOOL", None, "curves to tensorboard or wandb (offline) too, in --out"),
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
+    "score_on": ("FILE", None, "records to score on before and after, in place of a share of those trained on"),
     "group_by": ("FIELD", None, "records with one value of it are all kept or all trained on; by default their prompt"),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "overwrite": ("", False, "replace what stands in --out"),
@@ -41,9 +42,8 @@ COMMON = {
     "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
 }
 # What `compare` takes too: everything but what is of one method alone, or of a server.
-SHARED = tuple(
-    n for n in COMMON if n not in ("preset", "budget_calls", "budget_tokens", "holdout", "config", "print_config")
-)
+OF_RUN = ("preset", "budget_calls", "budget_tokens", "holdout", "score_on", "config", "print_config")
+SHARED = tuple(name for name in COMMON if name not in OF_RUN)
 WHOLE = ("seed", "budget_calls", "budget_tokens")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
@@ -68,6 +68,7 @@ class Request:
     chat: Literal["auto", "template", "plain"] = "auto"
     track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
+    score_on: str | None = None
     group_by: str | None = None
     gold: str | None = None
     budget_calls: int | None = None

@@ -26,8 +26,11 @@ import torch
 from didact import files
 from didact.data import encode
 from didact.data.read import read
+from didact.infer.span_decoders import SearchConfig
 from didact.learn import language
-from didact.methods.prompting.exact_extract import exact_extract, exact_extract_rss, exact_extract_tune
+from didact.methods.prompting.exact_extract import exact_extract
+from didact.methods.prompting.exact_extract_rss import exact_extract_rss
+from didact.methods.prompting.exact_extract_tune import exact_extract_tune
 from didact.models import build, load
 from didact.models.model import Model
 from didact.types import QA, Fit, Text
@@ -68,15 +71,13 @@ def pretrained(folder: Path) -> Model:
         "llama", tokenizer, d=128, layers=4, heads=4, ffn=320, context=512, seed=0, initializer_range=0.06
     )
     streams = {"text": language.single(encode.windows(tokenizer, corpus, 128))}
-    return language.train(
-        model, streams, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, BASE, name="base"
-    ).model  # fmt: skip
+    return language.train(model, streams, language.nll, BASE, name="base").model
 
 
 def taught(base: Model, folder: Path, train: list[QA], arm: Any) -> Model:
     """The base after recurring or random spans, or after the training questions."""
     if arm == "tuned":
-        result = exact_extract_tune(base, train, limit=480, fit=TUNED)
+        result = exact_extract_tune(base, train, search=SearchConfig(limit=480), fit=TUNED)
     else:
         result = exact_extract_rss(base, paragraphs(folder), select=arm, limit=TOKENS, fit=SPANS)
     made = result.models["model"]
@@ -102,7 +103,7 @@ def main() -> None:
             began = time.monotonic()
             make = functools.partial(taught, base, args.data, train, arm)
             model = base if arm == "none" else kept(args.out / "checkpoints" / arm, make)
-            result = exact_extract(model, questions, max_len=LONGEST)
+            result = exact_extract(model, questions, search=SearchConfig(max_len=LONGEST))
             row = {"arm": arm, "questions": len(questions), "seconds": round(time.monotonic() - began, 1)}
             files.write_json(place, row | {"metrics": result.metrics})  # no samples: they quote the passages
         shown = {k: (round(m["after"], 2), m["ci"] and [round(x, 2) for x in m["ci"]])

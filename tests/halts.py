@@ -3,7 +3,6 @@
 import pytest
 
 from didact.learn.fit import Hook
-from didact.models import load
 
 
 class Halt(Hook):

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
+from didact import baselines
 from didact.data import convert
 from didact.evaluate import forget, protocols
-from didact import baselines
-from didact.models import load
 from didact.types import Demo, Fit, Preference, UserError
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from didact.evaluate import collapse
 from didact import baselines
+from didact.evaluate import collapse
 from didact.models import build
 from didact.models.model import copy_of
 from didact.types import Demo, Fit

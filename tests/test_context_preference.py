@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
-from didact import cli, verbs
+from didact import alignment, cli, verbs
 from didact.data import contexts
 from didact.data.read import read
 from didact.evaluate import contexts as looks
 from didact.evaluate import judges
 from didact.learn import rewards
 from didact.learn.fit import Hook
-from didact import alignment
 from didact.models import load
 from didact.objectives import preference
 from didact.registry import METHODS

@@ -2,8 +2,8 @@
 
 import torch
 
-from didact.infer import generate
 from didact import baselines
+from didact.infer import generate
 from didact.models import build, cost
 from didact.models.model import copy_of
 from didact.types import Demo, Fit, Preference

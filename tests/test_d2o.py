@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from didact import alignment
 from didact.claims.alignment import d2o_example
 from didact.data import convert, encode
 from didact.data.read import read
+from didact.evaluate import protocols
+from didact.evaluate.protocols import collapse, judged
 from didact.infer import generate
-from didact.learn import rounds
-from didact import alignment
-from didact.models import forward, load
+from didact.models import forward
 from didact.objectives import preference
-from didact.registry import METHODS
 from didact.types import Fit, Judged, Messages, Preference, UserError
 from didact.worlds.grammar import Grammar
 
@@ -142,10 +142,12 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
     assert history[0]["d2o"] == pytest.approx(math.log(2), abs=1e-5)
     assert history[0]["anchors"] == pytest.approx(0, abs=1e-4) == history[0]["negative"]
     assert history[-1]["negative"] < -0.5 and facts["kept"] == 1.0 and facts["records"] == 128
-    shown = taught["d2o"].metrics
-    assert shown["bad_nll"].after > shown["bad_nll"].before and shown["kl"].before == pytest.approx(0, abs=1e-6)
-    assert {"entropy", "distinct_2", "length"} <= set(shown)
-    assert taught["ga"].metrics["bad_nll"].after > shown["bad_nll"].after
+    scoring = protocols.Scoring(records={"judged": negatives()}, start=model)
+    scores = [{**judged.score(m, scoring), **collapse.score(m, scoring)} for m in (model, ours)]
+    assert scores[1]["bad_nll"].value > scores[0]["bad_nll"].value
+    assert scores[0]["kl"].value == pytest.approx(0, abs=1e-6)
+    assert {"entropy", "distinct_2", "length"} <= set(scores[1])
+    assert judged.score(ascent, scoring)["bad_nll"].value > scores[1]["bad_nll"].value
 
 
 def test_d2o_turned_round_gives_more_of_what_is_bad(start, monkeypatch):
@@ -189,36 +191,6 @@ def test_offline_has_one_phase_and_mixed_draws_half_from_the_model_as_it_came(st
 def test_only_records_whose_turn_comes_are_sampled_for(start):
     facts = short(start("llama"), steps=6, judged=negatives(64)).findings["phases"]
     assert [p["records"] for p in facts] == [8, 8, 8]
-
-
-@pytest.mark.parametrize(("records", "first", "count"), [(5, 0, 5), (5, 3, 4), (5, 7, 30), (7, 0, 3)])
-def test_the_turn_goes_through_all_records_epoch_by_epoch(records, first, count):
-    from didact.methods.alignment.d2o import _turn
-
-    spots = [_turn(records, at, 1, seed=1)[0] for at in range(first, first + count)]
-    assert _turn(records, first, count, seed=1) == sorted(set(spots))
-    assert sorted(_turn(records, at, 1, seed=1)[0] for at in range(records)) == list(range(records))
-
-
-def test_a_killed_run_goes_on_in_its_phase(start, tmp_path):
-    class KilledError(Exception):
-        pass
-
-    class Kill(rounds.Hook):
-        def __init__(self, at):
-            self.seen, self.at = 0, at
-
-        def before(self, step):
-            self.seen += 1
-            if self.seen == self.at:
-                raise KilledError
-
-    fit = Fit(lr=2e-3, steps=6, rows=4, schedule="constant", folder=str(tmp_path), save_every=1)
-    with pytest.raises(KilledError):
-        short(start("llama"), fit=fit, hooks=[Kill(4)])
-    resumed, whole = short(start("llama"), fit=fit, hooks=[Kill(99)]), short(start("llama"), hooks=[Kill(99)])
-    assert resumed.models["model"].fingerprint() == whole.models["model"].fingerprint()
-    assert resumed.history == whole.history
 
 
 def test_with_lora_every_phase_starts_from_merged_weights(start):
@@ -272,12 +244,13 @@ def test_means_per_token_are_an_option(start):
 # --- records ---------------------------------------------------------------------------------
 
 
-def test_good_records_are_looked_at_and_not_taught(start):
+def test_good_records_are_scored_and_not_trained_on(start):
     good = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in TINY.demos(4, 16)]
     mixed, alone = (short(start("llama"), judged=j) for j in ([*good, *negatives(16)], negatives(16)))
     assert mixed.models["model"].fingerprint() == alone.models["model"].fingerprint()
-    assert "16 records labelled true: looked at, not taught" in mixed.warnings and not alone.warnings
-    assert {"good_nll"} == set(mixed.metrics) - set(alone.metrics)
+    assert "16 records labelled true are not trained on" in mixed.warnings and not alone.warnings
+    scoring = protocols.Scoring(records={"judged": [*good, *negatives(16)]}, start=start("llama"))
+    assert set(judged.score(start("llama"), scoring)) == {"good_nll", "bad_nll"}
     with pytest.raises(UserError, match="no record is labelled false"):
         short(start("llama"), judged=good)
 
@@ -297,18 +270,3 @@ def test_d2o_runs_on_a_seq2seq_model(fresh):
     result = short(fresh("t5", d=32), judged=bad, steps=4, max_new_tokens=6)
     assert result.history[0]["d2o"] == pytest.approx(math.log(2), abs=1e-5)
     assert result.history[-1]["logp_negative"] < result.history[0]["logp_negative"]
-
-
-@pytest.mark.parametrize("options", [{"k": 0}, {"every": 0}, {"offline_steps": 0}, {"temperature": 0.0},
-                                     {"top_p": 0.0}, {"max_new_tokens": 0}, {"alpha": 0.0},
-                                     {"beta": -0.1}])  # fmt: skip
-def test_a_bad_option_is_one_line(options, fresh):
-    with pytest.raises(UserError, match=next(iter(options))) as caught:
-        alignment.d2o(fresh("llama"), negatives(2), **options)
-    assert "\n" not in str(caught.value)
-
-
-def test_presets_are_options_of_the_method(start):
-    for preset in METHODS["d2o"].presets.values():
-        result = short(start("llama"), steps=1, **preset)
-        assert math.isfinite(result.history[0]["loss"])

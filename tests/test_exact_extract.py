@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from shapes import KINDS, tiny
 
 from didact.data import spans
-from didact.evaluate import qa
+from didact.evaluate import measures, protocols, qa
+from didact.evaluate.protocols import Scoring
 from didact.infer import beam, constrain, qa_prompts, span_decoders, span_scores
-from didact.methods.prompting.exact_extract import exact_extract, exact_extract_rss, exact_extract_tune, rss_rows
+from didact.infer.span_decoders import SearchConfig
+from didact.learn import span_rows
+from didact.methods.prompting.exact_extract import exact_extract
+from didact.methods.prompting.exact_extract_rss import exact_extract_rss
+from didact.methods.prompting.exact_extract_tune import exact_extract_tune
 from didact.models import build
 from didact.types import QA, Fit, Text, UserError
 from didact.worlds import facts
@@ -299,25 +304,33 @@ def blank(world):
     return build.build("llama", tokenizer, d=32, layers=2, heads=2, context=128, initializer_range=0.1)
 
 
+def scored(start, model, questions, max_len):
+    """What the protocol says of both models."""
+    options = {**FORM, "search": SearchConfig(max_len=max_len)}
+    scoring = Scoring(records={"questions": questions}, start=start, options=options)
+    return measures.metrics(*(protocols.named("extract").score(m, scoring) for m in (start, model)))
+
+
 @pytest.fixture(scope="module")
 def learned(blank):
     """A model that has one passage and its answer by heart."""
     one = [QA(context="so kal sad sux . here gem tod .", question="kal", answers=["sad sux"])]
     fit = Fit(lr=1e-2, steps=40, rows=1, schedule="constant")
-    result = exact_extract_tune(blank, one, one, max_len=8, **FORM, fit=fit)
-    return result.models["model"], qa_prompts.prompt_format(blank, **FORM), result
+    model = exact_extract_tune(blank, one, **FORM, fit=fit).models["model"]
+    return model, qa_prompts.prompt_format(blank, **FORM), scored(blank, model, one, max_len=8)
 
 
 def test_tuning_teaches_the_answer_and_says_so(learned):
-    metrics = learned[2].metrics
+    metrics = learned[2]
     assert (metrics["greedy_f1"].after, metrics["exact_f1"].after, metrics["optimality"].after) == (100, 100, 100)
     assert metrics["exact_nll"].after < 0.5 < metrics["exact_nll"].before
 
 
 def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(blank, world):
     fit = Fit(lr=5e-3, steps=150, rows=16, schedule="constant", warmup_steps=10)
-    result = exact_extract_rss(blank, world.passages, world.test, max_len=5, **FORM, fit=fit)
-    extractive, right = (result.metrics[name] for name in ("extractiveness", "exact_f1"))
+    result = exact_extract_rss(blank, world.passages, **FORM, fit=fit)
+    metrics = scored(blank, result.models["model"], world.test, max_len=5)
+    extractive, right = (metrics[name] for name in ("extractiveness", "exact_f1"))
     assert extractive.ci[0] > extractive.before + 10  # over the 40 questions
     assert right.ci[0] > right.before
     assert np.mean([row["nll"] for row in result.history[-10:]]) < 0.6 * result.history[0]["nll"]
@@ -326,7 +339,7 @@ def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(blank,
 def test_random_spans_are_trained_on_the_same_passages(blank, world):
     form = qa_prompts.prompt_format(blank, **FORM)
     texts = [Text(text=TEXT), Text(text="nothing twice"), *world.passages[:20]]
-    rows = {s: rss_rows(blank, texts, form, s) for s in ("recurring", "random")}
+    rows = {s: span_rows.rss_rows(blank, texts, form, s) for s in ("recurring", "random")}
     assert rows["recurring"][1] == rows["random"][1] == 1
     assert len(rows["recurring"][0]) == len(rows["random"][0]) == 21
     for row in rows["recurring"][0]:
@@ -338,12 +351,12 @@ def test_a_long_passage_is_cut_before_spans_are_looked_for(blank):
     far = " ".join(["kal sad sux"] + [f"w{i}" for i in range(200)] + ["kal sad sux"])
     form = qa_prompts.prompt_format(blank, **FORM)
     with pytest.raises(UserError, match="no span recurs"):
-        rss_rows(blank, [Text(text=far)], form, limit=60)
+        span_rows.rss_rows(blank, [Text(text=far)], form, limit=60)
 
 
 def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
     model = learned[0]
-    result = exact_extract(model, world.test[:6], max_len=5, top=3, **FORM)
+    result = exact_extract(model, world.test[:6], search=SearchConfig(max_len=5, top=3), **FORM)
     for record, question in zip(result.records, world.test, strict=False):
         told = record.extra
         assert told["prediction"] in question.context and len(told["spans"]) == 3
@@ -355,14 +368,14 @@ def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
     assert result.metrics["gain"].after == pytest.approx(
         result.metrics["exact_f1"].after - result.metrics["greedy_f1"].after
     )
-    alone = exact_extract(model, world.test[:6], decoder="beam", compare=False, max_len=5, **FORM)
+    alone = exact_extract(model, world.test[:6], decoder="beam", compare=False, search=SearchConfig(max_len=5), **FORM)
     assert set(alone.metrics) == {"beam_f1", "beam_em", "beam_nll"}
 
 
 def test_a_long_passage_is_read_in_windows_and_the_likeliest_answer_wins(learned):
     model, form, _ = learned
     long = " ".join(["here gem tod ."] * 20 + ["so kal sad sux ."])
-    search = span_decoders.SearchConfig(max_len=5, limit=40)
+    search = SearchConfig(max_len=5, limit=40)
     windows = qa_prompts.encode_windows(model, form, long, "kal", 40)
     assert len(windows) > 1 and all(len(w.prompt) <= 40 for w in windows)
     (found,) = span_decoders.answer(model, [(long, "kal")], form, ("exact",), search)["exact"]
@@ -394,7 +407,7 @@ def test_t5_is_asked_as_it_was_pretrained():
     first, last = model.tokenizer.convert_tokens_to_ids(list(qa_prompts.SENTINELS))
     assert (form.bos, form.end) == ((first,), last)
     assert form.template.endswith("Question: {question} Answer:<extra_id_0>.")
-    rows, _ = rss_rows(model, [Text(text=TEXT)], form, limit=256)
+    rows, _ = span_rows.rss_rows(model, [Text(text=TEXT)], form, limit=256)
     (row,) = rows
     assert row.prompt.count(first) == 1 and (row.completion[0], row.completion[-1]) == (first, last)
     span = model.tokenizer.decode(row.completion[1:-1]).strip()

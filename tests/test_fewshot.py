@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from didact import baselines, prompting
 from didact.data import demonstrations
 from didact.evaluate import fewshot_prompts, fewshot_scores, statistics
 from didact.infer import lm as language_models
-from didact import baselines, prompting
 from didact.models import build, load
 from didact.types import Demo, Likelihood, UserError
 

@@ -16,7 +16,6 @@ from didact.evaluate import forget
 from didact.learn import fit as loop
 from didact.learn import language, schedules
 from didact.learn.fit import Hook, Term
-from didact.models import load
 from didact.types import Demo, Fit, UserError
 
 PLAIN = Fit(lr=0.1, schedule="constant", clip=0.0, optimizer="sgd")

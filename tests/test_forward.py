@@ -11,7 +11,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.learn import language
-from didact.models import adapters, forward, load
+from didact.models import adapters, forward
 from didact.models import model as models
 from didact.models.model import copy_of
 from didact.objectives import tokens as token_functions

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from didact import prompting
 from didact.claims import runner
 from didact.claims.prompting import gpt3 as claim
 from didact.claims.prompting import gpt3_example
 from didact.data import contamination, demonstrations
 from didact.infer import beam
-from didact import prompting
 from didact.methods.prompting.gpt3 import SIZES
 from didact.registry import METHODS
 from didact.types import Demo, Text, UserError

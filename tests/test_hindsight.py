@@ -1,28 +1,23 @@
 """Only answers are learnt, the second given the first; without words it is fine-tuning; the good phrase is asked."""
 
-import importlib
-import json
-
 import pytest
 import torch
-from halts import goes_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
-from didact import cli
-from didact.data import encode
+from didact import alignment, baselines
+from didact.data import chains, encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import Batches, Stream, collate
 from didact.data.templates import Condition
 from didact.infer import generate
-from didact import alignment, baselines
 from didact.models import forward, load, masks
+from didact.objectives import reduce
 from didact.types import Critique, Demo, Fit, Messages, Preference, Scored, Text, UserError
 from didact.worlds import sorting
 from didact.worlds.sorting import Sorting
 
-module = importlib.import_module("didact.methods.alignment.hindsight")  # the package has the function under this name
 PAIRS = [Preference(prompt=f"say {i}", chosen=f"yes {i}", rejected=f"no, not {i}") for i in range(8)]
 FAST = Fit(lr=5e-3, steps=3, rows=8, warmup_steps=1)
 GOOD, BAD, EOS = "good:", "bad:", 2
@@ -34,9 +29,11 @@ def taught(model=None, pairs=PAIRS, fit=FAST, **more):
 
 
 def encoded(kind, model=None, loss_on="all"):
-    groups = module._compared(PAIRS[:1])
-    (item,), (mask,), (good,), _ = module._encoded(model or tiny("llama"), groups, [kind], [GOOD], [BAD], loss_on, 0)
-    return item[0], mask, good
+    model = model or tiny("llama")
+    groups = chains.groups(PAIRS[:1], (), ())
+    made = chains.encoded(model.tokenizer, model.kind, model.context, groups, [kind], [(GOOD, BAD)], loss_on == "last")
+    ((row,),), (mask,), (good,) = made.items, made.learnt, made.good
+    return row, mask, good
 
 
 def text_of(ids):
@@ -110,7 +107,8 @@ def test_means_over_rows_of_means_over_tokens():
     micro = micro_of([TokenizedExample((5,), (6,)), TokenizedExample((5,), tuple(range(6, 15)))])
     count = micro.tokens.row.bincount()[micro.tokens.row]
     loss = torch.where(count == 1, 3.0, 1.0)
-    assert module.mean_of_learnt(loss, torch.ones_like(loss), micro).mean() == 2.0
+    means = reduce.masked_row_mean(loss, torch.ones_like(loss), micro.tokens.row, micro.items)
+    assert means.mean() == 2.0
 
 
 def test_a_phrase_is_read_and_not_learnt():
@@ -208,11 +206,11 @@ def test_a_model_that_takes_no_mask_says_so():
 
 def test_ratings_are_chained_by_rank_and_ties_left_out():
     rated = [Scored(prompt="q", completion=c, score=s) for c, s in [("b", 1), ("a", 2), ("c", 0), ("a too", 2)]]
-    (group,) = module._rated([*rated, Scored(prompt="alone", completion="x", score=1)])
-    _, steps, fine = module.chained(group, "np", GOOD, BAD)
-    assert steps == [(BAD, "c"), (module.RANKED.format(rank=2, count=3), "b"), (GOOD, "a")]
+    (group,) = chains.groups((), [*rated, Scored(prompt="alone", completion="x", score=1)], ())
+    _, steps, fine = chains.chained(group, "np", GOOD, BAD)
+    assert steps == [(BAD, "c"), (chains.RANKED.format(rank=2, count=3), "b"), (GOOD, "a")]
     assert fine == [False, True, True]
-    assert module.chained(group, "p", GOOD, BAD)[1] == [(GOOD, "a")]
+    assert chains.chained(group, "p", GOOD, BAD)[1] == [(GOOD, "a")]
     counts = alignment.hindsight(tiny("gpt2"), ratings=rated, fit=FAST).findings["chains"]
     assert counts == {"p": 1, "n": 1, "pn": 1, "np": 1, "left out": 0}
 
@@ -220,21 +218,22 @@ def test_ratings_are_chained_by_rank_and_ties_left_out():
 def test_a_comment_stands_where_the_phrase_would():
     mended = Critique(prompt="q", completion="a", feedback="too short ", refinement="a b")
     bare = Critique(prompt="r", completion="c", feedback="fine")
-    groups = module._told([mended, bare])
-    assert module.chained(groups[0], "np", GOOD, BAD)[1] == [
-        (module.TOLD.format(feedback="too short"), "a"), (GOOD, "a b")
+    groups = chains.groups((), (), [mended, bare])
+    assert chains.chained(groups[0], "np", GOOD, BAD)[1] == [
+        (chains.COMMENTED.format(feedback="too short"), "a"), (GOOD, "a b")
     ]  # fmt: skip
-    assert module.chained(groups[1], "pn", GOOD, BAD) is None
-    assert module.chained(groups[1], "p", GOOD, BAD) is None
-    assert module.chained(groups[1], "n", GOOD, BAD)[1] == [(module.TOLD.format(feedback="fine"), "c")]
+    assert chains.chained(groups[1], "pn", GOOD, BAD) is None
+    assert chains.chained(groups[1], "p", GOOD, BAD) is None
+    assert chains.chained(groups[1], "n", GOOD, BAD)[1] == [(chains.COMMENTED.format(feedback="fine"), "c")]
     found = alignment.hindsight(tiny("gpt2"), PAIRS, critiques=[mended, bare], fit=FAST).findings
     assert found["chains"]["n"] == 10 and found["chains"]["np"] == 9
 
 
 def test_phrases_are_drawn_in_pairs():
-    groups = module._compared(PAIRS * 4)
-    items, *_ = module._encoded(tiny("gpt2"), groups, ["pn"], ["g1:", "g2:"], ["b1:", "b2:"], "all", 0)
-    seen = {(("g1" in t), ("b1" in t)) for t in (text_of(r.prompt + r.completion) for (r,) in items)}
+    groups = chains.groups(PAIRS * 4, (), ())
+    phrases = [("g1:", "b1:"), ("g2:", "b2:")]
+    made = chains.encoded(byte_tokenizer(), "causal", 256, groups, ["pn"], phrases)
+    seen = {(("g1" in t), ("b1" in t)) for t in (text_of(r.prompt + r.completion) for (r,) in made.items)}
     assert seen == {(True, True), (False, False)}
 
 
@@ -281,42 +280,14 @@ def test_general_text_is_kept():
     ("options", "told"),
     [
         ({"pairs": None}, "no feedback"),
-        ({"chains": ("p", "x")}, "choose from"),
-        ({"chains": ()}, "choose from"),
         ({"good": ("a", "b")}, "every good one needs"),
         ({"past_masking": (0.5, 0.1)}, "past_masking"),
-        ({"past_masking": (0.0, 1.5)}, "past_masking"),
-        ({"unlikelihood": -1.0}, "unlikelihood"),
         ({"model": tiny("gpt2", context=8)}, "no chain fits"),
     ],
 )
 def test_bad_input_is_one_line(options, told):
     with pytest.raises(UserError, match=told):
         taught(**options)
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
-    assert goes_on(lambda **how: taught(**how).models["model"], FAST.replace(steps=8, save_every=2), 5, tmp_path)
-
-
-@pytest.mark.parametrize(("kind", "flag"), [("llama", "preferences"), ("gpt2", "ratings"), ("t5", "critiques")])
-def test_from_the_command_line_on_any_feedback(kind, flag, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    tiny(kind).save(tmp_path)
-    rows = {
-        "preferences": [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(12)],
-        "ratings": [{"prompt": f"q{i // 2}", "completion": "ab"[i % 2], "score": i % 2} for i in range(12)],
-        "critiques": [{"prompt": f"q{i}", "completion": "a", "feedback": "no"} for i in range(12)],
-    }
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[flag]))
-    words = ["run", "hindsight", "--model", str(tmp_path), f"--{flag}", "data.jsonl", "--steps", "2", "--rows", "4"]
-    asked = ["--good", "A good answer:", "Well:", "--bad", "A bad answer:", "Badly:"]
-    assert cli.main([*words, "--past-masking", "0,0.1", *asked]) == 0
-    told = json.loads((tmp_path / "runs/hindsight/result.json").read_text())
-    assert ("preferred" in told["metrics"]) == (flag == "preferences")
-    assert load.load(tmp_path / "runs/hindsight/model").condition == Condition(after="A good answer:")
-    assert cli.main(["try", "runs/hindsight", "--prompt", "q1"]) == 0
-    capsys.readouterr()
 
 
 # --- the world -------------------------------------------------------------------------------

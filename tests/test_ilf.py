@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from servers import NAME, Small, Words
 from shapes import byte_tokenizer, tiny
 
-from didact import cli
+from didact import alignment, baselines, cli
 from didact.data import encode
 from didact.evaluate import judges, selectors
 from didact.files import read_json
@@ -21,7 +21,6 @@ from didact.infer.yesno import Question
 from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.fit import Hook
-from didact import alignment, baselines
 from didact.models import build, load
 from didact.registry import METHODS
 from didact.types import Critique, Demo, Fit, Preference, UserError, as_row

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from didact import cli
+from didact import alignment, cli
 from didact.claims.alignment import d2o_example
 from didact.evaluate import win_rates
 from didact.infer import generate
-from didact import alignment
 from didact.models import load
 from didact.objectives import policy, rewards
 from didact.registry import METHODS

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from killed import searches
 from shapes import tiny
 
+from didact import alignment, baselines
 from didact.data.encode import TokenizedExample
 from didact.data.read import read
 from didact.evaluate import answers
 from didact.infer import generate, rank, steps, tree
 from didact.infer.tree import Node, Step
 from didact.learn import branches, preferences
-from didact import alignment, baselines
-from didact.models import build, forward, load
+from didact.models import build, forward
 from didact.objectives import preference
 from didact.registry import METHODS
 from didact.types import Demo, Fit, UserError

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import tiny
 
-from didact.models import adapters, load, merge
+from didact.models import adapters, merge
 from didact.models.model import copy_of
 from didact.types import UserError
 

@@ -13,13 +13,15 @@ import pytest
 import torch
 
 import didact
+from didact import registry
 from didact.claims import runner
 from didact.claims.mechanisms import mesa_gd as claim
 from didact.data import read
 from didact.data.streams import Tensors
 from didact.evaluate import learners, numbers
+from didact.evaluate.learners import EvaluationConfig
 from didact.learn import episodes
-from didact.methods.mechanisms import mesa_gd
+from didact.methods.mechanisms.mesa_gd import mesa_gd
 from didact.models import mixers
 from didact.models.build import build, train_tokenizer
 from didact.models.model import Model
@@ -185,7 +187,7 @@ def test_a_language_model_is_a_learner_of_numbers(arch: Any) -> None:
     assert learner.prompt(tasks["x"][0], tasks["y"][0, :, 0], tasks["query"][0]).count("\n") == 3
     answer = learner(tasks["x"][:4], tasks["y"][:4], tasks["query"][:4])
     assert answer.shape == (4, 1) and answer.abs().max() < 1
-    result = mesa_gd(regression.records(tasks), model, lm_tasks=4, lm_grid=5)
+    result = mesa_gd(regression.records(tasks), model, evaluation=EvaluationConfig(lm_tasks=4, lm_grid=5))
     assert result.findings["kind"] == "behavioural, black-box" and result.findings["tasks"] == 4
     assert not result.models and set(result.findings["alignment"]) == {"gd", "ridge", "ols", "zero"}
     assert result.predict is not None and np.isfinite(result.predict([[0.1, 0.2]], [0.3], [0.1, 0.1]))
@@ -222,7 +224,8 @@ def test_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert found.family == "mechanisms" and didact.mechanisms.mesa_gd is found.function
     for options in found.presets.values():
-        mesa_gd(WORLD, restarts=1, eval_tasks=50, fit=QUICK.replace(steps=2, rows=16), **options)
+        given = registry.assemble(mesa_gd, {"evaluation.tasks": 50, **options})
+        mesa_gd(WORLD, restarts=1, fit=QUICK.replace(steps=2, rows=16), **given)
 
 
 def test_smoke_of_the_claim_and_its_sabotages() -> None:
@@ -240,5 +243,5 @@ def test_the_embedded_example_teaches() -> None:
     example = claim.problem(0)
     assert example.model is None and len(example.data["tasks"]) == 4000
     fit = Fit(betas=(0.9, 0.98), **example.fit)
-    result = mesa_gd(example.data["tasks"], fit=fit, **example.options)  # type: ignore[arg-type]
+    result = mesa_gd(example.data["tasks"], fit=fit, **registry.assemble(mesa_gd, example.options))
     assert result.metrics["cosine_to_gd"].after > 0.98 and result.findings["closest"]["reference"] == "gd"

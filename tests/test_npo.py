@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from didact import unlearning
 from didact.data import encode, templates
 from didact.evaluate import forget
 from didact.learn import language
-from didact import unlearning
-from didact.models import forward, load
+from didact.models import forward
 from didact.models.model import copy_of
 from didact.objectives import preference
 from didact.registry import METHODS

@@ -1,23 +1,22 @@
 """Every objective is plain pre-training where its scores say nothing; the good token is asked with, and writes good."""
 
-import json
+import dataclasses
 import math
 
 import pytest
 import torch
-from halts import goes_on
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
-from didact import cli
+from didact import alignment, baselines
 from didact.data import encode, segments, spans
 from didact.data.streams import Batches, Stream
 from didact.data.templates import Condition
 from didact.evaluate import judges, protocols
+from didact.evaluate.protocols import Scoring
 from didact.infer import generate
 from didact.infer import lm as language_models
-from didact import alignment, baselines
 from didact.models import forward, load, vocabulary
 from didact.objectives import policy
 from didact.objectives import tokens as token_functions
@@ -41,7 +40,7 @@ SCORES = encode.scored_windows(byte_tokenizer(), segments.shuffled(DOCUMENTS, 0)
 
 
 def taught(objective="conditional", model=None, texts=TEXTS, fit=FAST, **more):
-    return alignment.phf(model or tiny("llama"), texts, objective=objective, samples=0, block=24, fit=fit, **more)
+    return alignment.phf(model or tiny("llama"), texts, objective=objective, block=24, fit=fit, **more)
 
 
 def losses(result, name="nll"):
@@ -229,10 +228,10 @@ def test_a_banned_token_is_never_said_and_the_log_prob_stays_the_models_own(cond
 def test_scoring_asks_with_the_token_too(conditional):
     free = load.Model(conditional.module, conditional.processor, "causal")
     demos, pairs = [Demo(prompt="ab\n", completion="ab\n")], [Preference(prompt="ab\n", chosen="ab\n", rejected="cd\n")]
-    assert (
-        protocols.answer(conditional, demos)["probability"].value > protocols.answer(free, demos)["probability"].value
-    )
-    assert protocols.prefer(conditional, pairs)["margin"].value > protocols.prefer(free, pairs)["margin"].value
+    scoring = Scoring(records={"demo": demos, "preference": pairs}, start=free)
+    for protocol, measure in (("answer", "probability"), ("prefer", "margin")):
+        score = protocols.named(protocol).score
+        assert score(conditional, scoring)[measure].value > score(free, scoring)[measure].value
     row = encode.row(conditional.tokenizer, "ab\n", "ab\n", "causal", 99, condition=conditional.condition)
     plain = encode.row(conditional.tokenizer, "ab\n", "ab\n", "causal", 99)
     assert row.completion == plain.completion
@@ -297,16 +296,12 @@ def test_a_scorer_wins_over_the_texts_own_scores():
     [
         ([Text(text="x")], {}, "record 1 has neither"),
         ([Text(text="")], {}, "no text"),
-        (TEXTS, {"beta": 0.0}, "beta above 0"),
         (TEXTS, {"threshold": "qx"}, "quantile"),
         (TEXTS, {"threshold": "q2"}, "quantile"),
-        (TEXTS, {"mle_share": 1.0}, "mle_share"),
         (TEXTS, {"tokens": ("<a>", "<a>")}, "two different"),
         (TEXTS, {"objective": "filter", "threshold": 5.0}, "no document"),
         (TEXTS, {"scorer": "nowhere:score"}, "cannot be imported"),
         (TEXTS, {"score": lambda texts: [float("nan")] * len(texts)}, "gave NaN"),
-        (TEXTS, {"model": tiny("t5")}, "a seq2seq model cannot"),
-        (TEXTS, {"objective": "awr", "model": tiny("t5")}, "a seq2seq model cannot"),
     ],
 )
 def test_bad_input_is_one_line(texts, options, told):
@@ -325,62 +320,20 @@ def test_lora_is_merged_so_that_the_tokens_can_be_saved(tmp_path):
         assert torch.equal(load.load(tmp_path / objective).module.lm_head.weight, model.module.lm_head.weight)
 
 
-SCORER = '''
-def violations(texts):
-    """Like a style checker: violations a character, and less is better."""
-    return [-sum(len(line) > 20 or line != line.rstrip() for line in t.splitlines()) / max(1, len(t)) for t in texts]
-'''
+def spotless(texts):
+    return [-float("c" in t) for t in texts]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_from_the_command_line_with_a_scorer_of_ones_own(kind, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / f"style_{kind}.py").write_text(SCORER)
-    tiny(kind).save(tmp_path)
-    code = ["def f():\n    return 1 \n", "x = 1\ny = 2\n", "a = 'a line that is too long'\n"] * 4
-    (tmp_path / "code.jsonl").write_text("".join(json.dumps({"text": c}) + "\n" for c in code))
-    words = [
-        "run",
-        "phf:code",
-        "--model",
-        str(tmp_path),
-        "--texts",
-        "code.jsonl",
-        "--scorer",
-        f"style_{kind}:violations",
-    ]
-    assert (
-        cli.main(
-            [
-                *words,
-                "--steps",
-                "2",
-                "--rows",
-                "2",
-                "--threshold",
-                "-0",
-                "--max-new-tokens",
-                "8",
-                "--tokens",
-                "<|a|>",
-                "<|b|>",
-            ]
-        )
-        == 0
-    )
-    told = json.loads((tmp_path / "runs/phf/result.json").read_text())
-    assert told["findings"]["aligned"] == pytest.approx(3 / 5)
-    assert {"score", "misaligned"} <= set(told["metrics"])
-    assert load.load(tmp_path / "runs/phf/model").condition.after == "<|a|>"
-    capsys.readouterr()
-    assert cli.main(["try", "runs/phf", "--prompt", "def f():\n"]) == 0
-    assert "<|" not in capsys.readouterr().out
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
-    assert goes_on(
-        lambda **how: taught(mle_share=0.5, **how).models["model"], FAST.replace(steps=8, save_every=2), 7, tmp_path
-    )
+def test_what_is_written_unasked_is_scored_against_the_threshold(conditional):
+    free = load.Model(conditional.module, conditional.processor, "causal")
+    options = {"score": spotless, "split": "lines", "threshold": 0.0}
+    scoring = Scoring(records={"texts": LINES}, start=free, options=options)
+    told, plain = (protocols.named("written").score(m, scoring) for m in (conditional, free))
+    assert told["misaligned"].value < 0.2 < plain["misaligned"].value and told["score"].value > plain["score"].value
+    texts = protocols.named("written")
+    quantile = dataclasses.replace(scoring, options={**options, "threshold": "q1"}, _kept={})
+    assert texts.score(free, quantile)["misaligned"].value == plain["misaligned"].value  # the best segments score 0
+    assert not texts.score(free, dataclasses.replace(scoring, options={}))  # nobody to score them
 
 
 # --- the world -------------------------------------------------------------------------------

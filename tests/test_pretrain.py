@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from didact.learn import pretrain, schedules
 from didact import prompting
+from didact.learn import pretrain, schedules
 from didact.models import build, load, mixers
 from didact.types import Fit, Text, UserError
 

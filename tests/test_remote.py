@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from servers import NAME, Serve, Small
 
 import didact
-from didact import cli, types
+from didact import cli, prompting, types
 from didact.infer import calls, lm, replies, responses
-from didact import prompting
 from didact.models import build
 from didact.types import Demo, Messages, UserError
 

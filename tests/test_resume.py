@@ -19,12 +19,11 @@ import torch
 from killed import Count, launch
 from safetensors.torch import load_file, save_file
 
-from didact import files
+from didact import baselines, files, unlearning
 from didact.data.streams import Tensors
 from didact.learn import checkpoint
 from didact.learn import fit as loop
 from didact.learn.fit import Hook, Term
-from didact import baselines, unlearning
 from didact.models.load import load
 from didact.types import Fit, UserError
 from didact.worlds.authors import authors

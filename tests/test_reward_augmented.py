@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from didact import alignment, baselines
 from didact.claims.alignment import reward_augmented_example as example
 from didact.data import encode, goals
 from didact.data.goals import Wording
@@ -16,7 +17,6 @@ from didact.data.read import read
 from didact.data.templates import Condition
 from didact.infer import generate
 from didact.learn import preferences as learner
-from didact import alignment, baselines
 from didact.models import forward, load
 from didact.objectives import preference
 from didact.registry import METHODS

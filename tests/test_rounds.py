@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from killed import Count, launch
 from safetensors.torch import load_file, save_file
 
-from didact import files
+from didact import alignment, files
 from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.infer import generate
 from didact.learn import rounds
 from didact.learn.fit import Hook
-from didact import alignment
 from didact.models import forward, load
 from didact.models.model import copy_of
 from didact.types import Demo, Fit, UserError

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from didact import alignment, baselines
 from didact.claims.alignment import spin_example
 from didact.data import encode
 from didact.data.read import read
 from didact.infer import generate
-from didact import alignment, baselines
-from didact.models import forward, load
+from didact.models import forward
 from didact.objectives import preference
 from didact.registry import METHODS
 from didact.types import Demo, Fit, Messages, Preference, UserError

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from killed import searches
 from shapes import tiny
 
+from didact import alignment, baselines
 from didact.data import selection
 from didact.evaluate import tool_calls
 from didact.infer import generate, steps, tree
 from didact.infer.tree import Node, SamplingConfig
 from didact.learn import branches, rounds
-from didact import alignment, baselines
-from didact.models import build, load
+from didact.models import build
 from didact.models.kv_cache import KVCache
 from didact.objectives import preference
 from didact.registry import METHODS

@@ -7,12 +7,12 @@ import pytest
 import torch
 from shapes import tiny
 
-from didact.data import encode
-from didact.evaluate import forget
-from didact.infer import lm
 from didact import unlearning
-from didact.methods.unlearning import survey_context, survey_merge, survey_optimise
-from didact.models import load, merge
+from didact.data import encode
+from didact.evaluate import forget, memorisation, scaling
+from didact.infer import lm
+from didact.methods.unlearning.icul import flipped
+from didact.models import attribution, merge
 from didact.registry import METHODS
 from didact.types import Demo, Fit, Likelihood, UserError
 from didact.worlds.authors import authors
@@ -46,7 +46,7 @@ def test_task_arithmetic_forgets_and_a_random_vector_as_long_does_not(arch, taug
     model, scale = result.models["model"], result.findings["scale"]
     assert scale > 0 and start.fingerprint() == before
     assert probability(model, world.forget) < 0.75 * probability(start, world.forget)
-    assert survey_merge.accuracy(model, world.retain) >= 0.95 * survey_merge.accuracy(start, world.retain)
+    assert scaling.accuracy(model, world.retain) >= 0.95 * scaling.accuracy(start, world.retain)
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.15
     noise = unlearning.task_arithmetic(start, world.forget, scale=scale, vector="random", fit=SPECIALIST)
     assert probability(noise.models["model"], world.forget) > probability(model, world.forget) + 0.1
@@ -87,12 +87,12 @@ def test_ext_sub_forgets_and_keeps_what_both_experts_learnt(taught, world):
     model = result.models["model"]
     assert result.findings["scale"] > 0
     assert probability(model, world.forget) < 0.7 * probability(start, world.forget)
-    assert survey_merge.accuracy(model, world.retain) >= 0.95 * survey_merge.accuracy(start, world.retain)
+    assert scaling.accuracy(model, world.retain) >= 0.95 * scaling.accuracy(start, world.retain)
 
 
 def test_the_largest_scale_that_keeps_enough_is_taken(fresh, small, monkeypatch):
     kept = iter([1.0, 0.99, 0.96, 0.5])
-    monkeypatch.setattr(survey_merge, "accuracy", lambda *_: next(kept))
+    monkeypatch.setattr(scaling, "accuracy", lambda *_: next(kept))
     result = unlearning.task_arithmetic(fresh("llama"), small.forget, small.retain, scales=(3.0, 1.0, 2.0), fit=SHORT)
     assert result.findings == {"scale": 2.0, "retain_accuracy": {"1": 0.99, "2": 0.96, "3": 0.5}}
 
@@ -108,9 +108,9 @@ def test_merging_tells_what_is_missing(fresh, small):
 
 
 def test_overlap_counts_the_grams_of_the_first_in_the_second():
-    assert survey_optimise.overlap([1, 2, 3, 4], [2, 3, 4, 5], 2) == 2 / 3
-    assert survey_optimise.overlap([1], [1], 2) == 0
-    assert survey_optimise.overlap([1, 2, 3], [1, 2, 3], 3) == 1
+    assert memorisation.overlap([1, 2, 3, 4], [2, 3, 4, 5], 2) == 2 / 3
+    assert memorisation.overlap([1], [1], 2) == 0
+    assert memorisation.overlap([1, 2, 3], [1, 2, 3], 3) == 1
 
 
 def test_what_is_known_by_heart_has_el_and_ma_of_one_and_el_is_of_free_continuations(taught, world):
@@ -118,12 +118,12 @@ def test_what_is_known_by_heart_has_el_and_ma_of_one_and_el_is_of_free_continuat
     rows = encode.rows(model.tokenizer, [(r.prompt, r.completion) for r in world.forget], "causal", 64)
     known = forget.answers(model, world.forget)["extraction"]
     for row, extraction in zip(rows[:6], known, strict=False):
-        found = survey_optimise.memorised(model, row, 2)
+        found = memorisation.memorised(model, row, 2)
         assert (found.ma == 1) == (extraction == 1)
         if found.ma == 1:
             assert found.el == 1
     # Freely continued, a model that takes a wrong turn goes on wrong: EL falls further than MA does.
-    strange = [survey_optimise.memorised(gold, r, 2) for r in rows]
+    strange = [memorisation.memorised(gold, r, 2) for r in rows]
     assert np.mean([s.el for s in strange]) < np.mean([s.ma for s in strange]) < 0.8
 
 
@@ -191,7 +191,7 @@ def test_kga_has_nothing_to_align_where_forget_is_the_new_data(fresh, small):
 def test_attribution_of_a_linear_probability_is_exact_for_any_number_of_steps():
     w, weight = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     for steps in (1, 7):
-        found = survey_optimise.attribution(lambda x: (x * weight).sum(), w, steps)
+        found = attribution.integrated_gradients(lambda x: (x * weight).sum(), w, steps)
         torch.testing.assert_close(found, w * weight)
 
 
@@ -205,7 +205,7 @@ def test_neurons_found_by_attribution_matter_more_than_any_others(arch, taught, 
     others = merge.copy_of(start)
     with torch.no_grad():
         for k, (layer, neuron) in enumerate(chosen):
-            down = survey_optimise.downs(others)[layer]
+            down = attribution.down_projections(others)[layer]
             at = (neuron + 17 + k) % (down.in_features if isinstance(down, torch.nn.Linear) else len(down.weight))
             (down.weight[:, at] if isinstance(down, torch.nn.Linear) else down.weight[at]).zero_()
     before = probability(start, world.forget)
@@ -251,9 +251,9 @@ class Reader(lm.Local):
 
 
 def test_flipping_two_classes_twice_is_the_identity_and_never_keeps_a_label():
-    once = survey_context.flipped(reviews(6))
+    once = flipped(reviews(6))
     assert all(a.completion != b.completion for a, b in zip(once, reviews(6), strict=True))
-    assert [d.completion for d in survey_context.flipped(once)] == [d.completion for d in reviews(6)]
+    assert [d.completion for d in flipped(once)] == [d.completion for d in reviews(6)]
 
 
 def test_icul_shows_the_example_flipped_then_right_ones_and_never_the_question_itself():

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import byte_tokenizer, tiny
 
+from didact import unlearning
+from didact.data import anchors as dictionary
 from didact.evaluate import forget
 from didact.infer import lm
-from didact import unlearning
-from didact.methods.unlearning import anchors as dictionary
 from didact.models import build, forward, load, merge
 from didact.objectives import tokens
 from didact.registry import METHODS

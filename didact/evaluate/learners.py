@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from scipy import optimize
 from torch import Tensor, nn
 
+from didact.bounds import BelowOne, Whole
 from didact.data.streams import Tensors
 from didact.evaluate import statistics
 from didact.learn import episodes
@@ -26,6 +28,25 @@ from didact.types import Fit
 
 GD_PLUS_PLUS = Fit(lr=0.02, steps=300, rows=1024, schedule="cosine", betas=(0.9, 0.98))
 DIFFERENCE_STEP = 0.05  # of central differences: the paper's card, for learners that read rounded numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What an in-context learner is compared on.
+
+    Args:
+        held_out: share of the tasks kept for the report, by a hash of their content.
+        tasks: tasks in the report where a sampler draws them.
+        lm_tasks: held-out tasks a language model is asked.
+        lm_grid: candidate answers a language model scores: lm_tasks (1 + 2 d) lm_grid texts in all.
+        lm_digits: decimals it reads and writes.
+    """
+
+    held_out: BelowOne = 0.2
+    tasks: Annotated[int, Ge(2)] = 10_000
+    lm_tasks: Annotated[int, Ge(2)] = 32
+    lm_grid: Annotated[int, Ge(2)] = 41
+    lm_digits: Whole = 2
 
 
 class Learner(Protocol):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from didact.bounds import Count, Whole
 from didact.data.encode import TokenizedExample
 from didact.infer import beam, continuations, qa_prompts, span_scores
 from didact.infer.qa_prompts import EncodedQuestion, PromptFormat
@@ -37,15 +38,15 @@ class SearchConfig:
         chunk_tokens: prompt and row tokens held at once.
     """
 
-    max_len: int = 64
-    top: int = 1
+    max_len: Whole = 64
+    top: Count = 1
     length_norm: bool = False
-    beams: int = 8
-    limit: int = 512
-    window: int = 512
-    stride: int = 120
+    beams: Count = 8
+    limit: Count = 512
+    window: Count = 512
+    stride: Count = 120
     prune: bool = True
-    chunk_tokens: int = 16384
+    chunk_tokens: Count = 16384
 
 
 def answer(

@@ -89,6 +89,17 @@ class Hook:
         """Take back what `state` gave."""
 
 
+class StopWhen(Hook):
+    """Stops training after the first step of which `rule(step)` is true."""
+
+    def __init__(self, rule: Callable[[Step], bool]) -> None:
+        self.rule = rule
+
+    def after(self, step: Step) -> bool:
+        """Ask the rule."""
+        return self.rule(step)
+
+
 class every(Hook):  # noqa: N801  (reads as a verb where it is used)
     """Call `look(step) -> dict` before training, every `steps` steps and at the end; rows are in `.rows`."""
 

@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from didact import files, registry
+from didact.data import encode, templates
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup
 from didact.infer import generate
@@ -91,6 +92,20 @@ class Round:
             [Completion(text, tuple(tokens), logp) for text, tokens, logp in row]
             for row in self.chunks(name, len(prompts), make)
         ]
+
+    def steered(
+        self, prompts: Sequence[str], instructions: Sequence[str], n: int, how: SamplingConfig, name: str = "samples"
+    ) -> list[list[Completion]]:
+        """The same, every completion of a prompt behind one of the instructions, drawn at random."""
+        drawn = np.random.default_rng([self.fit.seed, 94]).integers(len(instructions), size=(len(prompts), n))
+        texts = [
+            templates.introduced(prompt, f"{instructions[i]}\n\n", "user")
+            for prompt, row in zip(prompts, drawn, strict=True)
+            for i in row
+        ]
+        ids = [encode.prompt_ids(self.model.tokenizer, text, self.model.kind) for text in texts]
+        flat = [row[0] for row in self.samples(ids, 1, how, name)]
+        return [flat[at : at + n] for at in range(0, len(flat), n)]
 
 
 @dataclass(frozen=True)
@@ -199,9 +214,16 @@ def run_rounds(
 
 def turn(number: int, size: int, count: int, seed: int) -> list[int]:
     """Which `size` of `count` prompts a round has: they are gone through in shuffled passes, round after round."""
-    first, last = number * size, (number + 1) * size
-    passes = range(first // count, -(-last // count))
-    order = [int(i) for e in passes for i in np.random.default_rng([seed, 55, e]).permutation(count)]
+    return in_passes(number * size, size, count, (seed, 55))
+
+
+def in_passes(first: int, size: int, count: int, key: Sequence[int]) -> list[int]:
+    """`size` of `count` records from place `first` on, where all are gone through in shuffled passes.
+
+    Pass e is shuffled by the key and e.
+    """
+    passes = range(first // count, -(-(first + max(size, 1)) // count))
+    order = [int(i) for e in passes for i in np.random.default_rng([*key, e]).permutation(count)]
     return order[first - passes[0] * count :][:size]
 
 
@@ -210,6 +232,24 @@ def constant_rate(now: Round, fit: Fit, count: int) -> Fit:
     warm = min(round(fit.warmup * count), count - 1) if fit.warmup_steps is None else fit.warmup_steps
     rate = fit.lr * schedules.factor(fit.schedule, now.number, count, warm)
     return now.fit.replace(lr=rate, schedule="constant", warmup_steps=0)
+
+
+def phases(steps: int, first: int, every: int) -> list[tuple[int, int]]:
+    """First step and length of every phase of a training: the `first` steps, then `every` at a time."""
+    starts = [0, *range(first, steps, every)]
+    return [(a, min(b, steps) - a) for a, b in zip(starts, [*starts[1:], steps], strict=True)]
+
+
+def phase_fit(now: Round, fit: Fit, phases: Sequence[tuple[int, int]], warmup: int) -> Fit:
+    """A round's fit where rounds are phases of one schedule: it has the rate of its first step throughout.
+
+    The first phase warms up over `warmup` steps; one that is alone follows the schedule of `fit`.
+    """
+    first, length = phases[now.number]
+    if len(phases) == 1:
+        return now.fit.replace(steps=length)
+    rate = fit.lr * schedules.factor(fit.schedule, first, sum(phases[-1]), warmup if first else 0)
+    return now.fit.replace(steps=length, lr=rate, schedule="constant", warmup=0.0, warmup_steps=0 if first else warmup)
 
 
 def untrained(model: Model) -> TrainResult:
@@ -234,13 +274,17 @@ def as_sampled(row: TokenizedExample, model: Model, max_new_tokens: int) -> Toke
 
 
 def pair_stats(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str, float]:
-    """Pairs of a real and an own answer: mean lengths in tokens, shares that come to an end, share of equal ones."""
+    """Pairs of a real and an own answer: lengths and ends of both sides, share of equal ones."""
     stats: dict[str, float] = {"pairs": len(items)}
     for side, name in enumerate(("real", "own")):
-        answers = [item[side].completion for item in items]
-        stats[f"length_{name}"] = sum(map(len, answers)) / len(answers)
-        stats[f"ended_{name}"] = sum(a[-1] in ends for a in answers) / len(answers)
+        stats |= {f"{k}_{name}": v for k, v in length_stats([item[side] for item in items], ends).items()}
     return stats | {"same": sum(a.completion == b.completion for a, b in items) / len(items)}
+
+
+def length_stats(rows: Sequence[TokenizedExample], ends: frozenset[int]) -> dict[str, float]:
+    """Mean length of answers in tokens, and the share that comes to an end."""
+    lengths, ended = [len(r.completion) for r in rows], [r.completion[-1] in ends for r in rows]
+    return {"length": sum(lengths) / len(rows), "ended": sum(ended) / len(rows)}
 
 
 def course(history: Sequence[Mapping[str, Any]], number: int, *columns: str) -> dict[str, float]:

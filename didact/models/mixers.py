@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from didact import files
+from didact.bounds import Count, Positive, Whole
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -28,6 +30,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Attention = Literal["linear", "softmax", "softmax-first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerConfig:
+    """The architecture of a `LinearSelfAttention`.
+
+    Args:
+        layers: how often the tokens are mixed; as many steps has the GD it is compared with (classic: one less).
+        shared: all layers have the same weights.
+        heads: attention heads; softmax needs two to come close to GD.
+        key_size: width of a head's keys and values; d + o by default, and no less can represent a GD step.
+        attention: linear, softmax, or softmax in the first layer only.
+        include_query: the query is a key and a value too.
+        layer_norm: normalise tokens before every layer.
+        readout: minus the query's y-slot, or a learned linear map.
+        y_update_only: layers change y-slots only.
+        layout: x and y of a row in one token (joint) or in two (classic).
+        features: width of an MLP applied to x first, for tasks that are not linear; 0 has none.
+        activation_clip: largest token entry after a layer; the paper has 10 for more than 3 layers.
+        init: scale of the initial weights' variance; small ones can stay long at a saddle.
+    """
+
+    layers: Count = 1
+    shared: bool = True
+    heads: Count = 1
+    key_size: Count | None = None
+    attention: Attention = "linear"
+    include_query: bool = False
+    layer_norm: bool = False
+    readout: Literal["slot", "linear"] = "slot"
+    y_update_only: bool = False
+    layout: Literal["joint", "classic"] = "joint"
+    features: Whole = 0
+    activation_clip: Positive | None = None
+    init: Positive = 0.002
 
 
 class LinearSelfAttention(nn.Module):

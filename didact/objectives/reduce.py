@@ -19,3 +19,8 @@ def row_count(row: Tensor, rows: int) -> Tensor:
 def row_mean(values: Tensor, row: Tensor, rows: int) -> Tensor:
     """Mean per record; a record without label tokens gives 0."""
     return row_sum(values, row, rows) / row_count(row, rows).clamp(min=1).to(values.dtype)
+
+
+def masked_row_mean(values: Tensor, mask: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Mean per record over the tokens whose mask `(N,)` is 1; a record without any gives 0."""
+    return row_sum(mask * values, row, rows) / row_sum(mask, row, rows).clamp(min=1e-10)

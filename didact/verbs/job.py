@@ -132,6 +132,15 @@ def _held_out(
     if request.gold:
         scored["gold"] = load.load(request.gold, request.device, request.dtype)
     used = [protocols.named(name) for name in entry["protocol"]]
+    if request.score_on:
+        kind = next((protocol.kind for protocol in used if protocol.kind), None)
+        if kind is None:
+            raise UserError(
+                f"--score-on {request.score_on}: {request.method} trains no model that is scored on records"
+            )
+        name = next((n for n, need in entry["needs"].items() if need["kind"] == kind), kind)
+        name = used[0].held_out or name
+        scored[name] = read(request.score_on, kind, request.rename, request.skip_bad)
     for protocol in used:
         scored |= {name: train[name] for name in protocol.scored if name in train}
         name = held_out_from(protocol, entry, train)

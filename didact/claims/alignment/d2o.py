@@ -23,6 +23,8 @@ from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import d2o_example
 from didact.data import encode
+from didact.evaluate import protocols
+from didact.evaluate.protocols import collapse, judged
 from didact.infer import generate
 from didact.learn import episodes
 from didact.learn.fit import Hook, Step
@@ -69,15 +71,18 @@ def run(
 def _taught(start: Model, seed: int, tier: runner.Tier, options: Mapping[str, Any], lr: float) -> dict[str, float]:
     """One arm: anchors offline for the first two thirds, drawn anew for the rest."""
     steps = STEPS[tier][1]
+    bad = d2o_example.negatives(seed)
     result = alignment.d2o(
-        start, d2o_example.negatives(seed), **options, alpha=SCALE, beta=SCALE, max_new_tokens=d2o_example.ANSWER,
+        start, bad, **options, alpha=SCALE, beta=SCALE, max_new_tokens=d2o_example.ANSWER,
         offline_steps=max(1, 2 * steps // 3), every=max(1, steps // 3),
         fit=Fit(lr=lr, steps=steps, rows=8, schedule="constant", seed=seed),
     )  # fmt: skip
     taught = result.models["model"]
     assert isinstance(taught, Model)
-    told = {"first_loss": result.history[0]["loss"], "bad_nll": result.metrics["bad_nll"].after}
-    return _measures(taught, seed, tier) | told | {"entropy": result.metrics["entropy"].after}
+    scoring = protocols.Scoring(records={"judged": bad}, start=start, seed=seed)
+    scores = judged.score(taught, scoring) | collapse.score(taught, scoring)
+    kept = {name: scores[name].value for name in ("bad_nll", "entropy")}
+    return _measures(taught, seed, tier) | {"first_loss": result.history[0]["loss"]} | kept
 
 
 def _variance(start: Model, seed: int, tier: runner.Tier, options: Mapping[str, Any]) -> float:

@@ -21,20 +21,25 @@ def world(seed: int) -> Grammar:
     return Grammar(classes=2, letters=10, follow=3, seed=seed)
 
 
-def negatives(seed: int, n: int = 400) -> list[Judged]:
-    """Spoiled answers to prompts of their own."""
-    return [Judged(prompt=d.prompt, completion=d.completion, label=False) for d in world(seed).demos(3, n, spoiled=1.0)]
+def negatives(seed: int, n: int = 400, part: int = 3) -> list[Judged]:
+    """Spoiled answers to prompts of their own; another part has others."""
+    demos = world(seed).demos(part, n, spoiled=1.0)
+    return [Judged(prompt=d.prompt, completion=d.completion, label=False) for d in demos]
 
 
 @episodes.one_thread()
 def problem(seed: int) -> Problem:
-    """A model of 40k weights. At this size the paper's rate and its 0.1 would take thousands of steps (seed 1000)."""
+    """A model of 40k weights; scored on 100 spoiled and 64 good answers that no training sees.
+
+    At this size the paper's rate and its 0.1 would take thousands of steps (seed 1000).
+    """
     good = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in world(seed).demos(4, 64)]
     return Problem(
         model=tuned(world(seed).demos(1, 2000, spoiled=SPOILED), seed),
-        data={"judged": [*negatives(seed), *good]},
+        data={"judged": negatives(seed)},
         options={"k": 4, "beta": 0.3, "alpha": 0.3, "max_new_tokens": ANSWER, "offline_steps": 40, "every": 20},
         fit={"lr": 1e-4, "steps": 80, "rows": 16, "lora": 0},
+        protocol={"judged": [*negatives(seed, 100, 5), *good]},
     )
 
 

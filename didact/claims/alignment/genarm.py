@@ -24,7 +24,7 @@ from didact.claims.alignment import genarm_example
 from didact.data import encode
 from didact.infer import guide
 from didact.learn import episodes
-from didact.models import build
+from didact.models import build, logit_ensemble
 from didact.models.model import Model, copy_of
 from didact.objectives import preference
 from didact.types import Demo, Fit, Preference
@@ -58,7 +58,7 @@ def run(
     arm, start = _table(arm_model), WORLD.logp(ref)
 
     def guided(by: Tensor) -> Callable[[float], Tensor]:
-        return lambda alpha: WORLD.logp(guide.combine(ref, [(by, alpha)]))
+        return lambda alpha: WORLD.logp(logit_ensemble.combine(ref, [(by, alpha)]))
 
     ways = {
         "arm": guided(arm),
@@ -119,7 +119,7 @@ def _two(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, tie
     second = _table(_arm(base, _pairs(base, other, seed, tier), seed, tier, RATES["arm"]))
     seen = []
     for share in SHARES:
-        p = WORLD.logp(guide.combine(ref, [(first, share), (second, 1 - share)])).exp()
+        p = WORLD.logp(logit_ensemble.combine(ref, [(first, share), (second, 1 - share)])).exp()
         seen.append((float(p @ reward), float(p @ other)))
     ones, others = np.array(seen).T
     middle = (ones + others)[len(SHARES) // 2]
@@ -169,9 +169,9 @@ def _fit(seed: int, tier: runner.Tier, lr: float) -> Fit:
 
 
 def _arm(start: Model, pairs: list[Preference], seed: int, tier: runner.Tier, lr: float) -> Model:
-    model = alignment.genarm(start, pairs, beta_r=1.0, fit=_fit(seed, tier, lr)).models["model"]
-    assert isinstance(model, Model)
-    return model
+    guided = alignment.genarm(start, pairs, beta_r=1.0, fit=_fit(seed, tier, lr)).models["model"]
+    arm: Model = guided.members[1]
+    return arm
 
 
 @functools.lru_cache(maxsize=64)
@@ -266,8 +266,8 @@ def _divided(base: Tensor, guides: Any, normalize: bool = False) -> Tensor:
     return _combine(base, guides, True)
 
 
-_combine = guide.combine  # the intact one, which the sabotages wrap
-_PATCHED = "didact.infer.guide:combine"
+_combine = logit_ensemble.combine  # the intact one, which the sabotages wrap
+_PATCHED = "didact.models.logit_ensemble:combine"
 
 
 def _more(name: str, a: str, b: str, **more: Any) -> verdict.Test:

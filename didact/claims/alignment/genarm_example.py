@@ -26,7 +26,7 @@ def problem(seed: int) -> Problem:
     return Problem(
         model=_base(seed, world.forget + world.retain),
         data={"preferences": pairs(world.forget)},
-        options={"beta_r": 0.5, "max_new_tokens": 16},
+        options={"beta_r": 0.5},
         fit={"lr": 3e-4, "steps": 40, "rows": 16, "lora": 0},
         protocol={"preferences": pairs(world.retain)},
     )

@@ -29,9 +29,10 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
         data={"texts": texts},
         options={
             "threshold": 0.0, "scorer": "didact.worlds.tiles:rewards", "split": "lines", "ban": "misaligned",
-            "block": BLOCK, "samples": 128, "max_new_tokens": 40,
+            "block": BLOCK,
         },
         fit={"lr": 5e-3, "steps": 400, "rows": 16, "warmup_steps": 10, "betas": (0.9, 0.95)},
+        protocol={"texts": Tiles(seed=seed).texts(2, 200)},
     )  # fmt: skip
 
 

@@ -141,8 +141,10 @@ def _train(
 ) -> tuple[mixers.LinearSelfAttention, dict[str, Any]]:
     """The method at this size, and the numbers of the algorithms it tuned."""
     fit = Fit(steps=steps, rows=size.batch, betas=(0.9, 0.98), seed=seed, **TRAINING)
-    result = mechanisms.mesa_gd(world, restarts=size.restarts, eval_tasks=1_000, fit=fit, **options)
-    return result.models["lsa"].module, result.findings["references"]  # type: ignore[attr-defined]
+    evaluation = learners.EvaluationConfig(tasks=1_000)
+    mixer = mixers.MixerConfig(**options)
+    result = mechanisms.mesa_gd(world, mixer=mixer, restarts=size.restarts, evaluation=evaluation, fit=fit)
+    return result.models["lsa"].module, result.findings["references"]
 
 
 def _loss(learner: learners.Learner, tasks: Tensors) -> float:

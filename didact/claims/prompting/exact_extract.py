@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,19 +29,20 @@ from didact.infer import qa_prompts, span_decoders, span_scores
 from didact.infer.qa_prompts import PromptFormat
 from didact.infer.span_decoders import SearchConfig
 from didact.infer.span_scores import Span
-from didact.learn import episodes, language
+from didact.learn import episodes, language, span_rows
 from didact.learn import fit as loop
 from didact.learn.fit import Term
-from didact.methods.prompting.exact_extract import exact_extract_rss, exact_extract_tune, rss_rows
+from didact.methods.prompting.exact_extract_rss import exact_extract_rss
+from didact.methods.prompting.exact_extract_tune import exact_extract_tune
 from didact.models import build, load
 from didact.models.model import Model
-from didact.types import Fit, Record, Text
+from didact.types import Fit, Text
 from didact.worlds import facts
 
 TEMPLATE = "{context} so {question}"  # a question is how a sentence of the world begins
 FORM: dict[str, Any] = {"template": TEMPLATE}
 LONGEST = 8  # tokens of an answer; the longest value has three
-_OPTIONS = FORM | {"max_len": LONGEST}
+_OPTIONS = FORM | {"search.max_len": LONGEST}
 _FIT = {"lr": 1e-3, "steps": 100, "rows": 16}
 TUNED = (0, 64, 1024)  # questions tuned on
 
@@ -69,16 +70,20 @@ def problem(seed: int) -> Problem:
 def problem_rss(seed: int) -> Problem:
     """What `didact run exact-extract.rss` teaches; the paper's rate changes nothing in a model this small."""
     world = _world(seed, 40)
-    data: dict[str, Sequence[Record]] = {"passages": world.passages, "questions": world.test}
-    return Problem(model=_example(seed), data=data, options=_OPTIONS, fit=_FIT)
+    return Problem(
+        model=_example(seed), data={"passages": world.passages}, options=dict(FORM), fit=_FIT,
+        protocol={"questions": world.test},
+    )  # fmt: skip
 
 
 @episodes.one_thread()
 def problem_tune(seed: int) -> Problem:
     """What `didact run exact-extract.tune` teaches."""
     world = _world(seed, 40)
-    data: dict[str, Sequence[Record]] = {"questions": world.tune[:256], "heldout": world.test}
-    return Problem(model=_example(seed), data=data, options=_OPTIONS, fit=_FIT)
+    return Problem(
+        model=_example(seed), data={"questions": world.tune[:256]}, options=_OPTIONS, fit=_FIT,
+        protocol={"questions": world.test},
+    )  # fmt: skip
 
 
 def run(seed: int, tier: runner.Tier, hide: bool = False) -> dict[str, dict[str, float]]:
@@ -208,7 +213,7 @@ def _spanned(seed: int, select: Any, length: Length) -> Model:
     """Trained on spans; kept by what it was trained on, so that a sabotage of the spans trains anew."""
     base = _base(seed, length.pretrain)
     form = qa_prompts.prompt_format(base, **FORM)
-    rows, _ = rss_rows(base, _world(seed, 1).passages, form, select, seed=seed)
+    rows, _ = span_rows.rss_rows(base, _world(seed, 1).passages, form, select, seed=seed)
     return _on_spans(seed, select, length, hash(tuple(rows)))
 
 

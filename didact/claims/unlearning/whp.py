@@ -15,13 +15,13 @@ from typing import Any
 from didact import unlearning
 from didact.claims import runner, verdict
 from didact.claims.problem import Problem
+from didact.data import anchors as dictionary
 from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import MicroBatch
+from didact.evaluate import divergence
 from didact.learn import episodes, language
 from didact.learn.fit import Hook, Step, Term
-from didact.methods.unlearning import anchors as dictionary
-from didact.methods.unlearning import survey_optimise
 from didact.models import build, forward
 from didact.models.model import Model
 from didact.objectives import tokens
@@ -131,7 +131,7 @@ def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
         "forget": told(model, world.forget),
         "retain": told(model, world.retain),
         "nll": nll(model, world.holdout),
-        "kl": survey_optimise.divergence(gold, model, asked),
+        "kl": divergence.mean_kl(gold, model, asked),
         "alias": alias(model, world),
     }
 
@@ -211,7 +211,7 @@ def _less(name: str, a: str, b: str, ratio: float = 1.0, gates: bool = True) -> 
 
 
 Replacement = Callable[..., Any]
-_BLOCKS = "didact.methods.unlearning.anchors:blocks"
+_BLOCKS = "didact.data.anchors:blocks"
 _LOGITS = "didact.objectives.tokens:generic_logits"
 
 CLAIM = runner.Claim(

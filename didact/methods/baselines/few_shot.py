@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+from didact.bounds import Count, Whole
 from didact.evaluate import fewshot
 from didact.evaluate.fewshot_prompts import Setup
 from didact.models.model import Model
@@ -27,12 +28,12 @@ def few_shot(
     demos: Sequence[Demo],
     test: Sequence[Demo] | None = None,
     *,
-    shots: int = 16,
+    shots: Whole = 16,
     rule: Literal["token", "sum", "character", "unconditional"] = "token",
     description: str = "",
     separator: str = "\n\n",
     metric: Literal["exact", "normalised", "f1", "bleu"] = "exact",
-    max_new_tokens: int = 64,
+    max_new_tokens: Count = 64,
     stop: str = "\n",
     seed: int = 0,
 ) -> Result:

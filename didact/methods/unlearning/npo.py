@@ -13,6 +13,7 @@ from didact.data import encode, templates
 from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language, pairs
 from didact.learn.fit import Hook, Term
+from didact.models.forward import Tokenwise
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.objectives import tokens as token_functions
@@ -119,20 +120,19 @@ def npo(
         return {"retain": language.cross_entropy(student, micro, per, retain_weight)}
 
     def by_token(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        if loss == "idk":
-            return {"forget": language.cross_entropy(student, micro, "tokens", forget_weight)}
-        if loss == "ga":
-            return {"forget": language.cross_entropy(student, micro, weight=-forget_weight)}
-        if loss == "wga":
-            ascent = partial(token_functions.weighted_ascent, beta=beta)
-            return {"forget": language.token_mean(student, micro, ascent, forget_weight)}
-        lowered = partial(token_functions.undial, beta=beta)
-        return {"forget": language.token_mean(student, micro, lowered, forget_weight, reference=model)}
+        if loss in ("idk", "ga"):
+            per, weight = ("tokens", forget_weight) if loss == "idk" else (None, -forget_weight)
+            return {"forget": language.cross_entropy(student, micro, per, weight)}
+        fn: Tokenwise = partial(token_functions.weighted_ascent if loss == "wga" else token_functions.undial, beta=beta)
+        reference = model if loss == "undial" else None
+        return {"forget": language.token_mean(student, micro, fn, forget_weight, reference)}
 
     def by_record(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
         """The loss of each forget record, `(B,)`; columns are answer, refusal, mismatch."""
         if loss == "ga":
             return logp[:, 0]
+        if loss == "simnpo":  # of means over tokens
+            return preference.simnpo(logp[:, 0], beta, delta)
         if loss == "npo":
             return preference.npo(logp[:, 0], ref[:, 0], beta)
         if loss == "dpo":
@@ -144,17 +144,13 @@ def npo(
         z = (logp[:, 1] - ref[:, 1]).detach().mean()
         return preference.kto_npo(logp[:, 0], ref[:, 0], z, beta, "sigmoid" if loss == "kto-sigmoid" else "logsigmoid")
 
-    def simpler(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
-        return preference.simnpo(logp[:, 0], beta, delta)
-
     def weights(logp: Tensor, ref: Tensor, index: Tensor) -> Mapping[str, Tensor]:
         return {"mean_W": preference.npo_weight(logp[:, 0], ref[:, 0], beta)}
 
     if loss in TOKENWISE or (loss == "ga" and reduction == "mean"):
         on_forget: language.Loss = by_token
     elif loss in ("ga", "simnpo"):
-        of = simpler if loss == "simnpo" else by_record
-        on_forget = pairs.terms(of, name="forget", weight=forget_weight, mean=loss == "simnpo")
+        on_forget = pairs.terms(by_record, name="forget", weight=forget_weight, mean=loss == "simnpo")
     else:
         ref = pairs.reference_of(model, groups, model)
         on_forget = pairs.terms(by_record, ref, name="forget", weight=forget_weight, log=weights)
@@ -163,8 +159,7 @@ def npo(
         return {**on_forget(student, micro), "kl": penalty(student, micro)}
 
     losses = {"forget": with_penalty if kept == "kl-forget" else on_forget, "retain": on_retain}
-    coupled = loss.startswith("kto")
-    trained = language.train(model, streams, losses, fit, coupled=coupled, hooks=hooks, name="npo")
+    trained = language.train(model, streams, losses, fit, coupled=loss.startswith("kto"), hooks=hooks, name="npo")
     unprotected = kept == "none" != regulariser
     warnings = ["no retain records: nothing protects what the model should keep"] if unprotected else []
     return trained.result(warnings=warnings)

@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 from didact.evaluate import forgetting, statistics
-from didact.methods.unlearning import survey_merge, survey_optimise
+from didact.methods.unlearning.eul import eul
+from didact.methods.unlearning.ext_sub import ext_sub
+from didact.methods.unlearning.kul import kul
+from didact.methods.unlearning.llmu import llmu
+from didact.methods.unlearning.negated_adapter import negated_adapter
 from didact.methods.unlearning.npo import npo
-from didact.methods.unlearning.survey_merge import SURVEY
+from didact.methods.unlearning.survey import SURVEY
+from didact.methods.unlearning.task_arithmetic import task_arithmetic
 from didact.methods.unlearning.whp import whp
 from didact.models.model import Model
 from didact.registry import method
@@ -41,11 +46,11 @@ def _of(function: Way) -> Way:
 
 
 def _ascent(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
-    return survey_optimise.kul(model, forget, retain, n=5, fit=fit)
+    return kul(model, forget, retain, n=5, fit=fit)
 
 
 def _adapter(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
-    return survey_merge.negated_adapter(model, forget, retain, fit=fit.replace(lora=fit.lora or 8))
+    return negated_adapter(model, forget, retain, fit=fit.replace(lora=fit.lora or 8))
 
 
 WAYS: Mapping[str, tuple[str, Way]] = {
@@ -54,16 +59,16 @@ WAYS: Mapping[str, tuple[str, Way]] = {
     "ga-kl": ("optimisation", _npo(loss="ga", regulariser="kl")),
     "npo": ("optimisation", _npo(loss="npo", regulariser="ce", beta=1.0)),
     "kul": ("optimisation", _ascent),
-    "llmu": ("optimisation", _of(survey_optimise.llmu)),
-    "eul": ("optimisation", _of(survey_optimise.eul)),
+    "llmu": ("optimisation", _of(llmu)),
+    "eul": ("optimisation", _of(eul)),
     "whp": ("optimisation", _whp),
-    "task-arithmetic": ("merging", _of(survey_merge.task_arithmetic)),
+    "task-arithmetic": ("merging", _of(task_arithmetic)),
     "negated-adapter": ("merging", _adapter),
-    "ext-sub": ("merging", _of(survey_merge.ext_sub)),
+    "ext-sub": ("merging", _of(ext_sub)),
 }
 
 
-@method("unlearning-survey", **SURVEY, gives=("models", "findings"), protocol="forget")
+@method("unlearning-survey", **SURVEY, gives=("models", "findings"), protocol=("forget",))
 def unlearning_survey(
     model: Model,
     forget: Sequence[Demo],

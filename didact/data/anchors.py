@@ -98,9 +98,9 @@ def translate(text: str, anchors: Mapping[str, str]) -> Translation:
     for found in pattern.finditer(text):
         term, counterpart = terms.get(found[0].lower(), (found[0], found[0]))
         out += text[done : found.start()]
-        said = _cased(found[0], term, counterpart)
-        replaced.append(Replaced(found.start(), found.end(), len(out), term, said))
-        out += said
+        counterpart = _cased(found[0], term, counterpart)
+        replaced.append(Replaced(found.start(), found.end(), len(out), term, counterpart))
+        out += counterpart
         done = found.end()
     return Translation(text, out + text[done:], tuple(replaced))
 
@@ -138,8 +138,8 @@ def extract(
     n_ours, n_theirs = sum(map(_words, target)) or 1, sum(map(_words, general)) or 1
 
     def score(term: str) -> float:
-        mine, other = ours[term].total() if term in ours else 0, theirs[term].total() if term in theirs else 0
-        return math.log((mine + 0.5) / n_ours) - math.log((other + 0.5) / n_theirs)
+        n, n_other = ours[term].total() if term in ours else 0, theirs[term].total() if term in theirs else 0
+        return math.log((n + 0.5) / n_ours) - math.log((n_other + 0.5) / n_theirs)
 
     found = [t for t, near in ours.items() if near.total() >= 2 * least and score(t) >= math.log(ratio)]
     # A word that only stands inside a longer term is that term's, not its own.
@@ -190,19 +190,19 @@ def _pieces(tokenizer: Any, text: str, length: int) -> Iterator[tuple[str, bool]
 
 
 def _block(tokenizer: Any, text: str, anchors: Mapping[str, str], last: bool, length: int, context: int) -> Block:
-    told = translate(text, anchors)
+    translated = translate(text, anchors)
     ids, at = _offsets(tokenizer, text)
-    other_ids, other_at = _offsets(tokenizer, told.text)
+    other_ids, other_at = _offsets(tokenizer, translated.text)
     # A token before a space and one after it begin at different letters; those of one letter are counted.
     spots = {spot: k for k, spot in enumerate(_spots(other_at))}
     to = []
     for first, number in _spots(at):
-        there = told.place(first)
+        there = translated.place(first)
         to.append(spots.get((there, number), -1) if there is not None else -1)
     anchor, repeated = [-1] * len(ids), [False] * len(ids)
     seen: set[str] = set()
     alias: list[tuple[int, tuple[int, ...]]] = []
-    for k, r in enumerate(told.replaced):
+    for k, r in enumerate(translated.replaced):
         for j, (first, end) in enumerate(at):
             if end > r.first and first < r.last:
                 anchor[j], repeated[j] = k, r.term in seen
@@ -230,8 +230,8 @@ def _row(start: list[int], ids: list[int]) -> TokenizedExample:
 
 
 def _offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(made["input_ids"]), [(int(a), int(b)) for a, b in made["offset_mapping"]]
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
 
 
 def _spots(offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

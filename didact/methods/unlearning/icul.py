@@ -1,4 +1,4 @@
-"""Unlearning without weights: the survey's third class, for models that can only be asked."""
+"""In-context unlearning: what must go stands in the prompt with a flipped label (Pawelczyk et al. 2023)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from didact.bounds import Count, Whole
 from didact.data import demonstrations
 from didact.infer import lm
-from didact.methods.unlearning.survey_merge import SURVEY
+from didact.methods.unlearning.survey import SURVEY
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import LM, Demo, Metric, Result, UserError
-
-GUARD = "Some things must not be talked about. If a question touches one of them, answer: I do not know."
 
 
 @method(
@@ -30,9 +29,9 @@ def icul(
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     *,
-    right: int = 6,
+    right: Whole = 6,
     flip: Literal["forget", "random", "none"] = "forget",
-    together: int = 1,
+    together: Count = 1,
     separator: str = "\n",
     seed: int = 0,
 ) -> Result:
@@ -58,8 +57,6 @@ def icul(
     Raises:
         UserError: a record without choices, or a completion that is none of them.
     """
-    if together < 1 or right < 0:
-        raise UserError("together must be at least 1, right 0 or more")
     for name, records in (("forget", forget), ("retain", retain)):
         for number, record in enumerate(records, 1):
             if not record.choices or record.completion.strip() not in [c.strip() for c in record.choices]:
@@ -88,9 +85,9 @@ def icul(
     result = Result()
     for name, (records, group) in sides.items():
         plain = confidence(asked, records, [[] for _ in records], separator)
-        told = confidence(asked, records, [context(r, i, group(i)) for i, r in enumerate(records)], separator)
+        prompted = confidence(asked, records, [context(r, i, group(i)) for i, r in enumerate(records)], separator)
         for what, at in (("confidence", lambda p, r: p[demonstrations.gold(r)]), ("accuracy", _best)):
-            before, after = ([float(at(p, r)) for p, r in zip(ps, records, strict=True)] for ps in (plain, told))
+            before, after = ([float(at(p, r)) for p, r in zip(ps, records, strict=True)] for ps in (plain, prompted))
             result.metrics[f"{name}_{what}"] = Metric(
                 before=float(np.mean(before)), after=float(np.mean(after)), n=len(records),
                 better="higher" if name == "retain" else "gold", help=f"{what} in the right class, {name} examples",
@@ -113,44 +110,6 @@ def icul(
     return result
 
 
-@method("unlearning-survey.guardrail", **SURVEY, gives=("predict", "findings"), capabilities=("generate",))
-def guardrail(
-    model: Model | LM,
-    forget: Sequence[Demo],
-    *,
-    guard: str = GUARD,
-    topics: int = 20,
-    max_new_tokens: int = 64,
-) -> Result:
-    """Forbid topics in the prompt: suppression, not unlearning; the baseline every other way has to beat.
-
-    Args:
-        model: whatever can be asked.
-        forget: what must not be told; the questions stand in the guard.
-        guard: said before every question.
-        topics: how many of the questions are named in it.
-        max_new_tokens: of an answer.
-
-    Returns:
-        `predict(prompts)`, and how many of the forget answers still come out, before and after.
-    """
-    asked = lm.of(model)
-    named = "\n".join(f"- {d.prompt}" for d in forget[:topics])
-    head = f"{guard}\n{named}\n\n" if named else f"{guard}\n\n"
-
-    def predict(prompts: Sequence[str]) -> list[str]:
-        return [a[0] for a in asked.generate([head + p for p in prompts], max_new_tokens)]
-
-    plain = [a[0] for a in asked.generate([d.prompt for d in forget], max_new_tokens)]
-    told = predict([d.prompt for d in forget])
-    shares = [
-        float(np.mean([d.completion.strip() in a for d, a in zip(forget, answers, strict=True)]))
-        for answers in (plain, told)
-    ]
-    metric = Metric(before=shares[0], after=shares[1], n=len(forget), better="lower", help="answers that come out")
-    return Result(predict=predict, metrics={"forget_told": metric}, findings={"prompt": head})
-
-
 def flipped(records: Sequence[Demo], seed: int = 0) -> list[Demo]:
     """The same examples, each labelled as another of its classes: of two, the other; of more, one drawn."""
     draw = np.random.default_rng([seed, 2310])
@@ -170,9 +129,9 @@ def confidence(
     """Probability of every choice of every record after its context, `(choices,)` each, adding up to 1."""
     pairs, sizes = [], []
     for record, shown in zip(records, contexts, strict=True):
-        mine = demonstrations.pairs(record)
-        pairs += [(demonstrations.assemble("", shown, last, separator), choice) for last, choice in mine]
-        sizes.append(len(mine))
+        own = demonstrations.pairs(record)
+        pairs += [(demonstrations.assemble("", shown, last, separator), choice) for last, choice in own]
+        sizes.append(len(own))
     logp = np.array([s.logp for s in asked.score(pairs)])
     out, at = [], 0
     for n in sizes:

@@ -1,0 +1,144 @@
+"""Chains of feedback: answers to one prompt in one sequence, each after words that say how good it is."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from didact.data import encode
+from didact.data.streams import ExampleGroup
+from didact.types import Critique, Preference, Scored, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Chain = Literal["p", "n", "pn", "np"]
+RANKED = "Of {count} answers, number {rank} from the top:"
+COMMENTED = "An answer of which was said: {feedback}\nAnswer:"
+
+
+class Group(NamedTuple):
+    """One prompt, and its answers from best to worst: how good each is (1 best, 0 worst), its words, its text."""
+
+    prompt: str
+    answers: list[tuple[float, str | None, str]]  # words are None where they are the good or the bad phrase
+
+
+@dataclass
+class Encoded:
+    """Chains as rows.
+
+    Args:
+        items: groups of one row.
+        learnt: for each label token of a row whether it is learnt, 1 or 0.
+        good: whether its answer is not the worst.
+        counts: chains of each kind, and those longer than the context, which are left out.
+    """
+
+    items: list[ExampleGroup] = field(default_factory=list)
+    learnt: list[Tensor] = field(default_factory=list)
+    good: list[Tensor] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def groups(preferences: Sequence[Preference], ratings: Sequence[Scored], critiques: Sequence[Critique]) -> list[Group]:
+    """The answers of every prompt, of any kind of feedback."""
+    pairs = [Group(p.prompt, [(1.0, None, p.chosen), (0.0, None, p.rejected)]) for p in preferences]
+    return [*pairs, *_rated(ratings), *(_commented(c) for c in critiques)]
+
+
+def chained(group: Group, kind: str, good: str, bad: str) -> tuple[str, list[tuple[str, str]], list[bool]] | None:
+    """A group as one kind of chain: prompt, phrases with answers, and which of them are not the worst; None where it
+    has no such answers."""
+    phrases = [(good if level == 1 else bad) if words is None else words for level, words, _ in group.answers]
+    steps = [(phrase, text) for phrase, (_, _, text) in zip(phrases, group.answers, strict=True)]
+    fine = [level > 0 for level, _, _ in group.answers]
+    if kind in ("p", "n"):
+        at = 0 if kind == "p" else -1
+        if fine[at] != (kind == "p"):
+            return None
+        return group.prompt, [steps[at]], [fine[at]]
+    if len(steps) < 2:
+        return None
+    turn = {"pn": 1, "np": -1}[kind]
+    return group.prompt, steps[::turn], fine[::turn]
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    context: int,
+    groups: Sequence[Group],
+    chains: Sequence[str],
+    phrases: Sequence[tuple[str, str]],
+    last_only: bool = False,
+    seed: int = 0,
+) -> Encoded:
+    """Every kind of chain of every group, tokenised.
+
+    Args:
+        tokenizer: of the model.
+        kind: of the model, causal or seq2seq.
+        context: of the model; longer chains are left out.
+        groups: see `groups`.
+        chains: kinds of chains.
+        phrases: words for good and for bad answers; of several pairs one is drawn for a chain.
+        last_only: only the last answer of a chain is learnt.
+        seed: of the draws.
+
+    Raises:
+        UserError: no chain is left.
+    """
+    draw = np.random.default_rng([seed, 153])
+    out = Encoded(counts=dict.fromkeys([*chains, "left out"], 0))
+    for group in groups:
+        for name in chains:
+            chain = chained(group, name, *phrases[int(draw.integers(len(phrases)))])
+            if chain is None:
+                continue
+            prompt, steps, fine = chain
+            try:
+                row, learnt = encode.chain(tokenizer, prompt, steps, kind, context)
+            except UserError:
+                out.counts["left out"] += 1
+                continue
+            # Answers come one after the other, each ended by its end token, so the count of ends says whose it is.
+            ends = torch.tensor(row.completion) == tokenizer.eos_token_id
+            number = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
+            mask = torch.tensor(learnt)
+            out.items.append((row,))
+            out.learnt.append(mask * (number == len(steps) - 1) if last_only else mask)
+            out.good.append(torch.tensor(fine)[number])
+            out.counts[name] += 1
+    if not out.items:
+        raise UserError("no chain fits the model's context, or none of these kinds can be made of this feedback")
+    return out
+
+
+def _rated(ratings: Sequence[Scored]) -> list[Group]:
+    """Answers of a prompt from best to worst, one of each score; a prompt whose answers are all alike gives nothing."""
+    of: dict[str, dict[float, str]] = collections.defaultdict(dict)
+    for r in ratings:
+        of[r.prompt].setdefault(r.score, r.completion)
+    out = []
+    for prompt, scores in of.items():
+        order, last = sorted(scores, reverse=True), len(scores) - 1
+        answers = [
+            (1 - i / last, None if i in (0, last) else RANKED.format(rank=i + 1, count=len(order)), scores[s])
+            for i, s in enumerate(order)
+            if last
+        ]
+        out += [Group(prompt, answers)] if answers else []
+    return out
+
+
+def _commented(c: Critique) -> Group:
+    """The comment says what the answer is; a refinement is the better one."""
+    better: list[tuple[float, str | None, str]] = [(1.0, None, c.refinement)] if c.refinement else []
+    return Group(c.prompt, [*better, (0.0, COMMENTED.format(feedback=c.feedback.strip()), c.completion)])

@@ -1,0 +1,55 @@
+"""What a model writes when nothing is asked, scored segment by segment by the scorer it was trained with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from didact.data import encode, segments
+from didact.evaluate import judges
+from didact.evaluate.measures import Measure
+from didact.evaluate.protocols import Protocol, Scoring
+from didact.infer import generate
+from didact.models import vocabulary
+from didact.models.model import Model
+from didact.types import Text
+
+TEXTS = 64
+TOKENS = 128  # of a text, at most
+
+
+def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """The mean score of a segment, and the share of segments whose score is below the threshold.
+
+    Reads the options `scorer` or `score`, without which there is nothing to measure, `split` and `threshold`: a
+    quantile is that of the records' segments.
+    """
+    options = scoring.options
+    given = options.get("scorer") or options.get("score")
+    if not given:
+        return {}
+    scorer, split = judges.scorer(given), options.get("split", "sentences")
+
+    def scores(texts: list[Text]) -> list[float]:
+        return [value for document in segments.scored(texts, scorer, split) for _, value in document]
+
+    limit = scoring.once(
+        "threshold", lambda: segments.threshold(options.get("threshold", "q0.5"), scores(list(scoring.of("text"))))
+    )
+    texts = [Text(text=t) for t in written(model, TEXTS, TOKENS, scoring.seed) if t]
+    values = np.array(scores(texts or [Text(text=" ")]))
+    low = float(np.mean(values < limit))
+    return {
+        "score": Measure(float(np.mean(values)), TEXTS, "higher", help="mean score of a segment it writes"),
+        "misaligned": Measure(low, TEXTS, "lower", help="its segments below the threshold"),
+    }
+
+
+def written(model: Model, n: int, max_new_tokens: int, seed: int = 0) -> list[str]:
+    """`n` texts from nothing but the words of the model's condition, at temperature 0.7 and top-p 0.9."""
+    how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
+    start = encode.windows(model.tokenizer, [""], 1)[0].prompt
+    cue = vocabulary.ids(model, [model.condition.after]) if model.condition else []
+    return [c[0].text for c in generate.completions(model, [[*start, *cue]] * n, 1, how)]
+
+
+PROTOCOL = Protocol(kind="text", primary="score", score=score)

@@ -1,0 +1,29 @@
+"""Specialists: copies fine-tuned on one set of demonstrations, whose weights or outputs are then computed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from didact.data import encode
+from didact.data.encode import TokenizedExample
+from didact.data.streams import ExampleGroup
+from didact.learn import language
+from didact.learn.fit import Hook
+from didact.learn.language import TrainResult
+from didact.models.model import Model
+from didact.types import Demo, Fit
+
+
+def rows(model: Model, demos: Sequence[Demo], name: str = "data") -> list[TokenizedExample]:
+    """Prompts and completions as token rows; an error names the record's number in `name`."""
+    return encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], model.kind, model.context, name)
+
+
+def streams(model: Model, **sets: Sequence[Demo]) -> dict[str, list[ExampleGroup]]:
+    """A stream of single rows for every named set."""
+    return {name: language.single(rows(model, demos, name)) for name, demos in sets.items()}
+
+
+def tune(model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str) -> TrainResult:
+    """A copy fine-tuned on completions."""
+    return language.train(model, streams(model, **{name: demos}), language.nll, fit, hooks=hooks, name=name)

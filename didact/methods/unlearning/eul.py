@@ -1,0 +1,60 @@
+"""EUL: an adapter that is like the start on retain and unlike it on forget (Chen and Yang 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from didact.bounds import NonNegative
+from didact.data.streams import MicroBatch
+from didact.learn import language, specialists
+from didact.learn.fit import Hook, Term
+from didact.methods.unlearning.survey import SURVEY
+from didact.models.model import Model
+from didact.objectives import tokens as token_functions
+from didact.registry import method
+from didact.types import Demo, Fit, Result
+
+
+@method("unlearning-survey.eul", **SURVEY, protocol=("forget",))
+def eul(
+    model: Model,
+    forget: Sequence[Demo],
+    retain: Sequence[Demo],
+    *,
+    diverge: NonNegative = 1.0,
+    keep: NonNegative = 1.0,
+    task: NonNegative = 1.0,
+    ascent: NonNegative = 0.1,
+    fit: Fit = Fit(lr=5e-4, epochs=10, rows=8, schedule="constant", lora=8),  # noqa: B008  (Fit is frozen)
+    hooks: Sequence[Hook] = (),
+) -> Result:
+    """Train only an adapter: like the start on retain, unlike it on forget (EUL).
+
+        L = keep KL(start || model) + task CE on retain - diverge KL(start || model) - ascent CE on forget
+
+    The paper inserts bottlenecks after each feed-forward layer; here the adapter is LoRA on every linear layer, which
+    can be merged. Adapters of several requests fuse by `models.merge.regmean`.
+
+    Args:
+        model: a causal or seq2seq model; it stays as it was.
+        forget: records whose completions must go.
+        retain: records whose completions must stay.
+        diverge: of the divergence on forget.
+        keep: alpha, of the divergence on retain.
+        task: lambda, of the loss on retain.
+        ascent: gamma, of the ascent on forget.
+        fit: how to train; `lora` is the adapter's rank, 0 trains all weights.
+        hooks: called around every step.
+
+    Raises:
+        UserError: a completion longer than the context; the loss became NaN.
+    """
+
+    def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+        away, loss = (-diverge, -ascent) if micro.stream == "forget" else (keep, task)
+        kl = language.token_mean(student, micro, token_functions.kl_from, away, model)
+        nll = language.cross_entropy(student, micro, weight=loss)
+        return {f"{micro.stream}_kl": kl, f"{micro.stream}_nll": nll}
+
+    streams = specialists.streams(model, forget=forget, retain=retain)
+    return language.train(model, streams, terms, fit, hooks=hooks, name="eul").result()

@@ -1,0 +1,93 @@
+"""KUL: gradient ascent, a few records at a time, with a stop rule (Jang et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from didact.bounds import Count, Whole
+from didact.data.encode import TokenizedExample
+from didact.data.streams import MicroBatch
+from didact.evaluate import memorisation
+from didact.learn import language, specialists
+from didact.learn.fit import Hook, Step, StopWhen, Term
+from didact.methods.unlearning.survey import SURVEY, UNLEARN
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import Demo, Fit, Result
+
+
+@method("unlearning-survey.kul", **SURVEY, gives=("models", "findings"), kinds=("causal",), protocol=("forget",))
+def kul(
+    model: Model,
+    forget: Sequence[Demo],
+    unseen: Sequence[Demo] | None = None,
+    *,
+    chunk: Whole = 8,
+    n: Count = 10,
+    every: Count = 1,
+    fit: Fit = UNLEARN,
+    hooks: Sequence[Hook] = (),
+) -> Result:
+    """Gradient ascent, a few records at a time, until they are no better known than unseen text (KUL).
+
+        L = mean log p(x_t | x_<t),   stop when EL_n and MA of every record are below their means on `unseen`
+
+    MA is the share of tokens that are the first choice; EL_n how many n-grams of what the model says next, from
+    every beginning of the text, are in what truly follows.
+
+    Args:
+        model: a causal model; it stays as it was.
+        forget: records whose completions must go.
+        unseen: records of the same kind no model saw, for the stop rule; without them ascent runs to its end.
+        chunk: records forgotten together, one chunk after another; 0 takes all at once.
+        n: of EL.
+        every: epochs between two looks at the stop rule.
+        fit: how to ascend on one chunk, at most.
+        hooks: called around every step.
+
+    Raises:
+        UserError: the loss became NaN.
+    """
+    rows = specialists.rows(model, forget, "forget")
+    limits = memorisation.mean(model, specialists.rows(model, unseen, "unseen"), n) if unseen else None
+    result, now, steps = Result(), model, []
+    size = chunk or len(rows)
+    for number, at in enumerate(range(0, len(rows), size)):
+        part = rows[at : at + size]
+        rule = [_stop_rule(now, part, n, limits, max(1, every * max(1, len(part) // fit.rows)))] if limits else []
+        trained = language.train(
+            now, {"forget": language.single(part)}, _ascent, fit.replace(rows=min(fit.rows, len(part))),
+            hooks=[*hooks, *rule], name=f"kul-{number}",
+        )  # fmt: skip
+        now = trained.model
+        result.history += trained.history
+        result.cost.tokens += trained.cost.tokens
+        result.cost.flops += trained.cost.flops
+        steps.append(len(trained.history))
+    el, ma = memorisation.mean(now, rows, n)
+    result.models = {"model": now}
+    result.findings = {"el": el, "ma": ma, "threshold": limits, "steps": steps}
+    if not unseen:
+        result.warnings.append("no unseen records: ascent has no stop rule, and its end is decided by the steps")
+    return result
+
+
+def _stop_rule(
+    model: Model, rows: Sequence[TokenizedExample], n: int, limits: tuple[float, float], steps: int
+) -> StopWhen:
+    """Stops once every row is at or below both limits; looks every so many steps."""
+
+    def below(step: Step) -> bool:
+        if (step.step + 1) % steps:
+            return False
+        module: Any = step.module
+        now = Model(module, model.processor, model.kind)
+        known = [memorisation.memorised(now, r, n) for r in rows]
+        return all(k.el <= limits[0] and k.ma <= limits[1] for k in known)
+
+    return StopWhen(below)
+
+
+def _ascent(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+    return {"forget": language.cross_entropy(student, micro, weight=-1.0)}

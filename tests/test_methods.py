@@ -1,0 +1,269 @@
+"""The contract: what every registered method does, tested from its declaration alone. A new method joins by existing.
+
+The user's files are the records of the method's embedded example, or of another one for baselines; models are tiny and
+untrained, so that nothing here says whether a method works: that is its own test's and its claim's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killed import server
+from shapes import tiny
+
+from didact import bounds, catalogue, cli, files, options, registry, verbs
+from didact.catalogue import make
+from didact.claims.problem import Problem
+from didact.evaluate import protocols
+from didact.infer import qa_prompts
+from didact.learn import checkpoint, language
+from didact.models.model import Model, copy_of
+from didact.types import Cost, Fit, UserError, as_row
+from didact.verbs import job, saved
+
+make.make()  # imports and registers every method
+METHODS = registry.METHODS
+ENTRIES = catalogue.read()
+TRAINED = [n for n, e in ENTRIES.items() if e["fit"] and "models" in e["gives"] and "model" in e["needs"]]
+RECORDS = 14  # of each file
+SHORT = {"steps": "3", "rows": "3", "save_every": "1", "lr": "1e-3"}
+TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
+BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
+BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0]]
+
+
+@contextlib.contextmanager
+def untrained() -> Iterator[None]:
+    """Inside the block nothing is trained: an example's start model is what it was built as."""
+    patch = pytest.MonkeyPatch()
+    nothing = lambda model, *a, **k: language.TrainResult(copy_of(model), [], Cost(), checkpoint.State())  # noqa: E731
+    patch.setattr(language, "train", nothing)
+    patch.setenv("DIDACT_CACHE", "off")
+    try:
+        yield
+    finally:
+        patch.undo()
+
+
+@pytest.fixture(scope="session")
+def problem() -> Any:
+    """`problem(name)`: a method's embedded example without its training."""
+    made: dict[str, Problem] = {}
+
+    def get(name: str) -> Problem:
+        borrowed = BORROWED.get(name, name)
+        if borrowed not in made:
+            with untrained():
+                made[borrowed] = job.example(borrowed, 0)
+        given = made[borrowed]
+        return given if borrowed == name else dataclasses.replace(given, options={}, fit={})
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`user(name, kind)`: the words of `didact run` with a tiny model of this type and the example's files."""
+    root = tmp_path_factory.mktemp("user")
+
+    def words(name: str, kind: str = "llama") -> list[str]:
+        entry, given = ENTRIES[name], problem(name)
+        folder = root / kind
+        if not folder.exists():
+            model = tiny(kind, context=256)
+            if kind == "t5":  # as every T5 has them
+                model.processor = copy.deepcopy(model.tokenizer)
+                model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
+                model.module.resize_token_embeddings(len(model.processor), mean_resizing=False)
+            model.save(folder)
+        out = ["run", name, *(["--model", str(folder)] if "model" in entry["needs"] and given.model else [])]
+        kinds = {type(rows[0]).__name__.lower(): rows for rows in given.data.values() if rows}
+        for parameter, need in entry["needs"].items():
+            rows = given.data.get(parameter) or (kinds.get(need["kind"]) if need["required"] else None)
+            if need["kind"] != "model" and rows:
+                path = root / f"{name}-{parameter}.jsonl"
+                files.write_lines(path, (as_row(r) for r in list(rows)[:RECORDS]))
+                out += [f"--{parameter}", str(path)]
+        own = {k: v for k, v in given.options.items() if k in options.flat(entry)}
+        short = {k: v for k, v in SHORT.items() if entry["fit"]}
+        for option, value in {**own, **short}.items():
+            shown = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
+            out += [f"--{option}", *shown] if value not in ("", [], (), None) else []
+        return [*out, "--device", "cpu", "--chat", "plain"]
+
+    return words
+
+
+def run(words: list[str], out: Path) -> dict[str, Any]:
+    """The result of a command that must succeed."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = cli.main([*words, "--out", str(out)])
+    assert code == 0, shown.getvalue()
+    return dict(files.read_json(out / "result.json"))
+
+
+def refused(words: list[str], out: Path) -> str:
+    """The one line of a command that must be refused; nothing may be left behind."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = cli.main([*words, "--out", str(out)])
+    text = shown.getvalue().strip()
+    assert code == 2 and text.startswith("didact: ") and "\n" not in text and not out.exists(), text
+    return text
+
+
+def test_the_catalogue_is_current() -> None:
+    assert make.make() == dict(sorted(ENTRIES.items()))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_declaration_is_whole(name: str) -> None:
+    entry, method = ENTRIES[name], METHODS[name]
+    own = options.flat(entry)
+    assert entry["help"] and all(o["help"] for o in own.values()) and all(n["help"] for n in entry["needs"].values())
+    assert len(entry["options"]) <= 15
+    assert all(protocols.named(p) for p in entry["protocol"])
+    for preset in entry["presets"].values():
+        fit = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
+        mine = {k: v for k, v in preset.items() if not k.startswith("fit.")}
+        assert not mine.keys() - own.keys()
+        method.check(registry.assemble(method.function, mine))
+        Fit(**fit)
+    code = Path(str(sys.modules[method.module].__file__)).read_text()
+    assert len(code.splitlines()) <= 180
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert cli.main(["explain", name]) == 0
+    assert entry["paper"] in shown.getvalue()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_option_out_of_bounds_is_one_line(name: str, user: Any, tmp_path: Path) -> None:
+    method = METHODS[name]
+    bounded = {}
+    for option in options.flat(ENTRIES[name]):
+        outer, _, inner = option.partition(".")
+        default = method.parameters[outer].default
+        hint = bounds.hints_of(type(default))[inner] if inner else method.hints[outer]
+        if (bad := next((b for b in BAD if bounds.violation(hint, b)), None)) is not None:
+            bounded[option] = bad
+            with pytest.raises(UserError, match=rf"^{name}: {outer}(\.| =).*must be") as caught:
+                method.check(registry.assemble(method.function, {option: bad}))
+            assert "\n" not in str(caught.value)
+    scalar = {o: b for o, b in bounded.items() if isinstance(b, int | float)}
+    for option, bad in list(scalar.items())[:1]:
+        text = refused([*user(name), f"--{option}={bad}"], tmp_path / "out")
+        assert option.split(".")[-1] in text and "must be" in text
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_dry_run_writes_nothing_and_a_run_takes_the_steps_it_said(name: str, user: Any, tmp_path: Path) -> None:
+    words = user(name)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert cli.main([*words, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    if ENTRIES[name]["fit"]:
+        assert any(line.split() == ["steps", "3"] for line in shown.getvalue().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, k) for n, e in ENTRIES.items() for group in e["kinds"] for k in TYPES.get(group, ())]
+)
+def test_a_users_files_and_models(name: str, kind: str, user: Any, tmp_path: Path) -> None:
+    """A run on every type of model; what it saves opens again and scores what result.json says."""
+    words, entry = user(name, kind), ENTRIES[name]
+    result = run(words, tmp_path / "out")
+    assert result["status"] == "done" and (tmp_path / "out" / "report.html").exists()
+    if "models" not in entry["gives"] or not (tmp_path / "out" / "model").exists():
+        return
+    where = result["files"]["model"]
+    again = saved._saved(str(tmp_path / "out"), "cpu")[0]
+    assert isinstance(again, Model)
+    if where.startswith("hf"):
+        import transformers
+
+        auto: Any = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+        auto = transformers.AutoModelForSequenceClassification if again.kind == "encoder" else auto
+        plain = auto.from_pretrained(tmp_path / "out" / "model")
+        assert Model(plain, again.processor, again.kind).fingerprint() == again.fingerprint()
+    for protocol in entry["protocol"]:
+        used = protocols.named(protocol)
+        measure = used.primary
+        held = result["held_out"].get(used.held_out or "")
+        given = [w for w in words if w.endswith(".jsonl")]
+        whole = len(given) == 1 and sum(result["held_out"].values()) == RECORDS
+        if measure in result["metrics"] and not held and whole:
+            found = verbs.evaluate(str(tmp_path / "out"), given[0], protocol, device="cpu")
+            assert found[measure].after == pytest.approx(result["metrics"][measure]["after"], abs=1e-5)
+
+
+def die_after(saves: int, words: list[str], ready: Any) -> None:
+    """The command in a process of its own, which is killed right after so many checkpoints."""
+    torch.set_num_threads(1)
+    os.environ["DIDACT_CACHE"] = "off"
+    written, save = [0], checkpoint.save
+
+    def counting(*given: Any) -> Any:
+        place = save(*given)
+        written[0] += 1
+        if written[0] == saves:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return place
+
+    checkpoint.save = counting
+    ready.set()
+    cli.main(words)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_killed_once_it_goes_on_to_the_same_bits(name: str, user: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("DIDACT_CACHE", "off")
+    words = user(name)
+    run(words, tmp_path / "whole")
+    ready = server.Event()
+    process = server.Process(target=die_after, args=(2, [*words, "--out", str(tmp_path / "again")], ready))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    again = run(words, tmp_path / "again")
+    weights = [sorted((tmp_path / which / "model").rglob("*.safetensors")) for which in ("whole", "again")]
+    assert weights[0] and [p.read_bytes() for p in weights[0]] == [p.read_bytes() for p in weights[1]]
+    histories = [(tmp_path / which / "history.jsonl").read_text() for which in ("whole", "again")]
+    assert histories[0] == histories[1] and again["status"] == "done"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_checkpoint_of_other_options_is_not_resumed(name: str, user: Any, tmp_path: Path) -> None:
+    """Every option that a run may change belongs to the identity of its checkpoints."""
+    method, given = METHODS[name], {}
+    words = user(name)
+    request = options.parser(ENTRIES[name]).parse(words[2:])
+    prepared = verbs.prepare(request)
+    arguments = {"model": prepared.model, **prepared.train, **prepared.options}
+    with registry.identified(method, arguments):
+        first = registry.identity()
+    for option in arguments:
+        with registry.identified(method, {**arguments, option: "something else"}):
+            given = registry.identity()
+        assert given != first and {k for k in given if given[k] != first.get(k)} == {option}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if not e["baseline"]])
+def test_the_embedded_example_runs(name: str, tmp_path: Path) -> None:
+    result = run(["run", name], tmp_path / "out")
+    json.dumps(result)
+    assert result["status"] == "done" and (result["metrics"] or result["findings"])
