@@ -12,9 +12,10 @@ from shapes import tiny
 from didact import alignment, cli, verbs
 from didact.claims.alignment import d2o_example
 from didact.evaluate import protocols
-from didact.infer import generate, guide
+from didact.evaluate.protocols import Scoring
+from didact.infer import generate
 from didact.infer.generate import SamplingConfig
-from didact.models import build, load
+from didact.models import build, load, logit_ensemble
 from didact.objectives import preference
 from didact.registry import METHODS
 from didact.types import Demo, Fit, Messages, Preference, UserError
@@ -97,11 +98,15 @@ def start():
     return get
 
 
-def marked(model, *guides):
+def marked(model):
     """Share of sampled answers, to prompts no training saw, that begin with an x."""
     how = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
-    made = guide.completions(model, guides, [d.prompt for d in TINY.demos(2, 128)], 1, how)
-    return sum(row[0].text.startswith("x") for row in made) / 128
+    completions = generate.completions(model, [d.prompt for d in TINY.demos(2, 128)], 1, how)
+    return sum(row[0].text.startswith("x") for row in completions) / 128
+
+
+def answers(model, count=5, **more):
+    return generate.generate(model, [d.prompt for d in TINY.demos(2, count)], **more)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -109,16 +114,14 @@ def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch, start):
     model = start(arch)
     before = model.fingerprint()
     result = alignment.genarm(model, pairs(3, 128), beta_r=1.0, fit=FIT)
-    arm = result.models["model"]
-    plain, untrained, guided = marked(model), marked(model, (model, 1.0)), marked(model, (arm, 1.0))
-    assert guided > plain + 0.2 and untrained < plain  # a copy of the base only sharpens it
-    assert model.fingerprint() == before != arm.fingerprint()
+    guided = result.models["model"]
+    base, arm = guided.members
+    plain, untrained = marked(model), marked(logit_ensemble.guided(model, [(model, 1.0)]))
+    assert marked(guided) > plain + 0.2 and untrained < plain  # a copy of the base only sharpens it
+    assert base is model and model.fingerprint() == before != arm.fingerprint()
     assert result.history[-1]["accuracy"] > 0.9 > result.history[0]["accuracy"]
-    assert result.findings["guided"] == {"alphas": [1.0], "others": [], "normalize": False}
+    assert guided.module.spec == {"alphas": [1.0], "normalize": False}
     assert result.findings["lengths"]["chosen"] == result.findings["lengths"]["rejected"]
-    asked = [d.prompt for d in TINY.demos(2, 5)]
-    made = guide.completions(model, [(arm, 1.0)], asked, 1, SamplingConfig(max_new_tokens=128))
-    assert result.predict(asked) == [row[0].text for row in made]
 
 
 def test_a_small_reward_model_guides_and_others_join_it(start, tmp_path):
@@ -126,25 +129,25 @@ def test_a_small_reward_model_guides_and_others_join_it(start, tmp_path):
     small = build.build("gpt2", model.processor, d=16, layers=1, heads=2, context=48, seed=3)
     small.save(tmp_path / "small")
     fit = FIT.replace(lr=1e-2, steps=60)
-    result = alignment.genarm(model, pairs(3, 128), arm=str(tmp_path / "small"), beta_r=1.0, fit=fit)
-    arm = result.models["model"]
+    guided = alignment.genarm(model, pairs(3, 128), arm=str(tmp_path / "small"), beta_r=1.0, fit=fit).models["model"]
+    arm = guided.members[1]
     assert arm.config.model_type == "gpt2" and arm.parameters < model.parameters
-    assert marked(model, (arm, 1.0)) > marked(model) + 0.2
-    arm.save(tmp_path / "arm")
-    both = alignment.genarm(
-        model, pairs(3, 8), others=(str(tmp_path / "arm"),), other_alphas=(-0.5,), alpha=0.0, fit=FIT.replace(steps=1)
-    )
-    asked = [d.prompt for d in TINY.demos(2, 5)]
-    alone = guide.completions(model, [(arm, -0.5)], asked, 1, SamplingConfig(max_new_tokens=8))
-    assert both.predict(asked, SamplingConfig(max_new_tokens=8)) == [row[0].text for row in alone]
-    assert both.findings["guided"]["alphas"] == [0.0, -0.5]
+    assert marked(guided) > marked(model) + 0.2
+    (tmp_path / "guided").mkdir()
+    guided.save(tmp_path / "guided")
+    others = (str(tmp_path / "guided" / "member-1"),)
+    fit = FIT.replace(steps=1)
+    both = alignment.genarm(model, pairs(3, 8), others=others, other_alphas=(-0.5,), alpha=0.0, fit=fit)
+    alone = logit_ensemble.guided(model, [(arm, -0.5)])
+    assert answers(both.models["model"], max_new_tokens=8) == answers(alone, max_new_tokens=8)
+    assert both.models["model"].module.spec["alphas"] == [0.0, -0.5]
 
 
 def test_swapped_pairs_make_the_opposite_reward(start):
     model = start("llama")
     swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs(3, 128)]
-    arm = alignment.genarm(model, swapped, beta_r=1.0, fit=FIT).models["model"]
-    assert marked(model, (arm, 1.0)) < 0.5 * marked(model)
+    guided = alignment.genarm(model, swapped, beta_r=1.0, fit=FIT).models["model"]
+    assert marked(guided) < 0.5 * marked(model)
 
 
 # --- options ---------------------------------------------------------------------------------
@@ -159,17 +162,17 @@ def test_lengths_are_summed_unless_they_are_normalised(start):
     assert total.history[0]["margin"] != pytest.approx(mean.history[0]["margin"], abs=0.1)
 
 
-def test_the_default_adapter_is_saved_and_guides_again(start, tmp_path):
-    model = start("llama")
-    model.save(tmp_path / "base")
-    base = load.load(tmp_path / "base", "cpu")
+@pytest.mark.parametrize("loaded", [True, False])
+def test_base_and_adapter_are_saved_and_answer_as_before(loaded, start, tmp_path):
+    """A base that was loaded is told by its place; another one is saved too."""
+    base = start("llama")
+    base.save(tmp_path / "base")
+    base = load.load(tmp_path / "base", "cpu") if loaded else base
     result = alignment.genarm(base, pairs(3, 32), beta_r=0.5, fit=Fit(lr=5e-3, steps=10, rows=16, lora=4))
-    assert result.save(tmp_path / "out")["model"].startswith("peft")
+    assert result.save(tmp_path / "out")["model"].startswith("didact")
+    assert (tmp_path / "out" / "model" / "base").exists() != loaded
     back = load.load(tmp_path / "out" / "model", "cpu")
-    asked = [d.prompt for d in TINY.demos(2, 4)]
-    again = guide.completions(base, [(back, 1.0)], asked, 1, SamplingConfig(max_new_tokens=8))
-    assert [r[0].text for r in again] == result.predict(asked, SamplingConfig(max_new_tokens=8))
-    assert base.fingerprint() == model.fingerprint()
+    assert answers(back) == answers(result.models["model"]) != answers(base)
 
 
 def test_conversations_serve_and_presets_are_options(fresh):
@@ -177,19 +180,17 @@ def test_conversations_serve_and_presets_are_options(fresh):
     turns = [{"role": "user", "content": "Where?"}]
     given = [Preference(prompt=Messages(turns), chosen="Tarn", rejected="Osso") for _ in range(2)]
     for preset in METHODS["genarm"].presets.values():
-        how = {k: v for k, v in preset.items() if not k.startswith("fit.")}
-        told = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
-        alignment.genarm(model, given, **how, fit=Fit(**{"lr": 1e-4, **told, "steps": 1, "rows": 2}))
-    with pytest.raises(UserError, match="preferences: no records"):
-        alignment.genarm(model, [])
+        options = {k: v for k, v in preset.items() if not k.startswith("fit.")}
+        changes = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
+        alignment.genarm(model, given, **options, fit=Fit(**{"lr": 1e-4, **changes, "steps": 1, "rows": 2}))
 
 
-@pytest.mark.parametrize("options", [{"beta_r": 0.0}, {"label_smoothing": 0.5}, {"max_new_tokens": 0},
-                                     {"other_alphas": (1.0,)}])  # fmt: skip
-def test_a_bad_option_is_one_line(options, fresh):
-    with pytest.raises(UserError, match=next(iter(options))) as caught:
-        alignment.genarm(fresh("llama"), pairs(3, 2), **options)
+def test_weights_that_do_not_fit_the_reward_models_are_one_line(fresh):
+    with pytest.raises(UserError, match="other_alphas: 1 weights for 0 other") as caught:
+        alignment.genarm(fresh("llama"), pairs(3, 2), other_alphas=(1.0,))
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be normalised"):
+        alignment.genarm(fresh("llama"), pairs(3, 2), alpha=-1.5, normalize=True)
 
 
 def test_a_reward_model_of_another_vocabulary_is_told_before_any_work(fresh, tmp_path):
@@ -197,7 +198,7 @@ def test_a_reward_model_of_another_vocabulary_is_told_before_any_work(fresh, tmp
     with pytest.raises(UserError, match=r"other's vocabulary is not the base model's: \d+ tokens differ") as caught:
         alignment.genarm(fresh("llama"), pairs(3, 2), arm=str(tmp_path / "other"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="guided decoding needs causal models"):
+    with pytest.raises(UserError, match="genarm needs a causal model: this one is seq2seq"):
         alignment.genarm(fresh("t5"), pairs(3, 2))
 
 
@@ -211,22 +212,25 @@ def test_a_users_files_from_the_command_line_to_guided_answers(start, tmp_path, 
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["run", "genarm", "--model", str(tmp_path / "base"), "--preferences", str(tmp_path / "p.jsonl"), "--map",
              "prompt=question", "--out", str(tmp_path / "out"), "--steps", "20", "--lr", "2e-3", "--lora", "0",
-             "--beta-r", "0.5", "--alpha", "2", "--max-new-tokens", "8", "--device", "cpu"]  # fmt: skip
+             "--beta-r", "0.5", "--alpha", "2", "--device", "cpu"]  # fmt: skip
     assert cli.main(words) == 0
-    told = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert told["metrics"]["preferred"]["after"] > 0.9 and told["findings"]["guided"]["alphas"] == [2.0]
+    report = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert report["metrics"]["preferred"]["after"] > 0.9 > report["metrics"]["preferred"]["before"]
+    assert report["held_out"] == {"preferences": 13} and report["options"]["alpha"]["value"] == 2.0
     shown = json.loads((tmp_path / "out" / "samples.json").read_text())
-    arm = load.load(tmp_path / "out" / "model", "cpu")
+    guided = load.load(tmp_path / "out" / "model", "cpu")
     asked = [row["prompt"] for row in shown]
-    guided = [r[0].text for r in guide.completions(model, [(arm, 2.0)], asked, 1, SamplingConfig(max_new_tokens=8))]
-    assert [row["after"] for row in shown] == guided
+    assert [row["after"] for row in shown] == generate.generate(guided, asked)
     assert [row["before"] for row in shown] == generate.generate(model, asked)
     capsys.readouterr()
-    words = ["--data", str(tmp_path / "p.jsonl"), "--map", "prompt=question", "--protocol", "prefer"]
-    assert cli.main(["evaluate", str(tmp_path / "out"), *words]) == 0
     data = str(tmp_path / "p.jsonl")
+    words = ["--data", data, "--map", "prompt=question", "--protocol", "prefer"]
+    assert cli.main(["evaluate", str(tmp_path / "out"), *words]) == 0
     found = verbs.evaluate(str(tmp_path / "out"), data, "prefer", rename={"prompt": "question"})
-    policy = protocols.prefer(guide.policy(model, [(arm, 2.0)]), pairs(3, 64))
-    assert found["margin"].after == pytest.approx(policy["margin"].value, abs=1e-5)
+    given = Scoring(records={"preferences": pairs(3, 64)}, start=model)
+    arm = load.load(tmp_path / "out" / "model" / "member-1", "cpu")
+    measured = protocols.named("prefer").score(logit_ensemble.guided(model, [(arm, 2.0)]), given)
+    for name in ("margin", "reward_margin"):
+        assert found[name].after == pytest.approx(measured[name].value, abs=1e-5)
     assert cli.main(["try", str(tmp_path / "out"), "--prompt", asked[0], "--max-new-tokens", "8"]) == 0
-    assert guided[0] in capsys.readouterr().out
+    assert generate.generate(guided, asked[:1], 8)[0] in capsys.readouterr().out

@@ -11,7 +11,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.infer import generate, guide
 from didact.infer.generate import SamplingConfig
-from didact.models import build, forward
+from didact.models import build, forward, logit_ensemble
 from didact.types import UserError
 from didact.worlds import outcomes
 
@@ -33,34 +33,34 @@ def close(a, b, atol=1e-12):
 @given(weights, weights, st.floats(-50, 50), st.integers(0, 99))
 def test_identities_of_the_combination(a, b, shift, seed):
     base, arm = logits(3, 7, seed=seed), logits(3, 7, seed=seed + 100)
-    assert close(guide.combine(base, [(arm, 0.0)]), base)
-    assert close(guide.combine(base, [(torch.full_like(arm, shift), a)]), base)
-    assert close(guide.combine(base, [(base, a)]), base * (1 + a))
-    assert close(guide.combine(base, [(arm, a), (arm, b)]), guide.combine(base, [(arm, a + b)]))
-    moved = guide.combine(base + shift, [(arm - shift, a)])
-    assert torch.allclose(moved, guide.combine(base, [(arm, a)]), atol=1e-9)
+    assert close(logit_ensemble.combine(base, [(arm, 0.0)]), base)
+    assert close(logit_ensemble.combine(base, [(torch.full_like(arm, shift), a)]), base)
+    assert close(logit_ensemble.combine(base, [(base, a)]), base * (1 + a))
+    assert close(logit_ensemble.combine(base, [(arm, a), (arm, b)]), logit_ensemble.combine(base, [(arm, a + b)]))
+    moved = logit_ensemble.combine(base + shift, [(arm - shift, a)])
+    assert torch.allclose(moved, logit_ensemble.combine(base, [(arm, a)]), atol=1e-9)
 
 
 def test_scores_are_sums_of_log_probs_and_not_of_logits():
     base, arm = torch.tensor([2.0, 0.0]).log(), torch.tensor([3.0, 1.0]).log()
     base = torch.tensor([0.25, 0.75]).log() + 5
     wanted = torch.tensor([0.25 * 0.75**2, 0.75 * 0.25**2]).log()
-    assert torch.allclose(guide.combine(base, [(arm, 2.0)]), wanted)
+    assert torch.allclose(logit_ensemble.combine(base, [(arm, 2.0)]), wanted)
 
 
 @given(st.floats(0, 4), st.floats(0.2, 3))
 def test_dividing_by_the_weights_is_a_higher_temperature(alpha, temperature):
     base, arm = logits(2, 5), logits(2, 5, seed=1)
-    divided = guide.combine(base, [(arm, alpha)], normalize=True) / temperature
-    assert close(divided, guide.combine(base, [(arm, alpha)]) / (temperature * (1 + alpha)))
+    divided = logit_ensemble.combine(base, [(arm, alpha)], normalize=True) / temperature
+    assert close(divided, logit_ensemble.combine(base, [(arm, alpha)]) / (temperature * (1 + alpha)))
     with pytest.raises(UserError, match="cannot be normalised"):
-        guide.combine(base, [(arm, -1.5)], normalize=True)
+        logit_ensemble.combine(base, [(arm, -1.5)], normalize=True)
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [(6, 4), (4, 6), (5, 5)])
 def test_only_the_common_vocabulary_is_sampled(mine, theirs):
     base, arm = logits(2, mine), logits(2, theirs, seed=1)
-    out, width = guide.combine(base, [(arm, 1.0)]), min(mine, theirs)
+    out, width = logit_ensemble.combine(base, [(arm, 1.0)]), min(mine, theirs)
     assert out.shape == base.shape and (out[:, width:] == -torch.inf).all()
     assert close(out[:, :width], (base.log_softmax(-1)[:, :width] + arm.log_softmax(-1)[:, :width]))
 
@@ -71,7 +71,7 @@ def test_some_reward_model_reaches_any_policy_at_every_prefix(beta):
     world = outcomes.Outcomes(3, 3)
     base, target = logits(13, 3), logits(13, 3, seed=1)
     arm = beta * (target.log_softmax(-1) - base.log_softmax(-1))
-    guided = guide.combine(base, [(arm, 1 / beta)])
+    guided = logit_ensemble.combine(base, [(arm, 1 / beta)])
     assert close(guided, target) and torch.allclose(world.logp(guided), world.logp(target), atol=1e-9)
 
 
@@ -86,7 +86,7 @@ def test_of_one_letter_answers_guidance_is_the_regularised_optimum_and_of_longer
                 under = [k for k, y in enumerate(world.answers) if y[: len(p) + 1] == (*p, v)]
                 arm[i, v] = reward[under].logsumexp(0)
         assert torch.allclose(world.logp(arm), reward.log_softmax(0), atol=1e-9)
-        guided = world.logp(guide.combine(base, [(arm, 2.0)]))
+        guided = world.logp(logit_ensemble.combine(base, [(arm, 2.0)]))
         assert torch.allclose(guided, optimum, atol=1e-9) == same
 
 
@@ -162,7 +162,7 @@ def test_decoding_from_caches_is_decoding_without(kind, other, temperature, monk
     how = SamplingConfig(max_new_tokens=7, temperature=temperature, rows=3, seed=4)
     plain = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
     monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow on the way
-    made = guide.completions(base, [(arm, 0.8)], PROMPTS, 2, how)
+    made = generate.completions(logit_ensemble.guided(base, [(arm, 0.8)]), PROMPTS, 2, how)
     assert [[c.tokens for c in row] for row in made] == [[c.tokens for c in row] for row in plain]
     bare = generate.completions(base, PROMPTS, 2, how)
     assert [[c.tokens for c in row] for row in made] != [[c.tokens for c in row] for row in bare]
@@ -171,8 +171,8 @@ def test_decoding_from_caches_is_decoding_without(kind, other, temperature, monk
 @pytest.mark.parametrize(("kind", "other"), [("llama", "gpt2"), ("gpt2", "bloom")])
 def test_the_guided_policy_is_a_model_that_says_and_scores_the_same(kind, other):
     base, arm = pair(kind, other)
-    whole, how = guide.policy(base, [(arm, 0.8)]), SamplingConfig(max_new_tokens=7, temperature=1.0, seed=4)
-    made = guide.completions(base, [(arm, 0.8)], PROMPTS, 2, how)
+    whole, how = logit_ensemble.guided(base, [(arm, 0.8)]), SamplingConfig(max_new_tokens=7, temperature=1.0, seed=4)
+    made = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
     again = generate.completions(whole, PROMPTS, 2, how)
     assert [[c.tokens for c in row] for row in again] == [[c.tokens for c in row] for row in made]
 
@@ -180,11 +180,16 @@ def test_the_guided_policy_is_a_model_that_says_and_scores_the_same(kind, other)
     rows = [TokenizedExample(tuple(p), c.tokens) for p, row in zip(asked, again, strict=True) for c in row]
     wanted = [c.logp for row in again for c in row]
     assert torch.allclose(forward.row_logp(whole, rows)[0], torch.tensor(wanted).double(), atol=1e-3)
+    for p, row in zip(
+        asked, generate.completions(whole, PROMPTS, 2, SamplingConfig(max_new_tokens=4, beams=2)), strict=True
+    ):
+        logp = forward.row_logp(whole, [TokenizedExample(tuple(p), c.tokens) for c in row])[0]
+        assert torch.allclose(logp, torch.tensor([c.logp for c in row]).double(), atol=1e-3)
     assert whole.context == base.context
     with torch.no_grad():
         ids = torch.tensor([asked[0]])
         parts = [m.module(input_ids=ids).logits for m in (base, arm)]
-        assert close(whole.module(input_ids=ids).logits, guide.combine(parts[0], [(parts[1], 0.8)]), 1e-6)
+        assert close(whole.module(input_ids=ids).logits, logit_ensemble.combine(parts[0], [(parts[1], 0.8)]), 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
@@ -219,7 +224,7 @@ def test_a_guide_takes_one_pass_over_the_prompt_and_one_a_token():
     passes = []
     arm.module.register_forward_pre_hook(lambda m, a, k: passes.append(k["input_ids"].shape[1]), with_kwargs=True)
     how = SamplingConfig(max_new_tokens=9, temperature=1.0, stop=("never",))
-    made = guide.completions(base, [(arm, -0.01)], ["abc", "defgh"], 3, how)
+    made = generate.completions(logit_ensemble.guided(base, [(arm, -0.01)]), ["abc", "defgh"], 3, how)
     longest = max(len(c.tokens) for row in made for c in row)
     assert len(passes) == longest and passes[0] > 3 and set(passes[1:]) == {1}
 
@@ -227,9 +232,8 @@ def test_a_guide_takes_one_pass_over_the_prompt_and_one_a_token():
 def test_a_guide_may_read_a_prompt_of_its_own():
     base, arm = pair("llama")
     said = base.tokenizer("Be kind: ")["input_ids"]
-    made = guide.completions(
-        base, [guide.Guide(arm, 1.0, lambda ids: [*said, *ids])], ["abc"], 1, SamplingConfig(max_new_tokens=5)
-    )
+    decoder = guide.GuidedDecoder(base, [guide.Guide(arm, 1.0, lambda ids: [*said, *ids])])
+    made = generate.completions(base, ["abc"], 1, SamplingConfig(max_new_tokens=5), processors=[decoder])
     ids = base.tokenizer("abc")["input_ids"]
     for _ in range(len(made[0][0].tokens)):
         with torch.no_grad():
@@ -257,7 +261,7 @@ def test_added_tokens_do_not_make_another_vocabulary():
     arm.processor = deepcopy(byte_tokenizer())
     arm.processor.add_tokens(["<extra>"])
     arm.module.resize_token_embeddings(len(arm.processor), mean_resizing=False)
-    made = guide.completions(base, [(arm, 1.0)], ["abc"], 1, SamplingConfig(max_new_tokens=4))
+    made = generate.completions(logit_ensemble.guided(base, [(arm, 1.0)]), ["abc"], 1, SamplingConfig(max_new_tokens=4))
     assert made[0][0].tokens and max(made[0][0].tokens) < 259
 
 
@@ -266,6 +270,10 @@ def test_a_model_with_an_encoder_and_too_short_a_context_are_told():
         guide.GuidedDecoder(tiny("t5"), [(tiny("llama"), 1.0)])
     base, arm = tiny("llama"), tiny("llama", seed=1, context=12)
     with pytest.raises(UserError, match="context of 12"):
-        guide.completions(base, [(arm, 1.0)], ["a question"], 1, SamplingConfig(max_new_tokens=20))
+        generate.completions(
+            logit_ensemble.guided(base, [(arm, 1.0)]), ["a question"], 1, SamplingConfig(max_new_tokens=20)
+        )
     with pytest.raises(UserError, match="context 12: shorten"):
-        guide.completions(base, [(arm, 1.0)], ["quite a long question"], 1, SamplingConfig(max_new_tokens=2))
+        generate.completions(
+            logit_ensemble.guided(base, [(arm, 1.0)]), ["quite a long question"], 1, SamplingConfig(max_new_tokens=2)
+        )

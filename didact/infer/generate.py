@@ -87,7 +87,7 @@ def generate(
     """One completion per prompt, in the prompts' order; greedy at temperature 0.
 
     Prompts are cut on the left so that prompt and completion fit the context; where even half of it is
-    too short for the completion, the completion is cut. `How` explains the options, `completions` the rest.
+    too short for the completion, the completion is cut. `SamplingConfig` explains the options, `completions` the rest.
     """
     how = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, rows=rows,
@@ -139,19 +139,21 @@ def completions(
             with a state by row expect; finished rows go on with padding. One that has a method `begin(prompts)`
             is told each batch's prompts, as token ids, before its first call.
         keys: what each prompt's draws follow from; by default its place among the prompts.
-        memory: what this model has read before: prompts go on from there, and what is read is kept. Of no use where
+        kv_cache: what this model has read before: prompts go on from there, and what is read is kept. Of no use where
             the model's cache is not proven.
 
     Raises:
         ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
     """
     how = how or SamplingConfig()
-    if isinstance(model, logit_ensemble.EnsembleModel) and isinstance(model.module, logit_ensemble.Guided):
-        from didact.infer import guide  # decoded by the base, while the guides keep caches of their own
-
-        processors, model = [guide.decoder(model), *processors], model.members[0]
     if how.beams > 1 and (how.temperature > 0 or n > how.beams or processors):
         raise ValueError(f"beam search of width {how.beams} neither draws, nor gives {n} hypotheses, nor processes")
+    guides: list[Processor] = []
+    ensemble = model if how.beams == 1 and isinstance(model, logit_ensemble.EnsembleModel) else None
+    if ensemble and isinstance(ensemble.module, logit_ensemble.Guided):
+        from didact.infer import guide  # decoded by the base, while the guides keep caches of their own
+
+        guides, model = [guide.decoder(ensemble)], ensemble.members[0]
     ids = [_read(model, p, how.max_new_tokens) for p in prompts]
     constraints = _each(constraint, len(ids))
     named = list(range(len(ids)) if keys is None else keys)
@@ -171,7 +173,7 @@ def completions(
                 [_Draw(i, d, how, _room(model, r, how), constraints[i], named[i]) for d in range(n)]
                 for i, r in enumerate(ids)
             ]
-            chooser = _Chooser(model, how, list(processors))
+            chooser = _Chooser(model, how, guides, processors)
             if prefix.shares(model):
                 _decode(model, ids, draws, chooser, how.rows, kv_cache)
             else:
@@ -235,8 +237,10 @@ class _Draw:
 class _Chooser:
     """Chooses every row's next token from the logits and tells the rows."""
 
-    def __init__(self, model: Model, how: SamplingConfig, processors: Sequence[Processor]) -> None:
-        self.model, self.how, self.processors = model, how, processors
+    def __init__(
+        self, model: Model, how: SamplingConfig, guides: Sequence[Processor], processors: Sequence[Processor]
+    ) -> None:
+        self.model, self.how, self.guides, self.processors = model, how, guides, [*guides, *processors]
         self.ends = ends(model)
         self.banned = banned(model)
         # A stop string that ends now began within its own length in bytes: a token is at least one.
@@ -254,6 +258,7 @@ class _Chooser:
         if read is not None:
             for processor in self.processors:
                 chosen = processor(read, chosen)
+                logits = chosen if processor in self.guides else logits  # a guided model's own logits
         if self.banned:
             chosen = chosen.index_fill(-1, torch.tensor(self.banned, device=chosen.device), -torch.inf)
         if any(row.constraint is not None for row in rows):

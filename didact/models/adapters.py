@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -29,3 +30,15 @@ def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
         except ValueError as error:
             raise UserError(f"LoRA cannot be put on this model: {error}") from None
     return Model(module, model.processor, model.kind, model.base)
+
+
+def merged(model: Model) -> Model:
+    """A copy with plain weights, the adapter's update in them."""
+    module: Any = copy.deepcopy(model.module)
+    return Model(module.merge_and_unload().eval(), model.processor, model.kind, model.base, model.condition)
+
+
+def without_base(model: Model) -> bool:
+    """Whether this is an adapter that does not name a folder of its start model: alone it could not be opened."""
+    config = getattr(model.module, "peft_config", {}).get("default")
+    return config is not None and not config.base_model_name_or_path
