@@ -14,8 +14,8 @@ from didact import cli
 from didact.data import encode, segments, spans
 from didact.data.streams import Batches, Stream
 from didact.data.templates import Condition
-from didact.evaluate import judges, protocols
-from didact.infer import generate
+from didact.evaluate import protocols
+from didact.infer import functions, generate
 from didact.infer import lm as language_models
 from didact.methods import alignment, baselines
 from didact.models import forward, load, vocabulary
@@ -287,7 +287,7 @@ def test_sentences():
 
 
 def test_a_scorer_wins_over_the_texts_own_scores():
-    found = segments.scored(TEXTS[:1], judges.scorer(lambda texts: [len(t) for t in texts]), "lines")
+    found = segments.scored(TEXTS[:1], functions.scorer(lambda texts: [len(t) for t in texts]), "lines")
     assert found == [[(s.text, len(s.text)) for s in TEXTS[0].segments]]
     assert segments.scored([Text(text="a\nb", score=1.0)], None, "lines") == [[("a\nb", 1.0)]]
 

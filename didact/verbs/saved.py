@@ -8,8 +8,9 @@ from typing import Any
 
 from didact import files
 from didact.data.read import read
-from didact.evaluate import judges, protocols
+from didact.evaluate import protocols
 from didact.infer import generate, guide
+from didact.learn import reward_functions
 from didact.models import load
 from didact.models.model import Model
 from didact.types import Metric, UserError
@@ -55,8 +56,8 @@ def _saved(folder: str, device: str | None, rewards: bool = False) -> tuple[Mode
     place = root / "model" if (root / "model").is_dir() else root
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
-    judge = rewards and judges.is_reward_model(place)
-    model = judges.opened(str(place), device) if judge else load.load(place, device)
+    judge = rewards and reward_functions.is_reward_model(place)
+    model = reward_functions.opened(str(place), device) if judge else load.load(place, device)
     kept = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
     start = (kept.get("model") or {}).get("path")
     if start == "embedded example":

@@ -14,7 +14,8 @@ from torch import Tensor
 from didact.data import encode, segments
 from didact.data.streams import MicroBatch
 from didact.data.templates import Condition
-from didact.evaluate import judges, written
+from didact.evaluate import written
+from didact.infer import functions
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.models import forward, merge, value, vocabulary
@@ -116,7 +117,7 @@ def phf(
         raise UserError("phf needs two different control tokens, block of 2 or more, samples and max_new_tokens")
     if model.kind != "causal":
         raise UserError(f"phf reads text from left to right: a {model.kind} model cannot")
-    judge = judges.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
+    judge = functions.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
     documents = segments.scored(texts, judge, split)
     values = [v for d in documents for _, v in d]
     cut = [segments.mean(d) for d in documents] if objective == "filter" else values
