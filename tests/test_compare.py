@@ -15,7 +15,7 @@ from didact import catalogue, verbs
 from didact.claims import compare
 from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
-from didact.infer import guide
+from didact.infer import functions, guide
 from didact.learn import rewards
 from didact.models import build, load
 from didact.report import tables
@@ -266,7 +266,7 @@ def test_a_reward_that_misbehaves_is_told_in_one_line():
         (lambda p, c: [1.0], "1 numbers for 2"),
     ):
         with pytest.raises(UserError, match=words):
-            judges.checked(wrong)(["p", "q"], ["a", "b"])
+            functions.checked(wrong)(["p", "q"], ["a", "b"])
     with pytest.raises(UserError, match="module:function"):
         judges.named("nothing-like-that")
     with pytest.raises(UserError, match="cannot be imported"):

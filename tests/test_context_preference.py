@@ -15,7 +15,7 @@ from didact.data import contexts, splits
 from didact.data.read import read
 from didact.evaluate import contexts as looks
 from didact.evaluate import judges
-from didact.learn import rewards
+from didact.learn import reward_functions, rewards
 from didact.learn.fit import Hook
 from didact.models import load
 from didact.objectives import preference
@@ -166,7 +166,7 @@ def test_a_reward_model_is_the_body_under_a_head_at_the_last_token(kind, tmp_pat
         alone.append(model.module.score(hidden).item())
     assert together == pytest.approx(alone, abs=1e-5) and together[0] != together[1]
     model.save(tmp_path)
-    assert judges.reward_model(str(tmp_path))(prompts, answers) == pytest.approx(together, abs=1e-6)
+    assert reward_functions.reward_model(str(tmp_path))(prompts, answers) == pytest.approx(together, abs=1e-6)
     with pytest.raises(UserError, match="a reward model, which writes nothing"):
         load.load(tmp_path)
 
@@ -210,7 +210,7 @@ def test_lora_gives_plain_weights(tmp_path):
     pairs = [[("Q", "good answer", "bad")]] * 4
     taught = rewards.train(model, {"pairs": pairs}, Fit(lr=1e-2, steps=6, rows=2, lora=4)).model
     taught.save(tmp_path)
-    found = judges.reward_model(str(tmp_path))(["Q", "Q"], ["good answer", "bad"])
+    found = reward_functions.reward_model(str(tmp_path))(["Q", "Q"], ["good answer", "bad"])
     assert found == pytest.approx(rewards.score(taught, ["Q", "Q"], ["good answer", "bad"]), abs=1e-5)
     before = rewards.score(model, ["Q", "Q"], ["good answer", "bad"])
     assert found[0] - found[1] > before[0] - before[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from didact.evaluate import judges, qa
+from didact.evaluate import qa
+from didact.infer import functions
 from didact.types import Demo, UserError
 
 Checker = Callable[[str, Demo], bool]
@@ -60,7 +61,7 @@ def checker(name: str) -> Checker:
     """
     if name in ("final", "number"):
         return right if name == "final" else last_number
-    found = judges.imported(name, "checker")
+    found = functions.imported(name, "checker")
 
     def safe(text: str, demo: Demo) -> bool:
         try:

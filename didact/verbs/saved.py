@@ -8,9 +8,10 @@ from typing import Any
 
 from didact import files
 from didact.data.read import read
-from didact.evaluate import judges, measures, protocols
+from didact.evaluate import measures, protocols
 from didact.evaluate.protocols import Scoring
 from didact.infer import generate
+from didact.learn import reward_functions
 from didact.models import load
 from didact.models.model import Model
 from didact.types import Metric, UserError
@@ -47,7 +48,8 @@ def _saved(folder: str, device: str | None) -> tuple[Model, Model | None, dict[s
     place = root / "model" if (root / "model").is_dir() else root
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
-    model = judges.opened(str(place), device) if judges.is_reward_model(place) else load.load(place, device)
+    judge = reward_functions.is_reward_model(place)
+    model = reward_functions.opened(str(place), device) if judge else load.load(place, device)
     run = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
     start = (run.get("model") or {}).get("path")
     if start == "embedded example":

@@ -23,9 +23,8 @@ import numpy as np
 from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import ilf_example
-from didact.infer import best_of, generate
+from didact.infer import best_of, generate, refine
 from didact.learn import episodes
-from didact.methods.alignment import refining
 from didact.models.model import Model
 from didact.types import Critique
 
@@ -121,7 +120,7 @@ def _least(texts: Sequence[str], scores: Sequence[float], worst: bool = False) -
 
 
 def _shown(record: Critique, target: str) -> tuple[str, str]:
-    return refining.filled(record.prompt + " " + ilf_example.REFINE, record), record.refinement or ""
+    return refine.filled(record.prompt + " " + ilf_example.REFINE, record), record.refinement or ""
 
 
 def _own(record: Critique, target: str) -> tuple[str, str]:

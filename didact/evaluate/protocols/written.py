@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from didact.data import encode, segments
-from didact.evaluate import judges
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Protocol, Scoring
-from didact.infer import generate
+from didact.infer import functions, generate
 from didact.models import vocabulary
 from didact.models.model import Model
 from didact.types import Text
@@ -27,7 +26,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     given = options.get("scorer") or options.get("score")
     if not given:
         return {}
-    scorer, split = judges.scorer(given), options.get("split", "sentences")
+    scorer, split = functions.scorer(given), options.get("split", "sentences")
 
     def scores(texts: list[Text]) -> list[float]:
         return [value for document in segments.scored(texts, scorer, split) for _, value in document]

@@ -10,7 +10,7 @@ from didact.evaluate import contexts as looks
 from didact.evaluate import judges, protocols
 from didact.evaluate.measures import Measure
 from didact.infer import lm
-from didact.learn import rewards
+from didact.learn import reward_functions, rewards
 from didact.learn.fit import Hook
 from didact.learn.rewards import Pair
 from didact.models.model import Model
@@ -102,7 +102,7 @@ def context_preference(
     contexts.checked(template)
     if negated:
         contexts.checked(negated, ("context",), "negated")
-    start = judges.opened(reward_model) if reward_model else rewards.headed(model, fit.seed)
+    start = reward_functions.opened(reward_model) if reward_model else rewards.headed(model, fit.seed)
     out, taught_on = splits.by_prompt(preferences, unseen, fit.seed)
     streams = _streams(taught_on, read, paired, template)
     if not streams:

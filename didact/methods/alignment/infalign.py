@@ -13,11 +13,11 @@ from torch import Tensor
 from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup, MicroBatch
-from didact.evaluate import judges, protocols, win_rates
+from didact.evaluate import protocols, win_rates
 from didact.evaluate.measures import Measure
 from didact.infer import best_of, generate
 from didact.infer.generate import SamplingConfig
-from didact.learn import language
+from didact.learn import language, reward_functions
 from didact.learn import rounds as loop
 from didact.learn.fit import Hook, Term
 from didact.learn.language import TrainResult
@@ -143,8 +143,8 @@ def infalign(
     if calibration == "none" and transform != "identity":
         raise UserError(f"transform {transform} is of calibrated rewards: calibration none takes --transform identity "
                         "(--preset raw)")  # fmt: skip
-    score = judges.reward_of(reward, "reward")
-    judged_by = judges.reward_of(judge, "judge") if judge else None
+    score = reward_functions.reward_of(reward, "reward")
+    judged_by = reward_functions.reward_of(judge, "judge") if judge else None
     texts = [p.text for p in prompts]
     if not texts:
         raise UserError("prompts: no records")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.evaluate import answers, judges
+from didact.evaluate import answers
 from didact.infer import policy, rank, steps, tree, yesno
 from didact.infer.tree import Node, Tree
-from didact.learn import branches, preferences
+from didact.learn import branches, preferences, reward_functions
 from didact.learn import rounds as loop
 from didact.learn.branches import Branch
 from didact.learn.fit import Hook
@@ -176,7 +176,7 @@ def mcts_dpo(
         raise UserError("mcts-dpo needs a causal model: it goes on from the middle of an answer")
     closing = steps.closers(model.tokenizer, [s.replace("\\n", "\n") for s in step])
     checks = answer_ok or answers.checker(answer)
-    reward = None if critic in ("self", "none") else judges.reward_of(critic, "critic")
+    reward = None if critic in ("self", "none") else reward_functions.reward_of(critic, "critic")
     worked = [f"{d.explanation}\n{d.completion}" if d.explanation else d.completion for d in demos]
     pairs = list(zip([d.prompt for d in demos], worked, strict=True))
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "demos")
