@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+from didact.bounds import Count, NonNegative, Positive
 from didact.infer import generate, steps
 from didact.infer.generate import Completion, SamplingConfig
-from didact.infer.tree import Node, Step
+from didact.infer.tree import Node, SearchConfig, Step
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 
@@ -130,49 +132,62 @@ class Steps(Policy):
         return Step(tuple(tokens), terminal=final, given=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FragmentSearch:
+    """How trees of fragments are searched.
+
+    Args:
+        simulations: of a tree.
+        actions: continuations sampled from a node.
+        depth: steps of an answer; what is left goes into the last.
+        c: weight of the prior in PUCT.
+        temperature: at which continuations are sampled.
+        max_new_tokens: of a continuation.
+        delimiters: texts a fragment ends with.
+        group: fragments to a step.
+    """
+
+    simulations: Count = 5
+    actions: Count = 3
+    depth: Count = 3
+    c: NonNegative = 1.0
+    temperature: Positive = 1.5
+    max_new_tokens: Count = 50
+    delimiters: Sequence[str] = (". ", ", ", "=", "(")
+    group: Count = 2
+
+    def of_tree(self) -> SearchConfig:
+        """As `tree.search` takes it: a simulation expands once, and no step is decided on."""
+        return SearchConfig(simulations=self.simulations, depth=self.depth, c=self.c, deep=False, decide=False)
+
+
 class Pieces(Policy):
     """Proposes whole continuations, each a chain of fragments: a tree's branches part inside an answer.
 
     Args:
         model: as for `Policy`; so are prompts and seed.
         prompts: as for `Policy`.
-        count: continuations sampled from a node.
-        delimiters: texts a fragment ends with.
-        group: fragments to a step.
-        depth: steps of a text; what is left goes into the last.
-        tokens: of a continuation at most.
-        temperature: at which it is sampled.
+        search: how many continuations are sampled from a node, and how they are cut.
         seed: of all draws.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        prompts: Mapping[int, Sequence[int]],
-        count: int,
-        delimiters: Sequence[str],
-        group: int,
-        depth: int,
-        tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, model: Model, prompts: Mapping[int, Sequence[int]], search: FragmentSearch, seed: int) -> None:
         super().__init__(model, prompts, seed)
-        self.count, self.delimiters, self.group, self.depth = count, delimiters, group, depth
-        self.how = SamplingConfig(max_new_tokens=tokens, temperature=temperature)
+        self.search = search
+        self.sampling = SamplingConfig(max_new_tokens=search.max_new_tokens, temperature=search.temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Chains of steps that may follow each node."""
-        made = self.sampled(nodes, [self.count] * len(nodes), self.how)
+        made = self.sampled(nodes, [self.search.actions] * len(nodes), self.sampling)
         flat = [(node, c) for node, row in zip(nodes, made, strict=True) for c in row]
-        chains = [self._chain(c.tokens, self.depth - node.depth) for node, c in flat]
+        chains = [self._chain(c.tokens, self.search.depth - node.depth) for node, c in flat]
         prompts = [self.prompt(node) for node, _ in flat]
         valued = iter(steps.with_priors(self.model, prompts, chains, kv_cache=self.kv_cache))
         return [[next(valued) for _ in row] for row in made]
 
     def _chain(self, tokens: tuple[int, ...], room: int) -> list[Step]:
-        found = steps.pieces(self.model.tokenizer, tokens, self.delimiters)
-        groups = [sum(found[i : i + self.group], ()) for i in range(0, len(found), self.group)]
+        found, size = steps.pieces(self.model.tokenizer, tokens, self.search.delimiters), self.search.group
+        groups = [sum(found[i : i + size], ()) for i in range(0, len(found), size)]
         groups = [*groups[: room - 1], sum(groups[room - 1 :], ())] if len(groups) > room else groups
         ended = tokens[-1] in self.ends
         return [Step(g, terminal=ended and i + 1 == len(groups)) for i, g in enumerate(groups)]

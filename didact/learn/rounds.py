@@ -33,6 +33,7 @@ from didact.learn.checkpoint import State
 from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
 from didact.learn.progress import Bar
+from didact.models import forward
 from didact.models.model import Model, copy_of
 from didact.types import Cost, Fit, Result, UserError
 
@@ -106,6 +107,15 @@ class Round:
         ids = [encode.prompt_ids(self.model.tokenizer, text, self.model.kind) for text in texts]
         flat = [row[0] for row in self.samples(ids, 1, how, name)]
         return [flat[at : at + n] for at in range(0, len(flat), n)]
+
+    def mean_nll(self, rows: Sequence[TokenizedExample]) -> list[float]:
+        """-log p of each row's labels under this round's model, mean over its tokens; kept in the folder as `nll`."""
+
+        def measure(start: int, stop: int) -> list[Any]:
+            total, count = forward.row_logp(self.model, rows[start:stop])
+            return list((-total / count).tolist())
+
+        return self.chunks("nll", len(rows), measure)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from didact import alignment, baselines
+from didact import alignment, baselines, registry
 from didact.claims import runner, verdict
 from didact.claims.alignment import sabotages
 from didact.claims.alignment import tool_rft_example as example
@@ -37,7 +37,7 @@ RATES = {"sft": 3e-3, "sft-hard": 1e-3, "tool-rft": 3e-5, "random": 3e-5, "respo
 ARMS: dict[str, dict[str, Any]] = {
     "tool-rft": {},
     "random": {"select": "random"},
-    "response": {"group": 1000, "depth": 1},
+    "response": {"search.group": 1000, "search.depth": 1},
 }
 
 
@@ -53,7 +53,9 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broke
     for arm in arms:
         fit = Fit(lr=RATES[arm], steps=STEPS[tier], rows=16, schedule="linear", seed=seed)
         how = example.SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
-        result = alignment.tool_rft(start, _demos(seed), rounds=ROUNDS[tier], **how, fit=fit)
+        result = alignment.tool_rft(
+            start, _demos(seed), rounds=ROUNDS[tier], **registry.assemble(alignment.tool_rft, how), fit=fit
+        )
         out[arm] = _measures(runner.taught(result), seed, tier) | _pairs(result, _demos(seed))
     return out
 

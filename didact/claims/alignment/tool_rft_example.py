@@ -18,7 +18,9 @@ HARD = 0.3  # share of requests with two calls
 ANSWER = 32  # tokens: more than two calls have
 SLIPS = {"a dozen": 10, "a score of": 12, "three score": 36}
 TEACH = Fit(lr=4e-3, steps=300, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
-SEARCH: dict[str, Any] = {"bins": 0, "max_new_tokens": ANSWER, "depth": 6, "group": 1, "simulations": 4}
+SEARCH: dict[str, Any] = {
+    "bins": 0, "search.max_new_tokens": ANSWER, "search.depth": 6, "search.group": 1, "search.simulations": 4,
+}  # fmt: skip
 
 
 @episodes.one_thread()
