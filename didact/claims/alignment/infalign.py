@@ -30,6 +30,7 @@ from didact.claims import runner, verdict
 from didact.claims.alignment import infalign_example
 from didact.data import encode
 from didact.evaluate import win_rates
+from didact.infer.generate import SamplingConfig
 from didact.learn import episodes
 from didact.models import build
 from didact.models.model import Model, copy_of
@@ -50,7 +51,10 @@ SAMPLED: dict[str, dict[str, Any]] = {
     "sampled identity": {"transform": "identity", "beta": 0.3}, "sampled exp(10)": {"transform": "exp", "beta": 0.15}
 }  # fmt: skip
 ROUNDS = {"smoke": 1, "quick": 24, "full": 48}
-DRAWN: dict[str, Any] = {"decoding": "bon:4", "samples": 64, "k": 100, "draws": 1, "max_new_tokens": WORLD.length}
+DRAWN: dict[str, Any] = {
+    "decoding": "bon:4", "samples": 64, "k": 100,
+    "sampling": SamplingConfig(max_new_tokens=WORLD.length, temperature=1.0),
+}  # fmt: skip
 ARMS = ("raw", *TRANSFORMS, *SAMPLED)
 TABLE = {  # N = 4, KL 0.5, of the paper's card: W, best and worst of four
     "identity": (0.774, 0.800, 0.886), "log": (0.768, 0.768, 0.927), "exp(10)": (0.712, 0.872, 0.676),

@@ -23,13 +23,11 @@ def problem(seed: int) -> Problem:
     world = d2o_example.world(seed)
     return Problem(
         model=d2o_example.tuned(world.demos(1, 2000), seed, steps=250),
-        data={
-            "prompts": [Text(text=d.prompt) for d in world.demos(3, 48)],
-            "evaluation": [Text(text=d.prompt) for d in world.demos(2, 32)],
-        },
+        data={"prompts": [Text(text=d.prompt) for d in world.demos(3, 48)]},
         options={
             "reward": "didact.claims.alignment.infalign_example:reward", "k": 40, "rounds": 6, "samples": 8,
-            "beta": 0.05, "kl": 1.0, "max_new_tokens": d2o_example.ANSWER,
+            "beta": 0.05, "kl": 1.0, "sampling.max_new_tokens": d2o_example.ANSWER,
         },
         fit={"lr": 5e-4, "rows": 16},
+        protocol={"prompts": [Text(text=d.prompt) for d in world.demos(2, 32)]},
     )  # fmt: skip
