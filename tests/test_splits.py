@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from didact.claims import compare
+from didact.compare import split as splitting
 from didact.data import splits
 from didact.data.read import read
 from didact.types import Demo, Text, UserError
@@ -42,11 +42,19 @@ def test_records_of_one_prompt_or_of_one_value_of_a_field_belong_together(tmp_pa
 
 def test_a_comparison_splits_by_a_field():
     demos = [Demo(prompt=f"p{i}", completion="c", extra={"author": i % 23}) for i in range(200)]
-    apart_by_prompt = compare.split({"demos": demos}, 0)
+    apart_by_prompt = splitting.split({"demos": demos}, 0)
     assert {d.extra["author"] for d in apart_by_prompt.train["demos"]} & {
         d.extra["author"] for d in apart_by_prompt.test["demos"]
     }
     for part in (0, 1, "tune"):
-        made = compare.split({"demos": demos}, part, 2, "author")
+        made = splitting.split({"demos": demos}, part, 2, "author")
         taught, scored = ({d.extra["author"] for d in side["demos"]} for side in (made.train, made.test))
         assert taught and scored and taught.isdisjoint(scored)
+
+
+def test_a_share_of_prompts_is_drawn_with_all_that_is_said_of_them():
+    demos = [Demo(prompt=f"p{i % 10}", completion=str(i)) for i in range(30)]
+    out, rest = splits.by_prompt(demos, 0.35, 0)
+    assert len(out) == 9 and not {d.prompt for d in out} & {d.prompt for d in rest}
+    assert sorted([*out, *rest], key=lambda d: int(d.completion)) == demos
+    assert splits.by_prompt(demos, 0.35, 1)[0] != out and splits.by_prompt(demos, 0.0, 0) == ([], demos)
