@@ -78,10 +78,3 @@ def reversals(preferences: Sequence[Preference]) -> tuple[list[tuple[int, int]],
         else:
             waiting[p.prompt, p.chosen, p.rejected].append(i)
     return pairs, [i for i in range(len(preferences)) if i not in partnered]
-
-
-def leaked(train: Sequence[Preference], test: Sequence[Preference]) -> int:
-    """How many test records have their prompt, or both their completions in either order, in training."""
-    prompts = {p.prompt for p in train}
-    sides = {frozenset((p.chosen, p.rejected)) for p in train}
-    return sum(p.prompt in prompts or frozenset((p.chosen, p.rejected)) in sides for p in test)

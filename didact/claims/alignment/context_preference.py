@@ -22,7 +22,7 @@ import torch
 from didact import alignment
 from didact.claims import runner, verdict
 from didact.claims.alignment import context_preference_example as example
-from didact.evaluate import contexts as looks
+from didact.evaluate import context_judges as looks
 from didact.learn import episodes, rewards
 from didact.models.model import Model
 from didact.objectives import preference
@@ -81,7 +81,7 @@ def _taught(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negate
         told = [dataclasses.replace(p, context=told[i].context) for p, i in zip(told, order, strict=True)]
     fit = Fit(**{**example.FIT, "steps": STEPS[tier], "seed": seed})  # type: ignore[arg-type]  # options by name
     result = alignment.context_preference(
-        example.base(seed), [*told, *world.general(2, n)], read=read, template=example.TEMPLATE, unseen=0.0, fit=fit
+        example.base(seed), [*told, *world.general(2, n)], read=read, template=example.TEMPLATE, fit=fit
     )
     taught = result.models["model"]
     assert isinstance(taught, Model)
@@ -93,7 +93,7 @@ def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     judge = looks.by_reward(functools.partial(rewards.score, model))
     world = example.world(seed, noise=0.0)
     told, general = world.reversals(3, ASKED[tier]), world.general(4, ASKED[tier])
-    found = looks.look(judge, [*told, *general], example.TEMPLATE)
+    found = looks.accuracies(judge, [*told, *general], example.TEMPLATE)
     out = {name: m.value for name, m in found.items()}
     return out | _two_steps(judge, general, world) | _profiles(judge, world, tier)
 

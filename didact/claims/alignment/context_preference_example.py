@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from didact.claims.problem import Problem
+from didact.data import splits
 from didact.models import build
 from didact.models.model import Model
 from didact.types import Preference
@@ -23,12 +24,17 @@ def pairs(seed: int, n: int = 1500) -> list[Preference]:
 
 
 def problem(seed: int) -> Problem:
-    """A model of 35k random weights. The paper's rate would change nothing in so few steps."""
+    """A model of 35k random weights; pairs of a tenth of the prompts are only scored.
+
+    The paper's rate would change nothing in so few steps.
+    """
+    unseen, preferences = splits.by_prompt(pairs(seed), 0.1, seed)
     return Problem(
         model=base(seed),
-        data={"preferences": pairs(seed)},
-        options={"template": TEMPLATE, "negated": "not {context}", "choices": ["longer", "shorter"]},
+        data={"preferences": preferences},
+        options={"template": TEMPLATE, "choices": ["longer", "shorter"]},
         fit={**FIT, "steps": 200},
+        protocol={"preferences": unseen},
     )
 
 
