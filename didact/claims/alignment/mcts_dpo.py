@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from didact import alignment, baselines
+from didact import alignment, baselines, registry
 from didact.claims import runner, verdict
 from didact.claims.alignment import mcts_dpo_example as example
 from didact.claims.alignment import sabotages
@@ -40,7 +40,7 @@ PASSES, BETA = 4, 0.5
 ARMS: dict[str, dict[str, Any]] = {
     "online": {},
     "offline": {"online": False},
-    "instance": {"depth": 1, "root_actions": DRAWS, "step_tokens": example.SOLUTION},
+    "instance": {"search.depth": 1, "search.root_actions": DRAWS, "search.step_tokens": example.SOLUTION},
 }
 
 
@@ -57,7 +57,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broke
     out = {"start": _measures(start, seed, tier)} | dict(_tuned(seed, tier))
     for arm in arms:
         fit = Fit(lr=RATES[arm], epochs=PASSES, rows=16, schedule="constant", seed=seed)
-        how = example.SEARCH | {"beta": BETA} | ARMS[arm] | broken
+        how = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
         result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **how, fit=fit)
         out[arm] = _measures(runner.taught(result), seed, tier) | _pairs(result)
     return out
@@ -178,7 +178,7 @@ CLAIM = runner.Claim(
         ),
         runner.Sabotage(
             name="wrong answers are rewarded, and no tree is dropped", breaks="more right than at the start",
-            patch={"didact.methods.alignment.mcts_dpo:valued": _against}, metric="online.right",
+            patch={"didact.learn.critics:valued": _against}, metric="online.right",
             options=ONLY | {"filter": False},
         ),
         runner.Sabotage(
