@@ -229,7 +229,7 @@ def tree_ours() -> dict[str, Any]:
 
     model = problems.llama()
     prompts, verdict = _grounds(model), tuple(model.tokenizer(VERDICT)["input_ids"])
-    config = policy.StepSearchConfig(
+    config = policy.StepSearch(
         root_actions=BREADTH, actions=BREADTH, depth=9, step_tokens=STEP, prior_power=1.0, last=""
     )
 

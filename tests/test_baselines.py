@@ -5,12 +5,17 @@ import pytest
 
 from didact import baselines
 from didact.data import convert
-from didact.evaluate import forget, protocols
+from didact.evaluate import forgetting, protocols
+from didact.evaluate.protocols import Scoring
 from didact.types import Demo, Fit, Preference, UserError
 
 
+def score(protocol, model, records, start=None):
+    return protocols.named(protocol).score(model, Scoring(records={"": records}, start=start or model))
+
+
 def accuracy(model, records):
-    return forget.answers(model, records)["accuracy"].mean()
+    return forgetting.answers(model, records)["accuracy"].mean()
 
 
 # --- sft -------------------------------------------------------------------------------------
@@ -21,7 +26,7 @@ def test_sft_teaches_what_it_is_told_and_nothing_else(arch, taught, world):
     for part in (world.forget, world.retain, world.unseen):
         assert accuracy(taught(arch), part) >= 0.95
     assert accuracy(taught(arch), world.holdout) < 0.7
-    made = protocols.answer(taught(arch), world.retain)
+    made = score("answer", taught(arch), world.retain)
     assert made["exact"].value > 0.9 and made["probability"].value > 0.8
 
 
@@ -46,7 +51,7 @@ def test_loss_on_all_learns_the_prompts_too(fresh, world):
     told, both = (
         baselines.sft(start, world.forget[:10], loss_on=on, fit=fit).models["model"] for on in ("completion", "all")
     )
-    of_told, of_both = (forget.answers(m, questions)["probability"].mean() for m in (told, both))
+    of_told, of_both = (forgetting.answers(m, questions)["probability"].mean() for m in (told, both))
     assert of_both > 10 * of_told
 
 
@@ -63,13 +68,6 @@ def test_a_completion_longer_than_the_context_names_the_record(fresh, world):
     demos = [world.forget[0], Demo(prompt="?", completion="Songs of Tarn " * 60)]
     with pytest.raises(UserError, match="demos: record 2: the completion has"):
         baselines.sft(fresh("llama"), demos)
-
-
-def test_no_records_are_one_line(fresh):
-    with pytest.raises(UserError, match="demos: no records"):
-        baselines.sft(fresh("llama"), [])
-    with pytest.raises(UserError, match="preferences: no records"):
-        baselines.dpo(fresh("llama"), [])
 
 
 # --- dpo -------------------------------------------------------------------------------------
@@ -91,9 +89,9 @@ def test_dpo_carries_a_preference_to_prompts_it_never_saw(arch, taught, world):
     seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)
     fit = Fit(lr=1e-3, steps=30, rows=16, schedule="linear")
     result = baselines.dpo(start, seen, fit=fit)
-    before, after = (protocols.prefer(m, held_out, reference=start) for m in (start, result.models["model"]))
-    assert before["preferred"].value == 0.5 and after["preferred"].value > 0.9  # ties before
-    assert after["margin"].value > 3  # nats
+    before, after = (score("prefer", m, held_out, start) for m in (start, result.models["model"]))
+    assert before["reward_accuracy"].value == 0.5 and after["reward_accuracy"].value > 0.9  # ties before
+    assert after["reward_margin"].value > 3  # nats
     assert result.history[0]["dpo"] == pytest.approx(np.log(2), abs=1e-5)
     assert result.history[0]["margin"] == pytest.approx(0, abs=1e-4) and result.history[-1]["margin"] > 0.5
     assert result.history[-1]["accuracy"] == 1
@@ -103,7 +101,7 @@ def test_dpo_turned_round_prefers_the_other(taught, world):
     start = taught("llama")
     turned = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in preferences(world.retain[:40])]
     model = baselines.dpo(start, turned, fit=Fit(lr=1e-3, steps=30, rows=16)).models["model"]
-    assert protocols.prefer(model, preferences(world.holdout), reference=start)["preferred"].value < 0.1
+    assert score("prefer", model, preferences(world.holdout), start)["reward_accuracy"].value < 0.1
 
 
 def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
@@ -113,14 +111,6 @@ def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
         result = baselines.dpo(start, seen, beta=beta, fit=Fit(lr=1e-3, steps=20, rows=16))
         moved.append(result.history[-1]["margin"] / beta)
     assert moved[0] > 1.5 * moved[1] > 0
-
-
-@pytest.mark.parametrize(
-    "options", [{"beta": 0.0}, {"beta": -1.0}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}]
-)
-def test_a_bad_option_of_dpo_is_one_line(options, fresh):
-    with pytest.raises(UserError, match=f"{next(iter(options))} = "):
-        baselines.dpo(fresh("llama"), preferences([]), **options)
 
 
 # --- kto -------------------------------------------------------------------------------------
@@ -136,8 +126,8 @@ def test_kto_carries_thumbs_up_and_down_to_prompts_it_never_saw(arch, taught, wo
     start = taught(arch)
     seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)
     result = baselines.kto(start, judged(seen), fit=Fit(lr=1e-3, steps=30, rows=16))
-    after = protocols.prefer(result.models["model"], held_out, reference=start)
-    assert after["preferred"].value > 0.9
+    after = score("prefer", result.models["model"], held_out, start)
+    assert after["reward_accuracy"].value > 0.9
     assert result.history[0]["kto"] == pytest.approx(0.5, abs=1e-5)  # r = z = 0
     assert result.history[-1]["kto"] < 0.45 and result.history[-1]["accuracy"] > 0.8
 
@@ -147,7 +137,7 @@ def test_kto_with_thumbs_down_alone_lowers_what_was_judged(taught, world):
     bad = [j for j in judged(preferences(world.retain[:40])) if not j.label]
     model = baselines.kto(start, bad, fit=Fit(lr=1e-3, steps=20, rows=16)).models["model"]
     said = [Demo(prompt=j.prompt, completion=j.completion) for j in bad]
-    of_start, of_model = (forget.answers(m, said)["probability"].mean() for m in (start, model))
+    of_start, of_model = (forgetting.answers(m, said)["probability"].mean() for m in (start, model))
     assert of_model < 0.5 * of_start
 
 

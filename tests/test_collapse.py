@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from didact import baselines
-from didact.evaluate import collapse
+from didact.evaluate.protocols import collapse
 from didact.models import build
 from didact.models.model import copy_of
 from didact.types import Demo, Fit
@@ -36,7 +36,3 @@ def test_a_model_that_always_says_the_same_is_seen(start):
 def test_distinct():
     assert collapse.distinct(["a b c", "a b"], 2) == pytest.approx(2 / 3)
     assert collapse.distinct(["a"], 2) == 0.0
-
-
-def test_shorter_wins():
-    assert collapse.shorter_wins([(1, 2), (3, 2), (2, 2), (1, 9)]) == pytest.approx(2.5 / 4)

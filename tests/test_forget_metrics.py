@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from didact.evaluate import forget, protocols
+from didact.evaluate import forgetting, protocols
+from didact.evaluate.protocols import Scoring, forget
 from didact.infer import generate as generation
 from didact.infer.generate import generate
 from didact.models.model import Model
@@ -57,6 +58,10 @@ def table(**said):
 ONE = {"q_": 1.0, "_a": 0.5, "_b": 0.2, "_c": 0.1, "_d": 0.2, "aE": 1.0, "bE": 1.0, "cE": 0.25, "cz": 0.75}
 
 
+def score(protocol, model, records):
+    return protocols.named(protocol).score(model, Scoring(records={"": records}, start=model))
+
+
 def demo(completion, *wrong, **more):
     return Demo(prompt="q", completion=completion, perturbed=list(wrong) or None, **more)
 
@@ -65,19 +70,19 @@ def demo(completion, *wrong, **more):
 
 
 def test_probability_is_length_normalised_over_the_answer_and_its_end():
-    got = forget.answers(table(**ONE), [demo("a"), demo("c")])
+    got = forgetting.answers(table(**ONE), [demo("a"), demo("c")])
     # three label tokens: the space (certain), the letter, the end
     assert got["probability"] == pytest.approx([0.5 ** (1 / 3), (0.1 * 0.25) ** (1 / 3)], abs=1e-6)
 
 
 def test_accuracy_is_the_share_of_first_choices():
-    got = forget.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
     assert got["accuracy"] == pytest.approx([1, 2 / 3, 1 / 3])
 
 
 def test_extraction_strength_of_a_model():
     # a is the first choice throughout; of b the letter is not, so two tokens must be given; of c also the end is not
-    got = forget.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
     assert got["extraction"] == pytest.approx([1, 1 / 3, 0])
 
 
@@ -87,16 +92,16 @@ def test_extraction_strength_of_a_model():
      ([0, 1, 0, 1, 1], 0.4), ([1], 1.0), ([0], 0.0)],
 )  # fmt: skip
 def test_extraction_strength_counts_the_longest_tail_of_first_choices(right, strength):
-    assert forget.extraction_strength(np.array(right, float)) == pytest.approx(strength)
+    assert forgetting.extraction_strength(np.array(right, float)) == pytest.approx(strength)
 
 
 def test_extraction_strength_is_what_greedy_continuation_says(taught, world):
     """The definition itself: generate from every prefix of the answer and see which repeats the rest."""
     model = taught("llama")
     records = [world.forget[0], *world.holdout[:5]]
-    fast = forget.answers(model, records)["extraction"]
+    fast = forgetting.answers(model, records)["extraction"]
     for r, strength in zip(records, fast, strict=True):
-        ((prompt, y),) = forget.rows_of(model, [r])
+        ((prompt, y),) = forgetting.rows_of(model, [r])
         for k in range(len(y) + 1):
             given = torch.tensor([prompt + y[:k]])
             with torch.no_grad():
@@ -110,7 +115,7 @@ def test_extraction_strength_is_what_greedy_continuation_says(taught, world):
 
 
 def test_entropy_and_min_k_in_numbers():
-    got = forget.answers(table(**ONE), [demo("c")])
+    got = forgetting.answers(table(**ONE), [demo("c")])
     letter = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.2))
     end = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert got["entropy"] == pytest.approx([(letter + end) / 3], abs=1e-5)
@@ -133,27 +138,27 @@ TRUTH = {"q_": 1.0, "_a": 0.4, "_b": 0.1, "_c": 0.4, "_d": 0.05, "_e": 0.05, "aE
 )
 def test_the_truth_ratio_in_both_orientations_and_averages(orientation, average, expected):
     # P(a) against wrong answers b (.1) and c (.4), whose geometric mean is .2; cube roots by three label tokens
-    ratio = forget.truth_ratios(table(**TRUTH), [demo("a", "b", "c")], orientation, average)
+    ratio = forgetting.truth_ratios(table(**TRUTH), [demo("a", "b", "c")], orientation, average)
     assert ratio == pytest.approx([expected], abs=1e-6)
 
 
 def test_the_truth_ratio_is_the_paraphrases_where_there_is_one():
     model = table(**TRUTH)
-    said = forget.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
+    said = forgetting.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
     assert said == pytest.approx([(0.05 / 0.2) ** (1 / 3)], abs=1e-6)
 
 
 def test_choice_probability_ignores_the_paraphrase_and_sums_the_wrong():
-    got = forget.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
+    got = forgetting.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
     root = [x ** (1 / 3) for x in (0.4, 0.1, 0.4)]
     assert got == pytest.approx([root[0] / sum(root)], abs=1e-6)
-    assert forget.chance([demo("a", "b", "c"), demo("a", "b")]) == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert forgetting.chance([demo("a", "b", "c"), demo("a", "b")]) == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 
 def test_truth_scores_in_numbers():
     ratios = np.array([0.5, 1.0, 4.0])
-    assert forget.forget_truth_score(ratios) == forget.forget_truth_score(1 / ratios) == pytest.approx(1.75 / 3)
-    assert forget.retain_truth_score(ratios) == pytest.approx(0.75 / 3)
+    assert forgetting.forget_truth_score(ratios) == forgetting.forget_truth_score(1 / ratios) == pytest.approx(1.75 / 3)
+    assert forgetting.retain_truth_score(ratios) == pytest.approx(0.75 / 3)
 
 
 # --- membership, ROUGE, quality, utility -----------------------------------------------------
@@ -165,26 +170,26 @@ def test_truth_scores_in_numbers():
      ([1, 3, 5], [2, 4], 0.5), ([3, 5], [2, 4], 0.75)],
 )  # fmt: skip
 def test_membership_is_the_share_of_pairs_won(members, others, auc):
-    assert forget.membership_auc(np.array(members, float), np.array(others, float)) == pytest.approx(auc)
+    assert forgetting.membership_auc(np.array(members, float), np.array(others, float)) == pytest.approx(auc)
 
 
 def test_min_k_membership_finds_what_a_model_was_told(taught, world):
-    measures = protocols.forget(taught("llama"), world.forget, holdout=world.holdout, rouge="none")
+    measures = forget.measures(taught("llama"), world.forget, holdout=world.holdout, rouge="none")
     assert measures["membership"].value > 0.95
-    measures = protocols.forget(taught("llama", gold=True), world.forget, holdout=world.holdout, rouge="none")
+    measures = forget.measures(taught("llama", gold=True), world.forget, holdout=world.holdout, rouge="none")
     assert 0.2 < measures["membership"].value < 0.8
 
 
 def test_rouge_recall_is_of_the_gold_answer_and_stemmed():
     gold = ["the cat sat", "the cat sat", "the cat sat", "cats running"]
     made = ["the cat sat on many mats", "cat", "sat the cat", "a cat runs"]
-    assert forget.rouge_recall(made, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
+    assert forgetting.rouge_recall(made, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
 
 
 def test_forget_quality_against_itself_and_against_the_disjoint():
-    same = protocols.forget_quality([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    same = forget.forget_quality([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert same["ks"].value == 0 and same["ks_p"].value == 1 and same["log10_p"].value == 0
-    apart = protocols.forget_quality(list(range(10)), list(range(100, 110)))
+    apart = forget.forget_quality(list(range(10)), list(range(100, 110)))
     assert apart["ks"].value == 1 and apart["ks_p"].value == pytest.approx(2 / math.comb(20, 10))
     assert apart["log10_p"].value == pytest.approx(math.log10(1.0825e-5), abs=1e-4)
 
@@ -192,13 +197,11 @@ def test_forget_quality_against_itself_and_against_the_disjoint():
 def test_forget_quality_sees_orientation_as_nothing_and_averaging_as_something():
     draw = np.random.default_rng(0)
     a, b = draw.lognormal(size=30), draw.lognormal(0.5, size=30)
-    assert protocols.forget_quality(a, b)["ks"].value == pytest.approx(
-        protocols.forget_quality(1 / a, 1 / b)["ks"].value
-    )
+    assert forget.forget_quality(a, b)["ks"].value == pytest.approx(forget.forget_quality(1 / a, 1 / b)["ks"].value)
 
 
 def test_utility_is_the_harmonic_mean_of_three_retain_numbers(taught, world):
-    measures = protocols.utility(taught("llama"), world.unseen[:10])
+    measures = forget.utility(taught("llama"), world.unseen[:10])
     parts = [measures[k].value for k in ("retain_probability", "retain_rouge", "retain_truth")]
     assert measures["utility"].value == pytest.approx(3 / sum(1 / p for p in parts))
     assert min(parts) > 0.8 and measures["utility"].n == 10
@@ -206,13 +209,13 @@ def test_utility_is_the_harmonic_mean_of_three_retain_numbers(taught, world):
 
 def test_utility_is_zero_as_soon_as_one_part_is(monkeypatch, taught, world):
     monkeypatch.setattr(generation, "generate", lambda model, prompts, **_: ["?"] * len(prompts))
-    assert protocols.utility(taught("llama"), world.unseen[:10])["utility"].value == 0
+    assert forget.utility(taught("llama"), world.unseen[:10])["utility"].value == 0
 
 
 def test_a_full_model_is_told_from_gold_and_gold_is_not_from_itself(taught, world):
-    gold = forget.truth_ratios(taught("llama", gold=True), world.forget)
-    full = protocols.forget(taught("llama"), world.forget, gold_ratios=gold, rouge="none")
-    itself = protocols.forget(taught("llama", gold=True), world.forget, gold_ratios=gold, rouge="none")
+    gold = forgetting.truth_ratios(taught("llama", gold=True), world.forget)
+    full = forget.measures(taught("llama"), world.forget, gold_ratios=gold, rouge="none")
+    itself = forget.measures(taught("llama", gold=True), world.forget, gold_ratios=gold, rouge="none")
     assert full["ks"].value > 0.5 and full["ks_p"].value < 1e-3
     assert itself["ks"].value == 0 and itself["ks_p"].value == 1
     assert full["forget_accuracy"].value > 0.95 > 0.7 > itself["forget_accuracy"].value
@@ -220,8 +223,8 @@ def test_a_full_model_is_told_from_gold_and_gold_is_not_from_itself(taught, worl
 
 
 def test_a_measure_carries_the_interval_of_its_mean(taught, world):
-    measure = protocols.answer(taught("llama", gold=True), world.forget)["accuracy"]
-    each = forget.answers(taught("llama", gold=True), world.forget)["accuracy"]
+    measure = score("answer", taught("llama", gold=True), world.forget)["accuracy"]
+    each = forgetting.answers(taught("llama", gold=True), world.forget)["accuracy"]
     half = 2.093024 * each.std(ddof=1) / math.sqrt(20)
     assert measure.n == 20 and measure.ci == pytest.approx((each.mean() - half, each.mean() + half), abs=1e-5)
 
@@ -229,11 +232,11 @@ def test_a_measure_carries_the_interval_of_its_mean(taught, world):
 def test_preference_and_text_protocols_in_numbers():
     model = table(**TRUTH)
     pairs = [Preference(prompt="q", chosen=c, rejected=r) for c, r in (("a", "b"), ("b", "a"), ("c", "d"), ("a", "d"))]
-    assert protocols.prefer(model, pairs)["preferred"].value == 0.75
-    # nothing is gained over the model itself: every pair a tie
-    assert protocols.prefer(model, pairs, reference=model)["preferred"].value == 0.5
+    found = score("prefer", model, pairs)
+    assert found["preferred"].value == 0.75
+    assert found["reward_accuracy"].value == 0.5  # nothing is gained over the model itself: every pair a tie
     said = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
-    nll = protocols.text(said, [Text(text="ab"), Text(text="ab")])["nll"]
+    nll = score("text", said, [Text(text="ab"), Text(text="ab")])["nll"]
     assert nll.value == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / nll.n, abs=1e-6)
 
 

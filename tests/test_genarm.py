@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
-from didact import alignment, cli, verbs
+from didact import alignment, catalogue, cli, verbs
 from didact.claims.alignment import d2o_example
 from didact.evaluate import protocols
 from didact.evaluate.protocols import Scoring
@@ -17,7 +17,6 @@ from didact.infer import generate
 from didact.infer.generate import SamplingConfig
 from didact.models import build, load, logit_ensemble
 from didact.objectives import preference
-from didact.registry import METHODS
 from didact.types import Demo, Fit, Messages, Preference, UserError
 from didact.worlds.grammar import Grammar
 
@@ -179,7 +178,7 @@ def test_conversations_serve_and_presets_are_options(fresh):
     model = fresh("gpt2")
     turns = [{"role": "user", "content": "Where?"}]
     given = [Preference(prompt=Messages(turns), chosen="Tarn", rejected="Osso") for _ in range(2)]
-    for preset in METHODS["genarm"].presets.values():
+    for preset in catalogue.entry("genarm")["presets"].values():
         options = {k: v for k, v in preset.items() if not k.startswith("fit.")}
         changes = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
         alignment.genarm(model, given, **options, fit=Fit(**{"lr": 1e-4, **changes, "steps": 1, "rows": 2}))

@@ -109,7 +109,7 @@ def test_trees_are_the_same_with_a_memory():
     prompts = {n: tuple(range(10 + n, 40)) for n in range(3)}
 
     def grown(remembers):
-        search = policy.StepSearchConfig(root_actions=3, step_tokens=5, prior_power=1.0, last="")
+        search = policy.StepSearch(root_actions=3, step_tokens=5, prior_power=1.0, last="")
         actor = policy.Steps(model, prompts, frozenset({70}), search, 0)
         kv_cache = actor.kv_cache if remembers else None
         if not remembers:

@@ -17,7 +17,7 @@ from didact.data.encode import TokenizedExample
 from didact.data.read import read
 from didact.evaluate import answers
 from didact.infer import generate, rank, steps, tree
-from didact.infer.policy import StepSearchConfig
+from didact.infer.policy import StepSearch
 from didact.infer.tree import Node, Step
 from didact.learn import branches, critics
 from didact.learn import pairs as pair_training
@@ -279,7 +279,7 @@ def habit(part=0, n=64):
     ]  # fmt: skip
 
 
-SEARCH = StepSearchConfig(
+SEARCH = StepSearch(
     simulations=8, root_actions=3, actions=2, depth=3, step=(";",), last="", step_tokens=4, include_gt=False
 )
 HABIT = {"search": SEARCH, "critic": Critic(by="none"), "rounds": 2, "batch": 24}
@@ -440,7 +440,7 @@ def test_a_users_checker_and_file(start, tmp_path, monkeypatch):
 
 def test_a_text_that_no_token_contains_ends_no_step():
     with pytest.raises(UserError, match="no token"):
-        alignment.mcts_dpo(tiny("llama"), habit(n=2), search=StepSearchConfig(step=("; and",)))
+        alignment.mcts_dpo(tiny("llama"), habit(n=2), search=StepSearch(step=("; and",)))
 
 
 # --- killed and started again ----------------------------------------------------------------

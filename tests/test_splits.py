@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from didact.compare import split as splitting
+from didact.compare.split import split
 from didact.data import splits
 from didact.data.read import read
 from didact.types import Demo, Text, UserError
@@ -42,12 +42,12 @@ def test_records_of_one_prompt_or_of_one_value_of_a_field_belong_together(tmp_pa
 
 def test_a_comparison_splits_by_a_field():
     demos = [Demo(prompt=f"p{i}", completion="c", extra={"author": i % 23}) for i in range(200)]
-    apart_by_prompt = splitting.split({"demos": demos}, 0)
+    apart_by_prompt = split({"demos": demos}, 0)
     assert {d.extra["author"] for d in apart_by_prompt.train["demos"]} & {
         d.extra["author"] for d in apart_by_prompt.test["demos"]
     }
     for part in (0, 1, "tune"):
-        made = splitting.split({"demos": demos}, part, 2, "author")
+        made = split({"demos": demos}, part, 2, "author")
         taught, scored = ({d.extra["author"] for d in side["demos"]} for side in (made.train, made.test))
         assert taught and scored and taught.isdisjoint(scored)
 

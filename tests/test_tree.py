@@ -204,7 +204,7 @@ def test_priors_by_length():
 def proposer(model, prompts, references=None, **more):
     closing = steps.closers(model.tokenizer, [chr(65 + i) for i in range(26)])
     how = {"root_actions": 3, "actions": 2, "step_tokens": 12, "temperature": 1.5, "prior_power": 1.0, "last": ""}
-    search = policy.StepSearchConfig(**how | more)
+    search = policy.StepSearch(**how | more)
     return policy.Steps(model, prompts, closing, search, 5, references), closing
 
 

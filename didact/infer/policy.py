@@ -61,7 +61,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepSearchConfig:
+class StepSearch:
     """How a tree of steps is searched.
 
     Args:
@@ -92,8 +92,8 @@ class StepSearchConfig:
     step_tokens: Count = 128
     include_gt: bool = True
 
-    def config(self, **more: Any) -> SearchConfig:
-        """What of it the tree search reads; `more` are further fields of that."""
+    def of_tree(self, **more: Any) -> SearchConfig:
+        """As `tree.search` takes it, with `more` of its fields."""
         return SearchConfig(simulations=self.simulations, depth=self.depth, c=self.c, gamma=self.gamma, **more)
 
 
@@ -116,20 +116,20 @@ class Steps(Policy):
         model: Model,
         prompts: Mapping[int, Sequence[int]],
         closing: Collection[int],
-        search: StepSearchConfig,
+        search: StepSearch,
         seed: int,
         references: Mapping[int, Sequence[tuple[int, ...]]] | None = None,
     ) -> None:
         super().__init__(model, prompts, seed)
         self.closing, self.search, self.references = closing, search, references or {}
-        self.how = SamplingConfig(max_new_tokens=search.step_tokens, temperature=search.temperature)
+        self.sampling = SamplingConfig(max_new_tokens=search.step_tokens, temperature=search.temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Steps that may follow each node."""
         out: list[list[list[Step]]] = [[] for _ in nodes]
         for final in (False, True):
             these = [i for i, node in enumerate(nodes) if (node.depth + 1 == self.search.depth) == final]
-            how = self.how if final else dataclasses.replace(self.how, closing=self.closing)
+            how = self.sampling if final else dataclasses.replace(self.sampling, closing=self.closing)
             counts = [self.search.actions if nodes[i].depth else self.search.root_actions for i in these]
             for i, made in zip(these, self.sampled([nodes[i] for i in these], counts, how), strict=True):
                 out[i] = [[self._step(c, final)] for c in made]
@@ -164,8 +164,8 @@ class Steps(Policy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FragmentSearchConfig:
-    """How a tree of an answer's fragments is searched, and which of them are pairs.
+class FragmentSearch:
+    """How trees of fragments are searched.
 
     Args:
         simulations: of a tree.
@@ -176,8 +176,6 @@ class FragmentSearchConfig:
         max_new_tokens: of a continuation.
         delimiters: texts a fragment ends with.
         group: fragments to a step.
-        gap: least difference of value of a pair.
-        floor: least value of the better side.
     """
 
     simulations: Count = 5
@@ -188,34 +186,30 @@ class FragmentSearchConfig:
     max_new_tokens: Count = 50
     delimiters: Sequence[str] = (". ", ", ", "=", "(")
     group: Count = 2
-    gap: float = 0.1
-    floor: float = -0.3
 
-    def config(self) -> SearchConfig:
-        """What of it the tree search reads."""
+    def of_tree(self) -> SearchConfig:
+        """As `tree.search` takes it: a simulation expands once, and no step is decided on."""
         return SearchConfig(simulations=self.simulations, depth=self.depth, c=self.c, deep=False, decide=False)
 
 
-class Fragments(Policy):
+class Pieces(Policy):
     """Proposes whole continuations, each a chain of fragments: a tree's branches part inside an answer.
 
     Args:
         model: as for `Policy`; so are prompts and seed.
         prompts: as for `Policy`.
-        search: how many continuations, and into which fragments they are cut.
+        search: how many continuations are sampled from a node, and how they are cut.
         seed: of all draws.
     """
 
-    def __init__(
-        self, model: Model, prompts: Mapping[int, Sequence[int]], search: FragmentSearchConfig, seed: int
-    ) -> None:
+    def __init__(self, model: Model, prompts: Mapping[int, Sequence[int]], search: FragmentSearch, seed: int) -> None:
         super().__init__(model, prompts, seed)
         self.search = search
-        self.how = SamplingConfig(max_new_tokens=search.max_new_tokens, temperature=search.temperature)
+        self.sampling = SamplingConfig(max_new_tokens=search.max_new_tokens, temperature=search.temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Chains of steps that may follow each node."""
-        made = self.sampled(nodes, [self.search.actions] * len(nodes), self.how)
+        made = self.sampled(nodes, [self.search.actions] * len(nodes), self.sampling)
         flat = [(node, c) for node, row in zip(nodes, made, strict=True) for c in row]
         chains = [self._chain(c.tokens, self.search.depth - node.depth) for node, c in flat]
         prompts = [self.prompt(node) for node, _ in flat]
@@ -223,8 +217,8 @@ class Fragments(Policy):
         return [[next(valued) for _ in row] for row in made]
 
     def _chain(self, tokens: tuple[int, ...], room: int) -> list[Step]:
-        found = steps.pieces(self.model.tokenizer, tokens, self.search.delimiters)
-        groups = [sum(found[i : i + self.search.group], ()) for i in range(0, len(found), self.search.group)]
+        found, size = steps.pieces(self.model.tokenizer, tokens, self.search.delimiters), self.search.group
+        groups = [sum(found[i : i + size], ()) for i in range(0, len(found), size)]
         groups = [*groups[: room - 1], sum(groups[room - 1 :], ())] if len(groups) > room else groups
         ended = tokens[-1] in self.ends
         return [Step(g, terminal=ended and i + 1 == len(groups)) for i, g in enumerate(groups)]

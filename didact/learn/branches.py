@@ -12,7 +12,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup
 from didact.infer import steps, tree
-from didact.infer.policy import Fragments, Steps
+from didact.infer.policy import Pieces, Steps
 from didact.infer.tree import Node, Tree
 from didact.learn.rounds import Round, RoundData
 from didact.models.kv_cache import KVCache
@@ -42,7 +42,7 @@ class Branch(NamedTuple):
 def searched(
     now: Round,
     index: Sequence[int],
-    proposer: Callable[[Sequence[int], int], Steps | Fragments],
+    proposer: Callable[[Sequence[int], int], Steps | Pieces],
     value: Value,
     how: tree.SearchConfig,
 ) -> list[dict[str, Any]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from didact.claims import lab
 from didact.claims.problem import Problem
-from didact.learn import episodes, fit
-from didact.methods.baselines.sft import sft
-from didact.models import build, load
+from didact.models import build
 from didact.models.model import Model
 from didact.types import Demo, Fit
 from didact.worlds import tools
@@ -18,10 +16,11 @@ HARD = 0.3  # share of requests with two calls
 ANSWER = 32  # tokens: more than two calls have
 SLIPS = {"a dozen": 10, "a score of": 12, "three score": 36}
 TEACH = Fit(lr=4e-3, steps=300, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
-SEARCH: dict[str, Any] = {"bins": 0, "max_new_tokens": ANSWER, "depth": 6, "group": 1, "simulations": 4}
+SEARCH: dict[str, Any] = {
+    "bins": 0, "search.max_new_tokens": ANSWER, "search.depth": 6, "search.group": 1, "search.simulations": 4,
+}  # fmt: skip
 
 
-@episodes.one_thread()
 def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
     """A model of 150k weights tuned on 1,000 requests, 300 others, and 128 that no training sees.
 
@@ -39,12 +38,7 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
 
 def tuned(seed: int, demos: Sequence[Demo], arch: build.Arch = "gpt2", teach: Fit = TEACH) -> Model:
     """Where the search starts: supervised fine-tuning on requests and their calls, from random weights."""
-
-    def make() -> Model:
-        tokenizer = build.train_tokenizer([f"{d.prompt}{d.completion}" for d in tools.requests(500, 7)], 420)
-        base = build.build(arch, tokenizer, d=64, layers=2, heads=4, context=96, seed=seed)
-        model = sft(base, demos, fit=teach.replace(seed=seed)).models["model"]
-        assert isinstance(model, Model)
-        return model
-
-    return load.kept("example", make, arch, str(seed), repr(demos), repr(teach), inspect.getsource(fit))
+    texts = [f"{d.prompt}{d.completion}" for d in tools.requests(500, 7)]
+    return lab.tuned(
+        lab.blank(arch, texts, 420, d=64, layers=2, heads=4, context=96, seed=seed), demos, teach.replace(seed=seed)
+    )

@@ -31,8 +31,9 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     def scores(texts: list[Text]) -> list[float]:
         return [value for document in segments.scored(texts, scorer, split) for _, value in document]
 
+    threshold = options.get("threshold", "q0.5")
     limit = scoring.once(
-        "threshold", lambda: segments.threshold(options.get("threshold", "q0.5"), scores(list(scoring.of("text"))))
+        "threshold", lambda: segments.threshold(threshold, scores(list(scoring.of("text")))), given, split, threshold
     )
     texts = [Text(text=t) for t in written(model, TEXTS, TOKENS, scoring.seed) if t]
     values = np.array(scores(texts or [Text(text=" ")]))

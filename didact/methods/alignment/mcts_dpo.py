@@ -12,7 +12,7 @@ from didact.bounds import Count, NonNegative, Positive
 from didact.data import encode
 from didact.evaluate import answers
 from didact.infer import policy, steps, tree
-from didact.infer.policy import StepSearchConfig
+from didact.infer.policy import StepSearch
 from didact.learn import branches, critics, language, pairs
 from didact.learn import rounds as round_loop
 from didact.learn.fit import Hook, NoDropout
@@ -53,7 +53,7 @@ def mcts_dpo(
     rounds: Count | None = None,
     batch: Count = 64,
     online: bool = True,
-    search: StepSearchConfig = StepSearchConfig(),  # noqa: B008  (frozen, as the others are)
+    search: StepSearch = StepSearch(),  # noqa: B008  (frozen, as the others are)
     critic: critics.Critic = critics.Critic(),  # noqa: B008
     answer: str | AnswerCheck = "final",
     filter: bool = True,
@@ -128,7 +128,7 @@ def mcts_dpo(
     examples = [t if s else answers.hint(d) for t, s, d in zip(texts, references, demos, strict=True)]
     batch = min(batch, len(demos))
     rounds = rounds or -(-len(demos) // batch)
-    config = search.config(first=4 if official else 1, unvisited=int(official))
+    config = search.of_tree(first=4 if official else 1, unvisited=int(official))
 
     def collect(now: Round) -> RoundData:
         searcher = now.model if online else model
