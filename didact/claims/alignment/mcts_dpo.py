@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from didact import alignment
+from didact import alignment, registry
 from didact.claims import lab, runner
 from didact.claims.alignment import mcts_dpo_example as example
 from didact.claims.lab import bound, difference, gate
@@ -36,7 +36,7 @@ PASSES, BETA = 4, 0.5
 ARMS: dict[str, dict[str, Any]] = {
     "online": {},
     "offline": {"online": False},
-    "instance": {"depth": 1, "root_actions": DRAWS, "step_tokens": example.SOLUTION},
+    "instance": {"search.depth": 1, "search.root_actions": DRAWS, "search.step_tokens": example.SOLUTION},
 }
 
 problem = example.problem
@@ -48,7 +48,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broke
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
     for arm in arms:
         fit = Fit(lr=RATES[arm], epochs=PASSES, rows=16, schedule="constant", seed=seed)
-        how = example.SEARCH | {"beta": BETA} | ARMS[arm] | broken
+        how = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
         result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **how, fit=fit)
         out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result)
     return out
@@ -160,7 +160,7 @@ CLAIM = runner.Claim(
         runner.Sabotage("better and worse swapped", MORE, "online.right",
                         {"didact.infer.tree:pairs": lab.turned}, ONLY),
         runner.Sabotage("wrong answers are rewarded, and no tree is dropped", MORE, "online.right",
-                        {"didact.methods.alignment.mcts_dpo:valued": _against}, UNFILTERED),
+                        {"didact.learn.critics:valued": _against}, UNFILTERED),
         runner.Sabotage("Q is the prior, and no tree is dropped", SOUND, "online.better_sound",
                         {"didact.infer.tree:back_up": _by_prior}, UNFILTERED),
     ),

@@ -15,8 +15,9 @@ MODULUS, OPERATIONS = 5, 2
 SOLUTION = 16  # tokens: a solution's 15 and its end
 TEACH = Fit(lr=3e-3, steps=450, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
 SEARCH: dict[str, Any] = {
-    "simulations": 16, "root_actions": 3, "actions": 3, "depth": OPERATIONS + 1, "step": [";"], "last": "",
-    "step_tokens": 7, "critic": "none", "include_gt": False, "hint": False,
+    "search.simulations": 16, "search.root_actions": 3, "search.actions": 3, "search.depth": OPERATIONS + 1,
+    "search.step": [";"], "search.last": "", "search.step_tokens": 7, "search.include_gt": False,
+    "critic.by": "none", "critic.hint": False,
 }  # fmt: skip
 
 
