@@ -328,7 +328,7 @@ def _compare(words: list[str]) -> int:
     own = parser.add_argument_group("the comparison")
     own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
     own.add_argument("--seeds", type=int, help="how many test seeds (5; the example 3)")
-    own.add_argument("--lrs", nargs="+", type=float, default=[], help="learning rates every arm is tuned over")
+    own.add_argument("--lrs", nargs="+", default=[], help="learning rates every arm is tuned over")
     own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
     own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
@@ -340,18 +340,20 @@ def _compare(words: list[str]) -> int:
             common.add_argument(f"--{name.replace('_', '-')}", help=text, **more | _repeated(name))
     training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
     for option in options.training():
-        training.add_argument(f"--{option['name'].replace('_', '-')}", metavar=option["type"], help=option["help"])
+        many: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
+        flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
+        training.add_argument(flag, metavar=meta, help=option["help"], **many)
     args = parser.parse(words)
     seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
     if seeds < 1:
-        raise UserError("--seeds must be at least 1")
+        raise UserError(f"option --seeds: {seeds}: must be 1 or more")
     from didact import verbs
 
     given = {name: value for name in options.SHARED if (value := getattr(args, name)) is not None}
     rename = options.renames(given.pop("map", []))
     request = verbs.Comparison(
         arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
-        seeds=seeds, lrs=args.lrs, folds=args.folds, judge=args.judge, protocol=args.protocol,
+        seeds=seeds, lrs=options.numbers("lrs", args.lrs), folds=args.folds, judge=args.judge, protocol=args.protocol,
         no_models=args.no_models, rename=rename, fit=options.fit_of(vars(args)), argv=["compare", *words],
         **{name: options.common(name, value) for name, value in given.items() if name != "dry_run"},
     )  # fmt: skip
