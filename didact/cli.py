@@ -433,6 +433,7 @@ def _claim(words: list[str]) -> int:
     parser.add_argument(
         "--verify", action="store_true", help="only see whether a card's first seed gives the same bits"
     )
+    parser.add_argument("--against", metavar="DIR", help="verify against seeds the card's code kept on this machine")
     parser.add_argument("--tier", choices=("smoke", "quick", "full"), default="quick")
     parser.add_argument("--sabotage", action="store_true", help="also show that the claim notices a broken method")
     parser.add_argument("--json", action="store_true")
@@ -452,7 +453,7 @@ def _claim(words: list[str]) -> int:
     if names == [None]:
         return _claims(args.scoreboard)
     if args.verify:
-        return max((_verified(name, args.scoreboard) for name in names), default=0)
+        return max((_verified(name, args.scoreboard, args.against) for name in names), default=0)
     codes = []
     for name in names:
         keep = str(Path(args.keep) / name) if args.keep else None
@@ -492,10 +493,10 @@ def _claims(scoreboard: str) -> int:
     return 0
 
 
-def _verified(method: str, scoreboard: str) -> int:
+def _verified(method: str, scoreboard: str, against: str | None) -> int:
     from didact.claims import runner
 
-    differs = runner.verify(method, scoreboard)
+    differs = runner.verify(method, scoreboard, against)
     print(f"{method}: " + ("differs from its card, which is left as it is" if differs else "equal to the bit"))
     for line in differs:
         print(f"  {line}")

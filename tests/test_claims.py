@@ -628,6 +628,24 @@ def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_pat
         runner.verify("toy", tmp_path)
 
 
+def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measured_there(
+    slow_toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    card = files.plain(runner.run(slow_toy.CLAIM, "quick", folder=tmp_path / "kept" / "slow-toy", quiet=True))
+    arms = {a: {m: [v + 1e-9 for v in column] for m, column in c.items()} for a, c in card["arms"].items()}
+    path = runner.write(card | {"arms": arms}, tmp_path)  # as another processor rounds
+    assert runner.verify("slow-toy", tmp_path)
+    assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
+    renewed = files.read_json(path)
+    assert renewed["verified"]["against"] == "the card's code on this machine" and renewed["arms"] == arms
+    with pytest.raises(UserError, match=r"intact-0.json: not there; at the card's commit: didact claim slow-toy"):
+        runner.verify("slow-toy", tmp_path, tmp_path / "nothing")
+    runner.write(card | {"sources_sha256": "other code"}, tmp_path)
+    with pytest.raises(UserError, match="not measured by the code of the card"):
+        runner.verify("slow-toy", tmp_path, tmp_path / "kept")
+
+
 def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
     monkeypatch.setattr(runner, "claims", lambda: {"spin": "", "npo": ""})
