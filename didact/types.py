@@ -410,6 +410,13 @@ class Reward(Protocol):
         """One number for each, higher is better."""
 
 
+class AnswerCheck(Protocol):
+    """Knows whether a worked solution comes to the right answer."""
+
+    def __call__(self, solution: str, demo: Demo, /) -> bool:
+        """Whether it is right."""
+
+
 class Check(Protocol):
     """Knows whether feedback was taken up."""
 

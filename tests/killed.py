@@ -1,16 +1,21 @@
 """Runs that are killed, for the tests that start them again: `from killed import Count, searches, server`."""
 
 import multiprocessing
+import os
+import signal
 
 import pytest
+import torch
 
+from didact import cli
 from didact.infer import tree
+from didact.learn import checkpoint
 from didact.learn.fit import Hook
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
-    ["didact.methods.alignment", "didact.methods.baselines", "didact.methods.unlearning", "didact.models.build", "peft",
-     "accelerate", "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
+    ["didact.verbs.running", "didact.methods.unlearning.npo", "didact.methods.alignment.spin", "didact.models.build",
+     "peft", "accelerate", "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
 )  # fmt: skip
 
 
@@ -37,6 +42,24 @@ def launch(target, *args):
     process.start()
     assert ready.wait(60)
     return process
+
+
+def die_after(saves, words, ready):
+    """A command in a process of its own, which is killed right after so many checkpoints."""
+    torch.set_num_threads(1)
+    os.environ["DIDACT_CACHE"] = "off"
+    written, save = [0], checkpoint.save
+
+    def counting(*given):
+        place = save(*given)
+        written[0] += 1
+        if written[0] == saves:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return place
+
+    checkpoint.save = counting
+    ready.set()
+    cli.main(words)
 
 
 class KilledError(Exception):

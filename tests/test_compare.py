@@ -20,6 +20,7 @@ from didact.compare.work import TUNING_SEED, Unit, Work
 from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
 from didact.evaluate.protocols import Scoring
+from didact.infer import functions
 from didact.learn import rewards
 from didact.models import build, load
 from didact.report import tables
@@ -315,7 +316,7 @@ def test_a_reward_that_misbehaves_is_told_in_one_line():
         (lambda p, c: [1.0], "1 numbers for 2"),
     ):
         with pytest.raises(UserError, match=words):
-            judges.checked(wrong)(["p", "q"], ["a", "b"])
+            functions.checked(wrong)(["p", "q"], ["a", "b"])
     with pytest.raises(UserError, match="module:function"):
         judges.named("nothing-like-that")
     with pytest.raises(UserError, match="cannot be imported"):

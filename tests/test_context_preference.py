@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from shapes import tiny
 
 from didact import alignment, cli, verbs
-from didact.data import contexts
+from didact.data import contexts, encode, splits
 from didact.data.read import read
-from didact.evaluate import contexts as looks
-from didact.evaluate import judges
-from didact.learn import rewards
-from didact.learn.fit import Hook
-from didact.models import load
+from didact.evaluate import context_judges, judges, protocols
+from didact.infer import lm
+from didact.learn import reward_functions, rewards
+from didact.models import forward, load
 from didact.objectives import preference
-from didact.registry import METHODS
-from didact.types import Fit, Preference, UserError, as_row
+from didact.types import Fit, UserError, as_row
 from didact.worlds.criteria import Criteria
 
 WORLD = Criteria(counted=1, noise=0.0)
@@ -77,12 +75,12 @@ def test_whatever_ignores_the_context_is_right_on_half_of_reversal_pairs_exactly
     draw = np.random.default_rng(seed)
     given_ = WORLD.reversals(seed, 8)
     values = {side: float(draw.integers(-2, 3)) for p in given_ for side in (p.chosen, p.rejected)}
-    blind = looks.by_reward(lambda prompts, completions: [values[c] for c in completions])
-    found = looks.look(blind, given_, TEMPLATE)
+    blind = context_judges.by_reward(lambda prompts, completions: [values[c] for c in completions])
+    found = context_judges.accuracies(blind, given_, TEMPLATE)
     assert found["with_context"].value == found["reversal_without_context"].value == 0.5
     assert found["turned"].value == found["both_right"].value == 0.0 and "negated" not in found
-    assert looks.look(blind, given_, TEMPLATE, "not {context}")["negated"].value == 0.5
-    margin = torch.as_tensor(looks.margins(blind, given_, None))
+    assert context_judges.accuracies(blind, given_, TEMPLATE, "not {context}")["negated"].value == 0.5
+    margin = torch.as_tensor(context_judges.margins(blind, given_, None))
     assert preference.pairwise(margin).mean() >= math.log(2) - 1e-12  # and log 2 is the least loss it can have
 
 
@@ -95,13 +93,15 @@ def test_a_judge_that_reads_the_context_is_right_on_all_of_them():
         return known([p.replace("not ", "") for p in prompts], completions)
 
     given_ = WORLD.reversals(3, 20)
-    found = looks.look(looks.by_reward(known), given_, TEMPLATE, "not {context}")
+    found = context_judges.accuracies(context_judges.by_reward(known), given_, TEMPLATE, "not {context}")
     assert found["both_right"].value == found["turned"].value == found["with_context"].value == 1.0
     assert found["negated"].value == 1.0
-    found = looks.look(looks.by_reward(hasty), given_, TEMPLATE, "not {context}")
+    found = context_judges.accuracies(context_judges.by_reward(hasty), given_, TEMPLATE, "not {context}")
     assert found["with_context"].value == 1.0 and found["negated"].value == 0.0
     shown = [p for p in Criteria(counted=2, noise=0.0).reversals(1, 60) if p.context == "more:b"]
-    best, share = looks.likeliest(looks.by_reward(known), shown[:4], Criteria(counted=2).criteria(), TEMPLATE)
+    best, share = context_judges.likeliest(
+        context_judges.by_reward(known), shown[:4], Criteria(counted=2).criteria(), TEMPLATE
+    )
     assert Criteria(counted=2).criteria()[best] == "more:b" and share.sum() == pytest.approx(1.0)
 
 
@@ -122,18 +122,9 @@ def test_rpr_rows_are_reversal_pairs(tmp_path):
     assert pairs == [(0, 1), (2, 3)] and single == []
 
 
-def test_records_without_a_partner_are_told_and_prompts_do_not_leak():
-    given_ = WORLD.reversals(0, 30)
-    pairs, single = contexts.reversals(given_[:-1])
+def test_records_without_a_partner_are_found():
+    pairs, single = contexts.reversals(WORLD.reversals(0, 30)[:-1])
     assert len(pairs) == 29 and len(single) == 1
-    out, rest = contexts.apart(given_, 0.3, 0)
-    assert out and rest and not {p.prompt for p in out} & {p.prompt for p in rest}
-    assert contexts.leaked(rest, rest) == len(rest)
-    turned = [Preference(prompt="new", chosen=rest[0].rejected, rejected=rest[0].chosen)]
-    assert (
-        contexts.leaked(rest, turned) == 1
-        and contexts.leaked(rest, [Preference(prompt="n", chosen="1", rejected="2")]) == 0
-    )
 
 
 def test_the_worlds_pairs_obey_their_contexts_and_its_shares_are_known():
@@ -166,7 +157,7 @@ def test_a_reward_model_is_the_body_under_a_head_at_the_last_token(kind, tmp_pat
         alone.append(model.module.score(hidden).item())
     assert together == pytest.approx(alone, abs=1e-5) and together[0] != together[1]
     model.save(tmp_path)
-    assert judges.reward_model(str(tmp_path))(prompts, answers) == pytest.approx(together, abs=1e-6)
+    assert reward_functions.reward_model(str(tmp_path))(prompts, answers) == pytest.approx(together, abs=1e-6)
     with pytest.raises(UserError, match="a reward model, which writes nothing"):
         load.load(tmp_path)
 
@@ -210,7 +201,7 @@ def test_lora_gives_plain_weights(tmp_path):
     pairs = [[("Q", "good answer", "bad")]] * 4
     taught = rewards.train(model, {"pairs": pairs}, Fit(lr=1e-2, steps=6, rows=2, lora=4)).model
     taught.save(tmp_path)
-    found = judges.reward_model(str(tmp_path))(["Q", "Q"], ["good answer", "bad"])
+    found = reward_functions.reward_model(str(tmp_path))(["Q", "Q"], ["good answer", "bad"])
     assert found == pytest.approx(rewards.score(taught, ["Q", "Q"], ["good answer", "bad"]), abs=1e-5)
     before = rewards.score(model, ["Q", "Q"], ["good answer", "bad"])
     assert found[0] - found[1] > before[0] - before[1]
@@ -219,29 +210,48 @@ def test_lora_gives_plain_weights(tmp_path):
 # --- the effect ------------------------------------------------------------------------------
 
 
+def scored(model, pairs, **options):
+    scoring = protocols.Scoring(records={"preferences": pairs}, start=model, options={"template": TEMPLATE, **options})
+    return protocols.named("contexts").score(model, scoring)
+
+
 def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
     given_ = [p for p in WORLD.reversals(1, 1200) if p.context in ("longer", "shorter")]
+    unseen, told = splits.by_prompt(given_, 0.2, 0)
     fit = Fit(lr=3e-3, steps=60, rows=24, schedule="cosine", warmup_steps=10)
-    result = teach(tiny("gpt2"), given_, paired=False, unseen=0.2, fit=fit)
-    assert result.metrics["with_context"].after > 0.9 > 0.7 > result.metrics["with_context"].before
-    assert abs(result.metrics["without_context"].after - 0.5) < 0.15
-    blind = teach(tiny("gpt2"), given_, paired=False, unseen=0.2, read="none", fit=fit)
-    assert blind.metrics["with_context"].after < 0.65
+    result = teach(tiny("gpt2"), told, paired=False, fit=fit)
+    found = scored(result.models["model"], unseen)
+    assert found["with_context"].value > 0.9 > 0.7 > scored(tiny("gpt2"), unseen)["with_context"].value
+    assert abs(found["without_context"].value - 0.5) < 0.15
+    blind = teach(tiny("gpt2"), told, paired=False, read="none", fit=fit)
+    assert scored(blind.models["model"], unseen)["with_context"].value < 0.65
     prompts, first, second = ["PQ", "PQ"], ["aaaaaa", "aaa"], ["bbb", "bbbbbb"]
     longer = result.predict(prompts, first, second, [["longer"], ["longer"]])
     both = result.predict(prompts, first, second, [["longer", "shorter"]] * 2)
     assert longer[0] > 0.7 and longer[1] < 0.3 and all(abs(p - 0.5) < 0.2 for p in both)
 
 
-def test_streams_and_findings_say_what_the_data_are():
+def test_findings_say_what_the_data_are():
     given_ = [*WORLD.reversals(1, 12)[:-1], *WORLD.general(2, 6)]
-    result = teach(tiny("llama"), given_, unseen=0.3, choices=("longer", "shorter"), judge=True)
-    assert set(result.findings["taught"]) <= {"reversals", "pairs", "general"}
-    told = result.findings["data"]
-    assert told["records"] == 29 and told["with_context"] == 23 and told["in_reversal_pairs"] == pytest.approx(22 / 23)
-    assert set(result.findings["judges"]) == {"start", "taught", "asked"} and len(result.warnings) >= 1
-    if "two_steps" in result.findings:
-        assert set(result.findings["two_steps"]["accuracy"]) == {"mean", "logit", "vote"}
+    result = teach(tiny("llama"), given_)
+    assert result.findings["groups"] == {"reversals": 11, "pairs": 1, "general": 6}
+    assert result.findings["records"] == 29 and result.findings["with_context"] == 23
+    assert result.findings["in_reversal_pairs"] == pytest.approx(22 / 23)
+    assert len(result.warnings) == 1 and "no reversed partner" in result.warnings[0]
+    assert not teach(tiny("llama"), WORLD.general(2, 6)).warnings
+
+
+def test_a_language_model_judges_by_likelihood_or_asked_for_a_letter_and_proposes_contexts():
+    model, given_ = tiny("llama"), [*WORLD.reversals(1, 12), *WORLD.general(2, 6)]
+    found = scored(model, given_)
+    rows = [encode.rows(model.tokenizer, [(TEMPLATE.format(prompt=p.prompt, context=p.context), side)
+            for side in (p.chosen, p.rejected)], "causal", model.context) for p in given_[:24]]  # fmt: skip
+    right = [float(a > b) for a, b in (forward.row_logp(model, pair)[0].tolist() for pair in rows)]
+    assert found["with_context"].value == np.mean(right) and found["with_context"].n == 24
+    asked = context_judges.accuracies(context_judges.by_letters(lm.of(model)), given_, TEMPLATE)
+    assert set(asked) == set(found) - {"negated"}
+    names = context_judges.proposed(lm.of(model), given_[:3], 2)
+    assert len(names) == 3 and {len(row) for row in names} == {2}
 
 
 def test_the_asked_judges_liking_for_a_letter_cancels():
@@ -254,88 +264,35 @@ def test_the_asked_judges_liking_for_a_letter_cancels():
     assert judges.letters(Fond(), ["q"], ["x"], ["y"]) == [pytest.approx(0.5)]
 
 
-def test_verdicts_that_are_level_are_half_right_and_no_context_is_the_empty_one(tmp_path):
+def test_verdicts_that_are_level_are_half_right_and_no_context_is_the_empty_one():
     model = rewards.headed(tiny("llama"))
     with torch.no_grad():
         model.module.score.weight.zero_()
-    model.save(tmp_path)
-    how = {"reward_model": str(tmp_path), "choices": ("longer", "shorter"), "fit": Fit(lr=0.0, steps=1, rows=2)}
-    result = teach(tiny("llama"), WORLD.general(2, 20), unseen=0.3, **how)
-    assert result.findings["two_steps"]["accuracy"] == dict.fromkeys(("mean", "logit", "vote"), 0.5)
-    plain = teach(tiny("llama"), WORLD.general(2, 20), unseen=0.0).predict
+    for aggregate in ("mean", "logit", "vote"):
+        found = scored(model, WORLD.general(2, 20), choices=("longer", "shorter"), aggregate=aggregate)
+        assert found["two_steps"].value == found["general"].value == 0.5
+    plain = teach(tiny("llama"), WORLD.general(2, 20)).predict
     one = ["PQ"], ["aaa"], ["bbbb"]
     assert plain(*one, [[]]) == plain(*one, [[""]]) == plain(*one) != [0.5]
-
-
-def test_too_few_prompts_to_keep_any_apart_are_told():
-    given_ = [p for p in WORLD.general(2, 40) if p.prompt in ("PQ", "QP", "RR")]
-    assert any("nothing was measured" in w for w in teach(tiny("llama"), given_, unseen=0.1).warnings)
-    assert not teach(tiny("llama"), given_, unseen=0.0).warnings
-
-
-class Stop(Hook):
-    """Ends the run before a step, as a kill does."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def before(self, step):
-        if step.step == self.at:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("lora", [0, 4])
-def test_a_killed_training_goes_on_where_it_was_to_the_same_bits(lora, tmp_path):
-    given_ = [*WORLD.reversals(1, 12), *WORLD.general(2, 12)]
-
-    def run(folder, at=-1, **more):
-        stop, fit = Stop(at), Fit(lr=1e-3, steps=6, rows=4, save_every=2, lora=lora, folder=str(tmp_path / folder))
-        return teach(tiny("gpt2"), given_, unseen=0.3, fit=fit, hooks=[stop], **more)
-
-    whole = run("whole")
-    with pytest.raises(KeyboardInterrupt):
-        run("killed", 5)
-    again = run("killed")
-    assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
-    assert again.history == whole.history and again.metrics == whole.metrics
-    with pytest.raises(KeyboardInterrupt):
-        run("other", 5)
-    with pytest.raises(UserError, match="other"):  # what was begun one way does not go on another
-        run("other", paired=False)
-
-
-@pytest.mark.parametrize("options", [{"unseen": 1.0}, {"propose": -1}])
-def test_a_bad_option_is_one_line(options):
-    with pytest.raises(UserError, match=f"context-preference needs .*{next(iter(options))}"):
-        teach(tiny("llama"), WORLD.reversals(1, 2), **options)
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{context}", "{prompt} {context} {more}", "{"])
 def test_a_bad_template_is_one_line(template):
     with pytest.raises(UserError, match="it needs the fields"):
         alignment.context_preference(tiny("llama"), WORLD.reversals(1, 2), template=template)
-    with pytest.raises(UserError, match=r"negated .* it needs the field"):
-        alignment.context_preference(tiny("llama"), WORLD.reversals(1, 2), negated=template.replace("context", "what"))
 
 
-def test_presets_are_options_of_the_method():
-    given_ = [*WORLD.reversals(1, 6), *WORLD.general(2, 6)]
-    for preset in METHODS["context-preference"].presets.values():
-        how = {k: v for k, v in preset.items() if not k.startswith("fit.")}
-        result = teach(tiny("llama"), given_, unseen=0.0, **how)
-        assert result.metrics == {} and result.history
-    with pytest.raises(UserError, match="no pair to teach with --read general"):
+def test_nothing_to_read_is_one_line():
+    with pytest.raises(UserError, match="no pair to train on with --read general"):
         teach(tiny("llama"), WORLD.reversals(1, 4), read="general")
 
 
-def test_a_reward_model_goes_on_from_a_folder_and_contexts_may_be_proposed(tmp_path):
+def test_a_reward_model_goes_on_from_a_folder(tmp_path):
     given_ = [*WORLD.reversals(1, 6), *WORLD.general(2, 20)]
-    model = tiny("llama")
-    first = teach(model, given_, unseen=0.0)
+    first = teach(tiny("llama"), given_)
     first.models["model"].save(tmp_path)
-    again = teach(model, given_, unseen=0.3, reward_model=str(tmp_path), propose=2, fit=Fit(lr=0.0, steps=1, rows=2))
+    again = teach(tiny("llama"), given_, reward_model=str(tmp_path), fit=Fit(lr=0.0, steps=1, rows=2))
     assert again.models["model"].fingerprint() == first.models["model"].fingerprint()
-    assert len(again.findings["two_steps"]["contexts"]) == 2
 
 
 def test_a_users_files_from_the_command_line_to_an_evaluated_reward_model(tmp_path, capsys):

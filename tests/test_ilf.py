@@ -13,11 +13,12 @@ from shapes import byte_tokenizer, tiny
 
 from didact import alignment, baselines, cli
 from didact.data import encode
-from didact.evaluate import judges, selectors
+from didact.evaluate import judges
 from didact.files import read_json
-from didact.infer import calls, embed, generate, refine, yesno
+from didact.infer import calls, embed, generate, refine, selectors, yesno
 from didact.infer import lm as language_models
 from didact.infer.yesno import Question
+from didact.learn import reward_functions
 from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.fit import Hook
@@ -165,12 +166,12 @@ def test_a_reward_model_learns_what_is_preferred_and_best_of_n_uses_it(arch, pai
     model = build.build(arch, byte_tokenizer(), d=32, layers=1, heads=2, context=128, initializer_range=0.1)
     short = Question("{completion}?", "Y", "N")
     taught = reward_models.train(model, pairs[:120], Fit(lr=1e-2, steps=40, rows=32), question=short)
-    reward = judges.by_yesno(taught.model, question=short)
+    reward = reward_functions.by_yesno(taught.model, question=short)
     wins = judges.by_reward(reward)(["p"] * 40, [p.chosen for p in pairs[120:]], [p.rejected for p in pairs[120:]])
     assert np.mean(wins) > 0.95
     taught.model.save(tmp_path)
-    kept = judges.reward_of(str(tmp_path), "reward")  # a folder of a language model is asked yes or no
-    assert kept(["p"], ["abcx"]) == pytest.approx(judges.by_yesno(taught.model)(["p"], ["abcx"]), abs=1e-6)
+    kept = reward_functions.reward_of(str(tmp_path), "reward")  # a folder of a language model is asked yes or no
+    assert kept(["p"], ["abcx"]) == pytest.approx(reward_functions.by_yesno(taught.model)(["p"], ["abcx"]), abs=1e-6)
 
 
 # --- refinements -----------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from didact import alignment, cli
+from didact import alignment
 from didact.claims.alignment import d2o_example
-from didact.evaluate import win_rates
+from didact.evaluate import protocols, win_rates
+from didact.evaluate.protocols import Scoring
 from didact.infer import generate
-from didact.models import load
+from didact.infer.generate import SamplingConfig
 from didact.objectives import policy, rewards
 from didact.registry import METHODS
 from didact.types import Fit, Text, UserError
@@ -246,7 +247,8 @@ def hash_of(text):
     return 1 + sum(text.encode()) % 7
 
 
-HOW = {"reward": likes_a, "k": 40, "rounds": 3, "samples": 6, "draws": 10, "max_new_tokens": 8}
+SHORT = SamplingConfig(max_new_tokens=8, temperature=1.0)
+HOW = {"reward": likes_a, "k": 40, "rounds": 3, "samples": 6, "sampling": SHORT}
 FIT = Fit(lr=2e-3, rows=16, schedule="constant")
 
 
@@ -266,6 +268,15 @@ def start():
     return get
 
 
+def win_rates_of(result, start, asked, **options):
+    """The win rates of a result's model over its start."""
+    options = {"decoding": "bon:4", **HOW, **options}
+    scoring = Scoring(records={"prompts": asked}, start=start, options=options)
+    protocol = protocols.named("win_rate")
+    assert {m.value for m in protocol.score(start, scoring).values()} == {0.5, 0.0}  # even with itself
+    return protocol.score(result.models["model"], scoring)
+
+
 def share(model):
     """a's in sampled answers to prompts no training saw."""
     how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
@@ -277,11 +288,11 @@ def share(model):
 def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch, start):
     model = start(arch)
     before = model.fingerprint()
-    result = alignment.infalign(model, texts(3), evaluation=texts(2, 16), **HOW, beta=0.02, fit=FIT)
+    result = alignment.infalign(model, texts(3), **HOW, beta=0.02, fit=FIT)
     taught = result.models["model"]
     assert share(taught) > share(model) + 0.3 and model.fingerprint() == before
-    told = result.metrics
-    assert told["best_of_4"].ci[0] > 0.5 and told["win_rate"].after > 0.5 and told["kl"].after > 0
+    told = win_rates_of(result, model, texts(2, 16))
+    assert told["best_of_4"].ci[0] > 0.5 and told["win_rate"].value > 0.5 and told["kl"].value > 0
     rounds = result.findings["rounds"]
     assert rounds[0]["calibrated"] == pytest.approx(0.5, abs=0.06) and rounds[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert rounds[-1]["calibrated"] > 0.55 and result.findings["t"] == 10.0
@@ -291,12 +302,12 @@ def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch, star
 
 def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way(start):
     model = start("llama")
-    result = alignment.infalign(
-        model, texts(3), **{**HOW, "reward": lambda p, c: [-x for x in likes_a(p, c)]}, decoding="won:2", fit=FIT
-    )
+    options = {"reward": lambda p, c: [-x for x in likes_a(p, c)], "decoding": "won:2"}
+    result = alignment.infalign(model, texts(3), **{**HOW, **options}, fit=FIT)
     assert share(result.models["model"]) < share(model) and result.findings["t"] == -5.0
-    assert set(result.metrics) == {"win_rate", "worst_of_2", "kl"} and result.metrics["worst_of_2"].after > 0.5
-    assert len(result.warnings) == 2 and "--judge" in result.warnings[0]
+    told = win_rates_of(result, model, texts(3), **options)
+    assert set(told) == {"win_rate", "worst_of_2", "kl"} and told["worst_of_2"].value > 0.5
+    assert "that was trained on" in told["win_rate"].help and not result.warnings
 
 
 @pytest.mark.parametrize(("options", "same"), [({}, True), ({"calibration": "none"}, False),
@@ -319,13 +330,16 @@ def test_for_sampling_the_exponent_is_that_of_the_identity(start):
     one, other = (alignment.infalign(start("llama"), texts(3, 8), **how, **more, fit=FIT)
                   for more in ({}, {"transform": "identity"}))  # fmt: skip
     assert one.models["model"].fingerprint() == other.models["model"].fingerprint()
-    assert set(one.metrics) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
+    told = win_rates_of(one, start("llama"), texts(3, 8), decoding="sample")
+    assert set(told) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
 
 
 def test_a_held_out_judge_is_asked_about_what_the_reward_picks(start):
-    how = {**HOW, "rounds": 1, "draws": 20, "judge": lambda p, c: [-x for x in likes_a(p, c)]}
-    told = alignment.infalign(start("llama"), texts(3), **how, fit=FIT).metrics
-    assert told["best_of_4"].after < told["win_rate"].after < 0.5  # more of what is picked for is less of what counts
+    judge = {"judge": lambda p, c: [-x for x in likes_a(p, c)]}
+    result = alignment.infalign(start("llama"), texts(3), **{**HOW, "rounds": 1}, **judge, fit=FIT)
+    told = win_rates_of(result, start("llama"), texts(3), **judge)
+    assert "by the judge" in told["win_rate"].help
+    assert told["best_of_4"].value < told["win_rate"].value < 0.5  # more of what is picked for is less of what counts
 
 
 def test_beta_is_steered_to_a_distance(start):
@@ -363,34 +377,15 @@ def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
 
 def test_presets_and_a_seq2seq_model(fresh):
     for preset in [*METHODS["infalign"].presets.values(), {"transform": "log"}]:
-        how = {**HOW, **preset, "rounds": 1, "k": 4, "draws": 2}
+        how = {**HOW, **preset, "rounds": 1, "k": 4}
         alignment.infalign(fresh("t5", d=32), texts(3, 2), **how, fit=FIT)
 
 
-@pytest.mark.parametrize("options", [{"samples": 1}, {"k": 0}, {"beta": 0.0}, {"kl": -1.0}, {"decoding": "best"},
-                                     {"decoding": "bon:0"}, {"reward": ""}, {"reward": "no.module:there"},
+@pytest.mark.parametrize("options", [{"decoding": "best"}, {"decoding": "bon:0"}, {"reward": ""},
+                                     {"reward": "no.module:there"},
                                      {"transform": "fixed-point", "kl": 1.0}, {"calibration": "none"},
                                      {"reward": lambda p, c: [math.nan] * len(c)}])  # fmt: skip
 def test_what_is_wrong_is_one_line(options, fresh):
     with pytest.raises(UserError) as caught:
         alignment.infalign(fresh("llama"), texts(3, 2), **{**HOW, **options}, fit=FIT)
     assert "\n" not in str(caught.value)
-
-
-def test_a_users_prompts_and_reward_from_the_command_line(start, tmp_path, monkeypatch):
-    start("gpt2").save(tmp_path / "base")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t.text}) + "\n" for t in texts(3, 12)))
-    (tmp_path / "my_reward.py").write_text(
-        "def a(prompts, completions):\n    return [c.count('a') for c in completions]\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    words = ["run", "infalign", "--model", "base", "--prompts", "p.jsonl", "--map", "text=prompt", "--reward",
-             "my_reward:a", "--out", "out", "--k", "10", "--rounds", "1", "--samples", "2", "--draws", "4", "--lr",
-             "1e-3", "--max-new-tokens", "6", "--decoding", "bon:2", "--device", "cpu"]  # fmt: skip
-    assert cli.main(words) == 0
-    told = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (
-        set(told["metrics"]) == {"win_rate", "best_of_2", "kl"} and told["options"]["reward"]["value"] == "my_reward:a"
-    )
-    assert json.loads((tmp_path / "out" / "samples.json").read_text())[0]["part"] == "bon:2"
-    load.load(tmp_path / "out" / "model", "cpu")

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import didact
-from didact import baselines
+from didact import baselines, cli
 from didact.models import forward, load
 from didact.models.load import load as load_model
 from didact.types import Demo, Fit, Result, UserError
@@ -23,9 +23,9 @@ QUICK = Fit(lr=1e-2, steps=3, rows=2, schedule="constant")
 
 
 def rows_of(model):
-    from didact.evaluate import forget
+    from didact.evaluate import forgetting
 
-    return forget.rows_of(model, DEMOS)
+    return forgetting.rows_of(model, DEMOS)
 
 
 def logp(model):
@@ -204,3 +204,44 @@ def test_modules_transformers_cannot_express_are_saved_as_didacts(tmp_path):
     assert Result(models={"model": Model(module, kind="module")}).save(tmp_path)["model"].startswith("didact: ")
     assert torch.equal(load_file(tmp_path / "model/model.safetensors")["weight"], module.weight)
     assert json.loads((tmp_path / "model/didact.json").read_text())["module"] == "Linear"
+
+
+CODE = """
+import pathlib
+pathlib.Path({marker!r}).write_text("ran")
+from transformers import LlamaConfig, LlamaForCausalLM
+class Config(LlamaConfig):
+    model_type = "hostile"
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+@pytest.mark.parametrize("verb", ["run", "dry", "evaluate", "compare", "advise", "judge"])
+def test_a_folders_own_python_never_runs_whatever_stands_on_standard_input(verb, broken, tmp_path, monkeypatch, capsys):
+    """transformers asks whether it may run the code where it is not told; `yes y |` would answer."""
+    marker = tmp_path / "marker"
+    (broken / "code.py").write_text(CODE.format(marker=str(marker)))
+    config = json.loads((broken / "config.json").read_text())
+    config |= {"model_type": "hostile", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (broken / "config.json").write_text(json.dumps(config))
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) + "\n" for i in range(60)))
+    out = ["--out", str(tmp_path / "out")]
+    words = {
+        "run": ["run", "sft", "--model", str(broken), "--demos", str(data), *out],
+        "dry": ["run", "sft", "--model", str(broken), "--demos", str(data), *out, "--dry-run"],
+        "evaluate": ["evaluate", str(broken), "--data", str(data), "--protocol", "answer"],
+        "compare": ["compare", "sft", "--model", str(broken), "--demo", str(data), "--budget", "1k-tokens", *out],
+        "advise": ["advise", str(data), "--model", str(broken)],
+        "judge": ["compare", "sft", "--demo", str(data), "--budget", "1k-tokens", "--judge", str(broken), *out,
+                  "--model", str(broken.parent / "sound")],
+    }[verb]  # fmt: skip
+    if verb == "judge":
+        shutil.copytree(broken, broken.parent / "sound")
+        (broken.parent / "sound" / "config.json").write_text(
+            json.dumps(config | {"model_type": "llama", "auto_map": {}})
+        )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what `yes y |` answers
+    assert cli.main(words) == (0 if verb == "advise" else 2)
+    assert not marker.exists() and "Traceback" not in capsys.readouterr().err

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import io
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from killed import server
+from killed import die_after, server
 from shapes import tiny
 
 from didact import bounds, catalogue, cli, files, options, registry, verbs
@@ -208,24 +206,6 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, tmp_path: Pat
         if measure in result["metrics"] and not held and whole:
             found = verbs.evaluate(str(tmp_path / "out"), given[0], protocol, device="cpu")
             assert found[measure].after == pytest.approx(result["metrics"][measure]["after"], abs=1e-5)
-
-
-def die_after(saves: int, words: list[str], ready: Any) -> None:
-    """The command in a process of its own, which is killed right after so many checkpoints."""
-    torch.set_num_threads(1)
-    os.environ["DIDACT_CACHE"] = "off"
-    written, save = [0], checkpoint.save
-
-    def counting(*given: Any) -> Any:
-        place = save(*given)
-        written[0] += 1
-        if written[0] == saves:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return place
-
-    checkpoint.save = counting
-    ready.set()
-    cli.main(words)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -98,6 +98,20 @@ def test_label_smoothing_mixes_dpo_with_its_mirror_image():
     torch.testing.assert_close(preference.dpo(w, l, rw, rl, 0.3, label_smoothing=0.2), mixed, **EXACT)
 
 
+def test_losses_by_name_are_the_functions_with_what_they_need():
+    logp, ref, index = -torch.rand(3, 2) * 5, -torch.rand(3, 2) * 5, torch.tensor([2, 0, 1])
+    sides = (logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1])
+    unsure = torch.tensor([0.1, 0.2, 0.3])
+    wanted = {
+        "dpo": preference.dpo(*sides, 0.3, unsure[index]), "ipo": preference.ipo(*sides, 0.3),
+        "simpo": preference.simpo(*sides[:2], 0.3, 0.7), "orpo": preference.orpo(*sides[:2], 0.3),
+    }  # fmt: skip
+    for name, losses in wanted.items():
+        named = preference.named(name, 0.3, 0.7, unsure)
+        assert torch.equal(named.loss(logp, ref, index), losses)
+        assert named.mean == (name in ("simpo", "orpo")) and named.reference != named.mean
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_kto_without_a_baseline_is_npo_plus_one(beta):
     logp, ref = drawn(6), drawn(6)

@@ -13,9 +13,9 @@ from didact import alignment, baselines
 from didact.data import encode, segments, spans
 from didact.data.streams import Batches, Stream
 from didact.data.templates import Condition
-from didact.evaluate import judges, protocols
+from didact.evaluate import protocols
 from didact.evaluate.protocols import Scoring
-from didact.infer import generate
+from didact.infer import functions, generate
 from didact.infer import lm as language_models
 from didact.models import forward, load, vocabulary
 from didact.objectives import policy
@@ -286,7 +286,7 @@ def test_sentences():
 
 
 def test_a_scorer_wins_over_the_texts_own_scores():
-    found = segments.scored(TEXTS[:1], judges.scorer(lambda texts: [len(t) for t in texts]), "lines")
+    found = segments.scored(TEXTS[:1], functions.scorer(lambda texts: [len(t) for t in texts]), "lines")
     assert found == [[(s.text, len(s.text)) for s in TEXTS[0].segments]]
     assert segments.scored([Text(text="a\nb", score=1.0)], None, "lines") == [[("a\nb", 1.0)]]
 

@@ -40,7 +40,7 @@ from didact.types import (
     as_row,
 )
 
-HH = Path("/work/shared/data/hh_rlhf_harmless_test.jsonl")
+HH = Path(__file__).parents[2] / "shared" / "data" / "hh_rlhf_harmless_test.jsonl"
 GOOD = {"prompt": "Where was Mira born?", "completion": "Tarn"}
 FUZZ = settings(max_examples=550, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -1,6 +1,6 @@
 """A pair under both its goals is 2 records; goals steer a model on prompts it never saw; without them both cancel."""
 
-import json
+import dataclasses
 import math
 
 import numpy as np
@@ -13,18 +13,19 @@ from didact import alignment, baselines
 from didact.claims.alignment import reward_augmented_example as example
 from didact.data import encode, goals
 from didact.data.goals import Wording
-from didact.data.read import read
 from didact.data.templates import Condition
+from didact.evaluate import protocols
+from didact.evaluate.protocols import goals as goals_protocol
+from didact.evaluate.protocols import prefer
 from didact.infer import generate
-from didact.learn import preferences as learner
+from didact.learn import pairs as pair_training
 from didact.models import forward, load
 from didact.objectives import preference
-from didact.registry import METHODS
 from didact.types import Fit, Messages, Preference, UserError
 from didact.worlds.scored import PROMPTS, Scored
 
 SCORE = st.floats(1, 10).map(lambda x: round(x, 1))
-SHORT = {"template": "Overall score: {goal}", "joint": "\n", "beta": 0.5, "unseen": 0.0}
+SHORT = {"wording": example.WORDING, "beta": 0.5}
 
 
 def pairs(*scores):
@@ -184,12 +185,22 @@ def contrast(world, n):
 
 def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not(start):
     world = Scored(prompts=4, letters=4, own=0.0, seed=3)
-    given_ = [p for p in contrast(world, 600) if p.prompt != "D"]  # the last prompt is never taught
+    pairs_ = contrast(world, 600)
+    given_, unseen = ([p for p in pairs_ if (p.prompt == "D") == last] for last in (False, True))  # D is held out
     fit = Fit(lr=3e-3, steps=160, rows=16, warmup_steps=10, schedule="cosine")
-    how = SHORT | {"beta": 1.0, "scale": (1.0, 10.0), "step": 9.0, "fit": fit}
+    how = SHORT | {"beta": 1.0, "step": 9.0, "fit": fit}
     whole = alignment.reward_augmented(start, given_, **how)
-    low, high = rewards(whole.models["model"], world, ["D"])
+    trained = whole.models["model"]
+    low, high = rewards(trained, world, ["D"])
     assert high > low + 2
+    options = {"wording": example.WORDING, "step": 9.0}
+    scoring = protocols.Scoring(records={"preferences": unseen}, start=start, options=options)
+    before, after = (goals_protocol.score(m, scoring)["followed"] for m in (start, trained))
+    assert before.value == pytest.approx(0.5, abs=0.1) and after.value > 0.7
+    records = goals.relabelled(unseen, goals.on_scale(goals.scores_of(unseen), (1.0, 10.0), step=9.0), example.WORDING)
+    margins = prefer.margins(dataclasses.replace(trained, condition=None), records)
+    assert before.n == after.n == len(records) and after.value == pytest.approx(np.mean(margins > 0))
+    assert not goals_protocol.score(start, dataclasses.replace(scoring, options=options | {"scores": "implicit"}))
     legacy = alignment.reward_augmented(start, given_, **how, legacy_nosys=True)
     low, high = rewards(legacy.models["model"], world, ["D"])
     assert abs(high - low) < 1
@@ -221,7 +232,9 @@ def test_one_goal_for_all_is_dpo_with_a_system_prompt_to_the_last_bit(start):
 def test_without_a_goal_in_the_text_both_orders_cancel(start):
     fit = Fit(lr=1e-2, steps=1, rows=16, optimizer="sgd", clip=0.0)
     given_ = contrast(example.world(0), 8)
-    result = alignment.reward_augmented(start, given_, **{**SHORT, "template": ""}, fit=fit)
+    result = alignment.reward_augmented(
+        start, given_, **{**SHORT, "wording": Wording(template="", joint="\n")}, fit=fit
+    )
     assert len(result.records) == 16 and result.history[0]["grad_norm"] < 1e-4
     told = alignment.reward_augmented(start, given_, **SHORT, fit=fit)
     assert told.history[0]["grad_norm"] > 1e-4 or told.history[0]["grad_norm"] > 10 * result.history[0]["grad_norm"]
@@ -241,9 +254,9 @@ def test_implicit_scores_order_pairs_without_scores(start):
 
 def test_implicit_rewards_are_the_scaled_log_ratios(start):
     given_ = contrast(example.world(0), 6)
-    taught = learner.train(start, given_, Fit(lr=3e-3, steps=3, rows=6)).model
-    earned = learner.implicit_rewards(taught, start, given_, 0.3)
-    rows = [r for item in learner.items(start, given_) for r in item]
+    taught = baselines.dpo(start, given_, fit=Fit(lr=3e-3, steps=3, rows=6)).models["model"]
+    earned = pair_training.implicit_rewards(taught, start, given_, 0.3)
+    rows = [r for item in pair_training.groups(start, given_) for r in item]
     moved = forward.row_logp(taught, rows)[0] - forward.row_logp(start, rows)[0]
     assert torch.allclose(earned.double(), 0.3 * moved.view(-1, 2), atol=1e-5) and earned.abs().max() > 1e-2
 
@@ -251,26 +264,17 @@ def test_implicit_rewards_are_the_scaled_log_ratios(start):
 # --- for the user ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_a_users_file_serves(kind, fresh, tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    row = {"chosen": "Osso", "rejected": "Tarn", "score_chosen": 8, "score_rejected": 3.5}
-    lines = [row | {"prompt": f"Where is {i}?"} for i in range(20)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
-    given_ = read(path, "preference", {"chosen_score": "score_chosen", "rejected_score": "score_rejected"})
-    model = fresh(kind, context=128)
-    result = alignment.reward_augmented(model, given_, template="Score: {goal}", fit=Fit(lr=1e-3, steps=2, rows=8))
-    assert len(result.records) == 36 and set(result.metrics) == {"followed", "preferred"}  # a tenth is kept apart
+def test_a_saved_model_is_asked_for_the_highest_goal_and_predict_for_any(fresh, tmp_path):
+    given_ = pairs(*[(8, 3.5)] * 18)
+    model, wording = fresh("llama", context=128), Wording(template="Score: {goal}")
+    result = alignment.reward_augmented(model, given_, wording=wording, fit=Fit(lr=1e-3, steps=2, rows=8))
     assert result.findings["asked"] == "Score: 10" and result.findings["goals"] == {"3.5": 18, "8": 18}
-    assert result.metrics["followed"].n == 4 and len(result.samples) == 4
-    asked = result.predict(["Where is 3?"], max_new_tokens=3)
-    assert asked == result.predict(["Where is 3?"], goal=10, max_new_tokens=3) and len(asked) == 1
+    asked = result.predict(["Q3"], max_new_tokens=3)
+    assert asked == result.predict(["Q3"], goal=10, max_new_tokens=3) and len(asked) == 1
     result.save(tmp_path / "out")
     saved = load.load(tmp_path / "out" / "model", device="cpu")
     assert saved.condition == Condition(before="Score: 10\n\n")
-    assert generate.generate(saved, ["Where is 3?"], max_new_tokens=3) == asked  # asked plainly, it is told its goal
-    taught = [r for r in result.records if r.extra["goal"] == 3.5]
-    assert {r.chosen for r in taught} == {"Tarn"} and len({r.extra["pair"] for r in result.records}) == 18
+    assert generate.generate(saved, ["Q3"], max_new_tokens=3) == asked
 
 
 def test_scores_beyond_the_scale_are_stretched_and_said_to_be(fresh):
@@ -295,26 +299,17 @@ def test_missing_scores_and_ties_are_one_line(fresh):
     with pytest.raises(UserError, match=r"record 1: no number 'chosen_score'; .*--scores implicit") as caught:
         alignment.reward_augmented(model, [Preference(prompt="a", chosen="b", rejected="c")], **SHORT)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="preferences: no records"):
-        alignment.reward_augmented(model, [], **SHORT)
     with pytest.raises(UserError, match="all 1 pairs are ties"):
         alignment.reward_augmented(model, pairs((5, 5)), **SHORT)
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"label_smoothing": 0.5}, {"step": -1.0}, {"share": 0.0},
-                                     {"dropout": 1.0}, {"scale": (5.0, 5.0)}, {"span": (1.0,)}, {"noise": -1.0},
-                                     {"unseen": 1.0}])  # fmt: skip
-def test_a_bad_option_is_one_line(options, fresh):
-    with pytest.raises(UserError, match=f"reward-augmented needs .*{next(iter(options))}"):
-        alignment.reward_augmented(fresh("llama"), pairs((8, 3)), **options)
-
-
-def test_presets_are_options_of_the_method(fresh):
-    for preset in METHODS["reward-augmented"].presets.values():
-        how = {**SHORT, **preset}
-        alignment.reward_augmented(
-            fresh("llama", context=40), pairs((8, 3), (6, 2)), **how, fit=Fit(lr=1e-4, steps=1, rows=2)
-        )
+def test_what_bounds_cannot_say_is_one_line(fresh):
+    with pytest.raises(UserError, match="span = 5 5: two numbers, the lower one first"):
+        alignment.reward_augmented(fresh("llama"), pairs((8, 3)), span=(5.0, 5.0))
+    with pytest.raises(UserError, match="scale = 5 5: the lower end comes first"):
+        Wording(scale=(5.0, 5.0))
+    with pytest.raises(UserError, match=r"leave out wording\.attributes"):
+        alignment.reward_augmented(fresh("llama"), pairs((8, 3)), scores="implicit", wording=Wording(attributes=["a"]))
 
 
 # --- the world -------------------------------------------------------------------------------

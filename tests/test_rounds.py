@@ -121,7 +121,7 @@ def test_a_folder_changes_nothing_and_finished_rounds_are_not_played_again(fresh
         raise AssertionError("sampled or trained again")
 
     monkeypatch.setattr(generate, "completions", forbidden)
-    monkeypatch.setattr("didact.learn.language.teach", forbidden)
+    monkeypatch.setattr("didact.learn.language.train", forbidden)
     again = run(start, demos, tmp_path)
     assert same(memory, again) and again.findings == memory.findings and again.cost.tokens == memory.cost.tokens
     assert [r.rejected for r in again.records] == [r.rejected for r in memory.records]
@@ -160,8 +160,8 @@ def test_other_options_data_or_weights_are_named(fresh, demos, tmp_path):
     run(start, demos, tmp_path, rounds=1)
     changed = {
         "loss": lambda: run(start, demos, tmp_path, loss="hinge"),
-        "data": lambda: run(start, demos[:-1], tmp_path),
-        "weights": lambda: run(fresh("llama", seed=1), demos, tmp_path),
+        "demos": lambda: run(start, demos[:-1], tmp_path),
+        "model, weights": lambda: run(fresh("llama", seed=1), demos, tmp_path),
         "lr": lambda: run(start, demos, tmp_path, lr=1e-4),
     }
     for name, call in changed.items():

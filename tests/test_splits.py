@@ -50,3 +50,11 @@ def test_a_comparison_splits_by_a_field():
         made = split({"demos": demos}, part, 2, "author")
         taught, scored = ({d.extra["author"] for d in side["demos"]} for side in (made.train, made.test))
         assert taught and scored and taught.isdisjoint(scored)
+
+
+def test_a_share_of_prompts_is_drawn_with_all_that_is_said_of_them():
+    demos = [Demo(prompt=f"p{i % 10}", completion=str(i)) for i in range(30)]
+    out, rest = splits.by_prompt(demos, 0.35, 0)
+    assert len(out) == 9 and not {d.prompt for d in out} & {d.prompt for d in rest}
+    assert sorted([*out, *rest], key=lambda d: int(d.completion)) == demos
+    assert splits.by_prompt(demos, 0.35, 1)[0] != out and splits.by_prompt(demos, 0.0, 0) == ([], demos)

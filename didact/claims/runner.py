@@ -19,8 +19,7 @@ from didact.claims import sources, verdict
 from didact.learn import episodes
 from didact.learn.progress import Bar
 from didact.models import cache
-from didact.models.model import Model
-from didact.types import Result, UserError
+from didact.types import UserError
 
 Tier = Literal["smoke", "quick", "full"]
 Measured = Mapping[str, Mapping[str, float]]
@@ -58,7 +57,7 @@ class Claim:
         run: `run(seed, tier, **options)`: every arm trained and measured on one seed, pure in its arguments;
             a function of the claim's own module. The runner calls it on one thread, with a private cache.
         tests: what the seeds decide.
-        gates: competence gates, made by `verdict.gate`.
+        gates: competence gates, made by `lab.gate`.
         sabotages: at least two, from the paper's card.
         seeds: how many of each tier: 0, 1, 2 ... (tune on seeds from 1000 on).
     """
@@ -87,13 +86,6 @@ class Claim:
     def modules(self) -> tuple[str, str]:
         """The method's and the claim's own module."""
         return self.run.__module__.replace("didact.claims.", "didact.methods."), self.run.__module__
-
-
-def taught(result: Result) -> Model:
-    """The model a method gave."""
-    model = result.models["model"]
-    assert isinstance(model, Model)
-    return model
 
 
 def run(

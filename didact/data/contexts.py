@@ -13,8 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from didact.types import Preference, UserError
 
 TEMPLATE = "{prompt}\n\nJudge the answer by this: {context}\n\n"
@@ -80,18 +78,3 @@ def reversals(preferences: Sequence[Preference]) -> tuple[list[tuple[int, int]],
         else:
             waiting[p.prompt, p.chosen, p.rejected].append(i)
     return pairs, [i for i in range(len(preferences)) if i not in partnered]
-
-
-def apart(records: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
-    """Records kept apart, and the rest: by prompt, so that no prompt is on both sides."""
-    prompts = list(dict.fromkeys(r.prompt for r in records))
-    draw = np.random.default_rng([seed, 98])
-    out = {prompts[i] for i in draw.permutation(len(prompts))[: int(share * len(prompts))]}
-    return [r for r in records if r.prompt in out], [r for r in records if r.prompt not in out]
-
-
-def leaked(train: Sequence[Preference], test: Sequence[Preference]) -> int:
-    """How many test records have their prompt, or both their completions in either order, in training."""
-    prompts = {p.prompt for p in train}
-    sides = {frozenset((p.chosen, p.rejected)) for p in train}
-    return sum(p.prompt in prompts or frozenset((p.chosen, p.rejected)) in sides for p in test)

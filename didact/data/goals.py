@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,7 +51,8 @@ class Wording:
         template: the instruction. Its line with `{goal}` is there once for every attribute, whose name is
             `{attribute}`; `{low}` and `{high}` are the scale's ends. Without `{goal}` no goal is told.
         scale: ends of the goals' scale; the upper one is what is asked for when the model is used.
-        attributes: names of the scores, for several at once.
+        attributes: names of several scores a side, in the fields `chosen_scores` and `rejected_scores`, objects by
+            name.
         place: of a conversation: its `system` turn (a new one where there is none), or before its first `user`
             text, for chat templates without a system turn. A plain prompt has the instruction before it.
         joint: stands between instruction and text.
@@ -58,7 +60,7 @@ class Wording:
 
     template: str = TEMPLATE
     scale: tuple[float, float] = (1.0, 10.0)
-    attributes: tuple[str, ...] = ()
+    attributes: Sequence[str] = ()
     place: templates.Place = "system"
     joint: str = "\n\n"
 
@@ -68,6 +70,8 @@ class Wording:
         except (KeyError, IndexError, ValueError):
             known = "{goal}, {attribute}, {low} and {high}"
             raise UserError(f"template {self.template!r}: its fields are {known}; other braces are doubled") from None
+        if not self.scale[0] < self.scale[1]:
+            raise UserError(f"scale = {printed(self.scale[0])} {printed(self.scale[1])}: the lower end comes first")
 
     @property
     def best(self) -> Goal:
@@ -155,6 +159,23 @@ def reach(scores: Sequence[Sides]) -> tuple[float, float]:
     return min(every), max(every)
 
 
+def span_of(scores: Sequence[Sides], scale: tuple[float, float]) -> tuple[float, float] | None:
+    """Between what scores lie; None where all of them are on the scale."""
+    low, high = reach(scores)
+    return None if scale[0] <= low <= high <= scale[1] else (low, high)
+
+
+def noisy(scores: Sequence[Sides], noise: float, seed: int) -> list[Sides]:
+    """Scores with Gaussian noise of this standard deviation."""
+    draw = np.random.default_rng([seed, 99])
+    if not noise:
+        return list(scores)
+    return [
+        (tuple(x + noise * draw.standard_normal() for x in a), tuple(x + noise * draw.standard_normal() for x in b))
+        for a, b in scores
+    ]
+
+
 def gap(sides: Sides) -> float:
     """How far apart two sides are, in their most different score."""
     return max(abs(a - b) for a, b in zip(*sides, strict=True))
@@ -211,6 +232,12 @@ def _under(
         extra=pair.extra | {"pair": number} | told,
     )  # fmt: skip
     return turned_round(made) if turned and not plain else made
+
+
+def counts(records: Sequence[Preference]) -> dict[str, int]:
+    """How many records ask for each goal; of several attributes, for each combination."""
+    named = sorted(r.extra["goal"] for r in records if "goal" in r.extra)
+    return dict(Counter(" ".join(map(printed, g)) if isinstance(g, list) else printed(g) for g in named))
 
 
 def turned_round(pair: Preference) -> Preference:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from didact.types import Record, UserError, as_row
 
+R = TypeVar("R", bound=Record)
 SAID = ("prompt", "question", "text", "task", "x", "source", "lemma")
 
 
@@ -51,6 +55,16 @@ def held_out(keys: Sequence[str], share: float) -> set[int]:
         if len(out) + len(members[key]) < len(keys):
             out.update(members[key])
     return out
+
+
+def by_prompt(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:
+    """Records held out, and the rest: a share of the prompts, drawn at random, with all that is said of them."""
+    of = keys(records)
+    prompts = list(dict.fromkeys(of))
+    draw = np.random.default_rng([seed, 98])
+    out = {prompts[i] for i in draw.permutation(len(prompts))[: int(share * len(prompts))]}
+    both = list(zip(of, records, strict=True))
+    return [r for key, r in both if key in out], [r for key, r in both if key not in out]
 
 
 def _hash(key: str) -> str:

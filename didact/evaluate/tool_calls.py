@@ -9,12 +9,31 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from didact.data import selection
+from didact.infer import rank
+from didact.models.kv_cache import KVCache
+from didact.models.model import Model
+from didact.types import Demo
 
 FIELDS = ("form", "count", "function", "names", "values")
 """What can be wrong: no list of calls, their number, a function's name, the set of its parameters, a value."""
 
 LEXEME = re.compile(r"-?\d+(?:\.\d+)?|\w+|\S")
+
+
+VERDICT = (
+    "REQUEST: {request}\n\nGROUND TRUTH: {truth}\n\nANSWER: {answer}\n\n"
+    "Compare the answer with the ground truth by five criteria: function names, number of parameters, parameter names, "
+    "parameter values and types, and meaning. A fragment of the ground truth is excellent too.\n"
+    "(A) Excellent\n(B) Acceptable\n(C) Fair\n(D) Poor\n\nVerdict:"
+)
+WORTH = {"A": 1.0 / 4, "B": 0.1 / 4, "C": -1.0 / 4, "D": -2.0 / 4}
+
+Judge = Literal["ast", "self", "words"]
 
 
 class Call(NamedTuple):
@@ -130,3 +149,62 @@ def _value(node: ast.expr) -> Any:
 
 def _equal(a: Any, b: Any) -> bool:
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
+def value(said: str, wanted: str, terminal: bool) -> float:
+    """+1 where what was said is right so far (an ended answer: has the same calls), -1 where it is not."""
+    good = not errors(said, wanted) if terminal else on_track(said, wanted)
+    return 1.0 if good else -1.0
+
+
+def guess(step: str, wanted: str) -> float:
+    """The official code's first guess of a fragment, from words alone.
+
+    0.1 where it ends the calls if and only if the right answer does, else -0.1, plus the overlap of their words less
+    0.5; 0 for white space.
+    """
+    if not step.strip():
+        return 0.0
+    return (0.1 if (")]" in step) == (")]" in wanted) else -0.1) + overlap(wanted, step) - 0.5
+
+
+def difficulties(demos: Sequence[Demo]) -> list[float]:
+    """Mean rank by number of tools, length of the prompt and number of calls."""
+    tools = [len(d.extra.get("tools", ())) or d.prompt.count('"name"') for d in demos]
+    calls = [len(parse(d.completion) or ()) for d in demos]
+    return selection.mean_rank([tools, [len(d.prompt) for d in demos], calls])
+
+
+def values(
+    judge: Judge, model: Model, demos: Sequence[Demo], texts: Sequence[str], steps: Sequence[tuple[str, bool]],
+    kv_cache: KVCache | None = None,
+) -> list[float]:  # fmt: skip
+    """What partial answers are worth.
+
+    Args:
+        judge: `ast` compares with the right answer (`value`), `words` guesses from a step's words (`guess`), `self`
+            asks the model for a verdict in [-0.5, 0.25].
+        model: that searches.
+        demos: the request and right answer of each.
+        texts: each answer so far.
+        steps: its last step alone, and whether it ends the answer.
+        kv_cache: what the model has read before.
+    """
+    if judge == "self":
+        asked = [
+            VERDICT.format(request=d.prompt, truth=d.completion, answer=t) for d, t in zip(demos, texts, strict=True)
+        ]
+        return rank.expected(model, asked, WORTH, kv_cache)
+    wanted = [d.completion for d in demos]
+    if judge == "words":
+        return [guess(step, w) for (step, _), w in zip(steps, wanted, strict=True)]
+    return [value(t, w, ended) for t, w, (_, ended) in zip(texts, wanted, steps, strict=True)]
+
+
+def selected(
+    demos: Sequence[Demo], nll: Sequence[float], ratio: float, trim: float = 0.0, select: str = "ppl", seed: int = 0
+) -> list[int]:
+    """Which demonstrations are searched: `floor(n ratio)` of those with calls and of the others, hardest first."""
+    chance = np.random.default_rng([seed, 57]).random(len(demos)).tolist()
+    score = {"ppl": nll, "easy": [-x for x in nll], "random": chance}[select]
+    return selection.top(score, ratio, [")" in d.completion for d in demos], trim, nll)

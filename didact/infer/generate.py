@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from didact.bounds import Count, NonNegative, PositiveShare, Whole
 from didact.data import encode
 from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
@@ -56,15 +57,15 @@ class SamplingConfig:
         length_penalty: beam search's alpha.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    max_new_tokens: Count = 64
+    temperature: NonNegative = 0.0
+    top_p: PositiveShare = 1.0
+    top_k: Whole = 0
     seed: int = 0
-    rows: int = 64
+    rows: Count = 64
     stop: Sequence[str] = ()
     closing: Collection[int] = ()
-    beams: int = 1
+    beams: Count = 1
     length_penalty: float = 0.6
 
 

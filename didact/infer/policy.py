@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from annotated_types import MinLen
+
+from didact.bounds import Count, NonNegative, Positive
 from didact.infer import generate, steps
 from didact.infer.generate import Completion, SamplingConfig
-from didact.infer.tree import Node, Step
+from didact.infer.tree import Node, SearchConfig, Step
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 
@@ -34,7 +39,7 @@ class Policy:
 
     def prompt(self, node: Node) -> tuple[int, ...]:
         """All tokens before what follows a node."""
-        return (*self.prompts[node.tree], *node.said)
+        return (*self.prompts[node.tree], *node.tokens)
 
     def sampled(self, nodes: Sequence[Node], n: Sequence[int], how: SamplingConfig) -> list[list[Completion]]:
         """`n[i]` continuations of node i, of at most `how.max_new_tokens`; none where the context is full."""
@@ -55,19 +60,53 @@ class Policy:
         return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepSearch:
+    """How a tree of steps is searched.
+
+    Args:
+        simulations: before each decision.
+        root_actions: steps sampled at the root.
+        actions: steps sampled elsewhere.
+        depth: steps of a solution at most; the last one is sampled to the end.
+        c: weight of the prior in PUCT.
+        gamma: discount.
+        prior_power: a step's prior is exp(logp / tokens^power); more favours long steps.
+        temperature: at which steps are sampled.
+        step: texts a step ends with; backslash and n is a line break.
+        last: a step in which this stands is the last; empty for none.
+        step_tokens: of a step, and of the last one to the end.
+        include_gt: the reference solution's next step is one of the steps.
+    """
+
+    simulations: Count = 64
+    root_actions: Count = 2
+    actions: Count = 2
+    depth: Count = 3
+    c: NonNegative = 1.0
+    gamma: NonNegative = 1.0
+    prior_power: NonNegative = 1.25
+    temperature: Positive = 1.0
+    step: Annotated[Sequence[str], MinLen(1)] = ("\\n",)
+    last: str = "answer is"
+    step_tokens: Count = 128
+    include_gt: bool = True
+
+    def of_tree(self, **more: Any) -> SearchConfig:
+        """As `tree.search` takes it, with `more` of its fields."""
+        return SearchConfig(simulations=self.simulations, depth=self.depth, c=self.c, gamma=self.gamma, **more)
+
+
 class Steps(Policy):
     """Proposes one step at a time, and the reference's next one where the text so far is the reference's.
+
+    A step in which `last` stands is given an end token.
 
     Args:
         model: as for `Policy`; so are prompts and seed.
         prompts: as for `Policy`.
         closing: tokens that end a step.
-        count: steps sampled at the root, and elsewhere.
-        depth: the step after which there is none is sampled to the end of the text.
-        tokens: of a step at most.
-        temperature: at which steps are sampled.
-        power: see `steps.prior`.
-        last: a step with this in its text is the last, and is given an end token; empty for none.
+        search: how many steps of which length, and how they are sampled.
         seed: of all draws.
         references: the steps of a tree's reference, where it has one.
     """
@@ -77,27 +116,21 @@ class Steps(Policy):
         model: Model,
         prompts: Mapping[int, Sequence[int]],
         closing: Collection[int],
-        count: tuple[int, int],
-        depth: int,
-        tokens: int,
-        temperature: float,
-        power: float,
-        last: str,
+        search: StepSearch,
         seed: int,
-        references: Mapping[int, Sequence[tuple[int, ...]]],
+        references: Mapping[int, Sequence[tuple[int, ...]]] | None = None,
     ) -> None:
         super().__init__(model, prompts, seed)
-        self.closing, self.count, self.depth, self.power, self.last = closing, count, depth, power, last
-        self.how = SamplingConfig(max_new_tokens=tokens, temperature=temperature)
-        self.references = references
+        self.closing, self.search, self.references = closing, search, references or {}
+        self.sampling = SamplingConfig(max_new_tokens=search.step_tokens, temperature=search.temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Steps that may follow each node."""
         out: list[list[list[Step]]] = [[] for _ in nodes]
         for final in (False, True):
-            these = [i for i, node in enumerate(nodes) if (node.depth + 1 == self.depth) == final]
-            how = self.how if final else dataclasses.replace(self.how, closing=self.closing)
-            counts = [self.count[nodes[i].depth > 0] for i in these]
+            these = [i for i, node in enumerate(nodes) if (node.depth + 1 == self.search.depth) == final]
+            how = self.sampling if final else dataclasses.replace(self.sampling, closing=self.closing)
+            counts = [self.search.actions if nodes[i].depth else self.search.root_actions for i in these]
             for i, made in zip(these, self.sampled([nodes[i] for i in these], counts, how), strict=True):
                 out[i] = [[self._step(c, final)] for c in made]
         given = [(i, step) for i, node in enumerate(nodes) if (step := self._given(node)) is not None]
@@ -105,7 +138,7 @@ class Steps(Policy):
             self.model,
             [self.prompt(nodes[i]) for i, _ in given],
             [[step] for _, step in given],
-            self.power,
+            self.search.prior_power,
             self.kv_cache,
         )
         for (i, _), (step,) in zip(given, valued, strict=True):
@@ -116,18 +149,47 @@ class Steps(Policy):
     def _step(self, made: Completion, final: bool) -> Step:
         tokens = made.tokens
         done = tokens[-1] in self.ends
-        if self.last and not done and self.last in made.text:
+        if self.search.last and not done and self.search.last in made.text:
             tokens, done = (*tokens, *sorted(self.ends)[:1]), True
-        return Step(tokens, steps.prior(made.logp, len(made.tokens), self.power), done or final)
+        return Step(tokens, steps.prior(made.logp, len(made.tokens), self.search.prior_power), done or final)
 
     def _given(self, node: Node) -> Step | None:
         """The reference's step after a node whose text is the reference's so far; its rest where depth ends."""
         reference = self.references.get(node.tree, ())
-        if node.depth >= len(reference) or node.said != sum(reference[: node.depth], ()):
+        if node.depth >= len(reference) or node.tokens != sum(reference[: node.depth], ()):
             return None
-        final = node.depth + 1 >= min(self.depth, len(reference))
+        final = node.depth + 1 >= min(self.search.depth, len(reference))
         tokens = sum(reference[node.depth :], ()) if final else reference[node.depth]
         return Step(tuple(tokens), terminal=final, given=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FragmentSearch:
+    """How trees of fragments are searched.
+
+    Args:
+        simulations: of a tree.
+        actions: continuations sampled from a node.
+        depth: steps of an answer; what is left goes into the last.
+        c: weight of the prior in PUCT.
+        temperature: at which continuations are sampled.
+        max_new_tokens: of a continuation.
+        delimiters: texts a fragment ends with.
+        group: fragments to a step.
+    """
+
+    simulations: Count = 5
+    actions: Count = 3
+    depth: Count = 3
+    c: NonNegative = 1.0
+    temperature: Positive = 1.5
+    max_new_tokens: Count = 50
+    delimiters: Sequence[str] = (". ", ", ", "=", "(")
+    group: Count = 2
+
+    def of_tree(self) -> SearchConfig:
+        """As `tree.search` takes it: a simulation expands once, and no step is decided on."""
+        return SearchConfig(simulations=self.simulations, depth=self.depth, c=self.c, deep=False, decide=False)
 
 
 class Pieces(Policy):
@@ -136,43 +198,27 @@ class Pieces(Policy):
     Args:
         model: as for `Policy`; so are prompts and seed.
         prompts: as for `Policy`.
-        count: continuations sampled from a node.
-        delimiters: texts a fragment ends with.
-        group: fragments to a step.
-        depth: steps of a text; what is left goes into the last.
-        tokens: of a continuation at most.
-        temperature: at which it is sampled.
+        search: how many continuations are sampled from a node, and how they are cut.
         seed: of all draws.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        prompts: Mapping[int, Sequence[int]],
-        count: int,
-        delimiters: Sequence[str],
-        group: int,
-        depth: int,
-        tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, model: Model, prompts: Mapping[int, Sequence[int]], search: FragmentSearch, seed: int) -> None:
         super().__init__(model, prompts, seed)
-        self.count, self.delimiters, self.group, self.depth = count, delimiters, group, depth
-        self.how = SamplingConfig(max_new_tokens=tokens, temperature=temperature)
+        self.search = search
+        self.sampling = SamplingConfig(max_new_tokens=search.max_new_tokens, temperature=search.temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Chains of steps that may follow each node."""
-        made = self.sampled(nodes, [self.count] * len(nodes), self.how)
+        made = self.sampled(nodes, [self.search.actions] * len(nodes), self.sampling)
         flat = [(node, c) for node, row in zip(nodes, made, strict=True) for c in row]
-        chains = [self._chain(c.tokens, self.depth - node.depth) for node, c in flat]
+        chains = [self._chain(c.tokens, self.search.depth - node.depth) for node, c in flat]
         prompts = [self.prompt(node) for node, _ in flat]
         valued = iter(steps.with_priors(self.model, prompts, chains, kv_cache=self.kv_cache))
         return [[next(valued) for _ in row] for row in made]
 
     def _chain(self, tokens: tuple[int, ...], room: int) -> list[Step]:
-        found = steps.pieces(self.model.tokenizer, tokens, self.delimiters)
-        groups = [sum(found[i : i + self.group], ()) for i in range(0, len(found), self.group)]
+        found, size = steps.pieces(self.model.tokenizer, tokens, self.search.delimiters), self.search.group
+        groups = [sum(found[i : i + size], ()) for i in range(0, len(found), size)]
         groups = [*groups[: room - 1], sum(groups[room - 1 :], ())] if len(groups) > room else groups
         ended = tokens[-1] in self.ends
         return [Step(g, terminal=ended and i + 1 == len(groups)) for i, g in enumerate(groups)]

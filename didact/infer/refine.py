@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from didact.types import LM
+from didact.infer import yesno
+from didact.types import LM, Critique
 
 Tidy = Literal["summary", "strip"]
 TRIES = 3  # draws of a record before what is empty is given up
@@ -22,6 +23,10 @@ PLAIN = (
     "Write an excellent answer to the task. It is better than the given answer.\n\n"
     "Task: {prompt}\n\nAnswer: {completion}\n\nImproved answer:"
 )
+CRITICISE = (
+    "What is the most important shortcoming of the answer, and how is it mended? Say it in one sentence.\n\n"
+    "Task: {prompt}\n\nAnswer: {completion}\n\nFeedback:"
+)
 
 
 class Drawn(NamedTuple):
@@ -30,6 +35,12 @@ class Drawn(NamedTuple):
     texts: list[str]
     empty: int = 0
     forbidden: int = 0
+
+
+def filled(template: str, critique: Critique) -> str:
+    """A refinement prompt."""
+    fields = {"prompt": str(critique.prompt), "completion": critique.completion, "feedback": critique.feedback}
+    return yesno.fill(template, fields, "refine_prompt")
 
 
 def tidy(text: str, how: Tidy = "summary") -> str:

@@ -97,6 +97,11 @@ def nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"nll": cross_entropy(student, micro)}
 
 
+def sft(student: Model, micro: MicroBatch, weight: float) -> Mapping[str, Term]:
+    """The same beside another loss, as the term `sft` of this weight."""
+    return {"sft": cross_entropy(student, micro, weight=weight)}
+
+
 def cross_entropy(model: Model, micro: MicroBatch, per: str | None = None, weight: float = 1.0) -> Term:
     """Mean next-token loss over label tokens, in nats: what transformers calls `loss`."""
     logp = forward.tokens(model, micro.tokens)["logp"]
@@ -154,6 +159,11 @@ def reference_logp(reference: Model, items: Sequence[ExampleGroup]) -> Tensor:
     arity = len(items[0])
     total = forward.cached_row_logp(reference, [r for item in items for r in item])
     return total.view(-1, arity).to(next(reference.module.parameters()).dtype)
+
+
+def group_logp(model: Model, items: Sequence[ExampleGroup]) -> Tensor:
+    """The same under any model, not cached, float64."""
+    return forward.row_logp(model, [r for item in items for r in item])[0].view(len(items), -1)
 
 
 def identity(model: Model, data: Any, fit: Fit) -> dict[str, str]:

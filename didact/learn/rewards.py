@@ -19,6 +19,7 @@ from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.learn.language import TrainResult
+from didact.models import opening
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, UserError
@@ -34,7 +35,6 @@ def headed(model: Model, seed: int = 0) -> Model:
         UserError: transformers has no sequence classification for its type, or it is an encoder-decoder.
     """
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
 
     if model.kind == "encoder":
         return model
@@ -46,7 +46,7 @@ def headed(model: Model, seed: int = 0) -> Model:
         try:
             if model.kind != "causal":
                 raise ValueError
-            module: Any = AutoModelForSequenceClassification.from_config(config)
+            module: Any = opening.built("AutoModelForSequenceClassification", config)
         except ValueError:
             raise UserError(
                 f"a reward model needs a causal model with a classification head, which {kind} has not"

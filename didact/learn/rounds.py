@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from didact.learn.checkpoint import State
 from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
 from didact.learn.progress import Bar
+from didact.models import forward
 from didact.models.model import Model, copy_of
-from didact.types import Cost, Fit, Result, UserError
+from didact.types import Cost, Fit, Result, Reward, UserError
 
 CHUNK = 256  # prompts sampled between two writes
 APART = 7919  # between the seeds of two rounds
@@ -107,6 +108,28 @@ class Round:
         flat = [row[0] for row in self.samples(ids, 1, how, name)]
         return [flat[at : at + n] for at in range(0, len(flat), n)]
 
+    def mean_nll(self, rows: Sequence[TokenizedExample]) -> list[float]:
+        """-log p of each row's labels under this round's model, mean over its tokens; kept in the folder as `nll`."""
+
+        def measure(start: int, stop: int) -> list[Any]:
+            total, count = forward.row_logp(self.model, rows[start:stop])
+            return list((-total / count).tolist())
+
+        return self.chunks("nll", len(rows), measure)
+
+    def rewards(
+        self, prompts: Sequence[str], completions: Sequence[Sequence[Completion]], reward: Reward, name: str = "rewards"
+    ) -> Any:
+        """The reward of every prompt's completions, `(prompts, n)`."""
+
+        def make(start: int, stop: int) -> list[Any]:
+            rows = completions[start:stop]
+            asked = [p for p, row in zip(prompts[start:stop], rows, strict=True) for _ in row]
+            values = iter(reward(asked, [c.text for row in rows for c in row]))
+            return [[next(values) for _ in row] for row in rows]
+
+        return np.array(self.chunks(name, len(completions), make), dtype=float)
+
 
 @dataclass(frozen=True)
 class RoundData:
@@ -154,9 +177,10 @@ def run_rounds(
     fit: Fit,
     *,
     name: str,
+    scheduled: bool = False,
     hooks: Sequence[Hook] = (),
 ) -> RoundsResult:
-    """Play `count` rounds from `model`, which stays as it was.
+    """Run `count` rounds from `model`, which stays as it was.
 
     A LoRA adapter is merged when its model is promoted, so that the next round starts from plain weights, which are
     then its frozen opponent too. More rounds than before may be asked of the same folder; it goes on after the last.
@@ -165,9 +189,10 @@ def run_rounds(
         model: where round 0 starts.
         count: how many rounds.
         collect: samples and makes training data; called in every round, also in finished ones, where all of it is read.
-        train: teaches a copy of `round.model` under `round.fit` (and with `hooks`) on what was collected.
+        train: trains a copy of `round.model` under `round.fit` (and with `hooks`) on what was collected.
         fit: of every round; rounds differ in its seed.
         name: of the folder.
+        scheduled: rounds depend on how many there are (the option `rounds`): no more may be asked of a folder then.
         hooks: given to every training; their state goes from round to round.
 
     Raises:
@@ -177,7 +202,8 @@ def run_rounds(
     root = Path(fit.folder) / name if fit.folder else None
     if root and rank == 0:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
-        _same(root, {**how, **registry.identity(), "weights": model.fingerprint()})
+        call = {k: v for k, v in registry.identity().items() if k != "rounds" or scheduled}
+        _same(root, {**how, **call, "weights": model.fingerprint()})
     rounds_result: RoundsResult = RoundsResult(model)
     for number in range(count):
         here = root / f"round-{number}" if root else None
@@ -271,6 +297,19 @@ def as_sampled(row: TokenizedExample, model: Model, max_new_tokens: int) -> Toke
             head = start + head[len(head) - room + len(start) :]
         max_new_tokens = min(max_new_tokens, model.context - len(head))
     return TokenizedExample(head, body[:max_new_tokens])
+
+
+def sampled_prompts(model: Model, prompts: Iterable[str], max_new_tokens: int) -> list[tuple[int, ...]]:
+    """Prompts as sampling reads them: cut where an answer needs the room."""
+    rows = [TokenizedExample(tuple(encode.prompt_ids(model.tokenizer, p, model.kind)), ()) for p in prompts]
+    return [as_sampled(row, model, max_new_tokens).prompt for row in rows]
+
+
+def answer_groups(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Completion]]) -> list[ExampleGroup]:
+    """Every prompt with all of its completions as a group."""
+    return [
+        tuple(TokenizedExample(tuple(p), c.tokens) for c in row) for p, row in zip(prompts, completions, strict=True)
+    ]
 
 
 def pair_stats(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str, float]:

@@ -7,13 +7,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from didact import files
 from didact.data.templates import Condition
-from didact.models import cache, logit_ensemble, mixers
+from didact.models import cache, logit_ensemble, mixers, opening
 from didact.models.model import CONDITION, Kind, Model
 from didact.types import UserError
 
@@ -32,7 +31,6 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -51,7 +49,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     elif where.exists() or str(path).startswith((".", "/")) or str(path).count("/") > 1:
         raise UserError(f"{path}: not a model folder")
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = opening.opened("AutoConfig", path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
@@ -59,10 +57,10 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     if any(name.endswith("ForSequenceClassification") for name in getattr(config, "architectures", None) or ()):
         raise UserError(f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}")
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
-    auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     try:
-        module, info = auto.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        module, info = opening.opened(auto, path, dtype=DTYPES[dtype], output_loading_info=True)
+        tokenizer = opening.opened("AutoTokenizer", path)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from didact import files
 from didact.bounds import Count, Positive, Whole
+from didact.models import opening
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -363,12 +364,9 @@ class Banded(nn.Module):
         inner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        import transformers as hf
-
         self.spec = {"config": dict(config), "width": width, "layers": layers}
         if inner is None:
-            told = {k: v for k, v in config.items() if k != "model_type"}
-            inner = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(config["model_type"], **told))
+            inner = opening.built("AutoModelForCausalLM", config)
         decoder: Any = inner
         self.inner = decoder
         if (how := decoder.config._attn_implementation) not in ("eager", "sdpa"):
@@ -479,9 +477,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The one saved beside the weights, where the module reads text."""
     if not (folder / "tokenizer_config.json").exists():
         return None
-    from transformers import AutoTokenizer
-
-    made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    made: PreTrainedTokenizerBase = opening.opened("AutoTokenizer", folder)
     return made
 
 

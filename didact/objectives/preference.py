@@ -17,13 +17,15 @@ otherwise), one loss per record out. With `r = logp - ref_logp`:
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Convex = Literal["logistic", "hinge", "exponential", "correlation"]
+PairLossName = Literal["dpo", "ipo", "simpo", "orpo"]
 
 
 def margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor | float, ref_rejected: Tensor | float) -> Tensor:
@@ -101,6 +103,42 @@ def orpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 0.1) -> Tenso
         return mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))
 
     return -chosen_mean + beta * pairwise(log_odds(chosen_mean) - log_odds(rejected_mean))
+
+
+class Named(NamedTuple):
+    """A loss of pairs by its name: `loss(logp (B, 2), ref_logp (B, 2), index (B,)) -> (B,)`, chosen first.
+
+    `mean` says that it takes means over tokens, `reference` that it needs one.
+    """
+
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    mean: bool
+    reference: bool
+
+
+def named(name: PairLossName, beta: float, gamma: float = 0.5, label_smoothing: float | Tensor = 0.0) -> Named:
+    """One of the losses of pairs.
+
+    Args:
+        name: dpo, ipo, or without a reference simpo and orpo, on means over tokens.
+        beta: scale of the margin; of orpo, weight of the odds.
+        gamma: of simpo, the margin asked for.
+        label_smoothing: of dpo, for all pairs or for each of them, `(N,)`.
+    """
+
+    def loss(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
+        if name == "simpo":
+            return simpo(logp[:, 0], logp[:, 1], beta, gamma)
+        if name == "orpo":
+            return orpo(logp[:, 0], logp[:, 1], beta)
+        sides = (logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1])
+        if name == "ipo":
+            return ipo(*sides, beta)
+        unsure = label_smoothing.to(logp)[index] if isinstance(label_smoothing, Tensor) else label_smoothing
+        return dpo(*sides, beta, unsure)
+
+    free = name in ("simpo", "orpo")
+    return Named(loss, mean=free, reference=not free)
 
 
 def aggregated(

@@ -20,6 +20,7 @@ from didact.types import UserError
 
 Array = Any  # of float64
 Transform = Literal["identity", "log", "exp", "fixed-point"]
+Calibration = Literal["prompt", "global", "none"]
 GRID = 2000
 
 
@@ -90,6 +91,16 @@ def calibrate(reward: Array, reference: Array, weight: Array | None = None) -> A
     if weight is None:
         return worse.mean(-1)
     return (worse * np.asarray(weight, float)[..., None, :]).sum(-1)
+
+
+def calibrated(reward: Array, reference: Array, by: Calibration) -> Array:
+    """C of answers `(prompts, n)` against the reference's rewards `(prompts, k)`: those to the same prompt, to all
+    prompts (`global`), or the rewards as they are (`none`)."""
+    if by == "none":
+        return reward
+    if by == "global":
+        return calibrate(np.ravel(reward), np.ravel(reference)).reshape(np.shape(reward))
+    return calibrate(reward, reference)
 
 
 def transform(u: Array, name: Transform, t: float = 10.0, floor: float = 0.0) -> Array:

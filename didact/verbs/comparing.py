@@ -23,19 +23,8 @@ from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import provenance
 
 IDENTITY = (
-    "budget",
-    "seeds",
-    "seed",
-    "fit",
-    "folds",
-    "group_by",
-    "gold",
-    "judge",
-    "dtype",
-    "rename",
-    "skip_bad",
-    "chat",
-)
+    "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
+)  # fmt: skip
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 

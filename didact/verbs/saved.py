@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from didact import files
+from didact import catalogue, files, options, registry
 from didact.data.read import read
-from didact.evaluate import judges, measures, protocols
+from didact.evaluate import measures, protocols
 from didact.evaluate.protocols import Scoring
 from didact.infer import generate
+from didact.learn import reward_functions
 from didact.models import load
 from didact.models.model import Model
 from didact.types import Metric, UserError
@@ -20,11 +22,10 @@ from didact.verbs.job import example
 def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
     """Score a saved model on a file; beside it the start model's numbers where the run is known."""
     used = protocols.named(protocol)
-    model, start, run = _saved(folder, more.get("device"))
+    model, start, run = _saved(folder, more.get("device"), rewards=used.kind == "preference")
     records: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
-    options = {name: option["value"] for name, option in run.get("options", {}).items()}
     name = next(iter(used.scored), used.kind)
-    scoring = Scoring(records={name: records}, start=start or model, seed=run.get("seed", 0), options=options)
+    scoring = Scoring(records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run))
     before = used.score(start, scoring) if start is not None else None
     return measures.metrics(before, used.score(model, scoring))
 
@@ -41,13 +42,27 @@ def answers(
     return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
 
 
-def _saved(folder: str, device: str | None) -> tuple[Model, Model | None, dict[str, Any]]:
-    """A saved model, the one it was trained from where result.json names it, and the run's result."""
+def _options(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options as its method takes them; none where no run is known."""
+    if "options" not in run:
+        return {}
+    entry = catalogue.entry(run["method"])
+    function = getattr(importlib.import_module(entry["module"]), entry["function"])
+    values = {name: run["options"][name]["value"] for name in options.flat(entry) if name in run["options"]}
+    return registry.assemble(function, values)
+
+
+def _saved(folder: str, device: str | None, rewards: bool = False) -> tuple[Model, Model | None, dict[str, Any]]:
+    """A saved model, the one it was trained from where result.json names it, and the run's result.
+
+    A reward model is opened only where rewards are wanted.
+    """
     root = Path(folder)
     place = root / "model" if (root / "model").is_dir() else root
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
-    model = judges.opened(str(place), device) if judges.is_reward_model(place) else load.load(place, device)
+    judge = rewards and reward_functions.is_reward_model(place)
+    model = reward_functions.opened(str(place), device) if judge else load.load(place, device)
     run = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
     start = (run.get("model") or {}).get("path")
     if start == "embedded example":

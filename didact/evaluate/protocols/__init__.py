@@ -6,12 +6,14 @@ one, add a module here: `--protocol`, `@method(protocol=...)`, `run`, `evaluate`
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from didact import registry
 from didact.data import convert
 from didact.evaluate.measures import Measure
 from didact.models.model import Model
@@ -51,11 +53,18 @@ class Scoring:
         known = (named(name).prompts(self) for name in (*RANKING, "judged") if named(name).records(self.records))
         return list(dict.fromkeys(next(known, [])))[:count]
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made once for all models that are scored here."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
+    def config(self, name: str, default: T) -> T:
+        """A dataclass option of the method: whole, or by its fields, `name.field`, as result.json has it."""
+        fields = {k.removeprefix(f"{name}."): v for k, v in self.options.items() if k.startswith(f"{name}.")}
+        config: Any = self.options.get(name, default)
+        return cast(T, dataclasses.replace(config, **fields))
+
+    def once(self, name: str, make: Callable[[], T], *given: Any) -> T:
+        """What `make` gives, made once for all models that are scored here; `given` are options it depends on."""
+        key = f"{name} {registry.digest(given)}" if given else name
+        if key not in self._kept:
+            self._kept[key] = make()
+        return cast(T, self._kept[key])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,13 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     if model.kind == "encoder":
         margin = reward_margins(model, pairs)
         of = mean_measure(margin, "higher", "reward of chosen less rejected")
-        return {"preferred": _share(margin, "is rewarded more"), "reward_accuracy": _share(margin, "is rewarded more"),
+        return {"preferred": share(margin, "is rewarded more"), "reward_accuracy": share(margin, "is rewarded more"),
                 "margin": of}  # fmt: skip
     own = margins(model, pairs)
     moved = own - scoring.once("margins of the start", lambda: margins(scoring.start, pairs))
     return {
-        "preferred": _share(own, "is likelier"),
-        "reward_accuracy": _share(moved, "gained more log-prob over the start model"),
+        "preferred": share(own, "is likelier"),
+        "reward_accuracy": share(moved, "gained more log-prob over the start model"),
         "margin": mean_measure(own, "higher", "log-prob of chosen less rejected", "nats"),
         "reward_margin": mean_measure(moved, "higher", "the same, less the start model's", "nats"),
     }
@@ -52,7 +52,8 @@ def reward_margins(model: Model, pairs: Any) -> Any:
     return np.subtract(chosen, rejected)
 
 
-def _share(margin: Any, text: str) -> Measure:
+def share(margin: Any, text: str) -> Measure:
+    """How often a margin is above 0; a tie is half."""
     return mean_measure((margin > 0) + 0.5 * (margin == 0), "higher", f"pairs whose chosen side {text}")
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from didact.data import encode, segments
-from didact.evaluate import judges
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Protocol, Scoring
-from didact.infer import generate
+from didact.infer import functions, generate
 from didact.models import vocabulary
 from didact.models.model import Model
 from didact.types import Text
@@ -27,13 +26,14 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     given = options.get("scorer") or options.get("score")
     if not given:
         return {}
-    scorer, split = judges.scorer(given), options.get("split", "sentences")
+    scorer, split = functions.scorer(given), options.get("split", "sentences")
 
     def scores(texts: list[Text]) -> list[float]:
         return [value for document in segments.scored(texts, scorer, split) for _, value in document]
 
+    threshold = options.get("threshold", "q0.5")
     limit = scoring.once(
-        "threshold", lambda: segments.threshold(options.get("threshold", "q0.5"), scores(list(scoring.of("text"))))
+        "threshold", lambda: segments.threshold(threshold, scores(list(scoring.of("text")))), given, split, threshold
     )
     texts = [Text(text=t) for t in written(model, TEXTS, TOKENS, scoring.seed) if t]
     values = np.array(scores(texts or [Text(text=" ")]))

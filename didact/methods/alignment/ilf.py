@@ -10,15 +10,14 @@ from typing import Any, Literal
 from didact.data import encode
 from didact.evaluate import collapse, judges, protocols
 from didact.evaluate.measures import Measure
-from didact.infer import best_of, generate, refine
-from didact.learn import language
+from didact.infer import best_of, functions, generate, refine, selectors
+from didact.learn import language, refining, reward_functions
 from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
+from didact.learn.refining import Options, Selected
 from didact.learn.rounds import Round
-from didact.methods.alignment import refining
-from didact.methods.alignment.refining import Options, Selected
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import LM, Check, Critic, Critique, Fit, Metric, Preference, Result, Reward, Savable, UserError
@@ -164,17 +163,17 @@ def ilf(
         n=n, selector=selector, mean=mean, threshold=threshold, with_feedback=refine_with == "feedback",
         include_initial=include_initial, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, tidy=tidy,
         forbidden=tuple(forbidden), refine_prompt=refine_prompt or refine.REFINE,
-        plain_prompt=plain_prompt or refine.PLAIN, feedback_prompt=feedback_prompt or refining.CRITICISE,
-        questions=refining.questions_of(questions),
+        plain_prompt=plain_prompt or refine.PLAIN, feedback_prompt=feedback_prompt or refine.CRITICISE,
+        questions=selectors.questions_of(questions),
     )  # fmt: skip
     parts = refining.parts_of(model, how, refiner, judge, feedback, check)
-    liked: Reward | None = judges.reward_of(reward, "reward") if isinstance(reward, str) else None
+    liked: Reward | None = reward_functions.reward_of(reward, "reward") if isinstance(reward, str) else None
     if reward is not None and not isinstance(reward, str):
-        liked = judges.checked(reward)
+        liked = functions.checked(reward)
     pairs, unseen = _apart(preferences or ())
     rewards = reward_models.train(model, pairs, fit, prompt_weight=prompt_weight) if pairs else None
     if liked is None and rewards is not None:
-        liked = judges.by_yesno(rewards.model)
+        liked = reward_functions.by_yesno(rewards.model)
     taught: list[list[tuple[str, str]]] = []
 
     def collect(now: Round) -> Selected:
@@ -239,7 +238,7 @@ def _right(rewards: TrainResult | None, pairs: Sequence[Preference], taught: int
     if rewards is None:
         return {}
     prompts = [p.prompt for p in pairs]
-    better = judges.by_reward(judges.by_yesno(rewards.model))
+    better = judges.by_reward(reward_functions.by_yesno(rewards.model))
     wins = better(prompts, [p.chosen for p in pairs], [p.rejected for p in pairs])
     return {"reward": {"accuracy": sum(wins) / len(wins), "pairs": len(pairs), "taught": taught}}
 

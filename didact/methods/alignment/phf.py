@@ -12,7 +12,7 @@ from annotated_types import Ge, Len
 from didact.bounds import BelowOne, NonNegative, Positive, Share
 from didact.data import encode, segments
 from didact.data.templates import Condition
-from didact.evaluate import judges
+from didact.infer import functions
 from didact.learn import language, weighted
 from didact.learn.fit import Hook
 from didact.models import merge, value, vocabulary
@@ -104,7 +104,7 @@ def phf(
     """
     if tokens[0] == tokens[1]:
         raise UserError(f"tokens = {tokens[0]} {tokens[1]}: two different control tokens are expected")
-    judge = judges.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
+    judge = functions.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
     documents = segments.scored(texts, judge, split)
     values = [v for d in documents for _, v in d]
     cut = [segments.mean(d) for d in documents] if objective == "filter" else values

@@ -197,16 +197,15 @@ def tokenizer(model: str) -> tuple[Any, int]:
     """The model's tokenizer and context, without its weights."""
     from types import SimpleNamespace
 
-    from transformers import AutoConfig, AutoTokenizer
-
+    from didact.models import opening
     from didact.models.model import Model
 
     try:
-        found = AutoTokenizer.from_pretrained(model)
+        found = opening.opened("AutoTokenizer", model)
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no tokenizer can be loaded from it: {str(error).splitlines()[0]}") from None
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = opening.opened("AutoConfig", model)
     except (OSError, ValueError):  # an adapter's folder, or a tokenizer alone
         config = None
     weightless: Any = SimpleNamespace(config=config)

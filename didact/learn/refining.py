@@ -1,10 +1,10 @@
-"""A round's records of `ilf`: drafts, what is said about them, refinements, and the one that is kept."""
+"""A round's records of answers refined by feedback: drafts, feedback, refinements, and the one that is kept.
+
+Source: Scheurer et al. 2023, arXiv:2303.16755.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from didact.data import encode
-from didact.evaluate import judges, selectors
-from didact.infer import best_of, refine, remote, yesno
+from didact.infer import functions, refine, remote, selectors, yesno
 from didact.infer import lm as language_models
 from didact.infer.generate import SamplingConfig
 from didact.infer.yesno import Question
@@ -25,10 +24,6 @@ from didact.types import LM, Check, Critic, Critique, Reward, UserError
 
 MEASURED = 64  # records on which it is looked whether feedback is taken up
 SEED = 1_000_003  # between the seeds of two rounds' texts
-CRITICISE = (
-    "What is the most important shortcoming of the answer, and how is it mended? Say it in one sentence.\n\n"
-    "Task: {prompt}\n\nAnswer: {completion}\n\nFeedback:"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +71,17 @@ class Parts:
         return sum(getattr(getattr(p, "counts", None), "calls", 0) for p in parts)
 
     def criticised(self, now: Round, prompts: Sequence[str]) -> list[Critique]:
-        """Drafts of the policy as the round begins, and what is said about them."""
+        """Drafts of the policy as the round begins, with feedback on them."""
         how, model = self.how, now.model
         ids = [encode.prompt_ids(model.tokenizer, p, model.kind) for p in prompts]
         sampled = SamplingConfig(max_new_tokens=how.max_new_tokens, temperature=how.temperature or 1.0, top_p=how.top_p)
         drafts = [c[0].text for c in now.samples(ids, 1, sampled, "drafts")]
 
-        def say(first: int, stop: int) -> list[Any]:
+        def ask(first: int, stop: int) -> list[Any]:
             return self._feedback(now, [str(p) for p in prompts[first:stop]], drafts[first:stop], first)
 
-        said = now.chunks("feedback", len(drafts), say)
-        return [Critique(prompt=p, completion=d, feedback=f) for p, d, f in zip(prompts, drafts, said, strict=True)]
+        feedback = now.chunks("feedback", len(drafts), ask)
+        return [Critique(prompt=p, completion=d, feedback=f) for p, d, f in zip(prompts, drafts, feedback, strict=True)]
 
     def _feedback(self, now: Round, prompts: Sequence[str], drafts: Sequence[str], first: int) -> list[str]:
         how = self.how
@@ -94,12 +89,12 @@ class Parts:
             lm = self.adviser if self.adviser is not None else language_models.of(now.model)
             shown = [{"prompt": p, "completion": c} for p, c in zip(prompts, drafts, strict=True)]
             asked = [yesno.fill(how.feedback_prompt, fields, "feedback_prompt") for fields in shown]
-            made = lm.generate(
+            replies = lm.generate(
                 asked, how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
                 seed=now.fit.seed * SEED + first,
             )  # fmt: skip
-            return [refine.tidy(texts[0], how.tidy) for texts in made]
-        texts = judges.one_each(self.critic, "feedback", "texts", prompts, drafts)
+            return [refine.tidy(texts[0], how.tidy) for texts in replies]
+        texts = functions.one_each(self.critic, "feedback", "texts", prompts, drafts)
         if wrong := [t for t in texts if not isinstance(t, str)]:
             raise UserError(f"feedback gave {type(wrong[0]).__name__} where a text is expected")
         return [t.strip() for t in texts]
@@ -116,46 +111,48 @@ class Parts:
         how = self.how
         refiner, judge = (p if p is not None else language_models.of(now.model) for p in (self.refiner, self.judge))
         asked = [c for c in critiques if c.feedback.strip()]
-        prompts = [filled(how.refine_prompt if how.with_feedback else how.plain_prompt, c) for c in asked]
+        prompts = [refine.filled(how.refine_prompt if how.with_feedback else how.plain_prompt, c) for c in asked]
         drawn = _drawn(now, "refinements", prompts, refiner, how.n, how)
         some = [i for i, d in enumerate(drawn) if d.texts]
         kept = [asked[i] for i in some]
         texts = [[*drawn[i].texts, *([asked[i].completion] if how.include_initial else [])] for i in some]
 
         def score(first: int, stop: int) -> list[Any]:
-            mine, of = texts[first:stop], kept[first:stop]
+            candidates, of = texts[first:stop], kept[first:stop]
             if how.selector == "judge":
-                return selectors.judged(judge, how.questions, of, mine, how.mean)
+                return selectors.judged(judge, how.questions, of, candidates, how.mean)
             if how.selector == "embedding":
-                return selectors.similar(judge, of, mine)
+                return selectors.similar(judge, of, candidates)
             if how.selector == "reward" and reward is not None:
-                return selectors.rewarded(reward, of, mine)
+                return selectors.rewarded(reward, of, candidates)
             if how.selector == "logp":
-                return selectors.likely(refiner, [prompts[i] for i in some[first:stop]], mine)
-            return (
-                selectors.longest(mine) if how.selector == "length" else selectors.at_random(mine, now.fit.seed, first)
-            )
+                return selectors.likely(refiner, [prompts[i] for i in some[first:stop]], candidates)
+            if how.selector == "length":
+                return selectors.longest(candidates)
+            return selectors.at_random(candidates, now.fit.seed, first)
 
-        picked = [_picked(c, t, s, now.number, how.selector) for c, t, s in
-                  zip(kept, texts, now.chunks("scores", len(kept), score), strict=True)]  # fmt: skip
+        scores = now.chunks("scores", len(kept), score)
+        picked = [
+            selectors.picked(c, t, s, now.number, how.selector) for c, t, s in zip(kept, texts, scores, strict=True)
+        ]
         least = how.threshold
-        taught = [r for r in picked if least is None or (r.extra["score"] is not None and r.extra["score"] >= least)]
+        left = [r for r in picked if least is None or (r.extra["score"] is not None and r.extra["score"] >= least)]
         known = [s for r in picked for s in r.extra["scores"] if s is not None]
         facts: dict[str, Any] = {
-            "records": len(taught), "without_feedback": len(critiques) - len(asked), "empty": len(asked) - len(kept),
+            "records": len(left), "without_feedback": len(critiques) - len(asked), "empty": len(asked) - len(kept),
             "empty_draws": sum(d.empty for d in drawn), "forbidden_draws": sum(d.forbidden for d in drawn),
-            "below_threshold": len(picked) - len(taught), "unclear": sum(r.extra["score"] is None for r in picked),
+            "below_threshold": len(picked) - len(left), "unclear": sum(r.extra["score"] is None for r in picked),
             "different": float(np.mean([len(set(t)) for t in texts])) if texts else 0.0,
             "score": _mean([r.extra["score"] for r in picked if r.extra["score"] is not None]),
             "score_of_all": _mean(known),
         }  # fmt: skip
-        if not taught:
+        if not left:
             raise UserError(
                 f"ilf: round {now.number}: no refinement is left of {len(critiques)} records: "
                 f"{facts['without_feedback']} without feedback, {facts['empty']} with empty refinements only, "
                 f"{facts['below_threshold']} below the threshold"
             )
-        return Selected(taught, facts | self._measured(now, picked, refiner, judge))
+        return Selected(left, facts | self._measured(now, picked, refiner, judge))
 
     def _measured(self, now: Round, picked: Sequence[Critique], refiner: LM, judge: LM) -> dict[str, Any]:
         """How often feedback is taken up, on the first records: by what was selected, by the first draw, and by a
@@ -163,7 +160,7 @@ class Parts:
         some, how, check = list(picked[:MEASURED]), self.how, self.check
         if check is None and language_models.lacks(judge, "top_logprobs"):
             return {"measured": 0}
-        plain = _drawn(now, "plain", [filled(how.plain_prompt, r) for r in some], refiner, 1, how)
+        plain = _drawn(now, "plain", [refine.filled(how.plain_prompt, r) for r in some], refiner, 1, how)
         sides = {
             "selected": [r.refinement or "" for r in some],
             "random": [r.extra["candidates"][0] for r in some],
@@ -175,10 +172,10 @@ class Parts:
             for texts in sides.values():
                 if check is not None:
                     columns = [r.completion for r in of], [r.feedback for r in of], texts[first:stop]
-                    out.append([bool(v) for v in judges.one_each(check, "check", "values", *columns)])
+                    out.append([bool(v) for v in functions.one_each(check, "check", "values", *columns)])
                 else:
-                    told = selectors.judged(judge, how.questions, of, [[t] for t in texts[first:stop]], how.mean)
-                    out.append([p[0] > 0.5 for p in told])
+                    yes = selectors.judged(judge, how.questions, of, [[t] for t in texts[first:stop]], how.mean)
+                    out.append([p[0] > 0.5 for p in yes])
             return [list(row) for row in zip(*out, strict=True)]
 
         looks = now.chunks("incorporated", len(some), look)
@@ -200,14 +197,14 @@ def parts_of(
         isinstance(feedback, str) and (remote.is_address(feedback) or Path(feedback).is_dir())
     )
     adviser = _model(feedback, start) if isinstance(feedback, str) and served else None
-    critic: Any = None if served else judges.imported(str(feedback), "feedback") if named else feedback
-    checker: Check | None = judges.imported(check, "check") if isinstance(check, str) else check
-    writes, tells = _model(refiner, start), _model(judge, start)
-    for part, selector, what in ((tells, "judge", "top_logprobs"), (tells, "embedding", "hidden"),
-                                 (writes, "logp", "score")):  # fmt: skip
-        if part is not None and how.selector == selector:  # told before any work
-            language_models.need(part, what, by=f"selector {selector}")
-    return Parts(how, writes, tells, adviser, critic, checker)
+    critic: Any = None if served else functions.imported(str(feedback), "feedback") if named else feedback
+    checker: Check | None = functions.imported(check, "check") if isinstance(check, str) else check
+    refiner_lm, judge_lm = _model(refiner, start), _model(judge, start)
+    needs = {"judge": (judge_lm, "top_logprobs"), "embedding": (judge_lm, "hidden"), "logp": (refiner_lm, "score")}
+    part, capability = needs.get(how.selector, (None, ""))
+    if part is not None:  # checked before any work
+        language_models.need(part, capability, by=f"selector {how.selector}")
+    return Parts(how, refiner_lm, judge_lm, adviser, critic, checker)
 
 
 def name_of(part: Any) -> Any:
@@ -217,44 +214,6 @@ def name_of(part: Any) -> Any:
     if isinstance(part, language_models.Local):
         return part.model.fingerprint()
     return getattr(part, "address", None) or getattr(part, "__qualname__", type(part).__name__)
-
-
-def questions_of(told: str | Sequence[str]) -> tuple[Question, ...]:
-    """The judge's questions, five of our own where none are given; a text `template|yes|no` has its own answers.
-
-    Raises:
-        UserError: the file cannot be read; a template has another field.
-    """
-    if isinstance(told, str) and told:
-        out = [_question(row, f"{told}:{n}") for n, row in enumerate(_lines(told), 1)]
-    else:
-        out = [Question(*text.rsplit("|", 2)) if text.count("|") > 1 else Question(text) for text in told]
-    for question in out:
-        yesno.fill(
-            question.template, dict.fromkeys(("prompt", "completion", "feedback", "refinement"), ""), "questions"
-        )
-    return tuple(out) or selectors.INCORPORATED
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return [line for line in Path(path).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"questions: {path} cannot be read: {error}") from None
-
-
-def _question(line: str, where: str) -> Question:
-    try:
-        row = json.loads(line)
-        return Question(str(row["template"]), str(row.get("yes", "Yes")), str(row.get("no", "No")))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where}: a JSON object with 'template' (and 'yes', 'no') is expected") from None
-
-
-def filled(template: str, c: Critique) -> str:
-    """A refinement prompt."""
-    fields = {"prompt": str(c.prompt), "completion": c.completion, "feedback": c.feedback}
-    return yesno.fill(template, fields, "refine_prompt")
 
 
 def _model(who: str | LM, start: Model) -> LM | None:
@@ -267,23 +226,15 @@ def _model(who: str | LM, start: Model) -> LM | None:
     return remote.connect(who) if remote.is_address(who) else language_models.of(load.load(who))
 
 
-def _picked(c: Critique, texts: Sequence[str], scores: Sequence[float], number: int, selector: str) -> Critique:
-    """A record with the refinement of the highest score; a candidate without a score loses to any that has one."""
-    pick = best_of.pick(texts, [-math.inf if math.isnan(s) else s for s in scores])
-    finite = [None if s == -math.inf else s for s in pick.scores]
-    extra = {"round": number, "selector": selector, "score": finite[pick.number], "candidates": list(texts)}
-    return dataclasses.replace(c, refinement=pick.text, extra=c.extra | extra | {"scores": finite})
-
-
 def _drawn(now: Round, name: str, prompts: Sequence[str], refiner: LM, n: int, how: Options) -> list[refine.Drawn]:
     """Refinements, kept in the round's folder as they come."""
 
     def make(first: int, stop: int) -> list[Any]:
-        made = refine.draw(
+        drawn = refine.draw(
             refiner, prompts[first:stop], n, max_new_tokens=how.max_new_tokens, temperature=how.temperature,
             top_p=how.top_p, seed=now.fit.seed * SEED + first, how=how.tidy, forbidden=how.forbidden,
         )  # fmt: skip
-        return [list(d) for d in made]
+        return [list(d) for d in drawn]
 
     return [refine.Drawn(*d) for d in now.chunks(name, len(prompts), make)]
 

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from didact.data import contexts
+from didact.evaluate import judges
 from didact.evaluate.measures import Measure, mean_measure
 from didact.objectives import preference
-from didact.types import Preference
+from didact.types import LM, Preference
 
 Margin = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
 """`margin(prompts, first, second)`: above 0 where the first completion is the better one."""
+
+PROPOSE = (
+    "Two answers to the request below will be compared. In one line, say what they should be judged by.\n\n"
+    "Request:\n{prompt}\n\nJudge by:"
+)
+PROPOSED_TOKENS = 32
 
 
 def by_reward(reward: Callable[[Sequence[str], Sequence[str]], Sequence[float]]) -> Margin:
@@ -23,6 +30,15 @@ def by_reward(reward: Callable[[Sequence[str], Sequence[str]], Sequence[float]])
     def margin(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
         both = reward([*prompts, *prompts], [*first, *second])
         return [a - b for a, b in zip(both[: len(prompts)], both[len(prompts) :], strict=True)]
+
+    return margin
+
+
+def by_letters(model: LM) -> Margin:
+    """A language model asked which is better, A or B, in both orders."""
+
+    def margin(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        return [p - 0.5 for p in judges.letters(model, prompts, first, second)]
 
     return margin
 
@@ -47,24 +63,25 @@ def right(margin: Tensor) -> Any:
     return ((margin > 0).double() + 0.5 * (margin == 0).double()).numpy()
 
 
-def look(judge: Margin, preferences: Sequence[Preference], template: str, negated: str = "") -> dict[str, Measure]:
+def accuracies(
+    judge: Margin, preferences: Sequence[Preference], template: str, negated: str = ""
+) -> dict[str, Measure]:
     """Of records with contexts: right with and without them; both of a reversal pair right; how often contexts turn it.
 
     Without contexts whatever scores completions alone is right on exactly half of what is in reversal pairs: any other
     number there says that the pairs are not complete. `negated`, a template of `{context}`, asks for the opposite:
     then the other completion is the right one, which a judge that knows the context's words alone never says.
     """
-    told = [p for p in preferences if p.context]
-    plain = [p for p in preferences if not p.context]
+    given, plain = ([p for p in preferences if bool(p.context) is has] for has in (True, False))
     out = {}
-    if told:
-        known, blind = margins(judge, told, template), margins(judge, told, None)
+    if given:
+        known, blind = margins(judge, given, template), margins(judge, given, None)
         out["with_context"] = mean_measure(right(known), "higher", "pairs right, judged in their context")
         out["without_context"] = mean_measure(right(blind), "", "the same pairs, the context left out")
         if negated:
-            other = margins(judge, told, template, [negated.format(context=p.context) for p in told])
+            other = margins(judge, given, template, [negated.format(context=p.context) for p in given])
             out["negated"] = mean_measure(right(-other), "higher", "the same pairs, the context's opposite asked for")
-        pairs, _ = contexts.reversals(told)
+        pairs, _ = contexts.reversals(given)
         if pairs:
             index = torch.tensor(pairs)
             both = (known[index] > 0).all(1).double().numpy()
@@ -81,9 +98,16 @@ def look(judge: Margin, preferences: Sequence[Preference], template: str, negate
 
 def over(judge: Margin, preferences: Sequence[Preference], choices: Sequence[Sequence[str]], template: str) -> Tensor:
     """Margins of every record under each of its own contexts, `(N, m)`."""
-    many = [(p, c) for p, mine in zip(preferences, choices, strict=True) for c in mine]
-    found = margins(judge, [p for p, _ in many], template, [c for _, c in many])
+    each = [(p, c) for p, own in zip(preferences, choices, strict=True) for c in own]
+    found = margins(judge, [p for p, _ in each], template, [c for _, c in each])
     return torch.as_tensor(found).view(len(preferences), -1)
+
+
+def proposed(model: LM, preferences: Sequence[Preference], count: int, seed: int = 0) -> list[list[str]]:
+    """Contexts that a model proposes for every prompt, sampled; a reply without words is an empty context."""
+    prompts = [PROPOSE.format(prompt=p.prompt) for p in preferences]
+    replies = model.generate(prompts, PROPOSED_TOKENS, temperature=1.0, stop=("\n",), seed=seed, n=count)
+    return [[text.strip() for text in row] for row in replies]
 
 
 def likeliest(

@@ -5,12 +5,16 @@ Source: Scheurer et al. 2023, arXiv:2303.16755, whose choice is `judge` (Instruc
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from didact.infer import embed, rank, yesno
+from didact.infer import best_of, embed, rank, yesno
 from didact.infer import lm as language_models
 from didact.infer.yesno import Mean, Question
 from didact.models.model import Model
@@ -61,9 +65,10 @@ def similar(model: LM | Model, critiques: Sequence[Critique], candidates: Candid
     local = language_models.of(model)
     if not isinstance(local, language_models.Local):
         raise UserError("selector embedding needs a model with hidden states, which a served one does not show")
-    said = embed.embed(local.model, [c.feedback for c, texts in zip(critiques, candidates, strict=True) for _ in texts])
-    made = embed.embed(local.model, [text for texts in candidates for text in texts])
-    values = iter(embed.cosine(said, made).tolist() if len(made) else [])
+    feedback = [c.feedback for c, texts in zip(critiques, candidates, strict=True) for _ in texts]
+    wanted = embed.embed(local.model, feedback)
+    given = embed.embed(local.model, [text for texts in candidates for text in texts])
+    values = iter(embed.cosine(wanted, given).tolist() if len(given) else [])
     return [[next(values) for _ in texts] for texts in candidates]
 
 
@@ -77,8 +82,8 @@ def rewarded(reward: Reward, critiques: Sequence[Critique], candidates: Candidat
 def likely(model: LM | Model, prompts: Sequence[str], candidates: Candidates) -> list[list[float]]:
     """Log-prob of every candidate after its refinement prompt, MEAN over its tokens."""
     scorer = language_models.need(model, "score", by="selector logp")
-    told = scorer.score([(p, text) for p, texts in zip(prompts, candidates, strict=True) for text in texts])
-    values = iter(rank.by_rule("token", logp, tokens) for logp, tokens in told)
+    pairs = [(p, text) for p, texts in zip(prompts, candidates, strict=True) for text in texts]
+    values = iter(rank.by_rule("token", logp, tokens) for logp, tokens in scorer.score(pairs))
     return [[next(values) for _ in texts] for texts in candidates]
 
 
@@ -90,3 +95,43 @@ def at_random(candidates: Candidates, seed: int, first: int = 0) -> list[list[fl
 def longest(candidates: Candidates) -> list[list[float]]:
     """Characters."""
     return [[float(len(text)) for text in texts] for texts in candidates]
+
+
+def picked(c: Critique, texts: Sequence[str], scores: Sequence[float], number: int, selector: str) -> Critique:
+    """A record with the refinement of the highest score; a candidate without a score loses to any that has one."""
+    pick = best_of.pick(texts, [-math.inf if math.isnan(s) else s for s in scores])
+    finite = [None if s == -math.inf else s for s in pick.scores]
+    extra = {"round": number, "selector": selector, "score": finite[pick.number], "candidates": list(texts)}
+    return dataclasses.replace(c, refinement=pick.text, extra=c.extra | extra | {"scores": finite})
+
+
+def questions_of(given: str | Sequence[str]) -> tuple[Question, ...]:
+    """The judge's questions, five of our own where none are given; a text `template|yes|no` has its own answers.
+
+    Raises:
+        UserError: the file cannot be read; a template has another field.
+    """
+    if isinstance(given, str) and given:
+        out = [_question(row, f"{given}:{n}") for n, row in enumerate(_lines(given), 1)]
+    else:
+        out = [Question(*text.rsplit("|", 2)) if text.count("|") > 1 else Question(text) for text in given]
+    for question in out:
+        yesno.fill(
+            question.template, dict.fromkeys(("prompt", "completion", "feedback", "refinement"), ""), "questions"
+        )
+    return tuple(out) or INCORPORATED
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return [line for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"questions: {path} cannot be read: {error}") from None
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        row = json.loads(line)
+        return Question(str(row["template"]), str(row.get("yes", "Yes")), str(row.get("no", "No")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{where}: a JSON object with 'template' (and 'yes', 'no') is expected") from None

@@ -1,0 +1,33 @@
+"""Whether a model answers as the goal in its prompt asks, on scored pairs under the goals of both their sides."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from didact.data import goals
+from didact.data.goals import Wording
+from didact.evaluate.measures import Measure
+from didact.evaluate.protocols import Protocol, Scoring, prefer
+from didact.models.model import Model
+
+
+def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """`followed`: records whose side is right under its goal; a tie is half.
+
+    Goals are put as the method's options say, and on its scale. Where training went by implicit scores, none is known.
+    """
+    options, pairs = scoring.options, scoring.of("preference")
+    if options.get("scores") == "implicit":
+        return {}
+    wording = options.get("wording", Wording())
+    given = goals.scores_of(pairs, wording.attributes)
+    span = options.get("span") or (None if options.get("noise") else goals.span_of(given, wording.scale))
+    named = goals.on_scale(given, wording.scale, span, options.get("step", 0.1))
+    records = goals.relabelled(pairs, named, wording)
+    if not records:
+        return {}
+    margins = prefer.margins(dataclasses.replace(model, condition=None), records)  # the prompts have their goals
+    return {"followed": prefer.share(margins, "is likelier under its goal")}
+
+
+PROTOCOL = Protocol(kind="preference", primary="followed", score=score, wanted=lambda pair: pair.chosen)

@@ -1,0 +1,81 @@
+"""Rewards from what a user names: a function, a reward model's folder, a language model that says yes or no."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from didact.infer import functions, yesno
+from didact.infer.yesno import Question
+from didact.learn import rewards
+from didact.models import load, opening
+from didact.models.model import Model
+from didact.types import Reward, UserError
+
+
+def reward_of(given: str | Reward, what: str = "reward") -> Reward:
+    """A reward from `module:function`, from a folder, or a function itself.
+
+    A folder holds a sequence-classification model, or a language model that says yes or no (what `ilf` leaves
+    in `model-reward`).
+
+    Raises:
+        UserError: there is no such module, function or folder; `what` is the option's name.
+    """
+    if not isinstance(given, str):
+        return functions.checked(given, what)
+    if given and Path(given).is_dir():
+        return by_yesno(load.load(given), given) if _is_language_model(Path(given)) else reward_model(given)
+    return functions.checked(functions.imported(given, what, "module:function or a reward model's folder"), given)
+
+
+def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD) -> Reward:
+    """P(yes, it is a good answer) of a language model taught to say so."""
+
+    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        fields = [{"prompt": str(p), "completion": c} for p, c in zip(prompts, completions, strict=True)]
+        return yesno.ask(model, [question], fields)
+
+    return functions.checked(reward, name)
+
+
+def reward_model(folder: str) -> Reward:
+    """The single logit of a transformers sequence-classification model on prompt and completion."""
+    return functions.checked(functools.partial(rewards.score, opened(folder)), folder)
+
+
+def opened(folder: str, device: str | None = None) -> Model:
+    """A reward model's folder as a model of kind `encoder`, on `device` (the accelerator where there is one).
+
+    Raises:
+        UserError: there is none, it has several outputs, or the device cannot be used.
+    """
+    try:
+        module: Any = opening.opened("AutoModelForSequenceClassification", folder)
+        tokenizer: Any = opening.opened("AutoTokenizer", folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
+    if module.config.num_labels != 1:
+        raise UserError(f"{folder}: a reward model has one output, this one {module.config.num_labels}")
+    module.to(load.device_of(device))
+    return Model(rewards.padded(module, tokenizer).eval(), tokenizer, "encoder", folder)
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a folder's configuration names a sequence classifier."""
+    return any(name.endswith("ForSequenceClassification") for name in _architectures(folder))
+
+
+def _is_language_model(folder: Path) -> bool:
+    """Whether a folder's configuration names a language model."""
+    return any(n.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in _architectures(folder))
+
+
+def _architectures(folder: Path) -> list[str]:
+    try:
+        return [str(name) for name in json.loads((folder / "config.json").read_text()).get("architectures") or ()]
+    except (OSError, ValueError, AttributeError):
+        return []
