@@ -290,7 +290,7 @@ def _show(report: dict[str, Any], out: str) -> None:
         )
     samples = Path(out) / "samples.json"
     if samples.exists() and (rows := read_json(samples)):
-        console.print(tables.samples(rows), "")
+        console.print(tables.samples(rows), *tables.answered(report.get("answered", {})), "", sep="\n")
     console.print(tables.metrics(plain(report["metrics"])), "")
     for warning in report["warnings"]:
         console.print(f"warning: {warning}")
