@@ -270,7 +270,7 @@ def test_a_full_context_ends_a_text():
 def test_draws_follow_from_keys_and_end_with_a_closing_token(kind):
     model = tiny(kind)
     prompts = [(5, 6, 7), (8, 9), (5, 6, 7)]
-    how = generate.SearchConfig(max_new_tokens=20, temperature=1.0, closing=set(range(100, 259)))
+    how = generate.SamplingConfig(max_new_tokens=20, temperature=1.0, closing=set(range(100, 259)))
     made = generate.completions(model, prompts, 2, how, keys=[11, 12, 11])
     assert made[0] == made[2] != generate.completions(model, prompts, 2, how)[0]
     (alone,) = generate.completions(model, prompts[1:2], 2, how, keys=[12])
