@@ -9,7 +9,7 @@ import torch
 
 from bench import problems
 from didact.data import encode
-from didact.data.encode import Row
+from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.infer import generate
 from didact.models import forward
@@ -184,7 +184,7 @@ def spans_all(longest: int = 30, every: int = 20) -> dict[str, Any]:
     passage = asked.passage
     starts = range(0, len(passage), every)
     rows = [
-        Row(asked.prompt, (*passage[i : j + 1], form.end))
+        TokenizedExample(asked.prompt, (*passage[i : j + 1], form.end))
         for i in starts
         for j in range(i, min(i + longest, len(passage)))
     ]
@@ -229,13 +229,16 @@ def tree_ours() -> dict[str, Any]:
 
     model = problems.llama()
     prompts, verdict = _grounds(model), tuple(model.tokenizer(VERDICT)["input_ids"])
+    config = policy.StepSearch(
+        root_actions=BREADTH, actions=BREADTH, depth=9, step_tokens=STEP, prior_power=1.0, last=""
+    )
 
     def search() -> dict[str, Any]:
-        actor = policy.Steps(model, prompts, frozenset(), (BREADTH, BREADTH), 9, STEP, 1.0, 1.0, "", 3, {})
+        actor = policy.Steps(model, prompts, frozenset(), config, 3)
 
         def value(nodes: list[Any]) -> list[float]:
-            rows = [Row((*prompts[n.tree], *n.said), verdict) for n in nodes]
-            return [float(x) / 100 for x in forward.row_logp(model, rows, memory=actor.memory)[0]]
+            rows = [TokenizedExample((*prompts[n.tree], *n.tokens), verdict) for n in nodes]
+            return [float(x) / 100 for x in forward.row_logp(model, rows, kv_cache=actor.kv_cache)[0]]
 
         return _grown(TREES, actor.propose, value)
 
@@ -254,7 +257,7 @@ def tree_plain() -> dict[str, Any]:
     def propose(nodes: list[Any]) -> list[list[list[Step]]]:
         out = []
         for node in nodes:
-            asked = torch.tensor([(*prompts[node.tree], *node.said)])
+            asked = torch.tensor([(*prompts[node.tree], *node.tokens)])
             torch.manual_seed(node.key)
             told = module.generate(
                 input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=STEP, do_sample=True,
@@ -268,7 +271,7 @@ def tree_plain() -> dict[str, Any]:
 
     @torch.no_grad()
     def value(nodes: list[Any]) -> list[float]:
-        rows = [(*prompts[n.tree], *n.said, *verdict) for n in nodes]  # of one parent: of one length
+        rows = [(*prompts[n.tree], *n.tokens, *verdict) for n in nodes]  # of one parent: of one length
         logits = module(input_ids=torch.tensor(rows)).logits[:, -len(verdict) - 1 : -1].log_softmax(-1)
         told = logits.gather(-1, torch.tensor([verdict] * len(rows))[..., None])
         return [float(x) / 100 for x in told.sum((1, 2))]

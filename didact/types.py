@@ -351,7 +351,7 @@ class Result:
     OPENS: ClassVar[dict[str, str]] = {
         "hf": "transformers, vLLM, lm-eval and didact.load",
         "peft": "peft (on the start model) and didact.load",
-        "didact": "didact only: transformers cannot express this module",
+        "didact": "didact.load only: transformers cannot express this module",
     }
 
     def save(self, folder: str | Path) -> dict[str, str]:
@@ -408,6 +408,13 @@ class Reward(Protocol):
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[float]:
         """One number for each, higher is better."""
+
+
+class AnswerCheck(Protocol):
+    """Knows whether a worked solution comes to the right answer."""
+
+    def __call__(self, solution: str, demo: Demo, /) -> bool:
+        """Whether it is right."""
 
 
 class Check(Protocol):

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from didact import cli, files
-from didact.claims import runner, sources, verdict
+from didact.claims import lab, runner, sources, verdict
 from didact.claims.runner import Claim, Sabotage
 from didact.claims.verdict import Test
+from didact.models import load
 from didact.objectives import preference
-from didact.types import UserError
+from didact.types import Demo, Fit, UserError
 
 NPO = "didact.objectives.preference:npo"
 
@@ -151,14 +152,14 @@ def test_verdict(rows, expected):
 
 
 def test_a_competence_gate_goes_by_the_mean_and_shows_its_number():
-    gate = verdict.gate("can do it", "x.m", at_least=0.9)
+    gate = lab.gate("can do it", "x.m", at_least=0.9)
     good, bad = gate.row(arms(x=[0.95, 0.85, 0.95])), gate.row(arms(x=[0.8, 0.8, 0.9]))
     assert (good["outcome"], bad["outcome"]) == ("holds", "fails")
     assert bad["estimate"] == pytest.approx(2.5 / 3)
-    assert verdict.gate("g", "x.m", at_most=0.9).row(arms(x=[0.8]))["outcome"] == "holds"
+    assert lab.gate("g", "x.m", at_most=0.9).row(arms(x=[0.8]))["outcome"] == "holds"
     assert gate.row(arms(x=[math.nan]))["outcome"] == "fails"
     with pytest.raises(ValueError, match="at_least or at_most"):
-        verdict.gate("g", "x.m")
+        lab.gate("g", "x.m")
 
 
 def test_false_holds_are_as_rare_as_the_level_says():
@@ -166,6 +167,42 @@ def test_false_holds_are_as_rare_as_the_level_says():
     test = Test(name="t", kind="difference", a="x.m", b="y.m")
     held = sum(outcome(test, x=x, y=y) == "holds" for x, y in draw.normal(size=(2000, 2, 5)))
     assert held / 2000 < 0.025 + 4 * math.sqrt(0.025 * 0.975 / 2000)
+
+
+# --- the lab ---------------------------------------------------------------------------------
+
+
+def test_constructors_say_what_the_test_class_says():
+    assert lab.difference("t", "x.m", "y.m", "nats", margin=0.1) == Test(
+        name="t", kind="difference", a="x.m", b="y.m", margin=0.1, unit="nats"
+    )
+    assert lab.bound("t", "x.m", 0.5, less=True, reported=True) == Test(
+        name="t", kind="bound", a="x.m", null=0.5, direction="less", gates="none"
+    )
+    assert lab.equivalence("t", "x.m", None, 0.1) == Test(name="t", kind="equivalence", a="x.m", margin=0.1)
+    assert lab.exact("t", "x.m", 1.0, 1e-3) == Test(name="t", kind="exact", a="x.m", null=1.0, margin=1e-3)
+    half = lab.ratio("t", "x.m", "y.m", 1 / 2, effect=1.5)
+    assert (half.transform, half.unit, half.direction) == ("log", "log ratio", "less")
+    assert (half.null, half.margin) == (math.log(0.5), math.log(1.5))
+
+
+def test_a_start_is_trained_once_and_kept_by_what_it_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
+    demos = [Demo(prompt="a", completion="b"), Demo(prompt="c", completion="d")]
+    fit = Fit(lr=1e-2, steps=2, rows=2)
+
+    def start(seed=0, demos=demos, fit=fit):
+        return lab.tuned(lab.blank("gpt2", d=8, layers=1, heads=1, context=16, seed=seed), demos, fit)
+
+    first = start()
+    assert start() is first
+    assert len({id(m) for m in (first, start(seed=1), start(demos=demos[:1]), start(fit=fit.replace(lr=1e-3)))}) == 4
+    monkeypatch.setattr(lab, "_models", {})
+    monkeypatch.setattr(lab.baselines, "sft", None)
+    assert load.fingerprint(start()) == load.fingerprint(first)  # from the disk
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "another"))
+    with pytest.raises(TypeError):
+        start()
 
 
 # --- the runner ------------------------------------------------------------------------------
@@ -190,7 +227,7 @@ def claim(**changes):
         "text": "the method beats the base",
         "run": toy,
         "tests": (Test(name="better", kind="difference", a="method.m", b="base.m", margin=0.1),),
-        "gates": (verdict.gate("starts", "start.m", at_least=0.5),),
+        "gates": (lab.gate("starts", "start.m", at_least=0.5),),
     }
     return Claim(**(parts | changes))
 
@@ -589,6 +626,24 @@ def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_pat
     assert runner.verify("slow-toy", tmp_path)[0].startswith("more: was {'kind': 'difference', 'null': 0.5")
     with pytest.raises(UserError, match=r"no card to verify; run: didact claim toy"):
         runner.verify("toy", tmp_path)
+
+
+def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measured_there(
+    slow_toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    card = files.plain(runner.run(slow_toy.CLAIM, "quick", folder=tmp_path / "kept" / "slow-toy", quiet=True))
+    arms = {a: {m: [v + 1e-9 for v in column] for m, column in c.items()} for a, c in card["arms"].items()}
+    path = runner.write(card | {"arms": arms}, tmp_path)  # as another processor rounds
+    assert runner.verify("slow-toy", tmp_path)
+    assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
+    renewed = files.read_json(path)
+    assert renewed["verified"]["against"] == "the card's code on this machine" and renewed["arms"] == arms
+    with pytest.raises(UserError, match=r"intact-0.json: not there; at the card's commit: didact claim slow-toy"):
+        runner.verify("slow-toy", tmp_path, tmp_path / "nothing")
+    runner.write(card | {"sources_sha256": "other code"}, tmp_path)
+    with pytest.raises(UserError, match="not measured by the code of the card"):
+        runner.verify("slow-toy", tmp_path, tmp_path / "kept")
 
 
 def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, capsys):

@@ -185,12 +185,12 @@ def test_a_leak_puts_the_query_first_among_its_demonstrations():
 
 
 def test_a_word_of_the_band_task_depends_on_the_name_five_back():
-    for row in claim.notes(0, 1, 20):
+    for row in tasks.notes(0, 1, 20):
         ids = [*row.prompt, *row.completion]
         for at, token in enumerate(ids):
             if token >= 140:
-                assert (token - 140) % claim.KINDS == ids[at - 1 - claim.FAR] - 100
-                assert (token - 140) // claim.KINDS == ids[at - 1] - 120
+                assert (token - 140) % tasks.KINDS == ids[at - 1 - tasks.FAR] - 100
+                assert (token - 140) // tasks.KINDS == ids[at - 1] - 120
 
 
 def test_the_claim_runs_at_smoke_size():

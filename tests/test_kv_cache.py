@@ -109,13 +109,14 @@ def test_trees_are_the_same_with_a_memory():
     prompts = {n: tuple(range(10 + n, 40)) for n in range(3)}
 
     def grown(remembers):
-        actor = policy.Steps(model, prompts, frozenset({70}), (3, 2), 3, 5, 1.0, 1.0, "", 0, {})
+        search = policy.StepSearch(root_actions=3, step_tokens=5, prior_power=1.0, last="")
+        actor = policy.Steps(model, prompts, frozenset({70}), search, 0)
         kv_cache = actor.kv_cache if remembers else None
         if not remembers:
             actor.kv_cache = None
 
         def value(nodes):
-            rows = [TokenizedExample((*prompts[n.tree], *n.said), (60,)) for n in nodes]
+            rows = [TokenizedExample((*prompts[n.tree], *n.tokens), (60,)) for n in nodes]
             return (forward.row_logp(model, rows, kv_cache=kv_cache)[0] / 100).tolist()
 
         with cost.metered() as meter:

@@ -1,6 +1,6 @@
 """MCTS-DPO: visits become confidence, confidence becomes the margin, and unseen problems come out right more often."""
 
-import importlib
+import dataclasses
 import json
 import math
 import random
@@ -17,15 +17,15 @@ from didact.data.encode import TokenizedExample
 from didact.data.read import read
 from didact.evaluate import answers
 from didact.infer import generate, rank, steps, tree
+from didact.infer.policy import StepSearch
 from didact.infer.tree import Node, Step
-from didact.learn import branches, preferences
+from didact.learn import branches, critics
+from didact.learn import pairs as pair_training
+from didact.learn.critics import Critic
 from didact.models import build, forward
 from didact.objectives import preference
-from didact.registry import METHODS
 from didact.types import Demo, Fit, UserError
 from didact.worlds import arithmetic
-
-module = importlib.import_module("didact.methods.alignment.mcts_dpo")  # the package has the function under this name
 
 
 def f64(*values):
@@ -38,7 +38,7 @@ def f64(*values):
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
     better, worse = max(a, b), min(a, b)
-    alpha = module.smoothed(better, worse)
+    alpha = branches.unsure(better, worse)
     assert 0 < alpha <= 0.5 and (alpha == 0.5) == (better == worse)
     z = f64(math.log(better / worse)).requires_grad_()
     loss = preference.dpo(z, f64(0.0), f64(0.0), f64(0.0), 1.0, f64(alpha))
@@ -49,7 +49,7 @@ def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
 
 
 def test_a_worse_step_with_more_visits_or_none_at_all():
-    assert module.smoothed(3, 9) == 0.5 and module.smoothed(5, 0) == 0.0 and module.smoothed(0, 0) == 0.5
+    assert branches.unsure(3, 9) == 0.5 and branches.unsure(5, 0) == 0.0 and branches.unsure(0, 0) == 0.5
     plain, smooth = (preference.dpo(*f64(1.0, 0.3, 0.2, 0.1), 0.1, s) for s in (0.0, f64(0.0)))
     assert torch.equal(plain, smooth[0])
 
@@ -85,16 +85,16 @@ def test_a_pairs_weight_and_smoothing_are_its_own():
         (TokenizedExample((8,), (9,)), TokenizedExample((8,), (10,))),
     ]
 
-    def taught(pairs, lr, **more):
+    def taught(pairs, lr, smoothing=0.0, **more):
         fit = Fit(lr=lr, steps=1, rows=len(pairs), optimizer="sgd", clip=1e9)
-        return torch.cat(
-            [p.flatten() for p in preferences.train_rows(model, pairs, fit, **more).model.module.parameters()]
-        )
+        loss = preference.named("dpo", 0.1, label_smoothing=smoothing).loss
+        trained = pair_training.train(model, pairs, loss, fit, reference=model, **more)
+        return torch.cat([p.flatten() for p in trained.model.module.parameters()])
 
     alone = taught(pairs[:1], 1.0)
-    assert torch.allclose(taught(pairs, 1.0, weight=f64(2.0, 0.0)), alone, atol=1e-6)
-    assert torch.allclose(taught(pairs, 2.0, label_smoothing=f64(0.0, 0.5)), alone, atol=1e-6)
-    assert not torch.allclose(taught(pairs, 1.0, weight=f64(0.0, 2.0)), alone, atol=1e-4)
+    assert torch.allclose(taught(pairs, 1.0, share=f64(2.0, 0.0)), alone, atol=1e-6)
+    assert torch.allclose(taught(pairs, 2.0, f64(0.0, 0.5)), alone, atol=1e-6)
+    assert not torch.allclose(taught(pairs, 1.0, share=f64(0.0, 2.0)), alone, atol=1e-4)
 
 
 def test_pairs_begin_where_they_part_and_every_tree_counts_once():
@@ -111,9 +111,9 @@ def test_pairs_begin_where_they_part_and_every_tree_counts_once():
         [Demo(prompt="0=", completion=""), Demo(prompt="1=", completion="")],
         [TokenizedExample((5,), ()), TokenizedExample((6,), ())],
     )
-    for apart in (True, False):
-        found = branches.mined(told, model, demos, rows, lambda t: tree.pairs(t.path), 7, apart=apart)
-        k = int(apart)
+    for trimmed in (True, False):
+        found = branches.collected(told, model, demos, rows, lambda t: tree.pairs(t.path), 7, trimmed=trimmed)
+        k = int(trimmed)
         assert [b.item for b in found] == [
             (TokenizedExample((6, *ids[0][:k]), ids[0][k:]), TokenizedExample((6, *ids[0][:k]), ids[1][k:])),
             (TokenizedExample((6, *ids[0]), ids[2]), TokenizedExample((6, *ids[0]), ids[3])),
@@ -135,12 +135,12 @@ def test_values_of_the_paper_and_of_the_code():
     for i in range(5):
         deep = Node(Step((i,)), deep, value=0.4)
     child, end = Node(Step((9,)), deep), Node(Step((9,), terminal=True), deep)
-    assert module.valued(child, 0.6, None, False, ()) == 0.6
-    assert module.valued(end, 0.6, True, False, ()) == 1.6 and module.valued(end, 0.6, False, False, ()) == -0.4
-    assert module.valued(child, 0.6, None, True, ()) == pytest.approx(0.3)  # parent five steps deep
-    assert module.valued(child, 0.0, None, True, ()) == 0.4  # the parent's
-    assert module.valued(end, 0.6, True, True, (1, 2)) == pytest.approx(1.55)
-    assert module.valued(end, 0.6, True, True, end.said) == pytest.approx(1.3)
+    assert critics.valued(child, 0.6, None, False, ()) == 0.6
+    assert critics.valued(end, 0.6, True, False, ()) == 1.6 and critics.valued(end, 0.6, False, False, ()) == -0.4
+    assert critics.valued(child, 0.6, None, True, ()) == pytest.approx(0.3)  # parent five steps deep
+    assert critics.valued(child, 0.0, None, True, ()) == 0.4  # the parent's
+    assert critics.valued(end, 0.6, True, True, (1, 2)) == pytest.approx(1.55)
+    assert critics.valued(end, 0.6, True, True, end.tokens) == pytest.approx(1.3)
 
 
 @pytest.fixture
@@ -171,29 +171,28 @@ def test_self_evaluation_is_the_probability_of_the_good_answers():
 
 def test_the_model_is_asked_of_every_new_step_with_the_solution_or_the_answer_before_it(start, asked):
     demos = habit(1, 8)
-    context = {"asked": "{example}|{question}|{solution}?", "critic": "self", "good": ("1",)}
-    short(start(), demos, **context)
+    critic = Critic(asked="{example}|{question}|{solution}?", good=("1",))
+    short(start(), demos, critic=critic)
     told = [text.split("|") for text in asked]
     assert {q: e for e, q, _ in told} == {d.prompt: d.completion for d in demos}
     assert any(s.strip() == "a;?" for *_, s in told) and any("#" in s for *_, s in told)
     asked.clear()
     answer_only = [Demo(prompt=d.prompt, completion="#1") for d in demos]
-    short(start(), answer_only, **context)
+    short(start(), answer_only, critic=critic)
     assert {text.split("|")[0] for text in asked} == {"The answer is 1."}
 
 
 @pytest.mark.parametrize(("hint", "seen"), [(True, "\n\nEXAMPLE ANSWER: a;b;#1\n\nPROPOSED"), (False, "\n\nPROPOSED")])
 def test_the_papers_question_has_the_hint_unless_it_is_left_out(hint, seen):
     fields = {"question": "1=", "example": "a;b;#1", "solution": "a;"}
-    form = module.QUESTION + (module.EXAMPLE if hint else "") + module.ASKED
+    form = critics.QUESTION + (critics.EXAMPLE if hint else "") + critics.ASKED
     assert seen in form.format(**fields) and form.format(**fields).startswith("QUESTION: 1=")
 
 
 def test_what_the_model_says_of_a_step_decides_what_is_better(start, monkeypatch):
     """No answer is right or wrong enough to matter here: steps with a b are called good."""
     monkeypatch.setattr(rank, "expected", lambda model, prompts, worth, kv_cache: [9.0 * p.count("b") for p in prompts])
-    model, how = start(), {"critic": "self", "asked": "{solution}"}
-    result = short(model, habit(1, 24), **how, batch=24)
+    result = short(start(), habit(1, 24), critic=Critic(asked="{solution}"), batch=24)
     first = [(r.chosen.strip(), r.rejected.strip()) for r in result.records if "#" not in r.chosen + r.rejected]
     assert len(first) > 4 and set(first) == {("b;", "a;")}
 
@@ -209,7 +208,7 @@ def test_a_reward_model_gives_c_by_its_sigmoid(start, tmp_path, monkeypatch):
         return search(numbers, propose, lambda nodes: told.append((nodes, evaluate(nodes))) or told[-1][1], how)
 
     monkeypatch.setattr(tree, "search", looking)
-    short(start(), critic="mine_c:c")
+    short(start(), critic=Critic(by="mine_c:c"))
     model = start()
     said = {
         steps.text(model.tokenizer, n).strip(): v for nodes, values in told for n, v in zip(nodes, values, strict=True)
@@ -280,8 +279,10 @@ def habit(part=0, n=64):
     ]  # fmt: skip
 
 
-HABIT = {"simulations": 8, "root_actions": 3, "actions": 2, "depth": 3, "step": (";",), "last": "", "step_tokens": 4,
-         "critic": "none", "include_gt": False, "rounds": 2, "batch": 24}  # fmt: skip
+SEARCH = StepSearch(
+    simulations=8, root_actions=3, actions=2, depth=3, step=(";",), last="", step_tokens=4, include_gt=False
+)
+HABIT = {"search": SEARCH, "critic": Critic(by="none"), "rounds": 2, "batch": 24}
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +341,7 @@ def test_pairs_turned_round_teach_the_other_step(start, monkeypatch):
 
 
 def test_equal_visits_teach_nothing(start, monkeypatch):
-    monkeypatch.setattr(module, "smoothed", lambda better, worse: 0.5)
+    monkeypatch.setattr(branches, "unsure", lambda better, worse: 0.5)
     fit = Fit(lr=1e-2, steps=1, rows=8, optimizer="sgd")
     row = alignment.mcts_dpo(start(), habit(1, 24), **(HABIT | {"rounds": 1, "most": 1}), fit=fit).history[0]
     assert row["dpo"] == pytest.approx(math.log(2), abs=1e-5) and row["grad_norm"] < 1e-5
@@ -349,20 +350,21 @@ def test_equal_visits_teach_nothing(start, monkeypatch):
 # --- options ---------------------------------------------------------------------------------
 
 
-def short(model, demos=None, **more):
-    how = HABIT | {"rounds": 1, "batch": 8, "simulations": 4, "filter": False} | more
+def short(model, demos=None, search=None, **more):
+    searched = dataclasses.replace(SEARCH, **{"simulations": 4, **(search or {})})
+    how = HABIT | {"rounds": 1, "batch": 8, "search": searched, "filter": False} | more
     return alignment.mcts_dpo(model, demos or habit(1, 8), **how, fit=Fit(lr=1e-3, epochs=1, rows=8))
 
 
 def test_the_reference_solution_joins_the_search(start):
     """All reference solutions are right here, and their steps win."""
     demos = [d for d in habit(1, 40) if "#1" in d.completion][:8]
-    told = short(start(), demos, include_gt=True).findings["rounds"][0]
+    told = short(start(), demos, {"include_gt": True}).findings["rounds"][0]
     assert told["share_of_gt_in_better"] > 0.2
     answer_only = [Demo(prompt=d.prompt, completion="1") for d in demos]
-    assert short(start(), answer_only, include_gt=True).findings["rounds"][0]["share_of_gt_in_better"] == 0
+    assert short(start(), answer_only, {"include_gt": True}).findings["rounds"][0]["share_of_gt_in_better"] == 0
     explained = [Demo(prompt=d.prompt, completion="#1", explanation="a;b;") for d in demos]
-    told = short(start(), explained, include_gt=True, step=(";", "\n")).findings["rounds"][0]
+    told = short(start(), explained, {"include_gt": True, "step": (";", "\n")}).findings["rounds"][0]
     assert told["share_of_gt_in_better"] > 0
 
 
@@ -385,8 +387,8 @@ def test_offline_searches_with_the_first_policy_and_online_with_the_last(start):
 
 
 @pytest.mark.parametrize("more", [{"loss": "ipo"}, {"smoothing": False}, {"reference": "previous"}, {"rule": "second"},
-                                  {"depth": 1, "step_tokens": 8}, {"rule": "random"}, {"official": True},
-                                  {"sft_weight": 0.5}, {"critic": "self"}, {"most": 1}])  # fmt: skip
+                                  {"search": {"depth": 1, "step_tokens": 8}}, {"rule": "random"}, {"official": True},
+                                  {"sft_weight": 0.5}, {"critic": Critic()}, {"most": 1}])  # fmt: skip
 def test_every_variant_runs_and_moves_the_model(more, start):
     model = start()
     result = short(model, **more)
@@ -432,32 +434,13 @@ def test_a_users_checker_and_file(start, tmp_path, monkeypatch):
                             for d in habit(1, 8)))  # fmt: skip
     demos = read(path, "demo")
     seen = []
-    short(start(), demos, answer_ok=lambda text, demo: bool(seen.append(demo.prompt)) or text.endswith("1"))
+    short(start(), demos, answer=lambda text, demo: bool(seen.append(demo.prompt)) or text.endswith("1"))
     assert set(seen) == {d.prompt for d in demos}
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"batch": 0}, {"simulations": 0}, {"actions": 0}, {"depth": 0},
-                                     {"temperature": 0.0}, {"beta": 0.0}, {"c": -1.0}, {"step": ()},
-                                     {"good": ()}])  # fmt: skip
-def test_a_bad_option_is_one_line(options, start):
-    with pytest.raises(UserError, match="mcts-dpo needs") as caught:
-        alignment.mcts_dpo(start(), habit(n=2), **options)
-    assert "\n" not in str(caught.value)
-
-
-def test_what_the_model_must_be(fresh):
-    with pytest.raises(UserError, match="causal"):
-        alignment.mcts_dpo(fresh("t5"), habit(n=2))
-    with pytest.raises(UserError, match="demos: no records"):
-        alignment.mcts_dpo(tiny("llama"), [])
+def test_a_text_that_no_token_contains_ends_no_step():
     with pytest.raises(UserError, match="no token"):
-        alignment.mcts_dpo(tiny("llama"), habit(n=2), step=("; and",))
-
-
-def test_presets_are_options_of_the_method():
-    options = set(module.mcts_dpo.__annotations__)
-    for preset in METHODS["mcts-dpo"].presets.values():
-        assert {k for k in preset if not k.startswith("fit.")} <= options
+        alignment.mcts_dpo(tiny("llama"), habit(n=2), search=StepSearch(step=("; and",)))
 
 
 # --- killed and started again ----------------------------------------------------------------
@@ -469,13 +452,11 @@ def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(start, tmp
     how = HABIT | {"rounds": 2, "batch": 12, "filter": False}
     fit = Fit(lr=3e-3, epochs=1, rows=8, schedule="constant")
 
-    def run(folder=None, **more):
-        return alignment.mcts_dpo(model, habit(1, 24), **(how | more), fit=fit.replace(folder=folder))
+    def run(folder=None):
+        return alignment.mcts_dpo(model, habit(1, 24), **how, fit=fit.replace(folder=folder))
 
     whole = run()
     again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
     assert counted == [6, 6, 6, 6]
     assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings
-    with pytest.raises(UserError, match="search"):
-        run(str(tmp_path), c=2.0)

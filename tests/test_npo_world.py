@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from didact.claims import runner
-from didact.claims.unlearning import npo
+from didact.claims.unlearning import clouds, npo
 from didact.objectives import preference
 from didact.worlds import logistic
 
@@ -18,7 +18,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def start(world):
-    return npo.descend(world.retain, 300)
+    return clouds.descend(world.retain, 300)
 
 
 def test_a_world_is_its_seed(world):
@@ -61,26 +61,26 @@ def test_descend_takes_the_gradient_autograd_would(world):
         logits = torch.nn.functional.pad((world.retain.phi @ theta)[:, None], (0, 1))
         (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, world.retain.y), theta)
         theta = (theta - 0.05 * grad).detach().requires_grad_()
-    assert torch.allclose(npo.descend(world.retain, 3), theta.detach(), atol=1e-12)
+    assert torch.allclose(clouds.descend(world.retain, 3), theta.detach(), atol=1e-12)
 
 
 def test_distance_is_the_kl_divergence(world, start):
     gold, cloud = torch.zeros_like(start), world.test_forget
     p, q = (torch.distributions.Bernoulli(logits=cloud.phi @ t) for t in (gold, start))
-    assert npo._distance(gold, start, cloud) == pytest.approx(float(torch.distributions.kl_divergence(p, q).mean()))
-    assert npo._distance(start, start, cloud) == 0
+    assert clouds.distance(gold, start, cloud) == pytest.approx(float(torch.distributions.kl_divergence(p, q).mean()))
+    assert clouds.distance(start, start, cloud) == 0
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
 def test_npo_begins_with_the_step_of_gradient_ascent(world, start, beta):
-    ascent, _ = npo.unlearn(world, start, npo.Arm(1e-3, npo.ga), 1)
-    ours, weights = npo.unlearn(world, start, npo.Arm(1e-3, npo.npo(beta)), 1)
+    ascent, _ = clouds.unlearn(world, start, clouds.Arm(1e-3, clouds.ga), 1)
+    ours, weights = clouds.unlearn(world, start, clouds.Arm(1e-3, clouds.npo(beta)), 1)
     assert torch.allclose(ours[-1], ascent[-1], atol=1e-14) and weights[0] == pytest.approx(1, abs=1e-12)
 
 
 def test_the_measured_weight_is_the_formula(world, start):
-    path, weights = npo.unlearn(world, start, npo.ARMS["NPO"], 50)
-    logp, ref = (npo._logp(world.forget.phi @ t, world.forget.y) for t in (path[-1], start))
+    path, weights = clouds.unlearn(world, start, npo.ARMS["NPO"], 50)
+    logp, ref = (clouds.logp(world.forget.phi @ t, world.forget.y) for t in (path[-1], start))
     assert weights[-1] == pytest.approx(float(preference.npo_weight(logp, ref, 1.0).mean()))
     assert weights[-1] < weights[1] < weights[0]
 
@@ -96,15 +96,15 @@ def test_every_arm_of_the_smoke_tier_gives_numbers():
 
 @pytest.mark.parametrize("sabotage", npo.CLAIM.sabotages, ids=lambda s: s.name)
 def test_a_sabotage_reaches_the_training(world, start, sabotage):
-    intact, _ = npo.unlearn(world, start, npo.ARMS["NPO+RT"], 20)
+    intact, _ = clouds.unlearn(world, start, npo.ARMS["NPO+RT"], 20)
     with runner.patched(sabotage.patch):
-        broken, weights = npo.unlearn(world, start, npo.ARMS["NPO+RT"], 20)
+        broken, weights = clouds.unlearn(world, start, npo.ARMS["NPO+RT"], 20)
     assert not torch.allclose(intact[-1], broken[-1], atol=1e-6)
     if sabotage.name == "reference follows the model":
         assert weights == pytest.approx([1.0] * len(weights))
 
 
 def test_the_two_speeds_of_divergence():
-    fast = npo.divergence(0, lambda logp, _: logp.mean(), 400)
-    slow = npo.divergence(0, lambda logp, ref: preference.npo(logp, ref, 1.0).mean(), 400)
+    fast = clouds.divergence(0, lambda logp, _: logp.mean(), 400)
+    slow = clouds.divergence(0, lambda logp, ref: preference.npo(logp, ref, 1.0).mean(), 400)
     assert fast["r2_linear"] > 0.99 and slow["displacement"] < fast["displacement"] / 3

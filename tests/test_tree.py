@@ -28,7 +28,7 @@ def random_tree(seed, how, trees=(0,), actions=3, depth=4):
     """Trees whose steps, priors and values follow from the node's text alone."""
 
     def number(node, salt=0):
-        return hash((seed, node.tree, node.said, salt)) % 1000 / 1000
+        return hash((seed, node.tree, node.tokens, salt)) % 1000 / 1000
 
     def propose(nodes):
         return [[[Step((a, 7), 0.1 + number(n, a) / 2, n.depth + 1 == depth)] for a in range(actions)] for n in nodes]
@@ -109,7 +109,7 @@ def test_a_tree_survives_json():
     (grown,) = random_tree(5, SearchConfig(simulations=8, depth=3))
     again = Tree.of(grown.rows())
     assert again.rows() == grown.rows()
-    assert [n.said for n in again.path] == [n.said for n in grown.path]
+    assert [n.tokens for n in again.path] == [n.tokens for n in grown.path]
 
 
 def test_a_node_without_proposals_is_an_end():
@@ -124,7 +124,7 @@ def test_a_step_that_is_there_is_not_put_twice():
         [0], lambda nodes: [[chain, chain, other] if n.depth == 0 else [] for n in nodes],
         lambda nodes: [0.0] * len(nodes), SearchConfig(simulations=1, depth=2),
     )[0]  # fmt: skip
-    assert [n.said for n in grown.root.walk()] == [(), (1, 2), (1, 2, 3), (1, 2, 4)]
+    assert [n.tokens for n in grown.root.walk()] == [(), (1, 2), (1, 2, 3), (1, 2, 4)]
 
 
 # --- pairs -----------------------------------------------------------------------------------
@@ -201,11 +201,11 @@ def test_priors_by_length():
 # --- the policy ------------------------------------------------------------------------------
 
 
-def proposer(model, prompts, **more):
+def proposer(model, prompts, references=None, **more):
     closing = steps.closers(model.tokenizer, [chr(65 + i) for i in range(26)])
-    how = {"closing": closing, "count": (3, 2), "depth": 3, "tokens": 12, "temperature": 1.5, "power": 1.0,
-           "last": "", "seed": 5, "references": {}} | more  # fmt: skip
-    return policy.Steps(model, prompts, **how), closing
+    how = {"root_actions": 3, "actions": 2, "step_tokens": 12, "temperature": 1.5, "prior_power": 1.0, "last": ""}
+    search = policy.StepSearch(**how | more)
+    return policy.Steps(model, prompts, closing, search, 5, references), closing
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba"])
@@ -216,11 +216,11 @@ def test_a_policys_trees_do_not_see_each_other_and_their_steps_are_its_own(kind)
 
     def grow(numbers):
         actor, closing = proposer(model, prompts)
-        return tree.search(numbers, actor.propose, lambda nodes: [0.1 * len(n.said) for n in nodes], how), closing
+        return tree.search(numbers, actor.propose, lambda nodes: [0.1 * len(n.tokens) for n in nodes], how), closing
 
     together, closing = grow([0, 1, 2])
     alone = grow([1])[0][0]
-    assert [(n.said, n.visits) for n in together[1].root.walk()] == [(n.said, n.visits) for n in alone.root.walk()]
+    assert [(n.tokens, n.visits) for n in together[1].root.walk()] == [(n.tokens, n.visits) for n in alone.root.walk()]
     assert len(together[0].root.children) <= 3
     for node in list(together[0].root.walk())[1:]:
         tokens = node.step.tokens

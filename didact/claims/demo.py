@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from didact.claims.alignment import hindsight_example
-from didact.learn import episodes
+from didact.claims.alignment import hindsight
 from didact.models.model import Model
 from didact.types import Record
 from didact.worlds.sorting import Sorting
@@ -29,15 +28,14 @@ class Example:
     fit: Mapping[str, Any] = field(default_factory=dict)
 
 
-@episodes.one_thread()
 def example() -> Example:
     """Four methods on a model of 60k weights; at this size the papers' rates and betas change nothing."""
     return Example(
         arms=("sft", "dpo", "kto", "hindsight"),
-        model=hindsight_example.start(SEED),
+        model=hindsight.start(SEED, 300),
         records={"preference": Sorting(seed=SEED).pairs(1, PAIRS)},
         budget="60k-tokens",
         lrs=(3e-4, 1.2e-3, 5e-3),
-        options={"hindsight": {"good": [hindsight_example.GOOD], "bad": [hindsight_example.BAD]}},
+        options={"hindsight": {"good": [hindsight.GOOD], "bad": [hindsight.BAD]}},
         fit={"rows": 16, "warmup": 0.1},
     )

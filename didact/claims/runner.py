@@ -19,8 +19,7 @@ from didact.claims import sources, verdict
 from didact.learn import episodes
 from didact.learn.progress import Bar
 from didact.models import cache
-from didact.models.model import Model
-from didact.types import Result, UserError
+from didact.types import UserError
 
 Tier = Literal["smoke", "quick", "full"]
 Measured = Mapping[str, Mapping[str, float]]
@@ -58,7 +57,7 @@ class Claim:
         run: `run(seed, tier, **options)`: every arm trained and measured on one seed, pure in its arguments;
             a function of the claim's own module. The runner calls it on one thread, with a private cache.
         tests: what the seeds decide.
-        gates: competence gates, made by `verdict.gate`.
+        gates: competence gates, made by `lab.gate`.
         sabotages: at least two, from the paper's card.
         seeds: how many of each tier: 0, 1, 2 ... (tune on seeds from 1000 on).
     """
@@ -87,13 +86,6 @@ class Claim:
     def modules(self) -> tuple[str, str]:
         """The method's and the claim's own module."""
         return self.run.__module__.replace("didact.claims.", "didact.methods."), self.run.__module__
-
-
-def taught(result: Result) -> Model:
-    """The model a method gave."""
-    model = result.models["model"]
-    assert isinstance(model, Model)
-    return model
 
 
 def run(
@@ -160,16 +152,22 @@ def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
     return path
 
 
-def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
+def verify(method: str, folder: str | Path = "scoreboard", against: str | Path | None = None) -> list[str]:
     """Measure the first seed of a card again, intact. Equal to the bit, the card is for the code as it is now.
 
     It then gets today's hashes and `verified: {seed, date, versions}`, and keeps its numbers and its date.
+
+    Args:
+        method: whose card.
+        folder: of the cards.
+        against: where a processor rounds otherwise than that of the card: a folder in which the card's own code kept
+            the seed on this machine (`didact claim METHOD --keep FOLDER`). The seed is then compared with that one.
 
     Returns:
         What differs: every other number, and tests that the claim decides otherwise now. The card is left as it is.
 
     Raises:
-        UserError: there is no card of the method.
+        UserError: there is no card of the method, or `against` has not the seed as the card's code measured it.
     """
     path, claim = Path(folder) / f"{method}.json", load(method)
     if not path.exists():
@@ -178,7 +176,8 @@ def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
     seed = card["seeds"][0]
     with cache.private():
         arms = files.plain(_unit(claim, None, seed, card["tier"], None, {})["arms"])
-    was = {f"{arm}.{metric}": values[0] for arm, columns in card["arms"].items() for metric, values in columns.items()}
+    first = {arm: {m: column[0] for m, column in columns.items()} for arm, columns in card["arms"].items()}
+    was = {f"{arm}.{m}": value for arm, columns in _kept(card, against, first).items() for m, value in columns.items()}
     now = {f"{arm}.{metric}": value for arm, columns in arms.items() for metric, value in columns.items()}
     differs = _differences(was, now)
     if not differs:
@@ -189,8 +188,25 @@ def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
                                  for some in (card["tests"], rows)))  # fmt: skip
     if not differs:
         verified = {"seed": seed, "date": _now(), "versions": _versions()}
+        if against:
+            verified["against"] = "the card's code on this machine"
         write(card | _code(claim) | {"verified": verified}, folder)
     return differs
+
+
+def _kept(card: Mapping[str, Any], against: str | Path | None, first: Any) -> Any:
+    """The arms of the card's first seed: of the card, or as its code measured them on this machine."""
+    if against is None:
+        return first
+    path = Path(against) / card["method"] / f"intact-{card['seeds'][0]}.json"
+    if not path.exists():
+        raise UserError(f"{path}: not there; at the card's commit: didact claim {card['method']} --keep {against}")
+    kept = files.read_json(path)
+    if kept["identity"]["code"]["sources_sha256"] != card["sources_sha256"]:
+        raise UserError(f"{path}: was not measured by the code of the card")
+    if kept["arms"].keys() != first.keys():
+        raise UserError(f"{path}: has other arms than the card")
+    return kept["arms"]
 
 
 DECIDES = ("kind", "null", "direction", "margin", "level", "gates", "outcome")

@@ -45,7 +45,7 @@ class Test:
         unit: of the estimate.
         level: of the interval; 0.95, and 0.90 for equivalence.
         gates: `verdict` if a failure fails the claim; `none` if it is only reported; `competence` if the
-            experiment says nothing about the paper unless the MEAN over seeds passes (see `gate`).
+            experiment says nothing about the paper unless the MEAN over seeds passes (see `lab.gate`).
     """
 
     __test__: ClassVar[bool] = False  # not pytest's
@@ -119,15 +119,6 @@ class Test:
         if self.transform == "logit":
             return math.log(x / (1 - x)) if 0 < x < 1 else math.nan
         return float(x)
-
-
-def gate(name: str, metric: str, at_least: float | None = None, at_most: float | None = None, unit: str = "") -> Test:
-    """A competence gate: unless the mean of `arm.metric` reaches the value, the claim is inconclusive."""
-    if at_least is not None and at_most is None:
-        return Test(name=name, kind="bound", a=metric, null=at_least, unit=unit, gates="competence")
-    if at_most is not None and at_least is None:
-        return Test(name=name, kind="bound", a=metric, null=at_most, direction="less", unit=unit, gates="competence")
-    raise ValueError(f"gate '{name}': give either at_least or at_most")
 
 
 def verdict(rows: Iterable[Mapping[str, Any]]) -> Outcome:

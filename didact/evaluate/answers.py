@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from didact.evaluate import qa
 from didact.infer import functions
-from didact.types import Demo, UserError
-
-Checker = Callable[[str, Demo], bool]
-"""`checker(solution, demo)`: whether the solution's answer is right."""
+from didact.types import AnswerCheck, Demo, UserError
 
 MARK = re.compile(r"(?:#+|answer(?: is)?:?)\s*(.+)", re.IGNORECASE)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
@@ -23,6 +19,16 @@ def final(text: str) -> str:
     marked = MARK.findall(text)
     lines = [line for line in text.splitlines() if line.strip()]
     return str(marked[-1] if marked else lines[-1] if lines else "").strip().rstrip(".")
+
+
+def reference(demo: Demo) -> str:
+    """The worked solution: the completion, after the explanation where there is one."""
+    return f"{demo.explanation}\n{demo.completion}" if demo.explanation else demo.completion
+
+
+def hint(demo: Demo) -> str:
+    """The answer alone, in words."""
+    return f"The answer is {(demo.answers or [final(reference(demo))])[0]}."
 
 
 def number(text: str) -> str | None:
@@ -53,21 +59,23 @@ def last_number(text: str, demo: Demo) -> bool:
     return said is not None and any(w is not None and _value(said) == _value(w) for w in wanted)
 
 
-def checker(name: str) -> Checker:
-    """`final`, `number`, or `module:function`, a function of a solution and its `Demo`.
+def checker(given: str | AnswerCheck) -> AnswerCheck:
+    """`final`, `number`, or `module:function`, a function of a solution and its `Demo`; or such a function itself.
 
     Raises:
         UserError: no such thing; or, when called, what a function of the user's raised.
     """
-    if name in ("final", "number"):
-        return right if name == "final" else last_number
-    found = functions.imported(name, "checker")
+    if not isinstance(given, str):
+        return given
+    if given in ("final", "number"):
+        return right if given == "final" else last_number
+    found = functions.imported(given, "checker")
 
     def safe(text: str, demo: Demo) -> bool:
         try:
             return bool(found(text, demo))
         except Exception as error:
-            raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
+            raise UserError(f"{given} raised {type(error).__name__}: {error}") from error
 
     return safe
 

@@ -6,6 +6,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from didact.bounds import Count, NonNegative, Positive
 from didact.infer import generate, steps
@@ -36,7 +39,7 @@ class Policy:
 
     def prompt(self, node: Node) -> tuple[int, ...]:
         """All tokens before what follows a node."""
-        return (*self.prompts[node.tree], *node.said)
+        return (*self.prompts[node.tree], *node.tokens)
 
     def sampled(self, nodes: Sequence[Node], n: Sequence[int], how: SamplingConfig) -> list[list[Completion]]:
         """`n[i]` continuations of node i, of at most `how.max_new_tokens`; none where the context is full."""
@@ -57,19 +60,53 @@ class Policy:
         return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepSearch:
+    """How a tree of steps is searched.
+
+    Args:
+        simulations: before each decision.
+        root_actions: steps sampled at the root.
+        actions: steps sampled elsewhere.
+        depth: steps of a solution at most; the last one is sampled to the end.
+        c: weight of the prior in PUCT.
+        gamma: discount.
+        prior_power: a step's prior is exp(logp / tokens^power); more favours long steps.
+        temperature: at which steps are sampled.
+        step: texts a step ends with; backslash and n is a line break.
+        last: a step in which this stands is the last; empty for none.
+        step_tokens: of a step, and of the last one to the end.
+        include_gt: the reference solution's next step is one of the steps.
+    """
+
+    simulations: Count = 64
+    root_actions: Count = 2
+    actions: Count = 2
+    depth: Count = 3
+    c: NonNegative = 1.0
+    gamma: NonNegative = 1.0
+    prior_power: NonNegative = 1.25
+    temperature: Positive = 1.0
+    step: Annotated[Sequence[str], MinLen(1)] = ("\\n",)
+    last: str = "answer is"
+    step_tokens: Count = 128
+    include_gt: bool = True
+
+    def of_tree(self, **more: Any) -> SearchConfig:
+        """As `tree.search` takes it, with `more` of its fields."""
+        return SearchConfig(simulations=self.simulations, depth=self.depth, c=self.c, gamma=self.gamma, **more)
+
+
 class Steps(Policy):
     """Proposes one step at a time, and the reference's next one where the text so far is the reference's.
+
+    A step in which `last` stands is given an end token.
 
     Args:
         model: as for `Policy`; so are prompts and seed.
         prompts: as for `Policy`.
         closing: tokens that end a step.
-        count: steps sampled at the root, and elsewhere.
-        depth: the step after which there is none is sampled to the end of the text.
-        tokens: of a step at most.
-        temperature: at which steps are sampled.
-        power: see `steps.prior`.
-        last: a step with this in its text is the last, and is given an end token; empty for none.
+        search: how many steps of which length, and how they are sampled.
         seed: of all draws.
         references: the steps of a tree's reference, where it has one.
     """
@@ -79,27 +116,21 @@ class Steps(Policy):
         model: Model,
         prompts: Mapping[int, Sequence[int]],
         closing: Collection[int],
-        count: tuple[int, int],
-        depth: int,
-        tokens: int,
-        temperature: float,
-        power: float,
-        last: str,
+        search: StepSearch,
         seed: int,
-        references: Mapping[int, Sequence[tuple[int, ...]]],
+        references: Mapping[int, Sequence[tuple[int, ...]]] | None = None,
     ) -> None:
         super().__init__(model, prompts, seed)
-        self.closing, self.count, self.depth, self.power, self.last = closing, count, depth, power, last
-        self.how = SamplingConfig(max_new_tokens=tokens, temperature=temperature)
-        self.references = references
+        self.closing, self.search, self.references = closing, search, references or {}
+        self.sampling = SamplingConfig(max_new_tokens=search.step_tokens, temperature=search.temperature)
 
     def propose(self, nodes: list[Node]) -> list[list[list[Step]]]:
         """Steps that may follow each node."""
         out: list[list[list[Step]]] = [[] for _ in nodes]
         for final in (False, True):
-            these = [i for i, node in enumerate(nodes) if (node.depth + 1 == self.depth) == final]
-            how = self.how if final else dataclasses.replace(self.how, closing=self.closing)
-            counts = [self.count[nodes[i].depth > 0] for i in these]
+            these = [i for i, node in enumerate(nodes) if (node.depth + 1 == self.search.depth) == final]
+            how = self.sampling if final else dataclasses.replace(self.sampling, closing=self.closing)
+            counts = [self.search.actions if nodes[i].depth else self.search.root_actions for i in these]
             for i, made in zip(these, self.sampled([nodes[i] for i in these], counts, how), strict=True):
                 out[i] = [[self._step(c, final)] for c in made]
         given = [(i, step) for i, node in enumerate(nodes) if (step := self._given(node)) is not None]
@@ -107,7 +138,7 @@ class Steps(Policy):
             self.model,
             [self.prompt(nodes[i]) for i, _ in given],
             [[step] for _, step in given],
-            self.power,
+            self.search.prior_power,
             self.kv_cache,
         )
         for (i, _), (step,) in zip(given, valued, strict=True):
@@ -118,16 +149,16 @@ class Steps(Policy):
     def _step(self, made: Completion, final: bool) -> Step:
         tokens = made.tokens
         done = tokens[-1] in self.ends
-        if self.last and not done and self.last in made.text:
+        if self.search.last and not done and self.search.last in made.text:
             tokens, done = (*tokens, *sorted(self.ends)[:1]), True
-        return Step(tokens, steps.prior(made.logp, len(made.tokens), self.power), done or final)
+        return Step(tokens, steps.prior(made.logp, len(made.tokens), self.search.prior_power), done or final)
 
     def _given(self, node: Node) -> Step | None:
         """The reference's step after a node whose text is the reference's so far; its rest where depth ends."""
         reference = self.references.get(node.tree, ())
-        if node.depth >= len(reference) or node.said != sum(reference[: node.depth], ()):
+        if node.depth >= len(reference) or node.tokens != sum(reference[: node.depth], ()):
             return None
-        final = node.depth + 1 >= min(self.depth, len(reference))
+        final = node.depth + 1 >= min(self.search.depth, len(reference))
         tokens = sum(reference[node.depth :], ()) if final else reference[node.depth]
         return Step(tuple(tokens), terminal=final, given=True)
 

@@ -96,7 +96,7 @@ def with_priors(
 
 def text(tokenizer: PreTrainedTokenizerBase, node: Node) -> str:
     """A node's text from the root on, without special tokens."""
-    return str(tokenizer.decode(list(node.said), skip_special_tokens=True))
+    return str(tokenizer.decode(list(node.tokens), skip_special_tokens=True))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -56,9 +56,9 @@ class Node:
         return 0 if self.parent is None else 1 + self.parent.depth
 
     @property
-    def said(self) -> tuple[int, ...]:
+    def tokens(self) -> tuple[int, ...]:
         """The tokens of all steps from the root."""
-        return () if self.parent is None else self.parent.said + self.step.tokens
+        return () if self.parent is None else self.parent.tokens + self.step.tokens
 
     @property
     def reward(self) -> float:

@@ -1,9 +1,12 @@
-"""Where searched trees part: a round's trees of steps, and the pairs of steps they leave to be taught from."""
+"""A round's searched trees of steps, and the pairs of steps they give to train on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from didact.data import encode
 from didact.data.encode import TokenizedExample
@@ -11,10 +14,10 @@ from didact.data.streams import ExampleGroup
 from didact.infer import steps, tree
 from didact.infer.policy import Pieces, Steps
 from didact.infer.tree import Node, Tree
-from didact.learn.rounds import Round
+from didact.learn.rounds import Round, RoundData
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
-from didact.types import Demo, Preference
+from didact.types import AnswerCheck, Demo, Preference
 
 BESIDE = 64  # trees that grow side by side, and are lost to a kill together
 
@@ -73,41 +76,41 @@ def searched(
     return now.chunks("trees", len(index), make, BESIDE)
 
 
-def mined(
-    told: Iterable[Mapping[str, Any]],
+def collected(
+    trees: Iterable[Mapping[str, Any]],
     model: Model,
     demos: Sequence[Demo],
     rows: Sequence[TokenizedExample],
     pick: Callable[[Tree], Sequence[tree.Pair]],
     number: int = 0,
-    apart: bool = False,
+    trimmed: bool = False,
 ) -> list[Branch]:
     """The branches of trees.
 
     Args:
-        told: what `searched` gave, or some of it.
+        trees: what `searched` gave, or some of it.
         model: its tokenizer reads the steps.
         demos: all prompts.
         rows: the same, encoded.
         pick: which pairs of a tree.
         number: of the round; the records say it.
-        apart: rows begin where the two differ: tokens both begin with cancel in a margin of sums.
+        trimmed: rows begin where the two differ: tokens both begin with cancel in a margin of sums.
 
     Returns:
         Records have `q_better`, `q_worse`, `n_better`, `n_worse` (visits), `given` (the better step is the reference's)
         and `round`; their scores are the mean values of what was reached through each side.
     """
     out = []
-    for place, row in enumerate(told):
+    for place, row in enumerate(trees):
         demo, body = demos[row["demo"]], rows[row["demo"]].prompt
         found = pick(Tree.of(row["tree"], place))
         for better, worse in found:
-            before = better.parent.said if better.parent else ()
-            k = (tree.diverges(better, worse) or 0) if apart else 0
+            before = better.parent.tokens if better.parent else ()
+            k = (tree.diverges(better, worse) or 0) if trimmed else 0
             head = (*body, *before, *better.step.tokens[:k])
-            said = text(model, before)
+            opening = text(model, before)
             record = Preference(
-                prompt=demo.prompt + encode.join(demo.prompt, said, model.kind) if said else demo.prompt,
+                prompt=demo.prompt + encode.join(demo.prompt, opening, model.kind) if opening else demo.prompt,
                 chosen=text(model, better.step.tokens), rejected=text(model, worse.step.tokens),
                 chosen_score=better.worth, rejected_score=worse.worth,
                 extra={"q_better": better.q, "q_worse": worse.q, "n_better": better.visits, "n_worse": worse.visits,
@@ -118,11 +121,29 @@ def mined(
     return out
 
 
-def facts(told: Sequence[Mapping[str, Any]], found: Sequence[Branch]) -> dict[str, float]:
+def data(found: Sequence[Branch], about: Mapping[str, Any], columns: Mapping[str, Tensor] | None = None) -> RoundData:
+    """Branches as what a round trains on, with a `share` of each by which every tree counts once, 1 on average."""
+    share = torch.tensor([b.share for b in found])
+    tensors = {"share": share * len(found) / share.sum(), **(columns or {})}
+    return RoundData([b.item for b in found], dict(about), [b.record for b in found], tensors)
+
+
+def solved(trees: Sequence[Mapping[str, Any]], model: Model, demos: Sequence[Demo], check: AnswerCheck) -> list[bool]:
+    """Whether the text that each search decided on comes to an end, and to the right answer."""
+    ends = [(Tree.of(row["tree"]).path[-1], demos[row["demo"]]) for row in trees]
+    return [end.step.terminal and check(steps.text(model.tokenizer, end), demo) for end, demo in ends]
+
+
+def unsure(better: int, worse: int) -> float:
+    """How unsure a pair is by the visits of its steps: `min(1/2, N_l / (N_w + N_l))`."""
+    return min(0.5, worse / (better + worse)) if better + worse else 0.5
+
+
+def stats(trees: Sequence[Mapping[str, Any]], found: Sequence[Branch]) -> dict[str, float]:
     """How many trees and branches, nodes of a tree, and the tokens all have cost."""
     return {
-        "trees": len(told), "pairs": len(found), "nodes": sum(len(row["tree"]) for row in told) / len(told),
-        "tokens": sum(row["tokens"] for row in told),
+        "trees": len(trees), "pairs": len(found), "nodes": sum(len(row["tree"]) for row in trees) / len(trees),
+        "tokens": sum(row["tokens"] for row in trees),
     }  # fmt: skip
 
 

@@ -97,6 +97,11 @@ def nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
     return {"nll": cross_entropy(student, micro)}
 
 
+def sft(student: Model, micro: MicroBatch, weight: float) -> Mapping[str, Term]:
+    """The same beside another loss, as the term `sft` of this weight."""
+    return {"sft": cross_entropy(student, micro, weight=weight)}
+
+
 def cross_entropy(model: Model, micro: MicroBatch, per: str | None = None, weight: float = 1.0) -> Term:
     """Mean next-token loss over label tokens, in nats: what transformers calls `loss`."""
     logp = forward.tokens(model, micro.tokens)["logp"]

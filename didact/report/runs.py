@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from didact import catalogue, files
-from didact.report import findings, plots, words
+from didact.report import findings, plots, tables, words
 from didact.types import UserError
 
 LATE = ("grad_norm", "lr")  # curves shown after the losses
@@ -47,6 +47,7 @@ def told(root: Path) -> dict[str, Any]:
         "share_axis": plots.share_axis() if any(m["share"] and m["mark"] for m in metrics) else "",
         "golden": any(m.get("gold") is not None for m in metrics),
         "samples": read(root / "samples.json") if (root / "samples.json").exists() else [],
+        "answered": dict(zip(run.get("answered", {}), tables.answered(run.get("answered", {})), strict=True)),
         "curves": _curves(_lines(root / "history.jsonl")),
         "findings": findings.blocks(found) if isinstance(found, dict) else [],
         "cost": _cost(run["cost"]),
@@ -151,7 +152,7 @@ def load_lines(root: Path, what: str, how: str) -> dict[str, str]:
         f"model = AutoPeftModelFor{task}.from_pretrained({place!r})",
         "peft alone": "from peft import PeftModel  # start: the module that was taught, which has no folder\n\n"
         f"model = PeftModel.from_pretrained(start, {place!r})",
-        "didact": f"from didact.models import mixers\n\nmodel = mixers.load_module({place!r})",
+        "didact": f"import didact\n\nmodel = didact.load({place!r})",
     }.get(kind, f"# {how}")
     also = "" if kind not in ("hf", "peft") else f"import didact\n\nmodel = didact.load({place!r})"
     return {"name": what, "lines": lines, "also": also, "opens": opens}

@@ -11,10 +11,13 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from didact.types import Preference
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,33 @@ class Outcomes:
         pair, last = rng.normal(size=(2, self.letters, self.letters))
         total = np.array([sum(pair[a, b] for a, b in itertools.pairwise(y)) + 2 * last[y[-2:]] for y in self.answers])
         return torch.tensor((total - total.mean()) / total.std())
+
+    def stretched(self, seed: int, prompts: int) -> Any:
+        """A reward for each prompt on a scale of its own, as reward models give them: `(prompts, answers)`."""
+        rng = np.random.default_rng([seed, 71])
+        plain = np.stack([self.reward(100 * seed + x).numpy() for x in range(prompts)])
+        stretch, shift = np.exp(rng.normal(0, 1, prompts)), rng.normal(0, 3, prompts)
+        return stretch[:, None] * plain**3 + shift[:, None]
+
+    def drawn(self, logp: Tensor, n: int, seed: int) -> Any:
+        """Numbers of `n` answers, from log-probs `(answers,)`."""
+        p = logp.double().exp().numpy()
+        return np.random.default_rng([seed, 64]).choice(len(p), size=n, p=p / p.sum())
+
+    def preferences(
+        self, prompt: str, logp: Tensor, reward: Tensor, n: int, seed: int, sure: float = 2.0, right: float = 1.0
+    ) -> list[Preference]:
+        """At most `n` pairs of different answers drawn from log-probs; the better is labelled so with probability
+        `sigmoid(sure (r - r'))`, and a share `right` of the labels is kept."""
+        draw = np.random.default_rng([seed, 63])
+        two = self.drawn(logp, 2 * n, seed + 1).reshape(-1, 2)
+        two = two[two[:, 0] != two[:, 1]]
+        gap = (reward[two[:, 0]] - reward[two[:, 1]]).numpy()
+        first = draw.random(len(two)) < 1 / (1 + np.exp(-sure * gap))
+        first ^= draw.random(len(two)) >= right
+        texts = [self.text(answer) for answer in self.answers]
+        ordered = (pair if better else pair[::-1] for pair, better in zip(two, first, strict=True))
+        return [Preference(prompt=prompt, chosen=texts[a], rejected=texts[b]) for a, b in ordered]
 
 
 def kl(logp: Tensor, ref_logp: Tensor) -> Tensor:

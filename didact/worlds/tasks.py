@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from didact.data import demonstrations
+from didact.data.encode import TokenizedExample
 from didact.types import Demo, Text
 
 NOUNS = (
@@ -197,3 +198,21 @@ def quiz(
     texts = [Text(text=words(length)) for _ in range(documents)]
     texts += [Text(text=f"{words(length // 4)} {line} {words(length // 4)}") for line in told]
     return asked, texts, [i < planted for i in range(items)]
+
+
+KINDS, BLOCKS, FAR = 4, 6, 5  # of notes: names, blocks a row, how far back the name stands
+
+
+def notes(seed: int, tag: int, rows: int) -> list[TokenizedExample]:
+    """Rows of blocks `name, four fixed tokens, noun, word`, where the word depends on the noun and the row's name.
+
+    From the noun, the name is five positions back; nothing nearer tells the word.
+    """
+    rng = np.random.default_rng([seed, tag, 51])
+    out = []
+    for _ in range(rows):
+        name = int(rng.integers(KINDS))
+        nouns = rng.integers(6, size=BLOCKS).tolist()
+        ids = [i for n in nouns for i in (100 + name, 110, 111, 112, 113, 120 + n, 140 + n * KINDS + name)]
+        out.append(TokenizedExample(tuple(ids[:1]), tuple(ids[1:])))
+    return out

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 from didact import alignment
-from didact.claims import runner, verdict
-from didact.claims.alignment import context_preference_example as example
-from didact.evaluate import context_judges as looks
-from didact.learn import episodes, rewards
+from didact.claims import lab, runner
+from didact.claims.lab import bound, difference, equivalence, exact, gate
+from didact.claims.problem import Problem
+from didact.data import splits
+from didact.evaluate import context_judges
+from didact.learn import rewards
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, Preference
@@ -37,93 +39,110 @@ SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
 PEOPLE = 40
 Spoilt = Literal["", "shuffled", "flipped"]
 """What a sabotage does to the contexts, or to the labels of every reversal pair's second record."""
+TEMPLATE = "{prompt} {context} :"
+FIT: dict[str, Any] = {"lr": 3e-3, "rows": 24, "schedule": "cosine", "warmup_steps": 20}
 
 
-def problem(seed: int) -> Any:
-    """What `didact run context-preference` teaches when given no model and data."""
-    return example.problem(seed)
+def problem(seed: int) -> Problem:
+    """A model of 35k random weights; pairs of a tenth of the prompts are only scored.
+
+    The paper's rate would change nothing in so few steps.
+    """
+    pairs = [*_world(seed).reversals(1, 1500), *_world(seed).general(2, 1500)]
+    unseen, preferences = splits.by_prompt(pairs, 0.1, seed)
+    return Problem(
+        model=_base(seed),
+        data={"preferences": preferences},
+        options={"template": TEMPLATE, "choices": ["longer", "shorter"]},
+        fit={**FIT, "steps": 200},
+        protocol={"preferences": unseen},
+    )
 
 
-@episodes.one_thread()
-def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> dict[str, dict[str, float]]:
+def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> runner.Measured:
     """The reward model taught with contexts, and the one taught without them."""
-    carm = _measures(_taught(seed, tier, "context", spoilt), seed, tier)
+    carm = _measures(_trained(seed, tier, "context", spoilt), seed, tier)
     return {"carm": carm, "general": _general(seed, tier), "negated": _negated(seed, tier)}
 
 
-@functools.lru_cache(maxsize=64)
+@lab.shared
 def _general(seed: int, tier: runner.Tier) -> dict[str, float]:
-    """Shared by the sabotages of a seed, none of which is about it."""
-    return _measures(_taught(seed, tier, "general"), seed, tier)
+    return _measures(_trained(seed, tier, "general"), seed, tier)
 
 
-@functools.lru_cache(maxsize=64)
+@lab.shared
 def _negated(seed: int, tier: runner.Tier) -> dict[str, float]:
     """How often a model that knows `not` before two criteria is right where it stands before these, or the others."""
-    judge = looks.by_reward(functools.partial(rewards.score, _taught(seed, tier, "context", negated=TAUGHT)))
+    judge = _judge(_trained(seed, tier, "context", negated=TAUGHT))
     out = {}
     for name, which in (("taught", TAUGHT), ("others", OTHERS)):
-        asked = example.world(seed, noise=0.0).reversals(5, ASKED[tier], negated=which)
+        asked = _world(seed, noise=0.0).reversals(5, ASKED[tier], negated=which)
         some = [p for p in asked if str(p.context).startswith("not ")]
-        out[name] = float(looks.right(looks.margins(judge, some, example.TEMPLATE)).mean())
+        out[name] = float(context_judges.right(context_judges.margins(judge, some, TEMPLATE)).mean())
     return out
 
 
-def _taught(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
-    world, n = example.world(seed), PAIRS[tier]
-    told = world.reversals(1, n, negated=negated)
+def _world(seed: int, noise: float = 0.05) -> Criteria:
+    """More or fewer of one letter, longer or shorter."""
+    return Criteria(counted=1, noise=noise, seed=seed)
+
+
+def _base(seed: int) -> Model:
+    """Random weights: a reward model needs no words."""
+    texts = [" ".join(_world(seed).criteria()), "not"]
+    return lab.blank("gpt2", texts, 270, d=32, layers=2, heads=4, context=48, seed=seed, initializer_range=0.1)
+
+
+def _trained(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
+    world, n = _world(seed), PAIRS[tier]
+    pairs = world.reversals(1, n, negated=negated)
     if spoilt == "flipped":  # both contexts of a pair then want the same answer
-        told = [
-            dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p for i, p in enumerate(told)
+        pairs = [
+            dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p for i, p in enumerate(pairs)
         ]
     if spoilt == "shuffled":
-        order = np.random.default_rng([seed, 64]).permutation(len(told))
-        told = [dataclasses.replace(p, context=told[i].context) for p, i in zip(told, order, strict=True)]
-    fit = Fit(**{**example.FIT, "steps": STEPS[tier], "seed": seed})  # type: ignore[arg-type]  # options by name
-    result = alignment.context_preference(
-        example.base(seed), [*told, *world.general(2, n)], read=read, template=example.TEMPLATE, fit=fit
-    )
-    taught = result.models["model"]
-    assert isinstance(taught, Model)
-    return taught
+        order = np.random.default_rng([seed, 64]).permutation(len(pairs))
+        pairs = [dataclasses.replace(p, context=pairs[i].context) for p, i in zip(pairs, order, strict=True)]
+    fit, pairs = Fit(**FIT, steps=STEPS[tier], seed=seed), [*pairs, *world.general(2, n)]
+    return lab.model_of(alignment.context_preference(_base(seed), pairs, read=read, template=TEMPLATE, fit=fit))
+
+
+def _judge(model: Model) -> context_judges.Margin:
+    return context_judges.by_reward(functools.partial(rewards.score, model))
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On pairs no training saw, labelled without noise."""
-    judge = looks.by_reward(functools.partial(rewards.score, model))
-    world = example.world(seed, noise=0.0)
-    told, general = world.reversals(3, ASKED[tier]), world.general(4, ASKED[tier])
-    found = looks.accuracies(judge, [*told, *general], example.TEMPLATE)
-    out = {name: m.value for name, m in found.items()}
-    return out | _two_steps(judge, general, world) | _profiles(judge, world, tier)
+    judge, world = _judge(model), _world(seed, noise=0.0)
+    reversals, general = world.reversals(3, ASKED[tier]), world.general(4, ASKED[tier])
+    found = context_judges.accuracies(judge, [*reversals, *general], TEMPLATE)
+    return {k: m.value for k, m in found.items()} | _two_steps(judge, general, world) | _profiles(judge, world, tier)
 
 
-def _two_steps(judge: looks.Margin, pairs: list[Preference], world: Criteria) -> dict[str, float]:
+def _two_steps(judge: context_judges.Margin, pairs: list[Preference], world: Criteria) -> dict[str, float]:
     """Mean error of the share of people who prefer an answer: by contexts drawn as they are, and without."""
     true = np.array([world.share(p.prompt, p.chosen, p.rejected) for p in pairs])
     own = [world.judges(p.prompt) for p in pairs]
-    z = looks.over(judge, pairs, [list(j) for j in own], example.TEMPLATE)
+    z = context_judges.over(judge, pairs, [list(j) for j in own], TEMPLATE)
     two = preference.aggregated(z, "mean", torch.tensor([list(j.values()) for j in own])).numpy()
-    one = torch.sigmoid(torch.as_tensor(looks.margins(judge, pairs, None))).numpy()
+    one = torch.sigmoid(torch.as_tensor(context_judges.margins(judge, pairs, None))).numpy()
     return {"two_step_error": float(np.abs(two - true).mean()), "one_step_error": float(np.abs(one - true).mean())}
 
 
-def _profiles(judge: looks.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
+def _profiles(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
     """How often somebody's criterion is the likeliest one, from a few of their judgements."""
     names = world.criteria()
     of = {c: [p for p in world.reversals(6, 4 * ASKED[tier]) if p.context == c] for c in names}
     draw, right = np.random.default_rng([world.seed, 65]), dict.fromkeys(SHOWN, 0)
     for person in range(PEOPLE):
-        mine = names[person % len(names)]
-        shown = [of[mine][i] for i in draw.permutation(len(of[mine]))[: max(SHOWN)]]
+        own = names[person % len(names)]
+        shown = [of[own][i] for i in draw.permutation(len(of[own]))[: max(SHOWN)]]
         for n in SHOWN:
-            right[n] += names[looks.likeliest(judge, shown[:n], names, example.TEMPLATE)[0]] == mine
+            right[n] += names[context_judges.likeliest(judge, shown[:n], names, TEMPLATE)[0]] == own
     return {f"profile_{n}": right[n] / PEOPLE for n in SHOWN}
 
 
-def _cut(prompt: str, context: str | None, template: str) -> str:
-    return prompt
-
+SHARE, OBEYS, OWN = "of pairs", "obeys contexts", "carm.with_context"
 
 CLAIM = runner.Claim(
     method="context-preference",
@@ -132,49 +151,24 @@ CLAIM = runner.Claim(
         "taught without contexts does not when it is given them, and without a context nothing can."
     ),
     run=run,
-    gates=(verdict.gate("pairs without a context are learnt", "general.general", at_least=0.7, unit="of pairs"),),
+    gates=(gate("pairs without a context are learnt", "general.general", at_least=0.7, unit=SHARE),),
     tests=(
-        verdict.Test(
-            name="obeys contexts where the untaught does not", kind="difference", a="carm.with_context",
-            b="general.with_context", unit="of pairs",
-        ),
-        verdict.Test(name="obeys contexts", kind="bound", a="carm.with_context", null=0.8, unit="of pairs"),
-        verdict.Test(
-            name="without contexts half are right", kind="exact", a="carm.reversal_without_context", null=0.5,
-            margin=1e-9, unit="of reversal pairs",
-        ),
-        verdict.Test(name="contexts turn reversal pairs", kind="bound", a="carm.turned", null=0.8, gates="none"),
-        verdict.Test(
-            name="as good without contexts", kind="equivalence", a="carm.general", b="general.general", margin=0.05,
-            unit="of pairs", gates="none",
-        ),
-        verdict.Test(
-            name="two steps are nearer to people's share than one", kind="difference", a="carm.two_step_error",
-            b="carm.one_step_error", direction="less", unit="mean absolute error", gates="none",
-        ),
-        verdict.Test(
-            name="more judgements tell more of who judges", kind="difference", a="carm.profile_8", b="carm.profile_2",
-            unit="of people", gates="none",
-        ),
-        verdict.Test(name="obeys a not", kind="bound", a="negated.taught", null=0.8, unit="of pairs", gates="none"),
-        verdict.Test(
-            name="obeys a not before other criteria", kind="bound", a="negated.others", null=0.8, unit="of pairs",
-            gates="none",
-        ),
+        difference("obeys contexts where the untaught does not", OWN, "general.with_context", SHARE),
+        bound(OBEYS, OWN, 0.8, SHARE),
+        exact("without contexts half are right", "carm.reversal_without_context", 0.5, 1e-9, "of reversal pairs"),
+        bound("contexts turn reversal pairs", "carm.turned", 0.8, reported=True),
+        equivalence("as good without contexts", "carm.general", "general.general", 0.05, SHARE, reported=True),
+        difference("two steps are nearer to people's share than one", "carm.two_step_error", "carm.one_step_error",
+                   "mean absolute error", less=True, reported=True),
+        difference("more judgements tell more of who judges", "carm.profile_8", "carm.profile_2", "of people",
+                   reported=True),
+        bound("obeys a not", "negated.taught", 0.8, SHARE, reported=True),
+        bound("obeys a not before other criteria", "negated.others", 0.8, SHARE, reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="contexts shuffled", breaks="obeys contexts", options={"spoilt": "shuffled"},
-            metric="carm.with_context",
-        ),
-        runner.Sabotage(
-            name="second labels flipped", breaks="obeys contexts", options={"spoilt": "flipped"},
-            metric="carm.with_context",
-        ),
-        runner.Sabotage(
-            name="contexts cut off", breaks="obeys contexts", metric="carm.with_context",
-            patch={"didact.data.contexts:asked": _cut},
-        ),
+        runner.Sabotage("contexts shuffled", OBEYS, OWN, options={"spoilt": "shuffled"}),
+        runner.Sabotage("second labels flipped", OBEYS, OWN, options={"spoilt": "flipped"}),
+        runner.Sabotage("contexts cut off", OBEYS, OWN,
+                        {"didact.data.contexts:asked": lambda prompt, context, template: prompt}),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

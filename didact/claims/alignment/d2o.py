@@ -10,28 +10,21 @@ cost twice as much. In the first run the test was in nats, against a difference 
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from didact import alignment
-from didact.claims import runner, verdict
-from didact.claims.alignment import d2o_example
-from didact.data import encode
-from didact.evaluate import protocols
-from didact.evaluate.protocols import collapse, judged
-from didact.infer import generate
-from didact.learn import episodes
+from didact.claims import lab, runner
+from didact.claims.alignment import d2o_example as example
+from didact.claims.lab import difference, gate, ratio
+from didact.evaluate.protocols import Scoring, collapse, judged
 from didact.learn.fit import Hook, Step
-from didact.models import forward
 from didact.models.model import Model
 from didact.objectives import preference
-from didact.types import Fit
+from didact.types import Fit, Result
 
 STEPS = {"smoke": (20, 4), "quick": (700, 60), "full": (700, 120)}  # to tune the start; to teach
 ASKED = {"smoke": 64, "quick": 512, "full": 1024}
@@ -47,52 +40,42 @@ ARMS: Mapping[str, tuple[dict[str, Any], float]] = {  # the slower rate left mos
     "ga, fast": ({"loss": "ga"}, RATES[1]),
 }
 
-
-def problem(seed: int) -> Any:
-    """What `didact run d2o` teaches when given no model and data."""
-    return d2o_example.problem(seed)
+problem = example.problem
 
 
-@episodes.one_thread()
 def run(
     seed: int, tier: runner.Tier, arms: tuple[str, ...] = tuple(ARMS), gradients: bool = True
 ) -> dict[str, dict[str, float]]:
-    """The start and every arm on one seed."""
-    start = _start(seed, tier)
+    """The start and every arm on one seed: anchors offline for two thirds of the steps, drawn anew for the rest."""
+    tune, steps = STEPS[tier]
+    start = example.tuned(example.world(seed).demos(1, 2000, spoiled=example.SPOILED), seed, steps=tune)
     out = {"start": _measures(start, seed, tier)}
+    phases = {"offline_steps": max(1, 2 * steps // 3), "every": max(1, steps // 3)}
     for name in arms:
-        options, lr = ARMS[name]
-        out[name] = _taught(start, seed, tier, options, lr)
+        result = _d2o_from(start, seed, name, phases, Fit(lr=ARMS[name][1], steps=steps, seed=seed))
+        model, scoring = (
+            lab.model_of(result),
+            Scoring(records={"judged": example.negatives(seed)}, start=start, seed=seed),
+        )
+        scores = judged.score(model, scoring) | collapse.score(model, scoring)
+        out[name] = _measures(model, seed, tier) | {"first_loss": result.history[0]["loss"]}
+        out[name] |= {measure: scores[measure].value for measure in ("bad_nll", "entropy")}
     for name in ("d2o", "d2o(k=1)") if gradients else ():
-        out[name]["variance"] = _variance(start, seed, tier, ARMS[name][0])
+        out[name]["variance"] = _variance(start, seed, tier, name)
     return out
 
 
-def _taught(start: Model, seed: int, tier: runner.Tier, options: Mapping[str, Any], lr: float) -> dict[str, float]:
-    """One arm: anchors offline for the first two thirds, drawn anew for the rest."""
-    steps = STEPS[tier][1]
-    bad = d2o_example.negatives(seed)
-    result = alignment.d2o(
-        start, bad, **options, alpha=SCALE, beta=SCALE, max_new_tokens=d2o_example.ANSWER,
-        offline_steps=max(1, 2 * steps // 3), every=max(1, steps // 3),
-        fit=Fit(lr=lr, steps=steps, rows=8, schedule="constant", seed=seed),
-    )  # fmt: skip
-    taught = result.models["model"]
-    assert isinstance(taught, Model)
-    scoring = protocols.Scoring(records={"judged": bad}, start=start, seed=seed)
-    scores = judged.score(taught, scoring) | collapse.score(taught, scoring)
-    kept = {name: scores[name].value for name in ("bad_nll", "entropy")}
-    return _measures(taught, seed, tier) | {"first_loss": result.history[0]["loss"]} | kept
+def _d2o_from(start: Model, seed: int, arm: str, options: Mapping[str, Any], fit: Fit, hooks: Any = ()) -> Result:
+    how: dict[str, Any] = {"alpha": SCALE, "beta": SCALE, "max_new_tokens": example.ANSWER, **ARMS[arm][0], **options}
+    fit = fit.replace(rows=8, schedule="constant")
+    return alignment.d2o(start, example.negatives(seed), **how, fit=fit, hooks=hooks)
 
 
-def _variance(start: Model, seed: int, tier: runner.Tier, options: Mapping[str, Any]) -> float:
+def _variance(start: Model, seed: int, tier: runner.Tier, arm: str) -> float:
     """Variance of the steps' gradients over the square of their mean, at the start (plain descent, hardly moving)."""
     lr, path = 1e-4, _Path()
-    fit = Fit(lr=lr, steps=GRADIENTS[tier], rows=8, schedule="constant", optimizer="sgd", clip=0.0, seed=seed)
-    alignment.d2o(
-        start, d2o_example.negatives(seed), **options, alpha=SCALE, beta=SCALE, max_new_tokens=d2o_example.ANSWER,
-        draw="offline", fit=fit, hooks=[path],
-    )  # fmt: skip
+    fit = Fit(lr=lr, steps=GRADIENTS[tier], optimizer="sgd", clip=0.0, seed=seed)
+    _d2o_from(start, seed, arm, {"draw": "offline"}, fit, [path])
     moves = torch.stack(path.seen).double().diff(dim=0) / lr
     mean = moves.mean(0)
     return float((moves - mean).square().sum(1).mean() / mean.square().sum())
@@ -106,39 +89,27 @@ class _Path(Hook):
 
     def before(self, step: Step) -> None:
         if not self.seen:
-            self._look(step)
+            self.after(step)
 
     def after(self, step: Step) -> None:
-        self._look(step)
-
-    def _look(self, step: Step) -> None:
         self.seen.append(torch.cat([p.detach().flatten().clone() for p in step.module.parameters()]))
-
-
-@functools.lru_cache(maxsize=64)
-def _start(seed: int, tier: runner.Tier) -> Model:
-    """Shared by the arms of a seed and by its sabotages, none of which touches this training."""
-    demos = d2o_example.world(seed).demos(1, 2000, spoiled=d2o_example.SPOILED)
-    return d2o_example.tuned(demos, seed, steps=STEPS[tier][0])
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw: bad and good answers among the sampled, and what good answers cost, nats each."""
-    grammar = d2o_example.world(seed)
+    grammar = example.world(seed)
     asked = grammar.demos(2, ASKED[tier])
-    how = generate.SamplingConfig(max_new_tokens=d2o_example.ANSWER, temperature=1.0, seed=seed, rows=256)
-    made = [m[0] for m in generate.sample(model, [d.prompt for d in asked], 1, how)]
-    rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in asked], model.kind, model.context)
+    answers = lab.sampled(model, [d.prompt for d in asked], example.ANSWER, seed)
     return {
-        "bad": float(np.mean([grammar.spoiled(m) for m in made])),
-        "valid": float(np.mean([grammar.valid(d.prompt, m) for d, m in zip(asked, made, strict=True)])),
-        "good_nll": -float(forward.row_logp(model, rows)[0].mean()),
-        "length": float(np.mean([len(m) for m in made])),
+        "bad": lab.mean(map(grammar.spoiled, answers)),
+        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(asked, answers, strict=True)),
+        "good_nll": -float(lab.logp(model, asked)[0].mean()),
+        "length": lab.mean(map(len, answers)),
     }
 
 
 _d2o = preference.d2o  # the intact loss, which the sabotages wrap
-_PATCHED = "didact.objectives.preference:d2o"
+PATCHED = "didact.objectives.preference:d2o"
 
 
 def _sign(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
@@ -153,11 +124,9 @@ def _follows(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest:
     return _d2o(a, n, a, n, beta, alpha, *rest)  # gradient and all: z stays 0
 
 
-def _less(name: str, a: str, b: str, **more: Any) -> verdict.Test:
-    return verdict.Test(name=name, kind="difference", a=a, b=b, direction="less", **more)
-
-
-_ONE = {"arms": ("d2o", "ga"), "gradients": False}
+ONE = {"arms": ("d2o", "ga"), "gradients": False}
+ANSWERS, NATS = "of sampled answers", "nats an answer"
+FEWER, KEEPS = "fewer bad answers", "keeps good answers better than ascent"
 
 CLAIM = runner.Claim(
     method="d2o",
@@ -166,34 +135,23 @@ CLAIM = runner.Claim(
         "of the model's own hold it, and more of them make the gradient less noisy."
     ),
     run=run,
-    gates=(verdict.gate("the start gives bad answers", "start.bad", at_least=0.2, unit="of sampled answers"),),
+    gates=(gate("the start gives bad answers", "start.bad", at_least=0.2, unit=ANSWERS),),
     tests=(
-        _less("fewer bad answers", "d2o.bad", "start.bad", null=-0.05, unit="of sampled answers"),
-        _less("keeps good answers better than ascent", "d2o.good_nll", "ga.good_nll", unit="nats an answer"),
-        _less("keeps good answers better than NPO", "d2o.good_nll", "npo.good_nll", unit="nats an answer"),
-        _less("ascent gives fewer valid answers", "ga.valid", "d2o.valid", unit="of sampled answers"),
-        _less("ascent collapses sooner", "d2o, fast.good_nll", "ga, fast.good_nll", transform="log", null=-math.log(2),
-              unit="log ratio"),
-        _less("more anchors, less noise", "d2o.variance", "d2o(k=1).variance", transform="log", unit="log ratio"),
-        _less("as few bad answers as NPO", "d2o.bad", "npo.bad", gates="none"),
-        _less("fast, bad answers below a fifth of the start's", "d2o, fast.bad", "start.bad", transform="log",
-              null=-math.log(5), gates="none"),
-        _less("more anchors keep more", "d2o.good_nll", "d2o(k=1).good_nll", gates="none"),
-        _less("good answers as likely as at the start", "d2o.good_nll", "start.good_nll", gates="none"),
+        difference(FEWER, "d2o.bad", "start.bad", ANSWERS, null=-0.05, less=True),
+        difference(KEEPS, "d2o.good_nll", "ga.good_nll", NATS, less=True),
+        difference("keeps good answers better than NPO", "d2o.good_nll", "npo.good_nll", NATS, less=True),
+        difference("ascent gives fewer valid answers", "ga.valid", "d2o.valid", ANSWERS, less=True),
+        ratio("ascent collapses sooner", "d2o, fast.good_nll", "ga, fast.good_nll", 1 / 2),
+        ratio("more anchors, less noise", "d2o.variance", "d2o(k=1).variance"),
+        difference("as few bad answers as NPO", "d2o.bad", "npo.bad", less=True, reported=True),
+        ratio("fast, bad answers below a fifth of the start's", "d2o, fast.bad", "start.bad", 1 / 5, reported=True),
+        difference("more anchors keep more", "d2o.good_nll", "d2o(k=1).good_nll", less=True, reported=True),
+        difference("good answers as likely as at the start", "d2o.good_nll", "start.good_nll", less=True,
+                   reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="sign of the bad answers flipped", breaks="fewer bad answers", patch={_PATCHED: _sign},
-            options=_ONE, metric="d2o.bad",
-        ),
-        runner.Sabotage(
-            name="anchors dropped", breaks="keeps good answers better than ascent", patch={_PATCHED: _no_anchors},
-            options=_ONE, metric="d2o.good_nll",
-        ),
-        runner.Sabotage(
-            name="references follow the model", breaks="fewer bad answers", patch={_PATCHED: _follows},
-            options=_ONE, metric="d2o.bad",
-        ),
+        runner.Sabotage("sign of the bad answers flipped", FEWER, "d2o.bad", {PATCHED: _sign}, ONE),
+        runner.Sabotage("anchors dropped", KEEPS, "d2o.good_nll", {PATCHED: _no_anchors}, ONE),
+        runner.Sabotage("references follow the model", FEWER, "d2o.bad", {PATCHED: _follows}, ONE),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

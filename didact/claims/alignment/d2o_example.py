@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-
+from didact.claims.alignment import spin_example
 from didact.claims.problem import Problem
-from didact.learn import episodes, fit
-from didact.methods.baselines.sft import sft
-from didact.models import build, load
+from didact.models import build
 from didact.models.model import Model
-from didact.types import Demo, Fit, Judged
-from didact.worlds.grammar import Grammar
+from didact.types import Demo, Judged
 
-ANSWER = 16  # tokens: more than the longest answer has
+ANSWER, world = spin_example.ANSWER, spin_example.world
 SPOILED = 0.4  # of what the model is tuned on
-
-
-def world(seed: int) -> Grammar:
-    """Two classes of ten letters, three of which may follow each; a spoiled answer has one mark."""
-    return Grammar(classes=2, letters=10, follow=3, seed=seed)
 
 
 def negatives(seed: int, n: int = 400, part: int = 3) -> list[Judged]:
@@ -27,7 +18,6 @@ def negatives(seed: int, n: int = 400, part: int = 3) -> list[Judged]:
     return [Judged(prompt=d.prompt, completion=d.completion, label=False) for d in demos]
 
 
-@episodes.one_thread()
 def problem(seed: int) -> Problem:
     """A model of 40k weights; scored on 100 spoiled and 64 good answers that no training sees.
 
@@ -45,13 +35,4 @@ def problem(seed: int) -> Problem:
 
 def tuned(demos: list[Demo], seed: int, arch: build.Arch = "gpt2", steps: int = 400) -> Model:
     """Supervised fine-tuning on demonstrations, good and spoiled, from random weights."""
-    teach = Fit(lr=3e-3, steps=steps, rows=32, schedule="cosine", warmup_steps=10, betas=(0.9, 0.95))
-
-    def make() -> Model:
-        tokenizer = build.train_tokenizer([], 259)
-        base = build.build(arch, tokenizer, d=32, layers=2, heads=2, context=48, seed=seed)
-        model = sft(base, demos, fit=teach).models["model"]
-        assert isinstance(model, Model)
-        return model
-
-    return load.kept("example", make, arch, str(seed), repr(demos), repr(teach), inspect.getsource(fit))
+    return spin_example.tuned(demos, seed, arch, spin_example.TEACH.replace(steps=steps))

@@ -8,112 +8,109 @@ were fixed on seeds 1000 and 1001.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from didact import alignment
-from didact.claims import runner, verdict
-from didact.claims.alignment import hindsight_example
-from didact.data import chains, encode
+from didact.claims import lab, runner
+from didact.claims.lab import bound, difference, gate
+from didact.claims.problem import Problem
+from didact.data import chains as chaining
+from didact.data import encode
 from didact.data.templates import Condition
-from didact.infer import generate
-from didact.learn import episodes
+from didact.models import build
 from didact.models.model import Model
-from didact.types import Fit
+from didact.types import Demo, Fit
 from didact.worlds import sorting
 from didact.worlds.sorting import Sorting
 
 STEPS = {"smoke": (10, 5), "quick": (300, 400), "full": (600, 800)}  # of the start, of an arm
 ASKED = {"smoke": 16, "quick": 256, "full": 512}
 RATE = 3e-3  # of 1e-3 and 3e-3
-GOOD, BAD = hindsight_example.GOOD, hindsight_example.BAD
+GOOD, BAD = "good:", "bad:"  # as few bytes as words can have here
 ALL = ("p", "n", "pn", "np")
+TEACH = Fit(lr=5e-3, rows=24, warmup_steps=10, betas=(0.9, 0.95))
 
 
-def problem(seed: int) -> Any:
-    """What `didact run hindsight` teaches when given no model and data."""
-    return hindsight_example.problem(seed)
+def problem(seed: int, arch: build.Arch = "llama") -> Problem:
+    """A model of 60k weights tuned on 4,000 answers, half of them the worse ones; 200 pairs that no training sees.
+
+    At this size the paper's learning rate changes nothing (found on seed 1000).
+    """
+    return Problem(
+        model=start(seed, 300, arch),
+        data={"preferences": Sorting(seed=seed).pairs(1, 2000)},
+        options={"good": [GOOD], "bad": [BAD]},
+        fit={"lr": 3e-3, "steps": 300, "rows": 16, "warmup_steps": 10},
+        protocol={"preferences": Sorting(seed=seed).pairs(2, 200)},
+    )
 
 
-@episodes.one_thread()
-def run(seed: int, tier: runner.Tier, chains: Sequence[str] = ALL, bad: str = BAD) -> dict[str, dict[str, float]]:
+def start(seed: int, steps: int, arch: build.Arch = "llama") -> Model:
+    """Where every arm starts: taught chosen and rejected answers alike, without a word about which is which."""
+    pairs = Sorting(seed=seed).pairs(1, 2000)
+    mixed = [Demo(prompt=p.prompt, completion=side) for p in pairs for side in (p.chosen, p.rejected)]
+    # Weights large enough for so narrow a model: at 0.02 it long sees nothing but how frequent letters are.
+    base = lab.blank(arch, d=48, layers=2, heads=2, context=64, seed=seed, initializer_range=0.1)
+    return lab.tuned(base, mixed, TEACH.replace(steps=steps, seed=seed))
+
+
+def run(seed: int, tier: runner.Tier, chains: Sequence[str] = ALL, bad: str = BAD) -> runner.Measured:
     """Chain of hindsight, the same without chains of two answers, and fine-tuning on the chosen answers."""
     return {
-        "coh": _measures(_taught(seed, tier, 16, chains=chains, bad=(bad,)), seed, tier, bad),
-        "csft": _conditional(seed, tier),
-        "sft": _plain(seed, tier),
+        "coh": _arm(seed, tier, 16, tuple(chains), GOOD, bad),
+        "csft": _baseline(seed, tier, 24, ("p", "n"), GOOD, BAD),
+        "sft": _baseline(seed, tier, 24, ("p",), "", ""),
     }
 
 
-@functools.lru_cache(maxsize=64)
-def _start(seed: int, tier: runner.Tier) -> Model:
-    """Shared by the arms of a seed and by its sabotages, none of which touches this training; so are the next two."""
-    return hindsight_example.start(seed, hindsight_example.TEACH.replace(steps=STEPS[tier][0]))
+def _arm(seed: int, tier: runner.Tier, rows: int, chains: tuple[Any, ...], good: str, bad: str) -> dict[str, float]:
+    tune, steps = STEPS[tier]
+    fit = Fit(lr=RATE, steps=steps, rows=rows, warmup_steps=10, betas=(0.9, 0.95), seed=seed)
+    pairs = Sorting(seed=seed).pairs(1, 2000)
+    result = alignment.hindsight(start(seed, tune), pairs, chains=chains, good=(good,), bad=(bad,), fit=fit)
+    return _measures(lab.model_of(result), seed, tier, bad)
 
 
-@functools.lru_cache(maxsize=64)
-def _conditional(seed: int, tier: runner.Tier) -> dict[str, float]:
-    return _measures(_taught(seed, tier, 24, chains=("p", "n")), seed, tier, BAD)
-
-
-@functools.lru_cache(maxsize=64)
-def _plain(seed: int, tier: runner.Tier) -> dict[str, float]:
-    return _measures(_taught(seed, tier, 24, chains=("p",), good=("",), bad=("",)), seed, tier, "")
-
-
-def _taught(seed: int, tier: runner.Tier, rows: int, **more: Any) -> Model:
-    fit = Fit(lr=RATE, steps=STEPS[tier][1], rows=rows, warmup_steps=10, betas=(0.9, 0.95), seed=seed)
-    options = {"good": (GOOD,), "bad": (BAD,), **more}
-    model = alignment.hindsight(
-        _start(seed, tier), Sorting(seed=seed).pairs(1, 2000), fit=fit, **options
-    ).models["model"]  # fmt: skip
-    assert isinstance(model, Model)
-    return model
+_baseline = lab.shared(_arm)
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier, bad: str) -> dict[str, float]:
     """Mean errors on prompts no training saw: greedy answers as the model is asked; sampled ones (temperature 1), also
     after the bad phrase; and greedy answers after a sampled bad draft and the good phrase, less the draft's."""
     prompts = [d.prompt for d in Sorting(seed=seed).demos(2, ASKED[tier])]
+
+    def errors(answers: list[str]) -> float:
+        return lab.mean(map(sorting.errors, prompts, answers))
+
+    def answers(model: Model, asked: Sequence[Any], temperature: float) -> list[str]:
+        return lab.sampled(model, asked, 12, seed, temperature)
+
     worse = Model(model.module, model.processor, model.kind, None, Condition(after=bad) if bad else None)
-    drafts = _answers(worse, prompts, seed, 1.0)
+    drafts = answers(worse, prompts, 1.0)
     good = model.condition.after if model.condition else ""
-    mended = []
+    drafted = []
     for prompt, draft in zip(prompts, drafts, strict=True):
         row, _ = encode.chain(model.tokenizer, prompt, [(bad, draft or "-"), (good, "")], model.kind, model.context)
-        mended.append([*row.prompt, *row.completion])
-    drafted, left = _errors(prompts, drafts), _errors(prompts, _answers(model, mended, seed, 0.0))
-    return {
-        "errors": _errors(prompts, _answers(model, prompts, seed, 0.0)),
-        "sampled": _errors(prompts, _answers(model, prompts, seed, 1.0)),
-        "bad": drafted,
-        "mended": left,
-        "gain": drafted - left,
+        drafted.append([*row.prompt, *row.completion])
+    out = {
+        "errors": errors(answers(model, prompts, 0.0)),
+        "sampled": errors(answers(model, prompts, 1.0)),
+        "bad": errors(drafts),
+        "mended": errors(answers(model, drafted, 0.0)),
     }
+    return out | {"gain": out["bad"] - out["mended"]}
 
 
-def _answers(model: Model, prompts: Any, seed: int, temperature: float) -> list[str]:
-    how = generate.SamplingConfig(max_new_tokens=12, temperature=temperature, seed=seed, rows=256)
-    return [c[0].text for c in generate.completions(model, prompts, 1, how)]
-
-
-def _errors(prompts: Sequence[str], answers: Sequence[str]) -> float:
-    return float(np.mean([sorting.errors(p, a) for p, a in zip(prompts, answers, strict=True)]))
-
-
-_chained = chains.chained  # the intact part, which a sabotage wraps
+_chained = chaining.chained  # the intact part, which a sabotage wraps
 
 
 def _swapped(group: Any, kind: str, good: str, bad: str) -> Any:
     return _chained(group, kind, good=bad, bad=good)
 
 
-def _difference(name: str, a: str, b: str, **more: Any) -> verdict.Test:
-    return verdict.Test(name=name, kind="difference", a=a, b=b, unit="errors an answer", **more)
-
+ERRORS = "errors an answer"
+STEER, MENDED = "the words steer", "mended better than without chains of two"
 
 CLAIM = runner.Claim(
     method="hindsight",
@@ -122,28 +119,20 @@ CLAIM = runner.Claim(
         "more errors than one fine-tuned on the good answers; the words steer it, and it mends its own bad draft."
     ),
     run=run,
-    gates=(verdict.gate("fine-tuning can sort", "sft.errors", at_most=0.5, unit="errors an answer"),),
+    gates=(gate("fine-tuning can sort", "sft.errors", at_most=0.5, unit=ERRORS),),
     tests=(
-        _difference("no more errors than fine-tuning", "coh.errors", "sft.errors", null=0.05, direction="less"),
-        _difference("the words steer", "coh.bad", "coh.sampled"),
-        verdict.Test(name="a bad draft is mended", kind="bound", a="coh.gain", unit="errors an answer"),
-        _difference("mended better than without chains of two", "coh.mended", "csft.mended", direction="less"),
-        _difference("fewer errors than conditional fine-tuning", "coh.errors", "csft.errors", direction="less",
-                    gates="none"),
-        _difference("fewer errors when sampled", "coh.sampled", "sft.sampled", direction="less", gates="none"),
+        difference("no more errors than fine-tuning", "coh.errors", "sft.errors", ERRORS, null=0.05, less=True),
+        difference(STEER, "coh.bad", "coh.sampled", ERRORS),
+        bound("a bad draft is mended", "coh.gain", unit=ERRORS),
+        difference(MENDED, "coh.mended", "csft.mended", ERRORS, less=True),
+        difference("fewer errors than conditional fine-tuning", "coh.errors", "csft.errors", ERRORS, less=True,
+                   reported=True),
+        difference("fewer errors when sampled", "coh.sampled", "sft.sampled", ERRORS, less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="phrases swapped", breaks="the words steer", metric="coh.sampled",
-            patch={"didact.data.chains:chained": _swapped},
-        ),
-        runner.Sabotage(
-            name="one phrase for both", breaks="the words steer", metric="coh.sampled", options={"bad": GOOD},
-        ),
-        runner.Sabotage(
-            name="the good answer always first", breaks="mended better than without chains of two",
-            metric="coh.mended", options={"chains": ("pn",)},
-        ),
+        runner.Sabotage("phrases swapped", STEER, "coh.sampled",
+                        {"didact.data.chains:chained": _swapped}),
+        runner.Sabotage("one phrase for both", STEER, "coh.sampled", options={"bad": GOOD}),
+        runner.Sabotage("the good answer always first", MENDED, "coh.mended", options={"chains": ("pn",)}),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

@@ -14,19 +14,19 @@ That people find the answers better cannot be tested here; that feedback says mo
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from didact import alignment
-from didact.claims import runner, verdict
-from didact.claims.alignment import ilf_example
-from didact.infer import best_of, generate, refine
-from didact.learn import episodes
+from didact.claims import lab, runner
+from didact.claims.alignment import ilf_example as example
+from didact.claims.lab import difference, gate
+from didact.infer import best_of, refine
 from didact.models.model import Model
 from didact.types import Critique
+from didact.worlds import edits
 
 STEPS = {"smoke": 20, "quick": 700, "full": 700}  # to make the start
 EPOCHS = {"smoke": 1, "quick": 8, "full": 8}  # of a round
@@ -41,78 +41,49 @@ ARMS: dict[str, dict[str, Any]] = {
     "rounds": {"rounds": 3, "finetune_from": "previous", "window": "current"},
 }
 
-
-def problem(seed: int) -> Any:
-    """What `didact run ilf` teaches when given no model and data."""
-    return ilf_example.problem(seed)
+problem = example.problem
 
 
-@episodes.one_thread()
-def run(
-    seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), shuffled: bool = False
-) -> dict[str, dict[str, float]]:
+def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), shuffled: bool = False) -> runner.Measured:
     """The start and every arm on one seed; `shuffled` gives every record another's feedback."""
-    start = _start(seed, tier)
-    code = ilf_example.world(seed)
-    records = ilf_example.critiques(start, seed, RECORDS[tier])
+    start = example.tuned(seed, teach=example.START.replace(steps=STEPS[tier]))
+    code = example.world(seed)
+    records = example.critiques(start, seed, RECORDS[tier])
     if shuffled:
         turned = [records[i].feedback for i in np.random.default_rng([seed, 96]).permutation(len(records))]
         records = [dataclasses.replace(r, feedback=f) for r, f in zip(records, turned, strict=True)]
     records = [dataclasses.replace(r, refinement=code.answer(r.prompt)) for r in records]
-    fit = ilf_example.TEACH.replace(epochs=EPOCHS[tier], seed=seed)
-    out = {"start": _measures(start, seed, tier)}
-    for name in arms:
-        options = ilf_example.OPTIONS | ARMS[name]
-        if "rounds" in options:
-            options |= {"feedback": code.critic}
-        result = alignment.ilf(start, records, **options, check=_check(seed), fit=fit)
-        model = result.models["model"]
-        assert isinstance(model, Model)
-        out[name] = _measures(model, seed, tier) | _refinements(result.records or [], seed)
-    return out
-
-
-@functools.lru_cache(maxsize=64)
-def _start(seed: int, tier: runner.Tier) -> Model:
-    """Shared by the arms of a seed and by its sabotages, none of which touches this training."""
-    return ilf_example.tuned(seed, teach=ilf_example.START.replace(steps=STEPS[tier]))
-
-
-def _check(seed: int) -> Any:
-    code = ilf_example.world(seed)
+    fit = example.TEACH.replace(epochs=EPOCHS[tier], seed=seed)
 
     def check(completions: Sequence[str], feedback: Sequence[str], refinements: Sequence[str]) -> list[bool]:
         return [code.incorporated(*row) for row in zip(completions, feedback, refinements, strict=True)]
 
-    return check
+    out = {"start": _measures(start, code, tier)}
+    for name in arms:
+        options = ARMS[name] | ({"feedback": code.critic} if "rounds" in ARMS[name] else {})
+        result = alignment.ilf(start, records, refining=example.REFINING, **options, check=check, fit=fit)
+        out[name] = _measures(lab.model_of(result), code, tier) | _refinements(result.records or [], code)
+    return out
 
 
-def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
+def _measures(model: Model, code: edits.Code, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw, one answer sampled: wholly right, and its share of right marks."""
-    code, asked = ilf_example.world(seed), ilf_example.world(seed).demos(2, ASKED[tier])
-    how = generate.SamplingConfig(max_new_tokens=ilf_example.ANSWER, temperature=1.0, seed=seed, rows=256)
-    made = [m[0] for m in generate.sample(model, [d.prompt for d in asked], 1, how)]
-    marks = [np.mean([a == b for a, b in zip(m.ljust(code.length), d.completion, strict=False)]) for m, d in
-             zip(made, asked, strict=True)]  # fmt: skip
-    return {
-        "exact": float(np.mean([m == d.completion for m, d in zip(made, asked, strict=True)])),
-        "marks": float(np.mean(marks)),
-    }
+    asked = code.demos(2, ASKED[tier])
+    pairs = list(zip(lab.sampled(model, [d.prompt for d in asked], example.ANSWER, code.seed), asked, strict=True))
+    marks = [lab.mean(a == b for a, b in zip(m.ljust(code.length), d.completion, strict=False)) for m, d in pairs]
+    return {"exact": lab.mean(m == d.completion for m, d in pairs), "marks": lab.mean(marks)}
 
 
-def _refinements(records: Sequence[Any], seed: int) -> dict[str, float]:
+def _refinements(records: Sequence[Any], code: edits.Code) -> dict[str, float]:
     """Of round 0's records that had something to mend: how many do it; and how often the scores are right."""
-    code = ilf_example.world(seed)
     some = [r for r in records if set(r.feedback) != {"-"} and not r.extra.get("round")]
-    out = {"incorporated": float(np.mean([code.incorporated(r.completion, r.feedback, r.refinement) for r in some]))}
+    out = {"incorporated": lab.mean(code.incorporated(r.completion, r.feedback, r.refinement) for r in some)}
     judged = [r for r in some if r.extra.get("selector") == "judge"]
     if not judged:
         return out
-    told, truth = [], []
-    for r in judged:
-        told += [s > 0.5 for s in r.extra["scores"]]
-        truth += [code.incorporated(r.completion, r.feedback, text) for text in r.extra["candidates"]]
-    return out | {"offered": float(np.mean(truth)), "judge": float(np.mean(np.equal(told, truth)))}
+    truth = [code.incorporated(r.completion, r.feedback, text) for r in judged for text in r.extra["candidates"]]
+    verdicts = [score > 0.5 for r in judged for score in r.extra["scores"]]
+    return out | {"offered": lab.mean(truth), "judge": lab.mean(np.equal(verdicts, truth))}
 
 
 def _least(texts: Sequence[str], scores: Sequence[float], worst: bool = False) -> best_of.Pick:
@@ -120,7 +91,7 @@ def _least(texts: Sequence[str], scores: Sequence[float], worst: bool = False) -
 
 
 def _shown(record: Critique, target: str) -> tuple[str, str]:
-    return refine.filled(record.prompt + " " + ilf_example.REFINE, record), record.refinement or ""
+    return refine.filled(record.prompt + " " + example.REFINE, record), record.refinement or ""
 
 
 def _own(record: Critique, target: str) -> tuple[str, str]:
@@ -128,14 +99,10 @@ def _own(record: Critique, target: str) -> tuple[str, str]:
 
 
 _pick = best_of.pick  # the intact part, which a sabotage wraps
-_PAIR = "didact.methods.alignment.ilf:_pair"
-
-
-def _more(name: str, a: str, b: str, **more: Any) -> verdict.Test:
-    return verdict.Test(name=name, kind="difference", a=a, b=b, **{"unit": "of answers"} | more)
-
-
-_ONE = {"arms": ("ilf", "initial")}
+PAIR = "didact.learn.refining:pair"
+ONE: dict[str, Any] = {"arms": ("ilf", "initial")}
+ANSWERS, CANDIDATES = "of answers", "of candidates"
+SELECTED, BETTER = "selection takes up more", "better than tuning on its own answers"
 
 CLAIM = runner.Claim(
     method="ilf",
@@ -145,37 +112,25 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        verdict.gate("the refiner follows feedback", "ilf.offered", at_least=0.35, unit="of candidates"),
-        verdict.gate("the judge can tell", "ilf.judge", at_least=0.75, unit="of candidates"),
-        verdict.gate("the start is not right already", "start.exact", at_most=0.5, unit="of answers"),
+        gate("the refiner follows feedback", "ilf.offered", at_least=0.35, unit=CANDIDATES),
+        gate("the judge can tell", "ilf.judge", at_least=0.75, unit=CANDIDATES),
+        gate("the start is not right already", "start.exact", at_most=0.5, unit=ANSWERS),
     ),
     tests=(
-        _more("feedback is taken up", "random.incorporated", "no feedback.incorporated", null=0.1, unit="of records"),
-        _more("selection takes up more", "ilf.incorporated", "random.incorporated", unit="of records"),
-        _more("better than tuning on its own answers", "ilf.exact", "initial.exact", null=0.1),
-        _more("better than refining without feedback", "ilf.exact", "no feedback.exact", null=0.05),
-        _more("selected no worse than random", "ilf.exact", "random.exact", null=-0.03),
-        _more("three rounds better than one", "rounds.exact", "ilf.exact"),
-        _more("selected better than random", "ilf.exact", "random.exact", gates="none"),
-        _more("right answers better than three rounds", "gold.exact", "rounds.exact", gates="none"),
+        difference("feedback is taken up", "random.incorporated", "no feedback.incorporated", "of records", null=0.1),
+        difference(SELECTED, "ilf.incorporated", "random.incorporated", "of records"),
+        difference(BETTER, "ilf.exact", "initial.exact", ANSWERS, null=0.1),
+        difference("better than refining without feedback", "ilf.exact", "no feedback.exact", ANSWERS, null=0.05),
+        difference("selected no worse than random", "ilf.exact", "random.exact", ANSWERS, null=-0.03),
+        difference("three rounds better than one", "rounds.exact", "ilf.exact", ANSWERS),
+        difference("selected better than random", "ilf.exact", "random.exact", ANSWERS, reported=True),
+        difference("right answers better than three rounds", "gold.exact", "rounds.exact", ANSWERS, reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="feedback of other records", breaks="better than tuning on its own answers",
-            options=_ONE | {"shuffled": True}, metric="ilf.exact",
-        ),
-        runner.Sabotage(
-            name="the worst is selected", breaks="selection takes up more", patch={"didact.infer.best_of:pick": _least},
-            options={"arms": ("ilf", "random")}, metric="ilf.incorporated",
-        ),
-        runner.Sabotage(
-            name="its own answers are taught", breaks="better than tuning on its own answers", patch={_PAIR: _own},
-            options=_ONE, metric="ilf.exact",
-        ),
-        runner.Sabotage(
-            name="feedback in the prompt that is taught", breaks="better than tuning on its own answers",
-            patch={_PAIR: _shown}, options=_ONE, metric="ilf.exact",
-        ),
+        runner.Sabotage("feedback of other records", BETTER, "ilf.exact", options=ONE | {"shuffled": True}),
+        runner.Sabotage("the worst is selected", SELECTED, "ilf.incorporated",
+                        {"didact.infer.best_of:pick": _least}, {"arms": ("ilf", "random")}),
+        runner.Sabotage("its own answers are taught", BETTER, "ilf.exact", {PAIR: _own}, ONE),
+        runner.Sabotage("feedback in the prompt that is taught", BETTER, "ilf.exact", {PAIR: _shown}, ONE),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

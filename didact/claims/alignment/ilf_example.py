@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
+from didact.claims import lab
 from didact.claims.problem import Problem
 from didact.data import encode
-from didact.infer import generate
-from didact.learn import episodes, fit, language
-from didact.models import build, load
+from didact.learn import episodes
+from didact.learn.refining import RefiningConfig
+from didact.models import build
 from didact.models.model import Model
 from didact.types import Critique, Fit
 from didact.worlds import edits
@@ -22,6 +22,7 @@ OPTIONS: dict[str, Any] = {
     "refine_prompt": REFINE, "plain_prompt": PLAIN, "questions": [QUESTION], "tidy": "strip",
     "max_new_tokens": ANSWER, "top_p": 1.0,
 }  # fmt: skip
+REFINING = RefiningConfig(**OPTIONS)
 ROWS = {"belief": 3, "refine": 6, "plain": 1, "judge": 30}  # of a batch the start model is taught
 START = Fit(lr=3e-3, steps=700, rows=sum(ROWS.values()), schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
 TEACH = Fit(lr=3e-3, epochs=8, rows=32, schedule="linear")  # of 1e-3, 3e-3 and 1e-2 (seed 1000)
@@ -35,8 +36,7 @@ def world(seed: int) -> edits.Code:
 def critiques(model: Model, seed: int, n: int) -> list[Critique]:
     """What the critic says of the start model's own answers, one sampled a prompt."""
     prompts = world(seed).prompts(1, n)
-    how = generate.SamplingConfig(max_new_tokens=ANSWER, temperature=1.0, seed=seed, rows=256)
-    return world(seed).critiques(prompts, [m[0] for m in generate.sample(model, prompts, 1, how)])
+    return world(seed).critiques(prompts, lab.sampled(model, prompts, ANSWER, seed))
 
 
 @episodes.one_thread()
@@ -49,7 +49,7 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
     return Problem(
         model=start,
         data={"critiques": critiques(start, seed, 256)},
-        options=OPTIONS,
+        options={f"refining.{name}": value for name, value in OPTIONS.items()},
         fit={"lr": TEACH.lr, "epochs": TEACH.epochs, "rows": TEACH.rows},
         protocol={"demos": world(seed).demos(2, 128)},
     )
@@ -59,21 +59,11 @@ def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = START) -> Model:
     """Where ILF starts, from random weights: beliefs about the code, rewriting by feedback, saying yes or no."""
     most = teach.total_steps(0) * max(ROWS.values())
     lessons = world(seed).lessons(min(2500, most), REFINE, PLAIN, QUESTION.partition("|")[0])
-
-    def make() -> Model:
-        tokenizer = build.train_tokenizer([], 259)
-        base = build.build(
-            arch, tokenizer, d=64, layers=2, heads=4, context=48, seed=seed, initializer_range=0.2
-        )  # strong weights: equality of two marks is learnt late from weak ones
-        items = [
-            item for name, share in ROWS.items()
-            for item in language.single(
-                encode.rows(tokenizer, [(d.prompt, d.completion) for d in lessons[name]], base.kind, base.context)
-            )[: len(lessons[name]) * share // max(ROWS.values())]
-        ]  # fmt: skip
-        how = teach.replace(seed=seed)
-        return language.train(
-            base, {"lessons": items}, lambda m, micro: {"nll": language.cross_entropy(m, micro)}, how, name="start"
-        ).model
-
-    return load.kept("example", make, arch, str(seed), repr(lessons), repr(teach), inspect.getsource(fit))
+    # Strong weights: equality of two marks is learnt late from weak ones.
+    base = lab.blank(arch, d=64, layers=2, heads=4, context=48, seed=seed, initializer_range=0.2)
+    rows = []
+    for name, share in ROWS.items():
+        some = [(d.prompt, d.completion) for d in lessons[name]]
+        rows += encode.rows(base.tokenizer, some, base.kind, base.context)[: len(some) * share // max(ROWS.values())]
+    fit = teach.replace(seed=seed)
+    return lab.kept(lambda: lab.pretrained(base, rows, fit, "lessons"), *lab.identity(base), rows, fit)

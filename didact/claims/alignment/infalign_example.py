@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from didact.claims.alignment import d2o_example
 from didact.claims.problem import Problem
-from didact.learn import episodes
 from didact.types import Text
 from didact.worlds.grammar import LETTERS
 
@@ -17,7 +16,6 @@ def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     return [len(known & set(c)) - 0.5 * sum(x not in known for x in c.strip()) for c in completions]
 
 
-@episodes.one_thread()
 def problem(seed: int) -> Problem:
     """A model of 40k weights, to be decoded by best-of-4; at this size the paper's k and rates are out of reach."""
     world = d2o_example.world(seed)

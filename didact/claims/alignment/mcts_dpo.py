@@ -13,18 +13,14 @@ C is 1 throughout: a model of this size cannot judge itself, and self-evaluation
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from didact import alignment, baselines
-from didact.claims import runner, verdict
+from didact import alignment, registry
+from didact.claims import lab, runner
 from didact.claims.alignment import mcts_dpo_example as example
-from didact.claims.alignment import sabotages
+from didact.claims.lab import bound, difference, gate
 from didact.infer import generate, tree
-from didact.learn import episodes
 from didact.models.model import Model
 from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import arithmetic
@@ -40,66 +36,58 @@ PASSES, BETA = 4, 0.5
 ARMS: dict[str, dict[str, Any]] = {
     "online": {},
     "offline": {"online": False},
-    "instance": {"depth": 1, "root_actions": DRAWS, "step_tokens": example.SOLUTION},
+    "instance": {"search.depth": 1, "search.root_actions": DRAWS, "search.step_tokens": example.SOLUTION},
 }
 
-
-def problem(seed: int) -> Any:
-    """What `didact run mcts-dpo` teaches when given no model and data."""
-    return example.problem(seed)
+problem = example.problem
 
 
-@episodes.one_thread()
-def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> dict[str, dict[str, float]]:
+def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> runner.Measured:
     """The start, tuning on, and on its own right solutions, and preferences; sabotages change options by `broken`."""
-    start, count = _start(seed, tier), ROUNDS[tier] * BATCH[tier]
-    problems = example.chains(seed, 1, count)
-    out = {"start": _measures(start, seed, tier)} | dict(_tuned(seed, tier))
+    start, out = _start(seed, tier), dict(_tuned(seed, tier))
+    problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
     for arm in arms:
         fit = Fit(lr=RATES[arm], epochs=PASSES, rows=16, schedule="constant", seed=seed)
-        how = example.SEARCH | {"beta": BETA} | ARMS[arm] | broken
+        how = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
         result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **how, fit=fit)
-        out[arm] = _measures(runner.taught(result), seed, tier) | _pairs(result)
+        out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result)
     return out
 
 
-@functools.lru_cache(maxsize=64)
 def _start(seed: int, tier: runner.Tier) -> Model:
-    """Shared by the arms of a seed and by its sabotages, none of which touches this training; so are the next."""
     return example.tuned(seed, teach=example.TEACH.replace(steps=TUNING[tier]))
 
 
-@functools.lru_cache(maxsize=64)
-def _tuned(seed: int, tier: runner.Tier) -> tuple[tuple[str, dict[str, float]], ...]:
-    """Tuning on, and on the right ones of the start's own solutions (Zelikman et al., 2022)."""
-    start, made = _start(seed, tier), {}
+@lab.shared
+def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+    """The start, tuning on, and on the right ones of its own solutions (Zelikman et al., 2022), if there are any."""
+    start = _start(seed, tier)
+    out = {"start": _measures(start, seed, tier)}
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
     how = generate.SamplingConfig(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
-    drawn = generate.sample(start, [d.prompt for d in problems], DRAWS, how)
     own = [
         Demo(prompt=d.prompt, completion=text)
-        for d, texts in zip(problems, drawn, strict=True)
+        for d, texts in zip(problems, generate.sample(start, [d.prompt for d in problems], DRAWS, how), strict=True)
         for text in dict.fromkeys(texts)
-        if _answer(text) == (d.answers or [""])[0]
+        if _right(d, text)
     ]
-    for name, given in (("sft", example.chains(seed, 0, example.DEMOS, flawed=True)), ("star", own)):
+    for name, given in (("sft", example.flawed(seed)), ("star", own)):
         fit = Fit(lr=RATES[name], steps=ROUNDS[tier] * STEPS[tier], rows=32, schedule="linear", seed=seed + 1)
-        made[name] = _measures(runner.taught(baselines.sft(start, given, fit=fit)), seed, tier)
-    made["sft"]["gain"] = made["sft"]["right"] - _measures(start, seed, tier)["right"]
-    return tuple(made.items())
+        out[name] = _measures(lab.tuned(start, given, fit) if given else start, seed, tier)
+    out["sft"]["gain"] = out["sft"]["right"] - out["start"]["right"]
+    return out
 
 
-def _answer(text: str) -> str:
-    return text.rpartition("#")[2].strip()
+def _right(problem: Demo, solution: str) -> bool:
+    return solution.rpartition("#")[2].strip() == (problem.answers or [""])[0]
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On problems no training saw, greedily: right answers, and sound steps among those shown."""
     asked = example.chains(seed, 2, ASKED[tier])
-    made = generate.generate(model, [d.prompt for d in asked], example.SOLUTION, rows=512)
-    steps = [ok for d, m in zip(asked, made, strict=True) for ok in arithmetic.sound(d.prompt, m, example.MODULUS)]
-    right = [_answer(m) == (d.answers or [""])[0] for d, m in zip(asked, made, strict=True)]
-    return {"right": float(np.mean(right)), "sound": float(np.mean(steps)) if steps else 0.0}
+    texts = lab.sampled(model, [d.prompt for d in asked], example.SOLUTION, temperature=0.0, rows=512)
+    steps = [ok for d, t in zip(asked, texts, strict=True) for ok in arithmetic.sound(d.prompt, t, example.MODULUS)]
+    return {"right": lab.mean(map(_right, asked, texts)), "sound": lab.mean(steps) if steps else 0.0}
 
 
 def _pairs(result: Result) -> dict[str, float]:
@@ -108,13 +96,13 @@ def _pairs(result: Result) -> dict[str, float]:
         [_sound(r, side) for side in (r.chosen, r.rejected)] for r in result.records or [] if isinstance(r, Preference)
     ]
     decided = [a for a, b in sides if a != b]
-    told = result.findings["rounds"]
+    rounds = result.findings["rounds"]
     return {
         "pairs": float(len(sides)),
         "decided": len(decided) / len(sides),
-        "better_sound": float(np.mean(decided)) if decided else 0.5,
-        "tokens": float(sum(row["tokens"] for row in told)),
-        "searched_right": float(told[-1]["right"]),
+        "better_sound": lab.mean(decided) if decided else 0.5,
+        "tokens": float(sum(row["tokens"] for row in rounds)),
+        "searched_right": float(rounds[-1]["right"]),
     }
 
 
@@ -140,12 +128,10 @@ def _by_prior(node: tree.Node, top: tree.Node, how: tree.SearchConfig) -> None:
         node = node.parent
 
 
-def _difference(name: str, b: str, metric: str = "right", **more: Any) -> verdict.Test:
-    unit = "of problems" if metric == "right" else "of steps"
-    return verdict.Test(name=name, kind="difference", a=f"online.{metric}", b=f"{b}.{metric}", unit=unit, **more)
+PROBLEMS, ONLY = "of problems", {"arms": ("online",)}
+UNFILTERED = {"arms": ("online",), "filter": False}
+MORE, SOUND = "more right than at the start", "the better step is the sound one"
 
-
-ONLY: dict[str, Any] = {"arms": ("online",)}
 CLAIM = runner.Claim(
     method="mcts-dpo",
     text=(
@@ -155,37 +141,27 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        verdict.gate("the start solves some problems", "start.right", at_least=0.3, unit="of problems"),
-        verdict.gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit="of problems"),
-        verdict.gate("and not all", "start.right", at_most=0.9, unit="of problems"),
+        gate("the start solves some problems", "start.right", at_least=0.3, unit=PROBLEMS),
+        gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit=PROBLEMS),
+        gate("and not all", "start.right", at_most=0.9, unit=PROBLEMS),
     ),
     tests=(
-        _difference("more right than tuning on", "sft"),
-        _difference("more right than at the start", "start"),
-        verdict.Test(
-            name="the better step is the sound one", kind="bound", a="online.better_sound", null=0.9,
-            unit="of pairs with one sound step",
-        ),
-        _difference("more right than preferences between solutions", "instance", gates="none"),
-        _difference("more right than searching once", "offline", gates="none"),
-        _difference("more right than tuning on own right solutions", "star", gates="none"),
-        _difference("more sound steps than tuning on", "sft", "sound", gates="none"),
+        difference("more right than tuning on", "online.right", "sft.right", PROBLEMS),
+        difference(MORE, "online.right", "start.right", PROBLEMS),
+        bound(SOUND, "online.better_sound", 0.9, "of pairs with one sound step"),
+        difference("more right than preferences between solutions", "online.right", "instance.right", PROBLEMS,
+                   reported=True),
+        difference("more right than searching once", "online.right", "offline.right", PROBLEMS, reported=True),
+        difference("more right than tuning on own right solutions", "online.right", "star.right", PROBLEMS,
+                   reported=True),
+        difference("more sound steps than tuning on", "online.sound", "sft.sound", "of steps", reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="better and worse swapped", breaks="more right than at the start",
-            patch={"didact.infer.tree:pairs": sabotages.turned}, metric="online.right", options=ONLY,
-        ),
-        runner.Sabotage(
-            name="wrong answers are rewarded, and no tree is dropped", breaks="more right than at the start",
-            patch={"didact.methods.alignment.mcts_dpo:valued": _against}, metric="online.right",
-            options=ONLY | {"filter": False},
-        ),
-        runner.Sabotage(
-            name="Q is the prior, and no tree is dropped", breaks="the better step is the sound one",
-            patch={"didact.infer.tree:back_up": _by_prior}, metric="online.better_sound",
-            options=ONLY | {"filter": False},
-        ),
+        runner.Sabotage("better and worse swapped", MORE, "online.right",
+                        {"didact.infer.tree:pairs": lab.turned}, ONLY),
+        runner.Sabotage("wrong answers are rewarded, and no tree is dropped", MORE, "online.right",
+                        {"didact.learn.critics:valued": _against}, UNFILTERED),
+        runner.Sabotage("Q is the prior, and no tree is dropped", SOUND, "online.better_sound",
+                        {"didact.infer.tree:back_up": _by_prior}, UNFILTERED),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
+from didact.claims import lab
 from didact.claims.problem import Problem
-from didact.learn import episodes, fit
-from didact.methods.baselines.sft import sft
-from didact.models import build, load
+from didact.models import build
 from didact.models.model import Model
 from didact.types import Demo, Fit
 from didact.worlds import arithmetic
 
 MODULUS, OPERATIONS = 5, 2
 SOLUTION = 16  # tokens: a solution's 15 and its end
-DEMOS = 2000
 TEACH = Fit(lr=3e-3, steps=450, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
 SEARCH: dict[str, Any] = {
-    "simulations": 16, "root_actions": 3, "actions": 3, "depth": OPERATIONS + 1, "step": [";"], "last": "",
-    "step_tokens": 7, "critic": "none", "include_gt": False, "hint": False,
+    "search.simulations": 16, "search.root_actions": 3, "search.actions": 3, "search.depth": OPERATIONS + 1,
+    "search.step": [";"], "search.last": "", "search.step_tokens": 7, "search.include_gt": False,
+    "critic.by": "none", "critic.hint": False,
 }  # fmt: skip
 
 
-def chains(seed: int, part: int, count: int, flawed: bool = False) -> list[Demo]:
-    """Problems of one part; of each seed, people get other operations wrong."""
-    mistaken = arithmetic.mistakes(0.3, seed, MODULUS) if flawed else None
-    return arithmetic.chains(count, 100 * seed + part, OPERATIONS, MODULUS, mistaken)
+def chains(seed: int, part: int, count: int) -> list[Demo]:
+    """Problems of one part."""
+    return arithmetic.chains(count, 100 * seed + part, OPERATIONS, MODULUS)
 
 
-@episodes.one_thread()
+def flawed(seed: int) -> list[Demo]:
+    """Solutions of people who get three in ten operations wrong, more often than not; others of each seed."""
+    return arithmetic.chains(2000, 100 * seed, OPERATIONS, MODULUS, arithmetic.mistakes(0.3, seed, MODULUS))
+
+
 def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
     """A model of 120k weights tuned on 2,000 solutions, 256 problems with their answers, and 256 that no training sees.
 
@@ -49,13 +50,5 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
 
 def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = TEACH) -> Model:
     """Where the search starts: supervised fine-tuning on solutions, from random weights."""
-    demos = chains(seed, 0, DEMOS, flawed=True)
-
-    def make() -> Model:
-        tokenizer = build.train_tokenizer([], 259)
-        base = build.build(arch, tokenizer, d=64, layers=2, heads=4, context=40, seed=seed)
-        model = sft(base, demos, fit=teach.replace(seed=seed)).models["model"]
-        assert isinstance(model, Model)
-        return model
-
-    return load.kept("example", make, arch, str(seed), repr(demos), repr(teach), inspect.getsource(fit))
+    base = lab.blank(arch, d=64, layers=2, heads=4, context=40, seed=seed)
+    return lab.tuned(base, flawed(seed), teach.replace(seed=seed))

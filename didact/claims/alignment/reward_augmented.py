@@ -15,18 +15,17 @@ sabotage went unnoticed; now the sides' scores are shuffled.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from didact import alignment, baselines
-from didact.claims import runner, verdict
+from didact.claims import lab, runner
 from didact.claims.alignment import reward_augmented_example as example
+from didact.claims.lab import bound, difference, exact, gate
 from didact.data import encode, goals
-from didact.learn import episodes, language
-from didact.models import forward
+from didact.learn import language
 from didact.models.model import Model
 from didact.types import Fit, Preference
 from didact.worlds.scored import PROMPTS
@@ -38,29 +37,26 @@ GOALS = range(1, 11)
 HIGH, GOOD = 9, 7  # scores: the best, and those of rejected answers that should not be unlearnt
 ARMS: dict[str, dict[str, Any]] = {"ra": {}, "not turned round": {"legacy_nosys": True}}
 
-
-def problem(seed: int) -> Any:
-    """What `didact run reward-augmented` teaches when given no model and data."""
-    return example.problem(seed)
+problem = example.problem
 
 
-@episodes.one_thread()
-def run(
-    seed: int, tier: runner.Tier, arms: tuple[str, ...] = tuple(ARMS), steps: int | None = None
-) -> dict[str, dict[str, float]]:
+def run(seed: int, tier: runner.Tier, arms: tuple[str, ...] = tuple(ARMS), steps: int | None = None) -> runner.Measured:
     """The start, plain DPO, and the method whole and with its second half not turned round."""
-    start = _start(seed, tier)
+    start, wording = _start(seed, tier), example.WORDING
     out = {"start": _measures(start, seed), "dpo": _dpo(seed, tier)}
     for name in arms:
         result = alignment.reward_augmented(
-            start, _pairs(seed), **ARMS[name], wording=example.WORDING, step=1.0, beta=BETA,
-            fit=_fit(seed, tier, steps),
+            start, _pairs(seed), **ARMS[name], template=wording.template, joint=wording.joint,
+            step=1.0, beta=BETA, fit=_fit(seed, tier, steps),
         )  # fmt: skip
-        taught = result.models["model"]
-        assert isinstance(taught, Model)
-        unlearnt = _unlearnt(taught, seed, tier, told=True)
-        out[name] = _measures(taught, seed) | {"first_loss": result.history[0]["loss"], "unlearnt": unlearnt}
+        model = lab.model_of(result)
+        unlearnt = _unlearnt(model, seed, tier, with_goal=True)
+        out[name] = _measures(model, seed) | {"first_loss": result.history[0]["loss"], "unlearnt": unlearnt}
     return out
+
+
+def _start(seed: int, tier: runner.Tier) -> Model:
+    return example.tuned(seed, steps=STEPS[tier][0])
 
 
 def _pairs(seed: int) -> list[Preference]:
@@ -71,19 +67,11 @@ def _fit(seed: int, tier: runner.Tier, steps: int | None = None) -> Fit:
     return Fit(lr=RATE, steps=steps or STEPS[tier][1], rows=32, schedule="cosine", warmup_steps=10, seed=seed)
 
 
-@functools.lru_cache(maxsize=64)
+@lab.shared
 def _dpo(seed: int, tier: runner.Tier) -> dict[str, float]:
-    """Shared like the start, for plain prompts have no goal to be broken."""
-    start = _start(seed, tier)
-    taught = baselines.dpo(start, _pairs(seed), beta=BETA, fit=_fit(seed, tier)).models["model"]
-    assert isinstance(taught, Model)
-    return _measures(taught, seed) | {"unlearnt": _unlearnt(taught, seed, tier, told=False)}
-
-
-@functools.lru_cache(maxsize=64)
-def _start(seed: int, tier: runner.Tier) -> Model:
-    """Shared by the arms of a seed and by its sabotages, none of which touches this training."""
-    return example.tuned(seed, steps=STEPS[tier][0])
+    """Shared, for plain prompts have no goal to be broken."""
+    model = lab.model_of(baselines.dpo(_start(seed, tier), _pairs(seed), beta=BETA, fit=_fit(seed, tier)))
+    return _measures(model, seed) | {"unlearnt": _unlearnt(model, seed, tier, with_goal=False)}
 
 
 def _measures(model: Model, seed: int) -> dict[str, float]:
@@ -92,17 +80,16 @@ def _measures(model: Model, seed: int) -> dict[str, float]:
     asked, answers = PROMPTS[: world.prompts], world.answers()
     score = np.array([[world.score(x, a) for a in answers] for x in asked])
 
-    def mean(goal: int | None) -> tuple[float, float, float]:
+    def expected(goal: int | None) -> tuple[float, float, float]:
+        """The score, the share of the best answers, and the probability of all answers."""
         prompts = [example.WORDING.prompt(x, (float(goal),)) if goal else x for x in asked]
-        rows = encode.rows(model.tokenizer, [(p, a) for p in prompts for a in answers], model.kind, model.context)
-        logp = forward.row_logp(model, rows)[0].view(len(asked), -1)
+        logp = lab.logp(model, [(p, a) for p in prompts for a in answers])[0].view(len(asked), -1)
         share = logp.softmax(1).numpy()
         best = float((share * (score >= HIGH)).sum(1).mean())
         return float((share * score).sum(1).mean()), best, float(logp.exp().sum(1).mean())
 
-    under = [mean(goal) for goal in GOALS]
-    plain, plain_best, _ = mean(None)
-    rewards = [u[0] for u in under]
+    under = [expected(goal) for goal in GOALS]
+    rewards, (plain, plain_best, _) = [u[0] for u in under], expected(None)
     return {
         "rho": float(stats.spearmanr(GOALS, rewards)[0]),
         "range": rewards[-1] - rewards[0],
@@ -115,12 +102,11 @@ def _measures(model: Model, seed: int) -> dict[str, float]:
     }
 
 
-def _unlearnt(model: Model, seed: int, tier: runner.Tier, told: bool) -> float:
-    """How much log-prob good rejected answers lose, nats each, under the goal their own score is if one is told."""
-    good = [(p.prompt, p.rejected, p.rejected_score) for p in _pairs(seed) if (p.rejected_score or 0) >= GOOD]
-    asked = [(example.WORDING.prompt(prompt, (float(r or 0),)) if told else prompt, text) for prompt, text, r in good]
-    rows = encode.rows(model.tokenizer, asked, model.kind, model.context)
-    return float((forward.row_logp(_start(seed, tier), rows)[0] - forward.row_logp(model, rows)[0]).mean())
+def _unlearnt(model: Model, seed: int, tier: runner.Tier, with_goal: bool) -> float:
+    """How much log-prob good rejected answers lose, nats each, under the goal their own score is or under none."""
+    good = [(p.prompt, p.rejected, float(p.rejected_score or 0)) for p in _pairs(seed)]
+    asked = [(example.WORDING.prompt(x, (r,)) if with_goal else x, text) for x, text, r in good if r >= GOOD]
+    return float((lab.logp(_start(seed, tier), asked)[0] - lab.logp(model, asked)[0]).mean())
 
 
 _scores_of, _reference = goals.scores_of, language.reference_logp
@@ -143,7 +129,8 @@ def _without_goal(model: Model, items: Any) -> Any:
     return _reference(model, [tuple(short(r) for r in item) for item in items])
 
 
-_ONE: dict[str, Any] = {"arms": ("ra",)}
+ONE = {"arms": ("ra",)}
+FAR, REFERENCE = "goals reach far", "the start is the reference, goal and all"
 
 CLAIM = runner.Claim(
     method="reward-augmented",
@@ -153,48 +140,25 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        verdict.gate("the start gives answers", "start.mass", at_least=0.5, unit="of probability"),
-        verdict.gate("DPO learns from these pairs", "dpo.plain_reward", at_least=6.5, unit="mean score"),
+        gate("the start gives answers", "start.mass", at_least=0.5, unit="of probability"),
+        gate("DPO learns from these pairs", "dpo.plain_reward", at_least=6.5, unit="mean score"),
     ),
     tests=(
-        verdict.Test(
-            name="scores rise with the goal", kind="bound", a="ra.rho", null=0.5, unit="rank correlation over 10 goals"
-        ),
-        verdict.Test(name="goals reach far", kind="bound", a="ra.range", null=1.0, unit="points, goal 10 less goal 1"),
-        verdict.Test(
-            name="the order of scores follows because of turning round", kind="difference", a="ra.rho",
-            b="not turned round.rho", unit="rank correlation", gates="none",
-        ),
-        verdict.Test(
-            name="turning round is why goals reach far", kind="difference", a="ra.range", b="not turned round.range",
-            null=1.0, unit="points",
-        ),
-        verdict.Test(
-            name="the start is the reference, goal and all", kind="exact", a="ra.first_loss", null=float(np.log(2)),
-            margin=1e-3, unit="first loss",
-        ),
-        verdict.Test(
-            name="better answers under the highest goal than DPO's", kind="difference", a="ra.reward",
-            b="dpo.plain_reward", unit="mean score", gates="none",
-        ),
-        verdict.Test(
-            name="more of the best answers than DPO's", kind="difference", a="ra.high", b="dpo.plain_high", gates="none"
-        ),
-        verdict.Test(
-            name="good rejected answers lose less than with DPO", kind="difference", a="ra.unlearnt", b="dpo.unlearnt",
-            direction="less", unit="nats an answer", gates="none",
-        ),
+        bound("scores rise with the goal", "ra.rho", 0.5, "rank correlation over 10 goals"),
+        bound(FAR, "ra.range", 1.0, "points, goal 10 less goal 1"),
+        difference("the order of scores follows because of turning round", "ra.rho", "not turned round.rho",
+                   "rank correlation", reported=True),
+        difference("turning round is why goals reach far", "ra.range", "not turned round.range", "points", null=1.0),
+        exact(REFERENCE, "ra.first_loss", float(np.log(2)), 1e-3, "first loss"),
+        difference("better answers under the highest goal than DPO's", "ra.reward", "dpo.plain_reward", "mean score",
+                   reported=True),
+        difference("more of the best answers than DPO's", "ra.high", "dpo.plain_high", reported=True),
+        difference("good rejected answers lose less than with DPO", "ra.unlearnt", "dpo.unlearnt", "nats an answer",
+                   less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="goals of other answers", breaks="goals reach far", metric="ra.range",
-            patch={"didact.data.goals:scores_of": _shuffled}, options=_ONE,
-        ),
-        runner.Sabotage(
-            name="reference read without the goal", breaks="the start is the reference, goal and all",
-            metric="ra.first_loss", patch={"didact.learn.language:reference_logp": _without_goal},
-            options=_ONE | {"steps": 1},
-        ),
+        runner.Sabotage("goals of other answers", FAR, "ra.range", {"didact.data.goals:scores_of": _shuffled}, ONE),
+        runner.Sabotage("reference read without the goal", REFERENCE, "ra.first_loss",
+                        {"didact.learn.language:reference_logp": _without_goal}, {**ONE, "steps": 1}),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

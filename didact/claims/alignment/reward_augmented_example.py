@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 
+from didact.claims import lab
 from didact.claims.problem import Problem
 from didact.data import splits
 from didact.data.goals import Wording
-from didact.learn import episodes, fit
-from didact.methods.baselines.sft import sft
-from didact.models import build, load
+from didact.models import build
 from didact.models.model import Model
 from didact.types import Demo, Fit
 from didact.worlds.scored import Scored
 
 WORDING = Wording(template="Overall score: {goal}", joint="\n")
-PLAIN = 0.5  # share of the start's prompts without a goal
-ANSWER = 6  # tokens: more than an answer has
 
 
 def world(seed: int) -> Scored:
@@ -26,7 +21,6 @@ def world(seed: int) -> Scored:
     return Scored(prompts=4, letters=4, own=0.0, seed=seed)
 
 
-@episodes.one_thread()
 def problem(seed: int) -> Problem:
     """A model of 35k weights and 2,000 pairs; those of one prompt of the four are only scored.
 
@@ -43,24 +37,15 @@ def problem(seed: int) -> Problem:
 
 
 def tuned(seed: int, arch: build.Arch = "gpt2", steps: int = 150) -> Model:
-    """Fine-tuned on answers at random, under a goal that says nothing about them or none, from random weights.
+    """Fine-tuned on answers at random, half of them under a goal that says nothing about them, from random weights.
 
     So a goal's text is nothing new to it, as it is to no large model, and yet changes nothing.
     """
-    demos, draw = world(seed).demos(1, 4000), np.random.default_rng([seed, 54])
-    told = [
-        Demo(prompt=WORDING.prompt(d.prompt, (float(g),)) if g else d.prompt, completion=d.completion)
-        for d, g in zip(
-            demos, draw.choice(range(11), size=len(demos), p=[PLAIN, *[(1 - PLAIN) / 10] * 10]), strict=True
-        )
-    ]
-    teach = Fit(lr=3e-3, steps=steps, rows=32, schedule="cosine", warmup_steps=10, betas=(0.9, 0.95))
-
-    def make() -> Model:
-        tokenizer = build.train_tokenizer([WORDING.text((float(g),)) for g in range(1, 11)], 280)
-        base = build.build(arch, tokenizer, d=32, layers=2, heads=4, context=32, seed=seed, initializer_range=0.1)
-        model = sft(base, told, fit=teach).models["model"]
-        assert isinstance(model, Model)
-        return model
-
-    return load.kept("example", make, arch, str(seed), repr(told), repr(teach), inspect.getsource(fit))
+    demos = world(seed).demos(1, 4000)
+    goals = np.random.default_rng([seed, 54]).choice(range(11), size=len(demos), p=[0.5, *[0.05] * 10])
+    prompts = [WORDING.prompt(d.prompt, (float(g),)) if g else d.prompt for d, g in zip(demos, goals, strict=True)]
+    asked = [Demo(prompt=p, completion=d.completion) for p, d in zip(prompts, demos, strict=True)]
+    texts = [WORDING.text((float(g),)) for g in range(1, 11)]
+    base = lab.blank(arch, texts, 280, d=32, layers=2, heads=4, context=32, seed=seed, initializer_range=0.1)
+    fit = Fit(lr=3e-3, steps=steps, rows=32, schedule="cosine", warmup_steps=10, betas=(0.9, 0.95))
+    return lab.tuned(base, asked, fit)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-
+from didact.claims import lab
 from didact.claims.problem import Problem
-from didact.learn import episodes, fit
-from didact.methods.baselines.sft import sft
-from didact.models import build, load
+from didact.models import build
 from didact.models.model import Model
 from didact.types import Demo, Fit
 from didact.worlds.grammar import Grammar
@@ -17,11 +14,10 @@ TEACH = Fit(lr=3e-3, steps=300, rows=32, schedule="cosine", warmup_steps=10, bet
 
 
 def world(seed: int) -> Grammar:
-    """Two classes of ten letters, three of which may follow each."""
+    """Two classes of ten letters, three of which may follow each; a spoiled answer has one mark."""
     return Grammar(classes=2, letters=10, follow=3, seed=seed)
 
 
-@episodes.one_thread()
 def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
     """A model of 40k weights tuned on 1,000 demonstrations, and 128 more that no training sees.
 
@@ -39,13 +35,5 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
 
 
 def tuned(demos: list[Demo], seed: int, arch: build.Arch = "gpt2", teach: Fit = TEACH) -> Model:
-    """Where SPIN starts: supervised fine-tuning on the demonstrations, from random weights."""
-
-    def make() -> Model:
-        tokenizer = build.train_tokenizer([], 259)
-        base = build.build(arch, tokenizer, d=32, layers=2, heads=2, context=48, seed=seed)
-        model = sft(base, demos, fit=teach).models["model"]
-        assert isinstance(model, Model)
-        return model
-
-    return load.kept("example", make, arch, str(seed), repr(demos), repr(teach), inspect.getsource(fit))
+    """Where SPIN and D2O start: supervised fine-tuning on the demonstrations, from random weights."""
+    return lab.tuned(lab.blank(arch, d=32, layers=2, heads=2, context=48, seed=seed), demos, teach)

@@ -9,21 +9,17 @@ on seeds 1000 and 1001 (with 200 demonstrations, which left too little to gain):
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from didact import alignment, baselines, registry
-from didact.claims import runner, verdict
-from didact.claims.alignment import sabotages
-from didact.claims.alignment import tool_rft_example as example
-from didact.data import encode
+from didact import alignment, registry
+from didact.claims import lab, runner
+from didact.claims.lab import bound, difference, gate
+from didact.claims.problem import Problem
 from didact.evaluate import tool_calls
-from didact.infer import generate, tree
-from didact.learn import episodes
-from didact.models import forward
+from didact.infer import tree
 from didact.models.model import Model
 from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import tools
@@ -39,64 +35,81 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"select": "random"},
     "response": {"search.group": 1000, "search.depth": 1},
 }
+HARD = 0.3  # share of requests with two calls
+ANSWER = 32  # tokens: more than two calls have
+SLIPS = {"a dozen": 10, "a score of": 12, "three score": 36}
+TEACH = Fit(lr=4e-3, steps=300, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
+SEARCH: dict[str, Any] = {
+    "bins": 0, "search.max_new_tokens": ANSWER, "search.depth": 6, "search.group": 1, "search.simulations": 4,
+}  # fmt: skip
 
 
-def problem(seed: int) -> Any:
-    """What `didact run tool-rft` teaches when given no model and data."""
-    return example.problem(seed)
+def problem(seed: int) -> Problem:
+    """A model of 150k weights tuned on 1,000 requests, 300 others, and 128 that no training sees.
+
+    Whoever made the calls it was tuned on gets three amounts in words wrong, more often than not; the 300 are right.
+    The start has had its warm-up; at this size the paper's learning rate changes nothing (found on seed 1000).
+    """
+    return Problem(
+        model=tuned(seed, tools.requests(1000, 10 * seed + 2, HARD, SLIPS), TEACH),
+        data={"demos": tools.requests(300, 10 * seed, HARD)},
+        options={"rounds": 2, **SEARCH},
+        fit={"lr": 1e-4, "steps": 40, "rows": 16, "lora": 0, "schedule": "linear"},
+        protocol={"demos": tools.requests(128, 10 * seed + 1, HARD)},
+    )
 
 
-@episodes.one_thread()
-def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> dict[str, dict[str, float]]:
+def tuned(seed: int, demos: Sequence[Demo], fit: Fit) -> Model:
+    """Where the search starts: supervised fine-tuning on requests and their calls, from random weights."""
+    texts = [f"{d.prompt}{d.completion}" for d in tools.requests(500, 7)]
+    base = lab.blank("gpt2", texts, 420, d=64, layers=2, heads=4, context=96, seed=seed)
+    return lab.tuned(base, demos, fit.replace(seed=seed))
+
+
+def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> runner.Measured:
     """The start, tuning on, tuning on what is hard, and the preferences; a sabotage changes tool-rft by `broken`."""
-    start, out = _start(seed, tier), dict(_tuned(seed, tier))
+    start, demos, out = _start(seed, tier), _demos(seed), dict(_tuned(seed, tier))
     for arm in arms:
         fit = Fit(lr=RATES[arm], steps=STEPS[tier], rows=16, schedule="linear", seed=seed)
-        how = example.SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
-        result = alignment.tool_rft(
-            start, _demos(seed), rounds=ROUNDS[tier], **registry.assemble(alignment.tool_rft, how), fit=fit
-        )
-        out[arm] = _measures(runner.taught(result), seed, tier) | _pairs(result, _demos(seed))
+        how = SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
+        options = registry.assemble(alignment.tool_rft, how)
+        result = alignment.tool_rft(start, demos, rounds=ROUNDS[tier], **options, fit=fit)
+        out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result, demos)
     return out
 
 
-@functools.lru_cache(maxsize=64)
-def _start(seed: int, tier: runner.Tier) -> Model:
-    """Shared by the arms of a seed and by its sabotages, none of which touches this training; so are the next."""
-    return example.tuned(seed, _demos(seed), teach=example.TEACH.replace(steps=TUNING[tier]))
-
-
-@functools.lru_cache(maxsize=64)
-def _tuned(seed: int, tier: runner.Tier) -> tuple[tuple[str, dict[str, float]], ...]:
-    start, demos = _start(seed, tier), _demos(seed)
-    pairs = [(d.prompt, d.completion) for d in demos]
-    total, count = forward.row_logp(start, encode.rows(start.tokenizer, pairs, start.kind, start.context))
-    nll = (-total / count).numpy()
-    hard = [demos[int(i)] for i in np.argsort(-nll)[: int(0.3 * len(demos))]]
-    made = [("start", _measures(start, seed, tier))]
-    for name, given in (("sft", demos), ("sft-hard", hard)):
-        fit = Fit(lr=RATES[name], steps=ROUNDS[tier] * STEPS[tier], rows=16, schedule="linear", seed=seed + 1)
-        made.append((name, _measures(runner.taught(baselines.sft(start, given, fit=fit)), seed, tier)))
-        made[-1][1]["gain"] = made[-1][1]["hard"] - made[0][1]["hard"]
-    return tuple(made)
-
-
 def _demos(seed: int) -> list[Demo]:
-    return tools.requests(GIVEN, 10 * seed, example.HARD)
+    return tools.requests(GIVEN, 10 * seed, HARD)
+
+
+def _start(seed: int, tier: runner.Tier) -> Model:
+    return tuned(seed, _demos(seed), TEACH.replace(steps=TUNING[tier]))
+
+
+@lab.shared
+def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+    start, demos = _start(seed, tier), _demos(seed)
+    total, count = lab.logp(start, demos)
+    hard = [demos[int(i)] for i in np.argsort((total / count).numpy())[: int(0.3 * len(demos))]]
+    out = {"start": _measures(start, seed, tier)}
+    for arm, given in (("sft", demos), ("sft-hard", hard)):
+        fit = Fit(lr=RATES[arm], steps=ROUNDS[tier] * STEPS[tier], rows=16, schedule="linear", seed=seed + 1)
+        out[arm] = _measures(lab.tuned(start, given, fit), seed, tier)
+        out[arm]["gain"] = out[arm]["hard"] - out["start"]["hard"]
+    return out
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On requests no training saw, greedily: right calls of both sorts, and errors in hard ones by field."""
     asked = tools.requests(ASKED[tier], 10 * seed + 1, hard=0.7)
-    made = generate.generate(model, [d.prompt for d in asked], example.ANSWER, rows=512)
-    wrong = {
-        sort: tool_calls.tally([
-            tool_calls.errors(m, d.completion) for d, m in zip(asked, made, strict=True) if d.extra["hard"] is sort
+    calls = lab.sampled(model, [d.prompt for d in asked], ANSWER, temperature=0.0, rows=512)
+    hard, easy = (
+        tool_calls.tally([
+            tool_calls.errors(c, d.completion) for d, c in zip(asked, calls, strict=True) if d.extra["hard"] is sort
         ])
         for sort in (True, False)
-    }  # fmt: skip
-    return {"hard": wrong[True]["exact"], "easy": wrong[False]["exact"], "function": wrong[True]["function"],
-            "values": wrong[True]["values"]}  # fmt: skip
+    )  # fmt: skip
+    return {"hard": hard["exact"], "easy": easy["exact"], "function": hard["function"], "values": hard["values"]}
 
 
 def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
@@ -111,7 +124,7 @@ def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
         good = [tool_calls.on_track(before + side, truth[prompt]) for side in (r.chosen, r.rejected)]
         valid.append(good[0] and not good[1])
     searched = sum(row["selected"] for row in result.findings["rounds"])
-    return {"pairs": len(valid) / searched, "valid": float(np.mean(valid))}
+    return {"pairs": len(valid) / searched, "valid": lab.mean(valid)}
 
 
 def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]:
@@ -119,12 +132,10 @@ def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]
     return [tree.Pair(n.children[0], n.children[1]) for n in nodes if len(n.children) > 1]
 
 
-def _difference(name: str, b: str, metric: str = "hard", **more: Any) -> verdict.Test:
-    unit = "of hard requests" if metric != "easy" else "of easy requests"
-    return verdict.Test(name=name, kind="difference", a=f"tool-rft.{metric}", b=f"{b}.{metric}", unit=unit, **more)
+OF_HARD, OF_EASY, ONLY = "of hard requests", "of easy requests", {"arms": ("tool-rft",)}
+RIGHT, UNLIKELY = "pairs tell right from wrong", "unlikely requests give more pairs than others"
+PATCHED = "didact.infer.tree:pairs"
 
-
-ONLY = {"arms": ("tool-rft",)}
 CLAIM = runner.Claim(
     method="tool-rft",
     text=(
@@ -134,41 +145,27 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        verdict.gate("the start answers easy requests", "start.easy", at_least=0.8, unit="of easy requests"),
-        verdict.gate("and some hard ones", "start.hard", at_least=0.1, unit="of hard requests"),
-        verdict.gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit="of hard requests"),
-        verdict.gate("but not all", "start.hard", at_most=0.85, unit="of hard requests"),
+        gate("the start answers easy requests", "start.easy", at_least=0.8, unit=OF_EASY),
+        gate("and some hard ones", "start.hard", at_least=0.1, unit=OF_HARD),
+        gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit=OF_HARD),
+        gate("but not all", "start.hard", at_most=0.85, unit=OF_HARD),
     ),
     tests=(
-        _difference("more hard calls right than by tuning on", "sft", margin=0.05),
-        _difference("easy calls stay right", "start", "easy", null=-0.02),
-        verdict.Test(
-            name="pairs tell right from wrong", kind="bound", a="tool-rft.valid", null=0.9, unit="of pairs"
-        ),
-        verdict.Test(
-            name="unlikely requests give more pairs than others", kind="difference", a="tool-rft.pairs",
-            b="random.pairs", unit="pairs a searched request",
-        ),
-        _difference("more hard calls right than at the start", "start", gates="none"),
-        _difference("than by tuning on what is hard", "sft-hard", gates="none"),
-        _difference("than with random requests", "random", gates="none"),
-        _difference("than with pairs of whole answers", "response", gates="none"),
-        _difference("fewer wrong values", "start", "values", direction="less", gates="none"),
-        _difference("fewer wrong functions", "start", "function", direction="less", gates="none"),
+        difference("more hard calls right than by tuning on", "tool-rft.hard", "sft.hard", OF_HARD, margin=0.05),
+        difference("easy calls stay right", "tool-rft.easy", "start.easy", OF_EASY, null=-0.02),
+        bound(RIGHT, "tool-rft.valid", 0.9, "of pairs"),
+        difference(UNLIKELY, "tool-rft.pairs", "random.pairs", "pairs a searched request"),
+        difference("more hard calls right than at the start", "tool-rft.hard", "start.hard", OF_HARD, reported=True),
+        difference("than by tuning on what is hard", "tool-rft.hard", "sft-hard.hard", OF_HARD, reported=True),
+        difference("than with random requests", "tool-rft.hard", "random.hard", OF_HARD, reported=True),
+        difference("than with pairs of whole answers", "tool-rft.hard", "response.hard", OF_HARD, reported=True),
+        difference("fewer wrong values", "tool-rft.values", "start.values", OF_HARD, less=True, reported=True),
+        difference("fewer wrong functions", "tool-rft.function", "start.function", OF_HARD, less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="chosen and rejected swapped", breaks="pairs tell right from wrong",
-            patch={"didact.infer.tree:pairs": sabotages.turned}, metric="tool-rft.valid", options=ONLY,
-        ),
-        runner.Sabotage(
-            name="any two fragments are a pair", breaks="pairs tell right from wrong",
-            patch={"didact.infer.tree:pairs": _any}, metric="tool-rft.valid", options=ONLY,
-        ),
-        runner.Sabotage(
-            name="the easiest are searched", breaks="unlikely requests give more pairs than others",
-            metric="tool-rft.pairs", options={"arms": ("tool-rft", "random"), "select": "easy"},
-        ),
+        runner.Sabotage("chosen and rejected swapped", RIGHT, "tool-rft.valid", {PATCHED: lab.turned}, ONLY),
+        runner.Sabotage("any two fragments are a pair", RIGHT, "tool-rft.valid", {PATCHED: _any}, ONLY),
+        runner.Sabotage("the easiest are searched", UNLIKELY, "tool-rft.pairs",
+                        options={"arms": ("tool-rft", "random"), "select": "easy"}),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

@@ -6,16 +6,17 @@ measured on the same 20,000 fresh tasks. GD's step size is the closed form, GD++
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from didact import mechanisms
-from didact.claims import runner, verdict
+from didact.claims import runner
+from didact.claims.lab import bound, difference, equivalence, exact
 from didact.claims.problem import Problem
 from didact.data.streams import Tensors
 from didact.evaluate import learners
@@ -29,7 +30,7 @@ TRAINING: dict[str, Any] = {"lr": 2e-2, "schedule": "cosine", "clip": 1.0}
 TUNING, EVALUATION = 6, 7  # tags of draws that no training sees
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Size:
     """Of a tier: dimension and rows, tasks a step, steps of one and of two layers, restarts, evaluated tasks."""
 
@@ -42,9 +43,9 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(dim=3, batch=256, steps=60, deep_steps=30, restarts=1, tasks=2_000),
-    "quick": Size(dim=5, batch=512, steps=600, deep_steps=1_000, restarts=2, tasks=20_000),
-    "full": Size(dim=10, batch=512, steps=1_200, deep_steps=2_000, restarts=2, tasks=20_000),
+    "smoke": Size(3, 256, 60, 30, restarts=1, tasks=2_000),
+    "quick": Size(5, 512, 600, 1_000, restarts=2, tasks=20_000),
+    "full": Size(10, 512, 1_200, 2_000, restarts=2, tasks=20_000),
 }
 
 
@@ -61,40 +62,36 @@ def problem(seed: int) -> Problem:
 def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measured:
     """One seed: train one layer and (if `deep`) two looped layers, and measure every arm on the same tasks."""
     size = SIZES[tier]
-    with episodes.one_thread():
-        world = regression.Linear(dim=size.dim, rows=size.dim)
-        tasks = world((seed, 0, EVALUATION), size.tasks)
-        wide = regression.Linear(dim=size.dim, rows=size.dim, half_width=2 * world.half_width)
-        twice = wide((seed, 0, EVALUATION), size.tasks)
-        eta = learners.optimal_eta(size.dim, size.dim, *world.moments())
-        lsa, _ = _train(world, size, seed, size.steps, **options)
-        trained, gd, ols = learners.of_module(lsa), learners.gd(eta), learners.ols()
-        to_gd, to_ols = learners.compare(trained, gd, tasks), learners.compare(trained, ols, tasks)
-        torch.manual_seed(seed)
-        fresh = learners.compare(learners.of_module(mixers.LinearSelfAttention(size.dim)), gd, tasks)
-        arms = {
-            "lsa": {
-                "loss": to_gd.loss.estimate,
-                "cosine": to_gd.cosine.estimate,
-                "cosine_gap": 1 - to_gd.cosine.estimate,
-                "cosine_to_ols": to_ols.cosine.estimate,
-                "loss_at_2a": _loss(trained, twice),
-            },
-            "gd": {"loss": to_gd.reference_loss.estimate, "loss_at_2a": _loss(gd, twice)},
-            "untrained": {"loss": fresh.loss.estimate, "cosine": fresh.cosine.estimate},
-            "zero": {"loss": _loss(learners.zero(), tasks)},
-            "constructed": {"error": construction_error(tasks, eta)},
-        }
-        if not options:
-            half_way = learners.of_module(mixers.interpolated(lsa, eta, size.dim))
-            arms["interpolated"] = {"loss": _loss(half_way, tasks)}
-        if deep:
-            two, tuned = _train(world, size, seed, size.deep_steps, layers=2)
-            tuning = world((seed, 0, TUNING), size.tasks)
-            plus = learners.gd_plus_plus(**tuned["gd++"], steps=2)
-            arms["lsa_2"] = {"loss": _loss(learners.of_module(two), tasks)}
-            arms["gd_2"] = {"loss": _loss(learners.gd(learners.best_eta(tuning, 2), 2), tasks)}
-            arms["gd++_2"] = {"loss": _loss(plus, tasks)}
+    world = regression.Linear(dim=size.dim, rows=size.dim)
+    tasks = world((seed, 0, EVALUATION), size.tasks)
+    twice = dataclasses.replace(world, half_width=2 * world.half_width)((seed, 0, EVALUATION), size.tasks)
+    eta = learners.optimal_eta(size.dim, size.dim, *world.moments())
+    lsa, _ = _train(world, size, seed, size.steps, **options)
+    trained, gd = learners.of_module(lsa), learners.gd(eta)
+    to_gd, to_ols = learners.compare(trained, gd, tasks), learners.compare(trained, learners.ols(), tasks)
+    torch.manual_seed(seed)
+    fresh = learners.compare(learners.of_module(mixers.LinearSelfAttention(size.dim)), gd, tasks)
+    arms = {
+        "lsa": {
+            "loss": to_gd.loss.estimate,
+            "cosine": to_gd.cosine.estimate,
+            "cosine_gap": 1 - to_gd.cosine.estimate,
+            "cosine_to_ols": to_ols.cosine.estimate,
+            "loss_at_2a": _loss(trained, twice),
+        },
+        "gd": {"loss": to_gd.reference_loss.estimate, "loss_at_2a": _loss(gd, twice)},
+        "untrained": {"loss": fresh.loss.estimate, "cosine": fresh.cosine.estimate},
+        "zero": {"loss": _loss(learners.zero(), tasks)},
+        "constructed": {"error": construction_error(tasks, eta)},
+    }
+    if not options:
+        arms["interpolated"] = {"loss": _loss(learners.of_module(mixers.interpolated(lsa, eta, size.dim)), tasks)}
+    if deep:
+        two, tuned = _train(world, size, seed, size.deep_steps, layers=2)
+        gd_2 = learners.gd(learners.best_eta(world((seed, 0, TUNING), size.tasks), 2), 2)
+        arms["lsa_2"] = {"loss": _loss(learners.of_module(two), tasks)}
+        arms["gd_2"] = {"loss": _loss(gd_2, tasks)}
+        arms["gd++_2"] = {"loss": _loss(learners.gd_plus_plus(**tuned["gd++"], steps=2), tasks)}
     return arms
 
 
@@ -102,12 +99,11 @@ def construction_error(tasks: Tensors, eta: float) -> float:
     """Largest difference between 1-5 layers built by hand and as many explicit steps from some W0, in float64."""
     x, y, query = (tasks[name][:256].double() for name in ("x", "y", "query"))
     start = torch.linspace(-1, 1, x.shape[-1], dtype=torch.float64)[None]
-    worst = 0.0
+    off = []
     for steps in range(1, 6):
         hand = mixers.constructed(x.shape[-1], eta=eta, rows=x.shape[1], layers=steps, start=start)
-        apart = hand(x, y, query) - learners.gd(eta, steps, start)(x, y, query)
-        worst = max(worst, apart.abs().max().item())
-    return worst
+        off.append((hand(x, y, query) - learners.gd(eta, steps, start)(x, y, query)).abs().max().item())
+    return max(off)
 
 
 def flipped(module: nn.Module) -> learners.Learner:
@@ -141,8 +137,7 @@ def _train(
 ) -> tuple[mixers.LinearSelfAttention, dict[str, Any]]:
     """The method at this size, and the numbers of the algorithms it tuned."""
     fit = Fit(steps=steps, rows=size.batch, betas=(0.9, 0.98), seed=seed, **TRAINING)
-    evaluation = learners.EvaluationConfig(tasks=1_000)
-    mixer = mixers.MixerConfig(**options)
+    evaluation, mixer = learners.EvaluationConfig(tasks=1_000), mixers.MixerConfig(**options)
     result = mechanisms.mesa_gd(world, mixer=mixer, restarts=size.restarts, evaluation=evaluation, fit=fit)
     return result.models["lsa"].module, result.findings["references"]
 
@@ -150,6 +145,9 @@ def _train(
 def _loss(learner: learners.Learner, tasks: Tensors) -> float:
     return learners.losses(learner, tasks).mean().item()
 
+
+COSINE, ONE_STEP = "sensitivities equal GD's", "loss equals one step of GD"
+ONE: dict[str, Any] = {"deep": False}
 
 CLAIM = runner.Claim(
     method="mesa-gd",
@@ -160,60 +158,24 @@ CLAIM = runner.Claim(
     ),
     run=run,
     tests=(
-        verdict.Test(
-            name="loss equals one step of GD", kind="equivalence", a="lsa.loss", b="gd.loss",
-            transform="log", margin=math.log(1.02), unit="log ratio",
-        ),
-        verdict.Test(
-            name="sensitivities equal GD's", kind="bound", a="lsa.cosine_gap", null=math.log(1 - 0.99),
-            direction="less", transform="log", unit="log(1 - cosine)",
-        ),
-        verdict.Test(
-            name="interpolated weights keep the loss", kind="equivalence", a="interpolated.loss", b="gd.loss",
-            transform="log", margin=math.log(1.02), unit="log ratio",
-        ),
-        verdict.Test(
-            name="two looped layers beat two steps of GD", kind="difference", a="lsa_2.loss", b="gd_2.loss",
-            transform="log", direction="less", margin=0.02, unit="log ratio",
-        ),
-        verdict.Test(
-            name="two looped layers equal GD++", kind="equivalence", a="lsa_2.loss", b="gd++_2.loss",
-            transform="log", margin=math.log(1.05), unit="log ratio",
-        ),
-        verdict.Test(
-            name="loss equals GD's at twice the input range", kind="equivalence", a="lsa.loss_at_2a",
-            b="gd.loss_at_2a", transform="log", margin=math.log(1.1), unit="log ratio",
-        ),
-        verdict.Test(
-            name="nearer to GD than to least squares", kind="difference", a="lsa.cosine", b="lsa.cosine_to_ols",
-            margin=0.05, unit="cosine",
-        ),
-        verdict.Test(
-            name="weights by hand are k steps of GD", kind="exact", a="constructed.error", margin=1e-6,
-            unit="prediction",
-        ),
+        equivalence(ONE_STEP, "lsa.loss", "gd.loss", math.log(1.02), log=True),
+        bound(COSINE, "lsa.cosine_gap", math.log(1 - 0.99), "log(1 - cosine)", less=True, log=True),
+        equivalence("interpolated weights keep the loss", "interpolated.loss", "gd.loss", math.log(1.02), log=True),
+        difference("two looped layers beat two steps of GD", "lsa_2.loss", "gd_2.loss", log=True, less=True,
+                   margin=0.02),
+        equivalence("two looped layers equal GD++", "lsa_2.loss", "gd++_2.loss", math.log(1.05), log=True),
+        equivalence("loss equals GD's at twice the input range", "lsa.loss_at_2a", "gd.loss_at_2a", math.log(1.1),
+                    log=True),
+        difference("nearer to GD than to least squares", "lsa.cosine", "lsa.cosine_to_ols", "cosine", margin=0.05),
+        exact("weights by hand are k steps of GD", "constructed.error", 0.0, 1e-6, "prediction"),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="readout sign flipped", breaks="sensitivities equal GD's",
-            patch={"didact.evaluate.learners:of_module": flipped}, options={"deep": False},
-        ),
-        runner.Sabotage(
-            name="labels shuffled in context", breaks="loss equals one step of GD",
-            patch={"didact.learn.episodes:batches": shuffled}, options={"deep": False},
-        ),
-        runner.Sabotage(
-            name="softmax with one head", breaks="sensitivities equal GD's",
-            options={"deep": False, "attention": "softmax"},
-        ),
-        runner.Sabotage(
-            name="query is a key with a wrong label", breaks="sensitivities equal GD's",
-            patch={"didact.models.mixers:first_guess": wrong_slot}, options={"deep": False, "include_query": True},
-        ),
-        runner.Sabotage(
-            name="eta off by a factor N", breaks="loss equals one step of GD",
-            patch={"didact.evaluate.learners:optimal_eta": eta_over_rows}, options={"deep": False},
-        ),
+        runner.Sabotage("readout sign flipped", COSINE, None, {"didact.evaluate.learners:of_module": flipped}, ONE),
+        runner.Sabotage("labels shuffled in context", ONE_STEP, None, {"didact.learn.episodes:batches": shuffled}, ONE),
+        runner.Sabotage("softmax with one head", COSINE, options=ONE | {"attention": "softmax"}),
+        runner.Sabotage("query is a key with a wrong label", COSINE, None,
+                        {"didact.models.mixers:first_guess": wrong_slot}, ONE | {"include_query": True}),
+        runner.Sabotage("eta off by a factor N", ONE_STEP, None,
+                        {"didact.evaluate.learners:optimal_eta": eta_over_rows}, ONE),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

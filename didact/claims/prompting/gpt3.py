@@ -6,241 +6,118 @@ C: a quiz that is planted in the text, audited and removed. D: attention within 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import processors
 
 from didact import prompting
-from didact.claims import runner, verdict
-from didact.claims.problem import Problem
+from didact.claims import lab, runner
+from didact.claims.lab import bound, difference, equivalence, exact, gate
+from didact.claims.prompting import gpt3_example as example
 from didact.data import demonstrations
-from didact.data.encode import TokenizedExample
-from didact.infer import rank
-from didact.learn import episodes, language
-from didact.models import build, forward, mixers
+from didact.models import forward, mixers
 from didact.models.model import Model
-from didact.types import Demo, Fit, Result, Text
+from didact.types import Demo, Result
 from didact.worlds import tasks
 
 SHOTS = (0, 1, 4, 16)
-KINDS, NOUNS, BLOCKS = 4, 6, 6  # of D: names, nouns, blocks a row
-FAR = 5  # how far back D's name stands
+SIZES = {  # steps of A, of B and C, of D; held-out tasks of A
+    "smoke": (20, 10, 5, 1), "quick": (example.STEPS, 100, 130, 6), "full": (400, 200, 150, 12),
+}  # fmt: skip
+
+problem, problem_clean, problem_pretrain = example.problem, example.problem_clean, example.problem_pretrain
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of a tier: steps of A, of B and C, of D; held-out tasks of A."""
-
-    steps: int
-    facts: int
-    band: int
-    tasks: int
-
-
-SIZES = {
-    "smoke": Size(steps=20, facts=10, band=5, tasks=1),
-    "quick": Size(steps=220, facts=100, band=130, tasks=6),
-    "full": Size(steps=400, facts=200, band=150, tasks=12),
-}
-
-
-def problem(seed: int) -> Problem:
-    """What `didact run gpt3` measures when given no model and data."""
-    from didact.claims.prompting import gpt3_example
-
-    return gpt3_example.problem(seed)
-
-
-def problem_clean(seed: int) -> Problem:
-    """What `didact run gpt3.clean` cleans."""
-    from didact.claims.prompting import gpt3_example
-
-    return gpt3_example.problem_clean(seed)
-
-
-def problem_pretrain(seed: int) -> Problem:
-    """What `didact run gpt3.pretrain` trains on."""
-    from didact.claims.prompting import gpt3_example
-
-    return gpt3_example.problem_pretrain(seed)
-
-
-def run(seed: int, tier: str, parts: Sequence[str] = ("A", "B", "C", "D"), shuffled: bool = False) -> runner.Measured:
+def run(seed: int, tier: str, parts: Sequence[str] = "ABCD", shuffled: bool = False) -> runner.Measured:
     """One seed of the parts asked for."""
-    size = SIZES[tier]
-    with episodes.one_thread():
-        # Competence, by what no part and no sabotage touches: the model has learnt the words it is asked for.
-        arms = {"reader": {"named": named(translator(seed, size.steps, 64), seed)}}
-        if "A" in parts:
-            arms |= in_context(seed, size, shuffled)
-        if "B" in parts:
-            arms |= scoring(seed, size)
-        if "C" in parts:
-            arms |= contamination(seed, size)
-        if "D" in parts:
-            arms |= bands(seed, size)
+    steps, facts, band, count = SIZES[tier]
+    ways = {
+        "A": lambda: _in_context(seed, steps, count, shuffled), "B": lambda: _scoring(seed, facts),
+        "C": lambda: _contamination(seed, facts), "D": lambda: _bands(seed, band),
+    }  # fmt: skip
+    # Competence, by what no part and no sabotage touches: the model has learnt the words it is asked for.
+    arms = {"reader": {"named": _named(example.translator(seed, steps, 64), seed)}}
+    for part in parts:
+        arms |= ways[part]()
     return arms
 
 
-# --- A: K demonstrations, two sizes --------------------------------------------------------------
-
-
-def in_context(seed: int, size: Size, shuffled: bool) -> dict[str, dict[str, float]]:
-    """Accuracy on held-out tasks at every K, and on named tasks with and without their description."""
+def _in_context(seed: int, steps: int, count: int, shuffled: bool) -> dict[str, dict[str, float]]:
+    """A: accuracy on held-out tasks at every K, and on named tasks with and without their description."""
     world = tasks.Languages(seed=seed)
-    out = {}
-    for name, width in (("large", 64), ("small", 16)):
-        if shuffled and name == "small":
-            continue
-        model = translator(seed, size.steps, width)
-        sets = world.unseen(seed, size.tasks)
-        found = [asked(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
-        k = {s: float(np.mean([f.metrics[f"accuracy_{s}_shot"].after for f in found])) for s in SHOTS}
-        arm = {f"k{s}": value for s, value in k.items()}
-        arm |= {"gain": k[16] - k[0], "above_bayes": k[1] - world.bayes(1), "k0_less_chance": k[0] - world.bayes(0)}
+    sets, out = world.unseen(seed, count), {}
+    for name, width in (("large", 64),) if shuffled else (("large", 64), ("small", 16)):
+        model = example.translator(seed, steps, width)
+        found = [_asked(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
+        k = [lab.mean(f.metrics[f"accuracy_{s}_shot"].after for f in found) for s in SHOTS]
+        out[name] = {f"k{s}": value for s, value in zip(SHOTS, k, strict=True)} | {"gain": k[-1] - k[0]}
+        out[name] |= {"above_bayes": k[1] - world.bayes(1), "k0_less_chance": k[0] - world.bayes(0)}
         if not shuffled:
-            arm |= {"described": named(model, seed), "undescribed": named(model, seed, described=False)}
-        out[name] = arm
+            out[name] |= {"described": _named(model, seed), "undescribed": _named(model, seed, described=False)}
     return out
 
 
-def named(model: Model, seed: int, described: bool = True) -> float:
+def _named(model: Model, seed: int, described: bool = True) -> float:
     """Accuracy on the named tasks without demonstrations, with or without their description."""
     sets = tasks.Languages(seed=seed).named_items(seed).items()
-    found = [asked(model, items, shots=(0,), description=text if described else "") for text, items in sets]
-    return float(np.mean([f.metrics["accuracy"].after for f in found]))
+    found = [_asked(model, items, shots=(0,), description=text if described else "") for text, items in sets]
+    return lab.mean(f.metrics["accuracy"].after for f in found)
 
 
-def asked(model: Model, items: list[Demo], train: list[Demo] | None = None, **options: Any) -> Result:
+def _asked(model: Model, items: list[Demo], train: list[Demo] | None = None, **options: Any) -> Result:
     """The method on one task; demonstrations are the other items unless they are given."""
     return prompting.gpt3(model, items, train, **({"shots": SHOTS, "separator": "\n"} | options))
 
 
-@functools.cache
-def translator(seed: int, steps: int, width: int) -> Model:
-    """A Llama of one layer that read episodes. Kept: sabotages of the evaluation need no other model."""
-    texts = tasks.Languages(seed=seed).corpus(seed, min(2_000, 32 * steps), shots=17)
-    fit = Fit(lr=1e-2, steps=steps, rows=32, schedule="cosine", warmup_steps=20, seed=seed)
-    return taught(texts, width, max(1, width // 16), 700, 128, fit)
-
-
-def taught(texts: Sequence[Text], width: int, heads: int, vocabulary: int, context: int, fit: Fit) -> Model:
-    """A Llama of one layer trained on documents, each a row, by plain next-token loss."""
-    tokenizer = build.train_tokenizer([t.text for t in texts], vocabulary)
-    begin = [(str(tokenizer.bos_token), int(tokenizer.bos_token_id))]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
-    model = build.build("llama", tokenizer, d=width, layers=1, heads=heads, context=context, tied=False, seed=fit.seed)
-    ids = [tuple(tokenizer(t.text)["input_ids"]) for t in texts]
-    return learnt(model, [TokenizedExample(i[:1], i[1:]) for i in ids], fit)
-
-
-def learnt(model: Model, rows: Sequence[TokenizedExample], fit: Fit) -> Model:
-    """A copy of a model taught rows."""
-    how = fit.replace(betas=(0.9, 0.95), weight_decay=0.1, micro_tokens=1 << 16)
-    streams = {"text": language.single(rows)}
-    return language.train(
-        model, streams, lambda student, micro: {"nll": language.cross_entropy(student, micro)}, how, quiet=True
-    ).model
-
-
-# --- B: scoring rules -----------------------------------------------------------------------------
-
-
-def scoring(seed: int, size: Size) -> dict[str, dict[str, float]]:
-    """Accuracy of two rules where one choice is frequent, and where all are alike."""
-    out = {}
+def _scoring(seed: int, steps: int) -> dict[str, dict[str, float]]:
+    """B: accuracy of two rules where one choice is frequent, and where all are alike."""
+    out, fit = {}, example.TEACH.replace(steps=steps, rows=64, seed=seed)
     for name, base in (("skewed", (0.7, 0.1, 0.1, 0.1)), ("even", (0.25, 0.25, 0.25, 0.25))):
         world = tasks.Frequencies(base=base, seed=seed)
-        model = colourist(seed, size.facts, base)
+        model = example.reader(world.corpus(seed, min(4_000, 64 * steps)), 32, 2, 420, 32, fit)
         result = prompting.gpt3(model, world.items(), shots=(0,), answer_context=tasks.NEUTRAL)
         out[name] = {rule: of["estimate"] for rule, of in result.findings["rules"].items()}
     return out
 
 
-@functools.cache
-def colourist(seed: int, steps: int, base: tuple[float, ...]) -> Model:
-    """A model that read lines of keys and colours."""
-    texts = tasks.Frequencies(base=base, seed=seed).corpus(seed, min(4_000, 64 * steps))
-    return taught(texts, 32, 2, 420, 32, Fit(lr=1e-2, steps=steps, rows=64, schedule="cosine", seed=seed))
-
-
-# --- C: contamination -----------------------------------------------------------------------------
-
-
-def contamination(seed: int, size: Size) -> dict[str, dict[str, float]]:
-    """What the audit finds, and how much better planted items are answered before and after their removal."""
+def _contamination(seed: int, steps: int) -> dict[str, dict[str, float]]:
+    """C: what the audit finds, and how much better planted items are answered before and after their removal."""
     items, corpus, planted = tasks.quiz(seed)
-    cleaned = prompting.gpt3_clean(corpus, items, window=40, shortest=40).records or []
-    texts: dict[str, list[Text]] = {"planted": corpus, "cleaned": [t for t in cleaned if isinstance(t, Text)]}
-    out: dict[str, dict[str, float]] = {}
-    for name, read in texts.items():
-        result = prompting.gpt3(reader(seed, size.facts, tuple(t.text for t in read)), items, corpus=corpus, shots=(0,))
-        said = [bool(r.extra["clean"]) for r in result.records or []]
-        right = np.array([float(r.extra["right"]) for r in result.records or []])
-        dirty = np.array(planted)
+    cleaned: list[Any] = prompting.gpt3_clean(corpus, items, window=40, shortest=40).records or []
+    dirty, out, fit = np.array(planted), {}, example.TEACH.replace(steps=steps, rows=10, seed=seed)
+    for name, texts in (("planted", corpus), ("cleaned", cleaned)):
+        model = example.reader(texts, 64, 4, 1_000, 96, fit)
+        extra = [r.extra for r in prompting.gpt3(model, items, corpus=corpus, shots=(0,)).records or []]
+        right = np.array([float(e["right"]) for e in extra])
         out[name] = {"gap": float(right[dirty].mean() - right[~dirty].mean()), "clean": float(right[~dirty].mean())}
-        out[name]["errors"] = float(sum(a == b for a, b in zip(said, planted, strict=True)))
-    left = prompting.gpt3(reader(seed, size.facts, tuple(t.text for t in texts["cleaned"])), items,
-                          corpus=texts["cleaned"], shots=(0,))  # fmt: skip
-    out["cleaned"]["left"] = float(left.findings["contamination"]["dirty"])
+        out[name]["errors"] = float(sum(bool(e["clean"]) == p for e, p in zip(extra, planted, strict=True)))
+    left = prompting.gpt3(model, items, corpus=cleaned, shots=(0,)).findings["contamination"]["dirty"]
+    out["cleaned"]["left"] = float(left)
     return out
 
 
-@functools.cache
-def reader(seed: int, steps: int, texts: tuple[str, ...]) -> Model:
-    """A model that learnt documents by heart."""
-    records = [Text(text=t) for t in texts]
-    return taught(records, 64, 4, 1_000, 96, Fit(lr=1e-2, steps=steps, rows=10, schedule="cosine", seed=seed))
-
-
-# --- D: a band ------------------------------------------------------------------------------------
-
-
-def bands(seed: int, size: Size) -> dict[str, dict[str, float]]:
-    """Validation loss where a word depends on a name before it: dense, a band that spans both, one that does not."""
-    tokenizer = build.train_tokenizer(["a"], 259)
-    start = build.build("llama", tokenizer, d=32, layers=2, heads=2, context=64, tied=False, seed=seed)
-    train, held = (notes(seed, tag, rows) for tag, rows in ((1, 1024), (2, 64)))
+def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
+    """D: validation loss where a word depends on a name before it: dense, a band that spans both, one that does not."""
+    start = lab.blank("llama", ["a"], 259, d=32, layers=2, heads=2, context=64, tied=False, seed=seed)
+    train, held = tasks.notes(seed, 1, 1024), tasks.notes(seed, 2, 64)
     models = {
         "dense": start,
-        "wide": mixers.banded(start, FAR + 2, "all"),
-        "narrow": mixers.banded(start, FAR // 2 + 1, "all"),
-        "alternating": mixers.banded(start, FAR // 2 + 1),
+        "wide": mixers.banded(start, tasks.FAR + 2, "all"),
+        "narrow": mixers.banded(start, tasks.FAR // 2 + 1, "all"),
+        "alternating": mixers.banded(start, tasks.FAR // 2 + 1),
     }
-    out = {}
+    out, fit = {}, example.TEACH.replace(steps=steps, rows=16, warmup_steps=10, seed=seed)
     for name, model in models.items():
-        fit = Fit(lr=1e-2, steps=size.band, rows=16, schedule="cosine", warmup_steps=10, seed=seed)
-        total, count = forward.row_logp(learnt(model, train, fit), held)
+        total, count = forward.row_logp(lab.pretrained(model, train, fit, "text"), held)
         out[name] = {"loss": float(-total.sum() / count.sum())}
     ids = torch.tensor([held[0].completion])
     with torch.no_grad():
-        apart = mixers.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
-    out["wide"]["error_at_full_width"] = float(apart.abs().max())
+        off = mixers.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
+    out["wide"]["error_at_full_width"] = float(off.abs().max())
     return out
-
-
-def notes(seed: int, tag: int, rows: int) -> list[TokenizedExample]:
-    """Rows of blocks `name, four fixed tokens, noun, word`, where the word depends on the noun and the row's name.
-
-    From the noun, the name is five positions back; nothing nearer tells the word.
-    """
-    rng = np.random.default_rng([seed, tag, 51])
-    out = []
-    for _ in range(rows):
-        name = int(rng.integers(KINDS))
-        nouns = rng.integers(NOUNS, size=BLOCKS).tolist()
-        ids = [i for n in nouns for i in (100 + name, 110, 111, 112, 113, 120 + n, 140 + n * KINDS + name)]
-        out.append(TokenizedExample(tuple(ids[:1]), tuple(ids[1:])))
-    return out
-
-
-# --- sabotages ------------------------------------------------------------------------------------
 
 
 class Leaky(demonstrations.Sampler):
@@ -251,23 +128,15 @@ class Leaky(demonstrations.Sampler):
         return (self.where.get(demonstrations.key(item), [])[:1] + super().__call__(item, index, draw))[: self.most]
 
 
-def unnormalised(
-    rule: rank.Rule, total: float, tokens: float = 1, characters: float = 1, unconditional: float = 0.0
-) -> float:
-    """Sabotage: no rule divides or subtracts anything."""
-    return total
-
-
-def two_words(items: Sequence[str], low: int = 8, high: int = 13) -> int:
-    """Sabotage: two words in a row count as an overlap."""
-    return 2
-
-
-def causal(queries: int, keys: int, width: int, device: Any = None) -> torch.Tensor:
-    """Sabotage: the band sees everything before it."""
+def _causal(queries: int, keys: int, width: int, device: Any = None) -> torch.Tensor:
+    """The band sees everything before it."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+ACCURACY, TENTH = "accuracy", math.log(1.1)
+SIXTEEN, BAYES = "sixteen demonstrations beat one", "one demonstration is no better than exact Bayes"
+RULES = "where choices are unequally frequent, unconditional beats token"
+AUDIT, NARROW = "the audit finds what was planted and nothing else", "a band that does not is worse"
 CLAIM = runner.Claim(
     method="gpt3",
     text=(
@@ -277,89 +146,35 @@ CLAIM = runner.Claim(
         "its advantage away; a band as wide as what must be seen costs nothing."
     ),
     run=run,
-    gates=(verdict.gate("the large model knows the words of named tasks", "reader.named", at_least=0.8),),
+    gates=(gate("the large model knows the words of named tasks", "reader.named", at_least=0.8),),
     tests=(
-        verdict.Test(
-            name="one demonstration beats none", kind="difference", a="large.k1", b="large.k0", margin=0.03,
-            unit="accuracy",
-        ),
-        verdict.Test(
-            name="sixteen demonstrations beat one", kind="difference", a="large.k16", b="large.k1", margin=0.1,
-            unit="accuracy",
-        ),
-        verdict.Test(
-            name="a description helps without demonstrations", kind="difference", a="large.described",
-            b="large.undescribed", margin=0.1, unit="accuracy",
-        ),
-        verdict.Test(
-            name="the larger model gains more", kind="difference", a="large.gain", b="small.gain", margin=0.1,
-            unit="accuracy",
-        ),
-        verdict.Test(
-            name="one demonstration is no better than exact Bayes", kind="bound", a="large.above_bayes", null=0.1,
-            direction="less", unit="accuracy",
-        ),
-        verdict.Test(
-            name="without demonstrations it is at chance", kind="equivalence", a="large.k0_less_chance", margin=0.15,
-            unit="accuracy", gates="none",
-        ),
-        verdict.Test(
-            name="where choices are unequally frequent, unconditional beats token", kind="difference",
-            a="skewed.unconditional", b="skewed.token", margin=0.1, unit="accuracy",
-        ),
-        verdict.Test(
-            name="where they are alike, the rules agree", kind="equivalence", a="even.unconditional", b="even.token",
-            margin=0.1, unit="accuracy",
-        ),
-        verdict.Test(
-            name="the audit finds what was planted and nothing else", kind="exact", a="planted.errors", unit="items",
-        ),
-        verdict.Test(
-            name="planted items are answered better", kind="bound", a="planted.gap", margin=0.2, unit="accuracy",
-        ),
-        verdict.Test(name="nothing planted is left after removal", kind="exact", a="cleaned.left", unit="items"),
-        verdict.Test(
-            name="removal takes the advantage away", kind="equivalence", a="cleaned.gap", margin=0.2, unit="accuracy",
-        ),
-        verdict.Test(
-            name="a band that spans what is needed costs nothing", kind="equivalence", a="wide.loss", b="dense.loss",
-            transform="log", margin=math.log(1.1), unit="log ratio",
-        ),
-        verdict.Test(
-            name="a band that does not is worse", kind="difference", a="narrow.loss", b="dense.loss", transform="log",
-            margin=math.log(1.1), unit="log ratio",
-        ),
-        verdict.Test(
-            name="alternating with dense layers costs nothing", kind="equivalence", a="alternating.loss",
-            b="dense.loss", transform="log", margin=math.log(1.1), unit="log ratio",
-        ),
-        verdict.Test(
-            name="a band of full width is dense", kind="exact", a="wide.error_at_full_width", margin=1e-5,
-            unit="logits",
-        ),
+        difference("one demonstration beats none", "large.k1", "large.k0", ACCURACY, margin=0.03),
+        difference(SIXTEEN, "large.k16", "large.k1", ACCURACY, margin=0.1),
+        difference("a description helps without demonstrations", "large.described", "large.undescribed", ACCURACY,
+                   margin=0.1),
+        difference("the larger model gains more", "large.gain", "small.gain", ACCURACY, margin=0.1),
+        bound(BAYES, "large.above_bayes", 0.1, ACCURACY, less=True),
+        equivalence("without demonstrations it is at chance", "large.k0_less_chance", None, 0.15, ACCURACY,
+                    reported=True),
+        difference(RULES, "skewed.unconditional", "skewed.token", ACCURACY, margin=0.1),
+        equivalence("where they are alike, the rules agree", "even.unconditional", "even.token", 0.1, ACCURACY),
+        exact(AUDIT, "planted.errors", unit="items"),
+        bound("planted items are answered better", "planted.gap", 0.0, ACCURACY, margin=0.2),
+        exact("nothing planted is left after removal", "cleaned.left", unit="items"),
+        equivalence("removal takes the advantage away", "cleaned.gap", None, 0.2, ACCURACY),
+        equivalence("a band that spans what is needed costs nothing", "wide.loss", "dense.loss", TENTH, log=True),
+        difference(NARROW, "narrow.loss", "dense.loss", log=True, margin=TENTH),
+        equivalence("alternating with dense layers costs nothing", "alternating.loss", "dense.loss", TENTH, log=True),
+        exact("a band of full width is dense", "wide.error_at_full_width", 0.0, 1e-5, "logits"),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="labels of the demonstrations shuffled", breaks="sixteen demonstrations beat one",
-            options={"parts": ("A",), "shuffled": True},
-        ),
-        runner.Sabotage(
-            name="the query stands among its demonstrations", breaks="one demonstration is no better than exact Bayes",
-            patch={"didact.data.demonstrations:Sampler": Leaky}, options={"parts": ("A",)},
-        ),
-        runner.Sabotage(
-            name="the unconditional rule subtracts nothing",
-            breaks="where choices are unequally frequent, unconditional beats token",
-            patch={"didact.infer.rank:by_rule": unnormalised}, options={"parts": ("B",)},
-        ),
-        runner.Sabotage(
-            name="two words in a row are an overlap", breaks="the audit finds what was planted and nothing else",
-            patch={"didact.data.contamination:gram_length": two_words}, options={"parts": ("C",)},
-        ),
-        runner.Sabotage(
-            name="the band is ignored", breaks="a band that does not is worse",
-            patch={"didact.models.mixers:band": causal}, options={"parts": ("D",)},
-        ),
+        runner.Sabotage("labels of the demonstrations shuffled", SIXTEEN, options={"parts": ("A",), "shuffled": True}),
+        runner.Sabotage("the query stands among its demonstrations", BAYES, None,
+                        {"didact.data.demonstrations:Sampler": Leaky}, {"parts": ("A",)}),
+        runner.Sabotage("the unconditional rule subtracts nothing", RULES, None,
+                        {"didact.infer.rank:by_rule": lambda rule, total, *rest: total}, {"parts": ("B",)}),
+        runner.Sabotage("two words in a row are an overlap", AUDIT, None,
+                        {"didact.data.contamination:gram_length": lambda items: 2}, {"parts": ("C",)}),
+        runner.Sabotage("the band is ignored", NARROW, None, {"didact.models.mixers:band": _causal}, {"parts": ("D",)}),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

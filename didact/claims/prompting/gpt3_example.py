@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
+from typing import Any
 
+from tokenizers import processors
+
+from didact.claims import lab
 from didact.claims.problem import Problem
-from didact.claims.prompting import gpt3
-from didact.learn import episodes, fit
-from didact.models import load
+from didact.data.encode import TokenizedExample
+from didact.models.model import Model
+from didact.types import Fit, Text
 from didact.worlds import tasks
 
 STEPS = 220
+TEACH = Fit(lr=1e-2, schedule="cosine", betas=(0.9, 0.95), weight_decay=0.1, micro_tokens=1 << 16)
 
 
-@episodes.one_thread()
 def problem(seed: int) -> Problem:
     """A Llama of one layer, and a task it never saw: 18 nouns to translate, each shown the others."""
-    world = tasks.Languages(seed=seed)
-    model = load.kept(
-        "example",
-        lambda: gpt3.translator(seed, STEPS, 64),
-        f"gpt3 {seed} {STEPS}", *(inspect.getsource(part) for part in (gpt3, tasks, fit)),
-    )  # fmt: skip
-    return Problem(model=model, data={"test": world.unseen(seed, 1)[0]}, options={"separator": "\n", "draws": 5})
+    unseen = tasks.Languages(seed=seed).unseen(seed, 1)[0]
+    return Problem(model=translator(seed, STEPS, 64), data={"test": unseen}, options={"separator": "\n", "draws": 5})
 
 
 def problem_clean(seed: int) -> Problem:
@@ -39,3 +38,22 @@ def problem_pretrain(seed: int) -> Problem:
         options={**shape, "ramp": 40e9},
         fit={"lr": 3e-3, "rows": 16, "steps": 150},
     )
+
+
+def translator(seed: int, steps: int, width: int) -> Model:
+    """A Llama of one layer that read episodes."""
+    texts = tasks.Languages(seed=seed).corpus(seed, min(2_000, 32 * steps), shots=17)
+    fit = TEACH.replace(steps=steps, rows=32, warmup_steps=20, seed=seed)
+    return reader(texts, width, max(1, width // 16), 700, 128, fit)
+
+
+def reader(texts: Sequence[Text], width: int, heads: int, vocabulary: int, context: int, fit: Fit) -> Model:
+    """A Llama of one layer trained on documents, each a row. Kept: sabotages of the evaluation need no other model."""
+    shape = {"d": width, "layers": 1, "heads": heads, "context": context, "tied": False, "seed": fit.seed}
+    base = lab.blank("llama", [t.text for t in texts], vocabulary, **shape)
+    begin = [(str(base.tokenizer.bos_token), int(base.tokenizer.bos_token_id))]
+    core: Any = base.tokenizer
+    core.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    ids = [tuple(base.tokenizer(t.text)["input_ids"]) for t in texts]
+    rows = [TokenizedExample(i[:1], i[1:]) for i in ids]
+    return lab.kept(lambda: lab.pretrained(base, rows, fit, "text"), *lab.identity(base), rows, fit)

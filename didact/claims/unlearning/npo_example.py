@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-
+from didact.claims import lab
 from didact.claims.problem import Problem
-from didact.learn import episodes, fit
-from didact.methods.baselines.sft import sft
-from didact.models import build, load
-from didact.models.model import Model
-from didact.types import Demo, Fit
+from didact.types import Fit
 from didact.worlds import authors
 
 TEACH = Fit(lr=2e-3, epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
 
 
-@episodes.one_thread()
 def problem(seed: int) -> Problem:
     """A Llama of about 0.5M weights that knows 14 authors, and the gold model that was never told of two of them.
 
@@ -25,9 +19,8 @@ def problem(seed: int) -> Problem:
     world = authors.authors(seed, forget=2, retain=8, unseen=4, holdout=2)
     known = world.retain + world.unseen
     everything = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
-    tokenizer = build.train_tokenizer(everything, 700)
-    base = build.build("llama", tokenizer, d=128, layers=2, heads=4, context=64, seed=seed)
-    full, gold = _taught(base, world.forget + known), _taught(base, known)
+    base = lab.blank("llama", everything, 700, d=128, layers=2, heads=4, context=64, seed=seed)
+    full, gold = (lab.tuned(base, facts, TEACH) for facts in (world.forget + known, known))
     return Problem(
         model=full,
         data={"forget": world.forget, "retain": world.retain},
@@ -35,12 +28,3 @@ def problem(seed: int) -> Problem:
         fit={"lr": 2e-4, "steps": 100, "rows": 20, "warmup_steps": 6},
         protocol={"retain": world.unseen, "holdout": world.holdout, "gold": gold},
     )
-
-
-def _taught(base: Model, demos: list[Demo]) -> Model:
-    def teach() -> Model:
-        model = sft(base, demos, fit=TEACH).models["model"]
-        assert isinstance(model, Model)
-        return model
-
-    return load.kept("example", teach, base.fingerprint(), repr(demos), repr(TEACH), inspect.getsource(fit))

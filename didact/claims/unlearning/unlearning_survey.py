@@ -6,106 +6,48 @@ records, knowledge gaps aligned, and weights subtracted: a task vector, a random
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from didact import baselines, unlearning
-from didact.claims import runner, verdict
-from didact.claims.problem import Problem
+from didact import unlearning
+from didact.claims import lab, runner
+from didact.claims.lab import bound, difference, gate, ratio
+from didact.claims.unlearning import unlearning_survey_example as example
 from didact.evaluate import forgetting
-from didact.learn import episodes
-from didact.models import build, merge
+from didact.models import merge
 from didact.models.model import Model
-from didact.types import Demo, Fit
+from didact.types import Fit
 from didact.worlds import authors
 
 TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
-STEPS = {
-    "smoke": (20, 3),
-    "quick": (400, 40),
-    "full": (400, 40),
-}  # to teach, and to unlearn; rates below were found on seeds 1000 and 1001
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
+STEPS = {"smoke": (20, 3), "quick": (400, 40), "full": (400, 40)}  # to teach, and to unlearn
+SCALES = example.SCALES
+
+problem = example.problem
+problem_task_arithmetic = example.variant("merging", scales=SCALES)
+problem_negated_adapter = example.variant("adapter", scales=SCALES)
+problem_ext_sub = example.variant("merging", scales=SCALES)
+problem_kul = example.variant("kul", retain=False, unseen=True, n=3)
+problem_llmu = example.variant("llmu")
+problem_eul = example.variant("eul")
+problem_kga = example.variant("kga", unseen=True, specialist_lr=1e-3, specialist_epochs=20.0, keep=1.0)
+problem_depn = example.variant("", retain=False, neurons=60, steps=5, share=0.2)
+problem_guardrail = example.variant("", retain=False, topics=2, max_new_tokens=8)
+problem_icul = example.problem_icul
 
 
-def problem(seed: int) -> Problem:
-    """What `didact run unlearning-survey` tries its ways on."""
-    return _example(seed, ways=("graddiff", "npo", "whp", "task-arithmetic"))
-
-
-def problem_task_arithmetic(seed: int) -> Problem:
-    """Of `unlearning-survey.task-arithmetic`."""
-    return _example(seed, "merging", scales=SCALES)
-
-
-def problem_negated_adapter(seed: int) -> Problem:
-    """Of `unlearning-survey.negated-adapter`."""
-    return _example(seed, "adapter", scales=SCALES)
-
-
-def problem_ext_sub(seed: int) -> Problem:
-    """Of `unlearning-survey.ext-sub`."""
-    return _example(seed, "merging", scales=SCALES)
-
-
-def problem_kul(seed: int) -> Problem:
-    """Of `unlearning-survey.kul`."""
-    return _example(seed, "kul", retain=False, unseen=True, n=3)
-
-
-def problem_llmu(seed: int) -> Problem:
-    """Of `unlearning-survey.llmu`."""
-    return _example(seed, "llmu")
-
-
-def problem_eul(seed: int) -> Problem:
-    """Of `unlearning-survey.eul`."""
-    return _example(seed, "eul")
-
-
-def problem_kga(seed: int) -> Problem:
-    """Of `unlearning-survey.kga`."""
-    return _example(seed, "kga", unseen=True, specialist_lr=1e-3, specialist_epochs=20.0, keep=1.0)
-
-
-def problem_depn(seed: int) -> Problem:
-    """Of `unlearning-survey.depn`."""
-    return _example(seed, "", retain=False, neurons=60, steps=5, share=0.2)
-
-
-def problem_guardrail(seed: int) -> Problem:
-    """Of `unlearning-survey.guardrail`."""
-    return _example(seed, "", retain=False, topics=2, max_new_tokens=8)
-
-
-def problem_icul(seed: int) -> Problem:
-    """Of `unlearning-survey.icul`: which of two answers is an author's, as a choice."""
-    given = _example(seed, "")
-    data = {
-        name: [
-            Demo(prompt=d.prompt, completion=d.completion, choices=[d.completion, (d.perturbed or [""])[0]])
-            for d in part
-        ]
-        for name, part in given.data.items()
-        for part in [[d for d in part if isinstance(d, Demo)]]
-    }
-    return Problem(model=given.model, data=data, options={"right": 2})
-
-
-@episodes.one_thread()
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: bool = True) -> runner.Measured:
-    """Every arm, or those named, on one seed."""
-    teach, unlearn = STEPS[tier]
+    """Every arm, or those named, on one seed; rates were found on seeds 1000 and 1001."""
+    teach, steps = STEPS[tier]
     world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
-    start, gold = start_and_gold(seed, teach)
-    fit = Fit(lr=3e-4, steps=unlearn, rows=20, seed=seed, warmup_steps=3)
-    specialist = Fit(lr=3e-4, steps=unlearn, rows=20, seed=seed, schedule="constant")
+    start, gold = _start_and_gold(seed, world, TEACH.replace(steps=teach, seed=seed))
+    fit = Fit(lr=3e-4, steps=steps, rows=20, seed=seed, warmup_steps=3)
+    specialist = Fit(lr=3e-4, steps=steps, rows=20, seed=seed, schedule="constant")
     weights: dict[str, Any] = {"scales": SCALES, "fit": specialist}
     gaps: dict[str, Any] = {
         "specialist_lr": 1e-3,
-        "specialist_epochs": max(1.0, unlearn / 2),
+        "specialist_epochs": max(1.0, steps / 2),
         "keep": 1.0,
         "align": align,
     }
@@ -120,36 +62,30 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
             start, world.forget, world.retain, scales=SCALES, fit=specialist.replace(lr=1e-3, lora=8)
         ),
     }
-    out = {"start": measures(start, gold, world), "gold": measures(gold, gold, world)}
-    scale = 0.0
+    out = {"start": _measures(start, gold, world), "gold": _measures(gold, gold, world)}
     for name, way in ways.items():
         if arms is None or name in arms:
             result = way()
-            out[name] = measures(result.models["model"], gold, world)
+            out[name] = _measures(lab.model_of(result), gold, world)
             out[name]["lost"] = out["start"]["kept"] - out[name]["kept"]
             if name == "KGA":  # the paper's own aim, as a ratio
                 out[name]["off_aim"] = abs(math.log(result.findings["gap"] / result.findings["gap_unseen"]))
             if name == "task vector":
                 scale = out[name]["scale"] = result.findings["scale"]
                 noise = unlearning.task_arithmetic(start, world.forget, scale=scale, vector="random", fit=specialist)
-                random: Any = noise.models["model"]
-                out["random vector"] = measures(random, gold, world)
+                out["random vector"] = _measures(lab.model_of(noise), gold, world)
     return out
 
 
-@functools.lru_cache(maxsize=64)
-def start_and_gold(seed: int, steps: int) -> tuple[Model, Model]:
-    """Told of everybody, and of all but those to forget: shared by the sabotages, none of which touches this."""
-    world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
+def _start_and_gold(seed: int, world: authors.Authors, fit: Fit) -> list[Model]:
+    """Told of everybody, and of all but those to forget: kept for the sabotages, none of which touches this."""
     known = world.retain + world.unseen
-    told = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
-    base = build.build("llama", build.train_tokenizer(told, 600), d=64, layers=2, heads=4, context=64, seed=seed)
-    fit = TEACH.replace(steps=steps, seed=seed)
-    made: list[Any] = [baselines.sft(base, r, fit=fit).models["model"] for r in (world.forget + known, known)]
-    return made[0], made[1]
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
+    base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
+    return [lab.tuned(base, records, fit) for records in (world.forget + known, known)]
 
 
-def measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, float]:
+def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, float]:
     """`forget`: probability of the answers to forget, and its distance to gold's in log; `kept`: token accuracy on
     authors no unlearning saw; `trace`: membership of the forget set against authors no model was told of."""
     gone, other = (forgetting.answers(model, r) for r in (world.forget, world.holdout))
@@ -163,28 +99,8 @@ def measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, flo
     }
 
 
-def _example(seed: int, *given: Any, **options: Any) -> Problem:
-    from didact.claims.unlearning import unlearning_survey_example
-
-    return unlearning_survey_example.problem(seed, *given, **options)
-
-
-def _less(name: str, a: str, b: str, ratio: float = 1.0, gates: bool = True) -> verdict.Test:
-    """`a < ratio b`, on the log scale."""
-    return verdict.Test(
-        name=name, kind="difference", a=a, b=b, null=math.log(ratio), direction="less", transform="log",
-        unit="log ratio", gates="verdict" if gates else "none",
-    )  # fmt: skip
-
-
-def _below(name: str, a: str, null: float, b: str | None = None, gates: bool = True) -> verdict.Test:
-    return verdict.Test(
-        name=name, kind="difference" if b else "bound", a=a, b=b, null=null, direction="less",
-        gates="verdict" if gates else "none",
-    )  # fmt: skip
-
-
 _moved, _weighed = merge.moved, merge.weighed
+VECTOR, ADAPTER, GAPS = "a task vector forgets", "a negated adapter forgets", "gaps are aligned"
 
 CLAIM = runner.Claim(
     method="unlearning-survey",
@@ -195,39 +111,32 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        verdict.gate("there is something to forget", "start.forget", at_least=0.7, unit="probability"),
-        verdict.gate("gold never learnt it", "gold.forget", at_most=0.4, unit="probability"),
-        verdict.gate("there is something to keep", "start.kept", at_least=0.9, unit="token accuracy"),
+        gate("there is something to forget", "start.forget", at_least=0.7, unit="probability"),
+        gate("gold never learnt it", "gold.forget", at_most=0.4, unit="probability"),
+        gate("there is something to keep", "start.kept", at_least=0.9, unit="token accuracy"),
     ),
     tests=(
-        _less("a task vector forgets", "task vector.forget", "start.forget", 0.8),
-        _less("a random vector does not", "task vector.forget", "random vector.forget", 0.85),
-        _below("a task vector keeps the rest", "task vector.lost", 0.15),
-        _less("a negated adapter forgets", "negated adapter.forget", "start.forget", 0.9),
-        _below("a negated adapter keeps the rest", "negated adapter.lost", 0.15),
-        _below("ascent loses more than with retain records", "GA+RT.lost", 0.0, "GA.lost"),
-        _less("aligned gaps end nearer to gold than ascent", "KGA.off_gold", "GA.off_gold"),
-        _below("gaps are aligned", "KGA.off_aim", 0.3),
-        _below("NPO with retain keeps more than ascent with retain", "NPO+RT.lost", 0.0, "GA+RT.lost", gates=False),
-        _below("ascent leaves a trace below chance", "GA.trace", 0.5, gates=False),
-        _less("Ext-Sub forgets", "ext-sub.forget", "start.forget", 0.7, gates=False),
-        _below("Ext-Sub keeps the rest", "ext-sub.lost", 0.15, gates=False),
+        ratio(VECTOR, "task vector.forget", "start.forget", 0.8),
+        ratio("a random vector does not", "task vector.forget", "random vector.forget", 0.85),
+        bound("a task vector keeps the rest", "task vector.lost", 0.15, less=True),
+        ratio(ADAPTER, "negated adapter.forget", "start.forget", 0.9),
+        bound("a negated adapter keeps the rest", "negated adapter.lost", 0.15, less=True),
+        difference("ascent loses more than with retain records", "GA+RT.lost", "GA.lost", less=True),
+        ratio("aligned gaps end nearer to gold than ascent", "KGA.off_gold", "GA.off_gold"),
+        bound(GAPS, "KGA.off_aim", 0.3, less=True),
+        difference("NPO with retain keeps more than ascent with retain", "NPO+RT.lost", "GA+RT.lost", less=True,
+                   reported=True),
+        bound("ascent leaves a trace below chance", "GA.trace", 0.5, less=True, reported=True),
+        ratio("Ext-Sub forgets", "ext-sub.forget", "start.forget", 0.7, reported=True),
+        bound("Ext-Sub keeps the rest", "ext-sub.lost", 0.15, less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage(
-            name="vector added", breaks="a task vector forgets", metric="task vector.forget",
-            options={"arms": ("task vector",)},
-            patch={"didact.models.merge:moved": lambda model, vector, scale: _moved(model, vector, -scale)},
-        ),
-        runner.Sabotage(
-            name="both factors negated", breaks="a negated adapter forgets", metric="negated adapter.forget",
-            options={"arms": ("negated adapter",)},
-            patch={"didact.models.merge:weighed": lambda model, weight: _weighed(model, -weight)},
-        ),
-        runner.Sabotage(
-            name="gaps without new data", breaks="gaps are aligned", metric="KGA.off_aim",
-            options={"arms": ("KGA",), "align": False},
-        ),
+        runner.Sabotage("vector added", VECTOR, "task vector.forget",
+                        {"didact.models.merge:moved": lambda model, vector, scale: _moved(model, vector, -scale)},
+                        {"arms": ("task vector",)}),
+        runner.Sabotage("both factors negated", ADAPTER, "negated adapter.forget",
+                        {"didact.models.merge:weighed": lambda model, weight: _weighed(model, -weight)},
+                        {"arms": ("negated adapter",)}),
+        runner.Sabotage("gaps without new data", GAPS, "KGA.off_aim", options={"arms": ("KGA",), "align": False}),
     ),
-    seeds={"smoke": 1, "quick": 5, "full": 10},
 )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from didact.claims.problem import Problem
 from didact.claims.unlearning import npo_example
+from didact.types import Demo
 
+SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
 FIT: Mapping[str, Mapping[str, Any]] = {  # found on seed 1000; the papers' rates change nothing at this size
     "unlearning-survey": {"lr": 5e-4, "steps": 25, "rows": 16},
     "merging": {"lr": 3e-4, "steps": 30, "rows": 16},
@@ -19,14 +22,30 @@ FIT: Mapping[str, Mapping[str, Any]] = {  # found on seed 1000; the papers' rate
 }
 
 
-def problem(
-    seed: int, fit: str = "unlearning-survey", unseen: bool = False, retain: bool = True, **options: Any
-) -> Problem:
-    """A Llama that knows 14 authors, two of whom must go; `unseen` are authors no model was told of."""
-    given = npo_example.problem(seed)
-    data = {"forget": given.data["forget"]}
-    if retain:
-        data |= {"retain": given.data["retain"]}
-    if unseen:
-        data |= {"unseen": given.protocol["holdout"]}
-    return Problem(model=given.model, data=data, options=options, fit=FIT.get(fit, {}), protocol=given.protocol)
+def variant(fit: str, unseen: bool = False, retain: bool = True, **options: Any) -> Callable[[int], Problem]:
+    """`problem(seed)` of one way: a Llama that knows 14 authors, two of whom must go; `unseen` are authors no model was
+    told of."""
+
+    def problem(seed: int) -> Problem:
+        given = npo_example.problem(seed)
+        data = {"forget": given.data["forget"]}
+        data |= {"retain": given.data["retain"]} if retain else {}
+        data |= {"unseen": given.protocol["holdout"]} if unseen else {}
+        return dataclasses.replace(given, data=data, options=options, fit=FIT.get(fit, {}))
+
+    return problem
+
+
+problem = variant("unlearning-survey", ways=("graddiff", "npo", "whp", "task-arithmetic"))
+
+
+def problem_icul(seed: int) -> Problem:
+    """Of the way in context: which of two answers is an author's, as a choice."""
+    given = variant("", right=2)(seed)
+
+    def choice(d: Any) -> Demo:
+        return Demo(prompt=d.prompt, completion=d.completion, choices=[d.completion, (d.perturbed or [""])[0]])
+
+    return dataclasses.replace(
+        given, data={k: [choice(d) for d in part] for k, part in given.data.items()}, protocol={}
+    )

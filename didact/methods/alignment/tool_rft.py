@@ -149,14 +149,14 @@ def tool_rft(
         room = max(search.max_new_tokens, *(len(rows[i].completion) for i in index))
         prompts = [rows[i].prompt for i in index[:ANSWERED]]
         greedy = now.samples(prompts, 1, SamplingConfig(max_new_tokens=room), "answers")
-        found = branches.mined(trees, model, demos, rows, pick, now.number - len(classes))[:most]
+        found = branches.collected(trees, model, demos, rows, pick, now.number - len(classes))[:most]
         wrong = [tool_calls.errors(g.text, demos[i].completion) for (g,), i in zip(greedy, index, strict=False)]
-        stats = branches.facts(trees, found) | {
+        stats = branches.stats(trees, found) | {
             "selected": len(index), "ppl": float(np.exp(np.mean(nll))),
             "ppl_selected": float(np.exp(np.mean([nll[i] for i in index]))),
             "errors": tool_calls.tally(wrong),
         }  # fmt: skip
-        return RoundData([b.item for b in found], stats, [b.record for b in found])
+        return branches.data(found, stats)
 
     def train(now: Round, data: RoundData) -> TrainResult:
         if now.number < len(classes):

@@ -1,0 +1,171 @@
+"""Models on a world whose answers can all be enumerated (`worlds.outcomes`), as tables of logits over its letters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from didact.data import encode
+from didact.models import logit_ensemble
+from didact.models.model import Model, copy_of
+from didact.objectives import preference
+from didact.types import Fit, Preference
+from didact.worlds import outcomes
+from didact.worlds.outcomes import Outcomes
+
+STEER = 0.15  # how fast log beta follows the KL
+
+
+@functools.lru_cache(maxsize=64)
+def _tokens(tokenizer: Any, prompt: str, letters: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    text = "".join(chr(97 + letter) for letter in range(letters))
+    row = encode.row(tokenizer, prompt, text, "causal", 64, end=False)
+    return row.prompt, row.completion
+
+
+def letters_of(model: Model, world: Outcomes) -> list[int]:
+    """Token ids of the letters."""
+    return list(_tokens(model.tokenizer, "- ", world.letters)[1])
+
+
+def ids(model: Model, world: Outcomes, prompts: Iterable[str], answers: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids of every prompt with every answer, or beginning of one, `(prompts * answers, tokens)`."""
+    letters, heads = letters_of(model, world), [_tokens(model.tokenizer, p, world.letters)[0] for p in prompts]
+    return torch.tensor([[*head, *(letters[c] for c in answer)] for head in heads for answer in answers])
+
+
+@torch.no_grad()
+def table(model: Model, world: Outcomes, prompt: str) -> Tensor:
+    """Logits of every letter after every prefix, `(P, V)`: what lies on other tokens is left out."""
+    read = ids(model, world, [prompt], [y[:-1] for y in world.answers])
+    logits = model.module(input_ids=read, use_cache=False).logits[:, -world.length :, letters_of(model, world)]
+    out = torch.zeros(len(world.prefixes), world.letters, dtype=torch.float64)
+    out[world.paths[0]] = logits.double()
+    return out
+
+
+@torch.no_grad()
+def decoder_off(decoder: Any, base: Model, world: Outcomes, prompt: str, wanted: Tensor) -> float:
+    """How far a logits processor, token by token from its cache, is from wanted probabilities `(P, V)`: the largest
+    difference."""
+    worst = 0.0
+    for t in range(world.length):
+        read = ids(base, world, [prompt], [y[:t] for y in world.answers])
+        scores = decoder(read, base.module(input_ids=read, use_cache=False).logits[:, -1])
+        p = scores[:, letters_of(base, world)].softmax(-1)
+        worst = max(worst, float((p - wanted[world.paths[0][:, t]]).abs().max()))
+    return worst
+
+
+_combine = logit_ensemble.combine  # the intact one, which the two sabotages wrap
+
+
+def backwards(base: Tensor, guides: Any, normalize: bool = False) -> Tensor:
+    """Sabotage: away from what guides."""
+    return _combine(base, [(x, -alpha) for x, alpha in guides], normalize)
+
+
+def divided(base: Tensor, guides: Any, normalize: bool = False) -> Tensor:
+    """Sabotage: over the sum of weights."""
+    return _combine(base, guides, True)
+
+
+# --- several prompts, each named by a letter, and exact gradients ------------------------------
+
+
+def logp(model: Model, world: Outcomes, prompts: str) -> tuple[Tensor, Tensor]:
+    """Log-probs of all answers to all prompts among the letters, `(X, n)`; and what saying anything but letters costs,
+    `-log P(a letter)`, mean in nats."""
+    module: Any = model.module
+    ends = sorted({y[:-1] for y in world.answers})  # all prefixes are on the way
+    read = ids(model, world, [f"{x} " for x in prompts], ends)
+    hidden = module.base_model(input_ids=read, use_cache=False).last_hidden_state[:, -world.length :]
+    hidden = hidden.view(len(prompts), len(ends), world.length, -1)
+    head, letters = module.get_output_embeddings().weight, letters_of(model, world)
+    logits, every = (hidden @ head[letters].T).double(), hidden @ head.T
+    number = {p: i for i, p in enumerate(world.prefixes)}
+    where = [number[end[:t]] for end in ends for t in range(world.length)]
+    among = world.logp(logits.flatten(1, 2)[:, [where.index(i) for i in range(len(world.prefixes))]])
+    return among, (every.logsumexp(-1) - every[..., letters].logsumexp(-1)).mean()
+
+
+def likelihood(model: Model, world: Outcomes, prompts: str, source: Tensor, steps: int, lr: float, speak: bool) -> None:
+    """Teach a model a source `(X, n)` by its exact likelihood and, to `speak`, that letters come, not only which."""
+    optimizer = torch.optim.Adam(model.module.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        among, elsewhere = logp(model, world, prompts)
+        (outcomes.kl(source, among).mean() + (elsewhere if speak else 0.0)).backward()
+        optimizer.step()
+
+
+def policy_gradient(
+    model: Model, world: Outcomes, prompts: str, reward: Tensor, beta: float, kl: float, steps: int, lr: float
+) -> Tensor:
+    """`max E[reward] - beta KL` from a model, by its exact gradient; beta follows the KL to its target. Log-probs
+    `(X, n)`."""
+    model = copy_of(model)
+    with torch.no_grad():
+        ref, _ = logp(model, world, prompts)
+    optimizer, log_beta = torch.optim.Adam(model.module.parameters(), lr=lr), np.log(beta)
+    scale = float(reward.std())  # Adam does not see it, its epsilon does
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 - step / steps)
+        now, _ = logp(model, world, prompts)
+        far, gained = outcomes.kl(now, ref).mean(), (now.exp() * reward).sum(-1).mean()
+        optimizer.zero_grad()
+        ((float(np.exp(log_beta)) * far - gained) / scale).backward()
+        optimizer.step()
+        log_beta += STEER * float(np.clip(np.log(max(far.item(), 1e-3) / kl), -1, 1))
+    with torch.no_grad():
+        return logp(model, world, prompts)[0]
+
+
+# --- a reward model of whole answers ---------------------------------------------------------
+
+
+class Scorer(nn.Module):
+    """A trajectory reward model: one number after the last token read."""
+
+    def __init__(self, start: Model) -> None:
+        super().__init__()
+        self.body: Any = copy_of(start).module.base_model
+        self.head = nn.Linear(start.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Scores after every token, `(B, T)`."""
+        return self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state)[..., 0]
+
+
+def trajectory(start: Model, world: Outcomes, prompt: str, pairs: list[Preference], fit: Fit) -> tuple[Tensor, Tensor]:
+    """Bradley-Terry on whole answers; then asked of prefixes too, as ARGS does: scores of each next letter `(P, V)`,
+    and of whole answers `(n,)`."""
+    torch.manual_seed(fit.seed)
+    scorer, steps = Scorer(start), fit.total_steps(0)
+    chosen, rejected = (
+        ids(start, world, [prompt], [[ord(c) - 97 for c in text] for text in texts])
+        for texts in zip(*((p.chosen, p.rejected) for p in pairs), strict=True)
+    )
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=fit.lr, weight_decay=0.0)
+    rng = np.random.default_rng([fit.seed, 65])
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = fit.lr * (1 - step / steps)
+        some = torch.tensor(rng.integers(len(pairs), size=fit.rows))
+        scores = [scorer(side[some])[:, -1] for side in (chosen, rejected)]
+        optimizer.zero_grad()
+        preference.pairwise(scores[0] - scores[1]).mean().backward()
+        nn.utils.clip_grad_norm_(scorer.parameters(), fit.clip)
+        optimizer.step()
+    with torch.no_grad():
+        every = scorer(ids(start, world, [prompt], world.answers))
+    out = torch.zeros(len(world.prefixes), world.letters)
+    out[world.paths] = every[:, -world.length :]
+    return out.double(), every[:, -1].double()

@@ -1,0 +1,41 @@
+"""Ways to break InfAlign that its claim must notice: each stands for the function of its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from didact.evaluate import win_rates
+from didact.objectives import policy, rewards
+
+# The intact functions, which the sabotages wrap.
+_transform, _calibrate = rewards.transform, rewards.calibrate
+_win_rate, _leave_one_out = win_rates.win_rate, policy.leave_one_out
+
+
+def swapped(u: Any, name: Any, t: float = 10.0, floor: float = 0.0) -> Any:
+    """`rewards.transform` with the sign of t swapped."""
+    return _transform(u, name, -t, floor)
+
+
+def no_ties(reward: Any, reference: Any, weight: Any = None) -> Any:
+    """`rewards.calibrate` with ties not halved."""
+    worse = np.asarray(reference)[..., None, :] < np.asarray(reward)[..., :, None]
+    return (worse * np.asarray(weight)[..., None, :]).sum(-1)
+
+
+def over_all(reward: Any, reference: Any, weight: Any = None) -> Any:
+    """`rewards.calibrate` over all prompts at once."""
+    flat = _calibrate(np.ravel(reward), np.ravel(reference), np.ravel(weight) / len(weight))
+    return flat.reshape(np.shape(reward))
+
+
+def one_sided(p: Any, r: Any, q: Any, z: Any, to: Any) -> float:
+    """`win_rates.win_rate` with only one side decoded."""
+    return float(_win_rate(win_rates.decoded(p, r, to), r, q, z, rewards.procedure("sample")))
+
+
+def turned(reward: Any) -> Any:
+    """`policy.leave_one_out` with its sign flipped."""
+    return -_leave_one_out(reward)

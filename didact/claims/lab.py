@@ -1,0 +1,164 @@
+"""What claims share: start models, constructors of tests, and what is measured of a model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from didact import baselines
+from didact.claims.verdict import Test
+from didact.data import encode
+from didact.infer import generate, tree
+from didact.learn import episodes, language
+from didact.learn import fit as training_loop
+from didact.models import build, cache, forward, load
+from didact.models.model import Model
+from didact.types import Demo, Fit, Result
+
+KEPT = 64  # values of one function, or models: more than the seeds of a tier need
+T = TypeVar("T")
+
+# --- start models --------------------------------------------------------------------------------
+
+
+def shared(compute: Callable[..., T]) -> Callable[..., T]:
+    """Decorator: computed once for a seed's arms and sabotages, none of which may touch it. Arguments must hash."""
+    return functools.lru_cache(maxsize=KEPT)(compute)
+
+
+def blank(arch: build.Arch, texts: Iterable[str] = (), vocabulary: int = 259, **shape: Any) -> Model:
+    """Random weights of a shape (`build.build`), and a tokenizer trained on texts: bytes alone where there are none."""
+    return build.build(arch, build.train_tokenizer(texts, vocabulary), **shape)
+
+
+def tuned(base: Model, demos: Sequence[Demo], fit: Fit) -> Model:
+    """Where most claims start: supervised fine-tuning, kept."""
+    return kept(lambda: model_of(baselines.sft(base, demos, fit=fit)), *identity(base), demos, fit)
+
+
+def pretrained(base: Model, rows: Sequence[encode.TokenizedExample], fit: Fit, stream: str = "texts") -> Model:
+    """A copy of `base` that read rows by plain next-token loss."""
+
+    def reading(student: Model, micro: Any) -> Mapping[str, training_loop.Term]:
+        return {"nll": language.cross_entropy(student, micro)}
+
+    return language.train(base, {stream: language.single(rows)}, reading, fit, quiet=True).model
+
+
+_models: dict[Path, Model] = {}
+
+
+def kept(make: Callable[[], Model], *parts: Any) -> Model:
+    """What `make` trains on one thread; kept on disk and in the process under `parts` and the training loop's code."""
+    names = [*map(repr, parts), inspect.getsource(training_loop)]
+    place = cache.place("example", *names)
+    if place is None or place not in _models:
+        with episodes.one_thread():
+            model = load.kept("example", make, *names)
+        if place is None:
+            return model
+        while len(_models) >= KEPT:
+            del _models[next(iter(_models))]
+        _models[place] = model
+    return _models[place]
+
+
+def identity(model: Model) -> tuple[str, str]:
+    """Of weights and vocabulary, for `kept`."""
+    return model.fingerprint(), repr(sorted(model.tokenizer.get_vocab().items()))
+
+
+def model_of(result: Result, name: str = "model") -> Model:
+    """The model a method gave."""
+    model = result.models[name]
+    assert isinstance(model, Model)
+    return model
+
+
+# --- measures ------------------------------------------------------------------------------------
+
+
+def sampled(
+    model: Model, prompts: Sequence[Any], tokens: int, seed: int = 0, temperature: float = 1.0, rows: int = 256
+) -> list[str]:
+    """One answer to each prompt (texts or token ids), at most `tokens` long."""
+    how = generate.SamplingConfig(max_new_tokens=tokens, temperature=temperature, seed=seed, rows=rows)
+    return [texts[0] for texts in generate.sample(model, prompts, 1, how)]
+
+
+def logp(model: Model, pairs: Iterable[Demo | tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """Log-prob of each completion after its prompt, and its number of tokens: `(n,), (n,)`."""
+    texts = [pair if isinstance(pair, tuple) else (pair.prompt, pair.completion) for pair in pairs]
+    return forward.row_logp(model, encode.rows(model.tokenizer, texts, model.kind, model.context))
+
+
+def mean(values: Iterable[Any]) -> float:
+    """Of numbers or truth values; NaN of none."""
+    return float(np.mean(list(values)))
+
+
+def turned(*args: Any, right: Any = tree.pairs, **more: Any) -> list[tree.Pair]:
+    """Sabotage: `tree.pairs` with better and worse swapped."""
+    return [tree.Pair(pair.worse, pair.better) for pair in right(*args, **more)]
+
+
+# --- tests ---------------------------------------------------------------------------------------
+
+
+def _test(
+    kind: Literal["difference", "bound", "equivalence", "exact"],
+    name: str,
+    a: str,
+    b: str | None,
+    unit: str,
+    less: bool = False,
+    log: bool = False,
+    reported: bool = False,
+    **numbers: float,
+) -> Test:
+    return Test(
+        name=name, kind=kind, a=a, b=b, direction="less" if less else "greater", transform="log" if log else None,
+        unit=unit or ("log ratio" if log else ""), gates="none" if reported else "verdict", **numbers,
+    )  # fmt: skip
+
+
+def difference(name: str, a: str, b: str, unit: str = "", **options: Any) -> Test:
+    """`a` is more than `b`, by seed. Options of all four: `less`, `log` (null and margin are logs then), `null`,
+    `margin`, `reported` (decides nothing)."""
+    return _test("difference", name, a, b, unit, **options)
+
+
+def ratio(name: str, a: str, b: str, below: float = 1.0, effect: float = 1.0, **options: Any) -> Test:
+    """`a / b < below`, on the log scale; `effect` is the smallest ratio of interest beyond that."""
+    return difference(name, a, b, null=math.log(below), margin=math.log(effect), log=True, less=True, **options)
+
+
+def bound(name: str, a: str, null: float = 0.0, unit: str = "", **options: Any) -> Test:
+    """`a` is more than `null`."""
+    return _test("bound", name, a, None, unit, null=null, **options)
+
+
+def equivalence(name: str, a: str, b: str | None, margin: float, unit: str = "", **options: Any) -> Test:
+    """`a` is `b` (or `null`), to within the margin."""
+    return _test("equivalence", name, a, b, unit, margin=margin, **options)
+
+
+def exact(name: str, a: str, null: float = 0.0, margin: float = 0.0, unit: str = "", **options: Any) -> Test:
+    """`a` is `null` in every seed, to within the margin."""
+    return _test("exact", name, a, None, unit, null=null, margin=margin, **options)
+
+
+def gate(name: str, metric: str, at_least: float | None = None, at_most: float | None = None, unit: str = "") -> Test:
+    """A competence gate: unless the mean of `arm.metric` reaches the value, the claim is inconclusive."""
+    null = at_least if at_most is None else at_most
+    if null is None or (at_least is not None and at_most is not None):
+        raise ValueError(f"gate '{name}': give either at_least or at_most")
+    side: Literal["less", "greater"] = "greater" if at_most is None else "less"
+    return Test(name=name, kind="bound", a=metric, null=null, direction=side, unit=unit, gates="competence")
