@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, files
+from didact import catalogue, files, options
 from didact.report import findings, plots, tables, words
 from didact.types import UserError
 
@@ -113,12 +113,12 @@ def _curves(history: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     return [(n, plots.chart([plots.of_rows(history, n)], "optimiser step", width=300, height=170)) for n in ordered]
 
 
-def _options(options: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _options(shown: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every option with the method's own value and help; `changed` where somebody set it."""
-    known = {o["name"]: o for o in (*entry.get("options", ()), *entry.get("fit", ()))}
+    known = {**options.flat(entry), **{o["name"]: o for o in entry["fit"]}} if entry else {}
     unknown = {"default": None, "help": ""}
     return [
-        {**unknown, **known.get(n, {}), "name": n, **o, "changed": o["from"] != "default"} for n, o in options.items()
+        {**unknown, **known.get(n, {}), "name": n, **o, "changed": o["from"] != "default"} for n, o in shown.items()
     ]
 
 
