@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
+from test_report import EVIL, INTO_SVG, accessible, browser, inert, look, text_of
 
 from didact import catalogue, cli, compare, files
 from didact.compare import score
@@ -19,7 +20,6 @@ from didact.evaluate import statistics
 from didact.models import build
 from didact.report import boards, page, plots, tables
 from didact.types import Preference, UserError
-from tests.test_report import EVIL, INTO_SVG, accessible, browser, inert, look, text_of
 
 __all__ = ["browser"]
 RATES = (1e-3, 4e-3, 1.6e-2)
