@@ -140,6 +140,13 @@ def test_kul_stops_at_what_unseen_text_is_known(arch, taught, world):
     assert "no stop rule" in free.warnings[0]
 
 
+def test_kul_with_lora_gives_a_plain_model_after_several_chunks(fresh, small):
+    start, fit = fresh("llama"), SHORT.replace(lora=2)
+    one, several = (unlearning.kul(start, small.forget[:4], chunk=c, fit=fit) for c in (4, 2))
+    assert type(several.models["model"].module) is type(start.module) is not type(one.models["model"].module)
+    assert several.findings["steps"] == [2, 2] and several.models["model"].fingerprint() != start.fingerprint()
+
+
 # --- LLMU, EUL, KGA ----------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from didact.bounds import NonNegative, Positive, Share
+from didact.bounds import Positive, Share
 from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
@@ -21,7 +21,7 @@ def ext_sub(
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     *,
-    scale: NonNegative | None = None,
+    scale: float | None = None,
     scales: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     keep: Share = 0.95,
     fit: Fit = SPECIALIST,
@@ -38,7 +38,7 @@ def ext_sub(
         model: a causal or seq2seq model; it stays as it was.
         forget: records whose completions must go.
         retain: records whose completions must stay; the expert is tuned on them, and they choose the scale.
-        scale: lambda; by default the largest of `scales` that keeps the retain accuracy.
+        scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
         scales: those tried, in rising order.
         keep: share of the start's token accuracy on retain that must be left.
         fit: how the expert and the anti-expert are tuned.
