@@ -9,7 +9,7 @@ from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
 from didact.methods.unlearning.survey import SPECIALIST, SURVEY
-from didact.models import merge
+from didact.models import adapters, merge
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result
@@ -49,7 +49,7 @@ def ext_sub(
     """
     bad = specialists.tune(model, forget, fit, hooks, "anti-expert")
     good = specialists.tune(model, retain, fit, (), "expert")
-    experts = [merge.merged(t.model) if fit.lora else t.model for t in (bad, good)]
+    experts = [adapters.merged(t.model) if fit.lora else t.model for t in (bad, good)]
     vectors = [merge.task_vector(expert, model) for expert in experts]
     extracted = merge.deficiency(*vectors)
     result = scaling.at_scale(model, bad, retain, lambda s: merge.moved(experts[1], extracted, -s), scale, scales, keep)

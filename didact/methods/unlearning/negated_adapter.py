@@ -10,7 +10,7 @@ from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
 from didact.methods.unlearning.survey import SURVEY
-from didact.models import merge
+from didact.models import adapters, merge
 from didact.models.model import Model, copy_of
 from didact.registry import method
 from didact.types import Demo, Fit, Result, UserError
@@ -57,6 +57,6 @@ def negated_adapter(
     tuned = specialists.tune(start, forget, how, hooks, "adapter")
 
     def at(s: float) -> Model:
-        return merge.merged(merge.weighed(tuned.model, -s))
+        return adapters.merged(merge.weighed(tuned.model, -s))
 
     return scaling.at_scale(model, tuned, retain, at, scale, scales, keep)

@@ -10,7 +10,7 @@ from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
 from didact.methods.unlearning.survey import SPECIALIST, SURVEY
-from didact.models import merge
+from didact.models import adapters, merge
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result
@@ -48,7 +48,7 @@ def task_arithmetic(
         UserError: neither a scale nor retain records to choose it by; the loss became NaN.
     """
     tuned = specialists.tune(model, forget, fit, hooks, "task-vector")
-    tau = merge.task_vector(merge.merged(tuned.model) if fit.lora else tuned.model, model)
+    tau = merge.task_vector(adapters.merged(tuned.model) if fit.lora else tuned.model, model)
     if vector == "random":
         tau = merge.random_vector(tau, fit.seed)
     return scaling.at_scale(model, tuned, retain, lambda s: merge.moved(model, tau, -s), scale, scales, keep)
