@@ -18,7 +18,6 @@ from didact import cli, files
 from didact.claims import lab, runner, sources, verdict
 from didact.claims.runner import Claim, Sabotage
 from didact.claims.verdict import Test
-from didact.models import load
 from didact.objectives import preference
 from didact.types import Demo, Fit, UserError
 
@@ -199,7 +198,7 @@ def test_a_start_is_trained_once_and_kept_by_what_it_was_trained_on(tmp_path, mo
     assert len({id(m) for m in (first, start(seed=1), start(demos=demos[:1]), start(fit=fit.replace(lr=1e-3)))}) == 4
     monkeypatch.setattr(lab, "_models", {})
     monkeypatch.setattr(lab.baselines, "sft", None)
-    assert load.fingerprint(start()) == load.fingerprint(first)  # from the disk
+    assert start().fingerprint() == first.fingerprint()  # from the disk
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "another"))
     with pytest.raises(TypeError):
         start()
