@@ -48,7 +48,8 @@ def small():
 def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on(arch, taught, world):
     start = taught(arch)
     before = start.fingerprint()
-    result = unlearning.npo(start, world.forget, world.retain, **FOUND)
+    longer = {**FOUND, "fit": FOUND["fit"].replace(steps=150)}  # processors differ in how far 100 steps come
+    result = unlearning.npo(start, world.forget, world.retain, **longer)
     model = result.models["model"]
     gold = taught(arch, gold=True)
     before_, after, aim = (forgetting.answers(m, world.forget) for m in (start, model, gold))
@@ -83,7 +84,7 @@ def test_a_seq2seq_model_forgets_too(fresh, small):
 
     fit = Fit(lr=1e-2, steps=100, rows=20, schedule="cosine")
     start = baselines.sft(fresh("t5", d=32), [*small.forget, *small.retain], fit=fit).models["model"]
-    fit = Fit(lr=1e-3, steps=40, rows=10, schedule="linear")
+    fit = Fit(lr=6e-3, steps=60, rows=10, schedule="linear")
     result = unlearning.npo(start, small.forget, small.retain, beta=1.0, retain_weight=5.0, fit=fit)
     model = result.models["model"]
     assert accuracy(start, small.forget) > 0.9 and accuracy(model, small.forget) < 0.6

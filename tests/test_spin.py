@@ -185,7 +185,7 @@ def nll(model, given):
 def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch, start):
     model = start(arch)
     before = model.fingerprint()
-    fit = Fit(lr=3e-3, steps=25, rows=32, schedule="constant")
+    fit = Fit(lr=3e-3, steps=60, rows=32, schedule="constant")  # on some processors 25 steps are too few
     result = alignment.spin(model, demos(), **{**SHORT, "rounds": 2}, fit=fit)
     taught = result.models["model"]
     assert validity(taught) > 1.5 * validity(model) > 0
