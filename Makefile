@@ -13,10 +13,10 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	.venv/bin/didact run npo --out runs/demo --overwrite
+	.venv/bin/didact compare --out runs/demo --overwrite
 
 test: setup
-	$(PY) -m pytest -m "not soak"
+	$(PY) -m pytest -m "not soak" -n 2 --dist loadfile
 
 lint: setup
 	.venv/bin/ruff format --check .

@@ -290,7 +290,7 @@ def _show(report: dict[str, Any], out: str) -> None:
         )
     samples = Path(out) / "samples.json"
     if samples.exists() and (rows := read_json(samples)):
-        console.print(tables.samples(rows), "")
+        console.print(tables.samples(rows), *tables.answered(report.get("answered", {})), "", sep="\n")
     console.print(tables.metrics(plain(report["metrics"])), "")
     for warning in report["warnings"]:
         console.print(f"warning: {warning}")
@@ -328,7 +328,7 @@ def _compare(words: list[str]) -> int:
     own = parser.add_argument_group("the comparison")
     own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
     own.add_argument("--seeds", type=int, help="how many test seeds (5; the example 3)")
-    own.add_argument("--lrs", nargs="+", type=float, default=[], help="learning rates every arm is tuned over")
+    own.add_argument("--lrs", nargs="+", default=[], help="learning rates every arm is tuned over")
     own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
     own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
@@ -340,18 +340,20 @@ def _compare(words: list[str]) -> int:
             common.add_argument(f"--{name.replace('_', '-')}", help=text, **more | _repeated(name))
     training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
     for option in options.training():
-        training.add_argument(f"--{option['name'].replace('_', '-')}", metavar=option["type"], help=option["help"])
+        many: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
+        flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
+        training.add_argument(flag, metavar=meta, help=option["help"], **many)
     args = parser.parse(words)
     seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
     if seeds < 1:
-        raise UserError("--seeds must be at least 1")
+        raise UserError(f"option --seeds: {seeds}: must be 1 or more")
     from didact import verbs
 
     given = {name: value for name in options.SHARED if (value := getattr(args, name)) is not None}
     rename = options.renames(given.pop("map", []))
     request = verbs.Comparison(
         arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
-        seeds=seeds, lrs=args.lrs, folds=args.folds, judge=args.judge, protocol=args.protocol,
+        seeds=seeds, lrs=options.numbers("lrs", args.lrs), folds=args.folds, judge=args.judge, protocol=args.protocol,
         no_models=args.no_models, rename=rename, fit=options.fit_of(vars(args)), argv=["compare", *words],
         **{name: options.common(name, value) for name, value in given.items() if name != "dry_run"},
     )  # fmt: skip
@@ -431,6 +433,7 @@ def _claim(words: list[str]) -> int:
     parser.add_argument(
         "--verify", action="store_true", help="only see whether a card's first seed gives the same bits"
     )
+    parser.add_argument("--against", metavar="DIR", help="verify against seeds the card's code kept on this machine")
     parser.add_argument("--tier", choices=("smoke", "quick", "full"), default="quick")
     parser.add_argument("--sabotage", action="store_true", help="also show that the claim notices a broken method")
     parser.add_argument("--json", action="store_true")
@@ -450,7 +453,7 @@ def _claim(words: list[str]) -> int:
     if names == [None]:
         return _claims(args.scoreboard)
     if args.verify:
-        return max((_verified(name, args.scoreboard) for name in names), default=0)
+        return max((_verified(name, args.scoreboard, args.against) for name in names), default=0)
     codes = []
     for name in names:
         keep = str(Path(args.keep) / name) if args.keep else None
@@ -490,10 +493,10 @@ def _claims(scoreboard: str) -> int:
     return 0
 
 
-def _verified(method: str, scoreboard: str) -> int:
+def _verified(method: str, scoreboard: str, against: str | None) -> int:
     from didact.claims import runner
 
-    differs = runner.verify(method, scoreboard)
+    differs = runner.verify(method, scoreboard, against)
     print(f"{method}: " + ("differs from its card, which is left as it is" if differs else "equal to the bit"))
     for line in differs:
         print(f"  {line}")

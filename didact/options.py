@@ -183,7 +183,7 @@ class Options:
             if kind == "bool":
                 return True
             raise UserError(f"option --{name} needs a value")
-        if option and kind.startswith(("tuple", "list", "Sequence", "collections.abc.Sequence")):
+        if option and takes_several(option):
             return [part for word in given for part in word.split(",") if part]
         if len(given) > 1:
             raise UserError(f"option --{name} takes one value, not {len(given)}: {' '.join(given)}")
@@ -238,9 +238,26 @@ def training() -> list[dict[str, Any]]:
 
 def fit_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The training options among `given` as their types."""
-    entry = next(e for e in catalogue.read().values() if e["fit"])
+    of_one = Options(next(e for e in catalogue.read().values() if e["fit"]))
     words = {o["name"]: given[o["name"]] for o in training() if given.get(o["name"]) is not None}
-    return Options(entry).arm("--", words).fit
+    return of_one.arm("--", {n: of_one._value(n, w if isinstance(w, list) else [w]) for n, w in words.items()}).fit
+
+
+def takes_several(option: Mapping[str, Any]) -> bool:
+    """Whether an option's value is a list."""
+    return str(option["type"]).startswith(("tuple", "list", "Sequence", "collections.abc.Sequence"))
+
+
+def numbers(name: str, words: Sequence[str]) -> list[float]:
+    """A list of numbers, by spaces or commas.
+
+    Raises:
+        UserError: a word is none.
+    """
+    try:
+        return [float(part) for word in words for part in word.split(",") if part]
+    except ValueError:
+        raise UserError(f"option --{name}: {' '.join(words)}: must be numbers") from None
 
 
 def parser(entry: Mapping[str, Any]) -> Options:

@@ -224,6 +224,8 @@ def _content(value: Any) -> Any:
         with contextlib.suppress(OSError, TypeError):  # no source at hand: a built-in, or typed at a prompt
             return inspect.getsource(value)
         return getattr(value, "__module__", ""), getattr(value, "__qualname__", type(value).__name__)
+    if repr(value) == object.__repr__(value):  # an address says nothing of what it is
+        return type(value).__module__, type(value).__qualname__
     return repr(value)
 
 

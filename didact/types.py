@@ -351,7 +351,7 @@ class Result:
     OPENS: ClassVar[dict[str, str]] = {
         "hf": "transformers, vLLM, lm-eval and didact.load",
         "peft": "peft (on the start model) and didact.load",
-        "didact": "didact only: transformers cannot express this module",
+        "didact": "didact.load only: transformers cannot express this module",
     }
 
     def save(self, folder: str | Path) -> dict[str, str]:

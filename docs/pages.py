@@ -64,9 +64,12 @@ def page(entry: Mapping[str, Any]) -> str:
     lines += [f"It gives: {', '.join(entry['gives'])}.", ""]
     if entry["options"]:
         lines += ["## Options", ""]
-        rows = [[f"`--{_flag(o['name'])}`", f"`{_shown(o['default'])}`", _cell(o["type"]), _cell(o["help"])]
-                for o in options.flat(entry).values()]  # fmt: skip
-        lines += _table(("option", "default", "type", ""), rows)
+        rows = [
+            [f"`--{_flag(o['name'])}`", f"`{_shown(o['default'])}`", _cell(o["type"]), _cell(o.get("bounds") or ""),
+             _cell(o["help"])]
+            for o in options.flat(entry).values()
+        ]  # fmt: skip
+        lines += _table(("option", "default", "type", "must be", ""), rows)
     if entry["fit"]:
         changed = ", ".join(f"`--{_flag(o['name'])} {_shown(o['default'])}`" for o in entry["fit"])
         lines += ["Training options, with this method's defaults: " + changed + ".", ""]

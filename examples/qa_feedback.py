@@ -32,6 +32,7 @@ from didact import alignment, files
 from didact.data import encode
 from didact.evaluate import statistics
 from didact.learn import language
+from didact.learn.refining import RefiningConfig
 from didact.models import build, forward, load
 from didact.models.model import Model
 from didact.types import Critique, Fit, Preference, Result, as_row
@@ -131,7 +132,8 @@ def main() -> None:
         folder = str(told.out / "checkpoints" / f"{name.replace(' ', '-')}-{seed}")
         pairs = preferences if name == "reward model" else None
         result: Result = alignment.ilf(
-            start, taught, pairs, **options, refiner=told.refiner, check=left_out, max_new_tokens=TOKENS,
+            start, taught, pairs, **options, refiner=told.refiner, check=left_out,
+            refining=RefiningConfig(max_new_tokens=TOKENS),
             fit=fit.replace(folder=folder, seed=seed),
         )  # fmt: skip
         model: Any = result.models["model"]

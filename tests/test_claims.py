@@ -18,7 +18,6 @@ from didact import cli, files
 from didact.claims import lab, runner, sources, verdict
 from didact.claims.runner import Claim, Sabotage
 from didact.claims.verdict import Test
-from didact.models import load
 from didact.objectives import preference
 from didact.types import Demo, Fit, UserError
 
@@ -199,7 +198,7 @@ def test_a_start_is_trained_once_and_kept_by_what_it_was_trained_on(tmp_path, mo
     assert len({id(m) for m in (first, start(seed=1), start(demos=demos[:1]), start(fit=fit.replace(lr=1e-3)))}) == 4
     monkeypatch.setattr(lab, "_models", {})
     monkeypatch.setattr(lab.baselines, "sft", None)
-    assert load.fingerprint(start()) == load.fingerprint(first)  # from the disk
+    assert start().fingerprint() == first.fingerprint()  # from the disk
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "another"))
     with pytest.raises(TypeError):
         start()
@@ -626,6 +625,24 @@ def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_pat
     assert runner.verify("slow-toy", tmp_path)[0].startswith("more: was {'kind': 'difference', 'null': 0.5")
     with pytest.raises(UserError, match=r"no card to verify; run: didact claim toy"):
         runner.verify("toy", tmp_path)
+
+
+def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measured_there(
+    slow_toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    card = files.plain(runner.run(slow_toy.CLAIM, "quick", folder=tmp_path / "kept" / "slow-toy", quiet=True))
+    arms = {a: {m: [v + 1e-9 for v in column] for m, column in c.items()} for a, c in card["arms"].items()}
+    path = runner.write(card | {"arms": arms}, tmp_path)  # as another processor rounds
+    assert runner.verify("slow-toy", tmp_path)
+    assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
+    renewed = files.read_json(path)
+    assert renewed["verified"]["against"] == "the card's code on this machine" and renewed["arms"] == arms
+    with pytest.raises(UserError, match=r"intact-0.json: not there; at the card's commit: didact claim slow-toy"):
+        runner.verify("slow-toy", tmp_path, tmp_path / "nothing")
+    runner.write(card | {"sources_sha256": "other code"}, tmp_path)
+    with pytest.raises(UserError, match="not measured by the code of the card"):
+        runner.verify("slow-toy", tmp_path, tmp_path / "kept")
 
 
 def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from didact import catalogue, cli
+from didact import catalogue, cli, options
+from didact.claims import demo
 from didact.files import read_json
 from didact.models import load
 from didact.models.model import Model
@@ -68,6 +70,17 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
     assert again == load.load(tmp_path / "out" / "model").fingerprint() != report["model"]["fingerprint"]
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert len((tmp_path / "out" / "history.jsonl").read_text().splitlines()) == 60
+    shown, samples = capsys.readouterr().out, read_json(tmp_path / "out" / "samples.json")
+    assert [s["part"] for s in samples] == ["forget"] * 3 + ["retain"] * 3
+    counts = report["answered"]
+    assert counts["retain"]["of"] == 16 and counts["forget"] == {
+        "of": 20,
+        "before": 20,
+        "after": counts["forget"]["after"],
+    }
+    assert counts["forget"]["after"] < 10 < counts["retain"]["after"] <= counts["retain"]["before"]
+    after = counts["forget"]["after"]
+    assert f"forget: 20 of 20 answers as in the records before, {after} after" in shown
 
     assert cli.main(["try", str(tmp_path / "out"), "--prompt", "Where was nobody born?"]) == 0
     shown = capsys.readouterr().out
@@ -88,6 +101,41 @@ def test_sft_and_dpo_run_on_files_and_are_scored_on_what_they_did_not_see(place,
         report = read_json(tmp_path / method / "result.json")
         assert report["held_out"] == {option: 4} and report["metrics"][metric]["n"] == 4
         assert report["cost"]["tokens"] > 0
+
+
+def test_a_comparison_takes_the_flags_of_a_run_and_shows_its_plan_first(place, tmp_path, capsys):
+    data = ["--forget", f"{place}/forget.jsonl", "--retain", f"{place}/retain.jsonl", "--chat", "plain"]
+    words = ["compare", "npo", "npo:graddiff", "--model", f"{place}/model", *data, "--out", f"{tmp_path}/out"]
+    words += ["--budget=9k-tokens", "--seeds=1", "--lrs=1e-3,2e-3", "--rows=5", "--betas", "0.9", "0.95", "--lora", "2"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "units 1 untouched, 2 probes, 4 search, 2 test" in shown and "learning rates 0.001 0.002" in shown
+    assert not (tmp_path / "out").exists()
+    assert cli.main(words) == 0
+    board = read_json(tmp_path / "out" / "leaderboard.json")
+    assert board["identity"]["fit"] == {"rows": 5, "betas": [0.9, 0.95], "lora": 2}
+    assert board["data"]["retain"]["chat"] == "plain" and board["rows"][0]["answered"].keys() == {"forget", "retain"}
+    assert load.load(tmp_path / "out" / "models" / "npo_graddiff").module.peft_config
+    code, err = said(capsys, *words, "--clip", "0.5")
+    assert code == 2 and "holds another comparison (fit differ)" in err and "--overwrite" in err
+
+
+def test_a_comparison_without_arguments_is_the_embedded_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "PAIRS", 120)
+    whole = demo.example
+    monkeypatch.setattr(demo, "example", lambda: dataclasses.replace(whole(), budget="6k-tokens", lrs=(5e-3,)))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", "--seeds", "2"]) == 0
+    board = read_json(tmp_path / "runs" / "compare" / "leaderboard.json")
+    assert {r["arm"] for r in board["rows"]} == {"untouched", "sft", "dpo", "kto", "hindsight"} and not board[
+        "failures"
+    ]
+    assert (
+        board["model"] == "embedded example"
+        and "the rule 'the shorter answer is the better'" in capsys.readouterr().out
+    )
+    page = (tmp_path / "runs" / "compare" / "report.html").read_text()
+    assert "embedded example" in page and "answers as in the records" in page and "didact run" not in page
 
 
 def test_mesa_gd_runs_on_tasks_from_a_file(tmp_path):
@@ -209,8 +257,19 @@ BAD_WORDS = {
     ("run", "npo:fast"): "unknown preset 'fast'",
     ("run", "npo", "--model", "x"): "needs --forget",
     ("run", "sft"): "has no embedded example",
-    ("run", "npo", "--rows", "0"): "rows = 0: must be at least 1",
+    ("run", "npo", "--rows", "0"): "rows = 0: must be 1 or more",
     ("run", "npo", "--config", "/nowhere.yaml"): "cannot be read",
+    ("compare", "dpoo"): "did you mean dpo",
+    ("compare", "sft", "sft"): "an arm is named twice",
+    ("compare", "--rows", "0"): "rows = 0: must be 1 or more",
+    ("compare", "--betas", "0.9"): "--betas: 0.9: must be tuple[float, float]",
+    ("compare", "--lrs", "1e-3", "x"): "--lrs: 1e-3 x: must be numbers",
+    ("compare", "--seeds", "0"): "--seeds: 0: must be 1 or more",
+    ("compare", "--chat", "no"): "--chat: no: must be one of auto, template, plain",
+    ("compare", "--budget", "20"): "as in 20M-tokens or 90-seconds",
+    ("compare", "sft", "--model", "x"): "--budget is required",
+    ("compare", "sft", "--demo", "x"): "--model is required with data of your own",
+    ("compare", "--lr", "1"): "unknown option --lr: did you mean --lrs?",
     ("methods", "--have", "nothing"): "invalid choice",
     ("explain", "nothing"): "unknown method",
     ("try", "/nowhere", "--prompt", "x"): "no such folder",
@@ -226,7 +285,7 @@ def test_a_wrong_word_is_one_line_that_says_the_mend(words, capsys, tmp_path, mo
 
 def test_a_value_the_method_refuses_is_one_line(place, tmp_path, capsys):
     code, err = said(capsys, *run_words(place, tmp_path / "out", "--beta=-1"))
-    assert code == 2 and "beta = -1.0: must be above 0" in err
+    assert code == 2 and "npo: beta = -1.0: must be above 0 (default 0.1)" in err
 
 
 def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(place, tmp_path, capsys):
@@ -247,8 +306,6 @@ def test_a_finished_run_is_not_shown_for_files_that_changed_since(place, world, 
 
 
 def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(tmp_path):
-    from didact import options
-
     parser = options.parser(catalogue.entry("npo"))
     (tmp_path / "c.yaml").write_text("lr: 0.5\nbeta: 0.7\nretain-weight: 3\nmodel: M\nforget: F\n")
     for betas in (["--betas", "0.8", "0.9"], ["--betas", "0.8,0.9"]):
@@ -265,14 +322,11 @@ def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(t
 def test_print_config_reads_back_as_the_same_options(tmp_path, capsys):
     assert cli.main(["run", "npo:simnpo", "--lr", "3e-4", "--print-config"]) == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
-    from didact import options
-
     told = options.parser(catalogue.entry("npo")).parse(["--config", f"{tmp_path}/c.yaml"])
     assert told.options["beta"] == 4.5 and told.options["loss"] == "simnpo" and told.fit["lr"] == 3e-4
 
 
-def test_the_catalogue_is_current_and_listing_it_imports_no_torch():
-    assert catalogue.make() == list(catalogue.read().values()), "run `make catalogue`"
+def test_listing_the_catalogue_imports_no_torch():
     code = (
         "import sys; from didact import cli; "
         "assert not any(cli.main(w) for w in (['--help'], ['methods'], ['methods', '--json'], ['explain', 'npo'])); "
@@ -285,7 +339,7 @@ def test_every_method_explains_every_option(capsys):
     for name, entry in catalogue.read().items():
         assert cli.main(["explain", name]) == 0
         shown = capsys.readouterr().out
-        for option in (*entry["options"], *entry["fit"]):
+        for option in (*options.flat(entry).values(), *entry["fit"]):
             assert option["help"], f"{name}: option {option['name']} has no help"
             assert f"--{option['name']} " in shown
 

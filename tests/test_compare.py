@@ -11,11 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from didact import catalogue, verbs
-from didact.claims import compare
+from didact import catalogue, compare, verbs
+from didact.compare import board as boards
+from didact.compare import score
+from didact.compare.budget import PROBES, Budget
+from didact.compare.split import split
+from didact.compare.work import TUNING_SEED, Unit, Work
 from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
-from didact.infer import functions, guide
+from didact.evaluate.protocols import Scoring
+from didact.infer import functions
 from didact.learn import rewards
 from didact.models import build, load
 from didact.report import tables
@@ -42,7 +47,7 @@ def arm(name, **fit):
 
 
 def setting(model, folder, **more):
-    told = {"records": {"preference": pairs()}, "protocol": "prefer", "budget": compare.Budget.parse("15k-tokens")}
+    told = {"records": {"preference": pairs()}, "protocol": "prefer", "budget": Budget.parse("15k-tokens")}
     return compare.Setting(model=model, folder=folder, **(told | {"seeds": (1, 2), "rates": (1e-3, 4e-3)} | more))
 
 
@@ -68,7 +73,7 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
         lost = tmp_path / "units" / "sft_lr0.004_test2.json"
     lost.unlink()
     compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append)
-    assert len(again) == 1 and again[0].startswith("sft")
+    assert len(again) == 1 and re.match(r"unit \d+ of 10: sft", again[0])
 
 
 def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):
@@ -87,7 +92,7 @@ def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):
     for process in two:
         process.join()
     units = {p.stem for p in (tmp_path / "both" / "units").glob("*.json") if "_steps" not in p.name}
-    told = [line.split(":")[0] for line in heard + others]
+    told = [line.split(": ")[1] for line in heard + others]
     assert sorted(told) == sorted(units) and heard and others  # each once, and neither did all of it
     assert board == same
 
@@ -97,15 +102,24 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
     model.save(folder)
     data.write_text("".join(json.dumps(as_row(pair)) + "\n" for pair in pairs()))
     (tmp_path / "mine.yaml").write_text("method: sft\nrows: 8\n")
-    given = {"model": str(folder), "data": {"preference": str(data)}, "budget": "8k-tokens", "out": out}
-    first = verbs.comparison([str(tmp_path / "mine.yaml")], **given, seeds=1, lrs=(1e-3,))
-    more = verbs.comparison([str(tmp_path / "mine.yaml"), "dpo"], **given, seeds=1, lrs=(1e-3,))
+    mine, given = str(tmp_path / "mine.yaml"), {"preference": str(data)}
+
+    def compared(*arms, **more):
+        how = {"budget": "8k-tokens", "seeds": 1, "lrs": (1e-3,), "fit": {"schedule": "constant"}} | more
+        return verbs.comparison(verbs.Comparison(arms=arms, model=str(folder), data=given, out=out, **how))
+
+    first = compared(mine)
+    more = compared(mine, "dpo")
     assert {r["arm"] for r in more["rows"]} == {"untouched", "sft (mine)", "dpo"}
     kept = [r for r in more["rows"] if r["arm"] == "sft (mine)"]
     assert kept[0]["per_seed"] == next(r for r in first["rows"] if r["arm"] == "sft (mine)")["per_seed"]
     (tmp_path / "mine.yaml").write_text("method: sft\nrows: 4\n")
     with pytest.raises(UserError, match=r"holds another comparison \(sft \(mine\) differ\)"):
-        verbs.comparison([str(tmp_path / "mine.yaml")], **given, seeds=1, lrs=(1e-3,))
+        compared(mine)
+    for name, value in (("budget", "9k-tokens"), ("seeds", 2), ("fit", {}), ("chat", "plain")):
+        with pytest.raises(UserError, match=rf"\({name}, sft \(mine\) differ\).*--overwrite"):
+            compared(mine, **{name: value})
+    assert {r["arm"] for r in compared(mine, overwrite=True)["rows"]} == {"untouched", "sft (mine)"}
 
 
 @pytest.mark.parametrize(
@@ -125,30 +139,63 @@ def test_what_a_file_says_of_an_arm_is_understood_or_refused(text, said, tmp_pat
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(said)):
-        verbs.comparison([str(path)], model="nowhere", data={}, budget="8k-tokens", out=str(tmp_path / "out"))
+        verbs.comparison(verbs.Comparison(arms=[str(path)], model="nowhere", out=str(tmp_path / "out")))
 
 
 def test_an_arm_that_fails_is_told_and_leaves_the_others_alone(model, tmp_path):
-    wrong = compare.Arm(name="npo", entry=catalogue.entry("npo"), fit={"rows": 8})
-    board = compare.run([wrong, arm("sft")], setting(model, tmp_path, seeds=(1,), rates=(1e-3,)))
-    assert "forget" in board["failures"]["npo"]
+    how = setting(model, tmp_path, seeds=(1,), rates=(1e-3,))
+    board = compare.run([arm("kto", rows=1), arm("sft")], how)
+    assert "kto needs two records a batch" in board["failures"]["kto"]
     assert [r["arm"] for r in board["rows"]] == ["sft", "untouched"]
 
 
+def test_what_cannot_run_is_refused_before_any_work(model, tmp_path):
+    how = setting(model, tmp_path / "out")
+    with pytest.raises(UserError, match=r"npo needs forget \(demo\), which these records do not give"):
+        compare.run([arm("sft"), arm("npo")], how)
+    with pytest.raises(UserError, match="few-shot gives no model, so it cannot be scored by 'prefer'"):
+        compare.run([compare.Arm(name="few-shot", entry=catalogue.entry("few-shot"))], how)
+    with pytest.raises(UserError, match="protocol 'forget' cannot score preference records"):
+        compare.run([arm("sft")], setting(model, tmp_path / "out", protocol="forget"))
+    with pytest.raises(UserError, match=r"learning rates 0\.001, -1: all must be above 0"):
+        compare.run([arm("sft")], setting(model, tmp_path / "out", rates=(1e-3, -1.0)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_counts_the_units_that_are_done_then(model, tmp_path):
+    heard, how = [], setting(model, tmp_path, seeds=(1, 2))
+    counts = compare.plan([arm("sft")], how)
+    assert counts == {"untouched": 2, "probes": 1, "search": 2, "test": 2}
+    compare.run([arm("sft")], how, heard.append)
+    assert len(heard) == 6 and heard[-1].startswith("unit 6 of 6: sft_lr")
+
+
+def test_samples_are_drawn_at_random_over_the_records_and_counted(model, tmp_path):
+    board = compare.run([arm("sft")], setting(model, tmp_path, seeds=(1,), rates=(4e-3,)))
+    rows = {r["arm"]: r for r in board["rows"]}
+    test = split({"preference": pairs()}, 0).test["preference"]
+    wanted = {p.prompt: p.chosen for p in test}
+    asked = [s["prompt"] for s in rows["sft"]["samples"]]
+    assert asked == [s["prompt"] for s in rows["untouched"]["samples"]] != [p.prompt for p in test[: len(asked)]]
+    assert all(s["wanted"] == wanted[s["prompt"]] for s in rows["sft"]["samples"])
+    assert rows["sft"]["answered"] == {"": {"right": min(len(test), score.DRAWN), "of": min(len(test), score.DRAWN)}}
+    assert rows["untouched"]["answered"][""]["right"] == 0
+
+
 def test_a_budget_that_reaches_no_step_says_what_one_takes(model, tmp_path):
-    board = compare.run([arm("dpo")], setting(model, tmp_path, seeds=(1,), budget=compare.Budget.parse("10-tokens")))
+    board = compare.run([arm("dpo")], setting(model, tmp_path, seeds=(1,), budget=Budget.parse("10-tokens")))
     assert "first step" in board["failures"]["dpo"]
 
 
 def test_what_a_killed_probe_left_does_not_change_how_a_budget_is_laid_out(model, tmp_path):
     def work(name):
-        return compare.Work(setting(model, tmp_path / name), lambda line: None, "preferred")
+        return Work(setting(model, tmp_path / name), lambda line: None, "preferred", 1)
 
     left = work("killed")
-    train = compare.split(left.setting.records, "tune", left.setting.folds, left.setting.group).train
-    left.taught(arm("dpo"), left.setting.rates[0], compare.PROBES[1], compare.TUNING_SEED, train, "probe-dpo-6")
+    train = left.setting.split("tune").train
+    left._trained(Unit(arm("dpo"), left.setting.rates[0], PROBES[1], TUNING_SEED, "tune"), train, "probe-dpo-6")
     assert (tmp_path / "killed" / "checkpoints" / "probe-dpo-6").exists()
-    assert compare._steps(left, arm("dpo")) == compare._steps(work("fresh"), arm("dpo"))
+    assert left.steps(arm("dpo")) == work("fresh").steps(arm("dpo"))
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())
 
 
@@ -175,7 +222,7 @@ def test_a_gold_model_is_what_forgetting_is_compared_with(model, tmp_path):
         assert row["score"]["mean"] == pytest.approx(2 * gone * kept / (gone + kept))
 
 
-def test_what_answers_without_a_model_is_ranked_by_what_is_still_told(model, tmp_path):
+def test_what_answers_without_a_model_is_ranked_by_what_its_answers_give_away(model, tmp_path):
     records = {
         "forget": [Demo(prompt=f"what is {c} 1?", completion="it is good.") for c in COLOURS],
         "retain": [Demo(prompt=f"what is {c} {i}?", completion="it is bad.") for c in COLOURS for i in range(2, 22)],
@@ -185,9 +232,12 @@ def test_what_answers_without_a_model_is_ranked_by_what_is_still_told(model, tmp
     board = compare.run([*arms, arm("npo")], setting(model, tmp_path, **given))
     assert board["primary"] == "answer_balance" and not board["failures"]
     for row in board["rows"]:
-        gone, kept = 1 - row["metrics"]["forget_told"]["mean"], row["metrics"]["retain_told"]["mean"]
+        gone, kept = 1 - row["metrics"]["forget_recall"]["mean"], row["metrics"]["retain_recall"]["mean"]
         assert row["score"]["mean"] == pytest.approx(2 * gone * kept / (gone + kept) if gone * kept else 0)
-    assert protocols.told(lambda prompts: ["it is good."] * len(prompts), records["forget"])["forget_told"].value == 1
+    found = protocols.named("forget").answers(
+        lambda prompts: ["it is good."] * len(prompts), Scoring(records={"forget": records["forget"]}, start=model)
+    )
+    assert found["forget_recall"].value == 1
 
 
 def test_a_reward_judges_answers_against_the_start_model(model, tmp_path):
@@ -207,10 +257,10 @@ def test_no_prompt_is_on_both_sides_and_tuning_records_are_in_no_test(count, fol
     if folds == 1:
         return
     records = {"preference": [*pairs(count), *pairs(count)[:10]]}  # some prompts twice
-    tune = compare.split(records, "tune", folds)
+    tune = split(records, "tune", folds)
     prompts = lambda rows: {r.prompt for r in rows["preference"]}  # noqa: E731
     for k in range(folds or 1):
-        part = compare.split(records, k + seed * (folds or 1), folds)
+        part = split(records, k + seed * (folds or 1), folds)
         assert not prompts(part.train) & prompts(part.test)
         assert not prompts(tune.test) & (prompts(part.test) | prompts(part.train))
     assert not prompts(tune.train) & prompts(tune.test)
@@ -218,8 +268,8 @@ def test_no_prompt_is_on_both_sides_and_tuning_records_are_in_no_test(count, fol
 
 def test_folds_test_every_record_that_does_not_tune_once():
     records = {"preference": pairs(300)}
-    tested = [r.prompt for k in range(5) for r in compare.split(records, k, 5).test["preference"]]
-    tuning = {r.prompt for r in compare.split(records, "tune", 5).test["preference"]}
+    tested = [r.prompt for k in range(5) for r in split(records, k, 5).test["preference"]]
+    tuning = {r.prompt for r in split(records, "tune", 5).test["preference"]}
     assert sorted(tested) == sorted(p.prompt for p in pairs(300) if p.prompt not in tuning)
 
 
@@ -228,17 +278,17 @@ def test_folds_test_every_record_that_does_not_tune_once():
     [("20M-tokens", 2e7, "tokens"), ("1e15-flops", 1e15, "flops"), ("90-seconds", 90, "seconds")],
 )
 def test_budgets_are_read(text, amount, unit):
-    assert compare.Budget.parse(text) == compare.Budget(amount, unit)
+    assert Budget.parse(text) == Budget(amount, unit)
 
 
 @pytest.mark.parametrize("text", ["20", "20M", "M-tokens", "20M-calls", "-3-tokens", "0-tokens"])
 def test_other_budgets_are_refused(text):
     with pytest.raises(UserError, match="20M-tokens"):
-        compare.Budget.parse(text)
+        Budget.parse(text)
 
 
 def test_the_grid_is_four_apart_and_shrinks_with_the_model(model):
-    grid = compare.rates(model, 3)
+    grid = compare.rates_for(model, 3)
     assert grid[1] / grid[0] == pytest.approx(4, rel=0.05) and grid[2] / grid[1] == pytest.approx(4, rel=0.05)
 
 
@@ -305,11 +355,11 @@ def test_rules_without_a_model_are_paired_with_arms_on_the_records_of_every_seed
     units = {
         "untouched": [{"metrics": {"preferred": 0.5}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), 0.0)}] * 2
     }
-    board = compare.leaderboard(told, "preferred", units, {}, {})
+    board = boards.leaderboard(told, "preferred", units, {}, {})
     size = lambda text: len(model.tokenizer(text)["input_ids"])  # noqa: E731
     scored = []
     for k in (0, 1):
-        test = compare.split({"preference": uneven}, k, 3).test["preference"]
+        test = split({"preference": uneven}, k, 3).test["preference"]
         gaps = [size(p.rejected) - size(p.chosen) for p in test]
         scored.append(sum(g > 0 for g in gaps) / len(gaps) + sum(g == 0 for g in gaps) / len(gaps) / 2)
     assert scored[0] != scored[1]  # folds differ: an unpaired interval would not know
@@ -330,23 +380,24 @@ def test_a_reward_model_is_an_arm_scored_by_its_rewards(model, tmp_path):
     tables.leaderboard(board)
 
 
-def test_a_guided_arm_is_scored_as_the_policy_it_makes(model, tmp_path):
-    told = compare.Arm(
+def test_a_guided_arm_is_scored_as_any_model(model, tmp_path):
+    guided = compare.Arm(
         name="genarm", entry=catalogue.entry("genarm"), options={"beta_r": 0.5}, fit={"rows": 8, "lora": 0}
     )
-    board = compare.run([told], setting(model, tmp_path, seeds=(1,)))
+    board = compare.run([guided], setting(model, tmp_path, seeds=(1,)))
     rows = {r["arm"]: r for r in board["rows"]}
     assert not board["failures"] and rows["genarm"]["score"]["mean"] > 0.9  # on pairs it was not taught
-    kept = load.load(tmp_path / "models" / "genarm", "cpu")  # the reward model alone
-    test = compare.split({"preference": pairs()}, 0).test["preference"]
-    guided = protocols.prefer(guide.policy(model, [(kept, 1.0)]), test, model)
-    assert rows["genarm"]["metrics"]["margin"]["mean"] == pytest.approx(guided["margin"].value, abs=1e-4)
+    kept = load.load(tmp_path / "models" / "genarm", "cpu")
+    given = Scoring(records=split({"preference": pairs()}, 0).test, start=model, seed=1)
+    for name in ("prefer", "collapse"):
+        for measure, found in protocols.named(name).score(kept, given).items():
+            assert rows["genarm"]["metrics"][measure]["mean"] == pytest.approx(found.value, abs=1e-4)
 
 
 def test_a_reward_model_reads_the_context_of_a_pair(model):
     judge = rewards.headed(model)
     one = Preference(prompt="q", chosen=" a", rejected=" b", context="be good")
-    found = protocols.prefer(judge, [one])
+    found = protocols.named("prefer").score(judge, Scoring(records={"preference": [one]}, start=model))
     wanted = rewards.score(judge, [contexts.asked("q", "be good")] * 2, [" a", " b"])
     assert found["margin"].value == pytest.approx(wanted[0] - wanted[1])
 
@@ -366,3 +417,7 @@ def test_an_arm_that_answers_without_a_model_is_ranked_with_the_others_by_right_
     assert board["primary"] == "exact_answer" and not board["failures"]
     assert board["rows"][0]["arm"] == "sft" and board["rows"][0]["score"]["mean"] > 0.9
     assert {r["arm"] for r in board["rows"]} == {"sft", "few-shot", "untouched"}
+
+
+def test_shorter_wins():
+    assert score.shorter_wins([(1, 2), (3, 2), (2, 2), (1, 9)]) == pytest.approx(2.5 / 4)

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
+from test_report import EVIL, INTO_SVG, accessible, browser, inert, look, text_of
 
-from didact import catalogue, cli, files
-from didact.claims import compare
+from didact import catalogue, cli, compare, files
+from didact.compare import score
+from didact.compare.board import leaderboard
+from didact.compare.budget import Budget
 from didact.evaluate import statistics
 from didact.models import build
 from didact.report import boards, page, plots, tables
 from didact.types import Preference, UserError
-from tests.test_report import EVIL, INTO_SVG, accessible, browser, inert, look, text_of
 
 __all__ = ["browser"]
 RATES = (1e-3, 4e-3, 1.6e-2)
@@ -29,7 +31,7 @@ def ends(values):
 
 
 def board(scores, better="higher", rules=None, **changes):
-    """A leaderboard of `{arm: one score per seed}`, as `compare.leaderboard` makes it."""
+    """A leaderboard of `{arm: one score per seed}`, as `compare` makes it."""
     rules = rules or {}
     sign = -1 if better == "lower" else 1
     scores = {"untouched": [0.5] * len(next(iter(scores.values())))} | scores
@@ -49,7 +51,8 @@ def board(scores, better="higher", rules=None, **changes):
             "cost": {"tokens": 39_000.0 * trained, "flops": 5e9 * trained, "seconds": 2.0 * trained},
             "lr": 4e-3 if trained else None, "steps": 27 if trained else None,
             "search": {"0.001": 0.6, "0.004": 0.7, "0.016": 0.65} if trained else {},
-            "samples": [{"prompt": "Where?", "answer": f"said {arm}"}],
+            "samples": [{"part": "", "prompt": "Where?", "wanted": "said sft", "answer": f"said {arm}"}],
+            "answered": {"": {"right": 29 * (arm == "sft"), "of": 32}},
         })  # fmt: skip
     identity = {"arms": [[arm, {}, {"rows": 8}] for arm in scores if arm != "untouched"], "model": "0123abcd"}
     return {
@@ -171,7 +174,7 @@ def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path
     for part in (
         "3 methods compared", "dpo is best", "didact compare dpo --model 'a b'", "40 k tokens",
         "480 preference records", "npo needs forget", "my pairs.jsonl", "0.001, 0.004, 0.016", "said sft",
-        "said untouched", "weights 0123abcd",
+        "said untouched", "weights 0123abcd", "sft 29 of 32", "untouched 0 of 32",
         "didact run dpo --model models/small --preferences 'my pairs.jsonl' --rows 8 --lr 0.004 --steps 27 --seed 1",
         f"from_pretrained('{tmp_path}/models/dpo')", "the rule “the shorter answer is the better”", "commit c",
     ):  # fmt: skip
@@ -292,9 +295,10 @@ def test_a_hostile_comparison_is_shown_as_text_and_loads_nothing(tmp_path, brows
     for row in given["rows"]:
         row["metrics"][EVIL] = ends([1.0, 2.0])
         row["samples"] = [
-            {"prompt": EVIL, "answer": "{{ 7 * 7 }}"},
+            {"part": EVIL, "prompt": EVIL, "wanted": EVIL, "answer": "{{ 7 * 7 }}"},
             {"prompt": "javascript:alert(1)", "answer": "\ud800"},
         ]
+        row["answered"] = {EVIL: {"right": 1, "of": 2}}
     place = written(tmp_path, given)
     for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
         tab, said, asked = look(browser, place, scheme, width)
@@ -334,19 +338,20 @@ def test_the_leaderboard_can_be_read_at_a_glance(tmp_path, browser):
 
 
 def test_what_compare_makes_has_all_the_page_needs(tmp_path):
-    """The board of `compare.leaderboard` itself, made from units without any training."""
+    """The board of `compare` itself, made from units without any training."""
     setting = compare.Setting(
         model=build.build("llama", build.train_tokenizer(["a b c"] * 3, 260), d=8, layers=1, heads=1), records={},
-        protocol="text", budget=compare.Budget.parse("90-seconds"), seeds=(1, 2, 3), rates=RATES, folder=tmp_path,
+        protocol="text", budget=Budget.parse("90-seconds"), seeds=(1, 2, 3), rates=RATES, folder=tmp_path,
     )  # fmt: skip
 
     def unit(nll, used):
         return {"metrics": {"nll": nll, "kl": 0.1}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), used)}
 
-    units = {"untouched": [unit(3.0, 0.0)] * 3, "sft": [unit(2.0 + k / 10, 80.0 + k) for k in range(3)]}
+    start = unit(3.0, 0.0) | {"meaning": {"nll": {"n": 9, "unit": "nats", "better": "lower", "help": ""}}}
+    units = {"untouched": [start] * 3, "sft": [unit(2.0 + k / 10, 80.0 + k) for k in range(3)]}
     chosen = {"sft": {"lr": RATES[1], "steps": 9, "search": {"0.004": 2.1}}}
     made = files.plain(
-        compare.leaderboard(setting, compare.PRIMARY[setting.protocol], units, chosen, {"dpo": "no pairs"})
+        leaderboard(setting, score.primary_of(setting.protocol, False), units, chosen, {"dpo": "no pairs"})
     )
     made |= {"model": "m", "data": {}, "identity": {}, "versions": {}}
     seen = " ".join(text_of(written(tmp_path, made)).split())

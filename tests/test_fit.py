@@ -12,7 +12,7 @@ from torch import nn
 
 from didact.data import encode
 from didact.data.streams import Tensors
-from didact.evaluate import forget
+from didact.evaluate import forgetting
 from didact.learn import fit as loop
 from didact.learn import language, schedules
 from didact.learn.fit import Hook, Term
@@ -445,8 +445,8 @@ def test_mixed_precision_teaches_and_keeps_float32_weights(arch, fresh):
     assert {p.dtype for p in mixed.model.module.parameters()} == {torch.float32}
     gap = abs(mixed.history[0]["loss"] - full.history[0]["loss"])
     assert 1e-6 < gap < 0.05  # bfloat16 was used, and is near
-    known = forget.answers(mixed.model, UNEQUAL)["accuracy"].mean()
-    assert known > 0.95 > 0.5 > forget.answers(start, UNEQUAL)["accuracy"].mean()
+    known = forgetting.answers(mixed.model, UNEQUAL)["accuracy"].mean()
+    assert known > 0.95 > 0.5 > forgetting.answers(start, UNEQUAL)["accuracy"].mean()
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])

@@ -13,8 +13,7 @@ from didact.claims.prompting import gpt3 as claim
 from didact.claims.prompting import gpt3_example
 from didact.data import contamination, demonstrations
 from didact.infer import beam
-from didact.methods.prompting.gpt3 import SIZES
-from didact.registry import METHODS
+from didact.methods.prompting.gpt3_pretrain import SIZES
 from didact.types import Demo, Text, UserError
 from didact.worlds import arithmetic, scramble, tasks
 
@@ -146,8 +145,6 @@ def test_cleaning_leaves_one_of_documents_that_repeat_each_other():
     corpus = [Text(text=f"document {i // 2} says " + " ".join(f"w{i // 2}x{k}" for k in range(60))) for i in range(8)]
     result = prompting.gpt3_clean(corpus, similar=0.8)
     assert result.records == corpus[::2] and result.findings["duplicates"] == 4
-    with pytest.raises(UserError, match="similar must lie in"):
-        prompting.gpt3_clean(corpus, similar=2.0)
 
 
 def test_cleaning_by_quality_needs_a_score_of_every_document():
@@ -161,16 +158,10 @@ def test_cleaning_by_quality_needs_a_score_of_every_document():
         prompting.gpt3_clean(good)
 
 
-# --- presets and the claim -------------------------------------------------------------------
+# --- sizes and the claim ---------------------------------------------------------------------
 
 
-def test_presets_are_options_of_their_functions():
-    import inspect
-
-    for name in ("gpt3", "gpt3.clean", "gpt3.pretrain"):
-        known = set(inspect.signature(METHODS[name].function).parameters)
-        for preset in METHODS[name].presets.values():
-            assert {k for k in preset if not k.startswith("fit.")} <= known
+def test_sizes_are_the_papers():
     assert all(d % heads == 0 for _, d, heads, *_ in SIZES.values())
     assert SIZES["175B"][:3] == (96, 12288, 96)
 

@@ -1,6 +1,5 @@
 """Refining, selecting, teaching: each with its known answers; and a model that learns what the feedback knows."""
 
-import json
 import math
 
 import numpy as np
@@ -11,10 +10,10 @@ from hypothesis import strategies as st
 from servers import NAME, Small, Words
 from shapes import byte_tokenizer, tiny
 
-from didact import alignment, baselines, cli
+from didact import alignment, baselines, registry
 from didact.data import encode
-from didact.evaluate import judges
-from didact.files import read_json
+from didact.evaluate import judges, protocols
+from didact.evaluate.protocols import Scoring
 from didact.infer import calls, embed, generate, refine, selectors, yesno
 from didact.infer import lm as language_models
 from didact.infer.yesno import Question
@@ -22,6 +21,7 @@ from didact.learn import reward_functions
 from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.fit import Hook
+from didact.learn.refining import RefiningConfig
 from didact.models import build, load
 from didact.registry import METHODS
 from didact.types import Critique, Demo, Fit, Preference, UserError, as_row
@@ -30,8 +30,16 @@ from didact.worlds.edits import Code
 logps = st.floats(-60, 0)
 chances = st.floats(0.001, 0.999)
 CODE = Code(letters=8, length=3, wrong=3, seed=1)
-SHORT = {"refine_prompt": "{completion}!{feedback};", "plain_prompt": "{completion};", "tidy": "strip",
+TEXTS = {"refine_prompt": "{completion}!{feedback};", "plain_prompt": "{completion};", "tidy": "strip",
          "questions": ["{refinement}{feedback}?|Y|N"], "max_new_tokens": 4}  # fmt: skip
+
+
+def short(**changes):
+    """Short texts, with some fields changed, as the method takes them."""
+    return {"refining": RefiningConfig(**{**TEXTS, **changes})}
+
+
+SHORT = short()
 FIT = Fit(lr=1e-3, steps=2, rows=8)
 PLAIN = Fit(lr=0.1, steps=2, rows=8, optimizer="sgd")  # Adam makes much of rounding
 
@@ -284,7 +292,7 @@ def test_an_oracle_finds_a_right_refinement_if_there_is_one(n, p):
     records = [Critique(prompt=f"q{i}", completion="x", feedback="f") for i in range(600)]
     result = alignment.ilf(
         tiny("gpt2"), records, n=n, selector="reward", refiner=lm, reward=lambda p, c: ["right" in x for x in c],
-        check=lambda c, f, r: ["right" in x for x in r], **{**SHORT, "refine_prompt": "{prompt}"}, fit=FIT,
+        check=lambda c, f, r: ["right" in x for x in r], **short(refine_prompt="{prompt}"), fit=FIT,
     )  # fmt: skip
     expected = 1 - (1 - p) ** n
     share = np.mean(["right" in r.refinement for r in result.records])
@@ -308,7 +316,7 @@ def test_one_refinement_leaves_nothing_to_select():
 
 def test_a_refiner_that_changes_nothing_is_tuning_on_the_initial_answers_and_that_is_sft():
     model, same = tiny("llama"), Writes(lambda prompt, i: prompt)
-    how = {**SHORT, "refine_prompt": "{completion}"}
+    how = short(refine_prompt="{completion}")
     echoed = alignment.ilf(model, critiques(), n=2, selector="random", refiner=same, **how, fit=PLAIN)
     initial = alignment.ilf(model, critiques(), target="initial", **SHORT, fit=PLAIN)
     assert torch.equal(weights(echoed), weights(initial))
@@ -329,16 +337,16 @@ def test_gold_teaches_the_records_own_refinements_and_joint_the_feedback_before_
 
 def test_the_draft_may_be_a_candidate_and_a_threshold_leaves_records_out():
     lm = Writes(lambda prompt, i: "axxx" if prompt.startswith("ab!") else "a")
-    how = {"refiner": lm, "n": 1, "selector": "length", "fit": FIT, **SHORT}
-    result = alignment.ilf(tiny("gpt2"), critiques(4), include_initial=True, threshold=3, **how)
+    how = {"refiner": lm, "n": 1, "selector": "length", "fit": FIT}
+    result = alignment.ilf(tiny("gpt2"), critiques(4), **how, **short(include_initial=True, threshold=3))
     assert {r.refinement for r in result.records} == {"axxx"} and result.records[0].extra["candidates"] == [
         "axxx",
         "ab",
     ]
     longer = [Critique(prompt="q", completion="abcdefgh", feedback="f"), *critiques(2)]
-    kept = alignment.ilf(tiny("gpt2"), longer, include_initial=True, **how)
+    kept = alignment.ilf(tiny("gpt2"), longer, **how, **short(include_initial=True))
     assert kept.records[0].refinement == "abcdefgh"
-    half = alignment.ilf(tiny("gpt2"), longer, threshold=3, **how)
+    half = alignment.ilf(tiny("gpt2"), longer, **how, **short(threshold=3))
     assert len(half.records) == 2 and "1 records are below the threshold" in half.warnings[0]
 
 
@@ -398,7 +406,9 @@ def test_feedback_teaches_what_the_model_believed_wrong_and_others_feedback_does
     facts = taught.findings["rounds"][0]
     assert facts["incorporated"]["plain"] < facts["incorporated"]["random"] < facts["incorporated"]["selected"]
     assert not taught.warnings and was < 0.6 and right(taught.models["model"]) > was + 0.25
-    assert taught.metrics["reward"].after > taught.metrics["reward"].before
+    scoring = Scoring(records={"demos": CODE.demos(2, 36)}, start=start, options=LEARN)
+    before, after = (protocols.named("reward").score(m, scoring) for m in (start, taught.models["model"]))
+    assert after["reward"].value > before["reward"].value
     turned = [Critique(prompt=r.prompt, completion=r.completion, feedback=s.feedback)
               for r, s in zip(records, records[1:] + records[:1], strict=True)]  # fmt: skip
     broken = alignment.ilf(start, turned, refiner=Writes(follows), **{**LEARN, "selector": "random"})
@@ -437,8 +447,8 @@ def test_a_round_teaches_all_refinements_so_far_or_its_own_from_the_start_or_fro
 def test_the_policy_may_refine_and_a_model_may_give_the_feedback():
     model = tiny("llama")
     result = alignment.ilf(
-        model, critiques(4), refiner="policy", judge="policy", feedback="policy", rounds=2, n=2, **SHORT,
-        feedback_prompt="{completion}?", fit=FIT,
+        model, critiques(4), refiner="policy", judge="policy", feedback="policy", rounds=2, n=2,
+        **short(feedback_prompt="{completion}?"), fit=FIT,
     )  # fmt: skip
     assert {r.extra["round"] for r in result.records} <= {0, 1} and len(result.findings["rounds"]) == 2
 
@@ -453,7 +463,7 @@ def test_a_seq2seq_model_runs():
 
 def test_empty_refinements_are_counted_and_shown_and_none_left_is_one_line():
     lm = Writes(lambda prompt, i: "" if "0" in prompt else "ax")
-    how = {**SHORT, "refine_prompt": "{prompt}", "refiner": lm, "n": 2, "selector": "random", "fit": FIT}
+    how = {**short(refine_prompt="{prompt}"), "refiner": lm, "n": 2, "selector": "random", "fit": FIT}
     result = alignment.ilf(tiny("gpt2"), critiques(4), **how)
     facts = result.findings["rounds"][0]
     assert len(result.records) == 3 and facts["empty"] == 1 and facts["empty_draws"] == 2 * refine.TRIES
@@ -478,7 +488,7 @@ def test_records_without_feedback_and_candidates_without_a_verdict_are_counted()
 
     quiet = [*critiques(3), Critique(prompt="q9", completion="a", feedback=" ")]
     lm = Silent(lambda prompt, i: f"ax{i}")
-    how = {**SHORT, "questions": ["{prompt}{refinement}?|Y|N"]}
+    how = short(questions=["{prompt}{refinement}?|Y|N"])
     result = alignment.ilf(tiny("gpt2"), quiet, refiner=lm, judge=lm, n=2, **how, fit=FIT)
     facts = result.findings["rounds"][0]
     assert facts["without_feedback"] == 1 and facts["unclear"] == 2 and len(result.records) == 3
@@ -499,13 +509,12 @@ def test_a_critic_that_misbehaves_is_one_line(critic, words):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"rounds": 0}, "rounds"), ({"n": 0}, "n"), ({"top_p": 0.0}, "top_p"), ({"temperature": -1.0}, "temperature"),
-     ({"temperature": 0.0}, "temperature = 0"), ({"prompt_weight": -0.1}, "prompt_weight"),
-     ({"rounds": 2}, "--feedback says who"), ({"selector": "reward"}, "selector reward needs"),
+    [(short(temperature=0.0), "temperature = 0"), ({"rounds": 2}, "--feedback says who"),
+     ({"selector": "reward"}, "selector reward needs"),
      ({"reward": "no_module:f"}, "reward 'no_module:f' cannot be imported"), ({"reward": "nothing"}, "module:function"),
      ({"feedback": "no_module:f", "rounds": 2}, "feedback 'no_module:f' cannot be imported"),
-     ({"check": "math:pi"}, "check 'math:pi' is no function"), ({"questions": "no.jsonl"}, "no.jsonl cannot be read"),
-     ({"questions": ["{other}"]}, r"\{other\} is not one of"), ({"refine_prompt": "{x}"}, r"\{x\} is not one of"),
+     ({"check": "math:pi"}, "check 'math:pi' is no function"), (short(questions="no.jsonl"), "no.jsonl cannot be read"),
+     (short(questions=["{other}"]), r"\{other\} is not one of"), (short(refine_prompt="{x}"), r"\{x\} is not one of"),
      ({"reward": lambda p, c: [math.nan] * len(c), "selector": "reward"}, "gave NaN"),
      ({"reward": lambda p, c: [1.0], "selector": "reward"}, "1 numbers for"),
      ({"reward": lambda p, c: 1 / 0, "selector": "reward"}, "ZeroDivisionError")],
@@ -611,8 +620,9 @@ def server(tmp_path, monkeypatch):
 def test_a_server_refines_judges_and_gives_feedback(server, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK", 2)
     address = f"{server.url}#{NAME}"
-    how = {**SHORT, "questions": ["{refinement}{feedback}?|0|1"], "n": 3, "fit": FIT}
-    parts = {"refiner": address, "judge": address, "feedback": address, "rounds": 2, "feedback_prompt": "{completion}?"}
+    texts = short(questions=["{refinement}{feedback}?|0|1"], feedback_prompt="{completion}?")
+    how = {**texts, "n": 3, "fit": FIT}
+    parts = {"refiner": address, "judge": address, "feedback": address, "rounds": 2}
     result = alignment.ilf(tiny("gpt2"), critiques(4), **parts, **how)
     assert result.cost.calls == len(server.rows("came")) > 0
     first, later = result.records[:4], result.records[4:]
@@ -652,36 +662,24 @@ def test_a_server_that_dies_is_one_line_and_the_same_command_goes_on(server, tmp
 # --- as a user has it ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_the_command_line_teaches_a_folder_on_a_users_file(arch, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    tiny(arch, context=512).save("start")
-    (tmp_path / "said.py").write_text("def critic(prompts, drafts):\n    return ['shorter'] * len(prompts)\n")
-    rows = [{"question": f"Why {i}?", "completion": f"because {i}", "feedback": "say more"} for i in range(6)]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pairs = [Preference(prompt=f"Why {i}?", chosen="well", rejected="no") for i in range(4)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(as_row(p)) + "\n" for p in pairs))
+def test_preferences_give_a_reward_model_that_selects_in_another_run_and_questions_come_from_a_file(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"template": "{feedback}: {refinement}?", "yes": "Y", "no": "N"}\n')
-    words = ["run", "ilf", "--model", "start", "--critiques", "c.jsonl", "--preferences", "p.jsonl", "--map",
-             "prompt=question", "--out", "out", "--rounds", "2", "--feedback", "said:critic", "--n", "2",
-             "--questions", "q.jsonl", "--max-new-tokens", "8", "--tidy", "strip", "--refine-prompt",
-             "{completion} {feedback}:", "--steps", "2", "--rows", "4", "--lr", "1e-3"]  # fmt: skip
-    assert cli.main(words) == 0
-    report = read_json(tmp_path / "out" / "result.json")
-    assert report["status"] == "done" and "feedback_incorporation_rate" in report["metrics"]
-    assert load.load("out/model").kind == "causal" and load.load("out/model-reward").kind == "causal"
-    kept = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
-    assert {r["feedback"] for r in kept} == {"say more", "shorter"} and all(r["refinement"] for r in kept)
-    capsys.readouterr()
-    assert cli.main(["try", "out", "--prompt", "Why 1?"]) == 0
-    if arch == "gpt2":
-        more = ["--selector", "reward", "--reward", "out/model-reward", "--out", "two", "--rounds", "1"]
-        assert cli.main([*words[:6], *words[8:], *more]) == 0
+    pairs = [Preference(prompt=f"q{i}", chosen="well", rejected="no") for i in range(11)]
+    how = {**short(questions=str(tmp_path / "q.jsonl")), "n": 2, "fit": FIT}
+    result = alignment.ilf(tiny("gpt2", context=512), critiques(6), pairs, best_of_n=2, **how)
+    found = result.findings["reward"]
+    assert (found["pairs"], found["trained_on"]) == (3, 8) and 0 <= found["accuracy"] <= 1
+    assert len(result.predict(["q"])) == 1
+    result.save(tmp_path / "out")
+    assert load.load(tmp_path / "out" / "model-reward").kind == "causal"
+    again = {**how, "selector": "reward", "reward": str(tmp_path / "out" / "model-reward")}
+    picked = alignment.ilf(tiny("gpt2", context=512), critiques(6), **again).records
+    assert all(r.extra["score"] == max(r.extra["scores"]) for r in picked) and "reward" not in result.metrics
 
 
 def test_presets_are_options_of_the_method():
     assert {"no-feedback", "random", "initial", "gold", "continual"} <= set(METHODS["ilf"].presets)
     for name, preset in METHODS["ilf"].presets.items():
-        how = {**SHORT, "n": 2, **preset}
+        how = registry.assemble(METHODS["ilf"].function, {**SHORT, "n": 2, **preset})
         result = alignment.ilf(tiny("gpt2"), critiques(2), **how, fit=Fit(lr=1e-3, steps=1, rows=2))
         assert len(result.records) == 2, name

@@ -131,7 +131,7 @@ def test_a_negated_lora_is_the_negative_product_and_negating_both_factors_is_not
     base = double(kind)
     adapted = trained(adapters.lora(copy_of(base), 4))
     adapted.module.double()
-    plus, minus = merge.merged(adapted), merge.merged(merge.weighed(adapted, -1.0))
+    plus, minus = adapters.merged(adapted), adapters.merged(merge.weighed(adapted, -1.0))
     up, down = merge.task_vector(plus, base), merge.task_vector(minus, base)
     assert max(v.abs().max() for v in up.values()) > 0.1
     for name, change in up.items():
@@ -141,8 +141,8 @@ def test_a_negated_lora_is_the_negative_product_and_negating_both_factors_is_not
         for name, p in both.module.named_parameters():
             if "lora_" in name:
                 p.neg_()
-    torch.testing.assert_close(logits(merge.merged(both)), logits(plus))
-    torch.testing.assert_close(logits(merge.merged(merge.weighed(adapted, 0.0))), logits(base))
+    torch.testing.assert_close(logits(adapters.merged(both)), logits(plus))
+    torch.testing.assert_close(logits(adapters.merged(merge.weighed(adapted, 0.0))), logits(base))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -160,7 +160,7 @@ def test_ia3_negates_its_distance_from_one(kind):
             torch.testing.assert_close(kept[name], 2 - p)
             seen += 1
     assert seen >= 4
-    torch.testing.assert_close(logits(merge.merged(minus)), logits(minus))
+    torch.testing.assert_close(logits(adapters.merged(minus)), logits(minus))
 
 
 def test_a_model_without_adapter_cannot_be_weighed():

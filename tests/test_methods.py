@@ -39,6 +39,8 @@ RECORDS = 14  # of each file
 SHORT = {"steps": "3", "rows": "3", "save_every": "1", "lr": "1e-3"}
 TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
+INSTEAD = {"tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0}}  # untrained, every answer is equally wrong
+CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0]]
 
 
@@ -78,9 +80,10 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def words(name: str, kind: str = "llama") -> list[str]:
         entry, given = ENTRIES[name], problem(name)
-        folder = root / kind
+        context = CONTEXT.get(name, 256)
+        folder = root / f"{kind}-{context}"
         if not folder.exists():
-            model = tiny(kind, context=256)
+            model = tiny(kind, context=context)
             if kind == "t5":  # as every T5 has them
                 model.processor = copy.deepcopy(model.tokenizer)
                 model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
@@ -96,7 +99,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 out += [f"--{parameter}", str(path)]
         own = {k: v for k, v in given.options.items() if k in options.flat(entry)}
         short = {k: v for k, v in SHORT.items() if entry["fit"]}
-        for option, value in {**own, **short}.items():
+        for option, value in {**own, **short, **INSTEAD.get(name, {})}.items():
             shown = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
             out += [f"--{option}", *shown] if value not in ("", [], (), None) else []
         return [*out, "--device", "cpu", "--chat", "plain"]
@@ -188,7 +191,7 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, tmp_path: Pat
     if "models" not in entry["gives"] or not (tmp_path / "out" / "model").exists():
         return
     where = result["files"]["model"]
-    again = saved._saved(str(tmp_path / "out"), "cpu")[0]
+    again = saved._saved(str(tmp_path / "out"), "cpu", rewards=True)[0]
     assert isinstance(again, Model)
     if where.startswith("hf"):
         import transformers

@@ -344,7 +344,7 @@ def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
     prefill = prefix.prefill
     monkeypatch.setattr(prefix, "prefill", lambda m, run: (prefilled.append(len(run)), prefill(m, run))[1])
     if kind in TREES:  # narrow trees, so that several hang from the prefix
-        monkeypatch.setattr(forward, "layout_of", lambda m: Packing(attention=100))
+        monkeypatch.setattr(forward, "packing_of", lambda m: Packing(attention=100))
     got, tokens = scored(model, given_rows, batch_tokens=budget)
     torch.testing.assert_close(got, plain_logp(model, given_rows).detach(), rtol=1e-10, atol=1e-10)
     alone = sum(r.size - 1 for r in given_rows)

@@ -153,7 +153,7 @@ def test_what_cannot_be_pretrained_is_refused(texts):
     corpus = [Text(text=t) for t in texts[:3]]
     with pytest.raises(UserError, match="lora"):
         prompting.gpt3_pretrain(corpus, fit=Fit(lora=4))
-    with pytest.raises(UserError, match="heads divide d"):
+    with pytest.raises(UserError, match="heads must divide d"):
         prompting.gpt3_pretrain(corpus, d=10, heads=3)
     t5 = build.build("t5", build.train_tokenizer(texts, 300), d=16, layers=1, heads=2)
     with pytest.raises(UserError, match="seq2seq"):

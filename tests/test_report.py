@@ -164,6 +164,7 @@ def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
     told["options"]["delta"] = {"value": EVIL, "from": f"file {EVIL}"}
     told["data"] = {EVIL: told["data"]["forget"] | {"path": EVIL}}
     told["model"]["path"] = told["versions"][EVIL] = told["files"][EVIL] = EVIL
+    told["answered"] = {part: {"of": 9, "before": 8, "after": 1} for part in (EVIL, "forget")}
     told["metrics"] |= {EVIL: told["metrics"]["utility"] | {"help": EVIL, "unit": EVIL, "better": EVIL}}
     samples = [
         {"part": "forget", "prompt": EVIL, "wanted": "</div></dl></style>", "before": EVIL, "after": "]]><b>x\u202e"},
@@ -266,14 +267,17 @@ def test_it_prints_in_ink_on_paper(tmp_path, browser):
 
 
 def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
-    samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"}]  # as a method may give them
-    seen = " ".join(text_of(page.write(run_folder(tmp_path, samples=samples))).split())
+    samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"},  # as a method may give them
+               {"part": "retain", "prompt": "When?", "wanted": "1946", "before": "1946", "after": "1931"}]  # fmt: skip
+    told = result(answered={"retain": {"of": 32, "before": 30, "after": 29}})
+    seen = " ".join(text_of(page.write(run_folder(tmp_path, told, samples))).split())
     for part in (
         "Asked to make a model forget some answers and keep the rest", "model models/small with 20 forget records",
         "didact run npo:npo-rt --forget 'my files/forget.jsonl'", "sha256 " + "ab" * 32, "arXiv:2404.05868",
         "weights 0123456789abcdef", "file own.yaml", "0.9 0.95", "preset npo-rt", "retain: 8 records",
         "0.100 to 0.400", "lower is better", "near .5 is better", "1.23\xa0M", "2.5\xa0T FLOP", "256 MiB",
-        "2 threads", "commit abc1234", "Where?", "Paro", "Lund", "didact evaluate", "--protocol forget",
+        "2 threads", "commit abc1234", "Where?", "Paro", "Lund",
+        "retain: 30 of 32 answers as in the records before, 29 after", "didact evaluate", "--protocol forget",
     ):  # fmt: skip
         assert part.replace("\xa0", " ") in seen, part
     order = [seen.index(f" {name} ", seen.index("Versions ")) for name in (

@@ -20,8 +20,9 @@ from killed import Count, launch
 from safetensors.torch import load_file, save_file
 
 from didact import baselines, files, unlearning
+from didact.data import encode
 from didact.data.streams import Tensors
-from didact.learn import checkpoint
+from didact.learn import checkpoint, language
 from didact.learn import fit as loop
 from didact.learn.fit import Hook, Term
 from didact.models.load import load
@@ -218,16 +219,26 @@ def test_another_number_of_hooks_is_an_error_and_not_a_crash(tmp_path):
     assert "hooks" in complaint(tmp_path, hooks=[])
 
 
-@pytest.mark.parametrize(("changed", "named"), [("forget", "data"), ("retain", "data"), ("model", "weights")])
-def test_changed_records_or_weights_are_named(changed, named, fresh, tmp_path):
+@pytest.mark.parametrize("changed", ["forget", "retain", "model", "beta"])
+def test_changed_arguments_of_a_method_are_named(changed, fresh, tmp_path):
     world = authors(0, forget=1, retain=1, unseen=0, holdout=0)
-    given = {"model": fresh("llama"), "forget": world.forget, "retain": world.retain}
+    given = {"model": fresh("llama"), "forget": world.forget, "retain": world.retain, "beta": 0.1}
     fit = Fit(lr=1e-3, steps=2, rows=2, folder=str(tmp_path))
     unlearning.npo(**given, fit=fit)
     other = authors(1, forget=1, retain=1, unseen=0, holdout=0)
-    given[changed] = fresh("llama", seed=1) if changed == "model" else [*given[changed][:-1], other.forget[-1]]
-    with pytest.raises(UserError, match=f"a run with another {named} was begun here"):
+    news = {"model": fresh("llama", seed=1), "beta": 0.2}
+    given[changed] = news[changed] if changed in news else [*given[changed][:-1], other.forget[-1]]
+    with pytest.raises(UserError, match=f"a run with another {changed}(, weights)? was begun here"):
         unlearning.npo(**given, fit=fit)
+
+
+def test_changed_records_are_named_where_no_method_was_called(fresh, tmp_path):
+    model, fit = fresh("llama"), Fit(lr=1e-3, steps=1, rows=1, folder=str(tmp_path))
+    for text in ("a", "b"):
+        rows = language.single(encode.rows(model.tokenizer, [("q", text)], model.kind, model.context, "rows"))
+        refused = pytest.raises(UserError, match="a run with another data was begun here")
+        with refused if text == "b" else contextlib.nullcontext():
+            language.train(model, {"rows": rows}, language.nll, fit)
 
 
 def test_the_same_records_and_weights_are_resumed(fresh, tmp_path):

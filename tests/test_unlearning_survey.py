@@ -9,11 +9,12 @@ from shapes import tiny
 
 from didact import unlearning
 from didact.data import encode
-from didact.evaluate import forget, memorisation, scaling
+from didact.evaluate import forgetting, memorisation, scaling
 from didact.infer import lm
 from didact.methods.unlearning.icul import flipped
-from didact.models import attribution, merge
-from didact.registry import METHODS
+from didact.methods.unlearning.unlearning_survey import WAYS
+from didact.models import attribution
+from didact.models.model import copy_of
 from didact.types import Demo, Fit, Likelihood, UserError
 from didact.worlds.authors import authors
 
@@ -28,11 +29,11 @@ def small():
 
 
 def accuracy(model, records):
-    return forget.answers(model, records)["accuracy"].mean()
+    return forgetting.answers(model, records)["accuracy"].mean()
 
 
 def probability(model, records):
-    return forget.answers(model, records)["probability"].mean()
+    return forgetting.answers(model, records)["probability"].mean()
 
 
 # --- merging ---------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def test_overlap_counts_the_grams_of_the_first_in_the_second():
 def test_what_is_known_by_heart_has_el_and_ma_of_one_and_el_is_of_free_continuations(taught, world):
     model, gold = taught("llama"), taught("llama", gold=True)
     rows = encode.rows(model.tokenizer, [(r.prompt, r.completion) for r in world.forget], "causal", 64)
-    known = forget.answers(model, world.forget)["extraction"]
+    known = forgetting.answers(model, world.forget)["extraction"]
     for row, extraction in zip(rows[:6], known, strict=False):
         found = memorisation.memorised(model, row, 2)
         assert (found.ma == 1) == (extraction == 1)
@@ -139,6 +140,13 @@ def test_kul_stops_at_what_unseen_text_is_known(arch, taught, world):
     assert "no stop rule" in free.warnings[0]
 
 
+def test_kul_with_lora_gives_a_plain_model_after_several_chunks(fresh, small):
+    start, fit = fresh("llama"), SHORT.replace(lora=2)
+    one, several = (unlearning.kul(start, small.forget[:4], chunk=c, fit=fit) for c in (4, 2))
+    assert type(several.models["model"].module) is type(start.module) is not type(one.models["model"].module)
+    assert several.findings["steps"] == [2, 2] and several.models["model"].fingerprint() != start.fingerprint()
+
+
 # --- LLMU, EUL, KGA ----------------------------------------------------------------------------
 
 
@@ -153,8 +161,8 @@ def test_llmu_terms_are_means_over_their_own_tokens(fresh, small):
     start = fresh("llama")
     fit = Fit(lr=1e-3, steps=1, rows=len(small.forget))
     row = unlearning.llmu(start, small.forget, small.retain, fit=fit).history[0]
-    logp = forget.answers(start, small.forget)
-    sizes = [len(r.completion) for r in forget.rows_of(start, small.forget)]
+    logp = forgetting.answers(start, small.forget)
+    sizes = [len(r.completion) for r in forgetting.rows_of(start, small.forget)]
     nll = -sum(math.log(p) * n for p, n in zip(logp["probability"], sizes, strict=True)) / sum(sizes)
     assert row["forget"] == pytest.approx(nll, rel=1e-5)
 
@@ -202,7 +210,7 @@ def test_neurons_found_by_attribution_matter_more_than_any_others(arch, taught, 
     chosen = result.findings["neurons"]
     assert len(chosen) == 30
     found = probability(result.models["model"], world.forget)
-    others = merge.copy_of(start)
+    others = copy_of(start)
     with torch.no_grad():
         for k, (layer, neuron) in enumerate(chosen):
             down = attribution.down_projections(others)[layer]
@@ -312,7 +320,7 @@ def test_the_survey_gives_the_way_that_balances_best(taught, world):
     assert probability(result.models["model"], world.forget) < probability(start, world.forget)
 
 
-@pytest.mark.parametrize("way", unlearning.unlearning_survey.__globals__["WAYS"])
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_the_survey_runs(way, fresh, small):
     result = unlearning.unlearning_survey(fresh("llama"), small.forget[:3], small.retain, ways=(way,), fit=SHORT)
     assert result.findings["best"] == way
@@ -329,14 +337,6 @@ def test_one_failing_way_does_not_stop_the_others_and_all_failing_is_told(fresh,
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain, ways=("magic",))
     with pytest.raises(UserError, match="too few"):
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain[:4])
-
-
-def test_every_variant_has_an_example():
-    from didact.claims.unlearning import unlearning_survey as claim
-
-    variants = [name.partition(".")[2] for name in METHODS if name.startswith("unlearning-survey.")]
-    assert len(variants) == 10
-    assert all(callable(getattr(claim, f"problem_{v.replace('-', '_')}")) for v in variants)
 
 
 def test_a_tiny_model_of_another_kind_can_be_merged_too():

@@ -8,11 +8,11 @@ from shapes import byte_tokenizer, tiny
 
 from didact import unlearning
 from didact.data import anchors as dictionary
-from didact.evaluate import forget
-from didact.infer import lm
-from didact.models import build, forward, load, merge
+from didact.evaluate import forgetting
+from didact.infer import generate, lm
+from didact.methods.unlearning.whp import PRESETS
+from didact.models import build, forward, load, logit_ensemble
 from didact.objectives import tokens
-from didact.registry import METHODS
 from didact.types import Demo, Fit, Parallel, Text, UserError
 from didact.worlds import books
 
@@ -20,7 +20,6 @@ from didact.worlds import books
 FOUND = {"reinforce_lr": 1e-4, "reinforce_epochs": 2.0, "fit": Fit(lr=5e-4, steps=60, rows=16)}
 SHORT = {"reinforce_lr": 1e-3, "reinforce_epochs": 1.0, "fit": Fit(lr=1e-3, steps=2, rows=4)}
 TARGET = [Text(text="Harry rode to Hogwarts. There Harry met Ron."), Text(text="Ron likes Hogwarts.")]
-GENERAL = [Text(text="Jon rode to Leeds. There Jon met Tom. Tom likes Leeds. They rode to town.")]
 NAMES = [Parallel(source="Harry", target="Jon"), Parallel(source="Hogwarts", target="Mystic Academy")]
 
 
@@ -229,7 +228,7 @@ def test_changed_labels_only_are_fewer(taught, world):
 
 
 def accuracy(model, records):
-    return forget.answers(model, records)["accuracy"].mean()
+    return forgetting.answers(model, records)["accuracy"].mean()
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -254,56 +253,44 @@ def test_without_anchors_and_reinforcement_nothing_is_forgotten(taught, world):
     assert accuracy(model, world.forget) >= 0.95
 
 
-@pytest.mark.parametrize("preset", METHODS["whp"].presets)
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_every_preset_runs(preset, arch, fresh, world):
-    options = {k: v for k, v in METHODS["whp"].presets[preset].items() if not k.startswith("fit.")}
-    result = unlearning.whp(fresh(arch), world.forget[:4], world.retain[:8], **options, **SHORT)
+    result = unlearning.whp(fresh(arch), world.forget[:4], world.retain[:8], **PRESETS[preset], **SHORT)
     assert accuracy(result.models["model"], world.forget[:4]) >= 0
 
 
 def test_logit_mode_subtracts_at_every_token_and_saves_both_models(tmp_path):
     model = tiny("llama")
-    result = unlearning.whp(
-        model, target=TARGET, mode="logit", alpha=2.0, normalise="raw", keep_reinforced=True, **SHORT
-    )
+    how = {"target": TARGET, "mode": "logit", "alpha": 2.0, "normalise": "raw", "keep_reinforced": True, **SHORT}
+    result = unlearning.whp(model, **how)
     both, reinforced = result.models["model"], result.models["reinforced"]
     assert len(result.history) == 0 and both.context == model.context
     ids = torch.tensor([[5, 80, 90, 100, 9]])
     base, more = (m.module(input_ids=ids).logits for m in (model, reinforced))
     want = base - 2 * (more - base).clamp(min=0)
     torch.testing.assert_close(both.module(input_ids=ids).logits, want)
-    from didact.infer import generate
-
-    made = generate.completions(both, [[5, 80, 90], [7, 7, 7, 7, 7, 8]], 1, generate.SamplingConfig(max_new_tokens=4))
-    for prompt, (one,) in zip([[5, 80, 90], [7, 7, 7, 7, 7, 8]], made, strict=True):
+    prompts = [[5, 80, 90], [7, 7, 7, 7, 7, 8]]
+    completions = generate.completions(both, prompts, 1, generate.SamplingConfig(max_new_tokens=4))
+    for prompt, (one,) in zip(prompts, completions, strict=True):
         read = list(prompt)
         for token in one.tokens:
             assert token == int(both.module(input_ids=torch.tensor([read])).logits[0, -1].argmax())
             read.append(token)
     assert both.save(tmp_path) == "didact"
-    again = merge.contrast(load.load(tmp_path / "base"), load.load(tmp_path / "reinforced"), 2.0)
-    torch.testing.assert_close(again.module(input_ids=ids).logits, want)
+    parts = [load.load(tmp_path / part) for part in ("base", "member-1")]
+    for again in (load.load(tmp_path), logit_ensemble.contrast(*parts, 2.0)):
+        torch.testing.assert_close(again.module(input_ids=ids).logits, want)
 
 
 # --- bad input -------------------------------------------------------------------------------
 
 
-def test_bad_input_is_told_in_one_line(fresh):
-    model = tiny("llama")
-    for wrong, words_ in (
-        ({}, "nothing to forget"),
-        ({"target": TARGET, "alpha": -1.0}, "must be 0 or more"),
-        ({"target": [Text(text="Ron")], "use_reinforcement": False, "use_anchors": False, "train_on": "changed",
-          "general": GENERAL}, None),
-    ):  # fmt: skip
-        if words_:
-            with pytest.raises(UserError, match=words_):
-                unlearning.whp(model, **wrong)
-    with pytest.raises(UserError, match="left to right"):
-        unlearning.whp(fresh("t5"), target=TARGET)
+def test_what_leaves_no_text_is_told_in_one_line():
+    with pytest.raises(UserError, match="nothing to forget"):
+        unlearning.whp(tiny("llama"))
     with pytest.raises(UserError, match="no text"):
-        unlearning.whp(model, target=[Text(text="")])
+        unlearning.whp(tiny("llama"), target=[Text(text="")])
 
 
 def test_without_general_text_it_warns_that_no_anchor_was_found():

@@ -103,7 +103,8 @@ def type_name(hint: Any) -> str:
     if isinstance(hint, type) and not typing.get_args(hint):
         return str(hint.__name__)
     shown = re.sub(r" \| didact\.types\.\w+", "", str(hint))  # a part that can be given in Python only
-    shown = shown.replace("typing.", "").replace("collections.abc.Sequence", "list").replace("Optional[", "")
+    shown = shown.replace("typing.", "").replace("collections.abc.Sequence", "list")
+    shown = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", shown)
     return re.sub(r"\bdidact\.[\w.]*\.", "", shown)
 
 

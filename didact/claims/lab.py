@@ -15,7 +15,7 @@ from torch import Tensor
 from didact import baselines
 from didact.claims.verdict import Test
 from didact.data import encode
-from didact.infer import generate
+from didact.infer import generate, tree
 from didact.learn import episodes, language
 from didact.learn import fit as training_loop
 from didact.models import build, cache, forward, load
@@ -102,6 +102,11 @@ def logp(model: Model, pairs: Iterable[Demo | tuple[str, str]]) -> tuple[Tensor,
 def mean(values: Iterable[Any]) -> float:
     """Of numbers or truth values; NaN of none."""
     return float(np.mean(list(values)))
+
+
+def turned(*args: Any, right: Any = tree.pairs, **more: Any) -> list[tree.Pair]:
+    """Sabotage: `tree.pairs` with better and worse swapped."""
+    return [tree.Pair(pair.worse, pair.better) for pair in right(*args, **more)]
 
 
 # --- tests ---------------------------------------------------------------------------------------

@@ -152,16 +152,22 @@ def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
     return path
 
 
-def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
+def verify(method: str, folder: str | Path = "scoreboard", against: str | Path | None = None) -> list[str]:
     """Measure the first seed of a card again, intact. Equal to the bit, the card is for the code as it is now.
 
     It then gets today's hashes and `verified: {seed, date, versions}`, and keeps its numbers and its date.
+
+    Args:
+        method: whose card.
+        folder: of the cards.
+        against: where a processor rounds otherwise than that of the card: a folder in which the card's own code kept
+            the seed on this machine (`didact claim METHOD --keep FOLDER`). The seed is then compared with that one.
 
     Returns:
         What differs: every other number, and tests that the claim decides otherwise now. The card is left as it is.
 
     Raises:
-        UserError: there is no card of the method.
+        UserError: there is no card of the method, or `against` has not the seed as the card's code measured it.
     """
     path, claim = Path(folder) / f"{method}.json", load(method)
     if not path.exists():
@@ -170,7 +176,8 @@ def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
     seed = card["seeds"][0]
     with cache.private():
         arms = files.plain(_unit(claim, None, seed, card["tier"], None, {})["arms"])
-    was = {f"{arm}.{metric}": values[0] for arm, columns in card["arms"].items() for metric, values in columns.items()}
+    first = {arm: {m: column[0] for m, column in columns.items()} for arm, columns in card["arms"].items()}
+    was = {f"{arm}.{m}": value for arm, columns in _kept(card, against, first).items() for m, value in columns.items()}
     now = {f"{arm}.{metric}": value for arm, columns in arms.items() for metric, value in columns.items()}
     differs = _differences(was, now)
     if not differs:
@@ -181,8 +188,25 @@ def verify(method: str, folder: str | Path = "scoreboard") -> list[str]:
                                  for some in (card["tests"], rows)))  # fmt: skip
     if not differs:
         verified = {"seed": seed, "date": _now(), "versions": _versions()}
+        if against:
+            verified["against"] = "the card's code on this machine"
         write(card | _code(claim) | {"verified": verified}, folder)
     return differs
+
+
+def _kept(card: Mapping[str, Any], against: str | Path | None, first: Any) -> Any:
+    """The arms of the card's first seed: of the card, or as its code measured them on this machine."""
+    if against is None:
+        return first
+    path = Path(against) / card["method"] / f"intact-{card['seeds'][0]}.json"
+    if not path.exists():
+        raise UserError(f"{path}: not there; at the card's commit: didact claim {card['method']} --keep {against}")
+    kept = files.read_json(path)
+    if kept["identity"]["code"]["sources_sha256"] != card["sources_sha256"]:
+        raise UserError(f"{path}: was not measured by the code of the card")
+    if kept["arms"].keys() != first.keys():
+        raise UserError(f"{path}: has other arms than the card")
+    return kept["arms"]
 
 
 DECIDES = ("kind", "null", "direction", "margin", "level", "gates", "outcome")

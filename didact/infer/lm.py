@@ -59,6 +59,10 @@ class Local:
         """The folder or hub id it came from."""
         return self.model.base or f"a {getattr(self.model.config, 'model_type', self.model.kind)} of ours"
 
+    def fingerprint(self) -> str:
+        """The model's."""
+        return self.model.fingerprint()
+
     @property
     def capabilities(self) -> frozenset[str]:
         """Everything but chat, and that too where the tokenizer has a template."""

@@ -124,6 +124,10 @@ class Remote:
         """Server and model, as `connect` takes them."""
         return f"{self.caller.url}#{self.name}"
 
+    def fingerprint(self) -> str:
+        """What tells it from another: its weights cannot be seen."""
+        return self.address
+
     @property
     def counts(self) -> calls.Counts:
         """Calls, retries, tokens and answers from the cache so far."""

@@ -106,11 +106,15 @@ def picked(c: Critique, texts: Sequence[str], scores: Sequence[float], number: i
 
 
 def questions_of(given: str | Sequence[str]) -> tuple[Question, ...]:
-    """The judge's questions, five of our own where none are given; a text `template|yes|no` has its own answers.
+    """The judge's questions, five of our own where none are given: a file of them, one template, or several.
+
+    A template `template|yes|no` has its own answers.
 
     Raises:
         UserError: the file cannot be read; a template has another field.
     """
+    if isinstance(given, str) and "{" in given:
+        given = [given]
     if isinstance(given, str) and given:
         out = [_question(row, f"{given}:{n}") for n, row in enumerate(_lines(given), 1)]
     else:

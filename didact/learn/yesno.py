@@ -1,4 +1,4 @@
-"""A reward model that is a language model: taught to say yes to the better and no to the worse of two answers.
+"""A reward model that is a language model: trained to say yes to the better and no to the worse of two answers.
 
     L = sum w CE / count(w != 0),   w = 1 on the answer's tokens and `prompt_weight` on the question's
 
@@ -8,6 +8,7 @@ Source: Scheurer et al. 2023, arXiv:2303.16755 (classification reward model).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -22,6 +23,8 @@ from didact.learn.language import Loss, TrainResult
 from didact.models.model import Model
 from didact.types import Fit, Preference, UserError
 
+FEWEST = 10  # pairs below which none is kept for testing
+
 
 def train(
     model: Model,
@@ -32,9 +35,9 @@ def train(
     prompt_weight: float = 0.0,
     hooks: Sequence[Hook] = (),
 ) -> TrainResult:
-    """Teach a copy to answer `question` about the chosen (yes) and the rejected (no) answer of every preference.
+    """Train a copy to answer `question` about the chosen (yes) and the rejected (no) answer of every preference.
 
-    The label is the word with a space before it, as `infer.yesno` looks for it; no end token is taught.
+    The label is the word with a space before it, as `infer.yesno` looks for it; no end token is trained on.
 
     Raises:
         UserError: a record does not fit the context.
@@ -49,6 +52,33 @@ def train(
                 raise UserError(f"preferences: record {number}: {error}") from None
     items, loss = weighted(rows, prompt_weight, "answers", model)
     return language.train(model, {"answers": items}, loss, fit, hooks=hooks, name="reward")
+
+
+def trained(
+    model: Model, preferences: Sequence[Preference], fit: Fit, prompt_weight: float = 0.0
+) -> tuple[TrainResult | None, dict[str, Any]]:
+    """A reward model, and how often it is right on every fifth pair, which is kept from its training.
+
+    Of few pairs all are trained on and tested on; without pairs there is no reward model.
+    """
+    enough = len(preferences) >= FEWEST
+    pairs = [p for i, p in enumerate(preferences) if i % 5 or not enough]
+    if not pairs:
+        return None, {}
+    result = train(model, pairs, fit, prompt_weight=prompt_weight)
+    tested = preferences[::5] if enough else pairs
+    right = accuracy(result.model, tested)
+    return result, {"accuracy": right, "pairs": len(tested), "trained_on": len(pairs)}
+
+
+def accuracy(model: Model, preferences: Sequence[Preference], question: Question = yesno.GOOD) -> float:
+    """How often yes is likelier for the chosen answer than for the rejected one; a tie is half."""
+    sides = [
+        [{"prompt": str(p.prompt), "completion": text} for p, text in zip(preferences, texts, strict=True)]
+        for texts in ([p.chosen for p in preferences], [p.rejected for p in preferences])
+    ]
+    pairs = zip(*(yesno.ask(model, [question], fields) for fields in sides), strict=True)
+    return sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(preferences)
 
 
 def weighted(

@@ -7,7 +7,6 @@ al. 2023 (arXiv:2212.04089), Zhang et al. 2023 (arXiv:2306.14870), Hu et al. 202
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,12 +122,6 @@ def weighed(adapted: Model, weight: float) -> Model:
     if not found:
         raise UserError("no LoRA or (IA)^3 adapter on this model to weigh")
     return other
-
-
-def merged(adapted: Model) -> Model:
-    """A copy with its adapter folded into the weights: a plain model again."""
-    module: Any = copy.deepcopy(adapted.module)
-    return Model(module.merge_and_unload(), adapted.processor, adapted.kind, adapted.base)
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from didact.types import UserError
 
 PLACES = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
 UNTOUCHED = "untouched"
+EMBEDDED = "embedded example"
 DIAGNOSTICS = ("kl", "length", "entropy", "distinct_2")  # always shown: what a score alone hides
 FALLEN = ("entropy", "distinct_2")  # less than half of the untouched model's is a collapse
 OVER = 0.05  # of the budget, from which using more of it is told
@@ -42,6 +43,7 @@ def told(root: Path) -> dict[str, Any]:
     return {
         "title": f"{tried} method{'' if tried == 1 else 's'} compared",
         "board": board,
+        "embedded": board["model"] == EMBEDDED,
         "verdict": verdict(board),
         "tone": _tone(board),
         "warnings": warnings(board),
@@ -56,6 +58,7 @@ def told(root: Path) -> dict[str, Any]:
         "metrics": metrics,
         "meaning": board.get("meaning", {}),
         "samples": _samples(rows),
+        "answered": _answered(rows),
         "winner": _winner(root, board),
         "folder": shlex.quote(str(root)),
     }
@@ -325,11 +328,24 @@ def _search(row: Mapping[str, Any], metric: str) -> Any:
     return plots.chart([line], "learning rate", log=True, label=row["arm"], width=300, height=170)
 
 
-def _samples(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What every arm answered, prompt by prompt."""
-    prompts = dict.fromkeys(str(s["prompt"]) for row in rows for s in row["samples"])
-    said = {row["arm"]: {str(s["prompt"]): s["answer"] for s in row["samples"]} for row in rows}
-    return [(p, [(arm, answers[p]) for arm, answers in said.items() if p in answers]) for p in prompts]
+def _samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What every arm answered, prompt by prompt, beside what the records say."""
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        for s in row["samples"]:
+            part, prompt = s.get("part", ""), str(s["prompt"])
+            asked = {"part": part, "prompt": prompt, "wanted": s.get("wanted", ""), "answers": []}
+            out.setdefault((part, prompt), asked)["answers"].append((row["arm"], s["answer"]))
+    return list(out.values())
+
+
+def _answered(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """By part and arm, how many of all sampled answers are those of the records."""
+    out: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for part, count in row.get("answered", {}).items():
+            out.setdefault(part, {})[row["arm"]] = f"{count['right']} of {count['of']}"
+    return out
 
 
 # --- taking the winner -----------------------------------------------------------------------
@@ -343,7 +359,7 @@ def _winner(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
     place = root / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", row["arm"])
     forms = {"config.json": "hf: opens in transformers, vLLM, lm-eval and didact.load"}
     forms = {"adapter_config.json": "peft: opens in PEFT, vLLM and didact.load"} | forms
-    how = next((said for name, said in forms.items() if (place / name).exists()), "didact: opens in didact")
+    how = next((said for name, said in forms.items() if (place / name).exists()), "didact: opens in didact.load")
     lines = runs.load_lines(root, f"models/{place.name}", how) if place.is_dir() else None
     return {"arm": row["arm"], "command": _command(row, board), "load": lines, "seed": board["seeds"][0]}
 
@@ -355,7 +371,7 @@ def _command(row: Mapping[str, Any], board: Mapping[str, Any]) -> str:
     )
     method, _, preset = str(name or "").split(" (")[0].partition(":")
     entry = catalogue.read().get(method)
-    if entry is None:
+    if entry is None or board["model"] == EMBEDDED:
         return ""
     said: list[str] = ["didact", "run", f"{method}:{preset}" if preset else method]
     kinds = [need["kind"] for need in entry["needs"].values()]

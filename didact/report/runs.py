@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, files
-from didact.report import findings, plots, words
+from didact import catalogue, files, options
+from didact.report import findings, plots, tables, words
 from didact.types import UserError
 
 LATE = ("grad_norm", "lr")  # curves shown after the losses
@@ -47,6 +47,7 @@ def told(root: Path) -> dict[str, Any]:
         "share_axis": plots.share_axis() if any(m["share"] and m["mark"] for m in metrics) else "",
         "golden": any(m.get("gold") is not None for m in metrics),
         "samples": read(root / "samples.json") if (root / "samples.json").exists() else [],
+        "answered": dict(zip(run.get("answered", {}), tables.answered(run.get("answered", {})), strict=True)),
         "curves": _curves(_lines(root / "history.jsonl")),
         "findings": findings.blocks(found) if isinstance(found, dict) else [],
         "cost": _cost(run["cost"]),
@@ -112,12 +113,12 @@ def _curves(history: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     return [(n, plots.chart([plots.of_rows(history, n)], "optimiser step", width=300, height=170)) for n in ordered]
 
 
-def _options(options: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _options(shown: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every option with the method's own value and help; `changed` where somebody set it."""
-    known = {o["name"]: o for o in (*entry.get("options", ()), *entry.get("fit", ()))}
+    known = {**options.flat(entry), **{o["name"]: o for o in entry["fit"]}} if entry else {}
     unknown = {"default": None, "help": ""}
     return [
-        {**unknown, **known.get(n, {}), "name": n, **o, "changed": o["from"] != "default"} for n, o in options.items()
+        {**unknown, **known.get(n, {}), "name": n, **o, "changed": o["from"] != "default"} for n, o in shown.items()
     ]
 
 
@@ -151,7 +152,7 @@ def load_lines(root: Path, what: str, how: str) -> dict[str, str]:
         f"model = AutoPeftModelFor{task}.from_pretrained({place!r})",
         "peft alone": "from peft import PeftModel  # start: the module that was taught, which has no folder\n\n"
         f"model = PeftModel.from_pretrained(start, {place!r})",
-        "didact": f"from didact.models import mixers\n\nmodel = mixers.load_module({place!r})",
+        "didact": f"import didact\n\nmodel = didact.load({place!r})",
     }.get(kind, f"# {how}")
     also = "" if kind not in ("hf", "peft") else f"import didact\n\nmodel = didact.load({place!r})"
     return {"name": what, "lines": lines, "also": also, "opens": opens}

@@ -36,6 +36,14 @@ def samples(rows: list[Mapping[str, str]]) -> Table:
     return table
 
 
+def answered(parts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for every part: how many of the sampled answers are those of the records, before and after."""
+    return [
+        f"{part}: {count['before']} of {count['of']} answers as in the records before, {count['after']} after"
+        for part, count in parts.items()
+    ]
+
+
 def tests(card: Mapping[str, Any]) -> Table:
     """A claim's tests with their intervals and outcomes."""
     table = Table(box=None, pad_edge=False)

@@ -22,6 +22,9 @@ from didact.models import load
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import provenance
 
+IDENTITY = (
+    "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
+)  # fmt: skip
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
@@ -129,6 +132,8 @@ def prepare(
     Raises:
         UserError: something is missing or wrong.
     """
+    Fit(**request.fit)  # a bad value is told before any work
+    given = Budget.parse(request.budget) if request.budget else None
     embedded = request.model is None and not request.data
     example = demo.example() if embedded else None
     names = request.arms or (example.arms if example else ())
@@ -142,40 +147,25 @@ def prepare(
     else:
         if request.model is None:
             raise UserError("--model is required with data of your own (without both, the embedded example is run)")
-        if request.budget is None:
+        if given is None:
             raise UserError("--budget is required: what each arm may use, as in 20M-tokens or 90-seconds")
         records = _records(request, arms, sources)
         model = load.load(request.model, request.device, request.dtype)
         for name, rows in records.items():
             sources[name]["chat"] = encode.chat_choice(model.tokenizer, rows, request.chat)
             records[name] = templates.as_chat(rows, request.chat)
-    budget = request.budget or (example.budget if example else "")
-    Fit(**request.fit)  # a bad value is told before any work
+    budget = given or Budget.parse(example.budget if example else "")
     lrs = tuple(request.lrs) or (example.lrs if example else ()) or tuple(compare.rates_for(model))
     setting = compare.Setting(
         model=model, records=records, protocol=request.protocol or protocols.for_records(records),
-        budget=Budget.parse(budget), seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
+        budget=budget, seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,
         judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
     )  # fmt: skip
     compare.check(arms, setting)
-    same = (
-        "budget",
-        "seeds",
-        "seed",
-        "fit",
-        "folds",
-        "group_by",
-        "gold",
-        "judge",
-        "dtype",
-        "rename",
-        "skip_bad",
-        "chat",
-    )
     identity = files.plain(
-        {name: getattr(request, name) for name in same}
+        {name: getattr(request, name) for name in IDENTITY}
         | {
             "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": model.fingerprint(), "rates": lrs,
             "protocol": setting.protocol, "data": {name: s.get("sha256", s["path"]) for name, s in sources.items()},

@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from didact.types import Result, UserError
 from didact.verbs import provenance
 from didact.verbs.job import Job, prepare, signature, takes
 
-SAMPLES = 6  # answers shown before and after
+ASKED = 32  # records of a part that are answered before and after
+SHOWN = 3  # of them shown
 JOINED = "prompt and completion by one space, unless either has white space there"
 BUDGET = ("budget_calls", "budget_tokens")  # what a run may use does not change what it is
 
@@ -62,11 +63,13 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
     with cost.metered() as meter:
         result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job))
-    model = result.models.get("model")
+    model, answered = result.models.get("model"), {}
     if scoring and isinstance(model, Model):
         gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
         result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
-        result.samples += _samples(job, scoring, model, result.predict)
+        asked = _answers(job, scoring, model, result.predict)
+        result.samples += [sample for rows in asked.values() for sample in rows[:SHOWN]]
+        answered = {part: _counts(rows) for part, rows in asked.items() if any(s["wanted"] for s in rows)}
     if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -76,7 +79,7 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
     written = result.save(out)
-    report = _report(job, result, written)
+    report = _report(job, result, written) | {"answered": answered}
     files.write_json(out / "samples.json", result.samples)
     files.write_json(out / "result.json", report)
     return report
@@ -115,21 +118,33 @@ def _scored_by(name: str, records: Mapping[str, Any]) -> bool:
     return not protocol.kind or bool(protocol.records(records))
 
 
-def _samples(job: Job, scoring: Scoring, model: Model, predict: Callable[..., Any] | None) -> list[dict[str, str]]:
+def _answers(
+    job: Job, scoring: Scoring, model: Model, predict: Callable[..., Any] | None
+) -> dict[str, list[dict[str, str]]]:
     """Answers before and after, to some records of every part that is scored, drawn at random."""
     parts = {k: v for k, v in scoring.records.items() if v and k != "holdout" and hasattr(v[0], "prompt")}
     if model.kind == "encoder" or not parts:
-        return []
+        return {}
     wanted = next(protocols.named(name).wanted for name in job.entry["protocol"] if _scored_by(name, scoring.records))
-    each = max(1, SAMPLES // len(parts))
     draw = random.Random(scoring.seed)
-    rows = [(name, r) for name, part in parts.items() for r in draw.sample(list(part), min(each, len(part)))]
-    prompts = [r.prompt for _, r in rows]
+    drawn = {name: draw.sample(list(part), min(ASKED, len(part))) for name, part in parts.items()}
+    prompts = [r.prompt for rows in drawn.values() for r in rows]
     before, after = generate.generate(scoring.start, prompts), (predict or partial(generate.generate, model))(prompts)
-    return [
-        {"part": name, "prompt": r.prompt, "wanted": wanted(r), "before": b, "after": a}
-        for (name, r), b, a in zip(rows, before, after, strict=True)
-    ]
+    both = zip(before, after, strict=True)
+    return {
+        name: [
+            {"part": name, "prompt": r.prompt, "wanted": wanted(r), "before": b, "after": a}
+            for r, (b, a) in zip(rows, both, strict=False)  # the next part goes on where this one ends
+        ]
+        for name, rows in drawn.items()
+    }
+
+
+def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """How many answers are the wanted one to the letter, of those that have one."""
+    known = [row for row in rows if row["wanted"]]
+    right = {side: sum(row[side].strip() == row["wanted"].strip() for row in known) for side in ("before", "after")}
+    return {"of": len(known), **right}
 
 
 def _begin(out: Path, job: Job) -> None:

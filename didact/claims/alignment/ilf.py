@@ -60,8 +60,8 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), shuffle
 
     out = {"start": _measures(start, code, tier)}
     for name in arms:
-        options = example.OPTIONS | ARMS[name] | ({"feedback": code.critic} if "rounds" in ARMS[name] else {})
-        result = alignment.ilf(start, records, **options, check=check, fit=fit)
+        options = ARMS[name] | ({"feedback": code.critic} if "rounds" in ARMS[name] else {})
+        result = alignment.ilf(start, records, refining=example.REFINING, **options, check=check, fit=fit)
         out[name] = _measures(lab.model_of(result), code, tier) | _refinements(result.records or [], code)
     return out
 
@@ -99,7 +99,7 @@ def _own(record: Critique, target: str) -> tuple[str, str]:
 
 
 _pick = best_of.pick  # the intact part, which a sabotage wraps
-PAIR = "didact.methods.alignment.ilf:_pair"
+PAIR = "didact.learn.refining:pair"
 ONE: dict[str, Any] = {"arms": ("ilf", "initial")}
 ANSWERS, CANDIDATES = "of answers", "of candidates"
 SELECTED, BETTER = "selection takes up more", "better than tuning on its own answers"

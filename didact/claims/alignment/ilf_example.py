@@ -8,6 +8,7 @@ from didact.claims import lab
 from didact.claims.problem import Problem
 from didact.data import encode
 from didact.learn import episodes
+from didact.learn.refining import RefiningConfig
 from didact.models import build
 from didact.models.model import Model
 from didact.types import Critique, Fit
@@ -21,6 +22,7 @@ OPTIONS: dict[str, Any] = {
     "refine_prompt": REFINE, "plain_prompt": PLAIN, "questions": [QUESTION], "tidy": "strip",
     "max_new_tokens": ANSWER, "top_p": 1.0,
 }  # fmt: skip
+REFINING = RefiningConfig(**OPTIONS)
 ROWS = {"belief": 3, "refine": 6, "plain": 1, "judge": 30}  # of a batch the start model is taught
 START = Fit(lr=3e-3, steps=700, rows=sum(ROWS.values()), schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
 TEACH = Fit(lr=3e-3, epochs=8, rows=32, schedule="linear")  # of 1e-3, 3e-3 and 1e-2 (seed 1000)
@@ -47,7 +49,7 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
     return Problem(
         model=start,
         data={"critiques": critiques(start, seed, 256)},
-        options=OPTIONS,
+        options={f"refining.{name}": value for name, value in OPTIONS.items()},
         fit={"lr": TEACH.lr, "epochs": TEACH.epochs, "rows": TEACH.rows},
         protocol={"demos": world(seed).demos(2, 128)},
     )

@@ -19,7 +19,6 @@ from typing import Any
 from didact import alignment, registry
 from didact.claims import lab, runner
 from didact.claims.alignment import mcts_dpo_example as example
-from didact.claims.alignment import sabotages
 from didact.claims.lab import bound, difference, gate
 from didact.infer import generate, tree
 from didact.models.model import Model
@@ -159,7 +158,7 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage("better and worse swapped", MORE, "online.right",
-                        {"didact.infer.tree:pairs": sabotages.turned}, ONLY),
+                        {"didact.infer.tree:pairs": lab.turned}, ONLY),
         runner.Sabotage("wrong answers are rewarded, and no tree is dropped", MORE, "online.right",
                         {"didact.learn.critics:valued": _against}, UNFILTERED),
         runner.Sabotage("Q is the prior, and no tree is dropped", SOUND, "online.better_sound",

@@ -42,12 +42,12 @@ problem = example.problem
 
 def run(seed: int, tier: runner.Tier, arms: tuple[str, ...] = tuple(ARMS), steps: int | None = None) -> runner.Measured:
     """The start, plain DPO, and the method whole and with its second half not turned round."""
-    start, wording = _start(seed, tier), example.WORDING
+    start = _start(seed, tier)
     out = {"start": _measures(start, seed), "dpo": _dpo(seed, tier)}
     for name in arms:
         result = alignment.reward_augmented(
-            start, _pairs(seed), **ARMS[name], template=wording.template, joint=wording.joint,
-            step=1.0, beta=BETA, fit=_fit(seed, tier, steps),
+            start, _pairs(seed), **ARMS[name], wording=example.WORDING, step=1.0, beta=BETA,
+            fit=_fit(seed, tier, steps),
         )  # fmt: skip
         model = lab.model_of(result)
         unlearnt = _unlearnt(model, seed, tier, with_goal=True)

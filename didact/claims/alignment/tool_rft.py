@@ -16,9 +16,8 @@ import numpy as np
 
 from didact import alignment, registry
 from didact.claims import lab, runner
-from didact.claims.alignment import sabotages
-from didact.claims.alignment import tool_rft_example as example
 from didact.claims.lab import bound, difference, gate
+from didact.claims.problem import Problem
 from didact.evaluate import tool_calls
 from didact.infer import tree
 from didact.models.model import Model
@@ -36,8 +35,35 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"select": "random"},
     "response": {"search.group": 1000, "search.depth": 1},
 }
+HARD = 0.3  # share of requests with two calls
+ANSWER = 32  # tokens: more than two calls have
+SLIPS = {"a dozen": 10, "a score of": 12, "three score": 36}
+TEACH = Fit(lr=4e-3, steps=300, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
+SEARCH: dict[str, Any] = {
+    "bins": 0, "search.max_new_tokens": ANSWER, "search.depth": 6, "search.group": 1, "search.simulations": 4,
+}  # fmt: skip
 
-problem = example.problem
+
+def problem(seed: int) -> Problem:
+    """A model of 150k weights tuned on 1,000 requests, 300 others, and 128 that no training sees.
+
+    Whoever made the calls it was tuned on gets three amounts in words wrong, more often than not; the 300 are right.
+    The start has had its warm-up; at this size the paper's learning rate changes nothing (found on seed 1000).
+    """
+    return Problem(
+        model=tuned(seed, tools.requests(1000, 10 * seed + 2, HARD, SLIPS), TEACH),
+        data={"demos": tools.requests(300, 10 * seed, HARD)},
+        options={"rounds": 2, **SEARCH},
+        fit={"lr": 1e-4, "steps": 40, "rows": 16, "lora": 0, "schedule": "linear"},
+        protocol={"demos": tools.requests(128, 10 * seed + 1, HARD)},
+    )
+
+
+def tuned(seed: int, demos: Sequence[Demo], fit: Fit) -> Model:
+    """Where the search starts: supervised fine-tuning on requests and their calls, from random weights."""
+    texts = [f"{d.prompt}{d.completion}" for d in tools.requests(500, 7)]
+    base = lab.blank("gpt2", texts, 420, d=64, layers=2, heads=4, context=96, seed=seed)
+    return lab.tuned(base, demos, fit.replace(seed=seed))
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> runner.Measured:
@@ -45,20 +71,19 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broke
     start, demos, out = _start(seed, tier), _demos(seed), dict(_tuned(seed, tier))
     for arm in arms:
         fit = Fit(lr=RATES[arm], steps=STEPS[tier], rows=16, schedule="linear", seed=seed)
-        how = example.SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
-        result = alignment.tool_rft(
-            start, demos, rounds=ROUNDS[tier], **registry.assemble(alignment.tool_rft, how), fit=fit
-        )
+        how = SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
+        options = registry.assemble(alignment.tool_rft, how)
+        result = alignment.tool_rft(start, demos, rounds=ROUNDS[tier], **options, fit=fit)
         out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result, demos)
     return out
 
 
 def _demos(seed: int) -> list[Demo]:
-    return tools.requests(GIVEN, 10 * seed, example.HARD)
+    return tools.requests(GIVEN, 10 * seed, HARD)
 
 
 def _start(seed: int, tier: runner.Tier) -> Model:
-    return example.tuned(seed, _demos(seed), teach=example.TEACH.replace(steps=TUNING[tier]))
+    return tuned(seed, _demos(seed), TEACH.replace(steps=TUNING[tier]))
 
 
 @lab.shared
@@ -77,7 +102,7 @@ def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On requests no training saw, greedily: right calls of both sorts, and errors in hard ones by field."""
     asked = tools.requests(ASKED[tier], 10 * seed + 1, hard=0.7)
-    calls = lab.sampled(model, [d.prompt for d in asked], example.ANSWER, temperature=0.0, rows=512)
+    calls = lab.sampled(model, [d.prompt for d in asked], ANSWER, temperature=0.0, rows=512)
     hard, easy = (
         tool_calls.tally([
             tool_calls.errors(c, d.completion) for d, c in zip(asked, calls, strict=True) if d.extra["hard"] is sort
@@ -107,7 +132,7 @@ def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]
     return [tree.Pair(n.children[0], n.children[1]) for n in nodes if len(n.children) > 1]
 
 
-HARD, EASY, ONLY = "of hard requests", "of easy requests", {"arms": ("tool-rft",)}
+OF_HARD, OF_EASY, ONLY = "of hard requests", "of easy requests", {"arms": ("tool-rft",)}
 RIGHT, UNLIKELY = "pairs tell right from wrong", "unlikely requests give more pairs than others"
 PATCHED = "didact.infer.tree:pairs"
 
@@ -120,25 +145,25 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        gate("the start answers easy requests", "start.easy", at_least=0.8, unit=EASY),
-        gate("and some hard ones", "start.hard", at_least=0.1, unit=HARD),
-        gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit=HARD),
-        gate("but not all", "start.hard", at_most=0.85, unit=HARD),
+        gate("the start answers easy requests", "start.easy", at_least=0.8, unit=OF_EASY),
+        gate("and some hard ones", "start.hard", at_least=0.1, unit=OF_HARD),
+        gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit=OF_HARD),
+        gate("but not all", "start.hard", at_most=0.85, unit=OF_HARD),
     ),
     tests=(
-        difference("more hard calls right than by tuning on", "tool-rft.hard", "sft.hard", HARD, margin=0.05),
-        difference("easy calls stay right", "tool-rft.easy", "start.easy", EASY, null=-0.02),
+        difference("more hard calls right than by tuning on", "tool-rft.hard", "sft.hard", OF_HARD, margin=0.05),
+        difference("easy calls stay right", "tool-rft.easy", "start.easy", OF_EASY, null=-0.02),
         bound(RIGHT, "tool-rft.valid", 0.9, "of pairs"),
         difference(UNLIKELY, "tool-rft.pairs", "random.pairs", "pairs a searched request"),
-        difference("more hard calls right than at the start", "tool-rft.hard", "start.hard", HARD, reported=True),
-        difference("than by tuning on what is hard", "tool-rft.hard", "sft-hard.hard", HARD, reported=True),
-        difference("than with random requests", "tool-rft.hard", "random.hard", HARD, reported=True),
-        difference("than with pairs of whole answers", "tool-rft.hard", "response.hard", HARD, reported=True),
-        difference("fewer wrong values", "tool-rft.values", "start.values", HARD, less=True, reported=True),
-        difference("fewer wrong functions", "tool-rft.function", "start.function", HARD, less=True, reported=True),
+        difference("more hard calls right than at the start", "tool-rft.hard", "start.hard", OF_HARD, reported=True),
+        difference("than by tuning on what is hard", "tool-rft.hard", "sft-hard.hard", OF_HARD, reported=True),
+        difference("than with random requests", "tool-rft.hard", "random.hard", OF_HARD, reported=True),
+        difference("than with pairs of whole answers", "tool-rft.hard", "response.hard", OF_HARD, reported=True),
+        difference("fewer wrong values", "tool-rft.values", "start.values", OF_HARD, less=True, reported=True),
+        difference("fewer wrong functions", "tool-rft.function", "start.function", OF_HARD, less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage("chosen and rejected swapped", RIGHT, "tool-rft.valid", {PATCHED: sabotages.turned}, ONLY),
+        runner.Sabotage("chosen and rejected swapped", RIGHT, "tool-rft.valid", {PATCHED: lab.turned}, ONLY),
         runner.Sabotage("any two fragments are a pair", RIGHT, "tool-rft.valid", {PATCHED: _any}, ONLY),
         runner.Sabotage("the easiest are searched", UNLIKELY, "tool-rft.pairs",
                         options={"arms": ("tool-rft", "random"), "select": "easy"}),

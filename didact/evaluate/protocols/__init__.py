@@ -6,7 +6,6 @@ one, add a module here: `--protocol`, `@method(protocol=...)`, `run`, `evaluate`
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -52,12 +51,6 @@ class Scoring:
         """The first different prompts of the records, by the first protocol that knows how to ask about them."""
         known = (named(name).prompts(self) for name in (*RANKING, "judged") if named(name).records(self.records))
         return list(dict.fromkeys(next(known, [])))[:count]
-
-    def config(self, name: str, default: T) -> T:
-        """A dataclass option of the method: whole, or by its fields, `name.field`, as result.json has it."""
-        fields = {k.removeprefix(f"{name}."): v for k, v in self.options.items() if k.startswith(f"{name}.")}
-        config: Any = self.options.get(name, default)
-        return cast(T, dataclasses.replace(config, **fields))
 
     def once(self, name: str, make: Callable[[], T], *given: Any) -> T:
         """What `make` gives, made once for all models that are scored here; `given` are options it depends on."""

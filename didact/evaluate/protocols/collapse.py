@@ -65,9 +65,10 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """The diagnostics on some prompts of whatever records there are; a reward model says nothing and has none."""
-    if model.kind == "encoder":
+    prompts = scoring.some_prompts(PROMPTS)
+    if model.kind == "encoder" or not prompts:
         return {}
-    return collapse(model, scoring.start, scoring.some_prompts(PROMPTS), scoring.seed)
+    return collapse(model, scoring.start, prompts, scoring.seed)
 
 
 PROTOCOL = Protocol(kind="", primary=None, score=score)

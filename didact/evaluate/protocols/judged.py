@@ -34,5 +34,5 @@ PROTOCOL = Protocol(
     primary="bad_nll",
     score=score,
     prompts=lambda scoring: [j.prompt for j in sorted(scoring.of("judged"), key=lambda j: not j.label)],
-    wanted=lambda judged: judged.completion,
+    wanted=lambda judged: judged.completion if judged.label else "",
 )

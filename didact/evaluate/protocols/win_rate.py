@@ -35,7 +35,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     judge = reward_functions.reward_of(options["judge"], "judge") if options.get("judge") else None
     if model is scoring.start:
         return {name: Measure(0.5, len(prompts), "higher") for name in names} | {"kl": Measure(0.0, len(prompts))}
-    sampling = scoring.config("sampling", SamplingConfig(max_new_tokens=128, temperature=1.0))
+    sampling = options.get("sampling", SamplingConfig(max_new_tokens=128, temperature=1.0))
 
     def draws(of: Model, seed: int) -> Draws:
         completions = generate.completions(of, prompts, DRAWS, dataclasses.replace(sampling, seed=seed))

@@ -17,7 +17,7 @@ from didact.data.streams import ExampleGroup, MicroBatch
 from didact.data.templates import Condition
 from didact.learn import language
 from didact.learn.fit import Hook, Term
-from didact.models import forward, merge, vocabulary
+from didact.models import adapters, forward, vocabulary
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
@@ -146,7 +146,7 @@ def hindsight(
 
     losses = {"feedback": on_chains, "general": on_general}
     trained = language.train(start, streams, losses, fit, hooks=hooks, name="hindsight")
-    asked = merge.merged(trained.model) if fit.lora and control else trained.model
+    asked = adapters.merged(trained.model) if fit.lora and control else trained.model
     asked.condition = Condition(after=good[0], banned=tuple(control)) if good[0] else None
     findings = {"groups": len(groups), "chains": rows.counts, "asked_with": good[0]}
     return trained.result(models={"model": asked}, findings=findings, warnings=warnings)

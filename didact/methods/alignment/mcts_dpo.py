@@ -170,7 +170,7 @@ def mcts_dpo(
             hooks=[NoDropout(), *hooks], loss_name=loss,
         )  # fmt: skip
 
-    outcome = round_loop.run_rounds(model, rounds, collect, train, fit, name="mcts-dpo", hooks=hooks)
+    outcome = round_loop.run_rounds(model, rounds, collect, train, fit, name="mcts-dpo", scheduled=True, hooks=hooks)
     if not outcome.records:
         shares = ", ".join(f"{data.stats['right']:.0%}" for data in outcome.data[:3])
         raise UserError(

@@ -15,7 +15,7 @@ from didact.data.templates import Condition
 from didact.infer import functions
 from didact.learn import language, weighted
 from didact.learn.fit import Hook
-from didact.models import merge, value, vocabulary
+from didact.models import adapters, value, vocabulary
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Cost, Fit, Result, Text, UserError
@@ -135,7 +135,7 @@ def phf(
     if first:
         begun = fit.replace(steps=first, warmup_steps=min(warmup, first))
         mle = language.train(model, {"text": language.single(plain)}, language.nll, begun, hooks=hooks, name="mle")
-        start, cost, history = merge.merged(mle.model) if fit.lora else mle.model, mle.cost, mle.history
+        start, cost, history = adapters.merged(mle.model) if fit.lora else mle.model, mle.cost, mle.history
     if objective == "conditional":
         start = vocabulary.with_tokens(start, tokens, seed=fit.seed)
         kept = segments.marked(kept, limit, tokens, drop, fit.seed)
@@ -146,7 +146,7 @@ def phf(
         start, {"text": language.single(rows)}, loss(scores),
         fit.replace(steps=steps - first, warmup_steps=warmup), hooks=hooks, name="phf",
     )  # fmt: skip
-    final = merge.merged(trained.model) if fit.lora else trained.model
+    final = adapters.merged(trained.model) if fit.lora else trained.model
     if objective == "awr":
         value.remove(final)
     if objective == "conditional":

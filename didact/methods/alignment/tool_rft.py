@@ -173,8 +173,8 @@ def tool_rft(
     outcome = round_loop.run_rounds(model, len(classes) + rounds, collect, train, fit, name="tool-rft", hooks=hooks)
     warmed, searches = outcome.data[: len(classes)], outcome.data[len(classes) :]
     if not any(r.items for r in searches):
-        exact = searches[0].stats["errors"]["exact"]
-        why = f"no search gave a pair ({exact:.0%} of the selected prompts are answered right)"
-        raise UserError(f"tool-rft: {why}: tune on the demonstrations first, or raise ratio, actions or temperature")
+        right = searches[0].stats["errors"]["exact"]
+        why = f"no search gave a pair ({right:.0%} of the selected prompts are answered right)"
+        raise UserError(f"tool-rft: {why}: tune on demos first, or raise ratio, search.actions or search.temperature")
     stats = [{"round": n, **r.stats} for n, r in enumerate(searches)]
     return outcome.result(findings={"warm_up": [r.stats for r in warmed], "rounds": stats})

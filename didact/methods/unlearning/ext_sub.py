@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from didact.bounds import NonNegative, Positive, Share
+from didact.bounds import Positive, Share
 from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
 from didact.methods.unlearning.survey import SPECIALIST, SURVEY
-from didact.models import merge
+from didact.models import adapters, merge
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result
@@ -21,7 +21,7 @@ def ext_sub(
     forget: Sequence[Demo],
     retain: Sequence[Demo],
     *,
-    scale: NonNegative | None = None,
+    scale: float | None = None,
     scales: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     keep: Share = 0.95,
     fit: Fit = SPECIALIST,
@@ -38,7 +38,7 @@ def ext_sub(
         model: a causal or seq2seq model; it stays as it was.
         forget: records whose completions must go.
         retain: records whose completions must stay; the expert is tuned on them, and they choose the scale.
-        scale: lambda; by default the largest of `scales` that keeps the retain accuracy.
+        scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
         scales: those tried, in rising order.
         keep: share of the start's token accuracy on retain that must be left.
         fit: how the expert and the anti-expert are tuned.
@@ -49,7 +49,7 @@ def ext_sub(
     """
     bad = specialists.tune(model, forget, fit, hooks, "anti-expert")
     good = specialists.tune(model, retain, fit, (), "expert")
-    experts = [merge.merged(t.model) if fit.lora else t.model for t in (bad, good)]
+    experts = [adapters.merged(t.model) if fit.lora else t.model for t in (bad, good)]
     vectors = [merge.task_vector(expert, model) for expert in experts]
     extracted = merge.deficiency(*vectors)
     result = scaling.at_scale(model, bad, retain, lambda s: merge.moved(experts[1], extracted, -s), scale, scales, keep)

@@ -12,6 +12,7 @@ from didact.evaluate import memorisation
 from didact.learn import language, specialists
 from didact.learn.fit import Hook, Step, StopWhen, Term
 from didact.methods.unlearning.survey import SURVEY, UNLEARN
+from didact.models import adapters
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result
@@ -60,7 +61,8 @@ def kul(
             now, {"forget": language.single(part)}, _ascent, fit.replace(rows=min(fit.rows, len(part))),
             hooks=[*hooks, *rule], name=f"kul-{number}",
         )  # fmt: skip
-        now = trained.model
+        # An adapter cannot be put on an adapter, and one on weights that are saved nowhere could not be opened.
+        now = adapters.merged(trained.model) if fit.lora and size < len(rows) else trained.model
         result.history += trained.history
         result.cost.tokens += trained.cost.tokens
         result.cost.flops += trained.cost.flops

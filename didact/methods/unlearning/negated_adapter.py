@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from didact.bounds import NonNegative, Positive, Share
+from didact.bounds import Positive, Share
 from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
 from didact.methods.unlearning.survey import SURVEY
-from didact.models import merge
+from didact.models import adapters, merge
 from didact.models.model import Model, copy_of
 from didact.registry import method
 from didact.types import Demo, Fit, Result, UserError
@@ -25,7 +25,7 @@ def negated_adapter(
     retain: Sequence[Demo] | None = None,
     *,
     adapter: Literal["lora", "ia3"] = "lora",
-    scale: NonNegative | None = None,
+    scale: float | None = None,
     scales: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     keep: Share = 0.95,
     fit: Fit = ADAPTER,
@@ -41,7 +41,7 @@ def negated_adapter(
         forget: records whose completions must go.
         retain: records whose completions must stay; they choose the scale.
         adapter: lora or ia3.
-        scale: lambda; by default the largest of `scales` that keeps the retain accuracy.
+        scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
         scales: those tried, in rising order.
         keep: share of the start's token accuracy on retain that must be left.
         fit: how the adapter is trained; `lora` is its rank.
@@ -57,6 +57,6 @@ def negated_adapter(
     tuned = specialists.tune(start, forget, how, hooks, "adapter")
 
     def at(s: float) -> Model:
-        return merge.merged(merge.weighed(tuned.model, -s))
+        return adapters.merged(merge.weighed(tuned.model, -s))
 
     return scaling.at_scale(model, tuned, retain, at, scale, scales, keep)

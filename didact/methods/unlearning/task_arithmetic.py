@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from didact.bounds import NonNegative, Positive, Share
+from didact.bounds import Positive, Share
 from didact.evaluate import scaling
 from didact.learn import specialists
 from didact.learn.fit import Hook
 from didact.methods.unlearning.survey import SPECIALIST, SURVEY
-from didact.models import merge
+from didact.models import adapters, merge
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result
@@ -22,7 +22,7 @@ def task_arithmetic(
     forget: Sequence[Demo],
     retain: Sequence[Demo] | None = None,
     *,
-    scale: NonNegative | None = None,
+    scale: float | None = None,
     scales: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     keep: Share = 0.95,
     vector: Literal["task", "random"] = "task",
@@ -37,7 +37,7 @@ def task_arithmetic(
         model: a causal or seq2seq model; it stays as it was.
         forget: records whose completions must go.
         retain: records whose completions must stay; they choose the scale, nothing is trained on them.
-        scale: lambda; by default the largest of `scales` that keeps the retain accuracy.
+        scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
         scales: those tried, in rising order.
         keep: share of the start's token accuracy on retain that must be left.
         vector: task, or a random one as long in every tensor (the paper's control).
@@ -48,7 +48,7 @@ def task_arithmetic(
         UserError: neither a scale nor retain records to choose it by; the loss became NaN.
     """
     tuned = specialists.tune(model, forget, fit, hooks, "task-vector")
-    tau = merge.task_vector(merge.merged(tuned.model) if fit.lora else tuned.model, model)
+    tau = merge.task_vector(adapters.merged(tuned.model) if fit.lora else tuned.model, model)
     if vector == "random":
         tau = merge.random_vector(tau, fit.seed)
     return scaling.at_scale(model, tuned, retain, lambda s: merge.moved(model, tau, -s), scale, scales, keep)
