@@ -34,7 +34,7 @@ def answers(
     folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, device: str | None = None
 ) -> list[dict[str, str]]:
     """Answers of a saved model and of the model it was trained from, side by side."""
-    model, start, _ = _saved(folder, device)
+    model, start, _ = _saved(folder, device, rewards=False)
     after = generate.generate(model, prompts, max_new_tokens, temperature)
     before = (
         generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
@@ -52,7 +52,7 @@ def _options(run: Mapping[str, Any]) -> dict[str, Any]:
     return registry.assemble(function, values)
 
 
-def _saved(folder: str, device: str | None, rewards: bool = False) -> tuple[Model, Model | None, dict[str, Any]]:
+def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model, Model | None, dict[str, Any]]:
     """A saved model, the one it was trained from where result.json names it, and the run's result.
 
     A reward model is opened only where rewards are wanted.
