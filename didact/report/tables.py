@@ -99,7 +99,8 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
             if unit == "tokens"
             else f"{row['cost'][unit]:.3g}"
         )
-        cells += [number(row["metrics"].get(m, {}).get("mean")) for m in ("kl", "length", "entropy", "distinct_2")]
+        measured = (row["metrics"].get(m, {}).get("mean") for m in ("kl", "length", "entropy", "distinct_2"))
+        cells += [number(_rounded(value)) for value in measured]
         table.add_row(*cells)
     return table
 
@@ -107,7 +108,12 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
 def spread(found: Mapping[str, float | None]) -> str:
     """A mean with half the width of its t interval."""
     mean, high = found["mean"], found["high"]
-    return number(mean) if mean is None or high is None else f"{number(mean)} ± {number(high - mean)}"
+    return number(mean) if mean is None or high is None else f"{number(mean)} ± {number(_rounded(high - mean))}"
+
+
+def _rounded(value: float | None) -> float | None:
+    """A difference of rounding errors is none."""
+    return 0.0 if value is not None and abs(value) < 1e-6 else value
 
 
 def number(value: float | None) -> str:
