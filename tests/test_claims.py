@@ -358,14 +358,31 @@ def test_a_crash_a_nan_or_a_missed_gate_is_an_error_not_a_detection(run, options
     assert card["verdict"] == "holds"
 
 
-def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range():
-    def shown(options, metric="method.m"):
-        broken = Sabotage(name="s", breaks="better", options=options, metric=metric)
+def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range_for_the_worse():
+    def shown(effect, metric="method.m"):
+        broken = Sabotage(name="s", breaks="better", options={"effect": effect}, metric=metric)
         return runner.run(claim(run=weak, sabotages=(broken,)), "quick", sabotage=True, quiet=True)["sabotage"][0]
 
-    assert shown({"effect": 1.0})["detected"] is True
-    assert shown({"effect": 0.01})["detected"] is False
-    assert "names no metric" in shown({"effect": 1.0}, None)["error"]
+    assert shown(-1.0)["detected"] is True
+    assert shown(1.0)["detected"] is False
+    assert shown(-0.01)["detected"] is False
+    assert "names no metric" in shown(-1.0, None)["error"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "test", "moved", "expected"),
+    [
+        ("x.m", {"direction": "less"}, 1.0, True),
+        ("x.m", {"direction": "less"}, -1.0, False),
+        ("y.m", {}, 1.0, True),  # what is subtracted must rise
+        ("y.m", {}, -1.0, False),
+        ("x.m", {"kind": "equivalence", "margin": 0.01}, -1.0, True),
+    ],
+)
+def test_worse_depends_on_the_side_of_the_test(metric, test, moved, expected):
+    better = Test(**({"name": "t", "kind": "difference", "a": "x.m", "b": "y.m"} | test))
+    clean, broken = arms(x=NOISE, y=NOISE[::-1]), arms(x=moved + NOISE, y=moved + NOISE)
+    assert verdict.detect(better, clean, broken, metric)["detected"] is expected
 
 
 def weak(seed, tier, effect=0.0):
@@ -522,17 +539,22 @@ FILES = {
     "methods/fam/other.py": "NAME = 1\n",
     "methods/fam/__init__.py": "from didact.methods.fam.m import m\nfrom didact.methods.fam.other import NAME\n",
     "claims/fam/m.py": (
-        "from didact.claims import lab\nfrom didact.methods import fam\nfrom didact.worlds.w import draw\n"
+        "from didact import wide\nfrom didact.claims import lab\nfrom didact.methods import fam\n"
+        "from didact.worlds.w import draw\nWIDE = wide.lazy\n"
         "PATCH = {'didact.infer.tree:pairs': 1}\nRUN = fam.m\n"
     ),
-    "claims/lab.py": "",
+    "claims/lab.py": "from didact.learn import pairs\n",
+    "methods/wide/lazy.py": "",
     "objectives/loss.py": "from didact.objectives import reduce\n",
     "objectives/reduce.py": "",
     "objectives/unused.py": "",
+    "objectives/deep.py": "",
+    "learn/pairs.py": "from didact.objectives import deep\n",
     "worlds/w.py": "def draw(): ...\n",
     "learn/fit.py": "from didact import files\n",
     "infer/tree.py": "",
     "files.py": "",
+    "catalogue/lazy.json": '{"family": "wide", "function": "lazy", "module": "didact.methods.wide.lazy"}',
 }
 
 
@@ -552,6 +574,8 @@ def tree(tmp_path, monkeypatch):
         ("methods/fam/helper.py", True, False),  # imported inside a function
         ("objectives/reduce.py", True, False),  # through two others
         ("worlds/w.py", True, False),
+        ("methods/wide/lazy.py", True, False),  # a family's, imported on first use
+        ("objectives/deep.py", True, False),  # through shared parts
         ("methods/fam/other.py", False, False),
         ("methods/fam/__init__.py", False, False),
         ("objectives/unused.py", False, False),

@@ -35,7 +35,7 @@ class Sabotage:
     Args:
         name: what is broken, in a few words.
         breaks: the test that must notice.
-        metric: `arm.metric` that must move where the intact test does not hold.
+        metric: `arm.metric` that must get worse where the intact test does not hold (see `verdict.detect`).
         patch: `{"package.module:attribute": replacement}`, in force while the claim runs.
         options: keyword arguments for the claim's `run`.
     """

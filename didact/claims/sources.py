@@ -1,8 +1,9 @@
 """Hashes of the code a claim's numbers come from. Imports are read, nothing is executed.
 
-A claim's own code is its module and its method's, and what these import of `methods`, `worlds`, `objectives` and the
-families of `claims`, through any number of imports. Everything else of didact that is reached is the core. Comments,
-docstrings and layout do not count; imports inside functions and `"didact.module:name"` in strings do.
+Everything of didact that the modules of a claim and its method reach counts, through any number of imports. What is
+reached of `methods`, `worlds`, `objectives` and the families of `claims` is the claim's own, the rest is the core.
+Comments, docstrings and layout do not count; imports inside functions, `"didact.module:name"` in strings and methods
+taken from their family (`alignment.spin`) do.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +28,9 @@ def sha256(*modules: str) -> tuple[str, str]:
     Raises:
         ModuleNotFoundError: there is no source of one of them.
     """
-    own = _reached(modules, lambda name: OWN.match(name) is not None)
-    return _digest(own), _digest(_reached(modules, lambda name: True) - own)
+    reached = _reached(modules)
+    own = {name for name in reached if name in modules or OWN.match(name)}
+    return _digest(own), _digest(reached - own)
 
 
 def _digest(modules: Iterable[str]) -> str:
@@ -37,15 +40,14 @@ def _digest(modules: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _reached(modules: Iterable[str], follow: Callable[[str], bool]) -> set[str]:
+def _reached(modules: Iterable[str]) -> set[str]:
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            imported = {_module_of(full) for full in _names(_source(name))}
-            waiting += [other for other in imported if other and follow(other)]
+            waiting += filter(None, map(_module_of, _names(_source(name))))
     return found
 
 
@@ -53,7 +55,7 @@ def _source(name: str) -> str:
     path = _file(name)
     if path is None:
         raise ModuleNotFoundError(f"no module '{name}' whose source could be hashed", name=name)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _file(name: str) -> Path | None:
@@ -70,6 +72,8 @@ def _module_of(full: str) -> str | None:
     """The module that a dotted name is in. Of a package only what is taken from it counts, not its `__init__`: the
     families load their methods there."""
     parts = full.split(".")
+    if len(parts) > 2 and (method := _methods(ROOT).get((parts[1], parts[2]))):
+        return method
     for n in range(len(parts), 1, -1):
         name = ".".join(parts[:n])
         path = _file(name)
@@ -80,6 +84,13 @@ def _module_of(full: str) -> str | None:
             stems = [p.stem for p in inside if parts[n:] and parts[n] in _defined(p.read_text())]
             return next((name if stem == "__init__" else f"{name}.{stem}" for stem in stems), None)
     return None
+
+
+@functools.cache
+def _methods(root: Path) -> dict[tuple[str, str], str]:
+    """`{(family, function): module}` of the methods, which families import on first use."""
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in root.glob("catalogue/*.json")]
+    return {(entry["family"], entry["function"]): entry["module"] for entry in entries}
 
 
 @functools.cache

@@ -142,7 +142,8 @@ def detect(test: Test, intact: Arms, sabotaged: Arms, metric: str | None = None)
     Where the intact test holds it must not hold sabotaged, and the 95 % t interval of the paired differences of the
     test's value must exclude 0 in the direction that breaks it: against `direction`, or away from `null` for tests of
     equality. Where the intact test does not hold it cannot break, so the sabotage must move the mean of `metric` out
-    of the range of the clean seeds.
+    of the range of the clean seeds: for the worse, `metric` being the side `a` of the test unless it is `b`; either
+    way for tests of equality.
 
     Raises:
         ArithmeticError: the sabotaged value is NaN or infinite; that is an error, not a detection.
@@ -156,12 +157,14 @@ def detect(test: Test, intact: Arms, sabotaged: Arms, metric: str | None = None)
     if not all(math.isfinite(v) for v in broken):
         raise ArithmeticError(f"{name} is NaN or infinite")
     moved, mean = statistics.paired_interval(clean, broken), sum(broken) / len(broken)
+    equality = test.kind in ("equivalence", "exact")
     if holds:
-        away = (mean > test.null) if test.kind in ("equivalence", "exact") else test.direction == "less"
-        shifted = moved.high < 0 if away else moved.low > 0
+        rises = mean > test.null if equality else test.direction == "less"
+        shifted = moved.high < 0 if rises else moved.low > 0
         detected = shifted and test.row(sabotaged)["outcome"] != "holds"
     else:
-        detected = not min(clean) <= mean <= max(clean)
+        rises = mean > max(clean) if equality else (test.direction == "less") is (metric != test.b)
+        detected = bool(mean > max(clean) if rises else mean < min(clean))
     return {
         "estimate": moved.estimate,
         "interval": [moved.low, moved.high],
