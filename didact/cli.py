@@ -329,6 +329,12 @@ def _compare(words: list[str]) -> int:
     own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
     own.add_argument("--seeds", type=int, help="how many test seeds (5; the example 3)")
     own.add_argument("--lrs", nargs="+", default=[], help="learning rates every arm is tuned over")
+    own.add_argument(
+        "--beyond-lrs", type=int, default=3, help="rates more for an arm whose best is at an edge, at most (3)"
+    )
+    own.add_argument(
+        "--lora-lrs", type=float, help="factor on the rates of arms that train an adapter (10; 1 with --lrs)"
+    )
     own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
     own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
@@ -353,7 +359,8 @@ def _compare(words: list[str]) -> int:
     rename = options.renames(given.pop("map", []))
     request = verbs.Comparison(
         arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
-        seeds=seeds, lrs=options.numbers("lrs", args.lrs), folds=args.folds, judge=args.judge, protocol=args.protocol,
+        seeds=seeds, lrs=options.numbers("lrs", args.lrs), beyond_lrs=args.beyond_lrs, lora_lrs=args.lora_lrs,
+        folds=args.folds, judge=args.judge, protocol=args.protocol,
         no_models=args.no_models, rename=rename, fit=options.fit_of(vars(args)), argv=["compare", *words],
         **{name: options.common(name, value) for name, value in given.items() if name != "dry_run"},
     )  # fmt: skip

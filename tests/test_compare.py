@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import re
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from didact.compare import board as boards
 from didact.compare import score
 from didact.compare.budget import PROBES, Budget
 from didact.compare.split import split
-from didact.compare.work import TUNING_SEED, Unit, Work
+from didact.compare.work import COSTS, TUNING_SEED, Unit, Work
 from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
 from didact.evaluate.protocols import Scoring
@@ -290,6 +292,76 @@ def test_other_budgets_are_refused(text):
 def test_the_grid_is_four_apart_and_shrinks_with_the_model(model):
     grid = compare.rates_for(model, 3)
     assert grid[1] / grid[0] == pytest.approx(4, rel=0.05) and grid[2] / grid[1] == pytest.approx(4, rel=0.05)
+
+
+def fake_search(monkeypatch, best, fails=()):
+    """Every unit scores by how near its rate is to `best`."""
+
+    def unit(self, unit):
+        if unit.lr in fails:
+            return {"error": "NaN"}
+        return {"metrics": {self.primary: -abs(math.log((unit.lr or 1e-9) / best))}, "cost": dict.fromkeys(COSTS, 0.0)}
+
+    monkeypatch.setattr(Work, "unit", unit)
+    monkeypatch.setattr(Work, "steps", lambda self, arm: {"steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("best", "fails", "tried", "chosen"),
+    [
+        (2e-3, (), [1e-3, 2e-3, 4e-3], 2e-3),  # inside
+        (2.5e-4, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 2.5e-4),  # three below, the last one worse
+        (1e-9, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 1.25e-4),  # bounded
+        (16e-3, (), [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3], 16e-3),
+        (16e-3, (4e-3,), [1e-3, 2e-3, 4e-3], 2e-3),  # what diverged is an edge too
+    ],
+)
+def test_the_search_goes_beyond_its_grid_while_the_best_is_at_an_edge(
+    model, tmp_path, monkeypatch, best, fails, tried, chosen
+):
+    fake_search(monkeypatch, best, fails)
+    board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path, rates=(1e-3, 2e-3, 4e-3)))
+    for row in (r for r in board["rows"] if r["arm"] != "untouched"):
+        assert [float(rate) for rate in row["search"]] == pytest.approx(tried, rel=0.05) and row["lr"] == pytest.approx(
+            chosen, rel=0.05
+        )
+        assert row["beyond"] == len(tried) - 3
+
+
+def test_adapters_are_tuned_over_rates_of_their_own(model, tmp_path, monkeypatch):
+    fake_search(monkeypatch, 1e-3)
+    arms = [arm("sft"), compare.Arm(name="sft (lora)", entry=catalogue.entry("sft"), fit={"lora": 4})]
+    how = setting(model, tmp_path, rates=(5e-4, 1e-3, 2e-3), adapter_rates=10.0, beyond=0)
+    rows = {r["arm"]: r for r in compare.run(arms, how)["rows"]}
+    assert [*rows["sft"]["search"]] == ["0.0005", "0.001", "0.002"]
+    assert [*rows["sft (lora)"]["search"]] == ["0.005", "0.01", "0.02"]
+
+
+def test_what_must_be_forgotten_is_tuned_on_other_records_than_are_tested(model, tmp_path):
+    records = {"forget": [Demo(prompt=f"f{i}", completion="a") for i in range(60)], "retain": pairs(60)}
+    tune, test = (split(records, part, 3, whole=("forget",)) for part in ("tune", 1))
+    assert tune.train["forget"] == test.train["forget"] == records["forget"]
+    asked = [{r.prompt for r in found.test["forget"]} for found in (tune, test)]
+    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 60 and len(asked[0]) >= 5
+    few = records | {"forget": records["forget"][:6]}
+    assert split(few, "tune", 0, whole=("forget",)).test["forget"] is few["forget"]
+    board = setting(model, tmp_path, records=few, protocol="forget")
+    assert board.tuned_on_tested() == ["forget"]
+    assert setting(model, tmp_path, records=records, protocol="forget").tuned_on_tested() == []
+
+
+def test_the_leaderboard_corrects_for_the_number_of_arms(model, tmp_path):
+    noise = [0.0, 0.03, -0.02]
+    scores = {"untouched": [0.5] * 3, "a": [0.6 + n for n in noise], "b": [0.56 + 1.05 * n for n in noise]}
+    units = {
+        name: [{"metrics": {"m": v}, "cost": dict.fromkeys(COSTS, 0.0)} for v in values]
+        for name, values in scores.items()
+    }
+    board = boards.leaderboard(setting(model, tmp_path, seeds=(1, 2, 3)), "m", units, {}, {})
+    rows = {row["arm"]: row["to_untouched"] for row in board["rows"]}
+    p = {name: float(scipy.stats.ttest_rel(scores[name], scores["untouched"]).pvalue) for name in "ab"}
+    assert rows["a"]["p"] == pytest.approx(p["a"]) and rows["a"]["holm"] == pytest.approx(2 * p["a"])
+    assert rows["b"]["p"] == pytest.approx(p["b"]) and "p" not in rows["untouched"]
 
 
 def test_records_serve_where_another_kind_is_wanted():

@@ -134,12 +134,18 @@ def test_warnings_tell_what_the_leaderboard_does_not(tmp_path):
     assert len(split) == 1 and "±\xa00.08 for 100 of them" in split[0]  # 1.96 sqrt(.81 .19 / 100)
     ruled = boards.warnings(board({"a": HIGH, "b": LOW}, rules={"longer": 0.7, "shorter": 0.3}))
     assert len(ruled) == 1 and "0.700" in ruled[0] and "; b is not shown to be better" in ruled[0]
-    many = boards.warnings(board({name: [0.6, 0.61, 0.62 + i / 99] for i, name in enumerate("abcde")}))
-    assert any("5 methods" in w for w in many)
+    many_arms = board({name: [0.6, 0.61, 0.62 + i / 99] for i, name in enumerate("abcde")})
+    assert any("5 methods" in w for w in boards.warnings(many_arms))
+    for row in many_arms["rows"]:
+        row["to_untouched"] |= {"p": 0.03, "holm": 0.15 if row["arm"] == "a" else 0.01}
+    assert any("(Holm), a is no longer told from the untouched model" in w for w in boards.warnings(many_arms))
+    assert any("tuned on the forget records" in w for w in boards.warnings(calm | {"tuned_on_tested": ["forget"]}))
     fallen = board({"a": HIGH})
     fallen["rows"][0]["metrics"] |= {"entropy": ends([0.1, 0.2]), "length": ends([50.0, 51.0])}
     fallen["rows"][0]["cost"]["tokens"] = 44_000.0
     said = " ".join(boards.warnings(fallen))
+    fallen["rows"][0]["cost"]["tokens"] = 36_000.0
+    assert "Less than the budget was used: a by 10 %" in " ".join(boards.warnings(fallen))
     assert "half the entropy" in said and "twice the length" in said and "a by 10 %" in said
 
 

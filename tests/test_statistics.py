@@ -103,3 +103,31 @@ def test_equivalence_needs_two_values_and_a_margin():
     for values, margin in (([1.0], 0.5), ([1.0, 2.0], 0.0)):
         with pytest.raises(ValueError):
             statistics.equivalence_p(values, margin)
+
+
+def test_holm_known_answers():
+    # .01 * 4, .013 * 3 (raised to the one before), .014 * 2 (the same), .19
+    assert statistics.holm([0.01, 0.013, 0.014, 0.19]) == pytest.approx([0.04, 0.04, 0.04, 0.19])
+    assert statistics.holm([0.4, 0.01, 0.5]) == pytest.approx([0.8, 0.03, 0.8])
+    assert statistics.holm([0.02, math.nan]) == pytest.approx([0.02, math.nan], nan_ok=True)
+    assert statistics.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_the_p_values_and_bonferroni_and_keeps_their_order(values):
+    corrected = statistics.holm(values)
+    assert all(p <= c <= min(1.0, p * len(values)) + 1e-12 for p, c in zip(values, corrected, strict=True))
+    assert [c for _, c in sorted(zip(values, corrected, strict=True))] == sorted(corrected)
+
+
+@given(st.lists(st.floats(-3, 3).map(lambda x: round(x, 2)), min_size=2, max_size=8), st.floats(-1, 1))
+def test_the_paired_p_value_agrees_with_the_interval(values, shift):
+    other = [v / 2 + shift for v in values]
+    p, interval = statistics.paired_p(values, other), statistics.paired_interval(values, other)
+    if abs(p - 0.05) > 1e-6:
+        assert (p < 0.05) == interval.excludes(0.0)
+
+
+def test_the_paired_p_value_at_the_edges():
+    assert statistics.paired_p([1.0, 1.0], [1.0, 1.0]) == 1 and statistics.paired_p([1.0, 1.0], [0.5, 0.5]) == 0
+    assert math.isnan(statistics.paired_p([1.0], [0.5]))

@@ -1,7 +1,8 @@
 """Which method helps on this model and this data: same start, same records, same budget, same search for every arm.
 
-The untouched model is an arm. One learning-rate search on a tuning seed and on records no test sees; then every arm is
-trained anew with each test seed and scored on records no training saw. Nothing here knows a single method.
+The untouched model is an arm. One learning-rate search on a tuning seed and on records no test sees, which goes beyond
+its grid while the best rate is at an edge; then every arm is trained anew with each test seed and scored on records no
+training saw. Nothing here knows a single method.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def check(arms: Sequence[Arm], setting: Setting) -> None:
         raise UserError(f"folds = {setting.folds}: 0 (one split) or at least 2 are expected")
     if any(not rate > 0 for rate in setting.rates):
         raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
+    if setting.beyond < 0 or not setting.adapter_rates > 0:
+        raise UserError(f"beyond = {setting.beyond} and adapter_rates = {setting.adapter_rates}: must not be negative")
     for arm in arms:
         arm.inputs(setting.model, setting.records)
         if arm.predicts and used.answers is None:
@@ -102,22 +105,48 @@ def _searched(work: Work, arms: Sequence[Arm], sign: float) -> dict[str, dict[st
     )
     plans = dict(zip([arm.name for arm in trained], counted, strict=True))
     able = [arm for arm in trained if "error" not in plans[arm.name]]
-    rates = work.setting.rates
-    wanted = [Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune") for arm in able for lr in rates]
-    done = work.all_of(wanted)
+    found: dict[str, dict[float, dict[str, Any]]] = {arm.name: {} for arm in able}
+    waiting = {arm.name: work.setting.rates_of(arm) for arm in able}
+    for _ in range(work.setting.beyond + 1):
+        wanted = [
+            Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune") for arm in able for lr in waiting[arm.name]
+        ]
+        for unit, outcome in zip(wanted, work.all_of(wanted), strict=True):
+            assert unit.arm is not None and unit.lr is not None
+            found[unit.arm.name][unit.lr] = outcome
+        waiting = {name: _beyond(_scores(work, tried, sign)) for name, tried in found.items()}
+        work.total += sum(map(len, waiting.values()))
+    work.total -= sum(map(len, waiting.values()))  # those that remain are not tried
     chosen: dict[str, dict[str, Any]] = {arm.name: {"lr": None, "steps": None, "search": {}} for arm in arms}
     chosen |= plans
     for arm in able:
-        found = {unit.lr or 0.0: o for unit, o in zip(wanted, done, strict=True) if unit.arm is arm}
-        chosen[arm.name] = _best(work, plans[arm.name]["steps"], found, sign)
+        chosen[arm.name] = _best(work, arm, plans[arm.name]["steps"], found[arm.name], sign)
     return chosen
 
 
-def _best(work: Work, steps: int, found: Mapping[float, Mapping[str, Any]], sign: float) -> dict[str, Any]:
+def _scores(work: Work, found: Mapping[float, Mapping[str, Any]], sign: float) -> dict[float, float | None]:
+    """By rate, higher is better; none where it failed."""
+    return {lr: None if "error" in u else sign * u["metrics"][work.primary] for lr, u in sorted(found.items())}
+
+
+def _beyond(scores: Mapping[float, float | None]) -> list[float]:
+    """The next rate, where the best of all is the smallest or the largest tried and no other did as well."""
+    rates, good = list(scores), [v for v in scores.values() if v is not None]
+    if len(rates) < 2 or not good or good.count(max(good)) > 1:
+        return []
+    if scores[rates[0]] == max(good):
+        return [float(f"{rates[0] * rates[0] / rates[1]:.2g}")]
+    return [float(f"{rates[-1] * rates[-1] / rates[-2]:.2g}")] if scores[rates[-1]] == max(good) else []
+
+
+def _best(work: Work, arm: Arm, steps: int, found: Mapping[float, Mapping[str, Any]], sign: float) -> dict[str, Any]:
     """The rate that scored best of those tried."""
-    good = {lr: sign * u["metrics"][work.primary] for lr, u in found.items() if "error" not in u}
+    scores = _scores(work, found, sign)
+    good = {lr: v for lr, v in scores.items() if v is not None}
     if not good:
         return {"error": next(u["error"] for u in found.values())}
-    middle = math.log(work.setting.rates[len(work.setting.rates) // 2])
+    rates = work.setting.rates_of(arm)
+    middle = math.log(rates[len(rates) // 2])
     best = max(good, key=lambda lr: (good[lr], -abs(math.log(lr) - middle)))  # of equals, the one with room around it
-    return {"lr": best, "steps": steps, "search": {f"{lr:g}": sign * v for lr, v in good.items()}}
+    search = {f"{lr:g}": None if v is None else sign * v for lr, v in scores.items()}
+    return {"lr": best, "steps": steps, "search": search, "beyond": len(found) - len(rates)}

@@ -23,34 +23,37 @@ def leaderboard(
 ) -> dict[str, Any]:
     """Rows by the primary measure, with t intervals over seeds, paired with the leader, the untouched model and rules.
 
-    An arm is tied with the leader unless the paired interval of their difference excludes 0.
+    An arm is tied with the leader unless the paired interval of their difference excludes 0. Beside every paired
+    interval stand the p-value of its t test and that value corrected for the number of arms (Holm).
     """
     meaning = {k: v for done in units.values() for k, v in done[0].get("meaning", {}).items()}
     sign = -1.0 if (meaning.get(primary) or {}).get("better") == "lower" else 1.0
     scores = {name: [float(u["metrics"][primary]) for u in done] for name, done in units.items()}
     order = sorted(scores, key=lambda name: -sign * sum(scores[name]))
     rules = _rules(setting)
+    to_leader = _against(scores, scores[order[0]], order[0])
+    to_untouched = _against(scores, scores[UNTOUCHED], UNTOUCHED)
+    to_rules = {rule: _against(scores, values) for rule, values in rules.items()}
     rows = []
     for name in order:
         done, plan = units[name], chosen.get(name, {})
         whole = [u for u in done if not u.get("resumed")] or done
         metrics = {m: [u["metrics"][m] for u in done if m in u["metrics"]] for m in done[0]["metrics"]}
-        to_leader = statistics.paired_interval(scores[name], scores[order[0]])
-        to_start = statistics.paired_interval(scores[name], scores[UNTOUCHED])
         samples = done[0].get("samples", [])
         rows.append(
             {
                 "arm": name,
                 "score": _interval(statistics.mean_interval(scores[name])),
-                "to_leader": _interval(to_leader),
-                "to_untouched": _interval(to_start),
-                "to_rules": {r: _interval(statistics.paired_interval(scores[name], v)) for r, v in rules.items()},
-                "tied": not (to_leader.high < 0 or to_leader.low > 0),
+                "to_leader": to_leader[name],
+                "to_untouched": to_untouched[name],
+                "to_rules": {rule: found[name] for rule, found in to_rules.items()},
+                "tied": not (to_leader[name]["high"] < 0 or to_leader[name]["low"] > 0),
                 "metrics": {m: _interval(statistics.mean_interval(v)) for m, v in metrics.items()},
                 "cost": {k: sum(u["cost"][k] for u in whole) / len(whole) for k in ("tokens", "flops", "seconds")},
                 "lr": plan.get("lr"),
                 "steps": plan.get("steps"),
                 "search": plan.get("search", {}),
+                "beyond": plan.get("beyond", 0),
                 "per_seed": scores[name],
                 "samples": _shown(samples),
                 "answered": _answered(samples),
@@ -59,10 +62,24 @@ def leaderboard(
     return {
         "protocol": setting.protocol, "primary": primary, "better": "lower" if sign < 0 else "higher",
         "budget": {"amount": setting.budget.amount, "unit": setting.budget.unit}, "seeds": list(setting.seeds),
-        "tuning_seed": TUNING_SEED, "rates": list(setting.rates), "folds": setting.folds, "rows": rows,
+        "tuning_seed": TUNING_SEED, "rates": list(setting.rates),
+        "adapter_rates": setting.adapter_rates, "folds": setting.folds, "rows": rows,
         "rules": {rule: sum(v) / len(v) for rule, v in rules.items()}, "failures": dict(failures),
-        "judged": setting.judge is not None, "meaning": meaning,
+        "judged": setting.judge is not None, "meaning": meaning, "tuned_on_tested": setting.tuned_on_tested(),
     }  # fmt: skip
+
+
+def _against(
+    scores: Mapping[str, Sequence[float]], other: Sequence[float], itself: str = ""
+) -> dict[str, dict[str, float]]:
+    """Of every arm the paired interval of its difference to `other`, `p`, and `holm`, which leaves out `itself`."""
+    p = {name: statistics.paired_p(values, other) for name, values in scores.items() if name != itself}
+    holm = dict(zip(p, statistics.holm(list(p.values())), strict=True))
+    return {
+        name: _interval(statistics.paired_interval(values, other))
+        | ({"p": p[name], "holm": holm[name]} if name in p else {})
+        for name, values in scores.items()
+    }
 
 
 def _rules(setting: Setting) -> dict[str, list[float]]:
@@ -87,5 +104,5 @@ def _answered(samples: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     }
 
 
-def _interval(found: Any) -> dict[str, float | None]:
+def _interval(found: statistics.Interval) -> dict[str, float]:
     return {"mean": found.estimate, "low": found.low, "high": found.high}

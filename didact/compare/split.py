@@ -10,6 +10,7 @@ from didact.data import splits
 from didact.types import Record, UserError
 
 Part = int | Literal["tune"]
+FEWEST = 5  # of what is trained on whole, to tune on
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ def split(
     """Training and scoring records, by a hash of the prompt (or text): the same prompt is never on both sides.
 
     A fifth is for tuning. Of the rest one in `folds` (a quarter, where there is one split) is the test of a
-    seed; tuning trains on what the first seed trains on, and is scored on its own fifth.
+    seed; tuning trains on what the first seed trains on, and is scored on its own fifth. What is trained on whole is
+    scored on its tuning fifth or on all the rest; where that fifth would hold fewer than five, whole for both.
 
     Args:
         records: by parameter or kind.
         part: the number of a seed, or `tune`.
         folds: 0 has one split; else seed k is tested on fold k.
         group: a field whose equal values are kept on one side; the prompt by default.
-        whole: parameters that are trained on and scored whole: what must be forgotten.
+        whole: parameters that are trained on whole, though they are scored: what must be forgotten.
 
     Raises:
         UserError: there are too few records.
@@ -46,10 +48,15 @@ def split(
     train: dict[str, Sequence[Record]] = {}
     test: dict[str, Sequence[Record]] = {}
     for name, rows in records.items():
-        if name in whole:
-            train[name] = test[name] = rows
-            continue
         bins = splits.bins(splits.keys(rows, group, name), 5 * parts)
+        if name in whole:
+            tuned = sum(b < parts for b in bins)
+            apart = FEWEST <= tuned < len(rows)
+            train[name] = rows
+            test[name] = (
+                [r for r, b in zip(rows, bins, strict=True) if (b < parts) == (part == "tune")] if apart else rows
+            )
+            continue
         fold = 0 if part == "tune" or not folds else part % folds
         scored = [(b < parts) if part == "tune" else (b >= parts and b % parts == fold) for b in bins]
         trained = [b >= parts and b % parts != fold for b in bins]

@@ -91,6 +91,8 @@ class Setting:
         budget: what each may use.
         seeds: test seeds; the tuning seed is none of them.
         rates: learning rates each arm that trains is tuned over.
+        beyond: rates more, at most, that an arm tries where its best is at the edge of those it tried.
+        adapter_rates: what `rates` are multiplied by for arms that train a LoRA adapter.
         fit: training options that are the same for all arms.
         folds: 0 has one split; else seed k is tested on fold k.
         group: a field whose equal values are kept on one side of a split; the prompt by default.
@@ -107,6 +109,8 @@ class Setting:
     budget: Budget
     seeds: Sequence[int]
     rates: Sequence[float]
+    beyond: int = 3
+    adapter_rates: float = 1.0
     fit: Mapping[str, Any] = field(default_factory=dict)
     folds: int = 0
     group: str | None = None
@@ -116,6 +120,17 @@ class Setting:
     keep: bool = True
     track: track.Kind | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
+
+    def rates_of(self, arm: Arm) -> list[float]:
+        """The learning rates that an arm is tuned over at first."""
+        default = inspect.signature(arm.function).parameters["fit"].default.lora
+        adapter = {"lora": default, **self.fit, **arm.fit}["lora"]
+        return [float(f"{rate * self.adapter_rates:.3g}") if adapter else rate for rate in self.rates]
+
+    def tuned_on_tested(self) -> list[str]:
+        """Parameters with too few records to tune on others than are tested."""
+        tune, test = self.split("tune").test, self.split(0).test
+        return [name for name in protocols.named(self.protocol).scored if name in tune and tune[name] is test[name]]
 
     def split(self, part: Part) -> Split:
         """The records of a test seed, by its number, or of tuning."""
@@ -214,7 +229,9 @@ class Work:
             # From its beginning also after a kill: the meter of a resumed run has not seen what was done before.
             shutil.rmtree(self._checkpoints(name), ignore_errors=True)
             try:
-                return self._trained(Unit(arm, self.setting.rates[0], steps, TUNING_SEED, "tune"), train, name)[1]
+                return self._trained(Unit(arm, self.setting.rates_of(arm)[0], steps, TUNING_SEED, "tune"), train, name)[
+                    1
+                ]
             finally:
                 shutil.rmtree(self._checkpoints(name), ignore_errors=True)
 

@@ -72,6 +72,28 @@ def paired_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
     return mean_interval(x - y, level)
 
 
+def paired_p(a: Values, b: Values) -> float:
+    """Two-sided p-value of the t test that the mean of `a_i - b_i` is 0; 1 where all are 0, NaN for one pair."""
+    found = paired_interval(a, b)
+    if found.low == found.high:
+        return float(found.estimate == 0)
+    n = len(a)
+    t = found.estimate / (found.high - found.estimate) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
+    return float(2 * stats.t.sf(abs(t), n - 1))
+
+
+def holm(p_values: Values) -> list[float]:
+    """P-values corrected for their number, step down: the k-th smallest of m times m - k + 1, never falling, at most 1.
+
+    The chance of one false "different" among all is then below the level (Holm 1979). NaN counts as no comparison.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)[: int(np.isfinite(p).sum())]
+    out = np.full(p.shape, math.nan)
+    out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return [float(v) for v in out]
+
+
 def welch_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
     """Welch's interval of `mean(a) - mean(b)`: two independent samples of unequal variance."""
     samples = [np.asarray(v, dtype=float) for v in (a, b)]

@@ -18,7 +18,7 @@ UNTOUCHED = "untouched"
 EMBEDDED = "embedded example"
 DIAGNOSTICS = ("kl", "length", "entropy", "distinct_2")  # always shown: what a score alone hides
 FALLEN = ("entropy", "distinct_2")  # less than half of the untouched model's is a collapse
-OVER = 0.05  # of the budget, from which using more of it is told
+OVER = 0.05  # of the budget, from which using more or less of it is told
 MANY = 4  # arms from which the best of them flatters itself
 MAPPED = {("demo", "preference"): "completion=chosen"}  # records of one kind that read as another by --map
 WAYS = {"prefer": "preference", "answer": "answers", "forget": "forgetting", "text": "language modelling"}
@@ -53,7 +53,8 @@ def told(root: Path) -> dict[str, Any]:
         "rulers": {which: plots.ruler(ends) for which, (ends, _) in scales.items()},
         "quality": _quality(board),
         "strip": plots.strip(named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]),
-        "searches": [(row["arm"], _search(row, board["primary"]), edge(row, board)) for row in rows if row["search"]],
+        "searches": [(row["arm"], _search(row, board["primary"]), edge(row)) for row in rows if row["search"]],
+        "beyond": {row["arm"]: row.get("beyond", 0) for row in rows},
         "diagnostics": [m for m in DIAGNOSTICS if m in metrics],
         "metrics": metrics,
         "meaning": board.get("meaning", {}),
@@ -120,18 +121,31 @@ def warnings(board: Mapping[str, Any]) -> list[str]:
         )
     edges: dict[str, list[str]] = {}
     for row in rows:
-        if way := edge(row, board):
+        if way := edge(row):
             edges.setdefault(way, []).append(row["arm"])
     if edges:
         told = "; ".join(f"the {way} for {_listed(arms)}" for way, arms in edges.items())
+        tried = {float(rate) for row in rows if edge(row) for rate in row["search"]}
         out.append(
             f"The best learning rate is at the edge of those tried ({told}): one beyond may be better "
-            f"(--lrs {_wider(board['rates'], set(edges))})."
+            f"(--lrs {_wider(sorted(tried), set(edges))})."
         )
-    over = {row["arm"]: spent for row in rows if (spent := _spent(row, board)) > 1 + OVER}
-    if over:
-        told = ", ".join(f"{arm} by {100 * (spent - 1):.0f} %" for arm, spent in over.items())
-        out.append(f"More than the budget was used: {told}.")
+    if shared := board.get("tuned_on_tested"):
+        out.append(
+            f"Learning rates were tuned on the {_listed(shared)} records that are tested: too few to keep some apart."
+        )
+    for word, side in (("More", 1.0), ("Less", -1.0)):
+        off = {row["arm"]: share for row in rows if side * (share := off_budget(row, board)) > 0}
+        if off:
+            told = ", ".join(f"{arm} by {100 * abs(share):.0f} %" for arm, share in off.items())
+            out.append(f"{word} than the budget was used: {told}.")
+    for which, other in (("to_untouched", "the untouched model"), ("to_leader", rows[0]["arm"])):
+        lost = [row["arm"] for row in rows if _told(row[which].get("p")) and not _told(row[which].get("holm"))]
+        if lost:
+            out.append(
+                f"Corrected for the number of arms (Holm), {_listed(lost)} {'is' if len(lost) == 1 else 'are'} no "
+                f"longer told from {other} at 95 %."
+            )
     best = min if board["better"] == "lower" else max
     for rule, value in [best(board["rules"].items(), key=lambda pair: pair[1])] if board["rules"] else []:
         beaten = [row["arm"] for row in rows if row["arm"] != UNTOUCHED and not _beats(row, rule, board)]
@@ -148,10 +162,21 @@ def warnings(board: Mapping[str, Any]) -> list[str]:
     return out + _collapsed(rows)
 
 
-def edge(row: Mapping[str, Any], board: Mapping[str, Any]) -> str:
+def _told(p: float | None) -> bool:
+    return p is not None and p < 0.05
+
+
+def off_budget(row: Mapping[str, Any], board: Mapping[str, Any]) -> float:
+    """By what share an arm used more (or less) than the budget; 0 within 5 %."""
+    share = _spent(row, board) - 1
+    return share if row["steps"] and abs(share) > OVER else 0.0
+
+
+def edge(row: Mapping[str, Any]) -> str:
     """smallest or largest, where an arm's best learning rate is that of those tried and no other did as well."""
-    rates, lr, search = sorted(board["rates"]), row["lr"], row["search"]
-    if not search or lr is None or len(rates) < 2 or lr not in (rates[0], rates[-1]):
+    lr, search = row["lr"], row["search"]
+    rates = sorted(map(float, search))
+    if lr is None or len(rates) < 2 or lr not in (rates[0], rates[-1]):
         return ""
     best = search.get(f"{lr:g}")
     if any(score == best for rate, score in search.items() if rate != f"{lr:g}"):
@@ -181,9 +206,8 @@ def named(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _wider(rates: Sequence[float], ways: set[str]) -> str:
-    """The grid with one more rate at each end named, as --lrs takes it."""
-    at = sorted(rates)
+def _wider(at: Sequence[float], ways: set[str]) -> str:
+    """Rates with one more at each end named, as --lrs takes them."""
     step = (at[-1] / at[0]) ** (1 / (len(at) - 1))
     below, above = [at[0] / step] * ("smallest" in ways), [at[-1] * step] * ("largest" in ways)
     return " ".join(f"{rate:.2g}" for rate in (*below, *at, *above))
@@ -295,6 +319,7 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
         which: {
             "mean": words.number(row[which]["mean"], _ends(row[which]) or None),
             "interval": words.interval(_ends(row[which])),
+            "holm": _p(row[which].get("holm")),
         }
         for which in marks
     }
@@ -302,7 +327,13 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
         **row, "place": place + 1, "standing": standing, "marks": marks, "shown": shown,
         "against": "" if row["arm"] == UNTOUCHED else against(row, board),
         "spent": {unit: plots.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
+        "off": f"{share:+.0%}" if (share := off_budget(row, board)) else "",
     }  # fmt: skip
+
+
+def _p(value: float | None) -> str:
+    """A corrected p-value; nothing where there is none."""
+    return "" if value is None else "p < .001" if value < 1e-3 else f"p = {value:.3f}".replace("0.", ".")
 
 
 def _quality(board: Mapping[str, Any]) -> Any:

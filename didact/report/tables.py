@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from didact.report import boards
+
 ARROWS = {"higher": "higher is better", "lower": "lower is better", "gold": "near .5 is better", "": ""}
 
 
@@ -92,13 +94,9 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
         start = "" if row["arm"] == "untouched" else spread(row["to_untouched"])
         cells = [str(place), row["arm"], spread(row["score"]), best, start]
         cells += ["" if row[name] is None else f"{row[name]:g}" for name in ("lr", "steps")]
-        cells.append(
-            ""
-            if not row["cost"][unit]
-            else f"{row['cost'][unit]:,.0f}"
-            if unit == "tokens"
-            else f"{row['cost'][unit]:.3g}"
-        )
+        used = row["cost"][unit]
+        off = f" ({share:+.0%})" if (share := boards.off_budget(row, board)) else ""
+        cells.append(f"{used:,.0f}{off}" if used and unit == "tokens" else f"{used:.3g}{off}" if used else "")
         measured = (row["metrics"].get(m, {}).get("mean") for m in ("kl", "length", "entropy", "distinct_2"))
         cells += [number(_rounded(value)) for value in measured]
         table.add_row(*cells)

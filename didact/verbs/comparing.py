@@ -24,7 +24,9 @@ from didact.verbs import provenance
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
+    "beyond_lrs", "lora_lrs",
 )  # fmt: skip
+LORA_LRS = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
@@ -41,6 +43,8 @@ class Comparison:
         seeds: how many test seeds.
         seed: from which they are counted.
         lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
+        beyond_lrs: rates more that an arm may try, while its best is at the edge of those it tried.
+        lora_lrs: what the rates are multiplied by for arms that train an adapter; 10 for the grid by size, 1 for `lrs`.
         fit: training options of all arms.
         folds: cross-validation in place of one split, seed k on fold k.
         group_by: a field whose equal values are never on both sides of a split.
@@ -66,6 +70,8 @@ class Comparison:
     seeds: int = 5
     seed: int = 0
     lrs: Sequence[float] = ()
+    beyond_lrs: int = 3
+    lora_lrs: float | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
     folds: int = 0
     group_by: str | None = None
@@ -159,6 +165,7 @@ def prepare(
     setting = compare.Setting(
         model=model, records=records, protocol=request.protocol or protocols.for_records(records),
         budget=budget, seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
+        beyond=request.beyond_lrs, adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else LORA_LRS),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,
         judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
