@@ -58,16 +58,19 @@ def violation(hint: Any, value: Any) -> str | None:
     if own and not all(_keeps(m, value) for m in own):
         return f"must be {describe(hint)}"
     bare = _bare(hint)
+    if (names := _names(bare)) and isinstance(value, str) and value not in names:
+        return f"must be one of {', '.join(names)}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = violations(hints_of(type(value)), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
         return next((f"{name} = {getattr(value, name)!r}: {text}" for name, text in found), None)
     many = isinstance(value, Sequence) and not isinstance(value, str)
     for inner in _inner(hint):
         if typing.get_origin(bare) in (types.UnionType, typing.Union):
-            if inner is not type(None) and (text := violation(inner, value)):
+            checked = inner is not type(None) and typing.get_origin(inner) is not typing.Literal
+            if checked and (text := violation(inner, value)):
                 return text
-        elif many and describe(inner) and any(violation(inner, item) for item in value):
-            return f"must be {describe(hint)}"
+        elif many and (text := next(filter(None, (violation(inner, item) for item in value)), None)):
+            return f"must be {describe(hint)}" if describe(inner) else text
     return None
 
 
@@ -76,6 +79,16 @@ def violations(hints: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[
     for name, value in values.items():
         if name in hints and (text := violation(hints[name], value)):
             yield name, text
+
+
+def _names(bare: Any) -> list[str]:
+    """The texts that an annotation of literals allows; none where it allows any text."""
+    union = typing.get_origin(bare) in (types.UnionType, typing.Union)
+    parts = [_bare(part) for part in typing.get_args(bare)] if union else [bare]
+    literals = [part for part in parts if typing.get_origin(part) is typing.Literal]
+    if any(part not in literals and part not in (int, float, bool, type(None)) for part in parts):
+        return []
+    return [str(name) for part in literals for name in typing.get_args(part)]
 
 
 def _bare(hint: Any) -> Any:

@@ -41,7 +41,7 @@ TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
 INSTEAD = {"tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0}}  # untrained, every answer is equally wrong
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
-BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0]]
+BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
 
 @contextlib.contextmanager
