@@ -33,6 +33,7 @@ bench: setup
 
 soak: setup
 	$(PY) -m pytest -m soak
+	cd tests && ../$(PY) attacks.py --minutes 60
 
 catalogue: setup
 	$(PY) -m didact.catalogue.make
