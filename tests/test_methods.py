@@ -191,6 +191,9 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, tmp_path: Pat
     if "models" not in entry["gives"] or not (tmp_path / "out" / "model").exists():
         return
     where = result["files"]["model"]
+    generates = entry["protocol"] not in ([], ["extract"], ["contexts"])  # questions and rewards have no prompts
+    if result["metrics"] and generates:
+        assert files.read_json(tmp_path / "out" / "samples.json")
     again = saved._saved(str(tmp_path / "out"), "cpu", rewards=True)[0]
     assert isinstance(again, Model)
     if where.startswith("hf"):

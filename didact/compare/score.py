@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,15 +81,9 @@ def _samples(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., A
     """Answers to records drawn at random, the same ones for every arm, each beside the right answer."""
     names = [n for n in (*used.scored, used.held_out) if n and scoring.records.get(n)]
     parts = {n: scoring.records[n] for n in names} or {"": used.records(scoring.records)}
-    draw = random.Random(scoring.seed)
-    each = max(1, DRAWN // len(parts))
-    asked = [(n, r) for n, rows in parts.items() for r in draw.sample(list(rows), min(each, len(rows)))]
-    asked = [(n, r) for n, r in asked if hasattr(r, "prompt")]
-    answers = list(answer([r.prompt for _, r in asked])) if asked else []
-    return [
-        {"part": name, "prompt": r.prompt, "wanted": used.wanted(r), "answer": a}
-        for (name, r), a in zip(asked, answers, strict=True)
-    ]
+    asked = protocols.drawn(used, scoring, parts, max(1, DRAWN // len(parts)))
+    answers = list(answer([one.prompt for one in asked])) if asked else []
+    return [{**one._asdict(), "answer": a} for one, a in zip(asked, answers, strict=True)]
 
 
 def _greedy(model: Model) -> Predict:

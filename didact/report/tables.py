@@ -9,6 +9,7 @@ from rich.table import Table
 
 from didact.report import boards
 
+BRIEF = 144  # characters of a sample
 ARROWS = {"higher": "higher is better", "lower": "lower is better", "gold": "near .5 is better", "": ""}
 
 
@@ -34,8 +35,14 @@ def samples(rows: list[Mapping[str, str]]) -> Table:
     for column in ("", "prompt", "before", "after"):
         table.add_column(column, overflow="fold", max_width=48)
     for row in rows:
-        table.add_row(row.get("part", ""), row["prompt"], row["before"], row["after"])
+        table.add_row(row.get("part", ""), *(_brief(row[name]) for name in ("prompt", "before", "after")))
     return table
+
+
+def _brief(text: str) -> str:
+    """On one line, and not longer than three of the table's."""
+    flat = " ⏎ ".join(text.splitlines())
+    return flat if len(flat) <= BRIEF else f"{flat[: BRIEF - 1]}…"
 
 
 def answered(parts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import resource
 import shutil
 import sys
@@ -122,22 +121,17 @@ def _answers(
     job: Job, scoring: Scoring, model: Model, predict: Callable[..., Any] | None
 ) -> dict[str, list[dict[str, str]]]:
     """Answers before and after, to some records of every part that is scored, drawn at random."""
+    used = next(protocols.named(name) for name in job.entry["protocol"] if _scored_by(name, scoring.records))
     parts = {k: v for k, v in scoring.records.items() if v and k != "holdout" and hasattr(v[0], "prompt")}
-    if model.kind == "encoder" or not parts:
+    asked = [] if model.kind == "encoder" else protocols.drawn(used, scoring, parts, ASKED)
+    if not asked:
         return {}
-    wanted = next(protocols.named(name).wanted for name in job.entry["protocol"] if _scored_by(name, scoring.records))
-    draw = random.Random(scoring.seed)
-    drawn = {name: draw.sample(list(part), min(ASKED, len(part))) for name, part in parts.items()}
-    prompts = [r.prompt for rows in drawn.values() for r in rows]
-    before, after = generate.generate(scoring.start, prompts), (predict or partial(generate.generate, model))(prompts)
-    both = zip(before, after, strict=True)
-    return {
-        name: [
-            {"part": name, "prompt": r.prompt, "wanted": wanted(r), "before": b, "after": a}
-            for r, (b, a) in zip(rows, both, strict=False)  # the next part goes on where this one ends
-        ]
-        for name, rows in drawn.items()
-    }
+    prompts = [one.prompt for one in asked]
+    sides = generate.generate(scoring.start, prompts), (predict or partial(generate.generate, model))(prompts)
+    out: dict[str, list[dict[str, str]]] = {}
+    for one, before, after in zip(asked, *sides, strict=True):
+        out.setdefault(one.part, []).append({**one._asdict(), "before": before, "after": after})
+    return out
 
 
 def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from didact import registry
 from didact.data import convert
@@ -91,6 +92,24 @@ class Protocol:
         if not all(given.get(name) for name in self.scored):
             return ()
         return records_of(self.kind, given) or ()
+
+
+class Asked(NamedTuple):
+    """A prompt to show answers to: of which part, and the right answer where there is one."""
+
+    part: str
+    prompt: str
+    wanted: str
+
+
+def drawn(used: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], each: int) -> list[Asked]:
+    """Up to `each` records of every part, drawn at random; where none has a prompt, what the protocol asks instead."""
+    draw = random.Random(scoring.seed)
+    rows = [(name, r) for name, part in parts.items() for r in draw.sample(list(part), min(each, len(part)))]
+    if asked := [Asked(name, r.prompt, used.wanted(r)) for name, r in rows if hasattr(r, "prompt")]:
+        return asked
+    prompts = list(dict.fromkeys(used.prompts(scoring)))
+    return [Asked("", prompt, "") for prompt in draw.sample(prompts, min(each, len(prompts)))]
 
 
 def records_of(kind: str, records: Mapping[str, Any]) -> Any:

@@ -18,6 +18,9 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     return {"nll": Measure(float(-total.sum() / count.sum()), int(count.sum()), "lower", "nats")}
 
 
-PROTOCOL = Protocol(
-    kind="text", primary="nll", score=score, prompts=lambda scoring: [t.text[:OPENING] for t in scoring.of("text")]
-)
+def openings(scoring: Scoring) -> list[str]:
+    """How the documents begin."""
+    return [t.text[:OPENING] for t in scoring.of("text")]
+
+
+PROTOCOL = Protocol(kind="text", primary="nll", score=score, prompts=openings)

@@ -6,7 +6,7 @@ import numpy as np
 
 from didact.data import encode, segments
 from didact.evaluate.measures import Measure
-from didact.evaluate.protocols import Protocol, Scoring
+from didact.evaluate.protocols import Protocol, Scoring, text
 from didact.infer import functions, generate
 from didact.models import vocabulary
 from didact.models.model import Model
@@ -52,4 +52,4 @@ def written(model: Model, n: int, max_new_tokens: int, seed: int = 0) -> list[st
     return [c[0].text for c in generate.completions(model, [[*start, *cue]] * n, 1, how)]
 
 
-PROTOCOL = Protocol(kind="text", primary="score", score=score)
+PROTOCOL = Protocol(kind="text", primary="score", score=score, prompts=text.openings)
