@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from didact import catalogue
+from didact import catalogue, untrusted
 from didact.types import RECORDS, UserError
 
 VERBS = {
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"didact: {error}", file=sys.stderr)
+        print(untrusted.without_credentials(traceback.format_exc() if debug else f"didact: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("didact: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -53,11 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         with tempfile.NamedTemporaryFile("w", prefix="didact-crash-", suffix=".txt", delete=False) as kept:
-            kept.write(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
-        print(
-            f"didact: a mistake of ours: {type(error).__name__}: {error}\nthe traceback is in {kept.name}",
-            file=sys.stderr,
-        )
+            kept.write(untrusted.without_credentials(f"didact {' '.join(words)}\n\n{traceback.format_exc()}"))
+        told = untrusted.without_credentials(f"a mistake of ours: {type(error).__name__}: {error}")
+        print(f"didact: {told}\nthe traceback is in {kept.name}", file=sys.stderr)
         return 4
 
 

@@ -6,6 +6,7 @@ POST /plan says how the next calls go wrong, POST /ways what the server can do.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -310,6 +311,44 @@ class Small:
     def clear(self):
         self.ways()
         self.log.unlink(missing_ok=True)
+
+
+class Raw:
+    """A server in a thread that answers every request with whatever bytes `answer(connection, path, body)` sends.
+
+    `heads` are the requests' first lines and headers, as they came.
+    """
+
+    def __init__(self, answer):
+        self.answer, self.heads = answer, []
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self.talk, args=[self.socket.accept()[0]], daemon=True).start()
+
+    def talk(self, connection):
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as lines:
+            head = list(iter(lines.readline, b"\r\n"))
+            self.heads.append(b"".join(head).decode())
+            size = next((int(h.split(b":")[1]) for h in head if h.lower().startswith(b"content-length")), 0)
+            self.answer(connection, head[0].split()[1].decode(), lines.read(size))
+
+
+def said(text, status="200 OK", **headers):
+    """The bytes of a whole HTTP answer."""
+    data = text if isinstance(text, bytes) else text.encode()
+    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n{more}\r\n".encode() + data
 
 
 class Serve:

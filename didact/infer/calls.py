@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
+from didact import untrusted
 from didact.infer import replies, responses
 from didact.infer.replies import LackingError, PassingError
 from didact.types import UserError
@@ -111,7 +112,6 @@ class Caller:
         self.kept = kept
         self.counts = Counts()
         self._name = name
-        self._key = key
         self._client = _client(url, key, limits)
         self._slots = threading.Semaphore(limits.parallel)
         self._lock = threading.Lock()
@@ -142,7 +142,7 @@ class Caller:
             if self._listed is None:
                 self._listed = {}
                 with contextlib.suppress(httpx2.HTTPError, ValueError, AttributeError, TypeError, KeyError):
-                    reply = self._client.get(f"{self.url}/models").json()
+                    reply = untrusted.cleaned(self._client.get(f"{self.url}/models").json())
                     self._listed = {str(m["id"]): m for m in reply["data"]}
             return self._listed
 
@@ -279,7 +279,7 @@ class Caller:
         if status >= 300:
             self._fail(job.endpoint, status, bytes(data), answer.headers.get("retry-after"))
         try:
-            reply = json.loads(data)
+            reply = untrusted.cleaned(json.loads(data))  # before it is kept or shown anywhere
         except ValueError:
             raise PassingError("the answer is cut short or not JSON", status) from None
         if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list) or not reply["choices"]:
@@ -294,7 +294,7 @@ class Caller:
 
     def _fail(self, endpoint: str, status: int, data: bytes, retry_after: str | None) -> NoReturn:
         """Raise what an answer other than 200 means."""
-        said = f"{status} {_message(data)}".replace(self._key or "\0", "***")
+        said = f"{status} {_message(data)}"
         if status in (401, 403):
             raise UserError(f"{self.url}: {said}: give the server's key as `key` or in OPENAI_API_KEY")
         passes = status in BUSY or (status >= 500 and status not in ABSENT)
@@ -311,7 +311,7 @@ class Caller:
             if time.monotonic() - self._told < EVERY:
                 return
             self._told = time.monotonic()
-        print(f"{self.url}: {text}", file=sys.stderr)
+        print(untrusted.masked(f"{self.url}: {text}"), file=sys.stderr)
 
 
 def estimate(text: str) -> int:
@@ -345,12 +345,13 @@ def _message(data: bytes) -> str:
         told = json.loads(text)
         for name in ("error", "detail", "message"):
             told = told[name] if isinstance(told, dict) and name in told else told
-        text = told if isinstance(told, str) else json.dumps(told)
+        text = untrusted.cleaned(told) if isinstance(told, str) else json.dumps(untrusted.cleaned(told))
     return _line(text)
 
 
 def _line(text: str) -> str:
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """A stranger's text in one line: without our keys, which go before the cut that could leave half of one."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in untrusted.masked(text)).split())
     return flat if len(flat) <= 200 else flat[:200] + " ..."
 
 

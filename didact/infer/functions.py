@@ -21,7 +21,7 @@ def imported(name: str, what: str, form: str = "module:function") -> Callable[..
         UserError: there is none; `what` it is for and the `form` expected are said.
     """
     module, colon, function = name.partition(":")
-    if not colon or name.startswith(("http://", "https://")):
+    if not colon or function.startswith("//"):
         raise UserError(f"{what} '{name}': {form} is expected")
     sys.path.insert(0, "")
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -16,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
+from didact import untrusted
 from didact.data import encode
 from didact.infer import calls, replies, responses
 from didact.infer import lm as local
@@ -29,6 +30,8 @@ CONTEXTS = ("max_model_len", "context_length", "context_window", "n_ctx", "n_ctx
 AGAIN = 86400.0  # seconds after which what a server could not do is asked for again
 STOPS = 4  # stop strings that every server takes
 COMPLETIONS, CHAT = "completions", "chat/completions"
+HOST = r"\[[0-9a-f:.]+\]|\w[\w-]{0,62}(?:\.\w[\w-]{0,62})*\.?"
+ADDRESS = re.compile(rf"https?://(?:{HOST})(?::(?P<port>[0-9]{{1,5}}))?(?:/[^\s?\\]*)?", re.IGNORECASE)
 WAYS = {
     "generate": (f"{COMPLETIONS} text", f"{CHAT} text"),
     "chat": (f"{CHAT} text",),
@@ -76,19 +79,33 @@ def connect(
             raise UserError(f"{option} = {number}: must be 0 or more")
     if not timeout > 0 or parallel < 1:
         raise UserError(f"timeout = {timeout}, parallel = {parallel}: both must be above 0")
-    at = urlsplit(url)
-    if at.scheme not in ("http", "https") or not at.hostname or at.username or at.query:
-        raise UserError(f"{url}: an address such as http://localhost:8000/v1 is expected, without key or query in it")
+    check_address(url)
     limits = calls.Limits(budget_calls, budget_tokens, timeout, retries, parallel)
     where = responses.place() if cache else None
     kept = responses.Responses(where) if where else None
     secret = key or os.environ.get("OPENAI_API_KEY")
+    if secret:
+        untrusted.keep_secret(secret, "`key`" if key else "the variable OPENAI_API_KEY")
     return Remote(calls.Caller(url.rstrip("/"), name or named or None, secret, limits, kept), context)
 
 
 def is_address(model: str) -> bool:
-    """Whether what the user gave as a model is a server's address."""
-    return model.startswith(("http://", "https://"))
+    """Whether what the user gave as a model is meant as a server's address."""
+    return re.match(r"\s*[a-z][a-z0-9+.-]*://", model, re.IGNORECASE) is not None
+
+
+def check_address(address: str) -> None:
+    """See that this is a server's address, `#name` or not, and holds no key: it is printed, and kept in results.
+
+    Raises:
+        UserError: it is not; the address is not repeated, since a key may stand in it.
+    """
+    at = ADDRESS.fullmatch(address.partition("#")[0])
+    if not at or int(at["port"] or 0) > 65535:
+        raise UserError(
+            "the server's address: an address such as http://localhost:8000/v1 is expected, without key, user or "
+            "query in it; a key goes into OPENAI_API_KEY"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from didact import catalogue, compare, files, options
+from didact import catalogue, compare, files, options, untrusted
 from didact.claims import demo
 from didact.compare.budget import Budget
 from didact.data import encode, formats, templates
@@ -107,7 +107,8 @@ def comparison(request: Comparison) -> dict[str, Any]:
     with episodes.one_thread() if request.model is None else contextlib.nullcontext():
         board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
     board |= {
-        "schema": provenance.SCHEMA, "status": "done", "verb": "compare", "argv": list(request.argv),
+        "schema": provenance.SCHEMA, "status": "done", "verb": "compare",
+        "argv": [untrusted.without_credentials(word) for word in request.argv],
         "model": request.model or "embedded example", "data": sources, "identity": identity,
         "versions": provenance.versions(), "device": str(setting.model.device), "didact_commit": provenance.commit(),
     }  # fmt: skip
@@ -156,6 +157,11 @@ def prepare(
         if given is None:
             raise UserError("--budget is required: what each arm may use, as in 20M-tokens or 90-seconds")
         records = _records(request, arms, sources)
+        if remote.is_address(request.model):
+            remote.check_address(request.model)
+            raise UserError(
+                f"--model {request.model}: a server, which cannot be trained: load the weights (--model DIR)"
+            )
         model = load.load(request.model, request.device, request.dtype)
         for name, rows in records.items():
             sources[name]["chat"] = encode.chat_choice(model.tokenizer, rows, request.chat)

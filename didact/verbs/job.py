@@ -54,6 +54,9 @@ def prepare(request: Request) -> Job:
     embedded = request.model is None and not request.data
     if embedded and entry["baseline"]:
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
+    for given in (request.model, *request.options.values()):
+        if isinstance(given, str) and remote.is_address(given):
+            remote.check_address(given)  # before anything is written
     default = next((p.default for n, p in signature(function) if n == "fit"), Fit())
     preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
     # A bad value is told before the example is made or a model is loaded.

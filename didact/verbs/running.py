@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from didact import files, registry
+from didact import files, registry, untrusted
 from didact.data import formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
@@ -160,7 +160,8 @@ def _who(request: Request) -> dict[str, Any]:
     """What makes two runs the same run."""
     how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config", *BUDGET)
     told = {k: v for k, v in vars(request).items() if k not in how}
-    return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": request.argv}
+    argv = [untrusted.without_credentials(word) for word in request.argv]  # of a repeated flag only the last is checked
+    return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": argv}
 
 
 def _kept(out: Path) -> dict[str, Any]:
