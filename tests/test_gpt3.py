@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from didact import prompting
 from didact.claims import runner
 from didact.claims.prompting import gpt3 as claim
-from didact.claims.prompting import gpt3_example
 from didact.data import contamination, demonstrations
-from didact.infer import beam
 from didact.methods.prompting.gpt3_pretrain import SIZES
-from didact.types import Demo, Text, UserError
+from didact.types import Text, UserError
 from didact.worlds import arithmetic, scramble, tasks
 
 # --- arithmetic ------------------------------------------------------------------------------
@@ -61,12 +59,9 @@ def test_scrambled_words_keep_what_they_must(word, seed):
         mixed = scramble.anagram(word, rng, ends)
         assert mixed[:ends] == word[:ends] and mixed[-ends:] == word[-ends:]
         assert collections.Counter(mixed) == collections.Counter(word)
+    assert scramble.anagram("abbbc", rng) == "abbbc"
     spread = scramble.insertion(word, rng)
     assert "".join(c for c in spread if c.isalpha()) == word and len(spread) == 2 * len(word) - 1
-
-
-def test_an_anagram_of_equal_inner_letters_is_the_word():
-    assert scramble.anagram("abbbc", np.random.default_rng(0)) == "abbbc"
 
 
 def test_words_are_the_most_frequent_of_5_to_14_letters():
@@ -132,12 +127,10 @@ def test_cleaning_removes_test_items_and_keeps_the_rest_of_a_record():
     items, corpus, planted = tasks.quiz(0)
     corpus = [Text(text=t.text, source=f"s{i}") for i, t in enumerate(corpus)]
     result = prompting.gpt3_clean(corpus, items, window=5, shortest=5)
-    assert not contamination.audit(
-        [f"{r.prompt} {r.completion}" for r in items], [r.text for r in result.records]
-    ).dirty.any()
-    assert result.findings["collisions"] == sum(planted) and {r.source for r in result.records} <= {
-        t.source for t in corpus
-    }
+    asked = [f"{r.prompt} {r.completion}" for r in items]
+    assert not contamination.audit(asked, [r.text for r in result.records]).dirty.any()
+    assert result.findings["collisions"] == sum(planted)
+    assert {r.source for r in result.records} <= {t.source for t in corpus}
     assert result.records[:10] == corpus[:10] and 0 < result.metrics["kept"].after < 1
 
 
@@ -166,16 +159,10 @@ def test_sizes_are_the_papers():
     assert SIZES["175B"][:3] == (96, 12288, 96)
 
 
-def test_the_length_penalty_of_beam_search_is_gpt3s():
-    assert beam.length_penalty(4, 0.6) == pytest.approx(1.2754, abs=1e-4)
-    assert beam.length_penalty(9, 0.0) == 1.0
-
-
 @pytest.mark.parametrize("sabotage", claim.CLAIM.sabotages, ids=lambda s: s.name)
 def test_every_sabotage_reaches_the_code_the_claim_runs(sabotage):
     with runner.patched(sabotage.patch):
         pass  # every target exists
-    assert sabotage.breaks in {t.name for t in claim.CLAIM.tests}
 
 
 def test_a_leak_puts_the_query_first_among_its_demonstrations():
@@ -198,13 +185,3 @@ def test_the_claim_runs_at_smoke_size():
     for test in (*claim.CLAIM.gates, *claim.CLAIM.tests):
         test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in arms.items()})
     assert arms["planted"]["errors"] == 0 == arms["cleaned"]["left"]
-
-
-def test_the_examples_give_what_their_methods_need(monkeypatch):
-    monkeypatch.setattr(gpt3_example, "STEPS", 3)
-    made = claim.problem(0)
-    result = prompting.gpt3(made.model, **made.data, **made.options)
-    assert result.metrics["accuracy"].n == 18 and all(isinstance(r, Demo) for r in result.records)
-    cleaned = claim.problem_clean(0)
-    assert prompting.gpt3_clean(**cleaned.data, **cleaned.options).findings["collisions"] == 20
-    assert {"corpus"} == set(claim.problem_pretrain(0).data)
