@@ -1,6 +1,7 @@
 """`@method`: how a function becomes a method, and what the declaration carries for it.
 
-The wrapper checks bounds, model kinds and empty inputs before the function runs, and gives every checkpoint written
+The wrapper checks bounds, model kinds and empty inputs before the function runs, makes an adapter given as the start
+ready for training, and gives every checkpoint written
 inside it the identity of the call: the digest of all arguments and data and of the method's source.
 """
 
@@ -145,8 +146,10 @@ def method(
             call.apply_defaults()
             entry.check(call.arguments)
             entry.check_inputs(call.arguments)
+            if hasattr(call.arguments.get("model"), "ready") and "fit" in call.arguments:
+                call.arguments["model"] = call.arguments["model"].ready(call.arguments["fit"].lora)
             with identified(entry, call.arguments):
-                return function(*args, **options)
+                return function(*call.args, **call.kwargs)
 
         return typing.cast(F, checked)
 

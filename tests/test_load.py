@@ -1,8 +1,10 @@
 """What is saved opens again, here and in transformers, with the same numbers; what is broken is one line."""
 
+import copy
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 import transformers as hf
@@ -10,9 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import didact
-from didact import baselines, cli
-from didact.models import forward, load
+from didact import baselines, cli, verbs
+from didact.learn import reward_functions, rewards
+from didact.models import adapters, forward, load, vocabulary
 from didact.models.load import load as load_model
+from didact.models.model import Model, copy_of
 from didact.types import Demo, Fit, Result, UserError
 
 DEMOS = [
@@ -91,6 +95,157 @@ def test_an_adapter_is_saved_alone_and_opens_on_its_start_model(arch, fresh, tmp
     plain = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "start"), tmp_path / "out/model")
     as_model = type(start)(plain.eval(), start.processor, start.kind)
     torch.testing.assert_close(logp(as_model), taught, rtol=0, atol=1e-6)
+
+
+# --- adapters as start models ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def start(folder, tmp_path_factory):
+    return load_model(shutil.copytree(folder, tmp_path_factory.mktemp("start") / "base"), device="cpu")
+
+
+def adapter_of(start, place, **config):
+    """A peft folder on `start`, its weights as if trained."""
+    made = peft.LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config})
+    module = peft.get_peft_model(copy_of(start).module, made)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for p in module.parameters():
+            p.add_(0.2 * torch.randn_like(p) * p.requires_grad)
+    module.save_pretrained(place)
+    return Model(module.eval(), start.processor)
+
+
+KINDS = {
+    "plain": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "lora_alpha": 7},
+    "head kept": {"modules_to_save": ["lm_head"]},
+    "embedding kept": {"modules_to_save": ["embed_tokens"]},
+    "on the tied head": {"target_modules": ["q_proj", "lm_head"]},
+    "on the tied embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`", "ignore:Model with `tie_word_embeddings=True`"
+)
+def test_an_adapter_of_any_kind_is_merged_saved_and_trained_on(kind, start, tmp_path):
+    assert start.config.tie_word_embeddings
+    want = logp(adapter_of(start, tmp_path / "adapter", **KINDS[kind]))
+    model = load_model(tmp_path / "adapter", device="cpu")
+    assert (logp(start) - want).abs().max() > 0.03
+    torch.testing.assert_close(logp(model), want, rtol=0, atol=1e-5)
+    Result(models={"model": adapters.merged(model)}).save(tmp_path)
+    torch.testing.assert_close(logp(load_model(tmp_path / "model", device="cpu")), want, rtol=0, atol=1e-4)
+    for rank, form in ((0, "hf"), (3, "peft")):
+        before = model.fingerprint()
+        result = baselines.sft(model, DEMOS, fit=QUICK.replace(lora=rank))
+        assert result.save(tmp_path / form)["model"].startswith(form) and model.fingerprint() == before
+        taught = logp(result.models["model"])
+        assert taught.mean() > want.mean()  # it goes on from the adapter
+        torch.testing.assert_close(logp(load_model(tmp_path / form / "model")), taught, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_brings_its_own_tokens(start, tmp_path):
+    wide = vocabulary.with_tokens(start, ["<good>"], noise=0.5)
+    tokens = copy.deepcopy(wide)
+    adapter_of(wide, tmp_path / "adapter")
+    wide.processor.save_pretrained(tmp_path / "adapter")
+    again = load_model(tmp_path / "adapter", device="cpu")
+    (good,) = vocabulary.ids(again, ["<good>"])
+    assert good == len(start.tokenizer) and again.module.get_input_embeddings().weight.shape[0] == good + 1
+    torch.testing.assert_close(
+        again.module.get_input_embeddings().weight, tokens.module.get_input_embeddings().weight, rtol=0, atol=0
+    )
+
+
+def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(start, tmp_path):
+    first = adapter_of(start, tmp_path / "first")
+    shutil.copytree(start.base, tmp_path / "base")
+    config = tmp_path / "first" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    one = load_model(tmp_path / "first", device="cpu")
+    torch.testing.assert_close(logp(one), logp(first), rtol=0, atol=1e-5)
+    want = logp(adapter_of(adapters.merged(one), tmp_path / "second"))
+    two = load_model(tmp_path / "second", device="cpu")
+    assert two.base == str(tmp_path / "first") and (want - logp(one)).abs().max() > 0.03
+    torch.testing.assert_close(logp(two), want, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_on_trained_weights_does_not_claim_the_folder_they_came_from(start, tmp_path):
+    moved = baselines.sft(start, DEMOS, fit=QUICK).models["model"]
+    result = baselines.sft(moved, DEMOS, fit=QUICK.replace(lora=2))
+    assert result.save(tmp_path)["model"].startswith("hf")
+    torch.testing.assert_close(logp(load_model(tmp_path / "model")), logp(result.models["model"]), rtol=0, atol=1e-4)
+
+
+def test_what_an_adapter_start_becomes_is_one_line_and_result_json_says_what_evaluate_says(start, tmp_path, capsys):
+    adapter_of(start, tmp_path / "adapter")
+    data = tmp_path / "demos.jsonl"
+    data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in DEMOS))
+    words = [
+        "run",
+        "sft",
+        "--model",
+        str(tmp_path / "adapter"),
+        "--demos",
+        str(data),
+        "--steps=3",
+        "--rows=2",
+        "--lr=.01",
+    ]
+    for more, line, form in (
+        ([], "merged into it, and all weights are trained", "hf"),
+        (["--lora", "4"], "whose rank stays 2: --lora 4 starts no other", "peft"),
+    ):
+        out = tmp_path / form
+        assert cli.main([*words, *more, "--out", str(out)]) == 0
+        assert len([x for x in capsys.readouterr().err.splitlines() if line in x]) == 1
+        told = json.loads((out / "result.json").read_text())
+        assert told["files"]["model"].startswith(form)
+        found = verbs.evaluate(str(out), str(data), "answer")
+        for name, metric in found.items():
+            assert metric.after == pytest.approx(told["metrics"][name]["after"], abs=1e-6)
+            assert metric.before == pytest.approx(told["metrics"][name]["before"], abs=1e-5)
+
+
+def test_an_adapter_that_fits_another_model_is_refused(start, fresh, tmp_path):
+    adapter_of(start, tmp_path / "adapter")
+    (tmp_path / "base").mkdir()
+    fresh("gpt2").save(tmp_path / "base")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
+    assert complaint(tmp_path / "adapter").startswith(f"{tmp_path / 'adapter'}: the adapter cannot be put on ")
+
+
+def test_a_learned_prompt_is_neither_merged_nor_gone_on_with(start, tmp_path):
+    module = peft.get_peft_model(copy_of(start).module, peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
+    module.save_pretrained(tmp_path / "prompt")
+    model = load_model(tmp_path / "prompt", device="cpu")
+    for rank in (0, 2):
+        with pytest.raises(UserError, match="PROMPT_TUNING adapter"):
+            baselines.sft(model, DEMOS, fit=QUICK.replace(lora=rank))
+
+
+def test_a_reward_models_adapter_judges(start, tmp_path):
+    judge = rewards.headed(start)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
+    module = peft.get_peft_model(judge.module, config)
+    module.name_or_path = start.base
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.2 * torch.randn_like(p) * p.requires_grad)
+    module.eval().peft_config["default"].base_model_name_or_path = start.base
+    module.save_pretrained(tmp_path / "adapter")
+    asked = [d.prompt for d in DEMOS], [d.completion for d in DEMOS]
+    want = rewards.score(Model(module, judge.processor, "encoder"), *asked)
+    assert reward_functions.reward_of(str(tmp_path / "adapter"))(*asked) == pytest.approx(want, abs=1e-4)
+    assert "a reward model, which writes nothing" in complaint(tmp_path / "adapter")
+    adapter_of(start, tmp_path / "speaks")  # a language model's adapter is asked for a yes or no
+    assert all(0 <= v <= 1 for v in reward_functions.reward_of(str(tmp_path / "speaks"))(*asked))
 
 
 def test_saving_again_replaces_the_folder_whole(fresh, tmp_path):
@@ -190,10 +345,14 @@ def test_an_unknown_architecture_is_one_line(broken):
     assert "frobnicator" in complaint(broken)
 
 
-def test_an_adapter_without_start_model_says_which_field_to_fill(fresh, tmp_path):
+def test_an_adapter_without_start_model_is_merged_or_says_which_field_to_fill(fresh, start, tmp_path):
     result = baselines.sft(fresh("llama"), DEMOS, fit=QUICK.replace(lora=2))  # built, so it came from no folder
-    result.save(tmp_path)
-    message = complaint(tmp_path / "model")
+    assert result.save(tmp_path)["model"].startswith("hf")
+    torch.testing.assert_close(logp(load_model(tmp_path / "model")), logp(result.models["model"]), rtol=0, atol=1e-5)
+    adapter_of(start, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    message = complaint(tmp_path / "adapter")
     assert "field 'base_model_name_or_path' is empty; fill in the start model's folder" in message
 
 

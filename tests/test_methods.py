@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from killed import die_after, server
 from shapes import tiny
 
@@ -27,9 +28,10 @@ from didact.claims.problem import Problem
 from didact.evaluate import protocols
 from didact.infer import qa_prompts
 from didact.learn import checkpoint, language
+from didact.models import adapters, load
 from didact.models.model import Model, copy_of
 from didact.types import Cost, Fit, UserError, as_row
-from didact.verbs import job, saved
+from didact.verbs import job, running, saved
 
 make.make()  # imports and registers every method
 METHODS = registry.METHODS
@@ -40,6 +42,7 @@ SHORT = {"steps": "3", "rows": "3", "save_every": "1", "lr": "1e-3"}
 TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
 INSTEAD = {"tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0}}  # untrained, every answer is equally wrong
+MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
@@ -78,7 +81,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`user(name, kind)`: the words of `didact run` with a tiny model of this type and the example's files."""
     root = tmp_path_factory.mktemp("user")
 
-    def words(name: str, kind: str = "llama") -> list[str]:
+    def words(name: str, kind: str = "llama", preset: str = "") -> list[str]:
         entry, given = ENTRIES[name], problem(name)
         context = CONTEXT.get(name, 256)
         folder = root / f"{kind}-{context}"
@@ -89,7 +92,11 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
                 model.module.resize_token_embeddings(len(model.processor), mean_resizing=False)
             model.save(folder)
-        out = ["run", name, *(["--model", str(folder)] if "model" in entry["needs"] and given.model else [])]
+        out = [
+            "run",
+            f"{name}:{preset}" if preset else name,
+            *(["--model", str(folder)] if "model" in entry["needs"] and given.model else []),
+        ]
         kinds = {type(rows[0]).__name__.lower(): rows for rows in given.data.values() if rows}
         for parameter, need in entry["needs"].items():
             rows = given.data.get(parameter) or (kinds.get(need["kind"]) if need["required"] else None)
@@ -97,7 +104,8 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 path = root / f"{name}-{parameter}.jsonl"
                 files.write_lines(path, (as_row(r) for r in list(rows)[:RECORDS]))
                 out += [f"--{parameter}", str(path)]
-        own = {k: v for k, v in given.options.items() if k in options.flat(entry)}
+        theirs = entry["presets"].get(preset, {})
+        own = {k: v for k, v in given.options.items() if k in options.flat(entry) and k not in theirs}
         short = {k: v for k, v in SHORT.items() if entry["fit"]}
         for option, value in {**own, **short, **INSTEAD.get(name, {})}.items():
             shown = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
@@ -114,6 +122,20 @@ def run(words: list[str], out: Path) -> dict[str, Any]:
         code = cli.main([*words, "--out", str(out)])
     assert code == 0, shown.getvalue()
     return dict(files.read_json(out / "result.json"))
+
+
+def same_numbers(words: list[str], out: Path) -> None:
+    """What was saved, opened again, scores what result.json says, on the same records."""
+    name, _, preset = words[1].partition(":")
+    entry = ENTRIES[name]
+    prepared = verbs.prepare(options.parser(entry).parse(words[2:], preset or None))
+    model, start, told = saved._saved(str(out), "cpu")
+    records = {k: v for k, v in prepared.scored.items() if k != "gold"}
+    scoring = protocols.Scoring(records=records, start=start, seed=told["seed"], options=saved._options(told))
+    found = running.scored(entry, model, scoring)
+    assert found.keys() == told["metrics"].keys()
+    for measure, value in found.items():
+        assert value.value == pytest.approx(told["metrics"][measure]["after"], abs=1e-6, rel=1e-6), measure
 
 
 def refused(words: list[str], out: Path) -> str:
@@ -203,15 +225,40 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, tmp_path: Pat
         auto = transformers.AutoModelForSequenceClassification if again.kind == "encoder" else auto
         plain = auto.from_pretrained(tmp_path / "out" / "model")
         assert Model(plain, again.processor, again.kind).fingerprint() == again.fingerprint()
-    for protocol in entry["protocol"]:
-        used = protocols.named(protocol)
-        measure = used.primary
-        held = result["held_out"].get(used.held_out or "")
-        given = [w for w in words if w.endswith(".jsonl")]
-        whole = len(given) == 1 and sum(result["held_out"].values()) == RECORDS
-        if measure in result["metrics"] and not held and whole:
-            found = verbs.evaluate(str(tmp_path / "out"), given[0], protocol, device="cpu")
-            assert found[measure].after == pytest.approx(result["metrics"][measure]["after"], abs=1e-5)
+    same_numbers(words, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "start"),
+    [
+        pytest.param(n, p, s, marks=() if n in MOVING and s and not p else pytest.mark.soak)
+        for n in TRAINED
+        for p in ("", *ENTRIES[n]["presets"])
+        for s in ("", "adapter", "adapter --lora 3")
+        if p or s
+    ],
+)
+def test_whatever_the_start_what_is_saved_has_the_numbers_of_the_result(
+    name: str, preset: str, start: str, user: Any, tmp_path: Path
+) -> None:
+    """An adapter as the start is merged, or goes on under LoRA; every preset saves what it measured."""
+    words = [*user(name, preset=preset), *start.split()[1:]]
+    if start:
+        where = words.index("--model") + 1
+        base = Path(words[where])
+        words[where] = str(base.parent / "adapter" / base.name)
+        if not Path(words[where]).exists():
+            model = adapters.lora(load.load(base, "cpu"), 2)
+            with torch.random.fork_rng(), torch.no_grad():
+                for p in model.module.parameters():  # an untrained one changes nothing
+                    p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
+            with files.new_folder(Path(words[where])) as fresh:
+                model.save(fresh)
+    result = run(words, tmp_path / "out")
+    same_numbers(words, tmp_path / "out")
+    if start and result["files"]["model"].startswith("peft"):
+        kept = files.read_json(tmp_path / "out" / "model" / "adapter_config.json")
+        assert kept["r"] == 2 and kept["base_model_name_or_path"] == str(base)
 
 
 @pytest.mark.parametrize("name", TRAINED)

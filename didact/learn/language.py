@@ -52,18 +52,22 @@ def train(
 ) -> TrainResult:
     """Train a copy of `model` (or a LoRA adapter on it) on streams of items, `fit.rows` of each a step.
 
-    An epoch is a pass over the first stream. The given model stays as it was, so that it can serve
-    as the reference. `loss` gives the terms of a micro-batch, one function for all streams or one for each.
+    An epoch is a pass over the first stream. The given model stays as it was, so that it can serve as the reference;
+    an adapter is merged first, or goes on under LoRA (`adapters.ready`). `loss` gives the terms of a micro-batch, one
+    function for all streams or one for each.
     """
     for stream, items in streams.items():
         if not items:
             raise UserError(f"{stream}: no records")
     began = time.monotonic()
+    model = adapters.ready(model, fit.lora)
     student = copy_of(model)
     if fit.lora:
         student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed)
-    elif not any(p.requires_grad for p in student.module.parameters()):
-        student.module.requires_grad_(True)
+    else:
+        adapters.placeless(student)
+        if not any(p.requires_grad for p in student.module.parameters()):
+            student.module.requires_grad_(True)
     first = len(next(iter(streams.values())))
     batches = Batches(
         {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start,

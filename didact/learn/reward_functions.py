@@ -53,9 +53,16 @@ def opened(folder: str, device: str | None = None) -> Model:
     Raises:
         UserError: there is none, it has several outputs, or the device cannot be used.
     """
+    where = Path(folder)
+    adapter = where.is_dir() and bool(load.adapter_config(where))
+    base = load.base_of(where) if adapter else folder
     try:
-        module: Any = opening.opened("AutoModelForSequenceClassification", folder)
-        tokenizer: Any = opening.opened("AutoTokenizer", folder)
+        module: Any = opening.opened(
+            "AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {})
+        )
+        tokenizer: Any = (load.tokenizer_of(where) if adapter else None) or opening.opened("AutoTokenizer", base)
+        if adapter:  # its head is among what it keeps
+            module = load.put_on(module, where, base).merge_and_unload()
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
     if module.config.num_labels != 1:
@@ -75,6 +82,9 @@ def _is_language_model(folder: Path) -> bool:
 
 
 def _architectures(folder: Path) -> list[str]:
+    if adapter := load.adapter_config(folder):
+        judges = adapter.get("task_type") == "SEQ_CLS"
+        return ["AdapterForSequenceClassification"] if judges else _architectures(Path(load.base_of(folder)))
     try:
         return [str(name) for name in json.loads((folder / "config.json").read_text()).get("architectures") or ()]
     except (OSError, ValueError, AttributeError):

@@ -19,7 +19,7 @@ from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.learn.language import TrainResult
-from didact.models import opening
+from didact.models import adapters, opening
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, UserError
@@ -34,8 +34,6 @@ def headed(model: Model, seed: int = 0) -> Model:
     Raises:
         UserError: transformers has no sequence classification for its type, or it is an encoder-decoder.
     """
-    from peft import PeftModel
-
     if model.kind == "encoder":
         return model
     kind = getattr(model.config, "model_type", type(model.module).__name__)
@@ -51,9 +49,7 @@ def headed(model: Model, seed: int = 0) -> Model:
             raise UserError(
                 f"a reward model needs a causal model with a classification head, which {kind} has not"
             ) from None
-    body: Any = model.module
-    if isinstance(body, PeftModel):
-        body = copy.deepcopy(body).merge_and_unload()
+    body: Any = adapters.merged(model).module
     module.base_model.load_state_dict(body.base_model.state_dict())
     padded(module, tokenizer).to(model.device, next(body.parameters()).dtype)
     return Model(module.eval(), tokenizer, "encoder", model.base)
@@ -134,7 +130,5 @@ def train(
         }
 
     taught = language.train(model, rows, terms, fit, hooks=hooks, name=name)
-    if fit.lora:
-        adapted: Any = taught.model.module
-        taught.model = Model(adapted.merge_and_unload().eval(), model.processor, model.kind, model.base)
+    taught.model = adapters.merged(taught.model)
     return taught

@@ -33,7 +33,7 @@ from didact.learn.checkpoint import State
 from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
 from didact.learn.progress import Bar
-from didact.models import forward
+from didact.models import adapters, forward
 from didact.models.model import Model, copy_of
 from didact.types import Cost, Fit, Result, Reward, UserError
 
@@ -215,14 +215,14 @@ def run_rounds(
         kept = checkpoint.load(here / "promoted", {}) if here else None
         if kept:
             weights, state = kept
-            rounds_result.model = copy_of(model)
+            rounds_result.model = copy_of(adapters.merged(model))
             rounds_result.model.module.load_state_dict(weights)
             rounds_result.model.module.eval()
             for hook, was in zip(hooks, state.hooks, strict=True):
                 hook.restore(was)
         else:
             taught = train(now, rounds_result.data[-1])
-            rounds_result.model, state = _merged(taught.model) if fit.lora else taught.model, taught.state
+            rounds_result.model, state = adapters.merged(taught.model), taught.state
             if here and rank == 0:
                 told = State(number, {}, [h.state() for h in hooks], None, taught.history, state.tokens)
                 checkpoint.save(here / "promoted", rounds_result.model.module.state_dict(), told, {})
@@ -331,13 +331,6 @@ def course(history: Sequence[Mapping[str, Any]], number: int, *columns: str) -> 
     rows = [row for row in history if row["round"] == number]
     ends = {"first": rows[0], "last": rows[-1]} if rows else {}
     return {f"{column}_{when}": row[column] for when, row in ends.items() for column in columns}
-
-
-def _merged(model: Model) -> Model:
-    """Plain weights with the adapter's update in them; a round that taught nothing has no adapter."""
-    adapted: Any = model.module
-    module = adapted.merge_and_unload() if hasattr(adapted, "merge_and_unload") else adapted
-    return Model(module.eval(), model.processor, model.kind, model.base)
 
 
 def _whole(path: Path, count: int, size: int) -> list[Any]:

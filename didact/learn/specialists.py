@@ -10,6 +10,7 @@ from didact.data.streams import ExampleGroup
 from didact.learn import language
 from didact.learn.fit import Hook
 from didact.learn.language import TrainResult
+from didact.models import adapters
 from didact.models.model import Model
 from didact.types import Demo, Fit
 
@@ -25,5 +26,7 @@ def streams(model: Model, **sets: Sequence[Demo]) -> dict[str, list[ExampleGroup
 
 
 def tune(model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str) -> TrainResult:
-    """A copy fine-tuned on completions."""
-    return language.train(model, streams(model, **{name: demos}), language.nll, fit, hooks=hooks, name=name)
+    """A copy fine-tuned on completions; a LoRA is a new one, for its weights are computed with."""
+    return language.train(
+        adapters.merged(model), streams(model, **{name: demos}), language.nll, fit, hooks=hooks, name=name
+    )

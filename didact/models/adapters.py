@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from didact.models.model import Model
 from didact.types import UserError
@@ -14,11 +17,18 @@ from didact.types import UserError
 def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
     """A LoRA adapter on every linear layer but the head; only it is trained. `model`'s module is wrapped in place.
 
+    A model that is a LoRA adapter already goes on with that one, at its own rank.
+
     Raises:
-        UserError: the model is a merged module without linear layers peft knows.
+        UserError: the model is a merged module without linear layers peft knows, or an adapter that is no LoRA.
     """
     import peft
 
+    if adapted(model):
+        module: Any = ready(model, rank).module
+        module.peft_config[module.active_adapter].inference_mode = False
+        module.set_adapter(module.active_adapter)
+        return model
     tasks = {"seq2seq": peft.TaskType.SEQ_2_SEQ_LM, "encoder": peft.TaskType.SEQ_CLS}  # whose head is trained whole
     task = tasks.get(model.kind, peft.TaskType.CAUSAL_LM)
     scale: Any = alpha  # peft takes any number, though it says int
@@ -29,16 +39,84 @@ def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
             module = peft.get_peft_model(model.module, config)
         except ValueError as error:
             raise UserError(f"LoRA cannot be put on this model: {error}") from None
+    if (base := Path(module.active_peft_config.base_model_name_or_path or "")).is_dir() and base.parts:
+        module.active_peft_config.base_model_name_or_path = str(base.resolve())
     return Model(module, model.processor, model.kind, model.base)
 
 
+def adapted(model: Model) -> bool:
+    """Whether this is an adapter on a start model."""
+    return bool(getattr(model.module, "peft_config", None))
+
+
+def ready(model: Model, rank: int) -> Model:
+    """A model as training starts from it: an adapter is merged (a copy), or kept where LoRA goes on training it.
+
+    Raises:
+        UserError: LoRA cannot go on with an adapter of another kind, or it cannot be merged.
+    """
+    if not adapted(model) or not rank:
+        return merged(model)
+    module: Any = model.module
+    if (kind := module.active_peft_config.peft_type.value) != "LORA":
+        raise UserError(f"the start model is a {kind} adapter, which LoRA cannot go on training: leave lora at 0")
+    return model
+
+
+def told(model: Model, rank: int) -> str:
+    """What `ready` does with an adapter, in a line; nothing for other models."""
+    if not adapted(model):
+        return ""
+    module: Any = model.module
+    base = module.active_peft_config.base_model_name_or_path
+    if not rank:
+        return f"an adapter on {base}: merged into it, and all weights are trained (--lora goes on with the adapter)"
+    mine = module.active_peft_config.r
+    rest = "" if mine == rank else f", whose rank stays {mine}: --lora {rank} starts no other"
+    return f"an adapter on {base}: LoRA goes on training this adapter{rest}"
+
+
 def merged(model: Model) -> Model:
-    """A copy with plain weights, the adapter's update in them."""
+    """A copy with plain weights, the adapter's update in them; a model without an adapter as it is.
+
+    Raises:
+        UserError: the adapter is no update of weights.
+    """
+    if not adapted(model):
+        return model
     module: Any = copy.deepcopy(model.module)
-    return Model(module.merge_and_unload().eval(), model.processor, model.kind, model.base, model.condition)
+    if not hasattr(module, "merge_and_unload") or module.active_peft_config.is_prompt_learning:
+        kind = module.active_peft_config.peft_type.value
+        raise UserError(f"a {kind} adapter is no update of weights and cannot be merged: train from its start model")
+    _part(module.get_base_model())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # they are parted
+        plain = module.merge_and_unload().eval().requires_grad_(True)
+    ends = plain.get_input_embeddings(), plain.get_output_embeddings()
+    if None not in ends and ends[0].weight is not ends[1].weight:  # else they would be tied again when it is opened
+        plain.config.tie_word_embeddings = plain.config.get_text_config().tie_word_embeddings = False
+    plain.name_or_path = model.loaded_from or ""  # what a further adapter is put on
+    return Model(plain, model.processor, model.kind, model.base, model.condition, model.loaded_from)
+
+
+def placeless(model: Model) -> Model:
+    """The same model, no longer what its start's folder holds: an adapter put on it does not name that as its base."""
+    module: Any = model.module
+    module.name_or_path = ""
+    return model
 
 
 def without_base(model: Model) -> bool:
     """Whether this is an adapter that does not name a folder of its start model: alone it could not be opened."""
     config = getattr(model.module, "peft_config", {}).get("default")
     return config is not None and not config.base_model_name_or_path
+
+
+def _part(inner: Any) -> None:
+    """Give a head that shares the embedding's weight one of its own where an adapter changes either."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in (inner.get_input_embeddings(), inner.get_output_embeddings()) if layer is not None]
+    if any(isinstance(layer, BaseTunerLayer) for layer in layers) and len(layers) == 2:
+        head = getattr(layers[1], "base_layer", layers[1])
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from didact import files
 from didact.data.templates import Condition
-from didact.models import cache, logit_ensemble, mixers, opening
+from didact.models import adapters, cache, logit_ensemble, mixers, opening
 from didact.models.model import CONDITION, Kind, Model
 from didact.types import UserError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
 
 def load(path: str | Path, device: str | None = None, dtype: str = "float32") -> Model:
@@ -55,7 +57,7 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
         ) from None
     if any(name.endswith("ForSequenceClassification") for name in getattr(config, "architectures", None) or ()):
-        raise UserError(f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}")
+        raise UserError(_judges(path))
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     try:
@@ -87,16 +89,89 @@ def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
 
 
 def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
-    from peft import PeftModel
+    """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
+    if adapter_config(where).get("task_type") == "SEQ_CLS":
+        raise UserError(_judges(where))
+    base = base_of(where)
+    model = adapters.merged(load(base, device, dtype))
+    module = put_on(model.module, where, base)
+    found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
+    _check_finite(found, str(where))
+    return found
 
-    base = json.loads((where / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
+
+def put_on(module: Any, where: Path, base: str) -> Any:
+    """The adapter of a folder on its start model's module, whose embeddings take the size of the adapter's own.
+
+    Raises:
+        UserError: it does not fit, or parts of it are missing.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        if (rows := _embedded(where, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
+            module.resize_token_embeddings(rows, mean_resizing=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own, of transformers
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            wrapped: Any = PeftModel.from_pretrained(module, str(where))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
+        raise UserError(f"{where}: the adapter cannot be put on {base}: {_first_line(error)}") from None
+    # Where it was found: adapters trained on from this one name it, wherever they are written.
+    wrapped.active_peft_config.base_model_name_or_path = base
+    return wrapped.eval()
+
+
+def tokenizer_of(adapter: Path) -> Any:
+    """An adapter folder's own tokenizer; None where it has none."""
+    return opening.opened("AutoTokenizer", adapter) if TOKENIZERS & {p.name for p in adapter.iterdir()} else None
+
+
+def base_of(adapter: Path) -> str:
+    """Where the start model of an adapter's folder is: at the path it names, beside it, or a hub id.
+
+    Raises:
+        UserError: it names none.
+    """
+    named = adapter_config(adapter).get("base_model_name_or_path")
+    if not named:
         raise UserError(
-            f"{where}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
+            f"{adapter}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
         )
-    model = load(base, device, dtype)
-    module = PeftModel.from_pretrained(model.module, str(where))
-    return Model(module.eval(), model.processor, model.kind, base, _condition(where))
+    places = (Path(named), adapter / named, adapter.parent / named, adapter.parent / Path(named).name)
+    return next((str(place) for place in places if _is_other_model(place, adapter)), named)
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of it; empty where there is no adapter."""
+    path = folder / "adapter_config.json"
+    try:
+        return dict(files.read_json(path)) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _is_other_model(place: Path, adapter: Path) -> bool:
+    there = any((place / name).exists() for name in ("config.json", "adapter_config.json", logit_ensemble.FILE))
+    return there and place.resolve() != adapter.resolve()
+
+
+def _embedded(where: Path, module: Any) -> int | None:
+    """How many tokens the embeddings kept in an adapter's folder have; None where it keeps none."""
+    from safetensors import safe_open
+
+    layers = [layer for layer in (module.get_input_embeddings(), module.get_output_embeddings()) if layer is not None]
+    names = {name for name, part in module.named_modules() if any(part is layer for layer in layers)}
+    with safe_open(where / "adapter_model.safetensors", "pt") as kept:
+        for key in kept.keys():  # noqa: SIM118  (it is no mapping)
+            path, _, last = key.removeprefix("base_model.model.").rpartition(".")
+            shape = kept.get_slice(key).get_shape()
+            if last == "weight" and path.removesuffix(".base_layer").removesuffix(".modules_to_save") in names:
+                return int(shape[0])
+            if last == "lora_embedding_A" and path in names:
+                return int(shape[1])
+    return None
 
 
 def _condition(folder: Path) -> Condition | None:
@@ -118,16 +193,14 @@ def _check(folder: Path) -> None:
                 f"{folder}: only pickled weights, which can run code and are not loaded; convert them to safetensors"
             )
         raise UserError(f"{folder}: no weights (*.safetensors)")
-    if "adapter_config.json" not in names and not names & {
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "spiece.model",
-    }:
+    if "adapter_config.json" not in names and not names & TOKENIZERS:
         raise UserError(
             f"{folder}: no tokenizer; copy tokenizer.json and tokenizer_config.json of the start model into it"
         )
+
+
+def _judges(path: str | Path) -> str:
+    return f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}"
 
 
 def _check_finite(model: Model, path: str) -> None:

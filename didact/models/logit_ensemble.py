@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from didact import files
-from didact.models import adapters
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -97,8 +96,7 @@ class EnsembleModel(Model):
     def save(self, folder: str | Path) -> str:
         """Write every member into a folder of its own, and how they are combined.
 
-        A base that was loaded and not changed is not copied: its place is written down. An adapter on weights that have
-        no place is merged.
+        A base that was loaded and not changed is not copied: its place is written down.
         """
         base, *others = self.members
         place = base.loaded_from
@@ -107,8 +105,7 @@ class EnsembleModel(Model):
         elif Path(place).is_dir():
             place = str(Path(place).resolve())
         for number, member in enumerate(others, 1):
-            whole = adapters.merged(member) if adapters.without_base(member) else member
-            whole.save(_made(Path(folder) / f"member-{number}"))
+            member.save(_made(Path(folder) / f"member-{number}"))
         told = {"kind": self.kind, "ensemble": type(self.module).__name__, "spec": self.module.spec}
         files.write_json(Path(folder) / FILE, told | {"base": place, "members": len(others)})
         return "didact"

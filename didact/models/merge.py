@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from didact.models import adapters
 from didact.models.model import Model, copy_of
 from didact.types import UserError
 
@@ -26,7 +27,7 @@ def task_vector(tuned: Model, base: Model) -> Vector:
     Raises:
         UserError: the two do not have the same parameters.
     """
-    ours, theirs = _weights(tuned), _weights(base)
+    ours, theirs = _weights(adapters.merged(tuned)), _weights(adapters.merged(base))
     shapes = {k: v.shape for k, v in ours.items()}, {k: v.shape for k, v in theirs.items()}
     if shapes[0] != shapes[1]:
         raise UserError("a task vector is the difference of two models of one shape; these two differ")
@@ -36,7 +37,7 @@ def task_vector(tuned: Model, base: Model) -> Vector:
 @torch.no_grad()
 def moved(model: Model, vector: Mapping[str, Tensor], scale: float) -> Model:
     """A copy at `theta + scale vector`; a negative scale takes away what the vector taught."""
-    other = copy_of(model)
+    other = adapters.placeless(copy_of(adapters.merged(model)))
     weights = _weights(other)
     for name, change in vector.items():
         weights[name].add_(change, alpha=scale)
@@ -85,13 +86,15 @@ def regmean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float = 0
 
 
 def ia3(model: Model) -> Model:
-    """(IA)^3 vectors on keys, values and the feed-forward layer, all ones; `model`'s module is wrapped in place.
+    """(IA)^3 vectors on keys, values and the feed-forward layer, all ones; `model`'s module is wrapped in place (an
+    adapter's merged weights are).
 
     Raises:
         UserError: peft does not know where they go in this architecture.
     """
     import peft
 
+    model = adapters.merged(model)
     task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
     try:
         module: Any = peft.get_peft_model(model.module, peft.IA3Config(task_type=task))

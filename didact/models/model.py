@@ -83,6 +83,12 @@ class Model:
         """How many weights."""
         return sum(p.numel() for p in self.module.parameters())
 
+    def ready(self, lora: int) -> Model:
+        """This model as a method trains it: an adapter is merged, unless LoRA (of a rank above 0) goes on with it."""
+        from didact.models import adapters
+
+        return adapters.ready(self, lora)
+
     def fingerprint(self) -> str:
         """SHA-256 over every weight's name and bytes: what caches, checkpoints and results are keyed by."""
         digest = hashlib.sha256()
@@ -96,12 +102,19 @@ class Model:
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> str:
-        """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`."""
+        """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`.
+
+        An adapter on weights that have no folder is merged: alone it could not be opened.
+        """
         from peft import PeftModel
         from safetensors.torch import save_file
         from transformers import PreTrainedModel
         from transformers.utils import logging
 
+        from didact.models import adapters
+
+        if adapters.without_base(self):
+            return adapters.merged(self).save(folder)
         if self.condition is not None:
             files.write_json(Path(folder) / CONDITION, dataclasses.asdict(self.condition))
             settings: Any = getattr(self.module, "generation_config", None)

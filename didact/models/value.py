@@ -22,7 +22,7 @@ def attached(model: Model) -> Model:
     if kind not in forward.LINEAR_HEAD | forward.CAPPED_HEAD:
         raise UserError(f"values are read from the states before the head, which is not known for {kind}")
     made = copy_of(model)
-    module: Any = made.module
+    module: Any = prefix.inner_of(made)
     head = module.get_output_embeddings()
     module.value_head = nn.Linear(head.in_features, 1, bias=False).to(head.weight)
     nn.init.zeros_(module.value_head.weight)

@@ -143,15 +143,11 @@ def load_lines(root: Path, what: str, how: str) -> dict[str, str]:
             config |= read(root / what / name)
     seq2seq = config.get("is_encoder_decoder") or config.get("task_type") == "SEQ_2_SEQ_LM"
     task = "Seq2SeqLM" if seq2seq else "CausalLM"
-    if kind == "peft" and not config.get("base_model_name_or_path"):
-        kind = "peft alone"
     lines = {
         "hf": f"from transformers import AutoModelFor{task}, AutoTokenizer\n\n"
         f"model = AutoModelFor{task}.from_pretrained({place!r})\ntokenizer = AutoTokenizer.from_pretrained({place!r})",
         "peft": f"from peft import AutoPeftModelFor{task}  # loads the start model too\n\n"
         f"model = AutoPeftModelFor{task}.from_pretrained({place!r})",
-        "peft alone": "from peft import PeftModel  # start: the module that was taught, which has no folder\n\n"
-        f"model = PeftModel.from_pretrained(start, {place!r})",
         "didact": f"import didact\n\nmodel = didact.load({place!r})",
     }.get(kind, f"# {how}")
     also = "" if kind not in ("hf", "peft") else f"import didact\n\nmodel = didact.load({place!r})"

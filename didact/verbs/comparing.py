@@ -18,7 +18,7 @@ from didact.data.read import read
 from didact.evaluate import judges, protocols
 from didact.infer import remote
 from didact.learn import episodes
-from didact.models import load
+from didact.models import adapters, load
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import provenance
 
@@ -163,6 +163,9 @@ def prepare(
                 f"--model {request.model}: a server, which cannot be trained: load the weights (--model DIR)"
             )
         model = load.load(request.model, request.device, request.dtype)
+        if adapters.adapted(model):
+            print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
+                  file=sys.stderr)  # fmt: skip
         for name, rows in records.items():
             sources[name]["chat"] = encode.chat_choice(model.tokenizer, rows, request.chat)
             records[name] = templates.as_chat(rows, request.chat)

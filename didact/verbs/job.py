@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from didact.data.read import read
 from didact.evaluate import protocols
 from didact.infer import lm as language_models
 from didact.infer import remote
-from didact.models import load
+from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Record, UserError
@@ -75,6 +76,10 @@ def prepare(request: Request) -> Job:
     }
     if not embedded:
         model, records, sources = _inputs(request, entry)
+    if isinstance(model, Model) and entry["fit"]:
+        if told := adapters.told(model, fit.lora):
+            print(f"{request.model}: {told}", file=sys.stderr)
+        model = model.ready(fit.lora)
     train, scored, warnings = _held_out(entry, records, request, problem)
     return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
 

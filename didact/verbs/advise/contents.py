@@ -7,6 +7,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from didact.data import duplicates, formats, read
@@ -197,16 +198,18 @@ def tokenizer(model: str) -> tuple[Any, int]:
     """The model's tokenizer and context, without its weights."""
     from types import SimpleNamespace
 
-    from didact.models import opening
+    from didact.models import load, opening
     from didact.models.model import Model
 
+    adapter = Path(model).is_dir() and bool(load.adapter_config(Path(model)))
+    base = load.base_of(Path(model)) if adapter else model
     try:
-        found = opening.opened("AutoTokenizer", model)
+        found = (load.tokenizer_of(Path(model)) if adapter else None) or opening.opened("AutoTokenizer", base)
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no tokenizer can be loaded from it: {str(error).splitlines()[0]}") from None
     try:
-        config = opening.opened("AutoConfig", model)
-    except (OSError, ValueError):  # an adapter's folder, or a tokenizer alone
+        config = opening.opened("AutoConfig", base)
+    except (OSError, ValueError):  # a tokenizer alone
         config = None
     weightless: Any = SimpleNamespace(config=config)
     return found, Model(weightless, found).context
