@@ -1,4 +1,4 @@
-"""Tiny models of every architecture, for any test: `from shapes import tiny`.
+"""Tiny models of every architecture, for any test: `from shapes import tiny`; exact numbers; what a model knows.
 
 One token a byte, ids from `FIRST` to `VOCABULARY`; two layers, 32 wide; weights strong enough that a wrong
 mask, position or head shows far above rounding. A mistral, a gemma2 and a gemma3 see 4 tokens back, less than
@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from didact.data.encode import TokenizedExample
+from didact.evaluate import forgetting
 from didact.models import build
 from didact.models.model import Model
 
@@ -53,6 +54,21 @@ def tiny(kind: str, seed: int = 0, context: int = CONTEXT, **more) -> Model:
         for p in made.module.parameters():  # initial weights are so small that every path would give the same
             p.add_(0.1 * torch.randn_like(p))
     return made
+
+
+def f64(*values) -> torch.Tensor:
+    """These numbers in double precision, for exact answers."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def accuracy(model: Model, records) -> float:
+    """Mean over records of the share of their tokens that are the model's first choice."""
+    return forgetting.answers(model, records)["accuracy"].mean()
+
+
+def probability(model: Model, records) -> float:
+    """Mean over records of the probability of a token of their completions."""
+    return forgetting.answers(model, records)["probability"].mean()
 
 
 def plain_logits(model: Model, rows: Iterable[TokenizedExample]) -> torch.Tensor:

@@ -2,20 +2,17 @@
 
 import numpy as np
 import pytest
+from shapes import accuracy, probability
 
 from didact import baselines
 from didact.data import convert
-from didact.evaluate import forgetting, protocols
+from didact.evaluate import protocols
 from didact.evaluate.protocols import Scoring
 from didact.types import Demo, Fit, Preference, UserError
 
 
 def score(protocol, model, records, start=None):
     return protocols.named(protocol).score(model, Scoring(records={"": records}, start=start or model))
-
-
-def accuracy(model, records):
-    return forgetting.answers(model, records)["accuracy"].mean()
 
 
 # --- sft -------------------------------------------------------------------------------------
@@ -51,8 +48,7 @@ def test_loss_on_all_learns_the_prompts_too(fresh, world):
     told, both = (
         baselines.sft(start, world.forget[:10], loss_on=on, fit=fit).models["model"] for on in ("completion", "all")
     )
-    of_told, of_both = (forgetting.answers(m, questions)["probability"].mean() for m in (told, both))
-    assert of_both > 10 * of_told
+    assert probability(both, questions) > 10 * probability(told, questions)
 
 
 def test_sft_is_reproducible_and_follows_its_seed(fresh, world):
@@ -64,23 +60,15 @@ def test_sft_is_reproducible_and_follows_its_seed(fresh, world):
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_completion_longer_than_the_context_names_the_record(fresh, world):
-    demos = [world.forget[0], Demo(prompt="?", completion="Songs of Tarn " * 60)]
-    with pytest.raises(UserError, match="demos: record 2: the completion has"):
-        baselines.sft(fresh("llama"), demos)
-
-
 # --- dpo -------------------------------------------------------------------------------------
 
 
 def preferences(records):
     """Of two answers the one of the wrong sort is preferred; neither is known, so only the rule can be learned."""
     draw = np.random.default_rng(0)
-    out = []
-    for r in records:
-        answer = str(draw.choice(r.perturbed))
-        out.append(Preference(prompt=r.prompt, chosen=f"the {answer}, sir", rejected=f"{answer}"))
-    return out
+    answers = [str(draw.choice(r.perturbed)) for r in records]
+    told = zip(records, answers, strict=True)
+    return [Preference(prompt=r.prompt, chosen=f"the {answer}, sir", rejected=answer) for r, answer in told]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -137,8 +125,7 @@ def test_kto_with_thumbs_down_alone_lowers_what_was_judged(taught, world):
     bad = [j for j in judged(preferences(world.retain[:40])) if not j.label]
     model = baselines.kto(start, bad, fit=Fit(lr=1e-3, steps=20, rows=16)).models["model"]
     said = [Demo(prompt=j.prompt, completion=j.completion) for j in bad]
-    of_start, of_model = (forgetting.answers(m, said)["probability"].mean() for m in (start, model))
-    assert of_model < 0.5 * of_start
+    assert probability(model, said) < 0.5 * probability(start, said)
 
 
 def test_kto_needs_two_records(fresh, world):

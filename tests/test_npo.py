@@ -4,36 +4,27 @@ import math
 
 import pytest
 import torch
+from shapes import accuracy, probability
 
-from didact import catalogue, unlearning
+from didact import baselines, catalogue, unlearning
 from didact.data import encode, templates
 from didact.evaluate import forgetting
 from didact.learn import language
 from didact.models import forward
 from didact.models.model import copy_of
 from didact.objectives import preference
-from didact.types import Demo, Fit, UserError
+from didact.types import Demo, Fit
 from didact.worlds.authors import authors
 
-PRESETS = catalogue.entry("npo")["presets"]
+PRESETS = {
+    name: {k: v for k, v in options.items() if not k.startswith("fit.")}
+    for name, options in catalogue.entry("npo")["presets"].items()
+}
 # Found on seed 1 of the world; the tests use seed 0, where GPT-2 needed 3e-4 in place of 2e-4 to reach gold.
 # The paper's beta .1 forgets as well, but at this size it takes
 # other authors down with it: token accuracy on unseen retain authors falls by .15 to .3.
 FOUND = {"beta": 1.0, "retain_weight": 5.0, "fit": Fit(lr=3e-4, steps=100, rows=16, warmup_steps=5, weight_decay=0.01)}
 SHORT = Fit(lr=1e-3, steps=2, rows=4, schedule="constant")
-
-
-def accuracy(model, records):
-    return forgetting.answers(model, records)["accuracy"].mean()
-
-
-def probability(model, records):
-    return forgetting.answers(model, records)["probability"].mean()
-
-
-def options_of(preset):
-    """A preset's options but for those of its `fit`."""
-    return {k: v for k, v in PRESETS[preset].items() if not k.startswith("fit.")}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +71,6 @@ def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
 
 
 def test_a_seq2seq_model_forgets_too(fresh, small):
-    from didact import baselines
-
     fit = Fit(lr=1e-2, steps=100, rows=20, schedule="cosine")
     start = baselines.sft(fresh("t5", d=32), [*small.forget, *small.retain], fit=fit).models["model"]
     fit = Fit(lr=6e-3, steps=60, rows=10, schedule="linear")
@@ -114,11 +103,10 @@ def test_a_mean_in_place_of_the_sum_would_show_in_w(taught, world, monkeypatch):
         total, count = right(*given)
         return total / count, count
 
+    # Of a model that is sure of its answers:
+    monkeypatch.setattr(language, "reference_logp", lambda reference, items: torch.zeros(len(items), 1))
     for patched in (right, mean):
         monkeypatch.setattr(language, "sequence_logp", patched)
-        monkeypatch.setattr(
-            language, "reference_logp", lambda reference, items: torch.zeros(len(items), 1)
-        )  # of a model that is sure of its answers
         ends.append(unlearning.npo(taught("llama"), world.forget, world.retain, fit=fit).history[-1]["mean_W"])
     assert ends[0] < ends[1] - 0.2
 
@@ -145,20 +133,14 @@ ELSEWHERE = set(PRESETS) - {"ga-forget-kl", "dpo-rt", "dpo-kl", "kto", "kto-rt",
 def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, small):
     start = fresh(arch)
     before = start.fingerprint()
-    options = options_of(preset)
+    options = PRESETS[preset]
     result = unlearning.npo(start, small.forget, small.retain, fit=SHORT, **options)
     assert start.fingerprint() == before != result.models["model"].fingerprint()
     first, beta = result.history[0], options.get("beta", 0.1)
-    loss = options["loss"]
-    if loss in ("npo", "dpo"):
-        assert first["forget"] == pytest.approx(2 / beta * math.log(2), abs=1e-3)
-    if loss == "kto":
-        assert first["forget"] == pytest.approx(1 + 2 / beta * math.log(2), abs=1e-3)
-    if loss == "kto-sigmoid":
-        assert first["forget"] == pytest.approx(1 - 1 / beta, abs=1e-3)
-    if loss == "kto-published":
-        assert first["forget"] == pytest.approx(1, abs=1e-3)
-    if loss in ("npo", "dpo", "kto", "kto-sigmoid", "kto-published"):
+    loss, equal = options["loss"], 2 / beta * math.log(2)
+    known = {"npo": equal, "dpo": equal, "kto": 1 + equal, "kto-sigmoid": 1 - 1 / beta, "kto-published": 1}
+    if loss in known:
+        assert first["forget"] == pytest.approx(known[loss], abs=1e-3)
         assert first["mean_W"] == pytest.approx(1, abs=1e-4)
     if loss == "wga":
         assert first["forget"] < 0
@@ -237,30 +219,13 @@ def test_the_reference_has_no_dropout_even_where_the_given_model_is_training(fre
     training = copy_of(still)
     training.module.train()
     for preset in ("npo-kl", "undial"):
-        a, b = (
-            unlearning.npo(m, small.forget, small.retain, fit=SHORT, **options_of(preset)) for m in (still, training)
-        )
+        a, b = (unlearning.npo(m, small.forget, small.retain, fit=SHORT, **PRESETS[preset]) for m in (still, training))
         assert [r["loss"] for r in a.history] == [r["loss"] for r in b.history], preset
     assert training.module.training
 
 
-# --- what the user is told -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("regulariser", ["ce", "kl"])
-def test_missing_retain_records_are_warned_of(regulariser, fresh, small):
+@pytest.mark.parametrize("regulariser", ["ce", "kl", "none", "kl-forget"])
+def test_missing_retain_records_are_warned_of_where_they_are_wanted(regulariser, fresh, small):
     result = unlearning.npo(fresh("llama"), small.forget, regulariser=regulariser, fit=SHORT)
-    assert result.warnings == ["no retain records: nothing protects what the model should keep"]
-
-
-@pytest.mark.parametrize("regulariser", ["none", "kl-forget"])
-def test_where_no_retain_records_are_wanted_none_are_missed(regulariser, fresh, small):
-    assert not unlearning.npo(fresh("llama"), small.forget, regulariser=regulariser, fit=SHORT).warnings
-
-
-@pytest.mark.parametrize("stream", ["forget", "retain"])
-def test_a_completion_longer_than_the_context_names_stream_and_record(stream, fresh, small):
-    records = {"forget": list(small.forget), "retain": list(small.retain)}
-    records[stream][3] = Demo(prompt="?", completion="Songs of Tarn " * 60)
-    with pytest.raises(UserError, match=f"{stream}: record 4: the completion has"):
-        unlearning.npo(fresh("llama"), **records, fit=SHORT)
+    told = ["no retain records: nothing protects what the model should keep"]
+    assert result.warnings == (told if regulariser in ("ce", "kl") else [])

@@ -5,17 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from shapes import tiny
+from scripted import Scripted
+from shapes import accuracy, probability
 
 from didact import unlearning
 from didact.data import encode
 from didact.evaluate import forgetting, memorisation, scaling
-from didact.infer import lm
 from didact.methods.unlearning.icul import flipped
 from didact.methods.unlearning.unlearning_survey import WAYS
 from didact.models import attribution
 from didact.models.model import copy_of
-from didact.types import Demo, Fit, Likelihood, UserError
+from didact.types import Demo, Fit, UserError
 from didact.worlds.authors import authors
 
 SHORT = Fit(lr=1e-3, steps=2, rows=4)
@@ -26,14 +26,6 @@ SCALES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 @pytest.fixture(scope="module")
 def small():
     return authors(0, forget=1, retain=1, unseen=0, holdout=1)
-
-
-def accuracy(model, records):
-    return forgetting.answers(model, records)["accuracy"].mean()
-
-
-def probability(model, records):
-    return forgetting.answers(model, records)["probability"].mean()
 
 
 # --- merging ---------------------------------------------------------------------------------
@@ -73,10 +65,8 @@ def test_scale_nought_is_the_model_itself_and_tokens_are_counted(fresh, small):
 def test_a_negated_adapter_is_a_plain_model_that_knows_less(adapter, taught, world):
     start = taught("llama", gold=True)
     fit = Fit(lr=5e-3, steps=15, rows=16, schedule="constant", lora=8)
-    made = [
-        unlearning.negated_adapter(start, world.forget, adapter=adapter, scale=s, fit=fit).models["model"]
-        for s in (-1.0, 1.0)
-    ]
+    how = {"adapter": adapter, "fit": fit}
+    made = [unlearning.negated_adapter(start, world.forget, **how, scale=s).models["model"] for s in (-1.0, 1.0)]
     p = [probability(m, world.forget) for m in made]
     assert p[1] < probability(start, world.forget) < p[0]
     assert type(made[1].module) is type(start.module)
@@ -236,26 +226,15 @@ def reviews(n, start=0):
     return [Demo(prompt=f"review {i}:", completion=CLASSES[i % 2], choices=CLASSES) for i in range(start, start + n)]
 
 
-class Reader(lm.Local):
+def reader():
     """Answers as the same question was answered in the prompt, else evenly."""
 
-    def __init__(self):
-        self.asked = []
+    def logp(prompt, choice):
+        *shown, query = prompt.split("\n")
+        seen = [line.removeprefix(query).strip() for line in shown if line.startswith(query)]
+        return math.log(0.5 if not seen else 0.9 if seen[-1] == choice else 0.1)
 
-    name, capabilities = "a reader", frozenset({"score", "generate"})
-
-    def lacks(self, what):
-        return None
-
-    def score(self, pairs):
-        self.asked += [p for p, _ in pairs]
-        out = []
-        for prompt, choice in pairs:
-            *shown, query = prompt.split("\n")
-            seen = [line.removeprefix(query).strip() for line in shown if line.startswith(query)]
-            p = 0.5 if not seen else 0.9 if seen[-1] == choice else 0.1
-            out.append(Likelihood(math.log(p), 1))
-        return out
+    return Scripted(write=lambda prompt, i: "", logp=logp)
 
 
 def test_flipping_two_classes_twice_is_the_identity_and_never_keeps_a_label():
@@ -265,16 +244,16 @@ def test_flipping_two_classes_twice_is_the_identity_and_never_keeps_a_label():
 
 
 def test_icul_shows_the_example_flipped_then_right_ones_and_never_the_question_itself():
-    reader = Reader()
-    result = unlearning.icul(reader, reviews(2), reviews(8, 10), right=3)
+    lm = reader()
+    result = unlearning.icul(lm, reviews(2), reviews(8, 10), right=3)
     prompt = result.findings["prompt"]
     assert prompt.split("\n")[0] == "review 0: bad"
-    lines = [p.split("\n") for p in reader.asked if p.endswith("review 0:")]
+    lines = [p.split("\n") for p, _ in lm.asked if p.endswith("review 0:")]
     told = next(line for line in lines if len(line) > 1)
     assert told[0] == "review 0: bad" and len(told) == 1 + 3 + 1
     right = {f"review {i}: {CLASSES[i % 2]}" for i in range(10, 18)}
     assert set(told[1:-1]) <= right
-    for asked in reader.asked:
+    for asked, _ in lm.asked:
         *shown, last = asked.split("\n")
         assert not any(line in right and line.startswith(last) for line in shown)
     assert result.metrics["forget_confidence"].after == pytest.approx(0.1)
@@ -282,21 +261,21 @@ def test_icul_shows_the_example_flipped_then_right_ones_and_never_the_question_i
 
 
 def test_without_flip_the_label_shown_is_believed_and_random_flips_leave_it_alone():
-    kept = unlearning.icul(Reader(), reviews(2), reviews(8, 10), flip="none")
+    kept = unlearning.icul(reader(), reviews(2), reviews(8, 10), flip="none")
     assert kept.metrics["forget_confidence"].after == pytest.approx(0.9)
-    other = unlearning.icul(Reader(), reviews(2), reviews(8, 10), flip="random")
+    other = unlearning.icul(reader(), reviews(2), reviews(8, 10), flip="random")
     assert other.metrics["forget_confidence"].after == pytest.approx(0.5)
 
 
 def test_icul_predicts_new_questions():
-    predict = unlearning.icul(Reader(), reviews(2), reviews(8, 10)).predict
+    predict = unlearning.icul(reader(), reviews(2), reviews(8, 10)).predict
     assert predict(["review 0:", "review 1:"]) == ["bad", "good"]
 
 
 def test_icul_is_for_classification():
     free = [Demo(prompt="a", completion="b")]
     with pytest.raises(UserError, match="forget: record 1"):
-        unlearning.icul(Reader(), free, reviews(2))
+        unlearning.icul(reader(), free, reviews(2))
 
 
 def test_a_guard_stands_before_every_question(fresh, small):
@@ -327,18 +306,12 @@ def test_every_way_of_the_survey_runs(way, fresh, small):
 
 
 def test_one_failing_way_does_not_stop_the_others_and_all_failing_is_told(fresh, small):
-    result = unlearning.unlearning_survey(
-        fresh("t5"), small.forget[:3], small.retain, ways=("kul", "graddiff"), fit=SHORT
-    )
+    how = {"forget": small.forget[:3], "retain": small.retain, "fit": SHORT}
+    result = unlearning.unlearning_survey(fresh("t5"), **how, ways=("kul", "graddiff"))
     assert "causal" in result.findings["ways"]["kul"]["error"] and result.findings["best"] == "graddiff"
     with pytest.raises(UserError, match="every way failed"):
-        unlearning.unlearning_survey(fresh("t5"), small.forget[:3], small.retain, ways=("kul",), fit=SHORT)
+        unlearning.unlearning_survey(fresh("t5"), **how, ways=("kul",))
     with pytest.raises(UserError, match="magic"):
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain, ways=("magic",))
     with pytest.raises(UserError, match="too few"):
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain[:4])
-
-
-def test_a_tiny_model_of_another_kind_can_be_merged_too():
-    demos = [Demo(prompt="a", completion="b"), Demo(prompt="c", completion="d")]
-    assert unlearning.task_arithmetic(tiny("opt"), demos, scale=1.0, fit=SHORT).models["model"].kind == "causal"

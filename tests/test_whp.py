@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import byte_tokenizer, tiny
+from scripted import Scripted
+from shapes import accuracy, byte_tokenizer, f64, tiny
 
 from didact import unlearning
 from didact.data import anchors as dictionary
-from didact.evaluate import forgetting
-from didact.infer import generate, lm
+from didact.infer import generate
 from didact.methods.unlearning.whp import PRESETS
 from didact.models import build, forward, load, logit_ensemble
 from didact.objectives import tokens
@@ -28,15 +28,11 @@ def words():
     return build.train_tokenizer([f" {w}" for w in books.vocabulary()] * 3 + ["."], 900)
 
 
-def rows64(*rows):
-    return torch.tensor(rows, dtype=torch.float64)
-
-
 # --- generic logits --------------------------------------------------------------------------
 
 
 def test_generic_logits_take_off_what_rose():
-    base, reinforced = rows64([2, 1, 0]), rows64([3, 0.5, 0])
+    base, reinforced = f64([2, 1, 0]), f64([3, 0.5, 0])
     one = tokens.generic_logits(base, base, reinforced, alpha=1.0, normalise="raw")
     five = tokens.generic_logits(base, base, reinforced, alpha=5.0, normalise="raw")
     assert one.tolist() == [[1, 1, 0]] and five.tolist() == [[-3, 1, 0]]
@@ -45,7 +41,7 @@ def test_generic_logits_take_off_what_rose():
 
 
 def test_a_constant_on_the_reinforced_logits_changes_raw_labels_and_no_others():
-    base, reinforced = rows64([2, 1, 0]), rows64([2, 1, -4])
+    base, reinforced = f64([2, 1, 0]), f64([2, 1, -4])
     raw = [tokens.generic_logits(base, base, reinforced + c, 5.0, normalise="raw") for c in (0.0, 1.0)]
     assert [r.tolist() for r in raw] == [[[2, 1, 0]], [[-3, -4, 0]]]
     soft = [tokens.generic_logits(base, base, reinforced + c, 5.0) for c in (0.0, 1.0)]
@@ -55,7 +51,7 @@ def test_a_constant_on_the_reinforced_logits_changes_raw_labels_and_no_others():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(0, 10))
 def test_generic_logits_never_rise_and_stay_where_reinforcement_did_not_lift(values, alpha):
-    base, reinforced = rows64(values[:3]), rows64(values[3:])
+    base, reinforced = f64(values[:3]), f64(values[3:])
     v = tokens.generic_logits(base, base, reinforced, alpha, normalise="raw")
     assert (v <= base).all()
     assert torch.equal(v[reinforced <= base], base[reinforced <= base])
@@ -151,24 +147,12 @@ def test_counting_finds_the_books_own_people_and_types_their_counterparts():
 
 
 def test_a_language_model_is_asked_for_the_dictionary():
-    class Oracle(lm.Local):
-        def __init__(self):
-            self.prompts = []
-
-        def generate(self, prompts, max_new_tokens=64, **how):
-            self.prompts += prompts
-            return [["- Harry -> Jon\nnonsense\nDobby -> Sam\nHogwarts -> Mystic Academy\nJon -> Tim"]] * len(prompts)
-
-    oracle = Oracle()
+    oracle = Scripted(lambda prompt, i: "- Harry -> Jon\nx\nDobby -> Sam\nHogwarts -> Mystic Academy\nJon -> Tim")
     assert dictionary.asked(oracle, [TARGET[0].text]) == {"Harry": "Jon", "Hogwarts": "Mystic Academy"}
-    assert TARGET[0].text in oracle.prompts[0]
+    assert TARGET[0].text in oracle.asked[0]
 
 
 # --- labels ----------------------------------------------------------------------------------
-
-
-def tokens_of(record, name="tokens"):
-    return record.extra[name]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
@@ -186,7 +170,7 @@ def test_labels_are_the_argmax_of_the_models_own_forward(kind):
 
         base, more, there = logits(model, block.row), logits(reinforced, block.row), logits(model, block.other)
         want = there[[max(j, 0) for j in block.to]] - 5 * (more - base).clamp(min=0)
-        for i, given_ in enumerate(tokens_of(record, "labels")):
+        for i, given_ in enumerate(record.extra["labels"]):
             if block.to[i] < 0 or block.repeated[i]:
                 assert given_ is None
             else:
@@ -197,16 +181,12 @@ def test_nothing_to_compare_with_is_self_distillation(taught, world):
     """An empty dictionary and no reinforcement: labels are the model's own first choices."""
     start = taught("llama")
     result = unlearning.whp(start, world.forget[:5], use_anchors=False, use_reinforcement=False, fit=SHORT["fit"])
-    rows = [
-        b.row
-        for b in dictionary.blocks(
-            start.tokenizer, [f"{d.prompt} {d.completion}" for d in world.forget[:5]], {}, 64, 64
-        )
-    ]
+    texts = [f"{d.prompt} {d.completion}" for d in world.forget[:5]]
+    rows = [b.row for b in dictionary.blocks(start.tokenizer, texts, {}, 64, 64)]
     for group, batch, values in forward.score(start, rows, {"best": lambda logits, target: logits.argmax(-1)}):
         for k, i in enumerate(group):
             best = start.tokenizer.convert_ids_to_tokens(values["best"][batch.row == k].tolist())
-            assert tokens_of(result.records[i], "labels") == best
+            assert result.records[i].extra["labels"] == best
 
 
 def test_the_second_occurrence_is_trained_only_when_asked():
@@ -225,10 +205,6 @@ def test_changed_labels_only_are_fewer(taught, world):
 
 
 # --- the effect ------------------------------------------------------------------------------
-
-
-def accuracy(model, records):
-    return forgetting.answers(model, records)["accuracy"].mean()
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -254,9 +230,8 @@ def test_without_anchors_and_reinforcement_nothing_is_forgotten(taught, world):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_every_preset_runs(preset, arch, fresh, world):
-    result = unlearning.whp(fresh(arch), world.forget[:4], world.retain[:8], **PRESETS[preset], **SHORT)
+def test_every_preset_runs(preset, fresh, world):
+    result = unlearning.whp(fresh("llama"), world.forget[:4], world.retain[:8], **PRESETS[preset], **SHORT)
     assert accuracy(result.models["model"], world.forget[:4]) >= 0
 
 
