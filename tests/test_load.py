@@ -108,9 +108,9 @@ def start(folder, tmp_path_factory):
 def adapter_of(start, place, **config):
     """A peft folder on `start`, its weights as if trained."""
     made = peft.LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config})
-    module = peft.get_peft_model(copy_of(start).module, made)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
+        module = peft.get_peft_model(copy_of(start).module, made)
         for p in module.parameters():
             p.add_(0.2 * torch.randn_like(p) * p.requires_grad)
     module.save_pretrained(place)
@@ -136,7 +136,7 @@ def test_an_adapter_of_any_kind_is_merged_saved_and_trained_on(kind, start, tmp_
     assert start.config.tie_word_embeddings
     want = logp(adapter_of(start, tmp_path / "adapter", **KINDS[kind]))
     model = load_model(tmp_path / "adapter", device="cpu")
-    assert (logp(start) - want).abs().max() > 0.03
+    assert (logp(start) - want).abs().max() > 0.02
     torch.testing.assert_close(logp(model), want, rtol=0, atol=1e-5)
     Result(models={"model": adapters.merged(model)}).save(tmp_path)
     torch.testing.assert_close(logp(load_model(tmp_path / "model", device="cpu")), want, rtol=0, atol=1e-4)
