@@ -49,18 +49,19 @@ def train(
     hooks: Iterable[Hook] = (),
     name: str = "train",
     quiet: bool = False,
+    keep: bool = False,
 ) -> TrainResult:
     """Train a copy of `model` (or a LoRA adapter on it) on streams of items, `fit.rows` of each a step.
 
     An epoch is a pass over the first stream. The given model stays as it was, so that it can serve as the reference;
-    an adapter is merged first, or goes on under LoRA (`adapters.ready`). `loss` gives the terms of a micro-batch, one
-    function for all streams or one for each.
+    an adapter is merged first, or goes on under LoRA (`adapters.ready`) or, whatever it is, with `keep`. `loss` gives
+    the terms of a micro-batch, one function for all streams or one for each.
     """
     for stream, items in streams.items():
         if not items:
             raise UserError(f"{stream}: no records")
     began = time.monotonic()
-    model = adapters.ready(model, fit.lora)
+    model = model if keep else adapters.ready(model, fit.lora)
     student = copy_of(model)
     if fit.lora:
         student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed)

@@ -25,8 +25,13 @@ def streams(model: Model, **sets: Sequence[Demo]) -> dict[str, list[ExampleGroup
     return {name: language.single(rows(model, demos, name)) for name, demos in sets.items()}
 
 
-def tune(model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str) -> TrainResult:
-    """A copy fine-tuned on completions; a LoRA is a new one, for its weights are computed with."""
-    return language.train(
-        adapters.merged(model), streams(model, **{name: demos}), language.nll, fit, hooks=hooks, name=name
-    )
+def tune(
+    model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str, keep: bool = False
+) -> TrainResult:
+    """A copy fine-tuned on completions; a LoRA is a new one, for its weights are computed with.
+
+    With `keep` an adapter that was put on the model is what is trained.
+    """
+    start = model if keep else adapters.merged(model)
+    rows = streams(model, **{name: demos})
+    return language.train(start, rows, language.nll, fit, hooks=hooks, name=name, keep=keep)

@@ -54,7 +54,7 @@ def negated_adapter(
         raise UserError("lora = 0: a negated adapter needs a rank of 1 or more")
     start = model if adapter == "lora" else merge.ia3(copy_of(model))
     how = fit if adapter == "lora" else fit.replace(lora=0)
-    tuned = specialists.tune(start, forget, how, hooks, "adapter")
+    tuned = specialists.tune(start, forget, how, hooks, "adapter", keep=adapter == "ia3")
 
     def at(s: float) -> Model:
         return adapters.merged(merge.weighed(tuned.model, -s))
