@@ -8,10 +8,18 @@ import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from didact.errors import UserError
+
+MARK = ".didact.json"  # in every folder that didact made
+VERSION = 1  # of what stands in it
+STRAY = re.compile(r"\.didact-(?P<kind>tmp|old)-[0-9a-f]{8}-(?P<name>.+)", re.DOTALL)  # what a kill may leave
 
 
 def plain(value: Any) -> Any:
@@ -36,7 +44,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed onto `path` when the block ends well, else removed."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    beside = _beside(final, "tmp")
     try:
         yield beside
         with open(beside, "rb") as handle:
@@ -48,50 +56,149 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder beside `path` to fill; takes its place when the block ends well, else is removed."""
+    """A folder beside `path` to fill; takes its place when the block ends well, else is removed.
+
+    It is sealed: a `.didact.json` in it has the SHA-256 of every file, which says later what is ours and whole.
+
+    Raises:
+        UserError: what stands there is no folder that this function wrote, or holds other files too.
+    """
     final = Path(path)
+    if STRAY.fullmatch(final.name):  # inside the block of another: that one is swapped in as a whole
+        final.mkdir(exist_ok=True)
+        yield final
+        return
     final.parent.mkdir(parents=True, exist_ok=True)
-    for moved in final.parent.glob(f".{final.name}.*.old.tmp"):
-        if not final.exists():  # killed between the two renames below: the version before is whole
-            os.replace(moved, final)
     sweep(final.parent, final.name)
-    beside = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    old = final.with_name(f".{final.name}.{os.getpid()}.old.tmp")
+    replaceable(final)
+    beside, old = _beside(final, "tmp"), _beside(final, "old")
     beside.mkdir()
     try:
-        yield beside
-        for name in beside.rglob("*"):
-            if name.is_file():
-                with open(name, "rb") as handle:
-                    os.fsync(handle.fileno())
-        if final.exists():
-            os.replace(final, old)
-        os.replace(beside, final)
+        with _in_use(beside):
+            yield beside
+            _seal(beside)
+            for name in beside.rglob("*"):
+                if name.is_file():
+                    with open(name, "rb") as handle:
+                        os.fsync(handle.fileno())
+            replaceable(final)  # files may have come while the block was at work
+            with _in_use(final) if final.exists() else contextlib.nullcontext():
+                if final.exists():
+                    os.replace(final, old)
+                os.replace(beside, final)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def claimed(path: str | Path) -> Iterator[bool]:
-    """Whether this process alone may make `path` now; a claim ends with the block, or with the process."""
-    beside = Path(path).with_name(f".{Path(path).name}.claim")
-    with open(beside, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+def replaceable(path: str | Path) -> None:
+    """Refuse to replace what `new_folder` did not write.
+
+    Raises:
+        UserError: `path` is a file or a link, or a folder with files that its seal does not name.
+    """
+    place = Path(path)
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise UserError(f"{path}: a {'link' if place.is_symlink() else 'file'} stands there; move it or choose another")
+    if place.is_dir() and (other := foreign(place)):
+        raise UserError(
+            f"{path}: didact did not write {other[0]}{f' and {len(other) - 1} more' if other[1:] else ''}, "
+            "which would be lost: move it, or choose another folder"
+        )
 
 
-def sweep(folder: str | Path, name: str = "") -> None:
-    """Remove what killed writers left of `name` (or of anything) in `folder`."""
-    for stray in Path(folder).glob(f".{name or '*'}.*.tmp"):
-        if stray.is_dir():
+def foreign(folder: str | Path) -> list[str]:
+    """The files in a folder that its seal does not name: all, where it has none."""
+    root, ours = Path(folder), mark(folder).get("sha256", {})
+    there = (p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
+    names = [str(p.relative_to(root)) for p in there if p != root / MARK]
+    return sorted(name for name in names if name not in ours)
+
+
+def damage(folder: str | Path, suffix: str = "") -> str | None:
+    """What became of a file of a sealed folder since it was written; None where all (of a suffix) are as they were."""
+    for name, wanted in mark(folder).get("sha256", {}).items():
+        if name.endswith(suffix):
+            try:
+                found = digest(Path(folder) / name)
+            except OSError as error:
+                return f"{name} cannot be read: {error.strerror}"
+            if found != wanted:
+                return f"{name} is not as it was written (its SHA-256 differs)"
+    return None
+
+
+def mark(folder: str | Path) -> dict[str, Any]:
+    """What didact's own file in a folder says of it; nothing where there is none, or none that can be read."""
+    try:
+        told = json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    known = isinstance(told, dict) and told.get("version") == VERSION and isinstance(told.get("sha256", {}), dict)
+    return told if known else {}
+
+
+def write_mark(folder: str | Path, kind: str, **more: Any) -> None:
+    """Say that didact made this folder, and what it holds."""
+    write_json(Path(folder) / MARK, {"kind": kind, "version": VERSION, **more})
+
+
+def _seal(folder: Path) -> None:
+    parts = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARK)
+    write_mark(folder, "files", sha256={str(p.relative_to(folder)): digest(p) for p in parts})
+
+
+def sweep(folder: str | Path, name: str | None = None) -> None:
+    """Remove what killed writers left of `name` (or of anything) in `folder`; a version set aside comes back."""
+    for stray in Path(folder).glob(f"{MARK.removesuffix('.json')}-*"):
+        found = STRAY.fullmatch(stray.name)
+        if not found or name not in (None, found["name"]) or _busy(stray):
+            continue
+        final = stray.with_name(found["name"])
+        if found["kind"] == "old" and not final.exists():  # killed between two renames: the one before is whole
+            os.replace(stray, final)
+        elif stray.is_dir() and not stray.is_symlink():
             shutil.rmtree(stray, ignore_errors=True)
         else:
             stray.unlink(missing_ok=True)
+
+
+def _beside(final: Path, kind: str) -> Path:
+    return final.with_name(f"{MARK.removesuffix('.json')}-{kind}-{secrets.token_hex(4)}-{final.name}")
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Inside the block no other process sweeps `folder` away, under whichever name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        locked(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _busy(stray: Path) -> bool:
+    """Whether its writer is alive."""
+    try:
+        handle = os.open(stray, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return locked(handle, fcntl.LOCK_EX) is False
+    finally:
+        os.close(handle)
+
+
+def locked(handle: int, how: int) -> bool | None:
+    """Take a lock on an open file without waiting: whether it was free; None where the file system has no locks."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -108,15 +215,29 @@ def write_lines(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(Path(path).read_text())
+    """The value in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it cannot be read, or is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise UserError(f"{path}: cannot be read: {why}; put it back as it was, or remove it") from None
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of the files in a folder."""
-    place, out = Path(path), hashlib.sha256()
-    for part in sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]:
-        out.update(part.name.encode() if part != place else b"")
-        with open(part, "rb") as handle:
-            out.update(hashlib.file_digest(handle, "sha256").digest())
+    """SHA-256 of a file, or of the names and contents of the files in a folder but hidden ones and READMEs."""
+    place = Path(path)
+    if not place.is_dir():
+        with open(place, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    out = hashlib.sha256()
+    for name in sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()):
+        if not any(part.startswith((".", "README")) for part in Path(name).parts):
+            out.update(f"{name}\0{digest(place / name)}\0".encode("utf-8", "surrogateescape"))
     return out.hexdigest()

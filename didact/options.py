@@ -71,6 +71,7 @@ class Request:
     score_on: str | None = None
     group_by: str | None = None
     gold: str | None = None
+    config: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None
     overwrite: bool = False
@@ -100,6 +101,7 @@ class Options:
         flags = self._split(words)
         values: dict[str, Any] = {}
         origin: dict[str, str] = {}
+        path: str | None = None
         if "config" in flags:
             path = flags.pop("config")[-1]
             for name, value in _known(path, lines(path), [n[2:] for n in self.names()]).items():
@@ -110,6 +112,7 @@ class Options:
         told = Request(
             method=name, out=f"runs/{name}", argv=["run", f"{name}:{preset}" if preset else name, *words], preset=preset
         )
+        told.config = path
         told.provenance = {k: v for k, v in origin.items() if k in self.method or k in self.training}
         typed = self._typed({k: v for k, v in values.items() if k in self.method or k in self.training})
         told.options = {k: v for k, v in typed.items() if k in self.method}

@@ -13,6 +13,7 @@ import contextvars
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import inspect
 import sys
 import types
@@ -218,7 +219,8 @@ def _content(value: Any) -> Any:
     if isinstance(value, Mapping):
         return [(key, _content(value[key])) for key in sorted(value, key=str)]
     if isinstance(value, str):
-        return (str(value), files.digest(value)) if _is_input(value) else repr(value)
+        place = Path(value) if is_input(value) else module_file(value)
+        return (str(value), files.digest(place)) if place else repr(value)
     if isinstance(value, Sequence):
         return [repr(item) if isinstance(item, Record) else _content(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -232,11 +234,28 @@ def _content(value: Any) -> Any:
     return repr(value)
 
 
-def _is_input(text: str) -> bool:
+def module_file(name: str) -> Path | None:
+    """The file with the code of a user's `module:function`, perhaps in the working folder; None where there is none."""
+    module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        return None
+    sys.path.insert(0, "")
+    try:
+        found = importlib.util.find_spec(module)
+    except Exception:  # whatever a package of the user's raises; it is told where the function is imported
+        return None
+    finally:
+        sys.path.remove("")
+    return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
+
+
+def is_input(text: str) -> bool:
     """Whether an option names a file or a model folder, whose content counts beside its name."""
     with contextlib.suppress(OSError, ValueError):
         place = Path(text)
-        return place.is_file() or any((place / n).is_file() for n in ("config.json", "adapter_config.json"))
+        return place.is_file() or any(
+            (place / n).is_file() for n in ("config.json", "adapter_config.json", "didact.json")
+        )
     return False
 
 

@@ -8,13 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from didact import bounds, files
+from didact import bounds, files, folders
 from didact.bounds import BelowOne, Count, NonNegative, Whole
-
-
-class UserError(Exception):
-    """The user's input is wrong: the message names the place and the mend; the command line exits 2."""
-
+from didact.errors import UserError as UserError
 
 # --- records ---------------------------------------------------------------------------------
 
@@ -358,11 +354,18 @@ class Result:
         """Write everything this result has into `folder`; a model alone, or named so, goes to `folder/model`.
 
         Returns `{what: format and which tools open it}`.
+
+        Raises:
+            UserError: something of one of these names stands there which didact did not write.
         """
         root = Path(folder)
+        places = {"model" if len(self.models) == 1 or n == "model" else f"model-{n}": m for n, m in self.models.items()}
+        rows = {
+            "records.jsonl": self.records is not None, "findings.json": self.findings, "history.jsonl": self.history,
+        }  # fmt: skip
+        folders.join(root, [*places, *(name for name, given in rows.items() if given)])
         written: dict[str, str] = {}
-        for name, model in self.models.items():
-            place = "model" if len(self.models) == 1 or name == "model" else f"model-{name}"
+        for place, model in places.items():
             with files.new_folder(root / place) as fresh:
                 kind = model.save(fresh)
             written[place] = f"{kind}: opens in {self.OPENS[kind]}"

@@ -39,7 +39,7 @@ import numpy as np
 import pycodestyle
 import torch
 
-from didact import files
+from didact import files, folders
 from didact.data import encode
 from didact.data.read import read
 from didact.data.templates import Condition
@@ -304,8 +304,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if time.monotonic() - began > args.minutes * 60:
                     print("time is up: repeat the command to go on")
                     return
-                with files.claimed(path) as mine:
-                    if not mine or path.exists():
+                with folders.claimed(path.parent, path.name) as other:
+                    if other is not None or path.exists():
                         continue
                     row = setting.unit(arm, lr, seed, args.steps)
                     files.write_json(path, row)

@@ -367,7 +367,7 @@ def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(tim
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     one, two = (read_json(tmp_path / x / "result.json")["metrics"] for x in "ab")
     assert one == two
-    assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
+    assert {p.name for p in tmp_path.rglob(".*")} == {".didact.json", ".didact-lock"}
 
 
 def test_interrupting_says_how_to_go_on_and_exits_130(place, tmp_path):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from didact import files
+from didact import files, folders
 from didact.claims import sources, verdict
 from didact.learn import episodes
 from didact.learn.progress import Bar
@@ -108,6 +108,8 @@ def run(
         raise UserError(f"tier '{tier}': choose from {', '.join(get_args(Tier))}")
     seeds = range(claim.seeds[tier])
     sabotages = claim.sabotages if sabotage and tier != "smoke" else ()
+    if folder:
+        folders.enter(folder, "claim")
     code, versions = _code(claim), _versions()
     identity = {"method": claim.method, "tier": tier, "code": code, "versions": versions}
     seconds = 0.0
@@ -146,9 +148,29 @@ def run(
 
 
 def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
-    """Put a card on the scoreboard, `folder/<method>.json`."""
-    path = Path(folder) / f"{card['method']}.json"
+    """Put a card on the scoreboard, `folder/<method>.json`.
+
+    Raises:
+        UserError: a file of that name stands there which is no card.
+    """
+    path = place(card["method"], folder)
     files.write_json(path, card)
+    return path
+
+
+def place(method: str, folder: str | Path) -> Path:
+    """Where a method's card stands, or may be put.
+
+    Raises:
+        UserError: a file of that name stands there which is no card.
+    """
+    path = Path(folder) / f"{method}.json"
+    try:
+        ours = not path.exists() or files.read_json(path)["sources_sha256"]
+    except (UserError, OSError, LookupError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: not a card that didact wrote, and not replaced: choose another --scoreboard")
     return path
 
 
@@ -310,8 +332,10 @@ def _unit(
     """One seed, intact or broken: read if it was finished before under the same code, else measured and kept."""
     variant = broken.name.replace(" ", "-") if broken else "intact"
     path = Path(folder) / f"{variant}-{seed}.json" if folder else None
-    if path and path.exists() and (kept := files.read_json(path))["identity"] == who:
-        return kept
+    if path and path.exists():
+        kept = files.read_json(path)
+        if isinstance(kept, dict) and kept.get("identity") == who:
+            return kept
     began = time.monotonic()
     with patched(broken.patch if broken else {}), episodes.one_thread():
         arms = claim.run(seed, tier, **(broken.options if broken else {}))

@@ -12,13 +12,14 @@ import inspect
 import math
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from didact import files, registry
+from didact import files, folders, registry
 from didact.compare import score
 from didact.compare.budget import Budget, steps_within
 from didact.compare.split import Part, Split, split
@@ -174,6 +175,7 @@ class Work:
 
     def __init__(self, setting: Setting, report: Callable[[str], None], primary: str, total: int) -> None:
         self.setting, self.report, self.primary, self.total, self.done = setting, report, primary, total, 0
+        folders.enter(setting.folder, "comparison")
         self.units = setting.folder / "units"
         self.units.mkdir(parents=True, exist_ok=True)
 
@@ -193,8 +195,8 @@ class Work:
             for i, (name, work) in enumerate(wanted):
                 if i in done:
                     continue
-                with files.claimed(self.place(name)) as ours:
-                    if ours:
+                with folders.claimed(self.units, self.place(name).name) as other:
+                    if other is None:
                         done[i] = work()
             if len(done) == before:  # all that is left is in other hands
                 time.sleep(1)
@@ -205,8 +207,8 @@ class Work:
         place = self.place(unit.name)
         files.sweep(self.units, place.name)
         self.done += 1
-        if place.exists() and "error" not in (kept := files.read_json(place)):  # what failed is tried once more
-            return dict(kept)
+        if "error" not in (kept := self._found(place, "metrics") or {"error": ""}):  # what failed is tried once more
+            return kept
         began, resumed = time.monotonic(), self._checkpoints(place.stem).exists()
         outcome = attempt(lambda: self._scored(unit, place.stem))
         outcome |= {"resumed": True} if resumed else {}  # its meter saw the last part only
@@ -217,11 +219,24 @@ class Work:
         self.report(f"unit {self.done} of {self.total}: {unit.name}: {shown} ({seconds:.0f} s)")
         return outcome
 
+    def _found(self, place: Path, holds: str) -> dict[str, Any] | None:
+        """What was found out before; None where nothing was, or its file is damaged, which is told."""
+        try:
+            kept = files.read_json(place)
+            if isinstance(kept, dict) and (holds in kept or "error" in kept):
+                return kept
+            print(f"didact: {place}: damaged; found out anew", file=sys.stderr)
+        except FileNotFoundError:
+            pass
+        except UserError as error:
+            print(f"didact: {error}; found out anew", file=sys.stderr)
+        return None
+
     def steps(self, arm: Arm) -> dict[str, Any]:
         """How many steps of an arm the budget allows, found once."""
         place = self.place(f"{arm.name}_steps")
-        if place.exists():
-            return dict(files.read_json(place))
+        if kept := self._found(place, "steps"):
+            return kept
         train = self.setting.split("tune").train
 
         def probe(steps: int) -> cost.Meter:
@@ -252,8 +267,7 @@ class Work:
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
             subject = model if isinstance(model, Model) else predict  # type: ignore[assignment]
             if first and setting.keep and isinstance(model, Model):
-                with files.new_folder(setting.folder / "models" / plain_name(arm.name)) as fresh:
-                    model.save(fresh)
+                model.save(setting.folder / "models" / plain_name(arm.name))
         scoring = setting.scoring(unit.part, unit.seed, options)
         measures, samples = score.score(setting.protocol, subject, scoring, self.primary, setting.judge, predict)
         outcome: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}

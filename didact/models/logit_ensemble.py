@@ -100,14 +100,15 @@ class EnsembleModel(Model):
         """
         base, *others = self.members
         place = base.loaded_from
-        if place is None:
-            base.save(_made(Path(folder) / "base"))
-        elif Path(place).is_dir():
-            place = str(Path(place).resolve())
-        for number, member in enumerate(others, 1):
-            member.save(_made(Path(folder) / f"member-{number}"))
-        told = {"kind": self.kind, "ensemble": type(self.module).__name__, "spec": self.module.spec}
-        files.write_json(Path(folder) / FILE, told | {"base": place, "members": len(others)})
+        with files.new_folder(folder) as fresh:
+            if place is None:
+                base.save(fresh / "base")
+            elif Path(place).is_dir():
+                place = str(Path(place).resolve())
+            for number, member in enumerate(others, 1):
+                member.save(fresh / f"member-{number}")
+            told = {"kind": self.kind, "ensemble": type(self.module).__name__, "spec": self.module.spec}
+            files.write_json(fresh / FILE, told | {"base": place, "members": len(others)})
         return "didact"
 
 
@@ -213,11 +214,6 @@ def _vocabulary(model: Model) -> dict[int, str]:
     """Tokens by id, without those added after the tokenizer was made (ours or a chat format's)."""
     added = set(model.tokenizer.get_added_vocab())
     return {i: token for token, i in model.tokenizer.get_vocab().items() if token not in added}
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
 
 
 def _positions(module: nn.Module, place: Tensor) -> dict[str, Tensor]:

@@ -105,7 +105,14 @@ class Model:
         """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`.
 
         An adapter on weights that have no folder is merged: alone it could not be opened.
+
+        Raises:
+            UserError: files that didact did not write stand in the folder.
         """
+        with files.new_folder(folder) as fresh:
+            return self._save(fresh)
+
+    def _save(self, folder: Path) -> str:
         from peft import PeftModel
         from safetensors.torch import save_file
         from transformers import PreTrainedModel
@@ -116,7 +123,7 @@ class Model:
         if adapters.without_base(self):
             return adapters.merged(self).save(folder)
         if self.condition is not None:
-            files.write_json(Path(folder) / CONDITION, dataclasses.asdict(self.condition))
+            files.write_json(folder / CONDITION, dataclasses.asdict(self.condition))
             settings: Any = getattr(self.module, "generation_config", None)
             if self.condition.banned and settings is not None:  # so that transformers obeys too
                 settings.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
@@ -127,10 +134,10 @@ class Model:
                 self.processor.save_pretrained(folder)
             return "peft" if isinstance(self.module, PeftModel) else "hf"
         state = {k: v.detach().contiguous().cpu().clone() for k, v in self.module.state_dict().items()}
-        save_file(state, str(Path(folder) / "model.safetensors"))
+        save_file(state, str(folder / "model.safetensors"))
         spec = getattr(self.module, "spec", {})
         files.write_json(
-            Path(folder) / "didact.json", {"kind": self.kind, "module": type(self.module).__name__, "spec": spec}
+            folder / "didact.json", {"kind": self.kind, "module": type(self.module).__name__, "spec": spec}
         )
         if self.processor is not None:
             self.processor.save_pretrained(folder)

@@ -398,7 +398,7 @@ def _winner(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
 def _command(row: Mapping[str, Any], board: Mapping[str, Any]) -> str:
     """The run that teaches this arm with what the search chose; nothing where its records were made from others."""
     name, options, fit = next(
-        (a for a in board.get("identity", {}).get("arms", ()) if a[0] == row["arm"]), (None, {}, {})
+        (a[:3] for a in board.get("identity", {}).get("arms", ()) if a[0] == row["arm"]), (None, {}, {})
     )
     method, _, preset = str(name or "").split(" (")[0].partition(":")
     entry = catalogue.read().get(method)

@@ -14,6 +14,7 @@ from didact import files
 from didact.report import boards, cards, runs, tables, words
 from didact.types import UserError
 
+MADE = '<meta name="generator" content="didact">'
 FOLDERS: Mapping[str, tuple[str, str, Callable[[Path], dict[str, Any]]]] = {
     "result.json": ("report.html", "run.html", runs.told),
     "leaderboard.json": ("report.html", "compare.html", boards.told),
@@ -67,6 +68,8 @@ def _put(path: Path, template: str, shown: Mapping[str, Any]) -> Path:
         "many": words.many, "duration": words.duration, "named": boards.named,
     }  # fmt: skip
     env.tests["estimate"] = words.is_estimate
+    if path.exists() and MADE not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+        raise UserError(f"{path}: not a page that didact wrote, and not replaced: move it")
     text = env.get_template(template).render(reading=tables.ARROWS, **shown)
     with files.new_file(path) as beside:
         # A half surrogate pair, which JSON can hold and UTF-8 cannot, must not stop the page.

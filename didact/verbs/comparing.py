@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from didact import catalogue, compare, files, options, untrusted
+from didact import catalogue, compare, files, folders, options, untrusted
 from didact.claims import demo
 from didact.compare.budget import Budget
 from didact.data import encode, formats, templates
@@ -20,13 +20,14 @@ from didact.infer import remote
 from didact.learn import episodes
 from didact.models import adapters, load
 from didact.types import RECORDS, Fit, Record, UserError
-from didact.verbs import provenance
+from didact.verbs import inputs, provenance
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
     "beyond_lrs", "lora_lrs",
 )  # fmt: skip
 LORA_LRS = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
+YAML = (".yaml", ".yml")
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
@@ -97,12 +98,25 @@ def comparison(request: Comparison) -> dict[str, Any]:
     """
     arms, setting, identity, sources = prepare(request)
     out = Path(request.out)
-    if request.overwrite and (out / "comparison.json").exists():
-        for name in ("units", "checkpoints", "models", "track"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("comparison.json", "leaderboard.json"):
-            (out / name).unlink(missing_ok=True)
-    _same_comparison(out, identity)
+    if request.overwrite:
+        with folders.at_work(out, "comparison"):
+            models = list(out.glob("models/*"))
+            for model in models:
+                files.replaceable(model)
+            for old in (*models, *(out / name for name in ("units", "checkpoints", "track"))):
+                shutil.rmtree(old, ignore_errors=True)
+            for name in ("comparison.json", "leaderboard.json", "report.html"):
+                (out / name).unlink(missing_ok=True)
+    with folders.at_work(out, "comparison", shared=True):
+        return _compared(request, arms, setting, identity, sources)
+
+
+def _compared(
+    request: Comparison, arms: Sequence[compare.Arm], setting: compare.Setting, identity: Any, sources: Any
+) -> dict[str, Any]:
+    out = Path(request.out)
+    with folders.alone(out, "begin"):
+        _same_comparison(out, identity)
     # Models as small as the example's lose by a second thread.
     with episodes.one_thread() if request.model is None else contextlib.nullcontext():
         board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
@@ -139,6 +153,10 @@ def prepare(
     Raises:
         UserError: something is missing or wrong.
     """
+    used = [("--model", request.model), ("--gold", request.gold), ("--judge", request.judge)]
+    written = [("arm", name) for name in request.arms if name.endswith(YAML)]
+    inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
+    folders.check(request.out, "comparison")
     Fit(**request.fit)  # a bad value is told before any work
     given = Budget.parse(request.budget) if request.budget else None
     embedded = request.model is None and not request.data
@@ -147,6 +165,7 @@ def prepare(
     arms = [_arm(name, example.options if example else {}) for name in names]
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
+    inputs.check_apart(request.out, [option for arm in arms for option in inputs.of_options(arm.options)])
     sources: dict[str, dict[str, Any]] = {}
     if example:
         model, records = example.model, dict(example.records)
@@ -183,11 +202,16 @@ def prepare(
     identity = files.plain(
         {name: getattr(request, name) for name in IDENTITY}
         | {
-            "arms": [[arm.name, arm.options, arm.fit] for arm in arms], "model": model.fingerprint(), "rates": lrs,
+            "arms": [[arm.name, arm.options, arm.fit, _sha256(inputs.of_options(arm.options))] for arm in arms],
+            "inputs": _sha256(used), "model": model.fingerprint(), "rates": lrs,
             "protocol": setting.protocol, "data": {name: s.get("sha256", s["path"]) for name, s in sources.items()},
         }
     )  # fmt: skip
     return arms, setting, identity, sources
+
+
+def _sha256(named: inputs.Named) -> dict[str, str]:
+    return {name: found["sha256"] for name, found in inputs.contents(named).items()}
 
 
 def _records(
@@ -214,7 +238,7 @@ def _records(
 def _arm(name: str, defaults: Mapping[str, Mapping[str, Any]]) -> compare.Arm:
     """An arm from `METHOD[:PRESET]` or a YAML file that names its method; `defaults` are an example's, by method."""
     written: dict[str, Any] = {}
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(YAML):
         written = options.lines(name)
         if "method" not in written:
             raise UserError(f"{name}: field 'method' is missing")
@@ -250,15 +274,19 @@ def _same_comparison(out: Path, identity: Any) -> None:
     arms = {arm[0]: arm for arm in identity["arms"]}
     try:
         if place.exists():
-            kept = files.read_json(place)
-            known = {arm[0]: arm for arm in kept["arms"]}
+            try:
+                kept = files.read_json(place)
+                known = {arm[0]: arm for arm in kept["arms"]}
+            except (UserError, LookupError, TypeError):
+                raise UserError(f"{place}: damaged: put it back as it was, or begin anew with --overwrite") from None
             changed = [k for k, v in identity.items() if k != "arms" and kept.get(k) != v]
             changed += [name for name, arm in arms.items() if known.get(name, arm) != arm]
             if changed:
                 why = f"{', '.join(changed)} differ"
                 raise UserError(f"{out} holds another comparison ({why}): choose another --out, or --overwrite")
             arms = known | arms
-        out.mkdir(parents=True, exist_ok=True)
+        elif any((out / "units").glob("*.json")):
+            raise UserError(f"{out}: has units and no comparison.json: begin anew with --overwrite")
         files.write_json(place, identity | {"arms": list(arms.values())})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None

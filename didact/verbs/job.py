@@ -21,6 +21,7 @@ from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Record, UserError
+from didact.verbs import inputs
 
 FEWEST = 10  # records below which none is held out
 
@@ -49,6 +50,7 @@ def prepare(request: Request) -> Job:
     Raises:
         UserError: an input is missing or wrong.
     """
+    inputs.check_apart(request.out, all_inputs(request))
     entry = catalogue.entry(request.method)
     function = getattr(importlib.import_module(entry["module"]), entry["function"])
     preset = catalogue.preset_of(entry, request.preset) if request.preset else {}
@@ -82,6 +84,17 @@ def prepare(request: Request) -> Job:
         model = model.ready(fit.lora)
     train, scored, warnings = _held_out(entry, records, request, problem)
     return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
+
+
+def named(request: Request) -> list[tuple[str, Any]]:
+    """What a run reads beside its data, option by option."""
+    own = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
+    return [*own.items(), *inputs.of_options(request.options)]
+
+
+def all_inputs(request: Request) -> list[tuple[str, Any]]:
+    """The same with its data and the file of its options."""
+    return [*named(request), ("--config", request.config), *((f"--{k}", path) for k, path in request.data.items())]
 
 
 def example(method: str, seed: int) -> Problem:

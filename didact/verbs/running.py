@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import shutil
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from didact import files, registry, untrusted
+from didact import files, folders, registry, untrusted
 from didact.data import formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
@@ -25,11 +26,20 @@ from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Result, UserError
-from didact.verbs import provenance
-from didact.verbs.job import Job, prepare, signature, takes
+from didact.verbs import inputs, provenance
+from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
 
 ASKED = 32  # records of a part that are answered before and after
 SHOWN = 3  # of them shown
+WRITTEN = (
+    "checkpoints",
+    "track",
+    "samples.json",
+    "findings.json",
+    "records.jsonl",
+    "history.jsonl",
+    "report.html",
+)  # beside the models and result.json
 JOINED = "prompt and completion by one space, unless either has white space there"
 BUDGET = ("budget_calls", "budget_tokens")  # what a run may use does not change what it is
 
@@ -40,21 +50,29 @@ def run(request: Request) -> dict[str, Any]:
     The same command after a kill resumes from the last checkpoint; after the end it only shows the result.
     """
     out = Path(request.out)
-    done = _finished(out, request)
-    if done:
+    inputs.check_apart(request.out, all_inputs(request))
+    folders.check(out, "run")
+    found = inputs.contents(named(request))
+    if done := _finished(out, request, found):
         return done | {"again": True}
     job = prepare(request)
-    torch.manual_seed(request.seed)
-    _begin(out, job)
-    try:
-        return _taught(out, job)
-    except UserError:
-        with contextlib.suppress(OSError):  # the disk may be what is full
-            files.write_json(out / "result.json", {"schema": provenance.SCHEMA, "status": "failed", **_who(request)})
-        raise
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
+    with folders.at_work(out, "run") if first else contextlib.nullcontext():
+        if first and (done := _finished(out, request, found)):  # another process was at it meanwhile
+            return done | {"again": True}
+        torch.manual_seed(request.seed)
+        if first:
+            _begin(out, job, found)
+        try:
+            return _taught(out, job, found, first)
+        except UserError:
+            if first:
+                with contextlib.suppress(OSError):  # the disk may be what is full
+                    _say(out, "failed", request, found)
+            raise
 
 
-def _taught(out: Path, job: Job) -> dict[str, Any]:
+def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
     scoring = _scoring(job)
     before = scored(job.entry, scoring.start, scoring) if scoring else None
@@ -77,8 +95,10 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
         result.warnings += [f"{job.model.address}: {counts}"] if counts.cached else []
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
-    written = result.save(out)
-    report = _report(job, result, written) | {"answered": answered}
+    written = result.save(out) if first else {}
+    report = _report(job, result, written) | {"answered": answered, "inputs": found}
+    if not first:
+        return report
     files.write_json(out / "samples.json", result.samples)
     files.write_json(out / "result.json", report)
     return report
@@ -141,24 +161,34 @@ def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
     return {"of": len(known), **right}
 
 
-def _begin(out: Path, job: Job) -> None:
+def _begin(out: Path, job: Job, found: Mapping[str, Any]) -> None:
     """Say that a run is under way; what another run left in the folder goes, its own checkpoints stay."""
-    who = _who(job.request)
+    request = files.plain(_who(job.request)["request"])
     try:
+        models = list(out.glob("model*"))
+        for model in models:
+            files.replaceable(model)
         kept = _kept(out)
-        mine = kept.get("request") == files.plain(who["request"]) and kept.get("status") in ("running", "failed")
-        if kept and not mine:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        out.mkdir(parents=True, exist_ok=True)
+        mine = kept.get("request") == request and kept.get("status") in ("running", "failed")
+        if kept and not (mine and inputs.changed(kept.get("inputs", {}), found) is None):
+            for old in (*models, *(out / name for name in WRITTEN)):
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         files.sweep(out)
-        files.write_json(out / "result.json", {"schema": provenance.SCHEMA, "status": "running", **who})
+        _say(out, "running", job.request, found)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
+def _say(out: Path, status: str, request: Request, found: Mapping[str, Any]) -> None:
+    """Write a result.json that has only the run's state yet."""
+    files.write_json(
+        out / "result.json", {"schema": provenance.SCHEMA, "status": status, **_who(request), "inputs": found}
+    )
+
+
 def _who(request: Request) -> dict[str, Any]:
     """What makes two runs the same run."""
-    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config", *BUDGET)
+    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config", "config", *BUDGET)
     told = {k: v for k, v in vars(request).items() if k not in how}
     argv = [untrusted.without_credentials(word) for word in request.argv]  # of a repeated flag only the last is checked
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": argv}
@@ -169,14 +199,14 @@ def _kept(out: Path) -> dict[str, Any]:
     path = out / "result.json"
     try:
         kept = files.read_json(path) if path.exists() else {}
-    except ValueError:
+    except UserError:
         kept = None
     if not isinstance(kept, dict):
-        raise UserError(f"{path}: not a result of didact; choose another --out")
+        raise UserError(f"{path}: not a result of didact, or a damaged one; remove it, or choose another --out")
     return kept
 
 
-def _finished(out: Path, request: Request) -> dict[str, Any] | None:
+def _finished(out: Path, request: Request, found: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of an earlier run of the same command, or None if there is work to do.
 
     Raises:
@@ -191,6 +221,8 @@ def _finished(out: Path, request: Request) -> dict[str, Any] | None:
         path = source["path"]
         if "sha256" in source and (_gone(path) or formats.fingerprint(path) != source["sha256"]):
             raise UserError(f"{path} changed since the run in {out}: choose another --out, or --overwrite")
+    if other := inputs.changed(kept.get("inputs", {}), found):
+        raise UserError(f"{other} changed since the run in {out}: choose another --out, or --overwrite")
     return kept if kept["status"] == "done" else None
 
 

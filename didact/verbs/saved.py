@@ -63,7 +63,8 @@ def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model
         raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
     judge = rewards and reward_functions.is_reward_model(place)
     model = reward_functions.opened(str(place), device) if judge else load.load(place, device)
-    run = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
+    told = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
+    run = told if isinstance(told, dict) and told.get("verb") == "run" else {}
     start = (run.get("model") or {}).get("path")
     if start == "embedded example":
         return model, example(run["method"], run["seed"]).model, run

@@ -1,0 +1,5 @@
+"""What is told to the user in one line."""
+
+
+class UserError(Exception):
+    """The user's input is wrong: the message names the place and the mend; the command line exits 2."""
