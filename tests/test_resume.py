@@ -109,9 +109,8 @@ def same_end(end, folder):
     assert (folder / "end").read_bytes() == end.read_bytes()  # to the bit
     theirs, mine = (json.loads(p.with_name("end.json").read_text()) for p in (end, folder / "end"))
     assert mine == theirs and [row["step"] for row in mine["history"]] == list(range(1, STEPS + 1))
-    assert [p.name for p in (folder / "run").rglob("step-*")] == [f"step-{STEPS:08d}"]
-    strays = [p for p in (folder / "run").rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]
-    assert not strays
+    assert {p.name for p in (folder / "run").rglob("step-*")} == {f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"}
+    assert {p.name for p in (folder / "run").rglob(".*")} == {".didact.json"}
 
 
 @pytest.mark.parametrize(("case", "kills"), [("gpt2-dropout", 4), ("llama-lora-npo", 2)])
@@ -156,15 +155,78 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert torch.equal(first.w, again.w) and same == history and len(history) == 4
 
 
-def test_what_a_kill_between_writing_and_tidying_leaves_is_removed(tmp_path):
+def test_what_a_kill_in_writing_leaves_is_removed_and_the_last_two_are_kept(tmp_path):
     done, _ = run(tmp_path)
-    last = tmp_path / "toy/step-00000004"
-    shutil.copytree(last, tmp_path / "toy/step-00000003")  # killed before the older one was removed
-    (tmp_path / "toy/.step-00000005.77.tmp").mkdir()  # killed while writing the next
-    (tmp_path / "toy/.step-00000005.77.tmp/weights.safetensors").write_bytes(b"half")
+    half = tmp_path / "toy/.didact-tmp-0123abcd-step-00000005"  # killed while writing the next
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
     again, _ = run(tmp_path)
     assert torch.equal(again.w, done.w)
-    assert [p.name for p in (tmp_path / "toy").iterdir()] == ["step-00000004"]
+    assert {p.name for p in (tmp_path / "toy").iterdir()} == {"step-00000003", "step-00000004"}
+
+
+def flipped(path, at):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def as_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_file(path):
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+def resealed(place, name, text):
+    """Whole by its checksums, and still not what a checkpoint is: another version wrote it."""
+    (place / name).write_text(text)
+    files._seal(place)
+
+
+DAMAGES = {
+    "truncated weights": lambda p: os.truncate(p / "weights.safetensors", 50),
+    "a flipped bit in the weights": lambda p: flipped(p / "weights.safetensors", -1),
+    "a flipped bit in the moments": lambda p: flipped(p / "optimizer.safetensors", -1),
+    "a flipped digit in the state": lambda p: flipped(p / "state.json", -4),
+    "weights are missing": lambda p: (p / "weights.safetensors").unlink(),
+    "state is missing": lambda p: (p / "state.json").unlink(),
+    "state is no JSON": lambda p: (p / "state.json").write_text("{"),
+    "state is empty": lambda p: (p / "state.json").write_text(""),
+    "state is not text": lambda p: (p / "state.json").write_bytes(b"\xff\xfe\0"),
+    "a directory in place of weights": lambda p: as_directory(p / "weights.safetensors"),
+    "a directory in place of the state": lambda p: as_directory(p / "state.json"),
+    "a file in place of all": as_file,
+    "an empty folder": lambda p: [q.unlink() for q in p.iterdir()],
+    "the seal is missing": lambda p: (p / ".didact.json").unlink(),
+    "the seal is damaged": lambda p: flipped(p / ".didact.json", 0),
+    "a state of another version": lambda p: resealed(p, "state.json", '{"identity": {}, "step": 4, "era": 2}'),
+    "a state without identity": lambda p: resealed(p, "state.json", '{"step": 4}'),
+    "a state that is a list": lambda p: resealed(p, "state.json", "[]"),
+    "weights of another kind": lambda p: resealed(p, "weights.safetensors", "pickled"),
+    "a seal of another version": lambda p: (p / ".didact.json").write_text('{"kind": "files", "version": 9}'),
+    "a link that leads nowhere": lambda p: (
+        (p / "weights.safetensors").unlink(), (p / "weights.safetensors").symlink_to("/nowhere"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(how, tmp_path, capsys):
+    done, history = run(tmp_path)
+    DAMAGES[how](tmp_path / "toy/step-00000004")
+    again, same = run(tmp_path)
+    assert torch.equal(again.w, done.w) and same == history
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("didact: ")]
+    assert "step-00000004: " in told and told.endswith("going on from step-00000003")
+    assert {p.name for p in (tmp_path / "toy").iterdir()} == {"damaged-step-00000004", "step-00000003", "step-00000004"}
+    DAMAGES[how](tmp_path / "toy/step-00000003")
+    DAMAGES[how](tmp_path / "toy/step-00000004")
+    assert complaint(tmp_path).startswith(f"{tmp_path / 'toy'}: no checkpoint can be read (step-00000004: ")
+    assert complaint(tmp_path).endswith("; remove this folder to begin anew")
 
 
 def test_a_run_stopped_by_a_hook_stays_stopped(tmp_path):

@@ -95,7 +95,10 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
     # Only a chunk that was sampled and not yet written when the kill came is sampled again.
     assert once == 3 * 20 and killed <= once + 6 * done
     left = {str(p.relative_to(tmp_path / "killed/spin/round-1")) for p in (tmp_path / "killed/spin/round-1").rglob("*")}
-    kept = {f"promoted/step-00000001/{n}" for n in ("weights.safetensors", "optimizer.safetensors", "state.json")}
+    kept = {
+        f"promoted/step-00000001/{n}"
+        for n in ("weights.safetensors", "optimizer.safetensors", "state.json", ".didact.json")
+    }
     assert left == {"samples.jsonl", "promoted", "promoted/step-00000001", *kept}
 
 

@@ -1,10 +1,17 @@
-"""Checkpoints a kill cannot spoil: safetensors + JSON, written beside and renamed, one folder a step."""
+"""Checkpoints a kill cannot spoil: safetensors + JSON, written beside and renamed, one folder a step.
+
+Each has the SHA-256 of its files, and the last two are kept: a damaged one costs the steps since the one before.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
+import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +24,8 @@ from torch import Tensor
 
 from didact import files
 from didact.types import UserError
+
+STEP = re.compile(r"step-\d{8,}")
 
 
 @dataclass
@@ -32,7 +41,7 @@ class State:
 
 
 def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identity: dict[str, Any]) -> Path:
-    """Write `step-N` into `folder`, then remove older ones.
+    """Write `step-N` into `folder`, where the one before stays too: no damage to the newest costs the run.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the previous checkpoint stays.
@@ -40,6 +49,8 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
     root = Path(folder)
     place = root / f"step-{state.step:08d}"
     try:
+        for old in [p for p in _all(root) if p != place and not files.foreign(p)][:-1]:
+            shutil.rmtree(old, ignore_errors=True)
         with files.new_folder(place) as fresh:
             save_file(_own(weights), str(fresh / "weights.safetensors"))
             save_file(_own(state.optimizer), str(fresh / "optimizer.safetensors"))
@@ -50,7 +61,7 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
                 "tokens": state.tokens,
                 "micro_tokens": state.micro_tokens,
             }
-            (fresh / "state.json").write_text(json.dumps({"identity": identity, **rest}))
+            (fresh / "state.json").write_text(json.dumps({"identity": identity, **rest}), encoding="utf-8")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = "the disk is full"
@@ -60,36 +71,69 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
     except SafetensorError as error:  # it wraps what the system said
         full = any(sign in str(error) for sign in ("No space left", "os error 28", "os error 122", "StorageFull"))
         raise UserError(_failed(root, "the disk is full" if full else str(error))) from None
-    for old in _all(root)[:-1]:
-        shutil.rmtree(old, ignore_errors=True)
     return place
 
 
 def load(folder: str | Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor], State] | None:
-    """The newest checkpoint in `folder`, or None.
+    """The newest checkpoint in `folder` that is as it was written, or None where there is none.
+
+    Damaged ones are set aside as `damaged-step-N`, in a line on stderr.
 
     Raises:
-        UserError: the folder belongs to a run with other options, data or weights.
+        UserError: the folder belongs to a run with other options, data or weights, or all of it is damaged.
     """
     root = Path(folder)
     files.sweep(root)
-    found = _all(root)
-    if not found:
-        return None
-    newest = found[-1]
-    rest = json.loads((newest / "state.json").read_text())
-    theirs = rest.pop("identity")
-    mine = json.loads(json.dumps(identity))
-    if differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
-        raise UserError(
-            f"{root}: a run with another {', '.join(differing)} was begun here; "
-            "finish it, choose another --out, or remove the folder"
-        )
-    for old in found[:-1]:  # a kill came between writing the newest and removing these
-        shutil.rmtree(old, ignore_errors=True)
-    return load_file(newest / "weights.safetensors"), State(
-        optimizer=load_file(newest / "optimizer.safetensors"), **rest
-    )
+    damaged: list[tuple[Path, str]] = []
+    for place in reversed(_all(root)):
+        try:
+            weights, state, theirs = _read(place)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+            damaged.append((place, f"{place.name}: {(str(error) or type(error).__name__).splitlines()[0]}"))
+            continue
+        mine = json.loads(json.dumps(identity))
+        if differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
+            raise UserError(
+                f"{root}: a run with another {', '.join(differing)} was begun here; "
+                "finish it, choose another --out, or remove the folder"
+            )
+        for bad, why in damaged:
+            _set_aside(bad, f"{why}; going on from {place.name}")
+        return weights, state
+    if damaged:
+        raise UserError(f"{root}: no checkpoint can be read ({damaged[0][1]}); remove this folder to begin anew")
+    return None
+
+
+def remove(folder: str | Path) -> None:
+    """Remove the checkpoints in `folder`, and it if nothing else is left."""
+    for place in _all(Path(folder)):
+        if not files.foreign(place):
+            shutil.rmtree(place, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        Path(folder).rmdir()
+
+
+def _read(place: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
+    """One checkpoint, with whose it is; raises whatever its damage makes the readers raise."""
+    if not files.mark(place):
+        raise ValueError("its .didact.json is missing or damaged")
+    if why := files.damage(place):
+        raise ValueError(why)
+    rest = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    identity = rest.pop("identity")
+    state = State(optimizer=load_file(place / "optimizer.safetensors"), **rest)
+    return load_file(place / "weights.safetensors"), state, identity
+
+
+def _set_aside(place: Path, why: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one renames
+        aside = place.with_name(f"damaged-{place.name}")
+        while os.path.lexists(aside):
+            aside = aside.with_name(f"{aside.name}-again")
+        with contextlib.suppress(OSError):
+            os.replace(place, aside)
+        print(f"didact: {place.parent}: {why}", file=sys.stderr)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
@@ -115,7 +159,8 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _all(root: Path) -> list[Path]:
-    return sorted(root.glob("step-*")) if root.is_dir() else []
+    """The checkpoints in a folder, the oldest first."""
+    return sorted(p for p in root.glob("step-*") if STEP.fullmatch(p.name)) if root.is_dir() else []
 
 
 def _failed(root: Path, why: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +229,7 @@ def run_rounds(
             distributed.wait()
         if here and rank == 0:  # what training kept to go on from is of no use any more
             for stray in [p for p in here.iterdir() if p.is_dir() and p.name != "promoted"]:
-                shutil.rmtree(stray, ignore_errors=True)
+                checkpoint.remove(stray)
         done = len(rounds_result.history)
         rounds_result.history += [{**row, "round": number, "step": done + row["step"]} for row in state.history]
         rounds_result.cost.tokens += 3 * state.tokens
@@ -334,14 +333,20 @@ def course(history: Sequence[Mapping[str, Any]], number: int, *columns: str) -> 
 
 
 def _whole(path: Path, count: int, size: int) -> list[Any]:
-    """The finished chunks of a file, which is cut to them."""
+    """The finished chunks of a file, up to the first line that is not whole; the file is cut to them."""
     if not path.exists():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = sum(line.endswith(b"\n") for line in lines)
-    whole = count if whole >= count else whole - whole % size
+    lines, values = path.read_bytes().splitlines(keepends=True), []
+    for line in lines[:count]:
+        try:
+            values.append(json.loads(line))
+        except (ValueError, RecursionError):
+            break
+        if not line.endswith(b"\n"):
+            values.pop()
+    whole = count if len(values) >= count else len(values) - len(values) % size
     os.truncate(path, sum(map(len, lines[:whole])))
-    return [json.loads(line) for line in lines[:whole]]
+    return values[:whole]
 
 
 def _same(root: Path, identity: Mapping[str, Any]) -> None:
