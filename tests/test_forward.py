@@ -1,6 +1,7 @@
 """The label-token forward pass is the plain one: by model type, padding, chunk, reference and cache."""
 
 import itertools
+import tempfile
 
 import pytest
 import shapes
@@ -11,7 +12,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.learn import language
-from didact.models import adapters, forward
+from didact.models import adapters, cache, forward
 from didact.models import model as models
 from didact.models.model import copy_of
 from didact.objectives import tokens as token_functions
@@ -229,7 +230,7 @@ def test_cached_log_probs_are_equal_the_second_time_and_say_so(capsys, monkeypat
     monkeypatch.setattr(forward, "row_logp", None)  # a second pass over the model would crash
     again = forward.cached_row_logp(model, ROWS)
     assert torch.equal(first, again)
-    (kept,) = tmp_path.rglob("*.safetensors")
+    (kept,) = tmp_path.rglob("*.tensors")
     assert capsys.readouterr().err == f"reference log-probs of 4 rows: from the cache {kept}\n"
 
 
@@ -247,16 +248,73 @@ def test_the_cache_key_changes_with_all_that_changes_the_numbers(monkeypatch, tm
     calls = [(model, ROWS), (nudged, ROWS), (rotated, ROWS), (wider, ROWS), (model, ROWS[:3]), (model, ROWS[::-1])]
     for n, (which, rows) in enumerate(calls, 1):
         forward.cached_row_logp(which, rows)
-        assert len(list(tmp_path.rglob("*.safetensors"))) == n
+        assert len(list(tmp_path.rglob("*.tensors"))) == n
 
 
-def test_a_damaged_cache_file_is_computed_anew(monkeypatch, tmp_path):
+def written(kept, tensors):
+    entry = cache.Entry("logp")
+    entry.path = kept
+    entry.write(tensors)
+
+
+def a_directory(kept):
+    kept.unlink()
+    kept.mkdir()
+
+
+DAMAGES = {
+    "truncated": lambda kept: kept.write_bytes(kept.read_bytes()[:40]),
+    "empty": lambda kept: kept.write_bytes(b""),
+    "a flipped bit": lambda kept: kept.write_bytes(kept.read_bytes()[:-1] + bytes([kept.read_bytes()[-1] ^ 1])),
+    "other names": lambda kept: written(kept, {"x": torch.zeros(4)}),
+    "a directory": a_directory,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_cache_entry_is_computed_anew_and_told_in_a_line(how, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
     model = tiny("llama")
     first = forward.cached_row_logp(model, ROWS)
-    (kept,) = tmp_path.rglob("*.safetensors")
-    kept.write_bytes(kept.read_bytes()[:40])
+    (kept,) = tmp_path.rglob("*.tensors")
+    DAMAGES[how](kept)
     assert torch.equal(forward.cached_row_logp(model, ROWS), first)
+    assert capsys.readouterr().err.count(f"didact: {kept}: ") == 1 + (how == "a directory")  # nor can it be written
+    assert torch.equal(forward.cached_row_logp(model, ROWS), first)
+    assert ("from the cache" in capsys.readouterr().err) == (how != "a directory")
+
+
+def in_the_way(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "file"))
+
+
+def no_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("DIDACT_CACHE")
+    monkeypatch.setattr("pathlib.Path.expanduser", raises)
+
+
+def raises(*_):
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("how", [in_the_way, no_home])
+def test_where_nothing_can_be_kept_it_is_gone_without(how, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cache, "_warned", set())
+    how(monkeypatch, tmp_path)
+    model = tiny("llama")
+    first, again = (forward.cached_row_logp(model, ROWS) for _ in range(2))
+    assert torch.equal(first, again)
+    told = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
+    assert 1 <= len(told) <= 2 and all(line.startswith("didact: ") for line in told)
+
+
+def test_a_private_cache_without_a_temporary_folder_keeps_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    monkeypatch.setattr(cache, "_warned", set())
+    with cache.private():
+        assert cache.folder() is None
+    assert capsys.readouterr().err == "didact: no cache for this work: No such file or directory\n"
 
 
 def test_no_cache_is_kept_where_it_is_off(monkeypatch, tmp_path):

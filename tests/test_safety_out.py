@@ -16,6 +16,7 @@ import pytest
 
 from didact import cli, files, folders, registry
 from didact.files import read_json
+from didact.models import load
 from didact.report import page
 from didact.types import Demo, Result, UserError
 
@@ -350,3 +351,69 @@ def test_a_checkpoint_belongs_to_the_code_of_a_function_that_is_named(project):
     before = registry.digest("taste:judge")
     Path("taste.py").write_text(JUDGE + "# other\n")
     assert registry.digest("taste:judge") != before
+
+
+# --- what is damaged --------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_a_saved_model_is_told(project, capsys):
+    weights = Path("model/model.safetensors")
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert cli.main(sft("mine")) == 2
+    assert "model: damaged: model.safetensors is not as it was written" in capsys.readouterr().err
+
+
+def cut(path):
+    os.truncate(path / "model.safetensors", 100)
+
+
+def a_file(path):
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+@pytest.mark.parametrize("how", [cut, a_file, lambda p: (p / ".didact.json").unlink(),
+                                 lambda p: (p / "config.json").write_text("{}"),
+                                 lambda p: [q.unlink() for q in p.iterdir()]])  # fmt: skip
+def test_a_damaged_start_in_the_cache_is_made_anew(how, fresh, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
+    made = []
+
+    def make():
+        made.append(fresh("llama", layers=1))
+        return made[-1]
+
+    first = load.kept("example", make, "a").fingerprint()
+    (place,) = (tmp_path / "example").iterdir()
+    how(place)
+    assert load.kept("example", make, "a").fingerprint() == first and len(made) == 2
+    assert f"didact: {place}: the cache is damaged here" in capsys.readouterr().err
+    assert load.kept("example", make, "a").fingerprint() == first and len(made) == 2
+
+
+def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsys):
+    words = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
+    assert cli.main(words) == 0
+    for name, text in (("sft*_test1", "{"), ("sft_steps", "[]"), ("untouched*", "")):
+        (place,) = Path("board/units").glob(f"{name}.json")
+        place.write_text(text)
+        capsys.readouterr()
+        assert cli.main(words) == 0 and "found out anew" in capsys.readouterr().err
+    for text in ("{", "[]", "{}", ""):
+        Path("board/comparison.json").write_text(text)
+        assert cli.main(words) == 2
+        assert "begin anew with --overwrite" in capsys.readouterr().err
+    Path("board/comparison.json").unlink()
+    assert cli.main(words) == 2
+    assert "begin anew with --overwrite" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_one_line(project, capsys):
+    assert cli.main(sft("mine")) == 0
+    for text in ("{", "[]", "", "\0"):
+        Path("mine/result.json").write_text(text)
+        capsys.readouterr()
+        assert cli.main(sft("mine")) == 2
+        assert "not a result of didact, or a damaged one" in capsys.readouterr().err

@@ -60,8 +60,9 @@ class Responses:
         def read(db: sqlite3.Connection) -> Any | None:
             row = db.execute("SELECT reply FROM responses WHERE key = ?", (key,)).fetchone()
             try:
-                return json.loads(row[0]) if row else None
-            except ValueError:  # SQLite has no checksums: flipped bits show only here
+                return _unsealed(key, row[0]) if row else None
+            except (ValueError, TypeError):
+                cache.warn(f"{self.path}: answers in it are damaged; they are asked for anew")
                 db.execute("DELETE FROM responses WHERE key = ?", (key,))
                 return None
 
@@ -69,7 +70,7 @@ class Responses:
 
     def put(self, key: str, url: str, model: str, endpoint: str, request: dict[str, Any], draw: int, reply: Any) -> Any:
         """Keep an answer; returns the one that is kept: where another process was first, its answer."""
-        row = (key, url, model, endpoint, json.dumps(request), draw, json.dumps(reply), time.time())
+        row = (key, url, model, endpoint, json.dumps(request), draw, _sealed(key, reply), time.time())
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -146,3 +147,23 @@ class Responses:
             return checked == "ok" and columns[:1] == ["key"] and columns[-1:] == ["made"]
         except sqlite3.Error:
             return False
+
+
+def _sealed(key: str, reply: Any) -> str:
+    """A reply as JSON behind the SHA-256 of it and its key: SQLite itself has no checksums."""
+    text = json.dumps(reply)
+    return f"sha256:{hashlib.sha256(f'{key}{text}'.encode()).hexdigest()} {text}"
+
+
+def _unsealed(key: str, kept: str) -> Any:
+    """The reply; those of earlier versions stand without a checksum.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not kept.startswith("sha256:"):
+        return json.loads(kept)
+    reply = json.loads(kept.partition(" ")[2])
+    if _sealed(key, reply) != kept:
+        raise ValueError("damaged")
+    return reply

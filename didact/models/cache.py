@@ -8,21 +8,38 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from didact import files
 
+SHA256 = 32  # bytes
+
 
 def folder() -> Path | None:
-    """Where caches live, or None where `DIDACT_CACHE=off`."""
-    place = os.environ.get("DIDACT_CACHE", "~/.cache/didact")
-    return None if place == "off" else Path(place).expanduser()
+    """Where caches live, or None where `DIDACT_CACHE=off`, or where there is no home to have one in."""
+    place = os.environ.get("DIDACT_CACHE") or "~/.cache/didact"
+    try:
+        return None if place == "off" else Path(place).expanduser()
+    except RuntimeError as error:
+        warn(f"no cache: {error}")
+        return None
+
+
+_warned: set[str] = set()
+
+
+def warn(line: str) -> None:
+    """Tell, once in a process, what is wrong with a cache: it only ever costs the cache."""
+    if line not in _warned:
+        _warned.add(line)
+        print(f"didact: {line}", file=sys.stderr)
 
 
 def place(kind: str, *parts: str | bytes) -> Path | None:
@@ -38,8 +55,13 @@ def place(kind: str, *parts: str | bytes) -> Path | None:
 @contextlib.contextmanager
 def private() -> Iterator[None]:
     """A private, empty cache: what an earlier run left must not stand in for work that is measured."""
-    with tempfile.TemporaryDirectory(prefix="didact-cache-") as fresh:
-        before = os.environ.get("DIDACT_CACHE")
+    before = os.environ.get("DIDACT_CACHE")
+    with contextlib.ExitStack() as kept:
+        try:
+            fresh = kept.enter_context(tempfile.TemporaryDirectory(prefix="didact-cache-", ignore_cleanup_errors=True))
+        except OSError as error:
+            warn(f"no cache for this work: {error.strerror}")
+            fresh = "off"
         os.environ["DIDACT_CACHE"] = fresh
         try:
             yield
@@ -51,27 +73,41 @@ def private() -> Iterator[None]:
 
 
 class Entry:
-    """One cached set of tensors."""
+    """One cached set of tensors: the SHA-256 of the rest of the file, then safetensors.
+
+    Whatever became of it, or of the disk, only costs the cache and is told in a line on stderr.
+    """
 
     def __init__(self, kind: str, *parts: str | bytes) -> None:
         where = place(kind, *parts)
-        self.path = where.with_suffix(".safetensors") if where else None
+        self.path = where.with_suffix(".tensors") if where else None
 
-    def read(self) -> dict[str, Tensor] | None:
-        """The tensors, or None where there are none (or a damaged file)."""
-        if self.path is None or not self.path.exists():
+    def read(self, *names: str) -> dict[str, Tensor] | None:
+        """The tensors, or None where there are none of these names."""
+        if self.path is None:
             return None
         try:
-            return load_file(self.path)
-        except (SafetensorError, OSError):
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            warn(f"{self.path}: the cache cannot be read: {error.strerror}")
+            return None
+        if hashlib.sha256(raw[SHA256:]).digest() == raw[:SHA256]:
+            with contextlib.suppress(SafetensorError):
+                tensors = load(raw[SHA256:])
+                if set(names) <= tensors.keys():
+                    return tensors
+        warn(f"{self.path}: the cache is damaged here; made anew")
+        return None
 
     def write(self, tensors: dict[str, Tensor]) -> None:
-        """Keep them; a full or read-only disk only costs the cache."""
+        """Keep them."""
         if self.path is None:
             return
+        raw = save(tensors)
         try:
             with files.new_file(self.path) as beside:
-                save_file(tensors, str(beside))
-        except OSError:
-            self.path.unlink(missing_ok=True)
+                beside.write_bytes(hashlib.sha256(raw).digest() + raw)
+        except OSError as error:
+            warn(f"{self.path}: not kept in the cache: {error.strerror}")

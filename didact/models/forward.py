@@ -290,7 +290,7 @@ def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     source = Path(__file__).read_bytes()
     setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights
     kept = cache.Entry("logp", model.fingerprint(), setup, repr(rows), dtype, source)
-    if (found := kept.read()) is not None:
+    if (found := kept.read("logp")) is not None and found["logp"].shape == (len(rows),):
         print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
         return found["logp"]
     total, _ = row_logp(model, rows)

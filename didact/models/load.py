@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from didact import files
 from didact.data.templates import Condition
@@ -32,7 +35,6 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -45,6 +47,8 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return mixers.load_module(where)
     if where.is_dir():
+        if why := files.damage(where, ".safetensors"):
+            raise UserError(f"{where}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
         _check(where)
         if (where / "adapter_config.json").exists():
             return _load_adapter(where, device, dtype)
@@ -79,13 +83,29 @@ def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
     place = cache.place(what, *parts)
     if place is None:
         return make()
-    if (place / "config.json").exists():
-        print(f"{what} model: from the cache {place}", file=sys.stderr)
-        return load(place, device="cpu")
+    if os.path.lexists(place):
+        try:
+            if not files.mark(place) or (why := files.damage(place)):
+                raise UserError(why if files.mark(place) else "its .didact.json is missing or damaged")
+            model = load(place, device="cpu")
+        except (UserError, OSError) as error:
+            cache.warn(f"{place}: the cache is damaged here ({error}); made anew")
+            _clear(place)
+        else:
+            print(f"{what} model: from the cache {place}", file=sys.stderr)
+            return model
     model = make()
-    with contextlib.suppress(OSError), files.new_folder(place) as fresh:  # a full disk only costs the cache
-        model.save(fresh)
+    try:
+        model.save(place)
+    except (UserError, OSError, SafetensorError) as error:
+        cache.warn(f"{place}: not kept in the cache: {_first_line(error)}")
     return model
+
+
+def _clear(place: Path) -> None:
+    """Remove what stands at a place of the cache, which only its own names reach."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
 def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
@@ -107,7 +127,6 @@ def put_on(module: Any, where: Path, base: str) -> Any:
         UserError: it does not fit, or parts of it are missing.
     """
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     try:
         if (rows := _embedded(where, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
