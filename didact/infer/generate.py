@@ -186,11 +186,8 @@ def completions(
 
 
 def ends(model: Model) -> frozenset[int]:
-    """The tokens a model ends its text with."""
-    named = getattr(getattr(prefix.inner_of(model), "generation_config", None), "eos_token_id", None)
-    if named is None and model.processor is not None:
-        named = getattr(model.processor, "eos_token_id", None)
-    return frozenset([named] if isinstance(named, int) else named or [])
+    """The tokens a model may end its text with; see `encode.stops`."""
+    return frozenset(model.generation_ends) if model.processor is None else encode.stops(model.processor)
 
 
 def banned(model: Model) -> list[int]:
@@ -201,7 +198,8 @@ def banned(model: Model) -> list[int]:
 
 
 def text_of(model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-    """Tokens as text before the first stop string, without special tokens and white space around it."""
+    """Tokens as text before the first stop string, without end token, special tokens and white space around it."""
+    tokens = tokens[:-1] if tokens and tokens[-1] in ends(model) else tokens
     text = str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from didact import files
+from didact.data import encode
 from didact.data.templates import Condition
 from didact.models import cost
 
@@ -41,6 +42,8 @@ class Model:
 
     def __post_init__(self) -> None:
         cost.watch(self.module)
+        if self.processor is not None and self.generation_ends:
+            encode.know_ends(self.processor, self.generation_ends)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -67,6 +70,15 @@ class Model:
                 return int(getattr(self.config, name))
         limit = self.processor.model_max_length if self.processor is not None else 0
         return int(limit) if 0 < limit < 10**6 else 512
+
+    @property
+    def generation_ends(self) -> list[int]:
+        """The end tokens of its generation configuration."""
+        module: Any = self.module
+        module = module.get_base_model() if hasattr(module, "get_base_model") else getattr(module, "base", module)
+        named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+        known = module.get_input_embeddings().weight.shape[0] if named is not None else 0
+        return [i for i in ([named] if isinstance(named, int) else named or []) if i < known]
 
     @property
     def pad(self) -> int:
@@ -120,6 +132,10 @@ class Model:
             settings: Any = getattr(self.module, "generation_config", None)
             if self.condition.banned and settings is not None:  # so that transformers obeys too
                 settings.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
+        turn = encode.turn_end(self.processor) if self.processor is not None else None
+        if self.generation_ends and turn is not None and turn not in self.generation_ends:
+            named: Any = self.module.generation_config  # so that transformers stops where answers were taught to end
+            named.eos_token_id = [*self.generation_ends, turn]
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
             self.module.save_pretrained(str(folder))
