@@ -107,7 +107,9 @@ def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
     for name in ("forget_accuracy", "retain_accuracy"):
         assert told["metrics"][name]["before"] == told["metrics"][name]["after"] == 1.0
         assert told["metrics"][f"{name}_with_end"]["after"] < 1.0
-    assert told["metrics"]["forget_probability"]["before"] > 0.8 > told["metrics"]["forget_probability_with_end"]["before"]
+    assert (
+        told["metrics"]["forget_probability"]["before"] > 0.8 > told["metrics"]["forget_probability_with_end"]["before"]
+    )
     assert told["answered"]["forget"] == {"of": 6, "before": 6, "after": 6}
     found = verbs.evaluate(str(tmp_path / "out"), str(data), "forget", device="cpu")
     assert found["forget_probability"].after == pytest.approx(told["metrics"]["forget_probability"]["after"], abs=1e-6)

@@ -10,6 +10,8 @@ text (`User: ...`) where there is none.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
@@ -50,7 +52,13 @@ def row(
     Raises:
         UserError: the completion is empty or alone longer than the context.
     """
-    head, body = _parts(tokenizer, prompt, completion, kind, end, condition)
+    return _cut(tokenizer, *_parts(tokenizer, prompt, completion, kind, end, condition), kind, context)
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, head: list[int], body: list[int], kind: str, context: int
+) -> TokenizedExample:
+    """Both parts as they fit into the context."""
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
         if not body:
@@ -74,16 +82,30 @@ def rows(
     condition: Condition | None = None,
     end: bool = True,
 ) -> list[TokenizedExample]:
-    """Tokenise many; an error names the record's number in `name`, or says that there is none."""
-    out = []
+    """Tokenise many; an error names the record's number in `name`, or says that there is none.
+
+    Prompts that lose tokens are counted in a line on standard error.
+    """
+    out, cut = [], 0
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
-            out.append(row(tokenizer, prompt, completion, kind, context, end, condition))
+            head, body = _parts(tokenizer, prompt, completion, kind, end, condition)
+            out.append(_cut(tokenizer, head, body, kind, context))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
+        cut += len(head) + len(body) > out[-1].size
     if not out:
         raise UserError(f"{name}: no records")
+    tell_cut(name, cut, len(out), context)
     return out
+
+
+@functools.cache
+def tell_cut(name: str, cut: int, total: int, context: int) -> None:
+    """Say once on standard error that prompts lose tokens; nothing where none does."""
+    if cut:
+        print(f"{name}: {cut} of {total} prompts are cut on the left to fit the context of {context} tokens",
+              file=sys.stderr)  # fmt: skip
 
 
 def chain(

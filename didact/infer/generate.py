@@ -155,7 +155,10 @@ def completions(
         from didact.infer import guide  # decoded by the base, while the guides keep caches of their own
 
         guides, model = [guide.decoder(ensemble)], ensemble.members[0]
-    ids = [_read(model, p, how.max_new_tokens) for p in prompts]
+    whole = [_read(model, p) for p in prompts]
+    room = _left(model, how.max_new_tokens)
+    encode.tell_cut("answers", sum(len(i) > room for i in whole), len(whole), model.context)
+    ids = [i[-room:] or [model.pad] for i in whole]
     constraints = _each(constraint, len(ids))
     named = list(range(len(ids)) if keys is None else keys)
     was = model.module.training
@@ -368,15 +371,16 @@ def _decode_plain(
         )  # fmt: skip
 
 
-def _read(model: Model, prompt: str | Sequence[int], new: int) -> list[int]:
-    """A prompt's tokens, cut on the left to leave room for the completion."""
-    context = model.context
-    room = max(context - new, context // 2) if model.kind == "causal" else context
+def _read(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    """A prompt's tokens."""
     if isinstance(prompt, str):
-        ids = encode.prompt_ids(model.tokenizer, prompt, model.kind, model.condition)
-    else:
-        ids = list(prompt)
-    return ids[-room:] or [model.pad]
+        return encode.prompt_ids(model.tokenizer, prompt, model.kind, model.condition)
+    return list(prompt)
+
+
+def _left(model: Model, new: int) -> int:
+    """How many of a prompt's last tokens leave room for the completion, or half of the context."""
+    return max(model.context - new, model.context // 2) if model.kind == "causal" else model.context
 
 
 def _room(model: Model, ids: Sequence[int], how: SamplingConfig) -> int:
