@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import didact
 from didact import baselines, cli, verbs
+from didact.data import encode
+from didact.infer import generate
 from didact.learn import reward_functions, rewards
 from didact.models import adapters, forward, load, vocabulary
 from didact.models.load import load as load_model
@@ -363,6 +365,71 @@ def test_modules_transformers_cannot_express_are_saved_as_didacts(tmp_path):
     assert Result(models={"model": Model(module, kind="module")}).save(tmp_path)["model"].startswith("didact: ")
     assert torch.equal(load_file(tmp_path / "model/model.safetensors")["weight"], module.weight)
     assert json.loads((tmp_path / "model/didact.json").read_text())["module"] == "Linear"
+
+
+# --- how long a text may be ------------------------------------------------------------------
+
+
+def nested(fresh, context=4096, **text):
+    """A model of two modalities, tiny, whose text has a configuration of its own."""
+    plain = fresh("gemma3", context=context, **text)
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hf.Gemma3Config(
+        text_config=plain.config, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=1,
+        image_token_index=5, boi_token_index=6, eoi_token_index=7,
+    )  # fmt: skip
+    return Model(hf.Gemma3ForConditionalGeneration(config).eval(), plain.processor)
+
+
+def test_the_context_of_a_nested_configuration_is_its_texts(fresh, tmp_path, capsys):
+    nested(fresh).save(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    assert model.context == 4096 and capsys.readouterr().err == ""
+    assert model.text_config.hidden_size == 16 and forward.at_once(model) == (1 << 17) // 16
+    long = encode.row(model.tokenizer, "where " * 900, "Tarn", "causal", model.context)
+    assert long.size > 900  # nothing is cut
+    result = baselines.sft(model, DEMOS, fit=QUICK)
+    result.save(tmp_path / "out")
+    torch.testing.assert_close(logp(load_model(tmp_path / "out/model")), logp(result.models["model"]))
+
+
+ROPES = [
+    ({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, 256),
+    ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, 128),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}, 128),
+    ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}, 64),
+    ({"rope_type": "default", "rope_theta": 1e4}, 64),
+]
+
+
+@pytest.mark.parametrize(("rope", "context"), ROPES)
+def test_scaled_rotary_positions_reach_further(rope, context, fresh):
+    assert fresh("llama", rope_parameters=rope).context == context
+
+
+def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fresh, tmp_path, capsys):
+    assert fresh("mistral", sliding_window=4).context == 64
+    model = fresh("mamba")
+    del model.config.n_positions
+    model.save(tmp_path)
+    assert load_model(tmp_path).context == 512
+    assert "names a context length: 512 tokens are taken" in capsys.readouterr().err
+    model.processor = copy.deepcopy(model.processor)
+    model.processor.model_max_length = 100
+    assert model.context == 100
+
+
+def test_prompts_that_lose_tokens_are_counted(fresh, capsys):
+    model = fresh("llama")
+    pairs = [("where " * 100, "Tarn"), ("where", "Tarn")]
+    encode.tell_cut.cache_clear()
+    for _ in range(2):
+        encode.rows(model.tokenizer, pairs, "causal", model.context, "demos")
+    generate.generate(model, [p for p, _ in pairs], max_new_tokens=4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"{what}: 1 of 2 prompts are cut on the left to fit the context of 64 tokens" for what in ("demos", "answers")
+    ]
 
 
 CODE = """

@@ -137,11 +137,17 @@ class Setting:
         """The records of a test seed, by its number, or of tuning."""
         return split(self.records, part, self.folds, self.group, protocols.named(self.protocol).scored)
 
+    @functools.cached_property
+    def with_end(self) -> bool:
+        """Whether answers are scored with their end token, by all units alike."""
+        return Scoring(records=self.records, start=self.model).with_end()
+
     def scoring(self, part: Part, seed: int, options: Mapping[str, Any]) -> Scoring:
         """What a unit is scored on; what is the start model's own is worked out once for all units of a part."""
         where = part if part == "tune" else int(part) % max(self.folds, 1)
         return Scoring(
             records=self.split(part).test, start=self.model, gold=self.gold, seed=seed, options=options, brief=True,
+            end=self.with_end,
             _kept=self._kept.setdefault(str(where), {}),
         )  # fmt: skip
 

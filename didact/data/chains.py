@@ -109,7 +109,7 @@ def encoded(
                 out.counts["left out"] += 1
                 continue
             # Answers come one after the other, each ended by its end token, so the count of ends says whose it is.
-            ends = torch.tensor(row.completion) == tokenizer.eos_token_id
+            ends = torch.tensor(row.completion) == encode.answer_end(tokenizer)
             number = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
             mask = torch.tensor(learnt)
             out.items.append((row,))

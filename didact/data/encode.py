@@ -1,7 +1,8 @@
 """Records to token rows: a prompt that is read and a completion that is scored.
 
 The two parts are tokenised apart, so the border between them is exact, and joined by one space
-unless either side brings white space of its own. The end token of the completion is a label.
+unless either side brings white space of its own. The token that ends an answer is a label too: the first end token of
+the model's generation configuration, else the tokenizer's; in a conversation what the chat template ends a turn with.
 
 A prompt of `Messages` is rendered by the tokenizer's chat template where there is one, and is plain
 text (`User: ...`) where there is none.
@@ -9,6 +10,8 @@ text (`User: ...`) where there is none.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
@@ -49,7 +52,13 @@ def row(
     Raises:
         UserError: the completion is empty or alone longer than the context.
     """
-    head, body = _parts(tokenizer, prompt, completion, kind, end, condition)
+    return _cut(tokenizer, *_parts(tokenizer, prompt, completion, kind, end, condition), kind, context)
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, head: list[int], body: list[int], kind: str, context: int
+) -> TokenizedExample:
+    """Both parts as they fit into the context."""
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
         if not body:
@@ -71,17 +80,32 @@ def rows(
     context: int,
     name: str = "data",
     condition: Condition | None = None,
+    end: bool = True,
 ) -> list[TokenizedExample]:
-    """Tokenise many; an error names the record's number in `name`, or says that there is none."""
-    out = []
+    """Tokenise many; an error names the record's number in `name`, or says that there is none.
+
+    Prompts that lose tokens are counted in a line on standard error.
+    """
+    out, cut = [], 0
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
-            out.append(row(tokenizer, prompt, completion, kind, context, condition=condition))
+            head, body = _parts(tokenizer, prompt, completion, kind, end, condition)
+            out.append(_cut(tokenizer, head, body, kind, context))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
+        cut += len(head) + len(body) > out[-1].size
     if not out:
         raise UserError(f"{name}: no records")
+    tell_cut(name, cut, len(out), context)
     return out
+
+
+@functools.cache
+def tell_cut(name: str, cut: int, total: int, context: int) -> None:
+    """Say once on standard error that prompts lose tokens; nothing where none does."""
+    if cut:
+        print(f"{name}: {cut} of {total} prompts are cut on the left to fit the context of {context} tokens",
+              file=sys.stderr)  # fmt: skip
 
 
 def chain(
@@ -96,7 +120,8 @@ def chain(
     Raises:
         UserError: a completion is empty, or all are longer than the context.
     """
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    last = answer_end(tokenizer)
+    end = [last] if last is not None else []
     more: list[int] = []
     learnt: list[float] = []
     for phrase, completion in steps[1:]:
@@ -205,7 +230,7 @@ def chat_choice(
 def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[str, str]:
     """A conversation and its answer in the words of the tokenizer's chat template.
 
-    The answer is what the whole has after the prompt, up to the end token where the template gives one.
+    The answer is what the whole has after the prompt, up to the template's end of turn where it gives one.
 
     Raises:
         UserError: the template refuses these turns, or writes the prompt differently once it is answered.
@@ -217,10 +242,66 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: s
             "the tokenizer's chat template writes the prompt differently once it is answered, so that what to learn "
             "cannot be told from it; use --chat plain, or mend the template"
         )
-    tail, eos = whole[len(head) :], tokenizer.eos_token
-    if eos and eos in tail:  # what a template puts behind it is never generated
-        tail = tail[: tail.rindex(str(eos)) + len(eos)]
+    tail = whole[len(head) :]
+    said = tail.rfind(completion.strip())
+    behind = max(said, 0) + (len(completion.strip()) if said >= 0 else 0)
+    found = [(at, end) for end in _end_words(tokenizer) if (at := tail.find(end, behind)) >= 0]
+    if found:  # what a template puts behind it is never generated
+        at, end = min(found)
+        tail = tail[: at + len(end)]
     return head, tail
+
+
+# --- where answers end -----------------------------------------------------------------------
+
+
+def know_ends(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> None:
+    """Tell a tokenizer which tokens its model's generation configuration ends with, the one it is taught first."""
+    known: Any = tokenizer
+    known.generation_ends = tuple(ends)
+
+
+def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends an answer, as a label: the first of the generation configuration's, else the tokenizer's."""
+    return next(iter(getattr(tokenizer, "generation_ends", ())), tokenizer.eos_token_id)
+
+
+def stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All tokens a model may end an answer with: those of its generation configuration, the tokenizer's own, and what
+    the chat template ends a turn with."""
+    named = (*getattr(tokenizer, "generation_ends", ()), tokenizer.eos_token_id, turn_end(tokenizer))
+    return frozenset(end for end in named if end is not None)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template writes after an answer; None without one."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return None
+    known: Any = tokenizer
+    if getattr(tokenizer, "turn_end_of", None) != repr(template):
+        known.turn_end_of, known.turn_end = repr(template), _turn_end(tokenizer)
+    found: int | None = known.turn_end
+    return found
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    said = "didact"
+    try:
+        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": said})
+        _, found, tail = _render(tokenizer, turns).rpartition(said)
+    except UserError:
+        return None
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((i for i in _ids(tokenizer, tail) if i in special), None) if found else None
+
+
+def _end_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    ids = [i for i in (turn_end(tokenizer), tokenizer.eos_token_id) if i is not None]
+    return [str(tokenizer.convert_ids_to_tokens(i)) for i in ids]
+
+
+# --- parts -----------------------------------------------------------------------------------
 
 
 def _parts(
@@ -232,21 +313,21 @@ def _parts(
     condition: Condition | None = None,
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of its completion with its end token, nothing cut."""
-    eos = tokenizer.eos_token_id
+    last = answer_end(tokenizer)
     words = condition or Condition()
     if completion and _templated(asked := templates.introduced(prompt, words.before, words.place), tokenizer):
         before, after = rendered(tokenizer, asked, completion)
         head = _ids(tokenizer, before) + _ids(tokenizer, _cue(tokenizer, asked, words.after))
         body = _ids(tokenizer, after)
-        if body[-1:] == [eos]:
-            body.pop()
+        if body and body[-1] in (turn_end(tokenizer), tokenizer.eos_token_id):
+            last = body.pop()
     else:
         # A control token is not there for white space: the completion joins what stands before it.
         seen = prompt if is_control(tokenizer, words.after) else words.after or prompt
         head, body = prompt_ids(tokenizer, prompt, kind, condition), _ids(tokenizer, join(seen, completion, kind))
     if not body:
         raise UserError("the completion is empty: nothing to learn or score")
-    return head, [*body, eos] if end and eos is not None else body
+    return head, [*body, last] if end and last is not None else body
 
 
 def is_control(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:

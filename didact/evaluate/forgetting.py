@@ -8,6 +8,7 @@ open-unlearning), min-k probability (Shi et al., 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from didact.objectives import tokens as token_functions
 from didact.types import Demo
 
 Array = NDArray[np.float64]
+ASKED = 64  # records that show whether a model ends its answers
 MIN_K = 0.2  # share of least likely tokens in min-k membership
 
 
@@ -29,27 +31,60 @@ def rows_of(model: Model, records: Sequence[Demo], name: str = "records") -> lis
     return encode.rows(model.tokenizer, pairs, model.kind, model.context, name, model.condition)
 
 
-def answers(model: Model, records: Sequence[Demo], name: str = "records") -> dict[str, Array]:
+def answers(model: Model, records: Sequence[Demo], name: str = "records", end: bool = True) -> dict[str, Array]:
     """How well each record's answer is known, one number a record.
 
     `probability` exp(-mean nll), `accuracy` share of answer tokens that are the first choice,
     `extraction` `1 - min{k : greedy continuation of y_<k equals the rest} / T`, `entropy` of the
-    predictions in nats, `min_k` mean log-prob of the least likely fifth of the tokens.
+    predictions in nats, `min_k` mean log-prob of the least likely fifth of the tokens. `ended` is 1 where an end
+    token is the first choice after the answer; where a model may end in several ways, any of them is right.
+
+    Args:
+        model: causal or seq2seq.
+        records: what it is asked, with the answers.
+        name: of the records, in messages.
+        end: the end token counts as a token of the answer; else all numbers but `ended` are without it.
     """
     rows = rows_of(model, records, name)
-    out = {k: np.zeros(len(rows)) for k in ("probability", "accuracy", "extraction", "entropy", "min_k")}
+    out = {k: np.zeros(len(rows)) for k in ("probability", "accuracy", "extraction", "entropy", "min_k", "ended")}
+    ends = sorted(encode.stops(model.tokenizer))
     fns = {"logp": token_functions.logp, "correct": token_functions.correct, "entropy": token_functions.entropy}
+    fns |= {
+        "ended": partial(token_functions.any_correct, any_of=ends),
+        "end": partial(token_functions.any_logp, any_of=ends),
+    }
     for group, batch, values in forward.score(model, rows, fns):
         row = batch.row.cpu().numpy()
         per_token = {k: v.double().cpu().numpy() for k, v in values.items()}
         for at, i in enumerate(group):
-            logp, right = per_token["logp"][row == at], per_token["correct"][row == at]
+            logp, right, entropy = (per_token[k][row == at] for k in ("logp", "correct", "entropy"))
+            if rows[i].completion[-1] in ends:
+                out["ended"][i] = per_token["ended"][row == at][-1]
+                if end:
+                    logp[-1], right[-1] = per_token["end"][row == at][-1], out["ended"][i]
+                else:
+                    logp, right, entropy = logp[:-1], right[:-1], entropy[:-1]
             out["probability"][i] = np.exp(logp.mean())
             out["accuracy"][i] = right.mean()
             out["extraction"][i] = extraction_strength(right)
-            out["entropy"][i] = per_token["entropy"][row == at].mean()
+            out["entropy"][i] = entropy.mean()
             out["min_k"][i] = np.sort(logp)[: max(1, round(MIN_K * len(logp)))].mean()
     return out
+
+
+def ends_answers(model: Model, records: Sequence[Demo]) -> bool:
+    """Whether a model ends its answers: after at least half of those given, an end token is its first choice.
+
+    A model that was only pre-trained goes on; its tokenizer may have no end token at all, and then none is scored.
+    """
+    if not encode.stops(model.tokenizer):
+        return True
+    return bool(answers(model, records[:ASKED])["ended"].mean() >= 0.5)
+
+
+def counted(end: bool) -> str:
+    """Words for measures: what of an answer they count."""
+    return "end token included" if end else "end token not counted"
 
 
 def extraction_strength(right: Array) -> float:
@@ -69,14 +104,15 @@ def truth_ratios(
     orientation: Literal["code", "paper"] = "code",
     average: Literal["geometric", "arithmetic"] = "geometric",
     name: str = "records",
+    end: bool = True,
 ) -> Array:
     """One truth ratio a record, from its `paraphrased` (else its own) answer and its `perturbed` ones.
 
     `code` (TOFU's repository): `P(paraphrased) / mean_j P(perturbed_j)`, above 1 where the truth is
-    preferred; `paper` (and open-unlearning): the inverse. P is length-normalised, `exp(-mean nll)`.
-    The repository's mean is geometric, the paper's arithmetic.
+    preferred; `paper` (and open-unlearning): the inverse. P is length-normalised, `exp(-mean nll)`, over the end token
+    too unless `end` is False. The repository's mean is geometric, the paper's arithmetic.
     """
-    true_, wrong = _answer_probabilities(model, records, name)
+    true_, wrong = _answer_probabilities(model, records, name, end)
     if average == "geometric":
         middle = np.array([np.exp(np.log(w).mean()) for w in wrong])
     else:
@@ -127,11 +163,13 @@ def has_truth(records: Sequence[Demo]) -> bool:
     return all(r.perturbed for r in records)
 
 
-def _answer_probabilities(model: Model, records: Sequence[Demo], name: str) -> tuple[Array, list[Array]]:
+def _answer_probabilities(
+    model: Model, records: Sequence[Demo], name: str, end: bool = True
+) -> tuple[Array, list[Array]]:
     pairs: list[tuple[str, str]] = []
     for r in records:
         pairs += [(r.prompt, answer) for answer in (r.paraphrased or r.completion, *(r.perturbed or ()))]
-    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, name, model.condition)
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, name, model.condition, end)
     total, count = forward.row_logp(model, rows)
     p = np.exp((total / count).numpy())
     true_, wrong, at = [], [], 0

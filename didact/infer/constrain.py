@@ -113,7 +113,7 @@ def choices(model: Model, prompt: str, texts: Sequence[str], end: int | None = N
     Raises:
         ValueError: no choice or an empty one, or a tokenizer without an end token.
     """
-    end = model.tokenizer.eos_token_id if end is None else end
+    end = encode.answer_end(model.tokenizer) if end is None else end
     if end is None:
         raise ValueError("the tokenizer has no end token: name the token that ends a choice")
     joined = [encode.join(prompt, t, model.kind) for t in texts]

@@ -155,7 +155,10 @@ def completions(
         from didact.infer import guide  # decoded by the base, while the guides keep caches of their own
 
         guides, model = [guide.decoder(ensemble)], ensemble.members[0]
-    ids = [_read(model, p, how.max_new_tokens) for p in prompts]
+    whole = [_read(model, p) for p in prompts]
+    room = _left(model, how.max_new_tokens)
+    encode.tell_cut("answers", sum(len(i) > room for i in whole), len(whole), model.context)
+    ids = [i[-room:] or [model.pad] for i in whole]
     constraints = _each(constraint, len(ids))
     named = list(range(len(ids)) if keys is None else keys)
     was = model.module.training
@@ -186,11 +189,8 @@ def completions(
 
 
 def ends(model: Model) -> frozenset[int]:
-    """The tokens a model ends its text with."""
-    named = getattr(getattr(prefix.inner_of(model), "generation_config", None), "eos_token_id", None)
-    if named is None and model.processor is not None:
-        named = getattr(model.processor, "eos_token_id", None)
-    return frozenset([named] if isinstance(named, int) else named or [])
+    """The tokens a model may end its text with; see `encode.stops`."""
+    return frozenset(model.generation_ends) if model.processor is None else encode.stops(model.processor)
 
 
 def banned(model: Model) -> list[int]:
@@ -201,7 +201,8 @@ def banned(model: Model) -> list[int]:
 
 
 def text_of(model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-    """Tokens as text before the first stop string, without special tokens and white space around it."""
+    """Tokens as text before the first stop string, without end token, special tokens and white space around it."""
+    tokens = tokens[:-1] if tokens and tokens[-1] in ends(model) else tokens
     text = str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()
 
@@ -370,15 +371,16 @@ def _decode_plain(
         )  # fmt: skip
 
 
-def _read(model: Model, prompt: str | Sequence[int], new: int) -> list[int]:
-    """A prompt's tokens, cut on the left to leave room for the completion."""
-    context = model.context
-    room = max(context - new, context // 2) if model.kind == "causal" else context
+def _read(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    """A prompt's tokens."""
     if isinstance(prompt, str):
-        ids = encode.prompt_ids(model.tokenizer, prompt, model.kind, model.condition)
-    else:
-        ids = list(prompt)
-    return ids[-room:] or [model.pad]
+        return encode.prompt_ids(model.tokenizer, prompt, model.kind, model.condition)
+    return list(prompt)
+
+
+def _left(model: Model, new: int) -> int:
+    """How many of a prompt's last tokens leave room for the completion, or half of the context."""
+    return max(model.context - new, model.context // 2) if model.kind == "causal" else model.context
 
 
 def _room(model: Model, ids: Sequence[int], how: SamplingConfig) -> int:

@@ -227,7 +227,7 @@ def _fill(
 
 def _chunks(sizes: Sequence[tuple[int, int]], chunk_tokens: int, model: Model) -> Iterator[list[int]]:
     """Rows, the longest first, that fit side by side; a size is (row, prompt) tokens."""
-    width = int(getattr(model.config, "vocab_size", None) or 1)
+    width = int(getattr(model.text_config, "vocab_size", None) or 1)
     group: list[int] = []
     tall = deep = 0
     for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k][0], k)):

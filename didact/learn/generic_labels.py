@@ -67,7 +67,7 @@ class Generic:
 
 def labels(generic: Generic, blocks: Sequence[Block], repeats: str, train_on: str) -> list[Tensor]:
     """The label of every token of every block, `(n,)` each; -100 where it has none."""
-    width = int(generic.model.config.vocab_size)
+    width = int(generic.model.text_config.vocab_size)
     out: list[Tensor] = [torch.empty(0)] * len(blocks)
     for group in by_length([b.row.size for b in blocks], max(1, forward.CHUNK // width)):
         group.sort()

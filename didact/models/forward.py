@@ -91,7 +91,7 @@ def takes_trees(model: Model) -> bool:
 
 def packing_of(model: Model, pack: bool = True) -> Packing | None:
     """How rows for this model are best laid out: None where each stands by itself."""
-    return Packing(6 * int(prefix.inner_of(model).config.hidden_size), pack=pack) if takes_trees(model) else None
+    return Packing(6 * int(model.text_config.hidden_size), pack=pack) if takes_trees(model) else None
 
 
 def at_once(model: Model) -> int:
@@ -101,8 +101,7 @@ def at_once(model: Model) -> int:
     """
     if model.device.type != "cpu":
         return 16_384
-    config = getattr(prefix.inner_of(model), "config", None)
-    return max(512, (1 << 17) // int(getattr(config, "hidden_size", 64)))
+    return max(512, (1 << 17) // int(getattr(model.text_config, "hidden_size", 64)))
 
 
 def logits_of(model: Model, states: Tensor) -> Tensor:
@@ -162,7 +161,7 @@ def of_states(
         logits = logits_of(model, states)
         return tuple(fn(logits, target, **given) for fn in named.values())
 
-    width = int(getattr(model.config, "vocab_size", None) or states.shape[-1])
+    width = int(getattr(model.text_config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
     if len(target) <= size:
         return dict(zip(named, piece(states, target, held), strict=True))

@@ -75,6 +75,12 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     kind: Kind = "seq2seq" if seq2seq else "causal"
     model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
     _check_finite(model, str(path))
+    if model.known_context is None:
+        print(
+            f"{path}: neither configuration nor tokenizer names a context length: {model.context} tokens are taken "
+            "(for another write model_max_length into its tokenizer_config.json)",
+            file=sys.stderr,
+        )
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from didact import files
+from didact.data import encode
 from didact.data.templates import Condition
 from didact.models import cost
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["causal", "masked", "seq2seq", "encoder", "dual", "module"]
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+UNKNOWN_CONTEXT = 512
+NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder", "generator")
 CONDITION = "condition.json"  # beside the weights
 
 
@@ -41,6 +46,8 @@ class Model:
 
     def __post_init__(self) -> None:
         cost.watch(self.module)
+        if self.processor is not None and self.generation_ends:
+            encode.know_ends(self.processor, self.generation_ends)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -60,13 +67,33 @@ class Model:
         return next(self.module.parameters()).device
 
     @property
+    def text_config(self) -> Any:
+        """The part of it that is about text, where a model of several modalities keeps that apart."""
+        return text_part(self.config)
+
+    @property
     def context(self) -> int:
-        """Most tokens it takes at once."""
-        for name in ("max_position_embeddings", "n_positions"):
-            if isinstance(getattr(self.config, name, None), int):
-                return int(getattr(self.config, name))
+        """Most tokens it takes at once; `UNKNOWN_CONTEXT` where nobody says (`load` tells)."""
+        return self.known_context or UNKNOWN_CONTEXT
+
+    @property
+    def known_context(self) -> int | None:
+        """What its configuration says of that, else its tokenizer (whose sentinel for no limit says nothing)."""
+        config = self.text_config
+        found = next((n for name in CONTEXTS if isinstance(n := getattr(config, name, None), int) and n > 0), None)
+        if found is not None:
+            return _stretched(found, getattr(config, "rope_parameters", None))
         limit = self.processor.model_max_length if self.processor is not None else 0
-        return int(limit) if 0 < limit < 10**6 else 512
+        return int(limit) if 0 < limit < 10**6 else None
+
+    @property
+    def generation_ends(self) -> list[int]:
+        """The end tokens of its generation configuration."""
+        module: Any = self.module
+        module = module.get_base_model() if hasattr(module, "get_base_model") else getattr(module, "base", module)
+        named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+        known = module.get_input_embeddings().weight.shape[0] if named is not None else 0
+        return [i for i in ([named] if isinstance(named, int) else named or []) if i < known]
 
     @property
     def pad(self) -> int:
@@ -127,6 +154,10 @@ class Model:
             settings: Any = getattr(self.module, "generation_config", None)
             if self.condition.banned and settings is not None:  # so that transformers obeys too
                 settings.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
+        turn = encode.turn_end(self.processor) if self.processor is not None else None
+        if self.generation_ends and turn is not None and turn not in self.generation_ends:
+            named: Any = self.module.generation_config  # so that transformers stops where answers were taught to end
+            named.eos_token_id = [*self.generation_ends, turn]
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
             self.module.save_pretrained(str(folder))
@@ -142,6 +173,19 @@ class Model:
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         return "didact"
+
+
+def text_part(config: Any) -> Any:
+    """The configuration of a model's text, or the whole where there is no such part."""
+    nested = [part for name in NESTED if hasattr(part := getattr(config, name, None), "to_dict")]
+    return text_part(nested[0]) if nested else config
+
+
+def _stretched(limit: int, rope: Any) -> int:
+    """The context of rotary positions that are scaled beyond `limit`; other scalings are in the limit already."""
+    if not isinstance(rope, Mapping) or rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
+        return limit
+    return max(limit, int((rope.get("original_max_position_embeddings") or limit) * (rope.get("factor") or 1)))
 
 
 def copy_of(model: Model) -> Model:

@@ -6,6 +6,7 @@ its docstring.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +28,18 @@ def entropy(logits: Tensor, target: Tensor) -> Tensor:
 def correct(logits: Tensor, target: Tensor) -> Tensor:
     """1 where the most likely token is the target."""
     return (logits.argmax(-1) == target).to(wide(logits).dtype)
+
+
+def any_logp(logits: Tensor, target: Tensor, *, any_of: Sequence[int]) -> Tensor:
+    """log of the probability that the token is one of `any_of`, whatever the target is."""
+    if len(any_of) == 1:
+        return logp(logits, torch.full_like(target, any_of[0]))
+    return F.log_softmax(wide(logits), -1)[:, list(any_of)].logsumexp(-1)
+
+
+def any_correct(logits: Tensor, target: Tensor, *, any_of: Sequence[int]) -> Tensor:
+    """1 where the most likely token is one of `any_of`."""
+    return torch.isin(logits.argmax(-1), torch.tensor(list(any_of), device=logits.device)).to(wide(logits).dtype)
 
 
 def kl_from(logits: Tensor, target: Tensor, *, ref_logits: Tensor) -> Tensor:

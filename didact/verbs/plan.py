@@ -29,11 +29,11 @@ def dry_run(request: Request) -> dict[str, Any]:
     if job.fit.lora:  # rank times (inputs + outputs) of every matrix, at most
         trained = sum(job.fit.lora * sum(p.shape) for p in model.module.parameters() if p.dim() == 2)
     moments = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0}[job.fit.optimizer]
-    width = getattr(model.config, "vocab_size", 0)
+    width = getattr(model.text_config, "vocab_size", 0)
     pairs = {name: [pair for r in rows for pair in contents.pairs(r)] for name, rows in job.train.items()}
     longest = max((n for p in pairs.values() for n in encode.sizes(model.tokenizer, p)), default=0)
     micro = max(job.fit.micro_tokens or forward.at_once(model), longest)
-    hidden = getattr(model.config, "hidden_size", 0) * getattr(model.config, "num_hidden_layers", 1)
+    hidden = getattr(model.text_config, "hidden_size", 0) * getattr(model.text_config, "num_hidden_layers", 1)
     activations = item * micro * (16 * hidden + 3 * min(width, 1 << 24))
     memory = {
         "weights": 2 * item * model.parameters,  # the model as it came, and the one that is taught

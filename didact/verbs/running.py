@@ -19,7 +19,7 @@ from didact import files, folders, registry, untrusted
 from didact.data import formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
-from didact.evaluate.protocols import Scoring
+from didact.evaluate.protocols import Scoring, answer
 from didact.infer import generate, remote
 from didact.learn import track
 from didact.models import cost
@@ -29,6 +29,10 @@ from didact.types import Result, UserError
 from didact.verbs import inputs, provenance
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
 
+NOT_ENDED = (
+    "the start model does not end its answers: they are scored without an end token, before and after (the measures "
+    "..._with_end count it)"
+)
 ASKED = 32  # records of a part that are answered before and after
 SHOWN = 3  # of them shown
 WRITTEN = (
@@ -86,7 +90,9 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool) -> dict[
         result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
         asked = _answers(job, scoring, model, result.predict)
         result.samples += [sample for rows in asked.values() for sample in rows[:SHOWN]]
-        answered = {part: _counts(rows) for part, rows in asked.items() if any(s["wanted"] for s in rows)}
+        answered = {
+            part: _counts(rows, scoring.with_end()) for part, rows in asked.items() if any(s["wanted"] for s in rows)
+        }
     if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -95,8 +101,11 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool) -> dict[
         result.warnings += [f"{job.model.address}: {counts}"] if counts.cached else []
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
+    end_token = _end_token(result)
+    if end_token == "not counted":
+        result.warnings.append(NOT_ENDED)
     written = result.save(out) if first else {}
-    report = _report(job, result, written) | {"answered": answered, "inputs": found}
+    report = _report(job, result, written) | {"answered": answered, "end_token": end_token, "inputs": found}
     if not first:
         return report
     files.write_json(out / "samples.json", result.samples)
@@ -154,10 +163,16 @@ def _answers(
     return out
 
 
-def _counts(rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
-    """How many answers are the wanted one to the letter, of those that have one."""
+def _end_token(result: Result) -> str | None:
+    """Whether the end token of answers was counted; None where no answers were scored."""
+    beside = {name.rpartition("_with")[2] for name in result.metrics if name.endswith("_end")}
+    return "counted" if "out_end" in beside else "not counted" if beside else None
+
+
+def _counts(rows: Sequence[Mapping[str, str]], ended: bool) -> dict[str, int]:
+    """How many answers are the wanted one to the letter, of those that have one; `ended`: nothing may follow it."""
     known = [row for row in rows if row["wanted"]]
-    right = {side: sum(row[side].strip() == row["wanted"].strip() for row in known) for side in ("before", "after")}
+    right = {side: sum(answer.given(row[side], row["wanted"], ended) for row in known) for side in ("before", "after")}
     return {"of": len(known), **right}
 
 

@@ -25,7 +25,11 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
     model, start, run = _saved(folder, more.get("device"), rewards=used.kind == "preference")
     records: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
     name = next(iter(used.scored), used.kind)
-    scoring = Scoring(records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run))
+    said = run.get("end_token")  # a run and what is said of it later count alike
+    scoring = Scoring(
+        records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run),
+        end=None if said is None else said == "counted",
+    )  # fmt: skip
     before = used.score(start, scoring) if start is not None else None
     return measures.metrics(before, used.score(model, scoring))
 

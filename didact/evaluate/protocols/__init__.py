@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from didact import registry
 from didact.data import convert
+from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure
 from didact.models.model import Model
 from didact.types import UserError
@@ -34,6 +35,7 @@ class Scoring:
         seed: of what is drawn.
         options: the method's, as it was called: what its model was trained to be asked with, whom to ask.
         brief: leave out what generates long answers.
+        end: whether the end token of an answer counts; None decides it on the start model (see `with_end`).
     """
 
     records: Mapping[str, Sequence[Any]]
@@ -42,11 +44,22 @@ class Scoring:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     brief: bool = False
+    end: bool | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def of(self, kind: str) -> Any:
         """The records of a kind, or made of another kind (`data.convert`); empty where there are none."""
         return records_of(kind, self.records) or ()
+
+    def with_end(self) -> bool:
+        """Whether answers are scored with their end token, by all models alike: where the start model ends its answers.
+
+        A model that was only pre-trained goes on after an answer, however well it knows it.
+        """
+        if self.end is None:
+            demos = self.of("demo")
+            return self.once("with end", lambda: forgetting.ends_answers(self.start, demos) if demos else True)
+        return self.end
 
     def some_prompts(self, count: int) -> list[str]:
         """The first different prompts of the records, by the first protocol that knows how to ask about them."""

@@ -9,22 +9,40 @@ from didact.models.model import Model
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """Of the completions of demonstrations, one number a record, averaged."""
-    known = forgetting.answers(model, scoring.of("demo"), "data")
+    """Of the completions of demonstrations, one number a record, averaged: with their end token where the start model
+    ends its answers, else without it; the other way stands beside."""
+    with_end = scoring.with_end()
+    return _of(model, scoring, with_end) | {
+        f"{name}_{'without' if with_end else 'with'}_end": measure
+        for name, measure in _of(model, scoring, not with_end).items()
+    }
+
+
+def _of(model: Model, scoring: Scoring, end: bool) -> dict[str, Measure]:
+    known = forgetting.answers(model, scoring.of("demo"), "data", end)
     exact = (known["extraction"] == 1.0).astype(float)
+    counted = forgetting.counted(end)
     return {
-        "accuracy": mean_measure(known["accuracy"], "higher", "share of answer tokens that are the first choice"),
-        "exact": mean_measure(exact, "higher", "answers greedy decoding gives in full"),
-        "probability": mean_measure(known["probability"], "higher", "exp(-mean nll)"),
+        "accuracy": mean_measure(known["accuracy"], "higher", f"share of answer tokens ranked first, {counted}"),
+        "exact": mean_measure(exact, "higher", f"answers greedy decoding gives in full, {counted}"),
+        "probability": mean_measure(known["probability"], "higher", f"exp(-mean nll), {counted}"),
     }
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """Share of answers that are the completion to the letter, white space around them aside."""
+    """Share of answers that are the completion to the letter, white space around them aside; that begin with it where
+    the start model does not end its answers."""
     demos = scoring.of("demo")
     completions = predict([d.prompt for d in demos])
-    right = [float(c.strip() == d.completion.strip()) for c, d in zip(completions, demos, strict=True)]
+    ended = scoring.with_end()
+    right = [float(given(c, d.completion, ended)) for c, d in zip(completions, demos, strict=True)]
     return {"exact_answer": mean_measure(right, "higher", "answers that are the completion to the letter")}
+
+
+def given(text: str, wanted: str, ended: bool = True) -> bool:
+    """Whether a text is the answer wanted, or (of a model that does not end its answers) goes on after it."""
+    text, wanted = text.strip(), wanted.strip()
+    return text == wanted or (not ended and text.startswith(wanted) and not text[len(wanted) :][:1].isalnum())
 
 
 PROTOCOL = Protocol(

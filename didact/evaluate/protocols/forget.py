@@ -20,16 +20,31 @@ OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """Of `forget`, and where they are given `retain` (records no training saw, else utility is flattered) and `holdout`
     (records of the same sort no model saw, for membership). See `measures`."""
-    forget, gold = scoring.records["forget"], scoring.gold
+    forget, gold, end = scoring.records["forget"], scoring.gold, scoring.with_end()
     ratios = None
     if gold is not None and forgetting.has_truth(forget):
-        ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget))
+        ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget, end=end))
     given = {name: scoring.records.get(name) for name in ("retain", "holdout")}
-    return measures(model, forget, **given, gold_ratios=ratios, rouge="none" if scoring.brief else "greedy")
+    rouge: Rouge = "none" if scoring.brief else "greedy"
+    out = measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end)
+    word = "without" if end else "with"
+    for part in ("forget", "retain") if given["retain"] else ("forget",):
+        known = forgetting.answers(model, scoring.records[part], part, not end)
+        for name in ("accuracy", "probability"):
+            was = out[f"{part}_{name}"]
+            text = f"{was.help.partition(', ')[0]}, {forgetting.counted(not end)}"
+            out[f"{part}_{name}_{word}_end"] = mean_measure(known[name], was.better, text)
+    return out
 
 
 def measures(
-    model: Model, forget: Any, retain: Any = None, holdout: Any = None, gold_ratios: Any = None, rouge: Rouge = "greedy"
+    model: Model,
+    forget: Any,
+    retain: Any = None,
+    holdout: Any = None,
+    gold_ratios: Any = None,
+    rouge: Rouge = "greedy",
+    end: bool = True,
 ) -> dict[str, Measure]:
     """How well each set is known.
 
@@ -40,56 +55,62 @@ def measures(
         holdout: records no model saw.
         gold_ratios: truth ratios of a model trained without the forget set, on the same records.
         rouge: answers generated for ROUGE-L (the slow part): greedy, sampled as the official code does, none.
+        end: the end token counts as a token of the answers.
 
     Returns:
         `forget_*` (lower, or like gold's), `retain_*`, `utility` the harmonic mean of the retain numbers, against gold
         `ks`, `ks_p`, `log10_p`, and `balance`: the harmonic mean of utility and of what is gone (1 - ks, else 1 -
         extraction strength), which both a ruined and an untouched model lose by.
     """
-    known = forgetting.answers(model, forget, "forget")
+    known, counted = forgetting.answers(model, forget, "forget", end), forgetting.counted(end)
     out = {
         "forget_accuracy": mean_measure(
-            known["accuracy"], "lower", "share of forget-answer tokens that are the first choice"
+            known["accuracy"], "lower", f"share of forget-answer tokens that are the first choice, {counted}"
         ),
-        "forget_probability": mean_measure(known["probability"], "lower", "exp(-mean nll) of the forget answers"),
+        "forget_probability": mean_measure(
+            known["probability"], "lower", f"exp(-mean nll) of the forget answers, {counted}"
+        ),
         "forget_extraction": mean_measure(known["extraction"], "lower", "extraction strength of the forget answers"),
         "forget_entropy": mean_measure(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
     }
     if forgetting.has_truth(forget):
-        ratios = forgetting.truth_ratios(model, forget, name="forget")
+        ratios = forgetting.truth_ratios(model, forget, name="forget", end=end)
         out["forget_truth"] = Measure(forgetting.forget_truth_score(ratios), len(ratios), "", help="mean min(TR, 1/TR)")
         if gold_ratios is not None:
             out |= forget_quality(ratios, gold_ratios)
     if retain:
-        out |= utility(model, retain, rouge)
+        out |= utility(model, retain, rouge, end)
     if holdout:
-        others = forgetting.answers(model, holdout, "holdout")
+        others = forgetting.answers(model, holdout, "holdout", end)
         auc = forgetting.membership_auc(known["min_k"], others["min_k"])
         out["membership"] = Measure(auc, len(forget), "gold", help="min-k AUC, forget against unseen; .5 is no trace")
     return out | {"balance": _balance(out, len(forget))}
 
 
-def utility(model: Model, retain: Any, rouge: Rouge = "greedy") -> dict[str, Measure]:
+def utility(model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True) -> dict[str, Measure]:
     """What a model still knows: accuracy, probability, truth ratio, ROUGE-L recall, their harmonic mean.
 
     The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
     and entropy stand beside it.
     """
-    known = forgetting.answers(model, retain, "retain")
-    parts = {"retain_probability": mean_measure(known["probability"], "higher", "exp(-mean nll) of the retain answers")}
+    known, counted = forgetting.answers(model, retain, "retain", end), forgetting.counted(end)
+    text = f"exp(-mean nll) of the retain answers, {counted}"
+    parts = {"retain_probability": mean_measure(known["probability"], "higher", text)}
     if rouge != "none":
         how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
         answers = generate.generate(model, [r.prompt for r in retain], **how)
         recall = forgetting.rouge_recall(answers, [r.completion for r in retain])
         parts["retain_rouge"] = mean_measure(recall, "higher", f"ROUGE-L recall of {rouge} answers")
     if forgetting.has_truth(retain):
-        ratios = forgetting.truth_ratios(model, retain, name="retain")
+        ratios = forgetting.truth_ratios(model, retain, name="retain", end=end)
         parts["retain_truth"] = Measure(
             forgetting.retain_truth_score(ratios), len(ratios), "higher", help="mean max(0, 1 - 1/TR)"
         )
     whole = statistics.harmonic_mean([m.value for m in parts.values()])
     return parts | {
-        "retain_accuracy": mean_measure(known["accuracy"], "higher", "share of retain-answer tokens ranked first"),
+        "retain_accuracy": mean_measure(
+            known["accuracy"], "higher", f"share of retain-answer tokens ranked first, {counted}"
+        ),
         "retain_entropy": mean_measure(known["entropy"], "", "entropy of predictions on retain answers", "nats"),
         "utility": Measure(whole, len(retain), "higher", help=f"harmonic mean of {', '.join(parts)}"),
     }

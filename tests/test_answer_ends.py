@@ -1,0 +1,135 @@
+"""An answer ends where its model ends it, in labels, in generation and in scores; what a base model never learnt to
+end is scored without an end."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from didact import baselines, cli, verbs
+from didact.data import encode
+from didact.evaluate import forgetting
+from didact.evaluate.protocols import Scoring, answer
+from didact.infer import generate
+from didact.learn import language
+from didact.models import build
+from didact.models.load import load
+from didact.models.model import Model
+from didact.types import Demo, Fit, Messages
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi"}
+DEMOS = [Demo(prompt=f"The capital of {land} is", completion=town) for land, town in CAPITALS.items()]
+QUICK = Fit(lr=1e-2, steps=100, rows=6, schedule="constant")
+TEMPLATE = (
+    "{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def blank():
+    """A new model whose tokenizer has a chat template with turn tokens; its configuration ends at `</s>`."""
+    texts = [f"{d.prompt} {d.completion}, and so on." for d in DEMOS]
+    tokenizer = build.train_tokenizer(texts, 340)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end_of_turn>"]})
+    tokenizer.chat_template = TEMPLATE
+    return build.build("llama", tokenizer, d=32, layers=2, heads=2, context=64)
+
+
+def turning(blank, *ends):
+    """The same, whose generation configuration ends with these tokens."""
+    model = Model(copy.deepcopy(blank.module), copy.deepcopy(blank.tokenizer))
+    model.module.generation_config.eos_token_id = [model.tokenizer.convert_tokens_to_ids(e) for e in ends]
+    return Model(model.module, model.processor)
+
+
+@pytest.fixture(scope="module")
+def base(blank):
+    """A base model: it knows the capitals and goes on after them."""
+    how = [encode.row(blank.tokenizer, d.prompt, f"{d.completion}, and so on.", "causal", 64, end=False) for d in DEMOS]
+    return language.train(blank, {"text": language.single(how)}, language.nll, QUICK).model
+
+
+def test_labels_and_stops_are_the_models_own(blank):
+    model = turning(blank, "<end_of_turn>", "</s>")
+    turn, eos = (model.tokenizer.convert_tokens_to_ids(t) for t in ("<end_of_turn>", "</s>"))
+    assert eos == model.tokenizer.eos_token_id
+    assert encode.row(model.tokenizer, "a", "b", "causal", 64).completion[-1] == turn
+    assert generate.ends(model) == {turn, eos}
+    assert encode.row(blank.tokenizer, "a", "b", "causal", 64).completion[-1] == eos
+    assert generate.ends(blank) == {turn, eos}  # a template that ends its turns so is another way to end
+    asked = Messages([{"role": "user", "content": "a"}])
+    row = encode.row(blank.tokenizer, asked, "b", "causal", 64)
+    assert row.completion[-1] == turn and eos not in row.completion and row.completion.count(turn) == 1
+    assert "\n" not in blank.tokenizer.decode(list(row.completion))
+    assert encode.row(blank.tokenizer, asked, "b", "causal", 64, end=False).completion == row.completion[:-1]
+    model.module.generation_config.eos_token_id = 10**6  # of another vocabulary
+    assert Model(model.module, model.processor).generation_ends == []
+
+
+@pytest.mark.parametrize("ends", [("<end_of_turn>", "</s>"), ("</s>", "<end_of_turn>")])
+def test_answers_that_end_with_a_turn_are_right_whatever_the_tokenizer_ends_with(ends, blank, tmp_path):
+    taught = baselines.sft(turning(blank, "<end_of_turn>"), DEMOS, fit=QUICK).models["model"]
+    model = turning(taught, *ends)
+    made = generate.completions(model, [d.prompt for d in DEMOS])
+    assert [c.text for (c,) in made] == [d.completion for d in DEMOS]
+    assert {c.tokens[-1] for (c,) in made} == {model.tokenizer.convert_tokens_to_ids("<end_of_turn>")}
+    scores = answer.score(model, Scoring(records={"demo": DEMOS}, start=model))
+    for name in ("exact", "accuracy", "exact_without_end", "accuracy_without_end"):
+        assert scores[name].value == 1.0
+    assert scores["probability"].value > 0.8
+    model.save(tmp_path)
+    assert set(load(tmp_path).module.generation_config.eos_token_id) == set(generate.ends(model))
+
+
+def test_a_turn_that_conversations_were_taught_to_end_with_stops_transformers_too(blank, tmp_path):
+    blank.save(tmp_path)
+    turn = blank.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, turn]
+    assert encode.answer_end(load(tmp_path).tokenizer) == 2  # texts still end as they did
+
+
+def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
+    """Six right capitals are six right capitals, though not one is ended."""
+    assert not forgetting.ends_answers(base, DEMOS)
+    scores = answer.score(base, Scoring(records={"demo": DEMOS}, start=base))
+    assert scores["accuracy"].value == scores["exact"].value == 1.0 and scores["probability"].value > 0.8
+    assert scores["exact_with_end"].value == 0.0 and scores["accuracy_with_end"].value < 1.0
+    base.save(tmp_path / "base")
+    data = tmp_path / "demos.jsonl"
+    data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in DEMOS))
+    words = ["run", "npo", "--model", str(tmp_path / "base"), "--forget", str(data), "--steps=1", "--lr=1e-9"]
+    assert cli.main([*words, "--retain", str(data), "--out", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert told["end_token"] == "not counted" and any("does not end its answers" in w for w in told["warnings"])
+    assert "does not end its answers" in (tmp_path / "out" / "report.html").read_text()
+    for name in ("forget_accuracy", "retain_accuracy"):
+        assert told["metrics"][name]["before"] == told["metrics"][name]["after"] == 1.0
+        assert told["metrics"][f"{name}_with_end"]["after"] < 1.0
+    assert (
+        told["metrics"]["forget_probability"]["before"] > 0.8 > told["metrics"]["forget_probability_with_end"]["before"]
+    )
+    assert told["answered"]["forget"] == {"of": 6, "before": 6, "after": 6}
+    found = verbs.evaluate(str(tmp_path / "out"), str(data), "forget", device="cpu")
+    assert found["forget_probability"].after == pytest.approx(told["metrics"]["forget_probability"]["after"], abs=1e-6)
+    capsys.readouterr()
+
+
+def test_before_and_after_are_counted_alike_also_where_training_teaches_the_end(base):
+    taught = baselines.sft(base, DEMOS, fit=QUICK).models["model"]
+    assert forgetting.ends_answers(taught, DEMOS)
+    scores = answer.score(taught, Scoring(records={"demo": DEMOS}, start=base))
+    assert scores["exact"].value == scores["exact_with_end"].value == 1.0
+    assert answer.score(base, Scoring(records={"demo": DEMOS}, start=taught))["exact"].value == 0.0
+
+
+def test_any_of_several_ends_counts_with_all_their_probability():
+    from didact.objectives import tokens
+
+    logits = torch.randn(4, 7, dtype=torch.float64)
+    target = torch.zeros(4, dtype=torch.long)
+    want = logits.softmax(-1)[:, [2, 5]].sum(-1)
+    torch.testing.assert_close(tokens.any_logp(logits, target, any_of=[2, 5]).exp(), want)
+    assert torch.equal(tokens.any_logp(logits, target, any_of=[2]), tokens.logp(logits, target + 2))
+    assert tokens.any_correct(logits, target, any_of=range(7)).all()
