@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from functools import cache
 
 import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from didact.data.encode import TokenizedExample
 from didact.evaluate import forgetting
@@ -85,3 +88,42 @@ def plain_logits(model: Model, rows: Iterable[TokenizedExample]) -> torch.Tensor
             whole = model.module(input_ids=torch.tensor([prompt + completion])).logits[0]
             out.append(whole[len(prompt) - 1 : -1])
     return torch.cat(out)
+
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+TOKENIZERS = ("bytes", "always", "first", "never", "prepend", "unigram", "wordpiece")
+SPOKEN = ("Where was Mira born? In Tarn.", "Question: what is 2 + 3?\nAnswer: 5\n\n", "the songs of Velm, 12 maps  two")
+
+
+@cache
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
+    """A small tokenizer of each kind: byte-level; Metaspace (Phi-3, Gemma) with its three schemes; the `Prepend`
+    normalizer (Mistral, Llama 2); Unigram (T5); WordPiece (BERT), which puts tokens before and behind a text."""
+    letters = sorted(set("".join(SPOKEN)) - {" "} | {"▁"})
+    pieces = trainers.BpeTrainer(vocab_size=200, special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False)
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind if kind in TOKENIZERS[1:4] else "always")
+    if kind == "bytes":
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pieces.initial_alphabet = pre_tokenizers.ByteLevel.alphabet()
+        pieces.vocab_size = 330
+    elif kind == "unigram":
+        core = Tokenizer(models.Unigram())
+        core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+        core.pre_tokenizer = pre_tokenizers.Metaspace()
+        pieces = trainers.UnigramTrainer(vocab_size=120, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
+    elif kind == "wordpiece":
+        core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        pieces = trainers.WordPieceTrainer(vocab_size=150, special_tokens=SPECIAL, show_progress=False)
+    core.train_from_iterator(SPOKEN * 5, pieces)
+    if kind == "prepend":
+        core.pre_tokenizer = None
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    ends = [(name, core.token_to_id(name)) for name in SPECIAL[1:]]
+    single = "<s> $A </s>" if kind == "wordpiece" else "<s> $A"
+    core.post_processor = TemplateProcessing(single=single, special_tokens=ends)
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    if kind == "wordpiece":
+        named = {"unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **named)

@@ -4,8 +4,9 @@ import copy
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from shapes import TOKENIZERS, tiny, tokenizer_of
 from tokenizers.processors import TemplateProcessing
 
 from didact.data import encode, templates
@@ -36,12 +37,14 @@ def with_end(tokenizer):
 
 @settings(max_examples=150, deadline=None)
 @given(prompt=texts, completion=texts)
+@example(prompt="Q: ", completion="Tarn")
 def test_labels_are_exactly_the_completion_and_the_end_token(tokenizer, prompt, completion):
     row = encode.row(tokenizer, prompt, completion, "causal", 512)
     assert row.completion[-1] == tokenizer.eos_token_id
     space = "" if prompt[-1].isspace() or completion[0].isspace() else " "
-    assert tokenizer.decode(row.completion[:-1]) == space + completion
-    assert tokenizer.decode(row.prompt) == prompt
+    read = prompt.rstrip(encode.BLANKS)
+    assert tokenizer.decode(row.completion[:-1]) == prompt[len(read) :] + space + completion
+    assert tokenizer.decode(row.prompt) == read or not read  # without a start token the first label is read
     assert tokenizer.eos_token_id not in row.prompt
 
 
@@ -134,6 +137,139 @@ def test_windows_cover_every_token_of_every_text_once(tokenizer):
 def test_truncated_counts_the_records_that_lose_tokens(tokenizer):
     pairs = [("Where?", "Tarn"), ("Where was Mira Kolt born? " * 10, "Tarn")]
     assert [encode.truncated(tokenizer, pairs, c) for c in (512, 24)] == [0, 1]
+
+
+# --- one text, one tokenisation -----------------------------------------------------------------
+
+WORDS = st.text(st.sampled_from("Tarn Mira 25\n?:"), min_size=1, max_size=16)
+
+
+def harness(tokenizer, context, continuation):
+    """The rule of lm-evaluation-harness 0.4.13 for decoders, written anew."""
+    stripped = context.rstrip()
+    context, continuation = stripped, context[len(stripped) :] + continuation
+    whole, alone = (list(tokenizer(text)["input_ids"]) for text in (context + continuation, context))
+    return alone, whole[len(alone) :]
+
+
+@pytest.mark.parametrize("kind", [k for k in TOKENIZERS if k != "wordpiece"])  # whose closing token the harness counts
+@pytest.mark.parametrize("prompt", ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Mira", "Answer: "])
+def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
+    made = tokenizer_of(kind)
+    for completion in ("Tarn", "5", " Velm", "In Tarn."):
+        text = prompt + encode.join(prompt, completion, "causal")
+        row = encode.row(made, prompt, completion, "causal", 256, end=False)
+        assert (list(row.prompt), list(row.completion)) == harness(made, prompt, text[len(prompt) :])
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=60, deadline=None)
+@given(prompt=WORDS, completion=WORDS)
+@example(prompt="Answer:\n\n", completion="Tarn")
+@example(prompt="Tarn", completion="\nMira")
+def test_the_tokens_of_a_row_are_those_of_its_text(kind, prompt, completion):
+    made = tokenizer_of(kind)
+    text = prompt + encode.join(prompt, completion, "causal")
+    read = made(text, return_offsets_mapping=True)
+    ids = read["input_ids"][: -1 if kind == "wordpiece" else None]  # it puts an end behind every text
+    try:
+        row = encode.row(made, prompt, completion, "causal", 256, end=False)
+    except UserError:  # white space alone may be no token at all
+        assert not completion.strip()
+        return
+    assert [*row.prompt, *row.completion] == ids
+    border = len(prompt.rstrip(encode.BLANKS))
+    places = read["offset_mapping"]
+    assert all(places[i][1] <= border for i in range(len(row.prompt)))
+    assert all(places[i][1] > border for i in range(len(row.prompt), len(ids)))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("prompt", ["Where was Mira born?", "Answer: ", "Answer:\n", "Answer:\n\n", "", "Mira\n \n"])
+def test_what_is_generated_from_is_what_is_trained_on(kind, prompt):
+    made = tokenizer_of(kind)
+    row = encode.row(made, prompt, "born In Tarn", "causal", 256)
+    assert tuple(encode.prompt_ids(made, prompt, "causal")) == row.prompt
+
+
+def test_a_tokenizer_that_tells_no_characters_is_cut_where_the_tokens_part():
+    class Blind:
+        """A tokenizer without offsets, as those in Python are."""
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __call__(self, text, add_special_tokens=True):
+            return self.inner(text, add_special_tokens=add_special_tokens)
+
+        def __getattr__(self, name):
+            return False if name == "is_fast" else getattr(self.inner, name)
+
+    for kind in ("bytes", "always", "prepend"):
+        seeing = tokenizer_of(kind)
+        for prompt in ("Where was Mira born?", "Answer: ", "Answer:\n", ""):
+            rows = [encode.row(made, prompt, "Tarn", "causal", 256) for made in (seeing, Blind(seeing))]
+            assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("kind", ["always", "first", "prepend"])
+def test_no_stray_piece_stands_before_any_completion(kind):
+    made = tokenizer_of(kind)
+    word = made.convert_tokens_to_ids(["▁Ta", "rn"])
+    line = made.convert_tokens_to_ids(["Ta", "rn"])
+    spoken = chatty(made, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    steps = [("bad:", "In Velm."), ("good:", "Tarn")]
+    chain, _ = encode.chain(made, "Mira?", steps, "causal", 256)
+    answers = {
+        "an answer": encode.row(made, "Where?", "Tarn", "causal", 256, end=False).completion,
+        "a choice": encode.parts(made, "Where? ", "Tarn", "causal", end=False)[1],
+        "a yes": encode.continued(made, "Where?", " Tarn", "causal")[1],
+        "a span": encode.located(made, " Tarn")[0],
+        "a chain": chain.completion[-1 - len(word) : -1],
+        "a segment": [t for t, s in zip(*(x[0] for x in windows_of(made)), strict=True) if s == 2],
+    }
+    assert {name: list(ids) for name, ids in answers.items()} == {key: list(word) for key in answers}
+    begun = {
+        "an answer": encode.row(made, "Answer:\n", "Tarn", "causal", 256, end=False).completion,
+        "a reply": encode.row(spoken, talk("Mira"), "Tarn", "causal", 256, end=False).completion[:2],
+        "a span": encode.located(made, "Tarn")[0],
+    }
+    assert {name: list(ids) for name, ids in begun.items()} == {key: list(line) for key in begun}
+
+
+def windows_of(tokenizer):
+    rows, scores = encode.scored_windows(tokenizer, [[("In Velm", 1.0), (" Tarn", 2.0), (" born", 3.0)]], 99)
+    return [row.completion for row in rows], scores
+
+
+def test_a_text_that_begins_with_the_start_token_gets_no_second():
+    made = tokenizer_of("prepend")
+    row = encode.row(made, "<s>Where?", "Tarn", "causal", 256)
+    assert row.prompt.count(made.bos_token_id) == 1 and row.prompt[0] == made.bos_token_id
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["bytes", "always", "first", "prepend", "unigram"])
+def test_scores_are_those_of_the_evaluation_harness(kind):
+    pytest.importorskip("lm_eval", reason="make bench installs it")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from didact.infer import lm
+    from didact.models.model import Model
+
+    made = tokenizer_of(kind)
+    module = tiny("llama").module
+    module.resize_token_embeddings(len(made), mean_resizing=False)
+    prompts = ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Answer: ", "In  ", "songs of"]
+    pairs = [(p, c) for p in prompts for c in ("Tarn", "5", " Velm", "the maps")]
+    asked = [
+        Instance(request_type="loglikelihood", doc={}, arguments=(p, encode.join(p, c, "causal")), idx=i)
+        for i, (p, c) in enumerate(pairs)
+    ]
+    theirs = HFLM(pretrained=module, tokenizer=made, batch_size=1).loglikelihood(asked, disable_tqdm=True)
+    ours = lm.of(Model(module, made, "causal")).score(pairs)
+    assert [o.logp for o in ours] == pytest.approx([logp for logp, _ in theirs], abs=1e-4)
 
 
 # --- conversations ---------------------------------------------------------------------------

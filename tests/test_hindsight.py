@@ -67,7 +67,8 @@ def test_the_four_chains_and_what_is_learnt_of_them():
 def test_as_many_tokens_are_learnt_as_answers_and_ends_have(prompt, steps):
     tokenizer = byte_tokenizer()
     row, mask = encode.chain(tokenizer, prompt, steps, "causal", 256)
-    joined = [encode.join(phrase, answer, "causal") for phrase, answer in steps]
+    before = [(prompt if at == 0 else "") + phrase for at, (phrase, _) in enumerate(steps)]
+    joined = [encode.cut(b, encode.join(b, answer, "causal"))[1] for b, (_, answer) in zip(before, steps, strict=True)]
     assert sum(mask) == sum(len(tokenizer(j)["input_ids"]) + 1 for j in joined)
     assert len(mask) == len(row.completion)
     assert row.completion.count(EOS) == len(steps)

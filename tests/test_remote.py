@@ -556,12 +556,12 @@ def test_remote_scores_equal_local_ones(processes, model):
         remote.score([("a", "")])
 
 
-def test_a_prompt_that_ends_inside_a_token_is_counted_with_the_completion(processes, model):
-    remote = connect(processes[0])
-    clean, inside = remote.score([("Mira Kolt was born in", "Tarn"), ("Mira Kolt was born in ", "Tarn")])
-    assert inside == clean and remote.counts.straddled == 1  # one text, one tokenisation
-    ids = model.tokenizer("Mira Kolt was born in ")["input_ids"]
-    assert ids[-1] != model.tokenizer("Mira Kolt was born in")["input_ids"][-1]  # locally the space is its own token
+def test_a_space_at_the_end_of_a_prompt_is_the_completions(processes, model):
+    remote, pairs = connect(processes[0]), [("Mira Kolt was born in", "Tarn"), ("Mira Kolt was born in ", "Tarn")]
+    clean, spaced = remote.score(pairs)
+    assert spaced == clean and remote.counts.straddled == 0  # one text, one tokenisation
+    local = lm.of(model).score(pairs)
+    assert local[0] == local[1] and local[0].logp == pytest.approx(clean.logp, abs=1e-4)
 
 
 def test_remote_text_equals_local_text(processes, model):

@@ -250,7 +250,7 @@ def _beginnings(tokenizer: Any, r: Replaced) -> tuple[int, ...]:
     """Tokens a counterpart begins with, with and without a space, that its term does not begin with too."""
 
     def first(text: str) -> set[int]:
-        return {int(tokenizer(s + text, add_special_tokens=False)["input_ids"][0]) for s in ("", " ")}
+        return {encode.located(tokenizer, s + text)[0][0] for s in ("", " ")}
 
     return tuple(sorted(first(r.counterpart) - first(r.term)))
 

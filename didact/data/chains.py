@@ -109,7 +109,8 @@ def encoded(
                 out.counts["left out"] += 1
                 continue
             # Answers come one after the other, each ended by its end token, so the count of ends says whose it is.
-            ends = torch.tensor(row.completion) == encode.answer_end(tokenizer)
+            end = encode.answer_end(tokenizer)
+            ends = torch.tensor(row.completion) == (-1 if end is None else end)
             number = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
             mask = torch.tensor(learnt)
             out.items.append((row,))

@@ -1,8 +1,10 @@
 """Records to token rows: a prompt that is read and a completion that is scored.
 
-The two parts are tokenised apart, so the border between them is exact, and joined by one space
-unless either side brings white space of its own. The token that ends an answer is a label too: the first end token of
-the model's generation configuration, else the tokenizer's; in a conversation what the chat template ends a turn with.
+The two are joined by one space unless either side brings white space of its own, tokenised as one text, and cut where
+the completion begins (an encoder-decoder reads two texts). What stands over the border goes with the completion, and so
+does white space at the end of the prompt's last line: tokenizers begin a word with its space. The token that ends an
+answer is a label too: the first end token of the model's generation configuration, else the tokenizer's; in a
+conversation what the chat template ends a turn with.
 
 A prompt of `Messages` is rendered by the tokenizer's chat template where there is one, and is plain
 text (`User: ...`) where there is none.
@@ -10,7 +12,9 @@ text (`User: ...`) where there is none.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
@@ -21,6 +25,9 @@ from didact.types import Messages, Record, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\r\n")
+PROBE = "a"  # stands for a completion where there is none yet: line ends are other tokens at the end of a text
 
 
 class TokenizedExample(NamedTuple):
@@ -52,10 +59,10 @@ def row(
     Raises:
         UserError: the completion is empty or alone longer than the context.
     """
-    return _cut(tokenizer, *_parts(tokenizer, prompt, completion, kind, end, condition), kind, context)
+    return _fitted(tokenizer, *parts(tokenizer, prompt, completion, kind, end, condition), kind, context)
 
 
-def _cut(
+def _fitted(
     tokenizer: PreTrainedTokenizerBase, head: list[int], body: list[int], kind: str, context: int
 ) -> TokenizedExample:
     """Both parts as they fit into the context."""
@@ -89,8 +96,8 @@ def rows(
     out, cut = [], 0
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
-            head, body = _parts(tokenizer, prompt, completion, kind, end, condition)
-            out.append(_cut(tokenizer, head, body, kind, context))
+            head, body = parts(tokenizer, prompt, completion, kind, end, condition)
+            out.append(_fitted(tokenizer, head, body, kind, context))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
         cut += len(head) + len(body) > out[-1].size
@@ -122,11 +129,13 @@ def chain(
     """
     last = answer_end(tokenizer)
     end = [last] if last is not None else []
+    ended = str(tokenizer.convert_ids_to_tokens(last)) if last is not None else ""
     more: list[int] = []
     learnt: list[float] = []
-    for phrase, completion in steps[1:]:
+    for (_, before), (phrase, completion) in itertools.pairwise(steps):
         seen = prompt if is_control(tokenizer, phrase) else phrase or prompt
-        cue, body = _ids(tokenizer, phrase), _ids(tokenizer, join(seen, completion, kind))
+        texts = (ended or before, *cut(phrase, join(seen, completion, kind)))
+        _, cue, body = pieces(tokenizer, texts)
         body = body + end if completion else []
         more += cue + body
         learnt += [0.0] * len(cue) + [1.0] * len(body)
@@ -151,13 +160,12 @@ def scored_windows(
 ) -> tuple[list[TokenizedExample], list[list[float]]]:
     """The same for documents in parts, each with a score: rows, and of each row its label tokens' scores.
 
-    Parts are tokenised apart. Every token of a part bears its score, the token that ends a document `end`.
+    Every token of a part bears its score, one over a border the later part's, the token that ends a document `end`.
     """
     stream: list[int] = []
     scores: list[float] = []
-    for parts in documents:
-        for text, score in parts:
-            ids = _ids(tokenizer, text)
+    for document in documents:
+        for ids, (_, score) in zip(pieces(tokenizer, [text for text, _ in document]), document, strict=True):
             stream += ids
             scores += [score] * len(ids)
         stream.append(tokenizer.eos_token_id)
@@ -176,8 +184,8 @@ def truncated(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str
 
 def sizes(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]]) -> list[int]:
     """Tokens of each prompt and its completion together, before any is cut."""
-    parts = (_parts(tokenizer, prompt, completion, "causal", True) for prompt, completion in pairs)
-    return [len(head) + len(body) for head, body in parts]
+    both = (parts(tokenizer, prompt, completion, "causal", True) for prompt, completion in pairs)
+    return [len(head) + len(body) for head, body in both]
 
 
 def join(prompt: str, completion: str, kind: str) -> str:
@@ -187,26 +195,67 @@ def join(prompt: str, completion: str, kind: str) -> str:
     return " " + completion
 
 
+def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    """Token ids of one text given in pieces, cut at their borders; a token over a border goes with what follows.
+
+    Without the tokenizer's special tokens, or with those it puts before a text. Where a tokenizer cannot tell which
+    characters a token stands for, a border is where the text's tokens part from those of what precedes it alone.
+    """
+    whole = "".join(texts)
+    if len(texts) == 1 and not special:
+        return [_ids(tokenizer, whole)]
+    ends = list(itertools.accumulate(map(len, texts[:-1])))
+    if getattr(tokenizer, "is_fast", False):
+        read = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
+        places: list[tuple[int, int]] = read["offset_mapping"]
+        last = len(places)
+        while special and last > 1 and places[last - 1] == (0, 0):  # what it puts behind a text
+            last -= 1
+        ids = list(read["input_ids"][:last])
+        cuts = [bisect.bisect_right(places, end, hi=last, key=lambda place: place[1]) for end in ends]
+    else:
+        start = _start(tokenizer) if special else []
+        ids = start + _ids(tokenizer, whole)
+        cuts = [_shared(ids, start + _ids(tokenizer, whole[:end])) for end in ends]
+    return [ids[a:b] for a, b in itertools.pairwise([0, *cuts, len(ids)])]
+
+
+def located(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """Token ids of a text as it stands inside another, and which characters each stands for, where that is known."""
+    before = PROBE if text[:1].isspace() else "\n"
+    if not getattr(tokenizer, "is_fast", False):
+        return pieces(tokenizer, (before, text))[1], None
+    read = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
+    places: list[tuple[int, int]] = read["offset_mapping"]
+    n = len(before)
+    at = bisect.bisect_right(places, n, key=lambda place: place[1])
+    return list(read["input_ids"][at:]), [(max(0, a - n), b - n) for a, b in places[at:]]
+
+
+def cut(prompt: str, completion: str) -> tuple[str, str]:
+    """What is read and what is scored of a prompt and the text that goes on from it, as it stands."""
+    head = prompt.rstrip(BLANKS)
+    return head, prompt[len(head) :] + completion
+
+
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, kind: str, condition: Condition | None = None
 ) -> list[int]:
-    """A prompt as a model of this kind reads it: with the tokenizer's start token, without an end token if causal.
-
-    What a `condition` puts after it is tokenised apart; an encoder reads both as one text.
-    """
-    if condition is not None:
-        prompt = templates.introduced(prompt, condition.before, condition.place)
-        after = _cue(tokenizer, prompt, condition.after)
-        if after and kind != "causal" and not _templated(prompt, tokenizer):
-            return prompt_ids(tokenizer, prompt + after, kind)
-        return prompt_ids(tokenizer, prompt, kind) + (_ids(tokenizer, after) if after else [])
-    if _templated(prompt, tokenizer):
-        return _ids(tokenizer, _render(tokenizer, prompt.turns, add_generation_prompt=True))
-    if not prompt:
+    """A prompt as a model of this kind reads it before its completion: with the tokenizer's start token, without an end
+    token if causal; then with what a `condition` puts after it."""
+    text, special = _read(tokenizer, prompt, condition)
+    if not text:
         return _start(tokenizer)
-    ids = list(tokenizer(prompt)["input_ids"])
-    ends = kind == "causal" and ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
-    return ids[:-1] if ends else ids
+    if kind != "causal":
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    head, _ = cut(text, "")
+    return pieces(tokenizer, (head, PROBE if head.endswith(("\r", "\n")) else ""), special)[0]
+
+
+def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, kind: str) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of a text that goes on from it as it stands, nothing put between, no end token."""
+    asked, special = _read(tokenizer, prompt)
+    return _cut_ids(tokenizer, asked, text, special, kind)
 
 
 def chat_choice(
@@ -304,7 +353,7 @@ def _end_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 # --- parts -----------------------------------------------------------------------------------
 
 
-def _parts(
+def parts(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     completion: str,
@@ -317,17 +366,39 @@ def _parts(
     words = condition or Condition()
     if completion and _templated(asked := templates.introduced(prompt, words.before, words.place), tokenizer):
         before, after = rendered(tokenizer, asked, completion)
-        head = _ids(tokenizer, before) + _ids(tokenizer, _cue(tokenizer, asked, words.after))
-        body = _ids(tokenizer, after)
+        head, body = _cut_ids(tokenizer, before + _cue(tokenizer, asked, words.after), after, False, kind)
         if body and body[-1] in (turn_end(tokenizer), tokenizer.eos_token_id):
             last = body.pop()
     else:
         # A control token is not there for white space: the completion joins what stands before it.
         seen = prompt if is_control(tokenizer, words.after) else words.after or prompt
-        head, body = prompt_ids(tokenizer, prompt, kind, condition), _ids(tokenizer, join(seen, completion, kind))
-    if not body:
+        text, special = _read(tokenizer, prompt, condition)
+        head, body = _cut_ids(tokenizer, text, join(seen, completion, kind), special, kind)
+    if not completion or not body:
         raise UserError("the completion is empty: nothing to learn or score")
     return head, [*body, last] if end and last is not None else body
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, prompt: str, condition: Condition | None = None) -> tuple[str, bool]:
+    """The text a model reads before its completion, and whether the tokenizer's start token is still to come."""
+    words = condition or Condition()
+    asked = templates.introduced(prompt, words.before, words.place)
+    cue = _cue(tokenizer, asked, words.after) if words.after else ""
+    if _templated(asked, tokenizer):
+        return _render(tokenizer, asked.turns, add_generation_prompt=True) + cue, False
+    start = tokenizer.bos_token
+    return asked + cue, not (start and asked.startswith(str(start)))
+
+
+def _cut_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, special: bool, kind: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of what goes on from it; an encoder-decoder reads two texts."""
+    if kind == "causal":
+        head, body = pieces(tokenizer, cut(prompt, text), special)
+        return head, body
+    ids = list(tokenizer(prompt, add_special_tokens=special)["input_ids"]) if prompt else _start(tokenizer)
+    return ids, _ids(tokenizer, text)
 
 
 def is_control(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
@@ -363,6 +434,13 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text."""
+    if getattr(tokenizer, "is_fast", False):
+        return pieces(tokenizer, ("", PROBE), special=True)[0]
     ids = list(tokenizer("")["input_ids"])
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and ids[:1] == [bos] else []
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -116,5 +116,4 @@ def choices(model: Model, prompt: str, texts: Sequence[str], end: int | None = N
     end = encode.answer_end(model.tokenizer) if end is None else end
     if end is None:
         raise ValueError("the tokenizer has no end token: name the token that ends a choice")
-    joined = [encode.join(prompt, t, model.kind) for t in texts]
-    return Finite([model.tokenizer(t, add_special_tokens=False)["input_ids"] for t in joined], end)
+    return Finite([encode.parts(model.tokenizer, prompt, t, model.kind, end=False)[1] if t else [] for t in texts], end)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from didact.data import encode, spans
 from didact.models.model import Model
@@ -82,7 +81,7 @@ def prompt_format(model: Model, template: str = TEMPLATE, bos: str = "auto", end
 
 def text_ids(model: Model, text: str) -> list[int]:
     """A passage, or an answer, as tokens: after one space, so that a word is the same tokens in both."""
-    return list(model.tokenizer(_spaced(text), add_special_tokens=False)["input_ids"])
+    return encode.located(model.tokenizer, _spaced(text))[0]
 
 
 def encode_question(model: Model, form: PromptFormat, context: str, question: str) -> EncodedQuestion:
@@ -114,12 +113,11 @@ def encode_windows(
 
 def _offsets(model: Model, context: str, passage: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The text that answers are cut from, and where in it each token stands."""
-    tokenizer = model.tokenizer
-    if getattr(tokenizer, "is_fast", False):
+    _, places = encode.located(model.tokenizer, _spaced(context))
+    if places is not None:
         ahead = len(_spaced(context)) - len(context)
-        read: Any = tokenizer(_spaced(context), add_special_tokens=False, return_offsets_mapping=True)
-        return context, tuple((max(0, a - ahead), b - ahead) for a, b in read["offset_mapping"])
-    texts = [str(tokenizer.decode(list(passage[:k]))) for k in range(len(passage) + 1)]
+        return context, tuple((max(0, a - ahead), b - ahead) for a, b in places)
+    texts = [str(model.tokenizer.decode(list(passage[:k]))) for k in range(len(passage) + 1)]
     return texts[-1], tuple((len(a), len(b)) for a, b in itertools.pairwise(texts))
 
 

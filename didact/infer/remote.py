@@ -241,20 +241,20 @@ class Remote:
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Likelihood of every (prompt, completion), where the server echoes a text with its log-probs.
 
-        The server tokenises prompt and completion as one text, joined as `encode.join` has it. The completion's
-        tokens are those that make up its text at the end; where that cannot be told from the text (characters
-        split over tokens), those after what the text shares with the prompt alone, which costs a second call.
-        A token that begins in the prompt and ends in the completion (a prompt that ends in a space, say) counts
-        with the completion, whole: its log-prob is then also that of the prompt's last characters.
-        `counts.straddled` counts such completions; a local model tokenises the two apart and has none.
+        The server tokenises prompt and completion as one text, joined and cut as a local model's are
+        (`encode.join`, `encode.cut`). The completion's tokens are those that make up its text at the end; where that
+        cannot be told from the text (characters split over tokens), those after what the text shares with the prompt
+        alone, which costs a second call. A token that begins in the prompt and ends in the completion counts with the
+        completion, whole: its log-prob is then also that of the prompt's last characters. `counts.straddled` counts
+        such completions.
 
         Raises:
             UserError: the server gives no log-probs of prompts, or as in `generate`; an empty completion; a text
                 of one token.
         """
         how = self._ready("score")
-        texts = [(prompt, encode.join(prompt, completion, "causal")) for prompt, completion in pairs]
-        if not all(body for _, body in texts):
+        texts = [encode.cut(prompt, encode.join(prompt, completion, "causal")) for prompt, completion in pairs]
+        if not all(completion for _, completion in pairs):
             raise UserError("the completion is empty: nothing to learn or score")
         echoes = self.caller.each([_ask_echo(prompt + body, how) for prompt, body in texts])
         borders = [_border(echo, *text) for echo, text in zip(echoes, texts, strict=True)]

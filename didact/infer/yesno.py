@@ -122,18 +122,22 @@ def _forms(word: str) -> list[str]:
 
 def _exact(model: Model, prompts: Sequence[str], words: Sequence[Sequence[str]]) -> list[list[float]]:
     """Log-prob of every word after every prompt, summed over its forms (forms of the same tokens count once)."""
-    tokenized = [
-        list(dict.fromkeys(tuple(model.tokenizer(form, add_special_tokens=False)["input_ids"]) for form in forms))
-        for forms in words
-    ]
-    longest = max(len(ids) for forms in tokenized for ids in forms)
-    room = model.context - longest if model.kind == "causal" else model.context
-    rows = []
+    rows: list[TokenizedExample] = []
+    sizes: list[list[int]] = []
     for prompt in prompts:
-        head = tuple(encode.prompt_ids(model.tokenizer, prompt, model.kind)[-room:] or [model.pad])
-        rows += [TokenizedExample(head, ids) for forms in tokenized for ids in forms]
+        sizes.append([])
+        for forms in words:
+            found = dict.fromkeys(_row(model, prompt, form) for form in forms)
+            rows += found
+            sizes[-1].append(len(found))
     values = iter(forward.row_logp(model, rows)[0].tolist() if rows else [])
-    return [[float(np.logaddexp.reduce([next(values) for _ in forms])) for forms in tokenized] for _ in prompts]
+    return [[float(np.logaddexp.reduce([next(values) for _ in range(n)])) for n in some] for some in sizes]
+
+
+def _row(model: Model, prompt: str, form: str) -> TokenizedExample:
+    head, body = encode.continued(model.tokenizer, prompt, form, model.kind)
+    room = model.context - len(body) if model.kind == "causal" else model.context
+    return TokenizedExample(tuple(head[-room:] or [model.pad]), tuple(body))
 
 
 def _found(top: Mapping[str, float], word: str) -> float:
