@@ -1,4 +1,4 @@
-"""Runs that are killed, for the tests that start them again: `from killed import Count, searches, server`."""
+"""Runs that are killed, for the tests that start them again: `from killed import Halt, searches, server`."""
 
 import multiprocessing
 import os
@@ -17,6 +17,18 @@ server.set_forkserver_preload(
     ["didact.verbs.running", "didact.methods.unlearning.npo", "didact.methods.alignment.spin", "didact.models.build",
      "peft", "accelerate", "transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2"]
 )  # fmt: skip
+
+
+class Halt(Hook):
+    """Ends the process after so many steps, as an interrupt does; 0 never does."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def after(self, step):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
 class Count(Hook):

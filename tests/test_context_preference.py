@@ -1,5 +1,6 @@
 """A reward model that reads its context turns reversal pairs; without it half are right exactly."""
 
+import dataclasses
 import json
 import math
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import tiny
+from scripted import Scripted
+from shapes import f64, tiny
 
-from didact import alignment, cli, verbs
+from didact import alignment
 from didact.data import contexts, encode, splits
 from didact.data.read import read
 from didact.evaluate import context_judges, judges, protocols
@@ -18,15 +20,11 @@ from didact.infer import lm
 from didact.learn import reward_functions, rewards
 from didact.models import forward, load
 from didact.objectives import preference
-from didact.types import Fit, UserError, as_row
+from didact.types import Fit, UserError
 from didact.worlds.criteria import Criteria
 
 WORLD = Criteria(counted=1, noise=0.0)
 TEMPLATE = "{prompt} {context} :"
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def teach(model, preferences, **how):
@@ -57,10 +55,8 @@ shares = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3).map(lambda x: f
 
 @given(simplex, simplex, shares, shares)
 def test_the_error_splits_into_judging_and_choosing(p, p_hat, q, q_hat):
-    whole = abs(
-        float(preference.aggregated(q.logit(), "mean", p) - preference.aggregated(q_hat.logit(), "mean", p_hat))
-    )
-    assert whole <= float((p * (q - q_hat).abs()).sum() + ((p - p_hat).abs() * q_hat).sum()) + 1e-9
+    right, wrong = (float(preference.aggregated(x.logit(), "mean", y)) for x, y in ((q, p), (q_hat, p_hat)))
+    assert abs(right - wrong) <= float((p * (q - q_hat).abs()).sum() + ((p - p_hat).abs() * q_hat).sum()) + 1e-9
 
 
 @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4), st.floats(-5, 5))
@@ -98,11 +94,10 @@ def test_a_judge_that_reads_the_context_is_right_on_all_of_them():
     assert found["negated"].value == 1.0
     found = context_judges.accuracies(context_judges.by_reward(hasty), given_, TEMPLATE, "not {context}")
     assert found["with_context"].value == 1.0 and found["negated"].value == 0.0
-    shown = [p for p in Criteria(counted=2, noise=0.0).reversals(1, 60) if p.context == "more:b"]
-    best, share = context_judges.likeliest(
-        context_judges.by_reward(known), shown[:4], Criteria(counted=2).criteria(), TEMPLATE
-    )
-    assert Criteria(counted=2).criteria()[best] == "more:b" and share.sum() == pytest.approx(1.0)
+    two = Criteria(counted=2, noise=0.0)
+    shown = [p for p in two.reversals(1, 60) if p.context == "more:b"]
+    best, share = context_judges.likeliest(context_judges.by_reward(known), shown[:4], two.criteria(), TEMPLATE)
+    assert two.criteria()[best] == "more:b" and share.sum() == pytest.approx(1.0)
 
 
 # --- data ------------------------------------------------------------------------------------
@@ -222,6 +217,9 @@ def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
     result = teach(tiny("gpt2"), told, paired=False, fit=fit)
     found = scored(result.models["model"], unseen)
     assert found["with_context"].value > 0.9 > 0.7 > scored(tiny("gpt2"), unseen)["with_context"].value
+    asked = [dataclasses.replace(p, prompt=contexts.asked(p.prompt, p.context, TEMPLATE), context="") for p in unseen]
+    plainly = protocols.Scoring(records={"preferences": asked}, start=tiny("gpt2"))
+    assert protocols.named("prefer").score(result.models["model"], plainly)["preferred"].value > 0.9
     assert abs(found["without_context"].value - 0.5) < 0.15
     blind = teach(tiny("gpt2"), told, paired=False, read="none", fit=fit)
     assert scored(blind.models["model"], unseen)["with_context"].value < 0.65
@@ -255,13 +253,8 @@ def test_a_language_model_judges_by_likelihood_or_asked_for_a_letter_and_propose
 
 
 def test_the_asked_judges_liking_for_a_letter_cancels():
-    class Fond:
-        name, capabilities = "fond", frozenset({"top_logprobs"})
-
-        def top_logprobs(self, prompts, k=20):
-            return [{" A": math.log(0.6), "B": math.log(0.2)} for _ in prompts]
-
-    assert judges.letters(Fond(), ["q"], ["x"], ["y"]) == [pytest.approx(0.5)]
+    fond = Scripted(tops=lambda prompt: {" A": math.log(0.6), "B": math.log(0.2)})
+    assert judges.letters(fond, ["q"], ["x"], ["y"]) == [pytest.approx(0.5)]
 
 
 def test_verdicts_that_are_level_are_half_right_and_no_context_is_the_empty_one():
@@ -293,22 +286,3 @@ def test_a_reward_model_goes_on_from_a_folder(tmp_path):
     first.models["model"].save(tmp_path)
     again = teach(tiny("llama"), given_, reward_model=str(tmp_path), fit=Fit(lr=0.0, steps=1, rows=2))
     assert again.models["model"].fingerprint() == first.models["model"].fingerprint()
-
-
-def test_a_users_files_from_the_command_line_to_an_evaluated_reward_model(tmp_path, capsys):
-    tiny("gpt2").save(tmp_path / "base")
-    told, asked = ([p for p in WORLD.reversals(k, 1200) if p.context in ("longer", "shorter")] for k in (1, 2))
-    for name, rows in (("told", told), ("asked", asked[:100])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(as_row(p)) + "\n" for p in rows))
-    words = ["run", "context-preference", "--model", str(tmp_path / "base"), "--out", str(tmp_path / "out"),
-             "--preferences", str(tmp_path / "told.jsonl"), "--steps", "60", "--lr", "3e-3", "--rows", "24",
-             "--paired", "false"]  # fmt: skip
-    assert cli.main(words) == 0
-    words = ["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "asked.jsonl"), "--protocol"]
-    assert cli.main([*words, "prefer"]) == 0
-    found = verbs.evaluate(str(tmp_path / "out"), str(tmp_path / "asked.jsonl"), "prefer")["preferred"]
-    assert found.after > 0.9 > 0.7 > found.before  # by the contexts of pairs it was not taught
-    assert cli.main([*words, "answer"]) == 2
-    assert "a reward model, which writes nothing" in capsys.readouterr().err
-    assert cli.main([*words, "prefer", "--device", "nowhere"]) == 2
-    assert "device 'nowhere' cannot be used" in capsys.readouterr().err

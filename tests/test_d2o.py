@@ -7,15 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import f64
 
 from didact import alignment
+from didact.claims import lab
 from didact.claims.alignment import d2o_example
-from didact.data import convert, encode
-from didact.data.read import read
+from didact.data import convert
 from didact.evaluate import protocols
 from didact.evaluate.protocols import collapse, judged
-from didact.infer import generate
-from didact.models import forward
 from didact.objectives import preference
 from didact.types import Fit, Judged, Messages, Preference, UserError
 from didact.worlds.grammar import Grammar
@@ -23,10 +22,6 @@ from didact.worlds.grammar import Grammar
 numbers = st.floats(-30, 30)
 several = st.lists(numbers, min_size=1, max_size=6)
 SHORT = {"k": 2, "beta": 0.3, "alpha": 0.3, "max_new_tokens": 8}
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # --- the loss --------------------------------------------------------------------------------
@@ -96,44 +91,36 @@ def test_the_pull_ends_where_it_has_won_and_is_bounded_where_it_has_lost():
 TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, seed=0)
 
 
-@pytest.fixture(scope="module")
-def start():
-    """`start(arch)`: a model two fifths of whose demonstrations were spoiled."""
-    made = {}
+@lab.shared
+def start(arch):
+    """A model two fifths of whose demonstrations were spoiled."""
+    return d2o_example.tuned(TINY.demos(1, 1000, spoiled=0.4), 0, arch, 300)
 
-    def get(arch):
-        if arch not in made:
-            made[arch] = d2o_example.tuned(TINY.demos(1, 1000, spoiled=0.4), 0, arch, 300)
-        return made[arch]
 
-    return get
+def judged_as(label, demos):
+    return [Judged(prompt=d.prompt, completion=d.completion, label=label) for d in demos]
 
 
 def negatives(n=128):
-    return [Judged(prompt=d.prompt, completion=d.completion, label=False) for d in TINY.demos(3, n, spoiled=1.0)]
+    return judged_as(False, TINY.demos(3, n, spoiled=1.0))
 
 
 def spoiled(model):
     """Share of bad answers, sampled for prompts no training saw."""
-    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3, rows=128)
-    made = generate.sample(model, [d.prompt for d in TINY.demos(2, 256)], 1, how)
-    return sum(TINY.spoiled(m[0]) for m in made) / len(made)
+    return lab.mean(map(TINY.spoiled, lab.sampled(model, [d.prompt for d in TINY.demos(2, 256)], 8, seed=3)))
 
 
 def good_nll(model):
-    demos = TINY.demos(2, 256)
-    rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], model.kind, model.context)
-    return -float(forward.row_logp(model, rows)[0].mean())
+    return -float(lab.logp(model, TINY.demos(2, 256))[0].mean())
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(arch, start):
+def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(arch):
     model = start(arch)
     before = model.fingerprint()
     fit = Fit(lr=3e-4, steps=40, rows=16, schedule="constant")
-    taught = {
-        loss: alignment.d2o(model, negatives(), **{**SHORT, "k": 4}, loss=loss, fit=fit) for loss in ("d2o", "ga")
-    }
+    how = {**SHORT, "k": 4, "fit": fit}
+    taught = {loss: alignment.d2o(model, negatives(), **how, loss=loss) for loss in ("d2o", "ga")}
     ours, ascent = (taught[n].models["model"] for n in ("d2o", "ga"))
     assert spoiled(model) > 0.2 and spoiled(ours) < 0.6 * spoiled(model)
     assert good_nll(ours) < good_nll(model) + 3 < good_nll(ascent) - 5
@@ -150,7 +137,7 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
     assert judged.score(ascent, scoring)["bad_nll"].value > scores[1]["bad_nll"].value
 
 
-def test_d2o_turned_round_gives_more_of_what_is_bad(start, monkeypatch):
+def test_d2o_turned_round_gives_more_of_what_is_bad(monkeypatch):
     model, right = start("llama"), preference.d2o
     monkeypatch.setattr(preference, "d2o", lambda a, n, ra, rn, beta, alpha, *rest: right(
         a, -n, ra, -rn, beta, alpha, *rest))  # fmt: skip
@@ -167,7 +154,7 @@ def short(model, steps=6, judged=None, **changes):
     return alignment.d2o(model, judged or negatives(32), **how, fit=fit)
 
 
-def test_after_the_first_phase_anchors_and_references_are_drawn_anew(start, tmp_path):
+def test_after_the_first_phase_anchors_and_references_are_drawn_anew(tmp_path):
     fit = Fit(lr=2e-3, steps=5, rows=4, schedule="constant", folder=str(tmp_path))
     result = short(start("llama"), fit=fit, ref_minus="latest")
     assert [(p["first_step"], p["steps"]) for p in result.findings["phases"]] == [(0, 2), (2, 2), (4, 1)]
@@ -179,7 +166,7 @@ def test_after_the_first_phase_anchors_and_references_are_drawn_anew(start, tmp_
     assert len(list(tmp_path.rglob("now.jsonl"))) == 3
 
 
-def test_offline_has_one_phase_and_mixed_draws_half_from_the_model_as_it_came(start, tmp_path):
+def test_offline_has_one_phase_and_mixed_draws_half_from_the_model_as_it_came(tmp_path):
     assert len(short(start("llama"), draw="offline").findings["phases"]) == 1
     fit = Fit(lr=2e-3, steps=4, rows=4, schedule="constant", folder=str(tmp_path))
     short(start("llama"), fit=fit, draw="mixed", k=5)
@@ -188,24 +175,24 @@ def test_offline_has_one_phase_and_mixed_draws_half_from_the_model_as_it_came(st
     assert drawn == {"round-0/now.jsonl": 5, "round-1/now.jsonl": 3, "round-1/first.jsonl": 2}
 
 
-def test_only_records_whose_turn_comes_are_sampled_for(start):
+def test_only_records_whose_turn_comes_are_sampled_for():
     facts = short(start("llama"), steps=6, judged=negatives(64)).findings["phases"]
     assert [p["records"] for p in facts] == [8, 8, 8]
 
 
-def test_with_lora_every_phase_starts_from_merged_weights(start):
+def test_with_lora_every_phase_starts_from_merged_weights():
     fit = Fit(lr=1e-2, steps=4, rows=4, schedule="constant", lora=4)
     result = short(start("gpt2"), fit=fit, ref_minus="latest")
     assert result.history[2]["d2o"] == pytest.approx(math.log(2), abs=1e-5) != result.history[1]["d2o"]
     assert type(result.models["model"].module) is type(start("gpt2").module)
 
 
-def test_the_rate_follows_the_schedule_phase_by_phase(start):
+def test_the_rate_follows_the_schedule_phase_by_phase():
     result = short(start("llama"), fit=Fit(lr=1e-3, steps=6, rows=4, schedule="linear"))
     assert [row["lr"] for row in result.history] == pytest.approx([1e-3, 1e-3, 2e-3 / 3, 2e-3 / 3, 1e-3 / 3, 1e-3 / 3])
 
 
-def test_steering_is_read_in_sampling_and_never_in_training(start, tmp_path):
+def test_steering_is_read_in_sampling_and_never_in_training(tmp_path):
     model, told = start("llama"), ("Be good.", "Be kind.")
     fit = Fit(lr=2e-3, steps=1, rows=4, folder=str(tmp_path))
     result = short(model, fit=fit, steering=told, k=3)
@@ -215,7 +202,7 @@ def test_steering_is_read_in_sampling_and_never_in_training(start, tmp_path):
     assert result.history[0]["logp_negative"] == pytest.approx(plain.history[0]["logp_negative"], rel=1e-5)
 
 
-def test_keep_leaves_anchors_out_and_prompts_without_any(start):
+def test_keep_leaves_anchors_out_and_prompts_without_any():
     model = start("llama")
     kept = short(model, steps=1, k=4, keep=lambda prompt, answer: not TINY.spoiled(answer)).findings["phases"][0]
     assert 0.3 < kept["kept"] < 1
@@ -227,7 +214,7 @@ def test_keep_leaves_anchors_out_and_prompts_without_any(start):
 
 
 @pytest.mark.parametrize("loss", ["instance", "npo", "ga"])
-def test_the_other_losses_lower_the_bad_answers_too(loss, start):
+def test_the_other_losses_lower_the_bad_answers_too(loss):
     result = short(start("gpt2"), loss=loss, steps=8)
     assert result.history[-1]["logp_negative"] < result.history[0]["logp_negative"] - 1
     first = {"instance": math.log(2), "npo": 2 / 0.3 * math.log(2), "ga": result.history[0]["logp_negative"]}[loss]
@@ -235,7 +222,7 @@ def test_the_other_losses_lower_the_bad_answers_too(loss, start):
     assert ("kept" in result.findings["phases"][0]) == (loss == "instance")
 
 
-def test_means_per_token_are_an_option(start):
+def test_means_per_token_are_an_option():
     sums, means = (short(start("llama"), steps=1, normalize=n).history[0] for n in ("none", "token"))
     assert -5 < means["logp_negative"] < 0 and sums["logp_negative"] < 5 * means["logp_negative"]
     assert means["d2o"] == pytest.approx(math.log(2), abs=1e-5)
@@ -244,8 +231,8 @@ def test_means_per_token_are_an_option(start):
 # --- records ---------------------------------------------------------------------------------
 
 
-def test_good_records_are_scored_and_not_trained_on(start):
-    good = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in TINY.demos(4, 16)]
+def test_good_records_are_scored_and_not_trained_on():
+    good = judged_as(True, TINY.demos(4, 16))
     mixed, alone = (short(start("llama"), judged=j) for j in ([*good, *negatives(16)], negatives(16)))
     assert mixed.models["model"].fingerprint() == alone.models["model"].fingerprint()
     assert "16 records labelled true are not trained on" in mixed.warnings and not alone.warnings
@@ -255,18 +242,8 @@ def test_good_records_are_scored_and_not_trained_on(start):
         short(start("llama"), judged=good)
 
 
-def test_pairs_and_a_users_file_serve(fresh, tmp_path):
-    path = tmp_path / "bad.jsonl"
-    lines = [{"prompt": f"Where is {i}?", "completion": "nowhere", "label": False} for i in range(6)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
-    pairs = [Preference(prompt=Messages([{"role": "user", "content": "Where?"}]), chosen="Tarn", rejected="Osso")]
-    given_ = [*read(path, "judged"), *convert.serve("judged", {"preference": pairs})]
+def test_conversations_and_pairs_serve(fresh):
+    pair = Preference(prompt=Messages([{"role": "user", "content": "Where?"}]), chosen="Tarn", rejected="Osso")
+    given_ = [*negatives(6), *convert.serve("judged", {"preference": [pair]})]
     result = short(fresh("gpt2"), judged=given_, steering=("Be kind.",), steps=2, max_new_tokens=6)
     assert result.findings["phases"][0]["records"] == 7 and result.warnings[0].startswith("1 records")
-
-
-def test_d2o_runs_on_a_seq2seq_model(fresh):
-    bad = [Judged(prompt=f"Question {i}?", completion=f"answer {i % 3}", label=False) for i in range(8)]
-    result = short(fresh("t5", d=32), judged=bad, steps=4, max_new_tokens=6)
-    assert result.history[0]["d2o"] == pytest.approx(math.log(2), abs=1e-5)
-    assert result.history[-1]["logp_negative"] < result.history[0]["logp_negative"]

@@ -6,35 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from scripted import Scripted
 
 from didact import baselines, prompting
 from didact.data import demonstrations
 from didact.evaluate import fewshot_prompts, fewshot_scores, statistics
+from didact.infer import generate
 from didact.infer import lm as language_models
-from didact.models import build, load
-from didact.types import Demo, Likelihood, UserError
+from didact.models import build
+from didact.types import Demo, Text, UserError
 
 ITEMS = [Demo(prompt=f"item {i}", completion="yes" if i % 2 else "no", choices=["yes", "no"]) for i in range(30)]
 
 
-class Server:
-    """A language model over plain text that answers as told and remembers what it was asked."""
-
-    name, context = "a server", 400
-
-    def __init__(self, *can, logp=lambda prompt, completion: -1.0, said="yes"):
-        self.capabilities, self.logp, self.said_, self.asked = frozenset(can), logp, said, []
-
-    def tokens(self, texts):
-        return [len(t.split()) for t in texts]
-
-    def score(self, pairs):
-        self.asked += pairs
-        return [Likelihood(self.logp(p, c), len(c.split())) for p, c in pairs]
-
-    def generate(self, prompts, max_new_tokens=64, **how):
-        self.asked += prompts
-        return [[f" {self.said_} "] for _ in prompts]
+def server_that(*can, logp=lambda prompt, completion: -1.0):
+    """It scores by `logp` and says yes to everything, as far as it can."""
+    return Scripted("generate" in can and (lambda prompt, i: " yes "), "score" in can and logp)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +54,8 @@ def test_a_trailing_space_in_the_prompt_changes_no_score(tokenizer, arch):
 def test_cloze_and_partial_framings_read_as_in_the_paper():
     friend = Demo(prompt="Alice went to visit her friend", completion="Bob")
     assert demonstrations.written(friend, "cloze") == "Alice went to visit her friend ____. -> Bob"
-    item = Demo(
-        prompt="The cup fell off the desk as _ was tilted.", completion="the desk", choices=["the cup", "the desk"]
-    )
+    told = "The cup fell off the desk as _ was tilted."
+    item = Demo(prompt=told, completion="the desk", choices=["the cup", "the desk"])
     assert demonstrations.pairs(item, "partial") == [
         ("The cup fell off the desk as the cup", " was tilted."),
         ("The cup fell off the desk as the desk", " was tilted."),
@@ -81,7 +68,7 @@ def test_cloze_and_partial_framings_read_as_in_the_paper():
 
 def test_partial_evaluation_compares_the_text_after_the_blank():
     item = Demo(prompt="so _ was tilted", completion="the desk", choices=["the cup", "the desk"])
-    server = Server("score", logp=lambda prompt, completion: -1.0 if prompt.endswith("desk") else -2.0)
+    server = server_that("score", logp=lambda prompt, completion: -1.0 if prompt.endswith("desk") else -2.0)
     result = prompting.gpt3(server, [item, item], shots=(0,), framing="partial", rule="sum")
     assert result.metrics["accuracy"].after == 1.0
     assert {c for p, c in server.asked} == {" was tilted"}
@@ -128,7 +115,7 @@ def test_demonstrations_come_from_train_else_dev_else_the_other_items():
         [Demo(prompt=f"{n} {i}", completion="yes", choices=["yes", "no"]) for i in range(5)] for n in ("t", "d")
     )
     for given_, shown in (({"train": train, "dev": dev}, "t "), ({"dev": dev}, "d "), ({}, "item ")):
-        server = Server("score")
+        server = server_that("score")
         prompting.gpt3(server, ITEMS[:4], **given_, shots=(3,), separator="\n")
         last = [p for p, _ in server.asked if p.endswith("item 3")]
         assert last and all(p.count("\n") == 3 and p.startswith(shown) for p in last)
@@ -136,7 +123,7 @@ def test_demonstrations_come_from_train_else_dev_else_the_other_items():
 
 
 def test_a_description_stands_once_before_everything():
-    server = Server("score")
+    server = server_that("score")
     prompting.gpt3(server, ITEMS[:3], shots=(0, 2), description="Say yes or no.", separator="\n")
     asked = {p for p, _ in server.asked if p.endswith("item 2")}
     assert "Say yes or no.\nitem 2" in asked and all(p.count("Say yes") == 1 for p in asked)
@@ -157,18 +144,16 @@ def test_demonstrations_that_do_not_fit_are_left_out_and_reported(tokenizer):
     for k in (0, 4, 20):
         before, used, cut, _ = prompter.prompts(ITEMS, k)
         assert cut == 0 and all(u == text.count("item") for u, text in zip(used, before, strict=True))
-        longest = max(
-            lm.tokens([f"{b}\n{d.prompt} {c}" for b, d in zip(before, ITEMS, strict=True) for c in d.choices])
-        )
-        assert longest <= 48 - fewshot_prompts.START_END
+        texts = [f"{b}\n{d.prompt} {c}" for b, d in zip(before, ITEMS, strict=True) for c in d.choices]
+        assert max(lm.tokens(texts)) <= 48 - fewshot_prompts.START_END
         assert (max(used) == k) == (k < 20)
     result = prompting.gpt3(model, ITEMS, shots=(0, 4, 20), separator="\n")
     assert [w.startswith("K = 20: 100% of the prompts") for w in result.warnings].count(True) == 1
 
 
 def test_queries_longer_than_the_context_are_counted():
-    server = Server("score")
-    long = Demo(prompt="word " * 500, completion="yes", choices=["yes", "no"])
+    server = server_that("score")
+    long = Demo(prompt="word " * 1500, completion="yes", choices=["yes", "no"])
     assert any("1 items do not fit" in w for w in prompting.gpt3(server, [long, *ITEMS[:3]], shots=(0,)).warnings)
 
 
@@ -182,13 +167,13 @@ def rules_of(server, item, **options):
 def test_the_four_rules_have_their_known_values():
     item = Demo(prompt="ask", completion="a b", choices=["a b", "cccc"])
     table = {("ask", "a b"): -3.0, ("ask", "cccc"): -2.0, ("Answer:", "a b"): -5.0, ("Answer:", "cccc"): -1.0}
-    scores = rules_of(Server("score", logp=lambda p, c: table[p, c]), item)
+    scores = rules_of(server_that("score", logp=lambda p, c: table[p, c]), item)
     assert scores == {"sum": [-3, -2], "token": [-1.5, -2], "character": [-1, -0.5], "unconditional": [2, -1]}
 
 
 def test_an_answer_context_equal_to_the_prompt_ties_all_choices():
     item = Demo(prompt="Answer:", completion="b", choices=["a", "b"])
-    server = Server("score", logp=lambda p, c: -float(ord(c[0])))
+    server = server_that("score", logp=lambda p, c: -float(ord(c[0])))
     result = prompting.gpt3(server, [item, item], shots=(0,), rule="unconditional")
     assert result.records[0].extra["scores"]["unconditional"] == [0, 0]
     assert result.metrics["accuracy"].after == 0.5
@@ -208,7 +193,7 @@ def test_ties_share_the_credit():
 
 def test_rules_that_disagree_are_reported():
     items = [Demo(prompt=f"i{i}", completion="a", choices=["a", "b b b"]) for i in range(8)]
-    server = Server("score", logp=lambda p, c: -1.0 if c == "a" else -1.5)
+    server = server_that("score", logp=lambda p, c: -1.0 if c == "a" else -1.5)
     result = prompting.gpt3(server, items, shots=(0,))
     assert result.metrics["accuracy"].after == 0.0 and result.findings["rules"]["sum"]["estimate"] == 1.0
     assert any(w.startswith("rules disagree at K = 0: sum would give 1.000") for w in result.warnings)
@@ -230,7 +215,7 @@ def right_with(k):
 
 def test_k_is_chosen_on_dev_and_the_default_is_the_most():
     test, dev = ITEMS[:10], ITEMS[10:]
-    server = Server("score", logp=right_with(1))
+    server = server_that("score", logp=right_with(1))
     result = prompting.gpt3(server, test, dev=dev, shots=(0, 1, 4), separator="\n")
     assert result.findings["chosen"]["shots"] == 1 and result.metrics["accuracy"].after == 1.0
     assert result.metrics["accuracy"].before == 0.5 == result.metrics["accuracy_4_shot"].after
@@ -245,7 +230,7 @@ def test_rule_auto_is_chosen_on_dev():
         right = ("yes" if int(prompt.rsplit(" ", 1)[-1]) % 2 else "no") == completion
         return (-1.0 if completion == "yes" else -4.0) + 0.5 * right
 
-    server = Server("score", logp=logp)
+    server = server_that("score", logp=logp)
     result = prompting.gpt3(server, ITEMS[:10], dev=ITEMS[10:], shots=(0,), rule="auto")
     assert result.findings["chosen"]["rule"] == "unconditional" and result.metrics["accuracy"].after == 1.0
     with pytest.raises(UserError, match="rule auto"):
@@ -255,28 +240,17 @@ def test_rule_auto_is_chosen_on_dev():
 # --- intervals -------------------------------------------------------------------------------
 
 
-def test_one_draw_gives_the_t_interval_over_items():
-    x = np.random.default_rng(0).random((12, 1))
-    assert statistics.two_way(x) == pytest.approx(statistics.mean_interval(x[:, 0]))
-
-
-def test_draws_that_agree_add_nothing():
-    x = np.random.default_rng(0).random((12, 1))
-    assert statistics.two_way(np.repeat(x, 5, 1)) == pytest.approx(statistics.mean_interval(x[:, 0]))
-
-
-def test_where_only_draws_differ_the_interval_is_over_draws():
-    x = np.random.default_rng(1).random((1, 4))
-    assert statistics.two_way(np.repeat(x, 9, 0)) == pytest.approx(statistics.mean_interval(x[0]))
+def test_where_only_items_or_only_draws_differ_the_interval_is_the_t_interval_over_them():
+    items, draws = np.random.default_rng(0).random((12, 1)), np.random.default_rng(1).random((1, 4))
+    for table in (items, np.repeat(items, 5, 1)):
+        assert statistics.two_way(table) == pytest.approx(statistics.mean_interval(items[:, 0]))
+    assert statistics.two_way(np.repeat(draws, 9, 0)) == pytest.approx(statistics.mean_interval(draws[0]))
 
 
 def test_the_variance_estimate_is_that_of_the_two_way_table_by_hand():
     x = np.array([[0.0, 2.0], [4.0, 10.0]])  # item means 1 and 7, draw means 2 and 6, MS 36, 16 and 4
     of = statistics.two_way(x)
-    variance = (36 + 16 - 4) / 4
-    freedom = 48**2 / (36**2 + 16**2 + 4**2)
-    from scipy import stats
-
+    variance, freedom = (36 + 16 - 4) / 4, 48**2 / (36**2 + 16**2 + 4**2)
     assert of.estimate == 4.0
     assert of.high - 4.0 == pytest.approx(stats.t.ppf(0.975, max(freedom, 1)) * math.sqrt(variance))
 
@@ -308,7 +282,7 @@ def test_free_answers_are_compared_to_the_letter_normalised_or_by_f1():
 
 
 def test_a_server_that_only_generates_answers_freely_and_is_refused_for_choices():
-    server = Server("generate")
+    server = server_that("generate")
     free = [Demo(prompt=d.prompt, completion=d.completion) for d in ITEMS]
     result = prompting.gpt3(server, free, shots=(0, 2))
     assert result.metrics["accuracy"].after == 0.5 and any("greedy" in w for w in result.warnings)
@@ -318,8 +292,6 @@ def test_a_server_that_only_generates_answers_freely_and_is_refused_for_choices(
 
 
 def test_a_local_model_answers_by_beam_search(tokenizer):
-    from didact.infer import generate
-
     model = build.build("llama", tokenizer, d=16, layers=1, heads=2, context=64, seed=4)
     free = [Demo(prompt=d.prompt, completion="x") for d in ITEMS[:5]]
     result = prompting.gpt3(model, free, shots=(0,), max_new_tokens=5, stop="")
@@ -330,31 +302,21 @@ def test_a_local_model_answers_by_beam_search(tokenizer):
 def test_wrong_input_is_told_in_one_line():
     mixed = [*ITEMS[:2], Demo(prompt="x", completion="y")]
     wrong = [*ITEMS[:2], Demo(prompt="x", completion="y", choices=["a", "b"])]
-    for items, text in (
-        (mixed, "record 3 has no choices"),
-        (wrong, "record 3: the completion 'y'"),
-        ([], "no records"),
+    for items, shots, text in (
+        (mixed, (0,), "record 3 has no choices"),
+        (wrong, (0,), "record 3: the completion 'y'"),
+        *((ITEMS, shots, "shots") for shots in ((), (1, 1))),
     ):
         with pytest.raises(UserError, match=text):
-            prompting.gpt3(Server("score", "generate"), items)
-    for shots in ((), (1, 1), (-1,)):
-        with pytest.raises(UserError, match="shots"):
-            prompting.gpt3(Server("score"), ITEMS, shots=shots)
-
-
-# --- contamination in the result -------------------------------------------------------------
+            prompting.gpt3(server_that("score", "generate"), items, shots=shots)
 
 
 def test_with_a_corpus_clean_and_dirty_items_are_told_apart():
-    from didact.types import Text
-
-    items = [
-        Demo(prompt=f"{' '.join(f'w{i}x{j}' for j in range(12))} is", completion="yes", choices=["yes", "no"])
-        for i in range(10)
-    ]
+    asked = [f"{' '.join(f'w{i}x{j}' for j in range(12))} is" for i in range(10)]
+    items = [Demo(prompt=p, completion="yes", choices=["yes", "no"]) for p in asked]
     corpus = [Text(text=f"so. {items[i].prompt.upper()} yes!") for i in range(3)] + [Text(text="nothing")]
     known = {items[i].prompt for i in range(3)}
-    server = Server("score", logp=lambda p, c: 0.0 if (p in known) == (c == "yes") else -1.0)
+    server = server_that("score", logp=lambda p, c: 0.0 if (p in known) == (c == "yes") else -1.0)
     result = prompting.gpt3(server, items, corpus=corpus, shots=(0,))
     of = result.findings["contamination"]
     assert (of["n"], of["dirty"], of["share"]) == (13, 3, 0.3)
@@ -375,18 +337,8 @@ def test_few_shot_predicts_with_and_without_choices(tokenizer):
     assert result.predict([]) == []
 
 
-def test_gpt3_runs_on_a_saved_folder_and_on_files(tokenizer, tmp_path):
-    import didact
-
-    build.build("llama", tokenizer, d=16, layers=1, heads=2, context=64).save(tmp_path / "model")
-    (tmp_path / "test.jsonl").write_text(
-        "\n".join(
-            f'{{"prompt": "{d.prompt}", "completion": "{d.completion}", "choices": ["yes", "no"]}}' for d in ITEMS
-        )
-    )
-    result = prompting.gpt3(load.load(tmp_path / "model"), didact.read(tmp_path / "test.jsonl"), shots=(0, 2), draws=3)
-    written = result.save(tmp_path / "out")
-    assert set(written) == {"records.jsonl", "findings.json"}
-    curve = result.findings["curves"]["accuracy by token"]
+def test_a_curve_has_its_band(tokenizer):
+    model = build.build("llama", tokenizer, d=16, layers=1, heads=2, context=64)
+    curve = prompting.gpt3(model, ITEMS, shots=(0, 2), draws=3).findings["curves"]["accuracy by token"]
     assert curve["x"] == [0, 2] and set(curve) == {"x", "y", "low", "high", "xlabel", "ylabel"}
     assert all(a <= b <= c for a, b, c in zip(curve["low"], curve["y"], curve["high"], strict=True))

@@ -1,20 +1,18 @@
 """The autoregressive reward model's loss is DPO's without a reference, and what it guides does what people prefer."""
 
-import json
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import tiny
+from shapes import f64, tiny
+from torch.nn.functional import logsigmoid
 
-from didact import alignment, catalogue, cli, verbs
+from didact import alignment, catalogue
+from didact.claims import lab
 from didact.claims.alignment import d2o_example
-from didact.evaluate import protocols
-from didact.evaluate.protocols import Scoring
 from didact.infer import generate
-from didact.infer.generate import SamplingConfig
 from didact.models import build, load, logit_ensemble
 from didact.objectives import preference
 from didact.types import Demo, Fit, Messages, Preference, UserError
@@ -23,10 +21,6 @@ from didact.worlds.grammar import Grammar
 TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, seed=0)
 FIT = Fit(lr=5e-4, steps=40, rows=16, schedule="constant")
 numbers = st.floats(-40, 40)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # --- the loss --------------------------------------------------------------------------------
@@ -60,11 +54,8 @@ def test_it_is_dpo_whose_reference_likes_both_sides_alike(chosen, rejected, ref,
 
 @given(numbers, numbers, st.floats(0.01, 2), st.floats(-3, 3), st.floats(0, 0.49))
 def test_margin_smoothing_and_hinge_are_the_official_codes(chosen, rejected, beta, gamma, eps):
-    logits = f64(chosen - rejected - gamma / beta)
-    wanted = -(1 - eps) * torch.nn.functional.logsigmoid(beta * logits) - eps * torch.nn.functional.logsigmoid(
-        -beta * logits
-    )
-    sides = f64(chosen), f64(rejected)
+    z, sides = beta * f64(chosen - rejected - gamma / beta), (f64(chosen), f64(rejected))
+    wanted = -(1 - eps) * logsigmoid(z) - eps * logsigmoid(-z)
     assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, eps), wanted, atol=1e-9)
     hinge = torch.relu(1 - beta * f64(chosen - rejected) + gamma)
     assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, loss="hinge"), hinge, atol=1e-9)
@@ -75,33 +66,21 @@ def test_margin_smoothing_and_hinge_are_the_official_codes(chosen, rejected, bet
 
 def pairs(part, n):
     """An answer that begins with an x is preferred to the same with a w."""
-    return [
-        Preference(prompt=d.prompt, chosen=f"x{d.completion}", rejected=f"w{d.completion}") for d in TINY.demos(part, n)
-    ]
+    demos = TINY.demos(part, n)
+    return [Preference(prompt=d.prompt, chosen=f"x{d.completion}", rejected=f"w{d.completion}") for d in demos]
 
 
-@pytest.fixture(scope="module")
-def start():
-    """`start(arch)`: a model one in three of whose answers begins with an x, the others with a w."""
-    made = {}
-
-    def get(arch):
-        if arch not in made:
-            demos = [
-                Demo(prompt=d.prompt, completion=f"{'w' if i % 3 else 'x'}{d.completion}")
-                for i, d in enumerate(TINY.demos(1, 256))
-            ]
-            made[arch] = d2o_example.tuned(demos, 0, arch, steps=200)
-        return made[arch]
-
-    return get
+@lab.shared
+def start(arch):
+    """A model one in three of whose answers begins with an x, the others with a w."""
+    demos = enumerate(TINY.demos(1, 256))
+    told = [Demo(prompt=d.prompt, completion=f"{'w' if i % 3 else 'x'}{d.completion}") for i, d in demos]
+    return d2o_example.tuned(told, 0, arch, steps=200)
 
 
 def marked(model):
     """Share of sampled answers, to prompts no training saw, that begin with an x."""
-    how = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
-    completions = generate.completions(model, [d.prompt for d in TINY.demos(2, 128)], 1, how)
-    return sum(row[0].text.startswith("x") for row in completions) / 128
+    return lab.mean(a.startswith("x") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
 def answers(model, count=5, **more):
@@ -109,7 +88,7 @@ def answers(model, count=5, **more):
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch, start):
+def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch):
     model = start(arch)
     before = model.fingerprint()
     result = alignment.genarm(model, pairs(3, 128), beta_r=1.0, fit=FIT)
@@ -123,7 +102,7 @@ def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch, start):
     assert result.findings["lengths"]["chosen"] == result.findings["lengths"]["rejected"]
 
 
-def test_a_small_reward_model_guides_and_others_join_it(start, tmp_path):
+def test_a_small_reward_model_guides_and_others_join_it(tmp_path):
     model = start("llama")
     small = build.build("gpt2", model.processor, d=16, layers=1, heads=2, context=48, seed=3)
     small.save(tmp_path / "small")
@@ -142,7 +121,7 @@ def test_a_small_reward_model_guides_and_others_join_it(start, tmp_path):
     assert both.models["model"].module.spec["alphas"] == [0.0, -0.5]
 
 
-def test_swapped_pairs_make_the_opposite_reward(start):
+def test_swapped_pairs_make_the_opposite_reward():
     model = start("llama")
     swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs(3, 128)]
     guided = alignment.genarm(model, swapped, beta_r=1.0, fit=FIT).models["model"]
@@ -152,7 +131,7 @@ def test_swapped_pairs_make_the_opposite_reward(start):
 # --- options ---------------------------------------------------------------------------------
 
 
-def test_lengths_are_summed_unless_they_are_normalised(start):
+def test_lengths_are_summed_unless_they_are_normalised():
     given = [Preference(prompt="A ab", chosen="abab", rejected="a") for _ in range(4)]
     fit = Fit(lr=1e-5, steps=1, rows=4)
     total = alignment.genarm(start("llama"), given, beta_r=1.0, fit=fit)
@@ -162,7 +141,7 @@ def test_lengths_are_summed_unless_they_are_normalised(start):
 
 
 @pytest.mark.parametrize("loaded", [True, False])
-def test_base_and_adapter_are_saved_and_answer_as_before(loaded, start, tmp_path):
+def test_base_and_adapter_are_saved_and_answer_as_before(loaded, tmp_path):
     """A base that was loaded is told by its place; another one is saved too."""
     base = start("llama")
     base.save(tmp_path / "base")
@@ -184,52 +163,13 @@ def test_conversations_serve_and_presets_are_options(fresh):
         alignment.genarm(model, given, **options, fit=Fit(**{"lr": 1e-4, **changes, "steps": 1, "rows": 2}))
 
 
-def test_weights_that_do_not_fit_the_reward_models_are_one_line(fresh):
-    with pytest.raises(UserError, match="other_alphas: 1 weights for 0 other") as caught:
-        alignment.genarm(fresh("llama"), pairs(3, 2), other_alphas=(1.0,))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="cannot be normalised"):
-        alignment.genarm(fresh("llama"), pairs(3, 2), alpha=-1.5, normalize=True)
-
-
-def test_a_reward_model_of_another_vocabulary_is_told_before_any_work(fresh, tmp_path):
+def test_reward_models_that_do_not_fit_are_one_line(fresh, tmp_path):
     tiny("llama").save(tmp_path / "other")
-    with pytest.raises(UserError, match=r"other's vocabulary is not the base model's: \d+ tokens differ") as caught:
-        alignment.genarm(fresh("llama"), pairs(3, 2), arm=str(tmp_path / "other"))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="genarm needs a causal model: this one is seq2seq"):
-        alignment.genarm(fresh("t5"), pairs(3, 2))
-
-
-# --- the command line ------------------------------------------------------------------------
-
-
-def test_a_users_files_from_the_command_line_to_guided_answers(start, tmp_path, capsys):
-    model = start("llama")
-    model.save(tmp_path / "base")
-    rows = [{"question": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs(3, 64)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["run", "genarm", "--model", str(tmp_path / "base"), "--preferences", str(tmp_path / "p.jsonl"), "--map",
-             "prompt=question", "--out", str(tmp_path / "out"), "--steps", "20", "--lr", "2e-3", "--lora", "0",
-             "--beta-r", "0.5", "--alpha", "2", "--device", "cpu"]  # fmt: skip
-    assert cli.main(words) == 0
-    report = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert report["metrics"]["preferred"]["after"] > 0.9 > report["metrics"]["preferred"]["before"]
-    assert report["held_out"] == {"preferences": 13} and report["options"]["alpha"]["value"] == 2.0
-    shown = json.loads((tmp_path / "out" / "samples.json").read_text())
-    guided = load.load(tmp_path / "out" / "model", "cpu")
-    asked = [row["prompt"] for row in shown]
-    assert [row["after"] for row in shown] == generate.generate(guided, asked)
-    assert [row["before"] for row in shown] == generate.generate(model, asked)
-    capsys.readouterr()
-    data = str(tmp_path / "p.jsonl")
-    words = ["--data", data, "--map", "prompt=question", "--protocol", "prefer"]
-    assert cli.main(["evaluate", str(tmp_path / "out"), *words]) == 0
-    found = verbs.evaluate(str(tmp_path / "out"), data, "prefer", rename={"prompt": "question"})
-    given = Scoring(records={"preferences": pairs(3, 64)}, start=model)
-    arm = load.load(tmp_path / "out" / "model" / "member-1", "cpu")
-    measured = protocols.named("prefer").score(logit_ensemble.guided(model, [(arm, 2.0)]), given)
-    for name in ("margin", "reward_margin"):
-        assert found[name].after == pytest.approx(measured[name].value, abs=1e-5)
-    assert cli.main(["try", str(tmp_path / "out"), "--prompt", asked[0], "--max-new-tokens", "8"]) == 0
-    assert generate.generate(guided, asked[:1], 8)[0] in capsys.readouterr().out
+    for options, words in (
+        ({"other_alphas": (1.0,)}, "other_alphas: 1 weights for 0 other"),
+        ({"alpha": -1.5, "normalize": True}, "cannot be normalised"),
+        ({"arm": str(tmp_path / "other")}, r"other's vocabulary is not the base model's: \d+ tokens differ"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            alignment.genarm(fresh("llama"), pairs(3, 2), **options)
+        assert "\n" not in str(caught.value)

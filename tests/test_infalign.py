@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from didact import alignment
+from didact.claims import lab
 from didact.claims.alignment import d2o_example
 from didact.evaluate import protocols, win_rates
 from didact.evaluate.protocols import Scoring
-from didact.infer import generate
 from didact.infer.generate import SamplingConfig
 from didact.objectives import policy, rewards
 from didact.registry import METHODS
@@ -189,14 +189,11 @@ def test_many_answers_are_the_continuous_limit():
         )
 
 
-def test_draws_count_alike():
-    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]
-    assert win_rates.from_draws(mine, theirs, SAMPLE) == [pytest.approx((0.5 + 0.75 + 0.75) / 3)]
-
-
 def test_a_judge_says_who_wins_among_what_the_reward_picked():
     """Of two draws each; the reward picks the last in 3 of 4 cases, the judge likes the first."""
     reward, judge = np.array([1.0, 2.0]), np.array([9.0, 4.0])
+    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]  # ties are a half
+    assert win_rates.from_draws(mine, theirs, SAMPLE) == [pytest.approx((0.5 + 0.75 + 0.75) / 3)]
     one, ref = [reward], [np.array([0.0, 1.0])]
     found = win_rates.from_draws(one, ref, bon(2), [(judge, np.array([5.0, 5.0]))])
     assert found == [pytest.approx(1 / 4)] and win_rates.from_draws(one, ref, bon(2)) > [0.8]
@@ -256,16 +253,9 @@ def texts(part, n=32):
     return [Text(text=d.prompt) for d in TINY.demos(part, n)]
 
 
-@pytest.fixture(scope="module")
-def start():
-    made = {}
-
-    def get(arch):
-        if arch not in made:
-            made[arch] = d2o_example.tuned(TINY.demos(1, 256), 0, arch, steps=80)
-        return made[arch]
-
-    return get
+@lab.shared
+def start(arch):
+    return d2o_example.tuned(TINY.demos(1, 256), 0, arch, steps=80)
 
 
 def win_rates_of(result, start, asked, **options):
@@ -279,13 +269,11 @@ def win_rates_of(result, start, asked, **options):
 
 def share(model):
     """a's in sampled answers to prompts no training saw."""
-    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
-    made = generate.sample(model, [d.prompt for d in TINY.demos(2, 128)], 1, how)
-    return sum(row[0].count("a") for row in made) / 128
+    return lab.mean(a.count("a") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch, start):
+def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch):
     model = start(arch)
     before = model.fingerprint()
     result = alignment.infalign(model, texts(3), **HOW, beta=0.02, fit=FIT)
@@ -300,7 +288,7 @@ def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch, star
     assert sum(x.count("a") for x in best) / 32 > share(taught)
 
 
-def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way(start):
+def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way():
     model = start("llama")
     options = {"reward": lambda p, c: [-x for x in likes_a(p, c)], "decoding": "won:2"}
     result = alignment.infalign(model, texts(3), **{**HOW, **options}, fit=FIT)
@@ -312,7 +300,7 @@ def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way(s
 
 @pytest.mark.parametrize(("options", "same"), [({}, True), ({"calibration": "none"}, False),
                                                ({"calibration": "global"}, False)])  # fmt: skip
-def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same, start):
+def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same):
     how = {**HOW, **options, "rounds": 1, "transform": "identity"}
 
     def plain(prompts, completions):
@@ -325,7 +313,7 @@ def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same
     assert (one == other) == same
 
 
-def test_for_sampling_the_exponent_is_that_of_the_identity(start):
+def test_for_sampling_the_exponent_is_that_of_the_identity():
     how = {**HOW, "rounds": 1, "decoding": "sample"}
     one, other = (alignment.infalign(start("llama"), texts(3, 8), **how, **more, fit=FIT)
                   for more in ({}, {"transform": "identity"}))  # fmt: skip
@@ -334,7 +322,7 @@ def test_for_sampling_the_exponent_is_that_of_the_identity(start):
     assert set(told) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
 
 
-def test_a_held_out_judge_is_asked_about_what_the_reward_picks(start):
+def test_a_held_out_judge_is_asked_about_what_the_reward_picks():
     judge = {"judge": lambda p, c: [-x for x in likes_a(p, c)]}
     result = alignment.infalign(start("llama"), texts(3), **{**HOW, "rounds": 1}, **judge, fit=FIT)
     told = win_rates_of(result, start("llama"), texts(3), **judge)
@@ -342,17 +330,16 @@ def test_a_held_out_judge_is_asked_about_what_the_reward_picks(start):
     assert told["best_of_4"].value < told["win_rate"].value < 0.5  # more of what is picked for is less of what counts
 
 
-def test_beta_is_steered_to_a_distance(start):
+def test_beta_is_steered_to_a_distance():
     far, near = (
-        alignment.infalign(start("gpt2"), texts(3), **{**HOW, "rounds": 5}, beta=0.02, kl=kl, fit=FIT).findings[
-            "rounds"
-        ]
+        alignment.infalign(start("gpt2"), texts(3), **{**HOW, "rounds": 5}, beta=0.02, kl=kl, fit=FIT)
         for kl in (50.0, 0.01)
     )
+    far, near = far.findings["rounds"], near.findings["rounds"]
     assert near[-1]["beta"] > 0.02 > far[-1]["beta"] and near[-1]["kl"] < far[-1]["kl"]
 
 
-def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
+def test_the_same_command_goes_on_in_its_folder(tmp_path):
     how, asked = {**HOW, "kl": 1.0, "rounds": 2}, []
 
     def counted(prompts, completions):
@@ -375,10 +362,9 @@ def test_the_same_command_goes_on_in_its_folder(start, tmp_path):
     assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
 
 
-def test_presets_and_a_seq2seq_model(fresh):
+def test_presets_are_options_of_the_method(fresh):
     for preset in [*METHODS["infalign"].presets.values(), {"transform": "log"}]:
-        how = {**HOW, **preset, "rounds": 1, "k": 4}
-        alignment.infalign(fresh("t5", d=32), texts(3, 2), **how, fit=FIT)
+        alignment.infalign(fresh("t5", d=32), texts(3, 2), **{**HOW, **preset, "rounds": 1, "k": 4}, fit=FIT)
 
 
 @pytest.mark.parametrize("options", [{"decoding": "best"}, {"decoding": "bon:0"}, {"reward": ""},

@@ -336,9 +336,6 @@ def test_what_is_written_unasked_is_scored_against_the_threshold(conditional):
     assert not texts.score(free, dataclasses.replace(scoring, options={}))  # nobody to score them
 
 
-# --- the world -------------------------------------------------------------------------------
-
-
 def test_the_worlds_rule_its_rate_and_its_entropy():
     assert tiles.bad("cabd") and not tiles.bad("cad") and not tiles.bad("")
     assert tiles.rewards(["ab\nba\n", "", "ba"]) == [-0.5, 0, 0]

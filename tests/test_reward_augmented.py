@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import f64
 
 from didact import alignment, baselines
+from didact.claims import lab
 from didact.claims.alignment import reward_augmented_example as example
-from didact.data import encode, goals
+from didact.data import goals
 from didact.data.goals import Wording
 from didact.data.templates import Condition
 from didact.evaluate import protocols
@@ -37,10 +39,6 @@ def pairs(*scores):
 
 def under(given, wording=Wording(), **how):  # noqa: B008
     return goals.relabelled(given, goals.scores_of(given), wording, **how)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # --- the transform ---------------------------------------------------------------------------
@@ -77,10 +75,8 @@ def test_scores_are_stretched_cut_and_rounded():
 
     assert stretched(-1.0, 0.0, 1.0, span=(-1, 1)) == [1.0, 5.5, 10.0]
     assert stretched(-9.0, 9.0, span=(-1, 1)) == [1.0, 10.0]
-    assert (
-        stretched(7.26, 7.24) == [7.3, 7.2] and stretched(7.26, step=0.5) == [7.5] and stretched(7.26, step=0) == [7.26]
-    )
-    assert stretched(8.0, 7.5) == [8.0, 7.5]
+    assert stretched(7.26, 7.24) == [7.3, 7.2] and stretched(8.0, 7.5) == [8.0, 7.5]
+    assert stretched(7.26, step=0.5) == [7.5] and stretched(7.26, step=0) == [7.26]
 
 
 def test_half_of_the_officials_second_records_are_not_turned_round():
@@ -122,58 +118,29 @@ def test_the_goal_of_a_conversation_stands_in_its_system_turn_or_before_its_firs
     assert user.prompt(talk, (9.0,)).turns == ({"role": "user", "content": "Score 9\n\nHi"},)
 
 
-@pytest.mark.parametrize("template", ["{score}", "{", "{0}"])
-def test_a_bad_template_is_one_line(template):
-    with pytest.raises(UserError, match="its fields are") as caught:
-        Wording(template=template)
-    assert "\n" not in str(caught.value)
-
-
-# --- losses ----------------------------------------------------------------------------------
-
-
 @given(st.floats(-20, 20), st.floats(0.05, 3))
 def test_both_orders_under_one_prompt_pull_the_margin_to_nothing(m, beta):
-    chosen = torch.tensor(m, dtype=torch.float64, requires_grad=True)
-    zero = torch.zeros((), dtype=torch.float64)
+    chosen, zero = f64(m).requires_grad_(), f64(0.0)
     total = preference.dpo(chosen, zero, zero, zero, beta) + preference.dpo(zero, chosen, zero, zero, beta)
     assert total.item() >= 2 * math.log(2) - 1e-12
     total.backward()
     assert chosen.grad.item() == pytest.approx(beta * (1 / (1 + math.exp(-beta * m)) - 1 / (1 + math.exp(beta * m))))
 
 
-def test_ipo_asks_for_a_margin_and_simpo_for_means():
-    z = f64(0.0)
-    assert preference.ipo(z, z, z, z, 0.1).item() == pytest.approx(25.0)  # 1 / (4 beta^2)
-    assert preference.ipo(f64(5.0), z, z, z, 0.1).item() == pytest.approx(0.0)
-    assert preference.simpo(f64(-1.0), f64(-1.0), 2.0, 0.5).item() == pytest.approx(math.log(1 + math.exp(0.5)))
-    wide = preference.simpo(f64(-1.0), f64(-2.0), 2.0, 0.0)
-    assert torch.equal(wide, preference.dpo(f64(-1.0), f64(-2.0), z, z, 2.0))
-
-
 # --- the effect ------------------------------------------------------------------------------
 
 
-WORLD = Scored(prompts=4, letters=3, length=3, own=0.3, seed=0)
-
-
-@pytest.fixture(scope="module")
+@lab.shared
 def start():
     return example.tuned(0, steps=40)
 
 
-def rewards(model, world, asked, wording=example.WORDING):
+def rewards(model, world, asked):
     """Mean score under each goal, over all answers."""
-    answers = world.answers()
-    out = []
+    answers, out = world.answers(), []
     for goal in (1.0, 10.0):
-        rows = encode.rows(
-            model.tokenizer,
-            [(wording.prompt(x, (goal,)), a) for x in asked for a in answers],
-            model.kind,
-            model.context,
-        )
-        share = forward.row_logp(model, rows)[0].view(len(asked), -1).softmax(1).numpy()
+        logp = lab.logp(model, [(example.WORDING.prompt(x, (goal,)), a) for x in asked for a in answers])[0]
+        share = logp.view(len(asked), -1).softmax(1).numpy()
         out.append((share * np.array([[world.score(x, a) for a in answers] for x in asked])).sum(1).mean())
     return out
 
@@ -183,81 +150,76 @@ def contrast(world, n):
     return [p for p in world.pairs(2, 6 * n, near=0.0) if p.chosen_score - p.rejected_score > 3][:n]
 
 
-def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not(start):
+def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not():
     world = Scored(prompts=4, letters=4, own=0.0, seed=3)
     pairs_ = contrast(world, 600)
     given_, unseen = ([p for p in pairs_ if (p.prompt == "D") == last] for last in (False, True))  # D is held out
     fit = Fit(lr=3e-3, steps=160, rows=16, warmup_steps=10, schedule="cosine")
     how = SHORT | {"beta": 1.0, "step": 9.0, "fit": fit}
-    whole = alignment.reward_augmented(start, given_, **how)
+    whole = alignment.reward_augmented(start(), given_, **how)
     trained = whole.models["model"]
     low, high = rewards(trained, world, ["D"])
     assert high > low + 2
     options = {"wording": example.WORDING, "step": 9.0}
-    scoring = protocols.Scoring(records={"preferences": unseen}, start=start, options=options)
-    before, after = (goals_protocol.score(m, scoring)["followed"] for m in (start, trained))
+    scoring = protocols.Scoring(records={"preferences": unseen}, start=start(), options=options)
+    before, after = (goals_protocol.score(m, scoring)["followed"] for m in (start(), trained))
     assert before.value == pytest.approx(0.5, abs=0.1) and after.value > 0.7
     records = goals.relabelled(unseen, goals.on_scale(goals.scores_of(unseen), (1.0, 10.0), step=9.0), example.WORDING)
     margins = prefer.margins(dataclasses.replace(trained, condition=None), records)
     assert before.n == after.n == len(records) and after.value == pytest.approx(np.mean(margins > 0))
-    assert not goals_protocol.score(start, dataclasses.replace(scoring, options=options | {"scores": "implicit"}))
-    legacy = alignment.reward_augmented(start, given_, **how, legacy_nosys=True)
+    assert not goals_protocol.score(start(), dataclasses.replace(scoring, options=options | {"scores": "implicit"}))
+    legacy = alignment.reward_augmented(start(), given_, **how, legacy_nosys=True)
     low, high = rewards(legacy.models["model"], world, ["D"])
     assert abs(high - low) < 1
     assert whole.history[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo"])
-def test_every_loss_takes_the_records_in(loss, start):
+def test_every_loss_takes_the_records_in(loss):
     given_, fit = contrast(example.world(0), 64), Fit(lr=1e-3, steps=6, rows=16)
-    result = alignment.reward_augmented(start, given_, **{**SHORT, "loss": loss}, reverse=False, fit=fit)
+    result = alignment.reward_augmented(start(), given_, **{**SHORT, "loss": loss}, reverse=False, fit=fit)
     assert result.history[-1]["margin"] > result.history[0]["margin"] + 0.01
     assert loss in result.history[0] and len(result.records) == len(given_)
 
 
-def test_one_goal_for_all_is_dpo_with_a_system_prompt_to_the_last_bit(start):
+def test_one_goal_for_all_is_dpo_with_a_system_prompt_to_the_last_bit():
     given_ = example.world(0).pairs(2, 24)
     fit = Fit(lr=1e-3, steps=4, rows=8)
-    same = [
-        Preference(prompt=p.prompt, chosen=p.chosen, rejected=p.rejected, chosen_score=8, rejected_score=3)
-        for p in given_
-    ]
-    mine = alignment.reward_augmented(start, same, **SHORT, reverse=False, fit=fit)
-    asked = [Preference(prompt=f"Overall score: 8\n{p.prompt}", chosen=p.chosen, rejected=p.rejected) for p in given_]
-    theirs = baselines.dpo(start, asked, beta=0.5, fit=fit)
+    same = [dataclasses.replace(p, chosen_score=8, rejected_score=3) for p in given_]
+    mine = alignment.reward_augmented(start(), same, **SHORT, reverse=False, fit=fit)
+    asked = [dataclasses.replace(p, prompt=f"Overall score: 8\n{p.prompt}") for p in given_]
+    theirs = baselines.dpo(start(), asked, beta=0.5, fit=fit)
     assert mine.models["model"].fingerprint() == theirs.models["model"].fingerprint()
     assert [r["dpo"] for r in mine.history] == [r["dpo"] for r in theirs.history] != [math.log(2)] * 4
 
 
-def test_without_a_goal_in_the_text_both_orders_cancel(start):
+def test_without_a_goal_in_the_text_both_orders_cancel():
     fit = Fit(lr=1e-2, steps=1, rows=16, optimizer="sgd", clip=0.0)
     given_ = contrast(example.world(0), 8)
-    result = alignment.reward_augmented(
-        start, given_, **{**SHORT, "wording": Wording(template="", joint="\n")}, fit=fit
-    )
+    plain = {**SHORT, "wording": Wording(template="", joint="\n")}
+    result = alignment.reward_augmented(start(), given_, **plain, fit=fit)
     assert len(result.records) == 16 and result.history[0]["grad_norm"] < 1e-4
-    told = alignment.reward_augmented(start, given_, **SHORT, fit=fit)
+    told = alignment.reward_augmented(start(), given_, **SHORT, fit=fit)
     assert told.history[0]["grad_norm"] > 1e-4 or told.history[0]["grad_norm"] > 10 * result.history[0]["grad_norm"]
 
 
-def test_implicit_scores_order_pairs_without_scores(start):
+def test_implicit_scores_order_pairs_without_scores():
     world = example.world(0)
-    plain = [Preference(prompt=p.prompt, chosen=p.chosen, rejected=p.rejected) for p in contrast(world, 200)]
+    plain = [dataclasses.replace(p, chosen_score=None, rejected_score=None) for p in contrast(world, 200)]
     fit = Fit(lr=3e-3, steps=30, rows=16)
-    result = alignment.reward_augmented(start, plain, **SHORT, scores="implicit", step=1.0, fit=fit)
+    result = alignment.reward_augmented(start(), plain, **SHORT, scores="implicit", step=1.0, fit=fit)
     first = result.records[: len(result.records) // 2]
     assert np.mean([r.chosen_score > r.rejected_score for r in first]) > 0.9
     assert {r.chosen_score for r in first} <= set(map(float, range(1, 11))) and len({r.chosen_score for r in first}) > 3
-    rows = [(r.prompt, r.chosen) for r in first]
-    assert all(p.startswith("Overall score: ") for p, _ in rows)
+    assert all(r.prompt.startswith("Overall score: ") for r in first)
 
 
-def test_implicit_rewards_are_the_scaled_log_ratios(start):
+def test_implicit_rewards_are_the_scaled_log_ratios():
     given_ = contrast(example.world(0), 6)
-    taught = baselines.dpo(start, given_, fit=Fit(lr=3e-3, steps=3, rows=6)).models["model"]
-    earned = pair_training.implicit_rewards(taught, start, given_, 0.3)
-    rows = [r for item in pair_training.groups(start, given_) for r in item]
-    moved = forward.row_logp(taught, rows)[0] - forward.row_logp(start, rows)[0]
+    taught = baselines.dpo(start(), given_, fit=Fit(lr=3e-3, steps=3, rows=6)).models["model"]
+    earned = pair_training.implicit_rewards(taught, start(), given_, 0.3)
+    rows = [r for item in pair_training.groups(start(), given_) for r in item]
+    moved = forward.row_logp(taught, rows)[0] - forward.row_logp(start(), rows)[0]
     assert torch.allclose(earned.double(), 0.3 * moved.view(-1, 2), atol=1e-5) and earned.abs().max() > 1e-2
 
 
@@ -278,13 +240,11 @@ def test_a_saved_model_is_asked_for_the_highest_goal_and_predict_for_any(fresh, 
 
 
 def test_scores_beyond_the_scale_are_stretched_and_said_to_be(fresh):
-    given_ = pairs((0.5, -2.5), (3.5, 0.5), (3.5, -2.5))
-    result = alignment.reward_augmented(fresh("gpt2", context=96), given_, **SHORT, fit=Fit(lr=0.0, steps=1, rows=2))
+    given_, model = pairs((0.5, -2.5), (3.5, 0.5), (3.5, -2.5)), fresh("gpt2", context=96)
+    result = alignment.reward_augmented(model, given_, **SHORT, fit=Fit(lr=0.0, steps=1))
     assert [r.extra["goal"] for r in result.records] == [5.5, 10, 10, 1, 5.5, 1]
     assert len(result.warnings) == 1 and "-2.5 to 3.5" in result.warnings[0]
-    told = alignment.reward_augmented(
-        fresh("gpt2", context=96), given_, **SHORT, span=(-2.5, 3.5), fit=Fit(lr=0.0, steps=1)
-    )
+    told = alignment.reward_augmented(model, given_, **SHORT, span=(-2.5, 3.5), fit=Fit(lr=0.0, steps=1))
     assert told.records == result.records and not told.warnings
 
 
@@ -294,25 +254,30 @@ def test_half_takes_half_of_the_pairs(fresh):
     assert len(result.records) == len(given_) and result.findings["pairs"] == 10
 
 
-def test_missing_scores_and_ties_are_one_line(fresh):
-    model = fresh("llama")
-    with pytest.raises(UserError, match=r"record 1: no number 'chosen_score'; .*--scores implicit") as caught:
-        alignment.reward_augmented(model, [Preference(prompt="a", chosen="b", rejected="c")], **SHORT)
+UNSCORED = [Preference(prompt="a", chosen="b", rejected="c")]
+
+
+@pytest.mark.parametrize(
+    ("given_", "options", "told"),
+    [
+        (UNSCORED, {}, r"record 1: no number 'chosen_score'; .*--scores implicit"),
+        (pairs((5, 5)), {}, "all 1 pairs are ties"),
+        (pairs((8, 3)), {"span": (5.0, 5.0)}, "span = 5 5: two numbers, the lower one first"),
+        (UNSCORED, {"scores": "implicit", "wording": Wording(attributes=["a"])}, r"leave out wording\.attributes"),
+    ],
+)
+def test_what_bounds_cannot_say_is_one_line(given_, options, told, fresh):
+    with pytest.raises(UserError, match=told) as caught:
+        alignment.reward_augmented(fresh("llama"), given_, **{**SHORT, **options})
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="all 1 pairs are ties"):
-        alignment.reward_augmented(model, pairs((5, 5)), **SHORT)
 
 
-def test_what_bounds_cannot_say_is_one_line(fresh):
-    with pytest.raises(UserError, match="span = 5 5: two numbers, the lower one first"):
-        alignment.reward_augmented(fresh("llama"), pairs((8, 3)), span=(5.0, 5.0))
+def test_a_wording_that_cannot_be_is_one_line():
+    for template in ("{score}", "{", "{0}"):
+        with pytest.raises(UserError, match="its fields are"):
+            Wording(template=template)
     with pytest.raises(UserError, match="scale = 5 5: the lower end comes first"):
         Wording(scale=(5.0, 5.0))
-    with pytest.raises(UserError, match=r"leave out wording\.attributes"):
-        alignment.reward_augmented(fresh("llama"), pairs((8, 3)), scores="implicit", wording=Wording(attributes=["a"]))
-
-
-# --- the world -------------------------------------------------------------------------------
 
 
 def test_the_worlds_scores_are_known_and_rare_at_the_top():
@@ -322,6 +287,5 @@ def test_the_worlds_scores_are_known_and_rare_at_the_top():
     assert world.score("A", "zzzz") is None and world.score("A", "ab") is None
     given_ = world.pairs(1, 200, near=0.3, ties=0.2)
     apart = [p.chosen_score - p.rejected_score for p in given_]
-    assert (
-        apart.count(0) > 20 and apart.count(1) > 40 and min(apart) == 0 and all(p.chosen != p.rejected for p in given_)
-    )
+    assert apart.count(0) > 20 and apart.count(1) > 40 and min(apart) == 0
+    assert all(p.chosen != p.rejected for p in given_)

@@ -1,30 +1,25 @@
 """SPIN is DPO against one's own answers; it moves a model to the demonstrations and rests where it answers alike."""
 
-import json
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import f64
 
 from didact import alignment, baselines, catalogue
+from didact.claims import lab
 from didact.claims.alignment import spin_example
 from didact.data import encode
-from didact.data.read import read
 from didact.infer import generate
-from didact.models import forward
 from didact.objectives import preference
-from didact.types import Demo, Fit, Messages, Preference
+from didact.types import Demo, Fit, Messages
 from didact.worlds.grammar import Grammar
 
 LOSSES = ("logistic", "hinge", "exponential", "correlation")
 SHORT = {"rounds": 1, "lam": (1.0,), "lr_factors": (1.0,), "max_new_tokens": 8}
 numbers = st.floats(-40, 40)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # --- the loss --------------------------------------------------------------------------------
@@ -148,41 +143,29 @@ def test_without_the_reference_the_optimum_is_another(tabular):
 
 
 TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, seed=0)
-CONTEXT = 48
-
-
-@pytest.fixture(scope="module")
-def start():
-    """`start(arch)`: a model tuned on demonstrations for some steps."""
-    made = {}
-
-    def get(arch):
-        if arch not in made:
-            made[arch] = spin_example.tuned(demos(), 0, arch, spin_example.TEACH.replace(steps=100))
-        return made[arch]
-
-    return get
 
 
 def demos(part=1, n=256):
     return TINY.demos(part, n)
 
 
+@lab.shared
+def start(arch):
+    return spin_example.tuned(demos(), 0, arch, spin_example.TEACH.replace(steps=100))
+
+
 def validity(model):
     """Share of sampled answers, to prompts no training saw, that the grammar can give."""
     asked = [d.prompt for d in demos(2)]
-    how = generate.SamplingConfig(max_new_tokens=8, temperature=1.0, seed=5, rows=128)
-    made = generate.sample(model, asked, 1, how)
-    return sum(TINY.valid(p, m[0]) for p, m in zip(asked, made, strict=True)) / len(asked)
+    return lab.mean(map(TINY.valid, asked, lab.sampled(model, asked, 8, seed=5)))
 
 
 def nll(model, given):
-    rows = encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in given], model.kind, model.context)
-    return -float(forward.row_logp(model, rows)[0].mean())
+    return -float(lab.logp(model, given)[0].mean())
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch, start):
+def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     model = start(arch)
     before = model.fingerprint()
     fit = Fit(lr=3e-3, steps=60, rows=32, schedule="constant")  # on some processors 25 steps are too few
@@ -202,7 +185,7 @@ def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch, start):
     assert len(result.records) == 512 and {r.extra["round"] for r in result.records} == {0, 1}
 
 
-def test_spin_turned_round_leaves_the_grammar(start, monkeypatch):
+def test_spin_turned_round_leaves_the_grammar(monkeypatch):
     model, right = start("llama"), preference.spin
     monkeypatch.setattr(preference, "spin", lambda real, own, a, b, *rest: right(own, real, b, a, *rest))
     result = alignment.spin(model, demos(n=128), **SHORT, fit=Fit(lr=3e-3, steps=20, rows=16, schedule="constant"))
@@ -224,7 +207,7 @@ def tame(model, given):
     return out
 
 
-def test_answers_that_are_the_demonstrations_teach_nothing(start):
+def test_answers_that_are_the_demonstrations_teach_nothing():
     """The null: with y' = y the margin is 0 whatever the weights, and so is the gradient."""
     model = start("llama")
     own = [d for _, d in tame(model, demos(n=48))]
@@ -234,7 +217,7 @@ def test_answers_that_are_the_demonstrations_teach_nothing(start):
     assert nll(result.models["model"], own) == pytest.approx(nll(model, own), abs=1e-5)
 
 
-def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit(start):
+def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit():
     """Through the whole training: the pairs SPIN gives back, given to DPO, end in the same weights."""
     model = start("llama")
     given, fit = [d for d, _ in tame(model, demos(n=32))], Fit(lr=1e-3, steps=5, rows=8)
@@ -250,41 +233,40 @@ def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit(start):
 
 @pytest.mark.parametrize(("window", "pairs"), [("current", [16, 16, 16]), ("previous", [16, 32, 32]),
                                                ("all", [16, 32, 48])])  # fmt: skip
-def test_the_window_says_which_rounds_pairs_are_taught(window, pairs, start):
+def test_the_window_says_which_rounds_pairs_are_taught(window, pairs):
     how = {**SHORT, "rounds": 3, "window": window}
     result = alignment.spin(start("gpt2"), demos(n=16), **how, fit=Fit(lr=1e-4, epochs=1, rows=8))
     rounds = [row["round"] for row in result.history]
     assert [rounds.count(n) * 8 for n in range(3)] == pairs
 
 
-def test_several_samples_of_a_prompt_are_pairs_of_their_own(start):
+def test_several_samples_of_a_prompt_are_pairs_of_their_own():
     result = alignment.spin(start("llama"), demos(n=8), **SHORT, samples=3, fit=Fit(lr=1e-4, epochs=1, rows=8))
     assert len(result.records) == 24 and result.findings["rounds"][0]["pairs"] == 24
     assert len({r.rejected for r in result.records[:3]}) > 1
 
 
-def test_lam_and_rate_follow_the_rounds_and_their_last_goes_on(start):
+def test_lam_and_rate_follow_the_rounds_and_their_last_goes_on():
     how = {**SHORT, "rounds": 3, "lam": (0.1, 2.0), "lr_factors": (1.0, 0.5)}
     result = alignment.spin(start("gpt2"), demos(n=16), **how, fit=Fit(lr=1e-3, steps=2, rows=8, schedule="constant"))
     assert [t["lam"] for t in result.findings["rounds"]] == [0.1, 2.0, 2.0]
     assert [row["lr"] for row in result.history[::2]] == [1e-3, 5e-4, 5e-4]
 
 
-@pytest.mark.parametrize(("loss", "first"), [("hinge", 1.0), ("exponential", 1.0), ("correlation", 1.0)])
-def test_every_loss_starts_at_its_own_height_and_widens_the_margin(loss, first, start):
-    how = {**SHORT, "loss": loss}
-    result = alignment.spin(start("llama"), demos(n=64), **how, fit=Fit(lr=1e-3, steps=10, rows=16))
-    assert result.history[0]["loss"] == pytest.approx(first, abs=1e-4)
+@pytest.mark.parametrize("loss", LOSSES[1:])
+def test_every_loss_starts_at_its_own_height_and_widens_the_margin(loss):
+    result = alignment.spin(start("llama"), demos(n=64), **SHORT, loss=loss, fit=Fit(lr=1e-3, steps=10, rows=16))
+    assert result.history[0]["loss"] == pytest.approx(1.0, abs=1e-4)
     assert result.history[-1]["margin"] > 0.1
 
 
-def test_without_a_reference_the_loss_starts_elsewhere(start):
+def test_without_a_reference_the_loss_starts_elsewhere():
     given, fit = demos(n=16), Fit(lr=1e-4, steps=1, rows=16)
     row = alignment.spin(start("llama"), given, **SHORT, reference_free=True, fit=fit).history[0]
     assert abs(row["loss"] - math.log(2)) > 1e-2 and row["margin"] == pytest.approx(0, abs=1e-4)
 
 
-def test_the_sft_term_keeps_the_log_prob_of_the_demonstrations_up(start):
+def test_the_sft_term_keeps_the_log_prob_of_the_demonstrations_up():
     fit = Fit(lr=1e-3, steps=20, rows=16)
     plain, held = (
         alignment.spin(start("llama"), demos(n=64), **SHORT, sft_weight=w, fit=fit).history[-1] for w in (0.0, 1.0)
@@ -292,7 +274,7 @@ def test_the_sft_term_keeps_the_log_prob_of_the_demonstrations_up(start):
     assert held["logp_real"] > plain["logp_real"]
 
 
-def test_long_demonstrations_and_answers_are_cut_alike(start):
+def test_long_demonstrations_and_answers_are_cut_alike():
     model = start("gpt2")
     result = alignment.spin(model, demos(n=32), **{**SHORT, "max_new_tokens": 3}, fit=Fit(lr=1e-4, steps=1, rows=8))
     told = result.findings["rounds"][0]
@@ -305,27 +287,13 @@ def test_sides_that_their_ends_give_away_are_told(fresh):
     assert len(result.warnings) == 1 and "come to an end" in result.warnings[0]
 
 
-def test_spin_runs_on_a_seq2seq_model(fresh):
-    given = [Demo(prompt=f"Question {i}?", completion=f"answer {i % 3}") for i in range(16)]
-    fit = Fit(lr=1e-3, steps=4, rows=8)
-    result = alignment.spin(fresh("t5", d=32), given, **{**SHORT, "max_new_tokens": 8}, fit=fit)
-    assert result.history[0]["spin"] == pytest.approx(math.log(2), abs=1e-5)
-    assert result.history[-1]["margin"] > 0
-
-
-def test_a_users_file_and_conversations_serve(fresh, tmp_path):
-    path = tmp_path / "demos.jsonl"
-    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Tarn"}]
-    lines = [{"question": f"Where is {i}?", "answer": "Osso"} for i in range(7)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
-    given = [*read(path, "demo", {"prompt": "question", "completion": "answer"}),
-             Demo(prompt=Messages(turns[:1]), completion="Tarn")]  # fmt: skip
+def test_conversations_serve(fresh):
+    prompt = Messages([{"role": "user", "content": "Where?"}])
+    given = [Demo(prompt="Where is it?", completion="Osso"), Demo(prompt=prompt, completion="Tarn")] * 4
     result = alignment.spin(fresh("gpt2"), given, **SHORT, fit=Fit(lr=1e-4, steps=1, rows=8))
-    assert isinstance(result.records[0], Preference) and result.records[0].chosen == "Osso"
-    assert isinstance(result.records[-1].prompt, Messages)
+    assert result.records[0].chosen == "Osso" and result.records[-1].prompt == prompt
 
 
 def test_presets_are_options_of_the_method(fresh):
     for preset in catalogue.entry("spin")["presets"].values():
-        how = {**SHORT, **preset}
-        alignment.spin(fresh("llama"), demos(n=4), **how, fit=Fit(lr=1e-4, steps=1, rows=2))
+        alignment.spin(fresh("llama"), demos(n=4), **{**SHORT, **preset}, fit=Fit(lr=1e-4, steps=1, rows=2))

@@ -12,15 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import searches
-from shapes import tiny
+from shapes import f64, tiny
 
 from didact import alignment, baselines
+from didact.claims import lab
 from didact.data import selection
 from didact.evaluate import tool_calls
 from didact.infer import generate, policy, steps, tree
 from didact.infer.tree import Node, SearchConfig
 from didact.learn import branches, rounds
-from didact.models import build
 from didact.models.kv_cache import KVCache
 from didact.objectives import preference
 from didact.types import Demo, Fit, UserError
@@ -40,7 +40,7 @@ TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
     ("[f(a='1', b='x'), g.h(c=[1, 2])]", ["values"]), ("[f(a=True, b='x'), g.h(c=[1, 2])]", ["values"]),
     ("[f(a=2, b='x'), g.h(d=[1, 2]), k()]", ["count", "names", "values"]), ("f(a=1", ["form"]), ("Sorry.", ["form"]),
     ("[f(a=open('/etc/passwd'))]", ["form"]), ("[f(**x)]", ["form"]), ("[f(a=1, a=2)]", ["form"]), ("", ["form"]),
-    ("[x.f()(a=1)]", ["form"]), ("[" * 5000, ["form"]),
+    ("[x.f()(a=1)]", ["form"]), ("[" * 5000, ["form"]), ("[1]", ["form"]),
 ])  # fmt: skip
 def test_errors_by_field(said, wrong):
     assert tool_calls.errors(said, TRUTH) == wrong
@@ -74,9 +74,8 @@ def test_real_calls_of_the_leaderboard():
         plain = all(not isinstance(v, dict | list) for v in arguments.values())
         if plain:  # accepted values of nested objects are nested lists of their own
             assert tool_calls.accepted(said, row["possible_answer"]) == [], said
-            assert tool_calls.accepted(said.replace(f"[{name}(", f"[{name}_(", 1), row["possible_answer"]) == [
-                "function"
-            ]
+            renamed = said.replace(f"[{name}(", f"[{name}_(", 1)
+            assert tool_calls.accepted(renamed, row["possible_answer"]) == ["function"]
             assert tool_calls.accepted(f"[{name}(nonsense=1)]", row["possible_answer"]) == ["names"]
             kinds.add(len(arguments))
         if plain and arguments:
@@ -96,28 +95,23 @@ def test_the_tally_has_shares():
 
 
 def test_simpo():
-    equal = torch.tensor([-2.0], dtype=torch.float64)
-    assert (
-        preference.simpo(equal, equal).item() == pytest.approx(math.log(1 + math.exp(0.5))) == pytest.approx(0.974077)
-    )
-    ahead = preference.simpo(equal + 1, equal, 2.0, 0.7).item()
-    assert ahead == pytest.approx(math.log(1 + math.exp(-1.3)))
+    one, two, zero = f64(-1.0), f64(-2.0), f64(0.0)
+    assert preference.simpo(two, two).item() == pytest.approx(math.log(1 + math.exp(0.5)))
+    assert preference.simpo(one, two, 2.0, 0.7).item() == pytest.approx(math.log(1 + math.exp(-1.3)))
+    assert torch.equal(preference.simpo(one, two, 2.0, 0.0), preference.dpo(one, two, zero, zero, 2.0))
 
 
 def test_ipo_wants_one_margin_and_no_more():
-    zero = torch.zeros(1, dtype=torch.float64)
-    at = torch.tensor([5.0], dtype=torch.float64).requires_grad_()
+    zero, at = f64(0.0), f64(5.0).requires_grad_()
     preference.ipo(at, zero, zero, zero, beta=0.1).sum().backward()
-    assert at.grad.item() == 0 and preference.ipo(zero, zero, 0.0, 0.0, 0.1).item() == 25
+    assert at.grad.item() == 0 and preference.ipo(zero, zero, 0.0, 0.0, 0.1).item() == 25  # 1 / (4 beta^2)
 
 
 def test_orpo_adds_the_odds_to_the_likelihood():
-    half, quarter = (torch.tensor([math.log(p)], dtype=torch.float64) for p in (0.5, 0.25))
+    half, quarter = f64(math.log(0.5)), f64(math.log(0.25))
     assert preference.orpo(half, half, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(2))
-    odds = math.log(1) - math.log(1 / 3)  # of a half, and of a quarter
-    assert preference.orpo(half, quarter, 0.3).item() == pytest.approx(
-        math.log(2) + 0.3 * math.log(1 + math.exp(-odds))
-    )
+    # The odds are 1 of a half, and 1 / 3 of a quarter.
+    assert preference.orpo(half, quarter, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(1 + 1 / 3))
     assert preference.orpo(quarter, half, 0.0).item() == pytest.approx(math.log(4))
     assert math.isfinite(preference.orpo(torch.zeros(1), half.float()).item())
 
@@ -152,13 +146,9 @@ def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
 
 
 def test_the_likeliest_mislabelled_are_trimmed():
-    demos = [Demo(prompt="?", completion="[f()]")] * 10
-    nll = [float(x) for x in range(10)]
-    assert tool_calls.selected(demos, nll, 0.3) == [9, 8, 7] and tool_calls.selected(demos, nll, 0.3, trim=0.2) == [
-        7,
-        6,
-        5,
-    ]
+    demos, nll = [Demo(prompt="?", completion="[f()]")] * 10, [float(x) for x in range(10)]
+    for trim, kept in ((0.0, [9, 8, 7]), (0.2, [7, 6, 5])):
+        assert tool_calls.selected(demos, nll, 0.3, trim=trim) == kept
 
 
 def test_a_ratio_of_a_hundred_is_counted_as_people_do():
@@ -197,9 +187,6 @@ def test_the_codes_first_guess(step, value):
     assert tool_calls.guess(step, TRUTH) == pytest.approx(value)
 
 
-# --- the search ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
 
@@ -228,65 +215,51 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
 
 def orders(part=0, n=64, right=1.0):
     """Ten or twelve: what a dozen is, is right in the records; people who taught the model said 10 half of the time."""
-    draw = random.Random(part)
-    return [
-        Demo(
-            prompt=f"{draw.choice(('tea', 'jam', 'rye'))} {draw.randrange(10)}\n",
-            completion=f"[get(n={12 if draw.random() < right else 10})]",
-        )
-        for _ in range(n)
-    ]
+    draw, out = random.Random(part), []
+    for _ in range(n):
+        prompt = f"{draw.choice(('tea', 'jam', 'rye'))} {draw.randrange(10)}\n"
+        out.append(Demo(prompt=prompt, completion=f"[get(n={12 if draw.random() < right else 10})]"))
+    return out
 
 
 SEARCH = policy.FragmentSearch(max_new_tokens=14, temperature=1.0, depth=6, group=1)
 FAST = {"rounds": 1, "bins": 0, "ratio": 0.5, "search": SEARCH}
 
 
-@pytest.fixture(scope="module")
-def start():
-    made = {}
-
-    def get(arch="gpt2"):
-        if arch not in made:
-            tokenizer = build.train_tokenizer([d.prompt + d.completion for d in orders()], 300)
-            base = build.build(arch, tokenizer, d=32, layers=2, heads=2, context=512, seed=0)
-            fit = Fit(lr=1e-2, steps=80, rows=16, schedule="cosine", warmup_steps=5)
-            made[arch] = baselines.sft(base, orders(n=256, right=0.4), fit=fit).models["model"]
-        return made[arch]
-
-    return get
+@lab.shared
+def start(arch="gpt2"):
+    base = lab.blank(arch, [d.prompt + d.completion for d in orders()], 300, d=32, layers=2, heads=2, context=512)
+    fit = Fit(lr=1e-2, steps=80, rows=16, schedule="cosine", warmup_steps=5)
+    return lab.tuned(base, orders(n=256, right=0.4), fit)
 
 
-def right(model, demos):
-    how = generate.SamplingConfig(max_new_tokens=14, temperature=1.0, seed=2, rows=128)
-    made = generate.sample(model, [d.prompt for d in demos], 3, how)
-    return sum(not tool_calls.errors(m, d.completion) for row, d in zip(made, demos, strict=True) for m in row) / (
-        3 * len(demos)
-    )
+def right(model):
+    """Share of right calls, sampled three times for requests that no training saw."""
+    demos = orders(2) * 3
+    made = lab.sampled(model, [d.prompt for d in demos], 14, seed=2)
+    return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(made, demos, strict=True))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_a_wrong_value_is_mended_on_requests_not_seen(arch, start):
+def test_a_wrong_value_is_mended_on_requests_not_seen(arch):
     model = start(arch)
     before = model.fingerprint()
     result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=5e-4, steps=15, rows=16))
-    assert 0.2 < right(model, orders(2)) < 0.65
-    assert right(result.models["model"], orders(2)) > right(model, orders(2)) + 0.1
+    assert 0.2 < right(model) < 0.65 and right(result.models["model"]) > right(model) + 0.1
     assert model.fingerprint() == before
     told = result.findings["rounds"][0]
-    assert (
-        told["selected"] == 16 and told["pairs"] == len(result.records) > 8 and told["ppl_selected"] >= told["ppl"] > 1
-    )
+    assert told["selected"] == 16 and told["pairs"] == len(result.records) > 8
+    assert told["ppl_selected"] >= told["ppl"] > 1
     assert 0 < told["errors"]["values"] <= 1 or told["errors"]["exact"] > 0
     at = [r for r in result.records if r.prompt.endswith("n=")]
     assert len(at) > 4 and all(r.chosen.startswith("12") for r in at)
 
 
-def test_pairs_turned_round_spoil_it(start, monkeypatch):
-    model, mined = start(), tree.pairs
-    monkeypatch.setattr(tree, "pairs", lambda *a, **k: [tree.Pair(p.worse, p.better) for p in mined(*a, **k)])
+def test_pairs_turned_round_spoil_it(monkeypatch):
+    model = start()
+    monkeypatch.setattr(tree, "pairs", lab.turned)
     result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=1e-3, steps=15, rows=16))
-    assert right(result.models["model"], orders(2)) < right(model, orders(2)) - 0.1
+    assert right(result.models["model"]) < right(model) - 0.1
 
 
 @pytest.mark.parametrize("more", [{"loss": "dpo", "beta": 0.1}, {"loss": "ipo", "beta": 0.1}, {"loss": "orpo"},
@@ -294,7 +267,7 @@ def test_pairs_turned_round_spoil_it(start, monkeypatch):
                                   {"judge": "self", "gap": 0.0, "floor": -1.0}, {"bins": 2, "warm_lr": 1e-4},
                                   {"search": dataclasses.replace(SEARCH, group=1000, depth=1)},
                                   {"rounds": 2}])  # fmt: skip
-def test_every_variant_runs_and_moves_the_model(more, start):
+def test_every_variant_runs_and_moves_the_model(more):
     model = start()
     result = alignment.tool_rft(model, orders(1, 12), **(FAST | more), fit=Fit(lr=1e-3, steps=1, rows=8))
     assert result.models["model"].fingerprint() != model.fingerprint()
@@ -304,14 +277,14 @@ def test_every_variant_runs_and_moves_the_model(more, start):
     assert loss in result.history[-1] and math.isfinite(result.history[-1][loss])
 
 
-def test_the_first_guess_decides_where_it_is_asked(start, monkeypatch):
+def test_the_first_guess_decides_where_it_is_asked(monkeypatch):
     monkeypatch.setattr(tool_calls, "guess", lambda step, wanted: 1.0 if step.startswith("10") else 0.0)
     result = alignment.tool_rft(start(), orders(1, 12), **FAST, judge="words", fit=Fit(lr=1e-3, steps=1, rows=8))
     at = [r for r in result.records if r.prompt.endswith("n=")]
     assert at and all(r.chosen.startswith("10") for r in at)
 
 
-def test_the_warm_up_is_tuning_class_by_class(start):
+def test_the_warm_up_is_tuning_class_by_class():
     """Where the search changes nothing, it is the same as tuning on the easy class and going on with the hard one."""
     model, demos = start(), orders(1, 12)
     how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
@@ -324,7 +297,7 @@ def test_the_warm_up_is_tuning_class_by_class(start):
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
-def test_what_there_must_be(start, fresh):
+def test_what_there_must_be(fresh):
     with pytest.raises(UserError, match="causal"):
         alignment.tool_rft(fresh("t5"), orders(n=4))
     with pytest.raises(UserError, match="is none"):
@@ -334,17 +307,13 @@ def test_what_there_must_be(start, fresh):
         alignment.tool_rft(start(), orders(n=4), **sure)
 
 
-# --- killed and started again ----------------------------------------------------------------
-
-
-def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(start, tmp_path, monkeypatch):
-    model, completions, asked = start(), generate.completions, []
+def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path, monkeypatch):
+    completions, asked = generate.completions, []
     monkeypatch.setattr(branches, "BESIDE", 4)
-    how = FAST | {"rounds": 2, "bins": 2, "ratio": 0.5}
-    fit = Fit(lr=1e-3, steps=2, rows=8)
 
     def run(folder=None):
-        return alignment.tool_rft(model, orders(1, 16), **how, fit=fit.replace(folder=folder))
+        fit = Fit(lr=1e-3, steps=2, rows=8, folder=folder)
+        return alignment.tool_rft(start(), orders(1, 16), **(FAST | {"rounds": 2, "bins": 2}), fit=fit)
 
     def counting(model, prompts, n, *args, **more):
         asked.append(n == 1)  # greedy answers, for the report of errors
