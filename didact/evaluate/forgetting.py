@@ -32,7 +32,12 @@ def rows_of(model: Model, records: Sequence[Demo], name: str = "records") -> lis
 
 
 def answers(model: Model, records: Sequence[Demo], name: str = "records", end: bool = True) -> dict[str, Array]:
-    """How well each record's answer is known, one number a record.
+    """How well each record's answer is known, one number a record; with its end token, or without: see `known`."""
+    return known(model, records, name)[end]
+
+
+def known(model: Model, records: Sequence[Demo], name: str = "records") -> dict[bool, dict[str, Array]]:
+    """How well each record's answer is known, one number a record: with its end token (True) and without (False).
 
     `probability` exp(-mean nll), `accuracy` share of answer tokens that are the first choice,
     `extraction` `1 - min{k : greedy continuation of y_<k equals the rest} / T`, `entropy` of the
@@ -43,10 +48,10 @@ def answers(model: Model, records: Sequence[Demo], name: str = "records", end: b
         model: causal or seq2seq.
         records: what it is asked, with the answers.
         name: of the records, in messages.
-        end: the end token counts as a token of the answer; else all numbers but `ended` are without it.
     """
     rows = rows_of(model, records, name)
-    out = {k: np.zeros(len(rows)) for k in ("probability", "accuracy", "extraction", "entropy", "min_k", "ended")}
+    names = ("probability", "accuracy", "extraction", "entropy", "min_k", "ended")
+    out = {end: {k: np.zeros(len(rows)) for k in names} for end in (True, False)}
     ends = sorted(encode.stops(model.tokenizer))
     fns = {"logp": token_functions.logp, "correct": token_functions.correct, "entropy": token_functions.entropy}
     fns |= {
@@ -58,17 +63,18 @@ def answers(model: Model, records: Sequence[Demo], name: str = "records", end: b
         per_token = {k: v.double().cpu().numpy() for k, v in values.items()}
         for at, i in enumerate(group):
             logp, right, entropy = (per_token[k][row == at] for k in ("logp", "correct", "entropy"))
-            if rows[i].completion[-1] in ends:
-                out["ended"][i] = per_token["ended"][row == at][-1]
-                if end:
-                    logp[-1], right[-1] = per_token["end"][row == at][-1], out["ended"][i]
-                else:
-                    logp, right, entropy = logp[:-1], right[:-1], entropy[:-1]
-            out["probability"][i] = np.exp(logp.mean())
-            out["accuracy"][i] = right.mean()
-            out["extraction"][i] = extraction_strength(right)
-            out["entropy"][i] = entropy.mean()
-            out["min_k"][i] = np.sort(logp)[: max(1, round(MIN_K * len(logp)))].mean()
+            last = rows[i].completion[-1] in ends
+            if last:
+                ended = per_token["ended"][row == at][-1]
+                logp[-1], right[-1] = per_token["end"][row == at][-1], ended
+                out[True]["ended"][i] = out[False]["ended"][i] = ended
+            for end, to in ((True, len(logp)), (False, len(logp) - last)):
+                of = out[end]
+                of["probability"][i] = np.exp(logp[:to].mean())
+                of["accuracy"][i] = right[:to].mean()
+                of["extraction"][i] = extraction_strength(right[:to])
+                of["entropy"][i] = entropy[:to].mean()
+                of["min_k"][i] = np.sort(logp[:to])[: max(1, round(MIN_K * to))].mean()
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Predict, Protocol, Scoring
@@ -11,15 +13,13 @@ from didact.models.model import Model
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """Of the completions of demonstrations, one number a record, averaged: with their end token where the start model
     ends its answers, else without it; the other way stands beside."""
-    with_end = scoring.with_end()
-    return _of(model, scoring, with_end) | {
-        f"{name}_{'without' if with_end else 'with'}_end": measure
-        for name, measure in _of(model, scoring, not with_end).items()
-    }
+    with_end, known = scoring.with_end(), forgetting.known(model, scoring.of("demo"), "data")
+    other = f"{'without' if with_end else 'with'}_end"
+    beside = {f"{name}_{other}": measure for name, measure in _of(known[not with_end], not with_end).items()}
+    return _of(known[with_end], with_end) | beside
 
 
-def _of(model: Model, scoring: Scoring, end: bool) -> dict[str, Measure]:
-    known = forgetting.answers(model, scoring.of("demo"), "data", end)
+def _of(known: Mapping[str, forgetting.Array], end: bool) -> dict[str, Measure]:
     exact = (known["extraction"] == 1.0).astype(float)
     counted = forgetting.counted(end)
     return {

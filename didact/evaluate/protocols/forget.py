@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from didact.evaluate import forgetting, statistics
-from didact.evaluate.measures import Measure, mean_measure
+from didact.evaluate.measures import Better, Measure, mean_measure
 from didact.evaluate.protocols import Predict, Protocol, Scoring
 from didact.infer import generate
 from didact.models.model import Model
@@ -26,15 +26,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget, end=end))
     given = {name: scoring.records.get(name) for name in ("retain", "holdout")}
     rouge: Rouge = "none" if scoring.brief else "greedy"
-    out = measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end)
-    word = "without" if end else "with"
-    for part in ("forget", "retain") if given["retain"] else ("forget",):
-        known = forgetting.answers(model, scoring.records[part], part, not end)
-        for name in ("accuracy", "probability"):
-            was = out[f"{part}_{name}"]
-            text = f"{was.help.partition(', ')[0]}, {forgetting.counted(not end)}"
-            out[f"{part}_{name}_{word}_end"] = mean_measure(known[name], was.better, text)
-    return out
+    return measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end)
 
 
 def measures(
@@ -62,14 +54,10 @@ def measures(
         `ks`, `ks_p`, `log10_p`, and `balance`: the harmonic mean of utility and of what is gone (1 - ks, else 1 -
         extraction strength), which both a ruined and an untouched model lose by.
     """
-    known, counted = forgetting.answers(model, forget, "forget", end), forgetting.counted(end)
+    both = forgetting.known(model, forget, "forget")
+    known = both[end]
     out = {
-        "forget_accuracy": mean_measure(
-            known["accuracy"], "lower", f"share of forget-answer tokens that are the first choice, {counted}"
-        ),
-        "forget_probability": mean_measure(
-            known["probability"], "lower", f"exp(-mean nll) of the forget answers, {counted}"
-        ),
+        **_known("forget", both, end, "lower"),
         "forget_extraction": mean_measure(known["extraction"], "lower", "extraction strength of the forget answers"),
         "forget_entropy": mean_measure(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
     }
@@ -93,9 +81,9 @@ def utility(model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True
     The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
     and entropy stand beside it.
     """
-    known, counted = forgetting.answers(model, retain, "retain", end), forgetting.counted(end)
-    text = f"exp(-mean nll) of the retain answers, {counted}"
-    parts = {"retain_probability": mean_measure(known["probability"], "higher", text)}
+    both = forgetting.known(model, retain, "retain")
+    known = _known("retain", both, end, "higher")
+    parts = {"retain_probability": known.pop("retain_probability")}
     if rouge != "none":
         how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
         answers = generate.generate(model, [r.prompt for r in retain], **how)
@@ -108,11 +96,22 @@ def utility(model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True
         )
     whole = statistics.harmonic_mean([m.value for m in parts.values()])
     return parts | {
-        "retain_accuracy": mean_measure(
-            known["accuracy"], "higher", f"share of retain-answer tokens ranked first, {counted}"
-        ),
-        "retain_entropy": mean_measure(known["entropy"], "", "entropy of predictions on retain answers", "nats"),
+        **known,
+        "retain_entropy": mean_measure(both[end]["entropy"], "", "entropy of predictions on retain answers", "nats"),
         "utility": Measure(whole, len(retain), "higher", help=f"harmonic mean of {', '.join(parts)}"),
+    }
+
+
+def _known(part: str, both: Any, end: bool, better: Better) -> dict[str, Measure]:
+    """Accuracy and probability of a set's answers, with their end token or without, and the other way beside."""
+    texts = {"accuracy": "share of answer tokens that are the first choice", "probability": "exp(-mean nll)"}
+    return {
+        f"{part}_{name}{beside if way != end else ''}": mean_measure(
+            both[way][name], better, f"{text} of the {part} answers, {forgetting.counted(way)}"
+        )
+        for way in (end, not end)
+        for beside in (f"_{'with' if way else 'without'}_end",)
+        for name, text in texts.items()
     }
 
 
