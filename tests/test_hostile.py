@@ -1,7 +1,12 @@
 """What strangers send and write, against real servers, files and terminals: one line, no key, no end of the machine."""
 
 import base64
+import contextlib
+import gzip
 import json
+import resource
+import time
+import zlib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -146,3 +151,116 @@ def test_a_key_that_no_header_takes_is_refused_unseen(monkeypatch, key, source):
 def test_a_short_placeholder_for_a_key_is_no_secret():
     with Raw(lambda connection, path, body: connection.sendall(said(answers("an EMPTY box")))) as server:
         assert didact.connect(server.url, "m", key="EMPTY").generate(["a"], 4) == [["an EMPTY box"]]
+
+
+# --- servers that stall, bloat and lie -----------------------------------------------------------
+
+
+def drip(connection, path, body):
+    """Headers, a byte now and then, for ever."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        connection.sendall(b"a")
+        time.sleep(0.05)
+
+
+def endless(connection, path, body):
+    """A body of chunks without an end, as fast as it goes."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+
+
+def nothing(connection, path, body):
+    """Neither a word nor an end."""
+    time.sleep(3)
+
+
+STALLS = {"headers": drip, "silence": nothing, "endless": endless}
+
+
+@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize("ask", ["generate", "models"])
+def test_a_server_that_stalls_is_left_at_the_deadline(stall, ask):
+    with Raw(STALLS[stall]) as server:
+        model = didact.connect(server.url, None if ask == "models" else "m", timeout=0.5, retries=0)
+        began = time.monotonic()
+        with pytest.raises(UserError) as error:
+            model.generate(["a"], 4)
+        assert time.monotonic() - began < 1.5 and "\n" not in str(error.value)
+    why = "it serves none" if ask == "models" else "no whole answer in 0.5 s|longer than 32 MiB"
+    assert error.match(why)
+
+
+def test_a_handshake_that_never_ends_is_left_at_the_deadline():
+    with Raw(nothing) as server:
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"no whole answer in 0\.5 s"):
+            didact.connect(server.url.replace("http", "https"), "m", timeout=0.5, retries=0).generate(["a"], 4)
+        assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate", "raw deflate"])
+def test_an_answer_that_swells_when_unpacked_is_refused_in_little_memory(packed):
+    blank = zlib.compressobj(9, wbits={"gzip": 31, "deflate": 15, "raw deflate": -15}[packed])
+    bomb = b"".join(blank.compress(b" " * (1 << 20)) for _ in range(64)) + blank.flush()
+    reply = said(bomb, Content_Encoding=packed.split()[-1])
+    with Raw(lambda connection, path, body: connection.sendall(reply)) as server:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UserError, match="longer than 32 MiB"):
+            didact.connect(server.url, "m", retries=0).generate(["a"], 4)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150 << 10  # KiB
+
+
+def test_an_honest_packed_answer_is_read():
+    reply = said(gzip.compress(answers("yes").encode()), Content_Encoding="gzip")
+    with Raw(lambda connection, path, body: connection.sendall(reply)) as server:
+        assert didact.connect(server.url, "m").generate(["a"], 4) == [["yes"]]
+
+
+LIES = {
+    "deep": '{"choices": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep error": ("[" * 100_000, "400 Bad"),
+    "huge number": '{"choices": [{"text": "a"}], "usage": {"total_tokens": ' + "9" * 5000 + "}}",
+    "no choices": '{"choices": 1e999}',
+    "choices of numbers": '{"choices": [NaN, Infinity]}',
+    "text of another type": '{"choices": [{"text": {"a": []}}]}',
+    "twice": '{"choices": [{"text": "a"}], "choices": 5}',
+    "redirect": ("", "302 Found", {"Location": "/v1/completions"}),
+    "packed by another": ("aaaa", "200 OK", {"Content_Encoding": "br"}),
+    "packed wrongly": ("aaaa", "200 OK", {"Content_Encoding": "gzip"}),
+    "not HTTP": b"\x00\xff" * 50,
+    "half a surrogate pair": '{"error": "\\ud800"}',
+    "after": ("", "503 Busy", {"Retry_After": "Fri, 31 Dec 9999 23:59:59 -9999"}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_any_answer_that_is_none_is_one_line(lie, capsys):
+    told = LIES[lie]
+    text, status, headers = (
+        (*told, *("200 OK", {})[len(told) - 1 :]) if isinstance(told, tuple) else (told, "200 OK", {})
+    )
+    reply = text if isinstance(text, bytes) else said(text, status, **headers)
+    with Raw(lambda connection, path, body: connection.sendall(reply)) as server:
+        for name in ("m", None):
+            words = ["run", "gpt3", "--model", server.url + (f"#{name}" if name else ""), "--test", "none.jsonl"]
+            assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.count("didact: ") == 2 and "Traceback" not in told and "mistake of ours" not in told
+
+
+NUMBERS = ["NaN", "Infinity", "1e999", "true", "[]", '"x"', "null", "9" * 400, "-1", "{}"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_are_none_are_not_believed(number):
+    top = f'{{"content": [{{"token": "a", "logprob": -1, "top_logprobs": [{{"token": "a", "logprob": {number}}}]}}]}}'
+    choice = f'{{"text": " a", "message": {{"content": "a"}}, "logprobs": {top}}}'
+    reply = said(f'{{"choices": [{choice}], "usage": {{"total_tokens": {number}, "completion_tokens": {number}}}}}')
+    listed = said(f'{{"data": [{{"id": "m", "n_ctx": {number}}}]}}')
+    with Raw(lambda connection, path, body: connection.sendall(listed if path.endswith("models") else reply)) as server:
+        model = didact.connect(server.url, "m", retries=0)
+        assert model.context == 4096 and model.generate(["b"], 4) == [["a"]] and 0 < model.counts.tokens < 2000
+        with contextlib.suppress(UserError):
+            assert model.top_logprobs(["b"], 5) == [{"a": -1.0}] and number == "-1"

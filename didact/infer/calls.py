@@ -6,9 +6,11 @@ our own back-off and count of every call that is sent, and answers taken as they
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
+import os
 import random
 import sys
 import threading
@@ -36,6 +38,9 @@ EVERY = 10.0  # seconds between lines on how it goes
 BUSY = (408, 409, 425, 429)  # answers that pass by themselves, as those of 500 and more do
 ABSENT = (404, 405, 501)  # answers of servers that have not what was asked for
 FIRST = 1  # retries of a first tiny call at which the server fails
+LARGEST = 32 << 20  # bytes of an answer, before and after it is unpacked
+MOST = 10**9  # tokens: a server that counts more is not believed
+PARTING = 2.0  # seconds in which a loop ends what it is told to end
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -118,7 +123,8 @@ class Caller:
         self._asking = threading.Lock()
         self._listed: dict[str, Mapping[str, Any]] | None = None
         self._told = -math.inf
-        self.close = weakref.finalize(self, _end, url, self.counts, self._client, kept)
+        self._loop = asyncio.new_event_loop()
+        self.close = weakref.finalize(self, _end, url, self.counts, self._client, kept, self._loop, _turn(self._loop))
 
     @property
     def name(self) -> str:
@@ -136,14 +142,16 @@ class Caller:
 
     def listed(self) -> dict[str, Mapping[str, Any]]:
         """The models the server lists, asked once; empty where it lists none."""
-        import httpx2
-
         with self._asking:
             if self._listed is None:
                 self._listed = {}
-                with contextlib.suppress(httpx2.HTTPError, ValueError, AttributeError, TypeError, KeyError):
-                    reply = untrusted.cleaned(self._client.get(f"{self.url}/models").json())
-                    self._listed = {str(m["id"]): m for m in reply["data"]}
+                with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+                    try:
+                        found = self._fetch("GET", "models")
+                    except PassingError as failed:
+                        self._tell(f"models: {failed}")
+                    else:
+                        self._listed = {_line(str(m["id"])): m for m in parsed(found.data)["data"]}
             return self._listed
 
     def each(self, jobs: Sequence[Job]) -> list[Any]:
@@ -257,36 +265,53 @@ class Caller:
             counts.calls += 1
             counts.retries += again
 
-    def _post(self, job: Job) -> dict[str, Any]:
-        """Send one request; its answer as JSON."""
+    def _fetch(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> replies.Answer:
+        """One exchange, which ends at the deadline wherever it is by then.
+
+        Raises:
+            PassingError: no whole answer came in time, or more than `LARGEST` bytes of it.
+        """
         import httpx2
 
-        body = {"model": self.name, **job.body, **({"seed": job.seed} if job.seeded else {})}
-        limit, data = self.limits.timeout, bytearray()
-        with self._slots:
-            deadline = time.monotonic() + limit
-            try:
-                with self._client.stream("POST", f"{self.url}/{job.endpoint}", json=body) as answer:
-                    for piece in answer.iter_bytes():
-                        data += piece
-                        if time.monotonic() > deadline:  # the client's own limit is for each piece
-                            raise PassingError(f"no whole answer in {limit:g} s", 0)
-            except httpx2.TimeoutException:
-                raise PassingError(f"no answer in {limit:g} s", 0) from None
-            except httpx2.HTTPError as error:
-                raise PassingError(_line(str(error)) or type(error).__name__, 0) from None
-        status = answer.status_code
-        if status >= 300:
-            self._fail(job.endpoint, status, bytes(data), answer.headers.get("retry-after"))
+        limit = self.limits.timeout
+        asked = asyncio.run_coroutine_threadsafe(self._exchange(method, path, body), self._loop)
         try:
-            reply = untrusted.cleaned(json.loads(data))  # before it is kept or shown anywhere
+            status, headers, data = asked.result(limit + PARTING)
+        except TimeoutError:
+            asked.cancel()
+            raise PassingError(f"no whole answer in {limit:g} s", 0) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
+            raise PassingError(_why(error), 0) from None
+        data = replies.inflated(data, headers.get("content-encoding", ""), LARGEST)
+        return replies.Answer(status, data, headers.get("retry-after"))
+
+    async def _exchange(self, method: str, path: str, body: Any) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and bytes as they came. The client's own limits are for each piece, so it has none."""
+        data = bytearray()
+        async with asyncio.timeout(self.limits.timeout):
+            async with self._client.stream(method, f"{self.url}/{path}", json=body) as answer:
+                async for piece in answer.aiter_raw():
+                    data += piece
+                    if len(data) > LARGEST:
+                        raise PassingError(f"the answer is longer than {LARGEST >> 20} MiB", answer.status_code)
+        return answer.status_code, answer.headers, bytes(data)
+
+    def _post(self, job: Job) -> dict[str, Any]:
+        """Send one request; its answer as JSON."""
+        body = {"model": self.name, **job.body, **({"seed": job.seed} if job.seeded else {})}
+        with self._slots:
+            status, data, retry_after = self._fetch("POST", job.endpoint, body)
+        if status >= 300:
+            self._fail(job.endpoint, status, data, retry_after)
+        try:
+            reply = parsed(data)
         except ValueError:
             raise PassingError("the answer is cut short or not JSON", status) from None
         if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list) or not reply["choices"]:
-            raise PassingError(f"the answer has no choices: {_message(bytes(data))}", status)
+            raise PassingError(f"the answer has no choices: {_message(data)}", status)
         usage = reply.get("usage")
         used = usage.get("total_tokens") if isinstance(usage, dict) else None
-        if not isinstance(used, int) or used < 1:
+        if not isinstance(used, int) or not 1 <= used <= MOST:
             used = estimate(json.dumps(job.body)) + estimate(json.dumps(reply["choices"]))
         with self._lock:
             self.counts.tokens += used
@@ -329,12 +354,12 @@ def _seconds(retry_after: str | None) -> float | None:
     if retry_after is None:
         return None
     try:
-        return max(0.0, float(retry_after))
+        return max(0.0, float(retry_after))  # not a number is 0
     except ValueError:
         pass
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -342,11 +367,31 @@ def _message(data: bytes) -> str:
     """What an error says, as one short line: it is a stranger's text."""
     text = data.decode(errors="replace")
     with contextlib.suppress(ValueError):
-        told = json.loads(text)
+        told = parsed(data)
         for name in ("error", "detail", "message"):
             told = told[name] if isinstance(told, dict) and name in told else told
-        text = untrusted.cleaned(told) if isinstance(told, str) else json.dumps(untrusted.cleaned(told))
+        text = told if isinstance(told, str) else json.dumps(told)
     return _line(text)
+
+
+def _why(error: BaseException) -> str:
+    """What is at the bottom of a failed exchange: those on top only say that it failed."""
+    while below := error.__cause__ or error.__context__:
+        error = below.exceptions[0] if isinstance(below, BaseExceptionGroup) else below
+    told = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
+    return _line(told) or type(error).__name__
+
+
+def parsed(data: bytes) -> Any:
+    """An answer's JSON, cleaned before it is read, kept or shown anywhere.
+
+    Raises:
+        ValueError: it is none, or nested so deeply that it is meant to do harm.
+    """
+    try:
+        return untrusted.cleaned(json.loads(data))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _line(text: str) -> str:
@@ -355,23 +400,44 @@ def _line(text: str) -> str:
     return flat if len(flat) <= 200 else flat[:200] + " ..."
 
 
-def _client(url: str, key: str | None, limits: Limits) -> httpx2.Client:
+def _client(url: str, key: str | None, limits: Limits) -> httpx2.AsyncClient:
     """A pool of connections; through the environment's proxies unless the server is on this machine."""
     try:
         import httpx2
     except ImportError:
         raise UserError("remote models need httpx2: pip install 'didact[remote]'") from None
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {"Accept-Encoding": "gzip, deflate"} | ({"Authorization": f"Bearer {key}"} if key else {})
     pool = httpx2.Limits(max_connections=limits.parallel, max_keepalive_connections=limits.parallel)
     at = urlsplit(url)
     verify = at.scheme == "https"  # else there is nothing to verify, and reading the certificates takes time
     abroad = at.hostname not in LOOPBACK
-    return httpx2.Client(headers=headers, timeout=limits.timeout, limits=pool, verify=verify, trust_env=abroad)
+    try:
+        return httpx2.AsyncClient(headers=headers, timeout=None, limits=pool, verify=verify, trust_env=abroad)
+    except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
+        why = _line(untrusted.without_credentials(str(error)))
+        raise UserError(f"the environment's proxy or certificates (HTTPS_PROXY, SSL_CERT_FILE): {why}") from None
 
 
-def _end(url: str, counts: Counts, client: httpx2.Client, kept: responses.Responses | None) -> None:
+def _turn(loop: asyncio.AbstractEventLoop) -> threading.Thread:
+    """Exchanges run in a loop of their own, where a deadline can end them at any point."""
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    return thread
+
+
+def _end(
+    url: str, counts: Counts, client: httpx2.AsyncClient, kept: responses.Responses | None,
+    loop: asyncio.AbstractEventLoop, thread: threading.Thread,
+) -> None:  # fmt: skip
     """Close everything; answers that came from the cache are told, once."""
-    client.close()
+    if thread is threading.current_thread():
+        loop.stop()
+    elif thread.is_alive():  # not in a forked process
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(client.aclose(), loop).result(PARTING)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(PARTING)
+        loop.close()
     if kept is not None:
         if counts.cached:
             print(f"{url}: {counts} {kept.path}", file=sys.stderr)

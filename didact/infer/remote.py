@@ -64,7 +64,7 @@ def connect(
         budget_calls: calls at most, every retry and first tiny call counted; answers from the cache are free.
         budget_tokens: tokens of prompts and answers at most. Looked at before each call, so that the calls
             under way (`parallel`) can still pass it.
-        timeout: seconds for the whole of an answer.
+        timeout: seconds for the whole of an answer, connecting and headers among them.
         retries: of a call that meets 429, 5xx, silence or an answer cut short; waits double from half a second.
         parallel: calls under way at once.
         cache: keep answers and use those that are kept; `DIDACT_CACHE=off` turns it off for all.
@@ -162,7 +162,8 @@ class Remote:
             listed = self.caller.listed().get(self.name, {})
             meta = listed.get("meta")
             told = {**(meta if isinstance(meta, dict) else {}), **listed}
-            self._context = next((told[n] for n in CONTEXTS if isinstance(told.get(n), int)), CONTEXT)
+            lengths = (told.get(name) for name in CONTEXTS)
+            self._context = next((n for n in lengths if type(n) is int and 0 < n <= calls.MOST), CONTEXT)
         return self._context
 
     def lacks(self, what: str) -> str | None:

@@ -6,6 +6,7 @@ Answers are strangers' JSON: whatever is not of the expected form raises `Passin
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,11 +29,41 @@ class LackingError(PassingError):
     """A good answer without what was asked for: in a first call it shows that the server has it not."""
 
 
+class Answer(NamedTuple):
+    """What came over the wire: status, unpacked bytes, and for how long the server asks to be left alone."""
+
+    status: int
+    data: bytes
+    retry_after: str | None
+
+
+def inflated(data: bytes, coding: str, largest: int) -> bytes:
+    """Bytes unpacked from gzip or deflate, never more than `largest` of them.
+
+    Raises:
+        PassingError: there are more, or they are damaged, or packed in a way that was not asked for.
+    """
+    if coding.lower() in ("", "identity"):
+        return data
+    if coding.lower() not in ("gzip", "deflate"):
+        raise PassingError("the answer is packed in a way that was not asked for")
+    for window in (47, -15):  # by its header; deflate without one
+        unpacking = zlib.decompressobj(window)
+        try:
+            out = unpacking.decompress(data, largest)
+        except zlib.error:
+            continue
+        if unpacking.unconsumed_tail:
+            raise PassingError(f"the answer is longer than {largest >> 20} MiB")
+        return out
+    raise PassingError("the answer is cut short or not JSON")
+
+
 def read(parse: Callable[[Mapping[str, Any]], T], reply: Any) -> T:
     """`parse(reply)`, where any surprise in the answer's form is a `PassingError`."""
     try:
         return parse(reply)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise PassingError("the answer is not of the form it should have") from None
 
 
@@ -84,6 +115,10 @@ def first_tokens(reply: Mapping[str, Any], k: int) -> dict[str, float]:
         raise LackingError("the answer has no log-probs of first tokens")
     out: dict[str, float] = {}
     for text, logp in top:
+        if logp == -math.inf:
+            continue
+        if not (isinstance(text, str) and _is_logp(logp)):
+            raise PassingError("the answer has log-probs that are none")
         known = out.get(text)
         out[text] = logp if known is None else max(known, logp) + math.log1p(math.exp(-abs(known - logp)))
     return dict(sorted(out.items(), key=lambda item: -item[1])[:k])
@@ -107,16 +142,20 @@ def echo_of(reply: Mapping[str, Any], most: int) -> Echo:
     if not tokens or not logps or len(tokens) != len(logps):
         raise LackingError("the answer has no log-probs of the prompt")
     made = (reply.get("usage") or {}).get("completion_tokens", most) if most else 0
-    kept = len(tokens) - made
-    if kept < 1 or not all(isinstance(logp, int | float) and math.isfinite(logp) for logp in logps[1:kept]):
+    kept = len(tokens) - min(max(made, 0), most)
+    if kept < 1 or not all(isinstance(t, str) for t in tokens) or not all(map(_is_logp, logps[1:kept])):
         raise LackingError("the answer has no log-probs of the prompt")
-    return Echo(list(tokens[:kept]), list(logps[:kept]))
+    return Echo(tokens[:kept], [logps[0] if _is_logp(logps[0]) else None, *logps[1:kept]])
 
 
 def shared(alone: Sequence[str], whole: Sequence[str]) -> Border:
     """The border by what a text's tokens share with those of its prompt alone."""
     same = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
     return Border(same, same == len(alone))
+
+
+def _is_logp(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unspaced(text: str) -> str:
