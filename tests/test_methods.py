@@ -131,7 +131,9 @@ def same_numbers(words: list[str], out: Path) -> None:
     prepared = verbs.prepare(options.parser(entry).parse(words[2:], preset or None))
     model, start, told = saved._saved(str(out), "cpu")
     records = {k: v for k, v in prepared.scored.items() if k != "gold"}
-    scoring = protocols.Scoring(records=records, start=start, seed=told["seed"], options=saved._options(told))
+    scoring = protocols.Scoring(
+        records=records, start=start, seed=told["seed"], options=saved._options(told), end=saved._with_end(told)
+    )
     found = running.scored(entry, model, scoring)
     assert found.keys() == told["metrics"].keys()
     for measure, value in found.items():
@@ -233,6 +235,7 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, tmp_path: Pat
     [
         pytest.param(n, p, s, marks=() if n in MOVING and s and not p else pytest.mark.soak)
         for n in TRAINED
+        if ENTRIES[n]["needs"]["model"]["required"]
         for p in ("", *ENTRIES[n]["presets"])
         for s in ("", "adapter", "adapter --lora 3")
         if p or s

@@ -25,10 +25,9 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
     model, start, run = _saved(folder, more.get("device"), rewards=used.kind == "preference")
     records: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
     name = next(iter(used.scored), used.kind)
-    said = run.get("end_token")  # a run and what is said of it later count alike
     scoring = Scoring(
         records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run),
-        end=None if said is None else said == "counted",
+        end=_with_end(run),
     )  # fmt: skip
     before = used.score(start, scoring) if start is not None else None
     return measures.metrics(before, used.score(model, scoring))
@@ -44,6 +43,12 @@ def answers(
         generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
     )
     return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
+
+
+def _with_end(run: Mapping[str, Any]) -> bool | None:
+    """Whether a run counted the end token of answers, so that what is said of it later counts alike."""
+    said = run.get("end_token")
+    return None if said is None else said == "counted"
 
 
 def _options(run: Mapping[str, Any]) -> dict[str, Any]:
