@@ -31,6 +31,7 @@ COMMON = {
     "map": ("FIELD=YOURS", None, "rename a field of your files, --map prompt=question; may be repeated"),
     "skip_bad": ("", False, "drop and count bad lines"),
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
+    "turns": ("WHICH", "last", "assistant turns of `messages` that are learnt: last, or all (a record each)"),
     "track": ("TOOL", None, "curves to tensorboard or wandb (offline) too, in --out"),
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
     "score_on": ("FILE", None, "records to score on before and after, in place of a share of those trained on"),
@@ -66,6 +67,7 @@ class Request:
     rename: dict[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
+    turns: Literal["last", "all"] = "last"
     track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
     score_on: str | None = None
@@ -282,7 +284,7 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return out
 
 
-CHOICES = {"chat": ("auto", "template", "plain"), "track": ("tensorboard", "wandb")}
+CHOICES = {"chat": ("auto", "template", "plain"), "turns": ("last", "all"), "track": ("tensorboard", "wandb")}
 
 
 def common(name: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +24,36 @@ class Messages(str):
     """
 
     turns: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...]
 
-    def __new__(cls, turns: Iterable[Mapping[str, Any]]) -> Messages:  # noqa: D102
-        kept = tuple(dict(turn) for turn in turns)
-        said = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in kept)
-        made = super().__new__(cls, said + "Assistant:")
-        made.turns = kept
+    def __new__(cls, turns: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> Messages:  # noqa: D102
+        kept, offered = tuple(dict(turn) for turn in turns), tuple(dict(tool) for tool in tools)
+        said = "".join(f"{turn['role'].capitalize()}: {Reply(turn)}\n" for turn in kept)
+        made = super().__new__(cls, (f"Tools: {_json(offered)}\n" if offered else "") + said + "Assistant:")
+        made.turns, made.tools = kept, offered
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # so that copies and pickles keep the turns
-        return (self.turns,)
+        return (self.turns, self.tools)
+
+
+class Reply(str):
+    """An assistant turn as a completion: as text its content, then its tool calls as JSON; `turn` is all of it."""
+
+    turn: dict[str, Any]
+
+    def __new__(cls, turn: Mapping[str, Any]) -> Reply:  # noqa: D102
+        calls = turn.get("tool_calls")
+        made = super().__new__(cls, "\n".join(filter(None, (turn["content"], _json(calls) if calls else ""))))
+        made.turn = dict(turn)
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.turn,)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +412,8 @@ def _as_json(value: Any) -> Any:
     """A field's value as JSON has it: conversations as their turns, steps and segments as objects."""
     if isinstance(value, Messages):
         return list(value.turns)
+    if isinstance(value, Reply):
+        return [value.turn]
     if isinstance(value, list) and value and isinstance(value[0], Record):
         return [as_row(item) for item in value]
     return value

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 
 import pytest
 from hypothesis import example, given, settings
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from shapes import TOKENIZERS, tiny, tokenizer_of
 from tokenizers.processors import TemplateProcessing
 
-from didact.data import encode, templates
-from didact.types import Demo, Lexeme, Messages, UserError
+from didact.data import encode, read, templates
+from didact.types import Demo, Lexeme, Messages, UserError, as_row
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=30)
 
@@ -352,6 +353,72 @@ def test_a_start_token_of_the_template_survives_the_cut_and_is_not_doubled(with_
 def test_a_template_that_cannot_serve_is_one_line_with_the_records_number(tokenizer, template, says):
     with pytest.raises(UserError, match=f"demos: record 2: the tokenizer's chat template .*{says}"):
         encode.rows(chatty(tokenizer, template), [("Why?", "a"), (talk("Where?"), "b")], "causal", 64, "demos")
+
+
+TOOLED = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Tarn"}}}]
+OTHER = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Osso"}}}]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+ASKS = {"role": "user", "content": "Weather?"}
+
+
+def called(calls, content=None):
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+@pytest.mark.parametrize(
+    ("row", "lost"),
+    [
+        ({"messages": [ASKS, called(CALL, "A moment.")]}, "tool_calls of turn 2"),
+        ({"messages": [ASKS, called(CALL)]}, "tool_calls of turn 2"),
+        ({"messages": [ASKS, called(CALL), {"role": "tool", "content": "rain"},
+                       {"role": "assistant", "content": "Rain."}]}, "tool_calls of turn 2"),
+        ({"messages": [ASKS, {"role": "assistant", "content": "Rain."}], "tools": TOOLS}, "tools"),
+    ],
+)  # fmt: skip
+def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, tmp_path, row, lost):
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
+    records = read.read(tmp_path / "talk.jsonl")
+    assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # written and read again
+    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer)
+    assert encode.chat_choice(shown, records) == "template"
+    made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
+    said = shown.decode(made.prompt + made.completion)
+    turns = [t | {"content": t["content"] or ""} for t in row["messages"]]
+    assert said + "\n" == shown.apply_chat_template(turns, tools=row.get("tools"), tokenize=False)
+    with pytest.raises(UserError, match=rf"talk\.jsonl:1: the tokenizer's chat template does not show {lost};"):
+        encode.chat_choice(hidden, records)
+    with pytest.raises(UserError, match=f"record 1: .* does not show {lost}"):
+        encode.rows(hidden, [(records[0].prompt, records[0].completion)], "causal", 4096)
+    plain = templates.as_chat(records, "plain")[0]
+    assert "weather" in plain.prompt + plain.completion
+
+
+def test_sides_that_differ_in_their_calls_only_are_different_rows_or_an_error(tokenizer, tmp_path):
+    row = {"prompt": [ASKS], "chosen": [called(CALL, "")], "rejected": [called(OTHER, "")]}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    pairs = read.read(tmp_path / "pairs.jsonl", "preference")
+    shown = chatty(tokenizer, TOOLED)
+    sides = [encode.row(shown, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)]
+    assert encode.chat_choice(shown, pairs) == "template" and sides[0].completion != sides[1].completion
+    alike = chatty(tokenizer, TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name"))
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: .* writes both sides alike"):
+        encode.chat_choice(alike, pairs)
+
+
+def test_every_assistant_turn_is_a_record_where_all_are_to_be_learnt(tokenizer, tmp_path):
+    told = [*talk("Where?", "Tarn", "And who?", "Mira", "Bye").turns]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": told}) + "\n")
+    last, every = (read.read(tmp_path / "talk.jsonl", turns=turns) for turns in ("last", "all"))
+    assert [r.completion for r in last] == ["Mira"] and [r.completion for r in every] == ["Tarn", "Mira"]
+    chat = chatty(tokenizer)
+    rows = [encode.row(chat, r.prompt, r.completion, "causal", 4096) for r in every]
+    assert chat.decode(rows[1].prompt).startswith(chat.decode(rows[0].prompt + rows[0].completion))
+    assert last[0] == every[1] and every.places == [f"{tmp_path}/talk.jsonl:1"] * 2
 
 
 def test_an_empty_answer_in_a_conversation_is_an_error(tokenizer):

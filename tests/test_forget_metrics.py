@@ -1,14 +1,18 @@
 """The TOFU numbers on hand-made models and numbers; generation in batches is generation one by one."""
 
 import math
+import re
+import string
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from didact.evaluate import forgetting, protocols
+from didact.evaluate import forgetting, protocols, qa
 from didact.evaluate.protocols import Scoring, forget
 from didact.infer import generate as generation
 from didact.infer.generate import generate
@@ -295,3 +299,40 @@ def test_long_prompts_are_cut_on_the_left_to_leave_room_for_the_answer(taught, w
     assert generate(model, [long], max_new_tokens=8) == generate(
         model, [model.tokenizer.decode(tail)], max_new_tokens=8
     )
+
+
+# --- other scripts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "recall", "f1"),
+    [
+        ("в городе Тарн", "в городе Тарн", 1.0, 1.0),
+        ("в городе Осса", "в городе Тарн", 2 / 3, 2 / 3),
+        ("米拉出生在塔恩", "米拉出生在塔恩", 1.0, 1.0),
+        ("她在塔恩。", "在塔恩", 1.0, 6 / 7),
+        ("たーん市", "たーん", 1.0, 6 / 7),
+        ("ตาร์น", "ตาร์น", 1.0, 1.0),  # each letter with its marks
+        ("هي في تارن", "في تارن", 1.0, 0.8),
+        ("Caf\u00e9", "Cafe\u0301", 1.0, 1.0),
+        ("\u0442\u0430\u0440\u043d", "\u043e\u0441\u0441\u0430", 0.0, 0.0),
+    ],
+)
+def test_overlap_is_counted_in_every_script(said, wanted, recall, f1):
+    assert forgetting.rouge_recall([said], [wanted])[0] == pytest.approx(recall)
+    assert qa.f1(said, [wanted]) == pytest.approx(f1)
+    assert qa.exact_match(said, [wanted]) == (f1 == 1)
+    assert (qa.bleu(said, [wanted]) > 0) == (f1 > 0)
+
+
+@given(st.text(st.characters(codec="ascii")), st.text(st.characters(codec="ascii")))
+@example("It's the well-known Tarn's 3.5 maps_of \u201cOsso\u201d", "running: a tarn, maps of Osso \u2014 3 5")
+def test_english_scores_stay_to_the_digit(said, wanted):
+    from rouge_score import rouge_scorer
+
+    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(wanted, said)["rougeL"].recall
+    assert forgetting.rouge_recall([said], [wanted])[0] == theirs
+    squad = str.maketrans("", "", string.punctuation)
+    for text in (said, wanted):
+        bare = " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(squad)).split())
+        assert qa.normalise(text) == bare

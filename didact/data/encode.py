@@ -13,6 +13,7 @@ text (`User: ...`) where there is none.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from didact.data import templates
 from didact.data.templates import Chat, Condition
-from didact.types import Messages, Record, UserError
+from didact.types import Messages, Record, Reply, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -259,7 +260,7 @@ def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, kind: 
 
 
 def chat_choice(
-    tokenizer: PreTrainedTokenizerBase, records: Iterable[Record], asked: Chat = "auto"
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], asked: Chat = "auto"
 ) -> Literal["template", "plain"]:
     """How `row` puts the prompts of these records to the model, once `templates.as_chat` did what was asked.
 
@@ -267,13 +268,40 @@ def chat_choice(
     else as plain text.
 
     Raises:
-        UserError: a template is asked for and the tokenizer has none.
+        UserError: a template is asked for and the tokenizer has none; it leaves out tools, tool calls, or all that
+            tells the two sides of a pair apart (every such line is named).
     """
+    places: Sequence[str] | None = getattr(records, "places", None)
     if asked == "template" and not _has_template(tokenizer):
         raise UserError("--chat template: the model's tokenizer has no chat template; use --chat plain")
     spoken = any(isinstance(getattr(record, "prompt", None), Messages) for record in records)
     template = asked == "template" or (asked == "auto" and spoken and _has_template(tokenizer))
+    if template:
+        _check_calls(tokenizer, records, places or [f"record {n}" for n, _ in enumerate(records, 1)])
     return "template" if template else "plain"
+
+
+def _check_calls(tokenizer: PreTrainedTokenizerBase, records: Iterable[Any], places: Iterable[str]) -> None:
+    """Render what has tools or tool calls, so that what a template leaves out is told before any work."""
+    problems = []
+    for place, record in zip(places, records, strict=True):
+        prompt = getattr(record, "prompt", None)
+        answers = [a for n in ("completion", "chosen", "rejected") if (a := getattr(record, n, None))]
+        if not isinstance(prompt, Messages) or not (_calls(prompt) or any(isinstance(a, Reply) for a in answers)):
+            continue
+        try:
+            sides = [rendered(tokenizer, prompt, answer)[1] for answer in answers]
+            if len(sides) == 2 and sides[0] == sides[1] and answers[0] != answers[1]:
+                raise UserError("the tokenizer's chat template writes both sides alike: there is nothing to prefer")
+        except UserError as problem:
+            problems.append(f"{place}: {problem}")
+    if problems:
+        more = f"\n... and {len(problems) - 20} more bad lines" if len(problems) > 20 else ""
+        raise UserError("\n".join(problems[:20]) + more)
+
+
+def _calls(prompt: Messages) -> bool:
+    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] == "tool" for t in prompt.turns)
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[str, str]:
@@ -284,8 +312,11 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: s
     Raises:
         UserError: the template refuses these turns, or writes the prompt differently once it is answered.
     """
-    head = _render(tokenizer, prompt.turns, add_generation_prompt=True)
-    whole = _render(tokenizer, (*prompt.turns, {"role": "assistant", "content": completion}))
+    answer = completion.turn if isinstance(completion, Reply) else {"role": "assistant", "content": completion}
+    head = _render(tokenizer, prompt.turns, prompt.tools, add_generation_prompt=True)
+    whole = _render(tokenizer, (*prompt.turns, answer), prompt.tools)
+    if isinstance(completion, Reply) or _calls(prompt):
+        _all_shown(tokenizer, (*prompt.turns, answer), prompt.tools, whole)
     if not whole.startswith(head):
         raise UserError(
             "the tokenizer's chat template writes the prompt differently once it is answered, so that what to learn "
@@ -385,7 +416,7 @@ def _read(tokenizer: PreTrainedTokenizerBase, prompt: str, condition: Condition 
     asked = templates.introduced(prompt, words.before, words.place)
     cue = _cue(tokenizer, asked, words.after) if words.after else ""
     if _templated(asked, tokenizer):
-        return _render(tokenizer, asked.turns, add_generation_prompt=True) + cue, False
+        return _render(tokenizer, asked.turns, asked.tools, add_generation_prompt=True) + cue, False
     start = tokenizer.bos_token
     return asked + cue, not (start and asked.startswith(str(start)))
 
@@ -419,13 +450,49 @@ def _has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **how: Any) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
+    **how: Any,
+) -> str:
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **how))
-    except TemplateError as error:
+        return str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
+    except (TemplateError, TypeError, ValueError) as error:  # of the template's own Python too
         raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
+
+
+def _all_shown(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str
+) -> None:
+    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered."""
+
+    def hidden(turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = tools) -> bool:
+        with contextlib.suppress(UserError):
+            return _render(tokenizer, turns, tools) == whole
+        return False  # it cannot be written without, so it is read
+
+    def without(at: int, change: dict[str, Any]) -> list[dict[str, Any]]:
+        rest = {k: v for k, v in turns[at].items() if k != "tool_calls"}
+        return [*turns[:at], rest | change, *turns[at + 1 :]]
+
+    lost = [
+        f"tool_calls of turn {i + 1}" for i, t in enumerate(turns) if t.get("tool_calls") and hidden(without(i, {}))
+    ]
+    lost += [
+        f"the tool's answer, turn {i + 1}"
+        for i, t in enumerate(turns)
+        if t["role"] == "tool" and t["content"] and hidden(without(i, {"content": ""}))
+    ]
+    if tools and hidden(turns, ()):
+        lost.append("tools")
+    if lost:
+        raise UserError(
+            f"the tokenizer's chat template does not show {', '.join(lost)}; use a model whose template does, "
+            "--chat plain, or remove the field"
+        )
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -7,14 +7,15 @@ import functools
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from didact.data import contexts, formats
-from didact.types import RECORDS, Messages, Preference, Record, UserError
+from didact.types import RECORDS, Messages, Preference, Record, Reply, UserError
 
 R = TypeVar("R", bound=Record)
+Turns = Literal["last", "all"]
 SHOWN = 20  # bad lines listed before the rest are only counted
 ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
 TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
@@ -27,10 +28,15 @@ class Records(list[R]):
 
     path: str | None = None
     dropped: int = 0
+    places: Sequence[str] = ()  # where each stands, `file:line`
 
 
 def read(
-    path: str | Path, kind: str | type[R] = "demo", rename: Mapping[str, str] | None = None, skip_bad: bool = False
+    path: str | Path,
+    kind: str | type[R] = "demo",
+    rename: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    turns: Turns = "last",
 ) -> Records[R]:
     """Read a file, a folder of `datasets` or a hub reference into records of one kind.
 
@@ -39,6 +45,8 @@ def read(
         kind: a record class or its name (`demo`, `text`, `preference`, ...).
         rename: the file's field for a record's, `{"prompt": "question"}`.
         skip_bad: drop bad lines and count them in `.dropped` instead of raising.
+        turns: which assistant turns of `messages` are completions; `all` makes a record of each, after all that
+            precedes it.
 
     Raises:
         UserError: the file is missing, empty, binary, or has bad lines (the first 20 are listed).
@@ -49,10 +57,12 @@ def read(
     records: Records[R] = Records()
     records.path = str(path)
     problems: list[str] = []
+    places: list[str] = []
     for place, found in formats.rows(path):
         try:
-            for row in contexts.both_ways(found) if record is Preference else (found,):
+            for row in contexts.both_ways(found) if record is Preference else _answered(found, rename, turns):
                 records.append(from_row(row, record, rename))
+                places.append(place)
         except UserError as problem:
             problems.append(f"{place}: {problem}")
     if problems and not skip_bad:
@@ -62,6 +72,7 @@ def read(
         why = f"all {len(problems)} lines are bad" if problems else "it is empty"
         raise UserError(f"{path}: no {record.__name__} record in it: {why}")
     records.dropped = len(problems)
+    records.places = places
     return records
 
 
@@ -190,7 +201,7 @@ def _conversations(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
         if values.get("prompt") is None and "chosen" in fields:
             _split_pair(values)
         if _are_turns(values.get("prompt")):
-            values["prompt"] = Messages(_turns("prompt", values["prompt"]))
+            values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(values.get("tools")))
         for name in set(ANSWERS) & set(fields):
             if _are_turns(values.get(name)):
                 values[name] = _answer(name, _turns(name, values[name]))
@@ -199,7 +210,32 @@ def _conversations(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
         values["text"] = "".join(text for text in texts if isinstance(text, str)) or None
 
 
-def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], str]:
+def _answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterator[Any]:
+    """A row with `messages` as one for each assistant turn that something precedes; any other, and `last`, as it is."""
+    name = (rename or {}).get("messages", "messages")
+    messages = row.get(name) if isinstance(row, Mapping) else None
+    if isinstance(messages, str) and isinstance(row, formats.Cells):
+        messages = formats.decoded(messages)
+    ends = [i for i, t in enumerate(messages) if i and t.get("role") == "assistant"] if _are_turns(messages) else []
+    if turns == "last" or not isinstance(messages, list) or not ends:
+        yield row
+        return
+    for i in ends:
+        yield type(row)(row) | {name: messages[: i + 1]}
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
+    """The tools a conversation offers, or none."""
+    if isinstance(value, str) and value.strip():
+        value = formats.decoded(value)
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UserError("field 'tools' must be a list of objects, as a chat template takes them")
+    return value
+
+
+def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
     """A dialogue as what stands before the last answer, and that answer; what follows it answers nothing."""
     if isinstance(messages, str):  # a cell of a table
         messages = formats.decoded(messages)
@@ -207,7 +243,7 @@ def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], str]:
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
     if last == 0:
         raise UserError("field 'messages' must hold an assistant turn with something before it")
-    return turns[:last], turns[last]["content"]
+    return turns[:last], turns[last : last + 1]
 
 
 def _split_pair(values: dict[str, Any]) -> None:
@@ -243,12 +279,19 @@ def _turns(name: str, value: Any) -> list[dict[str, Any]]:
     """A list of turns, each with a role and a text."""
     if not isinstance(value, list) or not value:
         raise UserError(f'field \'{name}\' must be a list of turns, {{"role": ..., "content": ...}}')
+    value = [_with_content(turn) for turn in value]
     for at, turn in enumerate(value, 1):
         for key in ("role", "content"):
             if not isinstance(turn, dict) or not isinstance(turn.get(key), str):
                 raise UserError(f"field '{name}', turn {at}: every turn needs a text 'role' and a text 'content'")
     _sound(name, value, numbers=False)
     return value
+
+
+def _with_content(turn: Any) -> Any:
+    """A turn that only calls tools says nothing: services leave its content out, or null."""
+    silent = isinstance(turn, dict) and turn.get("tool_calls") and turn.get("content") is None
+    return turn | {"content": ""} if silent else turn
 
 
 def _answer(name: str, turns: list[dict[str, Any]]) -> str:
@@ -258,7 +301,7 @@ def _answer(name: str, turns: list[dict[str, Any]]) -> str:
             f"field '{name}' must be one assistant turn, not {', '.join(roles)}; put what precedes it into the prompt"
         )
     text: str = turns[0]["content"]
-    return text
+    return Reply(turns[0]) if turns[0].get("tool_calls") else text
 
 
 _WORDS = {

@@ -59,8 +59,8 @@ def introduced(prompt: str, before: str, place: Place = "system") -> str:
         return before + prompt
     first, *rest = prompt.turns
     if first["role"] == "system" or place == "user":
-        return Messages([first | {"content": before + first["content"]}, *rest])
-    return Messages([{"role": "system", "content": before.strip()}, *prompt.turns])
+        return Messages([first | {"content": before + first["content"]}, *rest], prompt.tools)
+    return Messages([{"role": "system", "content": before.strip()}, *prompt.turns], prompt.tools)
 
 
 def with_alternates(records: Sequence[Demo], refusals: Sequence[str] = REFUSALS, seed: int = 0) -> list[str]:

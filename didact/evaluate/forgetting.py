@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from didact.data import encode
+from didact.data import encode, words
 from didact.models import forward
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
@@ -145,10 +145,20 @@ def retain_truth_score(ratios: Array) -> float:
 
 
 def rouge_recall(generated: Sequence[str], gold: Sequence[str]) -> Array:
-    """ROUGE-L recall of each generation against the gold answer, stemmed as in TOFU."""
-    from rouge_score import rouge_scorer
+    """ROUGE-L recall of each generation against the gold answer, stemmed as in TOFU, in any script."""
+    from rouge_score import rouge_scorer, tokenizers
 
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    class Words(tokenizers.DefaultTokenizer):  # type: ignore[misc]
+        """rouge_score's own words, and those of letters it would drop."""
+
+        def tokenize(self, text: str) -> list[str]:
+            """The words of a text."""
+            own = super().tokenize
+            if not words.foreign(text):
+                return list(own(text))
+            return [t for word in words.words(text.lower()) for t in (own(word) if word.isascii() else [word])]
+
+    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=Words(use_stemmer=True))
     return np.array([scorer.score(g, made)["rougeL"].recall for made, g in zip(generated, gold, strict=True)])
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from didact.data import words
 from didact.evaluate import statistics
 from didact.evaluate.measures import Better, Measure
 from didact.infer.span_decoders import Decoder
@@ -23,19 +25,30 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, without a, an and the, blanks collapsed."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without punctuation, without a, an and the, blanks collapsed, as SQuAD has it.
+
+    Of text with letters beyond ASCII, punctuation beyond ASCII goes too, and an accent is one letter however written.
+    """
+    text = words.folded(text.lower()).translate(_PUNCTUATION)
+    if words.foreign(text):
+        text = "".join(c for c in text if unicodedata.category(c)[0] != "P")
+    return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Overlap of the two bags of normalised words, `2 P R / (P + R)`; an empty prediction scores 0."""
-    return max((_f1(normalise(prediction).split(), normalise(a).split()) for a in answers), default=0.0)
+    """Overlap of the two bags of normalised words, `2 P R / (P + R)`; an empty prediction scores 0.
+
+    In scripts without spaces a letter is a word.
+    """
+    said = words.tokens(normalise(prediction))
+    return max((_f1(said, words.tokens(normalise(a))) for a in answers), default=0.0)
 
 
 def bleu(prediction: str, answers: Sequence[str]) -> float:
     """Sentence BLEU against all answers at once, in [0, 1], as sacrebleu has it (13a tokens, exponential smoothing).
 
-    Orders with no n-gram in the prediction are left out, or an answer of three words would score nothing.
+    In scripts without spaces a letter is a word. Orders with no n-gram in the prediction are left out, or an answer of
+    three words would score nothing.
 
     Raises:
         UserError: the package sacrebleu is not installed.
@@ -44,7 +57,8 @@ def bleu(prediction: str, answers: Sequence[str]) -> float:
         from sacrebleu import sentence_bleu
     except ImportError:
         raise UserError("bleu: the package sacrebleu is missing: pip install didact[metrics]") from None
-    return float(sentence_bleu(prediction, list(answers), use_effective_order=True).score) / 100
+    said, wanted = _spaced(prediction), [_spaced(a) for a in answers]
+    return float(sentence_bleu(said, wanted, use_effective_order=True).score) / 100
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -100,6 +114,10 @@ def compare(records: Sequence[QA], said: Mapping[Decoder, Sequence[Span]]) -> di
             gain = np.subtract(scores["exact"], scores["greedy"])[known]
             out["gain"] = _mean(100 * gain, "%", "higher", "F1 of exact less that of greedy, paired")
     return out
+
+
+def _spaced(text: str) -> str:
+    return " ".join(words.tokens(text)) if words.foreign(text) else text
 
 
 def _percent(values: Sequence[float] | Sequence[bool] | np.ndarray, help: str) -> Measure:

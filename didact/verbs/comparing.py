@@ -24,7 +24,7 @@ from didact.verbs import inputs, provenance
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
-    "beyond_lrs", "lora_lrs",
+    "turns", "beyond_lrs", "lora_lrs",
 )  # fmt: skip
 LORA_LRS = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
 YAML = (".yaml", ".yml")
@@ -58,6 +58,7 @@ class Comparison:
         rename: fields of the files.
         skip_bad: drop bad lines.
         chat: conversations to the model, as `didact run` has it.
+        turns: assistant turns of `messages` that are learnt, as `didact run` has it.
         track: a tool that curves go to as well.
         overwrite: replace the comparison that stands in `out`.
         argv: the command line, shown on the page.
@@ -85,6 +86,7 @@ class Comparison:
     rename: Mapping[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
+    turns: Literal["last", "all"] = "last"
     track: Literal["tensorboard", "wandb"] | None = None
     overwrite: bool = False
     argv: Sequence[str] = ()
@@ -224,7 +226,7 @@ def _records(
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     out: dict[str, Sequence[Record]] = {}
     for name, path in request.data.items():
-        rows = read(path, kinds[name], dict(request.rename), request.skip_bad)
+        rows = read(path, kinds[name], dict(request.rename), request.skip_bad, request.turns)
         out[name] = rows
         sources[name] = {
             "path": path,

@@ -117,7 +117,7 @@ def _inputs(
     records: dict[str, Sequence[Record]] = {}
     sources = {}
     for name, path in request.data.items():
-        rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad)
+        rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad, request.turns)
         records[name] = rows
         sources[name] = {
             "path": path,
@@ -161,7 +161,7 @@ def _held_out(
             )
         name = next((n for n, need in entry["needs"].items() if need["kind"] == kind), kind)
         name = used[0].held_out or name
-        scored[name] = read(request.score_on, kind, request.rename, request.skip_bad)
+        scored[name] = read(request.score_on, kind, request.rename, request.skip_bad, request.turns)
     for protocol in used:
         scored |= {name: train[name] for name in protocol.scored if name in train}
         name = held_out_from(protocol, entry, train)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from didact.data import encode
+from didact.data import encode, words
 from didact.data.encode import TokenizedExample
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
@@ -59,7 +59,7 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Different n-grams of words over all of them; 0 where there are none."""
-    grams = [tuple(words[i : i + n]) for words in (t.split() for t in texts) for i in range(len(words) - n + 1)]
+    grams = [tuple(said[i : i + n]) for said in map(words.tokens, texts) for i in range(len(said) - n + 1)]
     return float(len(set(grams)) / len(grams)) if grams else 0.0
 
 

@@ -1,0 +1,58 @@
+"""Words of a text in any script: what measures of overlap count. Pure, without torch or numpy.
+
+A word is a run of letters, digits and their marks; scripts that put no spaces between words (Chinese, Japanese, Thai,
+Lao, Khmer, Burmese) are cut letter by letter, each with its marks.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LETTER = re.compile(f"[{UNSPACED}]")
+
+
+def foreign(text: str) -> bool:
+    """Whether any of its letters is beyond ASCII: tools made for English drop it."""
+    return not text.isascii() and any(c > "\x7f" and unicodedata.category(c)[0] in "LM" for c in text)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in one normal form, in the case they have."""
+    return _cut(text, lambda c: unicodedata.category(c)[0] in "LN")
+
+
+def tokens(text: str) -> list[str]:
+    """What stands between white space, punctuation with it; letters of scripts without spaces one by one."""
+    return _cut(text, lambda c: not c.isspace()) if foreign(text) else text.split()
+
+
+def folded(text: str) -> str:
+    """A text by which two are compared: one normal form, so that an accent is the same letter however it is written."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _cut(text: str, inside: Callable[[str], bool]) -> list[str]:
+    out: list[str] = []
+    grows = False  # whether the last one may go on
+    for c in folded(text):
+        if unicodedata.category(c)[0] == "M":
+            if out:  # a mark goes with what it marks
+                out[-1] += c
+        elif _LETTER.match(c):
+            out.append(c)
+            grows = False
+        elif inside(c):
+            if grows:
+                out[-1] += c
+            else:
+                out.append(c)
+            grows = True
+        else:
+            grows = False
+    return out
