@@ -91,12 +91,12 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
 
 
 def test_sft_and_dpo_run_on_files_and_are_scored_on_what_they_did_not_see(place, world, tmp_path):
-    rows = [{"prompt": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.holdout]
+    rows = [{"question": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.holdout]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     write_rows(tmp_path / "demos.jsonl", world.holdout)
     cases = (("dpo", "preferences", "pairs", "preferred"), ("sft", "demos", "demos", "accuracy"))
     for method, option, name, metric in cases:
-        data = [f"--{option}", f"{tmp_path}/{name}.jsonl", "--out", f"{tmp_path}/{method}"]
+        data = [f"--{option}", f"{tmp_path}/{name}.jsonl", "--map=prompt=question", "--out", f"{tmp_path}/{method}"]
         assert cli.main(["run", method, "--model", f"{place}/model", *data, "--lr=1e-3", "--steps=20"]) == 0
         report = read_json(tmp_path / method / "result.json")
         assert report["held_out"] == {option: 4} and report["metrics"][metric]["n"] == 4

@@ -335,15 +335,14 @@ def test_the_filter_drops_trees_whose_solution_is_wrong():
 
 
 def test_offline_searches_with_the_first_policy_and_online_with_the_last():
-    made = {}
-    for online in (True, False):
-        fit = Fit(lr=1e-2, epochs=2, rows=8, schedule="constant")
+    def records(online, lr=1e-2):
+        fit = Fit(lr=lr, epochs=2, rows=8, schedule="constant")
         how = HABIT | {"online": online, "batch": 8, "filter": False}
-        made[online] = alignment.mcts_dpo(start(), habit(1, 8), **how, fit=fit)
-    first = [[r for r in made[o].records if r.extra["round"] == 0] for o in (True, False)]
-    second = [[r for r in made[o].records if r.extra["round"] == 1] for o in (True, False)]
-    assert first[0] == first[1] and second[0] != second[1]
-    assert made[True].findings["rounds"][0] == made[False].findings["rounds"][0]
+        found = alignment.mcts_dpo(start(), habit(1, 8), **how, fit=fit).records
+        return [[r for r in found if r.extra["round"] == n] for n in (0, 1)]
+
+    online, offline, untaught = records(True), records(False), records(True, lr=0.0)
+    assert online[0] == offline[0] and online[1] != offline[1] == untaught[1]
 
 
 @pytest.mark.parametrize("more", [{"loss": "ipo"}, {"smoothing": False}, {"reference": "previous"}, {"rule": "second"},
