@@ -39,7 +39,7 @@ class Letters:
     """A tokenizer of single letters; `.` ends."""
 
     vocabulary = "_abcdefghijklmnopqrstuvwxyz .?"
-    pad_token_id, eos_token_id, bos_token_id, model_max_length = 0, 28, None, 64
+    pad_token_id, eos_token_id, bos_token_id, bos_token, model_max_length = 0, 28, None, None, 64
 
     def __call__(self, text, add_special_tokens=True):
         return {"input_ids": [self.vocabulary.index(c) for c in text]}

@@ -166,7 +166,7 @@ def place(method: str, folder: str | Path) -> Path:
     """
     path = Path(folder) / f"{method}.json"
     try:
-        ours = not path.exists() or files.read_json(path)["sources_sha256"]
+        ours = not path.exists() or "sources_sha256" in files.read_json(path)
     except (UserError, OSError, LookupError, TypeError):
         ours = False
     if not ours:

@@ -146,7 +146,7 @@ def chain(
             f"the chain has {len(more)} tokens after its first completion and the model's context {context}"
         )
     first = row(tokenizer, prompt, completion, kind, room, condition=Condition(after=phrase))
-    if kind == "causal" and len(first.prompt) < len(_ids(tokenizer, phrase)) + bool(prompt):
+    if kind == "causal" and len(first.prompt) < len(_ids(tokenizer, cut(phrase, "")[0])) + bool(prompt):
         raise UserError(f"the model's context of {context} leaves no room for a prompt before the phrase")
     return TokenizedExample(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
 
