@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from didact import files, registry, untrusted
-from didact.data import formats
+from didact.data import encode, formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer
@@ -47,18 +47,20 @@ def run(request: Request) -> dict[str, Any]:
     done = _finished(out, request)
     if done:
         return done | {"again": True}
-    job = prepare(request)
-    torch.manual_seed(request.seed)
-    _begin(out, job)
-    try:
-        return _taught(out, job)
-    except UserError:
-        with contextlib.suppress(OSError):  # the disk may be what is full
-            files.write_json(out / "result.json", {"schema": provenance.SCHEMA, "status": "failed", **_who(request)})
-        raise
+    day = _day(out, request)
+    with encode.dated(day):
+        job = prepare(request)
+        torch.manual_seed(request.seed)
+        _begin(out, job, day)
+        try:
+            return _taught(out, job, day)
+        except UserError:
+            with contextlib.suppress(OSError):  # the disk may be what is full
+                files.write_json(out / "result.json", _state("failed", request, day))
+            raise
 
 
-def _taught(out: Path, job: Job) -> dict[str, Any]:
+def _taught(out: Path, job: Job, day: str) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
     scoring = _scoring(job)
     before = scored(job.entry, scoring.start, scoring) if scoring else None
@@ -87,7 +89,7 @@ def _taught(out: Path, job: Job) -> dict[str, Any]:
     if end_token == "not counted":
         result.warnings.append(NOT_ENDED)
     written = result.save(out)
-    report = _report(job, result, written) | {"answered": answered, "end_token": end_token}
+    report = _report(job, result, written) | {"answered": answered, "end_token": end_token, "began": day}
     files.write_json(out / "samples.json", result.samples)
     files.write_json(out / "result.json", report)
     return report
@@ -156,19 +158,32 @@ def _counts(rows: Sequence[Mapping[str, str]], ended: bool) -> dict[str, int]:
     return {"of": len(known), **right}
 
 
-def _begin(out: Path, job: Job) -> None:
+def _begin(out: Path, job: Job, day: str) -> None:
     """Say that a run is under way; what another run left in the folder goes, its own checkpoints stay."""
-    who = _who(job.request)
     try:
-        kept = _kept(out)
-        mine = kept.get("request") == files.plain(who["request"]) and kept.get("status") in ("running", "failed")
-        if kept and not mine:
+        if (kept := _kept(out)) and not _goes_on(kept, job.request):
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
         files.sweep(out)
-        files.write_json(out / "result.json", {"schema": provenance.SCHEMA, "status": "running", **who})
+        files.write_json(out / "result.json", _state("running", job.request, day))
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _goes_on(kept: Mapping[str, Any], request: Request) -> bool:
+    """Whether a folder holds the beginning of this very run."""
+    same = kept.get("request") == files.plain(_who(request)["request"])
+    return same and kept.get("status") in ("running", "failed")
+
+
+def _day(out: Path, request: Request) -> str:
+    """When the run began, which is what its chat template may write: an earlier day, where it goes on."""
+    kept = _kept(out)
+    return str(kept["began"]) if _goes_on(kept, request) and "began" in kept else encode.today()
+
+
+def _state(status: str, request: Request, day: str) -> dict[str, Any]:
+    return {"schema": provenance.SCHEMA, "status": status, "began": day, **_who(request)}
 
 
 def _who(request: Request) -> dict[str, Any]:
