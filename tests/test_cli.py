@@ -198,7 +198,10 @@ BAD_FILES = {
     "wrong type": ('{"prompt": "a", "completion": 3}\n', "field 'completion' must be text, not a whole number"),
     "empty": ("", "no Demo record in it: it is empty"),
     "not JSON": ('{"prompt": \n', "forget.jsonl:1: not valid JSON"),
-    "an empty completion": ('{"prompt": "a", "completion": ""}\n', "record 1: the completion is empty"),
+    "an empty completion": (
+        '{"prompt": "a", "completion": ""}\n',
+        "forget.jsonl:1: field 'completion': the completion is empty",
+    ),
     "a completion longer than the context": (json.dumps({"prompt": "a", "completion": "word " * 900}), "context"),
 }
 

@@ -16,6 +16,8 @@ from didact.evaluate import forgetting
 from didact.learn import fit as loop
 from didact.learn import language, schedules
 from didact.learn.fit import Hook, Term
+from didact.learn.masters import Masters
+from didact.models.model import copy_of
 from didact.types import Demo, Fit, UserError
 
 PLAIN = Fit(lr=0.1, schedule="constant", clip=0.0, optimizer="sgd")
@@ -486,3 +488,71 @@ def test_a_taught_model_says_what_it_cost(fresh):
 def test_an_empty_stream_is_an_error_and_not_a_crash(fresh):
     with pytest.raises(UserError, match="no records"):
         language.train(fresh("llama"), {"a": []}, nll, Fit(steps=1), quiet=True)
+
+
+# --- weights narrower than float32 -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor"])
+def test_a_small_rate_moves_bfloat16_weights_as_it_moves_float32_ones(optimizer, fresh):
+    """Each step alone is rounded away; after forty of them the weights are float32 training's, rounded."""
+    start = copy_of(fresh("llama"))
+    start.module.bfloat16()
+    wide = copy_of(start)
+    wide.module.float()
+    rate = 1e-2 if optimizer == "sgd" else 2e-5
+    how = Fit(lr=rate, steps=40, rows=5, schedule="constant", optimizer=optimizer, clip=0.0)
+    ours, theirs = (
+        language.train(m, {"data": items_of(m, UNEQUAL)}, nll, how, quiet=True).model for m in (start, wide)
+    )
+    before = dict(start.module.named_parameters())
+    moved, right = 0.0, 0.0
+    for (name, p), q in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
+        assert p.dtype == torch.bfloat16
+        gone = (q - before[name].float()).abs()
+        far = gone > before[name].float().abs() * 2**-8  # more than the distance between two bfloat16 numbers
+        if far.any():
+            moved += float((p != before[name])[far].sum())
+            right += float(far.sum())
+    assert right > 1000 and moved > 0.95 * right
+
+
+def test_float32_copies_are_resumed_to_the_same_bits(fresh, tmp_path):
+    start = copy_of(fresh("llama"))
+    start.module.bfloat16()
+    items = {"data": items_of(start, UNEQUAL)}
+    how = Fit(lr=2e-5, steps=12, rows=5, schedule="constant", save_every=1)
+    whole = language.train(start, items, nll, how, quiet=True)
+
+    class Dies(Hook):
+        def after(self, step):
+            if step.step == 7 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        language.train(start, items, nll, how.replace(folder=str(tmp_path)), hooks=[Dies()], quiet=True)
+    again = language.train(start, items, nll, how.replace(folder=str(tmp_path)), hooks=[Dies()], quiet=True)
+    assert again.model.fingerprint() == whole.model.fingerprint() != start.fingerprint()
+    for name, value in whole.state.optimizer.items():
+        assert torch.equal(value, again.state.optimizer[name]), name
+    assert any(name.endswith("|master") for name in whole.state.optimizer)
+
+
+def test_float32_weights_have_no_copies():
+    named = {"w": nn.Parameter(torch.ones(2)), "n": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
+    masters = Masters(named)
+    assert masters.all["w"] is named["w"] and masters.all["n"].dtype == torch.float32
+    with torch.no_grad():
+        masters.all["n"].add_(2**-10)
+    masters.give()
+    assert torch.equal(named["n"], torch.ones(2, dtype=torch.bfloat16))  # not far enough yet
+    kept = masters.tensors()
+    assert Masters(named).restore(kept) == {}
+    again = Masters(named)
+    again.restore(kept)
+    assert torch.equal(again.all["n"], masters.all["n"])
+    with torch.no_grad():
+        named["n"].fill_(3.0)  # weights that something else changed
+    again.restore(kept)
+    assert torch.equal(again.all["n"], torch.full((2,), 3.0))

@@ -432,6 +432,90 @@ def test_prompts_that_lose_tokens_are_counted(fresh, capsys):
     ]
 
 
+# --- tokenizers that do not fit --------------------------------------------------------------
+
+
+def with_token(model, token="<far>", **special):
+    """The same model under a tokenizer with one token more than it has embeddings for."""
+    wide = copy.deepcopy(model.processor)
+    wide.add_special_tokens({**special} if special else {"additional_special_tokens": [token]})
+    return Model(model.module, wide)
+
+
+def test_tokens_without_embedding_are_told_at_load_and_refused_by_line(fresh, tmp_path, capsys):
+    with_token(fresh("llama")).save(tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    count = model.embedded
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(f"the tokenizer has {count + 1} ids and the embedding {count} rows: texts with others are refused")
+    )
+    data = tmp_path / "demos.jsonl"
+    rows = [(d.prompt, d.completion) for d in DEMOS] + [("Who <far> is it?", "Mira")]
+    data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
+    words = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", str(data), "--steps=1"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert f"{data}:3: field 'completion': the model has no embedding of the token '<far>'" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--skip-bad"]) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["data"]["demos"]["dropped"] == 1
+
+
+def test_an_end_token_without_embedding_is_refused_and_padding_without_one_is_none(fresh, tmp_path):
+    model = fresh("llama")
+    assert with_token(model, pad_token="<hole>").pad == 0
+    other = copy.deepcopy(model)
+    other.module.generation_config.eos_token_id = None
+    with_token(other, eos_token="<stop>").save(tmp_path)
+    assert f"the tokenizer's <stop> has the id {model.embedded} and the embedding {model.embedded} rows" in complaint(
+        tmp_path
+    )
+
+
+def test_a_model_without_end_and_padding_token_learns_and_answers(fresh, tmp_path, capsys):
+    model = copy.deepcopy(fresh("llama"))
+    model.module.generation_config.eos_token_id = model.config.eos_token_id = model.config.pad_token_id = None
+    model.module.generation_config.pad_token_id = None
+    model.processor.eos_token = model.processor.pad_token = model.processor.bos_token = None
+    Model(model.module, model.processor).save(tmp_path / "model")
+    start = load_model(tmp_path / "model", device="cpu")
+    assert "has no end token" in capsys.readouterr().err
+    result = baselines.sft(start, [*DEMOS, Demo(prompt="Who?", completion="Ilse Brandis of Tarn")], fit=QUICK)
+    assert len(generate.generate(result.models["model"], [DEMOS[0].prompt, "Who?"], max_new_tokens=5)) == 2
+    (row,) = encode.windows(start.tokenizer, ["where was"], 30)
+    assert row.prompt + row.completion == tuple(start.tokenizer("where was")["input_ids"])
+    assert result.save(tmp_path / "out") and logp(load_model(tmp_path / "out/model")).isfinite().all()
+
+
+BAD = {"empty": "", "long": "word " * 900}
+
+
+@pytest.mark.parametrize("verb", ["run", "evaluate", "compare"])
+def test_answers_that_cannot_be_learnt_are_all_told_by_file_line_and_field_before_any_work(
+    verb, folder, tmp_path, capsys
+):
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Where was no. {i} born?", "chosen": f"in {i}", "rejected": "at sea"} for i in range(12)]
+    rows[3]["rejected"], rows[7]["chosen"] = BAD["empty"], BAD["long"]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    words = {
+        "run": ["run", "dpo", "--model", str(folder), "--preferences", str(data), "--steps=1", *out],
+        "evaluate": ["evaluate", str(folder), "--data", str(data), "--protocol", "prefer"],
+        "compare": ["compare", "dpo", "--model", str(folder), "--preference", str(data), "--budget=1k-tokens", *out],
+    }[verb]
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert f"{data}:4: field 'rejected': the completion is empty" in told
+    assert f"{data}:8: field 'chosen': the completion has " in told and "--skip-bad" in told
+    assert not (tmp_path / "out").exists()
+    if verb != "compare":
+        assert cli.main([*words, "--skip-bad"]) == 0
+    if verb == "run":
+        told = json.loads((tmp_path / "out" / "result.json").read_text())["data"]["preferences"]
+        assert told["records"] == 10 and told["dropped"] == 2
+
+
 CODE = """
 import pathlib
 pathlib.Path({marker!r}).write_text("ran")

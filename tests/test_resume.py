@@ -5,6 +5,7 @@ lands in training, not in imports. They use one thread, as bits need.
 """
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -16,10 +17,10 @@ import time
 
 import pytest
 import torch
-from killed import Count, launch
+from killed import Count, die_after, launch
 from safetensors.torch import load_file, save_file
 
-from didact import baselines, files, unlearning
+from didact import baselines, cli, files, unlearning
 from didact.data import encode
 from didact.data.streams import Tensors
 from didact.learn import checkpoint, language
@@ -389,3 +390,31 @@ def test_weights_and_moments_come_back_to_the_bit(tmp_path):
     kept = tmp_path / "toy/step-00000004"
     assert torch.equal(load_file(kept / "weights.safetensors")["w"], module.w)
     assert set(load_file(kept / "optimizer.safetensors")) == {"w|step", "w|exp_avg", "w|exp_avg_sq"}
+
+
+def test_a_run_whose_template_writes_the_date_goes_on_on_another_day_to_the_same_bits(fresh, tmp_path, monkeypatch):
+    model = copy.deepcopy(fresh("llama"))
+    model.processor.chat_template = (
+        "{{ strftime_now('%d %B %Y') }}{% for m in messages %}\n{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}\nassistant: {% endif %}"
+    )
+    (tmp_path / "start").mkdir()
+    model.save(tmp_path / "start")
+    turn = [{"role": "user", "content": "Where was Mira born?"}]
+    files.write_lines(tmp_path / "demos.jsonl", [{"prompt": turn, "completion": f"Tarn {i}"} for i in range(4)])
+    words = ["run", "sft", "--model", str(tmp_path / "start"), "--demos", str(tmp_path / "demos.jsonl"), "--steps=3"]
+    words += ["--rows=2", "--save-every=1", "--lr=1e-2", "--device=cpu", "--out"]
+    process = launch(die_after, 2, [*words, str(tmp_path / "killed")])
+    process.join()
+    began = files.read_json(tmp_path / "killed" / "result.json")["began"]
+    monkeypatch.setattr(encode, "today", lambda: "1999-12-31T23:59:59")
+    assert cli.main([*words, str(tmp_path / "killed")]) == 0
+    other = tmp_path / "other day"
+    assert cli.main([*words, str(other)]) == 0
+    monkeypatch.setattr(encode, "today", lambda: began)
+    assert cli.main([*words, str(tmp_path / "whole")]) == 0
+    weights = {
+        p: (p / "model" / "model.safetensors").read_bytes() for p in tmp_path.iterdir() if (p / "model").exists()
+    }
+    assert weights[tmp_path / "killed"] == weights[tmp_path / "whole"] != weights[other]
+    assert files.read_json(tmp_path / "killed" / "result.json")["began"] == began

@@ -95,6 +95,8 @@ def encoded(
     Raises:
         UserError: no chain is left.
     """
+    if encode.answer_end(tokenizer) is None:
+        raise UserError("this tokenizer has no end token, which ends every answer of a chain: give it one (eos_token)")
     draw = np.random.default_rng([seed, 153])
     out = Encoded(counts=dict.fromkeys([*chains, "left out"], 0))
     for group in groups:

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import contextvars
+import copy
+import datetime
 import functools
 import itertools
+import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
 
 from didact.data import templates
 from didact.data.templates import Chat, Condition
@@ -29,6 +33,25 @@ if TYPE_CHECKING:
 
 BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\r\n")
 PROBE = "a"  # stands for a completion where there is none yet: line ends are other tokens at the end of a text
+
+
+_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates write the date
+_DAY: contextvars.ContextVar[datetime.datetime | None] = contextvars.ContextVar("day", default=None)
+
+
+@contextlib.contextmanager
+def dated(day: str) -> Iterator[None]:
+    """Inside the block chat templates that write the date write this one (ISO): a run has one, whenever it goes on."""
+    token = _DAY.set(datetime.datetime.fromisoformat(day))
+    try:
+        yield
+    finally:
+        _DAY.reset(token)
+
+
+def today() -> str:
+    """The day that a run beginning now is of."""
+    return datetime.datetime.now().isoformat(timespec="seconds")
 
 
 class TokenizedExample(NamedTuple):
@@ -67,6 +90,7 @@ def _fitted(
     tokenizer: PreTrainedTokenizerBase, head: list[int], body: list[int], kind: str, context: int
 ) -> TokenizedExample:
     """Both parts as they fit into the context."""
+    check_known(tokenizer, [*head, *body])
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
         if not body:
@@ -169,9 +193,15 @@ def scored_windows(
         for ids, (_, score) in zip(pieces(tokenizer, [text for text, _ in document]), document, strict=True):
             stream += ids
             scores += [score] * len(ids)
-        stream.append(tokenizer.eos_token_id)
-        scores.append(end)
-    start = tuple(_start(tokenizer)) or (tokenizer.eos_token_id,)
+        if tokenizer.eos_token_id is not None:
+            stream.append(tokenizer.eos_token_id)
+            scores.append(end)
+    check_known(tokenizer, stream)
+    start = tuple(_start(tokenizer))
+    if not start and tokenizer.eos_token_id is not None:
+        start = (tokenizer.eos_token_id,)
+    elif not start:  # without a start token the first one can be read but not predicted
+        start, stream, scores = tuple(stream[:1]), stream[1:], scores[1:]
     cuts = range(0, len(stream), length)
     return [TokenizedExample(start, tuple(stream[i : i + length])) for i in cuts], [
         scores[i : i + length] for i in cuts
@@ -332,24 +362,54 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: s
     return head, tail
 
 
+# --- what a model knows of its tokenizer's ids -----------------------------------------------
+
+
+def fitted(tokenizer: PreTrainedTokenizerBase, settings: Any, count: int | None) -> PreTrainedTokenizerBase:
+    """A tokenizer that knows its model: the generation configuration, and how many tokens have embeddings.
+
+    It is told in place, but for one that belongs to another sort of model already: that is copied.
+    """
+    known: Any = tokenizer
+    if settings is None and count is None:
+        return tokenizer
+    theirs = (_generation_ends(tokenizer), getattr(tokenizer, "embedded", None))
+    if hasattr(tokenizer, "embedded") and theirs != (ends_of(settings, count), count):
+        known = copy.copy(tokenizer)
+    known.generation, known.embedded = settings, count
+    return cast("PreTrainedTokenizerBase", known)
+
+
+def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Raises:
+        UserError: one has none.
+    """
+    count = getattr(tokenizer, "embedded", None)
+    if count is not None and (alien := next((i for i in ids if i >= count), None)) is not None:
+        token = tokenizer.convert_ids_to_tokens(alien)
+        raise UserError(f"the model has no embedding of the token {token!r} ({alien} of {count}), which is in the text")
+
+
 # --- where answers end -----------------------------------------------------------------------
 
 
-def know_ends(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> None:
-    """Tell a tokenizer which tokens its model's generation configuration ends with, the one it is taught first."""
-    known: Any = tokenizer
-    known.generation_ends = tuple(ends)
+def ends_of(settings: Any, count: int | None = None) -> list[int]:
+    """The end tokens of a generation configuration, as far as there are embeddings for them."""
+    named = getattr(settings, "eos_token_id", None)
+    return [i for i in ([named] if isinstance(named, int) else named or []) if count is None or i < count]
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that ends an answer, as a label: the first of the generation configuration's, else the tokenizer's."""
-    return next(iter(getattr(tokenizer, "generation_ends", ())), tokenizer.eos_token_id)
+    return next(iter(_generation_ends(tokenizer)), tokenizer.eos_token_id)
 
 
 def stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """All tokens a model may end an answer with: those of its generation configuration, the tokenizer's own, and what
     the chat template ends a turn with."""
-    named = (*getattr(tokenizer, "generation_ends", ()), tokenizer.eos_token_id, turn_end(tokenizer))
+    named = (*_generation_ends(tokenizer), tokenizer.eos_token_id, turn_end(tokenizer))
     return frozenset(end for end in named if end is not None)
 
 
@@ -363,6 +423,10 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         known.turn_end_of, known.turn_end = repr(template), _turn_end(tokenizer)
     found: int | None = known.turn_end
     return found
+
+
+def _generation_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return ends_of(getattr(tokenizer, "generation", None), getattr(tokenizer, "embedded", None))
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -458,6 +522,9 @@ def _render(
 ) -> str:
     from jinja2 import TemplateError
 
+    template = getattr(tokenizer, "chat_template", None)
+    if (now := _DAY.get()) is not None and isinstance(template, str) and "strftime_now" in template:
+        how["chat_template"] = _DATE.sub(lambda m: repr(now.strftime(m[2])), template)
     try:
         return str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
     except (TemplateError, TypeError, ValueError) as error:  # of the template's own Python too

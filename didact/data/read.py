@@ -24,11 +24,14 @@ ASKED = ("question", "instruction", "input", "query", "problem", "user")
 
 
 class Records(list[R]):
-    """A list of records that remembers the file it came from and how many lines were dropped."""
+    """A list of records that remembers the file it came from, the line of each, and how many lines were dropped."""
 
     path: str | None = None
     dropped: int = 0
-    places: Sequence[str] = ()  # where each stands, `file:line`
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.places: list[str] = []  # where each stands, `file:line`
 
 
 def read(
@@ -57,23 +60,26 @@ def read(
     records: Records[R] = Records()
     records.path = str(path)
     problems: list[str] = []
-    places: list[str] = []
     for place, found in formats.rows(path):
         try:
             for row in contexts.both_ways(found) if record is Preference else _answered(found, rename, turns):
                 records.append(from_row(row, record, rename))
-                places.append(place)
+                records.places.append(place)
         except UserError as problem:
             problems.append(f"{place}: {problem}")
     if problems and not skip_bad:
-        more = f"\n... and {len(problems) - SHOWN} more bad lines" if len(problems) > SHOWN else ""
-        raise UserError("\n".join(problems[:SHOWN]) + more + "\n(--skip-bad drops and counts such lines)")
+        raise UserError(listed(problems))
     if not records:
         why = f"all {len(problems)} lines are bad" if problems else "it is empty"
         raise UserError(f"{path}: no {record.__name__} record in it: {why}")
     records.dropped = len(problems)
-    records.places = places
     return records
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first bad lines, how many more there are, and the mend."""
+    more = f"\n... and {len(problems) - SHOWN} more bad lines" if len(problems) > SHOWN else ""
+    return "\n".join(problems[:SHOWN]) + more + "\n(--skip-bad drops and counts such lines)"
 
 
 def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -> R:

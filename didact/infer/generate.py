@@ -156,6 +156,8 @@ def completions(
 
         guides, model = [guide.decoder(ensemble)], ensemble.members[0]
     whole = [_read(model, p) for p in prompts]
+    if model.processor is not None:
+        encode.check_known(model.tokenizer, [i for ids in whole for i in ids])
     room = _left(model, how.max_new_tokens)
     encode.tell_cut("answers", sum(len(i) > room for i in whole), len(whole), model.context)
     ids = [i[-room:] or [model.pad] for i in whole]

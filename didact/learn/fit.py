@@ -22,6 +22,7 @@ from transformers.optimization import Adafactor
 from didact import registry
 from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
+from didact.learn.masters import Masters
 from didact.learn.progress import Bar
 from didact.types import Fit, UserError
 
@@ -158,7 +159,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> tuple[History, State]:
-    """Train `module` in place for `steps` steps.
+    """Train `module` in place for `steps` steps; weights narrower than float32 through float32 copies (`Masters`).
 
     Args:
         module: trained where `requires_grad`.
@@ -187,7 +188,8 @@ def fit(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=distributed.on_cpu(module)
     )
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    optimizer = _optimizer(groups or _groups(named, fit.weight_decay), fit)
+    masters = Masters(named)
+    optimizer = _optimizer(masters.groups(groups or _groups(named, fit.weight_decay)), fit)
     hooks = list(hooks)
     who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
@@ -199,15 +201,15 @@ def fit(
                 named[n].copy_(value)
         for hook, kept in zip(hooks, now.hooks, strict=True):
             hook.restore(kept)
-    if now.optimizer or state:
-        checkpoint.restore_optimizer(optimizer, now.optimizer or (state.optimizer if state else {}), named)
+    slots = masters.restore(now.optimizer or (state.optimizer if state else {}))
+    checkpoint.restore_optimizer(optimizer, slots, masters.all)
     micro_tokens = now.micro_tokens or fit.micro_tokens or MICRO_TOKENS
-    inverse = {p: n for n, p in named.items()}
+    inverse = {p: n for n, p in masters.all.items()}
 
     def snapshot(step: int) -> State:
         return State(
             step,
-            checkpoint.optimizer_tensors(optimizer, inverse),
+            checkpoint.optimizer_tensors(optimizer, inverse) | masters.tensors(),
             [h.state() for h in hooks],
             micro_tokens,
             now.history,
@@ -240,8 +242,9 @@ def fit(
                     break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     micro_tokens = _smaller(error, micro_tokens, batch, coupled)
-                    optimizer.zero_grad(set_to_none=True)
-            norm = _clip(list(named.values()), fit.clip)
+                    module.zero_grad(set_to_none=True)
+            masters.take_gradients()
+            norm = _clip(list(masters.all.values()), fit.clip)
             log = {
                 "step": step + 1,
                 "loss": sum(v * w for v, w in terms.values()),
@@ -252,6 +255,7 @@ def fit(
             _finite(log, name)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            masters.give()
             now.history.append(log)
             now.tokens += int(batch.sizes.get("seen", batch.sizes["rows"]))
             bar.advance(log["loss"], batch.sizes.get("seen", 0))

@@ -57,6 +57,8 @@ def headed(model: Model, seed: int = 0) -> Model:
 
 def padded(module: Any, tokenizer: Any) -> Any:
     """The same module, of one mind with its tokenizer on padding: its head reads the last token that is none."""
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is None:
+        raise UserError("the tokenizer has neither padding nor end token, by which a reward model finds a text's end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     module.config.pad_token_id = tokenizer.pad_token_id

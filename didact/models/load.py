@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from didact import files
+from didact.data import encode
 from didact.data.templates import Condition
 from didact.models import adapters, cache, logit_ensemble, mixers, opening
 from didact.models.model import CONDITION, Kind, Model
@@ -75,12 +76,8 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     kind: Kind = "seq2seq" if seq2seq else "causal"
     model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
     _check_finite(model, str(path))
-    if model.known_context is None:
-        print(
-            f"{path}: neither configuration nor tokenizer names a context length: {model.context} tokens are taken "
-            "(for another write model_max_length into its tokenizer_config.json)",
-            file=sys.stderr,
-        )
+    for line in _doubts(model):
+        print(f"{path}: {line}", file=sys.stderr)
     return model
 
 
@@ -232,6 +229,30 @@ def _check_finite(model: Model, path: str) -> None:
     for name, p in model.module.named_parameters():
         if not bool(torch.isfinite(p).all()):
             raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
+
+
+def _doubts(model: Model) -> Iterator[str]:
+    """What a user should know of a model that works, but not as others do.
+
+    Raises:
+        UserError: the tokens that begin or end every text have no embedding.
+    """
+    tokenizer, count = model.tokenizer, model.embedded
+    for token in (tokenizer.bos_token_id, encode.answer_end(tokenizer)):
+        if token is not None and count is not None and token >= count:
+            raise UserError(
+                f"{model.base}: the tokenizer's {tokenizer.convert_ids_to_tokens(token)} has the id {token} and the "
+                f"embedding {count} rows: copy the model's own tokenizer into the folder, or resize the embedding"
+            )
+    if count is not None and len(tokenizer) > count:
+        yield f"the tokenizer has {len(tokenizer)} ids and the embedding {count} rows: texts with others are refused"
+    if encode.answer_end(tokenizer) is None:
+        yield "the tokenizer has no end token: answers are learnt without an end, and go on to the longest allowed"
+    if model.known_context is None:
+        yield (
+            f"neither configuration nor tokenizer names a context length: {model.context} tokens are taken "
+            "(for another write model_max_length into its tokenizer_config.json)"
+        )
 
 
 def device_of(name: str | None) -> torch.device:

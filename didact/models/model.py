@@ -46,8 +46,8 @@ class Model:
 
     def __post_init__(self) -> None:
         cost.watch(self.module)
-        if self.processor is not None and self.generation_ends:
-            encode.know_ends(self.processor, self.generation_ends)
+        if self.processor is not None:
+            self.processor = encode.fitted(self.processor, self._generation, self.embedded)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -89,16 +89,27 @@ class Model:
     @property
     def generation_ends(self) -> list[int]:
         """The end tokens of its generation configuration."""
+        return encode.ends_of(self._generation, self.embedded)
+
+    @property
+    def _generation(self) -> Any:
         module: Any = self.module
         module = module.get_base_model() if hasattr(module, "get_base_model") else getattr(module, "base", module)
-        named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-        known = module.get_input_embeddings().weight.shape[0] if named is not None else 0
-        return [i for i in ([named] if isinstance(named, int) else named or []) if i < known]
+        return getattr(module, "generation_config", None)
+
+    @property
+    def embedded(self) -> int | None:
+        """How many tokens it has embeddings for; None where that is not known."""
+        module: Any = self.module
+        table = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
+        weight = getattr(table, "weight", None)
+        return None if weight is None else int(weight.shape[0])
 
     @property
     def pad(self) -> int:
         """The padding token; masked everywhere, so any id will do where none is named."""
-        return int(self.tokenizer.pad_token_id or 0)
+        named = int(self.tokenizer.pad_token_id or 0)
+        return named if named < (self.embedded or named + 1) else 0
 
     @property
     def start(self) -> int | None:

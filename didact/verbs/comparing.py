@@ -14,13 +14,14 @@ from didact import catalogue, compare, files, folders, options, untrusted
 from didact.claims import demo
 from didact.compare.budget import Budget
 from didact.data import encode, formats, templates
-from didact.data.read import read
+from didact.data.read import Records, read
 from didact.evaluate import judges, protocols
 from didact.infer import remote
 from didact.learn import episodes
 from didact.models import adapters, load
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import inputs, provenance
+from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
@@ -98,27 +99,35 @@ def comparison(request: Comparison) -> dict[str, Any]:
     Raises:
         UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
     """
-    arms, setting, identity, sources = prepare(request)
     out = Path(request.out)
-    if request.overwrite:
-        with folders.at_work(out, "comparison"):
-            models = list(out.glob("models/*"))
-            for model in models:
-                files.replaceable(model)
-            for old in (*models, *(out / name for name in ("units", "checkpoints", "track"))):
-                shutil.rmtree(old, ignore_errors=True)
-            for name in ("comparison.json", "leaderboard.json", "report.html"):
-                (out / name).unlink(missing_ok=True)
-    with folders.at_work(out, "comparison", shared=True):
-        return _compared(request, arms, setting, identity, sources)
+    with encode.dated(day := _day(out, request)):
+        arms, setting, identity, sources = prepare(request)
+        if request.overwrite:
+            with folders.at_work(out, "comparison"):
+                models = list(out.glob("models/*"))
+                for model in models:
+                    files.replaceable(model)
+                for old in (*models, *(out / name for name in ("units", "checkpoints", "track"))):
+                    shutil.rmtree(old, ignore_errors=True)
+                for name in ("comparison.json", "leaderboard.json", "report.html"):
+                    (out / name).unlink(missing_ok=True)
+        with folders.at_work(out, "comparison", shared=True):
+            return _compared(request, arms, setting, identity, sources, day)
+
+
+def _day(out: Path, request: Comparison) -> str:
+    """When a comparison began, which is what its chat template may write."""
+    place = out / "comparison.json"
+    kept = files.read_json(place) if place.exists() and not request.overwrite else {}
+    return str(kept.get("began") or encode.today())
 
 
 def _compared(
-    request: Comparison, arms: Sequence[compare.Arm], setting: compare.Setting, identity: Any, sources: Any
+    request: Comparison, arms: Sequence[compare.Arm], setting: compare.Setting, identity: Any, sources: Any, day: str
 ) -> dict[str, Any]:
     out = Path(request.out)
     with folders.alone(out, "begin"):
-        _same_comparison(out, identity)
+        _same_comparison(out, identity, day)
     # Models as small as the example's lose by a second thread.
     with episodes.one_thread() if request.model is None else contextlib.nullcontext():
         board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
@@ -190,6 +199,9 @@ def prepare(
         for name, rows in records.items():
             sources[name]["chat"] = encode.chat_choice(model.tokenizer, rows, request.chat)
             records[name] = templates.as_chat(rows, request.chat)
+            if isinstance(rows, Records):
+                records[name] = usable(records[name], rows, model, request.skip_bad)
+                sources[name] |= {"records": len(records[name]), "dropped": rows.dropped}
     budget = given or Budget.parse(example.budget if example else "")
     lrs = tuple(request.lrs) or (example.lrs if example else ()) or tuple(compare.rates_for(model))
     setting = compare.Setting(
@@ -266,7 +278,7 @@ def _judge(name: str | None) -> judges.Judge | None:
     return judges.named(name)
 
 
-def _same_comparison(out: Path, identity: Any) -> None:
+def _same_comparison(out: Path, identity: Any, day: str) -> None:
     """Begin a comparison in `out`, or go on with the same one, perhaps with other arms beside those it had.
 
     Raises:
@@ -289,6 +301,6 @@ def _same_comparison(out: Path, identity: Any) -> None:
             arms = known | arms
         elif any((out / "units").glob("*.json")):
             raise UserError(f"{out}: has units and no comparison.json: begin anew with --overwrite")
-        files.write_json(place, identity | {"arms": list(arms.values())})
+        files.write_json(place, identity | {"arms": list(arms.values()), "began": day})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None

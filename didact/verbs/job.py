@@ -13,7 +13,7 @@ from typing import Any
 from didact import catalogue, registry
 from didact.claims.problem import Problem
 from didact.data import encode, formats, splits, templates
-from didact.data.read import read
+from didact.data.read import Records, read
 from didact.evaluate import protocols
 from didact.infer import lm as language_models
 from didact.infer import remote
@@ -22,6 +22,7 @@ from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Record, UserError
 from didact.verbs import inputs
+from didact.verbs.usable import usable
 
 FEWEST = 10  # records below which none is held out
 
@@ -82,7 +83,7 @@ def prepare(request: Request) -> Job:
         if told := adapters.told(model, fit.lora):
             print(f"{request.model}: {told}", file=sys.stderr)
         model = model.ready(fit.lora)
-    train, scored, warnings = _held_out(entry, records, request, problem)
+    train, scored, warnings = _held_out(entry, records, request, problem, model)
     return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
 
 
@@ -129,7 +130,10 @@ def _inputs(
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = encode.chat_choice(model.processor, records[name], request.chat)
-            records[name] = templates.as_chat(records[name], request.chat)
+            found, records[name] = records[name], templates.as_chat(records[name], request.chat)
+            if isinstance(found, Records) and entry["fit"]:
+                records[name] = usable(records[name], found, model, request.skip_bad)
+                sources[name] |= {"records": len(records[name]), "dropped": found.dropped}
     if served is not None:
         records = {name: templates.as_chat(rows, request.chat) for name, rows in records.items()}
     return model, records, sources
@@ -145,7 +149,11 @@ def _served(request: Request, entry: Mapping[str, Any]) -> remote.Remote | None:
 
 
 def _held_out(
-    entry: Mapping[str, Any], records: Mapping[str, Sequence[Record]], request: Request, problem: Problem
+    entry: Mapping[str, Any],
+    records: Mapping[str, Sequence[Record]],
+    request: Request,
+    problem: Problem,
+    model: Model | remote.Remote | None,
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
     """Training records, and records for scoring that training does not see (chosen by hash)."""
     train, warnings = dict(records), []
@@ -161,7 +169,10 @@ def _held_out(
             )
         name = next((n for n, need in entry["needs"].items() if need["kind"] == kind), kind)
         name = used[0].held_out or name
-        scored[name] = read(request.score_on, kind, request.rename, request.skip_bad, request.turns)
+        found: Records[Any] = read(request.score_on, kind, request.rename, request.skip_bad, request.turns)
+        scored[name] = templates.as_chat(found, request.chat)
+        if isinstance(model, Model) and model.processor is not None:
+            scored[name] = usable(scored[name], found, model, request.skip_bad)
     for protocol in used:
         scored |= {name: train[name] for name in protocol.scored if name in train}
         name = held_out_from(protocol, entry, train)

@@ -37,7 +37,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     activations = item * micro * (16 * hidden + 3 * min(width, 1 << 24))
     memory = {
         "weights": 2 * item * model.parameters,  # the model as it came, and the one that is taught
-        "gradients_and_moments": int(item * trained * (1 + moments)),
+        "gradients_and_moments": int(trained * (max(item, 4) * (1 + moments) + (4 if item < 4 else 0))),
         "activations_at_most": activations,
     }
     truncated = {name: encode.truncated(model.tokenizer, p, model.context) for name, p in pairs.items()}

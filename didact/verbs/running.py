@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from didact import files, folders, registry, untrusted
-from didact.data import formats
+from didact.data import encode, formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer
@@ -59,24 +59,25 @@ def run(request: Request) -> dict[str, Any]:
     found = inputs.contents(named(request))
     if done := _finished(out, request, found):
         return done | {"again": True}
-    job = prepare(request)
     first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
-    with folders.at_work(out, "run") if first else contextlib.nullcontext():
-        if first and (done := _finished(out, request, found)):  # another process was at it meanwhile
-            return done | {"again": True}
-        torch.manual_seed(request.seed)
-        if first:
-            _begin(out, job, found)
-        try:
-            return _taught(out, job, found, first)
-        except UserError:
+    with encode.dated(day := _day(out, request)):
+        job = prepare(request)
+        with folders.at_work(out, "run") if first else contextlib.nullcontext():
+            if first and (done := _finished(out, request, found)):  # another process was at it meanwhile
+                return done | {"again": True}
+            torch.manual_seed(request.seed)
             if first:
-                with contextlib.suppress(OSError):  # the disk may be what is full
-                    _say(out, "failed", request, found)
-            raise
+                _begin(out, job, found, day)
+            try:
+                return _taught(out, job, found, first, day)
+            except UserError:
+                if first:
+                    with contextlib.suppress(OSError):  # the disk may be what is full
+                        _say(out, "failed", request, found, day)
+                raise
 
 
-def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool) -> dict[str, Any]:
+def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
     scoring = _scoring(job)
     before = scored(job.entry, scoring.start, scoring) if scoring else None
@@ -105,7 +106,8 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool) -> dict[
     if end_token == "not counted":
         result.warnings.append(NOT_ENDED)
     written = result.save(out) if first else {}
-    report = _report(job, result, written) | {"answered": answered, "end_token": end_token, "inputs": found}
+    report = _report(job, result, written)
+    report |= {"answered": answered, "end_token": end_token, "inputs": found, "began": day}
     if not first:
         return report
     files.write_json(out / "samples.json", result.samples)
@@ -176,29 +178,38 @@ def _counts(rows: Sequence[Mapping[str, str]], ended: bool) -> dict[str, int]:
     return {"of": len(known), **right}
 
 
-def _begin(out: Path, job: Job, found: Mapping[str, Any]) -> None:
+def _begin(out: Path, job: Job, found: Mapping[str, Any], day: str) -> None:
     """Say that a run is under way; what another run left in the folder goes, its own checkpoints stay."""
-    request = files.plain(_who(job.request)["request"])
     try:
         models = list(out.glob("model*"))
         for model in models:
             files.replaceable(model)
         kept = _kept(out)
-        mine = kept.get("request") == request and kept.get("status") in ("running", "failed")
-        if kept and not (mine and inputs.changed(kept.get("inputs", {}), found) is None):
+        if kept and not (_goes_on(kept, job.request) and inputs.changed(kept.get("inputs", {}), found) is None):
             for old in (*models, *(out / name for name in WRITTEN)):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         files.sweep(out)
-        _say(out, "running", job.request, found)
+        _say(out, "running", job.request, found, day)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _say(out: Path, status: str, request: Request, found: Mapping[str, Any]) -> None:
+def _say(out: Path, status: str, request: Request, found: Mapping[str, Any], day: str) -> None:
     """Write a result.json that has only the run's state yet."""
-    files.write_json(
-        out / "result.json", {"schema": provenance.SCHEMA, "status": status, **_who(request), "inputs": found}
-    )
+    state = {"schema": provenance.SCHEMA, "status": status, **_who(request), "inputs": found, "began": day}
+    files.write_json(out / "result.json", state)
+
+
+def _goes_on(kept: Mapping[str, Any], request: Request) -> bool:
+    """Whether a folder holds the beginning of this very run."""
+    same = kept.get("request") == files.plain(_who(request)["request"])
+    return same and kept.get("status") in ("running", "failed")
+
+
+def _day(out: Path, request: Request) -> str:
+    """When the run began, which is what its chat template may write: an earlier day, where it goes on."""
+    kept = _kept(out)
+    return str(kept["began"]) if _goes_on(kept, request) and "began" in kept else encode.today()
 
 
 def _who(request: Request) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from didact import catalogue, files, options, registry
+from didact.data import encode
 from didact.data.read import read
 from didact.evaluate import measures, protocols
 from didact.evaluate.protocols import Scoring
@@ -17,20 +18,23 @@ from didact.models import load
 from didact.models.model import Model
 from didact.types import Metric, UserError
 from didact.verbs.job import example
+from didact.verbs.usable import usable
 
 
 def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
     """Score a saved model on a file; beside it the start model's numbers where the run is known."""
     used = protocols.named(protocol)
     model, start, run = _saved(folder, more.get("device"), rewards=used.kind == "preference")
-    records: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
+    rows: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
+    records = rows if model.kind == "encoder" else usable(rows, rows, model, bool(more.get("skip_bad")))
     name = next(iter(used.scored), used.kind)
     scoring = Scoring(
         records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run),
         end=_with_end(run),
     )  # fmt: skip
-    before = used.score(start, scoring) if start is not None else None
-    return measures.metrics(before, used.score(model, scoring))
+    with encode.dated(run.get("began") or encode.today()):
+        before = used.score(start, scoring) if start is not None else None
+        return measures.metrics(before, used.score(model, scoring))
 
 
 def answers(
