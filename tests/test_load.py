@@ -261,7 +261,7 @@ def test_saving_again_replaces_what_it_wrote_and_nothing_else(fresh, tmp_path):
     (tmp_path / "model/notes.txt").unlink()
     other.save(tmp_path)
     assert load_model(tmp_path / "model").fingerprint() == other.models["model"].fingerprint()
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".didact.json", "model"]
 
 
 @pytest.mark.parametrize(("name", "dtype"), list(load.DTYPES.items()))
