@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import didact
-from didact import baselines, cli, verbs
+from didact import baselines, cli, files, verbs
 from didact.data import encode
 from didact.infer import generate
 from didact.learn import reward_functions, rewards
@@ -253,12 +253,13 @@ def test_a_reward_models_adapter_judges(start, tmp_path):
 def test_saving_again_replaces_the_folder_whole(fresh, tmp_path):
     result = Result(models={"model": fresh("llama")})
     result.save(tmp_path)
-    (tmp_path / "model/stale.txt").write_text("from the first time")
+    with files.new_folder(tmp_path / "model") as first:
+        (first / "stale.txt").write_text("from the first time")
     other = Result(models={"model": fresh("llama", seed=1)})
     other.save(tmp_path)
     assert not (tmp_path / "model/stale.txt").exists()
     assert load_model(tmp_path / "model").fingerprint() == other.models["model"].fingerprint()
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model", ".didact.json"}
 
 
 @pytest.mark.parametrize(("name", "dtype"), list(load.DTYPES.items()))
