@@ -149,7 +149,7 @@ def kill(at: Place, out: Path) -> None:
         at.run(at.sft(out), kill_after=at.random.uniform(0.05, 2.0))
     if at.run(at.sft(out), codes=(0,)) == 0:
         at.whole(out)
-    if list(out.parent.rglob("*.tmp")):
+    if [p for kind in ("tmp", "old", "held") for p in out.parent.rglob(f".didact-{kind}-*")]:
         at.broken.append("strays")
 
 

@@ -67,6 +67,7 @@ def opened(folder: str, device: str | None = None) -> Model:
         raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
     if module.config.num_labels != 1:
         raise UserError(f"{folder}: a reward model has one output, this one {module.config.num_labels}")
+    load.check_whole(folder)
     module.to(load.device_of(device))
     return Model(rewards.padded(module, tokenizer).eval(), tokenizer, "encoder", folder)
 

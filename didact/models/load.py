@@ -36,6 +36,22 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
+    model = _loaded(path, device, dtype)
+    check_whole(path)
+    return model
+
+
+def check_whole(folder: str | Path) -> None:
+    """Refuse a folder that didact saved and whose weights are not those any more.
+
+    Raises:
+        UserError: one differs from its SHA-256.
+    """
+    if why := files.damage(folder, ".safetensors"):
+        raise UserError(f"{folder}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
+
+
+def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -48,8 +64,6 @@ def load(path: str | Path, device: str | None = None, dtype: str = "float32") ->
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return mixers.load_module(where)
     if where.is_dir():
-        if why := files.damage(where, ".safetensors"):
-            raise UserError(f"{where}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
         _check(where)
         if (where / "adapter_config.json").exists():
             return _load_adapter(where, device, dtype)
