@@ -432,7 +432,6 @@ def test_options_from_a_file_are_the_words_of_flags(tmp_path):
     read = options.lines("options.yaml")
     assert read == {
         "lr": "1e-5",
-        "lora": "08",
         "skip_bad": "yes",
         "steps": None,
         "model": "no",
@@ -481,6 +480,23 @@ def test_a_module_of_the_users_that_does_not_import_is_one_line(tmp_path, monkey
     sys.modules.pop("odd_module", None)
     with pytest.raises(UserError, match="reward 'odd_module:rewards' cannot be imported: "):
         functions.imported("odd_module:rewards", "reward")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"), [("sys.exit(0)", "ended the program"), ("time.sleep(60)", "took longer than")]
+)
+def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, monkeypatch, capsys, fresh, body, why):
+    (tmp_path / "ends_all.py").write_text(f"import sys, time\ndef judge(prompts, completions):\n {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("ends_all", None)
+    fresh("llama").save(tmp_path / "model")
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"prompt": f"a {i}"}) + "\n" for i in range(20)))
+    data = ["--model", "model", "--preference", "data.jsonl", "--budget", "2k-tokens", "--seeds", "1", "--lrs", "1e-3"]
+    more = ["--judge", "ends_all:judge", "--function-timeout", "0.3", "--out", "out", "--no-models"]
+    assert cli.main(["compare", "dpo", *data, *more]) == 2
+    told = capsys.readouterr()
+    assert why in told.out + told.err and "Traceback" not in told.err and "mistake of ours" not in told.err
 
 
 # --- models and templates ------------------------------------------------------------------------

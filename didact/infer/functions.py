@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
@@ -39,7 +40,21 @@ def imported(name: str, what: str, form: str = "module:function") -> Callable[..
         sys.path.remove("")
     if not callable(found):
         raise UserError(f"{what} '{name}' is no function")
-    return cast("Callable[..., Any]", found)
+    return _guarded(cast("Callable[..., Any]", found), f"{what} '{name}'")
+
+
+def _guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same function, which neither ends the program nor takes for ever."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **more: Any) -> Any:
+        try:
+            with untrusted.limited(LIMIT["seconds"]):
+                return function(*args, **more)
+        except (SystemExit, untrusted.ExceededError) as error:
+            raise UserError(f"{name} {_raised(error)}") from error
+
+    return guarded
 
 
 def one_each(function: Callable[..., Any], name: str, what: str, *columns: Sequence[str]) -> list[Any]:
@@ -52,6 +67,8 @@ def one_each(function: Callable[..., Any], name: str, what: str, *columns: Seque
     try:
         with untrusted.limited(LIMIT["seconds"]):
             given = list(itertools.islice(function(*map(list, columns)), most + 1))
+    except UserError:
+        raise
     except (Exception, SystemExit, untrusted.ExceededError) as error:
         raise UserError(f"{name} {_raised(error)}") from error
     if len(given) != len(columns[-1]):
