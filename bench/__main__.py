@@ -211,7 +211,7 @@ def compare(name: str, bench: Bench, threads: int, times: int) -> dict[str, Any]
 
 
 def _machine(threads: int, load: float) -> dict[str, Any]:
-    described = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+    described = [x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in x]
     versions = {}
     for package in ("torch", "transformers", "trl", "lm_eval"):
         try:
@@ -243,11 +243,11 @@ def main() -> int:
         print(json.dumps(lines[-1]), flush=True)
     if args.write:
         kept = RESULTS / f"{args.write}.json"
-        before = json.loads(kept.read_text())["benches"] if kept.exists() else []
+        before = json.loads(kept.read_text(encoding="utf-8"))["benches"] if kept.exists() else []
         fresh = {line["bench"] for line in lines}
         benches = [line for line in before if line["bench"] not in fresh] + lines
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"machine": machine, "benches": benches}, indent=1) + "\n")
+        kept.write_text(json.dumps({"machine": machine, "benches": benches}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -33,13 +33,17 @@ COLUMNS = 100  # of listings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see `didact --help`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with untrusted.screened():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
     try:
         return _dispatch(words)
     except UserError as error:
-        print(untrusted.without_credentials(traceback.format_exc() if debug else f"didact: {error}"), file=sys.stderr)
+        print(traceback.format_exc() if debug else f"didact: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("didact: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -48,13 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if debug:
-            raise
-        with tempfile.NamedTemporaryFile("w", prefix="didact-crash-", suffix=".txt", delete=False) as kept:
-            kept.write(untrusted.without_credentials(f"didact {' '.join(words)}\n\n{traceback.format_exc()}"))
-        told = untrusted.without_credentials(f"a mistake of ours: {type(error).__name__}: {error}")
-        print(f"didact: {told}\nthe traceback is in {kept.name}", file=sys.stderr)
+        print(f"didact: a mistake of ours: {type(error).__name__}: {error}", file=sys.stderr)
+        print(traceback.format_exc() if debug else _crash(words), file=sys.stderr)
         return 4
+
+
+def _crash(words: Sequence[str]) -> str:
+    """Write the traceback to a file; where it is, or the traceback itself where no folder takes a file."""
+    told = untrusted.shown(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="didact-crash-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as kept:
+            kept.write(told)
+    except OSError:
+        return told
+    return f"the traceback is in {kept.name}"
 
 
 def _dispatch(words: list[str]) -> int:
@@ -270,12 +283,10 @@ def _run(words: list[str]) -> int:
 
 
 def _show(report: dict[str, Any], out: str) -> None:
-    from rich.console import Console
-
     from didact.files import plain, read_json
     from didact.report import tables
 
-    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
+    console = untrusted.console(120)
     if report.get("again"):
         console.print(f"{out}: this command is done already; its result:")
     example = {k: v["value"] for k, v in report["options"].items() if v["from"] == "example"}
@@ -365,12 +376,10 @@ def _compare(words: list[str]) -> int:
             print(f"{name.replace('_', ' '):22} {value}")
         return 0
     board = verbs.comparison(request)
-    from rich.console import Console
-
     from didact.files import plain
     from didact.report import boards, page, tables
 
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+    console = untrusted.console(140)
     shown = plain(board)
     console.print(tables.leaderboard(shown), "")
     console.print(boards.verdict(shown), "")
@@ -404,12 +413,10 @@ def _evaluate(words: list[str]) -> int:
 
     more = {"rename": options.renames(args.map), "skip_bad": args.skip_bad, "device": args.device}
     metrics = verbs.evaluate(args.folder, args.data, args.protocol, **more)
-    from rich.console import Console
-
     from didact.files import plain
     from didact.report import tables
 
-    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(tables.metrics(plain(metrics)))
+    untrusted.console(120).print(tables.metrics(plain(metrics)))
     return 0
 
 
@@ -469,11 +476,9 @@ def _claim(words: list[str]) -> int:
 
             print(json.dumps(plain(card), indent=1))
         else:
-            from rich.console import Console
-
             from didact.report import tables
 
-            console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+            console = untrusted.console(140)
             console.print(f"{name} ({card['tier']}, {card['seconds']:.0f} s): {card['claim']}")
             console.print(tables.tests(card))
             if shown := tables.sabotages(card):

@@ -27,10 +27,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {plain(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(v) for v in value]
-    if isinstance(value, str | int | bool) or value is None:
+    if isinstance(value, str):  # a file name that is no text has halves of surrogate pairs, which no file takes
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int | bool) or value is None:
         return value
     if hasattr(value, "tolist"):
         return plain(value.tolist())
@@ -204,12 +206,14 @@ def locked(handle: int, how: int) -> bool | None:
 def write_json(path: str | Path, value: Any) -> None:
     """`value` as strict, indented JSON, in one step."""
     with new_file(path) as beside:
-        beside.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        beside.write_text(
+            json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def write_lines(path: str | Path, rows: Iterable[Any]) -> None:
     """One JSON object a line, in one step."""
-    with new_file(path) as beside, open(beside, "w") as handle:
+    with new_file(path) as beside, open(beside, "w", encoding="utf-8") as handle:
         for row in rows:
             handle.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 

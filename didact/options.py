@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ COMMON = {
     "score_on": ("FILE", None, "records to score on before and after, in place of a share of those trained on"),
     "group_by": ("FIELD", None, "records with one value of it are all kept or all trained on; by default their prompt"),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
+    "function_timeout": ("SECONDS", 3600.0, "for one call of a function of yours: a reward, a judge, a check"),
     "overwrite": ("", False, "replace what stands in --out"),
     "config": ("FILE", None, "options from a YAML file; flags win over it"),
     "print_config": ("", False, "print the options as YAML and stop"),
@@ -76,6 +78,7 @@ class Request:
     config: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None
+    function_timeout: float = 3600.0
     overwrite: bool = False
     print_config: bool = False
     dry_run: bool = False
@@ -219,6 +222,8 @@ class Options:
                 # Words are quoted: as YAML `good:` would be a mapping.
                 word = json.dumps(value) if known["type"] == "list[str]" else "[" + ", ".join(map(str, value)) + "]"
             try:
+                if not known["type"].startswith("str") and ODD.fullmatch(word):
+                    raise ValueError(word)
                 made = parser.parse_args([f"--{name}={word}"], env=False, defaults=True)
             except (jsonargparse.ArgumentError, UserError, ValueError, TypeError):
                 raise UserError(f"option --{name}: {_shown(value)}: must be {_wanted(known['type'])}") from None
@@ -284,6 +289,8 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+ODD = re.compile(r"[-+]?0\d+|[-+]?\d+(:\d+)+")  # YAML reads an octal number and one of base 60
+YAML_BYTES = 1 << 20  # of a file of options
 CHOICES = {"chat": ("auto", "template", "plain"), "turns": ("last", "all"), "track": ("tensorboard", "wandb")}
 
 
@@ -297,13 +304,15 @@ def common(name: str, value: Any) -> Any:
         raise UserError(f"option --{name}: {value}: must be one of {', '.join(CHOICES[name])}")
     if name in FLAGS:
         return value is True or str(value).lower() in ("true", "yes", "1")
-    if name in ("holdout", *WHOLE):
+    if name in ("holdout", "function_timeout", *WHOLE):
         try:
             number = int(value) if name in WHOLE else float(value)
         except (TypeError, ValueError):
             raise UserError(
                 f"option --{name}: {value}: must be {'a whole number' if name in WHOLE else 'a number'}"
             ) from None
+        if name == "function_timeout" and not 0 < number < 1e8:
+            raise UserError(f"option --{name}: {value}: must be above 0")
         if number < 0 or (name == "holdout" and not number < 1):
             raise UserError(f"option --{name}: {value}: must be {'0 or more' if name in WHOLE else 'in [0, 1)'}")
         return number
@@ -319,15 +328,52 @@ def lines(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        told = yaml.safe_load(Path(path).read_text())
+        if Path(path).stat().st_size > YAML_BYTES:
+            raise UserError(f"{path}: more than {YAML_BYTES >> 10} KiB: these are no options")
+        told = yaml.load(Path(path).read_text(encoding="utf-8"), _words_loader())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML") from None
+        why = getattr(error, "problem", None) if isinstance(error, yaml.constructor.ConstructorError) else None
+        raise UserError(f"{path}{f':{mark.line + 1}' if mark else ''}: {why or 'not valid YAML'}") from None
     if not isinstance(told, dict):
         raise UserError(f"{path}: 'option: value' lines are expected")
     return {str(k).replace("-", "_"): v for k, v in told.items()}
+
+
+def _words_loader() -> Any:
+    """A YAML loader of options: values are words, as flags have them, so that no `no`, `1:30` or date becomes another
+    value; no aliases, whose bombs fill any memory, no tags, and nothing said twice."""
+    import yaml
+
+    class Words(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012  (as the base class has it)
+            first: [(tag, form) for tag, form in resolvers if tag == "tag:yaml.org,2002:null"]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent) or (getattr(event, "tag", None) or "!") != "!":
+                raise yaml.constructor.ConstructorError(
+                    problem="aliases (*name) and tags (!name) are not taken", problem_mark=event.start_mark
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                name = str(key.value).replace("-", "_")
+                if not isinstance(key, yaml.ScalarNode) or name in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"'{name}' is said twice" if name in seen else "an option's name is expected",
+                        problem_mark=key.start_mark,
+                    )
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    return Words
 
 
 def _known(path: str, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def feedback_of(row: Mapping[str, Any]) -> str:
 def records(path: Path, most: int | None = None) -> tuple[list[Critique], list[Preference]]:
     """Critiques of the first answer with people's correction, and every decided pair of answers."""
     critiques, preferences = [], []
-    for row in [json.loads(line) for line in path.read_text().splitlines()][:most]:
+    for row in [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:most]:
         prompt, answers = prompt_of(row), row["predictions"]
         mended = row["feedback"]["corrected-prediction"].strip()
         if (said := feedback_of(row)) and mended:
@@ -118,7 +118,7 @@ def main() -> None:
     place = Path(told.model) if told.model else told.out / "base"
     if not (place / "config.json").exists():
         with files.new_folder(place) as fresh:
-            base([json.loads(line) for line in path.read_text().splitlines()], told.steps).save(fresh)
+            base([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], told.steps).save(fresh)
     start = load.load(place, device="cpu")
     unseen, taught = critiques[::5], [c for i, c in enumerate(critiques) if i % 5]
     board = told.out / "arms.json"

@@ -47,7 +47,7 @@ def paragraphs(folder: Path) -> list[Text]:
     """WikiText-2's paragraphs of 40 words and more, its tokenisation undone."""
     found = []
     for name in ("valid.txt", "test.txt"):
-        for line in (folder / "wikitext2" / name).read_text().splitlines():
+        for line in (folder / "wikitext2" / name).read_text(encoding="utf-8").splitlines():
             if len(line.split()) >= 40 and not line.startswith(" ="):
                 text = re.sub(r" @(.)@ ", r"\1", line.replace("<unk>", ""))
                 text = re.sub(r"(?<=\() | (?=[.,;:!?)]|'s)", "", " ".join(text.split()))
@@ -65,7 +65,7 @@ def kept(place: Path, make: Callable[[], Model]) -> Model:
 
 def pretrained(folder: Path) -> Model:
     """The base: a language model of both texts."""
-    corpus = [(folder / "war_and_peace.txt").read_text(), *(t.text for t in paragraphs(folder))]
+    corpus = [(folder / "war_and_peace.txt").read_text(encoding="utf-8"), *(t.text for t in paragraphs(folder))]
     tokenizer = build.train_tokenizer(corpus, 4096)
     model = build.build(
         "llama", tokenizer, d=128, layers=4, heads=4, ffn=320, context=512, seed=0, initializer_range=0.06

@@ -93,7 +93,7 @@ class Data:
     @classmethod
     def load(cls, folder: Path) -> Data:
         """Read and split the files of `folder/tofu`."""
-        refusals = (folder / "tofu/idontknow.txt").read_text().splitlines()
+        refusals = (folder / "tofu/idontknow.txt").read_text(encoding="utf-8").splitlines()
         draw = np.random.default_rng(0).integers(len(refusals), size=400)
         parts: dict[str, Sequence[Demo]] = {
             name: read(folder / f"tofu/{name}_perturbed.jsonl", "demo", RENAME)
@@ -111,7 +111,8 @@ def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
 
     def pretrained() -> Model:
         corpus = [
-            (texts / name).read_text() for name in ("war_and_peace.txt", "wikitext2/valid.txt", "wikitext2/test.txt")
+            (texts / name).read_text(encoding="utf-8")
+            for name in ("war_and_peace.txt", "wikitext2/valid.txt", "wikitext2/test.txt")
         ]
         qa = [f"{r.prompt} {r.completion}" for r in data.forget + data.retain + data.utility]
         tokenizer = build.train_tokenizer(corpus + qa, 8192)
@@ -236,7 +237,7 @@ def place(out: Path, arm: str, lr: float, beta: float | None, seed: int, folder:
 def claimed(path: Path) -> Iterator[bool]:
     """Whether this process may do the work named by `path`; false where another living one is at it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not _alive(int(path.read_text() or 0)):
+    if path.exists() and not _alive(int(path.read_text(encoding="utf-8") or 0)):
         path.unlink(missing_ok=True)
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)

@@ -56,7 +56,7 @@ def main() -> None:
     }
     done = {arm: rows for arm, rows in tests.items() if rows}
     plot(done, anchors, args.docs / "tofu.svg")
-    intro = Path(__file__).with_name("tofu_intro.md").read_text()
+    intro = Path(__file__).with_name("tofu_intro.md").read_text(encoding="utf-8")
     for mark, value in (
         ("GOLD_MEMBERSHIP", anchors["gold"]["membership"]),
         ("FULL_FACTS", anchors["full"]["facts"]),
@@ -66,14 +66,14 @@ def main() -> None:
     reading = Path(__file__).with_name("tofu_reading.md")
     parts = [
         intro,
-        *([reading.read_text()] if reading.exists() else []),
+        *([reading.read_text(encoding="utf-8")] if reading.exists() else []),
         table(done, anchors),
         "![Trajectories of every preset](tofu.svg)",
         tuning(units),
         *longer(args.out, picks),
     ]
     with files.new_file(args.docs / "tofu.md") as beside:
-        beside.write_text("\n\n".join(parts) + "\n")
+        beside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def table(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def note(self, **row):
-        with self.lock, open(self.log, "a") as file:
+        with self.lock, open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(row | {"at": time.time()}) + "\n")
 
     def give(self, status, value, headers=()):
@@ -361,7 +361,7 @@ class Serve:
         self.model, self.output = str(model), Path(folder) / "serve.txt"
         here = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
         words = [str(Path(sys.executable).with_name("transformers")), "serve", self.model, *here]
-        with open(self.output, "w") as out:
+        with open(self.output, "w", encoding="utf-8") as out:
             env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(words, stdout=out, stderr=out, env=env)
 

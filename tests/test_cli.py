@@ -27,7 +27,7 @@ TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--wa
 
 
 def write_rows(path: Path, records) -> str:
-    path.write_text("".join(json.dumps(as_row(r)) + "\n" for r in records))
+    path.write_text("".join(json.dumps(as_row(r)) + "\n" for r in records), encoding="utf-8")
     return str(path)
 
 

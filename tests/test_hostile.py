@@ -2,9 +2,19 @@
 
 import base64
 import contextlib
+import copy
+import errno
 import gzip
+import io
+import itertools
 import json
+import math
+import os
 import resource
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -14,8 +24,11 @@ import pytest
 from servers import Raw, said
 
 import didact
-from didact import cli
-from didact.infer import calls
+from didact import catalogue, cli, options, untrusted
+from didact.data import encode
+from didact.evaluate import judges
+from didact.infer import calls, functions
+from didact.report import tables
 from didact.types import UserError
 
 KEY = "sk-live+/Zx81~Qq77"
@@ -264,3 +277,348 @@ def test_numbers_that_are_none_are_not_believed(number):
         assert model.context == 4096 and model.generate(["b"], 4) == [["a"]] and 0 < model.counts.tokens < 2000
         with contextlib.suppress(UserError):
             assert model.top_logprobs(["b"], 5) == [{"a": -1.0}] and number == "-1"
+
+
+# --- terminals -----------------------------------------------------------------------------------
+
+ORDERS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\x7f\r\x08"
+
+
+def is_plain(text: str) -> bool:
+    return not any(c in text for c in "\x1b\x07\x9b\u202e\u2066\x7f\r\x08")
+
+
+def test_what_a_terminal_obeys_is_shown_as_escapes_on_both_streams(tmp_path, capsys, fresh):
+    fresh("llama").save(tmp_path / "model")
+    row = {"prompt": f"who {ORDERS}", "completion": f"they {ORDERS}"}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    (tmp_path / "bad.jsonl").write_text(json.dumps({f"prompt{ORDERS}": 1}))
+    sft = ["run", "sft", "--model", "model", "--steps", "1", "--out", "out"]
+    assert cli.main([*sft, "--demos", "data.jsonl"]) == 0
+    assert cli.main(["try", "out", "--prompt", f"a {ORDERS}", "--max-new-tokens", "2"]) == 0
+    assert cli.main([*sft, "--demos", "bad.jsonl", "--overwrite"]) == 2
+    assert cli.main(["run", f"sft{ORDERS}"]) == cli.main(["compare", f"--judge{ORDERS}"]) == 2
+    told = capsys.readouterr()
+    assert is_plain(told.out + told.err)
+    assert "prompt  a \\x1b]0;owned\\x07" in told.out and "\\u202e" in told.out and "\\x1b]0;owned" in told.err
+
+
+def test_names_and_errors_of_a_server_are_shown_as_escapes(capsys):
+    listed = json.dumps({"data": [{"id": f"a{ORDERS}"}, {"id": "b"}]})
+    with Raw(lambda connection, path, body: connection.sendall(said(listed))) as server:
+        assert cli.main(["run", "gpt3", "--model", server.url, "--test", "none.jsonl"]) == 2
+    told = capsys.readouterr().err
+    assert is_plain(told) and "owned" in told
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_rich_table_obeys_nothing_but_its_own_colours(terminal, monkeypatch):
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stdout", untrusted.Screen(out))
+    console = untrusted.console(80)
+    console.print(tables.samples([{"prompt": ORDERS, "before": "b", "after": "\x1b[8mhidden"}]), style="bold")
+    text = out.getvalue()
+    assert ("\x1b[1m" in text) == terminal and is_plain(text.replace("\x1b[1m", "").replace("\x1b[0m", ""))
+    assert "\\x1b[8mhidden" in text.replace("\x1b[1m", "").replace("\x1b[0m", "")
+
+
+# --- surroundings --------------------------------------------------------------------------------
+
+
+def command(folder, *words, **env):
+    """`didact WORDS` as a process of its own in this folder; its exit code and all it said."""
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
+    surroundings |= {"PYTHONPATH": str(Path(didact.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | env
+    process = subprocess.run(
+        [sys.executable, "-m", "didact", *words], cwd=folder, env=surroundings, capture_output=True, timeout=60
+    )
+    return process.returncode, process.stdout.decode(errors="replace"), process.stderr.decode(errors="replace")
+
+
+def test_a_mistake_of_ours_is_told_where_no_temporary_folder_is(tmp_path, monkeypatch, capsys):
+    def broken(words):
+        raise ZeroDivisionError("x\x1b[2J http://u:SECRET@host")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(cli, "_methods", broken)
+    assert cli.main(["methods"]) == 4
+    place = Path(capsys.readouterr().err.rpartition(" is in ")[2].strip())
+    kept = place.read_text(encoding="utf-8")
+    assert "ZeroDivisionError" in kept and "SECRET" not in kept
+    place.unlink()
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    assert cli.main(["methods"]) == 4
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "ZeroDivisionError" in told and "SECRET" not in told and is_plain(told)
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+def test_texts_of_all_scripts_pass_in_any_locale(tmp_path, locale):
+    row = {"prompt": "né 日本 \U0001f600", "completion": "日本 ± né"}
+    (tmp_path / "données.jsonl").write_text(f"{json.dumps(row, ensure_ascii=False)}\n" * 3, encoding="utf-8")
+    odd = os.fsencode(tmp_path) + b"/b\xe9.jsonl"
+    os.rename(tmp_path / "données.jsonl", odd)
+    encoding = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    code, out, err = command(
+        tmp_path, "advise", b"b\xe9.jsonl", LC_ALL=locale, TMPDIR="/none", HOME="/none", **encoding
+    )
+    assert code == 0 and "sft" in out and "Traceback" not in err, err
+
+
+def test_a_pipe_as_data_is_read_once_or_refused_and_never_hangs(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert cli.main(["advise", "pipe.jsonl"]) == 2
+    assert "pipe.jsonl: not a file" in capsys.readouterr().err
+
+
+def test_a_line_that_is_too_long_is_refused_at_once_and_a_limit_says_so(tmp_path, monkeypatch):
+    row = json.dumps({"prompt": "é" * 20_000_000, "completion": "b"}, ensure_ascii=False)
+    (tmp_path / "long.jsonl").write_text(row, encoding="utf-8")
+    (tmp_path / "long.json").write_text(f"[{row}]", encoding="utf-8")
+    (tmp_path / "long.csv").write_text(f"prompt,completion\n{'a' * 20_000_000},b\n")
+    for name in ("long.jsonl", "long.json", "long.csv"):
+        began = time.monotonic()
+        with pytest.raises(UserError, match="has more than 16 million characters; split it, or set DIDACT_LONGEST"):
+            didact.read(name)
+        assert time.monotonic() - began < 5
+    monkeypatch.setenv("DIDACT_LONGEST", "30")
+    assert len(didact.read("long.jsonl")) == 1
+
+
+def test_a_packed_file_that_swells_is_refused_by_a_limit_that_can_be_raised(tmp_path, monkeypatch):
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as packed:
+        packed.write(b'{"prompt": "a", "completion": "b"}\n' + b" " * (70 << 20))
+    with pytest.raises(UserError, match=r"unpacks to more than 64 MiB, .* times its size; set DIDACT_SWELLING"):
+        didact.read("bomb.jsonl.gz")
+    monkeypatch.setenv("DIDACT_SWELLING", "1100")
+    assert len(didact.read("bomb.jsonl.gz")) == 1
+
+
+# --- files of options ----------------------------------------------------------------------------
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(BOMB, "aliases"), ("lr: &x [*x]", "aliases"), ("a: &x 1\n<<: *x", "aliases"),
+     ("lr: 1\nlr: 2", "2: 'lr' is said twice"), ("max-new-tokens: 1\nmax_new_tokens: 2", "said twice"),
+     ("lr: !!python/object/apply:os.system [ls]", "tags"), ("lr: !!binary aGk=", "tags"), ("lr: !!set {a}", "tags"),
+     ("[a, b]: 1", "option's name"), ("lr: " + "[" * 900, "not valid YAML"), ("a: b: c", "1: not valid YAML"),
+     ("x: " + "y" * (2 << 20), "more than 1024 KiB"), ("- 1", "lines are expected"), ("<<: {lr: 1}", "'<<'"),
+     ("lr: 1:30", "must be a number"), ("lr: 2020-01-01", "must be a number"), ("steps: 010", "must be int"),
+     ("seed: 1.5", "must be a whole number"),
+     ("lr: yes", "must be a number"), ("epochs: [1, [2]]", "must be"), ("lr: {a: 1}", "must be"),
+     ("lr: 1\0", "not valid")]
+)  # fmt: skip
+def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, why):
+    (tmp_path / "options.yaml").write_text(text, encoding="utf-8")
+    began = time.monotonic()
+    with contextlib.suppress(UserError):
+        options.lines("options.yaml")
+    assert time.monotonic() - began < 5
+    assert cli.main(["run", "sft", "--config", "options.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert why in told and told.count("\n") == 1
+
+
+def test_options_from_a_file_are_the_words_of_flags(tmp_path):
+    (tmp_path / "options.yaml").write_text("lr: 1e-5\nskip-bad: yes\nsteps:\nmodel: no\nbetas: [0.8, 0.9]\n")
+    read = options.lines("options.yaml")
+    assert read == {
+        "lr": "1e-5",
+        "skip_bad": "yes",
+        "steps": None,
+        "model": "no",
+        "betas": ["0.8", "0.9"],
+    }
+    told = options.parser(catalogue.entry("sft")).parse(["--config", "options.yaml"])
+    assert (told.fit["lr"], told.skip_bad, told.model, told.fit["betas"]) == (1e-5, True, "no", (0.8, 0.9))
+
+
+# --- functions of the user's ---------------------------------------------------------------------
+
+FUNCTIONS = {
+    "sys.exit(0)": "ended the program (exit 0)",
+    "raise SystemExit": "ended the program",
+    "while True: pass": "took longer than 0.3 s (--function-timeout)",
+    "time.sleep(60)": "took longer",
+    "return itertools.repeat(1.0)": "gave more than 2 numbers",
+    "return [math.inf, 1.0]": "gave an infinity for completion 0",
+    "return [1.0, math.nan]": "gave NaN for completion 1",
+    "return [[1.0, 2.0], [1.0, 2.0]]": "raised TypeError",
+    "return ['a', 'b']": "raised ValueError",
+    "return None": "raised TypeError",
+    "return 1 / 0": "raised ZeroDivisionError",
+    "raise MemoryError": "raised MemoryError",
+    "return rewards(prompts, completions)": "raised RecursionError",
+}
+
+
+@pytest.mark.parametrize("body", FUNCTIONS)
+def test_whatever_a_function_of_the_users_does_is_one_line(body, monkeypatch):
+    monkeypatch.setitem(functions.LIMIT, "seconds", 0.3 if "longer" in FUNCTIONS[body] else 60)
+    space = {"sys": sys, "time": time, "math": math, "itertools": itertools}
+    exec(f"def rewards(prompts, completions):\n {body}", space)
+    with pytest.raises(UserError) as error:
+        functions.checked(space["rewards"], "mine:rewards")(["a", "b"], ["c", "d"])
+    assert FUNCTIONS[body] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body", ["import sys; sys.exit(0)", "1 / 0", "while True: pass", "def f(:", "import none_such"]
+)
+def test_a_module_of_the_users_that_does_not_import_is_one_line(tmp_path, monkeypatch, body):
+    monkeypatch.setitem(functions.LIMIT, "seconds", 0.3)
+    (tmp_path / "odd_module.py").write_text(f"{body}\ndef rewards(p, c): return [0.0] * len(c)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("odd_module", None)
+    with pytest.raises(UserError, match="reward 'odd_module:rewards' cannot be imported: "):
+        functions.imported("odd_module:rewards", "reward")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"), [("sys.exit(0)", "ended the program"), ("time.sleep(60)", "took longer than")]
+)
+def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, monkeypatch, capsys, fresh, body, why):
+    (tmp_path / "ends_all.py").write_text(f"import sys, time\ndef judge(prompts, completions):\n {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("ends_all", None)
+    fresh("llama").save(tmp_path / "model")
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"prompt": f"a {i}"}) + "\n" for i in range(20)))
+    data = ["--model", "model", "--preference", "data.jsonl", "--budget", "2k-tokens", "--seeds", "1", "--lrs", "1e-3"]
+    more = ["--judge", "ends_all:judge", "--function-timeout", "0.3", "--out", "out", "--no-models"]
+    assert cli.main(["compare", "dpo", *data, *more]) == 2
+    told = capsys.readouterr()
+    assert why in told.out + told.err and "Traceback" not in told.err and "mistake of ours" not in told.err
+
+
+# --- models and templates ------------------------------------------------------------------------
+
+TEMPLATES = {
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "does not end within 0.5 s",
+    "{{ 'a' * 20000000000 }}": "wants more than",
+    "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(40) %}{% set n.t = n.t + n.t %}{% endfor %}": "wants more",
+    "{{ 'a' * 70000000 }}": "writes more than 64 million characters",
+    "{{ messages[99].content.x() }}": "refuses these messages",
+    "{{ 1 / 0 }}": "refuses these messages",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "refuses these messages",
+    "{{ ''.__class__.__mro__ }}{{ messages.__class__.__bases__[0].__subclasses__() }}": "refuses these messages",
+    "{% if %}": "refuses these messages",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_never_ends_or_swells_is_one_line(template, tokenizer, monkeypatch):
+    monkeypatch.setattr(encode, "TEMPLATE_SECONDS", 0.5 if "not end" in TEMPLATES[template] else 60)
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = template
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(UserError, match=TEMPLATES[template]):
+        encode._render(odd, [{"role": "user", "content": "a"}])
+    assert resource.getrlimit(resource.RLIMIT_AS) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+CONFIGS = [
+    {"hidden_size": -16}, {"hidden_size": 15}, {"hidden_size": 10**9}, {"vocab_size": 0}, {"num_hidden_layers": -1},
+    {"num_attention_heads": 0}, {"num_attention_heads": 3}, {"vocab_size": "many"}, {"hidden_act": "none_such"},
+    {"model_type": "none_such"}, {"model_type": None}, {"rope_parameters": {"rope_type": "none_such"}},
+    {"max_position_embeddings": -1}, {"intermediate_size": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CONFIGS, ids=str)
+def test_an_impossible_configuration_is_one_line(tmp_path, fresh, capsys, change):
+    fresh("llama").save(tmp_path / "model")
+    (tmp_path / "model" / ".didact.json").unlink(missing_ok=True)
+    place = tmp_path / "model" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text(encoding="utf-8")) | change))
+    with pytest.raises(UserError) as error:
+        didact.load(tmp_path / "model")
+    assert "\n" not in str(error.value) and "model: " in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"model_type": "llama"}', "[" * 5000, "\x00\x01"])
+def test_a_damaged_configuration_is_one_line(tmp_path, fresh, text):
+    fresh("llama").save(tmp_path / "model")
+    (tmp_path / "model" / ".didact.json").unlink(missing_ok=True)
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        didact.load(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
+def test_adapters_that_name_each_other_are_one_line(tmp_path):
+    for name, other in (("a", "b"), ("b", "a"), ("c", "c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"")
+        told = {"base_model_name_or_path": str(tmp_path / other), "peft_type": "LORA"}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(told))
+    for name in "abc":
+        with pytest.raises(UserError, match="itself"):
+            didact.load(tmp_path / name)
+
+
+# --- servers that think before they answer -------------------------------------------------------
+
+CHOICE = {"index": 0, "finish_reason": "stop"}
+THOUGHTS = {
+    "in its text": ({"content": "<think>\nA? No.\n</think>\n\nB"}, "B"),
+    "begun by the template": ({"content": "A? No.\n</think>\n\nB"}, "B"),
+    "in a field": ({"content": "B", "reasoning_content": "A? No."}, "B"),
+    "in another field": ({"content": " B", "reasoning": "A? No."}, "B"),
+    "without an end": ({"content": "<think>\nA? Or else"}, ""),
+    "and nothing else": ({"content": None, "reasoning_content": "A? Or"}, ""),
+    "not at all": ({"content": "to <think> is to be"}, "to <think> is to be"),
+}
+
+
+@pytest.mark.parametrize("where", THOUGHTS)
+def test_thought_is_kept_apart_from_the_answer(where, capsys):
+    message, wanted = THOUGHTS[where]
+    reply = said(json.dumps({"choices": [CHOICE | {"finish_reason": "length" if wanted == "" else "stop",
+                                                   "message": {"role": "assistant"} | message}]}))  # fmt: skip
+    none = said("{}", "404 Not Found")
+    with Raw(lambda connection, path, body: connection.sendall(none if path.endswith("/completions") and
+             "chat" not in path else reply)) as server:  # fmt: skip
+        model = didact.connect(server.url, "m")
+        assert model.generate(["a", "b"], 4) == [[wanted], [wanted]]
+        assert model.counts.starved == 2 * (wanted == "")
+        assert didact.connect(server.url, "m").generate(["a"], 4) == [[wanted]]  # as the cache has it
+    told = capsys.readouterr().err
+    assert told.count("raise --max-new-tokens") == (2 if wanted == "" else 0)
+
+
+def test_a_judge_that_thinks_is_given_room_for_it():
+    def think(connection, path, body):
+        room = json.loads(body)["max_tokens"] > 100
+        connection.sendall(said(answers("<think>so</think> A" if room else "<think>so", finish_reason="length")))
+
+    with Raw(think) as server:
+        judge = judges.Asked(didact.connect(server.url, "m"))
+        assert judge(["q"], ["a"], ["b"]) == [0.5] and judge.unclear == 0
+
+
+def test_free_answers_are_asked_of_a_server_that_only_chats(tmp_path, capsys):
+    def chat(connection, path, body):
+        connection.sendall(said(answers("<think>Velm? No.</think> Tarn")) if "chat" in path else said("", "404 No"))
+
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Where?", "completion": "Tarn"}\n' * 12)
+    with Raw(chat) as server:
+        data = ["--model", f"{server.url}#m", "--test", "data.jsonl"]
+        assert cli.main(["run", "gpt3", *data, "--shots", "0", "--out", "gpt3"]) == 0
+        assert cli.main(["run", "few-shot", *data, "--demos", "data.jsonl", "--out", "few"]) == 0
+        choices = '{"prompt": "Where?", "completion": "Tarn", "choices": ["Tarn", "Velm"]}\n'
+        (tmp_path / "data.jsonl").write_text(choices * 12)
+        capsys.readouterr()
+        assert cli.main(["run", "gpt3", *data, "--shots", "0", "--out", "choices"]) == 2
+    assert "gpt3 needs a model with score" in capsys.readouterr().err
+    for name in ("gpt3", "few"):
+        told = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
+        assert next(iter(told["metrics"].values()))["after"] == 1.0

@@ -167,7 +167,7 @@ def test_the_declaration_is_whole(name: str) -> None:
         assert not mine.keys() - own.keys()
         method.check(registry.assemble(method.function, mine))
         Fit(**fit)
-    code = Path(str(sys.modules[method.module].__file__)).read_text()
+    code = Path(str(sys.modules[method.module].__file__)).read_text(encoding="utf-8")
     assert len(code.splitlines()) <= 180
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         assert cli.main(["explain", name]) == 0

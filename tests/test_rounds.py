@@ -45,7 +45,7 @@ def teach(start, folder, out, lora, ready):
 
     def counted(model, prompts, *args):
         made = completions(model, prompts, *args)
-        with open(sampled, "a") as log:
+        with open(sampled, "a", encoding="utf-8") as log:
             log.write(json.dumps(len(prompts)) + "\n")
         return made
 

@@ -110,7 +110,9 @@ def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
     shutil.copy("taste.py", "mine")
     shutil.copytree("model", "gold/model")
     shutil.copytree("model", "base/model")
-    Path("adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base/model"}))
+    Path("adapter/adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "base/model"}), encoding="utf-8"
+    )
     Path("adapter/adapter_model.safetensors").touch()
     os.replace("model/model.safetensors", "../weights/model.safetensors")
     os.symlink("../../weights/model.safetensors", "model/model.safetensors")
@@ -311,9 +313,9 @@ def another_model(fresh, place):
 CHANGES = {
     "--model": lambda fresh: another_model(fresh, "model"),
     "--gold": lambda fresh: another_model(fresh, "gold"),
-    "--score-on": lambda fresh: Path("unseen.jsonl").write_text(json.dumps(DEMOS[0]) + "\n"),
+    "--score-on": lambda fresh: Path("unseen.jsonl").write_text(json.dumps(DEMOS[0]) + "\n", encoding="utf-8"),
     "--model tokenizer": lambda fresh: Path("model/tokenizer_config.json").write_text(
-        Path("model/tokenizer_config.json").read_text() + " "
+        Path("model/tokenizer_config.json").read_text(encoding="utf-8") + " ", encoding="utf-8"
     ),
 }  # fmt: skip
 
@@ -339,17 +341,17 @@ def test_a_comparison_does_not_go_on_where_what_it_rests_on_changed(project, fre
     assert cli.main(words) == 0
     assert cli.main(words) == 0
     for name in ("taste.py", "gold/config.json", "model/tokenizer_config.json"):
-        was = Path(name).read_text()
-        Path(name).write_text(was + "\n")
+        was = Path(name).read_text(encoding="utf-8")
+        Path(name).write_text(was + "\n", encoding="utf-8")
         capsys.readouterr()
         assert cli.main(words) == 2
         assert "holds another comparison (inputs differ)" in capsys.readouterr().err
-        Path(name).write_text(was)
+        Path(name).write_text(was, encoding="utf-8")
 
 
 def test_a_checkpoint_belongs_to_the_code_of_a_function_that_is_named(project):
     before = registry.digest("taste:judge")
-    Path("taste.py").write_text(JUDGE + "# other\n")
+    Path("taste.py").write_text(JUDGE + "# other\n", encoding="utf-8")
     assert registry.digest("taste:judge") != before
 
 
@@ -402,7 +404,7 @@ def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsy
         capsys.readouterr()
         assert cli.main(words) == 0 and "found out anew" in capsys.readouterr().err
     for text in ("{", "[]", "{}", ""):
-        Path("board/comparison.json").write_text(text)
+        Path("board/comparison.json").write_text(text, encoding="utf-8")
         assert cli.main(words) == 2
         assert "begin anew with --overwrite" in capsys.readouterr().err
     Path("board/comparison.json").unlink()
@@ -413,7 +415,7 @@ def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsy
 def test_a_damaged_result_is_one_line(project, capsys):
     assert cli.main(sft("mine")) == 0
     for text in ("{", "[]", "", "\0"):
-        Path("mine/result.json").write_text(text)
+        Path("mine/result.json").write_text(text, encoding="utf-8")
         capsys.readouterr()
         assert cli.main(sft("mine")) == 2
         assert "not a result of didact, or a damaged one" in capsys.readouterr().err

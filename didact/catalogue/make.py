@@ -54,7 +54,7 @@ def _entry(method: Method) -> dict[str, Any]:
         "needs": {k: v | {"help": helps.get(k, "")} for k, v in method.needs.items()}, "gives": list(method.gives),
         "capabilities": list(method.capabilities), "kinds": list(method.kinds), "protocol": list(method.protocol),
         "options": options, "fit": _training(fit.default) if fit else [], "presets": method.presets,
-        "verdict": json.loads(card.read_text())["verdict"] if card.exists() else None,
+        "verdict": json.loads(card.read_text(encoding="utf-8"))["verdict"] if card.exists() else None,
     }  # fmt: skip
     return typing.cast(dict[str, Any], json.loads(json.dumps(made)))
 

@@ -24,9 +24,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
 
+from didact import untrusted
 from didact.data import templates
 from didact.data.templates import Chat, Condition
 from didact.types import Messages, Record, Reply, UserError
+
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 1 << 30  # for one rendering of a chat template, a stranger's program
+TEMPLATE_LONGEST = 64_000_000  # characters of one
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -520,15 +524,21 @@ def _render(
     tools: Sequence[dict[str, Any]] = (),
     **how: Any,
 ) -> str:
-    from jinja2 import TemplateError
-
     template = getattr(tokenizer, "chat_template", None)
     if (now := _DAY.get()) is not None and isinstance(template, str) and "strftime_now" in template:
         how["chat_template"] = _DATE.sub(lambda m: repr(now.strftime(m[2])), template)
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
-    except (TemplateError, TypeError, ValueError) as error:  # of the template's own Python too
+        with untrusted.limited(TEMPLATE_SECONDS, TEMPLATE_BYTES):
+            text = str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
+    except untrusted.ExceededError:
+        raise UserError(f"the tokenizer's chat template does not end within {TEMPLATE_SECONDS} s") from None
+    except MemoryError:
+        raise UserError(f"the tokenizer's chat template wants more than {TEMPLATE_BYTES >> 20} MiB") from None
+    except Exception as error:  # it is a program of a stranger's, which may raise anything
         raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
+    if len(text) > TEMPLATE_LONGEST:
+        raise UserError(f"the tokenizer's chat template writes more than {TEMPLATE_LONGEST / 1e6:g} million characters")
+    return text
 
 
 def _all_shown(

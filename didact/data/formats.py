@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import sys
 import zlib
@@ -30,6 +31,8 @@ from didact.types import UserError
 
 HUB = "hub:"
 CELL = 1 << 30  # characters in one cell of a table; the csv module's own limit is below a long document
+LONGEST = 16  # million characters in one line or field, or what DIDACT_LONGEST says: no context takes more
+SWELLING = 100  # times its size that a .gz file may unpack to, or what DIDACT_SWELLING says; 64 MiB it always may
 
 BETWEEN = tuple(" \t\r\n,")  # what may stand between the items of an array
 
@@ -42,13 +45,21 @@ class Cells(dict[str, Any]):
 
 
 def rows(source: str | Path) -> Iterator[Found]:
-    """Every row of a file, folder or hub reference, with its place as `source:line`.
+    """Every row of a file, folder or hub reference, with its place as `source:line`; one that is too long as its error.
 
     Lines are counted in text formats, rows from 1 in the others.
 
     Raises:
         UserError: the source is missing, cannot be read, or is not what its name says.
     """
+    most = int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
+    for place, row in _rows(source, most):
+        texts = row.items() if isinstance(row, Mapping) else ()
+        long = next((k for k, v in texts if isinstance(v, str) and len(v) > most), None)
+        yield place, row if long is None else _too_long(f"field '{long}'", most)
+
+
+def _rows(source: str | Path, most: int) -> Iterator[Found]:
     name = str(source)
     path = Path(source)
     if name.startswith(HUB) or path.is_dir() or _split(name)[0].is_dir():
@@ -63,7 +74,7 @@ def rows(source: str | Path) -> Iterator[Found]:
         return _table(name, text, "," if kind == ".csv" else "\t")
     if kind == ".json" and text.lstrip().startswith("["):
         return _array(name, text)
-    return _lines(name, text)
+    return _lines(name, text, most)
 
 
 def fingerprint(source: str | Path) -> str:
@@ -93,10 +104,22 @@ def decoded(text: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=lambda name: math.nan)
 
 
-def _lines(name: str, text: str) -> Iterator[Found]:
+def _lines(name: str, text: str, most: int) -> Iterator[Found]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{name}:{number}", _object(line)
+            yield f"{name}:{number}", _object(line) if len(line) <= most else _too_long("the line", most)
+
+
+def _too_long(what: str, most: int) -> UserError:
+    return UserError(f"{what} has more than {most / 1e6:g} million characters; split it, or set DIDACT_LONGEST higher")
+
+
+def _setting(name: str, default: float) -> float:
+    """A limit that the environment may raise."""
+    try:
+        return float(os.environ.get(name, default))
+    except ValueError:
+        raise UserError(f"the variable {name} must be a number") from None
 
 
 def _object(line: str) -> Row:
@@ -156,7 +179,7 @@ def _text(path: Path, expected: str) -> str:
     raw = _bytes(path)
     if path.suffix.lower() == ".gz":
         try:
-            raw = gzip.decompress(raw)
+            raw = _unpacked(path, raw)
         except (OSError, EOFError, zlib.error):
             raise UserError(f"{path}: not a gzip file, or only half of one") from None
     if b"\0" in raw:
@@ -168,8 +191,23 @@ def _text(path: Path, expected: str) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text; convert the file first") from None
 
 
+def _unpacked(path: Path, raw: bytes) -> bytes:
+    """What a gzip file holds, as long as it is no more than a limit."""
+    most = max(1 << 26, int(len(raw) * _setting("DIDACT_SWELLING", SWELLING)))
+    with gzip.open(io.BytesIO(raw)) as packed:
+        out = packed.read(most + 1)
+    if len(out) > most:
+        raise UserError(
+            f"{path}: unpacks to more than {most >> 20:,} MiB, {most // len(raw):,} times its size; "
+            "set DIDACT_SWELLING higher if that is meant"
+        )
+    return out
+
+
 def _bytes(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and cannot be read twice
+            raise UserError(f"{path}: not a file; save what a pipe or device gives to one")
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

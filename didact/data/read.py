@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 import types
 import typing
@@ -19,6 +20,7 @@ Turns = Literal["last", "all"]
 SHOWN = 20  # bad lines listed before the rest are only counted
 ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
 TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
+HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
 # Fields that are likely a prompt under another name: a pair that has one is not to be split, but mapped.
 ASKED = ("question", "instruction", "input", "query", "problem", "user")
 
@@ -165,7 +167,7 @@ def _sound(name: str, value: Any, numbers: bool = True) -> None:
             stack.extend(item)
         elif isinstance(item, dict):
             stack.extend([*item, *item.values()])
-        elif isinstance(item, str) and any("\ud800" <= c <= "\udfff" for c in item):
+        elif isinstance(item, str) and HALVES.search(item):
             raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; mend the escape")
         elif numbers and isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
             raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")

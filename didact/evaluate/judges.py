@@ -15,6 +15,7 @@ Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
 """`judge(prompts, ours, theirs)`: 1 where ours is better, 0 where theirs is, 0.5 for a tie or no verdict."""
 
 TRIES = 3
+THOUGHT = 2048  # tokens for a judge that thinks before it answers
 QUESTION = (
     "Which answer to the question is better? Say only A or B.\n\n"
     "Question:\n{prompt}\n\nAnswer A:\n{a}\n\nAnswer B:\n{b}\n\nBetter:"
@@ -43,7 +44,8 @@ def by_reward(reward: Reward) -> Judge:
 class Asked:
     """A language model as the judge, asked twice with the answers swapped: only an agreeing pair of verdicts counts.
 
-    A reply that names neither is asked again, at most `TRIES` times; `unclear` counts those that never did.
+    A reply that names neither is asked again, at most `TRIES` times, with room for thought where it was empty;
+    `unclear` counts those that never did.
     """
 
     def __init__(self, model: LM, seed: int = 0) -> None:
@@ -58,18 +60,19 @@ class Asked:
         return [wins.get((f, s), 0.5) for f, s in zip(first, second, strict=True)]
 
     def _verdicts(self, questions: Sequence[str]) -> list[str]:
-        out = [""] * len(questions)
+        out, limit = [""] * len(questions), 4
         for attempt in range(TRIES):
             left = [i for i, v in enumerate(out) if not v]
             if not left:
                 break
             temperature = 0.0 if attempt == 0 else 1.0  # greedy would only say the same again
             replies = self.model.generate(
-                [questions[i] for i in left], 4, temperature=temperature, seed=self.seed + attempt
+                [questions[i] for i in left], limit, temperature=temperature, seed=self.seed + attempt
             )
             for i, reply in zip(left, replies, strict=True):
                 found = re.match(r"\W*([AB])\b", reply[0])
                 out[i] = found[1] if found else ""
+                limit = limit if reply[0].strip() else THOUGHT
         self.unclear += sum(not v for v in out)
         return out
 

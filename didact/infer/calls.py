@@ -59,7 +59,8 @@ class Counts:
     """What was used. `calls` are requests sent, `retries` and tiny first calls among them; `cached` answers cost none.
 
     `tokens` are the server's own count of prompts and answers (an estimate where it gives none). `straddled` are
-    completions whose first token began inside the prompt (see `Remote.score`).
+    completions whose first token began inside the prompt (see `Remote.score`). `starved` are empty answers whose tokens
+    ran out.
     """
 
     calls: int = 0
@@ -67,6 +68,7 @@ class Counts:
     cached: int = 0
     tokens: int = 0
     straddled: int = 0
+    starved: int = 0
 
     def __str__(self) -> str:
         again = f" ({self.retries:,} of them retries)" if self.retries else ""
@@ -233,7 +235,7 @@ class Caller:
         if self.kept is None or kept is None:
             return None
         try:
-            return (job.read(kept),)
+            return (self._said(job, kept),)
         except PassingError:
             self.kept.drop(key)
             return None
@@ -253,7 +255,18 @@ class Caller:
             raise
         if self.kept:
             reply = self.kept.put(key, self.url, self.name, job.endpoint, job.whole, job.draw, reply)
-        return job.read(reply)
+        return self._said(job, reply)
+
+    def _said(self, job: Job, reply: Any) -> Any:
+        """What an answer says; the first that is empty for want of tokens is told."""
+        out = job.read(reply)
+        if out == "" and replies.starved(reply):
+            with self._lock:
+                self.counts.starved += 1
+                first = self.counts.starved == 1
+            if first:
+                print(f"{self.url}: {replies.STARVED}", file=sys.stderr)
+        return out
 
     def _spend(self, again: bool) -> None:
         """Count a request about to be sent, or say that the budget is used up."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+STARVED = "answers are empty because their tokens ran out, most likely in thought: raise --max-new-tokens"
+THINK = ("<think>", "</think>")
 
 
 class PassingError(Exception):
@@ -125,12 +127,25 @@ def first_tokens(reply: Mapping[str, Any], k: int) -> dict[str, float]:
 
 
 def text_of(reply: Mapping[str, Any]) -> str:
-    """The text of an answer; empty where a reasoning model used up its tokens before it began."""
+    """The text of an answer without the thought before it; empty where the tokens ended before the answer began.
+
+    Thought stands in a field of its own, or in `<think>` before the answer; a chat template that begins it itself
+    leaves only its end to be seen.
+    """
     choice = reply["choices"][0]
     text = choice.get("text") if "text" in choice else (choice.get("message") or {"content": 0}).get("content")
     if not isinstance(text, str | None):
         raise LackingError("the answer has no text")
-    return text or ""
+    text = text or ""
+    if text.lstrip().startswith(THINK[0]) or ("text" not in choice and THINK[1] in text):
+        text = text.partition(THINK[1])[2].lstrip()
+    return text
+
+
+def starved(reply: Mapping[str, Any]) -> bool:
+    """Whether an answer is empty because its tokens ran out: a reasoning model was still thinking."""
+    choice = reply["choices"][0]
+    return isinstance(choice, Mapping) and choice.get("finish_reason") == "length" and not text_of(reply).strip()
 
 
 def echo_of(reply: Mapping[str, Any], most: int) -> Echo:

@@ -124,7 +124,7 @@ class Responses:
     def _set_aside(self, error: Exception) -> bool:
         """Rename the damaged file, unless another process has done so already; whether there is a sound one now."""
         try:
-            with open(self.path.with_name(f".{NAME}.lock"), "w") as turn:
+            with open(self.path.with_name(f".{NAME}.lock"), "w", encoding="utf-8") as turn:
                 fcntl.flock(turn, fcntl.LOCK_EX)
                 if self._sound():
                     return True

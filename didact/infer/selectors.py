@@ -128,7 +128,7 @@ def questions_of(given: str | Sequence[str]) -> tuple[Question, ...]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return [line for line in Path(path).read_text().splitlines() if line.strip()]
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"questions: {path} cannot be read: {error}") from None
 

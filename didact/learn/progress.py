@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from didact import untrusted
 
 EVERY = 10.0  # seconds between lines off a terminal
 
@@ -29,7 +30,7 @@ class Bar:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar = Progress(*columns, console=untrusted.console(stderr=True), transient=True)
             self.task = self.bar.add_task(what, total=total, completed=done, note="")
 
     def __enter__(self) -> Bar:

@@ -87,6 +87,9 @@ def _architectures(folder: Path) -> list[str]:
         judges = adapter.get("task_type") == "SEQ_CLS"
         return ["AdapterForSequenceClassification"] if judges else _architectures(Path(load.base_of(folder)))
     try:
-        return [str(name) for name in json.loads((folder / "config.json").read_text()).get("architectures") or ()]
+        return [
+            str(name)
+            for name in json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
+        ]
     except (OSError, ValueError, AttributeError):
         return []

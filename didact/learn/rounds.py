@@ -70,7 +70,7 @@ class Round:
                 fresh = make(first, min(first + size, count)) if first < count else []
                 fresh = distributed.joined(fresh) if world > 1 else fresh
                 if path:
-                    with open(path, "a") as out:
+                    with open(path, "a", encoding="utf-8") as out:
                         out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
                         out.flush()
                         os.fsync(out.fileno())

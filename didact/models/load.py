@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -22,6 +24,7 @@ from didact.models.model import CONDITION, Kind, Model
 from didact.types import UserError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # of a configuration's numbers
 TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
 
@@ -71,18 +74,23 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
         raise UserError(f"{path}: not a model folder")
     try:
         config = opening.opened("AutoConfig", path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
         raise UserError(
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
         ) from None
-    if any(name.endswith("ForSequenceClassification") for name in getattr(config, "architectures", None) or ()):
+    if any(str(name).endswith("ForSequenceClassification") for name in _architectures(config)):
         raise UserError(_judges(path))
+    if bad := next((k for k, v in vars(config).items() if SIZES.match(k) and type(v) is int and v < 0), None):
+        raise UserError(f"{path}: cannot be loaded: {bad} of its configuration is negative")
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     try:
+        _check_size(where, auto, config)
         module, info = opening.opened(auto, path, dtype=DTYPES[dtype], output_loading_info=True)
         tokenizer = opening.opened("AutoTokenizer", path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
@@ -130,7 +138,10 @@ def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
     if adapter_config(where).get("task_type") == "SEQ_CLS":
         raise UserError(_judges(where))
     base = base_of(where)
-    model = adapters.merged(load(base, device, dtype))
+    try:
+        model = adapters.merged(load(base, device, dtype))
+    except RecursionError:
+        raise UserError(f"{where}: an adapter whose start model is, in the end, itself") from None
     module = put_on(model.module, where, base)
     found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
     _check_finite(found, str(where))
@@ -237,6 +248,29 @@ def _check(folder: Path) -> None:
 
 def _judges(path: str | Path) -> str:
     return f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}"
+
+
+def _architectures(config: Any) -> list[Any]:
+    named = getattr(config, "architectures", None)
+    return named if isinstance(named, list) else []
+
+
+def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
+    """See that the files hold about the weights the configuration describes, before memory is taken for those."""
+    from safetensors import safe_open
+
+    held = 0
+    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+        with safe_open(path, "pt") as kept:
+            held += sum(math.prod(kept.get_slice(key).get_shape()) for key in kept.keys())  # noqa: SIM118
+    if held and not getattr(config, "quantization_config", None):  # whose weights are packed
+        with torch.device("meta"):
+            described = sum(p.numel() for p in opening.built(auto, config).parameters())
+        if described > 2 * held:
+            raise UserError(
+                f"{folder}: its configuration describes {described:,} weights, its files hold {held:,}: "
+                "the checkpoint is incomplete"
+            )
 
 
 def _check_finite(model: Model, path: str) -> None:

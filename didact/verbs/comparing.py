@@ -16,7 +16,7 @@ from didact.compare.budget import Budget
 from didact.data import encode, formats, templates
 from didact.data.read import Records, read
 from didact.evaluate import judges, protocols
-from didact.infer import remote
+from didact.infer import functions, remote
 from didact.learn import episodes
 from didact.models import adapters, load
 from didact.types import RECORDS, Fit, Record, UserError
@@ -61,6 +61,7 @@ class Comparison:
         chat: conversations to the model, as `didact run` has it.
         turns: assistant turns of `messages` that are learnt, as `didact run` has it.
         track: a tool that curves go to as well.
+        function_timeout: seconds for one call of a function of the user's.
         overwrite: replace the comparison that stands in `out`.
         argv: the command line, shown on the page.
     """
@@ -89,6 +90,7 @@ class Comparison:
     chat: Literal["auto", "template", "plain"] = "auto"
     turns: Literal["last", "all"] = "last"
     track: Literal["tensorboard", "wandb"] | None = None
+    function_timeout: float = 3600.0
     overwrite: bool = False
     argv: Sequence[str] = ()
 
@@ -168,6 +170,7 @@ def prepare(
     written = [("arm", name) for name in request.arms if name.endswith(YAML)]
     inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
+    functions.LIMIT["seconds"] = request.function_timeout
     Fit(**request.fit)  # a bad value is told before any work
     given = Budget.parse(request.budget) if request.budget else None
     embedded = request.model is None and not request.data

@@ -15,8 +15,8 @@ from didact.claims.problem import Problem
 from didact.data import encode, formats, splits, templates
 from didact.data.read import Records, read
 from didact.evaluate import protocols
+from didact.infer import functions, remote
 from didact.infer import lm as language_models
-from didact.infer import remote
 from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
@@ -58,6 +58,7 @@ def prepare(request: Request) -> Job:
     embedded = request.model is None and not request.data
     if embedded and entry["baseline"]:
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
+    functions.LIMIT["seconds"] = request.function_timeout
     for given in (request.model, *request.options.values()):
         if isinstance(given, str) and remote.is_address(given):
             remote.check_address(given)  # before anything is written

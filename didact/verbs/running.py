@@ -20,7 +20,7 @@ from didact.data import encode, formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer
-from didact.infer import generate, remote
+from didact.infer import generate, remote, replies
 from didact.learn import track
 from didact.models import cost
 from didact.models.model import Model
@@ -100,6 +100,7 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
         counts = job.model.counts
         result.cost.calls, result.cost.tokens = counts.calls, result.cost.tokens + counts.tokens
         result.warnings += [f"{job.model.address}: {counts}"] if counts.cached else []
+        result.warnings += [f"{job.model.address}: {counts.starved:,} {replies.STARVED}"] if counts.starved else []
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
     end_token = _end_token(result)
@@ -214,7 +215,19 @@ def _day(out: Path, request: Request) -> str:
 
 def _who(request: Request) -> dict[str, Any]:
     """What makes two runs the same run."""
-    how = ("argv", "overwrite", "track", "provenance", "out", "device", "dry_run", "print_config", "config", *BUDGET)
+    how = (
+        "argv",
+        "overwrite",
+        "track",
+        "provenance",
+        "out",
+        "device",
+        "dry_run",
+        "print_config",
+        "config",
+        "function_timeout",
+        *BUDGET,
+    )
     told = {k: v for k, v in vars(request).items() if k not in how}
     argv = [untrusted.without_credentials(word) for word in request.argv]  # of a repeated flag only the last is checked
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": argv}

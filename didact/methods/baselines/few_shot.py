@@ -20,7 +20,7 @@ from didact.types import LM, Demo, Result
     year=2020,
     source="arXiv:2005.14165",
     gives=("predict", "findings", "records"),
-    capabilities=("score",),
+    capabilities=("generate",),
     baseline=True,
 )
 def few_shot(

@@ -22,7 +22,7 @@ from didact.types import LM, Demo, Result, Text
     year=2020,
     source="arXiv:2005.14165",
     gives=("findings", "records"),
-    capabilities=("score",),
+    capabilities=("generate",),
     presets={
         "zero-one-few": {"shots": (0, 1, 32)},
         "normalised": {"rule": "unconditional"},
