@@ -95,7 +95,7 @@ def encoded(
     Raises:
         UserError: no chain is left.
     """
-    if encode.answer_end(tokenizer) is None:
+    if (last := encode.answer_end(tokenizer)) is None:
         raise UserError("this tokenizer has no end token, which ends every answer of a chain: give it one (eos_token)")
     draw = np.random.default_rng([seed, 153])
     out = Encoded(counts=dict.fromkeys([*chains, "left out"], 0))
@@ -111,8 +111,7 @@ def encoded(
                 out.counts["left out"] += 1
                 continue
             # Answers come one after the other, each ended by its end token, so the count of ends says whose it is.
-            end = encode.answer_end(tokenizer)
-            ends = torch.tensor(row.completion) == (-1 if end is None else end)
+            ends = torch.tensor(row.completion).eq(last)
             number = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
             mask = torch.tensor(learnt)
             out.items.append((row,))
