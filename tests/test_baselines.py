@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shapes import accuracy, probability
 
 from didact import baselines
 from didact.data import convert
 from didact.evaluate import protocols
 from didact.evaluate.protocols import Scoring
+from didact.methods.baselines import kto
 from didact.types import Demo, Fit, Preference, UserError
 
 
@@ -131,3 +134,14 @@ def test_kto_with_thumbs_down_alone_lowers_what_was_judged(taught, world):
 def test_kto_needs_two_records(fresh, world):
     with pytest.raises(UserError, match="two records"):
         baselines.kto(fresh("llama"), judged(preferences(world.retain[:1]))[:1])
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=9))
+def test_a_divergence_is_never_taken_over_an_answer_to_the_same_prompt(prompts):
+    found = kto._strangers(prompts)
+    if len(set(prompts)) == 1:
+        assert found == [*range(1, len(prompts)), 0]
+    else:
+        assert all(prompts[i] != prompts[j] for i, j in enumerate(found))
+    if all(a != b for a, b in zip(prompts, [*prompts[1:], prompts[0]], strict=True)):
+        assert found == [*range(1, len(prompts)), 0]  # as before

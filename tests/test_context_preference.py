@@ -20,7 +20,7 @@ from didact.infer import lm
 from didact.learn import reward_functions, rewards
 from didact.models import forward, load
 from didact.objectives import preference
-from didact.types import Fit, UserError
+from didact.types import Fit, Messages, UserError
 from didact.worlds.criteria import Criteria
 
 WORLD = Criteria(counted=1, noise=0.0)
@@ -286,3 +286,15 @@ def test_a_reward_model_goes_on_from_a_folder(tmp_path):
     first.models["model"].save(tmp_path)
     again = teach(tiny("llama"), given_, reward_model=str(tmp_path), fit=Fit(lr=0.0, steps=1, rows=2))
     assert again.models["model"].fingerprint() == first.models["model"].fingerprint()
+
+
+def test_a_reward_model_reads_its_own_chat_template():
+    model = rewards.headed(tiny("llama"))
+    told = [{"role": "user", "content": "Where?"}]
+    assert model.tokenizer.decode(rewards.row(model, Messages(told), "Tarn").prompt) == f"{Messages(told)} Tarn"
+    model.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    for prompt in (Messages(told), "Where?"):
+        row = rewards.row(model, prompt, "Tarn")
+        assert model.tokenizer.decode(row.prompt) == "[user]Where?</s>[assistant]Tarn</s>"
+    scores = [rewards.score(model, [p], ["Tarn"]) for p in (Messages(told), "Where?")]
+    assert scores[0] == scores[1]

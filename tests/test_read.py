@@ -524,7 +524,7 @@ def test_values_json_does_not_have_are_kept_as_text(tmp_path):
     table = pyarrow.Table.from_pylist([{"text": "t", "when": datetime.date(2024, 5, 1), "raw": b"x", "score": 1}])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     (record,) = read(tmp_path / "a.parquet", "text")
-    assert record.extra == {"when": "2024-05-01", "raw": "b'x'"} and record.score == 1.0
+    assert record.extra == {"when": "2024-05-01", "raw": "x"} and record.score == 1.0
 
 
 def test_rows_of_a_parquet_file_are_counted_from_one(tmp_path):
@@ -648,3 +648,55 @@ def test_every_line_of_the_page_on_records_is_read_whole():
     for kind, lines in shown:
         for line in lines.splitlines():
             assert not parse(line, RECORDS[kind]).extra, line
+
+
+# --- forms of other data sets --------------------------------------------------------------------
+
+USER, TARN, OSSO = (
+    {"role": r, "content": c} for r, c in (("user", "Where?"), ("assistant", "Tarn"), ("assistant", "Osso"))
+)
+BOTH = {"chosen": [USER, TARN], "rejected": [USER, OSSO]}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "wanted"),
+    [
+        ({"instruction": "Answer.", "input": "Where?", "output": "Tarn"}, "demo", ("Answer.\n\nWhere?", "Tarn")),
+        ({"instruction": "Answer.", "input": "", "output": "Tarn"}, "demo", ("Answer.", "Tarn")),
+        ({"instruction": "Sum up.", "context": "Long.", "response": "Short."}, "demo", ("Sum up.\n\nLong.", "Short.")),
+        ({"instruction": "Q", "input": "x", "chosen": "a", "rejected": "b"}, "preference", ("Q\n\nx", "a", "b")),
+        ({"prompt": "p", "completion": "c", "instruction": "i", "input": "x"}, "demo", ("p", "c")),
+        ({"prompt": "Where?"} | BOTH, "preference", ([USER], "Tarn", "Osso")),
+        ({"prompt": [USER]} | BOTH, "preference", ([USER], "Tarn", "Osso")),
+        (BOTH, "preference", ([USER], "Tarn", "Osso")),
+        ({"prompt": "Where?", "chosen": [TARN], "rejected": [OSSO]}, "preference", ("Where?", "Tarn", "Osso")),
+        ({"prompt": [USER], "completion": [TARN], "label": True}, "judged", ([USER], "Tarn")),
+        ({"prompt": "Where?", "completion": [USER, TARN], "label": True}, "judged", ([USER], "Tarn")),
+    ],
+)  # fmt: skip
+def test_forms_of_other_data_sets_are_read_as_their_tools_read_them(row, kind, wanted):
+    made = from_row(row, RECORDS[kind])
+    answers = (made.chosen, made.rejected) if kind == "preference" else (made.completion,)
+    asked = wanted[0] if isinstance(wanted[0], str) else Messages(wanted[0])
+    assert (made.prompt, *answers) == (asked, *wanted[1:]) and isinstance(made.prompt, Messages) == (asked != wanted[0])
+
+
+def test_the_input_of_an_instruction_survives_renaming():
+    row = {"instruction": "Answer.", "input": "Where?", "output": "Tarn"}
+    made = from_row(row, Demo, {"prompt": "instruction", "completion": "output"})
+    assert (made.prompt, made.completion) == ("Answer.\n\nWhere?", "Tarn")
+    other = from_row(row, Demo, {"prompt": "input", "completion": "output"})
+    assert (other.prompt, other.completion, other.instruction) == ("Where?", "Tarn", "Answer.")
+
+
+def test_binary_columns_are_text_or_refused_by_name(tmp_path):
+    def written(**columns):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "b.parquet")
+        return tmp_path / "b.parquet"
+
+    picture = b"\x89PNG\xff"
+    (made,) = read(written(prompt=[b"Wo?"], completion=["Zürich".encode()], picture=[picture]))
+    assert (made.prompt, made.completion) == ("Wo?", "Zürich")
+    json.dumps(made.extra)  # kept, in a form that can be written
+    with pytest.raises(UserError, match=r"b\.parquet:1: field 'completion' must be text, not binary that is no UTF-8"):
+        read(written(prompt=[b"Wo?"], completion=[picture]))

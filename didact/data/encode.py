@@ -338,6 +338,28 @@ def _calls(prompt: Messages) -> bool:
     return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] == "tool" for t in prompt.turns)
 
 
+def dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> str | None:
+    """An answered prompt in the words of the tokenizer's chat template, text being a user's turn; None without one.
+
+    Raises:
+        UserError: the template refuses these turns, or leaves some of it out.
+    """
+    if not _has_template(tokenizer):
+        return None
+    asked = prompt if isinstance(prompt, Messages) else Messages([{"role": "user", "content": prompt}])
+    return _answered(tokenizer, asked, completion)
+
+
+def _answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> str:
+    """What the template writes for a conversation with its answer."""
+    answer = completion.turn if isinstance(completion, Reply) else {"role": "assistant", "content": completion}
+    turns = (*prompt.turns, answer)
+    whole = _render(tokenizer, turns, prompt.tools)
+    if isinstance(completion, Reply) or _calls(prompt):
+        _all_shown(tokenizer, turns, prompt.tools, whole)
+    return whole
+
+
 def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[str, str]:
     """A conversation and its answer in the words of the tokenizer's chat template.
 
@@ -346,11 +368,8 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: s
     Raises:
         UserError: the template refuses these turns, or writes the prompt differently once it is answered.
     """
-    answer = completion.turn if isinstance(completion, Reply) else {"role": "assistant", "content": completion}
     head = _render(tokenizer, prompt.turns, prompt.tools, add_generation_prompt=True)
-    whole = _render(tokenizer, (*prompt.turns, answer), prompt.tools)
-    if isinstance(completion, Reply) or _calls(prompt):
-        _all_shown(tokenizer, (*prompt.turns, answer), prompt.tools, whole)
+    whole = _answered(tokenizer, prompt, completion)
     if not whole.startswith(head):
         raise UserError(
             "the tokenizer's chat template writes the prompt differently once it is answered, so that what to learn "

@@ -231,14 +231,14 @@ def _parquet(name: str) -> Iterator[Found]:
         for batch in pyarrow.parquet.ParquetFile(io.BytesIO(raw)).iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                yield f"{name}:{number}", _plain(row)
+                yield f"{name}:{number}", {str(k): _cell(v) for k, v in row.items()}
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, OverflowError) as error:
         raise UserError(f"{name}: not a Parquet file, or a damaged one: {_first_line(error)}") from None
 
 
 def _dataset(name: str) -> Iterator[Found]:
     for number, row in enumerate(_loaded(name), 1):
-        yield f"{name}:{number}", _plain(row)
+        yield f"{name}:{number}", {str(k): _cell(v) for k, v in row.items()}
 
 
 def _loaded(name: str) -> Any:
@@ -277,8 +277,20 @@ def _split(name: str) -> tuple[Path, str]:
     return (Path(folder), split) if colon and not Path(name).is_dir() else (Path(name), "")
 
 
+def _cell(value: Any) -> Any:
+    """A column's value; binary that is no UTF-8 text stays so, for a reader that wants it to refuse."""
+    if not isinstance(value, bytes):
+        return _plain(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
 def _plain(value: Any) -> Any:
-    """A value as JSON has it, NaN apart; what JSON lacks (times, bytes, pictures) as text."""
+    """A value as JSON has it, NaN apart; what JSON lacks (times, pictures) as text, bytes as the text they are."""
+    if isinstance(value, bytes) and not isinstance(text := _cell(value), bytes):
+        return text
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -97,6 +97,7 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
         raise UserError(f"a JSON object is expected, not {_name(row)}")
     kind: Any = record
     values, fields = dict(row), _fields(kind)
+    _instructed(values, fields, rename or {})
     for mine, theirs in (rename or {}).items():
         if theirs in values:
             values[mine] = values.pop(theirs)
@@ -115,6 +116,7 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
     extra = values.pop("extra", {})
     extra = values | (extra if isinstance(extra, dict) else {"extra": extra})
     for name, value in extra.items():
+        extra[name] = str(value) if isinstance(value, bytes) else value
         _sound(name, [name, value], numbers=False)
     return record(**known, extra={k: v for k, v in extra.items() if k not in known})
 
@@ -198,6 +200,27 @@ def _typed(text: Any, options: tuple[Any, ...]) -> Any:
         return text
 
 
+def _instructed(values: dict[str, Any], fields: Mapping[str, Any], rename: Mapping[str, str]) -> None:
+    """An instruction with its input (Alpaca) or context (Dolly) to a prompt, the output to its completion; in place.
+
+    Also where a prompt is renamed from the instruction: what it is about belongs to it.
+    """
+    told, used = values.get("instruction"), set(rename.values())
+    if "prompt" not in fields or not isinstance(told, str) or rename.get("prompt", "instruction") != "instruction":
+        return
+    if "prompt" in values or ("messages" in values and "completion" in fields):
+        return
+    about = "context" if "response" in values else "input"
+    given = values.get(about) if about not in used else None
+    del values["instruction"]
+    if isinstance(given, str):
+        del values[about]
+    values["prompt"] = f"{told}\n\n{given}" if isinstance(given, str) and given.strip() else told
+    if "completion" in fields and "completion" not in values and "completion" not in rename:
+        said = next((name for name in ("output", "response") if name in values), None)
+        values |= {"completion": values.pop(said)} if said else {}
+
+
 # --- conversations ---------------------------------------------------------------------------
 
 
@@ -208,7 +231,10 @@ def _conversations(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
             values["prompt"], values["completion"] = _last_turn(values.pop("messages"))
         if values.get("prompt") is None and "chosen" in fields:
             _split_pair(values)
+        if isinstance(values.get("prompt"), str):
+            _repeated(values, fields)
         if _are_turns(values.get("prompt")):
+            _unrepeated(values, fields)
             values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(values.get("tools")))
         for name in set(ANSWERS) & set(fields):
             if _are_turns(values.get(name)):
@@ -274,6 +300,25 @@ def _split_pair(values: dict[str, Any]) -> None:
             values["prompt"], values["chosen"], values["rejected"] = chosen[:border], chosen[border:], rejected[border:]
 
 
+def _repeated(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """A prompt in text beside whole dialogues (UltraFeedback has such pairs): these say what was asked; in place."""
+    if "chosen" in fields:
+        sides = [values.get("chosen"), values.get("rejected")]
+        if all(_are_turns(side) and len(side) > 1 for side in sides):
+            _split_pair(values)
+    elif _are_turns(said := values.get("completion")) and len(said) > 1:
+        values["prompt"], values["completion"] = said[:-1], said[-1:]
+
+
+def _unrepeated(values: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Answers that begin with the turns of their prompt, without them; in place."""
+    asked = values["prompt"]
+    for name in set(ANSWERS) & set(fields):
+        said = values.get(name)
+        if _are_turns(said) and len(said) > len(asked) and said[: len(asked)] == asked:
+            values[name] = said[len(asked) :]
+
+
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many items (or letters) two lists (or texts) begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -314,6 +359,7 @@ def _answer(name: str, turns: list[dict[str, Any]]) -> str:
 
 _WORDS = {
     str: "text",
+    bytes: "binary that is no UTF-8 text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from didact.data import streams
+from didact.data import encode, streams
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
@@ -68,10 +68,14 @@ def padded(module: Any, tokenizer: Any) -> Any:
 def row(model: Model, prompt: str, completion: str) -> TokenizedExample:
     """Prompt and completion as one text whose last token is read, cut on the left (but the start token) to fit.
 
-    As a row of label tokens it has one meaningless label behind it, for batches leave a row's last token unread.
+    The text is what the reward model's own chat template writes, whatever the policy reads; with a space between the
+    two where it has none. As a row of label tokens it has one meaningless label behind it, for batches leave a row's
+    last token unread.
     """
     tokenizer = model.tokenizer
-    ids = list(tokenizer(f"{prompt} {completion}")["input_ids"])
+    spoken = encode.dialogue(tokenizer, prompt, completion)
+    text = f"{prompt} {completion}" if spoken is None else spoken
+    ids = list(tokenizer(text, add_special_tokens=spoken is None)["input_ids"])
     room = min(model.context, tokenizer.model_max_length)
     if len(ids) > room:
         start = ids[:1] if ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []

@@ -56,7 +56,7 @@ def kto(
     """
     if len(judged) < 2 or fit.rows < 2:
         raise UserError("kto needs two records a batch at least: z is taken over the other records' completions")
-    others = [*judged[1:], judged[0]]  # any other record's completion does: none belongs to the prompt
+    others = [judged[i] for i in _strangers([j.prompt for j in judged])]
     columns = (
         [(j.prompt, j.completion) for j in judged],
         [(j.prompt, o.completion) for j, o in zip(judged, others, strict=True)],
@@ -82,3 +82,16 @@ def kto(
         name="kto", stream="judged",
     )  # fmt: skip
     return trained.result()
+
+
+def _strangers(prompts: Sequence[str]) -> list[int]:
+    """For each record the next one with another prompt, round the end; the very next where there is no other prompt."""
+    n = len(prompts)
+    found = [(i + 1) % n for i in range(n)]
+    if len(set(prompts)) > 1:
+        for i in reversed(range(2 * n)):  # twice, so that the last ones know of the first
+            if prompts[(i + 1) % n] == prompts[i % n]:
+                found[i % n] = found[(i + 1) % n]
+            else:
+                found[i % n] = (i + 1) % n
+    return found
