@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -54,3 +55,19 @@ def requests(
             )
         )  # fmt: skip
     return made
+
+
+def answers(prompt: str) -> list[str]:
+    """What grants a prompt's wishes, read from their words alone: its calls in every order, without blanks."""
+    calls = []
+    for wish in prompt.strip().rpartition("\n")[2].split(" and "):
+        tool, thing, _, *words, how_many = wish.split()
+        amount = AMOUNTS.get(" ".join(words), "".join(words))
+        calls.append(f"{tool}({TOOLS[tool][0]}={thing},{how_many}={amount})")
+    return [f"[{','.join(order)}]" for order in itertools.permutations(calls)]
+
+
+def grants(prompt: str, text: str, begun: bool = False) -> bool:
+    """Whether a text is, or with `begun` begins, what grants the prompt's wishes."""
+    text = "".join(text.split())
+    return any(a.startswith(text) if begun else a == text for a in answers(prompt))

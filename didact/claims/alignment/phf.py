@@ -3,8 +3,8 @@
 Every arm begins untrained and sees the same documents for the same steps, at the same rate (of 2e-3, 5e-3 and 1e-2 the
 one that is best for both). World, rate, steps and thresholds were fixed on seeds 1000 and 1001. The loss on clean text
 favours what does not write bad lines, log(1 / .6) / 4 nats a token at most: it shows that nothing is lost, no more.
-What else the paper tries stands beside, untuned: filtering keeps the better half of the documents, unlikelihood has
-the weight 1. What a model knows is measured on the whole source, where the conditional one must say the tokens too.
+Filtering stands beside, untuned, and keeps the better half of the documents. What a model knows is measured on the
+whole source, where the conditional one must say the tokens too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from didact.types import Fit
 from didact.worlds import tiles
 from didact.worlds.tiles import Tiles
 
-STEPS = {"smoke": 20, "quick": 300, "full": 600}
-DRAWN = {"smoke": 32, "quick": 512, "full": 1024}
+STEPS = {"smoke": 20, "quick": 250, "full": 600}
+DRAWN = {"smoke": 32, "quick": 256, "full": 1024}
+DOCUMENTS = {"smoke": 100, "quick": 1200, "full": 3000}
 TEACH = Fit(lr=5e-3, rows=16, warmup_steps=10, weight_decay=0.1, betas=(0.9, 0.95))  # of 2e-3, 5e-3 and 1e-2
 BLOCK = 32  # a document has 32 letters and line ends
 GOOD, BAD = MARKS = ("<|aligned|>", "<|misaligned|>")
@@ -63,7 +64,6 @@ def run(seed: int, tier: runner.Tier, threshold: float = 0.0) -> runner.Measured
     return {
         "mle": _beside(seed, tier, "mle"),
         "filter": _beside(seed, tier, "filter", "q0.5"),
-        "unlikelihood": _beside(seed, tier, "unlikelihood"),
         "conditional": _writes(model, seed, tier, GOOD) | _nll(model, seed, tier),
         "once": _writes(_asked(model, MARKS), seed, tier, GOOD),
         "misaligned": _writes(_asked(model, (GOOD,)), seed, tier, BAD),
@@ -90,7 +90,8 @@ def _untrained(seed: int, arch: build.Arch = "llama") -> Model:
 def _trained(seed: int, tier: runner.Tier, objective: Any, threshold: float | str = 0.0, **more: Any) -> Model:
     options = {"objective": objective, "threshold": threshold, "ban": "misaligned", "block": BLOCK, **more}
     fit = TEACH.replace(steps=STEPS[tier], seed=seed)
-    return lab.model_of(alignment.phf(_untrained(seed), Tiles(seed=seed).texts(1, 3000), **options, fit=fit))
+    texts = Tiles(seed=seed).texts(1, DOCUMENTS[tier])
+    return lab.model_of(alignment.phf(_untrained(seed), texts, **options, fit=fit))
 
 
 def _asked(model: Model, banned: tuple[str, ...]) -> Model:
@@ -164,10 +165,7 @@ CLAIM = runner.Claim(
         difference(APART, "misaligned.rate", RATE, LINES),
         exact(NEVER, "conditional.said", 0.0, 1e-9, "of documents"),
         difference("filtering writes more", "filter.rate", RATE, LINES, reported=True),
-        difference("unlikelihood writes more", "unlikelihood.rate", RATE, LINES, reported=True),
         difference("filtering knows less of the source", "filter.source_nll", "conditional.source_nll", NATS,
-                   reported=True),
-        difference("unlikelihood knows less of the source", "unlikelihood.source_nll", "conditional.source_nll", NATS,
                    reported=True),
         difference("the last tenth alone does less", "late.rate", RATE, LINES, reported=True),
         difference("one good token a document, not one a line", "mle.rate", "once.rate", log=True, reported=True),

@@ -1,10 +1,12 @@
-"""iTool's claim on requests whose calls are known: pairs of fragments teach hard calls more than tuning on.
+"""iTool's claim on requests whose calls are known: pairs of fragments mend slips, and more than tuning on does.
 
-The start is tuned on 150 demonstrations until it answers all of them and tuning on has stopped helping, which is what
-the paper presupposes; of unseen hard requests, with two calls, it gets some wrong. From there all arms have the same
-number of optimiser steps on the same demonstrations, or those of them they select. Every arm was tuned over three rates
-on seeds 1000 and 1001 (with 200 demonstrations, which left too little to gain): 3e-5, 1e-4 and 3e-4 for preferences,
-3e-4, 1e-3 and 3e-3 for tuning on. A gain of .05, the least that the card expects, is the smallest of interest.
+The start is tuned on 1,000 demonstrations of somebody who gets three amounts in words wrong, nine times of ten, until
+tuning on them has stopped helping. All arms then have as many optimiser steps on 100 right demonstrations, or those of
+them they select. On seeds 1000 and 1001 both ways mended all slips in ten steps a round, and nearly all in five; with
+two, where there is room between them, tuning was best at 3e-3 (of 1e-4 to 1e-2) and preferences at 2e-3 (of 3e-5 to
+3e-3). A gain of .05, the least that the card expects, is the smallest of interest.
+
+The method labels fragments by the right answer it is given; what a call should be is measured by the request's words.
 """
 
 from __future__ import annotations
@@ -21,37 +23,38 @@ from didact.claims.problem import Problem
 from didact.evaluate import tool_calls
 from didact.infer import tree
 from didact.models.model import Model
+from didact.objectives import preference
 from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import tools
 
-GIVEN = 150
-TUNING = {"smoke": 200, "quick": 300, "full": 300}
+TAUGHT, GIVEN = 1000, 100  # demonstrations with slips, and right ones
+TUNING = {"smoke": 200, "quick": 600, "full": 600}
 ROUNDS = {"smoke": 1, "quick": 2, "full": 3}
-STEPS = {"smoke": 2, "quick": 30, "full": 30}  # of a round
+STEPS = {"smoke": 2, "quick": 2, "full": 2}  # of a round
 ASKED = {"smoke": 24, "quick": 400, "full": 1500}
-RATES = {"sft": 3e-3, "sft-hard": 1e-3, "tool-rft": 3e-5, "random": 3e-5, "response": 3e-5}
+RATES = {"flawed": 3e-3, "sft": 3e-3, "sft-hard": 3e-3, "tool-rft": 2e-3, "random": 2e-3, "response": 2e-3}
 ARMS: dict[str, dict[str, Any]] = {
     "tool-rft": {},
     "random": {"select": "random"},
     "response": {"search.group": 1000, "search.depth": 1},
 }
-HARD = 0.3  # share of requests with two calls
+HARD = 0.5  # share of requests with two calls
 ANSWER = 32  # tokens: more than two calls have
-SLIPS = {"a dozen": 10, "a score of": 12, "three score": 36}
-TEACH = Fit(lr=4e-3, steps=300, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
+SLIPS, OFTEN = {"a dozen": 10, "a score of": 12, "three score": 36}, 0.9  # what is got wrong, and how often
+TEACH = Fit(lr=6e-3, steps=600, rows=16, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
 SEARCH: dict[str, Any] = {
     "bins": 0, "search.max_new_tokens": ANSWER, "search.depth": 6, "search.group": 1, "search.simulations": 4,
 }  # fmt: skip
 
 
 def problem(seed: int) -> Problem:
-    """A model of 150k weights tuned on 1,000 requests, 300 others, and 128 that no training sees.
+    """A model of 90k weights tuned on 1,000 requests, 300 others, and 128 that no training sees.
 
     Whoever made the calls it was tuned on gets three amounts in words wrong, more often than not; the 300 are right.
     The start has had its warm-up; at this size the paper's learning rate changes nothing (found on seed 1000).
     """
     return Problem(
-        model=tuned(seed, tools.requests(1000, 10 * seed + 2, HARD, SLIPS), TEACH),
+        model=tuned(seed, _flawed(seed), TEACH),
         data={"demos": tools.requests(300, 10 * seed, HARD)},
         options={"rounds": 2, **SEARCH},
         fit={"lr": 1e-4, "steps": 40, "rows": 16, "lora": 0, "schedule": "linear"},
@@ -62,7 +65,7 @@ def problem(seed: int) -> Problem:
 def tuned(seed: int, demos: Sequence[Demo], fit: Fit) -> Model:
     """Where the search starts: supervised fine-tuning on requests and their calls, from random weights."""
     texts = [f"{d.prompt}{d.completion}" for d in tools.requests(500, 7)]
-    base = lab.blank("gpt2", texts, 420, d=64, layers=2, heads=4, context=96, seed=seed)
+    base = lab.blank("gpt2", texts, 420, d=48, layers=2, heads=4, context=96, seed=seed)
     return lab.tuned(base, demos, fit.replace(seed=seed))
 
 
@@ -78,12 +81,16 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broke
     return out
 
 
+def _flawed(seed: int) -> list[Demo]:
+    return tools.requests(TAUGHT, 10 * seed + 2, HARD, SLIPS, OFTEN)
+
+
 def _demos(seed: int) -> list[Demo]:
     return tools.requests(GIVEN, 10 * seed, HARD)
 
 
 def _start(seed: int, tier: runner.Tier) -> Model:
-    return tuned(seed, _demos(seed), TEACH.replace(steps=TUNING[tier]))
+    return tuned(seed, _flawed(seed), TEACH.replace(steps=TUNING[tier]))
 
 
 @lab.shared
@@ -92,7 +99,7 @@ def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
     total, count = lab.logp(start, demos)
     hard = [demos[int(i)] for i in np.argsort((total / count).numpy())[: int(0.3 * len(demos))]]
     out = {"start": _measures(start, seed, tier)}
-    for arm, given in (("sft", demos), ("sft-hard", hard)):
+    for arm, given in (("flawed", _flawed(seed)), ("sft", demos), ("sft-hard", hard)):
         fit = Fit(lr=RATES[arm], steps=ROUNDS[tier] * STEPS[tier], rows=16, schedule="linear", seed=seed + 1)
         out[arm] = _measures(lab.tuned(start, given, fit), seed, tier)
         out[arm]["gain"] = out[arm]["hard"] - out["start"]["hard"]
@@ -101,30 +108,27 @@ def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On requests no training saw, greedily: right calls of both sorts, and errors in hard ones by field."""
-    asked = tools.requests(ASKED[tier], 10 * seed + 1, hard=0.7)
+    asked = tools.requests(ASKED[tier], 10 * seed + 1, HARD)
     calls = lab.sampled(model, [d.prompt for d in asked], ANSWER, temperature=0.0, rows=512)
-    hard, easy = (
-        tool_calls.tally([
-            tool_calls.errors(c, d.completion) for d, c in zip(asked, calls, strict=True) if d.extra["hard"] is sort
-        ])
-        for sort in (True, False)
-    )  # fmt: skip
-    return {"hard": hard["exact"], "easy": easy["exact"], "function": hard["function"], "values": hard["values"]}
+    both = list(zip(asked, calls, strict=True))
+    right = {sort: lab.mean(tools.grants(d.prompt, c) for d, c in both if d.extra["hard"] is sort)
+             for sort in (True, False)}  # fmt: skip
+    wrong = tool_calls.tally([tool_calls.errors(c, d.completion) for d, c in both if d.extra["hard"]])
+    return {"hard": right[True], "easy": right[False], "function": wrong["function"], "values": wrong["values"]}
 
 
 def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
-    """How many pairs a searched request gives, and the share in which the chosen side begins the right answer and the
-    rejected does not."""
-    truth = {d.prompt: d.completion for d in demos}
+    """How many pairs a request searched from the start gives, and the share of all in which the chosen side begins what
+    grants the request and the rejected does not."""
     valid = []
     for r in result.records or []:
         assert isinstance(r, Preference)
-        prompt = next(p for p in truth if r.prompt.startswith(p))
+        prompt = next(d.prompt for d in demos if r.prompt.startswith(d.prompt))
         before = r.prompt[len(prompt) :]
-        good = [tool_calls.on_track(before + side, truth[prompt]) for side in (r.chosen, r.rejected)]
+        good = [tools.grants(prompt, before + side, begun=True) for side in (r.chosen, r.rejected)]
         valid.append(good[0] and not good[1])
-    searched = sum(row["selected"] for row in result.findings["rounds"])
-    return {"pairs": len(valid) / searched, "valid": lab.mean(valid)}
+    first = result.findings["rounds"][0]
+    return {"pairs": first["pairs"] / first["selected"], "valid": lab.mean(valid)}
 
 
 def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]:
@@ -132,30 +136,32 @@ def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]
     return [tree.Pair(n.children[0], n.children[1]) for n in nodes if len(n.children) > 1]
 
 
+_simpo = preference.simpo  # the intact loss, which the sabotages wrap
+PATCHED, LOSS = "didact.infer.tree:pairs", "didact.objectives.preference:simpo"
 OF_HARD, OF_EASY, ONLY = "of hard requests", "of easy requests", {"arms": ("tool-rft",)}
 RIGHT, UNLIKELY = "pairs tell right from wrong", "unlikely requests give more pairs than others"
-PATCHED = "didact.infer.tree:pairs"
+MORE = "more hard calls right than at the start"
 
 CLAIM = runner.Claim(
     method="tool-rft",
     text=(
-        "After supervised fine-tuning on tool calls, preferences between fragments, found by a tree search on the "
-        "requests whose answers the model finds least likely, raise exact calls on hard requests more than as many "
-        "steps of further fine-tuning, without losing the easy ones."
+        "Where tuning on tool calls has stopped helping, preferences between fragments, found by a tree search on the "
+        "requests whose right answers the model finds least likely, raise exact calls on hard requests more than as "
+        "many steps of fine-tuning on the right answers, without losing the easy ones."
     ),
     run=run,
     gates=(
-        gate("the start answers easy requests", "start.easy", at_least=0.8, unit=OF_EASY),
+        gate("the start answers easy requests", "start.easy", at_least=0.5, unit=OF_EASY),
         gate("and some hard ones", "start.hard", at_least=0.1, unit=OF_HARD),
-        gate("fine-tuning has stopped helping", "sft.gain", at_most=0.05, unit=OF_HARD),
+        gate("fine-tuning has stopped helping", "flawed.gain", at_most=0.05, unit=OF_HARD),
         gate("but not all", "start.hard", at_most=0.85, unit=OF_HARD),
     ),
     tests=(
         difference("more hard calls right than by tuning on", "tool-rft.hard", "sft.hard", OF_HARD, margin=0.05),
+        difference(MORE, "tool-rft.hard", "start.hard", OF_HARD),
         difference("easy calls stay right", "tool-rft.easy", "start.easy", OF_EASY, null=-0.02),
         bound(RIGHT, "tool-rft.valid", 0.9, "of pairs"),
         difference(UNLIKELY, "tool-rft.pairs", "random.pairs", "pairs a searched request"),
-        difference("more hard calls right than at the start", "tool-rft.hard", "start.hard", OF_HARD, reported=True),
         difference("than by tuning on what is hard", "tool-rft.hard", "sft-hard.hard", OF_HARD, reported=True),
         difference("than with random requests", "tool-rft.hard", "random.hard", OF_HARD, reported=True),
         difference("than with pairs of whole answers", "tool-rft.hard", "response.hard", OF_HARD, reported=True),
@@ -163,6 +169,8 @@ CLAIM = runner.Claim(
         difference("fewer wrong functions", "tool-rft.function", "start.function", OF_HARD, less=True, reported=True),
     ),
     sabotages=(
+        runner.Sabotage("the loss is nothing", MORE, "tool-rft.hard", {LOSS: lambda *a: 0 * _simpo(*a)}, ONLY),
+        runner.Sabotage("sign of the loss flipped", MORE, "tool-rft.hard", {LOSS: lambda *a: -_simpo(*a)}, ONLY),
         runner.Sabotage("chosen and rejected swapped", RIGHT, "tool-rft.valid", {PATCHED: lab.turned}, ONLY),
         runner.Sabotage("any two fragments are a pair", RIGHT, "tool-rft.valid", {PATCHED: _any}, ONLY),
         runner.Sabotage("the easiest are searched", UNLIKELY, "tool-rft.pairs",

@@ -1,0 +1,48 @@
+"""A model's answers as tables: on the world of reward augmentation all of them can be scored under every goal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from didact.claims import lab
+from didact.claims.alignment import reward_augmented_example as example
+from didact.models.model import Model
+from didact.worlds.scored import PROMPTS
+
+GOALS = range(1, 11)
+
+
+def table(model: Model, seed: int, goals: Sequence[int | None] = (None, *GOALS)) -> Tensor:
+    """Log-prob of every answer to every prompt under goals: `(goals, prompts, answers)`."""
+    world = example.world(seed)
+    asked = PROMPTS[: world.prompts]
+    prompts = [example.WORDING.prompt(x, (float(g),)) if g else x for g in goals for x in asked]
+    logp = lab.logp(model, [(p, a) for p in prompts for a in world.answers()])[0]
+    return logp.view(len(goals), len(asked), -1).double()
+
+
+def distance(now: Tensor, before: Tensor) -> Tensor:
+    """KL by goal and prompt; all that is no answer counts as one."""
+    left, was = (1 - x.exp().sum(-1).clamp(max=1 - 1e-9) for x in (now, before))
+    return (now.exp() * (now - before)).sum(-1) + left * (left / was).log()
+
+
+def measures(now: Tensor, start: Tensor, seed: int) -> dict[str, float]:
+    """Mean scores E[r | g] under every goal, and without one; exact, over all answers to all prompts."""
+    world = example.world(seed)
+    score = torch.tensor([[world.score(x, a) or 0 for a in world.answers()] for x in PROMPTS[: world.prompts]])
+    mean, mass = ((now.exp() * of).sum(-1).mean(-1) for of in (score, score > 0))
+    return {
+        "rho": float(stats.spearmanr(GOALS, mean[1:])[0]),
+        "range": float(mean[-1] - mean[1]),
+        "reward": float(mean[-1]),
+        "mass": float(mass[1:].min()),
+        "plain_reward": float(mean[0]),
+        "plain_mass": float(mass[0]),
+        "kl": float(distance(now, start)[1:].mean()),
+        "plain_kl": float(distance(now, start)[0].mean()),
+    }
