@@ -302,6 +302,8 @@ def common(name: str, value: Any) -> Any:
     """
     if name in CHOICES and value not in CHOICES[name]:
         raise UserError(f"option --{name}: {value}: must be one of {', '.join(CHOICES[name])}")
+    if name in ("out", "model", "gold") and any("\ud800" <= c <= "\udfff" for c in str(value)):
+        raise UserError(f"option --{name}: {value}: a name that is not UTF-8, which safetensors cannot open; rename it")
     if name in FLAGS:
         return value is True or str(value).lower() in ("true", "yes", "1")
     if name in ("holdout", "function_timeout", *WHOLE):
@@ -328,8 +330,8 @@ def lines(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        if Path(path).stat().st_size > YAML_BYTES:
-            raise UserError(f"{path}: more than {YAML_BYTES >> 10} KiB: these are no options")
+        if Path(path).stat().st_size > YAML_BYTES or not Path(path).is_file():
+            raise UserError(f"{path}: not a file, or more than {YAML_BYTES >> 10} KiB: these are no options")
         told = yaml.load(Path(path).read_text(encoding="utf-8"), _words_loader())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

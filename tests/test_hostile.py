@@ -366,11 +366,15 @@ def test_texts_of_all_scripts_pass_in_any_locale(tmp_path, locale):
         tmp_path, "advise", b"b\xe9.jsonl", LC_ALL=locale, TMPDIR="/none", HOME="/none", **encoding
     )
     assert code == 0 and "sft" in out and "Traceback" not in err, err
+    code, out, err = command(tmp_path, "run", "sft", "--out", b"o\xe9", LC_ALL=locale, **encoding)
+    assert code == 2 and "option --out: o\\udce9: a name that is not UTF-8" in err
 
 
 def test_a_pipe_as_data_is_read_once_or_refused_and_never_hangs(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert cli.main(["advise", "pipe.jsonl"]) == 2
+    assert "pipe.jsonl: not a file" in capsys.readouterr().err
+    assert cli.main(["run", "sft", "--config", "pipe.jsonl"]) == 2
     assert "pipe.jsonl: not a file" in capsys.readouterr().err
 
 
