@@ -10,7 +10,7 @@ from scipy import stats
 from scripted import Scripted
 
 from didact import baselines, prompting
-from didact.data import demonstrations
+from didact.data import contamination, demonstrations, duplicates, splits
 from didact.evaluate import fewshot_prompts, fewshot_scores, statistics
 from didact.infer import generate
 from didact.infer import lm as language_models
@@ -342,3 +342,19 @@ def test_a_curve_has_its_band(tokenizer):
     curve = prompting.gpt3(model, ITEMS, shots=(0, 2), draws=3).findings["curves"]["accuracy by token"]
     assert curve["x"] == [0, 2] and set(curve) == {"x", "y", "low", "high", "xlabel", "ylabel"}
     assert all(a <= b <= c for a, b, c in zip(curve["low"], curve["y"], curve["high"], strict=True))
+
+
+def test_a_choice_in_two_normal_forms_is_one_choice():
+    composed, apart = "Caf\u00e9", "Cafe\u0301"
+    asked = Demo(prompt="Say:", completion=apart, choices=["Tarn", composed, apart])
+    assert demonstrations.options(asked) == ["Tarn", composed] and demonstrations.gold(asked) == 1
+    server = server_that("score", logp=lambda _, said: -1.0 if said.strip().startswith("Caf") else -9.0)
+    made = prompting.gpt3(server, test=[asked] * 2, shots=[0])
+    assert made.metrics["accuracy"].after == 1  # two forms that tie would get half
+    assert len({said for _, said in server.asked}) == 2
+    assert fewshot_scores.matches(composed, [apart], "exact") == 1
+    told = [Demo(prompt=form, completion="x") for form in (composed, apart)]
+    assert len(set(splits.keys(told))) == 1 and demonstrations.key(told[0]) == demonstrations.key(told[1])
+    phrase = " ".join([composed] * 9)
+    assert contamination.audit([phrase], [phrase.replace(composed, apart)], 8).dirty.all()
+    assert duplicates.near_pairs([phrase, phrase.replace(composed, apart)], 0.9) == [(0, 1)]

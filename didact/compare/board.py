@@ -7,6 +7,7 @@ from typing import Any
 
 from didact.compare import score
 from didact.compare.work import TUNING_SEED, UNTOUCHED, Setting
+from didact.data import words
 from didact.evaluate import statistics
 
 SHOWN = 4  # sample answers of an arm
@@ -98,7 +99,7 @@ def _answered(samples: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     """By part, how many of the sampled answers are the right one to the letter, and of how many."""
     parts = {s["part"]: [o for o in samples if o["part"] == s["part"] and o["wanted"]] for s in samples}
     return {
-        part: {"right": sum(o["answer"].strip() == o["wanted"].strip() for o in rows), "of": len(rows)}
+        part: {"right": sum(words.key(o["answer"]) == words.key(o["wanted"]) for o in rows), "of": len(rows)}
         for part, rows in parts.items()
         if rows
     }

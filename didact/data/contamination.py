@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from didact.data import words as forms
 from didact.types import UserError
 
 Gram = tuple[str, ...]
@@ -53,8 +54,8 @@ class Removal:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case without punctuation."""
-    return text.lower().translate(_punctuation()).split()
+    """Words in lower case without punctuation, in one normal form."""
+    return forms.folded(text.lower()).translate(_punctuation()).split()
 
 
 def gram_length(items: Sequence[str], low: int = 8, high: int = 13) -> int:
@@ -166,9 +167,9 @@ def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10
 def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:
     """Whether any of an item's phrases stands in the text as it is, white space and case aside."""
     found = [False] * len(phrases)
-    wanted = [[" ".join(p.lower().split()) for p in group] for group in phrases]
+    wanted = [[" ".join(forms.folded(p.lower()).split()) for p in group] for group in phrases]
     for document in corpus:
-        text = " ".join(document.lower().split())
+        text = " ".join(forms.folded(document.lower()).split())
         for i, group in enumerate(wanted):
             found[i] = found[i] or any(re.search(rf"(?<!\w){re.escape(p)}(?!\w)", text) for p in group)
     return found

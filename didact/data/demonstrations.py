@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from didact.data import encode
+from didact.data import encode, words
 from didact.types import Demo, UserError
 
 Framing = Literal["answer", "partial", "cloze"]
@@ -44,7 +44,7 @@ def pairs(record: Demo, framing: Framing = "answer") -> list[tuple[str, str]]:
 
     `partial` puts each choice into the sentence and scores the text AFTER it, which is the same for all choices.
     """
-    choices = record.choices or [record.completion]
+    choices = options(record) or [record.completion]
     if framing == "partial":
         before, after = sides(record)
         return [(before + choice.strip(), after) for choice in choices]
@@ -65,16 +65,21 @@ def sides(record: Demo) -> tuple[str, str]:
     return before, after
 
 
+def options(record: Demo) -> list[str]:
+    """Its choices, those that are one in two normal forms once."""
+    return words.distinct(record.choices or [])
+
+
 def gold(record: Demo) -> int:
     """Which of its choices is right.
 
     Raises:
         UserError: the completion is not one of the choices.
     """
-    choices = [c.strip() for c in record.choices or []]
-    if record.completion.strip() not in choices:
+    choices = [words.key(c) for c in options(record)]
+    if words.key(record.completion) not in choices:
         raise UserError(f"the completion {record.completion!r} is none of the choices {choices}")
-    return choices.index(record.completion.strip())
+    return choices.index(words.key(record.completion))
 
 
 def assemble(description: str, shown: Sequence[str], last: str, separator: str = "\n\n") -> str:
@@ -113,5 +118,5 @@ class Sampler:
 
 
 def key(record: Demo) -> str:
-    """What a record asks, white space and case aside: two of one key must not meet in a prompt."""
-    return " ".join(record.prompt.lower().split())
+    """What a record asks, white space, case and normal form aside: two of one key must not meet in a prompt."""
+    return " ".join(words.folded(record.prompt.lower()).split())

@@ -6,6 +6,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from didact.data import words
+
 LETTERS = 1_000  # of a text that are compared
 GRAM = 5  # letters that are one feature: words would do for some languages only
 SHARED = 10  # rare features two near duplicates must both have among their rarest; more is slower, fewer too
@@ -19,7 +21,7 @@ def near_pairs(texts: Sequence[str], share: float) -> list[tuple[int, int]]:
     that meet there are compared (prefix filtering, Chaudhuri et al., 2006, with a longer prefix).
     Texts that are the same word for word are left out.
     """
-    shaped = [" ".join(text.casefold().split())[:LETTERS] for text in texts]
+    shaped = [" ".join(words.folded(text.casefold()).split())[:LETTERS] for text in texts]
     pieces = [{t[i : i + GRAM] for i in range(max(1, len(t) - GRAM + 1))} for t in shaped]
     counts = Counter(piece for part in pieces for piece in part)
     index: dict[str, list[int]] = defaultdict(list)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from didact.data import words
 from didact.types import Record, UserError, as_row
 
 R = TypeVar("R", bound=Record)
@@ -31,11 +32,11 @@ def keys(records: Sequence[Record], group: str | None = None, name: str = "recor
         UserError: a record lacks the field.
     """
     if group is None:
-        return [next((str(getattr(r, n)) for n in SAID if hasattr(r, n)), repr(r)) for r in records]
+        return [words.folded(next((str(getattr(r, n)) for n in SAID if hasattr(r, n)), repr(r))) for r in records]
     values = [as_row(r).get(group) for r in records]
     if None in values:
         raise UserError(f"{name}: record {values.index(None) + 1} has no field '{group}' to be grouped by")
-    return [str(v) for v in values]
+    return [words.folded(str(v)) for v in values]
 
 
 def bins(keys: Sequence[str], count: int) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -35,6 +35,19 @@ def tokens(text: str) -> list[str]:
 def folded(text: str) -> str:
     """A text by which two are compared: one normal form, so that an accent is the same letter however it is written."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def key(text: str) -> str:
+    """What answers, choices and labels are compared by: to the letter, but for white space around and normal forms."""
+    return folded(text).strip()
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Texts in their order, the first of those that are compared as one."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(key(text), text)
+    return list(first.values())
 
 
 def _cut(text: str, inside: Callable[[str], bool]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from didact.data import demonstrations
+from didact.data import demonstrations, words
 from didact.evaluate import qa
 from didact.evaluate.fewshot_prompts import Free, Prompter, Setup
 from didact.infer import generate, rank
@@ -96,7 +96,9 @@ class Asker:
             right = [credit(s, demonstrations.gold(r)) for s, r in zip(scores, items, strict=True)]
             outcome.right[rule] = np.array(right)[:, None]
             outcome.scores[rule] = scores
-            outcome.answers[rule] = [(r.choices or [])[int(np.argmax(s))] for s, r in zip(scores, items, strict=True)]
+            outcome.answers[rule] = [
+                demonstrations.options(r)[int(np.argmax(s))] for s, r in zip(scores, items, strict=True)
+            ]
 
     def _generate(self, items: Sequence[Demo], before: Sequence[str], outcome: Outcome) -> None:
         """Answers generated up to the stop string and compared: by beam search where the model is here, else greedy."""
@@ -146,5 +148,5 @@ def credit(scores: Sequence[float], gold: int) -> float:
 def matches(answer: str, accepted: Sequence[str], metric: Free) -> float:
     """How well a free answer matches any accepted one: to the letter, as SQuAD normalises it, by F1 or by BLEU."""
     if metric == "exact":
-        return float(any(answer.strip() == a.strip() for a in accepted))
+        return float(any(words.key(answer) == words.key(a) for a in accepted))
     return {"normalised": qa.exact_match, "f1": qa.f1, "bleu": qa.bleu}[metric](answer, accepted)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from didact.data import selection
+from didact.data import words as forms
 from didact.infer import rank
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
@@ -60,7 +61,7 @@ def errors(said: str, wanted: str | Sequence[Call]) -> list[str]:
     """
     made, right = parse(said), parse(wanted) if isinstance(wanted, str) else list(wanted)
     if right is None:
-        return [] if said.strip() == str(wanted).strip() else ["form"]
+        return [] if forms.key(said) == forms.key(str(wanted)) else ["form"]
     if made is None:
         return ["form"]
     wrong = {"count"} if len(made) != len(right) else set()

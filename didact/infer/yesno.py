@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from didact.data import encode
+from didact.data import encode, words
 from didact.data.encode import TokenizedExample
 from didact.infer import lm as language_models
 from didact.models import forward
@@ -142,4 +142,6 @@ def _row(model: Model, prompt: str, form: str) -> TokenizedExample:
 
 def _found(top: Mapping[str, float], word: str) -> float:
     """Log-prob of a word among next tokens, its forms added up; -inf where it is not among them."""
-    return float(np.logaddexp.reduce([logp for text, logp in top.items() if text.strip() == word.strip()] or [-np.inf]))
+    return float(
+        np.logaddexp.reduce([logp for text, logp in top.items() if words.key(text) == words.key(word)] or [-np.inf])
+    )

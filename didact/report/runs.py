@@ -128,7 +128,7 @@ def _cost(cost: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("tokens", "tokens", words.many, "once for every forward pass of any model, three times when trained"),
         ("flops", "arithmetic", lambda n: f"{words.many(n)} FLOP", "2 per weight and token forward, 4 backward"),
         ("peak_bytes", "peak memory", lambda n: f"{n / 2**20:,.0f} MiB", "of the process, or of the accelerator"),
-        ("calls", "calls", words.many, "to a remote model"),
+        ("calls", "calls", words.many, "prompts put to a model, here or on a server"),
     ]
     return [(title, form(cost[name]), help_) for name, title, form, help_ in rows if cost.get(name)]
 

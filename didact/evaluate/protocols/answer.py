@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from didact.data import words
 from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Predict, Protocol, Scoring
@@ -41,7 +42,7 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
 
 def given(text: str, wanted: str, ended: bool = True) -> bool:
     """Whether a text is the answer wanted, or (of a model that does not end its answers) goes on after it."""
-    text, wanted = text.strip(), wanted.strip()
+    text, wanted = words.key(text), words.key(wanted)
     return text == wanted or (not ended and text.startswith(wanted) and not text[len(wanted) :][:1].isalnum())
 
 

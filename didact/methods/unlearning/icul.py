@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from didact.bounds import Count, Whole
-from didact.data import demonstrations
+from didact.data import demonstrations, words
 from didact.infer import lm
 from didact.methods.unlearning.survey import SURVEY
 from didact.models.model import Model
@@ -59,7 +59,7 @@ def icul(
     """
     for name, records in (("forget", forget), ("retain", retain)):
         for number, record in enumerate(records, 1):
-            if not record.choices or record.completion.strip() not in [c.strip() for c in record.choices]:
+            if not record.choices or words.key(record.completion) not in map(words.key, record.choices):
                 raise UserError(
                     f"{name}: record {number}: ICUL is for classification: give 'choices' and one as answer"
                 )
@@ -94,7 +94,7 @@ def icul(
             )  # fmt: skip
 
     def predict(prompts: Sequence[str]) -> list[str]:
-        choices = list(dict.fromkeys(c.strip() for d in forget for c in d.choices or ()))
+        choices = words.distinct(c.strip() for d in forget for c in d.choices or ())
         items = [Demo(prompt=p, completion=choices[0], choices=choices) for p in prompts]
         everything = range(len(forget))
         rows = confidence(asked, items, [context(d, i, everything) for i, d in enumerate(items)], separator)
@@ -115,7 +115,7 @@ def flipped(records: Sequence[Demo], seed: int = 0) -> list[Demo]:
     draw = np.random.default_rng([seed, 2310])
     out = []
     for r in records:
-        others = [c for c in r.choices or () if c.strip() != r.completion.strip()]
+        others = [c for c in r.choices or () if words.key(c) != words.key(r.completion)]
         if not others:
             raise UserError(f"{r.prompt[:60]!r} has one class only: no other label to give it")
         other = others[draw.integers(len(others))]

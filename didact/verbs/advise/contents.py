@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from didact.data import duplicates, formats, read
+from didact.data import duplicates, formats, read, words
 from didact.types import RECORDS, Record, UserError
 
 SAMPLED = 200  # rows from which a file's kind is told
@@ -92,7 +92,7 @@ def opened(path: str) -> Opened:
             bad.append(f"{place}: {problem}")
     used = {ours: theirs for ours, theirs in rename.items() if kinds and ours in _names(kinds[0])}
     file = File(path=path, records=len(rows), kinds=kinds, rename=used, fields=fields, bad=bad)
-    return Opened(file, records, [_text(r) for r in records])
+    return Opened(file, records, [words.folded(_text(r)) for r in records])
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]], rename: Mapping[str, str]) -> list[str]:
@@ -155,8 +155,8 @@ def overlap(a: Opened, b: Opened, near: set[int]) -> Overlap | None:
     texts = set(a.texts)
     same = {j for j, t in enumerate(b.texts) if t in texts}
     near = near - same
-    asked = {prompt for r in a.records for prompt, _ in pairs(r)} - {""}
-    prompts = {j for j, r in enumerate(b.records) if any(p in asked for p, _ in pairs(r))} - same - near
+    asked = {words.folded(prompt) for r in a.records for prompt, _ in pairs(r)} - {""}
+    prompts = {j for j, r in enumerate(b.records) if any(words.folded(p) in asked for p, _ in pairs(r))} - same - near
     if not same | near | prompts:
         return None
     return Overlap(files=(a.file.path, b.file.path), same=len(same), near=len(near), prompts=len(prompts))
@@ -187,7 +187,9 @@ def _is_tie(record: Any) -> bool:
     if not hasattr(record, "chosen"):
         return False
     scores = (record.chosen_score, record.rejected_score)
-    return bool(record.chosen.strip() == record.rejected.strip() or (scores[0] is not None and scores[0] == scores[1]))
+    return bool(
+        words.key(record.chosen) == words.key(record.rejected) or (scores[0] is not None and scores[0] == scores[1])
+    )
 
 
 def _middle_and_most(sizes: Sequence[int]) -> tuple[int, int]:
