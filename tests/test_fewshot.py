@@ -348,7 +348,7 @@ def test_a_choice_in_two_normal_forms_is_one_choice():
     composed, apart = "Caf\u00e9", "Cafe\u0301"
     asked = Demo(prompt="Say:", completion=apart, choices=["Tarn", composed, apart])
     assert demonstrations.options(asked) == ["Tarn", composed] and demonstrations.gold(asked) == 1
-    server = Server("score", logp=lambda _, said: -1.0 if said.strip().startswith("Caf") else -9.0)
+    server = server_that("score", logp=lambda _, said: -1.0 if said.strip().startswith("Caf") else -9.0)
     made = prompting.gpt3(server, test=[asked] * 2, shots=[0])
     assert made.metrics["accuracy"].after == 1  # two forms that tie would get half
     assert len({said for _, said in server.asked}) == 2
