@@ -87,7 +87,9 @@ def test_the_measured_weight_is_the_formula(world, start):
 
 def test_every_arm_of_the_smoke_tier_gives_numbers():
     card = runner.run(npo.CLAIM, "smoke", quiet=True)
-    assert card["verdict"] is None and set(card["arms"]) == {"start", *npo.ARMS}
+    assert card["verdict"] is None and set(card["arms"]) == {
+        "start", *npo.ARMS, "told start", "told gold", *(f"told {name}" for name in npo.TOLD)
+    }  # fmt: skip
     numbers = {
         m: v[0] for arm in card["arms"].values() for m, v in arm.items() if m.startswith(("forget", "retain_end"))
     }

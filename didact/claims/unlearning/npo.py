@@ -1,21 +1,33 @@
-"""NPO's claim on the paper's own synthetic world: it forgets as gradient ascent does, but does not collapse.
+"""NPO's claim on the paper's synthetic world and on invented authors: it forgets as ascent does, and does not collapse.
 
 A (paper, section 4): seven ways to unlearn one cloud, each at the paper's own rate, measured as KL distances to
-the model that never saw it. B (theorem 2): gradient ascent runs away linearly in t, NPO in log t.
-Sequences are one token long here, so the sabotage 'mean per token' does not exist in this world.
+the model that never saw it. B (theorem 2): gradient ascent runs away linearly in t, NPO in log t. C: the method itself,
+`didact.unlearning.npo`, on a Llama that knows invented authors; what it keeps is measured on authors no unlearning saw,
+at the end and, reported, where answers were first forgotten. Of rates 1e-4, 3e-4 and 1e-3 and of beta .3 and 1, each
+arm has what was best at the end on seed 1000. A first draft of C counted right tokens in place of an answer's
+probability: its end token is right for every model. Sequences are one token long in A and B, so the sabotage 'mean per
+token' does not exist there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from didact import unlearning
 from didact.claims import lab, runner
-from didact.claims.lab import bound, exact, gate, ratio
+from didact.claims.lab import bound, difference, exact, gate, ratio
 from didact.claims.unlearning import clouds, npo_example
 from didact.claims.unlearning.clouds import Arm, dpo, ga, idk, kl, npo, rt
+from didact.evaluate import forgetting
+from didact.learn.fit import every
+from didact.models.model import Model
 from didact.objectives import preference
-from didact.worlds import logistic
+from didact.types import Fit
+from didact.worlds import authors, logistic
 
 # What counts as forgotten: a tenth of the start model's forget distance. The 0.05 nats of the paper's one instance is
 # out of reach of every arm on half of the tuning seeds (1000-1005).
@@ -33,12 +45,25 @@ ARMS = {  # learning rates and betas are the paper's for alpha = 1, of every arm
     "NPO(beta=0.01)": Arm(5e-4, npo(0.01)),  # at GA's rate, to show what beta -> 0 is
     "NPO(beta=0.001)": Arm(5e-4, npo(0.001)),
 }
-
+TAUGHT = {"smoke": (20, 4), "quick": (300, 60), "full": (400, 60)}  # C: steps to teach, to unlearn
+TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
+LOOK = 5  # steps between two looks
+AS_GOLD = 2.0  # answers at most so much likelier than to the model that never saw them are forgotten
+TOLD: dict[str, tuple[float, dict[str, Any]]] = {  # rate and options
+    "NPO+RT": (3e-4, {"beta": 1.0}),
+    "GA+RT": (3e-4, {"loss": "ga"}),
+    "GA": (3e-4, {"loss": "ga", "regulariser": "none"}),
+}
 
 problem = npo_example.problem
 
 
-def run(seed: int, tier: runner.Tier) -> runner.Measured:
+def run(seed: int, tier: runner.Tier, clouded: bool = True, told: Sequence[str] = tuple(TOLD)) -> runner.Measured:
+    """One seed: clouds (A and B), and what authors are `told` of to be forgotten (C)."""
+    return (_clouds(seed, tier) if clouded else {}) | (_authors(seed, tier, told) if told else {})
+
+
+def _clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
     """Every arm of A and both of B on one seed."""
     train, steps, away = LENGTH[tier]
     world = logistic.clouds(seed)
@@ -70,9 +95,41 @@ def _start_and_gold(seed: int, steps: int) -> tuple[Tensor, Tensor]:
     return clouds.descend(both, steps), clouds.descend(kept, steps)
 
 
+def _authors(seed: int, tier: runner.Tier, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """C: the method, with ascent in its place, from one model; looked at every few steps."""
+    teach, steps = TAUGHT[tier]
+    world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
+    known = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
+    base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
+    start, gold = (
+        lab.tuned(base, facts, TEACH.replace(steps=teach, seed=seed)) for facts in (world.forget + known, known)
+    )
+
+    def look(module: Any) -> dict[str, float]:
+        model = Model(module, start.processor)
+        gone, kept = (forgetting.answers(model, part) for part in (world.forget, world.unseen))
+        return {"forget": float(gone["probability"].mean()), "kept": float(kept["accuracy"].mean())}
+
+    out = {"told start": look(start.module), "told gold": look(gold.module)}
+    for name in arms:
+        lr, options = TOLD[name]
+        looks = every(LOOK, lambda step: look(step.module))
+        fit = Fit(lr=lr, steps=steps, rows=20, warmup_steps=3, seed=seed)
+        unlearning.npo(start, world.forget, world.retain, **options, fit=fit, hooks=[looks])
+        forgotten = next(
+            (row for row in looks.rows if row["forget"] <= AS_GOLD * out["told gold"]["forget"]), looks.rows[-1]
+        )
+        out[f"told {name}"] = {k: looks.rows[-1][k] for k in ("forget", "kept")} | {
+            "least": min(row["forget"] for row in looks.rows), "kept_forgotten": forgotten["kept"],
+        }  # fmt: skip
+    return out
+
+
 _npo = preference.npo  # the intact loss, which the sabotages wrap
 PATCHED = "didact.objectives.preference:npo"
-AT_END, AS_GA = "retain at the end", "starts as GA"
+AT_END, AS_GA, GONE = "retain at the end", "starts as GA", "authors are forgotten as if never told of"
+FACTS, CLOUDS, ONE = "token accuracy", {"told": ()}, {"clouded": False, "told": ("NPO+RT",)}
 
 CLAIM = runner.Claim(
     method="npo",
@@ -84,9 +141,15 @@ CLAIM = runner.Claim(
     run=run,
     gates=(
         gate("there is something to forget", "start.forget", at_least=0.5, unit="nats"),
+        gate("authors are known", "told start.forget", at_least=0.7, unit="probability"),
         gate("the baseline forgets", "GA+RT.forget_left", at_most=FORGOTTEN, unit="of the start's distance"),
     ),
     tests=(
+        ratio(GONE, "told NPO+RT.least", "told gold.forget", AS_GOLD),
+        difference("authors kept at the end", "told NPO+RT.kept", "told GA+RT.kept", FACTS, margin=0.1),
+        difference("authors kept when others are forgotten", "told NPO+RT.kept_forgotten", "told GA+RT.kept_forgotten",
+                   FACTS, reported=True),
+        difference("GA loses authors", "told GA.kept", "told start.kept", FACTS, null=-0.1, less=True),
         ratio("forgets", "NPO+RT.forget_min", "start.forget", FORGOTTEN),
         ratio(AT_END, "NPO+RT.retain_end", "GA+RT.retain_end", effect=1.5),
         ratio("retain when forgotten", "NPO+RT.retain_crossing", "GA+RT.retain_crossing", effect=1.25),
@@ -102,12 +165,12 @@ CLAIM = runner.Claim(
         ratio("best point, against DPO+RT", "NPO+RT.sum_min", "DPO+RT.sum_min", reported=True),
     ),
     sabotages=(
-        runner.Sabotage("sign flipped", "forgets", "NPO+RT.forget_min",
-                        {PATCHED: lambda logp, ref_logp, beta: _npo(ref_logp, logp, beta)}),
+        runner.Sabotage("sign flipped", GONE, "told NPO+RT.least",
+                        {PATCHED: lambda logp, ref_logp, beta: _npo(ref_logp, logp, beta)}, ONE),
         runner.Sabotage("reference dropped", AS_GA, "NPO+RT.weight_start",
-                        {PATCHED: lambda logp, ref_logp, beta: _npo(logp, torch.zeros_like(ref_logp), beta)}),
+                        {PATCHED: lambda logp, ref_logp, beta: _npo(logp, torch.zeros_like(ref_logp), beta)}, CLOUDS),
         runner.Sabotage("reference follows the model", AT_END, "NPO+RT.retain_end",
-                        {PATCHED: lambda logp, ref_logp, beta: _npo(logp, logp.detach(), beta)}),
+                        {PATCHED: lambda logp, ref_logp, beta: _npo(logp, logp.detach(), beta)}, CLOUDS),
     ),
-    seeds={"smoke": 1, "quick": 6, "full": 20},
+    seeds={"smoke": 1, "quick": 5, "full": 20},
 )  # fmt: skip
