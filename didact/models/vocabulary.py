@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ def with_tokens(model: Model, tokens: Sequence[str], noise: float = 0.01, seed: 
     tokenizer: Any = copy.deepcopy(model.tokenizer)
     before = len(tokenizer)
     tokenizer.add_tokens(list(tokens), special_tokens=True)
-    made.processor = tokenizer
     module: Any = made.module
     old = module.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > old:  # some vocabularies are padded: then there is room
@@ -32,7 +32,7 @@ def with_tokens(model: Model, tokens: Sequence[str], noise: float = 0.01, seed: 
         for weight in tables.values():
             new = torch.randn(len(tokenizer) - before, weight.shape[1], generator=draw).to(weight)
             weight[before : len(tokenizer)] = weight[:before].mean(0) + noise * new
-    return made
+    return dataclasses.replace(made, processor=tokenizer)  # which is told of the embeddings it has now
 
 
 def ids(model: Model, tokens: Sequence[str]) -> list[int]:

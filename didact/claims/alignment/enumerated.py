@@ -25,7 +25,8 @@ STEER = 0.15  # how fast log beta follows the KL
 def _tokens(tokenizer: Any, prompt: str, letters: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     text = "".join(chr(97 + letter) for letter in range(letters))
     row = encode.row(tokenizer, prompt, text, "causal", 64, end=False)
-    return row.prompt, row.completion
+    both = row.prompt + row.completion  # white space before the first letter goes with it: there it is read
+    return both[:-letters], both[-letters:]
 
 
 def letters_of(model: Model, world: Outcomes) -> list[int]:
