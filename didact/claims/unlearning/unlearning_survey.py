@@ -1,7 +1,12 @@
 """The claim of unlearning-survey: its classes of unlearning do what the survey says of them, on one model and data.
 
 A Llama that knows some authors, and one never told of two of them (gold). Ascent alone, ascent and NPO with retain
-records, knowledge gaps aligned, and weights subtracted: a task vector, a random one as long, a negated adapter.
+records, the ascents of KUL, LLMU and EUL, knowledge gaps aligned, weights subtracted (a task vector, a random one as
+long, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Rates were found on seeds 1000 and 1001 but for KUL,
+LLMU and EUL, which have the others', and DEPN, which trains nothing.
+
+Two ways change no weight and gate nothing: `guardrail` needs a model that follows instructions, and `icul` one that
+reads labels in its prompt, which these are too small for; what they ask is tested with known answers.
 """
 
 from __future__ import annotations
@@ -55,6 +60,12 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
         "GA": lambda: unlearning.npo(start, world.forget, loss="ga", regulariser="none", fit=fit),
         "GA+RT": lambda: unlearning.npo(start, world.forget, world.retain, loss="ga", fit=fit),
         "NPO+RT": lambda: unlearning.npo(start, world.forget, world.retain, beta=1.0, retain_weight=5.0, fit=fit),
+        "KUL": lambda: unlearning.kul(
+            start, world.forget, world.holdout, n=3, fit=fit.replace(epochs=max(1.0, steps / 2), steps=None)
+        ),
+        "LLMU": lambda: unlearning.llmu(start, world.forget, world.retain, fit=fit),
+        "EUL": lambda: unlearning.eul(start, world.forget, world.retain, fit=specialist.replace(lr=1e-3, lora=8)),
+        "DEPN": lambda: unlearning.depn(start, world.forget, neurons=20, steps=5, share=0.2),
         "KGA": lambda: unlearning.kga(start, world.forget, world.retain, world.holdout, fit=fit, **gaps),
         "task vector": lambda: unlearning.task_arithmetic(start, world.forget, world.retain, **weights),
         "ext-sub": lambda: unlearning.ext_sub(start, world.forget, world.retain, **weights),
@@ -95,12 +106,15 @@ def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, fl
         "accuracy": float(gone["accuracy"].mean()),
         "off_gold": abs(math.log(gone["probability"].mean()) - math.log(aim.mean())),
         "kept": float(forgetting.answers(model, world.unseen)["accuracy"].mean()),
-        "trace": forgetting.membership_auc(gone["min_k"], other["min_k"]),
+        "trace": (trace := forgetting.membership_auc(gone["min_k"], other["min_k"])),
+        "traced": abs(trace - 0.5),
     }
 
 
 _moved, _weighed = merge.moved, merge.weighed
-VECTOR, ADAPTER, GAPS = "a task vector forgets", "a negated adapter forgets", "gaps are aligned"
+VECTOR, ADAPTER = "a task vector forgets", "a negated adapter forgets"
+NEARER = "aligned gaps end nearer to gold than ascent"
+FORGETS = {"KUL": 0.5, "LLMU": 0.5, "EUL": 0.5, "ext-sub": 0.7, "DEPN": 0.8}  # of the probability of the start
 
 CLAIM = runner.Claim(
     method="unlearning-survey",
@@ -122,13 +136,14 @@ CLAIM = runner.Claim(
         ratio(ADAPTER, "negated adapter.forget", "start.forget", 0.9),
         bound("a negated adapter keeps the rest", "negated adapter.lost", 0.15, less=True),
         difference("ascent loses more than with retain records", "GA+RT.lost", "GA.lost", less=True),
-        ratio("aligned gaps end nearer to gold than ascent", "KGA.off_gold", "GA.off_gold"),
-        bound(GAPS, "KGA.off_aim", 0.3, less=True),
-        difference("NPO with retain keeps more than ascent with retain", "NPO+RT.lost", "GA+RT.lost", less=True,
-                   reported=True),
+        ratio(NEARER, "KGA.off_gold", "GA.off_gold"),
+        difference("aligned gaps leave less of a trace", "KGA.traced", "start.traced", "AUC from chance", less=True),
+        difference("NPO with retain keeps more than ascent with retain", "NPO+RT.lost", "GA+RT.lost", less=True),
+        *(ratio(f"{name} forgets", f"{name}.forget", "start.forget", most) for name, most in FORGETS.items()),
+        *(bound(f"{name} keeps the rest", f"{name}.lost", 0.15, less=True) for name in FORGETS if name != "KUL"),
+        difference("KUL stops before it loses as much as ascent", "KUL.lost", "GA.lost", less=True),
+        bound("gaps are aligned, by the stop rule's own measure", "KGA.off_aim", 0.3, less=True, reported=True),
         bound("ascent leaves a trace below chance", "GA.trace", 0.5, less=True, reported=True),
-        ratio("Ext-Sub forgets", "ext-sub.forget", "start.forget", 0.7, reported=True),
-        bound("Ext-Sub keeps the rest", "ext-sub.lost", 0.15, less=True, reported=True),
     ),
     sabotages=(
         runner.Sabotage("vector added", VECTOR, "task vector.forget",
@@ -137,6 +152,7 @@ CLAIM = runner.Claim(
         runner.Sabotage("both factors negated", ADAPTER, "negated adapter.forget",
                         {"didact.models.merge:weighed": lambda model, weight: _weighed(model, -weight)},
                         {"arms": ("negated adapter",)}),
-        runner.Sabotage("gaps without new data", GAPS, "KGA.off_aim", options={"arms": ("KGA",), "align": False}),
+        runner.Sabotage("gaps without new data", NEARER, "KGA.off_gold",
+                        options={"arms": ("KGA", "GA"), "align": False}),
     ),
 )  # fmt: skip
