@@ -1,13 +1,13 @@
 """Context-aware preference modelling's claim where criteria are known: taught with contexts a reward model obeys them.
 
 Four criteria, more or fewer of a letter, longer or shorter. The baseline of the paper is a reward model taught without
-contexts and then given them. Without its context no model can be right on more or less than half of reversal pairs:
-that is an exact test of the data and of the measure. Rate, steps and initial weights were tried on seed 1000. There 12
-criteria in place of 4 were not learnt in as many steps (.71 right).
+contexts and then given them. One taught on the same pairs without their contexts is right on half of the reversal
+pairs, no more and no less: an exact test of the data and of the measure. Another sees one record of every reversal
+pair. Rate, steps and initial weights were tried on seed 1000; 12 criteria in place of 4 were not learnt in as many
+steps (.71 right).
 
-The paper's adversarial contexts, criteria with a `not` before them, are an arm of its own, which was also taught two of
-the four. On seed 1000 these were obeyed (.88 right on new pairs) and the other two were not (.36): of so few criteria
-none is learnt that `not` could be put before. So both are told, and gate nothing.
+The paper's adversarial contexts, criteria with a `not` before them, are an arm of its own, which is taught two of the
+four and asked for the other two.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ASKED = {"smoke": 20, "quick": 200, "full": 600}
 TAUGHT, OTHERS = ("more:a", "shorter"), ("fewer:a", "longer")  # criteria with a `not` before them
 SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
 PEOPLE = 40
-Spoilt = Literal["", "shuffled", "flipped"]
-"""What a sabotage does to the contexts, or to the labels of every reversal pair's second record."""
+Spoilt = Literal["", "shuffled", "flipped", "halved"]
+"""What is done to the contexts, to the labels of every reversal pair's second record, or to that record itself."""
 TEMPLATE = "{prompt} {context} :"
 FIT: dict[str, Any] = {"lr": 3e-3, "rows": 24, "schedule": "cosine", "warmup_steps": 20}
 
@@ -60,14 +60,17 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> runner.Measured:
-    """The reward model taught with contexts, and the one taught without them."""
-    carm = _measures(_trained(seed, tier, "context", spoilt), seed, tier)
-    return {"carm": carm, "general": _general(seed, tier), "negated": _negated(seed, tier)}
+    """The reward model taught with contexts, those taught without or on half of each pair, and one that knows `not`."""
+    beside = {"general": ("general",), "none": ("none",), "unpaired": ("context", "halved")}
+    kept = {name: _beside(seed, tier, *how) for name, how in beside.items()}
+    return {"carm": _arm(seed, tier, "context", spoilt), **kept, "negated": _negated(seed, tier)}
 
 
-@lab.shared
-def _general(seed: int, tier: runner.Tier) -> dict[str, float]:
-    return _measures(_trained(seed, tier, "general"), seed, tier)
+def _arm(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
+    return _measures(_trained(seed, tier, read, spoilt), seed, tier)
+
+
+_beside = lab.shared(_arm)
 
 
 @lab.shared
@@ -100,6 +103,8 @@ def _trained(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negat
         pairs = [
             dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p for i, p in enumerate(pairs)
         ]
+    if spoilt == "halved":
+        pairs = pairs[::2]
     if spoilt == "shuffled":
         order = np.random.default_rng([seed, 64]).permutation(len(pairs))
         pairs = [dataclasses.replace(p, context=pairs[i].context) for p, i in zip(pairs, order, strict=True)]
@@ -143,27 +148,30 @@ def _profiles(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) 
 
 
 SHARE, OBEYS, OWN = "of pairs", "obeys contexts", "carm.with_context"
+NOT = "obeys a not before other criteria"
 
 CLAIM = runner.Claim(
     method="context-preference",
     text=(
         "A reward model taught on pairs that contexts put in opposite orders judges new pairs by their context; one "
-        "taught without contexts does not when it is given them, and without a context nothing can."
+        "taught without contexts does not when it is given them, and without a context nothing can. It obeys a `not` "
+        "before criteria for which it was taught none."
     ),
     run=run,
     gates=(gate("pairs without a context are learnt", "general.general", at_least=0.7, unit=SHARE),),
     tests=(
         difference("obeys contexts where the untaught does not", OWN, "general.with_context", SHARE),
         bound(OBEYS, OWN, 0.8, SHARE),
-        exact("without contexts half are right", "carm.reversal_without_context", 0.5, 1e-9, "of reversal pairs"),
+        exact("without contexts half are right", "none.without_context", 0.5, 1e-9, "of reversal pairs"),
+        bound(NOT, "negated.others", 0.8, SHARE),
         bound("contexts turn reversal pairs", "carm.turned", 0.8, reported=True),
         equivalence("as good without contexts", "carm.general", "general.general", 0.05, SHARE, reported=True),
         difference("two steps are nearer to people's share than one", "carm.two_step_error", "carm.one_step_error",
                    "mean absolute error", less=True, reported=True),
         difference("more judgements tell more of who judges", "carm.profile_8", "carm.profile_2", "of people",
                    reported=True),
-        bound("obeys a not", "negated.taught", 0.8, SHARE, reported=True),
-        bound("obeys a not before other criteria", "negated.others", 0.8, SHARE, reported=True),
+        bound("obeys a not before criteria it was taught", "negated.taught", 0.8, SHARE, reported=True),
+        difference("the reversed records help", OWN, "unpaired.with_context", SHARE, reported=True),
     ),
     sabotages=(
         runner.Sabotage("contexts shuffled", OBEYS, OWN, options={"spoilt": "shuffled"}),

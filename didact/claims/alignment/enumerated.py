@@ -18,8 +18,6 @@ from didact.types import Fit, Preference
 from didact.worlds import outcomes
 from didact.worlds.outcomes import Outcomes
 
-STEER = 0.15  # how fast log beta follows the KL
-
 
 @functools.lru_cache(maxsize=64)
 def _tokens(tokenizer: Any, prompt: str, letters: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -95,37 +93,14 @@ def logp(model: Model, world: Outcomes, prompts: str) -> tuple[Tensor, Tensor]:
     return among, (every.logsumexp(-1) - every[..., letters].logsumexp(-1)).mean()
 
 
-def likelihood(model: Model, world: Outcomes, prompts: str, source: Tensor, steps: int, lr: float, speak: bool) -> None:
-    """Teach a model a source `(X, n)` by its exact likelihood and, to `speak`, that letters come, not only which."""
+def likelihood(model: Model, world: Outcomes, prompts: str, source: Tensor, steps: int, lr: float) -> None:
+    """Teach a model a source `(X, n)` by its exact likelihood, and that letters come, not only which."""
     optimizer = torch.optim.Adam(model.module.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
         among, elsewhere = logp(model, world, prompts)
-        (outcomes.kl(source, among).mean() + (elsewhere if speak else 0.0)).backward()
+        (outcomes.kl(source, among).mean() + elsewhere).backward()
         optimizer.step()
-
-
-def policy_gradient(
-    model: Model, world: Outcomes, prompts: str, reward: Tensor, beta: float, kl: float, steps: int, lr: float
-) -> Tensor:
-    """`max E[reward] - beta KL` from a model, by its exact gradient; beta follows the KL to its target. Log-probs
-    `(X, n)`."""
-    model = copy_of(model)
-    with torch.no_grad():
-        ref, _ = logp(model, world, prompts)
-    optimizer, log_beta = torch.optim.Adam(model.module.parameters(), lr=lr), np.log(beta)
-    scale = float(reward.std())  # Adam does not see it, its epsilon does
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (1 - step / steps)
-        now, _ = logp(model, world, prompts)
-        far, gained = outcomes.kl(now, ref).mean(), (now.exp() * reward).sum(-1).mean()
-        optimizer.zero_grad()
-        ((float(np.exp(log_beta)) * far - gained) / scale).backward()
-        optimizer.step()
-        log_beta += STEER * float(np.clip(np.log(max(far.item(), 1e-3) / kl), -1, 1))
-    with torch.no_grad():
-        return logp(model, world, prompts)[0]
 
 
 # --- a reward model of whole answers ---------------------------------------------------------

@@ -10,7 +10,7 @@ from didact.evaluate import win_rates
 from didact.objectives import policy, rewards
 
 # The intact functions, which the sabotages wrap.
-_transform, _calibrate = rewards.transform, rewards.calibrate
+_transform, _calibrated = rewards.transform, rewards.calibrated
 _win_rate, _leave_one_out = win_rates.win_rate, policy.leave_one_out
 
 
@@ -25,10 +25,9 @@ def no_ties(reward: Any, reference: Any, weight: Any = None) -> Any:
     return (worse * np.asarray(weight)[..., None, :]).sum(-1)
 
 
-def over_all(reward: Any, reference: Any, weight: Any = None) -> Any:
-    """`rewards.calibrate` over all prompts at once."""
-    flat = _calibrate(np.ravel(reward), np.ravel(reference), np.ravel(weight) / len(weight))
-    return flat.reshape(np.shape(reward))
+def over_all(reward: Any, reference: Any, by: rewards.Calibration) -> Any:
+    """`rewards.calibrated` over all prompts at once."""
+    return _calibrated(reward, reference, "global" if by == "prompt" else by)
 
 
 def one_sided(p: Any, r: Any, q: Any, z: Any, to: Any) -> float:

@@ -3,10 +3,10 @@
 The training sees final answers alone; that every step of a chain can be checked serves to measure. All arms search,
 sample or tune on the same problems from the same start, which slips in some steps. The arms that sample draw about
 as many tokens (they are reported). Every arm was tuned over two rates on seed 1000, for DPO 1e-4 and 3e-4, for tuning
-on 3e-4 and 1e-3; beta and the passes over a round's pairs, .5 and 4 of .1 or .5 and 1 or 4, were chosen with them (and
-on seed 1001), for all arms that learn from preferences. With the paper's beta of .1 the margin they are trained to is
-five times as wide, and the starts' steps drift under it. Solutions get three in ten operations wrong, more often than
-not, and so does the start, however long it is tuned.
+on 3e-4 and 1e-3; the preferences also over beta (.1 and .5) and passes (1 and 4), on seeds 1000 and 1001. Where tuning
+on own right solutions does as well, that it had fewer settings tried speaks for it.
+With the paper's beta of .1 the margin they are trained to is five times as wide, and the starts' steps drift under it.
+Solutions get three in ten operations wrong, more often than not, and so does the start, however long it is tuned.
 
 C is 1 throughout: a model of this size cannot judge itself, and self-evaluation is not tested here.
 """
@@ -26,16 +26,15 @@ from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import arithmetic
 
 ROUNDS = {"smoke": 1, "quick": 4, "full": 8}
-BATCH = {"smoke": 8, "quick": 256, "full": 256}
+BATCH = {"smoke": 8, "quick": 192, "full": 256}
 ASKED = {"smoke": 64, "quick": 512, "full": 2048}
 TUNING = {"smoke": 20, "quick": 450, "full": 450}
-STEPS = {"smoke": 2, "quick": 25, "full": 25}  # of a round, to tune on
+STEPS = {"smoke": 2, "quick": 100, "full": 200}  # to tune on
 DRAWS = 5  # whole solutions a problem: as many tokens as a tree costs
-RATES = {"sft": 1e-3, "star": 3e-4, "online": 1e-4, "offline": 1e-4, "instance": 1e-4}
+RATES = {"sft": 1e-3, "star": 3e-4, "online": 1e-4, "instance": 1e-4}
 PASSES, BETA = 4, 0.5
 ARMS: dict[str, dict[str, Any]] = {
     "online": {},
-    "offline": {"online": False},
     "instance": {"search.depth": 1, "search.root_actions": DRAWS, "search.step_tokens": example.SOLUTION},
 }
 
@@ -72,7 +71,7 @@ def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
         if _right(d, text)
     ]
     for name, given in (("sft", example.flawed(seed)), ("star", own)):
-        fit = Fit(lr=RATES[name], steps=ROUNDS[tier] * STEPS[tier], rows=32, schedule="linear", seed=seed + 1)
+        fit = Fit(lr=RATES[name], steps=STEPS[tier], rows=32, schedule="linear", seed=seed + 1)
         out[name] = _measures(lab.tuned(start, given, fit) if given else start, seed, tier)
     out["sft"]["gain"] = out["sft"]["right"] - out["start"]["right"]
     return out
@@ -136,8 +135,7 @@ CLAIM = runner.Claim(
     method="mcts-dpo",
     text=(
         "Preferences between single steps, found by a tree search with the policy and the final answer alone, teach a "
-        "model that works in steps more than going on fine-tuning on demonstrations does, and searching with the "
-        "policy as it is teaches no less than searching once."
+        "model that works in steps more than going on fine-tuning does, on demonstrations or its own right solutions."
     ),
     run=run,
     gates=(
@@ -147,12 +145,10 @@ CLAIM = runner.Claim(
     ),
     tests=(
         difference("more right than tuning on", "online.right", "sft.right", PROBLEMS),
+        difference("more right than tuning on own right solutions", "online.right", "star.right", PROBLEMS),
         difference(MORE, "online.right", "start.right", PROBLEMS),
         bound(SOUND, "online.better_sound", 0.9, "of pairs with one sound step"),
         difference("more right than preferences between solutions", "online.right", "instance.right", PROBLEMS,
-                   reported=True),
-        difference("more right than searching once", "online.right", "offline.right", PROBLEMS, reported=True),
-        difference("more right than tuning on own right solutions", "online.right", "star.right", PROBLEMS,
                    reported=True),
         difference("more sound steps than tuning on", "online.sound", "sft.sound", "of steps", reported=True),
     ),
