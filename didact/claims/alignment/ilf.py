@@ -2,7 +2,7 @@
 
 The start follows feedback, not always, and tells whether a refinement did what it asks for, not always. Every arm
 teaches 256 records, of three rounds as many each, at the rate that of 1e-3, 3e-3 and 1e-2 was best on seed 1000 for
-every arm (for ILF and for right answers 1e-2 is as good). There three rounds that go on from one another were
+every arm (for ILF 1e-2 is as good). There three rounds that go on from one another were
 better (.72) than three that begin anew on all refinements so far (.56), and are the arm here.
 
 A first run was stopped after two seeds: its start, taught less of judging, was right about .60 and .66 of the
@@ -29,15 +29,14 @@ from didact.types import Critique
 from didact.worlds import edits
 
 STEPS = {"smoke": 20, "quick": 700, "full": 700}  # to make the start
-EPOCHS = {"smoke": 1, "quick": 8, "full": 8}  # of a round
+EPOCHS = {"smoke": 1, "quick": 6, "full": 8}  # of a round
 RECORDS = {"smoke": 16, "quick": 256, "full": 256}
-ASKED = {"smoke": 64, "quick": 512, "full": 1024}
+ASKED = {"smoke": 64, "quick": 384, "full": 1024}
 ARMS: dict[str, dict[str, Any]] = {
     "ilf": {},
     "random": {"selector": "random"},
     "no feedback": {"refine_with": "nothing", "selector": "random"},
     "initial": {"target": "initial"},
-    "gold": {"target": "gold"},
     "rounds": {"rounds": 3, "finetune_from": "previous", "window": "current"},
 }
 
@@ -124,7 +123,6 @@ CLAIM = runner.Claim(
         difference("selected no worse than random", "ilf.exact", "random.exact", ANSWERS, null=-0.03),
         difference("three rounds better than one", "rounds.exact", "ilf.exact", ANSWERS),
         difference("selected better than random", "ilf.exact", "random.exact", ANSWERS, reported=True),
-        difference("right answers better than three rounds", "gold.exact", "rounds.exact", ANSWERS, reported=True),
     ),
     sabotages=(
         runner.Sabotage("feedback of other records", BETTER, "ilf.exact", options=ONE | {"shuffled": True}),
