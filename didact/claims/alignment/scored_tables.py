@@ -14,15 +14,14 @@ from didact.models.model import Model
 from didact.worlds.scored import PROMPTS
 
 GOALS = range(1, 11)
+ASKED = PROMPTS[:2]  # an answer is worth the same under every prompt of this world
 
 
 def table(model: Model, seed: int, goals: Sequence[int | None] = (None, *GOALS)) -> Tensor:
-    """Log-prob of every answer to every prompt under goals: `(goals, prompts, answers)`."""
-    world = example.world(seed)
-    asked = PROMPTS[: world.prompts]
-    prompts = [example.WORDING.prompt(x, (float(g),)) if g else x for g in goals for x in asked]
-    logp = lab.logp(model, [(p, a) for p in prompts for a in world.answers()])[0]
-    return logp.view(len(goals), len(asked), -1).double()
+    """Log-prob of every answer to two prompts under goals: `(goals, prompts, answers)`."""
+    prompts = [example.WORDING.prompt(x, (float(g),)) if g else x for g in goals for x in ASKED]
+    logp = lab.logp(model, [(p, a) for p in prompts for a in example.world(seed).answers()])[0]
+    return logp.view(len(goals), len(ASKED), -1).double()
 
 
 def distance(now: Tensor, before: Tensor) -> Tensor:
@@ -32,9 +31,9 @@ def distance(now: Tensor, before: Tensor) -> Tensor:
 
 
 def measures(now: Tensor, start: Tensor, seed: int) -> dict[str, float]:
-    """Mean scores E[r | g] under every goal, and without one; exact, over all answers to all prompts."""
+    """Mean scores E[r | g] under every goal, and without one; exact, over all answers."""
     world = example.world(seed)
-    score = torch.tensor([[world.score(x, a) or 0 for a in world.answers()] for x in PROMPTS[: world.prompts]])
+    score = torch.tensor([[world.score(x, a) or 0 for a in world.answers()] for x in ASKED])
     mean, mass = ((now.exp() * of).sum(-1).mean(-1) for of in (score, score > 0))
     return {
         "rho": float(stats.spearmanr(GOALS, mean[1:])[0]),
