@@ -1,7 +1,9 @@
 """The claim of whp: a book is forgotten to the level of a model that never read it, and the rest is hardly touched.
 
 Arms on one world (a book about people of its own among texts about others): the method, each of its two ingredients
-alone, both with a third of the dictionary missing, and gradient ascent stopped where the method's forgetting ends.
+alone, both with a third of the dictionary missing, the method on raw logits as the paper has it, and gradient ascent
+stopped where the method's forgetting ends. The book is known, not by heart: of what is sure nothing can rise, and
+reinforcement would have nothing to act on.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ CONTEXT = 64
 TEACH = Fit(lr=5e-3, rows=16, schedule="cosine", warmup_steps=20, betas=(0.9, 0.95))
 REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}
 UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0; found on seeds 1000 and 1001, as REINFORCE
-GENERAL = 4  # how often other texts are read for each time the book is: knowledge of it is then likely, not certain
+GENERAL = 8  # how often other texts are read for each time the book is (not tuned; at 4 it was sure on most seeds)
 DROPPED = 3  # every third anchor is missing from the incomplete dictionary
 LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to train start and gold, to unlearn
 
@@ -56,7 +58,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
     alone = {"use_reinforcement": False}
     options = {
         "WHP": whole, "anchors only": whole | alone, "reinforcement only": {"use_anchors": False},
-        "WHP, incomplete": some, "anchors only, incomplete": some | alone,
+        "WHP, incomplete": some, "anchors only, incomplete": some | alone, "WHP, raw": some | {"normalise": "raw"},
     }  # fmt: skip
     out = {"start": measures(start, gold, world), "gold": measures(gold, gold, world)}
     for name, given in options.items():
@@ -71,7 +73,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
         result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[rule])
         out["GA"] = measures(lab.model_of(result), gold, world)
     for name in list(out)[2:]:
-        out[name]["nll_rise"] = out[name]["nll"] - out["start"]["nll"]
+        out[name] |= {f"{m}_rise": out[name][m] - out["start"][m] for m in ("nll", "facts")}
     return out
 
 
@@ -97,8 +99,8 @@ def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
 
 
 def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
-    """`forget` and `retain`: mean probability of the true answers; `nll` of general text no model read; KL(gold ||
-    model) on the book's answers, in nats; `alias`: of a counterpart right after its own anchor has been said."""
+    """`forget` and `retain`: mean probability of the true answers, `facts` the nll of the second; `nll` of general text
+    no model read; KL(gold || model) on the book's answers; `alias`: of a counterpart right after its own anchor."""
     total, count = forward.row_logp(model, rows(model, world.holdout))
     other = {a.source: a.target for a in world.anchors}
     about = [(d, other[d.task]) for d in world.forget if d.task in other]
@@ -106,6 +108,7 @@ def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
     return {
         "forget": probability(model, world.forget),
         "retain": probability(model, world.retain),
+        "facts": -float(forward.row_logp(model, _asked(model, world.retain))[0].mean()),
         "nll": float(-total.sum() / count.sum()),
         "kl": divergence.mean_kl(gold, model, _asked(model, world.forget)),
         "alias": probability(model, named),
@@ -154,18 +157,20 @@ CLAIM = runner.Claim(
     ),
     run=run,
     gates=(
-        gate("there is something to forget", "start.forget", at_least=0.5, unit="probability"),
+        gate("there is something to forget", "start.forget", at_least=0.3, unit="probability"),
         gate("gold never learnt it", "gold.forget", at_most=0.1, unit="probability"),
         gate("there is something to keep", "start.retain", at_least=0.6, unit="probability"),
     ),
     tests=(
         ratio("forgets", "WHP.forget", "start.forget", 1 / 5),
         bound("text elsewhere", "WHP.nll_rise", 0.05, less=True),
+        bound("facts elsewhere", "WHP.facts_rise", 0.05, less=True),
         ratio("closer to gold than ascent", "WHP.kl", "GA.kl", 1 / 2),
         ratio("cheaper than ascent", "WHP.nll", "GA.nll"),
-        ratio("reinforcement alone forgets less", "WHP.forget", "reinforcement only.forget"),
+        ratio("reinforcement alone forgets less", "WHP.forget", "reinforcement only.forget", effect=1.25),
         ratio("with an incomplete dictionary, anchors alone forget less", "WHP, incomplete.forget",
-              "anchors only, incomplete.forget"),
+              "anchors only, incomplete.forget", effect=1.25),
+        ratio("and on raw logits", "WHP, raw.forget", "anchors only, incomplete.forget", effect=1.25, reported=True),
         ratio("with all anchors, anchors alone forget less", "WHP.forget", "anchors only.forget", reported=True),
         ratio("facts elsewhere, against ascent", "GA.retain", "WHP.retain", reported=True),
     ),

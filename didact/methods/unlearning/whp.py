@@ -92,7 +92,9 @@ def whp(
         relu: whether only what rose counts.
         use_anchors: whether the text is translated.
         use_reinforcement: whether alpha's part is there at all.
-        normalise: log_softmax compares log-probs; raw, the paper, logits, which depends on a constant no one sees.
+        normalise: log_softmax compares log-probs; raw, the paper, logits, which depends on a constant no one sees. The
+            log-prob of what the model is sure of, p, can rise by log(1/p) at most, so that reinforcement hardly acts on
+            sure facts; logits can rise further.
         labels: hard takes the argmax; soft the whole distribution.
         train_on: all labels, or only those that differ from the text.
         repeats: which occurrences of an anchor in a block carry labels.
