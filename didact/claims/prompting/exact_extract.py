@@ -32,7 +32,7 @@ from didact.models.model import Model
 from didact.worlds import facts
 
 LENGTH = {  # steps of the language model, of tuning, of spans; and how many questions are asked
-    "smoke": (10, 4, 4, 10), "quick": (example.STEPS, 150, 200, 100), "full": (900, 200, 300, 300),
+    "smoke": (10, 4, 4, 10), "quick": (420, 100, 150, 60), "full": (900, 200, 300, 300),
 }  # fmt: skip
 TUNED = (0, 64, 1024)  # questions tuned on
 
