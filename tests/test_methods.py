@@ -128,6 +128,8 @@ def same_numbers(words: list[str], out: Path) -> None:
     """What was saved, opened again, scores what result.json says, on the same records."""
     name, _, preset = words[1].partition(":")
     entry = ENTRIES[name]
+    if not entry["protocol"]:  # its metrics are findings of its own
+        return
     prepared = verbs.prepare(options.parser(entry).parse(words[2:], preset or None))
     model, start, told = saved._saved(str(out), "cpu")
     records = {k: v for k, v in prepared.scored.items() if k != "gold"}

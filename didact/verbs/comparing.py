@@ -119,9 +119,10 @@ def comparison(request: Comparison) -> dict[str, Any]:
 
 def _day(out: Path, request: Comparison) -> str:
     """When a comparison began, which is what its chat template may write."""
-    place = out / "comparison.json"
-    kept = files.read_json(place) if place.exists() and not request.overwrite else {}
-    return str(kept.get("began") or encode.today())
+    with contextlib.suppress(FileNotFoundError, UserError, AttributeError):  # what is damaged is told later
+        if not request.overwrite and (began := files.read_json(out / "comparison.json").get("began")):
+            return str(began)
+    return encode.today()
 
 
 def _compared(
