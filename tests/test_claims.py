@@ -358,6 +358,17 @@ def test_a_crash_a_nan_or_a_missed_gate_is_an_error_not_a_detection(run, options
     assert card["verdict"] == "holds"
 
 
+def without_start(seed, tier, effect=1.0):
+    measured = toy(seed, tier, effect)
+    return measured if effect else {arm: of for arm, of in measured.items() if arm != "start"}
+
+
+def test_a_gate_on_an_arm_that_a_sabotage_leaves_out_is_not_asked():
+    broken = Sabotage(name="off", breaks="better", options={"effect": 0.0})
+    card = runner.run(claim(run=without_start, sabotages=(broken,)), "quick", sabotage=True, quiet=True)
+    assert card["sabotage"][0]["detected"] is True and "error" not in card["sabotage"][0]
+
+
 def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range_for_the_worse():
     def shown(effect, metric="method.m"):
         broken = Sabotage(name="s", breaks="better", options={"effect": effect}, metric=metric)

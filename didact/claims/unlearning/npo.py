@@ -45,7 +45,7 @@ ARMS = {  # learning rates and betas are the paper's for alpha = 1, of every arm
     "NPO(beta=0.01)": Arm(5e-4, npo(0.01)),  # at GA's rate, to show what beta -> 0 is
     "NPO(beta=0.001)": Arm(5e-4, npo(0.001)),
 }
-TAUGHT = {"smoke": (20, 4), "quick": (300, 60), "full": (400, 60)}  # C: steps to teach, to unlearn
+TAUGHT = {"smoke": (20, 4), "quick": (400, 60), "full": (400, 60)}  # C: steps to teach, to unlearn
 TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
 LOOK = 5  # steps between two looks
 AS_GOLD = 2.0  # answers at most so much likelier than to the model that never saw them are forgotten
