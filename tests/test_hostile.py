@@ -533,7 +533,7 @@ CONFIGS = [
     {"hidden_size": -16}, {"hidden_size": 15}, {"hidden_size": 10**9}, {"vocab_size": 0}, {"num_hidden_layers": -1},
     {"num_attention_heads": 0}, {"num_attention_heads": 3}, {"vocab_size": "many"}, {"hidden_act": "none_such"},
     {"model_type": "none_such"}, {"model_type": None}, {"rope_parameters": {"rope_type": "none_such"}},
-    {"max_position_embeddings": -1}, {"intermediate_size": None},
+    {"max_position_embeddings": -1}, {"intermediate_size": None}, {"attention_dropout": 3},
 ]  # fmt: skip
 
 

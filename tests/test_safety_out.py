@@ -367,6 +367,15 @@ def test_a_flipped_bit_in_a_saved_model_is_told(project, capsys):
     assert "model: damaged: model.safetensors is not as it was written" in capsys.readouterr().err
 
 
+def test_a_finished_run_whose_model_was_damaged_is_made_anew(project, capsys):
+    assert cli.main(sft("out")) == 0
+    place = Path("out/model/model.safetensors")
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-9] + bytes(9))
+    assert cli.main(sft("out")) == 0
+    assert "is not as it was written" in capsys.readouterr().err and place.read_bytes() == whole
+
+
 def cut(path):
     os.truncate(path / "model.safetensors", 100)
 

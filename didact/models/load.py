@@ -82,6 +82,11 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
         raise UserError(_judges(path))
     if bad := next((k for k, v in vars(config).items() if SIZES.match(k) and type(v) is int and v < 0), None):
         raise UserError(f"{path}: cannot be loaded: {bad} of its configuration is negative")
+    drops = {k: v for k, v in vars(config).items() if k.endswith(("dropout", "pdrop")) and isinstance(v, int | float)}
+    if bad := next((k for k, v in drops.items() if not 0 <= v <= 1), None):
+        raise UserError(
+            f"{path}: cannot be loaded: {bad} of its configuration is {drops[bad]}, which is no probability"
+        )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     try:

@@ -186,6 +186,8 @@ def _begin(out: Path, job: Job, found: Mapping[str, Any], day: str) -> None:
         for model in models:
             files.replaceable(model)
         kept = _kept(out)
+        if kept.get("status") == "done" and (damaged := _damaged(out)):
+            print(f"didact: {damaged}; the run is made anew", file=sys.stderr)
         if kept and not (_goes_on(kept, job.request) and inputs.changed(kept.get("inputs", {}), found) is None):
             for old in (*models, *(out / name for name in WRITTEN)):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -262,7 +264,13 @@ def _finished(out: Path, request: Request, found: Mapping[str, Any]) -> dict[str
             raise UserError(f"{path} changed since the run in {out}: choose another --out, or --overwrite")
     if other := inputs.changed(kept.get("inputs", {}), found):
         raise UserError(f"{other} changed since the run in {out}: choose another --out, or --overwrite")
-    return kept if kept["status"] == "done" else None
+    return kept if kept["status"] == "done" and not _damaged(out) else None
+
+
+def _damaged(out: Path) -> str:
+    """Which saved model of a finished run is not as it was written, and how; nothing where all are."""
+    sealed = (folder for folder in sorted(out.glob("model*")) if folder.is_dir())
+    return next((f"{folder}: {why}" for folder in sealed if (why := files.damage(folder))), "")
 
 
 def _gone(path: str) -> bool:
