@@ -303,6 +303,7 @@ def talk(*contents):
 
 @settings(max_examples=100, deadline=None)
 @given(turns=turns, completion=texts.filter(str.strip))
+@example(turns=[{"role": "user", "content": "0"}], completion="<")  # stands in the end token too
 def test_prompt_and_completion_of_a_conversation_are_the_templates_whole_text(tokenizer, turns, completion):
     chat, prompt = chatty(tokenizer), Messages(turns)
     row = encode.row(chat, prompt, completion, "causal", 4096)

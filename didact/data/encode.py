@@ -376,7 +376,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: s
             "cannot be told from it; use --chat plain, or mend the template"
         )
     tail = whole[len(head) :]
-    said = tail.rfind(completion.strip())
+    said = tail.find(completion.strip())  # the last could be in the end token
     behind = max(said, 0) + (len(completion.strip()) if said >= 0 else 0)
     found = [(at, end) for end in _end_words(tokenizer) if (at := tail.find(end, behind)) >= 0]
     if found:  # what a template puts behind it is never generated
