@@ -26,7 +26,7 @@ class Messages(str):
     turns: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...]
 
-    def __new__(cls, turns: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> Messages:  # noqa: D102
+    def __new__(cls, turns: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> Messages:  # noqa: D102  (the class says)
         kept, offered = tuple(dict(turn) for turn in turns), tuple(dict(tool) for tool in tools)
         said = "".join(f"{turn['role'].capitalize()}: {Reply(turn)}\n" for turn in kept)
         made = super().__new__(cls, (f"Tools: {_json(offered)}\n" if offered else "") + said + "Assistant:")
@@ -42,7 +42,7 @@ class Reply(str):
 
     turn: dict[str, Any]
 
-    def __new__(cls, turn: Mapping[str, Any]) -> Reply:  # noqa: D102
+    def __new__(cls, turn: Mapping[str, Any]) -> Reply:  # noqa: D102  (the class says)
         calls = turn.get("tool_calls")
         made = super().__new__(cls, "\n".join(filter(None, (turn["content"], _json(calls) if calls else ""))))
         made.turn = dict(turn)

@@ -48,7 +48,7 @@ def command(words: list[str], out: str, env: dict[str, str]) -> None:
     handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115  (to the end)
     code = cli.main(words)
     sys.stdout.flush()
     sys.stderr.flush()

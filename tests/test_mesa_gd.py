@@ -54,7 +54,7 @@ def taught(records: list[Example]) -> Result:
 def test_it_learns_gradient_descent_from_records(taught: Result) -> None:
     unseen = WORLD((99,), 20_000)
     gd = learners.gd(learners.optimal_eta(6, 3, *WORLD.moments()))
-    module = taught.models["lsa"].module  # type: ignore[attr-defined]
+    module = taught.models["lsa"].module  # type: ignore[attr-defined]  # of a Savable
     found = learners.compare(learners.of_module(module), gd, unseen)
     assert found.loss.estimate == pytest.approx(found.reference_loss.estimate, rel=0.04)
     assert found.cosine.estimate > 0.98

@@ -148,7 +148,7 @@ def rouge_recall(generated: Sequence[str], gold: Sequence[str]) -> Array:
     """ROUGE-L recall of each generation against the gold answer, stemmed as in TOFU, in any script."""
     from rouge_score import rouge_scorer, tokenizers
 
-    class Words(tokenizers.DefaultTokenizer):  # type: ignore[misc]
+    class Words(tokenizers.DefaultTokenizer):  # type: ignore[misc]  # rouge_score has no types
         """rouge_score's own words, and those of letters it would drop."""
 
         def tokenize(self, text: str) -> list[str]:

@@ -267,7 +267,7 @@ def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
     held = 0
     for path in folder.glob("*.safetensors") if folder.is_dir() else ():
         with safe_open(path, "pt") as kept:
-            held += sum(math.prod(kept.get_slice(key).get_shape()) for key in kept.keys())  # noqa: SIM118
+            held += sum(math.prod(kept.get_slice(key).get_shape()) for key in kept.keys())  # noqa: SIM118  (no mapping)
     if held and not getattr(config, "quantization_config", None):  # whose weights are packed
         with torch.device("meta"):
             described = sum(p.numel() for p in opening.built(auto, config).parameters())
