@@ -32,7 +32,7 @@ bench: setup
 	$(PY) -m bench
 
 soak: setup
-	$(PY) -m pytest -m soak
+	DIDACT_EXAMPLES=new $(PY) -m pytest -m "soak or hypothesis"
 	cd tests && ../$(PY) attacks.py --minutes 60
 
 catalogue: setup

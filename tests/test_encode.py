@@ -39,13 +39,19 @@ def with_end(tokenizer):
 @settings(max_examples=150, deadline=None)
 @given(prompt=texts, completion=texts)
 @example(prompt="Q: ", completion="Tarn")
+@example(prompt=" ", completion="0")
 def test_labels_are_exactly_the_completion_and_the_end_token(tokenizer, prompt, completion):
     row = encode.row(tokenizer, prompt, completion, "causal", 512)
     assert row.completion[-1] == tokenizer.eos_token_id
     space = "" if prompt[-1].isspace() or completion[0].isspace() else " "
     read = prompt.rstrip(encode.BLANKS)
-    assert tokenizer.decode(row.completion[:-1]) == prompt[len(read) :] + space + completion
-    assert tokenizer.decode(row.prompt) == read or not read  # without a start token the first label is read
+    answer = prompt[len(read) :] + space + completion
+    if read:
+        assert tokenizer.decode(row.prompt) == read
+        assert tokenizer.decode(row.completion[:-1]) == answer
+    else:  # without a start token the first piece has nothing before it: it is read, not learnt
+        assert len(row.prompt) == 1
+        assert tokenizer.decode(row.prompt + row.completion[:-1]) == answer
     assert tokenizer.eos_token_id not in row.prompt
 
 
