@@ -1,6 +1,7 @@
 """Records to token rows: labels are the completion and its end, nothing else; what does not fit is cut or named."""
 
 import copy
+import dataclasses
 import itertools
 import json
 
@@ -12,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from didact.data import encode, read, templates
 from didact.types import Demo, Lexeme, Messages, UserError, as_row
+from didact.verbs.usable import usable
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=30)
 
@@ -302,6 +304,10 @@ def chatty(tokenizer, template=CHATML):
     return other
 
 
+def speaker(fresh, tokenizer):
+    return dataclasses.replace(fresh("llama", context=4096), processor=tokenizer)
+
+
 def talk(*contents):
     roles = itertools.cycle(["user", "assistant"])
     return Messages([{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)])
@@ -387,34 +393,61 @@ def called(calls, content=None):
         ({"messages": [ASKS, {"role": "assistant", "content": "Rain."}], "tools": TOOLS}, "tools"),
     ],
 )  # fmt: skip
-def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, tmp_path, row, lost):
+def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, fresh, tmp_path, row, lost):
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
     assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # written and read again
     shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer)
-    assert encode.chat_choice(shown, records) == "template"
     made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
     said = shown.decode(made.prompt + made.completion)
     turns = [t | {"content": t["content"] or ""} for t in row["messages"]]
     assert said + "\n" == shown.apply_chat_template(turns, tools=row.get("tools"), tokenize=False)
-    with pytest.raises(UserError, match=rf"talk\.jsonl:1: the tokenizer's chat template does not show {lost};"):
-        encode.chat_choice(hidden, records)
+    for learnt in (True, False):
+        with pytest.raises(UserError, match=rf"talk\.jsonl:1: .*the tokenizer's chat template does not show {lost};"):
+            usable(records, records, speaker(fresh, hidden), False, learnt)
     with pytest.raises(UserError, match=f"record 1: .* does not show {lost}"):
         encode.rows(hidden, [(records[0].prompt, records[0].completion)], "causal", 4096)
     plain = templates.as_chat(records, "plain")[0]
     assert "weather" in plain.prompt + plain.completion
 
 
-def test_sides_that_differ_in_their_calls_only_are_different_rows_or_an_error(tokenizer, tmp_path):
+def test_sides_that_differ_in_their_calls_only_are_different_rows_or_an_error(tokenizer, fresh, tmp_path):
     row = {"prompt": [ASKS], "chosen": [called(CALL, "")], "rejected": [called(OTHER, "")]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     pairs = read.read(tmp_path / "pairs.jsonl", "preference")
     shown = chatty(tokenizer, TOOLED)
     sides = [encode.row(shown, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)]
-    assert encode.chat_choice(shown, pairs) == "template" and sides[0].completion != sides[1].completion
+    assert usable(pairs, pairs, speaker(fresh, shown), False) and sides[0].completion != sides[1].completion
     alike = chatty(tokenizer, TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name"))
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: .* writes both sides alike"):
-        encode.chat_choice(alike, pairs)
+        usable(pairs, pairs, speaker(fresh, alike), False)
+
+
+def test_lines_whose_calls_a_template_leaves_out_can_be_skipped(tokenizer, fresh, tmp_path):
+    rows = [{"messages": [ASKS, called(CALL)]}, {"messages": [ASKS, {"role": "assistant", "content": "Rain."}]}]
+    (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for learnt in (True, False):
+        records = read.read(tmp_path / "talk.jsonl")
+        kept = usable(records, records, speaker(fresh, chatty(tokenizer)), True, learnt)
+        assert [r.completion for r in kept] == ["Rain."] and records.dropped == 1
+
+
+TAGGED = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}Thus:\n{% generation %}{{ m.content }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_what_a_template_marks_as_said_by_the_assistant_is_what_is_learnt(tokenizer):
+    marked = chatty(tokenizer, TAGGED)
+    row = encode.row(marked, talk("Where?", "Tarn", "And who?"), "Mira", "causal", 256)
+    assert marked.decode(row.completion) == "Mira</s>" and marked.decode(row.prompt).endswith("<|assistant|>\nThus:\n")
+    turns = [*talk("Where?", "Tarn", "And who?", "Mira").turns]
+    theirs = marked.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
+    learnt = [i for i, said in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if said]
+    assert tuple(learnt[-len(row.completion) :]) == row.completion
+    assert list(row.prompt + row.completion) == theirs["input_ids"][: len(row.prompt + row.completion)]
 
 
 def test_every_assistant_turn_is_a_record_where_all_are_to_be_learnt(tokenizer, tmp_path):
@@ -437,11 +470,11 @@ def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
     chat = chatty(tokenizer)
     spoken, plain = [Demo(prompt=talk("q"), completion="a")], [Demo(prompt="q", completion="a")]
     words = [Lexeme(synset="s", language="en", lemma="l")]
-    choices = [[encode.chat_choice(chat, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
+    choices = [[chat.chat_choice(chat, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
     assert choices == [["template", "plain", "plain"], ["template"] * 3, ["plain"] * 3]
-    assert encode.chat_choice(tokenizer, spoken) == "plain"
+    assert chat.chat_choice(tokenizer, spoken) == "plain"
     with pytest.raises(UserError, match="no chat template"):
-        encode.chat_choice(tokenizer, spoken, "template")
+        chat.chat_choice(tokenizer, spoken, "template")
 
 
 def test_records_are_made_what_was_asked_and_rows_follow(tokenizer):

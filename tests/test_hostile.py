@@ -25,7 +25,7 @@ from servers import Raw, said
 
 import didact
 from didact import catalogue, cli, options, untrusted
-from didact.data import encode
+from didact.data import chat
 from didact.evaluate import judges
 from didact.infer import calls, functions
 from didact.report import tables
@@ -520,12 +520,12 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_that_never_ends_or_swells_is_one_line(template, tokenizer, monkeypatch):
-    monkeypatch.setattr(encode, "TEMPLATE_SECONDS", 0.5 if "not end" in TEMPLATES[template] else 60)
+    monkeypatch.setattr(chat, "SECONDS", 0.5 if "not end" in TEMPLATES[template] else 60)
     odd = copy.deepcopy(tokenizer)
     odd.chat_template = template
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(UserError, match=TEMPLATES[template]):
-        encode._render(odd, [{"role": "user", "content": "a"}])
+        chat.render(odd, [{"role": "user", "content": "a"}])
     assert resource.getrlimit(resource.RLIMIT_AS) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 

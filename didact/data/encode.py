@@ -13,49 +13,22 @@ text (`User: ...`) where there is none.
 from __future__ import annotations
 
 import bisect
-import contextlib
-import contextvars
 import copy
-import datetime
 import functools
 import itertools
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
-from didact import untrusted
-from didact.data import templates
-from didact.data.templates import Chat, Condition
-from didact.types import Messages, Record, Reply, UserError
-
-TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 1 << 30  # for one rendering of a chat template, a stranger's program
-TEMPLATE_LONGEST = 64_000_000  # characters of one
+from didact.data import chat, templates
+from didact.data.templates import Condition
+from didact.types import Messages, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\r\n")
 PROBE = "a"  # stands for a completion where there is none yet: line ends are other tokens at the end of a text
-
-
-_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates write the date
-_DAY: contextvars.ContextVar[datetime.datetime | None] = contextvars.ContextVar("day", default=None)
-
-
-@contextlib.contextmanager
-def dated(day: str) -> Iterator[None]:
-    """Inside the block chat templates that write the date write this one (ISO): a run has one, whenever it goes on."""
-    token = _DAY.set(datetime.datetime.fromisoformat(day))
-    try:
-        yield
-    finally:
-        _DAY.reset(token)
-
-
-def today() -> str:
-    """The day that a run beginning now is of."""
-    return datetime.datetime.now().isoformat(timespec="seconds")
 
 
 class TokenizedExample(NamedTuple):
@@ -293,98 +266,6 @@ def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, kind: 
     return _cut_ids(tokenizer, asked, text, special, kind)
 
 
-def chat_choice(
-    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], asked: Chat = "auto"
-) -> Literal["template", "plain"]:
-    """How `row` puts the prompts of these records to the model, once `templates.as_chat` did what was asked.
-
-    `auto`: by the tokenizer's chat template where there is one and the records are conversations,
-    else as plain text.
-
-    Raises:
-        UserError: a template is asked for and the tokenizer has none; it leaves out tools, tool calls, or all that
-            tells the two sides of a pair apart (every such line is named).
-    """
-    places: Sequence[str] | None = getattr(records, "places", None)
-    if asked == "template" and not _has_template(tokenizer):
-        raise UserError("--chat template: the model's tokenizer has no chat template; use --chat plain")
-    spoken = any(isinstance(getattr(record, "prompt", None), Messages) for record in records)
-    template = asked == "template" or (asked == "auto" and spoken and _has_template(tokenizer))
-    if template:
-        _check_calls(tokenizer, records, places or [f"record {n}" for n, _ in enumerate(records, 1)])
-    return "template" if template else "plain"
-
-
-def _check_calls(tokenizer: PreTrainedTokenizerBase, records: Iterable[Any], places: Iterable[str]) -> None:
-    """Render what has tools or tool calls, so that what a template leaves out is told before any work."""
-    problems = []
-    for place, record in zip(places, records, strict=True):
-        prompt = getattr(record, "prompt", None)
-        answers = [a for n in ("completion", "chosen", "rejected") if (a := getattr(record, n, None))]
-        if not isinstance(prompt, Messages) or not (_calls(prompt) or any(isinstance(a, Reply) for a in answers)):
-            continue
-        try:
-            sides = [rendered(tokenizer, prompt, answer)[1] for answer in answers]
-            if len(sides) == 2 and sides[0] == sides[1] and answers[0] != answers[1]:
-                raise UserError("the tokenizer's chat template writes both sides alike: there is nothing to prefer")
-        except UserError as problem:
-            problems.append(f"{place}: {problem}")
-    if problems:
-        more = f"\n... and {len(problems) - 20} more bad lines" if len(problems) > 20 else ""
-        raise UserError("\n".join(problems[:20]) + more)
-
-
-def _calls(prompt: Messages) -> bool:
-    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] == "tool" for t in prompt.turns)
-
-
-def dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> str | None:
-    """An answered prompt in the words of the tokenizer's chat template, text being a user's turn; None without one.
-
-    Raises:
-        UserError: the template refuses these turns, or leaves some of it out.
-    """
-    if not _has_template(tokenizer):
-        return None
-    asked = prompt if isinstance(prompt, Messages) else Messages([{"role": "user", "content": prompt}])
-    return _answered(tokenizer, asked, completion)
-
-
-def _answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> str:
-    """What the template writes for a conversation with its answer."""
-    answer = completion.turn if isinstance(completion, Reply) else {"role": "assistant", "content": completion}
-    turns = (*prompt.turns, answer)
-    whole = _render(tokenizer, turns, prompt.tools)
-    if isinstance(completion, Reply) or _calls(prompt):
-        _all_shown(tokenizer, turns, prompt.tools, whole)
-    return whole
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[str, str]:
-    """A conversation and its answer in the words of the tokenizer's chat template.
-
-    The answer is what the whole has after the prompt, up to the template's end of turn where it gives one.
-
-    Raises:
-        UserError: the template refuses these turns, or writes the prompt differently once it is answered.
-    """
-    head = _render(tokenizer, prompt.turns, prompt.tools, add_generation_prompt=True)
-    whole = _answered(tokenizer, prompt, completion)
-    if not whole.startswith(head):
-        raise UserError(
-            "the tokenizer's chat template writes the prompt differently once it is answered, so that what to learn "
-            "cannot be told from it; use --chat plain, or mend the template"
-        )
-    tail = whole[len(head) :]
-    said = tail.find(completion.strip())  # the last could be in the end token
-    behind = max(said, 0) + (len(completion.strip()) if said >= 0 else 0)
-    found = [(at, end) for end in _end_words(tokenizer) if (at := tail.find(end, behind)) >= 0]
-    if found:  # what a template puts behind it is never generated
-        at, end = min(found)
-        tail = tail[: at + len(end)]
-    return head, tail
-
-
 # --- what a model knows of its tokenizer's ids -----------------------------------------------
 
 
@@ -456,7 +337,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     said = "didact"
     try:
         turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": said})
-        _, found, tail = _render(tokenizer, turns).rpartition(said)
+        _, found, tail = chat.render(tokenizer, turns).rpartition(said)
     except UserError:
         return None
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -483,7 +364,7 @@ def parts(
     last = answer_end(tokenizer)
     words = condition or Condition()
     if completion and _templated(asked := templates.introduced(prompt, words.before, words.place), tokenizer):
-        before, after = rendered(tokenizer, asked, completion)
+        before, after = chat.rendered(tokenizer, asked, completion, _end_words(tokenizer))
         head, body = _cut_ids(tokenizer, before + _cue(tokenizer, asked, words.after), after, False, kind)
         if body and body[-1] in (turn_end(tokenizer), tokenizer.eos_token_id):
             last = body.pop()
@@ -503,7 +384,7 @@ def _read(tokenizer: PreTrainedTokenizerBase, prompt: str, condition: Condition 
     asked = templates.introduced(prompt, words.before, words.place)
     cue = _cue(tokenizer, asked, words.after) if words.after else ""
     if _templated(asked, tokenizer):
-        return _render(tokenizer, asked.turns, asked.tools, add_generation_prompt=True) + cue, False
+        return chat.render(tokenizer, asked.turns, asked.tools, add_generation_prompt=True) + cue, False
     start = tokenizer.bos_token
     return asked + cue, not (start and asked.startswith(str(start)))
 
@@ -530,65 +411,7 @@ def _cue(tokenizer: PreTrainedTokenizerBase, prompt: str, after: str) -> str:
 
 
 def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase) -> TypeGuard[Messages]:
-    return isinstance(prompt, Messages) and _has_template(tokenizer)
-
-
-def _has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Sequence[dict[str, Any]],
-    tools: Sequence[dict[str, Any]] = (),
-    **how: Any,
-) -> str:
-    template = getattr(tokenizer, "chat_template", None)
-    if (now := _DAY.get()) is not None and isinstance(template, str) and "strftime_now" in template:
-        how["chat_template"] = _DATE.sub(lambda m: repr(now.strftime(m[2])), template)
-    try:
-        with untrusted.limited(TEMPLATE_SECONDS, TEMPLATE_BYTES):
-            text = str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
-    except untrusted.ExceededError:
-        raise UserError(f"the tokenizer's chat template does not end within {TEMPLATE_SECONDS} s") from None
-    except MemoryError:
-        raise UserError(f"the tokenizer's chat template wants more than {TEMPLATE_BYTES >> 20} MiB") from None
-    except Exception as error:  # it is a program of a stranger's, which may raise anything
-        raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
-    if len(text) > TEMPLATE_LONGEST:
-        raise UserError(f"the tokenizer's chat template writes more than {TEMPLATE_LONGEST / 1e6:g} million characters")
-    return text
-
-
-def _all_shown(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str
-) -> None:
-    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered."""
-
-    def hidden(turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = tools) -> bool:
-        with contextlib.suppress(UserError):
-            return _render(tokenizer, turns, tools) == whole
-        return False  # it cannot be written without, so it is read
-
-    def without(at: int, change: dict[str, Any]) -> list[dict[str, Any]]:
-        rest = {k: v for k, v in turns[at].items() if k != "tool_calls"}
-        return [*turns[:at], rest | change, *turns[at + 1 :]]
-
-    lost = [
-        f"tool_calls of turn {i + 1}" for i, t in enumerate(turns) if t.get("tool_calls") and hidden(without(i, {}))
-    ]
-    lost += [
-        f"the tool's answer, turn {i + 1}"
-        for i, t in enumerate(turns)
-        if t["role"] == "tool" and t["content"] and hidden(without(i, {"content": ""}))
-    ]
-    if tools and hidden(turns, ()):
-        lost.append("tools")
-    if lost:
-        raise UserError(
-            f"the tokenizer's chat template does not show {', '.join(lost)}; use a model whose template does, "
-            "--chat plain, or remove the field"
-        )
+    return isinstance(prompt, Messages) and chat.has_template(tokenizer)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from didact.data import encode, streams
+from didact.data import chat, streams
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup, MicroBatch
 from didact.learn import language
@@ -73,7 +73,7 @@ def row(model: Model, prompt: str, completion: str) -> TokenizedExample:
     last token unread.
     """
     tokenizer = model.tokenizer
-    spoken = encode.dialogue(tokenizer, prompt, completion)
+    spoken = chat.dialogue(tokenizer, prompt, completion)
     text = f"{prompt} {completion}" if spoken is None else spoken
     ids = list(tokenizer(text, add_special_tokens=spoken is None)["input_ids"])
     room = min(model.context, tokenizer.model_max_length)

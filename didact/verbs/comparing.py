@@ -13,7 +13,7 @@ from typing import Any, Literal
 from didact import catalogue, compare, files, folders, options, untrusted
 from didact.claims import demo
 from didact.compare.budget import Budget
-from didact.data import encode, formats, templates
+from didact.data import chat, formats, templates
 from didact.data.read import Records, read
 from didact.evaluate import judges, protocols
 from didact.infer import functions, remote
@@ -102,7 +102,7 @@ def comparison(request: Comparison) -> dict[str, Any]:
         UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
     """
     out = Path(request.out)
-    with encode.dated(day := _day(out, request)):
+    with chat.dated(day := _day(out, request)):
         arms, setting, identity, sources = prepare(request)
         if request.overwrite:
             with folders.at_work(out, "comparison"):
@@ -122,7 +122,7 @@ def _day(out: Path, request: Comparison) -> str:
     with contextlib.suppress(FileNotFoundError, UserError, AttributeError):  # what is damaged is told later
         if not request.overwrite and (began := files.read_json(out / "comparison.json").get("began")):
             return str(began)
-    return encode.today()
+    return chat.today()
 
 
 def _compared(
@@ -201,7 +201,7 @@ def prepare(
             print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
                   file=sys.stderr)  # fmt: skip
         for name, rows in records.items():
-            sources[name]["chat"] = encode.chat_choice(model.tokenizer, rows, request.chat)
+            sources[name]["chat"] = chat.chat_choice(model.tokenizer, rows, request.chat)
             records[name] = templates.as_chat(rows, request.chat)
             if isinstance(rows, Records):
                 records[name] = usable(records[name], rows, model, request.skip_bad)

@@ -12,7 +12,7 @@ from typing import Any
 
 from didact import catalogue, registry
 from didact.claims.problem import Problem
-from didact.data import encode, formats, splits, templates
+from didact.data import chat, formats, splits, templates
 from didact.data.read import Records, read
 from didact.evaluate import protocols
 from didact.infer import functions, remote
@@ -130,10 +130,10 @@ def _inputs(
     model = served or (load.load(request.model, request.device, request.dtype) if request.model else None)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
-            sources[name]["chat"] = encode.chat_choice(model.processor, records[name], request.chat)
+            sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)
             found, records[name] = records[name], templates.as_chat(records[name], request.chat)
-            if isinstance(found, Records) and entry["fit"]:
-                records[name] = usable(records[name], found, model, request.skip_bad)
+            if isinstance(found, Records):
+                records[name] = usable(records[name], found, model, request.skip_bad, entry["fit"])
                 sources[name] |= {"records": len(records[name]), "dropped": found.dropped}
     if served is not None:
         records = {name: templates.as_chat(rows, request.chat) for name, rows in records.items()}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from didact import files, folders, registry, untrusted
-from didact.data import encode, formats
+from didact.data import chat, formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer
@@ -60,7 +60,7 @@ def run(request: Request) -> dict[str, Any]:
     if done := _finished(out, request, found):
         return done | {"again": True}
     first = os.environ.get("RANK", "0") == "0"  # of several processes one writes
-    with encode.dated(day := _day(out, request)):
+    with chat.dated(day := _day(out, request)):
         job = prepare(request)
         with folders.at_work(out, "run") if first else contextlib.nullcontext():
             if first and (done := _finished(out, request, found)):  # another process was at it meanwhile
@@ -212,7 +212,7 @@ def _goes_on(kept: Mapping[str, Any], request: Request) -> bool:
 def _day(out: Path, request: Request) -> str:
     """When the run began, which is what its chat template may write: an earlier day, where it goes on."""
     kept = _kept(out)
-    return str(kept["began"]) if _goes_on(kept, request) and "began" in kept else encode.today()
+    return str(kept["began"]) if _goes_on(kept, request) and "began" in kept else chat.today()
 
 
 def _who(request: Request) -> dict[str, Any]:

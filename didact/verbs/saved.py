@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from didact import catalogue, files, options, registry
-from didact.data import encode
+from didact.data import chat
 from didact.data.read import read
 from didact.evaluate import measures, protocols
 from didact.evaluate.protocols import Scoring
@@ -32,7 +32,7 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
         records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run),
         end=_with_end(run),
     )  # fmt: skip
-    with encode.dated(run.get("began") or encode.today()):
+    with chat.dated(run.get("began") or chat.today()):
         before = used.score(start, scoring) if start is not None else None
         return measures.metrics(before, used.score(model, scoring))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from didact.data import encode, read
+from didact.data import chat, encode, read
 from didact.data.read import Records
 from didact.models.model import Model
 from didact.types import Messages, Record, UserError
@@ -13,7 +13,9 @@ from didact.types import Messages, Record, UserError
 FIELDS = ("completion", "chosen", "rejected")
 
 
-def usable(records: Sequence[Record], rows: Records[Any], model: Model, skip_bad: bool) -> list[Record]:
+def usable(
+    records: Sequence[Record], rows: Records[Any], model: Model, skip_bad: bool, learnt: bool = True
+) -> list[Record]:
     """`records` whose answers fit the model, with those that do not dropped and counted, or told.
 
     Args:
@@ -21,14 +23,15 @@ def usable(records: Sequence[Record], rows: Records[Any], model: Model, skip_bad
         rows: as they were read, with their places.
         model: tells tokens and context.
         skip_bad: drop them and count them in `rows.dropped`.
+        learnt: whether answers are learnt or scored; else only what a chat template leaves out is looked for.
 
     Raises:
         UserError: an answer is empty or longer than the context, holds a token that has no embedding, or is refused by
-            the chat template; the first 20 are listed.
+            the chat template, which may leave out tool calls or write both sides of a pair alike; 20 are listed.
     """
     whole = (model.embedded or len(model.tokenizer)) >= len(model.tokenizer)
     places = rows.places if len(rows.places) == len(records) else [str(rows.path)] * len(records)
-    bad = {i: why for i, record in enumerate(records) if (why := _problem(record, model, whole))}
+    bad = {i: why for i, record in enumerate(records) if (why := _problem(record, model, whole, learnt))}
     if bad and not skip_bad:
         raise UserError(read.listed([f"{places[i]}: {why}" for i, why in bad.items()]))
     if bad and len(bad) == len(records):
@@ -37,17 +40,23 @@ def usable(records: Sequence[Record], rows: Records[Any], model: Model, skip_bad
     return [record for i, record in enumerate(records) if i not in bad]
 
 
-def _problem(record: Record, model: Model, whole: bool) -> str:
+def _problem(record: Record, model: Model, whole: bool, learnt: bool) -> str:
     """What is wrong with a record, its field first; nothing where it can be used. `whole`: every token is embedded."""
+    shown = {}
     for field, prompt, answer in _answers(record):
         # No token is shorter than a byte, so that most answers need not be tokenised to know that they fit.
-        short = len(answer.encode()) + 8 < model.context
-        if answer.strip() and short and whole and not isinstance(prompt, Messages):
+        short = not learnt or (answer.strip() and len(answer.encode()) + 8 < model.context and whole)
+        if short and not isinstance(prompt, Messages):
             continue
         try:
-            encode.row(model.tokenizer, prompt, answer, model.kind, model.context)
+            if learnt:
+                shown[answer] = encode.row(model.tokenizer, prompt, answer, model.kind, model.context).completion
+            elif answer:
+                chat.dialogue(model.tokenizer, prompt, answer)
         except UserError as error:
             return f"field '{field}': {error}"
+    if len(shown) == 2 and len(set(shown.values())) == 1:
+        return "the tokenizer's chat template writes both sides alike: there is nothing to prefer"
     return ""
 
 

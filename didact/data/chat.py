@@ -1,0 +1,218 @@
+"""Conversations in the words of a tokenizer's chat template: a stranger's program, run within limits.
+
+What is learnt of one is what the template writes after the prompt, or what its generation tags hold. What it leaves
+out of a conversation (tools, their calls and answers) is an error rather than lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import datetime
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from didact import untrusted
+from didact.data.templates import Chat
+from didact.types import Messages, Record, Reply, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SECONDS, BYTES = 10, 1 << 30  # for one rendering of a chat template, a stranger's program
+LONGEST = 64_000_000  # characters of one
+
+_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates write the date
+_TAGGED = re.compile(r"\{%[-+]?\s*generation\b")  # marks of what an assistant says
+_DAY: contextvars.ContextVar[datetime.datetime | None] = contextvars.ContextVar("day", default=None)
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def dated(day: str) -> Iterator[None]:
+    """Inside the block chat templates that write the date write this one (ISO): a run has one, whenever it goes on."""
+    token = _DAY.set(datetime.datetime.fromisoformat(day))
+    try:
+        yield
+    finally:
+        _DAY.reset(token)
+
+
+def today() -> str:
+    """The day that a run beginning now is of."""
+    return datetime.datetime.now().isoformat(timespec="seconds")
+
+
+def chat_choice(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], asked: Chat = "auto"
+) -> Literal["template", "plain"]:
+    """How `row` puts the prompts of these records to the model, once `templates.as_chat` did what was asked.
+
+    `auto`: by the tokenizer's chat template where there is one and the records are conversations,
+    else as plain text.
+
+    Raises:
+        UserError: a template is asked for and the tokenizer has none.
+    """
+    if asked == "template" and not has_template(tokenizer):
+        raise UserError("--chat template: the model's tokenizer has no chat template; use --chat plain")
+    spoken = any(isinstance(getattr(record, "prompt", None), Messages) for record in records)
+    return "template" if asked == "template" or (asked == "auto" and spoken and has_template(tokenizer)) else "plain"
+
+
+def _calls(prompt: Messages) -> bool:
+    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] == "tool" for t in prompt.turns)
+
+
+def dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> str | None:
+    """An answered prompt in the words of the tokenizer's chat template, text being a user's turn; None without one.
+
+    Raises:
+        UserError: the template refuses these turns, or leaves some of it out.
+    """
+    if not has_template(tokenizer):
+        return None
+    asked = prompt if isinstance(prompt, Messages) else Messages([{"role": "user", "content": prompt}])
+    return _answered(tokenizer, asked, completion)
+
+
+def _turns(prompt: Messages, completion: str) -> list[dict[str, Any]]:
+    answer = completion.turn if isinstance(completion, Reply) else {"role": "assistant", "content": completion}
+    return [*prompt.turns, answer]
+
+
+def _answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> str:
+    """What the template writes for a conversation with its answer."""
+    turns = _turns(prompt, completion)
+    whole = render(tokenizer, turns, prompt.tools)
+    if isinstance(completion, Reply) or _calls(prompt):
+        _all_shown(tokenizer, turns, prompt.tools, whole)
+    return whole
+
+
+def _marked(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[int, int] | None:
+    """Where the template's generation tags say that the last turn's answer stands; None where they mark none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or not _TAGGED.search(template):
+        return None
+    before, spans = (_spans(tokenizer, turns, prompt.tools) for turns in (prompt.turns, _turns(prompt, completion)))
+    answer = spans[len(before) :]
+    return (answer[0][0], answer[-1][1]) if answer else None
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str, ends: Iterable[str] = ()
+) -> tuple[str, str]:
+    """A conversation and its answer in the words of the tokenizer's chat template.
+
+    The answer is what the template's generation tags hold of it; without them, what the whole has after the prompt, up
+    to the first of the `ends` of a turn.
+
+    Raises:
+        UserError: the template refuses these turns, or writes the prompt differently once it is answered.
+    """
+    whole = _answered(tokenizer, prompt, completion)
+    if (span := _marked(tokenizer, prompt, completion)) is not None:
+        return whole[: span[0]], whole[span[0] : span[1]]
+    head = render(tokenizer, prompt.turns, prompt.tools, add_generation_prompt=True)
+    if not whole.startswith(head):
+        raise UserError(
+            "the tokenizer's chat template writes the prompt differently once it is answered, so that what to learn "
+            "cannot be told from it; use --chat plain, or mend the template"
+        )
+    tail = whole[len(head) :]
+    said = tail.find(completion.strip())  # the last could be in the end token
+    behind = max(said, 0) + (len(completion.strip()) if said >= 0 else 0)
+    found = [(at, end) for end in ends if (at := tail.find(end, behind)) >= 0]
+    if found:  # what a template puts behind it is never generated
+        at, end = min(found)
+        tail = tail[: at + len(end)]
+    return head, tail
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
+    **how: Any,
+) -> str:
+    """What the template writes for these turns.
+
+    Raises:
+        UserError: it refuses them, or exceeds the limits on time, memory and length.
+    """
+
+    def write(**how: Any) -> str:
+        return str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
+
+    text = _limited(tokenizer, write, how)
+    if len(text) > LONGEST:
+        raise UserError(f"the tokenizer's chat template writes more than {LONGEST / 1e6:g} million characters")
+    return text
+
+
+def _spans(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+) -> list[tuple[int, int]]:
+    """Where in what the template writes its generation tags begin and end, in characters."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def write(chat_template: Any = tokenizer.chat_template) -> Any:
+        named: dict[str, Any] = {**tokenizer.special_tokens_map, "tools": list(tools) or None}
+        said = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
+        return render_jinja_template([said], chat_template=chat_template, return_assistant_tokens_mask=True, **named)[1]
+
+    return [(int(a), int(b)) for a, b in _limited(tokenizer, write, {})[0]]
+
+
+def _limited(tokenizer: PreTrainedTokenizerBase, write: Callable[..., R], how: dict[str, Any]) -> R:
+    """What a template writes, within limits on time and memory, and on the day of the run."""
+    template = getattr(tokenizer, "chat_template", None)
+    if (now := _DAY.get()) is not None and isinstance(template, str) and "strftime_now" in template:
+        how["chat_template"] = _DATE.sub(lambda m: repr(now.strftime(m[2])), template)
+    try:
+        with untrusted.limited(SECONDS, BYTES):
+            return write(**how)
+    except untrusted.ExceededError:
+        raise UserError(f"the tokenizer's chat template does not end within {SECONDS} s") from None
+    except MemoryError:
+        raise UserError(f"the tokenizer's chat template wants more than {BYTES >> 20} MiB") from None
+    except Exception as error:  # it is a program of a stranger's, which may raise anything
+        raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from None
+
+
+def _all_shown(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str
+) -> None:
+    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered."""
+
+    def hidden(turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = tools) -> bool:
+        with contextlib.suppress(UserError):
+            return render(tokenizer, turns, tools) == whole
+        return False  # it cannot be written without, so it is read
+
+    def without(at: int, change: dict[str, Any]) -> list[dict[str, Any]]:
+        rest = {k: v for k, v in turns[at].items() if k != "tool_calls"}
+        return [*turns[:at], rest | change, *turns[at + 1 :]]
+
+    lost = [
+        f"tool_calls of turn {i + 1}" for i, t in enumerate(turns) if t.get("tool_calls") and hidden(without(i, {}))
+    ]
+    lost += [
+        f"the tool's answer, turn {i + 1}"
+        for i, t in enumerate(turns)
+        if t["role"] == "tool" and t["content"] and hidden(without(i, {"content": ""}))
+    ]
+    if tools and hidden(turns, ()):
+        lost.append("tools")
+    if lost:
+        raise UserError(
+            f"the tokenizer's chat template does not show {', '.join(lost)}; use a model whose template does, "
+            "--chat plain, or remove the field"
+        )
