@@ -11,12 +11,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from didact.errors import UserError
 
+MEND = "put it back as it was, or remove it"
 MARK = ".didact.json"  # in every folder that didact made
 VERSION = 1  # of what stands in it
 STRAY = re.compile(r"\.didact-(?P<kind>tmp|old)-[0-9a-f]{8}-(?P<name>.+)", re.DOTALL)  # what a kill may leave
@@ -226,12 +228,35 @@ def read_json(path: str | Path) -> Any:
         UserError: it cannot be read, or is damaged.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: not JSON: {error}; {MEND}") from None
+
+
+def read_lines(path: str | Path) -> list[Any]:
+    """The values in a file of JSON lines. Raises as `read_json` does."""
+    try:
+        return [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: not JSON lines: {error}; {MEND}") from None
+
+
+def read_text(path: str | Path) -> str:
+    """What a text file holds, if it is one: a pipe would be waited for.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is a folder or pipe, or cannot be read as text.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: cannot be read: not a file; {MEND}")
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
-        raise UserError(f"{path}: cannot be read: {why}; put it back as it was, or remove it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(f"{path}: cannot be read: {why}; {MEND}") from None
 
 
 def digest(path: str | Path) -> str:

@@ -10,13 +10,13 @@ import torch
 from didact import baselines, cli, verbs
 from didact.data import encode
 from didact.evaluate import forgetting
-from didact.evaluate.protocols import Scoring, answer
+from didact.evaluate.protocols import Scoring, answer, judged, prefer
 from didact.infer import generate
 from didact.learn import language
-from didact.models import build
+from didact.models import build, forward
 from didact.models.load import load
 from didact.models.model import Model
-from didact.types import Demo, Fit, Messages
+from didact.types import Demo, Fit, Judged, Messages, Preference
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi"}
 DEMOS = [Demo(prompt=f"The capital of {land} is", completion=town) for land, town in CAPITALS.items()]
@@ -114,6 +114,23 @@ def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
     found = verbs.evaluate(str(tmp_path / "out"), str(data), "forget", device="cpu")
     assert found["forget_probability"].after == pytest.approx(told["metrics"]["forget_probability"]["after"], abs=1e-6)
     capsys.readouterr()
+
+
+def test_likelihoods_of_pairs_and_judged_answers_leave_out_an_end_never_learnt(base):
+    """Right against wrong, and the end token, which says nothing of either, counted beside."""
+    wrong = [*(d.completion for d in DEMOS[1:]), DEMOS[0].completion]
+    pairs = [Preference(prompt=d.prompt, chosen=d.completion, rejected=w) for d, w in zip(DEMOS, wrong, strict=True)]
+    scoring = Scoring(records={"preference": pairs}, start=base)
+    scores = prefer.score(base, scoring)
+    assert scores["preferred"].value == 1.0 and "not counted" in scores["preferred"].help
+    rows = encode.rows(base.tokenizer, [(d.prompt, d.completion) for d in DEMOS], base.kind, base.context, end=False)
+    sums = forward.row_logp(base, rows)[0].numpy()
+    worse = encode.rows(base.tokenizer, [(p.prompt, p.rejected) for p in pairs], base.kind, base.context, end=False)
+    margin = (sums - forward.row_logp(base, worse)[0].numpy()).mean()
+    assert scores["margin"].value == pytest.approx(margin, abs=1e-5)
+    told = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in DEMOS]
+    scores = judged.score(base, Scoring(records={"judged": told}, start=base))
+    assert scores["good_nll"].value < 0.25 < scores["good_nll_with_end"].value
 
 
 def test_before_and_after_are_counted_alike_also_where_training_teaches_the_end(base):

@@ -25,6 +25,25 @@ def test_words_are_lower_case_without_punctuation():
     assert contamination.words("Don't -- stop, PLEASE! «Ça» 3.5") == ["dont", "stop", "please", "ça", "35"]
 
 
+MIXED = st.text(st.sampled_from("ab, .'\u0301東京都ไทยีか゛Жé-"), max_size=24)
+
+
+@settings(max_examples=200, deadline=None)
+@given(MIXED)
+def test_every_word_of_any_script_has_its_place(document):
+    said = contamination.words(document)
+    assert [w for a, b in contamination._spans(document) for w in contamination.words(document[a:b])] == said
+    assert len(list(contamination._spans(document))) == len(said)
+
+
+def test_text_without_spaces_is_compared_letter_by_letter():
+    item = "北岸の小さな町タルンで生まれた"
+    assert contamination.audit([item], [f"彼女は{item}。", "別の話。"]).where == [0]
+    assert not contamination.audit([item], ["彼女は南の町で生まれた。"]).dirty[0]
+    document = "あ" * 300 + item + "う" * 300
+    assert contamination.remove([document], [item], n=13, window=0, shortest=1).pieces == ["あ" * 300, "う" * 300]
+
+
 def test_an_item_shorter_than_n_words_is_clean():
     assert not contamination.audit(["one two three"], ["one two three"], n=4).dirty[0]
     assert contamination.audit(["one two three"], ["so: One, two - THREE."], n=3).dirty[0]

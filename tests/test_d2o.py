@@ -237,7 +237,7 @@ def test_good_records_are_scored_and_not_trained_on():
     assert mixed.models["model"].fingerprint() == alone.models["model"].fingerprint()
     assert "16 records labelled true are not trained on" in mixed.warnings and not alone.warnings
     scoring = protocols.Scoring(records={"judged": [*good, *negatives(16)]}, start=start("llama"))
-    assert set(judged.score(start("llama"), scoring)) == {"good_nll", "bad_nll"}
+    assert {"good_nll", "bad_nll"} < set(judged.score(start("llama"), scoring))
     with pytest.raises(UserError, match="no record is labelled false"):
         short(start("llama"), judged=good)
 

@@ -529,6 +529,42 @@ def test_a_template_that_never_ends_or_swells_is_one_line(template, tokenizer, m
     assert resource.getrlimit(resource.RLIMIT_AS) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def demos(folder):
+    (folder / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    return str(folder / "demos.jsonl")
+
+
+def test_weights_of_other_sizes_are_one_line_without_the_librarys_report(tmp_path, fresh, capfd):
+    fresh("llama").save(tmp_path / "model")
+    (tmp_path / "model" / ".didact.json").unlink()
+    place = tmp_path / "model" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text(encoding="utf-8")) | {"intermediate_size": 7}))
+    assert cli.main(["run", "sft", "--model", str(tmp_path / "model"), "--demos", demos(tmp_path)]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1 and "\x1b" not in told and "mlp.down_proj.weight first" in told
+
+
+def test_pipes_and_folders_where_files_should_be_are_one_line(tmp_path, fresh, capsys):
+    fresh("llama").save(tmp_path / "model")
+    os.mkfifo(tmp_path / "model" / "generation.json")
+    with pytest.raises(UserError, match=r"generation\.json: neither file nor folder"):
+        didact.load(tmp_path / "model")
+    (tmp_path / "model" / "generation.json").unlink()
+    words = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", demos(tmp_path), "--steps=1"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    for name in ("history.jsonl", "report.html", "samples.json"):
+        for make in (os.mkdir, os.mkfifo):
+            place = tmp_path / "out" / name
+            kept = place.rename(tmp_path / "kept")
+            make(place)
+            capsys.readouterr()
+            assert cli.main(["report", str(tmp_path / "out")]) == 2
+            told = capsys.readouterr().err
+            assert name in told and told.count("\n") == 1
+            (os.rmdir if make is os.mkdir else os.unlink)(place)
+            kept.rename(place)
+
+
 CONFIGS = [
     {"hidden_size": -16}, {"hidden_size": 15}, {"hidden_size": 10**9}, {"vocab_size": 0}, {"num_hidden_layers": -1},
     {"num_attention_heads": 0}, {"num_attention_heads": 3}, {"vocab_size": "many"}, {"hidden_act": "none_such"},

@@ -166,6 +166,7 @@ def test_other_options_data_or_weights_are_named(fresh, demos, tmp_path):
         "demos": lambda: run(start, demos[:-1], tmp_path),
         "model, weights": lambda: run(fresh("llama", seed=1), demos, tmp_path),
         "lr": lambda: run(start, demos, tmp_path, lr=1e-4),
+        "hooks": lambda: run(start, demos, tmp_path, hooks=[Hook()]),
     }
     for name, call in changed.items():
         with pytest.raises(UserError, match=f"rounds with another {name} were begun here") as caught:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import re
 import sys
 import unicodedata
@@ -54,8 +55,8 @@ class Removal:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case without punctuation, in one normal form."""
-    return forms.folded(text.lower()).translate(_punctuation()).split()
+    """Words in lower case without punctuation, in one normal form; letters of scripts without spaces one by one."""
+    return forms.tokens(forms.folded(text.lower()).translate(_punctuation()))
 
 
 def gram_length(items: Sequence[str], low: int = 8, high: int = 13) -> int:
@@ -244,8 +245,16 @@ def _merged(document: str, starts: Sequence[int], n: int, window: int) -> list[t
 def _spans(document: str) -> Iterator[tuple[int, int]]:
     """Where each of `words(document)` stands."""
     for match in re.finditer(r"\S+", document):
-        if words(match.group()):
+        said = match.group()
+        if len(found := words(said)) == 1:
             yield match.span()
+        elif found:  # a script without spaces: letter by letter, each up to where the next begins
+            letters = [i for i, c in enumerate(said) if words(c)]
+            begin = [
+                i for before, i in itertools.pairwise(letters) if forms.alone(said[i]) or forms.alone(said[before])
+            ]
+            for start, end in itertools.pairwise([0, *begin, len(said)]):
+                yield match.start() + start, match.start() + end
 
 
 def _rest(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:

@@ -17,6 +17,11 @@ UNSPACED = (
 _LETTER = re.compile(f"[{UNSPACED}]")
 
 
+def alone(letter: str) -> bool:
+    """Whether a letter is of a script that puts no spaces between words."""
+    return bool(_LETTER.match(letter))
+
+
 def foreign(text: str) -> bool:
     """Whether any of its letters is beyond ASCII: tools made for English drop it."""
     return not text.isascii() and any(c > "\x7f" and unicodedata.category(c)[0] in "LM" for c in text)
@@ -52,15 +57,17 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 def _cut(text: str, inside: Callable[[str], bool]) -> list[str]:
     out: list[str] = []
-    grows = False  # whether the last one may go on
+    grows = inword = False  # whether the last one may go on; whether the last character is of it
     for c in folded(text):
         if unicodedata.category(c)[0] == "M":
-            if out:  # a mark goes with what it marks
+            if inword:  # a mark goes with what it marks
                 out[-1] += c
-        elif _LETTER.match(c):
+            continue
+        inword = alone(c) or inside(c)
+        if alone(c):
             out.append(c)
             grows = False
-        elif inside(c):
+        elif inword:
             if grows:
                 out[-1] += c
             else:

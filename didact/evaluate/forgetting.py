@@ -78,6 +78,21 @@ def known(model: Model, records: Sequence[Demo], name: str = "records") -> dict[
     return out
 
 
+def totals(model: Model, rows: Sequence[encode.TokenizedExample]) -> dict[bool, tuple[Array, Array]]:
+    """Log-prob of every completion, SUM over its tokens, and their count, `(N,)` each: with its end token (True) and
+    without (False)."""
+    ends = encode.stops(model.tokenizer)
+    found, count, last = (np.zeros(len(rows)) for _ in range(3))
+    for group, batch, values in forward.score(model, rows):
+        row, logp = batch.row.cpu().numpy(), values["logp"].double().cpu().numpy()
+        for at, i in enumerate(group):
+            own = logp[row == at]
+            found[i], count[i] = own.sum(), len(own)
+            last[i] = own[-1]
+    ended = np.array([row.completion[-1] in ends for row in rows])
+    return {True: (found, count), False: (found - np.where(ended, last, 0.0), count - ended)}
+
+
 def ends_answers(model: Model, records: Sequence[Demo]) -> bool:
     """Whether a model ends its answers: after at least half of those given, an end token is its first choice.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from didact import files
 from didact.infer import functions, yesno
 from didact.infer.yesno import Question
 from didact.learn import rewards
@@ -57,9 +57,8 @@ def opened(folder: str, device: str | None = None) -> Model:
     adapter = where.is_dir() and bool(load.adapter_config(where))
     base = load.base_of(where) if adapter else folder
     try:
-        module: Any = opening.opened(
-            "AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {})
-        )
+        module: Any
+        module, _ = opening.opened("AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {}))
         tokenizer: Any = (load.tokenizer_of(where) if adapter else None) or opening.opened("AutoTokenizer", base)
         if adapter:  # its head is among what it keeps
             module = load.put_on(module, where, base).merge_and_unload()
@@ -87,9 +86,6 @@ def _architectures(folder: Path) -> list[str]:
         judges = adapter.get("task_type") == "SEQ_CLS"
         return ["AdapterForSequenceClassification"] if judges else _architectures(Path(load.base_of(folder)))
     try:
-        return [
-            str(name)
-            for name in json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
-        ]
-    except (OSError, ValueError, AttributeError):
+        return [str(name) for name in files.read_json(folder / "config.json").get("architectures") or ()]
+    except (OSError, UserError, AttributeError, TypeError):
         return []

@@ -202,7 +202,7 @@ def run_rounds(
     if root and rank == 0:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
         call = {k: v for k, v in registry.identity().items() if k != "rounds" or scheduled}
-        _same(root, {**how, **call, "weights": model.fingerprint()})
+        _same(root, {**how, **call, "weights": model.fingerprint(), "hooks": len(hooks)})
     rounds_result: RoundsResult = RoundsResult(model)
     for number in range(count):
         here = root / f"round-{number}" if root else None

@@ -62,7 +62,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
     where = Path(path)
-    if (where / logit_ensemble.FILE).exists():
+    if (where / logit_ensemble.FILE).is_file():
         if "ensemble" in files.read_json(where / logit_ensemble.FILE):
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return mixers.load_module(where)
@@ -91,7 +91,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
     auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     try:
         _check_size(where, auto, config)
-        module, info = opening.opened(auto, path, dtype=DTYPES[dtype], output_loading_info=True)
+        module, info = opening.opened(auto, path, dtype=DTYPES[dtype])
         tokenizer = opening.opened("AutoTokenizer", path)
     except UserError:
         raise
@@ -236,6 +236,8 @@ def _condition(folder: Path) -> Condition | None:
 
 def _check(folder: Path) -> None:
     names = {p.name for p in folder.iterdir()}
+    if odd := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
+        raise UserError(f"{odd}: neither file nor folder: a pipe would be waited for; remove it")
     if not names & {"config.json", "adapter_config.json"}:
         hint = " (its model is in the folder 'model' inside)" if "model" in names else ""
         raise UserError(f"{folder}: no config.json: not a model folder{hint}")

@@ -16,17 +16,35 @@ Part = Literal[
 
 
 def opened(part: Part, path: str | Path, **more: Any) -> Any:
-    """`transformers.<part>.from_pretrained(path)` with remote code off; models from safetensors only.
+    """`transformers.<part>.from_pretrained(path)` with remote code off and nothing logged; safetensors only.
+
+    A model comes with its loading information.
 
     Raises:
         OSError: there is nothing to open.
-        ValueError: it would need code of its own, or is none of this kind.
+        ValueError: it would need code of its own, is none of this kind, or has weights of other sizes.
     """
     import transformers
 
-    if part.startswith("AutoModel"):
-        more |= {"use_safetensors": True}
-    return getattr(transformers, part).from_pretrained(path, trust_remote_code=False, **more)
+    def load(**more: Any) -> Any:
+        return getattr(transformers, part).from_pretrained(path, trust_remote_code=False, **more)
+
+    # Its reports hold names out of the file, and escapes.
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        if not part.startswith("AutoModel"):
+            return load(**more)
+        module, info = load(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **more)
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+    if odd := sorted(info["mismatched_keys"]):
+        name, held, wanted = odd[0]
+        raise ValueError(
+            f"{len(odd)} weights have another size than its configuration gives, {name} first: "
+            f"{tuple(held)} for {tuple(wanted)}"
+        )
+    return module, info
 
 
 def built(part: Part, config: Any) -> Any:

@@ -68,7 +68,7 @@ def _put(path: Path, template: str, shown: Mapping[str, Any]) -> Path:
         "many": words.many, "duration": words.duration, "named": boards.named,
     }  # fmt: skip
     env.tests["estimate"] = words.is_estimate
-    if path.exists() and MADE not in path.read_text(encoding="utf-8", errors="replace")[:1000]:
+    if path.exists() and not (path.is_file() and MADE in path.read_text(encoding="utf-8", errors="replace")[:1000]):
         raise UserError(f"{path}: not a page that didact wrote, and not replaced: move it")
     text = env.get_template(template).render(reading=tables.ARROWS, **shown)
     with files.new_file(path) as beside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -33,7 +32,7 @@ def told(root: Path) -> dict[str, Any]:
         raise UserError(f"{root / 'result.json'}: not a result of didact: no {', '.join(missing)}")
     entry = catalogue.read().get(run["method"], {})
     metrics = [_metric(name, m) for name, m in run["metrics"].items()]
-    found = read(root / "findings.json") if (root / "findings.json").exists() else run.get("findings") or {}
+    found = _optional(root / "findings.json", files.read_json, run.get("findings") or {})
     models = {what: how for what, how in run["files"].items() if what.split("-")[0] == "model"}
     return {
         "title": run["method"] + (f":{run['preset']}" if run.get("preset") else ""),
@@ -46,9 +45,9 @@ def told(root: Path) -> dict[str, Any]:
         "counts": {word: sum(m["moved"] == word for m in metrics) for word in CHANGES if word},
         "share_axis": plots.share_axis() if any(m["share"] and m["mark"] for m in metrics) else "",
         "golden": any(m.get("gold") is not None for m in metrics),
-        "samples": read(root / "samples.json") if (root / "samples.json").exists() else [],
+        "samples": _optional(root / "samples.json", files.read_json, []),
         "answered": dict(zip(run.get("answered", {}), tables.answered(run.get("answered", {})), strict=True)),
-        "curves": _curves(_lines(root / "history.jsonl")),
+        "curves": _curves(_optional(root / "history.jsonl", files.read_lines, [])),
         "findings": findings.blocks(found) if isinstance(found, dict) else [],
         "cost": _cost(run["cost"]),
         "options": _options(run["options"], entry),
@@ -58,27 +57,22 @@ def told(root: Path) -> dict[str, Any]:
     }
 
 
-def paper_link(entry: Mapping[str, Any]) -> str:
-    """Where a paper can be read, if its source says so."""
-    found = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", entry.get("source", ""))
-    return f"https://arxiv.org/abs/{found[1]}" if found else ""
-
-
 def read(path: Path) -> Any:
     """A JSON file, or one line that says why not."""
     try:
         return files.read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: cannot be read: no such file") from None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+def _optional(path: Path, read: Callable[[Path], Any], absent: Any) -> Any:
+    return read(path) if path.exists() else absent
+
+
+def paper_link(entry: Mapping[str, Any]) -> str:
+    """Where a paper can be read, if its source says so."""
+    found = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", entry.get("source", ""))
+    return f"https://arxiv.org/abs/{found[1]}" if found else ""
 
 
 def _metric(name: str, m: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from didact.data import encode
+from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
-from didact.models import forward
 from didact.models.model import Model
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """`bad_nll` and, where some are labelled true, `good_nll`: nats a token, averaged over records."""
-    out = {}
+    """`bad_nll` and, where some are labelled true, `good_nll`: nats a token, averaged over records.
+
+    With their end token where the start model ends its answers, else without; the other way stands beside.
+    """
+    out: dict[str, Measure] = {}
+    with_end = scoring.with_end()
     for name, label, better in (("bad_nll", False, "higher"), ("good_nll", True, "lower")):
         if records := [j for j in scoring.of("judged") if bool(j.label) is label]:
-            text = f"of the {name[:-4]} answers"
-            out[name] = mean_measure(nll(model, records), better, text, "nats a token")  # type: ignore[arg-type]
+            for end, values in sorted(nll(model, records).items(), key=lambda item: item[0] is not with_end):
+                text = f"of the {name[:-4]} answers, {forgetting.counted(end)}"
+                shown = name if end is with_end else f"{name}_{'with' if end else 'without'}_end"
+                out[shown] = mean_measure(values, better, text, "nats a token")  # type: ignore[arg-type]
     return out
 
 
-def nll(model: Model, records: Any) -> Any:
-    """-log p of each completion, mean over its tokens, `(N,)`."""
+def nll(model: Model, records: Any) -> dict[bool, Any]:
+    """-log p of each completion, mean over its tokens, `(N,)`: with its end token (True) and without (False)."""
     pairs = [(j.prompt, j.completion) for j in records]
     rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "judged", model.condition)
-    total, count = forward.row_logp(model, rows)
-    return (-total / count).numpy()
+    return {end: -total / np.maximum(count, 1) for end, (total, count) in forgetting.totals(model, rows).items()}
 
 
 PROTOCOL = Protocol(

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from didact.data import contexts, encode
+from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
 from didact.learn import rewards
-from didact.models import forward
 from didact.models.model import Model
 
 
@@ -18,8 +18,9 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """Of pairs: a tie is half.
 
     `preferred` is the share whose chosen completion is the likelier one, `reward_accuracy` the share whose chosen side
-    gained more log-prob over the start model than the rejected one (DPO's implicit reward). A reward model (kind
-    `encoder`) has one reward for both, read with a pair's context in the prompt.
+    gained more log-prob over the start model than the rejected one (DPO's implicit reward): with the end tokens where
+    the start model ends its answers, else without; the other way stands beside. A reward model (kind `encoder`) has
+    one reward for both, read with a pair's context in the prompt.
     """
     pairs = scoring.of("preference")
     if model.kind == "encoder":
@@ -27,22 +28,35 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         of = mean_measure(margin, "higher", "reward of chosen less rejected")
         return {"preferred": share(margin, "is rewarded more"), "reward_accuracy": share(margin, "is rewarded more"),
                 "margin": of}  # fmt: skip
-    own = margins(model, pairs)
-    moved = own - scoring.once("margins of the start", lambda: margins(scoring.start, pairs))
-    return {
-        "preferred": share(own, "is likelier"),
-        "reward_accuracy": share(moved, "gained more log-prob over the start model"),
-        "margin": mean_measure(own, "higher", "log-prob of chosen less rejected", "nats"),
-        "reward_margin": mean_measure(moved, "higher", "the same, less the start model's", "nats"),
+    with_end = scoring.with_end()
+    own = both_margins(model, pairs)
+    start = scoring.once("margins of the start", lambda: both_margins(scoring.start, pairs))
+    moved = {end: own[end] - start[end] for end in own}
+    counted, other = forgetting.counted(with_end), f"{'without' if with_end else 'with'}_end"
+    out = {
+        "preferred": share(own[with_end], f"is likelier, {counted}"),
+        "reward_accuracy": share(moved[with_end], f"gained more log-prob over the start model, {counted}"),
+        "margin": mean_measure(own[with_end], "higher", f"log-prob of chosen less rejected, {counted}", "nats"),
+        "reward_margin": mean_measure(moved[with_end], "higher", "the same, less the start model's", "nats"),
+    }
+    counted = forgetting.counted(not with_end)
+    return out | {
+        f"preferred_{other}": share(own[not with_end], f"is likelier, {counted}"),
+        f"reward_accuracy_{other}": share(moved[not with_end], f"gained more log-prob over the start model, {counted}"),
     }
 
 
 def margins(model: Model, pairs: Any) -> Any:
     """Log-prob of chosen less rejected, SUM over tokens, `(N,)`; asked in the model's own way (its condition)."""
+    return both_margins(model, pairs)[True]
+
+
+def both_margins(model: Model, pairs: Any) -> dict[bool, Any]:
+    """The same with the end tokens (True) and without (False)."""
     sides = [(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)]
     rows = encode.rows(model.tokenizer, sides, model.kind, model.context, "preferences", model.condition)
-    total = forward.row_logp(model, rows)[0].view(-1, 2)
-    return (total[:, 0] - total[:, 1]).numpy()
+    found = forgetting.totals(model, rows)
+    return {end: total[0::2] - total[1::2] for end, (total, _) in found.items()}
 
 
 def reward_margins(model: Model, pairs: Any) -> Any:
