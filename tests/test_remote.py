@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import NAME, Serve, Small
+from servers import NAME, Raw, Serve, Small, said
 
 import didact
 from didact import cli, prompting, types
 from didact.infer import calls, lm, replies, responses
 from didact.models import build
-from didact.types import Demo, Messages, UserError
+from didact.types import Demo, Messages, Reply, UserError
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -469,6 +469,24 @@ def test_conversations_go_to_chat_and_plain_prompts_to_completions(small):
     assert sorted(endpoints) == ["chat/completions", "completions"]
     small.ways(endpoints=["chat/completions"])
     assert connect(small, cache=False).generate(["who?"], 4) == [spoken]
+
+
+def test_tools_are_offered_and_their_calls_are_the_answer():
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    called = {"id": "a7", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Tarn"}'}}
+    bodies = []
+
+    def answer(connection, path, body):
+        bodies.append(json.loads(body))
+        message = {"role": "assistant", "content": None, "tool_calls": [called]}
+        connection.sendall(said(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]})))
+
+    with Raw(answer) as server:
+        model = connect(server, cache=False)
+        ((text,),) = model.generate([Messages([{"role": "user", "content": "Weather?"}], tools)], 8)
+    assert bodies[-1]["tools"] == tools
+    known = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Tarn"}}}
+    assert text == Reply({"role": "assistant", "content": "", "tool_calls": [known]})
 
 
 @pytest.mark.parametrize(

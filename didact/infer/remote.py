@@ -361,6 +361,8 @@ def _ask(prompt: str, how: Mapping[str, Any], limit: int, more: Mapping[str, Any
     """The request for a continuation of `prompt`, or for the reply to it."""
     turns = list(prompt.turns) if isinstance(prompt, Messages) else [{"role": "user", "content": prompt}]
     asked: dict[str, Any] = {"messages": turns} if how["endpoint"] == CHAT else {"prompt": str(prompt)}
+    if "messages" in asked and isinstance(prompt, Messages) and prompt.tools:
+        asked["tools"] = list(prompt.tools)
     body = {**asked, how["limit"]: limit, **more}
     return Job(how["endpoint"], body, replies.text_of, seed + draw, draw, how["seeded"])
 

@@ -5,10 +5,14 @@ Answers are strangers' JSON: whatever is not of the expected form raises `Passin
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
+
+from didact.types import Reply
 
 T = TypeVar("T")
 STARVED = "answers are empty because their tokens ran out, most likely in thought: raise --max-new-tokens"
@@ -127,7 +131,7 @@ def first_tokens(reply: Mapping[str, Any], k: int) -> dict[str, float]:
 
 
 def text_of(reply: Mapping[str, Any]) -> str:
-    """The text of an answer without the thought before it; empty where the tokens ended before the answer began.
+    """The text of an answer without the thought before it, with its tool calls; empty where the tokens ended before.
 
     Thought stands in a field of its own, or in `<think>` before the answer; a chat template that begins it itself
     leaves only its end to be seen.
@@ -139,7 +143,16 @@ def text_of(reply: Mapping[str, Any]) -> str:
     text = text or ""
     if text.lstrip().startswith(THINK[0]) or ("text" not in choice and THINK[1] in text):
         text = text.partition(THINK[1])[2].lstrip()
-    return text
+    called = [_call(call) for call in (choice.get("message") or {}).get("tool_calls") or ()]
+    return Reply({"role": "assistant", "content": text, "tool_calls": called}) if called else text
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool's call as records have it: its arguments no text but what the text says, where it is JSON."""
+    name, given = call["function"]["name"], call["function"].get("arguments", {})
+    with contextlib.suppress(ValueError):
+        given = json.loads(given) if isinstance(given, str) else given
+    return {"type": "function", "function": {"name": name, "arguments": given}}
 
 
 def starved(reply: Mapping[str, Any]) -> bool:
