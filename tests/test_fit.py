@@ -539,6 +539,18 @@ def test_float32_copies_are_resumed_to_the_same_bits(fresh, tmp_path):
     assert any(name.endswith("|master") for name in whole.state.optimizer)
 
 
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    class Other(Hook):
+        def after(self, step):
+            with pytest.raises(UserError, match="another training keeps its checkpoints") as refused:
+                run(Line(1.0), steps=2, fit=PLAIN.replace(folder=str(tmp_path)))
+            self.told = str(refused.value)
+
+    run(Line(1.0), steps=1, hooks=[other := Other()], fit=PLAIN.replace(folder=str(tmp_path)))
+    assert "\n" not in other.told
+    run(Line(1.0), steps=1, hooks=[Hook()], fit=PLAIN.replace(folder=str(tmp_path)))  # free again
+
+
 def test_float32_weights_have_no_copies():
     named = {"w": nn.Parameter(torch.ones(2)), "n": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
     masters = Masters(named)

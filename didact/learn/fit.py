@@ -7,8 +7,9 @@ micro-batches nor ranks change the result, and a mean of means cannot happen.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from didact import registry
+from didact import folders, registry
 from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
 from didact.learn.masters import Masters
@@ -181,7 +182,8 @@ def fit(
         One log row per step, and the state at the end.
 
     Raises:
-        UserError: the loss or gradient became NaN or infinite, or one row alone exhausts memory.
+        UserError: the loss or gradient became NaN or infinite, one row alone exhausts memory, or another training is
+            at work in the folder.
     """
     AcceleratorState._reset_state()  # a process may fit twice with different precision
     accelerator = Accelerator(
@@ -217,7 +219,8 @@ def fit(
         )
 
     module.train()
-    with torch.random.fork_rng(), Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar:
+    sole = _alone(folder if accelerator.is_main_process else None)
+    with sole, torch.random.fork_rng(), Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar:
         for step in range(now.step, steps):
             view = Step(module, step, steps, {})
             for hook in hooks:
@@ -268,6 +271,23 @@ def fit(
                 break
     module.eval()
     return now.history, snapshot(steps)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Inside the block no other caller writes checkpoints into this folder.
+
+    Raises:
+        UserError: one is at it.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with folders.claimed(folder) as other:
+        if other is not None:
+            raise UserError(f"another training keeps its checkpoints in {folder}: {other}; give it another folder")
+        yield
 
 
 def _backward(
