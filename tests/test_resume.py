@@ -111,7 +111,7 @@ def same_end(end, folder):
     theirs, mine = (json.loads(p.with_name("end.json").read_text()) for p in (end, folder / "end"))
     assert mine == theirs and [row["step"] for row in mine["history"]] == list(range(1, STEPS + 1))
     assert {p.name for p in (folder / "run").rglob("step-*")} == {f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"}
-    assert {p.name for p in (folder / "run").rglob(".*")} == {".didact.json"}
+    assert {p.name for p in (folder / "run").rglob(".*")} == {".didact.json", ".didact-lock"}
 
 
 @pytest.mark.parametrize(("case", "kills"), [("gpt2-dropout", 4), ("llama-lora-npo", 2)])
