@@ -134,7 +134,8 @@ def claimed(folder: str | Path, name: str = "", shared: bool = False) -> Iterato
         UserError: the folder cannot be written.
     """
     root = Path(folder)
-    mine = root / f".didact-held-{secrets.token_hex(4)}-{name}"
+    token = secrets.token_hex(4)
+    beside, mine = root / f".didact-tmp-{token}-held", root / f".didact-held-{token}-{name}"
     told = {
         "pid": os.getpid(), "host": platform.node(), "kernel": _kernel(), "shared": shared,
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -144,10 +145,12 @@ def claimed(folder: str | Path, name: str = "", shared: bool = False) -> Iterato
             with open(root / LOCK, "a", encoding="utf-8") as turn:
                 with contextlib.suppress(OSError):  # a file system without locks: claims are seen by their files
                     fcntl.flock(turn, fcntl.LOCK_EX)
-                handle = held.enter_context(open(mine, "wb", buffering=0))
+                files.sweep(root, "held")
+                handle = held.enter_context(open(beside, "wb", buffering=0))
                 held.callback(mine.unlink, missing_ok=True)
                 files.locked(handle.fileno(), fcntl.LOCK_EX)
                 handle.write(json.dumps(told).encode())
+                beside.rename(mine)  # whole from the first: a claim that says nothing could not be told to be dead
                 now = mine.stat().st_mtime  # by the file server's clock
                 others = [_holder(path, now) for path in root.glob(".didact-held-*") if path != mine
                           and (found := HELD.fullmatch(path.name)) and found["name"] == name]  # fmt: skip

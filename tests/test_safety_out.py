@@ -291,6 +291,20 @@ def test_another_machine_without_locks_is_alive_while_it_touches_its_claim(age, 
     assert theirs.exists() == alive
 
 
+def test_a_claim_is_never_seen_half_written_and_one_cut_short_by_a_kill_goes(tmp_path, monkeypatch):
+    (tmp_path / ".didact-tmp-0123abcd-held").touch()
+    seen, rename = [], Path.rename
+
+    def look(path, target):
+        seen.append((json.loads(path.read_text(encoding="utf-8"))["pid"], list(tmp_path.glob(".didact-held-*"))))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look)
+    with folders.claimed(tmp_path) as other:
+        assert other is None and seen == [(os.getpid(), [])]
+        assert not list(tmp_path.glob(".didact-tmp-*"))
+
+
 def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "BEAT", 0.01)
     with folders.claimed(tmp_path):
