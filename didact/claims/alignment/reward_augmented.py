@@ -15,6 +15,7 @@ far, DPO is not needed for that. Whether the highest goal gives better answers t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,8 @@ def _arm(seed: int, tier: runner.Tier, name: str, steps: int | None = None) -> d
     asked = [(p.prompt if plain else example.WORDING.prompt(p.prompt, (r,)), p.rejected)
              for p in pairs if (r := float(p.rejected_score or 0)) >= GOOD]  # fmt: skip
     found["unlearnt"] = float((lab.logp(start, asked)[0] - lab.logp(model, asked)[0]).mean())
-    return found | {"first_loss": result.history[0]["loss"], "steps": float(len(result.history))}
+    off = abs(result.history[0]["loss"] - math.log(2))  # of a margin of 0, whatever its sign would be
+    return found | {"first_loss_off": off, "steps": float(len(result.history))}
 
 
 _kept = lab.shared(_arm)
@@ -150,7 +152,7 @@ CLAIM = runner.Claim(
         bound("scores rise with the goal", "ra.rho", 0.5, "rank correlation over 10 goals"),
         bound(FAR, "ra.range", 0.5, "points, goal 10 less goal 1"),
         difference("turning round is why goals reach far", "ra.range", "not turned round.range", "points", null=0.5),
-        exact(REFERENCE, "ra.first_loss", float(np.log(2)), 1e-3, "first loss"),
+        exact(REFERENCE, "ra.first_loss_off", 0.0, 1e-3, "nats, the first loss from log 2"),
         difference("the order of scores follows because of turning round", "ra.rho", "not turned round.rho",
                    "rank correlation", reported=True),
         difference("goals reach further than by conditional fine-tuning", "ra.range", "csft.range", "points",
@@ -163,7 +165,7 @@ CLAIM = runner.Claim(
     sabotages=(
         runner.Sabotage("goals of other answers", FAR, "ra.range", {"didact.data.goals:scores_of": _shuffled},
                         {"beside": False}),
-        runner.Sabotage("reference read without the goal", REFERENCE, "ra.first_loss",
+        runner.Sabotage("reference read without the goal", REFERENCE, "ra.first_loss_off",
                         {"didact.learn.language:reference_logp": _without_goal}, {"beside": False, "steps": 1}),
     ),
 )  # fmt: skip

@@ -173,7 +173,6 @@ CLAIM = runner.Claim(
         runner.Sabotage("sign of the loss flipped", MORE, "tool-rft.hard", {LOSS: lambda *a: -_simpo(*a)}, ONLY),
         runner.Sabotage("chosen and rejected swapped", RIGHT, "tool-rft.valid", {PATCHED: lab.turned}, ONLY),
         runner.Sabotage("any two fragments are a pair", RIGHT, "tool-rft.valid", {PATCHED: _any}, ONLY),
-        runner.Sabotage("the easiest are searched", UNLIKELY, "tool-rft.pairs",
-                        options={"arms": ("tool-rft", "random"), "select": "easy"}),
+        runner.Sabotage("the easiest are searched", MORE, "tool-rft.hard", options=ONLY | {"select": "easy"}),
     ),
 )  # fmt: skip
