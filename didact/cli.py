@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from didact import catalogue, untrusted
+from didact import catalogue, flags, untrusted
 from didact.types import RECORDS, UserError
 
 VERBS = {
@@ -110,26 +110,10 @@ class _Parser(argparse.ArgumentParser):
         """Raise in place of printing usage."""
         raise UserError(f"{message} ({self.prog} --help lists what it takes)")
 
-    def parse(self, words: list[str]) -> argparse.Namespace:
+    def parse(self, words: list[str], data: Sequence[str] = ()) -> argparse.Namespace:
         """Parse, naming the nearest option for one that does not exist."""
         known = [o for action in self._actions for o in action.option_strings]
-        return self.parse_args(_spelled(words, known))
-
-
-def _spelled(words: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Options as they are known: with hyphens or underscores; an unknown one raises with the nearest."""
-    by_plain = {o.lstrip("-").replace("_", "-"): o for o in known}
-    out = []
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name, eq, value = word[2:].partition("=")
-            plain = name.replace("_", "-")
-            if plain not in by_plain:
-                near = difflib.get_close_matches(plain, by_plain, 1)
-                raise UserError(f"unknown option --{name}" + (f": did you mean --{near[0]}?" if near else ""))
-            word = by_plain[plain] + eq + value
-        out.append(word)
-    return out
+        return self.parse_args(flags.spelled(words, known, data))
 
 
 # --- listing ---------------------------------------------------------------------------------
@@ -262,7 +246,7 @@ def _run(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print(parser.describe())
         return 0
-    request = parser.parse(_spelled(words[1:], parser.names()), preset or None)
+    request = parser.parse(flags.spelled(words[1:], parser.names(), parser.records), preset or None)
     if request.print_config:
         print(parser.config(request), end="")
         return 0

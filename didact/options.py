@@ -1,24 +1,19 @@
-"""A method's options on the command line: from its signature through jsonargparse, with its traps closed.
+"""A method's options on the command line, by their types and bounds in the catalogue: nothing imports the method.
 
-Model and record parameters are ours and never reach jsonargparse; `--config` is applied before flags
-wherever it stands; bare flags mean true; lists take spaces or commas; there are no abbreviations;
-errors are one line that names the option, what was given and what it takes.
+`--config` is applied before flags wherever it stands; bare flags mean true; lists take spaces or commas; there are no
+abbreviations; errors are one line that names the option, what was given and what it takes.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
-import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from didact import catalogue
-from didact.types import Fit, UserError
+from didact import catalogue, flags, values
+from didact.types import UserError
 
 COMMON = {
     "model": ("DIR", None, "model folder, hub id, or a served model: http://host:port/v1#name"),
@@ -103,35 +98,34 @@ class Options:
 
     def parse(self, words: Sequence[str], preset: str | None = None) -> Request:
         """Words to values, checked against the signature; `--config` first, flags over it."""
-        flags = self._split(words)
-        values: dict[str, Any] = {}
+        given = self._split(words)
+        found: dict[str, Any] = {}
         origin: dict[str, str] = {}
         path: str | None = None
-        if "config" in flags:
-            path = flags.pop("config")[-1]
+        if "config" in given:
+            path = given.pop("config")[-1]
             for name, value in _known(path, lines(path), [n[2:] for n in self.names()]).items():
-                values[name], origin[name] = value, f"file {path}"
-        for name, given in flags.items():
-            values[name], origin[name] = self._value(name, given), "flag"
+                found[name], origin[name] = value, f"file {path}"
+        for name, said in given.items():
+            found[name], origin[name] = self._value(name, said), "flag"
         name = self.entry["name"]
         told = Request(
             method=name, out=f"runs/{name}", argv=["run", f"{name}:{preset}" if preset else name, *words], preset=preset
         )
         told.config = path
         told.provenance = {k: v for k, v in origin.items() if k in self.method or k in self.training}
-        typed = self._typed({k: v for k, v in values.items() if k in self.method or k in self.training})
+        typed = self._typed({k: v for k, v in found.items() if k in self.method or k in self.training})
         told.options = {k: v for k, v in typed.items() if k in self.method}
         told.fit = {k: v for k, v in typed.items() if k in self.training}
-        told.data = {k: str(values[k]) for k in self.records if k in values}
-        told.rename = renames(values.get("map", []))
-        for name in set(COMMON) & set(values) - {"config", "map"}:
-            setattr(told, name, common(name, values[name]))
+        told.data = {k: str(found[k]) for k in self.records if k in found}
+        told.rename = renames(found.get("map", []))
+        for name in set(COMMON) & set(found) - {"config", "map"}:
+            setattr(told, name, common(name, found[name]))
         return told
 
     def arm(self, path: str, given: Mapping[str, Any]) -> Request:
         """Options of the method and of training as a file gives them, where nothing else may be said."""
-        values = _known(path, given, (*self.method, *self.training))
-        typed = self._typed(values)
+        typed = self._typed(_known(path, given, (*self.method, *self.training)))
         told = Request(method=self.entry["name"])
         told.options = {k: v for k, v in typed.items() if k in self.method}
         told.fit = {k: v for k, v in typed.items() if k in self.training}
@@ -197,37 +191,18 @@ class Options:
             raise UserError(f"option --{name} takes one value, not {len(given)}: {' '.join(given)}")
         return given[0]
 
-    def _typed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Values as the signature's types, through jsonargparse."""
-        if not values:
-            return {}
-        import jsonargparse
-
-        function = getattr(importlib.import_module(self.entry["module"]), self.entry["function"])
-        hints = typing.get_type_hints(function)
-        parser = _Quiet(exit_on_error=False)
-        for name in self.method:
-            option, _, inner = name.partition(".")
-            default = inspect.signature(function).parameters[option].default
-            hint = typing.get_type_hints(type(default))[inner] if inner else hints[option]
-            parser.add_argument(f"--{name}", type=hint, default=getattr(default, inner) if inner else default)
-        for name, hint in typing.get_type_hints(Fit).items():
-            if name in self.training:
-                parser.add_argument(f"--{name}", type=hint, default=getattr(Fit(), name))
+    def _typed(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Values as their options' types, within their bounds."""
         out: dict[str, Any] = {}
-        for name, value in values.items():
-            known = self.method.get(name) or self.training[name]
-            word = value if isinstance(value, str) else json.dumps(value)
-            if isinstance(value, list):
-                # Words are quoted: as YAML `good:` would be a mapping.
-                word = json.dumps(value) if known["type"] == "list[str]" else "[" + ", ".join(map(str, value)) + "]"
+        for name, said in given.items():
+            option = self.method.get(name) or self.training[name]
             try:
-                if not known["type"].startswith("str") and ODD.fullmatch(word):
-                    raise ValueError(word)
-                made = parser.parse_args([f"--{name}={word}"], env=False, defaults=True)
-            except (jsonargparse.ArgumentError, UserError, ValueError, TypeError):
-                raise UserError(f"option --{name}: {_shown(value)}: must be {_wanted(known['type'])}") from None
-            out[name] = tuple(made[name]) if isinstance(made[name], list) else made[name]
+                out[name] = values.value(option["type"], said)
+            except ValueError:
+                raise UserError(f"option --{name}: {_shown(said)}: must be {_wanted(option['type'])}") from None
+            if values.breaks(option["bounds"], out[name]):
+                default = "" if option["default"] is None else f" (default {_shown(option['default'])})"
+                raise UserError(f"option --{name}: {_shown(said)}: must be {option['bounds']}{default}")
         return out
 
 
@@ -255,7 +230,7 @@ def fit_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes_several(option: Mapping[str, Any]) -> bool:
     """Whether an option's value is a list."""
-    return str(option["type"]).startswith(("tuple", "list", "Sequence", "collections.abc.Sequence"))
+    return values.several(option["type"])
 
 
 def numbers(name: str, words: Sequence[str]) -> list[float]:
@@ -289,7 +264,6 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     return out
 
 
-ODD = re.compile(r"[-+]?0\d+|[-+]?\d+(:\d+)+")  # YAML reads an octal number and one of base 60
 YAML_BYTES = 1 << 20  # of a file of options
 CHOICES = {"chat": ("auto", "template", "plain"), "turns": ("last", "all"), "track": ("tensorboard", "wandb")}
 
@@ -383,15 +357,15 @@ def _known(path: str, given: Mapping[str, Any], known: Sequence[str]) -> dict[st
         if name == "fit" and isinstance(value, Mapping):
             raise UserError(f"{path}: options of training stand by themselves: '{next(iter(value), 'rows')}: ...'")
         if name not in known:
-            raise UserError(f"{path}: unknown option '{name}'")
+            raise UserError(f"{path}: unknown option '{name}'{flags.meant(name, known).replace('--', '')}")
     return dict(given)
 
 
 def _wanted(kind: str) -> str:
-    names = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text"}
+    names = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "None": "none"}
     if "|" in kind and " | " not in kind:
         return "one of " + ", ".join(kind.split("|"))
-    return names.get(kind, kind.replace(" | None", " or none"))
+    return " or ".join(names.get(part, part) for part in kind.split(" | "))
 
 
 def _line(name: str, meta: str, text: str) -> str:
@@ -408,13 +382,3 @@ def _help(option: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _Quiet(**more: Any) -> Any:  # noqa: N802  (a class made on first use, so that --help does not import jsonargparse)
-    import jsonargparse
-
-    class Quiet(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UserError(message)
-
-    return Quiet(**more)

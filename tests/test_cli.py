@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from didact import catalogue, cli, options
+from didact import catalogue, cli, flags, options
 from didact.claims import demo
 from didact.files import read_json
 from didact.models import load
@@ -260,11 +260,11 @@ BAD_WORDS = {
     ("run", "npo:fast"): "unknown preset 'fast'",
     ("run", "npo", "--model", "x"): "needs --forget",
     ("run", "sft"): "has no embedded example",
-    ("run", "npo", "--rows", "0"): "rows = 0: must be 1 or more",
+    ("run", "npo", "--rows", "0"): "--rows: 0: must be 1 or more",
     ("run", "npo", "--config", "/nowhere.yaml"): "cannot be read",
     ("compare", "dpoo"): "did you mean dpo",
     ("compare", "sft", "sft"): "an arm is named twice",
-    ("compare", "--rows", "0"): "rows = 0: must be 1 or more",
+    ("compare", "--rows", "0"): "--rows: 0: must be 1 or more",
     ("compare", "--betas", "0.9"): "--betas: 0.9: must be tuple[float, float]",
     ("compare", "--lrs", "1e-3", "x"): "--lrs: 1e-3 x: must be numbers",
     ("compare", "--seeds", "0"): "--seeds: 0: must be 1 or more",
@@ -288,7 +288,7 @@ def test_a_wrong_word_is_one_line_that_says_the_mend(words, capsys, tmp_path, mo
 
 def test_a_value_the_method_refuses_is_one_line(place, tmp_path, capsys):
     code, err = said(capsys, *run_words(place, tmp_path / "out", "--beta=-1"))
-    assert code == 2 and "npo: beta = -1.0: must be above 0 (default 0.1)" in err
+    assert code == 2 and "--beta: -1: must be above 0 (default 0.1)" in err
 
 
 def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(place, tmp_path, capsys):
@@ -317,7 +317,7 @@ def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(t
         assert told.fit == {"lr": 0.5, "betas": (0.8, 0.9)}
         assert told.provenance["beta"] == "flag" and told.provenance["lr"] == f"file {tmp_path}/c.yaml"
         assert told.model == "M" and told.data == {"forget": "F"} and told.skip_bad
-    assert cli._spelled(["--retain-weight", "1"], parser.names()) == ["--retain_weight", "1"]
+    assert flags.spelled(["--retain-weight", "1"], parser.names()) == ["--retain_weight", "1"]
     again = yaml.safe_load(parser.config(told))
     assert again["beta"] == 0.2 and again["betas"] == [0.8, 0.9] and again["kl_over"] == "all"
 

@@ -415,7 +415,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
      ("lr: !!python/object/apply:os.system [ls]", "tags"), ("lr: !!binary aGk=", "tags"), ("lr: !!set {a}", "tags"),
      ("[a, b]: 1", "option's name"), ("lr: " + "[" * 900, "not valid YAML"), ("a: b: c", "1: not valid YAML"),
      ("x: " + "y" * (2 << 20), "more than 1024 KiB"), ("- 1", "lines are expected"), ("<<: {lr: 1}", "'<<'"),
-     ("lr: 1:30", "must be a number"), ("lr: 2020-01-01", "must be a number"), ("steps: 010", "must be int"),
+     ("lr: 1:30", "must be a number"), ("lr: 2020-01-01", "must be a number"), ("steps: 010", "must be a whole number"),
      ("seed: 1.5", "must be a whole number"),
      ("lr: yes", "must be a number"), ("epochs: [1, [2]]", "must be"), ("lr: {a: 1}", "must be"),
      ("lr: 1\0", "not valid")]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 import time
 from collections import Counter
@@ -22,6 +21,8 @@ from didact import untrusted
 from didact.data import encode
 from didact.infer import calls, replies, responses
 from didact.infer import lm as local
+from didact.infer.addresses import check_address as check_address
+from didact.infer.addresses import is_address as is_address
 from didact.infer.calls import Job
 from didact.types import Likelihood, Messages, UserError
 
@@ -30,8 +31,6 @@ CONTEXTS = ("max_model_len", "context_length", "context_window", "n_ctx", "n_ctx
 AGAIN = 86400.0  # seconds after which what a server could not do is asked for again
 STOPS = 4  # stop strings that every server takes
 COMPLETIONS, CHAT = "completions", "chat/completions"
-HOST = r"\[[0-9a-f:.]+\]|\w[\w-]{0,62}(?:\.\w[\w-]{0,62})*\.?"
-ADDRESS = re.compile(rf"https?://(?:{HOST})(?::(?P<port>[0-9]{{1,5}}))?(?:/[^\s?\\]*)?", re.IGNORECASE)
 WAYS = {
     "generate": (f"{COMPLETIONS} text", f"{CHAT} text"),
     "chat": (f"{CHAT} text",),
@@ -87,25 +86,6 @@ def connect(
     if secret:
         untrusted.keep_secret(secret, "`key`" if key else "the variable OPENAI_API_KEY")
     return Remote(calls.Caller(url.rstrip("/"), name or named or None, secret, limits, kept), context)
-
-
-def is_address(model: str) -> bool:
-    """Whether what the user gave as a model is meant as a server's address."""
-    return re.match(r"\s*[a-z][a-z0-9+.-]*://", model, re.IGNORECASE) is not None
-
-
-def check_address(address: str) -> None:
-    """See that this is a server's address, `#name` or not, and holds no key: it is printed, and kept in results.
-
-    Raises:
-        UserError: it is not; the address is not repeated, since a key may stand in it.
-    """
-    at = ADDRESS.fullmatch(address.partition("#")[0])
-    if not at or int(at["port"] or 0) > 65535:
-        raise UserError(
-            "the server's address: an address such as http://localhost:8000/v1 is expected, without key, user or "
-            "query in it; a key goes into OPENAI_API_KEY"
-        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from didact import files
 from didact.infer import functions, yesno
 from didact.infer.yesno import Question
 from didact.learn import rewards
-from didact.models import load, opening
+from didact.models import load, opening, places
 from didact.models.model import Model
 from didact.types import Reward, UserError
 
@@ -54,8 +54,8 @@ def opened(folder: str, device: str | None = None) -> Model:
         UserError: there is none, it has several outputs, or the device cannot be used.
     """
     where = Path(folder)
-    adapter = where.is_dir() and bool(load.adapter_config(where))
-    base = load.base_of(where) if adapter else folder
+    adapter = where.is_dir() and bool(places.adapter_config(where))
+    base = places.base_of(where) if adapter else folder
     try:
         module: Any
         module, _ = opening.opened("AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {}))
@@ -82,9 +82,9 @@ def _is_language_model(folder: Path) -> bool:
 
 
 def _architectures(folder: Path) -> list[str]:
-    if adapter := load.adapter_config(folder):
+    if adapter := places.adapter_config(folder):
         judges = adapter.get("task_type") == "SEQ_CLS"
-        return ["AdapterForSequenceClassification"] if judges else _architectures(Path(load.base_of(folder)))
+        return ["AdapterForSequenceClassification"] if judges else _architectures(Path(places.base_of(folder)))
     try:
         return [str(name) for name in files.read_json(folder / "config.json").get("architectures") or ()]
     except (OSError, UserError, AttributeError, TypeError):

@@ -19,13 +19,12 @@ from safetensors import SafetensorError
 from didact import files
 from didact.data import encode
 from didact.data.templates import Condition
-from didact.models import adapters, cache, logit_ensemble, mixers, opening
+from didact.models import adapters, cache, logit_ensemble, mixers, opening, places
 from didact.models.model import CONDITION, Kind, Model
 from didact.types import UserError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
 SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # of a configuration's numbers
-TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
 
 def load(path: str | Path, device: str | None = None, dtype: str = "float32") -> Model:
@@ -59,19 +58,15 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
 
     logging.disable_progress_bar()
 
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype '{dtype}': use one of {', '.join(DTYPES)}")
+    places.check_dtype(dtype)
+    places.check(path)
     where = Path(path)
-    if (where / logit_ensemble.FILE).is_file():
-        if "ensemble" in files.read_json(where / logit_ensemble.FILE):
+    if (where / places.FILE).is_file():
+        if "ensemble" in files.read_json(where / places.FILE):
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return mixers.load_module(where)
-    if where.is_dir():
-        _check(where)
-        if (where / "adapter_config.json").exists():
-            return _load_adapter(where, device, dtype)
-    elif where.exists() or str(path).startswith((".", "/")) or str(path).count("/") > 1:
-        raise UserError(f"{path}: not a model folder")
+    if (where / "adapter_config.json").exists():
+        return _load_adapter(where, device, dtype)
     try:
         config = opening.opened("AutoConfig", path)
     except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
@@ -140,13 +135,10 @@ def _clear(place: Path) -> None:
 
 def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
     """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
-    if adapter_config(where).get("task_type") == "SEQ_CLS":
+    if places.adapter_config(where).get("task_type") == "SEQ_CLS":
         raise UserError(_judges(where))
-    base = base_of(where)
-    try:
-        model = adapters.merged(load(base, device, dtype))
-    except RecursionError:
-        raise UserError(f"{where}: an adapter whose start model is, in the end, itself") from None
+    base = places.base_of(where)
+    model = adapters.merged(load(base, device, dtype))
     module = put_on(model.module, where, base)
     found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
     _check_finite(found, str(where))
@@ -177,36 +169,7 @@ def put_on(module: Any, where: Path, base: str) -> Any:
 
 def tokenizer_of(adapter: Path) -> Any:
     """An adapter folder's own tokenizer; None where it has none."""
-    return opening.opened("AutoTokenizer", adapter) if TOKENIZERS & {p.name for p in adapter.iterdir()} else None
-
-
-def base_of(adapter: Path) -> str:
-    """Where the start model of an adapter's folder is: at the path it names, beside it, or a hub id.
-
-    Raises:
-        UserError: it names none.
-    """
-    named = adapter_config(adapter).get("base_model_name_or_path")
-    if not named:
-        raise UserError(
-            f"{adapter}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
-        )
-    places = (Path(named), adapter / named, adapter.parent / named, adapter.parent / Path(named).name)
-    return next((str(place) for place in places if _is_other_model(place, adapter)), named)
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """What an adapter's folder says of it; empty where there is no adapter."""
-    path = folder / "adapter_config.json"
-    try:
-        return dict(files.read_json(path)) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _is_other_model(place: Path, adapter: Path) -> bool:
-    there = any((place / name).exists() for name in ("config.json", "adapter_config.json", logit_ensemble.FILE))
-    return there and place.resolve() != adapter.resolve()
+    return opening.opened("AutoTokenizer", adapter) if places.TOKENIZERS & {p.name for p in adapter.iterdir()} else None
 
 
 def _embedded(where: Path, module: Any) -> int | None:
@@ -232,25 +195,6 @@ def _condition(folder: Path) -> Condition | None:
         return None
     told = files.read_json(folder / CONDITION)
     return Condition(**told | {"banned": tuple(told["banned"])})
-
-
-def _check(folder: Path) -> None:
-    names = {p.name for p in folder.iterdir()}
-    if odd := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
-        raise UserError(f"{odd}: neither file nor folder: a pipe would be waited for; remove it")
-    if not names & {"config.json", "adapter_config.json"}:
-        hint = " (its model is in the folder 'model' inside)" if "model" in names else ""
-        raise UserError(f"{folder}: no config.json: not a model folder{hint}")
-    if not any(n.endswith(".safetensors") for n in names):
-        if any(n.endswith((".bin", ".pt", ".pth", ".ckpt")) for n in names):
-            raise UserError(
-                f"{folder}: only pickled weights, which can run code and are not loaded; convert them to safetensors"
-            )
-        raise UserError(f"{folder}: no weights (*.safetensors)")
-    if "adapter_config.json" not in names and not names & TOKENIZERS:
-        raise UserError(
-            f"{folder}: no tokenizer; copy tokenizer.json and tokenizer_config.json of the start model into it"
-        )
 
 
 def _judges(path: str | Path) -> str:

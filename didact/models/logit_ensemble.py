@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from didact import files
+from didact.models import places
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
-
-FILE = "didact.json"
 
 
 class LogitEnsemble(nn.Module):
@@ -108,7 +107,7 @@ class EnsembleModel(Model):
             for number, member in enumerate(others, 1):
                 member.save(fresh / f"member-{number}")
             told = {"kind": self.kind, "ensemble": type(self.module).__name__, "spec": self.module.spec}
-            files.write_json(fresh / FILE, told | {"base": place, "members": len(others)})
+            files.write_json(fresh / places.FILE, told | {"base": place, "members": len(others)})
         return "didact"
 
 
@@ -145,13 +144,13 @@ def load(folder: Path, open_model: Callable[[str], Model]) -> EnsembleModel:
     Raises:
         UserError: the base is not where it was, or a member cannot be loaded.
     """
-    told = files.read_json(folder / FILE)
+    told = files.read_json(folder / places.FILE)
     if told.get("ensemble") not in ENSEMBLES:
         known = ", ".join(ENSEMBLES)
-        raise UserError(f"{folder / FILE}: unknown ensemble '{told.get('ensemble')}': use one of {known}")
+        raise UserError(f"{folder / places.FILE}: unknown ensemble '{told.get('ensemble')}': use one of {known}")
     base = told["base"] or str(folder / "base")
     if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(f"{folder}: its base model {base} is not there any more; put it back, or edit {FILE}")
+        raise UserError(f"{folder}: its base model {base} is not there any more; put it back, or edit {places.FILE}")
     others = [open_model(str(folder / f"member-{n}")) for n in range(1, told["members"] + 1)]
     return ensemble(told["ensemble"], [open_model(base), *others], told["spec"])
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from didact.verbs.claiming import claim
-    from didact.verbs.comparing import Comparison, comparison, comparison_plan
+    from didact.verbs.comparing import comparison, comparison_plan
     from didact.verbs.job import prepare
     from didact.verbs.plan import dry_run
+    from didact.verbs.requests import Comparison
     from didact.verbs.running import run
     from didact.verbs.saved import answers, evaluate
 
 __all__ = ["Comparison", "answers", "claim", "comparison", "comparison_plan", "dry_run", "evaluate", "prepare", "run"]
 MODULES = {
-    "claim": "claiming", "Comparison": "comparing", "comparison": "comparing", "comparison_plan": "comparing",
+    "claim": "claiming", "Comparison": "requests", "comparison": "comparing", "comparison_plan": "comparing",
     "prepare": "job", "dry_run": "plan", "run": "running", "answers": "saved", "evaluate": "saved",
 }  # fmt: skip
 

@@ -6,9 +6,8 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from didact import catalogue, compare, files, folders, options, untrusted
 from didact.claims import demo
@@ -21,6 +20,7 @@ from didact.learn import episodes
 from didact.models import adapters, load
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import inputs, provenance
+from didact.verbs.requests import Comparison
 from didact.verbs.usable import usable
 
 IDENTITY = (
@@ -30,69 +30,6 @@ IDENTITY = (
 LORA_LRS = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
 YAML = (".yaml", ".yml")
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
-
-
-@dataclass(kw_only=True)
-class Comparison:
-    """One `didact compare`: everything the user asked for. Without model and data it is the embedded example.
-
-    Args:
-        arms: `METHOD[:PRESET]` or a YAML file with `method:` and options.
-        model: where all arms start.
-        data: files by record kind or by parameter (`forget`, `retain`).
-        budget: what each arm may use, `20M-tokens`, `1e15-flops` or `90-seconds`.
-        out: the folder, where a stopped comparison goes on.
-        seeds: how many test seeds.
-        seed: from which they are counted.
-        lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
-        beyond_lrs: rates more that an arm may try, while its best is at the edge of those it tried.
-        lora_lrs: what the rates are multiplied by for arms that train an adapter; 10 for the grid by size, 1 for `lrs`.
-        fit: training options of all arms.
-        folds: cross-validation in place of one split, seed k on fold k.
-        group_by: a field whose equal values are never on both sides of a split.
-        gold: a model that never saw what must be forgotten.
-        judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
-        protocol: how arms are scored; by the records where not given.
-        no_models: do not save the model of every arm's first seed.
-        device: cpu, cuda, ...
-        dtype: of the weights.
-        rename: fields of the files.
-        skip_bad: drop bad lines.
-        chat: conversations to the model, as `didact run` has it.
-        turns: assistant turns of `messages` that are learnt, as `didact run` has it.
-        track: a tool that curves go to as well.
-        function_timeout: seconds for one call of a function of the user's.
-        overwrite: replace the comparison that stands in `out`.
-        argv: the command line, shown on the page.
-    """
-
-    arms: Sequence[str] = ()
-    model: str | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
-    budget: str | None = None
-    out: str = "runs/compare"
-    seeds: int = 5
-    seed: int = 0
-    lrs: Sequence[float] = ()
-    beyond_lrs: int = 3
-    lora_lrs: float | None = None
-    fit: Mapping[str, Any] = field(default_factory=dict)
-    folds: int = 0
-    group_by: str | None = None
-    gold: str | None = None
-    judge: str | None = None
-    protocol: str | None = None
-    no_models: bool = False
-    device: str | None = None
-    dtype: str = "float32"
-    rename: Mapping[str, str] = field(default_factory=dict)
-    skip_bad: bool = False
-    chat: Literal["auto", "template", "plain"] = "auto"
-    turns: Literal["last", "all"] = "last"
-    track: Literal["tensorboard", "wandb"] | None = None
-    function_timeout: float = 3600.0
-    overwrite: bool = False
-    argv: Sequence[str] = ()
 
 
 def comparison(request: Comparison) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from didact import files, folders, registry
-from didact.infer import remote
-from didact.models import load, logit_ensemble
+from didact.infer import addresses
+from didact.models import places
 from didact.types import UserError
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -74,7 +74,7 @@ def _places(text: str) -> list[Path]:
 
     Of a model folder also the one it rests on.
     """
-    if remote.is_address(text):
+    if addresses.is_address(text):
         return []
     if given := next((p for p in (text, text.rpartition(":")[0]) if p and os.path.lexists(p)), None):
         return _resting_on([Path(given)])
@@ -95,9 +95,9 @@ def _resting_on(found: list[Path]) -> list[Path]:
     folder = found[-1]
     with contextlib.suppress(UserError, OSError, AttributeError):  # told where it is loaded
         if (folder / "adapter_config.json").exists():
-            base = load.base_of(folder)
-        elif (folder / logit_ensemble.FILE).exists():
-            base = files.read_json(folder / logit_ensemble.FILE).get("base") or ""
+            base = places.base_of(folder)
+        elif (folder / places.FILE).exists():
+            base = files.read_json(folder / places.FILE).get("base") or ""
         else:
             return found
         if base and os.path.lexists(base) and Path(base) not in found:

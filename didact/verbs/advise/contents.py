@@ -200,11 +200,11 @@ def tokenizer(model: str) -> tuple[Any, int]:
     """The model's tokenizer and context, without its weights."""
     from types import SimpleNamespace
 
-    from didact.models import load, opening
+    from didact.models import load, opening, places
     from didact.models.model import Model
 
-    adapter = Path(model).is_dir() and bool(load.adapter_config(Path(model)))
-    base = load.base_of(Path(model)) if adapter else model
+    adapter = Path(model).is_dir() and bool(places.adapter_config(Path(model)))
+    base = places.base_of(Path(model)) if adapter else model
     try:
         found = (load.tokenizer_of(Path(model)) if adapter else None) or opening.opened("AutoTokenizer", base)
     except (OSError, ValueError) as error:

@@ -1,0 +1,62 @@
+"""Options as they are spelled: hyphens or underscores, and what the option of another library is called here. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from didact.errors import UserError
+
+DATA = ("data", "dataset", "dataset-name", "data-path", "train-file", "train-data", "train-dataset", "file")
+# What TRL, transformers and lm-eval call it, and what it is called here.
+ELSEWHERE = {
+    "learning-rate": "lr", "num-train-epochs": "epochs", "num-epochs": "epochs", "max-steps": "steps",
+    "per-device-train-batch-size": "rows", "train-batch-size": "rows", "batch-size": "rows",
+    "gradient-accumulation-steps": "micro-tokens", "lr-scheduler-type": "schedule", "warmup-ratio": "warmup",
+    "optim": "optimizer", "adam-beta1": "betas", "adam-beta2": "betas", "max-grad-norm": "clip", "wd": "weight-decay",
+    "bf16": "precision", "fp16": "precision", "mixed-precision": "precision", "torch-dtype": "dtype",
+    "lora-r": "lora", "lora-rank": "lora", "use-peft": "lora", "use-lora": "lora", "rank": "lora",
+    "save-steps": "save-every", "report-to": "track", "output-dir": "out", "output": "out", "output-path": "out",
+    "model-name-or-path": "model", "model-name": "model", "model-args": "model", "pretrained": "model",
+    "loss-type": "loss", "loss-fn": "loss",
+    "num-fewshot": "shots", "fewshot": "shots",
+    "tasks": "protocol", "eval-dataset": "score-on", "eval-file": "score-on", "test-file": "score-on",
+    "eval-split": "holdout", "test-size": "holdout", "val-size": "holdout", "chat-template": "chat",
+    "apply-chat-template": "chat", "random-seed": "seed", "overwrite-output-dir": "overwrite",
+    "field": "map", "columns": "map", "column-mapping": "map", "cuda": "device", "config-file": "config",
+    "learning-rates": "lrs", "cv": "folds", "n-seeds": "seeds", "num-seeds": "seeds",
+}  # fmt: skip
+
+
+def spelled(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()) -> list[str]:
+    """Options as they are known, with hyphens or underscores.
+
+    Args:
+        words: of a command line.
+        known: its options, as `--name`.
+        data: those of them that name a file of records, which others call `--data`.
+
+    Raises:
+        UserError: one is unknown; the nearest is named.
+    """
+    by_plain = {o.lstrip("-").replace("_", "-"): o for o in known}
+    out = []
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, eq, value = word[2:].partition("=")
+            plain = name.replace("_", "-")
+            if plain not in by_plain:
+                raise UserError(f"unknown option --{name}{meant(plain, by_plain, data)}")
+            word = by_plain[plain] + eq + value
+        out.append(word)
+    return out
+
+
+def meant(name: str, known: Iterable[str], data: Sequence[str] = ()) -> str:
+    """`: did you mean --lr?`, where an option is spelled almost so, or another library's word for one of these."""
+    plain, known = name.replace("_", "-"), list(known)
+    if plain in DATA and data and plain not in known:
+        return f": records are given by what they are: {', '.join('--' + d.replace('_', '-') for d in data)}"
+    elsewhere = [there for there in ELSEWHERE if ELSEWHERE[there] in known]
+    near = difflib.get_close_matches(plain, [*known, *elsewhere], 1, 0.7)
+    return f": did you mean --{ELSEWHERE.get(near[0], near[0]) if near[0] not in known else near[0]}?" if near else ""

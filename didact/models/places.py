@@ -1,0 +1,92 @@
+"""Where models lie: what a folder must hold to be one, told before anything opens it. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from didact import files
+from didact.types import UserError
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+FILE = "didact.json"  # in the folder of a module that transformers cannot express
+TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
+
+
+def check_dtype(name: str) -> None:
+    """Refuse a name that is no type of weights.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype '{name}': use one of {', '.join(DTYPES)}")
+
+
+def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
+    """Refuse what cannot be a model: a path where nothing stands, a folder that lacks a part. Hub ids pass.
+
+    Args:
+        path: folder or hub id.
+        above: adapters that rest on it.
+
+    Raises:
+        UserError: it is a file, or a folder without configuration, weights or tokenizer, or with pickled weights only,
+            or an adapter that rests on such or on itself.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+            raise UserError(f"{path}: not a model folder")
+        return
+    if (folder / FILE).is_file():
+        return
+    names = {p.name for p in folder.iterdir()}
+    if odd := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
+        raise UserError(f"{odd}: neither file nor folder: a pipe would be waited for; remove it")
+    if not names & {"config.json", "adapter_config.json"}:
+        hint = " (its model is in the folder 'model' inside)" if "model" in names else ""
+        raise UserError(f"{folder}: no config.json: not a model folder{hint}")
+    if not any(n.endswith(".safetensors") for n in names):
+        if any(n.endswith((".bin", ".pt", ".pth", ".ckpt")) for n in names):
+            raise UserError(
+                f"{folder}: only pickled weights, which can run code and are not loaded; convert them to safetensors"
+            )
+        raise UserError(f"{folder}: no weights (*.safetensors)")
+    if "adapter_config.json" not in names and not names & TOKENIZERS:
+        raise UserError(
+            f"{folder}: no tokenizer; copy tokenizer.json and tokenizer_config.json of the start model into it"
+        )
+    if "adapter_config.json" in names and adapter_config(folder).get("task_type") != "SEQ_CLS":
+        if folder.resolve() in above:
+            raise UserError(f"{above[0]}: an adapter whose start model is, in the end, itself")
+        check(base_of(folder), (*above, folder.resolve()))
+
+
+def base_of(adapter: Path) -> str:
+    """Where the start model of an adapter's folder is: at the path it names, beside it, or a hub id.
+
+    Raises:
+        UserError: it names none.
+    """
+    named = adapter_config(adapter).get("base_model_name_or_path")
+    if not named:
+        raise UserError(
+            f"{adapter}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
+        )
+    places = (Path(named), adapter / named, adapter.parent / named, adapter.parent / Path(named).name)
+    return next((str(place) for place in places if _is_other_model(place, adapter)), named)
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of it; empty where there is no adapter."""
+    path = folder / "adapter_config.json"
+    try:
+        return dict(files.read_json(path)) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _is_other_model(place: Path, adapter: Path) -> bool:
+    there = any((place / name).exists() for name in ("config.json", "adapter_config.json", FILE))
+    return there and place.resolve() != adapter.resolve()

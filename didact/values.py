@@ -1,0 +1,93 @@
+"""Words as values of the types that the catalogue names: `float`, `int | None`, `mean|sum`, `tuple[float, ...]`. Pure.
+
+The catalogue has every option's type and bounds as text, so that a wrong value is told before a method is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
+NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
+SEVERAL = re.compile(r"(?:list|tuple|Sequence|Collection|collections\.abc\.\w+)\[.*\]")
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NOTHING = ("null", "~", "none", "None")  # the last two may be meant as text
+
+
+def several(kind: str) -> bool:
+    """Whether a value of this type is a list, whatever is given."""
+    return SEVERAL.fullmatch(kind) is not None
+
+
+def value(kind: str, given: Any) -> Any:
+    """What was given, a word or a list of words, as a value of a type; lists become tuples.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = [part for part in kind.split(" | ") if part != "None"]
+    if kind.endswith("None") and (given is None or given in NOTHING[: 2 if "str" in parts else None]):
+        return None
+    problem = ValueError(given)
+    for part in parts:
+        try:
+            return _several(part, given) if several(part) else _one(part, given)
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def _several(kind: str, given: Any) -> tuple[Any, ...]:
+    inner = kind.partition("[")[2].removesuffix("]")
+    words = given if isinstance(given, list | tuple) else [given]
+    if inner.startswith("Literal"):
+        inner = "|".join(re.findall(r"'([^']*)'", inner))
+    kinds = [part for part in inner.split(", ") if part != "..."]
+    if len(kinds) > 1 and len(kinds) != len(words):
+        raise ValueError(given)
+    return tuple(_one(kinds[i % len(kinds)], word) for i, word in enumerate(words))
+
+
+def _one(kind: str, given: Any) -> Any:
+    if kind == "bool" and isinstance(given, bool):
+        return given
+    word = str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
+    if not isinstance(word, str):
+        raise ValueError(given)
+    plain = word.strip()
+    if kind == "str" or plain in kind.split("|"):
+        return word if kind == "str" else plain
+    if kind == "bool" and plain.lower() in TRUTH:
+        return TRUTH[plain.lower()]
+    if kind == "int" and WHOLE.fullmatch(plain):
+        return int(plain)
+    if kind == "float" and NUMBER.fullmatch(plain) and math.isfinite(number := float(plain)):
+        return number
+    raise ValueError(given)
+
+
+def breaks(bound: str, value: Any) -> bool:
+    """Whether a value is outside its bounds, as `bounds.describe` puts them into words."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    fewest, most = re.search(r"(\d+) or more values", bound), re.search(r"(\d+) values at most", bound)
+    if (fewest and len(items) < int(fewest[1])) or (most and len(items) > int(most[1])):
+        return True
+    limits = re.sub(r"\d+ (or more values|values at most)", "", bound)
+    return any(_outside(limits, item) for item in items if isinstance(item, int | float))
+
+
+def _outside(bound: str, number: float) -> bool:
+    if span := re.search(r"in ([\[(])(\S+), (\S+)([\])])", bound):
+        low, high = float(span[2]), float(span[3])
+        above = number >= low if span[1] == "[" else number > low
+        return not (above and (number <= high if span[4] == "]" else number < high))
+    checks = {
+        r"above (\S+)": lambda edge: number > edge,
+        r"below (\S+)": lambda edge: number < edge,
+        r"(\S+) or more": lambda edge: number >= edge,
+        r"(\S+) or less": lambda edge: number <= edge,
+    }
+    found = [(keeps, at) for pattern, keeps in checks.items() if (at := re.search(pattern, bound))]
+    return any(not keeps(float(at[1])) for keeps, at in found)

@@ -1,0 +1,82 @@
+"""Options without their methods: words to values by the catalogue's types and bounds, and other libraries' words."""
+
+import itertools
+
+import pytest
+from annotated_types import Ge, Gt, Interval, Le, Lt, MaxLen, MinLen
+
+from didact import bounds, catalogue, flags, options, values
+from didact.types import UserError
+
+TYPES = {
+    "float": [("1e-4", 1e-4), ("5.", 5.0), ("-1", -1.0), ("1_000", 1000.0)],
+    "int": [("8", 8), (" 8 ", 8)], "int | None": [("none", None), (None, None), ("3", 3)],
+    "str | None": [("none", "none"), ("null", None), ("#x", "#x")],
+    "bool": [("Yes", True), (True, True), ("off", False)],
+    "mean|sum": [("sum", "sum")], "tuple[float, float]": [(["0.9", "1"], (0.9, 1.0))],
+    "list[str]": [(["1", "a"], ("1", "a"))],
+    "list[Literal['p', 'pn']]": [(["pn"], ("pn",))], "str | float": [("1", "1")],
+}  # fmt: skip
+NONE = {
+    "float": ["abc", "1:30", "010", "inf", "nan", "1e400", "0x10", "", None, ["1"]], "int": ["1.0", "1e3", "true"],
+    "bool": ["1", "maybe"], "mean|sum": ["means", None], "tuple[float, float]": [["1"], ["1", "x"]],
+    "str": [None, ["a"]],
+    "list[Literal['p', 'pn']]": [["n"]],
+}  # fmt: skip
+
+
+def test_words_are_values_of_their_types_or_none():
+    for kind, cases in TYPES.items():
+        for given, wanted in cases:
+            found = values.value(kind, given)
+            assert (found, type(found)) == (wanted, type(wanted)), (kind, given)
+    for kind, words in NONE.items():
+        for given in words:
+            with pytest.raises(ValueError):
+                values.value(kind, given)
+
+
+def test_every_default_and_preset_of_the_catalogue_is_a_value_of_its_type_within_its_bounds():
+    for entry in catalogue.read().values():
+        known = (
+            options.flat(entry) | {f"fit.{o['name']}": o for o in entry["fit"]} | {o["name"]: o for o in entry["fit"]}
+        )
+        given = [(name, o["default"]) for name, o in known.items()]
+        for name, said in itertools.chain(given, *(preset.items() for preset in entry["presets"].values())):
+            option = known[name]
+            found = said if said is None and "None" not in option["type"] else values.value(option["type"], said)
+            assert not values.breaks(option["bounds"], found), (entry["name"], name)
+
+
+def test_bounds_in_words_are_the_bounds_themselves():
+    made = [Ge(0), Gt(0), Lt(1), Le(1), Interval(ge=0, lt=1), Interval(gt=0, le=1), Interval(ge=0, lt=0.5)]
+    for bound, number in itertools.product(made, (-1.0, 0.0, 0.4, 0.5, 1.0, 2.0)):
+        for hint, given in ((float, number), (list[float], [0.4, number])):
+            kept = bounds.Annotated[float, bound] if hint is float else list[bounds.Annotated[float, bound]]
+            words = bounds.describe(kept)
+            assert values.breaks(words, given) == (bounds.violation(kept, given) is not None), (words, given)
+    sized = bounds.Annotated[list[str], MinLen(1), MaxLen(2)]
+    for size in range(4):
+        assert values.breaks(bounds.describe(sized), ("a",) * size) == (
+            bounds.violation(sized, ["a"] * size) is not None
+        )
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("--learning-rate", "--lr?"), ("--num_train_epochs", "--epochs?"), ("--per-device-train-batch-size=8", "--rows?"),
+     ("--output-dir", "--out?"), ("--lora-r", "--lora?"), ("--scedule", "--schedule?"), ("--bf16", "--precision?"),
+     ("--data", "by what they are: --demos"), ("--train_file", "by what they are: --demos")],
+)  # fmt: skip
+def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, told):
+    parser = options.parser(catalogue.entry("sft"))
+    with pytest.raises(UserError) as caught:
+        flags.spelled([word, "1"], parser.names(), parser.records)
+    assert str(caught.value).endswith(told)
+    with pytest.raises(UserError, match=r"unknown option --quux$"):
+        flags.spelled(["--quux"], parser.names(), parser.records)
+
+
+def test_every_word_of_another_library_leads_to_an_option_that_some_command_has():
+    ours = {name[2:].replace("_", "-") for e in catalogue.read().values() for name in options.parser(e).names()}
+    assert {"protocol", "lrs", "folds", "seeds"} | ours >= set(flags.ELSEWHERE.values())
