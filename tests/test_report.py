@@ -36,7 +36,7 @@ def result(**changes):
         "data": {"forget": {"path": "my files/forget.jsonl", "sha256": "ab" * 32, "records": 20, "dropped": 3}},
         "held_out": {"retain": 8},
         "metrics": {
-            "forget_accuracy": metric | {"after": 0.25, "ci": [0.1, 0.4], "gold": 0.21, "help": "tokens"},
+            "forget_token_accuracy": metric | {"after": 0.25, "ci": [0.1, 0.4], "gold": 0.21, "help": "tokens"},
             "utility": metric | {"after": 0.5, "better": "higher"},
             "membership": metric | {"after": 0.6, "better": "gold"},
             "forget_entropy": metric | {"after": 2.0, "better": "", "unit": "nats"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -29,7 +29,7 @@ def metrics(rows: Mapping[str, Any]) -> Table:
     return table
 
 
-def samples(rows: list[Mapping[str, str]]) -> Table:
+def samples(rows: Sequence[Mapping[str, str]]) -> Table:
     """Answers before and after, side by side."""
     table = Table(box=None, pad_edge=False)
     for column in ("", "prompt", "before", "after"):
