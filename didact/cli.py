@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,7 +38,10 @@ COLUMNS = 100  # of listings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see `didact --help`)."""
-    with untrusted.screened(), _terminable():
+    with untrusted.screened(), _terminable(), warnings.catch_warnings():
+        if "--debug" not in (argv or sys.argv) and not sys.warnoptions:
+            warnings.simplefilter("ignore")  # libraries speak to programmers; what users must know we say ourselves
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 

@@ -458,7 +458,7 @@ class Result:
 
 def _direct() -> Any:
     """What scores and tells results, some floors above."""
-    return importlib.import_module("didact.report.direct")
+    return importlib.import_module(".report.direct", "didact")
 
 
 def as_row(record: Record) -> dict[str, Any]:

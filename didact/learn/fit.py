@@ -25,7 +25,7 @@ from didact import folders, registry
 from didact.learn import checkpoint, distributed, interrupts, schedules
 from didact.learn.checkpoint import State
 from didact.learn.masters import Masters
-from didact.learn.progress import Bar
+from didact.progress import Bar
 from didact.types import Fit, UserError
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from didact import files, folders, registry, untrusted
+from didact import files, folders, progress, registry, untrusted
 from didact.data import chat, formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
@@ -88,17 +88,19 @@ def _run(request: Request) -> dict[str, Any]:
 def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
     scoring = _scoring(job)
-    before = scored(job.entry, scoring.start, scoring) if scoring else None
+    with progress.shown("before training"):
+        before = scored(job.entry, scoring.start, scoring) if scoring else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
-    with cost.metered() as meter:
+    with cost.metered() as meter, progress.shown(job.request.method):
         result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job))
     result.call, result.metrics = None, vars(result).get("metrics", {})  # what is told of a run is the run's
     model, answered = result.models.get("model"), {}
     if scoring and isinstance(model, Model):
-        gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
-        result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
-        asked = _answers(job, scoring, model, result.predict)
+        with progress.shown("after training"):
+            gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
+            result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
+            asked = _answers(job, scoring, model, result.predict)
         result.warnings += _warned(job.entry, result, [row for rows in asked.values() for row in rows])
         result.samples += [sample for rows in asked.values() for sample in rows[:SHOWN]]
         answered = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, files, options, registry
+from didact import catalogue, files, options, progress, registry
 from didact.data import chat
 from didact.data.read import read
 from didact.evaluate import answers as final_answers
@@ -35,8 +35,10 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
         end=_with_end(run), answer=more.get("answer"),
     )  # fmt: skip
     with chat.dated(run.get("began") or chat.today()):
-        before = used.score(start, scoring) if start is not None else None
-        return measures.metrics(before, used.score(model, scoring))
+        with progress.shown("the start model"):
+            before = used.score(start, scoring) if start is not None else None
+        with progress.shown("the saved model"):
+            return measures.metrics(before, used.score(model, scoring))
 
 
 def answers(
