@@ -17,6 +17,10 @@ _LAZY = {
     "Fit": "didact.types",
     "Result": "didact.types",
 }
+_LAZY |= dict.fromkeys(
+    ("Demo", "Text", "QA", "Example", "Preference", "Judged", "Scored", "Critique", "Trajectory", "Step", "Passage"),
+    "didact.types",
+)
 _PARTS = {path.stem for path in Path(__file__).parent.iterdir()}
 
 
@@ -33,6 +37,9 @@ class Family:
 
     def __dir__(self) -> list[str]:
         return sorted(self._functions)
+
+    def __repr__(self) -> str:
+        return f"methods: {', '.join(self._functions)}"
 
 
 def _families() -> dict[str, Family]:

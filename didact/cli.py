@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from didact import catalogue, flags, untrusted
+from didact.errors import TerminatedError
 from didact.types import RECORDS, UserError
 
 VERBS = {
@@ -33,8 +38,29 @@ COLUMNS = 100  # of listings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see `didact --help`)."""
-    with untrusted.screened():
+    with untrusted.screened(), _terminable(), warnings.catch_warnings():
+        if "--debug" not in (argv or sys.argv) and not sys.warnoptions:
+            warnings.simplefilter("ignore")  # libraries speak to programmers; what users must know we say ourselves
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside the block SIGTERM unwinds what is at work as Ctrl-C does; only the main thread hears of signals."""
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise TerminatedError
 
 
 def _main(words: list[str]) -> int:
@@ -45,9 +71,10 @@ def _main(words: list[str]) -> int:
     except UserError as error:
         print(traceback.format_exc() if debug else f"didact: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("didact: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        told = "; ".join(["interrupted", *map(str, stop.args)])
+        print(f"didact: {told}", file=sys.stderr)
+        return 143 if isinstance(stop, TerminatedError) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -96,7 +123,8 @@ def _usage() -> str:
     return (
         "didact: of the published ways to teach a model, which one works on my model and my data?\n\n"
         f"usage: didact VERB ...   (didact VERB --help for its options)\n\n{verbs}\n\n"
-        "exit codes: 0 done, 1 the claim fails, 2 your input is wrong, 3 inconclusive, 4 our crash, 130 interrupted"
+        "exit codes: 0 done, 1 the claim fails, 2 your input is wrong, 3 inconclusive, 4 our crash, "
+        "130 interrupted, 143 terminated"
     )
 
 
@@ -392,15 +420,21 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
     parser.add_argument("--skip-bad", action="store_true")
     parser.add_argument("--device")
+    parser.add_argument("--final-answer", metavar="HOW", help="final answers too: number, choice or regex:PATTERN")
     args = parser.parse(words)
     from didact import options, verbs
 
     more = {"rename": options.renames(args.map), "skip_bad": args.skip_bad, "device": args.device}
+    more["answer"] = args.final_answer
     metrics = verbs.evaluate(args.folder, args.data, args.protocol, **more)
+    from didact.evaluate import protocols
     from didact.files import plain
     from didact.report import tables
 
-    untrusted.console(120).print(tables.metrics(plain(metrics)))
+    console = untrusted.console(120)
+    console.print(tables.metrics(plain(metrics)))
+    for warning in protocols.named(args.protocol).warns(metrics):
+        console.print(f"warning: {warning}")
     return 0
 
 

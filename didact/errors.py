@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """The user's input is wrong: the message names the place and the mend; the command line exits 2."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM); handled as Ctrl-C is."""

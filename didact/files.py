@@ -81,6 +81,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         with _in_use(beside):
             yield beside
             _seal(beside)
+            _open_to_all_that_may(beside)
             for name in beside.rglob("*"):
                 if name.is_file():
                     with open(name, "rb") as handle:
@@ -145,6 +146,14 @@ def mark(folder: str | Path) -> dict[str, Any]:
 def write_mark(folder: str | Path, kind: str, **more: Any) -> None:
     """Say that didact made this folder, and what it holds."""
     write_json(Path(folder) / MARK, {"kind": kind, "version": VERSION, **more})
+
+
+def _open_to_all_that_may(folder: Path) -> None:
+    """Give what a library wrote for its owner alone (safetensors does) the permissions the umask gave the folder."""
+    allowed = folder.stat().st_mode & 0o777
+    for place in folder.rglob("*"):
+        if not place.is_symlink():
+            os.chmod(place, allowed if place.is_dir() else allowed & 0o666)
 
 
 def _seal(folder: Path) -> None:

@@ -32,15 +32,30 @@ COMMON = {
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
     "score_on": ("FILE", None, "records to score on before and after, in place of a share of those trained on"),
     "group_by": ("FIELD", None, "records with one value of it are all kept or all trained on; by default their prompt"),
+    "final_answer": (
+        "HOW",
+        None,
+        "score final answers too: number, choice, or regex:PATTERN with the answer as its group",
+    ),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "function_timeout": ("SECONDS", 3600.0, "for one call of a function of yours: a reward, a judge, a check"),
+    "keep_checkpoints": ("", False, "keep them in --out after the end; what was interrupted keeps them anyway"),
     "overwrite": ("", False, "replace what stands in --out"),
     "config": ("FILE", None, "options from a YAML file; flags win over it"),
     "print_config": ("", False, "print the options as YAML and stop"),
     "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
 }
 # What `compare` takes too: everything but what is of one method alone, or of a server.
-OF_RUN = ("preset", "budget_calls", "budget_tokens", "holdout", "score_on", "config", "print_config")
+OF_RUN = (
+    "preset",
+    "keep_checkpoints",
+    "budget_calls",
+    "budget_tokens",
+    "holdout",
+    "score_on",
+    "config",
+    "print_config",
+)
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
 WHOLE = ("seed", "budget_calls", "budget_tokens")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
@@ -69,11 +84,13 @@ class Request:
     holdout: float = 0.2
     score_on: str | None = None
     group_by: str | None = None
+    final_answer: str | None = None
     gold: str | None = None
     config: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None
     function_timeout: float = 3600.0
+    keep_checkpoints: bool = False
     overwrite: bool = False
     print_config: bool = False
     dry_run: bool = False
@@ -140,6 +157,8 @@ class Options:
             shown["preset"] = told.preset
             changed = self.entry["presets"].get(told.preset, {})
             shown |= {k.removeprefix("fit."): v for k, v in changed.items()}
+        if "fit.lr" not in self.entry["presets"].get(told.preset or "", {}):
+            shown.pop("lr", None)  # written down it would be given; where none is, one by the model's size acts
         shown |= told.options | told.fit | told.data | {"seed": told.seed}
         if told.model:
             shown["model"] = told.model

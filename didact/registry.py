@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from didact import bounds, files
-from didact.types import Record, UserError
+from didact.types import Call, Record, Result, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -150,11 +150,21 @@ def method(
             if hasattr(call.arguments.get("model"), "ready") and "fit" in call.arguments:
                 call.arguments["model"] = call.arguments["model"].ready(call.arguments["fit"].lora)
             with identified(entry, call.arguments):
-                return function(*call.args, **call.kwargs)
+                made = function(*call.args, **call.kwargs)
+            if isinstance(made, Result):
+                _remember(made, entry, call.arguments)
+            return made
 
         return typing.cast(F, checked)
 
     return register
+
+
+def _remember(result: Result, entry: Method, arguments: Mapping[str, Any]) -> None:
+    """Which call gave a result; its metrics, where it has none of its own, are made of that when they are asked for."""
+    result.call = Call(entry.name, dict(arguments))
+    if not vars(result).get("metrics", True) and entry.protocol and result.models:
+        del result.metrics
 
 
 def assemble(function: Callable[..., Any], flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from didact import bounds, files, folders
-from didact.bounds import BelowOne, Count, NonNegative, Whole
+from didact.bounds import BelowOne, Count, NonNegative, Positive, Whole
 from didact.errors import UserError as UserError
 
 # --- records ---------------------------------------------------------------------------------
@@ -259,7 +260,8 @@ class Fit:
         precision: float32, or bfloat16 mixed precision (weights stay as loaded).
         lora: rank of a LoRA adapter trained in place of the weights; 0 trains the weights.
         lora_alpha: LoRA's scale; the update is (lora_alpha / lora) B A.
-        save_every: steps between checkpoints (when the run has an output folder).
+        save_every: steps between checkpoints (when the run has an output folder), beside those by time.
+        save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
         folder: where checkpoints are written; set by the command line from `--out`.
     """
@@ -279,7 +281,8 @@ class Fit:
     precision: Literal["float32", "bfloat16"] = "float32"
     lora: Whole = 0
     lora_alpha: float = 16.0
-    save_every: Count = 50
+    save_every: Count | None = None
+    save_minutes: Positive = 2.0
     seed: int = 0
     folder: str | None = None
 
@@ -348,11 +351,19 @@ class Savable(Protocol):
         """Write into `folder`; return the format (`hf`, `peft` or `didact`)."""
 
 
-@dataclass
+class Call(NamedTuple):
+    """The call of a method from Python that gave a result: its name and all arguments."""
+
+    method: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(repr=False)
 class Result:
     """What a method gives: any of models, a predictor, records and findings; plus how it went.
 
-    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step.
+    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step. `metrics` of a
+    method that was called from Python are made when they are first looked at: see `evaluate`.
     """
 
     models: dict[str, Savable] = field(default_factory=dict)
@@ -364,6 +375,7 @@ class Result:
     samples: list[dict[str, str]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     warnings: list[str] = field(default_factory=list)
+    call: Call | None = None
 
     OPENS: ClassVar[dict[str, str]] = {
         "hf": "transformers, vLLM, lm-eval and didact.load",
@@ -371,8 +383,45 @@ class Result:
         "didact": "didact.load only: transformers cannot express this module",
     }
 
+    def __repr__(self) -> str:
+        """What there is, in a line; `report` says more."""
+        has = [*self.models, *(["answers"] if self.predict else [])]
+        has += [f"{len(self.records):,} records"] if self.records is not None else []
+        has += [f"{len(self.history):,} steps"] if self.history else []
+        has += [f"findings {', '.join(self.findings)}"] if self.findings else []
+        known = vars(self).get("metrics", {})
+        has += [f"{name} {m.after:.3g}" for name, m in list(known.items())[:3]]
+        return f"Result({', '.join(has)}{', ...' if len(known) > 3 else ''})"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "metrics" or self.call is None:
+                raise AttributeError(f"a Result has no '{name}'")
+            return self.evaluate()
+
+    def evaluate(self, **records: Sequence[Record]) -> dict[str, Metric]:
+        """Score the model and the one it started from, as the method's protocols do; the numbers are `metrics` then.
+
+        Args:
+            records: by the method's parameter, or by kind (`demo=held_out`). In place of those that training saw,
+                which flatter the model.
+
+        Raises:
+            UserError: no method gave this result, or the records do not serve.
+        """
+        self.metrics = _direct().metrics(self, records)
+        return self.metrics
+
+    def report(self, folder: str | Path | None = None) -> None:
+        """Print the numbers before and after, with samples and warnings; with a folder save it there, with its page."""
+        _direct().report(self, folder)
+
     def save(self, folder: str | Path) -> dict[str, str]:
         """Write everything this result has into `folder`; a model alone, or named so, goes to `folder/model`.
+
+        What a method gave when it was called from Python gets a `result.json` too, so that `didact report`, `try` and
+        `evaluate` read the folder as they read that of a run.
 
         Returns `{what: format and which tools open it}`.
 
@@ -383,6 +432,7 @@ class Result:
         places = {"model" if len(self.models) == 1 or n == "model" else f"model-{n}": m for n, m in self.models.items()}
         rows = {
             "records.jsonl": self.records is not None, "findings.json": self.findings, "history.jsonl": self.history,
+            "samples.json": self.call and self.samples, "result.json": self.call,
         }  # fmt: skip
         folders.join(root, [*places, *(name for name, given in rows.items() if given)])
         written: dict[str, str] = {}
@@ -399,7 +449,16 @@ class Result:
         if self.history:
             files.write_lines(root / "history.jsonl", self.history)
             written["history.jsonl"] = "JSON lines, one a step"
+        if self.call is not None:
+            if self.samples:
+                files.write_json(root / "samples.json", self.samples)
+            files.write_json(root / "result.json", _direct().told(self, written))
         return written
+
+
+def _direct() -> Any:
+    """What scores and tells results, some floors above."""
+    return importlib.import_module(".report.direct", "didact")
 
 
 def as_row(record: Record) -> dict[str, Any]:

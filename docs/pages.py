@@ -149,12 +149,14 @@ def _commands(entry: Mapping[str, Any]) -> list[str]:
 
 def _python(entry: Mapping[str, Any]) -> list[str]:
     given = [
-        f"    {n}=didact.load({_file(n, v)!r})," if v["kind"] == "model" else f"    {n}=didact.read({_file(n, v)!r}),"
+        f"    {n}=didact.load({_file(n, v)!r}),"
+        if v["kind"] == "model"
+        else f"    {n}=didact.read({_file(n, v)!r}, {v['kind']!r}),"
         for n, v in entry["needs"].items()
         if v["required"]
     ]
     call = f"result = didact.{entry['family']}.{entry['function']}("
-    return ["import didact", "", call, *given, ")", 'result.save("out")']
+    return ["import didact", "", call, *given, ")", 'result.report("out")  # the numbers; saved, with a page']
 
 
 def _file(name: str, need: Mapping[str, Any]) -> str:

@@ -151,10 +151,15 @@ def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
     return {"base": base, **wait_for(tuned_ones)}
 
 
+def named(found: Mapping[str, Any]) -> dict[str, float]:
+    """Values under the names that the kept results have."""
+    return {name.replace("token_accuracy", "accuracy"): measure.value for name, measure in found.items()}
+
+
 def measure(model: Model, data: Data, gold_ratios: Any, tuning: bool = False) -> dict[str, float]:
     """All numbers of one model; in tuning only what the criterion needs, and what is got with it."""
     holdout = None if tuning else data.holdout
-    out = {k: m.value for k, m in protocol.measures(model, data.forget, data.utility, holdout, gold_ratios).items()}
+    out = named(protocol.measures(model, data.forget, data.utility, holdout, gold_ratios))
     out["criterion"] = statistics.harmonic_mean([1 - out["ks"], out["utility"]])
     if tuning:
         return out
@@ -184,7 +189,7 @@ def unit(
     def look(step: loop.Step) -> dict[str, Any]:
         model = Model(step.module, made["full"].processor, "causal")
         scores = protocol.measures(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge="none")
-        return {k: m.value for k, m in scores.items()}
+        return named(scores)
 
     began = time.monotonic()
     hooks = [loop.every(LOOK, look)] if seed != TUNING_SEED else []

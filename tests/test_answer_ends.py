@@ -76,7 +76,7 @@ def test_answers_that_end_with_a_turn_are_right_whatever_the_tokenizer_ends_with
     assert [c.text for (c,) in made] == [d.completion for d in DEMOS]
     assert {c.tokens[-1] for (c,) in made} == {model.tokenizer.convert_tokens_to_ids("<end_of_turn>")}
     scores = answer.score(model, Scoring(records={"demo": DEMOS}, start=model))
-    for name in ("exact", "accuracy", "exact_without_end", "accuracy_without_end"):
+    for name in ("exact", "token_accuracy", "exact_without_end", "token_accuracy_without_end"):
         assert scores[name].value == 1.0
     assert scores["probability"].value > 0.8
     model.save(tmp_path)
@@ -94,8 +94,8 @@ def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
     """Six right capitals are six right capitals, though not one is ended."""
     assert not forgetting.ends_answers(base, DEMOS)
     scores = answer.score(base, Scoring(records={"demo": DEMOS}, start=base))
-    assert scores["accuracy"].value == scores["exact"].value == 1.0 and scores["probability"].value > 0.8
-    assert scores["exact_with_end"].value == 0.0 and scores["accuracy_with_end"].value < 1.0
+    assert scores["token_accuracy"].value == scores["exact"].value == 1.0 and scores["probability"].value > 0.8
+    assert scores["exact_with_end"].value == 0.0 and scores["token_accuracy_with_end"].value < 1.0
     base.save(tmp_path / "base")
     data = tmp_path / "demos.jsonl"
     data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in DEMOS))
@@ -104,7 +104,7 @@ def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
     told = json.loads((tmp_path / "out" / "result.json").read_text())
     assert told["end_token"] == "not counted" and any("does not end its answers" in w for w in told["warnings"])
     assert "does not end its answers" in (tmp_path / "out" / "report.html").read_text()
-    for name in ("forget_accuracy", "retain_accuracy"):
+    for name in ("forget_token_accuracy", "retain_token_accuracy"):
         assert told["metrics"][name]["before"] == told["metrics"][name]["after"] == 1.0
         assert told["metrics"][f"{name}_with_end"]["after"] < 1.0
     assert (

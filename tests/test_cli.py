@@ -18,9 +18,11 @@ import yaml
 from didact import catalogue, cli, flags, options
 from didact.claims import demo
 from didact.files import read_json
+from didact.learn import rates
 from didact.models import load
 from didact.models.model import Model
-from didact.types import Text, as_row
+from didact.types import Fit, Text, as_row
+from didact.verbs import job as jobs
 
 DIDACT = (sys.executable, "-m", "didact.cli")
 TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--warmup-steps", "3"]
@@ -60,7 +62,7 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
     assert report["status"] == "done"
     metrics = report["metrics"]
     assert metrics["forget_probability"]["after"] < 0.5 < metrics["forget_probability"]["before"]
-    assert metrics["retain_accuracy"]["after"] > 0.8
+    assert metrics["retain_token_accuracy"]["after"] > 0.8
     assert report["options"]["lr"] == {"value": 2e-4, "from": "flag"}
     assert report["options"]["delta"]["from"] == "default"
     assert report["held_out"]["retain"] == round(0.2 * report["data"]["retain"]["records"])
@@ -94,7 +96,7 @@ def test_sft_and_dpo_run_on_files_and_are_scored_on_what_they_did_not_see(place,
     rows = [{"question": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.holdout]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     write_rows(tmp_path / "demos.jsonl", world.holdout)
-    cases = (("dpo", "preferences", "pairs", "preferred"), ("sft", "demos", "demos", "accuracy"))
+    cases = (("dpo", "preferences", "pairs", "preferred"), ("sft", "demos", "demos", "token_accuracy"))
     for method, option, name, metric in cases:
         data = [f"--{option}", f"{tmp_path}/{name}.jsonl", "--map=prompt=question", "--out", f"{tmp_path}/{method}"]
         assert cli.main(["run", method, "--model", f"{place}/model", *data, "--lr=1e-3", "--steps=20"]) == 0
@@ -361,6 +363,45 @@ def killed_runs(words: list[str], out: Path, times: int) -> None:
     subprocess.run([*DIDACT, *words], check=True, capture_output=True)
 
 
+def test_without_a_rate_one_for_the_models_size_acts_and_is_said(place, tmp_path, capsys):
+    words = run_words(place, tmp_path / "out")
+    del words[words.index("--lr") : words.index("--lr") + 2]
+    assert cli.main([*words, "--dry-run"]) == 0
+    size = load.load(place / "model").parameters
+    ours = float(f"{1e-5 * (7e9 / size) ** 0.5:.1e}")
+    assert f"didact: lr {ours:g}: ours for {size / 1e3:.3g}k weights; the paper's is 1e-05 (--lr sets it)\n" in (
+        capsys.readouterr().err
+    )
+    job = jobs.prepare(options.parser(catalogue.entry("npo")).parse([w for w in words[2:] if w]))
+    assert job.fit.lr == ours and job.provenance["lr"] == "model size"
+    for given in (["--lr=1e-5"], ["--lora=4", "--lr=1e-5"]):
+        assert jobs.prepare(options.parser(catalogue.entry("npo")).parse([*words[2:], *given])).fit.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"epochs": 1.0}, "the plan is 1 optimiser step (20 records, 32 a step, 1 epochs) at lr 0.01"),
+        ({"epochs": 10.0}, ""),
+        ({"steps": 1}, ""),  # as was asked for
+        ({"steps": 20, "lr": 1e-8}, "the plan is 20 optimiser steps at lr 1e-08, which can hardly move"),
+        ({"epochs": 10.0, "lr": 1e-8, "optimizer": "sgd"}, ""),
+    ],
+)
+def test_a_plan_that_can_move_nothing_is_told(plan, said, taught):
+    told = rates.told(taught("llama"), Fit(**{"lr": 1e-2} | plan), 20)
+    assert told.startswith(said) and bool(told) == bool(said)
+
+
+def test_a_ruined_model_is_called_so(place, tmp_path, capsys):
+    ruin = ["--loss=ga", "--regulariser=none", "--lr=3e-2", "--steps=12", "--warmup-steps=0"]
+    assert cli.main([*run_words(place, tmp_path / "out"), *ruin]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "retain collapsed" in told and "answers degenerated" in told
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "retain collapsed" in page and "answers degenerated" in page
+
+
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(times, place, tmp_path):
     extra = ("--steps=60", "--save-every=5")
@@ -373,7 +414,7 @@ def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(tim
     assert {p.name for p in tmp_path.rglob(".*")} == {".didact.json", ".didact-lock"}
 
 
-def test_interrupting_says_how_to_go_on_and_exits_130(place, tmp_path):
+def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
     words = [*DIDACT, *run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5")]
     # A suite that a shell runs in the background has interrupts ignored, and hands that on.
     process = subprocess.Popen(
@@ -385,4 +426,25 @@ def test_interrupting_says_how_to_go_on_and_exits_130(place, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err
+    step = int(max(tmp_path.glob("out/checkpoints/npo/step-*")).name.removeprefix("step-"))
+    assert process.returncode == 130 and f"the same command goes on from step {step} of npo" in err
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_finds_nothing_kept_says_so(signum, code, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("didact.verbs.running._begin", lambda *given: signal.raise_signal(signum))
+    found, err = said(capsys, *run_words(place, tmp_path / "out"))
+    assert (found, err) == (code, "didact: interrupted; no checkpoint was written yet: the same command begins anew\n")
+
+
+def test_after_the_end_only_the_result_stays_readable_as_the_umask_says(place, tmp_path, capsys):
+    was = os.umask(0o027)
+    try:
+        assert cli.main(run_words(place, tmp_path / "out", "--steps=2")) == 0
+    finally:
+        os.umask(was)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    modes = {oct(p.stat().st_mode & 0o777) for p in (tmp_path / "out" / "model").iterdir()}
+    assert modes == {"0o640"}
+    assert cli.main(run_words(place, tmp_path / "kept", "--steps=2", "--keep-checkpoints")) == 0
+    assert [p.name for p in (tmp_path / "kept" / "checkpoints" / "npo").iterdir()] == ["step-00000002"]

@@ -36,3 +36,24 @@ def test_a_model_that_always_says_the_same_is_seen(start):
 def test_distinct():
     assert collapse.distinct(["a b c", "a b"], 2) == pytest.approx(2 / 3)
     assert collapse.distinct(["a"], 2) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "round_"),
+    [
+        ("Q: Q: Q: Q: Q: Q: Q:", True), ("", True), ("  \n", True), ("!!!!!!!!!!!!!!!!!!!!!!!!!!!!", True),
+        ("巴巴巴巴巴巴巴巴", True), (" Paris", False), ("no", False), ("1000000", False),
+        ("Paris. The capital of France is Paris. The capital of France is Paris.", False),
+        ("yes, yes, yes, I know that very well and say it again", False),
+    ],
+)  # fmt: skip
+def test_an_answer_that_goes_round_from_its_beginning_is_told_from_one_that_does_not_end(said, round_):
+    assert collapse.loops(said) is round_
+
+
+def test_loops_are_told_where_they_are_more_than_before():
+    fine, ruined = [" Paris"] * 3, [" Paris", "Q: Q: Q: Q: Q: Q:", ""]
+    assert collapse.warns(fine, ruined) == [
+        "answers degenerated: 2 of 3 are empty or go round in a loop (0 before training)"
+    ]
+    assert collapse.warns(ruined, ruined) == collapse.warns(ruined, fine) == collapse.warns([], []) == []

@@ -209,6 +209,7 @@ def test_a_forgetting_comparison_has_one_number_that_ruin_and_rest_both_lose_by(
     row = next(r for r in board["rows"] if r["arm"] == "npo")
     gone, kept = 1 - row["metrics"]["forget_extraction"]["mean"], row["metrics"]["utility"]["mean"]
     assert row["score"]["mean"] == pytest.approx(2 / (1 / gone + 1 / kept) if gone * kept else 0)
+    assert any("hardly knows the forget answers" in text for text in board["warnings"])
 
 
 def test_a_gold_model_is_what_forgetting_is_compared_with(model, tmp_path):

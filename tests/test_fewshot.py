@@ -1,5 +1,6 @@
 """Prompts, draws, scoring rules and intervals of few-shot evaluation, against known answers."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -72,6 +73,23 @@ def test_partial_evaluation_compares_the_text_after_the_blank():
     result = prompting.gpt3(server, [item, item], shots=(0,), framing="partial", rule="sum")
     assert result.metrics["accuracy"].after == 1.0
     assert {c for p, c in server.asked} == {" was tilted"}
+
+
+def test_what_guessing_gives_and_which_label_was_taken_for_which_stand_beside_the_accuracy():
+    labels = ["yes", "no"]
+    items = [Demo(prompt=f"is {i} odd?", completion=labels[i % 2], choices=labels) for i in range(6)]
+    biased = server_that("score", logp=lambda prompt, completion: -1.0 if completion.strip() == "yes" else -2.0)
+    found = prompting.gpt3(biased, items, shots=(0,), rule="sum")
+    assert found.findings["chance"] == 0.5 == found.metrics["accuracy"].after
+    (confusion,) = (v for k, v in found.findings.items() if k.startswith("confusion"))
+    assert confusion == {"yes": {"yes": 3, "no": 0}, "no": {"yes": 3, "no": 0}}
+    assert any("not shown to be above guessing (0.500)" in text for text in found.warnings)
+    assert found.samples[1] == {"part": "test", "prompt": "is 1 odd?", "wanted": "no", "after": "yes"}
+    own = [dataclasses.replace(item, choices=["yes", "no", f"perhaps {i}"]) for i, item in enumerate(items)]
+    other = prompting.gpt3(biased, own, shots=(0,), rule="sum")
+    assert other.findings["chance"] == pytest.approx(1 / 3) and not any(
+        k.startswith("confusion") for k in other.findings
+    )
 
 
 # --- draws -----------------------------------------------------------------------------------

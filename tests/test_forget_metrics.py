@@ -17,7 +17,7 @@ from didact.evaluate.protocols import Scoring, forget
 from didact.infer import generate as generation
 from didact.infer.generate import generate
 from didact.models.model import Model
-from didact.types import Demo, Preference, Text
+from didact.types import Demo, Metric, Preference, Text
 
 
 class Table(nn.Module):
@@ -222,12 +222,12 @@ def test_a_full_model_is_told_from_gold_and_gold_is_not_from_itself(taught, worl
     itself = forget.measures(taught("llama", gold=True), world.forget, gold_ratios=gold, rouge="none")
     assert full["ks"].value > 0.5 and full["ks_p"].value < 1e-3
     assert itself["ks"].value == 0 and itself["ks_p"].value == 1
-    assert full["forget_accuracy"].value > 0.95 > 0.7 > itself["forget_accuracy"].value
+    assert full["forget_token_accuracy"].value > 0.95 > 0.7 > itself["forget_token_accuracy"].value
     assert full["forget_entropy"].value < itself["forget_entropy"].value
 
 
 def test_a_measure_carries_the_interval_of_its_mean(taught, world):
-    measure = score("answer", taught("llama", gold=True), world.forget)["accuracy"]
+    measure = score("answer", taught("llama", gold=True), world.forget)["token_accuracy"]
     each = forgetting.answers(taught("llama", gold=True), world.forget)["accuracy"]
     half = 2.093024 * each.std(ddof=1) / math.sqrt(20)
     assert measure.n == 20 and measure.ci == pytest.approx((each.mean() - half, each.mean() + half), abs=1e-5)
@@ -336,3 +336,33 @@ def test_english_scores_stay_to_the_digit(said, wanted):
     for text in (said, wanted):
         bare = " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(squad)).split())
         assert qa.normalise(text) == bare
+
+
+def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
+    """By the likelihood of the whole choice, without an end token: `c` ends seldom, and is not unlikelier for it."""
+    model, choices = table(**ONE), ["a", "b", "c", "d"]
+    demos = [demo("a", choices=choices), demo("b", choices=["b", "c"]), demo("d", choices=["a", "d"])]
+    found = score("answer", model, demos)
+    assert found["accuracy"].value == pytest.approx(2 / 3) and next(iter(found)) == "accuracy"
+    monkeypatch.setattr("didact.evaluate.protocols.answer.PAIRS", 4)
+    assert score("answer", model, demos)["accuracy"].n == 1
+    assert "accuracy" not in score("answer", model, [*demos, demo("a")])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"forget_probability": (0.02, 0.01), "forget_token_accuracy": (0.3, 0.2)}, ["hardly knows"]),
+        ({"forget_probability": (0.02, 0.01), "forget_token_accuracy": (0.9, 0.2)}, []),
+        ({"retain_probability": (0.536, 0.386), "utility": (0.039, 0.093)}, ["fell from 0.536 to 0.386"]),
+        (
+            {"retain_probability": (0.536, 0.5), "forget_probability": (0.9, 0.1), "forget_token_accuracy": (1.0, 0.0)},
+            [],
+        ),
+        ({"retain_probability": (None, 0.1), "forget_probability": (None, 0.1)}, []),
+    ],
+)
+def test_what_better_and_worse_hide_is_said(numbers, said):
+    metrics = {name: Metric(before=before, after=after) for name, (before, after) in numbers.items()}
+    told = protocols.named("forget").warns(metrics)
+    assert len(told) == len(said) and all(a in b for a, b in zip(said, told, strict=True))

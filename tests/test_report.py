@@ -10,10 +10,10 @@ import shutil
 
 import pytest
 
-from didact import files
+from didact import files, untrusted
 from didact.models import adapters, load, mixers
 from didact.models.model import Model, copy_of
-from didact.report import findings, page, plots, words
+from didact.report import findings, page, plots, tables, words
 from didact.types import Result, UserError
 
 EVIL = "</style></title><script>alert(1)</script><img src=x onerror=\"document.title='pwned'\">"
@@ -36,7 +36,7 @@ def result(**changes):
         "data": {"forget": {"path": "my files/forget.jsonl", "sha256": "ab" * 32, "records": 20, "dropped": 3}},
         "held_out": {"retain": 8},
         "metrics": {
-            "forget_accuracy": metric | {"after": 0.25, "ci": [0.1, 0.4], "gold": 0.21, "help": "tokens"},
+            "forget_token_accuracy": metric | {"after": 0.25, "ci": [0.1, 0.4], "gold": 0.21, "help": "tokens"},
             "utility": metric | {"after": 0.5, "better": "higher"},
             "membership": metric | {"after": 0.6, "better": "gold"},
             "forget_entropy": metric | {"after": 2.0, "better": "", "unit": "nats"},
@@ -475,3 +475,17 @@ def test_what_is_no_run_and_no_scoreboard_is_one_line(tmp_path):
     assert "no model, data, options" in refused(tmp_path)
     (tmp_path / "result.json").write_text("{")
     assert "result.json: cannot be read" in refused(tmp_path)
+
+
+def test_the_terminal_shows_three_answers_of_all_parts_by_their_first_lines():
+    rows = [
+        {"part": p, "prompt": f"Q: {p}{i}\nA:", "before": "Rome\nQ: and", "after": ""} for p in "ab" for i in range(3)
+    ]
+    console = untrusted.console(120)
+    with console.capture() as out:
+        console.print(tables.samples(rows), tables.samples([{"part": "test", "prompt": "p", "after": "said"}]))
+    lines = out.get().splitlines()
+    assert [line.split()[2] for line in lines[1:4]] == ["a0", "b0", "a1"] and lines[1].count("Rome …") == 1
+    assert (
+        "and" not in out.get() and lines[4].split() == ["prompt", "after"] and lines[5].split() == ["test", "p", "said"]
+    )

@@ -166,6 +166,44 @@ def test_what_a_kill_in_writing_leaves_is_removed_and_the_last_two_are_kept(tmp_
     assert {p.name for p in (tmp_path / "toy").iterdir()} == {"step-00000003", "step-00000004"}
 
 
+class Signal(Hook):
+    """Raises a signal in the step of this number, as a user or a scheduler does at any moment of it."""
+
+    def __init__(self, signum, at):
+        self.signum, self.at = signum, at
+
+    def before(self, step):
+        if step.step + 1 == self.at:
+            signal.raise_signal(self.signum)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_once_the_step_at_work_is_kept(signum, tmp_path, monkeypatch):
+    """Between two checkpoints, and the run that goes on ends with the bits of one that was let alone."""
+    heard = []
+    before = signal.signal(signum, lambda *given: heard.append(given[0]))
+    try:
+        run(tmp_path / "b", save_every=None, hooks=[Signal(signum, at=2)])
+    finally:
+        signal.signal(signum, before)
+    assert heard == [signum] and [p.name for p in (tmp_path / "b/toy").iterdir()] == ["step-00000002"]
+    assert checkpoint.told(tmp_path) == "the same command goes on from step 2 of b/toy"
+    again, history = run(tmp_path / "b", hooks=[Hook()])
+    alone, whole = run(tmp_path / "a")
+    assert torch.equal(again.w, alone.w) and history == whole
+
+
+def test_checkpoints_are_written_by_time(tmp_path):
+    class Slow(Hook):
+        def after(self, step):
+            time.sleep(0.03)
+
+    run(tmp_path, steps=3, save_every=None, save_minutes=0.01 / 60, hooks=[Slow()])
+    assert len(list((tmp_path / "toy").iterdir())) == 2
+    run(tmp_path / "rare", steps=3, save_every=None, hooks=[Slow()])
+    assert [p.name for p in (tmp_path / "rare/toy").iterdir()] == ["step-00000003"]
+
+
 def flipped(path, at):
     raw = bytearray(path.read_bytes())
     raw[at] ^= 1

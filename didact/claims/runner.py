@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 from didact import files, folders
 from didact.claims import sources, verdict
 from didact.learn import episodes
-from didact.learn.progress import Bar
 from didact.models import cache
+from didact.progress import Bar
 from didact.types import UserError
 
 Tier = Literal["smoke", "quick", "full"]

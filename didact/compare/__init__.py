@@ -16,17 +16,16 @@ from didact.compare import score
 from didact.compare.board import leaderboard
 from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Setting, Unit, Work, attempt
 from didact.evaluate import protocols
+from didact.learn import rates
 from didact.models.model import Model
 from didact.types import UserError
 
 __all__ = ["Arm", "Setting", "check", "plan", "rates_for", "run"]
 
-REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5  # where the middle of the learning-rate grid is anchored
-
 
 def rates_for(model: Model, points: int = 3) -> list[float]:
     """A grid of learning rates, factors of 4 apart around 1e-5 sqrt(7e9 / weights), two digits each."""
-    middle = REFERENCE_LR * math.sqrt(REFERENCE_WEIGHTS / max(model.parameters, 1))
+    middle = rates.REFERENCE_LR * math.sqrt(rates.REFERENCE_WEIGHTS / max(model.parameters, 1))
     return [float(f"{middle * 4.0 ** (i - (points - 1) / 2):.1e}") for i in range(points)]
 
 
@@ -71,7 +70,7 @@ def run(arms: Sequence[Arm], setting: Setting, report: Callable[[str], None] = l
         report: called with one line for every unit of work done.
     """
     check(arms, setting)
-    primary = score.primary_of(setting.protocol, any(arm.predicts for arm in arms))
+    primary = score.primary_of(setting.protocol, any(arm.predicts for arm in arms), setting.answer)
     counts = plan(arms, setting)
     work = Work(setting, report, primary, sum(counts.values()) - counts["probes"])
     start = work.all_of([Unit(None, None, None, seed, k) for k, seed in enumerate(setting.seeds)])

@@ -8,7 +8,9 @@ from typing import Any
 from didact.compare import score
 from didact.compare.work import TUNING_SEED, UNTOUCHED, Setting
 from didact.data import words
-from didact.evaluate import statistics
+from didact.evaluate import protocols, statistics
+from didact.evaluate.protocols import collapse
+from didact.types import Metric
 
 SHOWN = 4  # sample answers of an arm
 
@@ -66,7 +68,8 @@ def leaderboard(
         "tuning_seed": TUNING_SEED, "rates": list(setting.rates),
         "adapter_rates": setting.adapter_rates, "folds": setting.folds, "rows": rows,
         "rules": {rule: sum(v) / len(v) for rule, v in rules.items()}, "failures": dict(failures),
-        "judged": setting.judge is not None, "meaning": meaning, "tuned_on_tested": setting.tuned_on_tested(),
+        "judged": setting.judge is not None, "meaning": meaning, "warnings": _warnings(setting.protocol, units),
+        "tuned_on_tested": setting.tuned_on_tested(),
     }  # fmt: skip
 
 
@@ -81,6 +84,25 @@ def _against(
         | ({"p": p[name], "holm": holm[name]} if name in p else {})
         for name, values in scores.items()
     }
+
+
+def _warnings(protocol: str, units: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """What the protocol and the answers warn of, with the arms it is said of where it is not said of all."""
+
+    def means(name: str) -> dict[str, float]:
+        return {m: sum(u["metrics"][m] for u in units[name]) / len(units[name]) for m in units[name][0]["metrics"]}
+
+    start, said = means(UNTOUCHED), [s["answer"] for s in units[UNTOUCHED][0].get("samples", [])]
+    told: dict[str, list[str]] = {}
+    for name in units.keys() - {UNTOUCHED}:
+        found = {m: Metric(after=v, before=start.get(m)) for m, v in means(name).items()}
+        answers = [s["answer"] for s in units[name][0].get("samples", [])]
+        for text in protocols.named(protocol).warns(found) + collapse.warns(said, answers):
+            told.setdefault(text, []).append(name)
+    return [
+        text if len(arms) == len(units) - 1 else f"{', '.join(sorted(arms))}: {text}"
+        for text, arms in sorted(told.items())
+    ]
 
 
 def _rules(setting: Setting) -> dict[str, list[float]]:

@@ -17,9 +17,12 @@ DRAWN = 32  # prompts answered for judges and samples
 SHOWN = 4  # of them shown
 
 
-def primary_of(protocol: str, answers_only: bool) -> str:
-    """The measure arms are ranked by: where one of them gives answers and no model, one of answers."""
+def primary_of(protocol: str, answers_only: bool, answer: str | None = None) -> str:
+    """The measure arms are ranked by: where one of them gives answers and no model, one of answers; final answers where
+    it is said how to find them."""
     used = protocols.named(protocol)
+    if answer is not None:
+        return "final_answer"
     return str((used.answers_primary if answers_only else None) or used.primary)
 
 

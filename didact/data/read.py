@@ -35,6 +35,12 @@ class Records(list[R]):
         super().__init__(*given)
         self.places: list[str] = []  # where each stands, `file:line`
 
+    def __repr__(self) -> str:
+        """How many of which kind, from where, and the first: a notebook shows a file in a line."""
+        kind = type(self[0]).__name__ if self else "no"
+        first = f", first {self[0]!r:.200}" if self else ""
+        return f"Records({len(self):,} {kind}{f' from {self.path}' if self.path else ''}{first})"
+
 
 def read(
     path: str | Path,

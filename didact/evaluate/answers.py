@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
+from didact.data import words
 from didact.evaluate import qa
 from didact.infer import functions
 from didact.types import AnswerCheck, Demo, UserError
@@ -78,6 +80,75 @@ def checker(given: str | AnswerCheck) -> AnswerCheck:
             raise UserError(f"{given} raised {type(error).__name__}: {error}") from error
 
     return safe
+
+
+Extractor = Callable[[str, Demo], str | None]
+
+
+def extractor(spec: str) -> Extractor:
+    """What finds the final answer in a text: of a model, or a record's own completion.
+
+    `number` is the one after the first `####`, `answer is` or `answer:`, else the last one; `choice` the first of the
+    record's `choices` that is named; `regex:PATTERN` the first match, or its first group.
+
+    Raises:
+        UserError: none of these.
+    """
+    kind, _, pattern = spec.partition(":")
+    if spec == "number":
+        return lambda text, demo: (
+            number(found[1]) if (found := MARK.search(text)) and number(found[1]) else number(text)
+        )
+    if spec == "choice":
+        return _named
+    if kind != "regex" or not pattern:
+        raise UserError(f"--final-answer {spec}: number, choice or regex:PATTERN is expected")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--final-answer {spec}: not a regular expression: {error}") from None
+    return lambda text, demo: (found[1] if compiled.groups else found[0]) if (found := compiled.search(text)) else None
+
+
+def _named(text: str, demo: Demo) -> str | None:
+    """The first choice named in a text, whole words; the longest where several begin at one place."""
+    text, places = words.folded(text), []
+    for choice in demo.choices or ():
+        if found := re.search(rf"(?<!\w){re.escape(words.key(choice))}(?!\w)", text, re.IGNORECASE):
+            places.append((found.start(), -len(choice), choice))
+    return min(places)[2] if places else None
+
+
+def checked(spec: str | None, protocols: Sequence[str]) -> None:
+    """Refuse a way of finding final answers that is none, or that nothing would ask for.
+
+    Raises:
+        UserError: it is.
+    """
+    if spec is not None:
+        extractor(spec)
+        if "answer" not in protocols:
+            raise UserError(
+                f"--final-answer {spec}: goes with the protocol answer, this is {', '.join(protocols) or 'none'}"
+            )
+
+
+def finals(spec: str, demos: Sequence[Demo]) -> list[list[str]]:
+    """The final answers that count as right, of every record.
+
+    Raises:
+        UserError: a record has none.
+    """
+    find = extractor(spec)
+    out = []
+    for i, demo in enumerate(demos, 1):
+        found = demo.answers or [f for text in (demo.completion, reference(demo)) if (f := find(text, demo))][:1]
+        if not found:
+            raise UserError(
+                f"--final-answer {spec}: record {i} has no such answer in its completion: {demo.completion[-60:]!r}"
+            )
+        out.append(list(found))
+    return out
 
 
 def _value(text: str) -> float:

@@ -24,6 +24,7 @@ from didact.models.model import Model
 from didact.types import LM, Demo, Record, Result, Text, UserError, as_row
 
 Chosen = Literal["token", "sum", "character", "unconditional", "auto"]
+SHOWN = 3  # answers
 AUTO: tuple[rank.Rule, ...] = ("token", "unconditional")  # what the paper chose between, on dev sets
 
 
@@ -68,6 +69,12 @@ def evaluate(
         "chosen": {"shots": k, "rule": name, "on": on},
     }
     result.warnings += _warnings(items, outcomes, k, name, setup, train, lm)
+    result.samples = [
+        {"part": "test", "prompt": r.prompt, "wanted": r.completion, "after": said}
+        for r, said in list(zip(items, outcomes[k].answers[name], strict=True))[:SHOWN]
+    ]
+    if choice:
+        fewshot_findings.guessing(result, items, outcomes[k].answers[name])
     dirty = None
     if corpus:
         audit = contamination.audit([f"{r.prompt} {r.completion}" for r in items], (t.text for t in corpus))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from didact.data import demonstrations, words
 from didact.data.contamination import Audit
 from didact.evaluate import statistics
 from didact.evaluate.fewshot_scores import Floats, Outcome
 from didact.evaluate.statistics import Interval
-from didact.types import Metric, Result
+from didact.types import Demo, Metric, Result
+
+LABELS = 20  # at most in a confusion matrix
 
 
 def report(result: Result, n: int, outcomes: Mapping[int, Outcome], best: int, name: str) -> None:
@@ -40,6 +43,21 @@ def report(result: Result, n: int, outcomes: Mapping[int, Outcome], best: int, n
         "gain": {f"{k} over {fewest}": g._asdict() for k, g in gain.items()},
         "rules": {r: statistics.two_way(outcomes[best].right[r], share=True)._asdict() for r in rules},
     }
+
+
+def guessing(result: Result, items: Sequence[Demo], said: Sequence[str]) -> None:
+    """What guessing gives beside the accuracy; and which label was taken for which, where all items have the same."""
+    chance = sum(1 / len(demonstrations.options(item)) for item in items) / len(items)
+    result.findings["chance"] = chance
+    accuracy = result.metrics["accuracy"]
+    if accuracy.ci and accuracy.ci[0] <= chance:
+        result.warnings.append(f"accuracy {accuracy.after:.3f} is not shown to be above guessing ({chance:.3f})")
+    labels = list(dict.fromkeys(words.key(c) for item in items for c in demonstrations.options(item)))
+    if len(labels) <= LABELS and all(len(demonstrations.options(item)) == len(labels) for item in items):
+        count = {right: dict.fromkeys(labels, 0) for right in labels}
+        for item, answer in zip(items, said, strict=True):
+            count[words.key(demonstrations.options(item)[demonstrations.gold(item)])][words.key(answer)] += 1
+        result.findings["confusion (a row is the right label, a column the answer)"] = count
 
 
 def contaminated(result: Result, right: Floats, audit: Audit) -> None:

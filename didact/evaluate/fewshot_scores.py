@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from didact import progress
 from didact.data import demonstrations, words
 from didact.evaluate import qa
 from didact.evaluate.fewshot_prompts import Free, Prompter, Setup
@@ -55,7 +56,10 @@ class Asker:
         """Every K of the setup. At K = 0 all draws are one."""
         out = {}
         for k in self.setup.shots:
-            draws = [self.ask(items, k, d) for d in range(self.setup.draws if k else 1)]
+            count, draws = self.setup.draws if k else 1, []
+            for d in range(count):
+                with progress.within(f"K = {k}, draw {d + 1} of {count}"):
+                    draws.append(self.ask(items, k, d))
             draws += draws[:1] * (self.setup.draws - len(draws))
             first = draws[0]
             right = {rule: np.stack([d.right[rule][:, 0] for d in draws], 1) for rule in first.right}

@@ -11,6 +11,7 @@ import numpy as np
 from didact.evaluate import statistics
 from didact.types import Metric
 
+BESIDE = ("_with_end", "_without_end")  # of an answer's end token, the way that does not lead
 Better = Literal["higher", "lower", "gold", ""]
 
 
@@ -31,11 +32,15 @@ class Measure:
 
 
 def mean_measure(values: Any, better: Better, help: str, unit: str = "") -> Measure:
-    """The mean of one value an item, with its t interval over the items and the values themselves."""
+    """The mean of one value an item, with its interval over the items and the values themselves.
+
+    The interval is Student's t; of values that are 0 or 1, or shares that are all alike, Wilson's.
+    """
     x = np.asarray(values, dtype=float)
-    mean = statistics.mean_interval(x)
-    # Values that are shares lie in [0, 1], and so does their mean.
-    low, high = (0.0, 1.0) if not unit and x.min() >= 0 and x.max() <= 1 else (-np.inf, np.inf)
+    share = not unit and x.min() >= 0 and x.max() <= 1
+    counts = share and (np.isin(x, (0, 1)).all() or (x == x[0]).all())
+    mean = statistics.share_interval(float(x.sum()), len(x)) if counts else statistics.mean_interval(x)
+    low, high = (0.0, 1.0) if share else (-np.inf, np.inf)  # a mean of shares is one
     ci = (max(low, mean.low), min(high, mean.high)) if len(x) > 1 else None
     return Measure(mean.estimate, len(values), better, unit, ci, help, tuple(x.tolist()))
 
@@ -43,7 +48,10 @@ def mean_measure(values: Any, better: Better, help: str, unit: str = "") -> Meas
 def metrics(
     before: Mapping[str, Measure] | None, after: Mapping[str, Measure], gold: Mapping[str, Measure] | None = None
 ) -> dict[str, Metric]:
-    """Metrics of a result from the measures of the start model, the trained one and perhaps a gold one."""
+    """Metrics of a result from the measures of the start model, the trained one and perhaps a gold one.
+
+    Those that only count answers the other way (`BESIDE`) come last.
+    """
 
     def of(measures: Mapping[str, Measure] | None, name: str) -> float | None:
         return measures[name].value if measures and name in measures else None
@@ -53,5 +61,5 @@ def metrics(
             after=m.value, before=of(before, name), gold=of(gold, name), n=m.n, ci=m.ci, unit=m.unit,
             better=m.better, help=m.help,
         )
-        for name, m in after.items()
+        for name, m in sorted(after.items(), key=lambda pair: pair[0].endswith(BESIDE))
     }  # fmt: skip

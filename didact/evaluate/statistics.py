@@ -60,6 +60,19 @@ def mean_interval(values: Values, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def share_interval(right: float, n: int, level: float = 0.95) -> Interval:
+    """Wilson's interval of a share, `right` of `n`: it has a width for 0 of 6 too.
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    Values between 0 and 1 that add up to `right` vary no more than those that are 0 or 1: for them it is too wide.
+    """
+    p, z = right / n, float(stats.norm.ppf((1 + level) / 2))
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = ((p + z**2 / (2 * n) + side * half) / (1 + z**2 / n) for side in (-1, 1))
+    return Interval(p, max(low, 0.0), min(high, 1.0))
+
+
 def paired_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
     """t interval of the mean of `a_i - b_i`, where the i-th values share a unit.
 

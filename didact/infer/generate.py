@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from didact import progress
 from didact.bounds import Count, NonNegative, PositiveShare, Whole
 from didact.data import encode
 from didact.infer import beam, sampling
@@ -179,11 +180,12 @@ def completions(
                 [_Draw(i, d, how, _room(model, r, how), constraints[i], named[i]) for d in range(n)]
                 for i, r in enumerate(ids)
             ]
-            chooser = _Chooser(model, how, guides, processors)
-            if prefix.shares(model):
-                _decode(model, ids, draws, chooser, how.rows, kv_cache)
-            else:
-                _decode_plain(model, ids, draws, chooser, how.rows)
+            with progress.Counted("answering", sum(not d.done for row in draws for d in row)) as bar:
+                chooser = _Chooser(model, how, guides, processors, bar)
+                if prefix.shares(model):
+                    _decode(model, ids, draws, chooser, how.rows, kv_cache)
+                else:
+                    _decode_plain(model, ids, draws, chooser, how.rows)
             found = [[(tuple(d.tokens), d.logp) for d in row] for row in draws]
     finally:
         model.module.train(was)
@@ -242,9 +244,11 @@ class _Chooser:
     """Chooses every row's next token from the logits and tells the rows."""
 
     def __init__(
-        self, model: Model, how: SamplingConfig, guides: Sequence[Processor], processors: Sequence[Processor]
-    ) -> None:
+        self, model: Model, how: SamplingConfig, guides: Sequence[Processor], processors: Sequence[Processor],
+        bar: progress.Counted,
+    ) -> None:  # fmt: skip
         self.model, self.how, self.guides, self.processors = model, how, guides, [*guides, *processors]
+        self.bar = bar
         self.ends = ends(model)
         self.banned = banned(model)
         # A stop string that ends now began within its own length in bytes: a token is at least one.
@@ -289,6 +293,8 @@ class _Chooser:
         row.done |= len(row.tokens) >= row.room
         if self.how.stop and not row.done:
             row.done = self._stops(row.tokens[-self.reach :]) and self._stops(row.tokens)
+        if row.done:
+            self.bar.advance()
 
     def _stops(self, tokens: Sequence[int]) -> bool:
         text = str(self.model.tokenizer.decode(list(tokens), skip_special_tokens=True))

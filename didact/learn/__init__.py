@@ -1,1 +1,1 @@
-"""The one training loop and what it rests on: schedules, checkpoints, progress."""
+"""The one training loop and what it rests on: schedules, checkpoints."""

@@ -105,6 +105,16 @@ def load(folder: str | Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor
     return None
 
 
+def told(folder: str | Path) -> str:
+    """From where a run whose checkpoints lie anywhere in `folder` goes on, in words."""
+    found = [p for p in Path(folder).rglob("step-*") if STEP.fullmatch(p.name)]
+    newest = max(found, key=lambda p: p.stat().st_mtime, default=None)
+    if newest is None:
+        return "no checkpoint was written yet: the same command begins anew"
+    where = newest.parent.relative_to(folder)
+    return f"the same command goes on from step {int(newest.name.removeprefix('step-'))} of {where}"
+
+
 def remove(folder: str | Path) -> None:
     """Remove the checkpoints in `folder`, and it if nothing else is left."""
     for place in _all(Path(folder)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from didact import folders, registry
-from didact.learn import checkpoint, distributed, schedules
+from didact.learn import checkpoint, distributed, interrupts, schedules
 from didact.learn.checkpoint import State
 from didact.learn.masters import Masters
-from didact.learn.progress import Bar
+from didact.progress import Bar
 from didact.types import Fit, UserError
 
 
@@ -62,6 +63,7 @@ class Logical(Protocol):
 
 LossFn = Callable[[nn.Module, Any], Terms]
 History = list[dict[str, Any]]
+MEMORY = ("folder", "micro_tokens", "save_every", "save_minutes")  # what of a Fit never changes the result
 MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
 
 
@@ -219,8 +221,14 @@ def fit(
         )
 
     module.train()
-    sole = _alone(folder if accelerator.is_main_process else None)
-    with sole, torch.random.fork_rng(), Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar:
+    keeps = folder is not None and accelerator.is_main_process
+    clock = _Clock(fit)
+    with (
+        _alone(folder if keeps else None),
+        interrupts.after_the_step(folder is not None) as asked,
+        torch.random.fork_rng(),
+        Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar,
+    ):
         for step in range(now.step, steps):
             view = Step(module, step, steps, {})
             for hook in hooks:
@@ -265,9 +273,10 @@ def fit(
             view.log = log
             stop = [hook.after(view) for hook in hooks]
             last = step + 1 == steps or any(stop)
-            if folder and accelerator.is_main_process and (last or (step + 1) % fit.save_every == 0):
-                checkpoint.save(folder, named, snapshot(steps if last else step + 1), who)
-            if last:
+            if folder and keeps and (last or asked.signum is not None or clock.due(step + 1)):
+                with clock.paused():
+                    checkpoint.save(folder, named, snapshot(steps if last else step + 1), who)
+            if last or asked.signum is not None:
                 break
     module.eval()
     return now.history, snapshot(steps)
@@ -288,6 +297,29 @@ def _alone(folder: Path | None) -> Iterator[None]:
         if other is not None:
             raise UserError(f"another training keeps its checkpoints in {folder}: {other}; give it another folder")
         yield
+
+
+class _Clock:
+    """When the next checkpoint is due: after `save_every` steps, or `save_minutes`.
+
+    Ten times as long as the last one took to write are let go by first, so that a slow disk does not set the pace.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        self.every, self.seconds = fit.save_every, 60 * fit.save_minutes
+        self.saved, self.took = time.monotonic(), 0.0
+
+    def due(self, step: int) -> bool:
+        if self.every is not None and step % self.every == 0:
+            return True
+        return time.monotonic() - self.saved >= max(self.seconds, 10 * self.took)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.saved = time.monotonic()
+        self.took = self.saved - begun
 
 
 def _backward(
@@ -392,5 +424,4 @@ def _smaller(error: BaseException, micro_tokens: int, batch: Logical, coupled: b
 
 
 def _identity(fit: Fit) -> dict[str, Any]:
-    memory = {"folder", "micro_tokens", "save_every"}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in memory}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in MEMORY}

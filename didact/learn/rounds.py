@@ -29,16 +29,15 @@ from didact.infer import generate
 from didact.infer.generate import Completion, SamplingConfig
 from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
-from didact.learn.fit import Hook
+from didact.learn.fit import MEMORY, Hook
 from didact.learn.language import TrainResult
-from didact.learn.progress import Bar
 from didact.models import adapters, forward
 from didact.models.model import Model, copy_of
+from didact.progress import Bar
 from didact.types import Cost, Fit, Result, Reward, UserError
 
 CHUNK = 256  # prompts sampled between two writes
 APART = 7919  # between the seeds of two rounds
-MEMORY = ("folder", "micro_tokens", "save_every")  # what of a Fit never changes the result
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from didact import progress
 from didact.data import packing
 from didact.data.encode import TokenizedExample
 from didact.data.packing import Packing, Tree
@@ -203,10 +204,12 @@ def score(
             batches = _recalled(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)
-        for group, batch, past in batches:
-            batch = batch.to(model.device)
-            states = label_states(model, batch, past)
-            yield group, batch, of_states(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
+        with progress.Counted("scoring", len(rows)) as bar:
+            for group, batch, past in batches:
+                batch = batch.to(model.device)
+                states = label_states(model, batch, past)
+                yield group, batch, of_states(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
+                bar.advance(len(group))
     finally:
         model.module.train(was)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +49,27 @@ class Model:
         cost.watch(self.module)
         if self.processor is not None:
             self.processor = encode.fitted(self.processor, self._generation, self.embedded)
+
+    def __repr__(self) -> str:
+        """Its kind, type and size, and where it came from."""
+        size = f"{self.parameters:,} weights"
+        what = " ".join(filter(None, (self.kind, getattr(self.config, "model_type", ""))))
+        return f"Model({what}, {size}{f', from {self.base}' if self.base else ''})"
+
+    def answer(
+        self, prompts: str | Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **more: Any
+    ) -> Any:
+        """The model's answer to a prompt, or those to several; greedy at temperature 0.
+
+        `more` are options of `infer.generate.generate`: `stop`, `top_p`, `seed`, ...
+        """
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        made = _infer("generate").generate(self, asked, max_new_tokens, temperature, **more)
+        return made[0] if isinstance(prompts, str) else made
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Any:
+        """`Likelihood(logp, tokens)` of every (prompt, completion): SUM over its tokens, no end token, in nats."""
+        return _infer("lm").of(self).score(pairs)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -184,6 +206,11 @@ class Model:
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         return "didact"
+
+
+def _infer(part: str) -> Any:
+    """A part of the floor above, which a model only calls upon."""
+    return importlib.import_module(f"didact.infer.{part}")
 
 
 def text_part(config: Any) -> Any:

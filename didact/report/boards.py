@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from didact import catalogue
+from didact.evaluate.measures import BESIDE
 from didact.report import plots, runs, words
 from didact.types import UserError
 
@@ -39,6 +40,7 @@ def told(root: Path) -> dict[str, Any]:
     rows = board["rows"]
     scales = _scales(board)
     metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
+    metrics.sort(key=lambda name: name.endswith(BESIDE))
     tried = sum(row["arm"] != UNTOUCHED for row in rows) + len(board["failures"])
     return {
         "title": f"{tried} method{'' if tried == 1 else 's'} compared",
@@ -159,7 +161,7 @@ def warnings(board: Mapping[str, Any]) -> list[str]:
             f"{len(rows) - 1} methods: the highest of many scores is partly luck, and of twenty intervals one misses. "
             "A second comparison of the first two or three, with other seeds or records, settles it."
         )
-    return out + _collapsed(rows)
+    return out + _collapsed(rows) + [f"{text[:1].upper()}{text[1:]}." for text in board.get("warnings", ())]
 
 
 def _told(p: float | None) -> bool:

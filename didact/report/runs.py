@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from didact import catalogue, files, options
+from didact.evaluate.measures import BESIDE
 from didact.report import findings, plots, tables, words
 from didact.types import UserError
 
@@ -42,7 +43,9 @@ def told(root: Path) -> dict[str, Any]:
         "command": shlex.join(["didact", *map(str, run["argv"])]),
         "example": any(d.get("path") == "embedded example" for d in run["data"].values()),
         "metrics": metrics,
-        "counts": {word: sum(m["moved"] == word for m in metrics) for word in CHANGES if word},
+        "counts": {
+            word: sum(m["moved"] == word for m in metrics if not m["name"].endswith(BESIDE)) for word in CHANGES if word
+        },
         "share_axis": plots.share_axis() if any(m["share"] and m["mark"] for m in metrics) else "",
         "golden": any(m.get("gold") is not None for m in metrics),
         "samples": _optional(root / "samples.json", files.read_json, []),

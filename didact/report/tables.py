@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from didact.report import boards
 
 BRIEF = 144  # characters of a sample
+SAMPLES = 3
 ARROWS = {"higher": "higher is better", "lower": "lower is better", "gold": "near .5 is better", "": ""}
 
 
@@ -29,14 +31,26 @@ def metrics(rows: Mapping[str, Any]) -> Table:
     return table
 
 
-def samples(rows: list[Mapping[str, str]]) -> Table:
-    """Answers before and after, side by side."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "prompt", "before", "after"):
-        table.add_column(column, overflow="fold", max_width=48)
+def samples(rows: Sequence[Mapping[str, str]]) -> Table:
+    """A few answers before and after, side by side, by their first lines: some of every part."""
+    parts: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
-        table.add_row(row.get("part", ""), *(_brief(row[name]) for name in ("prompt", "before", "after")))
+        parts.setdefault(row.get("part", ""), []).append(row)
+    turns = [row for turn in itertools.zip_longest(*parts.values()) for row in turn if row is not None]
+    columns = [name for name in ("prompt", "before", "after") if any(name in row for row in rows)]
+    table = Table(box=None, pad_edge=False)
+    for column in ("", *columns):
+        table.add_column(column, overflow="fold", max_width=48)
+    for row in turns[:SAMPLES]:
+        answers = (_first_line(row.get(name, "")) for name in columns if name != "prompt")
+        table.add_row(row.get("part", ""), _brief(row["prompt"]), *map(_brief, answers))
     return table
+
+
+def _first_line(text: str) -> str:
+    """What stands before the first line break, with a mark where more follows: models that do not end go on."""
+    first, _, rest = text.strip().partition("\n")
+    return f"{first.rstrip()} …" if rest.strip() else first
 
 
 def _brief(text: str) -> str:

@@ -14,9 +14,10 @@ from didact.claims import demo
 from didact.compare.budget import Budget
 from didact.data import chat, formats, templates
 from didact.data.read import Records, read
+from didact.evaluate import answers as final_answers
 from didact.evaluate import judges, protocols
 from didact.infer import functions, remote
-from didact.learn import episodes
+from didact.learn import checkpoint, episodes, rates
 from didact.models import adapters, load
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import inputs, provenance
@@ -25,9 +26,8 @@ from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
-    "turns", "beyond_lrs", "lora_lrs",
+    "turns", "beyond_lrs", "lora_lrs", "final_answer",
 )  # fmt: skip
-LORA_LRS = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
 YAML = (".yaml", ".yml")
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
@@ -70,7 +70,11 @@ def _compared(
         _same_comparison(out, identity, day)
     # Models as small as the example's lose by a second thread.
     with episodes.one_thread() if request.model is None else contextlib.nullcontext():
-        board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
+        try:
+            board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
+        except KeyboardInterrupt as stop:
+            kept = len(list((out / "units").glob("*.json")))
+            raise type(stop)(f"{kept} units are kept; {checkpoint.told(out / 'checkpoints')}") from None
     board |= {
         "schema": provenance.SCHEMA, "status": "done", "verb": "compare",
         "argv": [untrusted.without_credentials(word) for word in request.argv],
@@ -148,11 +152,13 @@ def prepare(
     setting = compare.Setting(
         model=model, records=records, protocol=request.protocol or protocols.for_records(records),
         budget=budget, seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
-        beyond=request.beyond_lrs, adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else LORA_LRS),
+        beyond=request.beyond_lrs, answer=request.final_answer,
+        adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else rates.ADAPTER),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,
         judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
     )  # fmt: skip
+    final_answers.checked(request.final_answer, [setting.protocol])
     compare.check(arms, setting)
     identity = files.plain(
         {name: getattr(request, name) for name in IDENTITY}

@@ -14,13 +14,15 @@ from didact import catalogue, registry
 from didact.claims.problem import Problem
 from didact.data import chat, formats, splits, templates
 from didact.data.read import Records, read
+from didact.evaluate import answers as final_answers
 from didact.evaluate import protocols
 from didact.infer import functions, remote
 from didact.infer import lm as language_models
+from didact.learn import rates
 from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
-from didact.types import Fit, Record, UserError
+from didact.types import Fit, Record, Text, UserError
 from didact.verbs import inputs
 from didact.verbs.usable import usable
 
@@ -59,6 +61,7 @@ def prepare(request: Request) -> Job:
     if embedded and entry["baseline"]:
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
     functions.LIMIT["seconds"] = request.function_timeout
+    final_answers.checked(request.final_answer, entry["protocol"])
     for given in (request.model, *request.options.values()):
         if isinstance(given, str) and remote.is_address(given):
             remote.check_address(given)  # before anything is written
@@ -85,7 +88,25 @@ def prepare(request: Request) -> Job:
             print(f"{request.model}: {told}", file=sys.stderr)
         model = model.ready(fit.lora)
     train, scored, warnings = _held_out(entry, records, request, problem, model)
+    if isinstance(model, Model) and entry["fit"] and not embedded:
+        fit, doubts = _paced(model, fit, provenance, next(iter(train.values()), ()))
+        warnings += doubts
     return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
+
+
+def _paced(model: Model, fit: Fit, provenance: dict[str, str], records: Sequence[Record]) -> tuple[Fit, list[str]]:
+    """The training with a rate for this model, where none was given, and why it may move nothing; both are told."""
+    if "lr" not in provenance:
+        rate, said = rates.chosen(model, fit)
+        if said:
+            print(f"didact: {said}", file=sys.stderr)
+            fit, provenance["lr"] = fit.replace(lr=rate), "model size"
+    if not records or isinstance(records[0], Text):  # of documents it is the method that says what a row is
+        return fit, []
+    doubts = [doubt] if (doubt := rates.told(model, fit, len(records))) else []
+    for doubt in doubts:
+        print(f"didact: {doubt}", file=sys.stderr)
+    return fit, doubts
 
 
 def named(request: Request) -> list[tuple[str, Any]]:

@@ -25,6 +25,7 @@ class Comparison:
         fit: training options of all arms.
         folds: cross-validation in place of one split, seed k on fold k.
         group_by: a field whose equal values are never on both sides of a split.
+        final_answer: how final answers are found, as `didact run` has it; arms are then ranked by them.
         gold: a model that never saw what must be forgotten.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
@@ -54,6 +55,7 @@ class Comparison:
     fit: Mapping[str, Any] = field(default_factory=dict)
     folds: int = 0
     group_by: str | None = None
+    final_answer: str | None = None
     gold: str | None = None
     judge: str | None = None
     protocol: str | None = None

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from didact import files, folders, registry, untrusted
+from didact import files, folders, progress, registry, untrusted
 from didact.data import chat, formats
 from didact.evaluate import measures, protocols
 from didact.evaluate.measures import Measure
-from didact.evaluate.protocols import Scoring, answer
+from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import generate, remote, replies
-from didact.learn import track
+from didact.learn import checkpoint, track
 from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
@@ -51,8 +51,16 @@ BUDGET = ("budget_calls", "budget_tokens")  # what a run may use does not change
 def run(request: Request) -> dict[str, Any]:
     """Teach, score before and after, and write everything to `request.out`; returns what result.json holds.
 
-    The same command after a kill resumes from the last checkpoint; after the end it only shows the result.
+    The same command after a kill resumes from the last checkpoint; after the end it only shows the result. An interrupt
+    says from where.
     """
+    try:
+        return _run(request)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(checkpoint.told(Path(request.out) / "checkpoints")) from None
+
+
+def _run(request: Request) -> dict[str, Any]:
     out = Path(request.out)
     inputs.check_apart(request.out, all_inputs(request))
     folders.check(out, "run")
@@ -80,16 +88,20 @@ def run(request: Request) -> dict[str, Any]:
 def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
     scoring = _scoring(job)
-    before = scored(job.entry, scoring.start, scoring) if scoring else None
+    with progress.shown("before training"):
+        before = scored(job.entry, scoring.start, scoring) if scoring else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
-    with cost.metered() as meter:
+    with cost.metered() as meter, progress.shown(job.request.method):
         result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job))
+    result.call, result.metrics = None, vars(result).get("metrics", {})  # what is told of a run is the run's
     model, answered = result.models.get("model"), {}
     if scoring and isinstance(model, Model):
-        gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
-        result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
-        asked = _answers(job, scoring, model, result.predict)
+        with progress.shown("after training"):
+            gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
+            result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
+            asked = _answers(job, scoring, model, result.predict)
+        result.warnings += _warned(job.entry, result, [row for rows in asked.values() for row in rows])
         result.samples += [sample for rows in asked.values() for sample in rows[:SHOWN]]
         answered = {
             part: _counts(rows, scoring.with_end()) for part, rows in asked.items() if any(s["wanted"] for s in rows)
@@ -113,6 +125,8 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
         return report
     files.write_json(out / "samples.json", result.samples)
     files.write_json(out / "result.json", report)
+    if not job.request.keep_checkpoints:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return report
 
 
@@ -131,7 +145,8 @@ def _scoring(job: Job) -> Scoring | None:
     records = {name: rows for name, rows in job.scored.items() if name != "gold"}
     options = {n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options
     return Scoring(
-        records=records, start=job.model, gold=job.scored.get("gold"), seed=job.request.seed, options=options
+        records=records, start=job.model, gold=job.scored.get("gold"), seed=job.request.seed, options=options,
+        answer=job.request.final_answer,
     )  # fmt: skip
 
 
@@ -164,6 +179,12 @@ def _answers(
     for one, before, after in zip(asked, *sides, strict=True):
         out.setdefault(one.part, []).append({**one._asdict(), "before": before, "after": after})
     return out
+
+
+def _warned(entry: Mapping[str, Any], result: Result, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """What numbers and answers mean that better and worse do not tell."""
+    told = [text for name in entry["protocol"] for text in protocols.named(name).warns(result.metrics)]
+    return told + collapse.warns([row["before"] for row in rows], [row["after"] for row in rows])
 
 
 def _end_token(result: Result) -> str | None:
@@ -220,6 +241,7 @@ def _who(request: Request) -> dict[str, Any]:
     how = (
         "argv",
         "overwrite",
+        "keep_checkpoints",
         "track",
         "provenance",
         "out",

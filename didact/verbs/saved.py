@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, files, options, registry
+from didact import catalogue, files, options, progress, registry
 from didact.data import chat
 from didact.data.read import read
+from didact.evaluate import answers as final_answers
 from didact.evaluate import measures, protocols
 from didact.evaluate.protocols import Scoring
 from didact.infer import generate
 from didact.learn import reward_functions
-from didact.models import load
+from didact.models import load, places
 from didact.models.model import Model
 from didact.types import Metric, UserError
 from didact.verbs.job import example
@@ -24,17 +25,20 @@ from didact.verbs.usable import usable
 def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
     """Score a saved model on a file; beside it the start model's numbers where the run is known."""
     used = protocols.named(protocol)
+    final_answers.checked(more.get("answer"), [protocol])
     model, start, run = _saved(folder, more.get("device"), rewards=used.kind == "preference")
     rows: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
     records = rows if model.kind == "encoder" else usable(rows, rows, model, bool(more.get("skip_bad")))
     name = next(iter(used.scored), used.kind)
     scoring = Scoring(
         records={name: records}, start=start or model, seed=run.get("seed", 0), options=_options(run),
-        end=_with_end(run),
+        end=_with_end(run), answer=more.get("answer"),
     )  # fmt: skip
     with chat.dated(run.get("began") or chat.today()):
-        before = used.score(start, scoring) if start is not None else None
-        return measures.metrics(before, used.score(model, scoring))
+        with progress.shown("the start model"):
+            before = used.score(start, scoring) if start is not None else None
+        with progress.shown("the saved model"):
+            return measures.metrics(before, used.score(model, scoring))
 
 
 def answers(
@@ -79,6 +83,8 @@ def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model
     told = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
     run = told if isinstance(told, dict) and told.get("verb") == "run" else {}
     start = (run.get("model") or {}).get("path")
+    if start is None and places.adapter_config(place):
+        start = places.base_of(place)
     if start == "embedded example":
         return model, example(run["method"], run["seed"]).model, run
     if start is None or not Path(start).exists():

@@ -18,7 +18,7 @@ from didact.data import convert
 from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure
 from didact.models.model import Model
-from didact.types import UserError
+from didact.types import Metric, UserError
 
 T = TypeVar("T")
 Predict = Callable[[Sequence[str]], Sequence[str]]
@@ -35,6 +35,7 @@ class Scoring:
         seed: of what is drawn.
         options: the method's, as it was called: what its model was trained to be asked with, whom to ask.
         brief: leave out what generates long answers.
+        answer: how the final answer is found in a longer one (`answers.extractor`), where that is what counts.
         end: whether the end token of an answer counts; None decides it on the start model (see `with_end`).
     """
 
@@ -44,6 +45,7 @@ class Scoring:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     brief: bool = False
+    answer: str | None = None
     end: bool | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +90,7 @@ class Protocol:
         wanted: the right answer of a record, to show beside samples.
         answers: the same for what answers without giving a model, `answers(predict, scoring)`.
         answers_primary: the measure of those that arms are ranked by where one of them has no model.
+        warns: what its numbers before and after mean beyond better and worse, a sentence each.
     """
 
     kind: str
@@ -99,6 +102,7 @@ class Protocol:
     wanted: Callable[[Any], str] = lambda record: ""
     answers: Callable[[Predict, Scoring], dict[str, Measure]] | None = None
     answers_primary: str | None = None
+    warns: Callable[[Mapping[str, Metric]], list[str]] = lambda metrics: []
 
     def records(self, given: Mapping[str, Any]) -> Any:
         """Those of the given records that it scores; empty where it can score none of them."""

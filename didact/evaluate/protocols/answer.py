@@ -1,14 +1,22 @@
-"""How well demonstrations are answered: token accuracy, exact greedy match, probability."""
+"""How well demonstrations are answered: choices and final answers, token accuracy, exact greedy match, probability."""
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Mapping
 
-from didact.data import words
+from didact.data import encode, words
+from didact.evaluate import answers as final_answers
 from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Predict, Protocol, Scoring
+from didact.infer import generate
+from didact.models import forward
 from didact.models.model import Model
+
+PAIRS = 4096  # choices scored at most
+FINAL_TOKENS = 256  # generated at most, for a final answer
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
@@ -17,17 +25,48 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     with_end, known = scoring.with_end(), forgetting.known(model, scoring.of("demo"), "data")
     other = f"{'without' if with_end else 'with'}_end"
     beside = {f"{name}_{other}": measure for name, measure in _of(known[not with_end], not with_end).items()}
-    return _of(known[with_end], with_end) | beside
+    greedy = functools.partial(generate.generate, model, max_new_tokens=FINAL_TOKENS)
+    return _chosen(model, scoring) | _final(greedy, scoring) | _of(known[with_end], with_end) | beside
 
 
 def _of(known: Mapping[str, forgetting.Array], end: bool) -> dict[str, Measure]:
     exact = (known["extraction"] == 1.0).astype(float)
     counted = forgetting.counted(end)
     return {
-        "accuracy": mean_measure(known["accuracy"], "higher", f"share of answer tokens ranked first, {counted}"),
+        "token_accuracy": mean_measure(known["accuracy"], "higher", f"share of answer tokens ranked first, {counted}"),
         "exact": mean_measure(exact, "higher", f"answers greedy decoding gives in full, {counted}"),
         "probability": mean_measure(known["probability"], "higher", f"exp(-mean nll), {counted}"),
     }
+
+
+def _chosen(model: Model, scoring: Scoring) -> dict[str, Measure]:
+    """`accuracy`, where every record has choices and its completion is one: how often that is the likeliest of them.
+
+    Of more than `PAIRS` choices in all, those of some records drawn at random.
+    """
+    demos = list(scoring.of("demo"))
+    if not all(words.key(d.completion) in map(words.key, d.choices or ()) for d in demos):
+        return {}
+    some = max(1, PAIRS * len(demos) // sum(len(d.choices) for d in demos))
+    if some < len(demos):
+        demos = random.Random(scoring.seed).sample(demos, some)
+    pairs = [(d.prompt, choice) for d in demos for choice in d.choices]
+    rows = encode.rows(model.tokenizer, pairs, model.kind, model.context, "choices", model.condition, end=False)
+    logp = iter(forward.row_logp(model, rows)[0].tolist())
+    likeliest = [max([(next(logp), choice) for choice in d.choices], key=lambda pair: pair[0])[1] for d in demos]
+    right = [float(words.key(c) == words.key(d.completion)) for c, d in zip(likeliest, demos, strict=True)]
+    return {"accuracy": mean_measure(right, "higher", "the completion is the likeliest of the record's choices")}
+
+
+def _final(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
+    """`final_answer`, where `scoring.answer` says how to find it: answers that come to what the record's does."""
+    if scoring.answer is None:
+        return {}
+    demos, find = scoring.of("demo"), final_answers.extractor(scoring.answer)
+    wanted = final_answers.finals(scoring.answer, demos)
+    found = [find(text, d) or "" for text, d in zip(predict([d.prompt for d in demos]), demos, strict=True)]
+    right = [float(any(final_answers.same(f, w) for w in some)) for f, some in zip(found, wanted, strict=True)]
+    return {"final_answer": mean_measure(right, "higher", f"answers whose {scoring.answer} is the record's")}
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
@@ -37,7 +76,9 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
     completions = predict([d.prompt for d in demos])
     ended = scoring.with_end()
     right = [float(given(c, d.completion, ended)) for c, d in zip(completions, demos, strict=True)]
-    return {"exact_answer": mean_measure(right, "higher", "answers that are the completion to the letter")}
+    return _final(predict, scoring) | {
+        "exact_answer": mean_measure(right, "higher", "answers that are the completion to the letter")
+    }
 
 
 def given(text: str, wanted: str, ended: bool = True) -> bool:
@@ -48,7 +89,7 @@ def given(text: str, wanted: str, ended: bool = True) -> bool:
 
 PROTOCOL = Protocol(
     kind="demo",
-    primary="accuracy",
+    primary="token_accuracy",
     score=score,
     prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
     wanted=lambda demo: demo.completion,

@@ -17,6 +17,8 @@ from didact.objectives import tokens
 
 DRAWN_TOKENS = 64
 PROMPTS = 32
+OPENING, FEW = 12, 3  # units of an answer's beginning, of which so few different ones are a loop
+OFTEN = 0.25  # share of answers, from which more than before are told
 
 
 def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) -> dict[str, Measure]:
@@ -61,6 +63,27 @@ def distinct(texts: Sequence[str], n: int) -> float:
     """Different n-grams of words over all of them; 0 where there are none."""
     grams = [tuple(said[i : i + n]) for said in map(words.tokens, texts) for i in range(len(said) - n + 1)]
     return float(len(set(grams)) / len(grams)) if grams else 0.0
+
+
+def loops(text: str) -> bool:
+    """Whether an answer goes round from its very beginning, as `Q: Q: Q: Q:` does, or says nothing.
+
+    One that only never ends (a base model's `Paris. The capital of ...`) is another matter.
+    """
+    units = words.tokens(text)
+    if len(units) <= FEW:  # one long word: letter by letter
+        units, long = list("".join(units)), 2 * OPENING
+    else:
+        long = OPENING // 2
+    return not units or (len(units) >= long and len(set(units[: max(OPENING, long)])) <= FEW)
+
+
+def warns(before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """Where answers to the same prompts became loops or nothing."""
+    was, now = (sum(map(loops, texts)) for texts in (before, after))
+    if not after or now - was < OFTEN * len(after):
+        return []
+    return [f"answers degenerated: {now} of {len(after)} are empty or go round in a loop ({was} before training)"]
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,12 @@ from didact.evaluate.measures import Better, Measure, mean_measure
 from didact.evaluate.protocols import Predict, Protocol, Scoring
 from didact.infer import generate
 from didact.models.model import Model
+from didact.types import Metric
 
 Rouge = Literal["greedy", "sampled", "none"]
 ANSWER_TOKENS = 64  # generated at most
+KNOWN = 0.2  # mean probability of a token of the forget answers, below which there is little to forget
+KEPT = 0.75  # of the retain answers' probability, below which training took more than what was to go
 OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, "seed": 0}
 
 
@@ -105,8 +109,9 @@ def utility(model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True
 def _known(part: str, both: Any, end: bool, better: Better) -> dict[str, Measure]:
     """Accuracy and probability of a set's answers, with their end token or without, and the other way beside."""
     texts = {"accuracy": "share of answer tokens that are the first choice", "probability": "exp(-mean nll)"}
+    names = {"accuracy": "token_accuracy"}
     return {
-        f"{part}_{name}{beside if way != end else ''}": mean_measure(
+        f"{part}_{names.get(name, name)}{beside if way != end else ''}": mean_measure(
             both[way][name], better, f"{text} of the {part} answers, {forgetting.counted(way)}"
         )
         for way in (end, not end)
@@ -131,6 +136,29 @@ def _balance(out: dict[str, Measure], n: int) -> Measure:
     name = "ks" if "ks" in out else "forget_extraction"
     parts = [max(1 - out[name].value, 0.0)] + ([out["utility"].value] if "utility" in out else [])
     return Measure(statistics.harmonic_mean(parts), n, "higher", help=f"harmonic mean of 1 - {name} and utility")
+
+
+def warns(metrics: Mapping[str, Metric]) -> list[str]:
+    """Where the start did not know what is to be forgotten, and where what is to be kept went too."""
+    out = []
+    known, right = (_before(metrics, f"forget_{name}") for name in ("probability", "token_accuracy"))
+    if known < KNOWN and right < 0.5:
+        out.append(
+            f"the start model hardly knows the forget answers (forget_probability {known:.3f}, {right:.0%} of their "
+            "tokens its first choice): there is little to forget, and low numbers after training show nothing"
+        )
+    was = _before(metrics, "retain_probability")
+    if "retain_probability" in metrics and (now := metrics["retain_probability"].after) < KEPT * was:
+        out.append(
+            f"retain collapsed: the probability of the retain answers fell from {was:.3f} to {now:.3f}, whatever "
+            "utility says: fewer steps, a lower rate or a larger weight on retain keep more"
+        )
+    return out
+
+
+def _before(metrics: Mapping[str, Metric], name: str) -> float:
+    found = metrics[name].before if name in metrics else None
+    return float("nan") if found is None else found
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
@@ -162,4 +190,5 @@ PROTOCOL = Protocol(
     wanted=lambda demo: demo.completion,
     answers=answers,
     answers_primary="answer_balance",
+    warns=warns,
 )

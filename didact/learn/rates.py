@@ -1,0 +1,52 @@
+"""Learning rates by the model's size, and what a plan of steps can move."""
+
+from __future__ import annotations
+
+import math
+
+from didact.learn import schedules
+from didact.models.model import Model
+from didact.types import Fit
+
+REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5
+ADAPTER = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
+FEW = 5  # steps, below which a plan that nobody asked for is told
+REACH = 0.5  # steps at the size's own rate, below which the sum of a plan's rates moves next to nothing
+
+
+def by_size(weights: int, adapter: bool = False) -> float:
+    """Adam's rate for a model of so many weights, 1e-5 sqrt(7e9 / weights), or ten times that for an adapter."""
+    rate = REFERENCE_LR * math.sqrt(REFERENCE_WEIGHTS / max(weights, 1))
+    return float(f"{rate * (ADAPTER if adapter else 1):.1e}")
+
+
+def chosen(model: Model, fit: Fit) -> tuple[float, str]:
+    """The rate that acts where none is given, and what to say of it: by size, never below the paper's own.
+
+    Papers tune for models larger than most that are tried here, and an adapter at their rate stays where it was.
+    """
+    ours = by_size(model.parameters, bool(fit.lora))
+    if ours <= fit.lr or fit.optimizer not in ("adam", "adamw"):
+        return fit.lr, ""
+    what = f"{_many(model.parameters)} weights{' and LoRA' if fit.lora else ''}"
+    return ours, f"lr {ours:g}: ours for {what}; the paper's is {fit.lr:g} (--lr sets it)"
+
+
+def told(model: Model, fit: Fit, records: int) -> str:
+    """Why a plan can hardly move the model; nothing where it can."""
+    steps = fit.total_steps(records)
+    reach = fit.lr * sum(schedules.factor(fit.schedule, s, steps, fit.warmup_count(records)) for s in range(steps))
+    asked, small = fit.steps is not None, reach < REACH * by_size(model.parameters, bool(fit.lora))
+    if (steps >= FEW or asked) and not (small and fit.optimizer in ("adam", "adamw")):
+        return ""
+    plan = f"{steps} optimiser step{'' if steps == 1 else 's'}"
+    plan += "" if asked else f" ({records:,} records, {fit.rows} a step, {fit.epochs:g} epochs)"
+    mend = "raise --lr or --steps" if asked else "lower --rows, or raise --epochs or --lr"
+    return f"the plan is {plan} at lr {fit.lr:g}, which can hardly move {_many(model.parameters)} weights: {mend}"
+
+
+def _many(count: int) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)

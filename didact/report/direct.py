@@ -1,0 +1,93 @@
+"""What is told of a method that was called from Python: its numbers and samples, and a result.json as a run has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from didact import catalogue, files, registry, untrusted
+from didact.evaluate import measures, protocols
+from didact.evaluate.protocols import Scoring
+from didact.models.model import Model
+from didact.report import page, tables
+from didact.types import Call, Metric, Record, Result, UserError
+from didact.verbs import provenance, running
+
+FLATTERED = "scored on the records it was trained on, which flatters it: result.evaluate(NAME=held_out) does not"
+
+
+def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str, Metric]:
+    """Numbers before and after by the method's protocols, on these records, else on those it was called with."""
+    call = _call(result)
+    entry, model = catalogue.entry(call.method), result.models.get("model")
+    start = call.arguments.get("model")
+    if not isinstance(start, Model) or not isinstance(model, Model):
+        return {}
+    given = {n: call.arguments[n] for n in entry["needs"] if n != "model" and call.arguments.get(n)}
+    kinds = {need["kind"]: name for name, need in entry["needs"].items()}
+    if wrong := [name for name in records if name not in (*entry["needs"], *kinds)]:
+        raise UserError(f"{call.method} has no records {wrong[0]}: give {', '.join(n for n in given)}")
+    other = {
+        kinds[name] if name in kinds and name not in entry["needs"] else name: rows for name, rows in records.items()
+    }
+    scoring = Scoring(records=given | other, start=start, seed=_seed(call), options=_options(call))
+    used = [protocols.named(name) for name in entry["protocol"]]
+    if not any(protocol.records(scoring.records) for protocol in used):
+        return {}
+    out = measures.metrics(running.scored(entry, start, scoring), running.scored(entry, model, scoring))
+    flattering = not other and any(name not in protocol.scored for protocol in used for name in given)
+    told = [FLATTERED] * flattering + [text for protocol in used for text in protocol.warns(out)]
+    result.warnings += [text for text in told if text not in result.warnings]
+    return out
+
+
+def told(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
+    """What result.json says of it; numbers that nobody asked for yet are not made."""
+    call = _call(result)
+    entry, start = catalogue.entry(call.method), call.arguments.get("model")
+    fit = call.arguments.get("fit")
+    shown = registry.flatten(_options(call)) | ({k: v for k, v in vars(fit).items() if k != "folder"} if fit else {})
+    records = {n: {"path": "given in Python", "records": len(v)} for n, v in call.arguments.items()
+               if n in entry["needs"] and n != "model" and v}  # fmt: skip
+    model = None
+    if isinstance(start, Model):
+        model = {"path": start.base or "given in Python", "fingerprint": start.fingerprint()}
+    return {
+        "schema": provenance.SCHEMA, "status": "done", "verb": "run", "method": call.method, "preset": None, "argv": [],
+        "options": {k: {"value": files.plain(v), "from": "Python"} for k, v in shown.items()},
+        "model": model,
+        "data": records, "metrics": vars(result).get("metrics", {}), "findings": result.findings, "cost": result.cost,
+        "files": dict(written), "warnings": result.warnings, "versions": provenance.versions(),
+        "device": str(start.device) if isinstance(start, Model) else "cpu", "seed": _seed(call),
+    }  # fmt: skip
+
+
+def report(result: Result, folder: str | Path | None) -> None:
+    """See `Result.report`."""
+    console = untrusted.console(120)
+    if result.metrics:
+        console.print(tables.metrics(files.plain(result.metrics)), "")
+    if result.samples:
+        console.print(tables.samples(result.samples), "")
+    for warning in result.warnings:
+        console.print(f"warning: {warning}")
+    if folder is not None:
+        result.save(folder)
+        console.print(f"page: {page.write(folder)}")
+
+
+def _call(result: Result) -> Call:
+    if result.call is None:
+        raise UserError("this result is not that of a method called from Python")
+    return result.call
+
+
+def _options(call: Call) -> dict[str, Any]:
+    own = {option["name"] for option in catalogue.entry(call.method)["options"]}
+    return {name: value for name, value in call.arguments.items() if name in own}
+
+
+def _seed(call: Call) -> int:
+    fit = call.arguments.get("fit")
+    return int(call.arguments.get("seed") or (fit.seed if fit else 0))
