@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shapes import TOKENIZERS, tiny, tokenizer_of
 from tokenizers.processors import TemplateProcessing
 
-from didact.data import encode, read, templates
+from didact.data import chat, encode, read, templates
 from didact.types import Demo, Lexeme, Messages, UserError, as_row
 from didact.verbs.usable import usable
 
@@ -467,10 +467,10 @@ def test_an_empty_answer_in_a_conversation_is_an_error(tokenizer):
 
 
 def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
-    chat = chatty(tokenizer)
+    speaks = chatty(tokenizer)
     spoken, plain = [Demo(prompt=talk("q"), completion="a")], [Demo(prompt="q", completion="a")]
     words = [Lexeme(synset="s", language="en", lemma="l")]
-    choices = [[chat.chat_choice(chat, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
+    choices = [[chat.chat_choice(speaks, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
     assert choices == [["template", "plain", "plain"], ["template"] * 3, ["plain"] * 3]
     assert chat.chat_choice(tokenizer, spoken) == "plain"
     with pytest.raises(UserError, match="no chat template"):

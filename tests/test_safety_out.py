@@ -62,6 +62,7 @@ def sft(out: object, *more: str) -> list[str]:
 
 def refused(capsys, words: list[str], root: Path) -> str:
     """The one line of a command that leaves everything as it was, also with --overwrite."""
+    capsys.readouterr()
     before = tree(root)
     for more in ([], ["--overwrite"]):
         assert cli.main([*words, *more]) == 2

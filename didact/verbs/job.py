@@ -45,6 +45,12 @@ class Job:
     provenance: dict[str, str]
     warnings: list[str]
     embedded: bool
+    notes: list[str]
+
+    def tell(self) -> None:
+        """Say on standard error what the user did not ask for and would want to know, once it is sure to begin."""
+        for note in self.notes:
+            print(f"didact: {note}", file=sys.stderr)
 
 
 def prepare(request: Request) -> Job:
@@ -88,25 +94,21 @@ def prepare(request: Request) -> Job:
             print(f"{request.model}: {told}", file=sys.stderr)
         model = model.ready(fit.lora)
     train, scored, warnings = _held_out(entry, records, request, problem, model)
+    notes: list[str] = []
     if isinstance(model, Model) and entry["fit"] and not embedded:
-        fit, doubts = _paced(model, fit, provenance, next(iter(train.values()), ()))
-        warnings += doubts
-    return Job(request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded)
-
-
-def _paced(model: Model, fit: Fit, provenance: dict[str, str], records: Sequence[Record]) -> tuple[Fit, list[str]]:
-    """The training with a rate for this model, where none was given, and why it may move nothing; both are told."""
-    if "lr" not in provenance:
-        rate, said = rates.chosen(model, fit)
-        if said:
-            print(f"didact: {said}", file=sys.stderr)
-            fit, provenance["lr"] = fit.replace(lr=rate), "model size"
-    if not records or isinstance(records[0], Text):  # of documents it is the method that says what a row is
-        return fit, []
-    doubts = [doubt] if (doubt := rates.told(model, fit, len(records))) else []
-    for doubt in doubts:
-        print(f"didact: {doubt}", file=sys.stderr)
-    return fit, doubts
+        if "lr" not in provenance:
+            rate, said = rates.chosen(model, fit)
+            if said:
+                notes.append(said)
+                fit, provenance["lr"] = fit.replace(lr=rate), "model size"
+        first = next(iter(train.values()), ())
+        # Of documents it is the method that says what a row is.
+        if first and not isinstance(first[0], Text) and (doubt := rates.told(model, fit, len(first))):
+            notes.append(doubt)
+            warnings.append(doubt)
+    return Job(
+        request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded, notes
+    )
 
 
 def named(request: Request) -> list[tuple[str, Any]]:

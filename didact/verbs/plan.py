@@ -17,6 +17,7 @@ from didact.verbs.job import Job, prepare
 def dry_run(request: Request) -> dict[str, Any]:
     """What a run would take: memory, steps, truncated rows; nothing is trained or written."""
     job = prepare(request)
+    job.tell()
     first = next(iter(job.train.values()), ())
     shown: dict[str, Any] = {"method": request.method, "options": job.options}
     if job.entry["fit"]:

@@ -75,6 +75,7 @@ def _run(request: Request) -> dict[str, Any]:
                 return done | {"again": True}
             torch.manual_seed(request.seed)
             if first:
+                job.tell()
                 _begin(out, job, found, day)
             try:
                 return _taught(out, job, found, first, day)
