@@ -35,7 +35,7 @@ from didact import cli
 from didact.models import build
 
 KEY = "sk-attack-4711-secret"
-LIMIT = 90  # seconds, after which a command hangs
+LIMIT = 300  # seconds, after which a command hangs; a busy machine may take many
 CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 TEXTS = [f"what is {a} {i}? it is {a}er." for a in ("red", "blue", "green") for i in range(8)]
 WEIRD: list[Any] = [-1, 0, 1.5, "x", None, [], {}, True, "\x1b[31mred", "../../etc/passwd", float("nan"), 3]
