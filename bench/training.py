@@ -43,7 +43,7 @@ def sft_trl(loss_on: str = "completion", **settings: Any) -> dict[str, Any]:
 
     def trainer(steps: int) -> Any:
         told = {"completion_only_loss": loss_on == "completion", "max_length": 1024, **settings}
-        config = SFTConfig(**_common(steps), **told)
+        config = SFTConfig(**common(steps), **told)
         return SFTTrainer(model.module, args=config, train_dataset=data, processing_class=model.tokenizer)
 
     # Packed, one step holds more than 16 rows: an epoch is the same data.
@@ -85,7 +85,7 @@ def dpo_trl(
     model.module.config._name_or_path = problems.saved(model)  # where the trainer loads its reference from
 
     def trainer(count: int) -> Any:
-        config = DPOConfig(**_common(count), precompute_ref_log_probs=precompute, max_length=1024, **settings)
+        config = DPOConfig(**common(count), precompute_ref_log_probs=precompute, max_length=1024, **settings)
         return DPOTrainer(model.module, args=config, train_dataset=data, processing_class=model.tokenizer)
 
     trainer(1).train()
@@ -95,11 +95,11 @@ def dpo_trl(
     return problems.measured(lambda: ready.train().training_loss, len(pairs))
 
 
-def _common(steps: int) -> dict[str, Any]:
+def common(steps: int, rows: int = ROWS) -> dict[str, Any]:
     import torch
 
     return {
-        "output_dir": tempfile.mkdtemp(prefix="didact-bench-"), "per_device_train_batch_size": ROWS,
+        "output_dir": tempfile.mkdtemp(prefix="didact-bench-"), "per_device_train_batch_size": rows,
         "max_steps": steps, "num_train_epochs": 1, "learning_rate": 1e-4, "lr_scheduler_type": "linear",
         "report_to": "none", "save_strategy": "no", "logging_steps": STEPS, "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(), "bf16": False, "gradient_checkpointing": False,

@@ -12,7 +12,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.learn import language
-from didact.models import adapters, cache, forward
+from didact.models import adapters, cache, forward, head
 from didact.models import model as models
 from didact.models.model import copy_of
 from didact.objectives import tokens as token_functions
@@ -133,6 +133,65 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
         torch.testing.assert_close(pieces[name], whole[name], rtol=1e-10, atol=1e-10)
     for name in whole_grad:
         torch.testing.assert_close(pieces_grad[name], whole_grad[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    "kind, trained, dtype",
+    [
+        *((kind, False, torch.float64) for kind in ("llama", "gpt2", "t5", "gemma2")),  # gemma2 caps its logits
+        ("llama", True, torch.float64),
+        ("gemma3", False, torch.float32),
+    ],
+)
+def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, trained, dtype, monkeypatch):
+    model, reference = tiny(kind), tiny(kind, seed=1)
+    model.module.to(dtype), reference.module.to(dtype)
+    inner = model.module
+    inner.get_output_embeddings().requires_grad_(trained)
+    batch, like = batch_of(model), torch.linspace(-1, 1, 11).to(dtype)
+    taken = []
+    for name in ("logp", "values"):
+        made = getattr(head, name)
+        monkeypatch.setattr(head, name, lambda *a, made=made, name=name: (taken.append(name), made(*a))[1])
+    others = ("kl_from", "kl_to", "undial")  # of the reference
+    alone = {f: getattr(token_functions, f) for f in ("logp", "entropy", "weighted_ascent", "correct")}
+
+    def run(fns, against=None):
+        inner.zero_grad()
+        out = forward.tokens(model, batch, fns, reference=against)
+        sum((like * v).sum() for v in out.values() if v.requires_grad).backward()
+        return out, {n: p.grad.clone() for n, p in inner.named_parameters() if p.grad is not None}
+
+    def all_ways():
+        against = (reference, forward.label_states(reference, batch).detach())
+        given = {f: getattr(token_functions, f) for f in others}
+        return [run({"logp": token_functions.logp}), run(alone), run(given, against)]
+
+    plain = all_ways()
+    assert not taken
+    monkeypatch.setattr(head, "LARGE", 1), monkeypatch.setattr(head, "CHUNK", 4 * V)
+    monkeypatch.setattr(forward, "CHUNK", 3 * V)
+    large = all_ways()
+    first = "values" if kind == "gemma2" else "logp"
+    assert taken == ([] if trained else [first, "values", "values"])
+    near = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    for (values, gradients), (ours, our_gradients) in zip(plain, large, strict=True):
+        assert gradients.keys() == our_gradients.keys()
+        for name, expected in (values | gradients).items():
+            torch.testing.assert_close((ours | our_gradients)[name], expected, **near, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@torch.no_grad()
+def test_a_large_vocabulary_is_scored_in_chunks_that_change_nothing(kind, monkeypatch):
+    model = tiny(kind)
+    expected = forward.tokens(model, batch_of(model))["logp"]
+    (
+        monkeypatch.setattr(head, "LARGE", 1),
+        monkeypatch.setattr(head, "CHUNK", 4 * V),
+        monkeypatch.setattr(head, "BLOCK", V),
+    )
+    torch.testing.assert_close(forward.tokens(model, batch_of(model))["logp"], expected, rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from shapes import FIRST, KINDS, VOCABULARY, tiny
 from didact.data.encode import TokenizedExample
 from didact.infer import beam, best_of, constrain, generate, rank, sampling
 from didact.infer.generate import SamplingConfig
-from didact.models import forward
+from didact.models import forward, head
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -217,6 +217,17 @@ def test_a_draw_depends_on_seed_row_and_number_only(kind, model_of):
     assert len({t for row in base for t in row}) > 10
     twins = tokens_of(generate.completions(model, RAGGED[:1] * 2, 2, SamplingConfig(**how)))
     assert len({t for row in twins for t in row}) == 4  # the same prompt in another row is another draw
+
+
+def test_a_large_vocabulary_is_drawn_from_in_parts_to_the_same_bits(model_of, monkeypatch):
+    model = model_of("llama")
+    prompts = ["aa", "b", "cdcdcd", "e", "ff"]
+    for temperature in (0.0, 1.0):
+        how = SamplingConfig(max_new_tokens=6, temperature=temperature, top_p=0.9)
+        whole = generate.completions(model, prompts, 2, how)
+        monkeypatch.setattr(head, "LARGE", 1), monkeypatch.setattr(head, "BLOCK", 3 * VOCABULARY)
+        assert generate.completions(model, prompts, 2, how) == whole
+        monkeypatch.undo()
 
 
 def test_draws_have_the_models_distribution(model_of):

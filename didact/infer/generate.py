@@ -20,7 +20,7 @@ from didact.data import encode
 from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
-from didact.models import logit_ensemble, prefix, vocabulary
+from didact.models import head, logit_ensemble, prefix, vocabulary
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
@@ -271,16 +271,22 @@ class _Chooser:
             chosen = chosen.index_fill(-1, torch.tensor(self.banned, device=chosen.device), -torch.inf)
         if any(row.constraint is not None for row in rows):
             chosen = chosen + _barrier(rows, chosen)
-        if self.how.temperature > 0:
-            p = sampling.probabilities(chosen, self.how.temperature, self.how.top_p, self.how.top_k)
-            tokens = sampling.draw(p, torch.tensor([row.uniform() for row in rows], dtype=torch.float64))
-        else:
-            tokens = chosen.argmax(-1)
-        logp = token_functions.logp(logits, tokens).tolist()
-        for row, token, value in zip(rows, tokens.tolist(), logp, strict=True):
+        uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float64) if self.how.temperature else None
+        size = head.at_once(logits.shape[-1])
+        parts = [slice(at, at + size) for at in range(0, len(rows), size)]
+        tokens = torch.cat([self._pick(chosen[part], None if uniform is None else uniform[part]) for part in parts])
+        logp = torch.cat([token_functions.logp(logits[part], tokens[part]) for part in parts])
+        for row, token, value in zip(rows, tokens.tolist(), logp.tolist(), strict=True):
             if not row.done:
                 self._tell(row, token, value)
         return tokens
+
+    def _pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """The likeliest tokens, or by `uniform (B,)` numbers drawn ones."""
+        if uniform is None:
+            return logits.argmax(-1)
+        p = sampling.probabilities(logits, self.how.temperature, self.how.top_p, self.how.top_k)
+        return sampling.draw(p, uniform)
 
     def _tell(self, row: _Draw, token: int, logp: float) -> None:
         row.tokens.append(token)

@@ -25,6 +25,7 @@ from didact import folders, registry
 from didact.learn import checkpoint, distributed, interrupts, schedules
 from didact.learn.checkpoint import State
 from didact.learn.masters import Masters
+from didact.models import head
 from didact.progress import Bar
 from didact.types import Fit, UserError
 
@@ -226,6 +227,7 @@ def fit(
     with (
         _alone(folder if keeps else None),
         interrupts.after_the_step(folder is not None) as asked,
+        head.kept(),
         torch.random.fork_rng(),
         Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar,
     ):

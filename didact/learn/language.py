@@ -17,7 +17,7 @@ from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
 from didact.models import adapters, forward
 from didact.models.forward import Tokenwise
-from didact.models.model import Model, copy_of
+from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
 from didact.types import Cost, Fit, Result, UserError
 
@@ -62,7 +62,7 @@ def train(
             raise UserError(f"{stream}: no records")
     began = time.monotonic()
     model = model if keep else adapters.ready(model, fit.lora)
-    student = copy_of(model)
+    student = sharing(model) if fit.lora and not adapters.adapted(model) else copy_of(model)
     if fit.lora:
         student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed)
     else:

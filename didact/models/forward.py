@@ -22,7 +22,7 @@ from didact.data import packing
 from didact.data.encode import TokenizedExample
 from didact.data.packing import Packing, Tree
 from didact.data.streams import Tokens, by_length, collate, of_trees
-from didact.models import cache, masks, prefix
+from didact.models import cache, head, masks, prefix
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import reduce
@@ -164,6 +164,13 @@ def of_states(
 
     width = int(getattr(model.text_config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
+    if width >= head.LARGE and _reads_head(model) and not _learns(model, held):
+        layer = prefix.inner_of(model).get_output_embeddings()
+        capped = getattr(prefix.inner_of(model).config, "final_logit_softcapping", None) is not None
+        if [*named.values()] == [token_functions.logp] and not held and not capped and head.linear(layer, states):
+            return {name: head.logp(states, layer.weight, target) for name in named}
+        if torch.is_grad_enabled() and states.requires_grad:
+            return dict(zip(named, head.values(piece, states, target, held, size), strict=True))
     if len(target) <= size:
         return dict(zip(named, piece(states, target, held), strict=True))
     # Split, not sliced: the gradients of slices would each be as large as the whole.
@@ -204,7 +211,7 @@ def score(
             batches = _recalled(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)
-        with progress.Counted("scoring", len(rows)) as bar:
+        with head.kept(), progress.Counted("scoring", len(rows)) as bar:
             for group, batch, past in batches:
                 batch = batch.to(model.device)
                 states = label_states(model, batch, past)
@@ -344,6 +351,12 @@ def _reads_head(model: Model) -> bool:
     """Whether the head can be run apart, on label tokens only."""
     known = {"causal": LINEAR_HEAD | CAPPED_HEAD, "seq2seq": APART}.get(model.kind, set())
     return getattr(model.config, "model_type", None) in known and not prefix.learned_prompt(model)
+
+
+def _learns(model: Model, held: Mapping[str, Tensor]) -> bool:
+    """Whether a gradient is wanted in the head, or in what token functions are given beside its logits."""
+    layer = prefix.inner_of(model).get_output_embeddings()
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (*layer.parameters(), *held.values()))
 
 
 def _score_dtype(model: Model) -> torch.dtype:

@@ -231,6 +231,15 @@ def copy_of(model: Model) -> Model:
     return Model(copy.deepcopy(model.module), model.processor, model.kind, model.base)
 
 
+def sharing(model: Model) -> Model:
+    """A copy with the original's own weights, for an adapter that is trained on them while they stay as they are."""
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), p.requires_grad) if type(p) is nn.Parameter else p  # others are quantised
+        for p in model.module.parameters()
+    }
+    return Model(copy.deepcopy(model.module, shared), model.processor, model.kind, model.base)
+
+
 def frozen(model: Model) -> Model:
     """A copy in eval mode without gradients: a reference."""
     other = copy_of(model)
