@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import f64
+from shapes import EFFECTS, f64
 
 from didact import alignment
 from didact.claims import lab
@@ -114,7 +114,7 @@ def good_nll(model):
     return -float(lab.logp(model, TINY.demos(2, 256))[0].mean())
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(arch):
     model = start(arch)
     before = model.fingerprint()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import f64, tiny
+from shapes import EFFECTS, f64, tiny
 from torch.nn.functional import logsigmoid
 
 from didact import alignment, catalogue
@@ -87,7 +87,7 @@ def answers(model, count=5, **more):
     return generate.generate(model, [d.prompt for d in TINY.demos(2, count)], **more)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch):
     model = start(arch)
     before = model.fingerprint()

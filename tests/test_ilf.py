@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from killed import Halt
 from scripted import Scripted
 from servers import NAME, Small, Words
-from shapes import byte_tokenizer, tiny
+from shapes import EFFECTS, byte_tokenizer, tiny
 
 from didact import alignment, baselines, registry
 from didact.claims import lab
@@ -354,7 +354,7 @@ LEARN = {**SHORT, "selector": "reward", "check": check, "fit": TEACH,
                                    for p, c in zip(ps, cs, strict=True)]}  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_feedback_teaches_what_the_model_believed_wrong_and_others_feedback_does_not(arch):
     start = believer(arch)
     was, records = right(start), own(start)

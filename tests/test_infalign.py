@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import EFFECTS
 
 from didact import alignment
 from didact.claims import lab
@@ -272,7 +273,7 @@ def share(model):
     return lab.mean(a.count("a") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch):
     model = start(arch)
     before = model.fingerprint()

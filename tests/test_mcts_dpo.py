@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import searches
-from shapes import f64, tiny
+from shapes import EFFECTS, f64, tiny
 
 from didact import alignment
 from didact.claims import lab
@@ -268,7 +268,7 @@ def right(model, demos):
     return lab.mean(answers.right(m, d) for m, d in zip(made, demos * 4, strict=True))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_the_answer_alone_teaches_the_step_it_comes_from(arch):
     model = start(arch)
     before = model.fingerprint()

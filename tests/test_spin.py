@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import f64
+from shapes import EFFECTS, f64
 
 from didact import alignment, baselines, catalogue
 from didact.claims import lab
@@ -164,7 +164,7 @@ def nll(model, given):
     return -float(lab.logp(model, given)[0].mean())
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     model = start(arch)
     before = model.fingerprint()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from killed import searches
-from shapes import f64, tiny
+from shapes import EFFECTS, f64, tiny
 
 from didact import alignment, baselines
 from didact.claims import lab
@@ -240,7 +240,7 @@ def right(model):
     return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(made, demos, strict=True))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_a_wrong_value_is_mended_on_requests_not_seen(arch):
     model = start(arch)
     before = model.fingerprint()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scripted import Scripted
-from shapes import accuracy, probability
+from shapes import EFFECTS, accuracy, probability
 
 from didact import unlearning
 from didact.data import encode
@@ -31,7 +31,7 @@ def small():
 # --- merging ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_task_arithmetic_forgets_and_a_random_vector_as_long_does_not(arch, taught, world):
     start = taught(arch)
     before = start.fingerprint()
@@ -118,7 +118,7 @@ def test_what_is_known_by_heart_has_el_and_ma_of_one_and_el_is_of_free_continuat
     assert np.mean([s.el for s in strange]) < np.mean([s.ma for s in strange]) < 0.8
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_kul_stops_at_what_unseen_text_is_known(arch, taught, world):
     start = taught(arch)
     fit = Fit(lr=3e-4, epochs=40, rows=8, schedule="constant")
@@ -193,7 +193,7 @@ def test_attribution_of_a_linear_probability_is_exact_for_any_number_of_steps():
         torch.testing.assert_close(found, w * weight)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_neurons_found_by_attribution_matter_more_than_any_others(arch, taught, world):
     start = taught(arch)
     result = unlearning.depn(start, world.forget, neurons=30, steps=4, share=0.2)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Scripted
-from shapes import accuracy, byte_tokenizer, f64, tiny
+from shapes import EFFECTS, accuracy, byte_tokenizer, f64, tiny
 
 from didact import unlearning
 from didact.data import anchors as dictionary
@@ -207,7 +207,7 @@ def test_changed_labels_only_are_fewer(taught, world):
 # --- the effect ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taught, world):
     start, gold = taught(arch), taught(arch, gold=True)
     before = start.fingerprint()
