@@ -704,3 +704,17 @@ def test_the_scoreboard_has_a_current_card_of_every_claim(method):
     path = Path(__file__).parents[1] / "scoreboard" / f"{method}.json"
     assert path.exists(), f"run: didact claim {method} --sabotage"
     assert not runner.stale(path), f"code changed since it was measured; run: didact claim {method} --sabotage"
+    for sabotage in runner.load(method).sabotages:
+        with runner.patched(sabotage.patch):
+            pass  # every target exists
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", runner.claims())
+def test_every_claim_and_sabotage_gives_the_numbers_its_tests_read(method):
+    claim = runner.load(method)
+    for broken in (None, *claim.sabotages):
+        with runner.patched(broken.patch if broken else {}):
+            found = claim.run(0, "smoke", **(broken.options if broken else {}))
+        for test in (*claim.gates, *claim.tests) if broken is None else ():
+            test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in found.items()})

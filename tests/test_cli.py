@@ -210,17 +210,8 @@ BAD_FILES = {
 def test_a_bad_file_is_one_clear_line_and_exit_2(what, place, tmp_path, capsys):
     content, message = BAD_FILES[what]
     (tmp_path / "forget.jsonl").write_text(content)
-    words = [
-        "run",
-        "npo",
-        "--model",
-        f"{place}/model",
-        "--forget",
-        f"{tmp_path}/forget.jsonl",
-        "--out",
-        f"{tmp_path}/o",
-    ]
-    code, err = said(capsys, *words)
+    words = f"run npo --model {place}/model --forget {tmp_path}/forget.jsonl --out {tmp_path}/o"
+    code, err = said(capsys, *words.split())
     assert code == 2 and message in err and "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
 

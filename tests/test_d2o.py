@@ -137,14 +137,6 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
     assert judged.score(ascent, scoring)["bad_nll"].value > scores[1]["bad_nll"].value
 
 
-def test_d2o_turned_round_gives_more_of_what_is_bad(monkeypatch):
-    model, right = start("llama"), preference.d2o
-    monkeypatch.setattr(preference, "d2o", lambda a, n, ra, rn, beta, alpha, *rest: right(
-        a, -n, ra, -rn, beta, alpha, *rest))  # fmt: skip
-    result = alignment.d2o(model, negatives(), **SHORT, fit=Fit(lr=1e-3, steps=25, rows=8, schedule="constant"))
-    assert spoiled(result.models["model"]) > spoiled(model) + 0.1
-
-
 # --- phases, anchors, references -------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shapes import EFFECTS, f64, tiny
 from torch.nn.functional import logsigmoid
 
-from didact import alignment, catalogue
+from didact import alignment
 from didact.claims import lab
 from didact.claims.alignment import d2o_example
 from didact.infer import generate
@@ -146,14 +146,10 @@ def test_base_and_adapter_are_saved_and_answer_as_before(loaded, tmp_path):
     assert answers(back) == answers(result.models["model"]) != answers(base)
 
 
-def test_conversations_serve_and_presets_are_options(fresh):
-    model = fresh("gpt2")
-    turns = [{"role": "user", "content": "Where?"}]
-    given = [Preference(prompt=Messages(turns), chosen="Tarn", rejected="Osso") for _ in range(2)]
-    for preset in catalogue.entry("genarm")["presets"].values():
-        options = {k: v for k, v in preset.items() if not k.startswith("fit.")}
-        changes = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
-        alignment.genarm(model, given, **options, fit=Fit(**{"lr": 1e-4, **changes, "steps": 1, "rows": 2}))
+def test_conversations_serve(fresh):
+    turns = Messages([{"role": "user", "content": "Where?"}])
+    given = [Preference(prompt=turns, chosen="Tarn", rejected="Osso")] * 2
+    assert alignment.genarm(fresh("gpt2"), given, fit=Fit(lr=1e-4, steps=1, rows=2)).history
 
 
 def test_reward_models_that_do_not_fit_are_one_line(fresh, tmp_path):

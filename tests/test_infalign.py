@@ -17,7 +17,6 @@ from didact.evaluate import protocols, win_rates
 from didact.evaluate.protocols import Scoring
 from didact.infer.generate import SamplingConfig
 from didact.objectives import policy, rewards
-from didact.registry import METHODS
 from didact.types import Fit, Text, UserError
 from didact.worlds.grammar import Grammar
 
@@ -361,11 +360,6 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path):
             for name in ("reference", "samples")]  # fmt: skip
     assert [len(rows) for rows in kept] == [8, 8]  # what is calibrated is drawn apart from what it is calibrated by
     assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
-
-
-def test_presets_are_options_of_the_method(fresh):
-    for preset in [*METHODS["infalign"].presets.values(), {"transform": "log"}]:
-        alignment.infalign(fresh("t5", d=32), texts(3, 2), **{**HOW, **preset, "rounds": 1, "k": 4}, fit=FIT)
 
 
 @pytest.mark.parametrize("options", [{"decoding": "best"}, {"decoding": "bon:0"}, {"reward": ""},

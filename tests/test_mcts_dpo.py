@@ -292,14 +292,6 @@ def test_the_answer_alone_teaches_the_step_it_comes_from(arch):
         assert f"{asked}=" in {d.prompt for d in habit(1, 48)} and said.count(";") <= 2 and "=" not in said
 
 
-def test_pairs_turned_round_teach_the_other_step(monkeypatch):
-    model = start()
-    monkeypatch.setattr(tree, "pairs", lab.turned)
-    fit = Fit(lr=2e-3, steps=20, rows=16, schedule="constant")
-    result = alignment.mcts_dpo(model, habit(1, 24), **(HABIT | {"rounds": 1}), fit=fit)
-    assert right(result.models["model"], habit(2)) < right(model, habit(2)) - 0.1
-
-
 def test_equal_visits_teach_nothing(monkeypatch):
     monkeypatch.setattr(branches, "unsure", lambda better, worse: 0.5)
     fit = Fit(lr=1e-2, steps=1, rows=8, optimizer="sgd")

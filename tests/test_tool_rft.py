@@ -255,13 +255,6 @@ def test_a_wrong_value_is_mended_on_requests_not_seen(arch):
     assert len(at) > 4 and all(r.chosen.startswith("12") for r in at)
 
 
-def test_pairs_turned_round_spoil_it(monkeypatch):
-    model = start()
-    monkeypatch.setattr(tree, "pairs", lab.turned)
-    result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=1e-3, steps=15, rows=16))
-    assert right(result.models["model"]) < right(model) - 0.1
-
-
 @pytest.mark.parametrize("more", [{"loss": "dpo", "beta": 0.1}, {"loss": "ipo", "beta": 0.1}, {"loss": "orpo"},
                                   {"select": "random"},
                                   {"judge": "self", "gap": 0.0, "floor": -1.0}, {"bins": 2, "warm_lr": 1e-4},

@@ -10,7 +10,6 @@ from shapes import EFFECTS, accuracy, byte_tokenizer, f64, tiny
 from didact import unlearning
 from didact.data import anchors as dictionary
 from didact.infer import generate
-from didact.methods.unlearning.whp import PRESETS
 from didact.models import build, forward, load, logit_ensemble
 from didact.objectives import tokens
 from didact.types import Demo, Fit, Parallel, Text, UserError
@@ -227,12 +226,6 @@ def test_without_anchors_and_reinforcement_nothing_is_forgotten(taught, world):
     how = FOUND | {"use_anchors": False, "use_reinforcement": False}
     model = unlearning.whp(start, world.forget, world.retain, **how).models["model"]
     assert accuracy(model, world.forget) >= 0.95
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_runs(preset, fresh, world):
-    result = unlearning.whp(fresh("llama"), world.forget[:4], world.retain[:8], **PRESETS[preset], **SHORT)
-    assert accuracy(result.models["model"], world.forget[:4]) >= 0
 
 
 def test_logit_mode_subtracts_at_every_token_and_saves_both_models(tmp_path):
