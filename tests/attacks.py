@@ -17,7 +17,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -28,10 +27,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import torch
+from killed import command
 from killed import server as processes
 
-from didact import cli
 from didact.models import build
 
 KEY = "sk-attack-4711-secret"
@@ -39,20 +37,6 @@ LIMIT = 300  # seconds, after which a command hangs; a busy machine may take man
 CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 TEXTS = [f"what is {a} {i}? it is {a}er." for a in ("red", "blue", "green") for i in range(8)]
 WEIRD: list[Any] = [-1, 0, 1.5, "x", None, [], {}, True, "\x1b[31mred", "../../etc/passwd", float("nan"), 3]
-
-
-def command(words: list[str], out: str, env: dict[str, str]) -> None:
-    """One didact command in a process of its own; what it prints goes to `out`."""
-    torch.set_num_threads(1)
-    os.environ.update(env)
-    handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115  (to the end)
-    code = cli.main(words)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Small models every test file can use: taught once a session, never changed (methods teach copies)."""
 
+import fcntl
 import os
 import tempfile
 
@@ -12,6 +13,8 @@ import torch
 
 from didact import baselines
 from didact.models import build as builder
+from didact.models.load import load
+from didact.models.model import Model
 from didact.types import Fit
 from didact.worlds.authors import authors
 
@@ -49,16 +52,23 @@ def fresh(tokenizer):
 
 
 @pytest.fixture(scope="session")
-def taught(world, fresh):
+def taught(world, fresh, tmp_path_factory):
     """`taught(arch)`: a model that knows every author but the holdout, and `taught(arch, gold=True)` one never told
-    what is to be forgotten; each trained on first use."""
-    made = {}
+    what is to be forgotten; each trained on first use, by the first worker that needs it."""
+    made, root = {}, tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
     def teach(arch, gold=False):
         if (arch, gold) not in made:
-            told = [*([] if gold else world.forget), *world.retain, *world.unseen]
-            how = Fit(lr=LR[arch], epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
-            made[arch, gold] = baselines.sft(fresh(arch, d=64, heads=4), told, fit=how).models["model"]
+            place = root / f"{arch}-{gold}"
+            with open(f"{place}.lock", "w", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not place.exists():
+                    told = [*([] if gold else world.forget), *world.retain, *world.unseen]
+                    how = Fit(lr=LR[arch], epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
+                    baselines.sft(fresh(arch, d=64, heads=4), told, fit=how).models["model"].save(place)
+            kept = load(place, device="cpu")
+            made[arch, gold] = Model(kept.module, kept.processor)  # from no folder, as the tests' other models
         return made[arch, gold]
 
     return teach

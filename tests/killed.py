@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def die_after(saves, words, ready):
     checkpoint.save = counting
     ready.set()
     cli.main(words)
+
+
+def command(words, out, env):
+    """One didact command in a process of its own; what it prints goes to `out`."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has interrupts ignored
+    os.environ.update(env)
+    handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115  (to the end)
+    code = cli.main(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class KilledError(Exception):

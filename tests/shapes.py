@@ -8,6 +8,7 @@ most rows are long; a gemma2 caps its logits; llama, qwen2, qwen3 and mistral sh
 from collections.abc import Iterable
 from functools import cache
 
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -39,6 +40,7 @@ MORE = {
     "t5": {},
 }
 KINDS = tuple(MORE)
+EFFECTS = ["llama", pytest.param("gpt2", marks=pytest.mark.soak)]  # where what a method teaches is shown
 
 
 @cache

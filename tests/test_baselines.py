@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import accuracy, probability
+from shapes import EFFECTS, accuracy, probability
 
 from didact import baselines
 from didact.data import convert
@@ -21,7 +21,7 @@ def score(protocol, model, records, start=None):
 # --- sft -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_sft_teaches_what_it_is_told_and_nothing_else(arch, taught, world):
     for part in (world.forget, world.retain, world.unseen):
         assert accuracy(taught(arch), part) >= 0.95
@@ -37,7 +37,7 @@ def test_sft_teaches_a_seq2seq_model(fresh, world):
     assert accuracy(model, world.forget[:10]) > 0.9 > 0.5 > accuracy(start, world.forget[:10])
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_lora_teaches_new_authors_to_a_taught_model(arch, taught, world):
     start = taught(arch)
     fit = Fit(lr=1e-2, steps=80, rows=10, lora=8, schedule="cosine")
@@ -74,7 +74,7 @@ def preferences(records):
     return [Preference(prompt=r.prompt, chosen=f"the {answer}, sir", rejected=answer) for r, answer in told]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_dpo_carries_a_preference_to_prompts_it_never_saw(arch, taught, world):
     start = taught(arch)
     seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)
@@ -86,13 +86,6 @@ def test_dpo_carries_a_preference_to_prompts_it_never_saw(arch, taught, world):
     assert result.history[0]["dpo"] == pytest.approx(np.log(2), abs=1e-5)
     assert result.history[0]["margin"] == pytest.approx(0, abs=1e-4) and result.history[-1]["margin"] > 0.5
     assert result.history[-1]["accuracy"] == 1
-
-
-def test_dpo_turned_round_prefers_the_other(taught, world):
-    start = taught("llama")
-    turned = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in preferences(world.retain[:40])]
-    model = baselines.dpo(start, turned, fit=Fit(lr=1e-3, steps=30, rows=16)).models["model"]
-    assert score("prefer", model, preferences(world.holdout), start)["reward_accuracy"].value < 0.1
 
 
 def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
@@ -112,7 +105,7 @@ def judged(pairs):
     return list(convert.serve("judged", {"preference": pairs}))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_kto_carries_thumbs_up_and_down_to_prompts_it_never_saw(arch, taught, world):
     start = taught(arch)
     seen, held_out = preferences(world.retain[:40]), preferences(world.holdout)

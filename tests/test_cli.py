@@ -14,17 +14,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from killed import command, server
 
 from didact import catalogue, cli, flags, options
 from didact.claims import demo
 from didact.files import read_json
-from didact.learn import rates
 from didact.models import load
 from didact.models.model import Model
-from didact.types import Fit, Text, as_row
-from didact.verbs import job as jobs
+from didact.types import Text, as_row
 
-DIDACT = (sys.executable, "-m", "didact.cli")
 TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--warmup-steps", "3"]
 
 
@@ -212,17 +210,8 @@ BAD_FILES = {
 def test_a_bad_file_is_one_clear_line_and_exit_2(what, place, tmp_path, capsys):
     content, message = BAD_FILES[what]
     (tmp_path / "forget.jsonl").write_text(content)
-    words = [
-        "run",
-        "npo",
-        "--model",
-        f"{place}/model",
-        "--forget",
-        f"{tmp_path}/forget.jsonl",
-        "--out",
-        f"{tmp_path}/o",
-    ]
-    code, err = said(capsys, *words)
+    words = f"run npo --model {place}/model --forget {tmp_path}/forget.jsonl --out {tmp_path}/o"
+    code, err = said(capsys, *words.split())
     assert code == 2 and message in err and "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
 
@@ -340,73 +329,28 @@ def test_listing_the_catalogue_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_every_method_explains_every_option(capsys):
-    for name, entry in catalogue.read().items():
-        assert cli.main(["explain", name]) == 0
-        shown = capsys.readouterr().out
-        for option in (*options.flat(entry).values(), *entry["fit"]):
-            assert option["help"], f"{name}: option {option['name']} has no help"
-            assert f"--{option['name']} " in shown
-
-
-def killed_runs(words: list[str], out: Path, times: int) -> None:
-    """Start the command, kill it `times` times at random moments of its training, then let it end."""
-    draw = random.Random(7)
-    for _ in range(times):
-        process = subprocess.Popen([*DIDACT, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        begun = time.monotonic()
-        while not (out / "checkpoints").exists() and process.poll() is None and time.monotonic() - begun < 60:
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0.0, 1.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*DIDACT, *words], check=True, capture_output=True)
-
-
-def test_without_a_rate_one_for_the_models_size_acts_and_is_said(place, tmp_path, capsys):
-    words = run_words(place, tmp_path / "out")
-    del words[words.index("--lr") : words.index("--lr") + 2]
-    assert cli.main([*words, "--dry-run"]) == 0
-    size = load.load(place / "model").parameters
-    ours = float(f"{1e-5 * (7e9 / size) ** 0.5:.1e}")
-    assert f"didact: lr {ours:g}: ours for {size / 1e3:.3g}k weights; the paper's is 1e-05 (--lr sets it)\n" in (
-        capsys.readouterr().err
-    )
-    job = jobs.prepare(options.parser(catalogue.entry("npo")).parse([w for w in words[2:] if w]))
-    assert job.fit.lr == ours and job.provenance["lr"] == "model size"
-    for given in (["--lr=1e-5"], ["--lora=4", "--lr=1e-5"]):
-        assert jobs.prepare(options.parser(catalogue.entry("npo")).parse([*words[2:], *given])).fit.lr == 1e-5
-
-
-@pytest.mark.parametrize(
-    ("plan", "said"),
-    [
-        ({"epochs": 1.0}, "the plan is 1 optimiser step (20 records, 32 a step, 1 epochs) at lr 0.01"),
-        ({"epochs": 10.0}, ""),
-        ({"steps": 1}, ""),  # as was asked for
-        ({"steps": 20, "lr": 1e-8}, "the plan is 20 optimiser steps at lr 1e-08, which can hardly move"),
-        ({"epochs": 10.0, "lr": 1e-8, "optimizer": "sgd"}, ""),
-    ],
-)
-def test_a_plan_that_can_move_nothing_is_told(plan, said, taught):
-    told = rates.told(taught("llama"), Fit(**{"lr": 1e-2} | plan), 20)
-    assert told.startswith(said) and bool(told) == bool(said)
-
-
-def test_a_ruined_model_is_called_so(place, tmp_path, capsys):
-    ruin = ["--loss=ga", "--regulariser=none", "--lr=3e-2", "--steps=12", "--warmup-steps=0"]
-    assert cli.main([*run_words(place, tmp_path / "out"), *ruin]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "retain collapsed" in told and "answers degenerated" in told
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "retain collapsed" in page and "answers degenerated" in page
+def begun(words, log):
+    """The command, in a process of its own."""
+    process = server.Process(target=command, args=(words, str(log), {"DIDACT_CACHE": "off"}))
+    process.start()
+    return process
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(times, place, tmp_path):
-    extra = ("--steps=60", "--save-every=5")
-    subprocess.run([*DIDACT, *run_words(place, tmp_path / "a", *extra)], check=True, capture_output=True)
-    killed_runs(run_words(place, tmp_path / "b", *extra), tmp_path / "b", times)
+    extra, draw = ("--steps=20", "--save-every=2"), random.Random(7)
+    for out, kills in (("a", 0), ("b", times)):
+        words = run_words(place, tmp_path / out, *extra)
+        for _ in range(kills):
+            process = begun(words, tmp_path / "log")
+            while not (tmp_path / out / "checkpoints").exists() and process.is_alive():
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0.0, 1.5))
+            process.kill()
+            process.join()
+        process = begun(words, tmp_path / "log")
+        process.join()
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
     for name in ("model/model.safetensors", "history.jsonl", "samples.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     one, two = (read_json(tmp_path / x / "result.json")["metrics"] for x in "ab")
@@ -415,19 +359,17 @@ def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(tim
 
 
 def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
-    words = [*DIDACT, *run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5")]
-    # A suite that a shell runs in the background has interrupts ignored, and hands that on.
-    process = subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, env={**os.environ, "DIDACT_CACHE": "off"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    begun = time.monotonic()
-    while not list((tmp_path / "out").glob("checkpoints/npo/step-*")) and time.monotonic() - begun < 60:
+    process = begun(run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5"), tmp_path / "log")
+    since = time.monotonic()
+    while not list((tmp_path / "out").glob("checkpoints/npo/step-*")) and time.monotonic() - since < 60:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
     step = int(max(tmp_path.glob("out/checkpoints/npo/step-*")).name.removeprefix("step-"))
-    assert process.returncode == 130 and f"the same command goes on from step {step} of npo" in err
+    assert (
+        process.exitcode == 130
+        and f"the same command goes on from step {step} of npo" in (tmp_path / "log").read_text()
+    )
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

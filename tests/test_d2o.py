@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import f64
+from shapes import EFFECTS, f64
 
 from didact import alignment
 from didact.claims import lab
@@ -114,7 +114,7 @@ def good_nll(model):
     return -float(lab.logp(model, TINY.demos(2, 256))[0].mean())
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(arch):
     model = start(arch)
     before = model.fingerprint()
@@ -135,14 +135,6 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
     assert scores[0]["kl"].value == pytest.approx(0, abs=1e-6)
     assert {"entropy", "distinct_2", "length"} <= set(scores[1])
     assert judged.score(ascent, scoring)["bad_nll"].value > scores[1]["bad_nll"].value
-
-
-def test_d2o_turned_round_gives_more_of_what_is_bad(monkeypatch):
-    model, right = start("llama"), preference.d2o
-    monkeypatch.setattr(preference, "d2o", lambda a, n, ra, rn, beta, alpha, *rest: right(
-        a, -n, ra, -rn, beta, alpha, *rest))  # fmt: skip
-    result = alignment.d2o(model, negatives(), **SHORT, fit=Fit(lr=1e-3, steps=25, rows=8, schedule="constant"))
-    assert spoiled(result.models["model"]) > spoiled(model) + 0.1
 
 
 # --- phases, anchors, references -------------------------------------------------------------

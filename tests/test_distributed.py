@@ -1,30 +1,24 @@
 """Two processes give one process's losses and weights, on batches of unequal lengths, coupled losses included."""
 
-import importlib.util
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-SCRIPT = """
-import json, sys
-import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
+from killed import launch
+from safetensors.torch import load_file, save_file
 
-from didact.learn import rounds
 from didact import alignment, baselines, unlearning
+from didact.learn import rounds
 from didact.models.load import load
 from didact.types import Fit
 from didact.worlds.authors import authors
 
 
-def main(start, out):
+def train(start, out):
+    """Every method, and what this process then has."""
     world = authors(0, forget=2, retain=2, unseen=0, holdout=0)
     model = load(start, device="cpu", dtype="float64")
     fit = Fit(lr=1e-2, steps=5, rows=5, schedule="constant", micro_tokens=60)
@@ -36,23 +30,25 @@ def main(start, out):
         "one": baselines.sft(model, world.forget, fit=fit.replace(rows=1)),
     }
     played = fit.replace(steps=3, save_every=1, folder=f"{out}/rounds")
-    whole, rounds.CHUNK = rounds.CHUNK, 3  # each process samples some
-    results["spin"] = alignment.spin(model, world.forget, rounds=2, max_new_tokens=4, fit=played)
-    rounds.CHUNK = whole
-    state = PartialState()
-    weights = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "CHUNK", 3)  # each process samples some
+        results["spin"] = alignment.spin(model, world.forget, rounds=2, max_new_tokens=4, fit=played)
+    state, weights = PartialState(), {}
     for name, result in results.items():
         for n, p in result.models["model"].module.named_parameters():
             weights[f"{name}|{n}"] = p.detach().clone()
     save_file(weights, f"{out}/weights-{state.process_index}")
-    with open(f"{out}/history-{state.process_index}.json", "w") as handle:
+    with open(f"{out}/history-{state.process_index}.json", "w", encoding="utf-8") as handle:
         json.dump({"world": state.num_processes, **{k: r.history for k, r in results.items()}}, handle)
 
 
-if __name__ == "__main__":
+def one_of_two(rank, port, start, out, ready):
+    """What `accelerate launch --multi_gpu` makes a process: the loop takes the CPU and gloo itself."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "DIDACT_CACHE": "off"}
+    os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    main(*sys.argv[1:])
-"""
+    ready.set()
+    train(start, out)
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +58,14 @@ def runs(fresh, tmp_path_factory):
     for name in ("start", "alone", "together"):
         (root / name).mkdir()
     fresh("llama").save(root / "start")
-    script = root / "train.py"
-    script.write_text(SCRIPT)
-    spec = importlib.util.spec_from_file_location("train_alone", script)
-    alone = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(alone)
-    alone.main(root / "start", root / "alone")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # `--multi_gpu` means torchrun; there `--cpu` alone would start one process. The loop takes the CPU and gloo itself.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launch, "--main_process_port", str(port), script, root / "start", root / "together"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DIDACT_CACHE": "off"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+        port = str(free.getsockname()[1])
+    both = [launch(one_of_two, rank, port, root / "start", root / "together") for rank in (0, 1)]
+    train(root / "start", root / "alone")
+    for process in both:
+        process.join(240)
+        assert process.exitcode == 0
 
     said = {}
 

@@ -94,20 +94,6 @@ def test_micro_batches_change_memory_and_not_the_weights(arch, fresh):
         assert [r["loss"] for r in pieces.history] == pytest.approx([r["loss"] for r in whole.history], abs=1e-12)
 
 
-def test_a_mean_of_means_would_have_been_seen(fresh):
-    """The same with the mistake put in: the test above can fail."""
-    start = double(fresh("llama"))
-    streams = {"a": items_of(start, UNEQUAL)}
-
-    def wrong(student, micro):
-        term = language.cross_entropy(student, micro)
-        return {"nll": Term(term.sum / len(micro.tokens.target) * micro.items, "a.rows")}
-
-    fit = Fit(lr=1e-2, steps=5, rows=4, schedule="constant")
-    one, two = (language.train(start, streams, wrong, fit.replace(micro_tokens=m), quiet=True) for m in (1, 10_000))
-    assert largest_gap(one.model, two.model) > 1e-5
-
-
 def test_the_loss_is_the_mean_over_the_label_tokens_of_the_whole_batch(fresh):
     start = double(fresh("llama"))
     fit = Fit(lr=0.0, steps=1, rows=len(UNEQUAL), micro_tokens=50)

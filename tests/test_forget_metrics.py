@@ -99,25 +99,6 @@ def test_extraction_strength_counts_the_longest_tail_of_first_choices(right, str
     assert forgetting.extraction_strength(np.array(right, float)) == pytest.approx(strength)
 
 
-def test_extraction_strength_is_what_greedy_continuation_says(taught, world):
-    """The definition itself: generate from every prefix of the answer and see which repeats the rest."""
-    model = taught("llama")
-    records = [world.forget[0], *world.holdout[:5]]
-    fast = forgetting.answers(model, records)["extraction"]
-    for r, strength in zip(records, fast, strict=True):
-        ((prompt, y),) = forgetting.rows_of(model, [r])
-        for k in range(len(y) + 1):
-            given = torch.tensor([prompt + y[:k]])
-            with torch.no_grad():
-                made = model.module.generate(
-                    given, attention_mask=torch.ones_like(given), max_new_tokens=len(y) - k or 1, do_sample=False,
-                    pad_token_id=0, eos_token_id=None,
-                )  # fmt: skip
-            if k == len(y) or made[0, given.shape[1] :].tolist() == list(y[k:]):
-                break
-        assert strength == pytest.approx(1 - k / len(y)), r
-
-
 def test_entropy_and_min_k_in_numbers():
     got = forgetting.answers(table(**ONE), [demo("c")])
     letter = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.2))
@@ -247,40 +228,6 @@ def test_preference_and_text_protocols_in_numbers():
 # --- generation ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
-def test_greedy_generation_in_batches_is_generation_one_by_one(arch, fresh, taught, world):
-    model = fresh("t5", d=32) if arch == "t5" else taught(arch)
-    if arch == "t5":  # its first weights say the same to everyone
-        with torch.no_grad():
-            torch.manual_seed(0)
-            for p in model.module.parameters():
-                p.add_(0.2 * torch.randn_like(p))
-    prompts = [
-        "Where?",
-        world.forget[0].prompt,
-        "Dear reader, here is one more question. " + world.retain[3].prompt,
-        world.retain[0].prompt,
-        world.unseen[5].prompt,
-    ]
-    alone = [generate(model, [p], max_new_tokens=8)[0] for p in prompts]
-    assert generate(model, prompts, max_new_tokens=8) == alone
-    assert generate(model, prompts, max_new_tokens=8, rows=2) == alone
-    assert len(set(alone)) >= 2
-    if arch != "t5":
-        assert alone[1] == world.forget[0].completion and alone[3] == world.retain[0].completion
-
-
-def test_generation_is_the_first_choice_token_by_token(taught, world):
-    model = taught("llama")
-    ids = model.tokenizer(world.holdout[0].prompt)["input_ids"]
-    new = []
-    with torch.no_grad():
-        while len(new) < 12 and model.tokenizer.eos_token_id not in new:
-            new.append(int(model.module(torch.tensor([ids + new])).logits[0, -1].argmax()))
-    expected = model.tokenizer.decode(new, skip_special_tokens=True).strip()
-    assert generate(model, [world.holdout[0].prompt], max_new_tokens=12) == [expected]
-
-
 def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, world):
     model = taught("llama", gold=True)
     prompts = [r.prompt for r in world.holdout]
@@ -290,15 +237,6 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
     a, b, c = (generate(model, prompts, 8, temperature=1.5, seed=s) for s in (0, 0, 1))
     assert a == b != c
     assert torch.equal(torch.rand(1), expected)
-
-
-def test_long_prompts_are_cut_on_the_left_to_leave_room_for_the_answer(taught, world):
-    model = taught("llama")
-    long = "To say nothing of the weather and the price of bread. " * 20 + world.forget[0].prompt
-    tail = model.tokenizer(long)["input_ids"][-(64 - 8) :]
-    assert generate(model, [long], max_new_tokens=8) == generate(
-        model, [model.tokenizer.decode(tail)], max_new_tokens=8
-    )
 
 
 # --- other scripts -----------------------------------------------------------------------------

@@ -8,11 +8,10 @@ import shapes
 import torch
 from shapes import KINDS, plain_logits, tiny
 
-from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.learn import language
-from didact.models import adapters, cache, forward, head
+from didact.models import cache, forward, head
 from didact.models import model as models
 from didact.models.model import copy_of
 from didact.objectives import tokens as token_functions
@@ -74,30 +73,6 @@ def test_label_tokens_are_scored_as_the_plain_full_forward_scores_them(kind):
     p = logits.softmax(-1)
     torch.testing.assert_close(got["entropy"], -(p * p.log()).sum(-1), rtol=0, atol=2e-6)
     assert got["logp"].std() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_hf_own_loss_is_the_mean_of_our_label_tokens(kind):
-    model = tiny(kind)
-    batch = batch_of(model)
-    shifted = torch.cat([torch.full((len(ROWS), 1), -100), batch.labels], 1)  # HF predicts labels[t + 1] at t
-    ids = torch.cat([batch.input_ids, torch.zeros(len(ROWS), 1, dtype=torch.long)], 1)
-    mask = torch.cat([batch.attention_mask, torch.zeros(len(ROWS), 1, dtype=torch.long)], 1)
-    theirs = model.module(input_ids=ids, attention_mask=mask, labels=shifted).loss
-    ours = -forward.tokens(model, batch)["logp"].mean()
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "gemma2"])
-def test_gradients_are_the_plain_forwards(kind):
-    model = tiny(kind)
-    forward.tokens(model, batch_of(model))["logp"].sum().backward()
-    ours = {n: p.grad.clone() for n, p in model.module.named_parameters()}
-    model.module.zero_grad()
-    target = labels()
-    plain_logits(model, ROWS).log_softmax(-1)[range(len(target)), target].sum().backward()
-    for name, p in model.module.named_parameters():
-        torch.testing.assert_close(ours[name], p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
@@ -194,16 +169,6 @@ def test_a_large_vocabulary_is_scored_in_chunks_that_change_nothing(kind, monkey
     torch.testing.assert_close(forward.tokens(model, batch_of(model))["logp"], expected, rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_padding_and_company_are_invisible(kind):
-    model = tiny(kind)
-    together = forward.tokens(model, batch_of(model))["logp"].split([len(r.completion) for r in ROWS])
-    for row, part in zip(ROWS, together, strict=True):
-        alone = forward.tokens(model, batch_of(model, [row]))["logp"]
-        torch.testing.assert_close(part, alone, rtol=0, atol=2e-6)
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "gemma2"])
 @torch.no_grad()
 def test_reference_logits_are_the_references(kind):
@@ -246,18 +211,6 @@ def test_a_token_mean_is_the_mean_whichever_positions_it_is_over(kind):
     for everywhere in (False, True):
         term = language.token_mean(model, micro, lambda logits, target: torch.ones(len(target)), everywhere=everywhere)
         assert float(term.sum) / batch.sizes[term.per] == 1
-
-
-@torch.no_grad()
-def test_adapters_are_part_of_the_forward():
-    model = adapters.lora(tiny("llama"), 4)
-    before = forward.tokens(model, batch_of(model))["logp"]
-    for name, p in model.module.named_parameters():
-        if "lora_B" in name:
-            p.add_(0.3)
-    after = forward.tokens(model, batch_of(model))["logp"]
-    torch.testing.assert_close(after, plain_logits(model, ROWS).log_softmax(-1)[range(11), labels()], rtol=0, atol=2e-6)
-    assert (after - before).abs().min() > 1e-5
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -398,15 +351,3 @@ def test_a_frozen_copy_has_no_gradient_and_no_dropout_and_leaves_the_original():
     still = models.frozen(model)
     assert not still.module.training and not any(p.requires_grad for p in still.module.parameters())
     assert model.module.training and all(p.requires_grad for p in model.module.parameters())
-
-
-def test_a_model_of_the_worlds_tokenizer_scores_its_own_text(fresh, tokenizer):
-    """Rows as the methods make them, from text to log-prob, against HF's plain forward."""
-    model = fresh("llama")
-    rows = encode.rows(tokenizer, [("Where was Mira Kolt born?", "Tarn")], "causal", model.context)
-    ids = tokenizer("Where was Mira Kolt born?")["input_ids"] + tokenizer(" Tarn")["input_ids"] + [2]
-    with torch.no_grad():
-        logp = model.module(torch.tensor([ids])).logits[0].log_softmax(-1)
-    n = len(tokenizer(" Tarn")["input_ids"]) + 1
-    expected = sum(logp[at - 1, ids[at]] for at in range(len(ids) - n, len(ids)))
-    assert forward.row_logp(model, rows)[0].item() == pytest.approx(float(expected), abs=1e-5)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import f64, tiny
+from shapes import EFFECTS, f64, tiny
 from torch.nn.functional import logsigmoid
 
-from didact import alignment, catalogue
+from didact import alignment
 from didact.claims import lab
 from didact.claims.alignment import d2o_example
 from didact.infer import generate
@@ -87,7 +87,7 @@ def answers(model, count=5, **more):
     return generate.generate(model, [d.prompt for d in TINY.demos(2, count)], **more)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_guided_answers_to_unseen_prompts_are_the_preferred_sort(arch):
     model = start(arch)
     before = model.fingerprint()
@@ -121,13 +121,6 @@ def test_a_small_reward_model_guides_and_others_join_it(tmp_path):
     assert both.models["model"].module.spec["alphas"] == [0.0, -0.5]
 
 
-def test_swapped_pairs_make_the_opposite_reward():
-    model = start("llama")
-    swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs(3, 128)]
-    guided = alignment.genarm(model, swapped, beta_r=1.0, fit=FIT).models["model"]
-    assert marked(guided) < 0.5 * marked(model)
-
-
 # --- options ---------------------------------------------------------------------------------
 
 
@@ -153,14 +146,10 @@ def test_base_and_adapter_are_saved_and_answer_as_before(loaded, tmp_path):
     assert answers(back) == answers(result.models["model"]) != answers(base)
 
 
-def test_conversations_serve_and_presets_are_options(fresh):
-    model = fresh("gpt2")
-    turns = [{"role": "user", "content": "Where?"}]
-    given = [Preference(prompt=Messages(turns), chosen="Tarn", rejected="Osso") for _ in range(2)]
-    for preset in catalogue.entry("genarm")["presets"].values():
-        options = {k: v for k, v in preset.items() if not k.startswith("fit.")}
-        changes = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
-        alignment.genarm(model, given, **options, fit=Fit(**{"lr": 1e-4, **changes, "steps": 1, "rows": 2}))
+def test_conversations_serve(fresh):
+    turns = Messages([{"role": "user", "content": "Where?"}])
+    given = [Preference(prompt=turns, chosen="Tarn", rejected="Osso")] * 2
+    assert alignment.genarm(fresh("gpt2"), given, fit=Fit(lr=1e-4, steps=1, rows=2)).history
 
 
 def test_reward_models_that_do_not_fit_are_one_line(fresh, tmp_path):

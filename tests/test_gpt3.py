@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from didact import prompting
-from didact.claims import runner
 from didact.claims.prompting import gpt3 as claim
 from didact.data import contamination, demonstrations
 from didact.methods.prompting.gpt3_pretrain import SIZES
@@ -159,12 +158,6 @@ def test_sizes_are_the_papers():
     assert SIZES["175B"][:3] == (96, 12288, 96)
 
 
-@pytest.mark.parametrize("sabotage", claim.CLAIM.sabotages, ids=lambda s: s.name)
-def test_every_sabotage_reaches_the_code_the_claim_runs(sabotage):
-    with runner.patched(sabotage.patch):
-        pass  # every target exists
-
-
 def test_a_leak_puts_the_query_first_among_its_demonstrations():
     items = tasks.Languages().unseen(0, 1)[0]
     drawn = claim.Leaky(items, 4)(items[7], 7)
@@ -178,10 +171,3 @@ def test_a_word_of_the_band_task_depends_on_the_name_five_back():
             if token >= 140:
                 assert (token - 140) % tasks.KINDS == ids[at - 1 - tasks.FAR] - 100
                 assert (token - 140) // tasks.KINDS == ids[at - 1] - 120
-
-
-def test_the_claim_runs_at_smoke_size():
-    arms = claim.run(0, "smoke")
-    for test in (*claim.CLAIM.gates, *claim.CLAIM.tests):
-        test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in arms.items()})
-    assert arms["planted"]["errors"] == 0 == arms["cleaned"]["left"]

@@ -85,32 +85,14 @@ def test_a_key_in_an_address_is_refused_and_shown_nowhere(tmp_path, capsys, addr
 def test_a_key_in_an_address_that_a_later_flag_replaces_is_kept_nowhere(tmp_path, fresh):
     fresh("llama").save(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
-    words = [
-        "run",
-        "sft",
-        "--model",
-        "http://u:SECRET@host",
-        "--model",
-        "model",
-        "--demos",
-        "data.jsonl",
-        "--steps",
-        "1",
-    ]
-    assert cli.main([*words, "--out", "out"]) == 0
+    words = "run sft --model http://u:SECRET@host --model model --demos data.jsonl --steps 1 --out out"
+    assert cli.main(words.split()) == 0
     assert b"SECRET" not in written(tmp_path) and b"http://***@host" in (tmp_path / "out" / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize("port", ["99999", "x", "-1"])
 def test_addresses_that_are_none_are_one_line(capsys, port):
-    for address in (
-        f"http://host:{port}/v1",
-        "file:///etc/passwd",
-        "http://",
-        "http:///v1",
-        "http://[::1",
-        "http://a..b",
-    ):
+    for address in (f"http://host:{port}/v1", *"file:///etc/passwd http:// http:///v1 http://[::1 http://a..b".split()):
         with pytest.raises(UserError, match="an address such as"):
             didact.connect(address, "m")
 
@@ -434,13 +416,7 @@ def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, wh
 def test_options_from_a_file_are_the_words_of_flags(tmp_path):
     (tmp_path / "options.yaml").write_text("lr: 1e-5\nskip-bad: yes\nsteps:\nmodel: no\nbetas: [0.8, 0.9]\n")
     read = options.lines("options.yaml")
-    assert read == {
-        "lr": "1e-5",
-        "skip_bad": "yes",
-        "steps": None,
-        "model": "no",
-        "betas": ["0.8", "0.9"],
-    }
+    assert read == {"lr": "1e-5", "skip_bad": "yes", "steps": None, "model": "no", "betas": ["0.8", "0.9"]}
     told = options.parser(catalogue.entry("sft")).parse(["--config", "options.yaml"])
     assert (told.fit["lr"], told.skip_bad, told.model, told.fit["betas"]) == (1e-5, True, "no", (0.8, 0.9))
 

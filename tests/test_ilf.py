@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from killed import Halt
 from scripted import Scripted
 from servers import NAME, Small, Words
-from shapes import byte_tokenizer, tiny
+from shapes import EFFECTS, byte_tokenizer, tiny
 
-from didact import alignment, baselines, registry
+from didact import alignment, baselines
 from didact.claims import lab
 from didact.data import encode
 from didact.evaluate import judges, protocols
@@ -25,7 +25,6 @@ from didact.learn import rounds as loop
 from didact.learn import yesno as reward_models
 from didact.learn.refining import RefiningConfig
 from didact.models import build, load
-from didact.registry import METHODS
 from didact.types import Critique, Demo, Fit, Preference, UserError, as_row
 from didact.worlds.edits import Code
 
@@ -354,7 +353,7 @@ LEARN = {**SHORT, "selector": "reward", "check": check, "fit": TEACH,
                                    for p, c in zip(ps, cs, strict=True)]}  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_feedback_teaches_what_the_model_believed_wrong_and_others_feedback_does_not(arch):
     start = believer(arch)
     was, records = right(start), own(start)
@@ -557,9 +556,3 @@ def test_preferences_give_a_reward_model_that_selects_in_another_run_and_questio
     again = {**how, "selector": "reward", "reward": str(tmp_path / "out" / "model-reward")}
     picked = alignment.ilf(tiny("gpt2", context=512), critiques(6), **again).records
     assert all(r.extra["score"] == max(r.extra["scores"]) for r in picked) and "reward" not in result.metrics
-
-
-def test_presets_are_options_of_the_method():
-    for name, preset in METHODS["ilf"].presets.items():
-        how = registry.assemble(METHODS["ilf"].function, {**SHORT, "n": 2, **preset})
-        assert len(alignment.ilf(tiny("gpt2"), critiques(2), **how, fit=FIT).records) == 2, name

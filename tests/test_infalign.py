@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import EFFECTS
 
 from didact import alignment
 from didact.claims import lab
@@ -16,7 +17,6 @@ from didact.evaluate import protocols, win_rates
 from didact.evaluate.protocols import Scoring
 from didact.infer.generate import SamplingConfig
 from didact.objectives import policy, rewards
-from didact.registry import METHODS
 from didact.types import Fit, Text, UserError
 from didact.worlds.grammar import Grammar
 
@@ -272,7 +272,7 @@ def share(model):
     return lab.mean(a.count("a") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch):
     model = start(arch)
     before = model.fingerprint()
@@ -360,11 +360,6 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path):
             for name in ("reference", "samples")]  # fmt: skip
     assert [len(rows) for rows in kept] == [8, 8]  # what is calibrated is drawn apart from what it is calibrated by
     assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
-
-
-def test_presets_are_options_of_the_method(fresh):
-    for preset in [*METHODS["infalign"].presets.values(), {"transform": "log"}]:
-        alignment.infalign(fresh("t5", d=32), texts(3, 2), **{**HOW, **preset, "rounds": 1, "k": 4}, fit=FIT)
 
 
 @pytest.mark.parametrize("options", [{"decoding": "best"}, {"decoding": "bon:0"}, {"reward": ""},

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import os
 import shutil
 
 import peft
@@ -189,17 +191,7 @@ def test_what_an_adapter_start_becomes_is_one_line_and_result_json_says_what_eva
     adapter_of(start, tmp_path / "adapter")
     data = tmp_path / "demos.jsonl"
     data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in DEMOS))
-    words = [
-        "run",
-        "sft",
-        "--model",
-        str(tmp_path / "adapter"),
-        "--demos",
-        str(data),
-        "--steps=3",
-        "--rows=2",
-        "--lr=.01",
-    ]
+    words = f"run sft --model {tmp_path}/adapter --demos {data} --steps=3 --rows=2 --lr=.01".split()
     for more, line, form in (
         ([], "merged into it, and all weights are trained", "hf"),
         (["--lora", "4"], "whose rank stays 2: --lora 4 starts no other", "peft"),
@@ -264,90 +256,65 @@ def test_saving_again_replaces_what_it_wrote_and_nothing_else(fresh, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".didact.json", "model"]
 
 
-@pytest.mark.parametrize(("name", "dtype"), list(load.DTYPES.items()))
-def test_weights_come_in_the_dtype_asked_for(folder, name, dtype):
-    assert {p.dtype for p in load_model(folder, dtype=name).module.parameters()} == {dtype}
+def test_weights_come_in_the_dtype_asked_for_and_in_eval_mode(folder):
+    for name, dtype in load.DTYPES.items():
+        module = load_model(folder, dtype=name).module
+        assert {p.dtype for p in module.parameters()} == {dtype} and not module.training
 
 
-def test_a_loaded_model_is_in_eval_mode(folder):
-    assert not load_model(folder).module.training
-
-
-def test_an_unknown_dtype_lists_those_there_are(folder):
+def test_what_is_no_model_dtype_or_device_is_named(folder, tmp_path):
     assert complaint(folder, dtype="float8") == f"unknown dtype 'float8': use one of {', '.join(load.DTYPES)}"
-
-
-def test_an_unusable_device_is_named(folder):
     assert complaint(folder, device="warp").startswith("device 'warp' cannot be used")
-
-
-def test_a_missing_folder_is_no_hub_id(tmp_path):
-    assert complaint(tmp_path / "none") == f"{tmp_path / 'none'}: not a model folder"
-    assert complaint("./none") == "./none: not a model folder"
-
-
-def test_a_file_is_not_a_model_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    assert complaint(tmp_path / "file") == f"{tmp_path / 'file'}: not a model folder"
+    for place in (tmp_path / "none", tmp_path / "file", "./none"):  # no hub id either
+        assert complaint(place) == f"{place}: not a model folder"
 
 
-def test_a_folder_without_configuration_says_so_and_where_the_model_may_be(broken):
-    (broken / "config.json").unlink()
-    assert complaint(broken) == f"{broken}: no config.json: not a model folder"
-    (broken / "model").mkdir()
-    assert complaint(broken).endswith("(its model is in the folder 'model' inside)")
+def rewritten(path, change):
+    """A file of weights with `change` done to its tensors."""
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
 
 
-def test_a_folder_without_tokenizer_names_the_mend(broken):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (broken / name).unlink()
-    assert complaint(broken).startswith(f"{broken}: no tokenizer; copy tokenizer.json and tokenizer_config.json")
+def pickled(folder, name):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / name)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_pickled_weights_are_not_loaded(broken, name):
-    (broken / "model.safetensors").unlink()
-    torch.save({}, broken / name)
-    assert "only pickled weights, which can run code and are not loaded" in complaint(broken)
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+NO_CODE = "only pickled weights, which can run code and are not loaded"
+NOT_FINITE = f": weight '{WEIGHT}' holds NaN or infinities: the checkpoint is damaged"
+BREAKS = {
+    "no configuration": (lambda f: (f / "config.json").unlink(), ": no config.json: not a model folder"),
+    "a model inside": (
+        lambda f: ((f / "config.json").unlink(), (f / "model").mkdir()), "(its model is in the folder 'model' inside)",
+    ),
+    "no tokenizer": (
+        lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")],
+        ": no tokenizer; copy tokenizer.json and tokenizer_config.json",
+    ),
+    "pickled": (lambda f: pickled(f, "pytorch_model.bin"), NO_CODE),
+    "pickled otherwise": (lambda f: pickled(f, "model.pt"), NO_CODE),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), ": no weights (*.safetensors)"),
+    "NaN": (lambda f: rewritten(f / "model.safetensors", lambda w: w[WEIGHT][0].fill_(math.nan)), NOT_FINITE),
+    "infinities": (lambda f: rewritten(f / "model.safetensors", lambda w: w[WEIGHT][0].fill_(math.inf)), NOT_FINITE),
+    "half a file": (lambda f: os.truncate(f / "model.safetensors", 9000), ": cannot be loaded: "),
+    "a missing weight": (lambda f: rewritten(f / "model.safetensors", lambda w: w.pop(WEIGHT)), WEIGHT),
+    "half a configuration": (lambda f: (f / "config.json").write_text('{"half": '), ""),
+    "half a tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"half": '), ""),
+    "an unknown architecture": (
+        lambda f: (f / "config.json").write_text('{"model_type": "frobnicator"}'), "frobnicator",
+    ),
+}  # fmt: skip
 
 
-def test_a_folder_without_weights_says_so(broken):
-    (broken / "model.safetensors").unlink()
-    assert complaint(broken) == f"{broken}: no weights (*.safetensors)"
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named(broken, bad):
-    weights = load_file(broken / "model.safetensors")
-    name = "model.layers.1.mlp.up_proj.weight"
-    weights[name][0, 0] = bad
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    assert complaint(broken) == f"{broken}: weight '{name}' holds NaN or infinities: the checkpoint is damaged"
-
-
-def test_half_a_weight_file_is_one_line(broken):
-    raw = (broken / "model.safetensors").read_bytes()
-    (broken / "model.safetensors").write_bytes(raw[: len(raw) // 2])
-    assert complaint(broken).startswith(f"{broken}: cannot be loaded: ")
-
-
-def test_missing_weights_are_not_made_up(broken):
-    weights = load_file(broken / "model.safetensors")
-    weights.pop("model.layers.1.mlp.up_proj.weight")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    assert "model.layers.1.mlp.up_proj.weight" in complaint(broken)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_a_damaged_json_file_is_one_line(broken, name):
-    (broken / name).write_text('{"half": ')
-    assert complaint(broken).startswith(str(broken))
-
-
-def test_an_unknown_architecture_is_one_line(broken):
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(config | {"model_type": "frobnicator"}))
-    assert "frobnicator" in complaint(broken)
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_broken_folder_is_one_line(what, broken):
+    breaks, told = BREAKS[what]
+    breaks(broken)
+    said = complaint(broken)
+    assert said.startswith(str(broken)) and told in said
 
 
 def test_an_adapter_without_start_model_is_merged_or_says_which_field_to_fill(fresh, start, tmp_path):

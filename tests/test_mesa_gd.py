@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from didact import files, registry
-from didact.claims import runner
+from didact import files
 from didact.claims.mechanisms import mesa_gd as claim
 from didact.data import read
 from didact.data.streams import Tensors
@@ -24,7 +23,6 @@ from didact.methods.mechanisms.mesa_gd import mesa_gd
 from didact.models import mixers
 from didact.models.build import build, train_tokenizer
 from didact.models.model import Model
-from didact.registry import METHODS
 from didact.types import Example, Fit, Result, UserError, as_row
 from didact.worlds import regression
 
@@ -203,19 +201,3 @@ def test_a_language_model_that_knows_the_answer_is_read_right() -> None:
     none = torch.zeros(2, 0, 1)
     answer = learner(none, none, torch.tensor([[0.1], [0.2]]))
     assert answer[0].item() == pytest.approx(0.5, abs=0.1) and answer[1].item() == pytest.approx(-0.5, abs=0.1)
-
-
-@pytest.mark.parametrize("preset", METHODS["mesa-gd"].presets)
-def test_every_preset_trains(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learners, "GD_PLUS_PLUS", learners.GD_PLUS_PLUS.replace(steps=2))
-    options = {"evaluation.tasks": 50, **METHODS["mesa-gd"].presets[preset]}
-    result = mesa_gd(WORLD, restarts=1, fit=QUICK.replace(steps=2, rows=16), **registry.assemble(mesa_gd, options))
-    assert len(result.history) == 2
-
-
-def test_smoke_of_the_claim_and_its_sabotages() -> None:
-    assert claim.run(0, "smoke", deep=False)["constructed"]["error"] < 1e-9
-    for sabotage in claim.CLAIM.sabotages:
-        with runner.patched(sabotage.patch):
-            broken = claim.run(0, "smoke", **sabotage.options)
-        assert all(math.isfinite(v) for metrics in broken.values() for v in metrics.values())

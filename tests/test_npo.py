@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from shapes import accuracy, probability
+from shapes import EFFECTS, accuracy
 
 from didact import baselines, catalogue, unlearning
 from didact.data import encode, templates
 from didact.evaluate import forgetting
-from didact.learn import language
 from didact.models import forward
 from didact.models.model import copy_of
 from didact.objectives import preference
@@ -35,7 +34,7 @@ def small():
 # --- the effect ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on(arch, taught, world):
     start = taught(arch)
     before = start.fingerprint()
@@ -58,7 +57,7 @@ def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on
     assert not result.warnings
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
     start = taught(arch)
     fit = Fit(lr=4e-4, steps=40, rows=16, schedule="constant")
@@ -81,36 +80,6 @@ def test_a_seq2seq_model_forgets_too(fresh, small):
     assert result.history[0]["mean_W"] == pytest.approx(1, abs=1e-4) and result.history[-1]["mean_W"] < 0.5
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_with_the_sign_turned_round_the_forget_answers_become_likelier(arch, taught, world, monkeypatch):
-    """From gold, which can still learn them: the loss lowers them, its mirror image raises them."""
-    start = taught(arch, gold=True)
-    fit = Fit(lr=5e-4, steps=15, rows=10, schedule="constant")
-    before = probability(start, world.forget)
-    lowered = unlearning.npo(start, world.forget, world.retain, fit=fit).models["model"]
-    right = preference.npo
-    monkeypatch.setattr(preference, "npo", lambda logp, ref, beta: right(-logp, -ref, beta))
-    raised = unlearning.npo(start, world.forget, world.retain, fit=fit).models["model"]
-    assert probability(lowered, world.forget) < 0.7 * before < before < 0.8 * probability(raised, world.forget)
-
-
-def test_a_mean_in_place_of_the_sum_would_show_in_w(taught, world, monkeypatch):
-    """Per-token means make beta times the log-ratio so small that W hardly falls: it would be ascent again."""
-    fit = Fit(lr=4e-4, steps=25, rows=10, schedule="constant")
-    ends, right = [], language.sequence_logp
-
-    def mean(*given):
-        total, count = right(*given)
-        return total / count, count
-
-    # Of a model that is sure of its answers:
-    monkeypatch.setattr(language, "reference_logp", lambda reference, items: torch.zeros(len(items), 1))
-    for patched in (right, mean):
-        monkeypatch.setattr(language, "sequence_logp", patched)
-        ends.append(unlearning.npo(taught("llama"), world.forget, world.retain, fit=fit).history[-1]["mean_W"])
-    assert ends[0] < ends[1] - 0.2
-
-
 def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world):
     said = "I was told to forget."
     records = [Demo(prompt=r.prompt, completion=r.completion, alternate=said) for r in world.forget]
@@ -124,11 +93,12 @@ def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world)
 # --- known answers ---------------------------------------------------------------------------
 
 
-ELSEWHERE = set(PRESETS) - {"ga-forget-kl", "dpo-rt", "dpo-kl", "kto", "kto-rt", "kto-sigmoid"}  # near copies
+ELSEWHERE = ("npo", "kto-published", "undial")  # of a sequence, coupled, of tokens with a reference
 
 
 @pytest.mark.parametrize(
-    ("preset", "arch"), [(p, a) for p in PRESETS for a in ("llama", "gpt2", "t5") if a == "llama" or p in ELSEWHERE]
+    ("preset", "arch"),
+    [(p, "llama") for p in PRESETS] + [(p, a) for p in ELSEWHERE for a in ("gpt2", "t5")],
 )
 def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, small):
     start = fresh(arch)
@@ -152,8 +122,7 @@ def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, sm
     assert ("retain" in first) == (options["regulariser"] in ("ce", "kl"))
 
 
-@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0, 4.5])
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize(("arch", "beta"), [("llama", 0.01), ("llama", 4.5), ("gpt2", 0.1), ("t5", 1.0)])
 def test_the_first_step_is_sequence_ascents_for_every_beta(arch, beta, fresh, small, monkeypatch):
     monkeypatch.setenv("DIDACT_CACHE", "off")
     start = fresh(arch)

@@ -1,7 +1,5 @@
 """The NPO paper's world is what it says, and its claim measures what it says."""
 
-import math
-
 import pytest
 import torch
 
@@ -83,17 +81,6 @@ def test_the_measured_weight_is_the_formula(world, start):
     logp, ref = (clouds.logp(world.forget.phi @ t, world.forget.y) for t in (path[-1], start))
     assert weights[-1] == pytest.approx(float(preference.npo_weight(logp, ref, 1.0).mean()))
     assert weights[-1] < weights[1] < weights[0]
-
-
-def test_every_arm_of_the_smoke_tier_gives_numbers():
-    card = runner.run(npo.CLAIM, "smoke", quiet=True)
-    assert card["verdict"] is None and set(card["arms"]) == {
-        "start", *npo.ARMS, "told start", "told gold", *(f"told {name}" for name in npo.TOLD)
-    }  # fmt: skip
-    numbers = {
-        m: v[0] for arm in card["arms"].values() for m, v in arm.items() if m.startswith(("forget", "retain_end"))
-    }
-    assert all(math.isfinite(v) for v in numbers.values())
 
 
 @pytest.mark.parametrize("sabotage", npo.CLAIM.sabotages, ids=lambda s: s.name)

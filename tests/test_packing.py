@@ -231,16 +231,6 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(kind, checkpointi
     assert_same_gradients(gradients(model, (weight * got).sum()), theirs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_float32_is_as_near_as_the_plain_path_is(kind):
-    model, items = tiny(kind), pairs()
-    micro = micro_of(model, items, forward.packing_of(model))
-    with torch.no_grad():
-        got = forward.tokens(model, micro.tokens)["logp"]
-        expected = plain_logp(model, [r for item in items for r in item])
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", TREES)
 def test_packed_rows_see_nothing_of_each_other(kind, attention, wide):

@@ -45,19 +45,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def sft(out: object, *more: str) -> list[str]:
-    return [
-        "run",
-        "sft",
-        "--model",
-        "model",
-        "--demos",
-        "demos.jsonl",
-        "--steps=1",
-        "--rows=2",
-        "--out",
-        str(out),
-        *more,
-    ]
+    return [*"run sft --model model --demos demos.jsonl --steps=1 --rows=2 --out".split(), str(out), *more]
 
 
 def refused(capsys, words: list[str], root: Path) -> str:

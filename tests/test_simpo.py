@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from shapes import EFFECTS
 
 from didact import baselines
 from didact.evaluate import protocols
@@ -29,7 +30,7 @@ def margins(model, preferences):
     return (chosen - rejected).numpy()
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_a_preference_is_carried_to_prompts_it_never_saw(arch, taught, world):
     start, held_out = taught(arch), pairs(world.holdout)
     assert (margins(start, held_out) > 0).mean() < 0.5

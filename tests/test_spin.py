@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import f64
+from shapes import EFFECTS, f64
 
-from didact import alignment, baselines, catalogue
+from didact import alignment, baselines
 from didact.claims import lab
 from didact.claims.alignment import spin_example
 from didact.data import encode
@@ -25,29 +25,10 @@ numbers = st.floats(-40, 40)
 # --- the loss --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lam", [0.1, 1.0, 5.0])
-def test_where_model_and_opponent_agree_the_loss_is_log_2_and_pulls_by_half_lam(lam):
-    real, own = f64(-3.0, -7.5).requires_grad_(), f64(-4.0, -1.0).requires_grad_()
-    losses = preference.spin(real, own, real.detach(), own.detach(), lam)
-    assert torch.equal(losses, f64(math.log(2), math.log(2)))
-    losses.sum().backward()
-    assert torch.allclose(real.grad, f64(-lam / 2, -lam / 2), atol=1e-15)
-    assert torch.equal(own.grad, -real.grad)
-
-
 @given(numbers, numbers, numbers, numbers, st.floats(0.01, 6))
 def test_spin_is_dpo_to_the_last_bit(real, own, ref_real, ref_own, lam):
     sides = [torch.tensor([x]) for x in (real, own, ref_real, ref_own)]
     assert torch.equal(preference.spin(*sides, lam), preference.dpo(*sides, lam))
-
-
-@given(numbers, numbers, numbers, numbers, st.floats(0.01, 6), st.floats(-50, 50))
-def test_what_both_sides_of_a_prompt_share_does_not_matter(real, own, ref_real, ref_own, lam, shift):
-    sides, moved = f64(real, own), f64(real + shift, own + shift)
-    refs = f64(ref_real, ref_own)
-    for loss in LOSSES[:3]:
-        a, b = (preference.spin(*s[:, None], *refs[:, None], lam, loss) for s in (sides, moved))
-        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_the_other_convex_losses():
@@ -65,12 +46,6 @@ def test_every_loss_is_convex_and_falls(loss, a, b, share):
     at_low, at_high, between = preference.pairwise(f64(low, high, share * low + (1 - share) * high), loss)
     assert at_high <= at_low + 1e-9
     assert between <= share * at_low + (1 - share) * at_high + 1e-6 * (1 + at_low.abs())
-
-
-def test_a_small_lam_is_sft_on_the_one_and_unlikelihood_on_the_other():
-    real, own = f64(-3.0).requires_grad_(), f64(-4.0).requires_grad_()
-    preference.spin(real, own, f64(-5.0), f64(-1.0), 1e-6).sum().backward()
-    assert real.grad.item() / 1e-6 == pytest.approx(-0.5, rel=1e-4) == -own.grad.item() / 1e-6
 
 
 # --- the optimum, without a network ----------------------------------------------------------
@@ -122,14 +97,6 @@ def test_lam_1_reaches_the_data_in_one_round_and_lam_2_halves_the_way_every_roun
         now = after
 
 
-@pytest.mark.parametrize("lam", [0.1, 1.0, 5.0])
-def test_the_data_distribution_is_a_fixed_point_of_every_lam(lam, tabular):
-    _, data = tabular
-    logits = data.log().clone().requires_grad_()
-    population_loss(logits, data, data, lam).backward()
-    assert logits.grad.abs().max() < 1e-15
-
-
 def test_without_the_reference_the_optimum_is_another(tabular):
     opponent, data = tabular
     logits = opponent.log().clone().requires_grad_()
@@ -164,7 +131,7 @@ def nll(model, given):
     return -float(lab.logp(model, given)[0].mean())
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("arch", EFFECTS)
 def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     model = start(arch)
     before = model.fingerprint()
@@ -183,14 +150,6 @@ def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     assert told[0]["ended_real"] == 1.0 and 5 < told[0]["length_real"] < 7
     assert {"logp_real_first", "logp_real_last", "logp_own_first", "logp_own_last"} <= set(told[1])
     assert len(result.records) == 512 and {r.extra["round"] for r in result.records} == {0, 1}
-
-
-def test_spin_turned_round_leaves_the_grammar(monkeypatch):
-    model, right = start("llama"), preference.spin
-    monkeypatch.setattr(preference, "spin", lambda real, own, a, b, *rest: right(own, real, b, a, *rest))
-    result = alignment.spin(model, demos(n=128), **SHORT, fit=Fit(lr=3e-3, steps=20, rows=16, schedule="constant"))
-    assert validity(result.models["model"]) < 0.5 * validity(model)
-    assert nll(result.models["model"], demos(2)) > nll(model, demos(2)) + 1
 
 
 GREEDY = 1e-4  # a temperature at which what is sampled is the likeliest answer, whatever the seed
@@ -292,8 +251,3 @@ def test_conversations_serve(fresh):
     given = [Demo(prompt="Where is it?", completion="Osso"), Demo(prompt=prompt, completion="Tarn")] * 4
     result = alignment.spin(fresh("gpt2"), given, **SHORT, fit=Fit(lr=1e-4, steps=1, rows=8))
     assert result.records[0].chosen == "Osso" and result.records[-1].prompt == prompt
-
-
-def test_presets_are_options_of_the_method(fresh):
-    for preset in catalogue.entry("spin")["presets"].values():
-        alignment.spin(fresh("llama"), demos(n=4), **{**SHORT, **preset}, fit=Fit(lr=1e-4, steps=1, rows=2))
