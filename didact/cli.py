@@ -366,6 +366,7 @@ def _compare(words: list[str]) -> int:
     training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
     for option in options.training():
         many: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
+        many |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
         flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
         training.add_argument(flag, metavar=meta, help=option["help"], **many)
     args = parser.parse(words)

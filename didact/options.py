@@ -37,6 +37,12 @@ COMMON = {
         None,
         "score final answers too: number, choice, or regex:PATTERN with the answer as its group",
     ),
+    "evaluate_every": ("N", None, "score on the held-out records every N steps too; the curves are on the page"),
+    "keep_best": (
+        "",
+        False,
+        "the result is the model of the step that scored best, not of the last (--evaluate-every)",
+    ),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "function_timeout": ("SECONDS", 3600.0, "for one call of a function of yours: a reward, a judge, a check"),
     "keep_checkpoints": ("", False, "keep them in --out after the end; what was interrupted keeps them anyway"),
@@ -48,6 +54,8 @@ COMMON = {
 # What `compare` takes too: everything but what is of one method alone, or of a server.
 OF_RUN = (
     "preset",
+    "evaluate_every",
+    "keep_best",
     "keep_checkpoints",
     "budget_calls",
     "budget_tokens",
@@ -57,7 +65,7 @@ OF_RUN = (
     "print_config",
 )
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
-WHOLE = ("seed", "budget_calls", "budget_tokens")
+WHOLE = ("seed", "evaluate_every", "budget_calls", "budget_tokens")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
 
@@ -85,6 +93,8 @@ class Request:
     score_on: str | None = None
     group_by: str | None = None
     final_answer: str | None = None
+    evaluate_every: int | None = None
+    keep_best: bool = False
     gold: str | None = None
     config: str | None = None
     budget_calls: int | None = None

@@ -260,6 +260,10 @@ class Fit:
         precision: float32, or bfloat16 mixed precision (weights stay as loaded).
         lora: rank of a LoRA adapter trained in place of the weights; 0 trains the weights.
         lora_alpha: LoRA's scale; the update is (lora_alpha / lora) B A.
+        lora_targets: names of the layers LoRA is put on, `q_proj v_proj`; every linear layer but the head by default.
+        lora_dropout: of what goes into the adapter.
+        dora: weights are split into magnitude and direction, and LoRA learns the direction (DoRA).
+        packing: short records side by side in a row, each seeing itself alone; changes speed, never the result.
         save_every: steps between checkpoints (when the run has an output folder), beside those by time.
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
@@ -281,6 +285,10 @@ class Fit:
     precision: Literal["float32", "bfloat16"] = "float32"
     lora: Whole = 0
     lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
+    lora_dropout: BelowOne = 0.0
+    dora: bool = False
+    packing: bool = True
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0
@@ -289,6 +297,11 @@ class Fit:
     def __post_init__(self) -> None:
         for name, text in bounds.violations(bounds.hints_of(type(self)), vars(self)):
             raise UserError(f"{name} = {getattr(self, name)}: {text}")
+        for name in ("lora_targets", "lora_dropout", "dora"):
+            if getattr(self, name) and not self.lora:
+                raise UserError(
+                    f"{name} = {getattr(self, name)}: goes with lora, the rank of the adapter (lora = 8, say)"
+                )
 
     def replace(self, **changes: Any) -> Fit:
         """A copy with some fields changed."""

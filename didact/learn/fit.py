@@ -64,7 +64,7 @@ class Logical(Protocol):
 
 LossFn = Callable[[nn.Module, Any], Terms]
 History = list[dict[str, Any]]
-MEMORY = ("folder", "micro_tokens", "save_every", "save_minutes")  # what of a Fit never changes the result
+MEMORY = ("folder", "micro_tokens", "packing", "save_every", "save_minutes")  # what of a Fit never changes the result
 MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
 
 
@@ -86,6 +86,9 @@ class Hook:
 
     def after(self, step: Step) -> bool | None:
         """Called after each step; True stops."""
+
+    def end(self, step: Step) -> None:
+        """Called after the last step of a phase, before its last checkpoint."""
 
     def state(self) -> Any:
         """JSON state that `restore` brings back."""
@@ -274,7 +277,9 @@ def fit(
             bar.advance(log["loss"], batch.sizes.get("seen", 0))
             view.log = log
             stop = [hook.after(view) for hook in hooks]
-            last = step + 1 == steps or any(stop)
+            if last := step + 1 == steps or any(stop):
+                for hook in hooks:
+                    hook.end(view)
             if folder and keeps and (last or asked.signum is not None or clock.due(step + 1)):
                 with clock.paused():
                     checkpoint.save(folder, named, snapshot(steps if last else step + 1), who)

@@ -64,7 +64,9 @@ def train(
     model = model if keep else adapters.ready(model, fit.lora)
     student = sharing(model) if fit.lora and not adapters.adapted(model) else copy_of(model)
     if fit.lora:
-        student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed)
+        student = adapters.lora(
+            student, fit.lora, fit.lora_alpha, fit.seed, fit.lora_targets, fit.lora_dropout, fit.dora
+        )  # fmt: skip
     else:
         adapters.placeless(student)
         if not any(p.requires_grad for p in student.module.parameters()):
@@ -72,7 +74,7 @@ def train(
     first = len(next(iter(streams.values())))
     batches = Batches(
         {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start,
-        forward.packing_of(student),
+        forward.packing_of(student, fit.packing),
     )  # fmt: skip
 
     def loss_fn(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:

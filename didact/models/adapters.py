@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,18 @@ from didact.models.model import Model
 from didact.types import UserError
 
 
-def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
-    """A LoRA adapter on every linear layer but the head; only it is trained. `model`'s module is wrapped in place.
+def lora(
+    model: Model,
+    rank: int,
+    alpha: float = 16.0,
+    seed: int = 0,
+    targets: Sequence[str] = (),
+    dropout: float = 0.0,
+    dora: bool = False,
+) -> Model:
+    """A LoRA (or DoRA) adapter on the layers named, every linear one but the head by default; only it is trained.
+
+    `model`'s module is wrapped in place.
 
     A model that is a LoRA adapter already goes on with that one, at its own rank.
 
@@ -32,7 +43,10 @@ def lora(model: Model, rank: int, alpha: float = 16.0, seed: int = 0) -> Model:
     tasks = {"seq2seq": peft.TaskType.SEQ_2_SEQ_LM, "encoder": peft.TaskType.SEQ_CLS}  # whose head is trained whole
     task = tasks.get(model.kind, peft.TaskType.CAUSAL_LM)
     scale: Any = alpha  # peft takes any number, though it says int
-    config = peft.LoraConfig(r=rank, lora_alpha=scale, target_modules="all-linear", task_type=task)
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=scale, lora_dropout=dropout, use_dora=dora, task_type=task,
+        target_modules=list(targets) or "all-linear",
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

@@ -23,7 +23,7 @@ from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Record, Text, UserError
-from didact.verbs import inputs
+from didact.verbs import inputs, watching
 from didact.verbs.usable import usable
 
 FEWEST = 10  # records below which none is held out
@@ -68,6 +68,7 @@ def prepare(request: Request) -> Job:
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
     functions.LIMIT["seconds"] = request.function_timeout
     final_answers.checked(request.final_answer, entry["protocol"])
+    watching.check(request.evaluate_every, request.keep_best, entry, takes(function))
     for given in (request.model, *request.options.values()):
         if isinstance(given, str) and remote.is_address(given):
             remote.check_address(given)  # before anything is written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import resource
 import shutil
@@ -22,11 +23,12 @@ from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import generate, remote, replies
 from didact.learn import checkpoint, track
+from didact.learn.fit import Hook
 from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Result, UserError
-from didact.verbs import inputs, provenance
+from didact.verbs import inputs, provenance, watching
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
 
 NOT_ENDED = (
@@ -94,7 +96,7 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
     with cost.metered() as meter, progress.shown(job.request.method):
-        result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job))
+        result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job, scoring))
     result.call, result.metrics = None, vars(result).get("metrics", {})  # what is told of a run is the run's
     model, answered = result.models.get("model"), {}
     if scoring and isinstance(model, Model):
@@ -131,12 +133,17 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
     return report
 
 
-def _hooks(out: Path, job: Job) -> dict[str, Any]:
-    """Trackers the user asked for, where the method trains."""
-    tool = job.request.track
-    if tool is None or "hooks" not in takes(job.function):
-        return {}
-    return {"hooks": [track.tracker(tool, out, {**job.options, **vars(job.fit)})]}
+def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
+    """Trackers the user asked for, where the method trains; scores on the way, of which trackers are told too."""
+    hooks: list[Hook] = []
+    every, folder = job.request.evaluate_every, out / "checkpoints" if job.request.keep_best else None
+    if every and scoring:
+        used = next(protocols.named(name) for name in job.entry["protocol"] if _scored_by(name, scoring.records))
+        brief = dataclasses.replace(scoring, brief=True)
+        hooks.append(watching.Watch(every, used, lambda model: used.score(model, brief), scoring.start, folder))
+    if job.request.track and "hooks" in takes(job.function):
+        hooks.append(track.tracker(job.request.track, out, {**job.options, **vars(job.fit)}))
+    return {"hooks": hooks} if hooks else {}
 
 
 def _scoring(job: Job) -> Scoring | None:

@@ -149,6 +149,12 @@ def named(name: str) -> Protocol:
     return found
 
 
+def leading(used: Protocol, found: Mapping[str, Measure]) -> str | None:
+    """Which of its measures says how good a model is: final answers where they were asked for, else choices, else the
+    primary one; None where there is none."""
+    return next((name for name in ("final_answer", "accuracy", used.primary) if name in found), None)
+
+
 RANKING = ("forget", "prefer", "answer", "text")
 """Protocols that rank arms, the one that says most of the records first."""
 

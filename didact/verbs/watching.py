@@ -1,0 +1,103 @@
+"""Scores on held-out records while a model is trained, and the model of the step that scored best."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from didact import files
+from didact.evaluate import protocols
+from didact.evaluate.measures import Measure
+from didact.learn.fit import Hook, Step
+from didact.models import cost
+from didact.models.model import Model
+from didact.types import UserError
+
+BEST = "best.safetensors"
+
+
+class Watch(Hook):
+    """Scores every `every` steps and at the end, off the cost's meter; the numbers stand in the history.
+
+    Args:
+        every: steps between two scores.
+        used: whose primary measure says which step is best.
+        score: the measures of a model.
+        start: the model that is trained a copy of.
+        folder: where the weights of the best step are kept, which then are the result; None keeps the last.
+    """
+
+    def __init__(
+        self, every: int, used: protocols.Protocol, score: Callable[[Model], Mapping[str, Measure]], start: Model,
+        folder: Path | None,
+    ) -> None:  # fmt: skip
+        self.every, self.used, self.score, self.start, self.folder = every, used, score, start, folder
+        self.best: tuple[float, int] | None = None
+
+    def after(self, step: Step) -> None:
+        """Score where it is time."""
+        if (step.step + 1) % self.every == 0 or step.step + 1 == step.steps:
+            self._look(step)
+
+    def end(self, step: Step) -> None:
+        """Bring the best step's weights back, and begin anew: another phase has a best step of its own."""
+        if self.folder and self.best and self.best[1] != step.step + 1:
+            weights = load_file(self.folder / BEST)
+            with torch.no_grad():
+                for name, value in _trained(step.module).items():
+                    value.copy_(weights[name])
+            print(f"didact: the result is the model of step {self.best[1]}, which scored best", file=sys.stderr)
+        self.best = None
+
+    def state(self) -> Any:
+        """The best so far."""
+        return self.best
+
+    def restore(self, state: Any) -> None:
+        """Take it back."""
+        self.best = None if state is None else (state[0], state[1])
+
+    def _look(self, step: Step) -> None:
+        was = step.module.training
+        model = Model(step.module, self.start.processor, self.start.kind, self.start.base)
+        with cost.unmetered():
+            found = self.score(model)
+        step.module.train(was)
+        step.log |= {f"held_out_{name}": measure.value for name, measure in found.items()}
+        if (name := protocols.leading(self.used, found)) is None:
+            return
+        value, done = found[name].value, step.step + 1
+        sign = -1.0 if found[name].better == "lower" else 1.0
+        better = self.best is None or sign * value > sign * self.best[0]
+        print(
+            f"step {done} of {step.steps}: {name} {value:.4g}{', the best so far' if better else ''}", file=sys.stderr
+        )
+        if better:
+            self.best = value, done
+            if self.folder:
+                kept = {n: p.detach().cpu().contiguous().clone() for n, p in _trained(step.module).items()}
+                with files.new_file(self.folder / BEST) as beside:
+                    save_file(kept, beside)
+
+
+def _trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def check(every: int | None, keep_best: bool, entry: Mapping[str, Any], takes: set[str]) -> None:
+    """Refuse what cannot be watched.
+
+    Raises:
+        UserError: the method has no hooks or no records to score on, or there is nothing to choose the best by.
+    """
+    if keep_best and not every:
+        raise UserError("--keep-best goes with --evaluate-every N: the best is one of the steps that were scored")
+    if every is not None and every < 1:
+        raise UserError(f"--evaluate-every {every}: must be 1 or more")
+    if every and ("hooks" not in takes or not entry["protocol"]):
+        raise UserError(f"--evaluate-every: {entry['name']} trains nothing that can be scored on the way")
