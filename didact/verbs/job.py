@@ -50,7 +50,7 @@ class Job:
     def tell(self) -> None:
         """Say on standard error what the user did not ask for and would want to know, once it is sure to begin."""
         for note in self.notes:
-            print(f"didact: {note}", file=sys.stderr)
+            print(note, file=sys.stderr)
 
 
 def prepare(request: Request) -> Job:
