@@ -168,11 +168,13 @@ def test_run_and_compare_measure_it_beside_what_training_broke(mine, fresh, worl
     run = ["run", "sft", "--demos", str(tmp_path / "demos.jsonl"), "--steps", "2", "--lr", "3e-3", *common]
     assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0
     told = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
-    assert {"vowels", "accuracy", "general_loss", "general_rise", "general_kl"} <= set(told)
+    assert {"vowels", "token_accuracy", "general_loss", "general_rise", "general_kl"} <= set(told)
     assert told["general_rise"]["before"] == 0 and told["general_rise"]["ci"] and told["general_kl"]["after"] > 0
     assert math.isclose(
         told["general_loss"]["after"] - told["general_loss"]["before"], told["general_rise"]["after"], abs_tol=1e-6
     )
+    best = [*run, "--evaluate-every", "1", "--keep-best", "--out", str(tmp_path / "best")]
+    assert cli.main(best) == 0 and "step 1 of 2: vowels" in capsys.readouterr().err
     compare = ["compare", "sft", "--demo", str(tmp_path / "demos.jsonl"), "--budget", "4k-tokens", "--seeds", "1"]
     assert cli.main([*compare, "--lrs", "1e-3", "--beyond-lrs", "0", *common, "--out", str(tmp_path / "which")]) == 0
     board = json.loads((tmp_path / "which" / "leaderboard.json").read_text())

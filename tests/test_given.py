@@ -76,7 +76,9 @@ def test_a_folder_is_an_arm_beside_what_is_trained_and_a_page_says_over_what(fol
     assert cli.main([*words, "--no-models", "--out", str(folders / "mixed")]) == 0
     board = json.loads((folders / "mixed" / "leaderboard.json").read_text())
     rows = {r["arm"].rpartition("/")[2]: r for r in board["rows"]}
-    assert set(rows) == {"never", "sft", "untouched"} and board["primary"] == "accuracy" and board["over"] == "seeds"
+    assert (
+        set(rows) == {"never", "sft", "untouched"} and board["primary"] == "token_accuracy" and board["over"] == "seeds"
+    )
     # Both stand still over seeds: only records tell them apart, and their interval has a width.
     assert len(set(rows["never"]["per_seed"])) == 1
     assert rows["never"]["to_untouched"]["low"] < rows["never"]["to_untouched"]["high"] < 0

@@ -65,7 +65,7 @@ def test_a_card_stands_beside_every_saved_model_and_holds_what_was_measured(run)
     meta = yaml.safe_load(text.split("---")[1])
     assert meta["library_name"] == "peft" and set(meta["tags"]) >= {"didact", "sft"} and "base_model" not in meta
     values = {m["type"]: m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]}
-    assert values["accuracy"] == told["metrics"]["accuracy"]["after"]
+    assert values["token_accuracy"] == told["metrics"]["token_accuracy"]["after"]
     assert "demos.jsonl" in text and str(run) not in text  # where files lay is nobody's business
     assert not files.damage(run / "run" / "model") and not files.foreign(run / "run" / "model")
     words = [

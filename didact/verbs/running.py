@@ -141,7 +141,11 @@ def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
     if every and scoring:
         used = next(protocols.named(name) for name in job.entry["protocol"] if _scored_by(name, scoring.records))
         brief = dataclasses.replace(scoring, brief=True)
-        hooks.append(watching.Watch(every, used, lambda model: used.score(model, brief), scoring.start, folder))
+
+        def look(model: Model) -> dict[str, Measure]:
+            return used.score(model, brief) | own.score(brief.metrics, partial(generate.generate, model), used, brief)
+
+        hooks.append(watching.Watch(every, used, look, scoring.start, folder, list(scoring.metrics)))
     if job.request.track and "hooks" in takes(job.function):
         hooks.append(track.tracker(job.request.track, out, {**job.options, **vars(job.fit)}))
     return {"hooks": hooks} if hooks else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -179,10 +179,10 @@ def named(name: str) -> Protocol:
     return found
 
 
-def leading(used: Protocol, found: Mapping[str, Measure]) -> str | None:
-    """Which of its measures says how good a model is: final answers where they were asked for, else choices, else the
-    primary one; None where there is none."""
-    return next((name for name in ("final_answer", "accuracy", used.primary) if name in found), None)
+def leading(used: Protocol, found: Mapping[str, Measure], metrics: Iterable[str] = ()) -> str | None:
+    """Which of its measures says how good a model is: the user's own first `metrics`, final answers where they were
+    asked for, else choices, else the primary one; None where there is none."""
+    return next((name for name in (*metrics, "final_answer", "accuracy", used.primary) if name in found), None)
 
 
 RANKING = ("forget", "prefer", "answer", "text")
