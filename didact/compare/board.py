@@ -79,8 +79,8 @@ def leaderboard(
         "tuning_seed": TUNING_SEED, "rates": list(setting.rates),
         "adapter_rates": setting.adapter_rates, "folds": setting.folds, "rows": rows,
         "rules": {rule: sum(v) / len(v) for rule, v in rules.items()}, "failures": dict(failures),
-        "judged": setting.judge is not None, "meaning": meaning, "warnings": _warnings(setting.protocol, units),
-        "tuned_on_tested": setting.tuned_on_tested(),
+        "judged": setting.judge is not None, "meaning": meaning, "tuned_on_tested": setting.tuned_on_tested(),
+        "warnings": [] if setting.whole else _warnings(setting.protocol, units),
     }  # fmt: skip
 
 

@@ -134,13 +134,9 @@ def prepare(
         raise UserError(f"{first}: a model is compared on data of your own, as in --demo test.jsonl")
     example = demo.example() if embedded else None
     names = request.arms or (example.arms if example else ())
-    arms: list[compare.Arm | compare.Given] = [
-        given.arm(name, request.device, request.dtype)
-        if given.named(name)
-        else _arm(name, example.options if example else {})
-        for name in names
-    ]
-    models = [arm for arm in arms if isinstance(arm, compare.Given)]
+    known = given.arms(names, request.device, request.dtype)
+    arms: Arms = [known.get(name) or _arm(name, example.options if example else {}) for name in names]
+    models = list(known.values())
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
     inputs.check_apart(request.out, [option for arm in arms for option in _inputs(arm)])

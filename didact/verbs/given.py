@@ -26,17 +26,22 @@ def named(arm: str) -> bool:
     return "/" in arm or arm.endswith(".gguf") or (Path(arm).is_dir() and arm.partition(":")[0] not in catalogue.read())
 
 
-def arm(name: str, device: str | None, dtype: str) -> compare.Given:
-    """The model of that name as an arm, opened when its turn comes.
+def arms(names: Sequence[str], device: str | None, dtype: str) -> dict[str, compare.Given]:
+    """Those of the names that are models, as arms: each is opened when its turn comes, and one is held at a time.
 
     Raises:
         UserError: a wrong address, or no such folder.
     """
-    if remote.is_address(name):
-        remote.check_address(name)
-        return compare.Given(name=name, open=functools.cache(lambda: remote.connect(name)))
-    places.check(place(name))
-    return compare.Given(name=name, open=functools.partial(load.load, place(name), device, dtype))
+    last = functools.lru_cache(maxsize=1)(load.load)
+    out = {}
+    for name in filter(named, names):
+        if remote.is_address(name):
+            remote.check_address(name)
+            out[name] = compare.Given(name=name, open=functools.cache(functools.partial(remote.connect, name)))
+        else:
+            places.check(place(name))
+            out[name] = compare.Given(name=name, open=functools.partial(last, place(name), device, dtype))
+    return out
 
 
 def place(folder: str) -> str:
