@@ -43,6 +43,12 @@ COMMON = {
         False,
         "the result is the model of the step that scored best, not of the last (--evaluate-every)",
     ),
+    "retention": ("FILE", None, "general text, on which it is seen what training broke; a little is embedded"),
+    "metric": (
+        "M:F",
+        None,
+        "a metric of yours, module:function, a number from a record and the answer; more by commas",
+    ),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "function_timeout": ("SECONDS", 3600.0, "for one call of a function of yours: a reward, a judge, a check"),
     "keep_checkpoints": ("", False, "keep them in --out after the end; what was interrupted keeps them anyway"),
@@ -95,6 +101,8 @@ class Request:
     final_answer: str | None = None
     evaluate_every: int | None = None
     keep_best: bool = False
+    retention: str | None = None
+    metric: str | None = None
     gold: str | None = None
     config: str | None = None
     budget_calls: int | None = None

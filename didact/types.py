@@ -264,6 +264,9 @@ class Fit:
         lora_dropout: of what goes into the adapter.
         dora: weights are split into magnitude and direction, and LoRA learns the direction (DoRA).
         packing: short records side by side in a row, each seeing itself alone; changes speed, never the result.
+        replay: share of the examples of a step that are general text, beside the method's own loss (added to it with
+            the weight replay / (1 - replay)), so that what the model knew stays.
+        replay_from: a file of such text; a little of our own by default, other than what retention is measured on.
         save_every: steps between checkpoints (when the run has an output folder), beside those by time.
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
@@ -289,6 +292,8 @@ class Fit:
     lora_dropout: BelowOne = 0.0
     dora: bool = False
     packing: bool = True
+    replay: BelowOne = 0.0
+    replay_from: str | None = None
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0

@@ -28,10 +28,10 @@ SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_mode
 
 
 def load(path: str | Path, device: str | None = None, dtype: str = "float32") -> Model:
-    """Load a transformers, PEFT or didact folder, or a hub id: safetensors only, no remote code.
+    """Load a transformers, PEFT or didact folder, a hub id or a GGUF file: safetensors only, no remote code.
 
     Args:
-        path: folder or hub id.
+        path: folder, hub id or FILE.gguf, whose weights are unpacked to `dtype`.
         device: `cpu`, `cuda`, ...; the accelerator where there is one by default.
         dtype: float32, float64, bfloat16 or float16.
 
@@ -97,6 +97,10 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
     module.to(device_of(device)).eval()
     kind: Kind = "seq2seq" if seq2seq else "causal"
     model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
+    if places.is_gguf(path):
+        adapters.placeless(model)  # peft opens no such file: an adapter on it is saved merged
+        module.hf_quantizer = None  # its weights are unpacked, and are saved as any others
+        del module.config.quantization_config
     _check_finite(model, str(path))
     for line in _doubts(model):
         print(f"{path}: {line}", file=sys.stderr)

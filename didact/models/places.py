@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ def check_dtype(name: str) -> None:
         raise UserError(f"unknown dtype '{name}': use one of {', '.join(DTYPES)}")
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether this is a file of llama.cpp's, which holds configuration, tokenizer and (quantised) weights."""
+    return str(path).endswith(".gguf") and Path(path).is_file()
+
+
 def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
     """Refuse what cannot be a model: a path where nothing stands, a folder that lacks a part. Hub ids pass.
 
     Args:
-        path: folder or hub id.
+        path: folder, hub id or GGUF file.
         above: adapters that rest on it.
 
     Raises:
@@ -35,6 +41,10 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
             or an adapter that rests on such or on itself.
     """
     folder = Path(path)
+    if is_gguf(path):
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"{path}: a GGUF file, which takes the package gguf: pip install didact[gguf]")
+        return
     if not folder.is_dir():
         if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
             raise UserError(f"{path}: not a model folder")

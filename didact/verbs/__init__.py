@@ -10,15 +10,31 @@ if TYPE_CHECKING:
     from didact.verbs.claiming import claim
     from didact.verbs.comparing import comparison, comparison_plan
     from didact.verbs.job import prepare
+    from didact.verbs.merging import merge
     from didact.verbs.plan import dry_run
+    from didact.verbs.pushing import push
     from didact.verbs.requests import Comparison
     from didact.verbs.running import run
-    from didact.verbs.saved import answers, evaluate
+    from didact.verbs.saved import Chat, answers, evaluate
 
-__all__ = ["Comparison", "answers", "claim", "comparison", "comparison_plan", "dry_run", "evaluate", "prepare", "run"]
+__all__ = [
+    "Chat",
+    "Comparison",
+    "answers",
+    "claim",
+    "comparison",
+    "comparison_plan",
+    "dry_run",
+    "evaluate",
+    "merge",
+    "prepare",
+    "push",
+    "run",
+]
 MODULES = {
     "claim": "claiming", "Comparison": "requests", "comparison": "comparing", "comparison_plan": "comparing",
-    "prepare": "job", "dry_run": "plan", "run": "running", "answers": "saved", "evaluate": "saved",
+    "prepare": "job", "dry_run": "plan", "run": "running", "Chat": "saved", "answers": "saved", "evaluate": "saved",
+    "merge": "merging", "push": "pushing",
 }  # fmt: skip
 
 

@@ -6,16 +6,16 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from didact import catalogue, registry
 from didact.claims.problem import Problem
-from didact.data import chat, formats, splits, templates
+from didact.data import chat, formats, general, splits, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
-from didact.evaluate import protocols
+from didact.evaluate import own, protocols
 from didact.infer import functions, remote
 from didact.infer import lm as language_models
 from didact.learn import rates
@@ -46,6 +46,8 @@ class Job:
     warnings: list[str]
     embedded: bool
     notes: list[str]
+    general: Sequence[str] = ()
+    metrics: Mapping[str, own.Metric] = field(default_factory=dict)
 
     def tell(self) -> None:
         """Say on standard error what the user did not ask for and would want to know, once it is sure to begin."""
@@ -64,11 +66,12 @@ def prepare(request: Request) -> Job:
     function = getattr(importlib.import_module(entry["module"]), entry["function"])
     preset = catalogue.preset_of(entry, request.preset) if request.preset else {}
     embedded = request.model is None and not request.data
-    if embedded and entry["baseline"]:
+    if embedded and (entry["baseline"] or "package" in entry):
         raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
     functions.LIMIT["seconds"] = request.function_timeout
     final_answers.checked(request.final_answer, entry["protocol"])
     watching.check(request.evaluate_every, request.keep_best, entry, takes(function))
+    metrics = own.named(request.metric)
     for given in (request.model, *request.options.values()):
         if isinstance(given, str) and remote.is_address(given):
             remote.check_address(given)  # before anything is written
@@ -107,14 +110,25 @@ def prepare(request: Request) -> Job:
         if first and not isinstance(first[0], Text) and (doubt := rates.told(model, fit, len(first))):
             notes.append(doubt)
             warnings.append(doubt)
+    for name in entry["protocol"]:
+        if protocols.named(name).records(scored):
+            own.check(metrics, protocols.named(name), scored)
+            break
+    measured = general.texts(request.retention, "keep")
+    if fit.replay:
+        rows = [r for part in scored.values() if isinstance(part, list) for r in part]
+        general.apart(fit.replay_from, rows, measured)
     return Job(
-        request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded, notes
-    )
+        request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded,
+        notes, measured, metrics,
+    )  # fmt: skip
 
 
 def named(request: Request) -> list[tuple[str, Any]]:
     """What a run reads beside its data, option by option."""
     own = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
+    own |= {"--retention": request.retention, "--replay-from": request.fit.get("replay_from")}
+    own |= {f"--metric {name}": name for name in (request.metric or "").split(",")}
     return [*own.items(), *inputs.of_options(request.options)]
 
 
