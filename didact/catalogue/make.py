@@ -14,6 +14,7 @@ from typing import Any
 
 from didact import bounds, files, methods
 from didact.catalogue import FOLDER
+from didact.evaluate import protocols
 from didact.registry import METHODS, Method
 from didact.types import Fit
 
@@ -27,14 +28,27 @@ def make() -> dict[str, dict[str, Any]]:
     return {name: _entry(METHODS[name]) for name in sorted(METHODS)}
 
 
+def make_protocols() -> dict[str, dict[str, Any]]:
+    """Every protocol's entry by name: what can be told of it without importing it."""
+    return {name: _protocol(name, protocols.named(name)) for name in protocols.names()}
+
+
+def _protocol(name: str, known: protocols.Protocol) -> dict[str, Any]:
+    return {
+        "kind": known.kind, "primary": known.primary, "held_out": known.held_out, "scored": list(known.scored),
+        "answers": known.answers is not None,
+        "rank": protocols.RANKING.index(name) if name in protocols.RANKING else None,
+    }  # fmt: skip
+
+
 def write() -> None:
-    """Write all files; one of a method that is gone is removed."""
-    entries = make()
-    for stray in FOLDER.glob("*.json"):
-        if stray.stem not in entries:
-            stray.unlink()
-    for name, entry in entries.items():
-        files.write_json(FOLDER / f"{name}.json", entry)
+    """Write all files; those of methods and protocols that are gone are removed."""
+    for folder, entries in ((FOLDER, make()), (FOLDER / "protocols", make_protocols())):
+        for stray in folder.glob("*.json"):
+            if stray.stem not in entries:
+                stray.unlink()
+        for name, entry in entries.items():
+            files.write_json(folder / f"{name}.json", entry)
 
 
 def _entry(method: Method) -> dict[str, Any]:
