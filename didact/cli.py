@@ -374,7 +374,7 @@ def _compare(words: list[str]) -> int:
         many |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
         flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
         training.add_argument(flag, metavar=meta, help=option["help"], **many)
-    args = parser.parse(words)
+    args = parser.parse(words, sorted({*RECORDS, *named}))
     seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
     if seeds < 1:
         raise UserError(f"option --seeds: {seeds}: must be 1 or more")
@@ -526,6 +526,8 @@ def _claim(words: list[str]) -> int:
         raise UserError("give one of a method, --all and --stalest")
     if args.stalest is not None and args.stalest < 1:
         raise UserError(f"--stalest {args.stalest}: give 1 or more")
+    if args.method:
+        catalogue.entry(args.method)
     from didact import verbs
     from didact.claims import runner
 

@@ -13,9 +13,11 @@ import importlib
 import importlib.metadata
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from didact.data import convert
 from didact.types import UserError
 
 FOLDER = Path(__file__).parent
@@ -101,7 +103,21 @@ def papers() -> list[str]:
     return list(dict.fromkeys(e["name"].partition(".")[0] for e in ours))
 
 
-def protocols() -> list[str]:
-    """Names of the protocols: one module each in `didact/evaluate/protocols`, which is not imported."""
-    folder = FOLDER.parent / "evaluate" / "protocols"
-    return sorted(path.stem for path in folder.glob("[!_]*.py"))
+@functools.cache
+def protocols() -> dict[str, dict[str, Any]]:
+    """The protocols by name: `kind` of record, `primary` measure, what is `scored` and `held_out`, whether what only
+    `answers` can be scored, and their `rank` among those that rank arms, where they do."""
+    paths = sorted((FOLDER / "protocols").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def scored(protocol: str, records: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    """Those of the records, given by parameter or kind, that a protocol scores; empty where it can score none."""
+    known = protocols()[protocol]
+    return (all(records.get(name) for name in known["scored"]) and convert.of_kind(known["kind"], records)) or ()
+
+
+def protocol_for(records: Mapping[str, Sequence[Any]]) -> str:
+    """The name of the protocol that ranks arms on such records."""
+    ranking = sorted((n for n, p in protocols().items() if p["rank"] is not None), key=lambda n: protocols()[n]["rank"])
+    return next((name for name in ranking if scored(name, records)), "text")

@@ -14,6 +14,7 @@ from typing import Any
 
 from didact import bounds, files, methods
 from didact.catalogue import FOLDER
+from didact.evaluate import protocols
 from didact.registry import METHODS, Method
 from didact.types import Fit
 
@@ -34,14 +35,28 @@ def of_module(module: str) -> list[dict[str, Any]]:
     return [_entry(m) for m in METHODS.values() if f"{m.module}.".startswith(f"{module}.")]
 
 
+def make_protocols() -> dict[str, dict[str, Any]]:
+    """Every protocol's entry by name: what can be told of it without importing it."""
+    return {name: _protocol(name, protocols.named(name)) for name in protocols.names()}
+
+
+def _protocol(name: str, known: protocols.Protocol) -> dict[str, Any]:
+    return {
+        "kind": known.kind, "primary": known.primary, "held_out": known.held_out, "scored": list(known.scored),
+        "answers": known.answers is not None,
+        "rank": protocols.RANKING.index(name) if name in protocols.RANKING else None,
+    }  # fmt: skip
+
+
 def write() -> None:
-    """Write all files; one of a method that is gone is removed."""
+    """Write all files; those of methods and protocols that are gone are removed."""
     entries = make()
-    for stray in FOLDER.glob("*.json"):
-        if stray.stem not in entries:
-            stray.unlink()
-    for name, entry in entries.items():
-        files.write_json(FOLDER / f"{name}.json", entry)
+    for folder, told in ((FOLDER, entries), (FOLDER / "protocols", make_protocols())):
+        for stray in folder.glob("*.json"):
+            if stray.stem not in told:
+                stray.unlink()
+        for name, entry in told.items():
+            files.write_json(folder / f"{name}.json", entry)
     with files.new_file(DOCS / "llms.txt") as beside:
         beside.write_text(llms(entries), encoding="utf-8")
 

@@ -66,19 +66,8 @@ class Arm:
         Raises:
             UserError: a required input cannot be had from these records.
         """
-        given: dict[str, Any] = {}
-        for parameter, need in self.entry["needs"].items():
-            if need["kind"] == "model":
-                given[parameter] = model
-                continue
-            rows = train.get(parameter)
-            if not rows and parameter in (need["kind"], f"{need['kind']}s"):  # `forget` is given by name only
-                rows = convert.serve(need["kind"], train)
-            if rows is None and need["required"]:
-                raise UserError(f"{self.name} needs {parameter} ({need['kind']}), which these records do not give")
-            if rows is not None:
-                given[parameter] = rows
-        return given
+        models = {name: model for name, need in self.entry["needs"].items() if need["kind"] == "model"}
+        return models | convert.inputs(self.name, self.entry["needs"], train)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 from didact import files
 from didact.types import UserError
 
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu|xla|mtia|hip|ipu|maia|meta|privateuseone)(:\d+)?")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FILE = "didact.json"  # in the folder of a module that transformers cannot express
 TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
@@ -27,6 +29,16 @@ def check_dtype(name: str) -> None:
 def is_gguf(path: str | Path) -> bool:
     """Whether this is a file of llama.cpp's, which holds configuration, tokenizer and (quantised) weights."""
     return str(path).endswith(".gguf") and Path(path).is_file()
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a name that no device can have; whether it is there is seen when it is used.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name is not None and not DEVICE.fullmatch(name):
+        raise UserError(f"device '{name}' cannot be used: its name is cpu, cuda, cuda:1, mps, xpu or so")
 
 
 def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:

@@ -23,7 +23,7 @@ from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Record, Text, UserError
-from didact.verbs import inputs, watching
+from didact.verbs import early, inputs, watching
 from didact.verbs.usable import usable
 
 FEWEST = 10  # records below which none is held out
@@ -66,8 +66,7 @@ def prepare(request: Request) -> Job:
     function = getattr(importlib.import_module(entry["module"]), entry["function"])
     preset = catalogue.preset_of(entry, request.preset) if request.preset else {}
     embedded = request.model is None and not request.data
-    if embedded and (entry["baseline"] or "package" in entry):
-        raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
+    early.given(request, entry)
     functions.LIMIT["seconds"] = request.function_timeout
     final_answers.checked(request.final_answer, entry["protocol"])
     watching.check(request.evaluate_every, request.keep_best, entry, takes(function))
@@ -149,10 +148,6 @@ def _inputs(
     request: Request, entry: Mapping[str, Any]
 ) -> tuple[Model | remote.Remote | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
     """The model and records the user named."""
-    for name, need in entry["needs"].items():
-        given = request.model if need["kind"] == "model" else request.data.get(name)
-        if need["required"] and not given:
-            raise UserError(f"{request.method} needs --{name.replace('_', '-')} ({need['kind']}): {_needed(entry)}")
     served = _served(request, entry)  # first: what a server lacks is told before any work
     records: dict[str, Sequence[Record]] = {}
     sources = {}
@@ -240,12 +235,6 @@ def held_out_from(
     exact = [name for name, kind in kinds.items() if kind == protocol.kind]
     serving = [name for name, kind in kinds.items() if protocols.records_of(protocol.kind, {kind: given[name]})]
     return next(iter([*exact, *serving]), None)
-
-
-def _needed(entry: Mapping[str, Any]) -> str:
-    wanted = {n: v["kind"] for n, v in entry["needs"].items() if v["required"]}
-    words = [f"--{n.replace('_', '-')} {'DIR' if k == 'model' else n.upper() + '.jsonl'}" for n, k in wanted.items()]
-    return " ".join(["didact run", entry["name"], *words])
 
 
 def signature(function: Any) -> list[tuple[str, Any]]:

@@ -19,7 +19,8 @@ from didact.infer import generate
 from didact.learn import reward_functions
 from didact.models import load, places
 from didact.models.model import Model
-from didact.types import Messages, Metric, UserError
+from didact.types import Messages, Metric
+from didact.verbs import early
 from didact.verbs.job import example
 from didact.verbs.usable import usable
 
@@ -121,9 +122,7 @@ def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model
     A reward model is opened only where rewards are wanted.
     """
     root = Path(folder)
-    place = root / "model" if (root / "model").is_dir() else root
-    if not root.is_dir():
-        raise UserError(f"{folder}: no such folder; give the --out folder of a run, or a model folder")
+    place = early.saved(folder)
     judge = rewards and reward_functions.is_reward_model(place)
     model = reward_functions.opened(str(place), device) if judge else load.load(place, device)
     told = files.read_json(root / "result.json") if (root / "result.json").exists() else {}

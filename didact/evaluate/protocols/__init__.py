@@ -159,11 +159,7 @@ def drawn(used: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], 
     return [Asked("", prompt, "") for prompt in draw.sample(prompts, min(each, len(prompts)))]
 
 
-def records_of(kind: str, records: Mapping[str, Any]) -> Any:
-    """Records of a kind among those given, or made of another kind (`data.convert`); None where there are none."""
-    several = [rows for rows in records.values() if isinstance(rows, Sequence) and rows]
-    kinds = {type(rows[0]).__name__.lower(): rows for rows in reversed(several)}
-    return convert.serve(kind, kinds)
+records_of = convert.of_kind
 
 
 def named(name: str) -> Protocol:
@@ -172,9 +168,8 @@ def named(name: str) -> Protocol:
     Raises:
         UserError: there is none.
     """
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in known:
-        raise UserError(f"unknown protocol '{name}': choose from {', '.join(sorted(known))}")
+    if name not in names():
+        raise UserError(f"unknown protocol '{name}': choose from {', '.join(names())}")
     found: Protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
     return found
 
@@ -183,6 +178,11 @@ def leading(used: Protocol, found: Mapping[str, Measure], metrics: Iterable[str]
     """Which of its measures says how good a model is: the user's own first `metrics`, final answers where they were
     asked for, else choices, else the primary one; None where there is none."""
     return next((name for name in (*metrics, "final_answer", "accuracy", used.primary) if name in found), None)
+
+
+def names() -> list[str]:
+    """The names of all protocols."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 RANKING = ("forget", "prefer", "answer", "text")
