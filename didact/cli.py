@@ -327,11 +327,11 @@ def _show(report: dict[str, Any], out: str) -> None:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     for key, value in plan.items():
-        if key == "memory_bytes":
+        if key.endswith("_bytes"):
             value = ", ".join(f"{k.replace('_', ' ')} {v / 2**20:,.0f} MiB" for k, v in value.items())
         elif isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
-        print(f"{key.replace('_', ' '):22} {value}")
+        print(f"{key.removesuffix('_bytes').replace('_', ' '):22} {value}")
     print("a dry run: the method was not run, and nothing was written to --out")
 
 

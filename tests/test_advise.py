@@ -165,7 +165,7 @@ def test_texts_with_labels_are_demonstrations_with_choices_and_splits_are_files(
     assert advise([path], None, {"completion": "fine"}).files[0].choices == ["f0", "f1"]
     (plain,) = advise([write(tmp_path, "a.jsonl", *[{"text": f"t{i}", "topic": f"u{i}"} for i in range(4)])]).files
     assert plain.kinds[0] == "text" and not plain.choices  # every text has a topic of its own: no classes
-    splits = {"val": [["t", "a"]], "train": [[f"t{i}", "ab"[i % 2]] for i in range(4)]}
+    splits = {name: [[f"{name} {i}", "ab"[i % 2]] for i in range(4)] for name in ("val", "train")}
     (tmp_path / "clinc.json").write_text(json.dumps(splits))
     advice = advise([f"{tmp_path}/clinc.json"])
     assert [f.path for f in advice.files] == [f"{tmp_path}/clinc.json:val", f"{tmp_path}/clinc.json:train"]
