@@ -246,11 +246,15 @@ def _advise(words: list[str]) -> int:
     parser = _Parser(prog="didact advise", description=VERBS["advise"])
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders or hub:NAME:SPLIT")
     parser.add_argument("--model", help="model folder or hub id: counts tokens against its context")
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="FIELD=YOURS", help="rename a field of your files"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     args = parser.parse(words)
+    from didact import options
     from didact.verbs import advise
 
-    found = advise.advise(args.files, args.model)
+    found = advise.advise(args.files, args.model, options.renames(args.map))
     if args.json:
         import json
 
@@ -323,11 +327,11 @@ def _show(report: dict[str, Any], out: str) -> None:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     for key, value in plan.items():
-        if key == "memory_bytes":
+        if key.endswith("_bytes"):
             value = ", ".join(f"{k.replace('_', ' ')} {v / 2**20:,.0f} MiB" for k, v in value.items())
         elif isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
-        print(f"{key.replace('_', ' '):22} {value}")
+        print(f"{key.removesuffix('_bytes').replace('_', ' '):22} {value}")
     print("a dry run: the method was not run, and nothing was written to --out")
 
 

@@ -29,6 +29,8 @@ COMMON = {
     "skip_bad": ("", False, "drop and count bad lines"),
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
     "turns": ("WHICH", "last", "assistant turns of `messages` that are learnt: last, or all (a record each)"),
+    "max_length": ("N", None, "tokens of prompt and completion at most, where less than the model's context"),
+    "truncate": ("SIDE", "left", "where prompts lose what is too much: left (their beginning) or right"),
     "track": ("TOOL", None, "curves to tensorboard or wandb (offline) too, in --out"),
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
     "score_on": ("FILE", None, "records to score on before and after, in place of a share of those trained on"),
@@ -56,7 +58,7 @@ COMMON = {
     "overwrite": ("", False, "replace what stands in --out"),
     "config": ("FILE", None, "options from a YAML file; flags win over it"),
     "print_config": ("", False, "print the options as YAML and stop"),
-    "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
+    "dry_run": ("", False, "memory, disk, time, steps and truncated rows, and whether it fits; trains nothing"),
 }
 # What `compare` takes too: everything but what is of one method alone, or of a server.
 OF_RUN = (
@@ -73,7 +75,7 @@ OF_RUN = (
     "print_config",
 )
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
-WHOLE = ("seed", "evaluate_every", "budget_calls", "budget_tokens")
+WHOLE = ("seed", "max_length", "evaluate_every", "budget_calls", "budget_tokens")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
 
@@ -97,6 +99,8 @@ class Request:
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
     turns: Literal["last", "all"] = "last"
+    max_length: int | None = None
+    truncate: Literal["left", "right"] = "left"
     track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
     score_on: str | None = None
@@ -307,6 +311,7 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 YAML_BYTES = 1 << 20  # of a file of options
 CHOICES = {
     "chat": ("auto", "template", "plain"),
+    "truncate": ("left", "right"),
     "turns": ("last", "all"),
     "track": ("tensorboard", "wandb"),
     "quantize": ("nf4", "int8"),
@@ -334,6 +339,8 @@ def common(name: str, value: Any) -> Any:
             ) from None
         if name == "function_timeout" and not 0 < number < 1e8:
             raise UserError(f"option --{name}: {value}: must be above 0")
+        if name == "max_length" and number < 2:
+            raise UserError(f"option --max-length: {value}: must be 2 or more")
         if number < 0 or (name == "holdout" and not number < 1):
             raise UserError(f"option --{name}: {value}: must be {'0 or more' if name in WHOLE else 'in [0, 1)'}")
         return number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from didact.types import UserError
@@ -46,6 +46,12 @@ def _names(ours: str) -> tuple[str, ...]:
     return SYNONYMS.get(ours, ()) + (LABELS if ours == "completion" else ())
 
 
+def classes(completions: Sequence[str]) -> list[str]:
+    """The labels that texts were classified as; empty where they are too many for that, or each has its own."""
+    found = sorted(set(completions))
+    return found if 2 <= len(found) <= MOST_CHOICES and 2 * len(found) <= len(completions) else []
+
+
 def missing(name: str, row: Mapping[str, Any], wanted: Iterable[str]) -> str:
     """What to say of a line without a field that it needs: what the line has, and the --map that would fit."""
     fits = renamed(row, wanted)
@@ -54,22 +60,28 @@ def missing(name: str, row: Mapping[str, Any], wanted: Iterable[str]) -> str:
     return f"field '{name}' is missing{near} (--map {mend} renames)"
 
 
+def labels(row: Mapping[str, Any], rename: Mapping[str, str]) -> list[str]:
+    """The fields that may say what a row is classified as, where it is to be read as a demonstration."""
+    if (named := rename.get("completion")) or "completion" in row:
+        return [named] if named in LABELS and named in row else []
+    asked = "prompt" in rename or any(name in row for name in ("prompt", *TEXTS))
+    if not asked or any(name in row for name in (*OTHERS, *SYNONYMS["completion"], *SYNONYMS["messages"])):
+        return []
+    found = [name for name in LABELS if name in row]
+    return ["label_text"] if "label_text" in found else found
+
+
 def label_of(row: Mapping[str, Any], rename: Mapping[str, str]) -> str | None:
-    """The field that says what a row is classified as, where it is to be read as a demonstration; None where none does.
+    """The one that does; None where none does.
 
     Raises:
-        UserError: several fields do.
+        UserError: several do.
     """
-    if (named := rename.get("completion")) or "completion" in row:
-        return named if named in LABELS and named in row else None
-    found = [name for name in LABELS if name in row]
-    asked = "prompt" in rename or any(name in row for name in ("prompt", *TEXTS))
-    if not found or not asked or any(name in row for name in (*OTHERS, *SYNONYMS["completion"], *SYNONYMS["messages"])):
-        return None
-    if len(found) > 1 and "label_text" not in found:
+    found = labels(row, rename)
+    if len(found) > 1:
         names = ", ".join(map(repr, found))
         raise UserError(f"several fields may be the label, {names}: choose one with --map completion={found[0]}")
-    return "label_text" if "label_text" in found else found[0]
+    return next(iter(found), None)
 
 
 def labelled(values: dict[str, Any], rename: Mapping[str, str]) -> None:

@@ -103,9 +103,8 @@ def _key(path: str | Path, record: Any, rename: Mapping[str, str] | None, skip_b
 
 def _with_choices(demos: Sequence[Any]) -> list[Any]:
     """Demonstrations that were classified, each with all labels of the file as its choices, unless it has its own."""
-    labels = sorted({d.completion for d in demos})
-    few = 2 <= len(labels) <= fields.MOST_CHOICES and 2 * len(labels) <= len(demos)
-    return [dataclasses.replace(d, choices=labels) if few and d.choices is None else d for d in demos]
+    labels = fields.classes([d.completion for d in demos])
+    return [dataclasses.replace(d, choices=labels) if labels and d.choices is None else d for d in demos]
 
 
 def listed(problems: Sequence[tuple[str, str]]) -> str:

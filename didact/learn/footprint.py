@@ -22,7 +22,7 @@ def of(model: Model, fit: Fit, longest: int) -> dict[str, int]:
 
     What a forward pass keeps for the backward pass is measured, on a few tokens of a pass that is not gone back.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
+    held = weights(model)
     student = sharing(model)
     if fit.lora and not adapters.adapted(model):
         student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed, fit.lora_targets, 0.0, fit.dora)
@@ -31,12 +31,23 @@ def of(model: Model, fit: Fit, longest: int) -> dict[str, int]:
     trained = [p for p in student.module.parameters() if p.requires_grad]
     tokens = max(fit.micro_tokens or forward.at_once(model), longest)
     parts = {
-        "process": max(0, _resident() - weights) if model.device.type == "cpu" else 0,
-        "weights": weights if fit.lora else 2 * weights,  # an adapter is trained on the ones that are there
+        "process": max(0, resident() - held) if model.device.type == "cpu" else 0,
+        "weights": held if fit.lora else 2 * held,  # an adapter is trained on the ones that are there
         "gradients_and_moments": sum(_trained(p, MOMENTS[fit.optimizer]) for p in trained),
         "activations": tokens * _kept(student, fit) + _logits(student, tokens),
     }
     return parts | {"total": sum(parts.values())}
+
+
+def weights(model: Model) -> int:
+    """Bytes of a model's weights."""
+    return sum(p.numel() * p.element_size() for p in model.module.parameters())
+
+
+def read(model: Model, tokens: int) -> int:
+    """Bytes of a forward pass over so many tokens that keeps nothing for later: a few states, and logits."""
+    states = 16 * int(getattr(model.text_config, "hidden_size", 0)) * next(model.module.parameters()).element_size()
+    return tokens * states + _logits(model, tokens)
 
 
 def _trained(weight: Tensor, moments: int) -> int:
@@ -76,7 +87,7 @@ def _logits(model: Model, tokens: int) -> int:
     return 4 * 4 * min(tokens * width, forward.CHUNK)  # and their softmax, and the gradients of both
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process now."""
     told = Path("/proc/self/statm")
     return int(told.read_text(encoding="utf-8").split()[1]) * 4096 if told.exists() else 0

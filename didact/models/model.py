@@ -96,8 +96,9 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Most tokens it takes at once; `UNKNOWN_CONTEXT` where nobody says (`load` tells)."""
-        return self.known_context or UNKNOWN_CONTEXT
+        """Most tokens it takes at once, by --max-length at most; `UNKNOWN_CONTEXT` where nobody says (`load` tells)."""
+        own = self.known_context or UNKNOWN_CONTEXT
+        return min(own, getattr(self.processor, "most", None) or own)
 
     @property
     def known_context(self) -> int | None:

@@ -13,7 +13,7 @@ from didact import catalogue, compare, files, folders, options, untrusted
 from didact.claims import demo
 from didact.compare import work
 from didact.compare.budget import Budget
-from didact.data import chat, formats, general, templates
+from didact.data import chat, encode, formats, general, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
 from didact.evaluate import judges, own, protocols
@@ -28,7 +28,7 @@ from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "retention", "metric", "dtype", "rename",
-    "skip_bad", "chat", "turns", "beyond_lrs", "lora_lrs", "final_answer",
+    "skip_bad", "chat", "turns", "max_length", "truncate", "beyond_lrs", "lora_lrs", "final_answer",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
 Arms = Sequence[compare.Arm | compare.Given]
@@ -160,6 +160,8 @@ def prepare(
                 f"--model {request.model}: a server, which cannot be trained: load the weights (--model DIR)"
             )
         model = load.load(request.model, request.device, request.dtype) if request.model else given.start(models)
+        if model is not None:
+            encode.limit(model.tokenizer, request.max_length, request.truncate)
         if model is not None and request.model and adapters.adapted(model):
             print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
                   file=sys.stderr)  # fmt: skip

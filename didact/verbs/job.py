@@ -12,7 +12,7 @@ from typing import Any
 
 from didact import catalogue, registry
 from didact.claims.problem import Problem
-from didact.data import chat, formats, general, splits, templates
+from didact.data import chat, encode, formats, general, splits, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
 from didact.evaluate import own, protocols
@@ -165,6 +165,8 @@ def _inputs(
     model = served or (
         load.load(request.model, request.device, request.dtype, request.quantize) if request.model else None
     )
+    if isinstance(model, Model) and model.processor is not None:
+        encode.limit(model.processor, request.max_length, request.truncate)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)

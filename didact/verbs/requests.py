@@ -39,6 +39,8 @@ class Comparison:
         skip_bad: drop bad lines.
         chat: conversations to the model, as `didact run` has it.
         turns: assistant turns of `messages` that are learnt, as `didact run` has it.
+        max_length: tokens of a prompt and its completion at most.
+        truncate: the side on which prompts are cut.
         track: a tool that curves go to as well.
         function_timeout: seconds for one call of a function of the user's.
         overwrite: replace the comparison that stands in `out`.
@@ -71,6 +73,8 @@ class Comparison:
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
     turns: Literal["last", "all"] = "last"
+    max_length: int | None = None
+    truncate: Literal["left", "right"] = "left"
     track: Literal["tensorboard", "wandb"] | None = None
     function_timeout: float = 3600.0
     overwrite: bool = False
