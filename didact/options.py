@@ -24,6 +24,7 @@ COMMON = {
     "seed": ("N", 0, "order of the data, and everything drawn"),
     "device": ("NAME", None, "cpu, cuda, ...; the accelerator where there is one"),
     "dtype": ("TYPE", "float32", "of the weights: float32, bfloat16, float16 or float64"),
+    "quantize": ("TYPE", None, "hold the model's matrices in nf4 or int8 (bitsandbytes), for LoRA on top: --lora 8"),
     "map": ("FIELD=YOURS", None, "rename a field of your files, --map prompt=question; may be repeated"),
     "skip_bad": ("", False, "drop and count bad lines"),
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
@@ -59,6 +60,7 @@ COMMON = {
 }
 # What `compare` takes too: everything but what is of one method alone, or of a server.
 OF_RUN = (
+    "quantize",
     "preset",
     "evaluate_every",
     "keep_best",
@@ -90,6 +92,7 @@ class Request:
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    quantize: Literal["nf4", "int8"] | None = None
     rename: dict[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
@@ -302,7 +305,12 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 
 
 YAML_BYTES = 1 << 20  # of a file of options
-CHOICES = {"chat": ("auto", "template", "plain"), "turns": ("last", "all"), "track": ("tensorboard", "wandb")}
+CHOICES = {
+    "chat": ("auto", "template", "plain"),
+    "turns": ("last", "all"),
+    "track": ("tensorboard", "wandb"),
+    "quantize": ("nf4", "int8"),
+}
 
 
 def common(name: str, value: Any) -> Any:

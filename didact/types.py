@@ -263,6 +263,8 @@ class Fit:
         lora_targets: names of the layers LoRA is put on, `q_proj v_proj`; every linear layer but the head by default.
         lora_dropout: of what goes into the adapter.
         dora: weights are split into magnitude and direction, and LoRA learns the direction (DoRA).
+        checkpointing: layers are run again in the backward pass in place of keeping what they made: less memory, a
+            third more time, the same result.
         packing: short records side by side in a row, each seeing itself alone; changes speed, never the result.
         replay: share of the examples of a step that are general text, beside the method's own loss (added to it with
             the weight replay / (1 - replay)), so that what the model knew stays.
@@ -291,6 +293,7 @@ class Fit:
     lora_targets: tuple[str, ...] = ()
     lora_dropout: BelowOne = 0.0
     dora: bool = False
+    checkpointing: bool = False
     packing: bool = True
     replay: BelowOne = 0.0
     replay_from: str | None = None

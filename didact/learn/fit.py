@@ -64,7 +64,14 @@ class Logical(Protocol):
 
 LossFn = Callable[[nn.Module, Any], Terms]
 History = list[dict[str, Any]]
-MEMORY = ("folder", "micro_tokens", "packing", "save_every", "save_minutes")  # what of a Fit never changes the result
+MEMORY = (
+    "folder",
+    "micro_tokens",
+    "checkpointing",
+    "packing",
+    "save_every",
+    "save_minutes",
+)  # what of a Fit never changes the result
 MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
 
 

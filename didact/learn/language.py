@@ -14,6 +14,7 @@ from didact import registry
 from didact.data import encode, general
 from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
 from didact.learn import fit as loop
+from didact.learn import recompute
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
 from didact.models import adapters, forward
@@ -64,6 +65,8 @@ def train(
             raise UserError(f"{stream}: no records")
     began = time.monotonic()
     model = model if keep else adapters.ready(model, fit.lora)
+    if model.quantized and not fit.lora:
+        raise UserError(f"weights in {model.quantized} cannot be trained: train an adapter on them (lora = 8)")
     student = sharing(model) if fit.lora and not adapters.adapted(model) else copy_of(model)
     if fit.lora:
         student = adapters.lora(
@@ -89,10 +92,11 @@ def train(
 
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
-    history, state = loop.fit(
-        student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup, coupled=coupled,
-        name=name, identity=identity(model, streams, fit) | mixed, quiet=quiet,
-    )  # fmt: skip
+    with recompute.layers(student.module, fit.checkpointing):
+        history, state = loop.fit(
+            student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup,
+            coupled=coupled, name=name, identity=identity(model, streams, fit) | mixed, quiet=quiet,
+        )  # fmt: skip
     student.module.eval()
     cost = Cost(
         tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - began

@@ -54,6 +54,18 @@ def opened(part: Part, path: str | Path, **more: Any) -> Any:
     return module, info
 
 
+def quantisation(kind: str, dtype: Any, device: Any) -> dict[str, Any]:
+    """What `opened` needs for weights in `nf4` or `int8`, computed with in `dtype`."""
+    import logging
+
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its own types at every product
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    told: Any = four if kind == "nf4" else {"load_in_8bit": True}
+    return {"quantization_config": BitsAndBytesConfig(**told), "device_map": {"": device}}
+
+
 def built(part: Part, config: Any) -> Any:
     """A new module of a configuration, or of its fields with their `model_type`.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from didact import files
 from didact.types import UserError
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu|xla|mtia|hip|ipu|maia|meta|privateuseone)(:\d+)?")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+Quantize = Literal["nf4", "int8"]
+QUANTIZE = get_args(Quantize)
 FILE = "didact.json"  # in the folder of a module that transformers cannot express
 TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
@@ -39,6 +41,22 @@ def check_device(name: str | None) -> None:
     """
     if name is not None and not DEVICE.fullmatch(name):
         raise UserError(f"device '{name}' cannot be used: its name is cpu, cuda, cuda:1, mps, xpu or so")
+
+
+def check_quantize(name: str | None, path: str | Path) -> None:
+    """Refuse what weights cannot be held in here.
+
+    Raises:
+        UserError: it is unknown, the weights are in a GGUF file, or bitsandbytes is not installed.
+    """
+    if name is None:
+        return
+    if is_gguf(path):
+        raise UserError(f"{path}: the weights of a GGUF file are unpacked: save it as a folder to quantise them anew")
+    if name not in QUANTIZE:
+        raise UserError(f"quantize = {name}: use one of {', '.join(QUANTIZE)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("quantize needs bitsandbytes: pip install 'didact[quantize]'")
 
 
 def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:

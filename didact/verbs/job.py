@@ -90,6 +90,8 @@ def prepare(request: Request) -> Job:
     sources: dict[str, dict[str, Any]] = {
         k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
     }
+    if request.quantize and entry["fit"] and not fit.lora:
+        raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8")
     if not embedded:
         model, records, sources = _inputs(request, entry)
     if isinstance(model, Model) and entry["fit"]:
@@ -160,7 +162,9 @@ def _inputs(
             "records": len(rows),
             "dropped": rows.dropped,
         }
-    model = served or (load.load(request.model, request.device, request.dtype) if request.model else None)
+    model = served or (
+        load.load(request.model, request.device, request.dtype, request.quantize) if request.model else None
+    )
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)
