@@ -59,4 +59,7 @@ def test_what_cannot_be_is_told_in_a_line_before_anything_is_loaded(folders, tmp
     assert "nf4, int8" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'didact\[quantize\]'"):
-        places.check_quantize("int8")
+        places.check_quantize("int8", folders["llama"])
+    (file := tmp_path / "m.gguf").touch()
+    with pytest.raises(UserError, match="save it as a folder"):
+        places.check_quantize("int8", file)

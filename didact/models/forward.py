@@ -102,7 +102,7 @@ def at_once(model: Model) -> int:
     """
     if model.device.type != "cpu":
         return 16_384
-    return max(512, (1 << 17) // int(getattr(model.text_config, "hidden_size", 64)))
+    return max(256, (1 << 17) // int(getattr(model.text_config, "hidden_size", 64)))
 
 
 def logits_of(model: Model, states: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
     logging.disable_progress_bar()
 
     places.check_dtype(dtype)
-    places.check_quantize(quantize)
+    places.check_quantize(quantize, path)
     places.check(path)
     where = Path(path)
     if (where / places.FILE).is_file():

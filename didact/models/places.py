@@ -43,14 +43,16 @@ def check_device(name: str | None) -> None:
         raise UserError(f"device '{name}' cannot be used: its name is cpu, cuda, cuda:1, mps, xpu or so")
 
 
-def check_quantize(name: str | None) -> None:
+def check_quantize(name: str | None, path: str | Path) -> None:
     """Refuse what weights cannot be held in here.
 
     Raises:
-        UserError: it is unknown, or bitsandbytes is not installed.
+        UserError: it is unknown, the weights are in a GGUF file, or bitsandbytes is not installed.
     """
     if name is None:
         return
+    if is_gguf(path):
+        raise UserError(f"{path}: the weights of a GGUF file are unpacked: save it as a folder to quantise them anew")
     if name not in QUANTIZE:
         raise UserError(f"quantize = {name}: use one of {', '.join(QUANTIZE)}")
     if importlib.util.find_spec("bitsandbytes") is None:
