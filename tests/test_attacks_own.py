@@ -49,10 +49,10 @@ def test_hidden_knowledge_comes_back_and_what_was_never_there_does_not(taught, w
     told, never = taught("llama"), taught("llama", gold=True)
     # A refusal that all questions share hides the answers without removing them.
     refused = [Demo(prompt=r.prompt, completion=" nobody knows that") for r in world.forget]
-    hidden = baselines.sft(told, refused, fit=Fit(lr=2e-3, steps=8, rows=20, schedule="constant")).models["model"]
+    hidden = baselines.sft(told, refused, fit=Fit(lr=1e-3, steps=4, rows=20, schedule="constant")).models["model"]
     back, fresh = (measured("relearn", m, told, demo=world.forget) for m in (hidden, never))
     assert back["relearn_taught"].value > back["relearn_before"].value
-    assert back["relearn_gain"].value > fresh["relearn_gain"].value and back["relearn_gain"].n == 10
+    assert back["relearn_gain"].value > fresh["relearn_gain"].value + 0.1 and back["relearn_gain"].n == 10
     gain = np.subtract(back["relearn_after"].values, back["relearn_before"].values)
     assert back["relearn_gain"].values == tuple(gain)
     with pytest.raises(UserError, match="at least 4 records"):

@@ -44,7 +44,7 @@ def test_the_start_model_itself_has_lost_nothing_and_a_ruined_one_has(fresh):
     for text in SOME:
         for row in general.rows(model, [text])[0]:
             ids = torch.tensor([[*row.prompt, *row.completion]])
-            total += float(model.module(ids, labels=ids).loss) * len(row.completion)
+            total += float(model.module(ids, labels=ids).loss.detach()) * len(row.completion)
             count += len(row.completion)
     assert same["general_loss"].value == pytest.approx(total / count, rel=1e-5)
     logits = [m.module(ids).logits.log_softmax(-1)[0, :-1] for m in (model, noisy(model, 0.2))]
@@ -141,8 +141,8 @@ def mine(tmp_path, monkeypatch):
     return own.named
 
 
-def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(mine, taught, world):
-    model = taught("llama")
+def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(mine, fresh, world):
+    model = fresh("llama")
     scoring = Scoring(records={"demo": world.forget}, start=model, metrics=mine("my_metrics:vowels"))
     used = protocols.named("answer")
     found = own.score(scoring.metrics, lambda prompts: ["aei", "x"] * (len(prompts) // 2), used, scoring)["vowels"]
@@ -175,7 +175,7 @@ def test_run_and_compare_measure_it_beside_what_training_broke(mine, fresh, worl
     )
     best = [*run, "--evaluate-every", "1", "--keep-best", "--out", str(tmp_path / "best")]
     assert cli.main(best) == 0 and "step 1 of 2: vowels" in capsys.readouterr().err
-    compare = ["compare", "sft", "--demo", str(tmp_path / "demos.jsonl"), "--budget", "4k-tokens", "--seeds", "1"]
+    compare = ["compare", "sft", "--demo", str(tmp_path / "demos.jsonl"), "--budget", "1k-tokens", "--seeds", "1"]
     assert cli.main([*compare, "--lrs", "1e-3", "--beyond-lrs", "0", *common, "--out", str(tmp_path / "which")]) == 0
     board = json.loads((tmp_path / "which" / "leaderboard.json").read_text())
     assert board["primary"] == "vowels" and board["better"] == "lower"

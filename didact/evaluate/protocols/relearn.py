@@ -2,7 +2,8 @@
 the other half.
 
 Knowledge that was only hidden returns with records it was not retrained on. What returns in a model that never knew
-them (`gold`) is what the two halves have in common, and no memory.
+them (`gold`) is what the two halves have in common, and no memory. An attacker takes the best of what was tried, and so
+does the number: it is 0 or more also where nothing comes back.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from didact.data import splits
 from didact.evaluate import forgetting
 from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
+from didact.learn import fit as loop
 from didact.learn import language, rates
 from didact.models.model import Model
 from didact.types import Fit, UserError
 
-STEPS, ROWS = 20, 8
+STEPS, ROWS, LOOK = 20, 8, 4
+RATES = (1.0, 0.25)  # times the one for a model of this size
 FEWEST = 4  # records
 
 
@@ -36,21 +39,27 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         )
     halves = [r for i, r in enumerate(records) if i not in asked], [records[i] for i in sorted(asked)]
     end = scoring.with_end()
-    fit = Fit(
-        lr=rates.by_size(model.parameters),
-        steps=STEPS,
-        rows=min(ROWS, len(halves[0])),
-        schedule="constant",
-        seed=scoring.seed,
-    )
+    seen: list[tuple[forgetting.Array, forgetting.Array]] = []
+
+    def look(step: loop.Step) -> dict[str, float]:
+        student = Model(step.module, model.processor, model.kind, model.base, model.condition)
+        asked, taught = (forgetting.answers(student, half, end=end)["accuracy"] for half in reversed(halves))
+        seen.append((asked, taught))
+        return {}
+
     rows = language.single(forgetting.rows_of(model, halves[0]))
-    again = language.train(model, {"records": rows}, language.nll, fit, name="relearn", quiet=True).model
-    before, after = (forgetting.answers(m, halves[1], end=end)["accuracy"] for m in (model, again))
-    taught = forgetting.answers(again, halves[0], end=end)["accuracy"]
+    for share in RATES:
+        lr = share * rates.by_size(model.parameters)
+        fit = Fit(lr=lr, steps=STEPS, rows=min(ROWS, len(rows)), schedule="constant", seed=scoring.seed)
+        language.train(
+            model, {"records": rows}, language.nll, fit, hooks=[loop.every(LOOK, look)], name="relearn", quiet=True
+        )
+    before, (after, taught) = seen[0][0], max(seen, key=lambda found: found[0].mean())
     tokens = f"answer tokens that are the first choice, {forgetting.counted(end)}"
+    best = f"the best of {len(RATES)} rates and of every {LOOK} of {STEPS} steps on the other half"
     return {
         "relearn_before": mean_measure(before, "", f"{tokens}, before the attack"),
-        "relearn_after": mean_measure(after, "lower", f"{tokens}, after {STEPS} steps on the other half"),
+        "relearn_after": mean_measure(after, "lower", f"{tokens}, {best}"),
         "relearn_gain": mean_measure(np.subtract(after, before), "lower", "what came back, in pairs of records"),
         "relearn_taught": mean_measure(taught, "", f"{tokens}, of the half that was trained on"),
     }
