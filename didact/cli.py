@@ -411,6 +411,7 @@ def _compare(words: list[str]) -> int:
         console.print(f"the rule '{rule}' scores {value:.3f}")
     for arm, error in board["failures"].items():
         console.print(f"{arm} failed: {error}")
+    console.print(boards.time_spent(shown))
     print(f"page: {page.write(request.out)}")
     return 0 if len(board["rows"]) > 1 else 2
 

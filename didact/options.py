@@ -130,13 +130,13 @@ class Options:
         self.records = [n for n, need in entry["needs"].items() if need["kind"] != "model"]
         self.method = flat(entry)
         self.training = {o["name"]: o for o in entry["fit"]}
-        clash = set(self.method) & (set(self.training) | set(COMMON))
-        if clash:
-            raise ValueError(f"{entry['name']}: option {clash} has the name of a common one")
+        if clash := set(self.method) & set(self.training):
+            raise ValueError(f"{entry['name']}: option {clash} has the name of a training option")
+        self.common = [name for name in COMMON if name not in self.method]  # of one name its own is meant
 
     def names(self) -> list[str]:
         """Every option, as `--name`."""
-        return [f"--{n}" for n in (*self.records, *self.method, *self.training, *COMMON)]
+        return [f"--{n}" for n in (*self.records, *self.method, *self.training, *self.common)]
 
     def parse(self, words: Sequence[str], preset: str | None = None) -> Request:
         """Words to values, checked against the signature; `--config` first, flags over it."""
@@ -161,7 +161,7 @@ class Options:
         told.fit = {k: v for k, v in typed.items() if k in self.training}
         told.data = {k: str(found[k]) for k in self.records if k in found}
         told.rename = renames(found.get("map", []))
-        for name in set(COMMON) & set(found) - {"config", "map"}:
+        for name in set(self.common) & set(found) - {"config", "map"}:
             setattr(told, name, common(name, found[name]))
         return told
 
@@ -198,7 +198,7 @@ class Options:
         for title, options in (("options", self.method), ("training", self.training)):
             lines += ["", title]
             lines += [_line(n, o["type"], _help(o)) for n, o in options.items()]
-        lines += ["", "everything else"] + [_line(n, m, h) for n, (m, _, h) in COMMON.items() if n != "model"]
+        lines += ["", "everything else"] + [_line(n, COMMON[n][0], COMMON[n][2]) for n in self.common if n != "model"]
         if e["presets"]:
             lines += ["", f"presets: {', '.join(e['presets'])}"]
         return "\n".join(lines)

@@ -111,3 +111,10 @@ class Counted:
             self.bar.began = self.bar.shown = self.began
         if self.bar is not None:
             self.bar.advance(count=self.done - self.bar.done)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -18,13 +18,14 @@ from didact.compare import board as boards
 from didact.compare import score
 from didact.compare.budget import PROBES, Budget
 from didact.compare.split import split
-from didact.compare.work import COSTS, TUNING_SEED, Unit, Work
+from didact.compare.work import COSTS, PHASES, TUNING_SEED, Unit, Work
 from didact.data import contexts, convert
 from didact.evaluate import judges, protocols
 from didact.evaluate.protocols import Scoring
 from didact.infer import functions
 from didact.learn import rewards
 from didact.models import build, load
+from didact.report import boards as pages
 from didact.report import tables
 from didact.types import Critique, Demo, Judged, Preference, Scored, UserError, as_row
 
@@ -70,6 +71,12 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
     again = []
     assert compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append) == board
     assert heard and not again  # nothing is done twice
+    assert re.search(r"unit 10 of 10: .* \(\d+ s, about 0 s left\)", heard[-1])
+    spent = board["time"]
+    assert all(spent[name] > 0 for name in PHASES) and spent["generation"] < spent["scoring"]
+    assert pages.time_spent({"time": {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}}) == (
+        "time: search 2 min, scoring 7 s (of it answers being generated 5 s)"
+    )
     lost = tmp_path / "units" / "sft_lr0.001_test2.json"
     if not lost.exists():
         lost = tmp_path / "units" / "sft_lr0.004_test2.json"

@@ -31,8 +31,8 @@ REFUSED = {
     ("compare", "sft", *MODEL, "--demo", "demos.jsonl", "--budget", "1M"): "as in 20M-tokens",
     ("compare", "sft", "dpo", *MODEL, "--demo", "demos.jsonl", "--budget", "1M-tokens"):
         "dpo needs preferences (preference), which these records (demo) do not give: add --preference FILE",
-    ("compare", "sft", "gpt3", *MODEL, "--preference", "pairs.jsonl", "--budget", "1M-tokens"):
-        "gpt3 gives no model, so it cannot be scored by 'prefer': leave it out",
+    ("compare", "sft", "few-shot", *MODEL, "--preference", "pairs.jsonl", "--budget", "1M-tokens"):
+        "few-shot gives no model, so it cannot be scored by 'prefer': leave it out",
     ("compare", "sft", *MODEL, "--demo", "demos.jsonl", "--budget", "1M-tokens", "--protocol", "prefer"):
         "protocol 'prefer' cannot score demo records",
     ("compare", "sfft", *MODEL, "--demo", "demos.jsonl", "--budget", "1M-tokens"): "did you mean sft?",

@@ -1,6 +1,8 @@
 """Options without their methods: words to values by the catalogue's types and bounds, and other libraries' words."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt, MaxLen, MinLen
@@ -80,3 +82,15 @@ def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, told):
 def test_every_word_of_another_library_leads_to_an_option_that_some_command_has():
     ours = {name[2:].replace("_", "-") for e in catalogue.read().values() for name in options.parser(e).names()}
     assert {"protocol", "lrs", "folds", "seeds"} | ours >= set(flags.ELSEWHERE.values())
+
+
+def test_the_page_for_those_who_come_from_elsewhere_names_options_that_there_are():
+    page = (Path(__file__).parents[1] / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")]
+    ours = {name[2:].replace("_", "-") for e in catalogue.read().values() for name in options.parser(e).names()}
+    named = {flag for row in rows for flag in re.findall(r"--([a-z][a-z-]*)", row)}
+    assert len(named) > 40 and not named - ours - {"lrs", "budget", "preference", "demo"}  # of `compare`
+    methods = {name for row in rows for name in re.findall(r"didact (?:run|compare) ([a-z0-9-]+)", row)}
+    assert methods and methods <= set(catalogue.read())
+    there = options.parser(catalogue.entry("few-shot")).method["rule"]["type"].split("|")
+    assert set(re.findall(r"--rule (\w+)", page)) <= set(there)

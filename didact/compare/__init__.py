@@ -99,7 +99,7 @@ def run(
             failures[arm.name] = wrong[0]
         else:
             units[arm.name] = outcomes
-    return leaderboard(setting, primary, units, chosen, failures, reference.name)
+    return leaderboard(setting, primary, units, chosen, failures, reference.name) | {"time": work.spent}
 
 
 def _searched(work: Work, arms: Sequence[Arm | Given], sign: float) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from didact import files, folders, registry
+from didact import files, folders, progress, registry
 from didact.compare import score
 from didact.compare.budget import Budget, steps_within
 from didact.compare.split import Part, Split, split
@@ -34,6 +34,7 @@ from didact.types import LM, Record, Result, UserError
 UNTOUCHED = "untouched"
 TUNING_SEED = 1000
 COSTS = ("tokens", "flops", "seconds")
+PHASES = ("probes", "search", "training", "scoring", "generation")  # of the last, all that is in the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,8 @@ class Work:
 
     def __init__(self, setting: Setting, report: Callable[[str], None], primary: str, total: int) -> None:
         self.setting, self.report, self.primary, self.total, self.done = setting, report, primary, total, 0
+        self.took: list[float] = []  # by the units that trained here
+        self.spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         folders.enter(setting.folder, "comparison")
         self.units = setting.folder / "units"
         self.units.mkdir(parents=True, exist_ok=True)
@@ -233,6 +236,7 @@ class Work:
         files.sweep(self.units, place.name)
         self.done += 1
         if "error" not in (kept := self._found(place, "metrics") or {"error": ""}):  # what failed is tried once more
+            self._count(unit, kept)
             return kept
         began, resumed = time.monotonic(), self._checkpoints(place.stem).exists()
         outcome = attempt(lambda: self._scored(unit, place.stem))
@@ -240,9 +244,20 @@ class Work:
         files.write_json(place, outcome)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
         shown = outcome.get("error") or f"{self.primary} {outcome['metrics'][self.primary]:.4f}"
+        self._count(unit, outcome)
         seconds = time.monotonic() - began
-        self.report(f"unit {self.done} of {self.total}: {unit.name}: {shown} ({seconds:.0f} s)")
+        self.took += [seconds] if outcome.get("seconds", {}).get("training") else []
+        mean = sum(self.took) / len(self.took) if self.took else 0.0
+        left = f", about {progress.duration(mean * (self.total - self.done))} left" if mean else ""
+        self.report(f"unit {self.done} of {self.total}: {unit.name}: {shown} ({seconds:.0f} s{left})")
         return outcome
+
+    def _count(self, unit: Unit, outcome: Mapping[str, Any]) -> None:
+        """Add the seconds of a unit, whoever spent them and when."""
+        took = outcome.get("seconds", {})
+        self.spent["search" if unit.part == "tune" else "training"] += took.get("training", 0.0)
+        self.spent["scoring"] += took.get("scoring", 0.0)
+        self.spent["generation"] += took.get("generation", 0.0)
 
     def _found(self, place: Path, holds: str) -> dict[str, Any] | None:
         """What was found out before; None where nothing was, or its file is damaged, which is told."""
@@ -261,7 +276,9 @@ class Work:
         """How many steps of an arm the budget allows, found once."""
         place = self.place(f"{arm.name}_steps")
         if kept := self._found(place, "steps"):
+            self.spent["probes"] += kept.get("seconds", 0.0)
             return kept
+        began = time.monotonic()
         train = self.setting.split("tune").train
 
         def probe(steps: int) -> cost.Meter:
@@ -275,7 +292,8 @@ class Work:
             finally:
                 shutil.rmtree(self._checkpoints(name), ignore_errors=True)
 
-        found = steps_within(self.setting.budget, arm.name, probe)
+        found = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - began}
+        self.spent["probes"] += found["seconds"]
         files.write_json(place, found)
         return found
 
@@ -283,6 +301,7 @@ class Work:
         setting, arm = self.setting, unit.arm
         first = unit.part != "tune" and unit.seed == setting.seeds[0]
         used, predict, options = dict.fromkeys(COSTS, 0.0), None, {}
+        began, spoke = time.monotonic(), cost.spent("generation")
         if isinstance(arm, Given):
             subject: Any = arm.open()
         else:
@@ -299,6 +318,10 @@ class Work:
         how = self.primary, setting.judge, predict, setting.by_text
         measures, samples = score.score(setting.protocol, subject, scoring, *how)
         outcome: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
+        scored = time.monotonic() - began - used["seconds"]
+        outcome["seconds"] = {
+            "training": used["seconds"], "scoring": scored, "generation": cost.spent("generation") - spoke,
+        }  # fmt: skip
         if isinstance(arm, Given):  # nothing but the records tells one from another
             outcome["values"] = list(measures[self.primary].values) if self.primary in measures else []
         if first:

@@ -20,7 +20,7 @@ from didact.data import encode
 from didact.infer import beam, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
-from didact.models import head, logit_ensemble, prefix, vocabulary
+from didact.models import cost, head, logit_ensemble, prefix, vocabulary
 from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
@@ -111,6 +111,7 @@ def sample(
     return [[c.text for c in row] for row in made]
 
 
+@cost.timed("generation")
 @torch.no_grad()
 def completions(
     model: Model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
-from didact.models import adapters, forward, head, prefix
+from didact.models import adapters, cost, forward, head, prefix
 from didact.models.model import Model, sharing
 from didact.types import Fit
 
@@ -48,6 +49,18 @@ def read(model: Model, tokens: int) -> int:
     """Bytes of a forward pass over so many tokens that keeps nothing for later: a few states, and logits."""
     states = 16 * int(getattr(model.text_config, "hidden_size", 0)) * next(model.module.parameters()).element_size()
     return tokens * states + _logits(model, tokens)
+
+
+def rate(model: Model) -> float:
+    """Tokens a second of a forward pass, here and now; what is trained costs three of them. 0 where none is made."""
+    if model.kind != "causal":
+        return 0.0
+    ids = torch.zeros((1, min(2 * PROBE, model.context)), dtype=torch.long, device=model.device)
+    with torch.no_grad(), cost.unmetered():
+        model.module(input_ids=ids[:, :2])
+        began = time.monotonic()
+        float(model.module(input_ids=ids).logits[0, -1, 0])  # waits for an accelerator
+    return float(ids.numel() / max(time.monotonic() - began, 1e-6))
 
 
 def _trained(weight: Tensor, moments: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,24 @@ def unmetered() -> Iterator[None]:
         yield
     finally:
         _RUNNING[:] = running
+
+
+_SPENT: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Count the seconds inside as spent on `what`; where it nests in itself, the outermost counts."""
+    began, before = time.monotonic(), _SPENT[what]
+    try:
+        yield
+    finally:
+        _SPENT[what] = before + time.monotonic() - began
+
+
+def spent(what: str) -> float:
+    """Seconds this process has spent on `what` so far."""
+    return _SPENT[what]
 
 
 class Count:

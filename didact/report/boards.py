@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue
+from didact import catalogue, progress
 from didact.evaluate.measures import BESIDE
 from didact.report import plots, runs, words
 from didact.types import UserError
@@ -95,6 +95,15 @@ def reference(board: Mapping[str, Any]) -> str:
 def short(arm: str, most: int = 20) -> str:
     """An arm's name for a table: of a long path its end."""
     return arm if len(arm) <= most or "/" not in arm else f"…{arm[1 - most :]}"
+
+
+def time_spent(board: Mapping[str, Any]) -> str:
+    """Where the time went, in a line."""
+    spent = {name: seconds for name, seconds in board.get("time", {}).items() if seconds >= 1}
+    told = ", ".join(f"{name} {progress.duration(seconds)}" for name, seconds in spent.items() if name != "generation")
+    said = spent.get("generation", 0.0)
+    within = f" (of it answers being generated {progress.duration(said)})" if said else ""
+    return f"time: {told}{within}" if told else "time: less than a second of anything"
 
 
 def verdict(board: Mapping[str, Any]) -> str:

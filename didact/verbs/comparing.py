@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from didact import catalogue, compare, files, folders, options, untrusted
+from didact import catalogue, compare, files, folders, options, progress, untrusted
 from didact.claims import demo
 from didact.compare import work
 from didact.compare.budget import Budget
@@ -18,8 +18,8 @@ from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
 from didact.evaluate import judges, own, protocols
 from didact.infer import functions, remote
-from didact.learn import checkpoint, episodes, rates
-from didact.models import adapters, load
+from didact.learn import checkpoint, episodes, footprint, rates
+from didact.models import adapters, cost, load
 from didact.models.model import Model
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import card, given, inputs, provenance
@@ -73,6 +73,8 @@ def _compared(
         _same_comparison(out, identity, day)
     # Models as small as the example's lose by a second thread.
     with episodes.one_thread() if not request.data else contextlib.nullcontext():
+        for name, told in _planned(arms, setting).items():
+            print(f"{name:16} {told}", file=sys.stderr)
         try:
             board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
         except KeyboardInterrupt as stop:
@@ -94,6 +96,10 @@ def _compared(
 def comparison_plan(request: Comparison) -> dict[str, Any]:
     """What a comparison would do, with everything checked and nothing trained or written."""
     arms, setting, _, _ = prepare(request)
+    return _planned(arms, setting)
+
+
+def _planned(arms: Arms, setting: compare.Setting) -> dict[str, Any]:
     counts = compare.plan(arms, setting)
     test = setting.split(setting.tests[0][1]).test
     shown = {
@@ -103,12 +109,24 @@ def comparison_plan(request: Comparison) -> dict[str, Any]:
     }
     if setting.whole:
         return shown
+    trained, budget = counts["search"] + counts["test"], setting.budget
     return shown | {
-        "budget": f"{setting.budget.amount:g} {setting.budget.unit} an arm and seed",
+        "budget": f"{budget.amount:g} {budget.unit} an arm and seed",
         "learning rates": " ".join(f"{rate:g}" for rate in setting.rates),
-        "trained in all": f"at most {setting.budget.amount * (counts['search'] + counts['test']):g} "
-        f"{setting.budget.unit}, and two probes an arm",
-    }
+        "trained in all": f"at most {budget.amount * (trained + counts['search'] * bool(setting.beyond)):g} "
+        f"{budget.unit}, and two probes an arm",
+    } | _time(setting, trained)  # fmt: skip
+
+
+def _time(setting: compare.Setting, units: int) -> dict[str, str]:
+    """About how long so many units train, by one forward pass here and now."""
+    each = setting.budget.amount
+    if setting.budget.unit != "seconds":
+        if not (rate := footprint.rate(setting.model)):
+            return {}
+        each /= rate * (1.0 if setting.budget.unit == "tokens" else cost.FORWARD * setting.model.parameters)
+    whole, one = progress.duration(units * each), progress.duration(each)
+    return {"time": f"about {whole} of training, {one} a unit; and scoring"}
 
 
 def prepare(

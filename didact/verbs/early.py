@@ -6,7 +6,6 @@ what the verb is given.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,13 +91,12 @@ def comparison(request: Comparison) -> None:
     if not request.data:
         raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
     _models(request.device, request.dtype, request.model, request.gold)
-    kinds = {p: need["kind"] for _, entry in arms for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
-    if arms and (unknown := [name for name in request.data if name not in kinds]):
+    entries = [entry for _, entry in arms] or list(catalogue.read().values())
+    kinds = {p: need["kind"] for entry in entries for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
+    if unknown := [name for name in request.data if name not in kinds]:
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     how = (dict(request.rename), request.skip_bad, request.turns)
-    able(
-        arms, {n: read.ahead(path, kinds[n], *how) for n, path in request.data.items() if n in kinds}, request.protocol
-    )
+    able(arms, {n: read.ahead(path, kinds[n], *how) for n, path in request.data.items()}, request.protocol)
 
 
 def able(
@@ -118,15 +116,34 @@ def able(
             raise UserError(f"{name} gives no model, so it cannot be scored by '{used}': leave it out")
 
 
+def named(arm: str) -> bool:
+    """Whether a word of the command line is a model rather than a method: an address, a folder, a hub id."""
+    if addresses.is_address(arm):
+        return True
+    if arm.endswith(YAML):
+        return False
+    return "/" in arm or arm.endswith(".gguf") or (Path(arm).is_dir() and arm.partition(":")[0] not in catalogue.read())
+
+
+def place(folder: str) -> str:
+    """The model in the --out folder of a run, or the folder itself."""
+    inner = Path(folder) / "model"
+    return str(inner) if inner.is_dir() and not (Path(folder) / "config.json").exists() else folder
+
+
 def _arm(name: str) -> dict[str, Any] | None:
     """The catalogue entry of an arm; None for one that is a model."""
+    if named(name):
+        if addresses.is_address(name):
+            addresses.check_address(name)
+        else:
+            places.check(place(name))
+        return None
     method, _, preset = name.partition(":")
     if name.endswith(YAML):
         method, _, preset = str(options.lines(name).get("method", "")).partition(":")
         if not method:
             raise UserError(f"{name}: field 'method' is missing")
-    elif method not in catalogue.read() and ("/" in name or os.path.lexists(name)):
-        return None
     entry = catalogue.entry(method)
     if preset:
         catalogue.preset_of(entry, preset)

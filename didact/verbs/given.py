@@ -7,23 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, compare
+from didact import compare
 from didact.evaluate import protocols
 from didact.infer import lm, remote
 from didact.models import load, opening, places
 from didact.models.model import Model
 from didact.types import LM, Record, UserError
+from didact.verbs.early import named as named
+from didact.verbs.early import place as place
 
 SAMPLE = 32  # texts that two tokenizers must cut alike to be one
-
-
-def named(arm: str) -> bool:
-    """Whether a word of the command line is a model rather than a method: an address, a folder, a hub id."""
-    if remote.is_address(arm):
-        return True
-    if arm.endswith((".yaml", ".yml")):
-        return False
-    return "/" in arm or arm.endswith(".gguf") or (Path(arm).is_dir() and arm.partition(":")[0] not in catalogue.read())
 
 
 def arms(names: Sequence[str], device: str | None, dtype: str) -> dict[str, compare.Given]:
@@ -42,12 +35,6 @@ def arms(names: Sequence[str], device: str | None, dtype: str) -> dict[str, comp
             places.check(place(name))
             out[name] = compare.Given(name=name, open=functools.partial(last, place(name), device, dtype))
     return out
-
-
-def place(folder: str) -> str:
-    """The model in the --out folder of a run, or the folder itself."""
-    inner = Path(folder) / "model"
-    return str(inner) if inner.is_dir() and not (Path(folder) / "config.json").exists() else folder
 
 
 def alike(arms: Sequence[compare.Given], model: Model | None, records: Mapping[str, Sequence[Record]]) -> bool:

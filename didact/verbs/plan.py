@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from didact import progress
 from didact.data import encode
 from didact.learn import footprint
 from didact.models import forward
@@ -21,7 +21,6 @@ from didact.verbs.advise import contents
 from didact.verbs.job import Job, prepare
 
 SPARE = 1.1  # what an allocator holds beside what is asked of it
-PROBED = 128  # tokens of the forward pass by which time is told
 TRAINED = 3  # passes that forward and backward together are worth
 
 
@@ -110,27 +109,17 @@ def free_memory(device: torch.device) -> int:
 def _time(job: Job, model: Model, sizes: Mapping[str, Sequence[int]]) -> str:
     """About how long training takes, by one forward pass here and now; nothing where no step is counted in records."""
     first = next(iter(job.train.values()), ())
-    if not job.entry["fit"] or model.kind != "causal" or not first:
+    if not job.entry["fit"] or not first:
         return ""
     each = sum(statistics.fmean(sizes[name]) for name in job.train if sizes[name])
     tokens = job.fit.rows * (each or model.context)
     steps = job.fit.total_steps(len(first))
-    ids = torch.zeros((1, min(PROBED, model.context)), dtype=torch.long, device=model.device)
-    with torch.no_grad():
-        model.module(input_ids=ids[:, :2])
-        began = time.monotonic()
-        float(model.module(input_ids=ids).logits[0, -1, 0])  # waits for an accelerator
-    rate = ids.numel() / max(time.monotonic() - began, 1e-6)
+    if not (rate := footprint.rate(model)):
+        return ""
     rounds = " a round" if "rounds" in job.options else ""
     seconds = steps * tokens * TRAINED / rate
-    return f"about {duration(seconds)} of training{rounds} ({rate:,.0f} tokens/s forward here and now), and scoring"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    speed = f"{rate:,.0f} tokens/s forward here and now"
+    return f"about {progress.duration(seconds)} of training{rounds} ({speed}), and scoring"
 
 
 def _gib(size: int) -> str:
