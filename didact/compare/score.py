@@ -50,14 +50,14 @@ def score(
         return used.answers(subject, scoring), _samples(used, scoring, subject)
     out = used.score(subject, scoring)
     if used.answers is not None and primary == used.answers_primary:
-        out |= used.answers(_greedy(subject), scoring)
+        out |= used.answers(_greedy(subject, scoring), scoring)
     out |= protocols.named("collapse").score(subject, scoring)
     if subject.kind == "encoder":  # a reward model answers nothing
         return out, []
-    answer = predict or _greedy(subject)
+    answer = predict or _greedy(subject, scoring)
     if judge is not None:
         prompts = scoring.some_prompts(DRAWN)
-        theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start)(prompts))
+        theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start, scoring)(prompts))
         out["win_rate"] = judges.win_rate(judge, prompts, list(answer(prompts)), theirs)
     return out, _samples(used, scoring, answer)
 
@@ -89,5 +89,5 @@ def _samples(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., A
     return [{**one._asdict(), "answer": a} for one, a in zip(asked, answers, strict=True)]
 
 
-def _greedy(model: Model) -> Predict:
-    return lambda prompts: generate.generate(model, prompts)
+def _greedy(model: Model, scoring: Scoring) -> Predict:
+    return lambda prompts: generate.generate(model, prompts, stop=scoring.stop)

@@ -98,6 +98,7 @@ class Setting:
         folds: 0 has one split; else seed k is tested on fold k.
         group: a field whose equal values are kept on one side of a split; the prompt by default.
         answer: how final answers are found, where arms are ranked by those (`evaluate.answers`).
+        stop: texts that end answers before them.
         gold: a model that never saw what must be forgotten.
         judge: says which of two answers is better.
         folder: where units and models are kept.
@@ -117,6 +118,7 @@ class Setting:
     folds: int = 0
     group: str | None = None
     answer: str | None = None
+    stop: Sequence[str] = ()
     gold: Model | None = None
     judge: judges.Judge | None = None
     folder: Path
@@ -149,7 +151,7 @@ class Setting:
         where = part if part == "tune" else int(part) % max(self.folds, 1)
         return Scoring(
             records=self.split(part).test, start=self.model, gold=self.gold, seed=seed, options=options, brief=True,
-            end=self.with_end, answer=self.answer,
+            end=self.with_end, answer=self.answer, stop=self.stop,
             _kept=self._kept.setdefault(str(where), {}),
         )  # fmt: skip
 

@@ -26,7 +26,7 @@ from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
-    "turns", "beyond_lrs", "lora_lrs", "final_answer",
+    "turns", "beyond_lrs", "lora_lrs", "final_answer", "stops", "chat_template",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
@@ -109,6 +109,7 @@ def prepare(
         UserError: something is missing or wrong.
     """
     used = [("--model", request.model), ("--gold", request.gold), ("--judge", request.judge)]
+    used.append(("--chat-template", request.chat_template))
     written = [("arm", name) for name in request.arms if name.endswith(YAML)]
     inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
@@ -138,6 +139,8 @@ def prepare(
                 f"--model {request.model}: a server, which cannot be trained: load the weights (--model DIR)"
             )
         model = load.load(request.model, request.device, request.dtype)
+        if request.chat_template:
+            chat.override(model.tokenizer, request.chat_template)
         if adapters.adapted(model):
             print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
                   file=sys.stderr)  # fmt: skip
@@ -152,7 +155,7 @@ def prepare(
     setting = compare.Setting(
         model=model, records=records, protocol=request.protocol or protocols.for_records(records),
         budget=budget, seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
-        beyond=request.beyond_lrs, answer=request.final_answer,
+        beyond=request.beyond_lrs, answer=request.final_answer, stop=request.stops,
         adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else rates.ADAPTER),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,

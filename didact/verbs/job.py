@@ -114,7 +114,12 @@ def prepare(request: Request) -> Job:
 
 def named(request: Request) -> list[tuple[str, Any]]:
     """What a run reads beside its data, option by option."""
-    own = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
+    own = {
+        "--chat-template": request.chat_template,
+        "--model": request.model,
+        "--gold": request.gold,
+        "--score-on": request.score_on,
+    }
     return [*own.items(), *inputs.of_options(request.options)]
 
 
@@ -152,6 +157,8 @@ def _inputs(
             "dropped": rows.dropped,
         }
     model = served or (load.load(request.model, request.device, request.dtype) if request.model else None)
+    if request.chat_template and isinstance(model, Model):
+        chat.override(model.tokenizer, request.chat_template)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)

@@ -36,6 +36,7 @@ class Scoring:
         options: the method's, as it was called: what its model was trained to be asked with, whom to ask.
         brief: leave out what generates long answers.
         answer: how the final answer is found in a longer one (`answers.extractor`), where that is what counts.
+        stop: texts that end an answer before them, beside the model's own end.
         end: whether the end token of an answer counts; None decides it on the start model (see `with_end`).
     """
 
@@ -46,6 +47,7 @@ class Scoring:
     options: Mapping[str, Any] = field(default_factory=dict)
     brief: bool = False
     answer: str | None = None
+    stop: Sequence[str] = ()
     end: bool | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
