@@ -82,6 +82,8 @@ def _compared(
         "versions": provenance.versions(), "device": str(setting.model.device), "didact_commit": provenance.commit(),
     }  # fmt: skip
     files.write_json(out / "leaderboard.json", board)
+    with contextlib.suppress(OSError):  # another process may be at work there
+        (out / "checkpoints").rmdir()
     return board
 
 
