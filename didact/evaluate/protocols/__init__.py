@@ -153,8 +153,9 @@ def named(name: str) -> Protocol:
 
 def leading(used: Protocol, found: Mapping[str, Measure]) -> str | None:
     """Which of its measures says how good a model is: final answers where they were asked for, else choices, else the
-    primary one; None where there is none."""
-    return next((name for name in ("final_answer", "accuracy", used.primary) if name in found), None)
+    primary one, else the first that has a better side; None where there is none."""
+    sided = (name for name, measure in found.items() if measure.better in ("higher", "lower"))
+    return next((name for name in ("final_answer", "accuracy", used.primary) if name in found), next(sided, None))
 
 
 RANKING = ("forget", "prefer", "answer", "text")
