@@ -28,6 +28,8 @@ VERBS = {
     "compare": "methods side by side: same model, data, budget and search; a leaderboard with intervals",
     "evaluate": "score a saved model on a file",
     "try": "answers before and after, side by side",
+    "merge": "an adapter and its start model as whole weights",
+    "push": "a saved model to the Hugging Face hub",
     "claim": "test a paper's claim by training for real",
     "report": "the HTML page of a run, a comparison, a claim or the scoreboard",
 }
@@ -113,7 +115,8 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"unknown verb '{verb}': {hint}")
     handlers = {
         "methods": _methods, "explain": _explain, "advise": _advise, "run": _run, "compare": _compare,
-        "evaluate": _evaluate, "try": _try, "claim": _claim, "report": _report,
+        "evaluate": _evaluate, "try": _try, "merge": _merge, "push": _push,
+        "claim": _claim, "report": _report,
     }  # fmt: skip
     return handlers[verb](rest)
 
@@ -212,7 +215,7 @@ def _explain(words: list[str]) -> int:
     lines += [
         "",
         f"gives: {', '.join(e['gives'])}",
-        f"claim: {_verdict(e)}" + ("" if e["baseline"] else f" (didact claim {e['name']})"),
+        f"claim: {_verdict(e)}" + ("" if e["baseline"] or "package" in e else f" (didact claim {e['name']})"),
     ]
     print("\n".join(lines))
     return 0
@@ -231,7 +234,8 @@ def _kinds(entry: dict[str, Any]) -> set[str]:
 
 
 def _verdict(entry: dict[str, Any]) -> str:
-    return "baseline" if entry["baseline"] else entry["verdict"] or "not yet measured"
+    unmeasured = f"of {entry['package']}" if "package" in entry else "not yet measured"
+    return "baseline" if entry["baseline"] else entry["verdict"] or unmeasured
 
 
 def _plain(value: Any) -> str:
@@ -242,11 +246,15 @@ def _advise(words: list[str]) -> int:
     parser = _Parser(prog="didact advise", description=VERBS["advise"])
     parser.add_argument("files", nargs="+", metavar="FILE", help="files, folders or hub:NAME:SPLIT")
     parser.add_argument("--model", help="model folder or hub id: counts tokens against its context")
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="FIELD=YOURS", help="rename a field of your files"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     args = parser.parse(words)
+    from didact import options
     from didact.verbs import advise
 
-    found = advise.advise(args.files, args.model)
+    found = advise.advise(args.files, args.model, options.renames(args.map))
     if args.json:
         import json
 
@@ -319,11 +327,11 @@ def _show(report: dict[str, Any], out: str) -> None:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     for key, value in plan.items():
-        if key == "memory_bytes":
+        if key.endswith("_bytes"):
             value = ", ".join(f"{k.replace('_', ' ')} {v / 2**20:,.0f} MiB" for k, v in value.items())
         elif isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
-        print(f"{key.replace('_', ' '):22} {value}")
+        print(f"{key.removesuffix('_bytes').replace('_', ' '):22} {value}")
     print("a dry run: the method was not run, and nothing was written to --out")
 
 
@@ -337,8 +345,9 @@ def _compare(words: list[str]) -> int:
     parser.add_argument(
         "arms",
         nargs="*",
-        metavar="METHOD[:PRESET]|FILE.yaml",
-        help="what to compare; without model and data an example",
+        metavar="METHOD[:PRESET]|FILE.yaml|MODEL",
+        help="what to compare; a MODEL (folder, hub id or http://host/v1#name) is scored as it is; without model and "
+        "data an example",
     )
     named = {n for e in catalogue.read().values() for n, need in e["needs"].items() if need["kind"] != "model"}
     data = parser.add_argument_group("data, by kind of record or by a method's parameter")
@@ -369,7 +378,7 @@ def _compare(words: list[str]) -> int:
         many |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
         flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
         training.add_argument(flag, metavar=meta, help=option["help"], **many)
-    args = parser.parse(words)
+    args = parser.parse(words, sorted({*RECORDS, *named}))
     seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
     if seeds < 1:
         raise UserError(f"option --seeds: {seeds}: must be 1 or more")
@@ -416,20 +425,27 @@ def _repeated(name: str) -> dict[str, Any]:
 
 
 def _evaluate(words: list[str]) -> int:
+    from didact import options
+
     parser = _Parser(prog="didact evaluate", description=VERBS["evaluate"])
     parser.add_argument("folder", help="the --out folder of a run, or a model folder")
     parser.add_argument("--data", required=True, help="a JSONL file")
     parser.add_argument("--protocol", required=True, choices=catalogue.protocols())
+    parser.add_argument("--unseen", metavar="FILE", help="records of the same sort that no model saw, for membership")
+    parser.add_argument("--retain", metavar="FILE", help="records that must stay, for the protocol forget")
+    parser.add_argument("--gold", metavar="DIR", help="a model that never saw the records, to compare with")
+    parser.add_argument("--metric", metavar="M:F", help=options.COMMON["metric"][2])
     parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
     parser.add_argument("--skip-bad", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--final-answer", metavar="HOW", help="final answers too: number, choice or regex:PATTERN")
     parser.add_argument("--stops", action="append", default=[], metavar="TEXT", help="answers end before this text")
     args = parser.parse(words)
-    from didact import options, verbs
+    from didact import verbs
 
-    more = {"rename": options.renames(args.map), "skip_bad": args.skip_bad, "device": args.device}
-    more |= {"answer": args.final_answer, "stop": options.common("stops", args.stops)}
+    more = {name: getattr(args, name) for name in ("skip_bad", "device", "metric", "unseen", "retain", "gold")}
+    more |= {"rename": options.renames(args.map), "answer": args.final_answer}
+    more["stop"] = options.common("stops", args.stops)
     metrics = verbs.evaluate(args.folder, args.data, args.protocol, **more)
     from didact.evaluate import protocols
     from didact.files import plain
@@ -445,7 +461,7 @@ def _evaluate(words: list[str]) -> int:
 def _try(words: list[str]) -> int:
     parser = _Parser(prog="didact try", description=VERBS["try"])
     parser.add_argument("folder", help="the --out folder of a run, or a model folder")
-    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--prompt", action="append", help="may be given several times; without one a chat is opened")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--stops", action="append", default=[], metavar="TEXT", help="answers end before this text")
@@ -453,9 +469,50 @@ def _try(words: list[str]) -> int:
     args = parser.parse(words)
     from didact import options, verbs
 
+    if not args.prompt:
+        from didact.report import chat
+
+        return chat.talk(verbs.Chat(args.folder, args.max_new_tokens, args.temperature, args.device))
     how = (args.max_new_tokens, args.temperature, args.device, options.common("stops", args.stops))
     for row in verbs.answers(args.folder, args.prompt, *how):
         print(f"prompt  {row['prompt']}\nbefore  {row['before']}\nafter   {row['after']}\n")
+    return 0
+
+
+def _merge(words: list[str]) -> int:
+    parser = _Parser(prog="didact merge", description=VERBS["merge"])
+    parser.add_argument("folder", help="an adapter's folder, or the --out folder of a run that saved one")
+    parser.add_argument("--out", metavar="DIR", help="where the whole weights go (FOLDER-merged)")
+    parser.add_argument("--texts", metavar="FILE", help="texts that both are scored on; a few are embedded")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16")
+    args = parser.parse(words)
+    from didact import verbs
+
+    told = verbs.merge(args.folder, args.out, args.texts, args.device, args.dtype)
+    print(f"{told['out']}: whole weights; opens in transformers, vLLM, lm-eval and didact.load")
+    print(
+        f"loss on general text {told['before']:.4f} with the adapter, {told['after']:.4f} merged "
+        f"(at most {told['off']:.1g} nats a token apart)"
+    )
+    return 0
+
+
+def _push(words: list[str]) -> int:
+    parser = _Parser(prog="didact push", description=VERBS["push"])
+    parser.add_argument("folder", help="a model folder, or the --out folder of a run")
+    parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be sent")
+    args = parser.parse(words)
+    from didact import verbs
+
+    told = verbs.push(args.folder, args.to, args.private, args.dry_run)
+    for warning in told["warnings"]:
+        print(f"warning: {warning}")
+    size = sum(told["files"].values()) / 2**20
+    print(f"{len(told['files'])} files, {size:,.1f} MiB: {', '.join(told['files'])}")
+    print(told.get("url") or f"a dry run: nothing was sent to {args.to}")
     return 0
 
 
@@ -478,6 +535,8 @@ def _claim(words: list[str]) -> int:
         raise UserError("give one of a method, --all and --stalest")
     if args.stalest is not None and args.stalest < 1:
         raise UserError(f"--stalest {args.stalest}: give 1 or more")
+    if args.method:
+        catalogue.entry(args.method)
     from didact import verbs
     from didact.claims import runner
 

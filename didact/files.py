@@ -156,6 +156,16 @@ def _open_to_all_that_may(folder: Path) -> None:
             os.chmod(place, allowed if place.is_dir() else allowed & 0o666)
 
 
+def add_file(folder: str | Path, name: str, text: str) -> None:
+    """Add a file of text to a folder that `new_folder` wrote, or replace it, and to its seal."""
+    told = mark(folder)
+    known = {**told.get("sha256", {}), name: hashlib.sha256(text.encode()).hexdigest()}
+    if told:  # first, so that a kill in between leaves nothing that the seal does not name
+        write_json(Path(folder) / MARK, {**told, "sha256": known})
+    with new_file(Path(folder) / name) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
+
+
 def _seal(folder: Path) -> None:
     parts = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARK)
     write_mark(folder, "files", sha256={str(p.relative_to(folder)): digest(p) for p in parts})

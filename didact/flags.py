@@ -18,7 +18,8 @@ ELSEWHERE = {
     "lora-r": "lora", "lora-rank": "lora", "use-peft": "lora", "use-lora": "lora", "rank": "lora",
     "save-steps": "save-every", "report-to": "track", "output-dir": "out", "output": "out", "output-path": "out",
     "model-name-or-path": "model", "model-name": "model", "model-args": "model", "pretrained": "model",
-    "loss-type": "loss", "loss-fn": "loss",
+    "max-seq-length": "max-length", "max-seq-len": "max-length", "max-len": "max-length", "cutoff-len": "max-length",
+    "truncation-mode": "truncate", "truncation-side": "truncate", "loss-type": "loss", "loss-fn": "loss",
     "num-fewshot": "shots", "fewshot": "shots",
     "tasks": "protocol", "eval-dataset": "score-on", "eval-file": "score-on", "test-file": "score-on",
     "eval-split": "holdout", "test-size": "holdout", "val-size": "holdout", "chat-template": "chat",
@@ -54,9 +55,13 @@ def spelled(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()
 
 def meant(name: str, known: Iterable[str], data: Sequence[str] = ()) -> str:
     """`: did you mean --lr?`, where an option is spelled almost so, or another library's word for one of these."""
-    plain, known = name.replace("_", "-"), list(known)
+    plain, known = name.replace("_", "-"), [o.replace("_", "-") for o in known]
     if plain in DATA and data and plain not in known:
         return f": records are given by what they are: {', '.join('--' + d.replace('_', '-') for d in data)}"
-    elsewhere = [there for there in ELSEWHERE if ELSEWHERE[there] in known]
-    near = difflib.get_close_matches(plain, [*known, *elsewhere], 1, 0.7)
-    return f": did you mean --{ELSEWHERE.get(near[0], near[0]) if near[0] not in known else near[0]}?" if near else ""
+    elsewhere = {there: ours for there, ours in ELSEWHERE.items() if _near(ours, known)}
+    near = _near(plain, [*known, *elsewhere], 0.7)
+    return f": did you mean --{_near(elsewhere.get(near, near), known)}?" if near else ""
+
+
+def _near(name: str, known: Sequence[str], cut: float = 0.8) -> str:
+    return next(iter(difflib.get_close_matches(name, known, 1, cut)), "")

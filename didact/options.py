@@ -24,11 +24,14 @@ COMMON = {
     "seed": ("N", 0, "order of the data, and everything drawn"),
     "device": ("NAME", None, "cpu, cuda, ...; the accelerator where there is one"),
     "dtype": ("TYPE", "float32", "of the weights: float32, bfloat16, float16 or float64"),
+    "quantize": ("TYPE", None, "hold the model's matrices in nf4 or int8 (bitsandbytes), for LoRA on top: --lora 8"),
     "map": ("FIELD=YOURS", None, "rename a field of your files, --map prompt=question; may be repeated"),
     "skip_bad": ("", False, "drop and count bad lines"),
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
     "chat_template": ("FILE", None, "a chat template (Jinja) in place of the tokenizer's own; saved with the model"),
     "turns": ("WHICH", "last", "assistant turns of `messages` that are learnt: last, or all (a record each)"),
+    "max_length": ("N", None, "tokens of prompt and completion at most, where less than the model's context"),
+    "truncate": ("SIDE", "left", "where prompts lose what is too much: left (their beginning) or right"),
     "track": ("TOOL", None, "curves to tensorboard or wandb (offline) too, in --out"),
     "holdout": ("SHARE", 0.2, "of the records, kept from training and used for scoring"),
     "score_on": ("FILE", None, "records to score on before and after, in place of a share of those trained on"),
@@ -49,16 +52,23 @@ COMMON = {
         False,
         "the result is the model of the step that scored best, not of the last (--evaluate-every)",
     ),
+    "retention": ("FILE", None, "general text, on which it is seen what training broke; a little is embedded"),
+    "metric": (
+        "M:F",
+        None,
+        "a metric of yours, module:function, a number from a record and the answer; more by commas",
+    ),
     "gold": ("DIR", None, "a model trained without the forget set, to compare with"),
     "function_timeout": ("SECONDS", 3600.0, "for one call of a function of yours: a reward, a judge, a check"),
     "keep_checkpoints": ("", False, "keep them in --out after the end; what was interrupted keeps them anyway"),
     "overwrite": ("", False, "replace what stands in --out"),
     "config": ("FILE", None, "options from a YAML file; flags win over it"),
     "print_config": ("", False, "print the options as YAML and stop"),
-    "dry_run": ("", False, "memory, steps and truncated rows; trains nothing"),
+    "dry_run": ("", False, "memory, disk, time, steps and truncated rows, and whether it fits; trains nothing"),
 }
 # What `compare` takes too: everything but what is of one method alone, or of a server.
 OF_RUN = (
+    "quantize",
     "preset",
     "evaluate_every",
     "keep_best",
@@ -71,7 +81,7 @@ OF_RUN = (
     "print_config",
 )
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
-WHOLE = ("seed", "evaluate_every", "budget_calls", "budget_tokens")
+WHOLE = ("seed", "max_length", "evaluate_every", "budget_calls", "budget_tokens")
 REPEATED = ("map", "stops")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
@@ -91,11 +101,14 @@ class Request:
     seed: int = 0
     device: str | None = None
     dtype: str = "float32"
+    quantize: Literal["nf4", "int8"] | None = None
     rename: dict[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
     chat_template: str | None = None
     turns: Literal["last", "all"] = "last"
+    max_length: int | None = None
+    truncate: Literal["left", "right"] = "left"
     track: Literal["tensorboard", "wandb"] | None = None
     holdout: float = 0.2
     score_on: str | None = None
@@ -104,6 +117,8 @@ class Request:
     stops: tuple[str, ...] = ()
     evaluate_every: int | None = None
     keep_best: bool = False
+    retention: str | None = None
+    metric: str | None = None
     gold: str | None = None
     config: str | None = None
     budget_calls: int | None = None
@@ -303,7 +318,13 @@ def renames(pairs: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 
 
 YAML_BYTES = 1 << 20  # of a file of options
-CHOICES = {"chat": ("auto", "template", "plain"), "turns": ("last", "all"), "track": ("tensorboard", "wandb")}
+CHOICES = {
+    "chat": ("auto", "template", "plain"),
+    "truncate": ("left", "right"),
+    "turns": ("last", "all"),
+    "track": ("tensorboard", "wandb"),
+    "quantize": ("nf4", "int8"),
+}
 
 
 def common(name: str, value: Any) -> Any:
@@ -329,6 +350,8 @@ def common(name: str, value: Any) -> Any:
             ) from None
         if name == "function_timeout" and not 0 < number < 1e8:
             raise UserError(f"option --{name}: {value}: must be above 0")
+        if name == "max_length" and number < 2:
+            raise UserError(f"option --max-length: {value}: must be 2 or more")
         if number < 0 or (name == "holdout" and not number < 1):
             raise UserError(f"option --{name}: {value}: must be {'0 or more' if name in WHOLE else 'in [0, 1)'}")
         return number

@@ -131,11 +131,13 @@ def method(
         protocol: names of the protocols that score its model before and after (see `evaluate.protocols`).
         presets: named option sets, `{"simnpo": {"loss": "simnpo", ...}}`; `method:preset` picks one.
         baseline: registered for comparison; not one of the papers.
+
+    Its family is the package its module stands in.
     """
 
     def register(function: F) -> F:
         entry = Method(
-            name=name, family=function.__module__.split(".")[-2], function=function, paper=paper, year=year,
+            name=name, family=_package(function), function=function, paper=paper, year=year,
             source=source, gives=gives, capabilities=capabilities, kinds=kinds, protocol=protocol,
             presets=dict(presets or {}), baseline=baseline,
         )  # fmt: skip
@@ -165,6 +167,11 @@ def _remember(result: Result, entry: Method, arguments: Mapping[str, Any]) -> No
     result.call = Call(entry.name, dict(arguments))
     if not vars(result).get("metrics", True) and entry.protocol and result.models:
         del result.metrics
+
+
+def _package(function: Callable[..., Any]) -> str:
+    """The name of the package a function's module stands in, or of a module by itself."""
+    return function.__module__.rpartition(".")[0].rpartition(".")[2] or function.__module__
 
 
 def assemble(function: Callable[..., Any], flat: Mapping[str, Any]) -> dict[str, Any]:

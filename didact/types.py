@@ -62,7 +62,12 @@ class Fit:
         lora_targets: names of the layers LoRA is put on, `q_proj v_proj`; every linear layer but the head by default.
         lora_dropout: of what goes into the adapter.
         dora: weights are split into magnitude and direction, and LoRA learns the direction (DoRA).
+        checkpointing: layers are run again in the backward pass in place of keeping what they made: less memory, a
+            third more time, the same result.
         packing: short records side by side in a row, each seeing itself alone; changes speed, never the result.
+        replay: share of the examples of a step that are general text, beside the method's own loss (added to it with
+            the weight replay / (1 - replay)), so that what the model knew stays.
+        replay_from: a file of such text; a little of our own by default, other than what retention is measured on.
         save_every: steps between checkpoints (when the run has an output folder), beside those by time.
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
@@ -87,7 +92,10 @@ class Fit:
     lora_targets: tuple[str, ...] = ()
     lora_dropout: BelowOne = 0.0
     dora: bool = False
+    checkpointing: bool = False
     packing: bool = True
+    replay: BelowOne = 0.0
+    replay_from: str | None = None
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0

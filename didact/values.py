@@ -9,6 +9,8 @@ import math
 import re
 from typing import Any
 
+from didact.errors import UserError
+
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 SEVERAL = re.compile(r"(?:list|tuple|Sequence|Collection|collections\.abc\.\w+)\[.*\]")
@@ -66,6 +68,18 @@ def _one(kind: str, given: Any) -> Any:
     if kind == "float" and NUMBER.fullmatch(plain) and math.isfinite(number := float(plain)):
         return number
     raise ValueError(given)
+
+
+def budget(text: str) -> tuple[float, str]:
+    """Amount and unit of `20M-tokens`, `1e15-flops`, `90-seconds`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    found = re.fullmatch(r"([\d.]+(?:e\d+)?)([kMGT]?)-(tokens|flops|seconds)", text)
+    if not found or not (amount := float(found[1])) > 0:
+        raise UserError(f"budget '{text}': a number and its unit are expected, as in 20M-tokens or 90-seconds")
+    return amount * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]], found[3]
 
 
 def breaks(bound: str, value: Any) -> bool:

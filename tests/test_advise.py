@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from didact import catalogue, options
 from didact.data import duplicates
+from didact.data.read import read
 from didact.types import RECORDS, UserError
 from didact.verbs import advise as module
+from didact.verbs import early
 from didact.verbs.advise import advise, render
 
 ROWS = {
@@ -117,18 +119,62 @@ def test_what_forget_and_retain_share_is_told(tmp_path):
     assert advise([paths[0], write(tmp_path, "retain.jsonl", *b)]).overlaps == []
 
 
-def test_files_go_where_their_names_say_else_where_their_kind_fits(tmp_path):
+def test_names_break_ties_and_exclude_nothing(tmp_path):
     retain, forget = (write(tmp_path, f"{n}.jsonl", *demos(3, i)) for i, n in enumerate(["retain", "tofu_forget10"]))
     pairs = write(tmp_path, "some.jsonl", ROWS["preference"])
     advice = advise([retain, forget, pairs])
     assert command_of(advice, "npo") == f"didact run npo --model DIR --forget {forget} --retain {retain}".split()
     assert command_of(advice, "dpo") == f"didact run dpo --model DIR --preferences {pairs}".split()
-    (sft,) = [c for c in advice.lacking if c.method == "sft"]  # it is not taught what is to be forgotten
-    assert sft.lacks == [f"--demos (demo): {retain} is such a file, but its name says --retain"]
+    assert advice.runs[0].method == "npo"  # two files bear the names of its parameters
+    assert command_of(advise([retain]), "sft")[-1] == retain and command_of(advise([retain]), "whp")[-1] == retain
+    assert "npo" not in [c.method for c in advise([retain]).runs]  # what must stay is not offered to be forgotten
+    train, test = (write(tmp_path, f"trec_{n}.jsonl", *demos(4, i)) for i, n in enumerate(["train", "test"]))
+    for paths in ([test, train], [train, test]):
+        assert command_of(advise(paths), "sft")[-4:] == ["--demos", train, "--score-on", test]
     alone = advise([write(tmp_path, "some.jsonl", *demos(3))], None)
-    assert [c.method for c in alone.runs if c.method in ("sft", "npo", "dpo")] == ["npo", "sft"]
+    assert [c.method for c in alone.runs if c.method in ("sft", "npo", "dpo")] == ["sft", "npo"]
     (npo,) = [c for c in alone.runs if c.method == "npo"]
     assert npo.without[0].startswith("--retain (demo)")
+
+
+def test_several_that_fit_are_compared_first_and_little_is_said_of_what_is_lacking(tmp_path):
+    pairs = write(
+        tmp_path, "some.jsonl", *[{"prompt": f"p{i}", "chosen": "c" * 99, "rejected": "r"} for i in range(99)]
+    )
+    advice = advise([pairs])
+    words = shlex.split(advice.compare.command)
+    arms = words[2 : words.index("--model")]
+    assert arms[:2] == ["dpo", "simpo"] and words[-4:] == ["--preference", pairs, "--budget", "20k-tokens"]
+    early.able([(arm, catalogue.entry(arm)) for arm in arms], {"preference": read(pairs, "preference")}, None)
+    shown = render(advice)
+    assert shown.index("didact compare") < shown.index("didact run") and shown.count("didact run") <= 6
+    assert len(shown.partition("others lack")[2].strip().splitlines()) <= 6
+    unlearn = advise([write(tmp_path, f"{n}.jsonl", *demos(3, i)) for i, n in enumerate(["forget", "retain"])])
+    assert "didact compare npo " in unlearn.compare.command and "--forget" in unlearn.compare.command
+    assert advise([write(tmp_path, "a.jsonl", ROWS["parallel"])]).compare is None
+
+
+def test_texts_with_labels_are_demonstrations_with_choices_and_splits_are_files(tmp_path):
+    rows = [{"text": f"what is {i}?", "coarse": "AB"[i % 2], "fine": f"f{i // 2}"} for i in range(4)]
+    path = write(tmp_path, "trec_train.jsonl", *rows)
+    advice = advise([path])
+    (file,) = advice.files
+    assert (file.kinds[0], file.choices, file.labels) == ("demo", ["A", "B"], ["fine"])
+    assert command_of(advice, "sft")[-2:] == ["--map", "completion=coarse"]
+    assert "2 choices; --map completion=fine takes fine" in render(advice)
+    assert advise([path], None, {"completion": "fine"}).files[0].choices == ["f0", "f1"]
+    (plain,) = advise([write(tmp_path, "a.jsonl", *[{"text": f"t{i}", "topic": f"u{i}"} for i in range(4)])]).files
+    assert plain.kinds[0] == "text" and not plain.choices  # every text has a topic of its own: no classes
+    splits = {name: [[f"{name} {i}", "ab"[i % 2]] for i in range(4)] for name in ("val", "train")}
+    (tmp_path / "clinc.json").write_text(json.dumps(splits))
+    advice = advise([f"{tmp_path}/clinc.json"])
+    assert [f.path for f in advice.files] == [f"{tmp_path}/clinc.json:val", f"{tmp_path}/clinc.json:train"]
+    assert command_of(advice, "sft")[-4:] == [
+        "--demos",
+        f"{tmp_path}/clinc.json:train",
+        "--score-on",
+        f"{tmp_path}/clinc.json:val",
+    ]
 
 
 def test_every_method_is_either_run_or_lacks_something_and_every_command_parses(tmp_path):

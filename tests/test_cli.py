@@ -21,7 +21,8 @@ from didact.claims import demo
 from didact.files import read_json
 from didact.models import load
 from didact.models.model import Model
-from didact.types import Text, as_row
+from didact.types import Demo, Text, as_row
+from didact.verbs import plan
 
 TEACH = ["--lr", "2e-4", "--steps", "30", "--rows", "10", "--beta", "1.0", "--warmup-steps", "3"]
 
@@ -172,6 +173,29 @@ def test_a_dry_run_tells_memory_steps_and_truncated_rows_and_writes_nothing(plac
     shown = capsys.readouterr().out
     assert "steps" in shown and "30" in shown and "MiB" in shown and "truncated rows" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(place, tmp_path, capsys, monkeypatch):
+    def planned(method, *more):
+        parser = options.parser(catalogue.entry(method))
+        given = ["--demos" if method != "npo" else "--forget", f"{place}/forget.jsonl", "--model", f"{place}/model"]
+        return plan.dry_run(parser.parse([*given, "--out", f"{tmp_path}/out", *more]))
+
+    whole, lora, asked = planned("sft"), planned("sft", "--lora", "2"), planned("few-shot")
+    for shown in (whole, lora, asked):
+        parts = {k: v for k, v in shown["memory_bytes"].items() if k != "at_most_in_all"}
+        assert shown["memory_bytes"]["at_most_in_all"] >= sum(parts.values()) and shown["fits"] == "yes"
+    weights = load.load(place / "model").parameters
+    assert whole["memory_bytes"]["gradients_and_moments"] == 12 * weights  # float32: a gradient and AdamW's two moments
+    assert lora["disk_bytes"]["result"] < whole["disk_bytes"]["result"] == 4 * weights
+    assert asked["memory_bytes"]["gradients_and_moments"] == 0 == asked["disk_bytes"]["checkpoints"]  # nothing trains
+    assert "of training" in whole["time"] and "time" not in asked
+    test = write_rows(tmp_path / "test.jsonl", [Demo(prompt="ab " * 500, completion="c")])
+    scored = planned("sft", "--score-on", test, "--max-length", "40")
+    assert scored["longest_record_tokens"] > 500 and scored["truncated_rows"]["held-out demos"] == 1
+    assert scored["context"] == 40 and "held-out demos" in scored["records"]
+    monkeypatch.setattr(plan, "free_memory", lambda device: 1 << 20)
+    assert planned("sft")["fits"].startswith("NO: memory") and "--lora 8" in planned("sft")["fits"]
 
 
 def test_a_dry_run_counts_texts_in_rows_as_long_as_the_context(place, tmp_path, capsys):

@@ -9,13 +9,15 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from didact.data import encode
 from didact.data.streams import Tensors
 from didact.evaluate import forgetting
 from didact.learn import fit as loop
 from didact.learn import language, schedules
-from didact.learn.fit import Hook, Term
+from didact.learn.fit import Hook, NoDropout, Term
 from didact.learn.masters import Masters
 from didact.models.model import copy_of
 from didact.types import Demo, Fit, UserError
@@ -461,6 +463,33 @@ def test_lora_trains_the_adapter_only(arch, fresh):
             mine = base[n.replace(".base_layer", "")]
             assert p is not mine and p.data_ptr() == mine.data_ptr(), n  # there once, whoever asks for a gradient
     assert taught.history[-1]["loss"] < taught.history[0]["loss"]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("hooks", [[], [NoDropout()]], ids=["dropout", "no dropout"])
+def test_checkpointing_runs_every_layer_twice_and_changes_no_bit(arch, hooks, fresh):
+    start = fresh(arch)
+    for module in start.module.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    runs = []
+
+    def counted(fit):
+        def loss(model, micro):
+            layer = next(m for m in model.module.modules() if isinstance(m, GradientCheckpointingLayer))
+            inside = next(m for m in layer.modules() if isinstance(m, nn.Linear | Conv1D))
+            if not inside._forward_pre_hooks:
+                inside.register_forward_pre_hook(lambda *_: runs.append(1))
+            return nll(model, micro)
+
+        runs.clear()
+        taught = language.train(start, {"a": items_of(start, UNEQUAL)}, loss, fit, hooks=hooks, quiet=True)
+        return taught.model.fingerprint(), len(runs)
+
+    fit = Fit(lr=1e-2, steps=2, rows=5)
+    plain, once = counted(fit)
+    again, twice = counted(fit.replace(checkpointing=True))
+    assert again == plain and twice == 2 * once > 0
 
 
 def test_a_taught_model_says_what_it_cost(fresh):

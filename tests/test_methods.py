@@ -41,6 +41,7 @@ RECORDS = 14  # of each file
 SHORT = {"steps": "3", "rows": "3", "lr": "1e-3"}
 TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
+BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # those of methods of other packages
 INSTEAD = {
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
@@ -70,7 +71,8 @@ def problem() -> Any:
     made: dict[str, Problem] = {}
 
     def get(name: str) -> Problem:
-        borrowed = BORROWED.get(name, name)
+        kind = next((n["kind"] for n in ENTRIES[name]["needs"].values() if n["kind"] != "model"), "")
+        borrowed = BY_KIND[kind] if "package" in ENTRIES[name] else BORROWED.get(name, name)
         if borrowed not in made:
             with untrained():
                 made[borrowed] = job.example(borrowed, 0)
@@ -172,7 +174,9 @@ def refused(words: list[str], out: Path) -> str:
 
 
 def test_the_catalogue_is_current() -> None:
-    assert make.make() == dict(sorted(ENTRIES.items()))
+    assert make.make() == {name: entry for name, entry in sorted(ENTRIES.items()) if "package" not in entry}
+    written = (make.DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert make.llms(make.make()) == written
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -328,7 +332,7 @@ def test_a_checkpoint_of_other_options_is_not_resumed(name: str, user: Any, tmp_
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if not e["baseline"]])
+@pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if not e["baseline"] and "package" not in e])
 def test_the_embedded_example_runs(name: str, tmp_path: Path) -> None:
     result = run(["run", name], tmp_path / "out")
     json.dumps(result)

@@ -282,11 +282,81 @@ def test_an_unknown_record_kind_lists_those_there_are(tmp_path):
     assert complaint(write(tmp_path, GOOD), "demos") == f"unknown record kind 'demos': use one of {', '.join(RECORDS)}"
 
 
-def test_twenty_bad_lines_are_listed_and_the_rest_counted(tmp_path):
-    path = write(tmp_path, GOOD, *[{"prompt": str(i)} for i in range(27)])
-    lines = complaint(path).splitlines()
-    assert [line.split(": ")[0] for line in lines[:20]] == [f"{path}:{i}" for i in range(2, 22)]
-    assert lines[20:] == ["... and 7 more bad lines", "(--skip-bad drops and counts such lines)"]
+def test_what_is_wrong_with_many_lines_is_told_once_and_twenty_things_at_most(tmp_path):
+    path = write(tmp_path, GOOD, *[{"prompt": str(i)} for i in range(27)], {"prompt": 3, "completion": "c"})
+    missing, typed, mend = complaint(path).splitlines()
+    assert missing.startswith(f"{path}:2 and 26 more: field 'completion' is missing; this line has 'prompt'")
+    assert typed == f"{path}:29: field 'prompt' must be text, not a whole number" and mend.startswith("(--skip-bad")
+    path = write(tmp_path, *[{"prompt": "p", f"x{i}": str(i)} for i in range(27)])
+    assert [line.split(": ")[0] for line in complaint(path).splitlines()[:20]] == [f"{path}:{i}" for i in range(1, 21)]
+    assert complaint(path).splitlines()[20:] == ["... and 7 more bad lines", "(--skip-bad drops and counts such lines)"]
+
+
+def test_a_missing_field_is_told_with_the_map_that_fits(tmp_path):
+    path = write(tmp_path, *[{"Question": str(i), "Answer": "a"} for i in range(3)])
+    fits = {"prompt": "Question", "completion": "Answer"}
+    assert complaint(path).splitlines()[0].endswith("(--map prompt=Question,completion=Answer renames)")
+    assert [r.prompt for r in read(path, "demo", fits)] == ["0", "1", "2"]
+
+
+LABELLED = [{"text": f"t{i}", "intent": "ab"[i % 2]} for i in range(6)]
+
+
+def test_classified_texts_are_demonstrations_with_the_labels_as_choices(tmp_path):
+    records = read(write(tmp_path, *LABELLED))
+    assert [(r.prompt, r.completion, r.choices) for r in records[:2]] == [
+        ("t0", "a", ["a", "b"]),
+        ("t1", "b", ["a", "b"]),
+    ]
+    records = read(write(tmp_path, *[{"sentence": f"s{i}", "label": i % 2} for i in range(4)]))
+    assert records[1].completion == "1" and records[1].choices == ["0", "1"]
+    named = [row | {"label": 0, "label_text": "no"} for row in ({"text": "a"}, {"text": "b"})]
+    assert [r.completion for r in read(write(tmp_path, *named))] == ["no", "no"]
+    both = write(tmp_path, *[row | {"fine": f"f{i // 3}"} for i, row in enumerate(LABELLED)])
+    assert "several fields may be the label, 'intent', 'fine': choose one with --map completion=intent" in complaint(
+        both
+    )
+    assert read(both, "demo", {"completion": "fine"})[0].choices == ["f0", "f1"]
+    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {"intent": "a"}  # asked for texts, they are texts
+    many = read(write(tmp_path, *[{"text": f"t{i}", "label": f"l{i}"} for i in range(6)]))
+    assert many[0].choices is None  # every text has its own: no classes
+    asked = write(tmp_path, {"question": "q", "answer": "a", "category": "c"})
+    assert "--map prompt=question,completion=answer" in complaint(asked)  # beside an answer a category is none
+
+
+def test_json_over_several_lines_and_of_splits_is_read(tmp_path):
+    for name in ("data.jsonl", "data.json"):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row, indent=2) for row in (GOOD, GOOD | {"task": "t"}, {"prompt": "p"})))
+        assert complaint(path).startswith(f"{path}:10: field 'completion'")
+        path.write_text(json.dumps(GOOD, indent=2))
+        assert [as_row(r) for r in read(path)] == [GOOD]
+        path.write_text('{\n "prompt": "p",\n "completion": \n}')
+        assert complaint(path).startswith(f"{path}:1: not valid JSON")
+    splits = {"oos_train": [["?", "oos"]], "train": [[f"t{i}", "ab"[i % 2]] for i in range(6)], "val": [GOOD]}
+    for indent in (None, 2):
+        path = tmp_path / "clinc.json"
+        path.write_text(json.dumps(splits, indent=indent))
+        assert complaint(path) == f"{path}: name one of its splits, {path}:SPLIT: oos_train, train, val"
+        assert complaint(f"{path}:dev").endswith(f"{path}:SPLIT: oos_train, train, val")
+        records = read(f"{path}:train")
+        assert (records[1].prompt, records[1].completion, records[1].choices) == ("t1", "b", ["a", "b"])
+        assert records.places[1] == f"{path}:train:2" and formats.splits_of(path) == list(splits)
+        assert [as_row(r) for r in read(f"{path}:val")] == [GOOD]
+        path.write_text(json.dumps({"version": "1", "data": [GOOD]}, indent=indent))
+        assert [as_row(r) for r in read(path)] == [GOOD] and formats.splits_of(path) == []
+
+
+def test_sharegpt_is_read_by_every_record_with_a_prompt(tmp_path):
+    said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}, {"from": "human", "value": "x"}]
+    path = write(tmp_path, {"conversations": [*said, {"from": "gpt", "value": "y"}]})
+    (record,) = read(path)
+    assert record.completion == "y" and [t["role"] for t in record.prompt.turns] == ["user", "assistant", "user"]
+    assert [r.completion for r in read(path, turns="all")] == ["ho", "y"]
+    assert read(path, "demo", {"messages": "conversations"})[0] == record
+    row = {"conversations": said[:1], "chosen": said[1], "rejected": {"from": "gpt", "value": "no"}}
+    (pair,) = read(write(tmp_path, row), "preference")
+    assert (pair.prompt.turns[0]["content"], pair.chosen, pair.rejected) == ("hi", "ho", "no")
 
 
 def test_skip_bad_drops_and_counts(tmp_path):

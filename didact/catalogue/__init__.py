@@ -1,20 +1,27 @@
 """The catalogue: every method's name, needs, options and help, one generated JSON file a method.
 
 `python -m didact.catalogue.make` writes the files from signatures and docstrings; everything that only lists or
-explains reads them and imports no torch.
+explains reads them and imports no torch. Methods of other packages come in by the entry point `didact.methods`, which
+names the module that registers them; their entries are made when they are read.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import importlib
+import importlib.metadata
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from didact.data import convert
 from didact.types import UserError
 
 FOLDER = Path(__file__).parent
+GROUP = "didact.methods"  # the entry point
 FAMILIES = {  # in the order of listings; what the user wants
     "prompting": "get more from a model without changing a weight",
     "fewshot": "make it learn new tasks from a few labels",
@@ -32,9 +39,37 @@ FAMILIES = {  # in the order of listings; what the user wants
 def read() -> dict[str, dict[str, Any]]:
     """All methods by name."""
     entries = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")]
+    entries += _installed({entry["name"] for entry in entries})
     order = {family: number for number, family in enumerate(FAMILIES)}
     entries.sort(key=lambda e: (order.get(e["family"], len(order)), e["family"], e["name"]))
     return {entry["name"]: entry for entry in entries}
+
+
+def _installed(known: set[str]) -> list[dict[str, Any]]:
+    """Entries of methods that other packages register; a package that fails to is told and left out."""
+    found = importlib.metadata.entry_points(group=GROUP)
+    if not found:
+        return []
+    make: Any = importlib.import_module("didact.catalogue.make")
+    entries: list[dict[str, Any]] = []
+    for point in found:
+        package = point.dist.name if point.dist else point.value
+        before = dict(make.METHODS)
+        try:
+            point.load()
+            made = make.of_module(point.value.partition(":")[0])
+        except Exception as error:
+            print(f"didact: {package}: its methods cannot be used: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        for one in made:
+            if (name := one["name"]) in known:
+                print(f"didact: {package}: there is a method '{name}' already: left out", file=sys.stderr)
+                make.METHODS.pop(name)
+                make.METHODS |= {name: before[name]} if name in before else {}
+            else:
+                entries.append(one | {"package": package})
+                known.add(name)
+    return entries
 
 
 def entry(name: str) -> dict[str, Any]:
@@ -64,10 +99,25 @@ def preset_of(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 def papers() -> list[str]:
     """The methods that have a claim: every paper's once, by its slug, whatever variants it has."""
-    return list(dict.fromkeys(e["name"].partition(".")[0] for e in read().values() if not e["baseline"]))
+    ours = (e for e in read().values() if not e["baseline"] and "package" not in e)
+    return list(dict.fromkeys(e["name"].partition(".")[0] for e in ours))
 
 
-def protocols() -> list[str]:
-    """Names of the protocols: one module each in `didact/evaluate/protocols`, which is not imported."""
-    folder = FOLDER.parent / "evaluate" / "protocols"
-    return sorted(path.stem for path in folder.glob("[!_]*.py"))
+@functools.cache
+def protocols() -> dict[str, dict[str, Any]]:
+    """The protocols by name: `kind` of record, `primary` measure, what is `scored` and `held_out`, whether what only
+    `answers` can be scored, and their `rank` among those that rank arms, where they do."""
+    paths = sorted((FOLDER / "protocols").glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def scored(protocol: str, records: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    """Those of the records, given by parameter or kind, that a protocol scores; empty where it can score none."""
+    known = protocols()[protocol]
+    return (all(records.get(name) for name in known["scored"]) and convert.of_kind(known["kind"], records)) or ()
+
+
+def protocol_for(records: Mapping[str, Sequence[Any]]) -> str:
+    """The name of the protocol that ranks arms on such records."""
+    ranking = sorted((n for n, p in protocols().items() if p["rank"] is not None), key=lambda n: protocols()[n]["rank"])
+    return next((name for name in ranking if scored(name, records)), "text")

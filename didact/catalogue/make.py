@@ -1,4 +1,4 @@
-"""Write the catalogue from the code and the scoreboard: `python -m didact.catalogue.make`."""
+"""Write the catalogue, and docs/llms.txt, from the code and the scoreboard: `python -m didact.catalogue.make`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,77 @@ from typing import Any
 
 from didact import bounds, files, methods
 from didact.catalogue import FOLDER
+from didact.evaluate import protocols
 from didact.registry import METHODS, Method
 from didact.types import Fit
 
 SCOREBOARD = FOLDER.parent.parent / "scoreboard"
+DOCS = FOLDER.parent.parent / "docs"
 
 
 def make() -> dict[str, dict[str, Any]]:
     """Every method's entry by name; a method is whatever a module below `didact.methods` registers."""
     for found in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}."):
         importlib.import_module(found.name)
-    return {name: _entry(METHODS[name]) for name in sorted(METHODS)}
+    ours = (name for name, method in METHODS.items() if method.module.startswith(f"{methods.__name__}."))
+    return {name: _entry(METHODS[name]) for name in sorted(ours)}
+
+
+def of_module(module: str) -> list[dict[str, Any]]:
+    """The entries of the methods that a module, or one below it, registered."""
+    return [_entry(m) for m in METHODS.values() if f"{m.module}.".startswith(f"{module}.")]
+
+
+def make_protocols() -> dict[str, dict[str, Any]]:
+    """Every protocol's entry by name: what can be told of it without importing it."""
+    return {name: _protocol(name, protocols.named(name)) for name in protocols.names()}
+
+
+def _protocol(name: str, known: protocols.Protocol) -> dict[str, Any]:
+    return {
+        "kind": known.kind, "primary": known.primary, "held_out": known.held_out, "scored": list(known.scored),
+        "answers": known.answers is not None,
+        "rank": protocols.RANKING.index(name) if name in protocols.RANKING else None,
+    }  # fmt: skip
 
 
 def write() -> None:
-    """Write all files; one of a method that is gone is removed."""
+    """Write all files; those of methods and protocols that are gone are removed."""
     entries = make()
-    for stray in FOLDER.glob("*.json"):
-        if stray.stem not in entries:
-            stray.unlink()
-    for name, entry in entries.items():
-        files.write_json(FOLDER / f"{name}.json", entry)
+    for folder, told in ((FOLDER, entries), (FOLDER / "protocols", make_protocols())):
+        for stray in folder.glob("*.json"):
+            if stray.stem not in told:
+                stray.unlink()
+        for name, entry in told.items():
+            files.write_json(folder / f"{name}.json", entry)
+    with files.new_file(DOCS / "llms.txt") as beside:
+        beside.write_text(llms(entries), encoding="utf-8")
+
+
+def llms(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The documentation for language models to find their way in (llmstxt.org): pages and methods, a line each."""
+    lines = [
+        "# didact",
+        "",
+        "> Of the published ways to teach a language model, which one works on my model and my data?",
+    ]
+    lines += ["> A Python library and a command line: advise, run, compare, evaluate, claim, merge, push.", ""]
+    lines += ["## Pages", ""]
+    for page in sorted(DOCS.glob("*.md")):
+        title, _, text = page.read_text(encoding="utf-8").partition("\n")
+        first = re.search(r"^(?![#|>-]|```).+(?:\n.+)*", text, re.M)
+        lines.append(f"- [{title.lstrip('# ')}]({page.name}): {_opening(first[0] if first else '')}")
+    lines += ["", "## Methods", ""]
+    for name, e in entries.items():
+        verdict = "baseline" if e["baseline"] else f"its claim: {e['verdict'] or 'not yet measured'}"
+        lines.append(f"- [{name}](methods/{name}.md): {e['help']} Takes {', '.join(e['needs'])}; {verdict}.")
+    return "\n".join(lines) + "\n"
+
+
+def _opening(text: str) -> str:
+    """The first sentence or, where that is short, two; on one line."""
+    first, *more = re.split(r"(?<=[.?])\s", " ".join(text.split()))
+    return f"{first} {more[0]}" if len(first) < 60 and more else first
 
 
 def _entry(method: Method) -> dict[str, Any]:

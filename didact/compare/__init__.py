@@ -14,13 +14,13 @@ from typing import Any
 
 from didact.compare import score
 from didact.compare.board import leaderboard
-from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Setting, Unit, Work, attempt
+from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Given, Setting, Unit, Work, attempt
 from didact.evaluate import protocols
 from didact.learn import rates
 from didact.models.model import Model
 from didact.types import UserError
 
-__all__ = ["Arm", "Setting", "check", "plan", "rates_for", "run"]
+__all__ = ["Arm", "Given", "Setting", "check", "plan", "rates_for", "run"]
 
 
 def rates_for(model: Model, points: int = 3) -> list[float]:
@@ -29,7 +29,7 @@ def rates_for(model: Model, points: int = 3) -> list[float]:
     return [float(f"{middle * 4.0 ** (i - (points - 1) / 2):.1e}") for i in range(points)]
 
 
-def check(arms: Sequence[Arm], setting: Setting) -> None:
+def check(arms: Sequence[Arm | Given], setting: Setting) -> None:
     """Refuse what cannot run, before any work.
 
     Raises:
@@ -45,47 +45,53 @@ def check(arms: Sequence[Arm], setting: Setting) -> None:
     if setting.beyond < 0 or not setting.adapter_rates > 0:
         raise UserError(f"beyond = {setting.beyond} and adapter_rates = {setting.adapter_rates}: must not be negative")
     for arm in arms:
-        arm.inputs(setting.model, setting.records)
+        if isinstance(arm, Arm):
+            arm.inputs(setting.model, setting.records)
         if arm.predicts and used.answers is None:
             raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
-    for part in ("tune", *range(len(setting.seeds))):
+    for part in () if setting.whole else ("tune", *range(len(setting.seeds))):
         setting.split(part)
 
 
-def plan(arms: Sequence[Arm], setting: Setting) -> dict[str, int]:
+def plan(arms: Sequence[Arm | Given], setting: Setting) -> dict[str, int]:
     """How many units of each sort there will be."""
-    trained = sum(arm.trains for arm in arms)
+    trained, tests = sum(arm.trains for arm in arms), len(setting.tests)
     return {
-        "untouched": len(setting.seeds), "probes": trained, "search": trained * len(setting.rates),
-        "test": len(arms) * len(setting.seeds),
+        "untouched": tests * setting.untouched, "probes": trained, "search": trained * len(setting.rates),
+        "test": len(arms) * tests,
     }  # fmt: skip
 
 
-def run(arms: Sequence[Arm], setting: Setting, report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run(
+    arms: Sequence[Arm | Given], setting: Setting, report: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """The whole comparison; returns the leaderboard, best arm first.
 
     Args:
-        arms: what to compare; the untouched model is added.
+        arms: what to compare; the untouched model is added where `setting` says so.
         setting: what is the same for all.
         report: called with one line for every unit of work done.
     """
     check(arms, setting)
-    primary = score.primary_of(setting.protocol, any(arm.predicts for arm in arms), setting.answer)
+    answers = any(arm.predicts for arm in arms)
+    primary = score.primary_of(setting.protocol, answers, setting.answer, setting.by_text, setting.metrics)
     counts = plan(arms, setting)
     work = Work(setting, report, primary, sum(counts.values()) - counts["probes"])
-    start = work.all_of([Unit(None, None, None, seed, k) for k, seed in enumerate(setting.seeds)])
+    # What all are read against: the untouched model, else the first of the models given.
+    reference = Given(name=UNTOUCHED, open=lambda: setting.model) if setting.untouched else arms[0]
+    start = work.all_of([Unit(reference, None, None, *test) for test in setting.tests])
     if unscored := [u["error"] for u in start if "error" in u]:
-        raise UserError(f"the untouched model cannot be scored: {unscored[0]}")
+        said = "the untouched model" if setting.untouched else reference.name
+        raise UserError(f"{said} cannot be scored: {unscored[0]}")
     lower = start[0].get("meaning", {}).get(primary, {}).get("better") == "lower"
+    arms = [arm for arm in arms if arm is not reference]
     chosen = _searched(work, arms, -1.0 if lower else 1.0)
     able = [arm for arm in arms if "error" not in chosen[arm.name]]
     wanted = [
-        Unit(arm, chosen[arm.name]["lr"], chosen[arm.name]["steps"], seed, k)
-        for arm in able
-        for k, seed in enumerate(setting.seeds)
+        Unit(arm, chosen[arm.name]["lr"], chosen[arm.name]["steps"], *test) for arm in able for test in setting.tests
     ]
     done = work.all_of(wanted)
-    units: dict[str, list[dict[str, Any]]] = {UNTOUCHED: start}
+    units: dict[str, list[dict[str, Any]]] = {reference.name: start}
     failures = {name: plan["error"] for name, plan in chosen.items() if "error" in plan}
     for arm in able:
         outcomes = [outcome for unit, outcome in zip(wanted, done, strict=True) if unit.arm is arm]
@@ -93,12 +99,12 @@ def run(arms: Sequence[Arm], setting: Setting, report: Callable[[str], None] = l
             failures[arm.name] = wrong[0]
         else:
             units[arm.name] = outcomes
-    return leaderboard(setting, primary, units, chosen, failures)
+    return leaderboard(setting, primary, units, chosen, failures, reference.name)
 
 
-def _searched(work: Work, arms: Sequence[Arm], sign: float) -> dict[str, dict[str, Any]]:
+def _searched(work: Work, arms: Sequence[Arm | Given], sign: float) -> dict[str, dict[str, Any]]:
     """For every arm the learning rate with the best tuning score and how many steps the budget allows, or its error."""
-    trained = [arm for arm in arms if arm.trains]
+    trained = [arm for arm in arms if isinstance(arm, Arm) and arm.trains]
     counted = work.each(
         [(f"{arm.name}_steps", functools.partial(attempt, functools.partial(work.steps, arm))) for arm in trained]
     )
@@ -111,7 +117,7 @@ def _searched(work: Work, arms: Sequence[Arm], sign: float) -> dict[str, dict[st
             Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune") for arm in able for lr in waiting[arm.name]
         ]
         for unit, outcome in zip(wanted, work.all_of(wanted), strict=True):
-            assert unit.arm is not None and unit.lr is not None
+            assert unit.lr is not None
             found[unit.arm.name][unit.lr] = outcome
         waiting = {name: _beyond(_scores(work, tried, sign)) for name, tried in found.items()}
         work.total += sum(map(len, waiting.values()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from didact import values
 from didact.models import cost
 from didact.types import UserError
 
@@ -29,11 +29,8 @@ class Budget:
         Raises:
             UserError: it is none of these.
         """
-        found = re.fullmatch(r"([\d.]+(?:e\d+)?)([kMGT]?)-(tokens|flops|seconds)", text)
-        if not found or float(found[1]) <= 0:
-            raise UserError(f"budget '{text}': a number and its unit are expected, as in 20M-tokens or 90-seconds")
-        scale = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]]
-        return cls(float(found[1]) * scale, cast(Unit, found[3]))
+        amount, unit = values.budget(text)
+        return cls(amount, cast(Unit, unit))
 
     def used(self, meter: cost.Meter) -> float:
         """What a meter says in this unit."""

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from didact.evaluate import judges, protocols
+from didact.evaluate import judges, own, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Predict, Scoring
 from didact.infer import generate
+from didact.infer import lm as language_models
 from didact.models.model import Model
+from didact.types import LM
 
 DRAWN = 32  # prompts answered for judges and samples
 SHOWN = 4  # of them shown
 
 
-def primary_of(protocol: str, answers_only: bool, answer: str | None = None) -> str:
-    """The measure arms are ranked by: where one of them gives answers and no model, one of answers; final answers where
-    it is said how to find them."""
+def primary_of(
+    protocol: str, answers_only: bool, answer: str | None = None, by_text: bool = False, metrics: Iterable[str] = ()
+) -> str:
+    """The measure arms are ranked by: the user's first metric; final answers where it is said how to find them; where
+    one of them gives answers and no model, one of answers; where tokenizers differ, one of text."""
     used = protocols.named(protocol)
+    if not used.scored and (mine := next(iter(metrics), None)):
+        return mine
     if answer is not None:
         return "final_answer"
-    return str((used.answers_primary if answers_only else None) or used.primary)
+    return str((used.answers_primary if answers_only else used.text_primary if by_text else None) or used.primary)
 
 
 def score(
     protocol: str,
-    subject: Model | Predict,
+    subject: Model | LM | Predict,
     scoring: Scoring,
     primary: str,
     judge: judges.Judge | None = None,
     predict: Predict | None = None,
+    by_text: bool = False,
 ) -> tuple[dict[str, Measure], list[dict[str, Any]]]:
     """Measures of the protocol and the diagnostics, and sample answers.
 
     Args:
         protocol: its name.
-        subject: a model, or a function from prompts to answers.
+        subject: a model, a server, or a function from prompts to answers.
         scoring: records that training did not see, and the start model.
         primary: what arms are ranked by.
         judge: says which of two answers is better, the model's or the start model's.
         predict: answers where the model does not give them by itself.
+        by_text: measure text alone.
     """
     used = protocols.named(protocol)
-    if not isinstance(subject, Model):
+    if callable(subject):
         assert used.answers is not None
-        return used.answers(subject, scoring), _samples(used, scoring, subject)
+        mine = own.score(scoring.metrics, subject, used, scoring)
+        return used.answers(subject, scoring) | mine, _samples(used, scoring, subject)
+    if by_text or not isinstance(subject, Model):
+        lm = language_models.of(subject)
+        mine = own.score(scoring.metrics, _said(lm), used, scoring)
+        return used.ask(lm, scoring) | mine, _samples(used, scoring, _said(lm))
     out = used.score(subject, scoring)
     if used.answers is not None and primary == used.answers_primary:
         out |= used.answers(_greedy(subject, scoring), scoring)
     out |= protocols.named("collapse").score(subject, scoring)
     if subject.kind == "encoder":  # a reward model answers nothing
         return out, []
+    out |= scoring.kept_general(subject)
     answer = predict or _greedy(subject, scoring)
+    out |= own.score(scoring.metrics, answer, used, scoring)
     if judge is not None:
         prompts = scoring.some_prompts(DRAWN)
         theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start, scoring)(prompts))
@@ -87,6 +102,10 @@ def _samples(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., A
     asked = protocols.drawn(used, scoring, parts, max(1, DRAWN // len(parts)))
     answers = list(answer([one.prompt for one in asked])) if asked else []
     return [{**one._asdict(), "answer": a} for one, a in zip(asked, answers, strict=True)]
+
+
+def _said(lm: LM) -> Predict:
+    return lambda prompts: [draws[0] for draws in lm.generate(prompts)]
 
 
 def _greedy(model: Model, scoring: Scoring) -> Predict:

@@ -9,7 +9,7 @@ from typing import Literal
 from didact.data import splits
 from didact.types import Record, UserError
 
-Part = int | Literal["tune"]
+Part = int | Literal["tune", "all"]
 FEWEST = 5  # of what is trained on whole, to tune on
 
 
@@ -36,7 +36,7 @@ def split(
 
     Args:
         records: by parameter or kind.
-        part: the number of a seed, or `tune`.
+        part: the number of a seed, `tune`, or `all`: everything is scored and nothing trained on.
         folds: 0 has one split; else seed k is tested on fold k.
         group: a field whose equal values are kept on one side; the prompt by default.
         whole: parameters that are trained on whole, though they are scored: what must be forgotten.
@@ -44,6 +44,8 @@ def split(
     Raises:
         UserError: there are too few records.
     """
+    if part == "all":
+        return Split({}, dict(records))
     parts = folds or 4
     train: dict[str, Sequence[Record]] = {}
     test: dict[str, Sequence[Record]] = {}

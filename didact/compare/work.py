@@ -24,12 +24,12 @@ from didact.compare import score
 from didact.compare.budget import Budget, steps_within
 from didact.compare.split import Part, Split, split
 from didact.data import convert
-from didact.evaluate import judges, protocols
+from didact.evaluate import judges, own, protocols
 from didact.evaluate.protocols import Scoring
 from didact.learn import track
 from didact.models import cache, cost
 from didact.models.model import Model
-from didact.types import Record, Result, UserError
+from didact.types import LM, Record, Result, UserError
 
 UNTOUCHED = "untouched"
 TUNING_SEED = 1000
@@ -66,19 +66,17 @@ class Arm:
         Raises:
             UserError: a required input cannot be had from these records.
         """
-        given: dict[str, Any] = {}
-        for parameter, need in self.entry["needs"].items():
-            if need["kind"] == "model":
-                given[parameter] = model
-                continue
-            rows = train.get(parameter)
-            if not rows and parameter in (need["kind"], f"{need['kind']}s"):  # `forget` is given by name only
-                rows = convert.serve(need["kind"], train)
-            if rows is None and need["required"]:
-                raise UserError(f"{self.name} needs {parameter} ({need['kind']}), which these records do not give")
-            if rows is not None:
-                given[parameter] = rows
-        return given
+        models = {name: model for name, need in self.entry["needs"].items() if need["kind"] == "model"}
+        return models | convert.inputs(self.name, self.entry["needs"], train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A model that is scored as it is: the untouched one, a folder, a server. It is opened when its turn comes."""
+
+    name: str
+    open: Callable[[], Model | LM]
+    trains = predicts = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class Setting:
     """Everything that is the same for every arm.
 
     Args:
-        model: where every arm starts.
+        model: where every arm that is taught starts, and what relative measures are read against.
         records: by parameter name (`forget`, `retain`) or record kind (`preference`, `demo`, ...).
         protocol: the name of how arms are scored.
         budget: what each may use.
@@ -104,6 +102,11 @@ class Setting:
         folder: where units and models are kept.
         keep: save the model of the first seed of every arm.
         track: a tool that curves go to as well.
+        general: general text, on which it is seen what training broke; the embedded one where there is none.
+        metrics: the user's own, by name.
+        by_text: models of several tokenizers, or servers, are among the arms: all are scored on text alone.
+        whole: nothing is taught, so that every arm is scored once on all records, which are then the units.
+        untouched: the start model is an arm.
     """
 
     model: Model
@@ -124,6 +127,11 @@ class Setting:
     folder: Path
     keep: bool = True
     track: track.Kind | None = None
+    general: Sequence[str] = ()
+    metrics: Mapping[str, own.Metric] = field(default_factory=dict)
+    by_text: bool = False
+    whole: bool = False
+    untouched: bool = True
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def rates_of(self, arm: Arm) -> list[float]:
@@ -134,6 +142,8 @@ class Setting:
 
     def tuned_on_tested(self) -> list[str]:
         """Parameters with too few records to tune on others than are tested."""
+        if self.whole:
+            return []
         tune, test = self.split("tune").test, self.split(0).test
         return [name for name in protocols.named(self.protocol).scored if name in tune and tune[name] is test[name]]
 
@@ -141,25 +151,33 @@ class Setting:
         """The records of a test seed, by its number, or of tuning."""
         return split(self.records, part, self.folds, self.group, protocols.named(self.protocol).scored)
 
+    @property
+    def tests(self) -> list[tuple[int, Part]]:
+        """The seed and the part of every test of an arm."""
+        return [(self.seeds[0], "all")] if self.whole else [(seed, k) for k, seed in enumerate(self.seeds)]
+
     @functools.cached_property
     def with_end(self) -> bool:
         """Whether answers are scored with their end token, by all units alike."""
+        if self.by_text:  # not as one of them has it: in another order of the arms it would be another rule
+            return False
         return Scoring(records=self.records, start=self.model).with_end()
 
     def scoring(self, part: Part, seed: int, options: Mapping[str, Any]) -> Scoring:
         """What a unit is scored on; what is the start model's own is worked out once for all units of a part."""
-        where = part if part == "tune" else int(part) % max(self.folds, 1)
+        where = part if isinstance(part, str) else part % max(self.folds, 1)
         return Scoring(
             records=self.split(part).test, start=self.model, gold=self.gold, seed=seed, options=options, brief=True,
-            end=self.with_end, answer=self.answer, stop=self.stop,
+            end=self.with_end, answer=self.answer, stop=self.stop, general=None if part == "tune" else self.general,
+            metrics=self.metrics,
             _kept=self._kept.setdefault(str(where), {}),
         )  # fmt: skip
 
 
 class Unit(NamedTuple):
-    """One training (or none, without an arm) and its scoring: by a test seed, or on the tuning records."""
+    """One training (or none, of a model that is given) and its scoring: by a test seed, or on the tuning records."""
 
-    arm: Arm | None
+    arm: Arm | Given
     lr: float | None
     steps: int | None
     seed: int
@@ -168,9 +186,8 @@ class Unit(NamedTuple):
     @property
     def name(self) -> str:
         """What its file is called, and what is reported of it."""
-        arm = self.arm.name if self.arm else UNTOUCHED
         rate = "" if self.lr is None else f"_lr{self.lr:g}"
-        return f"{arm}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
+        return f"{self.arm.name}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
 
 
 class Work:
@@ -267,20 +284,25 @@ class Work:
     def _scored(self, unit: Unit, name: str) -> dict[str, Any]:
         setting, arm = self.setting, unit.arm
         first = unit.part != "tune" and unit.seed == setting.seeds[0]
-        used, subject, predict, options = dict.fromkeys(COSTS, 0.0), setting.model, None, {}
-        if arm is not None:
+        used, predict, options = dict.fromkeys(COSTS, 0.0), None, {}
+        if isinstance(arm, Given):
+            subject: Any = arm.open()
+        else:
             result, meter = self._trained(unit, setting.split(unit.part).train, name)
             used = {k: float(getattr(meter, k)) for k in used}
             model, predict, options = result.models.get("model"), result.predict, self._options(arm)
             able = protocols.named(setting.protocol).answers is not None
             if not isinstance(model, Model) and (predict is None or not able):
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
-            subject = model if isinstance(model, Model) else predict  # type: ignore[assignment]
+            subject = model if isinstance(model, Model) else predict
             if first and setting.keep and isinstance(model, Model):
                 model.save(setting.folder / "models" / plain_name(arm.name))
         scoring = setting.scoring(unit.part, unit.seed, options)
-        measures, samples = score.score(setting.protocol, subject, scoring, self.primary, setting.judge, predict)
+        how = self.primary, setting.judge, predict, setting.by_text
+        measures, samples = score.score(setting.protocol, subject, scoring, *how)
         outcome: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
+        if isinstance(arm, Given):  # nothing but the records tells one from another
+            outcome["values"] = list(measures[self.primary].values) if self.primary in measures else []
         if first:
             outcome["samples"] = samples
             outcome["meaning"] = {
@@ -293,7 +315,7 @@ class Work:
     def _trained(self, unit: Unit, train: Mapping[str, Sequence[Record]], name: str) -> tuple[Result, cost.Meter]:
         """Run the method on its share of the records, and meter it."""
         arm, setting = unit.arm, self.setting
-        assert arm is not None
+        assert isinstance(arm, Arm)
         given = arm.inputs(setting.model, train)
         takes = inspect.signature(arm.function).parameters
         if arm.trains:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from didact.types import Critique, Demo, Judged, Preference, Record, Scored, Text
+from didact.types import Critique, Demo, Judged, Preference, Record, Scored, Text, UserError
 
 Have = Mapping[str, Sequence[Any]]
 
@@ -23,6 +23,42 @@ def serve(kind: str, have: Have) -> Sequence[Record] | None:
         if have.get(source) and (made := make(have[source])):
             return made
     return None
+
+
+def of_kind(kind: str, given: Have) -> Sequence[Record] | None:
+    """Records of `kind` among those given under any name, or made of them; None where there are none."""
+    several = [rows for rows in given.values() if isinstance(rows, Sequence) and rows]
+    kinds = {type(rows[0]).__name__.lower(): rows for rows in reversed(several)}
+    return serve(kind, kinds)
+
+
+def inputs(name: str, needs: Mapping[str, Mapping[str, Any]], have: Have) -> dict[str, Sequence[Any]]:
+    """For each parameter of a method the records given for it by name or kind, or made of another kind.
+
+    Args:
+        name: of the arm.
+        needs: its parameters, as the catalogue has them; models are left out.
+        have: records by parameter or kind.
+
+    Raises:
+        UserError: one that it requires cannot be had from these.
+    """
+    given: dict[str, Sequence[Any]] = {}
+    for parameter, need in needs.items():
+        if (kind := need["kind"]) == "model":
+            continue
+        rows = have.get(parameter)
+        if not rows and parameter in (kind, f"{kind}s"):  # `forget` is given by name only
+            rows = serve(kind, have)
+        if rows is None and need["required"]:
+            there = ", ".join(have)
+            raise UserError(
+                f"{name} needs {parameter} ({kind}), which these records ({there}) do not give: "
+                f"add --{(kind if parameter == f'{kind}s' else parameter).replace('_', '-')} FILE, or leave {name} out"
+            )
+        if rows is not None:
+            given[parameter] = rows
+    return given
 
 
 def _chosen(pairs: Sequence[Preference]) -> list[Record]:

@@ -54,8 +54,8 @@ def row(
 ) -> TokenizedExample:
     """Tokenise one prompt and completion for a model of this `kind` (`causal` or `seq2seq`).
 
-    A prompt too long for the context loses tokens on its left; a completion too long raises. The words of a
-    `condition` belong to the prompt.
+    A prompt too long for the context loses tokens on its left (or as `limit` says); a completion too long raises. The
+    words of a `condition` belong to the prompt.
 
     Raises:
         UserError: the completion is empty or alone longer than the context.
@@ -78,8 +78,23 @@ def _fitted(
     if len(head) > room:
         start = head[:1] if head[0] == tokenizer.bos_token_id else []
         keep = room - len(start)
-        head = start + head[len(head) - keep :] if keep > 0 else head[-room:]
+        head = start + clipped(tokenizer, head[len(start) :], keep) if keep > 0 else clipped(tokenizer, head, room)
     return TokenizedExample(tuple(head), tuple(body))
+
+
+def limit(tokenizer: PreTrainedTokenizerBase, most: int | None, side: str) -> None:
+    """Have models of this tokenizer take `most` tokens at most, below their context, and cut prompts on this side."""
+    known: Any = tokenizer
+    known.most, known.cut_side = most, side
+
+
+def clipped(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], room: int) -> list[int]:
+    """As many tokens of a prompt as there is room for, less on the side that is cut: its left, or what `limit` says."""
+    return list(ids[:room] if _side(tokenizer) == "right" else ids[-room:])
+
+
+def _side(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    return str(getattr(tokenizer, "cut_side", "left"))
 
 
 def rows(
@@ -105,16 +120,21 @@ def rows(
         cut += len(head) + len(body) > out[-1].size
     if not out:
         raise UserError(f"{name}: no records")
-    tell_cut(name, cut, len(out), context)
+    tell_cut(tokenizer, name, cut, len(out), context)
     return out
 
 
-@functools.cache
-def tell_cut(name: str, cut: int, total: int, context: int) -> None:
+def tell_cut(tokenizer: PreTrainedTokenizerBase | None, name: str, cut: int, total: int, context: int) -> None:
     """Say once on standard error that prompts lose tokens; nothing where none does."""
     if cut:
-        print(f"{name}: {cut} of {total} prompts are cut on the left to fit the context of {context} tokens",
-              file=sys.stderr)  # fmt: skip
+        _say(
+            f"{name}: {cut} of {total} prompts are cut on the {_side(tokenizer)} to fit the context of {context} tokens"
+        )
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def chain(

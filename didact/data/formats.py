@@ -1,6 +1,7 @@
 """Rows from every format people keep data in, each with the place it came from. Imports no torch.
 
-    FILE.jsonl, FILE.json    one JSON object a line; a .json file may be one array of them
+    FILE.jsonl, FILE.json    one JSON object a line, or over several lines; or one array of them
+    FILE.json[:SPLIT]        an object of arrays, `{"train": [...], ...}`; a pair in one is a text and its label
     FILE.csv, FILE.tsv       a header line, then a row each; every cell is text (`Cells`)
     FILE.parquet             needs pyarrow, which comes with `datasets`
     FILE.jsonl.gz ...        any of the text formats, compressed
@@ -36,6 +37,11 @@ SWELLING = 100  # times its size that a .gz file may unpack to, or what DIDACT_S
 
 BETWEEN = tuple(" \t\r\n,")  # what may stand between the items of an array
 
+SPLITS = re.compile(  # names of the arrays in a file that has several, or one
+    r"(\w+[_-])?(train(ing)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?|data|rows|examples|records)([_-]\w+)?",
+    re.IGNORECASE,
+)
+
 Row = Mapping[str, Any] | UserError
 Found = tuple[str, Row]
 
@@ -47,7 +53,7 @@ class Cells(dict[str, Any]):
 def rows(source: str | Path) -> Iterator[Found]:
     """Every row of a file, folder or hub reference, with its place as `source:line`; one that is too long as its error.
 
-    Lines are counted in text formats, rows from 1 in the others.
+    Lines are counted in text formats, rows from 1 in the others and in splits.
 
     Raises:
         UserError: the source is missing, cannot be read, or is not what its name says.
@@ -64,6 +70,9 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     path = Path(source)
     if name.startswith(HUB) or path.is_dir() or _split(name)[0].is_dir():
         return _dataset(name)
+    split = ""
+    if not path.exists() and _split(name)[0].is_file():
+        path, split = _split(name)
     suffixes = [s.lower() for s in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     if kind == ".parquet":
@@ -72,8 +81,9 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     text = _text(path, "a table in text" if table else "one JSON object a line")
     if table:
         return _table(name, text, "," if kind == ".csv" else "\t")
-    if kind == ".json" and text.lstrip().startswith("["):
-        return _array(name, text)
+    first = next((line.strip() for line in text.split("\n") if line.strip()), "")
+    if first in ("{", "[") or split or (kind == ".json" and (first[:1] == "[" or not _lined(first, text))):
+        return _document(name, text, split)
     return _lines(name, text, most)
 
 
@@ -129,16 +139,64 @@ def _object(line: str) -> Row:
         return problem
 
 
-def _array(name: str, text: str) -> Iterator[Found]:
-    """The items of one JSON array, each with the line it begins on; a mistake in the JSON ends the array."""
-    at, line, counted = text.index("[") + 1, 1, 0
+def _lined(first: str, text: str) -> bool:
+    """Whether a text has one value a line, by its first, and more than one."""
+    return bool(text.strip() != first and not isinstance(_object(first), UserError))
+
+
+def _document(name: str, text: str, split: str) -> Iterator[Found]:
+    """The items of one JSON array, values one after another, or the items of a split of one object."""
+    if text.lstrip().startswith("["):
+        return _stream(name, text, text.index("[") + 1, "]")
+    try:
+        whole = _DECODER.decode(text.strip())
+    except (ValueError, RecursionError):  # several values, or a mistake that has a line
+        whole = None
+    splits = [k for k, v in whole.items() if isinstance(v, list)] if isinstance(whole, dict) else []
+    if split or (splits and all(SPLITS.fullmatch(k) for k in splits)):
+        if not split and len(splits) == 1:
+            (split,) = splits
+        if split not in splits:
+            path = name if Path(name).exists() else name.rpartition(":")[0]
+            raise UserError(f"{name}: name one of its splits, {path}:SPLIT: {', '.join(splits) or 'it has none'}")
+        return ((f"{name}:{i}", _paired(item)) for i, item in enumerate(whole[split], 1))
+    return _stream(name, text, 0, "")
+
+
+def _paired(item: Any) -> Any:
+    """An item of a split; a pair of texts is a text and its label (CLINC has such)."""
+    pair = isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) for part in item)
+    return {"text": item[0], "label": item[1]} if pair else item
+
+
+def splits_of(path: str | Path) -> list[str]:
+    """The names of the splits of a JSON file that is an object of several; none of any other file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        next(iter(rows(path)), None)
+    except UserError as error:
+        named = re.search(r"name one of its splits, .*:SPLIT: (.*)$", str(error))
+        if named and Path(path).is_file():
+            return named[1].split(", ")
+        raise
+    return []
+
+
+def _stream(name: str, text: str, at: int, end: str) -> Iterator[Found]:
+    """JSON values one after another up to `end`, each with the line it begins on; a mistake in one ends them."""
+    line, counted = 1, 0
     while True:
         while text[at : at + 1] in BETWEEN:
             at += 1
         line, counted = line + text.count("\n", counted, at), at
         if at == len(text):
-            raise UserError(f"{name}:{line}: not valid JSON: the array is not closed")
-        if text[at] == "]":
+            if end:
+                raise UserError(f"{name}:{line}: not valid JSON: the array is not closed")
+            return
+        if end and text[at] == end:
             if text[at + 1 :].strip():
                 raise UserError(f"{name}:{line}: not valid JSON: something follows the array")
             return

@@ -1,11 +1,12 @@
-"""Honest intervals for few units: Student's t over seeds, equivalence, the exact two-sample KS test.
+"""Honest intervals for few units: Student's t over seeds or groups of records, equivalence, exact tests.
 
 Everything takes plain numbers, one per independent unit (a seed, or an item where items are the units),
-and none of it resamples: with five units a percentile bootstrap is far too narrow.
+and no interval resamples: with five units a percentile bootstrap is far too narrow.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -93,6 +94,75 @@ def paired_p(a: Values, b: Values) -> float:
     n = len(a)
     t = found.estimate / (found.high - found.estimate) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
     return float(2 * stats.t.sf(abs(t), n - 1))
+
+
+def auc(a: Values, b: Values, level: float = 0.95) -> Interval:
+    """The chance that one of `a` is above one of `b` (ties count half), with DeLong's interval (1988).
+
+    Where it is 0 or 1, or either side has one value, whose variance nothing tells: the ends of what an exact binomial
+    test of the smaller side allows.
+    """
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    above = (x[:, None] > y).astype(float) + 0.5 * (x[:, None] == y)
+    found, n = float(above.mean()), min(len(x), len(y))
+    if found in (0.0, 1.0) or n < 2:
+        far = ((1 - level) / 2) ** (1 / n)
+        return Interval(found, *((0.0, 1 - far) if found == 0 else (far, 1.0) if found == 1 else (0.0, 1.0)))
+    variance = above.mean(1).var(ddof=1) / len(x) + above.mean(0).var(ddof=1) / len(y)
+    half = float(stats.norm.ppf((1 + level) / 2) * math.sqrt(variance))
+    return Interval(found, max(0.0, found - half), min(1.0, found + half))
+
+
+def by_group(values: Values, groups: Sequence[str]) -> NDArray[np.float64]:
+    """One number a group, whose mean is the mean of all values: records of one group (a prompt) are no two units."""
+    index = {key: i for i, key in enumerate(dict.fromkeys(groups))}
+    sums = np.bincount([index[key] for key in groups], weights=np.asarray(values, dtype=float), minlength=len(index))
+    return np.asarray(sums * len(index) / len(groups))
+
+
+def record_interval(values: Values, groups: Sequence[str], level: float = 0.95) -> Interval:
+    """t interval of the mean over records, by their groups; of shares that are all 0 or all 1 the exact one."""
+    x = np.asarray(values, dtype=float)
+    share = bool(x.min() >= 0 and x.max() <= 1)
+    if share and x.min() == x.max() and x[0] in (0, 1):
+        return two_way(np.full((len(set(groups)), 1), x[0]), level, share)
+    return two_way(by_group(x, groups)[:, None], level, share)
+
+
+def record_difference(a: Values, b: Values, groups: Sequence[str], level: float = 0.95) -> tuple[Interval, float]:
+    """Interval of the mean of `a_i - b_i` over the same records, by their groups, and `flip_p` of its groups.
+
+    Where shares never differ, the interval is not of width 0: so few groups could have missed that they do.
+    """
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    units = by_group(x - y, groups)
+    found = mean_interval(units, level)
+    if not (x != y).any() and set(np.unique(x)) <= {0.0, 1.0}:
+        far = 1 - ((1 - level) / 2) ** (1 / len(units))
+        found = Interval(0.0, -far, far)
+    return found, flip_p(units)
+
+
+def flip_p(differences: Values, draws: int = 20_000) -> float:
+    """Two-sided p-value of "each difference could as well have the other sign", by the size of their sum.
+
+    Exact where all that differ do so by the same amount (McNemar's test) or at most 12 differ at all; else over so
+    many random flips, the one seen among them.
+    """
+    d = np.asarray(differences, dtype=float)
+    d = d[d != 0]
+    if not len(d):
+        return 1.0
+    if np.ptp(np.abs(d)) < 1e-12 * np.abs(d).max():
+        return float(stats.binomtest(int((d > 0).sum()), len(d)).pvalue)
+    seen = abs(d.sum()) * (1 - 1e-12)
+    if len(d) <= 12:
+        return float(np.mean(np.abs(np.array(list(itertools.product((-1, 1), repeat=len(d)))) @ d) >= seen))
+    random = np.random.default_rng(0)
+    more = sum(
+        int((np.abs(random.choice((-1.0, 1.0), (1000, len(d))) @ d) >= seen).sum()) for _ in range(draws // 1000)
+    )
+    return (more + 1) / (draws + 1)
 
 
 def holm(p_values: Values) -> list[float]:

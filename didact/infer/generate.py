@@ -160,8 +160,8 @@ def completions(
     if model.processor is not None:
         encode.check_known(model.tokenizer, [i for ids in whole for i in ids])
     room = _left(model, how.max_new_tokens)
-    encode.tell_cut("answers", sum(len(i) > room for i in whole), len(whole), model.context)
-    ids = [i[-room:] or [model.pad] for i in whole]
+    encode.tell_cut(model.processor, "answers", sum(len(i) > room for i in whole), len(whole), model.context)
+    ids = [(encode.clipped(model.processor, i, room) if len(i) > room else i) or [model.pad] for i in whole]
     constraints = _each(constraint, len(ids))
     named = list(range(len(ids)) if keys is None else keys)
     was = model.module.training

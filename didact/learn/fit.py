@@ -64,7 +64,14 @@ class Logical(Protocol):
 
 LossFn = Callable[[nn.Module, Any], Terms]
 History = list[dict[str, Any]]
-MEMORY = ("folder", "micro_tokens", "packing", "save_every", "save_minutes")  # what of a Fit never changes the result
+MEMORY = (
+    "folder",
+    "micro_tokens",
+    "checkpointing",
+    "packing",
+    "save_every",
+    "save_minutes",
+)  # what of a Fit never changes the result
 MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
 
 
@@ -191,6 +198,8 @@ def fit(
         UserError: the loss or gradient became NaN or infinite, one row alone exhausts memory, or another training is
             at work in the folder.
     """
+    if fit.replay:  # whoever can mix text in has done so (`language.train`)
+        raise UserError(f"replay = {fit.replay}: {name}: this training has no streams of text to mix general text into")
     AcceleratorState._reset_state()  # a process may fit twice with different precision
     accelerator = Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=distributed.on_cpu(module)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from didact import registry
+from didact.data import encode, general
 from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
 from didact.learn import fit as loop
+from didact.learn import recompute
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
 from didact.models import adapters, forward
@@ -21,6 +23,7 @@ from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
 from didact.types import Cost, Fit, Result, UserError
 
+REPLAY = "replay"  # the stream of general text, and its term
 Loss = Callable[[Model, MicroBatch], Mapping[str, Term]]
 
 
@@ -62,6 +65,8 @@ def train(
             raise UserError(f"{stream}: no records")
     began = time.monotonic()
     model = model if keep else adapters.ready(model, fit.lora)
+    if model.quantized and not fit.lora:
+        raise UserError(f"weights in {model.quantized} cannot be trained: train an adapter on them (lora = 8)")
     student = sharing(model) if fit.lora and not adapters.adapted(model) else copy_of(model)
     if fit.lora:
         student = adapters.lora(
@@ -72,26 +77,40 @@ def train(
         if not any(p.requires_grad for p in student.module.parameters()):
             student.module.requires_grad_(True)
     first = len(next(iter(streams.values())))
+    beside = replayed(model, fit)
+    mixed = {k: registry.digest(f"{fit.replay} {s}") for k, s in beside.items()}
     batches = Batches(
-        {k: Stream(items, fit.rows) for k, items in streams.items()}, fit.seed, model.kind, model.pad, model.start,
-        forward.packing_of(student, fit.packing),
+        {k: Stream(items, fit.rows) for k, items in streams.items()} | beside, fit.seed, model.kind, model.pad,
+        model.start, forward.packing_of(student, fit.packing),
     )  # fmt: skip
 
     def loss_fn(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:
+        if micro.stream in beside:
+            return {REPLAY: cross_entropy(student, micro, weight=fit.replay / (1 - fit.replay))}
         of = loss[micro.stream] if isinstance(loss, Mapping) else loss
         return of(student, micro)
 
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
-    history, state = loop.fit(
-        student.module, batches, loss_fn, fit, hooks, steps=steps, warmup=warmup, coupled=coupled, name=name,
-        identity=identity(model, streams, fit), quiet=quiet,
-    )  # fmt: skip
+    with recompute.layers(student.module, fit.checkpointing):
+        history, state = loop.fit(
+            student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup,
+            coupled=coupled, name=name, identity=identity(model, streams, fit) | mixed, quiet=quiet,
+        )  # fmt: skip
     student.module.eval()
     cost = Cost(
         tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - began
     )
     return TrainResult(student, history, cost, state)
+
+
+def replayed(model: Model, fit: Fit) -> dict[str, Stream]:
+    """General text beside a training's own streams, `fit.replay` of the examples of a step; nothing without it."""
+    if not fit.replay:
+        return {}
+    texts = general.texts(fit.replay_from, "replay")
+    rows = [row for text in texts for row in encode.windows(model.tokenizer, [text], model.context - 1)]
+    return {REPLAY: Stream.of(rows, max(1, round(fit.rows * fit.replay / (1 - fit.replay))))}
 
 
 def single(rows: Iterable[Any]) -> list[ExampleGroup]:

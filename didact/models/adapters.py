@@ -98,6 +98,8 @@ def merged(model: Model) -> Model:
     """
     if not adapted(model):
         return model
+    if model.quantized:
+        raise UserError(f"an adapter on weights in {model.quantized} cannot be merged into them: merge it unquantised")
     module: Any = copy.deepcopy(model.module)
     if not hasattr(module, "merge_and_unload") or module.active_peft_config.is_prompt_learning:
         kind = module.active_peft_config.peft_type.value

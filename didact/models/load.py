@@ -20,25 +20,29 @@ from didact import files
 from didact.data import encode
 from didact.data.templates import Condition
 from didact.models import adapters, cache, logit_ensemble, mixers, opening, places
-from didact.models.model import CONDITION, Kind, Model
+from didact.models.model import CONDITION, QUANTIZED, Kind, Model
 from didact.types import UserError
 
 DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
 SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # of a configuration's numbers
 
 
-def load(path: str | Path, device: str | None = None, dtype: str = "float32") -> Model:
-    """Load a transformers, PEFT or didact folder, or a hub id: safetensors only, no remote code.
+def load(
+    path: str | Path, device: str | None = None, dtype: str = "float32", quantize: places.Quantize | None = None
+) -> Model:
+    """Load a transformers, PEFT or didact folder, a hub id or a GGUF file: safetensors only, no remote code.
 
     Args:
-        path: folder or hub id.
+        path: folder, hub id or FILE.gguf, whose weights are unpacked to `dtype`.
         device: `cpu`, `cuda`, ...; the accelerator where there is one by default.
         dtype: float32, float64, bfloat16 or float16.
+        quantize: hold the matrices of its layers in nf4 or int8, on which an adapter can be trained. An adapter that
+            was trained on such weights is loaded on them again.
 
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
-    model = _loaded(path, device, dtype)
+    model = _loaded(path, device, dtype, quantize)
     check_whole(path)
     return model
 
@@ -53,12 +57,13 @@ def check_whole(folder: str | Path) -> None:
         raise UserError(f"{folder}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
 
 
-def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
+def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None) -> Model:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
     places.check_dtype(dtype)
+    places.check_quantize(quantize)
     places.check(path)
     where = Path(path)
     if (where / places.FILE).is_file():
@@ -66,7 +71,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return mixers.load_module(where)
     if (where / "adapter_config.json").exists():
-        return _load_adapter(where, device, dtype)
+        return _load_adapter(where, device, dtype, quantize)
     try:
         config = opening.opened("AutoConfig", path)
     except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
@@ -86,7 +91,8 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
     auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
     try:
         _check_size(where, auto, config)
-        module, info = opening.opened(auto, path, dtype=DTYPES[dtype])
+        more = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
+        module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **more)
         tokenizer = opening.opened("AutoTokenizer", path)
     except UserError:
         raise
@@ -94,9 +100,16 @@ def _loaded(path: str | Path, device: str | None, dtype: str) -> Model:
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
-    module.to(device_of(device)).eval()
+    module = module.eval() if quantize else module.to(device_of(device)).eval()
+    for part in module.modules() if quantize else ():
+        if hasattr(part, "support_avx512bf16_for_cpu"):  # packed so at the first scoring, weights pass no gradient on
+            part.support_avx512bf16_for_cpu = False
     kind: Kind = "seq2seq" if seq2seq else "causal"
     model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
+    if places.is_gguf(path):
+        adapters.placeless(model)  # peft opens no such file: an adapter on it is saved merged
+        module.hf_quantizer = None  # its weights are unpacked, and are saved as any others
+        del module.config.quantization_config
     _check_finite(model, str(path))
     for line in _doubts(model):
         print(f"{path}: {line}", file=sys.stderr)
@@ -133,12 +146,14 @@ def _clear(place: Path) -> None:
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
-def _load_adapter(where: Path, device: str | None, dtype: str) -> Model:
+def _load_adapter(where: Path, device: str | None, dtype: str, quantize: places.Quantize | None) -> Model:
     """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
     if places.adapter_config(where).get("task_type") == "SEQ_CLS":
         raise UserError(_judges(where))
     base = places.base_of(where)
-    model = adapters.merged(load(base, device, dtype))
+    if (where / QUANTIZED).exists():
+        quantize = quantize or files.read_json(where / QUANTIZED)["quantize"]
+    model = adapters.merged(load(base, device, dtype, quantize))
     module = put_on(model.module, where, base)
     found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
     _check_finite(found, str(where))

@@ -27,6 +27,7 @@ CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequen
 UNKNOWN_CONTEXT = 512
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder", "generator")
 CONDITION = "condition.json"  # beside the weights
+QUANTIZED = "quantize.json"  # beside an adapter: how the weights it was trained on were held
 
 
 @dataclass(eq=False)
@@ -95,8 +96,9 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Most tokens it takes at once; `UNKNOWN_CONTEXT` where nobody says (`load` tells)."""
-        return self.known_context or UNKNOWN_CONTEXT
+        """Most tokens it takes at once, by --max-length at most; `UNKNOWN_CONTEXT` where nobody says (`load` tells)."""
+        own = self.known_context or UNKNOWN_CONTEXT
+        return min(own, getattr(self.processor, "most", None) or own)
 
     @property
     def known_context(self) -> int | None:
@@ -137,6 +139,14 @@ class Model:
     def start(self) -> int | None:
         """What a seq2seq decoder starts from."""
         return getattr(self.config, "decoder_start_token_id", None)
+
+    @property
+    def quantized(self) -> str | None:
+        """What bitsandbytes holds its matrices in, `nf4` or `int8`; None where they are plain."""
+        module: Any = self.module
+        inner = module.get_base_model() if hasattr(module, "get_base_model") else module
+        kinds = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
+        return next((kind for kind, mark in kinds.items() if getattr(inner, mark, False)), None)
 
     @property
     def parameters(self) -> int:
@@ -182,6 +192,8 @@ class Model:
 
         if adapters.without_base(self):
             return adapters.merged(self).save(folder)
+        if self.quantized:
+            files.write_json(folder / QUANTIZED, {"quantize": self.quantized})
         if self.condition is not None:
             files.write_json(folder / CONDITION, dataclasses.asdict(self.condition))
             settings: Any = getattr(self.module, "generation_config", None)

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from didact.models import places
+
 Part = Literal[
     "AutoConfig", "AutoTokenizer", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification"
 ]
 
 
 def opened(part: Part, path: str | Path, **more: Any) -> Any:
-    """`transformers.<part>.from_pretrained(path)` with remote code off and nothing logged; safetensors only.
+    """`transformers.<part>.from_pretrained(path)` with remote code off and nothing logged; weights from safetensors
+    or a GGUF file only.
 
     A model comes with its loading information.
 
@@ -25,6 +28,9 @@ def opened(part: Part, path: str | Path, **more: Any) -> Any:
         ValueError: it would need code of its own, is none of this kind, or has weights of other sizes.
     """
     import transformers
+
+    if gguf := places.is_gguf(path):
+        path, more = Path(path).parent, more | {"gguf_file": Path(path).name}
 
     def load(**more: Any) -> Any:
         return getattr(transformers, part).from_pretrained(path, trust_remote_code=False, **more)
@@ -35,7 +41,8 @@ def opened(part: Part, path: str | Path, **more: Any) -> Any:
     try:
         if not part.startswith("AutoModel"):
             return load(**more)
-        module, info = load(use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **more)
+        more |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        module, info = load(use_safetensors=None if gguf else True, **more)
     finally:
         transformers.utils.logging.set_verbosity(before)
     if odd := sorted(info["mismatched_keys"]):
@@ -45,6 +52,18 @@ def opened(part: Part, path: str | Path, **more: Any) -> Any:
             f"{tuple(held)} for {tuple(wanted)}"
         )
     return module, info
+
+
+def quantisation(kind: str, dtype: Any, device: Any) -> dict[str, Any]:
+    """What `opened` needs for weights in `nf4` or `int8`, computed with in `dtype`."""
+    import logging
+
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its own types at every product
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    told: Any = four if kind == "nf4" else {"load_in_8bit": True}
+    return {"quantization_config": BitsAndBytesConfig(**told), "device_map": {"": device}}
 
 
 def built(part: Part, config: Any) -> Any:

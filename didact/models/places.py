@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from didact import files
 from didact.types import UserError
 
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu|xla|mtia|hip|ipu|maia|meta|privateuseone)(:\d+)?")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+Quantize = Literal["nf4", "int8"]
+QUANTIZE = get_args(Quantize)
 FILE = "didact.json"  # in the folder of a module that transformers cannot express
 TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
@@ -23,11 +28,40 @@ def check_dtype(name: str) -> None:
         raise UserError(f"unknown dtype '{name}': use one of {', '.join(DTYPES)}")
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether this is a file of llama.cpp's, which holds configuration, tokenizer and (quantised) weights."""
+    return str(path).endswith(".gguf") and Path(path).is_file()
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a name that no device can have; whether it is there is seen when it is used.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name is not None and not DEVICE.fullmatch(name):
+        raise UserError(f"device '{name}' cannot be used: its name is cpu, cuda, cuda:1, mps, xpu or so")
+
+
+def check_quantize(name: str | None) -> None:
+    """Refuse what weights cannot be held in here.
+
+    Raises:
+        UserError: it is unknown, or bitsandbytes is not installed.
+    """
+    if name is None:
+        return
+    if name not in QUANTIZE:
+        raise UserError(f"quantize = {name}: use one of {', '.join(QUANTIZE)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("quantize needs bitsandbytes: pip install 'didact[quantize]'")
+
+
 def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
     """Refuse what cannot be a model: a path where nothing stands, a folder that lacks a part. Hub ids pass.
 
     Args:
-        path: folder or hub id.
+        path: folder, hub id or GGUF file.
         above: adapters that rest on it.
 
     Raises:
@@ -35,6 +69,10 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
             or an adapter that rests on such or on itself.
     """
     folder = Path(path)
+    if is_gguf(path):
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"{path}: a GGUF file, which takes the package gguf: pip install didact[gguf]")
+        return
     if not folder.is_dir():
         if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
             raise UserError(f"{path}: not a model folder")

@@ -17,7 +17,14 @@ from didact.types import UserError
 PLACES = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
 UNTOUCHED = "untouched"
 EMBEDDED = "embedded example"
-DIAGNOSTICS = ("kl", "length", "entropy", "distinct_2")  # always shown: what a score alone hides
+DIAGNOSTICS = (
+    "kl",
+    "length",
+    "entropy",
+    "distinct_2",
+    "general_rise",
+    "general_kl",
+)  # always shown: what a score alone hides
 FALLEN = ("entropy", "distinct_2")  # less than half of the untouched model's is a collapse
 OVER = 0.05  # of the budget, from which using more or less of it is told
 MANY = 4  # arms from which the best of them flatters itself
@@ -41,9 +48,12 @@ def told(root: Path) -> dict[str, Any]:
     scales = _scales(board)
     metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
     metrics.sort(key=lambda name: name.endswith(BESIDE))
-    tried = sum(row["arm"] != UNTOUCHED for row in rows) + len(board["failures"])
+    whole = scored_only(board)
+    tried = len(rows) - (reference(board) == UNTOUCHED) + len(board["failures"])
     return {
-        "title": f"{tried} method{'' if tried == 1 else 's'} compared",
+        "title": f"{tried} {'model' if whole else 'method'}{'' if tried == 1 else 's'} compared",
+        "whole": whole,
+        "reference": reference(board),
         "board": board,
         "embedded": board["model"] == EMBEDDED,
         "verdict": verdict(board),
@@ -53,8 +63,10 @@ def told(root: Path) -> dict[str, Any]:
         "command": shlex.join(["didact", *map(str, board["argv"])]) if board.get("argv") else "",
         "budget": budget(board),
         "rulers": {which: plots.ruler(ends) for which, (ends, _) in scales.items()},
-        "quality": _quality(board),
-        "strip": plots.strip(named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]),
+        "quality": "" if whole else _quality(board),
+        "strip": ""
+        if whole
+        else plots.strip(named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]),
         "searches": [(row["arm"], _search(row, board["primary"]), edge(row)) for row in rows if row["search"]],
         "beyond": {row["arm"]: row.get("beyond", 0) for row in rows},
         "diagnostics": [m for m in DIAGNOSTICS if m in metrics],
@@ -70,45 +82,68 @@ def told(root: Path) -> dict[str, Any]:
 # --- in words --------------------------------------------------------------------------------
 
 
+def scored_only(board: Mapping[str, Any]) -> bool:
+    """Whether nothing was taught, so that intervals are over records and not over seeds."""
+    return bool(board.get("over") == "records")
+
+
+def reference(board: Mapping[str, Any]) -> str:
+    """The arm that all are read against: the untouched model, or the first of several that were only scored."""
+    return str(board.get("reference", UNTOUCHED))
+
+
+def short(arm: str, most: int = 20) -> str:
+    """An arm's name for a table: of a long path its end."""
+    return arm if len(arm) <= most or "/" not in arm else f"…{arm[1 - most :]}"
+
+
 def verdict(board: Mapping[str, Any]) -> str:
     """One or two sentences: which arm is best, what the data cannot tell from it, and what does not help at all."""
     rows, metric = board["rows"], named(board["primary"])
-    taught = [row for row in rows if row["arm"] != UNTOUCHED]
+    start, whole = reference(board), scored_only(board)
+    taught = [row for row in rows if row["arm"] != start]
     if not taught:
-        return "No method gave a model that could be scored: see why each failed."
+        return (
+            f"{'None of the others' if whole else 'No method gave a model that'} could be scored: see why each failed."
+        )
     first, ties = rows[0], [row["arm"] for row in rows[1:] if row["tied"]]
     score = f"{metric} {_size(first['score'])}"
     if not _ends(first["score"]):
-        return f"{first['arm']} scored highest: {score}. With one seed the data cannot tell the arms apart."
-    if first["arm"] == UNTOUCHED:
-        said = f"No method is better than the untouched model: {score}."
+        why = "Which records make the difference is not known" if whole else "With one seed"
+        return f"{first['arm']} scored highest: {score}. {why}{',' * whole} the data cannot tell the arms apart."
+    if first["arm"] == start:
+        said = f"{'None' if whole else 'No method'} is better than {_listed([start])}: {score}."
         return f"{said} The data cannot tell {_listed(ties)} from it." if ties else said
-    if UNTOUCHED in ties:
-        others = [name for name in ties if name != UNTOUCHED]
-        said = f"{first['arm']} scored highest: {score}. But the data cannot tell it from the untouched model"
+    if start in ties:
+        others = [name for name in ties if name != start]
+        said = f"{first['arm']} scored highest: {score}. But the data cannot tell it from {_listed([start])}"
         return f"{said}, nor from {_listed(others, 'or')}." if others else f"{said}."
     way = "below" if board["better"] == "lower" else "above"
-    gain = f"{_size(first['to_untouched'])} {way} the untouched model"
+    gain = f"{_size(first['to_untouched'])} {way} {_listed([start])}"
     if ties:
         said = f"{first['arm']} scored highest: {score}, {gain}. It is tied with {_listed(ties)}: "
         said += "the data cannot tell them apart."
     else:
         second = rows[1]
-        next_ = (
-            "" if second["arm"] == UNTOUCHED else f"{_size(second['to_leader'])} {way} {second['arm']}, the next, and "
-        )
+        next_ = "" if second["arm"] == start else f"{_size(second['to_leader'])} {way} {second['arm']}, the next, and "
         said = f"{first['arm']} is best: {score}, {next_}{gain}."
     idle = [row["arm"] for row in taught if row["arm"] not in (first["arm"], *ties) and against(row, board) != "better"]
     if idle:
-        said += f" {_listed(idle)} {'is' if len(idle) == 1 else 'are'} not better than the untouched model."
+        said += f" {_listed(idle)} {'is' if len(idle) == 1 else 'are'} not better than {_listed([start])}."
     return said
 
 
 def warnings(board: Mapping[str, Any]) -> list[str]:
     """What to know before believing the leaderboard."""
     rows, out = board["rows"], []
-    seeds = len(board["seeds"])
-    if seeds == 1:
+    seeds, whole = len(board["seeds"]), scored_only(board)
+    if whole:
+        out.append(
+            f"Nothing was taught: intervals are over {board['groups']:,} groups of records (by prompt, or --group-by), "
+            "each model's answers paired with the others' on the same records. They hold what other records would "
+            "give, not what another training of these models would."
+        )
+    elif seeds == 1:
         out.append("One seed gives no interval: --seeds 5 does.")
     same = [row["arm"] for row in rows if row["arm"] != UNTOUCHED and seeds > 1 and len(set(row["per_seed"])) == 1]
     if same:
@@ -141,7 +176,7 @@ def warnings(board: Mapping[str, Any]) -> list[str]:
         if off:
             told = ", ".join(f"{arm} by {100 * abs(share):.0f} %" for arm, share in off.items())
             out.append(f"{word} than the budget was used: {told}.")
-    for which, other in (("to_untouched", "the untouched model"), ("to_leader", rows[0]["arm"])):
+    for which, other in (("to_untouched", _listed([reference(board)])), ("to_leader", rows[0]["arm"])):
         lost = [row["arm"] for row in rows if _told(row[which].get("p")) and not _told(row[which].get("holm"))]
         if lost:
             out.append(
@@ -170,8 +205,8 @@ def _told(p: float | None) -> bool:
 
 def off_budget(row: Mapping[str, Any], board: Mapping[str, Any]) -> float:
     """By what share an arm used more (or less) than the budget; 0 within 5 %."""
-    share = _spent(row, board) - 1
-    return share if row["steps"] and abs(share) > OVER else 0.0
+    share = _spent(row, board) - 1 if row["steps"] else 0.0
+    return share if abs(share) > OVER else 0.0
 
 
 def edge(row: Mapping[str, Any]) -> str:
@@ -197,6 +232,8 @@ def against(row: Mapping[str, Any], board: Mapping[str, Any], which: str = "to_u
 
 def budget(board: Mapping[str, Any]) -> str:
     """The budget as a reader writes it."""
+    if not board["budget"]:
+        return "nothing"
     amount, unit = board["budget"]["amount"], board["budget"]["unit"]
     if unit == "seconds":
         return words.duration(amount)
@@ -247,7 +284,11 @@ def _collapsed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _tone(board: Mapping[str, Any]) -> tuple[str, str, str]:
     """Icon's word, its text, and the colour of the verdict."""
     rows = board["rows"]
-    if rows[0]["arm"] == UNTOUCHED or any(r["arm"] == UNTOUCHED and r["tied"] for r in rows):
+    start = reference(board)
+    if scored_only(board):
+        tied = any(row["tied"] for row in rows[1:])
+        return ("inconclusive", "tied", "unsure") if tied else ("holds", "one is best", "good")
+    if rows[0]["arm"] == start or any(r["arm"] == start and r["tied"] for r in rows):
         return (
             ("inconclusive", "undecided", "unsure")
             if _ends(rows[0]["score"])
@@ -295,7 +336,7 @@ def _scales(board: Mapping[str, Any]) -> dict[str, Scale]:
     uprights = {
         "score": _levels(board),
         "to_leader": {"the best": (0.0, "null")},
-        "to_untouched": {UNTOUCHED: (0.0, "null")},
+        "to_untouched": {reference(board): (0.0, "null")},
     }
     values = {w: [plots.number(row[w].get(end)) for row in rows for end in ("mean", "low", "high")] for w in uprights}
     return {w: (plots.span(values[w] + [v for v, _ in levels.values()]), levels) for w, levels in uprights.items()}
@@ -327,7 +368,7 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
     }
     return {
         **row, "place": place + 1, "standing": standing, "marks": marks, "shown": shown,
-        "against": "" if row["arm"] == UNTOUCHED else against(row, board),
+        "against": "" if row["arm"] == reference(board) else against(row, board),
         "spent": {unit: plots.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
         "off": f"{share:+.0%}" if (share := off_budget(row, board)) else "",
     }  # fmt: skip
@@ -387,7 +428,7 @@ def _answered(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
 def _winner(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
     """How to teach the best arm again on all records, and how to load what was saved of it."""
     row = next((row for row in board["rows"] if row["arm"] != UNTOUCHED), None)
-    if row is None:
+    if row is None or not row["steps"]:
         return None
     place = root / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", row["arm"])
     forms = {"config.json": "hf: opens in transformers, vLLM, lm-eval and didact.load"}

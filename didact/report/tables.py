@@ -98,30 +98,62 @@ def sabotages(card: Mapping[str, Any]) -> Table | None:
 def leaderboard(board: Mapping[str, Any]) -> Table:
     """Arms, best first: primary score, paired differences to the best and to the untouched model, cost, diagnostics.
 
-    Intervals are Student's t, which have two equal sides: `a ± b` is the 95 % interval from a - b to a + b.
+    Intervals are Student's t, which have two equal sides: `a ± b` is the 95 % interval from a - b to a + b. Of models
+    that were only scored nothing is said of learning rates and cost.
     """
+    if boards.scored_only(board):
+        return _scored(board)
     unit = board["budget"]["unit"]
     table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right")
-    table.add_column("arm", overflow="fold", max_width=26)
+    names = {row["arm"]: boards.short(row["arm"]) for row in board["rows"]}
+    table.add_column("arm", overflow="fold", min_width=max(map(len, names.values())))
     score = f"{board['primary'].replace('_', ' ')}\n({board['better']} is better)"
     heads = (score, "to the best,\nin pairs", "to untouched,\nin pairs", "lr", "steps", unit, "kl", "length", "entropy")
-    for head in (*heads, "distinct\nbigrams"):
+    for head in (*heads, "distinct\nbigrams", "general\ntext"):
         table.add_column(head, justify="right", no_wrap=True)
     for place, row in enumerate(board["rows"], 1):
         best = "best" if place == 1 else f"{spread(row['to_leader'])}{', tied' if row['tied'] else ''}"
         if row["to_leader"]["low"] is None:
             best = f"{number(row['to_leader']['mean'])}, one seed"
         start = "" if row["arm"] == "untouched" else spread(row["to_untouched"])
-        cells = [str(place), row["arm"], spread(row["score"]), best, start]
+        cells = [str(place), names[row["arm"]], spread(row["score"]), best, start]
         cells += ["" if row[name] is None else f"{row[name]:g}" for name in ("lr", "steps")]
         used = row["cost"][unit]
         off = f" ({share:+.0%})" if (share := boards.off_budget(row, board)) else ""
         cells.append(f"{used:,.0f}{off}" if used and unit == "tokens" else f"{used:.3g}{off}" if used else "")
         measured = (row["metrics"].get(m, {}).get("mean") for m in ("kl", "length", "entropy", "distinct_2"))
         cells += [number(_rounded(value)) for value in measured]
+        cells.append("" if row["arm"] == "untouched" else _rise(row["metrics"].get("general_rise", {}).get("mean")))
         table.add_row(*cells)
     return table
+
+
+def _rise(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3f}"
+
+
+def _scored(board: Mapping[str, Any]) -> Table:
+    """Models that were only scored: intervals over records."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    names = {row["arm"]: boards.short(row["arm"], 40) for row in board["rows"]}
+    table.add_column("model", overflow="fold", min_width=max(map(len, names.values())))
+    score = f"{board['primary'].replace('_', ' ')}\n({board['better']} is better)"
+    start = f"to {boards.short(boards.reference(board))},\nin pairs"
+    for head in (score, "95 % interval\nover records", start, "95 % interval\nover records", "p"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for place, row in enumerate(board["rows"], 1):
+        cells = [str(place), names[row["arm"]], number(row["score"]["mean"]), _between(row["score"])]
+        if row["arm"] != boards.reference(board):
+            start = row["to_untouched"]
+            cells += [number(start["mean"]), _between(start), number(start.get("holm"))]
+        table.add_row(*cells)
+    return table
+
+
+def _between(found: Mapping[str, float | None]) -> str:
+    return "" if found["low"] is None else f"{number(found['low'])} .. {number(found['high'])}"
 
 
 def spread(found: Mapping[str, float | None]) -> str:

@@ -1,8 +1,10 @@
 """What the command line does: advise, train, score, try. Each verb takes plain values and returns plain values.
 
-A verb is imported when it is first used: `advise` needs no torch.
+A verb is imported when it is first used, after `early` has looked at what it is asked for: `advise` and refusals need
+no torch.
 """
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +12,51 @@ if TYPE_CHECKING:
     from didact.verbs.claiming import claim
     from didact.verbs.comparing import comparison, comparison_plan
     from didact.verbs.job import prepare
+    from didact.verbs.merging import merge
     from didact.verbs.plan import dry_run
+    from didact.verbs.pushing import push
     from didact.verbs.requests import Comparison
     from didact.verbs.running import run
-    from didact.verbs.saved import answers, evaluate
+    from didact.verbs.saved import Chat, answers, evaluate
 
-__all__ = ["Comparison", "answers", "claim", "comparison", "comparison_plan", "dry_run", "evaluate", "prepare", "run"]
+__all__ = [
+    "Chat",
+    "Comparison",
+    "answers",
+    "claim",
+    "comparison",
+    "comparison_plan",
+    "dry_run",
+    "evaluate",
+    "merge",
+    "prepare",
+    "push",
+    "run",
+]
 MODULES = {
     "claim": "claiming", "Comparison": "requests", "comparison": "comparing", "comparison_plan": "comparing",
-    "prepare": "job", "dry_run": "plan", "run": "running", "answers": "saved", "evaluate": "saved",
+    "prepare": "job", "dry_run": "plan", "run": "running", "Chat": "saved", "answers": "saved", "evaluate": "saved",
+    "merge": "merging", "push": "pushing",
+}  # fmt: skip
+
+
+EARLY = {
+    "run": "run", "dry_run": "run", "prepare": "run", "comparison": "comparison", "comparison_plan": "comparison",
+    "evaluate": "evaluation", "answers": "answers",
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
+    return functools.partial(_after, name) if name in EARLY else _verb(name)
+
+
+def _verb(name: str) -> Any:
     return getattr(importlib.import_module(f"didact.verbs.{MODULES[name]}"), name)
+
+
+def _after(name: str, *given: Any, **more: Any) -> Any:
+    """The verb, once what it is asked for was looked at without torch."""
+    getattr(importlib.import_module("didact.verbs.early"), EARLY[name])(*given, **more)
+    return _verb(name)(*given, **more)

@@ -7,28 +7,32 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from didact import catalogue, compare, files, folders, options, untrusted
 from didact.claims import demo
+from didact.compare import work
 from didact.compare.budget import Budget
-from didact.data import chat, formats, templates
+from didact.data import chat, encode, formats, general, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
-from didact.evaluate import judges, protocols
+from didact.evaluate import judges, own, protocols
 from didact.infer import functions, remote
 from didact.learn import checkpoint, episodes, rates
 from didact.models import adapters, load
+from didact.models.model import Model
 from didact.types import RECORDS, Fit, Record, UserError
-from didact.verbs import inputs, provenance
+from didact.verbs import card, given, inputs, provenance
 from didact.verbs.requests import Comparison
 from didact.verbs.usable import usable
 
 IDENTITY = (
-    "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "dtype", "rename", "skip_bad", "chat",
-    "turns", "beyond_lrs", "lora_lrs", "final_answer", "stops", "chat_template",
+    "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "retention", "metric", "dtype", "rename",
+    "skip_bad", "chat", "turns", "max_length", "truncate", "beyond_lrs", "lora_lrs", "final_answer", "stops",
+    "chat_template",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
+Arms = Sequence[compare.Arm | compare.Given]
 ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
@@ -63,13 +67,13 @@ def _day(out: Path, request: Comparison) -> str:
 
 
 def _compared(
-    request: Comparison, arms: Sequence[compare.Arm], setting: compare.Setting, identity: Any, sources: Any, day: str
+    request: Comparison, arms: Arms, setting: compare.Setting, identity: Any, sources: Any, day: str
 ) -> dict[str, Any]:
     out = Path(request.out)
     with folders.alone(out, "begin"):
         _same_comparison(out, identity, day)
     # Models as small as the example's lose by a second thread.
-    with episodes.one_thread() if request.model is None else contextlib.nullcontext():
+    with episodes.one_thread() if not request.data else contextlib.nullcontext():
         try:
             board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
         except KeyboardInterrupt as stop:
@@ -78,10 +82,13 @@ def _compared(
     board |= {
         "schema": provenance.SCHEMA, "status": "done", "verb": "compare",
         "argv": [untrusted.without_credentials(word) for word in request.argv],
-        "model": request.model or "embedded example", "data": sources, "identity": identity,
-        "versions": provenance.versions(), "device": str(setting.model.device), "didact_commit": provenance.commit(),
+        "model": request.model or (board["reference"] if request.data else "embedded example"),
+        "data": sources, "identity": identity,
+        "versions": provenance.versions(), "device": str(setting.model.device) if setting.model else "servers",
+        "didact_commit": provenance.commit(),
     }  # fmt: skip
     files.write_json(out / "leaderboard.json", board)
+    card.of_comparison(board, out, {arm.name: f"models/{work.plain_name(arm.name)}" for arm in arms})
     with contextlib.suppress(OSError):  # another process may be at work there
         (out / "checkpoints").rmdir()
     return board
@@ -91,12 +98,17 @@ def comparison_plan(request: Comparison) -> dict[str, Any]:
     """What a comparison would do, with everything checked and nothing trained or written."""
     arms, setting, _, _ = prepare(request)
     counts = compare.plan(arms, setting)
-    return {
+    test = setting.split(setting.tests[0][1]).test
+    shown = {
         "arms": ", ".join(arm.name for arm in arms),
-        "scored by": f"{setting.protocol}, on {', '.join(f'{len(r)} {n}' for n, r in setting.split(0).test.items())}",
+        "scored by": f"{setting.protocol}, on {', '.join(f'{len(r)} {n}' for n, r in test.items())}",
+        "units": ", ".join(f"{count} {name}" for name, count in counts.items() if count),
+    }
+    if setting.whole:
+        return shown
+    return shown | {
         "budget": f"{setting.budget.amount:g} {setting.budget.unit} an arm and seed",
         "learning rates": " ".join(f"{rate:g}" for rate in setting.rates),
-        "units": ", ".join(f"{count} {name}" for name, count in counts.items()),
         "trained in all": f"at most {setting.budget.amount * (counts['search'] + counts['test']):g} "
         f"{setting.budget.unit}, and two probes an arm",
     }
@@ -104,86 +116,123 @@ def comparison_plan(request: Comparison) -> dict[str, Any]:
 
 def prepare(
     request: Comparison,
-) -> tuple[list[compare.Arm], compare.Setting, dict[str, Any], dict[str, dict[str, Any]]]:
+) -> tuple[Arms, compare.Setting, dict[str, Any], dict[str, dict[str, Any]]]:
     """Everything read and checked before any work: arms, setting, what a stopped comparison must agree in, sources.
 
     Raises:
         UserError: something is missing or wrong.
     """
     used = [("--model", request.model), ("--gold", request.gold), ("--judge", request.judge)]
+    used += [("--retention", request.retention), ("--replay-from", request.fit.get("replay_from"))]
+    used += [(f"--metric {name}", name) for name in (request.metric or "").split(",")]
     used.append(("--chat-template", request.chat_template))
-    written = [("arm", name) for name in request.arms if name.endswith(YAML)]
+    written = [("arm", name) for name in request.arms if name.endswith(YAML) or given.named(name)]
     inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
     functions.LIMIT["seconds"] = request.function_timeout
+    metrics = own.named(request.metric)
     Fit(**request.fit)  # a bad value is told before any work
-    given = Budget.parse(request.budget) if request.budget else None
+    budget = Budget.parse(request.budget) if request.budget else None
     embedded = request.model is None and not request.data
+    if embedded and (first := next(filter(given.named, request.arms), None)):
+        raise UserError(f"{first}: a model is compared on data of your own, as in --demo test.jsonl")
     example = demo.example() if embedded else None
     names = request.arms or (example.arms if example else ())
-    arms = [_arm(name, example.options if example else {}) for name in names]
+    known = given.arms(names, request.device, request.dtype)
+    arms: Arms = [known.get(name) or _arm(name, example.options if example else {}) for name in names]
+    models = list(known.values())
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
-    inputs.check_apart(request.out, [option for arm in arms for option in inputs.of_options(arm.options)])
+    inputs.check_apart(request.out, [option for arm in arms for option in _inputs(arm)])
+    whole = len(models) == len(arms)
     sources: dict[str, dict[str, Any]] = {}
     if example:
-        model, records = example.model, dict(example.records)
+        model: Model | None = example.model
+        records = dict(example.records)
         sources = {name: {"path": "embedded example", "records": len(rows)} for name, rows in records.items()}
     else:
-        if request.model is None:
+        if request.model is None and not whole:
             raise UserError("--model is required with data of your own (without both, the embedded example is run)")
-        if given is None:
+        if budget is None and not whole:
             raise UserError("--budget is required: what each arm may use, as in 20M-tokens or 90-seconds")
+        if whole and (request.budget or request.lrs or request.folds):
+            raise UserError("models are compared as they are: no --budget, --lrs or --folds, for nothing is trained")
         records = _records(request, arms, sources)
-        if remote.is_address(request.model):
+        if request.model and remote.is_address(request.model):
             remote.check_address(request.model)
             raise UserError(
                 f"--model {request.model}: a server, which cannot be trained: load the weights (--model DIR)"
             )
-        model = load.load(request.model, request.device, request.dtype)
-        if request.chat_template:
+        model = load.load(request.model, request.device, request.dtype) if request.model else given.start(models)
+        if model is not None:
+            encode.limit(model.tokenizer, request.max_length, request.truncate)
+        if model is not None and request.chat_template:
             chat.override(model.tokenizer, request.chat_template)
-        if adapters.adapted(model):
+        if model is not None and request.model and adapters.adapted(model):
             print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
                   file=sys.stderr)  # fmt: skip
         for name, rows in records.items():
-            sources[name]["chat"] = chat.chat_choice(model.tokenizer, rows, request.chat)
+            if model is not None:
+                sources[name]["chat"] = chat.chat_choice(model.tokenizer, rows, request.chat)
             records[name] = templates.as_chat(rows, request.chat)
-            if isinstance(rows, Records):
+            if isinstance(rows, Records) and model is not None:
                 records[name] = usable(records[name], rows, model, request.skip_bad)
                 sources[name] |= {"records": len(records[name]), "dropped": rows.dropped}
-    budget = given or Budget.parse(example.budget if example else "")
-    lrs = tuple(request.lrs) or (example.lrs if example else ()) or tuple(compare.rates_for(model))
+    if whole:
+        budget, lrs = Budget(0.0, "tokens"), tuple[float, ...]()
+    else:
+        budget = budget or Budget.parse(example.budget if example else "")
+        lrs = tuple(request.lrs) or (example.lrs if example else ()) or tuple(compare.rates_for(cast(Model, model)))
+    protocol = request.protocol or protocols.for_records(records)
+    by_text = bool(models) and (request.model is None or not given.alike(models, model, records))
+    if by_text:
+        given.check(models, protocol)
     setting = compare.Setting(
-        model=model, records=records, protocol=request.protocol or protocols.for_records(records),
-        budget=budget, seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
+        model=cast(Model, model), records=records, protocol=protocol, budget=budget,
+        seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
         beyond=request.beyond_lrs, answer=request.final_answer, stop=request.stops,
         adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else rates.ADAPTER),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,
         judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
+        general=general.texts(request.retention, "keep"), metrics=metrics,
+        by_text=by_text, whole=whole, untouched=bool(request.model or example),
     )  # fmt: skip
     final_answers.checked(request.final_answer, [setting.protocol])
     compare.check(arms, setting)
+    tested = [r for _, part in setting.tests for rows in setting.split(part).test.values() for r in rows]
+    for arm in arms:
+        fit = {**setting.fit, **(arm.fit if isinstance(arm, compare.Arm) else {})}
+        if float(fit.get("replay") or 0):
+            general.apart(fit.get("replay_from"), tested, setting.general)
+    own.check(metrics, protocols.named(protocol), setting.split(setting.tests[0][1]).test)
     identity = files.plain(
         {name: getattr(request, name) for name in IDENTITY}
         | {
-            "arms": [[arm.name, arm.options, arm.fit, _sha256(inputs.of_options(arm.options))] for arm in arms],
-            "inputs": _sha256(used), "model": model.fingerprint(), "rates": lrs,
+            "arms": [[arm.name, *_told(arm), _sha256(_inputs(arm))] for arm in arms],
+            "inputs": _sha256(used), "model": model.fingerprint() if model else None, "rates": lrs,
             "protocol": setting.protocol, "data": {name: s.get("sha256", s["path"]) for name, s in sources.items()},
         }
     )  # fmt: skip
     return arms, setting, identity, sources
 
 
+def _told(arm: compare.Arm | compare.Given) -> list[Mapping[str, Any]]:
+    return [arm.options, arm.fit] if isinstance(arm, compare.Arm) else [{}, {}]
+
+
+def _inputs(arm: compare.Arm | compare.Given) -> list[tuple[str, str]]:
+    """What an arm reads."""
+    return inputs.of_options(arm.options) if isinstance(arm, compare.Arm) else [("arm", arm.name)]
+
+
 def _sha256(named: inputs.Named) -> dict[str, str]:
     return {name: found["sha256"] for name, found in inputs.contents(named).items()}
 
 
-def _records(
-    request: Comparison, arms: Sequence[compare.Arm], sources: dict[str, dict[str, Any]]
-) -> dict[str, Sequence[Record]]:
-    kinds = {p: need["kind"] for arm in arms for p, need in arm.entry["needs"].items()} | {k: k for k in RECORDS}
+def _records(request: Comparison, arms: Arms, sources: dict[str, dict[str, Any]]) -> dict[str, Sequence[Record]]:
+    entries = [arm.entry for arm in arms if isinstance(arm, compare.Arm)] or list(catalogue.read().values())
+    kinds = {p: need["kind"] for entry in entries for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
     if not request.data:
         raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
     if unknown := [name for name in request.data if name not in kinds]:

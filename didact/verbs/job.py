@@ -6,16 +6,16 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from didact import catalogue, registry
 from didact.claims.problem import Problem
-from didact.data import chat, formats, splits, templates
+from didact.data import chat, encode, formats, general, splits, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
-from didact.evaluate import protocols
+from didact.evaluate import own, protocols
 from didact.infer import functions, remote
 from didact.infer import lm as language_models
 from didact.learn import rates
@@ -23,7 +23,7 @@ from didact.models import adapters, load
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Fit, Record, Text, UserError
-from didact.verbs import inputs, watching
+from didact.verbs import early, inputs, watching
 from didact.verbs.usable import usable
 
 FEWEST = 10  # records below which none is held out
@@ -46,6 +46,8 @@ class Job:
     warnings: list[str]
     embedded: bool
     notes: list[str]
+    general: Sequence[str] = ()
+    metrics: Mapping[str, own.Metric] = field(default_factory=dict)
 
     def tell(self) -> None:
         """Say on standard error what the user did not ask for and would want to know, once it is sure to begin."""
@@ -64,11 +66,11 @@ def prepare(request: Request) -> Job:
     function = getattr(importlib.import_module(entry["module"]), entry["function"])
     preset = catalogue.preset_of(entry, request.preset) if request.preset else {}
     embedded = request.model is None and not request.data
-    if embedded and entry["baseline"]:
-        raise UserError(f"{request.method} has no embedded example; give it a model and data: {_needed(entry)}")
+    early.given(request, entry)
     functions.LIMIT["seconds"] = request.function_timeout
     final_answers.checked(request.final_answer, entry["protocol"])
     watching.check(request.evaluate_every, request.keep_best, entry, takes(function))
+    metrics = own.named(request.metric)
     for given in (request.model, *request.options.values()):
         if isinstance(given, str) and remote.is_address(given):
             remote.check_address(given)  # before anything is written
@@ -88,6 +90,8 @@ def prepare(request: Request) -> Job:
     sources: dict[str, dict[str, Any]] = {
         k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
     }
+    if request.quantize and entry["fit"] and not fit.lora:
+        raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8")
     if not embedded:
         model, records, sources = _inputs(request, entry)
     if isinstance(model, Model) and entry["fit"]:
@@ -107,19 +111,26 @@ def prepare(request: Request) -> Job:
         if first and not isinstance(first[0], Text) and (doubt := rates.told(model, fit, len(first))):
             notes.append(doubt)
             warnings.append(doubt)
+    for name in entry["protocol"]:
+        if protocols.named(name).records(scored):
+            own.check(metrics, protocols.named(name), scored)
+            break
+    measured = general.texts(request.retention, "keep")
+    if fit.replay:
+        rows = [r for part in scored.values() if isinstance(part, list) for r in part]
+        general.apart(fit.replay_from, rows, measured)
     return Job(
-        request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded, notes
-    )
+        request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded,
+        notes, measured, metrics,
+    )  # fmt: skip
 
 
 def named(request: Request) -> list[tuple[str, Any]]:
     """What a run reads beside its data, option by option."""
-    own = {
-        "--chat-template": request.chat_template,
-        "--model": request.model,
-        "--gold": request.gold,
-        "--score-on": request.score_on,
-    }
+    own = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
+    own |= {"--retention": request.retention, "--replay-from": request.fit.get("replay_from")}
+    own |= {f"--metric {name}": name for name in (request.metric or "").split(",")}
+    own["--chat-template"] = request.chat_template
     return [*own.items(), *inputs.of_options(request.options)]
 
 
@@ -140,10 +151,6 @@ def _inputs(
     request: Request, entry: Mapping[str, Any]
 ) -> tuple[Model | remote.Remote | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
     """The model and records the user named."""
-    for name, need in entry["needs"].items():
-        given = request.model if need["kind"] == "model" else request.data.get(name)
-        if need["required"] and not given:
-            raise UserError(f"{request.method} needs --{name.replace('_', '-')} ({need['kind']}): {_needed(entry)}")
     served = _served(request, entry)  # first: what a server lacks is told before any work
     records: dict[str, Sequence[Record]] = {}
     sources = {}
@@ -156,9 +163,13 @@ def _inputs(
             "records": len(rows),
             "dropped": rows.dropped,
         }
-    model = served or (load.load(request.model, request.device, request.dtype) if request.model else None)
-    if request.chat_template and isinstance(model, Model):
-        chat.override(model.tokenizer, request.chat_template)
+    model = served or (
+        load.load(request.model, request.device, request.dtype, request.quantize) if request.model else None
+    )
+    if isinstance(model, Model) and model.processor is not None:
+        encode.limit(model.processor, request.max_length, request.truncate)
+        if request.chat_template:
+            chat.override(model.processor, request.chat_template)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)
@@ -233,12 +244,6 @@ def held_out_from(
     exact = [name for name, kind in kinds.items() if kind == protocol.kind]
     serving = [name for name, kind in kinds.items() if protocols.records_of(protocol.kind, {kind: given[name]})]
     return next(iter([*exact, *serving]), None)
-
-
-def _needed(entry: Mapping[str, Any]) -> str:
-    wanted = {n: v["kind"] for n, v in entry["needs"].items() if v["required"]}
-    words = [f"--{n.replace('_', '-')} {'DIR' if k == 'model' else n.upper() + '.jsonl'}" for n, k in wanted.items()]
-    return " ".join(["didact run", entry["name"], *words])
 
 
 def signature(function: Any) -> list[tuple[str, Any]]:

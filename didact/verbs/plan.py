@@ -1,11 +1,18 @@
-"""`didact run --dry-run`: what a run would take."""
+"""`didact run --dry-run`: what a run would take, at most, and whether this machine has it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from didact.data import encode
+from didact.learn import footprint
 from didact.models import forward
 from didact.models.model import Model
 from didact.options import Request
@@ -13,37 +20,121 @@ from didact.types import Text
 from didact.verbs.advise import contents
 from didact.verbs.job import Job, prepare
 
+SPARE = 1.1  # what an allocator holds beside what is asked of it
+PROBED = 128  # tokens of the forward pass by which time is told
+TRAINED = 3  # passes that forward and backward together are worth
+
 
 def dry_run(request: Request) -> dict[str, Any]:
-    """What a run would take: memory, steps, truncated rows; nothing is trained or written."""
+    """What a run would take: memory, disk, time, steps, truncated rows; nothing is trained or written."""
     job = prepare(request)
     job.tell()
     first = next(iter(job.train.values()), ())
     shown: dict[str, Any] = {"method": request.method, "options": job.options}
     if job.entry["fit"]:
         shown["steps"] = _steps(job, first)
-    shown["records"] = {name: len(rows) for name, rows in job.train.items()}
+    held = {f"held-out {k}": v for k, v in job.scored.items() if isinstance(v, Sequence) and v is not job.train.get(k)}
+    rows = {**job.train, **held}
+    shown["records"] = {name: len(part) for name, part in rows.items()}
     if not isinstance(job.model, Model):
         return shown
-    model, item = job.model, next(job.model.module.parameters()).element_size()
-    trained = model.parameters
-    if job.fit.lora:  # rank times (inputs + outputs) of every matrix, at most
-        trained = sum(job.fit.lora * sum(p.shape) for p in model.module.parameters() if p.dim() == 2)
-    moments = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0}[job.fit.optimizer]
-    width = getattr(model.text_config, "vocab_size", 0)
-    pairs = {name: [pair for r in rows for pair in contents.pairs(r)] for name, rows in job.train.items()}
-    longest = max((n for p in pairs.values() for n in encode.sizes(model.tokenizer, p)), default=0)
-    micro = max(job.fit.micro_tokens or forward.at_once(model), longest)
-    hidden = getattr(model.text_config, "hidden_size", 0) * getattr(model.text_config, "num_hidden_layers", 1)
-    activations = item * micro * (16 * hidden + 3 * min(width, 1 << 24))
-    memory = {
-        "weights": 2 * item * model.parameters,  # the model as it came, and the one that is taught
-        "gradients_and_moments": int(trained * (max(item, 4) * (1 + moments) + (4 if item < 4 else 0))),
-        "activations_at_most": activations,
+    sizes = {name: encode.sizes(job.model.tokenizer, _pairs(part)) for name, part in rows.items()}
+    longest = max((n for part in sizes.values() for n in part), default=0)
+    memory, disk = _memory(job, job.model, longest), _disk(job, job.model)
+    shown |= {"memory_bytes": memory, "disk_bytes": disk, "fits": _fits(job.model, memory, disk, request.out)}
+    if told := _time(job, job.model, sizes):
+        shown["time"] = told
+    context = job.model.context
+    cut = {name: sum(n > context for n in part) for name, part in sizes.items()}
+    return shown | {"truncated_rows": cut, "longest_record_tokens": longest, "context": context}
+
+
+def _pairs(records: Sequence[Any]) -> list[tuple[str, str]]:
+    return [pair for record in records for pair in contents.pairs(record)]
+
+
+def _memory(job: Job, model: Model, longest: int) -> dict[str, int]:
+    """Bytes at most, part by part and in all; nothing is kept for training where nothing trains."""
+    if job.entry["fit"] and job.fit.steps != 0:
+        parts = footprint.of(model, job.fit, min(longest, model.context))
+    else:
+        weights = footprint.weights(model)
+        process = max(0, footprint.resident() - weights) if model.device.type == "cpu" else 0
+        copies = 2 if "models" in job.entry["gives"] else 1
+        reads = footprint.read(model, max(forward.at_once(model), min(longest, model.context)))
+        parts = {"process": process, "weights": copies * weights, "activations": reads}
+    total = sum(size for name, size in parts.items() if name != "total")
+    return {k: v for k, v in parts.items() if k != "total"} | {"at_most_in_all": int(SPARE * total)}
+
+
+def _disk(job: Job, model: Model) -> dict[str, int]:
+    """Bytes that stand in --out at most: the result, and two checkpoints while one gives way to the next."""
+    weights = footprint.weights(model)
+    trained, moments = weights, footprint.MOMENTS[job.fit.optimizer]
+    if job.fit.lora:  # rank times (inputs + outputs) of every matrix, at most, in float32
+        trained = 4 * job.fit.lora * sum(sum(p.shape) for p in model.module.parameters() if p.dim() == 2)
+    parts = {
+        "result": (trained if job.fit.lora else weights) * ("models" in job.entry["gives"]),
+        "checkpoints": 2 * trained * (2 + moments) * bool(job.entry["fit"]),
     }
-    truncated = {name: encode.truncated(model.tokenizer, p, model.context) for name, p in pairs.items()}
-    lengths = {"truncated_rows": truncated, "longest_record_tokens": longest, "context": model.context}
-    return shown | {"memory_bytes": memory} | lengths
+    return parts | {"at_most_in_all": int(SPARE * sum(parts.values())) + (1 << 20)}
+
+
+def _fits(model: Model, memory: Mapping[str, int], disk: Mapping[str, int], out: str) -> str:
+    """Whether this machine has what is needed at most; what it lacks, and the mend."""
+    there = next(place for place in (Path(out).absolute(), *Path(out).absolute().parents) if place.exists())
+    lacks = []
+    if memory["at_most_in_all"] > (free := free_memory(model.device)):
+        mend = "--lora 8, --dtype bfloat16, a smaller --micro-tokens or --max-length, or a smaller model"
+        lacks.append(f"memory {_gib(memory['at_most_in_all'])}, {_gib(free)} free ({mend})")
+    if disk["at_most_in_all"] > (free := shutil.disk_usage(there).free):
+        lacks.append(
+            f"disk {_gib(disk['at_most_in_all'])}, {_gib(free)} free where {there} is (--lora 8, or another --out)"
+        )
+    return f"NO: {'; '.join(lacks)}" if lacks else "yes"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could hold on a device: what is free there, and what it holds already."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device))
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if Path("/proc/meminfo").exists() else ()
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
+        free = min(free, int(most) - used)
+    return free + footprint.resident()
+
+
+def _time(job: Job, model: Model, sizes: Mapping[str, Sequence[int]]) -> str:
+    """About how long training takes, by one forward pass here and now; nothing where no step is counted in records."""
+    first = next(iter(job.train.values()), ())
+    if not job.entry["fit"] or model.kind != "causal" or not first:
+        return ""
+    each = sum(statistics.fmean(sizes[name]) for name in job.train if sizes[name])
+    tokens = job.fit.rows * (each or model.context)
+    steps = job.fit.total_steps(len(first))
+    ids = torch.zeros((1, min(PROBED, model.context)), dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        model.module(input_ids=ids[:, :2])
+        began = time.monotonic()
+        float(model.module(input_ids=ids).logits[0, -1, 0])  # waits for an accelerator
+    rate = ids.numel() / max(time.monotonic() - began, 1e-6)
+    rounds = " a round" if "rounds" in job.options else ""
+    seconds = steps * tokens * TRAINED / rate
+    return f"about {duration(seconds)} of training{rounds} ({rate:,.0f} tokens/s forward here and now), and scoring"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _steps(job: Job, records: Sequence[Any]) -> str:

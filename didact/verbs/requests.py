@@ -12,8 +12,9 @@ class Comparison:
     """One `didact compare`: everything the user asked for. Without model and data it is the embedded example.
 
     Args:
-        arms: `METHOD[:PRESET]` or a YAML file with `method:` and options.
-        model: where all arms start.
+        arms: `METHOD[:PRESET]`, a YAML file with `method:` and options, or a model that is scored as it is: a folder, a
+            hub id, a server.
+        model: where all arms start; with nothing but models among the arms it need not be given.
         data: files by record kind or by parameter (`forget`, `retain`).
         budget: what each arm may use, `20M-tokens`, `1e15-flops` or `90-seconds`.
         out: the folder, where a stopped comparison goes on.
@@ -31,6 +32,8 @@ class Comparison:
         gold: a model that never saw what must be forgotten.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
+        retention: text on which it is seen what training broke; a little is embedded.
+        metric: the user's own, `module:function`, which arms are then ranked by.
         no_models: do not save the model of every arm's first seed.
         device: cpu, cuda, ...
         dtype: of the weights.
@@ -38,6 +41,8 @@ class Comparison:
         skip_bad: drop bad lines.
         chat: conversations to the model, as `didact run` has it.
         turns: assistant turns of `messages` that are learnt, as `didact run` has it.
+        max_length: tokens of a prompt and its completion at most.
+        truncate: the side on which prompts are cut.
         track: a tool that curves go to as well.
         function_timeout: seconds for one call of a function of the user's.
         overwrite: replace the comparison that stands in `out`.
@@ -62,6 +67,8 @@ class Comparison:
     gold: str | None = None
     judge: str | None = None
     protocol: str | None = None
+    retention: str | None = None
+    metric: str | None = None
     no_models: bool = False
     device: str | None = None
     dtype: str = "float32"
@@ -70,6 +77,8 @@ class Comparison:
     chat: Literal["auto", "template", "plain"] = "auto"
     chat_template: str | None = None
     turns: Literal["last", "all"] = "last"
+    max_length: int | None = None
+    truncate: Literal["left", "right"] = "left"
     track: Literal["tensorboard", "wandb"] | None = None
     function_timeout: float = 3600.0
     overwrite: bool = False

@@ -18,7 +18,7 @@ import torch
 
 from didact import files, folders, progress, registry, untrusted
 from didact.data import chat, formats
-from didact.evaluate import measures, protocols
+from didact.evaluate import measures, own, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import generate, remote, replies
@@ -28,7 +28,7 @@ from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
 from didact.types import Result, UserError
-from didact.verbs import inputs, provenance, watching
+from didact.verbs import card, inputs, provenance, watching
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
 
 NOT_ENDED = (
@@ -126,6 +126,7 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
     report |= {"answered": answered, "end_token": end_token, "inputs": found, "began": day}
     if not first:
         return report
+    card.of_run(report, out)
     files.write_json(out / "samples.json", result.samples)
     files.write_json(out / "result.json", report)
     if not job.request.keep_checkpoints:
@@ -140,7 +141,11 @@ def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
     if every and scoring:
         used = next(protocols.named(name) for name in job.entry["protocol"] if _scored_by(name, scoring.records))
         brief = dataclasses.replace(scoring, brief=True)
-        hooks.append(watching.Watch(every, used, lambda model: used.score(model, brief), scoring.start, folder))
+
+        def look(model: Model) -> dict[str, Measure]:
+            return used.score(model, brief) | own.score(brief.metrics, partial(generate.generate, model), used, brief)
+
+        hooks.append(watching.Watch(every, used, look, scoring.start, folder, list(scoring.metrics)))
     if job.request.track and "hooks" in takes(job.function):
         hooks.append(track.tracker(job.request.track, out, {**job.options, **vars(job.fit)}))
     return {"hooks": hooks} if hooks else {}
@@ -154,8 +159,7 @@ def _scoring(job: Job) -> Scoring | None:
     options = {n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options
     return Scoring(
         records=records, start=job.model, gold=job.scored.get("gold"), seed=job.request.seed, options=options,
-        answer=job.request.final_answer,
-        stop=job.request.stops,
+        answer=job.request.final_answer, stop=job.request.stops, general=job.general, metrics=job.metrics,
     )  # fmt: skip
 
 
@@ -165,7 +169,9 @@ def scored(entry: Mapping[str, Any], model: Model, scoring: Scoring) -> dict[str
     for name in entry["protocol"]:
         if _scored_by(name, scoring.records):
             out |= protocols.named(name).score(model, scoring)
-    return out
+            if name == entry["protocol"][0]:
+                out |= own.score(scoring.metrics, partial(generate.generate, model), protocols.named(name), scoring)
+    return out | scoring.kept_general(model)
 
 
 def _scored_by(name: str, records: Mapping[str, Any]) -> bool:

@@ -33,7 +33,7 @@ def usable(
     places = rows.places if len(rows.places) == len(records) else [str(rows.path)] * len(records)
     bad = {i: why for i, record in enumerate(records) if (why := _problem(record, model, whole, learnt))}
     if bad and not skip_bad:
-        raise UserError(read.listed([f"{places[i]}: {why}" for i, why in bad.items()]))
+        raise UserError(read.listed([(places[i], why) for i, why in bad.items()]))
     if bad and len(bad) == len(records):
         raise UserError(f"{rows.path}: none of {len(records)} records can be used: {next(iter(bad.values()))}")
     rows.dropped += len(bad)

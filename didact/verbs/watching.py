@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ class Watch(Hook):
         score: the measures of a model.
         start: the model that is trained a copy of.
         folder: where the weights of the best step are kept, which then are the result; None keeps the last.
+        metrics: names of the user's own measures, of which the first says which step is best.
     """
 
     def __init__(
         self, every: int, used: protocols.Protocol, score: Callable[[Model], Mapping[str, Measure]], start: Model,
-        folder: Path | None,
+        folder: Path | None, metrics: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.every, self.used, self.score, self.start, self.folder = every, used, score, start, folder
+        self.metrics = metrics
         self.best: tuple[float, int] | None = None
         self.first = os.environ.get("RANK", "0") == "0"  # of several processes one tells and writes
 
@@ -74,7 +76,7 @@ class Watch(Hook):
             found = self.score(model)
         step.module.train(was)
         step.log |= {f"held_out_{name}": measure.value for name, measure in found.items()}
-        if (name := protocols.leading(self.used, found)) is None:
+        if (name := protocols.leading(self.used, found, self.metrics)) is None:
             return
         value, done = found[name].value, step.step + 1
         sign = -1.0 if found[name].better == "lower" else 1.0

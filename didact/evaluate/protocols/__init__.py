@@ -9,16 +9,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 from didact import registry
 from didact.data import convert
-from didact.evaluate import forgetting
+from didact.data import general as general_text
+from didact.evaluate import forgetting, general, own
 from didact.evaluate.measures import Measure
 from didact.models.model import Model
-from didact.types import Metric, UserError
+from didact.types import LM, Metric, UserError
 
 T = TypeVar("T")
 Predict = Callable[[Sequence[str]], Sequence[str]]
@@ -38,6 +39,8 @@ class Scoring:
         answer: how the final answer is found in a longer one (`answers.extractor`), where that is what counts.
         stop: texts that end an answer before them, beside the model's own end.
         end: whether the end token of an answer counts; None decides it on the start model (see `with_end`).
+        general: general text, on which it is seen what training broke; () takes the embedded one, None does not look.
+        metrics: the user's own, by name.
     """
 
     records: Mapping[str, Sequence[Any]]
@@ -49,6 +52,8 @@ class Scoring:
     answer: str | None = None
     stop: Sequence[str] = ()
     end: bool | None = None
+    general: Sequence[str] | None = ()
+    metrics: Mapping[str, own.Metric] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def of(self, kind: str) -> Any:
@@ -64,6 +69,12 @@ class Scoring:
             demos = self.of("demo")
             return self.once("with end", lambda: forgetting.ends_answers(self.start, demos) if demos else True)
         return self.end
+
+    def kept_general(self, model: Model) -> dict[str, Measure]:
+        """What a model still knows of general text, against the start model."""
+        if self.general is None:
+            return {}
+        return general.score(model, self.start, self.general or general_text.texts(None, "keep"), self.once)
 
     def some_prompts(self, count: int) -> list[str]:
         """The first different prompts of the records, by the first protocol that knows how to ask about them."""
@@ -92,6 +103,10 @@ class Protocol:
         wanted: the right answer of a record, to show beside samples.
         answers: the same for what answers without giving a model, `answers(predict, scoring)`.
         answers_primary: the measure of those that arms are ranked by where one of them has no model.
+        asked: measures of text alone, `asked(lm, scoring)`, which models of any tokenizer and servers have alike; by
+            `answers` where not given.
+        asked_primary: the measure of those that such models are ranked by; `answers_primary` where not given.
+        asks: what a model must offer to be asked so.
         warns: what its numbers before and after mean beyond better and worse, a sentence each.
     """
 
@@ -104,7 +119,22 @@ class Protocol:
     wanted: Callable[[Any], str] = lambda record: ""
     answers: Callable[[Predict, Scoring], dict[str, Measure]] | None = None
     answers_primary: str | None = None
+    asked: Callable[[LM, Scoring], dict[str, Measure]] | None = None
+    asked_primary: str | None = None
+    asks: str = "generate"
     warns: Callable[[Mapping[str, Metric]], list[str]] = lambda metrics: []
+
+    @property
+    def text_primary(self) -> str | None:
+        """The measure that models of different tokenizers are ranked by; None where they have none in common."""
+        return self.asked_primary or self.answers_primary
+
+    def ask(self, lm: LM, scoring: Scoring) -> dict[str, Measure]:
+        """Measures of text alone."""
+        if self.asked is not None:
+            return self.asked(lm, scoring)
+        assert self.answers is not None
+        return self.answers(lambda prompts: [draws[0] for draws in lm.generate(prompts)], scoring)
 
     def records(self, given: Mapping[str, Any]) -> Any:
         """Those of the given records that it scores; empty where it can score none of them."""
@@ -131,11 +161,7 @@ def drawn(used: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], 
     return [Asked("", prompt, "") for prompt in draw.sample(prompts, min(each, len(prompts)))]
 
 
-def records_of(kind: str, records: Mapping[str, Any]) -> Any:
-    """Records of a kind among those given, or made of another kind (`data.convert`); None where there are none."""
-    several = [rows for rows in records.values() if isinstance(rows, Sequence) and rows]
-    kinds = {type(rows[0]).__name__.lower(): rows for rows in reversed(several)}
-    return convert.serve(kind, kinds)
+records_of = convert.of_kind
 
 
 def named(name: str) -> Protocol:
@@ -144,18 +170,23 @@ def named(name: str) -> Protocol:
     Raises:
         UserError: there is none.
     """
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in known:
-        raise UserError(f"unknown protocol '{name}': choose from {', '.join(sorted(known))}")
+    if name not in names():
+        raise UserError(f"unknown protocol '{name}': choose from {', '.join(names())}")
     found: Protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
     return found
 
 
-def leading(used: Protocol, found: Mapping[str, Measure]) -> str | None:
-    """Which of its measures says how good a model is: final answers where they were asked for, else choices, else the
-    primary one, else the first that has a better side; None where there is none."""
+def leading(used: Protocol, found: Mapping[str, Measure], metrics: Iterable[str] = ()) -> str | None:
+    """Which of its measures says how good a model is: the user's own first `metrics`, final answers where they were
+    asked for, else choices, else the primary one, else the first that has a better side; None where there is none."""
     sided = (name for name, measure in found.items() if measure.better in ("higher", "lower"))
-    return next((name for name in ("final_answer", "accuracy", used.primary) if name in found), next(sided, None))
+    known = (name for name in (*metrics, "final_answer", "accuracy", used.primary) if name in found)
+    return next(known, next(sided, None))
+
+
+def names() -> list[str]:
+    """The names of all protocols."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 RANKING = ("forget", "prefer", "answer", "text")

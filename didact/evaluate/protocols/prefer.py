@@ -12,6 +12,7 @@ from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
 from didact.learn import rewards
 from didact.models.model import Model
+from didact.types import LM
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
@@ -59,6 +60,15 @@ def both_margins(model: Model, pairs: Any) -> dict[bool, Any]:
     return {end: total[0::2] - total[1::2] for end, (total, _) in found.items()}
 
 
+def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
+    """`preferred` by the log-prob of whole texts, without end tokens: whatever the tokens, the texts are the same."""
+    pairs = scoring.of("preference")
+    logp = [one.logp for one in lm.score([(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)])]
+    margin = np.subtract(logp[::2], logp[1::2])
+    of = mean_measure(margin, "higher", "log-prob of chosen less rejected", "nats")
+    return {"preferred": share(margin, "is likelier"), "margin": of}
+
+
 def reward_margins(model: Model, pairs: Any) -> Any:
     """Reward of chosen less rejected, `(N,)`."""
     prompts = [contexts.asked(p.prompt, p.context) for p in pairs]
@@ -77,4 +87,7 @@ PROTOCOL = Protocol(
     score=score,
     prompts=lambda scoring: [p.prompt for p in scoring.of("preference")],
     wanted=lambda pair: pair.chosen,
+    asked=asked,
+    asked_primary="preferred",
+    asks="score",
 )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from didact.data import encode
-from didact.evaluate.measures import Measure
+from didact.evaluate import general
+from didact.evaluate.measures import Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
 from didact.models import forward
 from didact.models.model import Model
+from didact.types import LM
 
 OPENING = 40  # characters of a document a model is asked to continue
 
@@ -18,9 +23,27 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     return {"nll": Measure(float(-total.sum() / count.sum()), int(count.sum()), "lower", "nats")}
 
 
+def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
+    """`bits_per_character`, each document by itself: what models of any tokenizer have in common."""
+    local: Any = lm
+    texts = [t.text for t in scoring.of("text") if t.text]
+    logp, _ = general.text_logp(local.model, texts)
+    mean = sum(map(len, texts)) / len(texts)  # so that the mean of the documents' numbers is bits over characters
+    bits = [-value / math.log(2) / mean for value in logp]
+    return {"bits_per_character": mean_measure(bits, "lower", "log2-loss of a document a character", "bits")}
+
+
 def openings(scoring: Scoring) -> list[str]:
     """How the documents begin."""
     return [t.text[:OPENING] for t in scoring.of("text")]
 
 
-PROTOCOL = Protocol(kind="text", primary="nll", score=score, prompts=openings)
+PROTOCOL = Protocol(
+    kind="text",
+    primary="nll",
+    score=score,
+    prompts=openings,
+    asked=asked,
+    asked_primary="bits_per_character",
+    asks="logits",
+)

@@ -10,28 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from didact.data import duplicates, formats, read, words
+from didact.data import duplicates, fields, formats, read, words
 from didact.types import RECORDS, Record, UserError
 
 SAMPLED = 200  # rows from which a file's kind is told
 NEAR = 0.8  # share of features in common from which two records are near duplicates
 FIT = 0.9  # share of a file's rows that must be of a kind, for the file to be
-# Names under which other data sets have our fields, likeliest first: offered as --map.
-SYNONYMS = {
-    "prompt": ("question", "instruction", "input", "query", "problem"),
-    "completion": ("answer", "output", "response", "solution", "target", "label"),
-    "chosen": ("preferred", "winner", "better"),
-    "rejected": ("dispreferred", "loser", "worse"),
-    "text": ("content", "document", "body"),
-    "messages": ("conversations", "conversation", "dialogue", "chat"),
-    "paraphrased": ("paraphrased_answer",),
-    "perturbed": ("perturbed_answer",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
     """One file. `kinds` are the record kinds it can be read as, the closest first; `rename` is what --map must say.
+
+    `choices` are the labels of texts that were classified, `labels` other fields that may be the label.
 
     `duplicates`, `near`: records that repeat an earlier one, word for word or nearly. `characters`,
     `words`, `tokens`: median and most of a record's text; `too_long`: records above the model's context.
@@ -42,6 +33,8 @@ class File:
     kinds: list[str]
     rename: dict[str, str] = field(default_factory=dict)
     fields: list[str] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     duplicates: int = 0
     near: int = 0
@@ -71,19 +64,28 @@ class Opened(NamedTuple):
     texts: list[str]
 
 
-def opened(path: str) -> Opened:
-    """A file's records as the kind it fits best, and what can be said without looking at their contents."""
+def opened(path: str, given: Mapping[str, str]) -> Opened:
+    """A file's records as the kind it fits best, and what can be said without looking at their contents.
+
+    Args:
+        path: of the file.
+        given: what --map says; without it, other names of our fields are tried.
+    """
     rows = list(formats.rows(path))
     if not rows:
         raise UserError(f"{path}: no record in it: it is empty")
     tables = [row for _, row in rows if isinstance(row, Mapping)]
-    fields = list(Counter(name for row in tables for name in row))
-    rename: dict[str, str] = {}
+    names = list(Counter(name for row in tables for name in row))
+    labels = fields.labels(tables[0], given) if tables else []
+    rename = dict(given) | ({"completion": labels[0]} if labels[1:] else {})
     kinds = _kinds(tables[:SAMPLED], rename)
-    if not kinds:
-        rename = _renames(fields)
+    if not kinds and not given:
+        rename = fields.renamed(names, fields.SYNONYMS)
         kinds = _kinds(tables[:SAMPLED], rename)
-        rename = rename if kinds else {}
+    if labels and "demo" in kinds and (known := _classes(tables, labels[0])):
+        kinds = ["demo", *(kind for kind in kinds if kind != "demo")]
+    else:
+        known, labels = [], []
     records, bad = [], []
     for place, row in rows:
         try:
@@ -91,8 +93,14 @@ def opened(path: str) -> Opened:
         except UserError as problem:
             bad.append(f"{place}: {problem}")
     used = {ours: theirs for ours, theirs in rename.items() if kinds and ours in _names(kinds[0])}
-    file = File(path=path, records=len(rows), kinds=kinds, rename=used, fields=fields, bad=bad)
+    file = File(
+        path=path, records=len(rows), kinds=kinds, rename=used, fields=names, bad=bad, choices=known, labels=labels[1:]
+    )
     return Opened(file, records, [words.folded(_text(r)) for r in records])
+
+
+def _classes(rows: Sequence[Mapping[str, Any]], label: str) -> list[str]:
+    return fields.classes([str(row[label]) for row in rows if label in row])
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]], rename: Mapping[str, str]) -> list[str]:
@@ -115,13 +123,6 @@ def _is(row: Mapping[str, Any], record: type[Record], rename: Mapping[str, str])
 
 def _names(kind: str) -> set[str]:
     return {f.name for f in dataclasses.fields(RECORDS[kind])} - {"extra"}
-
-
-def _renames(fields: Sequence[str]) -> dict[str, str]:
-    """Our name for theirs, where a field is missing and a usual other name for it is there."""
-    plain = {name.lower(): name for name in fields}
-    found = {ours: next((plain[t] for t in theirs if t in plain), None) for ours, theirs in SYNONYMS.items()}
-    return {ours: theirs for ours, theirs in found.items() if theirs and ours not in fields}
 
 
 def described(found: Opened, near: int, tokenizer: Any, context: int | None) -> File:

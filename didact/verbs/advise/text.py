@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from didact.verbs.advise.choices import Choice
 from didact.verbs.advise.contents import File, Overlap
 
+SHOWN = 6  # commands, and lines of what is lacking
+
 
 def of_file(f: File, context: int | None, searched: int) -> list[str]:
     """The lines on one file: its kind and size, then only what someone should look at."""
@@ -18,6 +20,9 @@ def of_file(f: File, context: int | None, searched: int) -> list[str]:
     lines = [f"{f.path}: {_n(f.records, 'record')}, {' or '.join(f.kinds) or 'of no kind didact knows'}", size]
     if not f.kinds:
         lines.append(f"    its fields are {', '.join(f.fields[:12]) or 'none'}; --map FIELD=YOURS renames them")
+    if f.choices:
+        other = "".join(f"; --map completion={name} takes {name}" for name in f.labels)
+        lines.append(f"    texts with labels: demonstrations with {len(f.choices)} choices{other}")
     if f.rename:
         renamed = ", ".join(f"{theirs} as {ours}" for ours, theirs in f.rename.items())
         lines.append(f"    read with --map: {renamed}")
@@ -44,14 +49,21 @@ def of_overlap(o: Overlap) -> str:
     return f"{o.files[0]} and {o.files[1]} overlap: " + ", ".join(f"{n} {what}" for n, what in shared if n)
 
 
-def of_choices(runs: Sequence[Choice], lacking: Sequence[Choice]) -> list[str]:
-    """The commands that run, and what other methods lack."""
+def of_choices(compare: Choice | None, runs: Sequence[Choice], lacking: Sequence[Choice]) -> list[str]:
+    """The commands that run, the likeliest first, and what other methods lack."""
+    if not runs and not any(c.given for c in lacking):
+        return []
     lines = ["", "you can run"] if runs else []
-    for c in runs:
+    for c in [*([compare] if compare else []), *runs[:SHOWN]]:
         lines += [f"  {c.command}", f"      {c.help}"] + [f"      without {w}" for w in c.without]
-    if lacking:
-        width = max(len(c.method) for c in lacking)
-        lines += ["", "the others lack", *(f"  {c.method:{width}}  {'; '.join(c.lacks)}" for c in lacking)]
+    if runs[SHOWN:]:
+        lines.append(f"  and {', '.join(c.method for c in runs[SHOWN:])} (didact explain METHOD)")
+    if shown := lacking[:SHOWN]:
+        width = max(len(c.method) for c in shown)
+        lines += ["", "others lack", *(f"  {c.method:{width}}  {'; '.join(c.lacks)}" for c in shown[: SHOWN - 1])]
+        rest = lacking[SHOWN - 1 :]
+        lines += [f"  {rest[0].method:{width}}  {'; '.join(rest[0].lacks)}"] if len(rest) == 1 else []
+        lines += [f"  and {len(rest)} more (didact methods)"] if len(rest) > 1 else []
     return lines
 
 

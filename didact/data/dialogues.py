@@ -1,0 +1,168 @@
+"""Conversations in all forms they are kept in, to prompts and answers: lists of `{role, content}` turns as TRL and chat
+services have them, `{from, value}` as ShareGPT has, whole dialogues beside their prompts. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeGuard
+
+from didact.data import fields, formats
+from didact.types import Messages, Reply, UserError
+
+Turns = Literal["last", "all"]
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
+ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
+TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
+# Fields that are likely a prompt under another name: a pair that has one is not to be split, but mapped.
+ASKED = ("question", "instruction", "input", "query", "problem", "user")
+
+
+def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """Lists of `{role, content}` turns, as TRL and chat services have them, to prompts and answers; in place."""
+    if "prompt" in known:
+        name = next((n for n in fields.SYNONYMS["messages"] if _are_said(values.get(n))), None)
+        if name and "messages" not in values and values.get("prompt") is None:
+            values["messages" if "completion" in known else "prompt"] = values.pop(name)
+        for name in set(ANSWERS) & set(known):
+            if isinstance(said := values.get(name), dict) and _are_said([said]):
+                values[name] = [said]  # one turn, not in a list
+        if values.get("prompt") is None and "completion" in known and "messages" in values:
+            values["prompt"], values["completion"] = _last_turn(values.pop("messages"))
+        if values.get("prompt") is None and "chosen" in known:
+            _split_pair(values)
+        if isinstance(values.get("prompt"), str):
+            _repeated(values, known)
+        if are_turns(values.get("prompt")):
+            _unrepeated(values, known)
+            values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(values.get("tools")))
+        for name in set(ANSWERS) & set(known):
+            if are_turns(values.get(name)):
+                values[name] = _answer(name, _turns(name, values[name]))
+    if "segments" in known and values.get("text") is None and isinstance(values.get("segments"), list):
+        texts = [part.get("text") for part in values["segments"] if isinstance(part, Mapping)]
+        values["text"] = "".join(text for text in texts if isinstance(text, str)) or None
+
+
+def answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterator[Any]:
+    """A row with `messages` as one for each assistant turn that something precedes; any other, and `last`, as it is."""
+    names = [(rename or {}).get("messages", "messages"), *fields.SYNONYMS["messages"]]
+    name = next((n for n in names if isinstance(row, Mapping) and n in row), names[0])
+    messages = row.get(name) if isinstance(row, Mapping) else None
+    if isinstance(messages, str) and isinstance(row, formats.Cells):
+        messages = formats.decoded(messages)
+    turned = [_with_content(t) for t in messages] if are_turns(messages) else []
+    ends = [i for i, t in enumerate(turned) if i and t.get("role") == "assistant"]
+    if turns == "last" or not isinstance(messages, list) or not ends:
+        yield row
+        return
+    for i in ends:
+        yield type(row)(row) | {name: messages[: i + 1]}
+
+
+def _tools(value: Any) -> list[dict[str, Any]]:
+    """The tools a conversation offers, or none."""
+    if isinstance(value, str) and value.strip():
+        value = formats.decoded(value)
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UserError("field 'tools' must be a list of objects, as a chat template takes them")
+    return value
+
+
+def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
+    """A dialogue as what stands before the last answer, and that answer; what follows it answers nothing."""
+    if isinstance(messages, str):  # a cell of a table
+        messages = formats.decoded(messages)
+    turns = _turns("messages", messages)
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    if last == 0:
+        raise UserError("field 'messages' must hold an assistant turn with something before it")
+    return turns[:last], turns[last : last + 1]
+
+
+def _split_pair(values: dict[str, Any]) -> None:
+    """Two whole dialogues to the prompt they share and how each goes on (hh-rlhf has such pairs); in place."""
+    chosen, rejected = values.get("chosen"), values.get("rejected")
+    if are_turns(chosen) and are_turns(rejected):
+        shared = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        if shared > 0:
+            values["prompt"] = chosen[:shared]
+            values["chosen"], values["rejected"] = chosen[shared:], rejected[shared:]
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        shared = _shared(chosen, rejected)
+        border = chosen.rfind(TURN, 0, shared)
+        if border >= 0:
+            border += len(TURN)
+        elif not set(ASKED) & set(values):
+            limit = min(shared, len(chosen) - 1, len(rejected) - 1)  # both sides go on
+            border = max((i for i in range(limit + 1) if chosen[i - 1 : i].isspace()), default=0)
+        if border > 0:
+            values["prompt"], values["chosen"], values["rejected"] = chosen[:border], chosen[border:], rejected[border:]
+
+
+def _repeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """A prompt in text beside whole dialogues (UltraFeedback has such pairs): these say what was asked; in place."""
+    if "chosen" in known:
+        sides = [values.get("chosen"), values.get("rejected")]
+        if all(are_turns(side) and len(side) > 1 for side in sides):
+            _split_pair(values)
+    elif are_turns(said := values.get("completion")) and len(said) > 1:
+        values["prompt"], values["completion"] = said[:-1], said[-1:]
+
+
+def _unrepeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """Answers that begin with the turns of their prompt, without them; in place."""
+    asked = values["prompt"]
+    for name in set(ANSWERS) & set(known):
+        said = values.get(name)
+        if are_turns(said) and len(said) > len(asked) and said[: len(asked)] == asked:
+            values[name] = said[len(asked) :]
+
+
+def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items (or letters) two lists (or texts) begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    """Whether a value is a list of objects, as conversations are."""
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+
+
+def _turns(name: str, value: Any) -> list[dict[str, Any]]:
+    """A list of turns, each with a role and a text."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f'field \'{name}\' must be a list of turns, {{"role": ..., "content": ...}}')
+    value = [_with_content(turn) for turn in value]
+    for at, turn in enumerate(value, 1):
+        for key in ("role", "content"):
+            if not isinstance(turn, dict) or not isinstance(turn.get(key), str):
+                raise UserError(f"field '{name}', turn {at}: every turn needs a text 'role' and a text 'content'")
+    fields.sound(name, value, numbers=False)
+    return value
+
+
+def _are_said(value: Any) -> bool:
+    """Whether a value is a list of turns that say who speaks."""
+    return are_turns(value) and all({"role", "from"} & turn.keys() for turn in value)
+
+
+def _with_content(turn: Any) -> Any:
+    """A turn with our names for ShareGPT's; one that only calls tools says nothing, and services leave that out."""
+    if isinstance(turn, dict) and "from" in turn and "role" not in turn:
+        said = {k: v for k, v in turn.items() if k not in ("from", "value")}
+        turn = said | {"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
+    silent = isinstance(turn, dict) and turn.get("tool_calls") and turn.get("content") is None
+    return turn | {"content": ""} if silent else turn
+
+
+def _answer(name: str, turns: list[dict[str, Any]]) -> str:
+    roles = [turn["role"] for turn in turns]
+    if roles != ["assistant"]:
+        raise UserError(
+            f"field '{name}' must be one assistant turn, not {', '.join(roles)}; put what precedes it into the prompt"
+        )
+    text: str = turns[0]["content"]
+    return Reply(turns[0]) if turns[0].get("tool_calls") else text

@@ -1,0 +1,132 @@
+"""Fields under other names: what others call ours, and what can be read without being told. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from didact.types import UserError
+
+HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
+# Names under which other data sets have our fields, likeliest first: offered as --map.
+SYNONYMS = {
+    "prompt": ("question", "instruction", "input", "query", "problem", "source", "text", "sentence", "utterance"),
+    "completion": ("answer", "output", "response", "solution", "target", "summary"),
+    "chosen": ("preferred", "winner", "better"),
+    "rejected": ("dispreferred", "loser", "worse"),
+    "text": ("content", "document", "body", "sentence"),
+    "messages": ("conversations", "conversation", "dialogue", "chat"),
+    "feedback": ("critique", "comment"), "refinement": ("revision", "edited"), "score": ("reward", "rating"),
+    "paraphrased": ("paraphrased_answer",),
+    "perturbed": ("perturbed_answer",),
+}  # fmt: skip
+# What is classified, and what as: read as a demonstration whose choices are the labels of the file.
+TEXTS = ("text", "sentence", "utterance", "tweet", "review", "question", "query")
+LABELS = (
+    "label", "label_text", "category", "intent", "class", "coarse", "fine", "coarse_label", "fine_label",
+    "label_coarse", "label_fine", "label-coarse", "label-fine", "sentiment", "topic", "emotion",
+)  # fmt: skip
+OTHERS = ("messages", "instruction", "chosen", "answers")  # beside which a label is not the answer
+MOST_CHOICES = 256
+
+
+def renamed(there: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """`{ours: theirs}` for fields that are wanted and stand in a file under a usual other name."""
+    plain = {name.lower(): name for name in there}
+    names = {ours: next((plain[t] for t in _names(ours) if t in plain), None) for ours in wanted if ours not in plain}
+    found = {ours: theirs for ours, theirs in names.items() if theirs}
+    return {
+        ours: theirs for ours, theirs in found.items() if list(found.values()).index(theirs) == list(found).index(ours)
+    }
+
+
+def _names(ours: str) -> tuple[str, ...]:
+    return SYNONYMS.get(ours, ()) + (LABELS if ours == "completion" else ())
+
+
+def classes(completions: Sequence[str]) -> list[str]:
+    """The labels that texts were classified as; empty where they are too many for that, or each has its own."""
+    found = sorted(set(completions))
+    return found if 2 <= len(found) <= MOST_CHOICES and 2 * len(found) <= len(completions) else []
+
+
+def missing(name: str, row: Mapping[str, Any], wanted: Iterable[str]) -> str:
+    """What to say of a line without a field that it needs: what the line has, and the --map that would fit."""
+    fits = renamed(row, wanted)
+    near = f"; this line has {', '.join(map(repr, list(row)[:6]))}" if row else ""
+    mend = ",".join(f"{ours}={theirs}" for ours, theirs in fits.items()) if name in fits else f"{name}=YOUR_FIELD"
+    return f"field '{name}' is missing{near} (--map {mend} renames)"
+
+
+def labels(row: Mapping[str, Any], rename: Mapping[str, str]) -> list[str]:
+    """The fields that may say what a row is classified as, where it is to be read as a demonstration."""
+    if (named := rename.get("completion")) or "completion" in row:
+        return [named] if named in LABELS and named in row else []
+    asked = "prompt" in rename or any(name in row for name in ("prompt", *TEXTS))
+    if not asked or any(name in row for name in (*OTHERS, *SYNONYMS["completion"], *SYNONYMS["messages"])):
+        return []
+    found = [name for name in LABELS if name in row]
+    return ["label_text"] if "label_text" in found else found
+
+
+def label_of(row: Mapping[str, Any], rename: Mapping[str, str]) -> str | None:
+    """The one that does; None where none does.
+
+    Raises:
+        UserError: several do.
+    """
+    found = labels(row, rename)
+    if len(found) > 1:
+        names = ", ".join(map(repr, found))
+        raise UserError(f"several fields may be the label, {names}: choose one with --map completion={found[0]}")
+    return next(iter(found), None)
+
+
+def labelled(values: dict[str, Any], rename: Mapping[str, str]) -> None:
+    """A text with its label to a prompt and a completion, a label's number as its digits; in place."""
+    name = label_of(values, rename)
+    if name is None:
+        return
+    if "prompt" not in values and "prompt" not in rename:
+        text = next((t for t in TEXTS if t in values), None)
+        values |= {"prompt": values.pop(text)} if text else {}
+    label = values.pop(name)
+    values[rename.get("completion", "completion")] = str(label) if type(label) is int else label
+
+
+def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping[str, str]) -> None:
+    """An instruction with its input (Alpaca) or context (Dolly) to a prompt, the output to its completion; in place.
+
+    Also where a prompt is renamed from the instruction: what it is about belongs to it.
+    """
+    told, used = values.get("instruction"), set(rename.values())
+    if "prompt" not in known or not isinstance(told, str) or rename.get("prompt", "instruction") != "instruction":
+        return
+    if "prompt" in values or ("messages" in values and "completion" in known):
+        return
+    about = "context" if "response" in values else "input"
+    given = values.get(about) if about not in used else None
+    del values["instruction"]
+    if isinstance(given, str):
+        del values[about]
+    values["prompt"] = f"{told}\n\n{given}" if isinstance(given, str) and given.strip() else told
+    if "completion" in known and "completion" not in values and "completion" not in rename:
+        said = next((name for name in ("output", "response") if name in values), None)
+        values |= {"completion": values.pop(said)} if said else {}
+
+
+def sound(name: str, value: Any, numbers: bool = True) -> None:
+    """No NaN, infinity or half surrogate pair anywhere inside: neither a float nor a tokenizer takes them."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            stack.extend([*item, *item.values()])
+        elif isinstance(item, str) and HALVES.search(item):
+            raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; mend the escape")
+        elif numbers and isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
+            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")

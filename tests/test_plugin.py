@@ -1,0 +1,108 @@
+"""A method of another package is one of ours: listed, explained, run, compared, and held to the contract."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from didact import catalogue, cli, registry
+from didact.catalogue import make
+
+PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
+
+
+def installed(folder: Path, points: dict[str, str]) -> None:
+    """What `pip install` leaves of a package that Python's own metadata finds."""
+    info = folder / "didact_slic-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: didact-slic\nVersion: 0.1.0\n")
+    lines = [f"{name} = {value}\n" for name, value in points.items()]
+    (info / "entry_points.txt").write_text("[didact.methods]\n" + "".join(lines))
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """`plugin(points)`: the example, its entry points (or others) installed; all is forgotten after the test."""
+    known = dict(registry.METHODS)
+
+    def install(points=None):
+        told = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]["entry-points"]["didact.methods"]
+        installed(tmp_path / "site", told if points is None else points)
+        for place in (PLUGIN, tmp_path / "site"):
+            monkeypatch.syspath_prepend(str(place))
+        importlib.invalidate_caches()
+        catalogue.read.cache_clear()
+
+    yield install
+    for name in (registry.METHODS.keys() - known.keys()) & {"slic"}:
+        del registry.METHODS[name]
+    for name in [n for n in sys.modules if n.startswith(("didact_slic", "taken"))]:
+        del sys.modules[name]
+    monkeypatch.undo()
+    catalogue.read.cache_clear()
+
+
+def test_an_installed_method_is_listed_run_and_compared_as_ours_are(plugin, fresh, world, tmp_path, capsys):
+    ours = set(catalogue.read())
+    plugin()
+    assert set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours  # no file of ours is made of it
+    assert len((PLUGIN / "didact_slic" / "slic.py").read_text().splitlines()) <= 60
+    for words in (["methods"], ["explain", "slic"], ["run", "slic", "--help"]):
+        assert cli.main(words) == 0 and "slic" in capsys.readouterr().out
+    fresh("llama").save(tmp_path / "model")
+    rows = [{"prompt": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.retain]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    given = ["--model", str(tmp_path / "model"), "--rows", "4"]
+    run = ["run", "slic", *given, "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "3", "--lr", "3e-3"]
+    assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0
+    told = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert told["metrics"]["reward_accuracy"]["n"] and told["options"]["delta"]["value"] == 1.0
+    assert cli.main([*run, "--delta", "0", "--out", str(tmp_path / "bad")]) == 2
+    compare = ["compare", "slic", *given, "--preference", str(tmp_path / "pairs.jsonl"), "--budget", "3k-tokens"]
+    assert (
+        cli.main([*compare, "--seeds", "1", "--lrs", "1e-3", "--beyond-lrs", "0", "--out", str(tmp_path / "which")])
+        == 0
+    )
+    assert cli.main(["run", "slic", "--out", str(tmp_path / "none")]) == 2 and "embedded" in capsys.readouterr().err
+    assert "slic" not in catalogue.papers()
+
+
+def test_a_package_that_fails_or_takes_a_name_of_ours_is_told_and_left_out(plugin, tmp_path, capsys):
+    ours = set(catalogue.read())
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "taken.py").write_text(
+        "from didact.registry import method\nfrom didact.models.model import Model\n"
+        "@method('sft', paper='x', year=1, source='x')\ndef sft(model: Model):\n    'Nothing.'\n"
+    )
+    plugin({"broken": "no_such_module", "taken": "taken"})
+    assert set(catalogue.read()) == ours
+    said = capsys.readouterr().err
+    assert "its methods cannot be used: ModuleNotFoundError" in said and "a method 'sft' already" in said
+    assert catalogue.entry("sft")["module"] == "didact.methods.baselines.sft"
+
+
+@pytest.mark.soak
+def test_the_example_passes_the_contract(tmp_path):
+    installed(tmp_path, {"slic": "didact_slic.slic"})
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(PLUGIN.parent.parent), str(PLUGIN), str(tmp_path)])}
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        str(Path(__file__).parent / "test_methods.py"),
+        "-k",
+        "slic",
+        "-m",
+        "not soak",
+    ]
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
