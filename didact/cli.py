@@ -417,7 +417,9 @@ def _compare(words: list[str]) -> int:
 
 
 def _repeated(name: str) -> dict[str, Any]:
-    return {"action": "append"} if name == "map" else {}
+    from didact import options
+
+    return {"action": "append"} if name in options.REPEATED else {}
 
 
 # --- judging ---------------------------------------------------------------------------------
@@ -438,12 +440,13 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--skip-bad", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--final-answer", metavar="HOW", help="final answers too: number, choice or regex:PATTERN")
+    parser.add_argument("--stops", action="append", default=[], metavar="TEXT", help="answers end before this text")
     args = parser.parse(words)
     from didact import verbs
 
     more = {name: getattr(args, name) for name in ("skip_bad", "device", "metric", "unseen", "retain", "gold")}
-    more["rename"] = options.renames(args.map)
-    more["answer"] = args.final_answer
+    more |= {"rename": options.renames(args.map), "answer": args.final_answer}
+    more["stop"] = options.common("stops", args.stops)
     metrics = verbs.evaluate(args.folder, args.data, args.protocol, **more)
     from didact.evaluate import protocols
     from didact.files import plain
@@ -462,15 +465,17 @@ def _try(words: list[str]) -> int:
     parser.add_argument("--prompt", action="append", help="may be given several times; without one a chat is opened")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--stops", action="append", default=[], metavar="TEXT", help="answers end before this text")
     parser.add_argument("--device")
     args = parser.parse(words)
-    from didact import verbs
+    from didact import options, verbs
 
     if not args.prompt:
         from didact.report import chat
 
         return chat.talk(verbs.Chat(args.folder, args.max_new_tokens, args.temperature, args.device))
-    for row in verbs.answers(args.folder, args.prompt, args.max_new_tokens, args.temperature, args.device):
+    how = (args.max_new_tokens, args.temperature, args.device, options.common("stops", args.stops))
+    for row in verbs.answers(args.folder, args.prompt, *how):
         print(f"prompt  {row['prompt']}\nbefore  {row['before']}\nafter   {row['after']}\n")
     return 0
 

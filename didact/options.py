@@ -28,6 +28,7 @@ COMMON = {
     "map": ("FIELD=YOURS", None, "rename a field of your files, --map prompt=question; may be repeated"),
     "skip_bad": ("", False, "drop and count bad lines"),
     "chat": ("HOW", "auto", "conversations to the model: auto, template (the tokenizer's own) or plain"),
+    "chat_template": ("FILE", None, "a chat template (Jinja) in place of the tokenizer's own; saved with the model"),
     "turns": ("WHICH", "last", "assistant turns of `messages` that are learnt: last, or all (a record each)"),
     "max_length": ("N", None, "tokens of prompt and completion at most, where less than the model's context"),
     "truncate": ("SIDE", "left", "where prompts lose what is too much: left (their beginning) or right"),
@@ -39,6 +40,11 @@ COMMON = {
         "HOW",
         None,
         "score final answers too: number, choice, or regex:PATTERN with the answer as its group",
+    ),
+    "stops": (
+        "TEXT",
+        (),
+        "answers that are shown or scored end before this text (`\\n`: a line break); may be repeated",
     ),
     "evaluate_every": ("N", None, "score on the held-out records every N steps too; the curves are on the page"),
     "keep_best": (
@@ -76,6 +82,7 @@ OF_RUN = (
 )
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
 WHOLE = ("seed", "max_length", "evaluate_every", "budget_calls", "budget_tokens")
+REPEATED = ("map", "stops")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 
 
@@ -98,6 +105,7 @@ class Request:
     rename: dict[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
+    chat_template: str | None = None
     turns: Literal["last", "all"] = "last"
     max_length: int | None = None
     truncate: Literal["left", "right"] = "left"
@@ -106,6 +114,7 @@ class Request:
     score_on: str | None = None
     group_by: str | None = None
     final_answer: str | None = None
+    stops: tuple[str, ...] = ()
     evaluate_every: int | None = None
     keep_best: bool = False
     retention: str | None = None
@@ -210,7 +219,7 @@ class Options:
         for word in words:
             if word.startswith("--") and len(word) > 2:
                 name, eq, value = word[2:].partition("=")
-                out[name] = out.get(name, []) if name == "map" else []  # of a repeated flag the last one counts
+                out[name] = out.get(name, []) if name in REPEATED else []  # of other flags the last one counts
                 if eq:
                     out[name].append(value)
             elif name is None:
@@ -221,7 +230,7 @@ class Options:
 
     def _value(self, name: str, given: list[str]) -> Any:
         """The words of one flag as a value; lists take spaces or commas."""
-        if name == "map":
+        if name in REPEATED and given:
             return given
         option = self.method.get(name) or self.training.get(name)
         kind = option["type"] if option else ("bool" if name in FLAGS else "str")
@@ -328,6 +337,8 @@ def common(name: str, value: Any) -> Any:
         raise UserError(f"option --{name}: {value}: must be one of {', '.join(CHOICES[name])}")
     if name in ("out", "model", "gold") and any("\ud800" <= c <= "\udfff" for c in str(value)):
         raise UserError(f"option --{name}: {value}: a name that is not UTF-8, which safetensors cannot open; rename it")
+    if name == "stops":
+        return tuple(text.replace("\\n", "\n") for text in ([value] if isinstance(value, str) else value))
     if name in FLAGS:
         return value is True or str(value).lower() in ("true", "yes", "1")
     if name in ("holdout", "function_timeout", *WHOLE):

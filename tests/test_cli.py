@@ -399,7 +399,12 @@ def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_finds_nothing_kept_says_so(signum, code, place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("didact.verbs.running._begin", lambda *given: signal.raise_signal(signum))
-    found, err = said(capsys, *run_words(place, tmp_path / "out"))
+    # A suite that a shell runs in the background has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found, err = said(capsys, *run_words(place, tmp_path / "out"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (found, err) == (code, "didact: interrupted; no checkpoint was written yet: the same command begins anew\n")
 
 

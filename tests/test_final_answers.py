@@ -50,6 +50,7 @@ def test_the_interval_of_a_share_is_wilsons(right, n):
     assert statistics.share_interval(right, n) == pytest.approx((right / n, theirs.low, theirs.high))
     found = measures.mean_measure([1.0] * right + [0.0] * (n - right), "higher", "")
     assert found.ci == pytest.approx((theirs.low, theirs.high)) and found.ci[0] < found.ci[1]
+    assert (found.ci[0] == 0.0) == (right == 0) and (found.ci[1] == 1.0) == (right == n)
 
 
 def test_shares_that_are_all_alike_are_not_certain_either():

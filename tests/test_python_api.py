@@ -42,7 +42,8 @@ def test_metrics_are_made_when_they_are_looked_at(taught, world, capsys):
     assert result.evaluate(demo=world.holdout)["token_accuracy"].before < 0.9
     assert result.metrics["token_accuracy"].before < 0.9 and result.metrics["token_accuracy"].n == len(world.holdout)
     result.report()
-    assert "token_accuracy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "token_accuracy" in shown and world.retain[0].completion in shown and len(result.samples) == 3
     with pytest.raises(UserError, match="sft has no records forget: give demos"):
         result.evaluate(forget=world.forget)
     with pytest.raises(AttributeError):

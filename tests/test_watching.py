@@ -96,6 +96,7 @@ def test_final_answers_and_choices_lead_where_they_were_asked_for():
         and leading(USED, {"x": found["x"], "accuracy": found["x"]}) == "accuracy"
     )
     assert leading(USED, {"x": found["x"]}) == "x" and leading(USED, {}) is None
+    assert leading(USED, {"kl": Measure(0.0, 1), "y": Measure(0.0, 1, "lower")}) == "y"
 
 
 def test_nothing_is_counted_inside_unmetered(fresh):

@@ -63,16 +63,16 @@ def score(
         return used.ask(lm, scoring) | mine, _samples(used, scoring, _said(lm))
     out = used.score(subject, scoring)
     if used.answers is not None and primary == used.answers_primary:
-        out |= used.answers(_greedy(subject), scoring)
+        out |= used.answers(_greedy(subject, scoring), scoring)
     out |= protocols.named("collapse").score(subject, scoring)
     if subject.kind == "encoder":  # a reward model answers nothing
         return out, []
     out |= scoring.kept_general(subject)
-    answer = predict or _greedy(subject)
+    answer = predict or _greedy(subject, scoring)
     out |= own.score(scoring.metrics, answer, used, scoring)
     if judge is not None:
         prompts = scoring.some_prompts(DRAWN)
-        theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start)(prompts))
+        theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start, scoring)(prompts))
         out["win_rate"] = judges.win_rate(judge, prompts, list(answer(prompts)), theirs)
     return out, _samples(used, scoring, answer)
 
@@ -108,5 +108,5 @@ def _said(lm: LM) -> Predict:
     return lambda prompts: [draws[0] for draws in lm.generate(prompts)]
 
 
-def _greedy(model: Model) -> Predict:
-    return lambda prompts: generate.generate(model, prompts)
+def _greedy(model: Model, scoring: Scoring) -> Predict:
+    return lambda prompts: generate.generate(model, prompts, stop=scoring.stop)

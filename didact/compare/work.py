@@ -97,6 +97,7 @@ class Setting:
         folds: 0 has one split; else seed k is tested on fold k.
         group: a field whose equal values are kept on one side of a split; the prompt by default.
         answer: how final answers are found, where arms are ranked by those (`evaluate.answers`).
+        stop: texts that end answers before them.
         gold: a model that never saw what must be forgotten.
         judge: says which of two answers is better.
         folder: where units and models are kept.
@@ -121,6 +122,7 @@ class Setting:
     folds: int = 0
     group: str | None = None
     answer: str | None = None
+    stop: Sequence[str] = ()
     gold: Model | None = None
     judge: judges.Judge | None = None
     folder: Path
@@ -167,7 +169,7 @@ class Setting:
         where = part if isinstance(part, str) else part % max(self.folds, 1)
         return Scoring(
             records=self.split(part).test, start=self.model, gold=self.gold, seed=seed, options=options, brief=True,
-            end=self.with_end, answer=self.answer, general=None if part == "tune" else self.general,
+            end=self.with_end, answer=self.answer, stop=self.stop, general=None if part == "tune" else self.general,
             metrics=self.metrics,
             _kept=self._kept.setdefault(str(where), {}),
         )  # fmt: skip

@@ -11,6 +11,7 @@ import contextvars
 import datetime
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from didact import untrusted
@@ -134,6 +135,23 @@ def rendered(
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
+
+
+def override(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give a tokenizer the chat template in a file, which it is saved with; a word is rendered with it first.
+
+    Raises:
+        UserError: it cannot be read, or renders nothing.
+    """
+    try:
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"--chat-template {path}: cannot be read: {why}") from None
+    try:
+        dialogue(tokenizer, "a", "b")
+    except UserError as error:
+        raise UserError(f"--chat-template {path}: {error}") from None
 
 
 def render(

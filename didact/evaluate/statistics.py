@@ -71,7 +71,7 @@ def share_interval(right: float, n: int, level: float = 0.95) -> Interval:
     p, z = right / n, float(stats.norm.ppf((1 + level) / 2))
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = ((p + z**2 / (2 * n) + side * half) / (1 + z**2 / n) for side in (-1, 1))
-    return Interval(p, max(low, 0.0), min(high, 1.0))
+    return Interval(p, low if right > 0 else 0.0, high if right < n else 1.0)
 
 
 def paired_interval(a: Values, b: Values, level: float = 0.95) -> Interval:

@@ -11,6 +11,7 @@ from didact.types import Fit
 REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5
 ADAPTER = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
 FEW = 5  # steps, below which a plan that nobody asked for is told
+MOVES = 1e-3  # a rate that moves any model, however small
 REACH = 0.5  # steps at the size's own rate, below which the sum of a plan's rates moves next to nothing
 
 
@@ -36,7 +37,8 @@ def told(model: Model, fit: Fit, records: int) -> str:
     """Why a plan can hardly move the model; nothing where it can."""
     steps = fit.total_steps(records)
     reach = fit.lr * sum(schedules.factor(fit.schedule, s, steps, fit.warmup_count(records)) for s in range(steps))
-    asked, small = fit.steps is not None, reach < REACH * by_size(model.parameters, bool(fit.lora))
+    asked, own = fit.steps is not None, by_size(model.parameters, bool(fit.lora))
+    small = reach < REACH * min(own, MOVES)
     if (steps >= FEW or asked) and not (small and fit.optimizer in ("adam", "adamw")):
         return ""
     plan = f"{steps} optimiser step{'' if steps == 1 else 's'}"

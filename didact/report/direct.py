@@ -21,25 +21,42 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
     """Numbers before and after by the method's protocols, on these records, else on those it was called with."""
     call = _call(result)
     entry, model = catalogue.entry(call.method), result.models.get("model")
-    start = call.arguments.get("model")
-    if not isinstance(start, Model) or not isinstance(model, Model):
-        return {}
-    given = {n: call.arguments[n] for n in entry["needs"] if n != "model" and call.arguments.get(n)}
-    kinds = {need["kind"]: name for name, need in entry["needs"].items()}
-    if wrong := [name for name in records if name not in (*entry["needs"], *kinds)]:
-        raise UserError(f"{call.method} has no records {wrong[0]}: give {', '.join(n for n in given)}")
-    other = {
-        kinds[name] if name in kinds and name not in entry["needs"] else name: rows for name, rows in records.items()
-    }
-    scoring = Scoring(records=given | other, start=start, seed=_seed(call), options=_options(call))
+    scoring = _scoring(call, records)
     used = [protocols.named(name) for name in entry["protocol"]]
-    if not any(protocol.records(scoring.records) for protocol in used):
+    if scoring is None or not isinstance(model, Model) or not any(p.records(scoring.records) for p in used):
         return {}
-    out = measures.metrics(running.scored(entry, start, scoring), running.scored(entry, model, scoring))
-    flattering = not other and any(name not in protocol.scored for protocol in used for name in given)
+    out = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))
+    flattering = not records and any(name not in protocol.scored for protocol in used for name in scoring.records)
     told = [FLATTERED] * flattering + [text for protocol in used for text in protocol.warns(out)]
     result.warnings += [text for text in told if text not in result.warnings]
     return out
+
+
+def _scoring(call: Call, records: Mapping[str, Sequence[Record]]) -> Scoring | None:
+    """What the method's protocols score on; None where it had no model here."""
+    needs, start = catalogue.entry(call.method)["needs"], call.arguments.get("model")
+    if not isinstance(start, Model):
+        return None
+    given = {name: call.arguments[name] for name in needs if name != "model" and call.arguments.get(name)}
+    kinds = {need["kind"]: name for name, need in needs.items()}
+    if wrong := [name for name in records if name not in (*needs, *kinds)]:
+        raise UserError(f"{call.method} has no records {wrong[0]}: give {', '.join(given)}")
+    other = {name if name in needs else kinds[name]: rows for name, rows in records.items()}
+    return Scoring(records=given | other, start=start, seed=_seed(call), options=_options(call))
+
+
+def _samples(result: Result) -> list[dict[str, str]]:
+    """Answers before and after to a few of the records, where the result has none of its own."""
+    call = _call(result)
+    scoring, model = _scoring(call, {}), result.models.get("model")
+    if scoring is None or not isinstance(model, Model) or model.kind == "encoder":
+        return []
+    used = [protocols.named(name) for name in catalogue.entry(call.method)["protocol"]]
+    parts = {name: rows for name, rows in scoring.records.items() if hasattr(rows[0], "prompt")}
+    able = [protocol for protocol in used if protocol.records(scoring.records)]
+    asked = protocols.drawn(able[0], scoring, parts, tables.SAMPLES) if able else []
+    sides = [one.answer([a.prompt for a in asked]) if asked else [] for one in (scoring.start, model)]
+    return [a._asdict() | {"before": was, "after": now} for a, was, now in zip(asked, *sides, strict=True)]
 
 
 def told(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
@@ -68,6 +85,7 @@ def report(result: Result, folder: str | Path | None) -> None:
     console = untrusted.console(120)
     if result.metrics:
         console.print(tables.metrics(files.plain(result.metrics)), "")
+    result.samples = result.samples or _samples(result)
     if result.samples:
         console.print(tables.samples(result.samples), "")
     for warning in result.warnings:

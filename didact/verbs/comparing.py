@@ -28,7 +28,8 @@ from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "retention", "metric", "dtype", "rename",
-    "skip_bad", "chat", "turns", "max_length", "truncate", "beyond_lrs", "lora_lrs", "final_answer",
+    "skip_bad", "chat", "turns", "max_length", "truncate", "beyond_lrs", "lora_lrs", "final_answer", "stops",
+    "chat_template",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
 Arms = Sequence[compare.Arm | compare.Given]
@@ -90,6 +91,8 @@ def _compared(
     }  # fmt: skip
     files.write_json(out / "leaderboard.json", board)
     card.of_comparison(board, out, {arm.name: f"models/{work.plain_name(arm.name)}" for arm in arms})
+    with contextlib.suppress(OSError):  # another process may be at work there
+        (out / "checkpoints").rmdir()
     return board
 
 
@@ -140,6 +143,7 @@ def prepare(
     used = [("--model", request.model), ("--gold", request.gold), ("--judge", request.judge)]
     used += [("--retention", request.retention), ("--replay-from", request.fit.get("replay_from"))]
     used += [(f"--metric {name}", name) for name in (request.metric or "").split(",")]
+    used.append(("--chat-template", request.chat_template))
     written = [("arm", name) for name in request.arms if name.endswith(YAML) or given.named(name)]
     inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
@@ -180,6 +184,8 @@ def prepare(
         model = load.load(request.model, request.device, request.dtype) if request.model else given.start(models)
         if model is not None:
             encode.limit(model.tokenizer, request.max_length, request.truncate)
+        if model is not None and request.chat_template:
+            chat.override(model.tokenizer, request.chat_template)
         if model is not None and request.model and adapters.adapted(model):
             print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
                   file=sys.stderr)  # fmt: skip
@@ -202,7 +208,7 @@ def prepare(
     setting = compare.Setting(
         model=cast(Model, model), records=records, protocol=protocol, budget=budget,
         seeds=range(request.seed + 1, request.seed + 1 + request.seeds), rates=lrs,
-        beyond=request.beyond_lrs, answer=request.final_answer,
+        beyond=request.beyond_lrs, answer=request.final_answer, stop=request.stops,
         adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else rates.ADAPTER),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,

@@ -130,6 +130,7 @@ def named(request: Request) -> list[tuple[str, Any]]:
     own = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
     own |= {"--retention": request.retention, "--replay-from": request.fit.get("replay_from")}
     own |= {f"--metric {name}": name for name in (request.metric or "").split(",")}
+    own["--chat-template"] = request.chat_template
     return [*own.items(), *inputs.of_options(request.options)]
 
 
@@ -167,6 +168,8 @@ def _inputs(
     )
     if isinstance(model, Model) and model.processor is not None:
         encode.limit(model.processor, request.max_length, request.truncate)
+        if request.chat_template:
+            chat.override(model.processor, request.chat_template)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)

@@ -27,6 +27,8 @@ class Comparison:
         folds: cross-validation in place of one split, seed k on fold k.
         group_by: a field whose equal values are never on both sides of a split.
         final_answer: how final answers are found, as `didact run` has it; arms are then ranked by them.
+        stops: texts that end answers before them.
+        chat_template: a file with a chat template in place of the tokenizer's own.
         gold: a model that never saw what must be forgotten.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
@@ -61,6 +63,7 @@ class Comparison:
     folds: int = 0
     group_by: str | None = None
     final_answer: str | None = None
+    stops: Sequence[str] = ()
     gold: str | None = None
     judge: str | None = None
     protocol: str | None = None
@@ -72,6 +75,7 @@ class Comparison:
     rename: Mapping[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     chat: Literal["auto", "template", "plain"] = "auto"
+    chat_template: str | None = None
     turns: Literal["last", "all"] = "last"
     max_length: int | None = None
     truncate: Literal["left", "right"] = "left"

@@ -159,7 +159,7 @@ def _scoring(job: Job) -> Scoring | None:
     options = {n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options
     return Scoring(
         records=records, start=job.model, gold=job.scored.get("gold"), seed=job.request.seed, options=options,
-        answer=job.request.final_answer, general=job.general, metrics=job.metrics,
+        answer=job.request.final_answer, stop=job.request.stops, general=job.general, metrics=job.metrics,
     )  # fmt: skip
 
 
@@ -189,7 +189,8 @@ def _answers(
     if not asked:
         return {}
     prompts = [one.prompt for one in asked]
-    sides = generate.generate(scoring.start, prompts), (predict or partial(generate.generate, model))(prompts)
+    ask = partial(generate.generate, stop=scoring.stop)
+    sides = ask(scoring.start, prompts), (predict or partial(ask, model))(prompts)
     out: dict[str, list[dict[str, str]]] = {}
     for one, before, after in zip(asked, *sides, strict=True):
         out.setdefault(one.part, []).append({**one._asdict(), "before": before, "after": after})

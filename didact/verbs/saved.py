@@ -42,7 +42,7 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
     gold = load.load(more["gold"], more.get("device")) if more.get("gold") else None
     scoring = Scoring(
         records=given, start=start or model, gold=gold, seed=run.get("seed", 0), options=_options(run),
-        end=_with_end(run), answer=more.get("answer"), metrics=metrics,
+        end=_with_end(run), answer=more.get("answer"), stop=more.get("stop", ()), metrics=metrics,
     )  # fmt: skip
     own.check(metrics, used, scoring.records)
 
@@ -58,13 +58,20 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
 
 
 def answers(
-    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, device: str | None = None
+    folder: str,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    device: str | None = None,
+    stop: Sequence[str] = (),
 ) -> list[dict[str, str]]:
     """Answers of a saved model and of the model it was trained from, side by side."""
     model, start, _ = _saved(folder, device, rewards=False)
-    after = generate.generate(model, prompts, max_new_tokens, temperature)
+    after = generate.generate(model, prompts, max_new_tokens, temperature, stop=stop)
     before = (
-        generate.generate(start, prompts, max_new_tokens, temperature) if start is not None else [""] * len(prompts)
+        generate.generate(start, prompts, max_new_tokens, temperature, stop=stop)
+        if start is not None
+        else [""] * len(prompts)
     )
     return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
 
@@ -134,4 +141,7 @@ def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model
         return model, example(run["method"], run["seed"]).model, run
     if start is None or not Path(start).exists():
         return model, None, run
-    return model, load.load(start, device), run
+    before = load.load(start, device)
+    if (run.get("request") or {}).get("chat_template") and before.processor is not None and model.processor is not None:
+        before.processor.chat_template = model.processor.chat_template
+    return model, before, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ class Watch(Hook):
         self.every, self.used, self.score, self.start, self.folder = every, used, score, start, folder
         self.metrics = metrics
         self.best: tuple[float, int] | None = None
+        self.first = os.environ.get("RANK", "0") == "0"  # of several processes one tells and writes
 
     def after(self, step: Step) -> None:
         """Score where it is time."""
@@ -53,7 +55,7 @@ class Watch(Hook):
             with torch.no_grad():
                 for name, value in _trained(step.module).items():
                     value.copy_(weights[name])
-            print(f"didact: the result is the model of step {self.best[1]}, which scored best", file=sys.stderr)
+            self._tell(f"didact: the result is the model of step {self.best[1]}, which scored best")
         self.best = None
 
     def state(self) -> Any:
@@ -65,8 +67,11 @@ class Watch(Hook):
         self.best = None if state is None else (state[0], state[1])
 
     def _look(self, step: Step) -> None:
-        was = step.module.training
-        model = Model(step.module, self.start.processor, self.start.kind, self.start.base)
+        judges = "SequenceClassification" in type(step.module).__name__  # a reward model, of a phase or as the result
+        if judges and self.used.kind != "preference":
+            return
+        was, kind = step.module.training, "encoder" if judges else self.start.kind
+        model = Model(step.module, self.start.processor, kind, self.start.base)
         with cost.unmetered():
             found = self.score(model)
         step.module.train(was)
@@ -76,15 +81,17 @@ class Watch(Hook):
         value, done = found[name].value, step.step + 1
         sign = -1.0 if found[name].better == "lower" else 1.0
         better = self.best is None or sign * value > sign * self.best[0]
-        print(
-            f"step {done} of {step.steps}: {name} {value:.4g}{', the best so far' if better else ''}", file=sys.stderr
-        )
+        self._tell(f"step {done} of {step.steps}: {name} {value:.4g}{', the best so far' if better else ''}")
         if better:
             self.best = value, done
-            if self.folder:
+            if self.folder and self.first:
                 kept = {n: p.detach().cpu().contiguous().clone() for n, p in _trained(step.module).items()}
                 with files.new_file(self.folder / BEST) as beside:
                     save_file(kept, beside)
+
+    def _tell(self, text: str) -> None:
+        if self.first:
+            print(text, file=sys.stderr)
 
 
 def _trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

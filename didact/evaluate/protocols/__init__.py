@@ -37,6 +37,7 @@ class Scoring:
         options: the method's, as it was called: what its model was trained to be asked with, whom to ask.
         brief: leave out what generates long answers.
         answer: how the final answer is found in a longer one (`answers.extractor`), where that is what counts.
+        stop: texts that end an answer before them, beside the model's own end.
         end: whether the end token of an answer counts; None decides it on the start model (see `with_end`).
         general: general text, on which it is seen what training broke; () takes the embedded one, None does not look.
         metrics: the user's own, by name.
@@ -49,6 +50,7 @@ class Scoring:
     options: Mapping[str, Any] = field(default_factory=dict)
     brief: bool = False
     answer: str | None = None
+    stop: Sequence[str] = ()
     end: bool | None = None
     general: Sequence[str] | None = ()
     metrics: Mapping[str, own.Metric] = field(default_factory=dict)
@@ -176,8 +178,10 @@ def named(name: str) -> Protocol:
 
 def leading(used: Protocol, found: Mapping[str, Measure], metrics: Iterable[str] = ()) -> str | None:
     """Which of its measures says how good a model is: the user's own first `metrics`, final answers where they were
-    asked for, else choices, else the primary one; None where there is none."""
-    return next((name for name in (*metrics, "final_answer", "accuracy", used.primary) if name in found), None)
+    asked for, else choices, else the primary one, else the first that has a better side; None where there is none."""
+    sided = (name for name, measure in found.items() if measure.better in ("higher", "lower"))
+    known = (name for name in (*metrics, "final_answer", "accuracy", used.primary) if name in found)
+    return next(known, next(sided, None))
 
 
 def names() -> list[str]:

@@ -25,7 +25,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     with_end, known = scoring.with_end(), forgetting.known(model, scoring.of("demo"), "data")
     other = f"{'without' if with_end else 'with'}_end"
     beside = {f"{name}_{other}": measure for name, measure in _of(known[not with_end], not with_end).items()}
-    greedy = functools.partial(generate.generate, model, max_new_tokens=FINAL_TOKENS)
+    greedy = functools.partial(generate.generate, model, max_new_tokens=FINAL_TOKENS, stop=scoring.stop)
     return _chosen(model, scoring) | _final(greedy, scoring) | _of(known[with_end], with_end) | beside
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget, end=end))
     given = {name: scoring.records.get(name) for name in ("retain", "holdout")}
     rouge: Rouge = "none" if scoring.brief else "greedy"
-    return measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end)
+    return measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end, stop=scoring.stop)
 
 
 def measures(
@@ -41,6 +41,7 @@ def measures(
     gold_ratios: Any = None,
     rouge: Rouge = "greedy",
     end: bool = True,
+    stop: Sequence[str] = (),
 ) -> dict[str, Measure]:
     """How well each set is known.
 
@@ -52,6 +53,7 @@ def measures(
         gold_ratios: truth ratios of a model trained without the forget set, on the same records.
         rouge: answers generated for ROUGE-L (the slow part): greedy, sampled as the official code does, none.
         end: the end token counts as a token of the answers.
+        stop: texts that end generated answers.
 
     Returns:
         `forget_*` (lower, or like gold's), `retain_*`, `utility` the harmonic mean of the retain numbers, against gold
@@ -71,7 +73,7 @@ def measures(
         if gold_ratios is not None:
             out |= forget_quality(ratios, gold_ratios)
     if retain:
-        out |= utility(model, retain, rouge, end)
+        out |= utility(model, retain, rouge, end, stop)
     if holdout:
         others = forgetting.answers(model, holdout, "holdout", end)
         auc = forgetting.membership_auc(known["min_k"], others["min_k"])
@@ -79,7 +81,9 @@ def measures(
     return out | {"balance": _balance(out, len(forget))}
 
 
-def utility(model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True) -> dict[str, Measure]:
+def utility(
+    model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True, stop: Sequence[str] = ()
+) -> dict[str, Measure]:
     """What a model still knows: accuracy, probability, truth ratio, ROUGE-L recall, their harmonic mean.
 
     The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
@@ -90,7 +94,7 @@ def utility(model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True
     parts = {"retain_probability": known.pop("retain_probability")}
     if rouge != "none":
         how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
-        answers = generate.generate(model, [r.prompt for r in retain], **how)
+        answers = generate.generate(model, [r.prompt for r in retain], stop=stop, **how)
         recall = forgetting.rouge_recall(answers, [r.completion for r in retain])
         parts["retain_rouge"] = mean_measure(recall, "higher", f"ROUGE-L recall of {rouge} answers")
     if forgetting.has_truth(retain):
