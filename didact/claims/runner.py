@@ -101,7 +101,7 @@ def run(
         quiet: no progress.
 
     Returns:
-        The scoreboard's card. `seconds` is the intact claim's, sabotages left out. A sabotage that
+        The scoreboard's card. `seconds` are the processor's for the intact claim, sabotages left out. A sabotage that
         crashed, gave NaN or missed a competence gate is not detected and carries its `error`.
     """
     if tier not in get_args(Tier):
@@ -336,10 +336,10 @@ def _unit(
         kept = files.read_json(path)
         if isinstance(kept, dict) and kept.get("identity") == who:
             return kept
-    began = time.monotonic()
+    began = time.process_time()
     with patched(broken.patch if broken else {}), episodes.one_thread():
         arms = claim.run(seed, tier, **(broken.options if broken else {}))
-    unit = {"identity": who, "arms": arms, "seconds": time.monotonic() - began}
+    unit = {"identity": who, "arms": arms, "seconds": time.process_time() - began}
     if path:
         files.write_json(path, unit)
     return unit

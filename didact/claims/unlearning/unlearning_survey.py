@@ -3,7 +3,8 @@
 A Llama that knows some authors, and one never told of two of them (gold). Ascent alone, ascent and NPO with retain
 records, the ascents of KUL, LLMU and EUL, knowledge gaps aligned, weights subtracted (a task vector, a random one as
 long, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Rates were found on seeds 1000 and 1001 but for KUL,
-LLMU and EUL, which have the others', and DEPN, which trains nothing.
+LLMU and EUL, which have the others', and DEPN, which trains nothing. A gap that was only widened ended nearer to gold
+than ascent too: that the new data are left out shows in the gap itself.
 
 Two ways change no weight and gate nothing: `guardrail` needs a model that follows instructions, and `icul` one that
 reads labels in its prompt, which these are too small for; what they ask is tested with known answers.
@@ -113,7 +114,7 @@ def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, fl
 
 _moved, _weighed = merge.moved, merge.weighed
 VECTOR, ADAPTER = "a task vector forgets", "a negated adapter forgets"
-NEARER = "aligned gaps end nearer to gold than ascent"
+ALIGNED = "gaps are aligned, by the stop rule's own measure"
 FORGETS = {"KUL": 0.5, "LLMU": 0.5, "EUL": 0.5, "ext-sub": 0.7, "DEPN": 0.8}  # of the probability of the start
 
 CLAIM = runner.Claim(
@@ -136,13 +137,13 @@ CLAIM = runner.Claim(
         ratio(ADAPTER, "negated adapter.forget", "start.forget", 0.9),
         bound("a negated adapter keeps the rest", "negated adapter.lost", 0.15, less=True),
         difference("ascent loses more than with retain records", "GA+RT.lost", "GA.lost", less=True),
-        ratio(NEARER, "KGA.off_gold", "GA.off_gold"),
+        ratio("aligned gaps end nearer to gold than ascent", "KGA.off_gold", "GA.off_gold"),
         difference("aligned gaps leave less of a trace", "KGA.traced", "start.traced", "AUC from chance", less=True),
         difference("NPO with retain keeps more than ascent with retain", "NPO+RT.lost", "GA+RT.lost", less=True),
         *(ratio(f"{name} forgets", f"{name}.forget", "start.forget", most) for name, most in FORGETS.items()),
         *(bound(f"{name} keeps the rest", f"{name}.lost", 0.15, less=True) for name in FORGETS if name != "KUL"),
         difference("KUL stops before it loses as much as ascent", "KUL.lost", "GA.lost", less=True),
-        bound("gaps are aligned, by the stop rule's own measure", "KGA.off_aim", 0.3, less=True, reported=True),
+        bound(ALIGNED, "KGA.off_aim", 0.3, less=True, reported=True),
         bound("ascent leaves a trace below chance", "GA.trace", 0.5, less=True, reported=True),
     ),
     sabotages=(
@@ -152,7 +153,6 @@ CLAIM = runner.Claim(
         runner.Sabotage("both factors negated", ADAPTER, "negated adapter.forget",
                         {"didact.models.merge:weighed": lambda model, weight: _weighed(model, -weight)},
                         {"arms": ("negated adapter",)}),
-        runner.Sabotage("gaps without new data", NEARER, "KGA.off_gold",
-                        options={"arms": ("KGA", "GA"), "align": False}),
+        runner.Sabotage("gaps without new data", ALIGNED, "KGA.off_aim", options={"arms": ("KGA",), "align": False}),
     ),
 )  # fmt: skip
