@@ -98,7 +98,8 @@ def packing_of(model: Model, pack: bool = True) -> Packing | None:
 def at_once(model: Model) -> int:
     """How many physical tokens of a forward pass are fastest: on a CPU so few that a layer's work on them stays cached.
 
-    Measured at a hidden size of 128: 1,024 tokens train 25 % faster than 4,096.
+    Measured at a hidden size of 128: 1,024 tokens train 25 % faster than 4,096. At 640 (Gemma 3 270M) 256 take the time
+    of 512 and half of its memory.
     """
     if model.device.type != "cpu":
         return 16_384
