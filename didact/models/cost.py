@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +59,7 @@ def unmetered() -> Iterator[None]:
         _RUNNING[:] = running
 
 
-_SPENT: Counter[str] = Counter()
+_SPENT: defaultdict[str, float] = defaultdict(float)
 
 
 @contextlib.contextmanager
