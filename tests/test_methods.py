@@ -153,6 +153,8 @@ def same_numbers(words: list[str], out: Path) -> None:
         return
     prepared = verbs.prepare(options.parser(entry).parse(words[2:], preset or None))
     model, start, told = saved._saved(str(out), "cpu")
+    if running._scoring(prepared) is None:  # no records that its protocols score
+        return
     records = {k: v for k, v in prepared.scored.items() if k != "gold"}
     scoring = protocols.Scoring(
         records=records, start=start, seed=told["seed"], options=saved._options(told), end=saved._with_end(told)
