@@ -116,6 +116,9 @@ def test_another_tokenizer_and_a_server_are_compared_on_text_alone(folders, worl
             compared(folders, "told", "never", **more)
     with pytest.raises(UserError, match="not a model folder"):
         compared(folders, "told", "nowhere/at/all", out=str(folders / "no"))
+    with pytest.raises(UserError, match="neither a model folder nor a hub id that can be reached"):
+        compared(folders, "told", "nowhere/", out=str(folders / "no"))
+    assert not (folders / "no").exists()  # before the first is scored
 
 
 def qa(root):

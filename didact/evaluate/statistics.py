@@ -137,6 +137,8 @@ def record_difference(a: Values, b: Values, groups: Sequence[str], level: float 
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     units = by_group(x - y, groups)
     found = mean_interval(units, level)
+    if min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:  # of shares
+        found = Interval(found.estimate, max(-1.0, found.low), min(1.0, found.high))
     if not (x != y).any() and set(np.unique(x)) <= {0.0, 1.0}:
         far = 1 - ((1 - level) / 2) ** (1 / len(units))
         found = Interval(0.0, -far, far)

@@ -33,8 +33,23 @@ def arms(names: Sequence[str], device: str | None, dtype: str) -> dict[str, comp
             out[name] = compare.Given(name=name, open=functools.cache(functools.partial(remote.connect, name)))
         else:
             places.check(place(name))
+            if not Path(place(name)).exists():
+                _check_hub(name)
             out[name] = compare.Given(name=name, open=functools.partial(last, place(name), device, dtype))
     return out
+
+
+def _check_hub(name: str) -> None:
+    """Refuse a hub id that cannot be reached, before the first of the other models is scored.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        opening.opened("AutoConfig", name)
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: neither a model folder nor a hub id that can be reached: {why}") from None
 
 
 def alike(arms: Sequence[compare.Given], model: Model | None, records: Mapping[str, Sequence[Record]]) -> bool:
