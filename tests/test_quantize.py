@@ -29,6 +29,7 @@ def folders(tmp_path_factory):
 def test_an_adapter_is_trained_on_them_and_opens_on_the_same(kind, held, folders, tmp_path):
     pytest.importorskip("bitsandbytes", reason="pip install didact[quantize]")
     plain, start = didact.load(folders[kind], "cpu"), didact.load(folders[kind], "cpu", quantize=held)
+    assert start.parameters == plain.parameters
     rows = [encode.row(start.tokenizer, d.prompt, d.completion, start.kind, start.context) for d in DEMOS]
     exact, ours = (forward.row_logp(model, rows)[0] for model in (plain, start))
     assert not torch.equal(exact, ours)

@@ -24,7 +24,7 @@ def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0, top_k:
         top_p: the fewest likeliest tokens whose probabilities sum to at least this are kept; 1 keeps all.
         top_k: as many likeliest tokens are kept before that; 0 keeps all.
     """
-    scaled = token_functions.wide(logits) / temperature
+    scaled = token_functions.wide(logits) if temperature == 1 else token_functions.wide(logits) / temperature
     if 0 < top_k < scaled.shape[-1]:
         scaled = scaled.masked_fill(scaled < scaled.topk(top_k, -1).values[:, -1:], -torch.inf)
     p = scaled.softmax(-1)

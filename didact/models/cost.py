@@ -9,6 +9,7 @@ scoring are all seen.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -98,4 +99,10 @@ def watch(module: Any) -> None:
         return
     embedding: Any = module.get_input_embeddings()
     if embedding is not None and not any(isinstance(h, Count) for h in embedding._forward_pre_hooks.values()):
-        embedding.register_forward_pre_hook(Count(sum(p.numel() for p in module.parameters())))
+        embedding.register_forward_pre_hook(Count(weights(module)))
+
+
+def weights(module: nn.Module) -> int:
+    """How many it has, also where several are in a byte."""
+    packed = [getattr(p, "quant_state", None) for p in module.parameters()]
+    return sum(p.numel() if q is None else math.prod(q.shape) for p, q in zip(module.parameters(), packed, strict=True))

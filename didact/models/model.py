@@ -151,7 +151,7 @@ class Model:
     @property
     def parameters(self) -> int:
         """How many weights."""
-        return sum(p.numel() for p in self.module.parameters())
+        return cost.weights(self.module)
 
     def ready(self, lora: int) -> Model:
         """This model as a method trains it: an adapter is merged, unless LoRA (of a rank above 0) goes on with it."""
