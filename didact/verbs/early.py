@@ -40,6 +40,7 @@ def run(request: Request) -> None:
             addresses.check_address(address)
     given(request, entry)
     _models(request.device, request.dtype, request.model, request.gold)
+    places.check_quantize(request.quantize, request.model or "")
     how = (request.rename, request.skip_bad, request.turns)
     for name, path in request.data.items():
         read.ahead(path, entry["needs"][name]["kind"], *how)
@@ -78,10 +79,10 @@ def comparison(request: Comparison) -> None:
         values.budget(request.budget)
     arms = [(name, entry) for name in request.arms if (entry := _arm(name)) is not None]
     models = len(request.arms) - len(arms)
-    if request.model is None and not request.data:
-        return  # the embedded example
     if len(set(request.arms)) < len(request.arms):
         raise UserError("an arm is named twice")
+    if request.model is None and not request.data:
+        return  # the embedded example
     if not request.arms:
         raise UserError("name the methods to compare: didact compare dpo kto ...")
     if request.model is None and not models:
