@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from didact import catalogue, options
@@ -235,7 +235,6 @@ def test_only_the_first_records_are_searched_for_near_duplicates_and_it_is_said(
 letters = st.text(st.sampled_from("abcd 字"), max_size=24)
 
 
-@settings(max_examples=150, deadline=None)
 @given(texts=st.lists(letters, max_size=8), share=st.sampled_from([0.3, 0.5, 0.8, 1.0]))
 def test_near_pairs_are_those_of_the_definition(texts, share):
     def pieces(text):

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from didact.data import contamination
@@ -28,7 +28,6 @@ def test_words_are_lower_case_without_punctuation():
 MIXED = st.text(st.sampled_from("ab, .'\u0301東京都ไทยีか゛Жé-"), max_size=24)
 
 
-@settings(max_examples=200, deadline=None)
 @given(MIXED)
 def test_every_word_of_any_script_has_its_place(document):
     said = contamination.words(document)
@@ -49,7 +48,6 @@ def test_an_item_shorter_than_n_words_is_clean():
     assert contamination.audit(["one two three"], ["so: One, two - THREE."], n=3).dirty[0]
 
 
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 5))
 def test_the_audit_equals_a_plain_search_for_every_gram(seed, n):
     rng = random.Random(seed)
@@ -159,7 +157,6 @@ def test_near_duplicates_go_and_what_only_resembles_stays():
     assert found == [None] * 6 + [0, None, 2, None, 9, None]
 
 
-@settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join), max_size=12))
 def test_a_near_duplicate_is_never_called_so_wrongly(texts):
     def grams(text):

@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from shapes import TOKENIZERS, tiny, tokenizer_of
 from tokenizers.processors import TemplateProcessing
@@ -40,7 +40,6 @@ def with_end(tokenizer):
     return other
 
 
-@settings(max_examples=150, deadline=None)
 @given(prompt=texts, completion=texts)
 @example(prompt="Q: ", completion="Tarn")
 @example(prompt=" ", completion="0")
@@ -174,7 +173,6 @@ def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
 @given(prompt=WORDS, completion=WORDS)
 @example(prompt="Answer:\n\n", completion="Tarn")
 @example(prompt="Tarn", completion="\nMira")
@@ -315,7 +313,6 @@ def talk(*contents):
     return Messages([{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)])
 
 
-@settings(max_examples=100, deadline=None)
 @given(turns=turns, completion=texts.filter(str.strip))
 @example(turns=[{"role": "user", "content": "0"}], completion="<")  # stands in the end token too
 def test_prompt_and_completion_of_a_conversation_are_the_templates_whole_text(tokenizer, turns, completion):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shapes import KINDS, tiny
 
@@ -213,7 +213,6 @@ words = st.lists(st.sampled_from("a bb ccc d. e the of".split()), min_size=1, ma
 
 
 @given(st.integers(1, 60), st.integers(4, 60), st.integers(1, 30), st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
 def test_windows_fit_and_leave_nothing_out(n, room, size, stride):
     text = " ".join(f"{i:03}" for i in range(n))
     pieces = spans.windows(text, lambda t: len(t) <= room, size, stride)
@@ -248,7 +247,6 @@ def test_recurring_spans_are_maximal_whole_and_more_than_stop_words():
 
 
 @given(words, st.integers(0, 5), st.booleans())
-@settings(max_examples=50, deadline=None)
 def test_another_occurrence_always_stays_in_the_text(text, seed, later):
     at = spans.recurring_place(text, np.random.default_rng(seed), later)
     if at is None:
@@ -262,7 +260,6 @@ def test_another_occurrence_always_stays_in_the_text(text, seed, later):
 
 
 @given(words, st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
 def test_the_control_masks_as_many_words(text, seed):
     lengths = {len(spans.WORD.findall(s)) for s in spans.recurring(text)}
     at = spans.random_place(text, np.random.default_rng(seed))

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scripted import Scripted
@@ -95,7 +95,6 @@ def test_what_guessing_gives_and_which_label_was_taken_for_which_stand_beside_th
 # --- draws -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
 @given(most=st.integers(0, 40), seed=st.integers(0, 99), index=st.integers(0, 29), fresh=st.booleans())
 def test_draws_are_pure_nested_without_repeats_and_without_the_item(most, seed, index, fresh):
     sampler = demonstrations.Sampler(ITEMS, most, seed, fresh)

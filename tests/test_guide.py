@@ -156,10 +156,9 @@ def pair(kind, other=None):
 
 @pytest.mark.parametrize(("kind", "other"), [("llama", "llama"), ("gpt2", "llama"), ("llama", "gpt2"),
                                              ("gemma3", "gemma3"), ("llama", "mamba")])  # fmt: skip
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_decoding_from_caches_is_decoding_without(kind, other, temperature, monkeypatch):
+def test_decoding_from_caches_is_decoding_without(kind, other, monkeypatch):
     base, arm = pair(kind, other)
-    how = SamplingConfig(max_new_tokens=7, temperature=temperature, rows=3, seed=4)
+    how = SamplingConfig(max_new_tokens=7, temperature=1.0, rows=3, seed=4)
     plain = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
     monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow on the way
     made = generate.completions(logit_ensemble.guided(base, [(arm, 0.8)]), PROMPTS, 2, how)

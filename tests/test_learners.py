@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from didact.data.streams import Tensors
@@ -38,7 +38,6 @@ shapes = st.tuples(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 6),
 
 
 @given(shapes, st.integers(1, 5), st.booleans(), st.floats(0.01, 0.3))
-@settings(deadline=None, max_examples=60)
 def test_constructed_layers_are_gradient_steps(
     shape: tuple[int, int, int, int], k: int, from_zero: bool, eta: float
 ) -> None:
@@ -53,7 +52,6 @@ def test_constructed_layers_are_gradient_steps(
 
 
 @given(shapes, st.integers(1, 4), st.floats(0.0, 0.05), st.floats(0.01, 0.3))
-@settings(deadline=None, max_examples=40)
 def test_constructed_gd_plus_plus(shape: tuple[int, int, int, int], k: int, gamma: float, eta: float) -> None:
     seed, n, d, o = shape
     x, y, q = draw(seed, n, d, o)

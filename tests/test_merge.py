@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
@@ -87,7 +87,6 @@ def test_a_random_vector_is_as_long_in_every_tensor_and_points_elsewhere():
 # --- Ext-Sub ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.floats(-3, 3), min_size=6, max_size=6).filter(
         lambda v: max(map(abs, v[:3])) > 0.1 < max(map(abs, v[3:]))

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from killed import die_after, server
-from shapes import FIRST, VOCABULARY, tiny
+from shapes import brief, tiny
 
 from didact import bounds, catalogue, cli, files, options, registry, verbs
 from didact.catalogue import make
@@ -46,7 +46,6 @@ INSTEAD = {
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
 }
-ENDS = range(FIRST, VOCABULARY, 16)  # end tokens, of which random weights would hardly ever choose a single one
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
@@ -97,8 +96,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                 model.processor = copy.deepcopy(model.tokenizer)
                 model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
                 model.module.resize_token_embeddings(len(model.processor), mean_resizing=False)
-            model.module.generation_config.eos_token_id = [model.tokenizer.eos_token_id, *ENDS]
-            model.save(folder)
+            brief(model).save(folder)
         out = [
             "run",
             f"{name}:{preset}" if preset else name,

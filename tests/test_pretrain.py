@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from didact import prompting
@@ -37,7 +37,6 @@ def test_the_rate_has_the_papers_known_values():
     assert at(260e9) == at(300e9) == 0.1
 
 
-@settings(max_examples=50, deadline=None)
 @given(a=st.floats(375e6, 300e9), b=st.floats(375e6, 300e9))
 def test_after_warmup_the_rate_never_rises_nor_falls_under_a_tenth(a, b):
     low, high = sorted((a, b))

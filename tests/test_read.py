@@ -42,7 +42,7 @@ from didact.types import (
 
 HH = Path(__file__).parents[2] / "shared" / "data" / "hh_rlhf_harmless_test.jsonl"
 GOOD = {"prompt": "Where was Mira born?", "completion": "Tarn"}
-FUZZ = settings(max_examples=550, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=5 * settings().max_examples, deadline=None, suppress_health_check=list(HealthCheck))
 
 scalars = st.one_of(
     st.none(),
@@ -146,7 +146,7 @@ table_bytes = st.text(st.sampled_from("\"',;\t\n\r[]{}:1e.promt\\"), max_size=60
 OTHERS = ("a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz")
 
 
-@settings(FUZZ, max_examples=500)
+@FUZZ
 @given(raw=st.binary(max_size=100) | table_bytes, kind=kinds)
 def test_random_bytes_under_every_ending_give_records_or_one_complaint(tmp_path, raw, kind):
     for name in OTHERS:
@@ -171,7 +171,7 @@ WHOLE = whole_files()
 spots = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
 
 
-@settings(FUZZ, max_examples=500)
+@FUZZ
 @given(changes=st.lists(spots, min_size=1, max_size=3), cut=st.none() | st.floats(0, 1), kind=kinds)
 def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, changes, cut, kind):
     for name, whole in WHOLE.items():
@@ -697,7 +697,6 @@ records = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(record=records)
 def test_a_record_survives_the_way_to_a_line_and_back(record):
     row = as_row(record)

@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from servers import NAME, Raw, Serve, Small, said
 
@@ -48,15 +48,13 @@ def model():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes(model, tmp_path_factory):
-    """The two that take long to start, begun at once and waited for where they are used."""
+def served(model, tmp_path_factory):
+    """The server around the model, which takes long to start: begun at once and waited for where it is used."""
     folder = tmp_path_factory.mktemp("served")
     model.save(folder / "model")
-    (folder / "log").mkdir()
-    both = Small(folder / "log", folder / "model"), Serve(folder, folder / "model")
-    yield both
-    for process in both:
-        process.kill()
+    server = Small(folder, folder / "model")
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -526,14 +524,12 @@ def test_the_border_is_found_by_the_text(tokens, prompt, body, border):
     assert replies.border(tokens, prompt, body) == border
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text("ab \n", min_size=1, max_size=4), min_size=2, max_size=8), st.data())
 def test_any_border_between_tokens_is_found(tokens, data):
     at = data.draw(st.integers(1, len(tokens) - 1))
     assert replies.border(tokens, "".join(tokens[:at]), "".join(tokens[at:])) == (at, True)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text("ab ", min_size=2, max_size=4), min_size=1, max_size=8), st.data())
 def test_a_straddling_token_goes_with_the_completion(tokens, data):
     at = data.draw(st.integers(0, len(tokens) - 1))
@@ -546,7 +542,6 @@ FIELDS = st.sampled_from(["text", "message", "content", "logprobs", "tokens", "t
 PLAIN = st.none() | st.booleans() | st.floats() | st.text()
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(FIELDS, inner)))
 def test_no_form_of_an_answer_is_a_crash(choice):
     for parse in (replies.text_of, lambda r: replies.first_tokens(r, 5), lambda r: replies.echo_of(r, 1)):
@@ -562,8 +557,8 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def test_remote_scores_equal_local_ones(processes, model):
-    remote, local = connect(processes[0]), lm.of(model)
+def test_remote_scores_equal_local_ones(served, model):
+    remote, local = connect(served), lm.of(model)
     for told, known in zip(remote.score(PAIRS), local.score(PAIRS), strict=True):
         assert told.tokens == known.tokens and told.logp == pytest.approx(known.logp, abs=1e-4)
     assert remote.counts.straddled == 0 and remote.context == model.context
@@ -574,16 +569,16 @@ def test_remote_scores_equal_local_ones(processes, model):
         remote.score([("a", "")])
 
 
-def test_a_space_at_the_end_of_a_prompt_is_the_completions(processes, model):
-    remote, pairs = connect(processes[0]), [("Mira Kolt was born in", "Tarn"), ("Mira Kolt was born in ", "Tarn")]
+def test_a_space_at_the_end_of_a_prompt_is_the_completions(served, model):
+    remote, pairs = connect(served), [("Mira Kolt was born in", "Tarn"), ("Mira Kolt was born in ", "Tarn")]
     clean, spaced = remote.score(pairs)
     assert spaced == clean and remote.counts.straddled == 0  # one text, one tokenisation
     local = lm.of(model).score(pairs)
     assert local[0] == local[1] and local[0].logp == pytest.approx(clean.logp, abs=1e-4)
 
 
-def test_remote_text_equals_local_text(processes, model):
-    remote, local = connect(processes[0]), lm.of(model)
+def test_remote_text_equals_local_text(served, model):
+    remote, local = connect(served), lm.of(model)
     prompts = ["Mira Kolt", "Who wrote what?", "né en", "Songs of"]
     texts = local.generate(prompts, 12)
     assert len({t for (t,) in texts}) == len(prompts)
@@ -592,15 +587,18 @@ def test_remote_text_equals_local_text(processes, model):
     assert remote.generate(prompts, 12, stop=stop) == local.generate(prompts, 12, stop=stop)
     turns = [[{"role": "user", "content": p}] for p in prompts]
     assert remote.chat(turns, 12) == local.chat(turns, 12)
-    processes[0].ways(form="content")  # as a list, in which tokens of the same text (pieces of characters) stand apart
+    served.ways(form="content")  # as a list, in which tokens of the same text (pieces of characters) stand apart
     for told, known in zip(remote.top_logprobs(prompts, 7), local.top_logprobs(prompts, 7), strict=True):
         assert told == pytest.approx(known, abs=1e-4) and list(told.values()) == sorted(told.values(), reverse=True)
     with pytest.raises(UserError, match="400 This model's maximum context length is 96 tokens"):
         remote.generate(["Mira Kolt " * 90], 12)
 
 
-def test_transformers_serve_generates_and_chats_and_is_asked_nothing_else(processes, model):
-    remote, local = didact.connect(processes[1].url, processes[1].model), lm.of(model)
+@pytest.mark.soak
+def test_transformers_serve_generates_and_chats_and_is_asked_nothing_else(model, tmp_path):
+    model.save(tmp_path / "model")
+    server = Serve(tmp_path, tmp_path / "model")
+    remote, local = didact.connect(server.url, server.model), lm.of(model)
     assert remote.capabilities == {"generate", "chat"}
     prompts = ["Mira Kolt", "Who wrote what?", "Songs of"]
     assert remote.generate(prompts, 12) == local.generate(prompts, 12)
@@ -611,7 +609,8 @@ def test_transformers_serve_generates_and_chats_and_is_asked_nothing_else(proces
     with pytest.raises(UserError, match="does not offer score: completions: the answer has no log-probs of the prompt"):
         remote.score([("a", "b")])
     with pytest.raises(UserError, match="400 Server is pinned to"):
-        didact.connect(processes[1].url, "another").generate(["a"])
+        didact.connect(server.url, "another").generate(["a"])
+    server.kill()
 
 
 QUESTIONS = [
@@ -620,8 +619,8 @@ QUESTIONS = [
 ]
 
 
-def test_few_shot_evaluation_of_a_server_equals_that_of_the_same_model_here(processes, model):
-    remote = connect(processes[0])
+def test_few_shot_evaluation_of_a_server_equals_that_of_the_same_model_here(served, model):
+    remote = connect(served)
     told, known = (prompting.gpt3(m, QUESTIONS, shots=(0, 1), seed=3) for m in (remote, model))
     assert [r.extra["said"] for r in told.records] == [r.extra["said"] for r in known.records]
     for mine, theirs in zip(told.records, known.records, strict=True):
@@ -632,13 +631,13 @@ def test_few_shot_evaluation_of_a_server_equals_that_of_the_same_model_here(proc
     assert [r.extra["said"] for r in told.records] == [r.extra["said"] for r in known.records]
 
 
-def test_a_server_is_evaluated_from_the_command_line(processes, tmp_path, capsys):
+def test_a_server_is_evaluated_from_the_command_line(served, tmp_path, capsys):
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps(types.as_row(q)) + "\n" for q in QUESTIONS))
-    command = ["run", "gpt3", "--model", f"{processes[0].url}#{NAME}", "--test", str(data), "--shots", "0,1"]
+    command = ["run", "gpt3", "--model", f"{served.url}#{NAME}", "--test", str(data), "--shots", "0,1"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "accuracy" in capsys.readouterr().out
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
     assert f"#{NAME}" in json.dumps(kept["model"])
-    asked = len(processes[0].rows("came"))
-    assert cli.main([*command, "--out", str(tmp_path / "again")]) == 0 and len(processes[0].rows("came")) == asked
+    asked = len(served.rows("came"))
+    assert cli.main([*command, "--out", str(tmp_path / "again")]) == 0 and len(served.rows("came")) == asked

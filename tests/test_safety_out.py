@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shapes import brief
 
 from didact import cli, files, folders, registry
 from didact.files import read_json
@@ -29,7 +30,7 @@ def project(fresh, tmp_path, monkeypatch) -> Iterator[Path]:
     """A user's folder: a model, data, a configuration and a judge."""
     root = tmp_path / "proj"
     root.mkdir()
-    fresh("llama", layers=1).save(root / "model")
+    brief(fresh("llama", layers=1)).save(root / "model")
     (root / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMOS))
     (root / "steps.yaml").write_text("steps: 1\n")
     (root / "arm.yaml").write_text("method: sft\n")
@@ -310,7 +311,7 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
 
 def another_model(fresh, place):
     shutil.rmtree(place)
-    fresh("llama", layers=1, seed=1).save(place)
+    brief(fresh("llama", layers=1, seed=1)).save(place)
 
 
 CHANGES = {

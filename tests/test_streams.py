@@ -3,7 +3,7 @@
 from collections import Counter
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from didact.data.encode import TokenizedExample
@@ -57,7 +57,6 @@ def test_a_batch_holds_the_items_its_index_names():
     assert [item[0].prompt[0] - 1 for item in batch.items["s"]] == list(batch.index["s"])
 
 
-@settings(max_examples=100, deadline=None)
 @given(one=st.lists(rows, max_size=6), two=st.lists(st.tuples(rows, rows), min_size=1, max_size=6))
 def test_sizes_are_the_true_counts(one, two):
     batch = batch_of({"one": [(r,) for r in one], "two": two})
@@ -92,7 +91,6 @@ def contents(batch, micro_tokens):
     return out
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     one=st.lists(rows, max_size=7),
     two=st.lists(st.tuples(rows, rows), min_size=1, max_size=5),
@@ -112,7 +110,6 @@ def test_splits_and_shards_partition_the_batch(one, two, micro_tokens, world):
         assert len(t.labels) == micro.items * micro.arity
 
 
-@settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), max_size=30), micro_tokens=st.integers(1, 120))
 def test_length_groups_hold_everything_within_the_limit(lengths, micro_tokens):
     groups = by_length(lengths, micro_tokens)
@@ -121,7 +118,6 @@ def test_length_groups_hold_everything_within_the_limit(lengths, micro_tokens):
         assert len(g) == 1 or len(g) * max(lengths[i] for i in g) <= micro_tokens
 
 
-@settings(max_examples=100, deadline=None)
 @given(batch=st.lists(rows, min_size=1, max_size=6))
 def test_a_label_stands_where_it_is_predicted(batch):
     t = collate(batch, "causal", PAD)
@@ -149,7 +145,6 @@ def test_moving_a_batch_moves_all_of_it():
     assert {t.device.type for t in tensors} == {"meta"} and len(tensors) == 7
 
 
-@settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 20), micro=st.none() | st.integers(1, 25), world=st.integers(1, 4))
 def test_plain_tensors_are_cut_and_shared_out_without_loss(n, micro, world):
     batch = Tensors({"x": torch.arange(n), "y": torch.arange(n) * 10})

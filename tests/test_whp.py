@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted import Scripted
 from shapes import EFFECTS, accuracy, byte_tokenizer, f64, tiny
@@ -47,7 +47,6 @@ def test_a_constant_on_the_reinforced_logits_changes_raw_labels_and_no_others():
     torch.testing.assert_close(soft[0], soft[1], rtol=0, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.floats(0, 10))
 def test_generic_logits_never_rise_and_stay_where_reinforcement_did_not_lift(values, alpha):
     base, reinforced = f64(values[:3]), f64(values[3:])
@@ -86,7 +85,6 @@ def test_places_map_outside_anchors_and_inside_only_where_both_begin_alike():
     assert [told.place(k) for k in (0, 3, 6, 7, 11, 13)] == [0, 3, 6, None, 16, 18]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.text("abAB .é", max_size=40))
 def test_every_clean_place_has_the_same_letter_in_both_texts(text):
     told = dictionary.translate(text, {"a": "bb", "AB": "x", "é": "eé"})
