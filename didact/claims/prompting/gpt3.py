@@ -1,7 +1,7 @@
 """The claim of gpt3: a model infers tasks from demonstrations, more so when it is larger; and the tools are sound.
 
-A: nouns translated into a hidden language per class; held-out tasks; two sizes. B: choices of unequal frequency.
-C: a quiz that is planted in the text, audited and removed. D: attention within a band, wide and narrow.
+A: nouns translated into a hidden language per class; held-out tasks; two sizes, from `gpt3.pretrain`. B: choices of
+unequal frequency. C: a quiz planted in the text, audited and removed. D: attention within a band, wide and narrow.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _in_context(seed: int, steps: int, count: int, shuffled: bool) -> dict[str, 
     """A: accuracy on held-out tasks at every K, and on named tasks with and without their description."""
     world = tasks.Languages(seed=seed)
     sets, out = world.unseen(seed, count), {}
-    for name, width in (("large", 64),) if shuffled else (("large", 64), ("small", 16)):
+    for name, width in (("large", 64),) if shuffled else (("large", 64), ("small", 12)):
         model = example.translator(seed, steps, width)
         found = [_asked(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
         k = [lab.mean(f.metrics[f"accuracy_{s}_shot"].after for f in found) for s in SHOTS]
