@@ -456,7 +456,9 @@ from didact.claims import runner, verdict
 
 def run(seed, tier, shift=0.0):
     """One seed."""
-    time.sleep(0.05)
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
     draw = random.Random(seed)  # a comment
     return {"a": {"m": draw.gauss(1, 0.1) + shift}, "b": {"m": draw.gauss(0, 0.1)}}
 

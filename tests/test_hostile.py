@@ -288,7 +288,7 @@ def test_what_a_terminal_obeys_is_shown_as_escapes_on_both_streams(tmp_path, cap
 def test_names_and_errors_of_a_server_are_shown_as_escapes(capsys):
     listed = json.dumps({"data": [{"id": f"a{ORDERS}"}, {"id": "b"}]})
     with Raw(lambda connection, path, body: connection.sendall(said(listed))) as server:
-        assert cli.main(["run", "gpt3", "--model", server.url, "--test", "none.jsonl"]) == 2
+        assert cli.main(["run", "gpt3", "--model", server.url, "--test", demos(Path())]) == 2
     told = capsys.readouterr().err
     assert is_plain(told) and "owned" in told
 

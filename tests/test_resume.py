@@ -21,7 +21,7 @@ from killed import Count, die_after, launch
 from safetensors.torch import load_file, save_file
 
 from didact import baselines, cli, files, unlearning
-from didact.data import encode
+from didact.data import chat, encode
 from didact.data.streams import Tensors
 from didact.learn import checkpoint, language
 from didact.learn import fit as loop
@@ -436,11 +436,11 @@ def test_a_run_whose_template_writes_the_date_goes_on_on_another_day_to_the_same
     process = launch(die_after, 2, [*words, str(tmp_path / "killed")])
     process.join()
     began = files.read_json(tmp_path / "killed" / "result.json")["began"]
-    monkeypatch.setattr(encode, "today", lambda: "1999-12-31T23:59:59")
+    monkeypatch.setattr(chat, "today", lambda: "1999-12-31T23:59:59")
     assert cli.main([*words, str(tmp_path / "killed")]) == 0
     other = tmp_path / "other day"
     assert cli.main([*words, str(other)]) == 0
-    monkeypatch.setattr(encode, "today", lambda: began)
+    monkeypatch.setattr(chat, "today", lambda: began)
     assert cli.main([*words, str(tmp_path / "whole")]) == 0
     weights = {
         p: (p / "model" / "model.safetensors").read_bytes() for p in tmp_path.iterdir() if (p / "model").exists()

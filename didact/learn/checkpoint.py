@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from didact import files
+from didact import files, folders
 from didact.types import UserError
 
 STEP = re.compile(r"step-\d{8,}")
@@ -121,6 +121,8 @@ def remove(folder: str | Path) -> None:
         if not files.foreign(place):
             shutil.rmtree(place, ignore_errors=True)
     with contextlib.suppress(OSError):
+        if {p.name for p in Path(folder).iterdir()} == {folders.LOCK}:
+            (Path(folder) / folders.LOCK).unlink()
         Path(folder).rmdir()
 
 

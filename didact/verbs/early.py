@@ -32,7 +32,8 @@ def run(request: Request) -> None:
     if request.preset:
         catalogue.preset_of(entry, request.preset)
     named = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
-    _out(request.out, "run", named | {f"--{k}": path for k, path in request.data.items()})
+    named |= {f"--{k}": path for k, path in request.data.items()} | {"--config": request.config}
+    _out(request.out, "run", named | dict(inputs.of_options(request.options)))
     if not request.overwrite and (Path(request.out) / "result.json").exists():
         return  # done or begun: its own inputs are looked at first
     for address in (request.model, *request.options.values()):
@@ -74,6 +75,7 @@ def comparison(request: Comparison) -> None:
         UserError: something is missing or wrong.
     """
     named = {"--model": request.model, "--gold": request.gold, "--judge": request.judge}
+    named |= {f"arm {name}": name for name in request.arms if name.endswith(YAML)}
     _out(request.out, "comparison", named | {f"--{k}": path for k, path in request.data.items()})
     if request.budget:
         values.budget(request.budget)

@@ -61,7 +61,7 @@ def _memory(job: Job, model: Model, longest: int) -> dict[str, int]:
         process = max(0, footprint.resident() - weights) if model.device.type == "cpu" else 0
         copies = 2 if "models" in job.entry["gives"] else 1
         reads = footprint.read(model, max(forward.at_once(model), min(longest, model.context)))
-        parts = {"process": process, "weights": copies * weights, "activations": reads}
+        parts = {"process": process, "weights": copies * weights, "gradients_and_moments": 0, "activations": reads}
     total = sum(size for name, size in parts.items() if name != "total")
     return {k: v for k, v in parts.items() if k != "total"} | {"at_most_in_all": int(SPARE * total)}
 
