@@ -191,7 +191,7 @@ def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(place, tmp_pa
     assert asked["memory_bytes"]["gradients_and_moments"] == 0 == asked["disk_bytes"]["checkpoints"]  # nothing trains
     assert "of training" in whole["time"] and "time" not in asked
     test = write_rows(tmp_path / "test.jsonl", [Demo(prompt="ab " * 500, completion="c")])
-    scored = planned("sft", "--score-on", test, "--max-length", "40")
+    scored = planned("sft", "--score_on", test, "--max_length", "40")
     assert scored["longest_record_tokens"] > 500 and scored["truncated_rows"]["held-out demos"] == 1
     assert scored["context"] == 40 and "held-out demos" in scored["records"]
     monkeypatch.setattr(plan, "free_memory", lambda device: 1 << 20)
