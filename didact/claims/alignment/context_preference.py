@@ -3,11 +3,9 @@
 Four criteria, more or fewer of a letter, longer or shorter. The baseline of the paper is a reward model taught without
 contexts and then given them. One taught on the same pairs without their contexts is right on half of the reversal
 pairs, no more and no less: an exact test of the data and of the measure. Another sees one record of every reversal
-pair. Rate, steps and initial weights were tried on seed 1000; 12 criteria in place of 4 were not learnt in as many
-steps (.71 right).
-
-The paper's adversarial contexts, criteria with a `not` before them, are an arm of its own, which is taught two of the
-four and asked for the other two.
+pair. The paper's adversarial contexts, criteria with a `not` before them, are an arm of its own, which is taught two
+of the four and asked for the other two. Rate, steps and initial weights were tried on seed 1000; 12 criteria in place
+of 4 were not learnt in as many steps (.71 right).
 """
 
 from __future__ import annotations
@@ -44,10 +42,7 @@ FIT: dict[str, Any] = {"lr": 3e-3, "rows": 24, "schedule": "cosine", "warmup_ste
 
 
 def problem(seed: int) -> Problem:
-    """A model of 35k random weights; pairs of a tenth of the prompts are only scored.
-
-    The paper's rate would change nothing in so few steps.
-    """
+    """A model of 35k random weights; pairs of a tenth of the prompts are only scored. The paper's rate is too small."""
     pairs = [*_world(seed).reversals(1, 1500), *_world(seed).general(2, 1500)]
     unseen, preferences = splits.by_prompt(pairs, 0.1, seed)
     return Problem(

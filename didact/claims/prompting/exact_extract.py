@@ -1,11 +1,10 @@
 """Exact-extract's claim: brute force agrees with it, and where a model was not tuned greedy decoding loses by not
 being extractive, which a few questions or recurring spans mend.
 
-The exact part needs no training: models with random weights, all spans by forced decoding. The trained part is a
-small language model of passages in which facts are told again and again (`worlds.facts`), asked as the next sentence
-of a passage would begin, then tuned on k questions, or on spans of raw passages. Each key has words of its own: where
-any key may have any words, a model this small is still at chance when its three minutes are over, and one that knows
-nothing cannot show the paper's claim.
+The exact part needs no training: random weights, all spans by forced decoding. The trained part is a language model of
+passages that tell facts again and again (`worlds.facts`), asked as the next sentence of a passage would begin, then
+tuned on k questions, or on spans of passages. Each key has words of its own: where any key may have any words, a model
+this small is still at chance when its three minutes are over, and one that knows nothing cannot show the claim.
 """
 
 from __future__ import annotations
@@ -40,10 +39,8 @@ problem, problem_rss, problem_tune = example.problem, example.problem_rss, examp
 
 
 def run(seed: int, tier: runner.Tier, hide: bool = False) -> runner.Measured:
-    """Brute force on random models; one language model tuned on k questions, or on spans.
-
-    `hide` breaks recurring spans alone: no other occurrence is left to copy from.
-    """
+    """Brute force on random models; one language model tuned on k questions, or on spans: with `hide`, recurring ones
+    of which no other occurrence is left to copy from."""
     arms = {"brute force": brute_force(seed)}
     models = {f"k={k}": _tuned(seed, tier, k) for k in TUNED}
     with runner.patched({"didact.data.spans:cut": _nowhere_else} if hide else {}):
@@ -57,11 +54,9 @@ def run(seed: int, tier: runner.Tier, hide: bool = False) -> runner.Measured:
 
 def brute_force(seed: int) -> dict[str, float]:
     """Exact decoding against forced decoding of every span, and against greedy along the passage: a decoder-only
-    model of each sort of position and an encoder-decoder, all random, passages of at most 12 tokens.
-
-    `scores` is the largest difference of any span's nll, `answer` how far the nll of the answer, by forced decoding,
-    is above the least, `above_greedy` how far it is above that of greedy along the passage, all in nats and the
-    largest seen; `rows` how many decoder rows there are beside n.
+    model of each sort of position and an encoder-decoder, all random, passages of at most 12 tokens. The largest of:
+    `scores`, the difference of a span's nll; `answer`, by how much forced decoding finds the answer above the least,
+    and `above_greedy` above greedy along the passage (nats); `rows`, decoder rows beside n.
     """
     draw, words = np.random.default_rng([seed, 12]), facts.vocabulary()
     scores, answer, above, rows = [], [], [], []
@@ -134,7 +129,6 @@ def _on_spans(seed: int, tier: runner.Tier, select: Any, content: int) -> Model:
 
 
 def _nowhere_else(text: str, span: spans.Span) -> spans.Masked:
-    """RSS broken: every other occurrence of the span goes too."""
     taken = text[slice(*span)]
     return spans.Masked(text[: span[0]].replace(taken, "").rstrip(), taken)
 
@@ -148,7 +142,6 @@ def _mean(nll: Floats, end: Floats) -> Floats:
 
 
 def _shifted(nll: Floats, end: Floats) -> Floats:
-    """The end read one token too early."""
     return nll.cumsum(1) + np.where(np.isfinite(end), np.concatenate([end[:, :1], end[:, :-1]], 1), np.inf)
 
 

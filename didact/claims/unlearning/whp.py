@@ -1,9 +1,8 @@
 """The claim of whp: a book is forgotten to the level of a model that never read it, and the rest is hardly touched.
 
-Arms on one world (a book about people of its own among texts about others): the method, each of its two ingredients
-alone, both with a third of the dictionary missing, the method on raw logits as the paper has it, and gradient ascent
-stopped where the method's forgetting ends. The book is known, not by heart: of what is sure nothing can rise, and
-reinforcement would have nothing to act on.
+Arms on one world (a book about people of its own among texts about others): the method, each ingredient alone, both
+with a third of the dictionary missing, on raw logits as in the paper, and gradient ascent stopped where the method's
+forgetting ends. The book is known, not by heart: of what is sure nothing can rise for reinforcement to act on.
 """
 
 from __future__ import annotations
@@ -133,13 +132,11 @@ _blocks = dictionary.blocks  # the intact part, which the sabotages wrap
 
 
 def _shifted(*given: Any) -> list[dictionary.Block]:
-    """The alignment one token late."""
     blocks = _blocks(*given)
     return [replace(b, to=tuple(min(k + 1, len(b.other.completion) - 1) for k in b.to)) for b in blocks]
 
 
 def _translated_input(*given: Any) -> list[dictionary.Block]:
-    """The translation in place of the text, as what the model reads."""
     blocks = [replace(b, row=b.other, to=tuple(range(len(b.other.completion)))) for b in _blocks(*given)]
     none = [len(b.row.completion) for b in blocks]
     return [replace(b, anchor=(-1,) * n, repeated=(False,) * n, alias=()) for b, n in zip(blocks, none, strict=True)]
