@@ -107,7 +107,8 @@ def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
     os.replace("model/model.safetensors", "../weights/model.safetensors")
     os.symlink("../../weights/model.safetensors", "model/model.safetensors")
     os.symlink(project, "../link")
-    assert "the input" in refused(capsys, INSIDE[what], project.parent)
+    told = refused(capsys, INSIDE[what], project.parent)
+    assert "the input" in told or "not made by didact" in told  # what is known without a model is said first
 
 
 @pytest.mark.parametrize("verb", ["run", "compare", "claim"])
