@@ -2,9 +2,10 @@
 
 The training sees final answers alone; that every step of a chain can be checked serves to measure. All arms search,
 sample or tune on the same problems from the same start, which slips in some steps. The arms that sample draw about
-as many tokens (they are reported). Every arm was tuned over two rates on seed 1000, for DPO 1e-4 and 3e-4, for tuning
-on 3e-4 and 1e-3; the preferences also over beta (.1 and .5) and passes (1 and 4), on seeds 1000 and 1001. Where tuning
-on own right solutions does as well, that it had fewer settings tried speaks for it.
+as many tokens (they are reported). Preferences had eight settings on seeds 1000 and 1001 (rates of 1e-4 and 3e-4, beta
+.1 and .5, passes 1 and 4), and tuning on own right solutions eight on seed 1000 (1e-4 to 3e-3, 100 or 200 steps), which
+all came to .99 or more; tuning on demonstrations had two, 3e-4 and 1e-3. After 450 steps some seeds' starts were still
+learning, which hid what the arms did; after 750 all slip alike.
 With the paper's beta of .1 the margin they are trained to is five times as wide, and the starts' steps drift under it.
 Solutions get three in ten operations wrong, more often than not, and so does the start, however long it is tuned.
 
@@ -28,7 +29,7 @@ from didact.worlds import arithmetic
 ROUNDS = {"smoke": 1, "quick": 4, "full": 8}
 BATCH = {"smoke": 8, "quick": 192, "full": 256}
 ASKED = {"smoke": 64, "quick": 512, "full": 2048}
-TUNING = {"smoke": 20, "quick": 450, "full": 450}
+TUNING = {"smoke": 20, "quick": 750, "full": 750}
 STEPS = {"smoke": 2, "quick": 100, "full": 200}  # to tune on
 DRAWS = 5  # whole solutions a problem: as many tokens as a tree costs
 RATES = {"sft": 1e-3, "star": 3e-4, "online": 1e-4, "instance": 1e-4}
@@ -153,7 +154,7 @@ CLAIM = runner.Claim(
         difference("more sound steps than tuning on", "online.sound", "sft.sound", "of steps", reported=True),
     ),
     sabotages=(
-        runner.Sabotage("better and worse swapped", MORE, "online.right",
+        runner.Sabotage("better and worse swapped", SOUND, "online.better_sound",
                         {"didact.infer.tree:pairs": lab.turned}, ONLY),
         runner.Sabotage("wrong answers are rewarded, and no tree is dropped", MORE, "online.right",
                         {"didact.learn.critics:valued": _against}, UNFILTERED),
