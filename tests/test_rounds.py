@@ -99,8 +99,7 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
         f"promoted/step-00000001/{n}"
         for n in ("weights.safetensors", "optimizer.safetensors", "state.json", ".didact.json")
     }
-    lock = {"train", "train/.didact-lock"}  # which stays, as that of a run's folder does
-    assert left == {"samples.jsonl", "promoted", "promoted/step-00000001", *kept, *lock}
+    assert left == {"samples.jsonl", "promoted", "promoted/step-00000001", *kept}
 
 
 # --- what is kept, and what goes on ----------------------------------------------------------
