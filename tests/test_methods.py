@@ -45,6 +45,8 @@ BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # those of 
 INSTEAD = {
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
+    "phf:filter": {"threshold": -1e3},
+    "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
@@ -112,7 +114,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         theirs = entry["presets"].get(preset, {})
         own = {k: v for k, v in given.options.items() if k in options.flat(entry) and k not in theirs}
         short = {k: v for k, v in SHORT.items() if entry["fit"]}
-        for option, value in {**own, **short, **INSTEAD.get(name, {})}.items():
+        for option, value in {**own, **short, **INSTEAD.get(name, {}), **INSTEAD.get(f"{name}:{preset}", {})}.items():
             shown = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
             out += [f"--{option}", *shown] if value not in ("", [], (), None) else []
         return [*out, "--device", "cpu", "--chat", "plain"]
