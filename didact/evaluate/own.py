@@ -91,7 +91,7 @@ def _safe(function: Callable[..., Any], name: str) -> Metric:
             raise UserError(f"metric '{name}' gave {value!r:.60}: a number is expected {_on(record, answer)}")
         return float(value)
 
-    metric.better = getattr(function, "better", "higher")  # type: ignore[attr-defined]
+    metric.better = getattr(function, "better", "higher")  # type: ignore[attr-defined]  # of a function
     return metric
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from didact.data import encode
 from didact.evaluate import forgetting
-from didact.evaluate.measures import Measure, mean_measure
+from didact.evaluate.measures import Better, Measure, mean_measure
 from didact.evaluate.protocols import Protocol, Scoring
 from didact.models.model import Model
 
@@ -20,12 +20,13 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """
     out: dict[str, Measure] = {}
     with_end = scoring.with_end()
-    for name, label, better in (("bad_nll", False, "higher"), ("good_nll", True, "lower")):
+    sides: tuple[tuple[str, bool, Better], ...] = (("bad_nll", False, "higher"), ("good_nll", True, "lower"))
+    for name, label, better in sides:
         if records := [j for j in scoring.of("judged") if bool(j.label) is label]:
             for end, values in sorted(nll(model, records).items(), key=lambda item: item[0] is not with_end):
                 text = f"of the {name[:-4]} answers, {forgetting.counted(end)}"
                 shown = name if end is with_end else f"{name}_{'with' if end else 'without'}_end"
-                out[shown] = mean_measure(values, better, text, "nats a token")  # type: ignore[arg-type]
+                out[shown] = mean_measure(values, better, text, "nats a token")
     return out
 
 
