@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from didact import untrusted
+from didact.errors import BudgetError
 from didact.infer import replies, responses
 from didact.infer.replies import LackingError, PassingError
 from didact.types import UserError
@@ -274,7 +275,7 @@ class Caller:
         with self._lock:
             for used, budget, unit in ((counts.calls, limits.calls, "calls"), (counts.tokens, limits.tokens, "tokens")):
                 if budget is not None and used >= budget:
-                    raise UserError(f"the budget of {budget:,} {unit} is used up: {counts}; {self.resume()}")
+                    raise BudgetError(f"the budget of {budget:,} {unit} is used up: {counts}; {self.resume()}")
             counts.calls += 1
             counts.retries += again
 
