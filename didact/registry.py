@@ -45,6 +45,7 @@ class Method:
     capabilities: tuple[str, ...]
     kinds: tuple[str, ...]
     protocol: tuple[str, ...]
+    answers: str | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baseline: bool = False
 
@@ -115,6 +116,7 @@ def method(
     capabilities: tuple[str, ...] = ("train",),
     kinds: tuple[str, ...] = ("causal", "seq2seq"),
     protocol: tuple[str, ...] = (),
+    answers: str | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     baseline: bool = False,
 ) -> Callable[[F], F]:
@@ -129,6 +131,8 @@ def method(
         capabilities: what its model must offer.
         kinds: of language model it works on.
         protocol: names of the protocols that score its model before and after (see `evaluate.protocols`).
+        answers: the parameter of records that it answers, where it gives `predict` and no model: those are scored as
+            they are, none is held out, and one needs no completion to be answered.
         presets: named option sets, `{"simnpo": {"loss": "simnpo", ...}}`; `method:preset` picks one.
         baseline: registered for comparison; not one of the papers.
 
@@ -138,7 +142,7 @@ def method(
     def register(function: F) -> F:
         entry = Method(
             name=name, family=_package(function), function=function, paper=paper, year=year,
-            source=source, gives=gives, capabilities=capabilities, kinds=kinds, protocol=protocol,
+            source=source, gives=gives, capabilities=capabilities, kinds=kinds, protocol=protocol, answers=answers,
             presets=dict(presets or {}), baseline=baseline,
         )  # fmt: skip
         METHODS[name] = entry
@@ -165,7 +169,7 @@ def method(
 def _remember(result: Result, entry: Method, arguments: Mapping[str, Any]) -> None:
     """Which call gave a result; its metrics, where it has none of its own, are made of that when they are asked for."""
     result.call = Call(entry.name, dict(arguments))
-    if not vars(result).get("metrics", True) and entry.protocol and result.models:
+    if not vars(result).get("metrics", True) and entry.protocol and (result.models or result.predict):
         del result.metrics
 
 

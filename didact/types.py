@@ -182,13 +182,15 @@ class Call(NamedTuple):
 class Result:
     """What a method gives: any of models, a predictor, records and findings; plus how it went.
 
-    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step. `metrics` of a
-    method that was called from Python are made when they are first looked at: see `evaluate`.
+    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step; `transcript` are
+    a procedure's prompts and the model's answers, as records to train on. `metrics` of a method that was called from
+    Python are made when they are first looked at: see `evaluate`.
     """
 
     models: dict[str, Savable] = field(default_factory=dict)
     predict: Callable[..., Any] | None = None
     records: list[Record] | None = None
+    transcript: list[Record] | None = None
     findings: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -251,7 +253,8 @@ class Result:
         root = Path(folder)
         places = {"model" if len(self.models) == 1 or n == "model" else f"model-{n}": m for n, m in self.models.items()}
         rows = {
-            "records.jsonl": self.records is not None, "findings.json": self.findings, "history.jsonl": self.history,
+            "records.jsonl": self.records is not None, "transcript.jsonl": self.transcript is not None,
+            "findings.json": self.findings, "history.jsonl": self.history,
             "samples.json": self.call and self.samples, "result.json": self.call,
         }  # fmt: skip
         folders.join(root, [*places, *(name for name, given in rows.items() if given)])
@@ -260,9 +263,10 @@ class Result:
             with files.new_folder(root / place) as fresh:
                 kind = model.save(fresh)
             written[place] = f"{kind}: opens in {self.OPENS[kind]}"
-        if self.records is not None:
-            files.write_lines(root / "records.jsonl", (as_row(record) for record in self.records))
-            written["records.jsonl"] = "JSON lines"
+        for name, records in (("records.jsonl", self.records), ("transcript.jsonl", self.transcript)):
+            if records is not None:
+                files.write_lines(root / name, (as_row(record) for record in records))
+                written[name] = "JSON lines"
         if self.findings:
             files.write_json(root / "findings.json", self.findings)
             written["findings.json"] = "JSON"

@@ -106,3 +106,58 @@ def test_the_example_passes_the_contract(tmp_path):
     ]
     done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+PROCEDURE = '''
+from collections.abc import Sequence
+
+from didact.infer import ask, lm as language_models
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import LM, Demo, Result
+
+
+@method("slic", paper="Ask shortly", year=2026, source="here", gives=("predict", "records"), capabilities=("generate",),
+        protocol=("answer",), answers="questions")
+def slic(model: Model | LM, questions: Sequence[Demo] | None = None, *, seed: int = 0) -> Result:
+    """Ask for the first word.
+
+    Args:
+        model: any.
+        questions: to answer.
+        seed: of draws.
+    """
+    asker = ask.Asker(language_models.of(model), ask.Asking(max_new_tokens=6, tries=1), seed)
+    known = {}
+
+    def predict(prompts):
+        new = [p for p in dict.fromkeys(prompts) if p not in known]
+        known.update(zip(new, asker.ask(new, str.strip, "answerer")))
+        return [known[p] or "" for p in prompts]
+
+    answers = predict([q.prompt for q in questions or ()])
+    records = [Demo(prompt=q.prompt, completion=a) for q, a in zip(questions or (), answers)]
+    return Result(records=records, predict=predict, transcript=asker.demos(), findings=asker.findings())
+'''
+
+
+def test_a_procedure_is_scored_by_its_protocol_beside_plain_asking(plugin, taught, world, tmp_path, capsys):
+    (tmp_path / "site" / "didact_slic").mkdir(parents=True)
+    (tmp_path / "site" / "didact_slic" / "__init__.py").write_text("")
+    (tmp_path / "site" / "didact_slic" / "shortly.py").write_text(PROCEDURE)
+    plugin({"slic": "didact_slic.shortly"})
+    taught("llama").save(tmp_path / "model")
+    rows = [{"prompt": r.prompt, "completion": r.completion} for r in world.retain[:5]] + [{"prompt": "And then?"}]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = ["run", "slic", "--model", str(tmp_path / "model"), "--questions", str(tmp_path / "questions.jsonl")]
+    assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    told = json.loads((tmp_path / "run" / "result.json").read_text())
+    metric = told["metrics"]["exact_answer"]
+    assert metric["n"] == 5 and metric["before"] is not None  # the question without an answer is answered, not scored
+    asked = [json.loads(line) for line in (tmp_path / "run" / "transcript.jsonl").read_text().splitlines()]
+    assert len(asked) == 6 == told["findings"]["calls"] and asked[0]["role"] == "answerer"
+    assert not told["warnings"] or "holdout" not in str(told["warnings"])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"completion": "no question"}\n')
+    assert cli.main([*run[:-1], str(bad), "--out", str(tmp_path / "bad")]) == 2
+    assert "field 'prompt' is missing" in capsys.readouterr().err

@@ -41,6 +41,7 @@ def read(
     rename: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     turns: Turns = "last",
+    unanswered: bool = False,
 ) -> Records[R]:
     """Read a file, a folder of `datasets` or a hub reference into records of one kind.
 
@@ -51,6 +52,7 @@ def read(
         skip_bad: drop bad lines and count them in `.dropped` instead of raising.
         turns: which assistant turns of `messages` are completions; `all` makes a record of each, after all that
             precedes it.
+        unanswered: a demonstration may lack its completion, which is then empty: a question to be answered.
 
     Raises:
         UserError: the file is missing, empty, binary, or has bad lines (the first 20 are listed).
@@ -58,7 +60,7 @@ def read(
     record: Any = kind if isinstance(kind, type) else RECORDS.get(kind)
     if record is None:
         raise UserError(f"unknown record kind '{kind}': use one of {', '.join(RECORDS)}")
-    if (ready := _AHEAD.pop(_key(path, record, rename, skip_bad, turns), None)) is not None:
+    if (ready := _AHEAD.pop(_key(path, record, rename, skip_bad, turns, unanswered), None)) is not None:
         return ready
     records: Records[R] = Records()
     records.path = str(path)
@@ -70,7 +72,7 @@ def read(
                 record is Demo and isinstance(found, Mapping) and bool(fields.label_of(found, rename or {}))
             )
             for row in contexts.both_ways(found) if record is Preference else dialogues.answered(found, rename, turns):
-                records.append(from_row(row, record, rename))
+                records.append(from_row(row, record, rename, unanswered))
                 records.places.append(place)
         except UserError as problem:
             problems.append((place, str(problem)))
@@ -95,10 +97,17 @@ def ahead(path: str | Path, kind: str, *how: Any) -> Records[Any]:
     return records
 
 
-def _key(path: str | Path, record: Any, rename: Mapping[str, str] | None, skip_bad: bool, turns: Turns) -> Any:
+def _key(
+    path: str | Path,
+    record: Any,
+    rename: Mapping[str, str] | None,
+    skip_bad: bool,
+    turns: Turns,
+    unanswered: bool = False,
+) -> Any:
     at = next((p for p in (Path(path), Path(str(path).rpartition(":")[0])) if p.is_file()), None)
     stamp = (at.stat().st_mtime_ns, at.stat().st_size) if at else None
-    return str(path), record, tuple(sorted((rename or {}).items())), skip_bad, turns, stamp
+    return str(path), record, tuple(sorted((rename or {}).items())), skip_bad, turns, unanswered, stamp
 
 
 def _with_choices(demos: Sequence[Any]) -> list[Any]:
@@ -123,7 +132,7 @@ def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -
     return from_row(formats.decoded(line), record, rename)
 
 
-def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None = None) -> R:
+def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None = None, unanswered: bool = False) -> R:
     """A mapping to one record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
     if isinstance(row, UserError):
         raise row
@@ -144,9 +153,12 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
     for name, (types_, required) in known.items():
         value = values.pop(name, None)
         if value is None:
-            if required:
+            if unanswered and record is Demo and name == "completion":
+                value = ""
+            elif required:
                 raise UserError(fields.missing(name, row, [n for n, (_, must) in known.items() if must]))
-            continue
+            else:
+                continue
         found[name] = _checked(name, value, types_)
     extra = values.pop("extra", {})
     extra = values | (extra if isinstance(extra, dict) else {"extra": extra})

@@ -23,6 +23,9 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
     entry, model = catalogue.entry(call.method), result.models.get("model")
     scoring = _scoring(call, records)
     used = [protocols.named(name) for name in entry["protocol"]]
+    if scoring and entry["answers"] and result.predict:
+        able = any(p.records(scoring.records) for p in used)
+        return running.answered_by(entry, call.arguments["model"], result.predict, scoring)[0] if able else {}
     if scoring is None or not isinstance(model, Model) or not any(p.records(scoring.records) for p in used):
         return {}
     out = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))
@@ -34,15 +37,22 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
 
 def _scoring(call: Call, records: Mapping[str, Sequence[Record]]) -> Scoring | None:
     """What the method's protocols score on; None where it had no model here."""
-    needs, start = catalogue.entry(call.method)["needs"], call.arguments.get("model")
-    if not isinstance(start, Model):
+    entry, start = catalogue.entry(call.method), call.arguments.get("model")
+    needs, answers = entry["needs"], entry["answers"]
+    if start is None or not (isinstance(start, Model) or answers):
         return None
     given = {name: call.arguments[name] for name in needs if name != "model" and call.arguments.get(name)}
+    if answers:  # those it is to answer, where the answer is known
+        given = {
+            n: [r for r in rows if getattr(r, "completion", None) != ""] for n, rows in given.items() if n == answers
+        }
     kinds = {need["kind"]: name for name, need in needs.items()}
     if wrong := [name for name in records if name not in (*needs, *kinds)]:
         raise UserError(f"{call.method} has no records {wrong[0]}: give {', '.join(given)}")
     other = {name if name in needs else kinds[name]: rows for name, rows in records.items()}
-    return Scoring(records=given | other, start=start, seed=_seed(call), options=_options(call))
+    end = None if isinstance(start, Model) else False
+    scored = {name: rows for name, rows in (given | other).items() if rows}
+    return Scoring(records=scored, start=start, seed=_seed(call), options=_options(call), end=end)
 
 
 def _samples(result: Result) -> list[dict[str, str]]:

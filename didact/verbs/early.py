@@ -44,7 +44,7 @@ def run(request: Request) -> None:
     places.check_quantize(request.quantize, request.model or "")
     how = (request.rename, request.skip_bad, request.turns)
     for name, path in request.data.items():
-        read.ahead(path, entry["needs"][name]["kind"], *how)
+        read.ahead(path, entry["needs"][name]["kind"], *how, name == entry["answers"])
     kinds = [catalogue.protocols()[name]["kind"] for name in entry["protocol"]]
     if request.score_on and any(kinds):
         read.ahead(request.score_on, next(filter(None, kinds)), *how)

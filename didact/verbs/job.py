@@ -155,7 +155,8 @@ def _inputs(
     records: dict[str, Sequence[Record]] = {}
     sources = {}
     for name, path in request.data.items():
-        rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad, request.turns)
+        answered = name == entry["answers"]
+        rows = read(path, entry["needs"][name]["kind"], request.rename, request.skip_bad, request.turns, answered)
         records[name] = rows
         sources[name] = {
             "path": path,
@@ -199,7 +200,7 @@ def _held_out(
     model: Model | remote.Remote | None,
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
     """Training records, and records for scoring that training does not see (chosen by hash)."""
-    train, warnings = dict(records), []
+    train, warnings = dict(records), list[str]()
     scored: dict[str, Any] = dict(problem.protocol)
     if request.gold:
         scored["gold"] = load.load(request.gold, request.device, request.dtype)
@@ -216,6 +217,9 @@ def _held_out(
         scored[name] = templates.as_chat(found, request.chat)
         if isinstance(model, Model) and model.processor is not None:
             scored[name] = usable(scored[name], found, model, request.skip_bad)
+    if entry["answers"]:
+        known = [r for r in train.get(entry["answers"], ()) if getattr(r, "completion", None) != ""]
+        return train, scored | ({entry["answers"]: known} if known else {}), warnings
     for protocol in used:
         scored |= {name: train[name] for name in protocol.scored if name in train}
         name = held_out_from(protocol, entry, train)

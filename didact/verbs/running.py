@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,12 +22,13 @@ from didact.evaluate import measures, own, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import generate, remote, replies
+from didact.infer import lm as language_models
 from didact.learn import checkpoint, track
 from didact.learn.fit import Hook
 from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
-from didact.types import Result, UserError
+from didact.types import LM, Metric, Result, UserError
 from didact.verbs import card, inputs, provenance, watching
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
 
@@ -43,6 +44,7 @@ WRITTEN = (
     "samples.json",
     "findings.json",
     "records.jsonl",
+    "transcript.jsonl",
     "history.jsonl",
     "report.html",
 )  # beside the models and result.json
@@ -91,8 +93,9 @@ def _run(request: Request) -> dict[str, Any]:
 def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
     scoring = _scoring(job)
+    trained = "models" in job.entry["gives"]
     with progress.shown("before training"):
-        before = scored(job.entry, scoring.start, scoring) if scoring else None
+        before = scored(job.entry, scoring.start, scoring) if scoring and trained else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
     with cost.metered() as meter, progress.shown(job.request.method):
@@ -109,6 +112,10 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
         answered = {
             part: _counts(rows, scoring.with_end()) for part, rows in asked.items() if any(s["wanted"] for s in rows)
         }
+    if scoring and result.predict and not trained:
+        with progress.shown("asked plainly"):
+            plain, made = answered_by(job.entry, cast(Model | LM, job.model), result.predict, scoring)
+        result.metrics, result.samples = result.metrics | plain, result.samples or made
     if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -153,13 +160,17 @@ def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
 
 def _scoring(job: Job) -> Scoring | None:
     """What the method's protocols score on; None where it has none, or no records for them."""
-    if not isinstance(job.model, Model) or not any(_scored_by(name, job.scored) for name in job.entry["protocol"]):
+    if job.model is None or not any(_scored_by(name, job.scored) for name in job.entry["protocol"]):
+        return None
+    if not isinstance(job.model, Model) and not job.entry["answers"]:
         return None
     records = {name: rows for name, rows in job.scored.items() if name != "gold"}
     options = {n: p.default for n, p in signature(job.function) if n in _own(job)} | job.options
     return Scoring(
-        records=records, start=job.model, gold=job.scored.get("gold"), seed=job.request.seed, options=options,
+        records=records, start=cast(Model, job.model), gold=job.scored.get("gold"), seed=job.request.seed,
+        options=options,
         answer=job.request.final_answer, stop=job.request.stops, general=job.general, metrics=job.metrics,
+        end=None if isinstance(job.model, Model) else False,  # whether a server's model ends answers is not known
     )  # fmt: skip
 
 
@@ -172,6 +183,26 @@ def scored(entry: Mapping[str, Any], model: Model, scoring: Scoring) -> dict[str
             if name == entry["protocol"][0]:
                 out |= own.score(scoring.metrics, partial(generate.generate, model), protocols.named(name), scoring)
     return out | scoring.kept_general(model)
+
+
+def answered_by(
+    entry: Mapping[str, Any], model: Model | LM, predict: Callable[..., Any], scoring: Scoring
+) -> tuple[dict[str, Metric], list[dict[str, str]]]:
+    """Measures of a procedure's answers beside those of the model asked plainly, and sample answers of both."""
+    used = next(protocols.named(name) for name in entry["protocol"] if _scored_by(name, scoring.records))
+    assert used.answers is not None
+    lm = language_models.of(model)
+
+    def plainly(prompts: Sequence[str]) -> list[str]:
+        return [texts[0] for texts in lm.generate(prompts, stop=scoring.stop)]
+
+    before, after = (
+        used.answers(ask, scoring) | own.score(scoring.metrics, ask, used, scoring) for ask in (plainly, predict)
+    )
+    asked = protocols.drawn(used, scoring, scoring.records, SHOWN)
+    sides = [list(ask([one.prompt for one in asked])) for ask in (plainly, predict)]
+    shown = [one._asdict() | {"before": b, "after": a} for one, b, a in zip(asked, *sides, strict=True)]
+    return measures.metrics(before, after), shown
 
 
 def _scored_by(name: str, records: Mapping[str, Any]) -> bool:
