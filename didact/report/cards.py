@@ -45,9 +45,19 @@ def told(path: Path) -> dict[str, Any]:
     }
 
 
-def board(claims: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
-    """Everything `scoreboard.html` names, from what the claims' pages show; methods without a card are named too."""
-    rows = [{**claim, "href": "./" + quote(path.name)} for path, claim in claims.items()]
+def board(
+    claims: Mapping[Path, Mapping[str, Any]], real: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Everything `scoreboard.html` names, from what the claims' pages show; methods without a card are named too.
+
+    `real` are the same claims, by method, on a pre-trained model.
+    """
+    beside = {name: {"verdict": claim["card"]["verdict"], "href": f"./real/{quote(name)}.html"}
+              for name, claim in (real or {}).items()}  # fmt: skip
+    rows = [
+        {**claim, "href": "./" + quote(path.name), "real": beside.get(claim["card"]["method"])}
+        for path, claim in claims.items()
+    ]
     rows.sort(key=lambda row: (row["entry"].get("family", "~"), row["card"]["method"]))
     have = {row["card"]["method"] for row in rows}
     return {

@@ -53,7 +53,10 @@ def write(folder: str | Path) -> Path:
     claims = {path.with_suffix(".html"): cards.told(path) for path in found}
     for path, told in claims.items():
         _put(path, "claim.html", told | {"up": "./index.html"})
-    return _put(root / "index.html", "scoreboard.html", cards.board(claims))
+    real = {path.stem: cards.told(path) for path in sorted((root / "real").glob("*.json"))}
+    for name, told in real.items():
+        _put(root / "real" / f"{name}.html", "claim.html", told | {"up": "../index.html"})
+    return _put(root / "index.html", "scoreboard.html", cards.board(claims, real))
 
 
 def _put(path: Path, template: str, shown: Mapping[str, Any]) -> Path:

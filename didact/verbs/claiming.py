@@ -14,8 +14,8 @@ def claim(
     """Test a paper's claim; quick and full tiers are written to the scoreboard."""
     catalogue.entry(method)
     if tier != "smoke":
-        runner.place(method, scoreboard)  # before any work
-    card = runner.run(runner.load(method), tier, sabotage, folder)
+        runner.place(method, scoreboard, tier)  # before any work
+    card = runner.run(runner.load(method, tier), tier, sabotage, folder)
     if tier != "smoke":
         runner.write(card, scoreboard)
     return card

@@ -1,0 +1,45 @@
+"""Exact-extract's claim on a pre-trained model that was tuned on nothing: SQuAD passages, some drawn for each seed.
+
+Passages of at most `LONGEST` words, so that a seed takes a few minutes of one core.
+"""
+
+from __future__ import annotations
+
+import random
+
+from didact import prompting
+from didact.claims import real, runner
+from didact.claims.lab import bound, difference, gate
+from didact.types import QA, Result
+
+ASKED, LONGEST = 24, 110  # questions, words of a passage
+
+
+def run(seed: int, tier: runner.Tier) -> runner.Measured:
+    """The method as users run it, on the questions of one draw."""
+    rows = [
+        r for r in real.rows("squad_fewshot.jsonl") if r["split"] == "eval" and len(r["context"].split()) <= LONGEST
+    ]
+    drawn = random.Random(seed).sample(rows, ASKED)
+    result: Result = prompting.exact_extract(
+        real.model(), [QA(context=r["context"], question=r["question"], answers=r["answers"]) for r in drawn]
+    )
+    return {"untuned": {name: metric.after for name, metric in result.metrics.items()}}
+
+
+CLAIM = runner.Claim(
+    method="exact-extract",
+    text=(
+        "Asked without any tuning, a pre-trained model's greedy answers to questions about a passage are often no span "
+        "of it, and the likeliest spans are better answers (F1)."
+    ),
+    run=run,
+    gates=(gate("the model can answer at all", "untuned.exact_f1", at_least=20.0, unit="F1 %"),),
+    tests=(
+        difference("exact beats greedy untuned", "untuned.exact_f1", "untuned.greedy_f1", "% points"),
+        bound("greedy answers are often no span", "untuned.extractiveness", 80.0, "%", less=True),
+        difference("exact beats greedy along the passage", "untuned.exact_f1", "untuned.constrained_greedy_f1",
+                   "% points", reported=True),
+        bound("greedy is seldom the likeliest span", "untuned.optimality", 80.0, "%", less=True, reported=True),
+    ),
+)  # fmt: skip

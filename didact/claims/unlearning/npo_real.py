@@ -1,0 +1,86 @@
+"""NPO's claim on a pre-trained model: capitals it demonstrably knows, six of them to be forgotten.
+
+Countries are asked as the model was found to answer best; those it does not know are left out. Each seed deals the rest
+into what is to be forgotten, what is trained to stay, and neighbours that no training saw, on which the damage is read.
+Of two rates each arm has the one that left most apart on seed 1000 (neighbours kept less forget answers kept).
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from didact import unlearning
+from didact.claims import lab, real, runner
+from didact.claims.lab import difference, gate
+from didact.evaluate import forgetting
+from didact.models.model import Model
+from didact.types import Demo, Fit
+
+FORGET, RETAIN, STEPS = 6, 12, 20
+ASKED = "Question: What is the capital of {}?\nAnswer: The capital of {} is"
+CAPITALS = (
+    "France Paris, Italy Rome, Spain Madrid, Portugal Lisbon, Germany Berlin, Austria Vienna, Poland Warsaw, "
+    "Hungary Budapest, Greece Athens, Turkey Ankara, Egypt Cairo, Kenya Nairobi, Japan Tokyo, China Beijing, "
+    "Thailand Bangkok, Russia Moscow, Ukraine Kyiv, Sweden Stockholm, Norway Oslo, Finland Helsinki, Denmark "
+    "Copenhagen, Ireland Dublin, England London, Belgium Brussels, Romania Bucharest, Bulgaria Sofia, Serbia "
+    "Belgrade, Cuba Havana, Peru Lima, Chile Santiago, Canada Ottawa, Iraq Baghdad, Iran Tehran, Syria Damascus, "
+    "Lebanon Beirut, Cambodia Phnom Penh, Vietnam Hanoi, Nepal Kathmandu, Afghanistan Kabul, Indonesia Jakarta, "
+    "Argentina Buenos Aires"
+)
+ARMS: dict[str, dict[str, Any]] = {"npo": {}, "ga": {"loss": "ga"}, "ga alone": {"loss": "ga", "regulariser": "none"}}
+RATES = {"npo": 1e-4, "ga": 1e-4, "ga alone": 1e-4}
+
+
+@functools.cache
+def known() -> tuple[Demo, ...]:
+    """The countries whose capital the model gives as its likeliest next word."""
+    pairs = [pair.partition(" ")[::2] for pair in CAPITALS.split(", ")]
+    demos = [Demo(prompt=ASKED.format(country, country), completion=capital) for country, capital in pairs]
+    right = forgetting.answers(real.model(), demos, end=False)["extraction"]
+    return tuple(demo for demo, share in zip(demos, right, strict=True) if share == 1.0)
+
+
+def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS)) -> runner.Measured:
+    """One deal of the countries, unlearned by each arm."""
+    facts = list(known())
+    random.Random(seed).shuffle(facts)
+    forget, retain, beside = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
+    out = {"start": _kept(real.model(), forget, beside) | {"known": float(len(facts))}}
+    for name in arms:
+        fit = Fit(lr=RATES[name], lora=8, steps=STEPS, rows=6, seed=seed)
+        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit))
+        out[name] = _kept(model, forget, beside)
+    return out
+
+
+def _kept(model: Model, forget: Sequence[Demo], beside: Sequence[Demo]) -> dict[str, float]:
+    """Mean probability of the answers to forget and of neighbours', per token, and the share given in full."""
+    gone, kept = (forgetting.answers(model, part, end=False) for part in (forget, beside))
+    out = {"forget": float(gone["probability"].mean()), "beside": float(kept["probability"].mean())}
+    shares = {"forget_exact": gone["extraction"], "beside_exact": kept["extraction"]}
+    out |= {name: float((share == 1.0).mean()) for name, share in shares.items()}
+    return out | {"apart": out["beside"] - out["forget"]}
+
+
+CLAIM = runner.Claim(
+    method="npo",
+    text=(
+        "NPO with a retain loss makes a pre-trained model forget capitals it knew, and leaves neighbouring ones "
+        "likelier than gradient ascent with a retain loss does."
+    ),
+    run=run,
+    gates=(
+        gate("the model knows capitals", "start.known", at_least=FORGET + RETAIN + 6, unit="countries"),
+        gate("ascent forgets", "ga.forget", at_most=0.3, unit="probability"),
+    ),
+    tests=(
+        difference("forgets", "npo.forget", "start.forget", "probability", null=-0.3, less=True),
+        difference("neighbours are kept better than by ascent", "npo.beside", "ga.beside", "probability", margin=0.05),
+        difference("what is left apart", "npo.apart", "ga.apart", "probability", reported=True),
+        difference("ascent alone takes neighbours", "ga alone.beside", "start.beside", "probability", null=-0.1,
+                   less=True, reported=True),
+    ),
+)  # fmt: skip

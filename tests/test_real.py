@@ -1,0 +1,70 @@
+"""The tier `real`: on Gemma 3 270M, where `DIDACT_REAL_MODEL` names its folder (`make real-smoke`); else skipped."""
+
+import json
+import os
+
+import pytest
+
+from didact import cli
+from didact.claims import real, runner
+from didact.report import page
+from didact.types import UserError
+
+
+def test_a_claim_of_the_tier_real_says_what_is_missing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(real.MODEL, str(tmp_path / "nowhere"))
+    assert cli.main(["claim", "npo", "--tier", "real", "--scoreboard", str(tmp_path)]) == 2
+    assert "DIDACT_REAL_MODEL" in capsys.readouterr().err
+    assert cli.main(["claim", "spin", "--tier", "real", "--scoreboard", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "spin has no claim on a pre-trained model" in told and "npo" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_is_told_by_its_name(monkeypatch, tmp_path):
+    monkeypatch.setenv(real.DATA, str(tmp_path))
+    with pytest.raises(UserError, match=r"banking77/test.csv: not there"):
+        real.rows("banking77/test.csv")
+
+
+@pytest.mark.parametrize("method", real.claims(runner.claims()))
+def test_real_claims_are_claims_of_their_methods(method):
+    claim = runner.load(method, "real")
+    assert claim.method == method and claim.gates and claim.tests
+    assert claim.modules[0] == runner.load(method).modules[0]
+
+
+@pytest.mark.parametrize("method", real.claims(runner.claims()))
+def test_real_cards_are_current(method):
+    path = runner.place(method, "scoreboard", "real")
+    if path.exists():
+        assert not runner.stale(path), f"code changed since it was measured; run: didact claim {method} --tier real"
+
+
+def test_a_real_card_is_a_column_of_the_scoreboard(tmp_path):
+    card = json.loads(runner.place("npo", "scoreboard").read_text())
+    runner.write(card, tmp_path)
+    runner.write(card | {"tier": "real", "verdict": "fails"}, tmp_path)
+    shown = page.write(tmp_path).read_text()
+    assert 'href="./real/npo.html"' in shown and (tmp_path / "real" / "npo.html").exists()
+    assert "../index.html" in (tmp_path / "real" / "npo.html").read_text()
+    runner.write(card, tmp_path / "alone")
+    assert "real/npo" not in page.write(tmp_path / "alone").read_text()
+
+
+@pytest.mark.skipif(not os.environ.get(real.MODEL), reason="no folder of Gemma 3 270M: make real-smoke")
+def test_gemma_knows_capitals_and_forgets_one_while_a_neighbour_stays():
+    from didact import unlearning
+    from didact.claims import lab
+    from didact.claims.unlearning import npo_real
+    from didact.evaluate import forgetting
+    from didact.types import Fit
+
+    known = npo_real.known()
+    assert len(known) >= 30
+    fit = Fit(lr=3e-4, lora=8, steps=8, rows=2)
+    model = lab.model_of(unlearning.npo(real.model(), known[:2], known[2:6], fit=fit))
+    gone, kept = (
+        float(forgetting.answers(model, part, end=False)["probability"].mean()) for part in (known[:2], known[6:16])
+    )
+    assert gone < 0.1 < kept
