@@ -1,0 +1,117 @@
+"""Nearest texts: known answers of TF-IDF and BM25, ties and ids, memory in chunks, what fits a budget."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from didact.data import retrieval
+from didact.types import UserError
+
+TEXTS = ["the cat sat on the mat", "a dog", "the dog and the cat ran and ran", "", "ВЕСНА пришла"]
+
+
+def okapi(query, texts, k1, b):
+    """The formula, word by word."""
+    docs = [retrieval.terms(t) for t in texts]
+    mean = sum(map(len, docs)) / len(docs)
+    out = []
+    for doc in docs:
+        f, total = Counter(doc), 0.0
+        for t in retrieval.terms(query):
+            n = sum(t in d for d in docs)
+            idf = math.log(1 + (len(docs) - n + 0.5) / (n + 0.5))
+            total += idf * f[t] * (k1 + 1) / (f[t] + k1 * (1 - b + b * len(doc) / mean)) if f[t] else 0.0
+        out.append(total)
+    return out
+
+
+@pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4)])
+def test_bm25_is_the_formula(k1, b):
+    index = retrieval.BM25(TEXTS, k1, b)
+    queries = ["The cat, the CAT ran", "dog", "весна", "nothing known", ""]
+    assert np.allclose(index.scores(queries), [okapi(q, TEXTS, k1, b) for q in queries], rtol=0, atol=1e-12)
+    assert index.nearest(["cat ran"], 2).lists() == [[2, 0]]
+
+
+def test_tf_idf_sees_the_same_words_repetition_aside_and_nothing_in_other_words():
+    embedder = retrieval.TfIdf(TEXTS)
+    pool = retrieval.embedded(embedder, TEXTS)
+    asked = retrieval.embedded(embedder, ["A DOG!", "a dog a dog", "unheard of"])
+    found = retrieval.nearest(asked, pool, 2)
+    assert found.positions[:2, 0].tolist() == [1, 1] and found.scores[:2, 0] == pytest.approx(1.0)
+    assert found.scores[2].tolist() == [0.0, 0.0] and found.positions[2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "]])
+def test_a_pool_without_words_is_searched_all_the_same(texts):
+    embedder = retrieval.TfIdf(texts)
+    assert retrieval.embedded(embedder, ["cat"]).nnz == 0
+    found = retrieval.nearest(embedder(["cat"]), embedder(texts), 2)
+    assert found.lists() == [list(range(len(texts)))]
+    assert retrieval.BM25(texts).nearest(["cat"], 2).lists() == [list(range(len(texts)))]
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3), st.integers(0, 10**6))
+def test_nearest_is_a_stable_sort_whatever_the_chunk(n, k, decimals, seed):
+    """Coarse scores have many ties; ids stand twice in the pool and may be nobody's."""
+    rng = np.random.default_rng(seed)
+    pool, asked = (np.round(rng.normal(size=(size, 2)), decimals) for size in (n, 7))
+    pool_ids, query_ids = rng.integers(0, 5, n).tolist(), rng.integers(0, 7, 7).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "CHUNK", 3 * n)
+        found = retrieval.nearest(asked, pool, k, query_ids, pool_ids)
+    for i, row in enumerate(asked):
+        scores = row @ pool.T
+        allowed = [j for j in range(n) if pool_ids[j] != query_ids[i]]
+        wanted = sorted(allowed, key=lambda j: (-scores[j], j))[:k]
+        assert np.allclose(scores[found.lists()[i]], scores[wanted])
+        assert found.positions[i, len(wanted) :].tolist() == [retrieval.NONE] * (k - len(wanted))
+    exact = retrieval.nearest(np.round(asked * 4), np.round(pool * 4), k)  # small whole numbers: no rounding
+    for row, hits in zip(np.round(asked * 4), exact.lists(), strict=True):
+        scores = row @ np.round(pool * 4).T
+        assert hits == sorted(range(n), key=lambda j: (-scores[j], j))[:k]
+
+
+def test_a_twin_is_found_though_its_cosine_is_one_and_oneself_is_not():
+    pool = retrieval.unit(np.array([[1.0, 2.0], [2.0, 4.0], [0.0, 1.0]]))
+    assert retrieval.nearest(pool, pool, 1, range(3), range(3)).lists() == [[1], [0], [0]]
+
+
+def test_only_some_queries_are_scored_at_a_time(monkeypatch):
+    monkeypatch.setattr(retrieval, "CHUNK", 40)
+    sizes = []
+
+    class Watched(np.ndarray):
+        def __matmul__(self, other):
+            sizes.append(len(self))
+            return np.asarray(self) @ other
+
+    pool = np.eye(10)
+    assert retrieval.nearest(pool.view(Watched), pool, 1).lists() == [[i] for i in range(10)]
+    assert sizes == [4, 4, 2]
+
+
+def test_what_fits_stands_with_the_best_last():
+    sizes = [5, 9, 3, 2]
+    assert retrieval.fitting([2, 1, 3, 0], sizes, 10) == [2]
+    assert retrieval.fitting([2, 1, 3, 0], sizes, 10, on_overflow="skip") == [0, 3, 2]
+    assert retrieval.fitting([2, 1, 3, 0], sizes, 10, most=2, on_overflow="skip") == [3, 2]
+    assert retrieval.fitting([2, 1, 3, 0], sizes, 12) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [(np.zeros(2), "shape"), (np.zeros((3, 2)), "one row a text"), (np.array([[1.0], [math.nan]]), "finite")],
+)
+def test_what_an_embedder_must_not_give_is_told(made, message):
+    with pytest.raises(UserError, match=f"^embedder: .*{message}"):
+        retrieval.embedded(lambda texts: made, ["a", "b"])
+
+
+def test_whole_numbers_and_float32_serve():
+    assert retrieval.embedded(lambda texts: [[3, 4]], ["a"]).tolist() == [[0.6, 0.8]]
+    assert retrieval.embedded(lambda texts: np.ones((1, 4), "f4"), ["a"]).dtype == np.float32
