@@ -1,4 +1,4 @@
-# Every target does its own set-up on a bare machine (Python >= 3.11, pip; apt as root for the browser test).
+# Every target does its own set-up on a bare machine (Python >= 3.11, pip; apt as root for the browser and sandbox tests).
 PY := .venv/bin/python
 export TOKENIZERS_PARALLELISM := false
 

@@ -1,0 +1,1 @@
+"""What models may use: a place to run the programs they write."""
