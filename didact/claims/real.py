@@ -48,7 +48,7 @@ def identity() -> dict[str, Any]:
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """The rows of one data set: JSON lines, or a table with a header.
+    """The rows of one data set: JSON lines, or a table with a header (of tab-separated words `source` and `target`).
 
     Raises:
         UserError: it is not there.
@@ -56,9 +56,10 @@ def rows(name: str) -> list[dict[str, Any]]:
     path = Path(_folder(DATA, "it must hold the data sets that the claim names")) / name
     if not path.exists():
         raise UserError(f"{path}: not there; {DATA} names the folder of data sets")
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".tsv"):
         with path.open(encoding="utf-8", newline="") as table:
-            return list(csv.DictReader(table))
+            tabs: dict[str, Any] = {"delimiter": "\t", "fieldnames": ("source", "target"), "quoting": csv.QUOTE_NONE}
+            return list(csv.DictReader(table, **(tabs if path.suffix == ".tsv" else {})))
     return [dict(row) for row in files.read_lines(path)]
 
 
