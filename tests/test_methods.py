@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from killed import die_after, server
+from servers import NAME, Small
 from shapes import brief, tiny
 
 from didact import bounds, catalogue, cli, files, options, registry, verbs
@@ -36,6 +37,7 @@ from didact.verbs import job, running, saved
 make.make()  # imports and registers every method
 METHODS = registry.METHODS
 ENTRIES = catalogue.read()
+ASKING = [n for n, e in ENTRIES.items() if e["answers"]]
 TRAINED = [n for n, e in ENTRIES.items() if e["fit"] and "models" in e["gives"] and "model" in e["needs"]]
 RECORDS = 14  # of each file
 SHORT = {"steps": "3", "rows": "3", "lr": "1e-3"}
@@ -339,3 +341,41 @@ def test_the_embedded_example_runs(name: str, tmp_path: Path) -> None:
     result = run(["run", name], tmp_path / "out")
     json.dumps(result)
     assert result["status"] == "done" and (result["metrics"] or result["findings"])
+
+
+@pytest.fixture(scope="session")
+def rule(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    served = Small(tmp_path_factory.mktemp("rule"))
+    yield served
+    served.kill()
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_procedure_declares_what_it_answers_and_gives(name: str, ran: Any) -> None:
+    entry, told = ENTRIES[name], files.read_json(ran(name, "llama") / "result.json")
+    assert not entry["needs"][entry["answers"]]["required"]  # a comparison asks `predict`
+    assert "predict" in entry["gives"] and "models" not in entry["gives"]
+    assert any(protocols.named(p).answers for p in entry["protocol"])
+    if "calls" in told["findings"] and told["findings"]["calls"]:
+        rows = files.read_lines(ran(name, "llama") / "transcript.jsonl")
+        assert len(rows) <= told["findings"]["calls"] and all("role" in row for row in rows)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_procedure_keeps_to_a_servers_budget_and_says_what_it_has(
+    name: str, user: Any, rule: Small, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
+    words = user(name)
+    words[words.index("--model") + 1] = f"{rule.url}#{NAME}"
+    before = len(rule.rows("came"))
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = cli.main([*words, "--budget-calls", "6", "--out", str(tmp_path / "out")])
+    assert len(rule.rows("came")) - before <= 6, shown.getvalue()
+    if code == 0:  # what it has, and that it is not all
+        told = files.read_json(tmp_path / "out" / "result.json")
+        assert not told["findings"]["complete"] and "budget ended" in " ".join(told["warnings"])
+    else:
+        assert code == 2 and ("budget of 6 calls" in shown.getvalue() or "needs a model with" in shown.getvalue())
+        assert "Traceback" not in shown.getvalue()

@@ -12,7 +12,7 @@ from didact.evaluate.protocols import Scoring
 from didact.models.model import Model
 from didact.report import page, tables
 from didact.types import Call, Metric, Record, Result, UserError
-from didact.verbs import provenance, running
+from didact.verbs import procedures, provenance, running
 
 FLATTERED = "scored on the records it was trained on, which flatters it: result.evaluate(NAME=held_out) does not"
 
@@ -24,8 +24,9 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
     scoring = _scoring(call, records)
     used = [protocols.named(name) for name in entry["protocol"]]
     if scoring and entry["answers"] and result.predict:
-        able = any(p.records(scoring.records) for p in used)
-        return running.answered_by(entry, call.arguments["model"], result.predict, scoring)[0] if able else {}
+        if any(p.records(scoring.records) for p in used):
+            procedures.told(entry, call.arguments["model"], result, scoring)
+        return vars(result).get("metrics", {})
     if scoring is None or not isinstance(model, Model) or not any(p.records(scoring.records) for p in used):
         return {}
     out = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))

@@ -22,14 +22,13 @@ from didact.evaluate import measures, own, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import generate, remote, replies
-from didact.infer import lm as language_models
 from didact.learn import checkpoint, track
 from didact.learn.fit import Hook
 from didact.models import cost
 from didact.models.model import Model
 from didact.options import Request
-from didact.types import LM, Metric, Result, UserError
-from didact.verbs import card, inputs, provenance, watching
+from didact.types import LM, Result, UserError
+from didact.verbs import card, inputs, procedures, provenance, watching
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
 
 NOT_ENDED = (
@@ -114,8 +113,7 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
         }
     if scoring and result.predict and not trained:
         with progress.shown("asked plainly"):
-            plain, made = answered_by(job.entry, cast(Model | LM, job.model), result.predict, scoring)
-        result.metrics, result.samples = result.metrics | plain, result.samples or made
+            procedures.told(job.entry, cast(Model | LM, job.model), result, scoring)
     if meter.tokens and not resumed:  # of a resumed run only the method's own count, from its checkpoint, is whole
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -183,26 +181,6 @@ def scored(entry: Mapping[str, Any], model: Model, scoring: Scoring) -> dict[str
             if name == entry["protocol"][0]:
                 out |= own.score(scoring.metrics, partial(generate.generate, model), protocols.named(name), scoring)
     return out | scoring.kept_general(model)
-
-
-def answered_by(
-    entry: Mapping[str, Any], model: Model | LM, predict: Callable[..., Any], scoring: Scoring
-) -> tuple[dict[str, Metric], list[dict[str, str]]]:
-    """Measures of a procedure's answers beside those of the model asked plainly, and sample answers of both."""
-    used = next(protocols.named(name) for name in entry["protocol"] if _scored_by(name, scoring.records))
-    assert used.answers is not None
-    lm = language_models.of(model)
-
-    def plainly(prompts: Sequence[str]) -> list[str]:
-        return [texts[0] for texts in lm.generate(prompts, stop=scoring.stop)]
-
-    before, after = (
-        used.answers(ask, scoring) | own.score(scoring.metrics, ask, used, scoring) for ask in (plainly, predict)
-    )
-    asked = protocols.drawn(used, scoring, scoring.records, SHOWN)
-    sides = [list(ask([one.prompt for one in asked])) for ask in (plainly, predict)]
-    shown = [one._asdict() | {"before": b, "after": a} for one, b, a in zip(asked, *sides, strict=True)]
-    return measures.metrics(before, after), shown
 
 
 def _scored_by(name: str, records: Mapping[str, Any]) -> bool:
