@@ -27,7 +27,7 @@ from didact.learn import checkpoint, track
 from didact.learn.fit import Hook
 from didact.models import cost
 from didact.models.model import Model
-from didact.options import Request
+from didact.requests import Request
 from didact.types import LM, Metric, Result, UserError
 from didact.verbs import card, inputs, provenance, watching
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
