@@ -245,7 +245,8 @@ class Work:
             self._count(unit, kept)
             return kept
         began, resumed = time.monotonic(), self._checkpoints(place.stem).exists()
-        outcome = attempt(lambda: self._scored(unit, place.stem))
+        with progress.shown(f"unit {self.done} of {self.total}, {unit.name}"):
+            outcome = attempt(lambda: self._scored(unit, place.stem))
         outcome |= {"resumed": True} if resumed else {}  # its meter saw the last part only
         files.write_json(place, outcome)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
@@ -298,7 +299,8 @@ class Work:
             finally:
                 shutil.rmtree(self._checkpoints(name), ignore_errors=True)
 
-        found = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - began}
+        with progress.shown(f"how many steps of {arm.name} the budget allows"):
+            found = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - began}
         self.spent["probes"] += found["seconds"]
         files.write_json(place, found)
         return found
