@@ -146,6 +146,17 @@ class _Parser(argparse.ArgumentParser):
         known = [o for action in self._actions for o in action.option_strings]
         return self.parse_args(flags.spelled(words, known, data))
 
+    def add_common(self, names: Sequence[str]) -> None:
+        """Take these of the options that `didact run` has, in its words; None where they are not given."""
+        from didact import options
+
+        group = self.add_argument_group("as `didact run` has them")
+        for name, (meta, _, text) in options.COMMON.items():
+            if name in names:
+                how: dict[str, Any] = {"metavar": meta} if meta else {"action": "store_true", "default": None}
+                how |= {"action": "append"} if name in options.REPEATED else {}
+                group.add_argument(f"--{name.replace('_', '-')}", help=text, **how)
+
 
 # --- listing ---------------------------------------------------------------------------------
 
@@ -367,11 +378,7 @@ def _compare(words: list[str]) -> int:
     own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
     own.add_argument("--no-models", action="store_true", help="do not save the models")
-    common = parser.add_argument_group("as `didact run` has them")
-    for name, (meta, _, text) in options.COMMON.items():
-        if name in options.SHARED:
-            more: dict[str, Any] = {"metavar": meta} if meta else {"action": "store_true", "default": None}
-            common.add_argument(f"--{name.replace('_', '-')}", help=text, **more | _repeated(name))
+    parser.add_common(options.SHARED)
     training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
     for option in options.training():
         many: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
@@ -384,16 +391,15 @@ def _compare(words: list[str]) -> int:
         raise UserError(f"option --seeds: {seeds}: must be 1 or more")
     from didact import verbs
 
-    given = {name: value for name in options.SHARED if (value := getattr(args, name)) is not None}
-    rename = options.renames(given.pop("map", []))
+    given = _common(args, options.SHARED)
+    dry = given.pop("dry_run", False)
     request = verbs.Comparison(
         arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
         seeds=seeds, lrs=options.numbers("lrs", args.lrs), beyond_lrs=args.beyond_lrs, lora_lrs=args.lora_lrs,
         folds=args.folds, judge=args.judge, protocol=args.protocol,
-        no_models=args.no_models, rename=rename, fit=options.fit_of(vars(args)), argv=["compare", *words],
-        **{name: options.common(name, value) for name, value in given.items() if name != "dry_run"},
+        no_models=args.no_models, fit=options.fit_of(vars(args)), argv=["compare", *words], **given,
     )  # fmt: skip
-    if given.get("dry_run"):
+    if dry:
         for name, value in verbs.comparison_plan(request).items():
             print(f"{name.replace('_', ' '):22} {value}")
         return 0
@@ -416,10 +422,13 @@ def _compare(words: list[str]) -> int:
     return 0 if len(board["rows"]) > 1 else 2
 
 
-def _repeated(name: str) -> dict[str, Any]:
+def _common(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the common options that were given, as fields of `requests.Common`."""
     from didact import options
 
-    return {"action": "append"} if name in options.REPEATED else {}
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    rename = {"rename": options.renames(given.pop("map"))} if "map" in given else {}
+    return rename | {name: options.common(name, value) for name, value in given.items()}
 
 
 # --- judging ---------------------------------------------------------------------------------
@@ -434,20 +443,12 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--protocol", required=True, choices=catalogue.protocols())
     parser.add_argument("--unseen", metavar="FILE", help="records of the same sort that no model saw, for membership")
     parser.add_argument("--retain", metavar="FILE", help="records that must stay, for the protocol forget")
-    parser.add_argument("--gold", metavar="DIR", help="a model that never saw the records, to compare with")
-    parser.add_argument("--metric", metavar="M:F", help=options.COMMON["metric"][2])
-    parser.add_argument("--map", action="append", default=[], metavar="FIELD=YOURS")
-    parser.add_argument("--skip-bad", action="store_true")
-    parser.add_argument("--device")
-    parser.add_argument("--final-answer", metavar="HOW", help="final answers too: number, choice or regex:PATTERN")
-    parser.add_argument("--stops", action="append", default=[], metavar="TEXT", help="answers end before this text")
+    parser.add_common(options.OF_SCORES)
     args = parser.parse(words)
     from didact import verbs
 
-    more = {name: getattr(args, name) for name in ("skip_bad", "device", "metric", "unseen", "retain", "gold")}
-    more |= {"rename": options.renames(args.map), "answer": args.final_answer}
-    more["stop"] = options.common("stops", args.stops)
-    metrics = verbs.evaluate(args.folder, args.data, args.protocol, **more)
+    how = {"retain": args.retain, "unseen": args.unseen} | _common(args, options.OF_SCORES)
+    metrics = verbs.evaluate(args.folder, args.data, args.protocol, **how)
     from didact.evaluate import protocols
     from didact.files import plain
     from didact.report import tables
@@ -460,22 +461,23 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _try(words: list[str]) -> int:
+    from didact import options
+
     parser = _Parser(prog="didact try", description=VERBS["try"])
     parser.add_argument("folder", help="the --out folder of a run, or a model folder")
     parser.add_argument("--prompt", action="append", help="may be given several times; without one a chat is opened")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--stops", action="append", default=[], metavar="TEXT", help="answers end before this text")
-    parser.add_argument("--device")
+    parser.add_common(options.OF_ANSWERS)
     args = parser.parse(words)
-    from didact import options, verbs
+    from didact import verbs
 
+    how = {name: getattr(args, name) for name in ("max_new_tokens", "temperature")} | _common(args, options.OF_ANSWERS)
     if not args.prompt:
         from didact.report import chat
 
-        return chat.talk(verbs.Chat(args.folder, args.max_new_tokens, args.temperature, args.device))
-    how = (args.max_new_tokens, args.temperature, args.device, options.common("stops", args.stops))
-    for row in verbs.answers(args.folder, args.prompt, *how):
+        return chat.talk(verbs.Chat(args.folder, **how))
+    for row in verbs.answers(args.folder, args.prompt, **how):
         print(f"prompt  {row['prompt']}\nbefore  {row['before']}\nafter   {row['after']}\n")
     return 0
 

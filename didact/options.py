@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from didact import catalogue, flags, values
+from didact.requests import Request
 from didact.types import UserError
 
 COMMON = {
@@ -68,7 +68,6 @@ COMMON = {
 }
 # What `compare` takes too: everything but what is of one method alone, or of a server.
 OF_RUN = (
-    "quantize",
     "preset",
     "evaluate_every",
     "keep_best",
@@ -81,54 +80,11 @@ OF_RUN = (
     "print_config",
 )
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
+OF_ANSWERS = ("device", "dtype", "chat", "stops")  # what `try` takes of them
+OF_SCORES = (*OF_ANSWERS, "map", "skip_bad", "turns", "max_length", "truncate", "final_answer", "metric", "gold")
 WHOLE = ("seed", "max_length", "evaluate_every", "budget_calls", "budget_tokens")
 REPEATED = ("map", "stops")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
-
-
-@dataclass(kw_only=True)
-class Request:
-    """One `didact run`: everything the user said, with where each option came from."""
-
-    method: str
-    preset: str | None = None
-    model: str | None = None
-    data: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    fit: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, str] = field(default_factory=dict)
-    out: str = ""
-    seed: int = 0
-    device: str | None = None
-    dtype: str = "float32"
-    quantize: Literal["nf4", "int8"] | None = None
-    rename: dict[str, str] = field(default_factory=dict)
-    skip_bad: bool = False
-    chat: Literal["auto", "template", "plain"] = "auto"
-    chat_template: str | None = None
-    turns: Literal["last", "all"] = "last"
-    max_length: int | None = None
-    truncate: Literal["left", "right"] = "left"
-    track: Literal["tensorboard", "wandb"] | None = None
-    holdout: float = 0.2
-    score_on: str | None = None
-    group_by: str | None = None
-    final_answer: str | None = None
-    stops: tuple[str, ...] = ()
-    evaluate_every: int | None = None
-    keep_best: bool = False
-    retention: str | None = None
-    metric: str | None = None
-    gold: str | None = None
-    config: str | None = None
-    budget_calls: int | None = None
-    budget_tokens: int | None = None
-    function_timeout: float = 3600.0
-    keep_checkpoints: bool = False
-    overwrite: bool = False
-    print_config: bool = False
-    dry_run: bool = False
-    argv: list[str] = field(default_factory=list)
 
 
 class Options:

@@ -22,7 +22,9 @@ class Bar:
     """Progress of one loop of `total` steps (or other units), on standard error. Use as a context manager."""
 
     def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False, unit: str = "steps") -> None:
-        self.what, self.total, self.start, self.done, self.unit = what, total, done, done, unit
+        where = _WHERE.get()
+        self.what = what if where in (None, what) else f"{where}: {what}"
+        self.total, self.start, self.done, self.unit = total, done, done, unit
         self.quiet = quiet
         self.began = self.shown = time.monotonic()
         self.tokens = 0
@@ -37,7 +39,7 @@ class Bar:
                 TimeRemainingColumn(),
             )
             self.bar = Progress(*columns, console=untrusted.console(stderr=True), transient=True)
-            self.task = self.bar.add_task(what, total=total, completed=done, note="")
+            self.task = self.bar.add_task(self.what, total=total, completed=done, note="")
 
     def __enter__(self) -> Bar:
         if self.bar:
@@ -63,13 +65,13 @@ class Bar:
             self.shown = time.monotonic()
             rate = (self.done - self.start) / elapsed
             left = (self.total - self.done) / rate
-            shown += [f"{rate:.2g} {self.unit}/s", f"{left:.0f} s left"]
+            shown += [f"{rate:.2g} {self.unit}/s", f"{duration(left)} left"]
             print(f"{self.what}: {self.done}/{self.total} {self.unit}, {', '.join(shown)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def shown(where: str) -> Iterator[None]:
-    """Inside the block scoring and answering show how far they are, and whose they are."""
+    """Inside the block scoring and answering show how far they are, and they and training whose they are."""
     token = _WHERE.set(where)
     try:
         yield
@@ -89,9 +91,8 @@ class Counted:
     """Progress of scoring or answering: silent outside `shown`, beside another bar, and while it takes no time."""
 
     def __init__(self, what: str, total: int) -> None:
-        where = _WHERE.get()
-        self.what, self.total, self.done = f"{where}: {what}", total, 0
-        self.quiet, self.began = where is None, time.monotonic()
+        self.what, self.total, self.done = what, total, 0
+        self.quiet, self.began = _WHERE.get() is None, time.monotonic()
         self.bar: Bar | None = None
 
     def __enter__(self) -> Counted:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from didact import catalogue, compare, verbs
+from didact import catalogue, compare, progress, verbs
 from didact.compare import board as boards
 from didact.compare import score
 from didact.compare.budget import PROBES, Budget
@@ -84,6 +84,16 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
     lost.unlink()
     compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append)
     assert len(again) == 1 and re.match(r"unit \d+ of 10: sft", again[0])
+
+
+def test_training_and_scoring_say_whose_unit_they_are(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    compare.run([arm("dpo")], setting(model, tmp_path, seeds=(1,), rates=(1e-3,)))
+    err = capsys.readouterr().err
+    assert re.search(r"how many steps of dpo the budget allows: dpo: 1/\d+ steps, loss .* steps/s, .* left", err)
+    assert re.search(r"unit 3 of 3, dpo_lr0.001_test1: dpo: 2/\d+ steps, loss", err)
+    assert re.search(r"unit 1 of 3, untouched_test1: answering: \d+/\d+ records", err)
 
 
 def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):

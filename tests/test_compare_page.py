@@ -94,6 +94,13 @@ def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, said):
     assert re.search(said, boards.verdict(board(scores)))
 
 
+def test_where_the_time_went_is_on_the_page(tmp_path):
+    spent = {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}
+    seen = " ".join(text_of(written(tmp_path, board({"a": HIGH}, time=spent))).split())
+    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s of all that" in seen
+    assert "Where the time went" not in text_of(written(tmp_path, board({"a": HIGH}, time={"probes": 0.1})))
+
+
 def test_where_less_is_better_the_lowest_is_best():
     said = boards.verdict(board({"a": [0.2, 0.21, 0.2], "b": [0.3, 0.31, 0.3]}, "lower"))
     assert re.search(r"^a is best.* 0\.1\d* \(.*\) below b, the next.*below the untouched model\.$", said)

@@ -7,9 +7,10 @@ import torch
 from shapes import MORE, byte_tokenizer
 
 import didact
-from didact import baselines
+from didact import baselines, verbs
 from didact.cli import main
 from didact.data import encode
+from didact.files import read_json
 from didact.learn import language
 from didact.models import adapters, build, forward, places
 from didact.types import Demo, Fit, UserError
@@ -51,10 +52,29 @@ def test_an_adapter_is_trained_on_them_and_opens_on_the_same(kind, held, folders
         language.train(start, {"a": language.single(rows)}, language.nll, FIT, quiet=True)
 
 
-def test_what_cannot_be_is_told_in_a_line_before_anything_is_loaded(folders, tmp_path, monkeypatch, capsys):
+def test_a_comparison_and_evaluate_hold_the_start_in_them(folders, tmp_path):
+    """Adapters of a comparison stand on it, and the start of a run is scored as it was then."""
+    pytest.importorskip("bitsandbytes", reason="pip install didact[quantize]")
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(20)))
+    start = ["--model", str(folders["llama"]), "--device=cpu", "--quantize=nf4", "--lora=2"]
+    words = ["compare", "sft", *start, "--demo", str(data), "--out", str(tmp_path / "compare"), "--seeds=1"]
+    assert main([*words, "--budget=2k-tokens", "--lrs=1e-3"]) == 0
+    assert didact.load(tmp_path / "compare/models/sft", "cpu").quantized == "nf4"
+    words = ["run", "sft", *start, "--demos", str(data), "--score-on", str(data), "--out", str(tmp_path / "run")]
+    assert main([*words, "--steps=1", "--lr=1e-3"]) == 0
+    told = read_json(tmp_path / "run/result.json")["metrics"]["probability"]["before"]
+    assert verbs.evaluate(f"{tmp_path}/run", str(data), "answer", device="cpu")["probability"].before == pytest.approx(
+        told
+    )
+
+
+@pytest.mark.parametrize("verb", ["run", "compare"])
+def test_what_cannot_be_is_told_in_a_line_before_anything_is_loaded(verb, folders, tmp_path, monkeypatch, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 9)
-    words = ["run", "sft", "--model", str(folders["llama"]), "--demos", str(data), "--out", str(tmp_path / "o")]
+    words = [verb, "sft", "--model", str(folders["llama"]), "--demos", str(data), "--out", str(tmp_path / "o")]
+    words += ["--budget=2k-tokens"] * (verb == "compare")
     monkeypatch.setattr("didact.models.load.load", lambda *a, **k: pytest.fail("it was loaded"))
     assert main([*words, "--quantize", "nf4", "--lora", "0"]) == 2
     there = importlib.util.find_spec("bitsandbytes") is not None

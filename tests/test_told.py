@@ -8,6 +8,7 @@ from didact import catalogue, cli, options
 from didact.files import read_json
 from didact.learn import rates
 from didact.models import load
+from didact.requests import Common
 from didact.types import Fit, Metric, Result, as_row
 from didact.verbs import job as jobs
 from didact.verbs import running, saved
@@ -86,7 +87,7 @@ def test_a_chat_template_of_the_users_takes_the_place_of_the_tokenizers_and_is_s
     assert cli.main([*words, "--out", f"{tmp_path}/out", "--chat-template", str(template)]) == 0
     assert read_json(tmp_path / "out/result.json")["data"]["demos"]["chat"] == "template"
     assert load.load(tmp_path / "out/model").tokenizer.chat_template == template.read_text()
-    found = saved._saved(str(tmp_path / "out"), "cpu")
+    found = saved._saved(str(tmp_path / "out"), Common(device="cpu"))
     assert found[0].tokenizer.chat_template == found[1].tokenizer.chat_template
     capsys.readouterr()
     for text, why in (("{% if %}", "template"), (None, "cannot be read: No such file")):

@@ -61,6 +61,11 @@ class Arm:
         """Whether it has a `fit`."""
         return bool(self.entry["fit"])
 
+    def adapter(self, fit: Mapping[str, Any]) -> int:
+        """The rank of the LoRA adapter that it trains, 0 for all weights; `fit` are the options of all arms."""
+        default = inspect.signature(self.function).parameters["fit"].default.lora
+        return int({"lora": default, **fit, **self.fit}["lora"])
+
     def inputs(self, model: Model, train: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
         """The model and, for each parameter, the records given for it by name or kind, or made of another kind.
 
@@ -137,8 +142,7 @@ class Setting:
 
     def rates_of(self, arm: Arm) -> list[float]:
         """The learning rates that an arm is tuned over at first."""
-        default = inspect.signature(arm.function).parameters["fit"].default.lora
-        adapter = {"lora": default, **self.fit, **arm.fit}["lora"]
+        adapter = arm.adapter(self.fit)
         return [float(f"{rate * self.adapter_rates:.3g}") if adapter else rate for rate in self.rates]
 
     def tuned_on_tested(self) -> list[str]:
@@ -241,7 +245,8 @@ class Work:
             self._count(unit, kept)
             return kept
         began, resumed = time.monotonic(), self._checkpoints(place.stem).exists()
-        outcome = attempt(lambda: self._scored(unit, place.stem))
+        with progress.shown(f"unit {self.done} of {self.total}, {unit.name}"):
+            outcome = attempt(lambda: self._scored(unit, place.stem))
         outcome |= {"resumed": True} if resumed else {}  # its meter saw the last part only
         files.write_json(place, outcome)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
@@ -294,7 +299,8 @@ class Work:
             finally:
                 shutil.rmtree(self._checkpoints(name), ignore_errors=True)
 
-        found = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - began}
+        with progress.shown(f"how many steps of {arm.name} the budget allows"):
+            found = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - began}
         self.spent["probes"] += found["seconds"]
         files.write_json(place, found)
         return found

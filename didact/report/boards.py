@@ -27,6 +27,13 @@ DIAGNOSTICS = (
 )  # always shown: what a score alone hides
 FALLEN = ("entropy", "distinct_2")  # less than half of the untouched model's is a collapse
 OVER = 0.05  # of the budget, from which using more or less of it is told
+TIMES = {
+    "probes": "finding how many steps the budget allows",
+    "search": "training in the search for a learning rate",
+    "training": "training for the test",
+    "scoring": "scoring",
+    "generation": "of all that, answers being generated",
+}
 MANY = 4  # arms from which the best of them flatters itself
 MAPPED = {("demo", "preference"): "completion=chosen"}  # records of one kind that read as another by --map
 WAYS = {"prefer": "preference", "answer": "answers", "forget": "forgetting", "text": "language modelling"}
@@ -76,6 +83,7 @@ def told(root: Path) -> dict[str, Any]:
         "answered": _answered(rows),
         "winner": _winner(root, board),
         "folder": shlex.quote(str(root)),
+        "times": [(TIMES.get(name, name), seconds) for name, seconds in times(board)],
     }
 
 
@@ -97,9 +105,14 @@ def short(arm: str, most: int = 20) -> str:
     return arm if len(arm) <= most or "/" not in arm else f"…{arm[1 - most :]}"
 
 
+def times(board: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Where the time went, in seconds of a second or more; `generation` is a part of the others."""
+    return [(name, seconds) for name, seconds in board.get("time", {}).items() if seconds >= 1]
+
+
 def time_spent(board: Mapping[str, Any]) -> str:
-    """Where the time went, in a line."""
-    spent = {name: seconds for name, seconds in board.get("time", {}).items() if seconds >= 1}
+    """The same in a line."""
+    spent = dict(times(board))
     told = ", ".join(f"{name} {progress.duration(seconds)}" for name, seconds in spent.items() if name != "generation")
     said = spent.get("generation", 0.0)
     within = f" (of it answers being generated {progress.duration(said)})" if said else ""

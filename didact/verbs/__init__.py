@@ -8,6 +8,8 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from didact.requests import Comparison
+
 if TYPE_CHECKING:
     from didact.verbs.claiming import claim
     from didact.verbs.comparing import comparison, comparison_plan
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from didact.verbs.merging import merge
     from didact.verbs.plan import dry_run
     from didact.verbs.pushing import push
-    from didact.verbs.requests import Comparison
     from didact.verbs.running import run
     from didact.verbs.saved import Chat, answers, evaluate
 
@@ -34,7 +35,7 @@ __all__ = [
     "run",
 ]
 MODULES = {
-    "claim": "claiming", "Comparison": "requests", "comparison": "comparing", "comparison_plan": "comparing",
+    "claim": "claiming", "comparison": "comparing", "comparison_plan": "comparing",
     "prepare": "job", "dry_run": "plan", "run": "running", "Chat": "saved", "answers": "saved", "evaluate": "saved",
     "merge": "merging", "push": "pushing",
 }  # fmt: skip

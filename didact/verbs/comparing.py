@@ -13,23 +13,23 @@ from didact import catalogue, compare, files, folders, options, progress, untrus
 from didact.claims import demo
 from didact.compare import work
 from didact.compare.budget import Budget
-from didact.data import chat, encode, formats, general, templates
+from didact.data import chat, formats, general, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
 from didact.evaluate import judges, own, protocols
 from didact.infer import functions, remote
 from didact.learn import checkpoint, episodes, footprint, rates
-from didact.models import adapters, cost, load
+from didact.models import adapters, cost
 from didact.models.model import Model
+from didact.requests import Comparison
 from didact.types import RECORDS, Fit, Record, UserError
-from didact.verbs import card, given, inputs, provenance
-from didact.verbs.requests import Comparison
+from didact.verbs import card, given, inputs, opened, provenance
 from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "retention", "metric", "dtype", "rename",
     "skip_bad", "chat", "turns", "max_length", "truncate", "beyond_lrs", "lora_lrs", "final_answer", "stops",
-    "chat_template",
+    "chat_template", "quantize",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
 Arms = Sequence[compare.Arm | compare.Given]
@@ -156,12 +156,13 @@ def prepare(
         raise UserError(f"{first}: a model is compared on data of your own, as in --demo test.jsonl")
     example = demo.example() if embedded else None
     names = request.arms or (example.arms if example else ())
-    known = given.arms(names, request.device, request.dtype)
+    known = given.arms(names, request)
     arms: Arms = [known.get(name) or _arm(name, example.options if example else {}) for name in names]
     models = list(known.values())
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
     inputs.check_apart(request.out, [option for arm in arms for option in _inputs(arm)])
+    _check_quantized(request, arms)
     whole = len(models) == len(arms)
     sources: dict[str, dict[str, Any]] = {}
     if example:
@@ -181,11 +182,7 @@ def prepare(
             raise UserError(
                 f"--model {request.model}: a server, which cannot be trained: load the weights (--model DIR)"
             )
-        model = load.load(request.model, request.device, request.dtype) if request.model else given.start(models)
-        if model is not None:
-            encode.limit(model.tokenizer, request.max_length, request.truncate)
-        if model is not None and request.chat_template:
-            chat.override(model.tokenizer, request.chat_template)
+        model = opened.model(request.model, request, request.quantize) if request.model else given.start(models)
         if model is not None and request.model and adapters.adapted(model):
             print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
                   file=sys.stderr)  # fmt: skip
@@ -211,7 +208,7 @@ def prepare(
         beyond=request.beyond_lrs, answer=request.final_answer, stop=request.stops,
         adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else rates.ADAPTER),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
-        gold=load.load(request.gold, request.device, request.dtype) if request.gold else None,
+        gold=opened.model(request.gold, request) if request.gold else None,
         judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
         general=general.texts(request.retention, "keep"), metrics=metrics,
         by_text=by_text, whole=whole, untouched=bool(request.model or example),
@@ -233,6 +230,22 @@ def prepare(
         }
     )  # fmt: skip
     return arms, setting, identity, sources
+
+
+def _check_quantized(request: Comparison, arms: Arms) -> None:
+    """Refuse to hold weights in fewer bits that an arm would train, or that are scored as they are.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not request.quantize:
+        return
+    if request.model is None:
+        raise UserError(f"--quantize {request.quantize}: it is --model that is held so; others are scored as they are")
+    whole = [a.name for a in arms if isinstance(a, compare.Arm) and a.trains and not a.adapter(request.fit)]
+    if whole:
+        raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8 "
+                        f"({whole[0]} has none)")  # fmt: skip
 
 
 def _told(arm: compare.Arm | compare.Given) -> list[Mapping[str, Any]]:

@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, folders, options, values
+from didact import catalogue, files, folders, options, values
 from didact.data import convert, read
 from didact.infer import addresses
 from didact.models import places
-from didact.options import Request
+from didact.requests import Common, Comparison, Request
 from didact.types import RECORDS, UserError
 from didact.verbs import inputs
-from didact.verbs.requests import Comparison
 
 YAML = (".yaml", ".yml")
+OF_ANSWERS = ("dtype", "quantize", "chat", "stops")  # what a saved model is asked with as its run had it
+OF_SCORES = (*OF_ANSWERS, "turns", "max_length", "truncate")
 
 
 def run(request: Request) -> None:
@@ -94,6 +95,7 @@ def comparison(request: Comparison) -> None:
     if not request.data:
         raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
     _models(request.device, request.dtype, request.model, request.gold)
+    places.check_quantize(request.quantize, request.model or "")
     entries = [entry for _, entry in arms] or list(catalogue.read().values())
     kinds = {p: need["kind"] for entry in entries for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
     if unknown := [name for name in request.data if name not in kinds]:
@@ -165,27 +167,52 @@ def saved(folder: str) -> Path:
     return root / "model" if (root / "model").is_dir() else root
 
 
-def evaluation(folder: str, data: str, protocol: str, **more: Any) -> None:
+def evaluation(
+    folder: str, data: str, protocol: str, *, retain: str | None = None, unseen: str | None = None, **given: Any
+) -> None:
     """Refuse to score what is not there, or on records that cannot be read.
 
     Raises:
         UserError: something is missing or wrong.
     """
-    saved(folder)
-    _models(more.get("device"))
+    asked = as_run(folder, given, OF_SCORES)
+    _models(asked.device, asked.dtype, asked.gold)
     if protocol in catalogue.protocols():
         kind = catalogue.protocols()[protocol]["kind"] or "demo"
-        read.ahead(data, kind, more.get("rename"), bool(more.get("skip_bad")), more.get("turns", "last"))
+        for path in filter(None, (data, retain, unseen)):
+            read.ahead(path, kind, asked.rename, asked.skip_bad, asked.turns)
 
 
-def answers(folder: str, *_: Any, **more: Any) -> None:
+def as_run(folder: str, given: Mapping[str, Any], names: Sequence[str] = OF_ANSWERS) -> Common:
+    """How a saved model is asked or scored: by `names` as its run had it, where `given` says nothing else.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    saved(folder)
+    had = told(folder).get("request")
+    said = {n: had[n] for n in names if had.get(n) is not None} if isinstance(had, dict) else {}
+    said = {n: v if n == "stops" else options.common(n, v) for n, v in said.items()}
+    return Common(**said | {k: v for k, v in given.items() if v is not None})
+
+
+def told(folder: str) -> dict[str, Any]:
+    """The result.json of a run; nothing where the folder is another's."""
+    place = Path(folder) / "result.json"
+    found = files.read_json(place) if place.exists() else {}
+    return found if isinstance(found, dict) and found.get("verb") == "run" else {}
+
+
+def answers(
+    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **given: Any
+) -> None:
     """Refuse to ask a model that is not there.
 
     Raises:
         UserError: there is none.
     """
-    saved(folder)
-    _models(more.get("device"))
+    asked = as_run(folder, given)
+    _models(asked.device, asked.dtype)
 
 
 def _out(out: str, verb: str, named: Mapping[str, Any]) -> None:

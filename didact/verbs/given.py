@@ -10,22 +10,24 @@ from typing import Any
 from didact import compare
 from didact.evaluate import protocols
 from didact.infer import lm, remote
-from didact.models import load, opening, places
+from didact.models import opening, places
 from didact.models.model import Model
+from didact.requests import Common
 from didact.types import LM, Record, UserError
+from didact.verbs import opened
 from didact.verbs.early import named as named
 from didact.verbs.early import place as place
 
 SAMPLE = 32  # texts that two tokenizers must cut alike to be one
 
 
-def arms(names: Sequence[str], device: str | None, dtype: str) -> dict[str, compare.Given]:
+def arms(names: Sequence[str], asked: Common) -> dict[str, compare.Given]:
     """Those of the names that are models, as arms: each is opened when its turn comes, and one is held at a time.
 
     Raises:
         UserError: a wrong address, or no such folder.
     """
-    last = functools.lru_cache(maxsize=1)(load.load)
+    last = functools.lru_cache(maxsize=1)(lambda place: opened.model(place, asked))
     out = {}
     for name in filter(named, names):
         if remote.is_address(name):
@@ -35,7 +37,7 @@ def arms(names: Sequence[str], device: str | None, dtype: str) -> dict[str, comp
             places.check(place(name))
             if not Path(place(name)).exists():
                 _check_hub(name)
-            out[name] = compare.Given(name=name, open=functools.partial(last, place(name), device, dtype))
+            out[name] = compare.Given(name=name, open=functools.partial(last, place(name)))
     return out
 
 

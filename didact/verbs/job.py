@@ -12,18 +12,18 @@ from typing import Any
 
 from didact import catalogue, registry
 from didact.claims.problem import Problem
-from didact.data import chat, encode, formats, general, splits, templates
+from didact.data import chat, formats, general, splits, templates
 from didact.data.read import Records, read
 from didact.evaluate import answers as final_answers
 from didact.evaluate import own, protocols
 from didact.infer import functions, remote
 from didact.infer import lm as language_models
 from didact.learn import rates
-from didact.models import adapters, load
+from didact.models import adapters
 from didact.models.model import Model
-from didact.options import Request
+from didact.requests import Request
 from didact.types import Fit, Record, Text, UserError
-from didact.verbs import early, inputs, watching
+from didact.verbs import early, inputs, opened, watching
 from didact.verbs.usable import usable
 
 FEWEST = 10  # records below which none is held out
@@ -164,13 +164,7 @@ def _inputs(
             "records": len(rows),
             "dropped": rows.dropped,
         }
-    model = served or (
-        load.load(request.model, request.device, request.dtype, request.quantize) if request.model else None
-    )
-    if isinstance(model, Model) and model.processor is not None:
-        encode.limit(model.processor, request.max_length, request.truncate)
-        if request.chat_template:
-            chat.override(model.processor, request.chat_template)
+    model = served or (opened.model(request.model, request, request.quantize) if request.model else None)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)
@@ -203,7 +197,7 @@ def _held_out(
     train, warnings = dict(records), list[str]()
     scored: dict[str, Any] = dict(problem.protocol)
     if request.gold:
-        scored["gold"] = load.load(request.gold, request.device, request.dtype)
+        scored["gold"] = opened.model(request.gold, request)
     used = [protocols.named(name) for name in entry["protocol"]]
     if request.score_on:
         kind = next((protocol.kind for protocol in used if protocol.kind), None)

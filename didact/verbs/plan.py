@@ -15,7 +15,7 @@ from didact.data import encode
 from didact.learn import footprint
 from didact.models import forward
 from didact.models.model import Model
-from didact.options import Request
+from didact.requests import Request
 from didact.types import Text
 from didact.verbs.advise import contents
 from didact.verbs.job import Job, prepare

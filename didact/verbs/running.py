@@ -26,7 +26,7 @@ from didact.learn import checkpoint, track
 from didact.learn.fit import Hook
 from didact.models import cost
 from didact.models.model import Model
-from didact.options import Request
+from didact.requests import Request
 from didact.types import LM, Result, UserError
 from didact.verbs import card, inputs, procedures, provenance, watching
 from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from didact import catalogue, files, options, progress, registry
-from didact.data import chat
+from didact import catalogue, options, progress, registry
+from didact.data import chat, templates
 from didact.data.read import read
 from didact.evaluate import answers as final_answers
 from didact.evaluate import measures, own, protocols
@@ -17,32 +17,40 @@ from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring
 from didact.infer import generate
 from didact.learn import reward_functions
-from didact.models import load, places
+from didact.models import places
 from didact.models.model import Model
-from didact.types import Messages, Metric
-from didact.verbs import early
+from didact.requests import Common
+from didact.types import Messages, Metric, Record
+from didact.verbs import early, opened
 from didact.verbs.job import example
 from didact.verbs.usable import usable
 
 
-def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Metric]:
-    """Score a saved model on a file; beside it the start model's numbers where the run is known."""
-    used, metrics = protocols.named(protocol), own.named(more.get("metric"))
-    final_answers.checked(more.get("answer"), [protocol])
-    model, start, run = _saved(folder, more.get("device"), rewards=used.kind == "preference")
-    rows: Any = read(data, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad")))
-    records = rows if model.kind == "encoder" else usable(rows, rows, model, bool(more.get("skip_bad")))
-    name = next(iter(used.scored), used.kind)
-    given = {name: records}
-    for other, path in (("retain", more.get("retain")), ("unseen", more.get("unseen"))):
-        if path:
-            given[other] = list(read(path, used.kind or "demo", more.get("rename"), bool(more.get("skip_bad"))))
-    if more.get("unseen"):
+def evaluate(
+    folder: str, data: str, protocol: str, *, retain: str | None = None, unseen: str | None = None, **how: Any
+) -> dict[str, Metric]:
+    """Score a saved model on a file; beside it the start model's numbers where the run is known.
+
+    Args:
+        folder: of a run, or a model's own.
+        data: the records.
+        protocol: how they are scored.
+        retain: records that must stay.
+        unseen: records of the same sort that no model saw.
+        how: of `requests.Common`; what is not said is as the run had it.
+    """
+    asked = early.as_run(folder, how, early.OF_SCORES)
+    used, metrics = protocols.named(protocol), own.named(asked.metric)
+    final_answers.checked(asked.final_answer, [protocol])
+    model, start, run = _saved(folder, asked, rewards=used.kind == "preference")
+    named = {next(iter(used.scored), used.kind): data, "retain": retain, "unseen": unseen}
+    given = {name: _records(path, used.kind or "demo", model, asked) for name, path in named.items() if path}
+    if unseen:
         given["holdout"] = given["unseen"]  # as the protocol `forget` calls it
-    gold = load.load(more["gold"], more.get("device")) if more.get("gold") else None
+    gold = opened.model(asked.gold, asked) if asked.gold else None
     scoring = Scoring(
         records=given, start=start or model, gold=gold, seed=run.get("seed", 0), options=_options(run),
-        end=_with_end(run), answer=more.get("answer"), stop=more.get("stop", ()), metrics=metrics,
+        end=_with_end(run), answer=asked.final_answer, stop=asked.stops, metrics=metrics,
     )  # fmt: skip
     own.check(metrics, used, scoring.records)
 
@@ -57,37 +65,65 @@ def evaluate(folder: str, data: str, protocol: str, **more: Any) -> dict[str, Me
         return measures.metrics(before, after, score(gold) if gold is not None else None)
 
 
+def _records(path: str, kind: str, model: Model, asked: Common) -> list[Record]:
+    """A file's records as the model is given them."""
+    rows: Any = read(path, kind, asked.rename, asked.skip_bad, asked.turns)
+    if model.processor is not None:
+        chat.chat_choice(model.processor, rows, asked.chat)
+    records = templates.as_chat(rows, asked.chat)
+    return records if model.kind == "encoder" else usable(records, rows, model, asked.skip_bad)
+
+
 def answers(
-    folder: str,
-    prompts: Sequence[str],
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    device: str | None = None,
-    stop: Sequence[str] = (),
+    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **how: Any
 ) -> list[dict[str, str]]:
-    """Answers of a saved model and of the model it was trained from, side by side."""
-    model, start, _ = _saved(folder, device, rewards=False)
-    after = generate.generate(model, prompts, max_new_tokens, temperature, stop=stop)
-    before = (
-        generate.generate(start, prompts, max_new_tokens, temperature, stop=stop)
-        if start is not None
-        else [""] * len(prompts)
-    )
+    """Answers of a saved model and of the model it was trained from, side by side.
+
+    `how` are fields of `requests.Common` (`device`, `stops`, `chat`); what is not said is as the run had it.
+    """
+    asked = early.as_run(folder, how)
+    model, start, run = _saved(folder, asked, rewards=False)
+
+    def ask(of: Model) -> list[str]:
+        said = _as_users(prompts) if _spoken(of, asked, run, unsaid=False) else prompts
+        return generate.generate(of, said, max_new_tokens, temperature, stop=asked.stops)
+
+    after = ask(model)
+    before = ask(start) if start is not None else [""] * len(prompts)
     return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
+
+
+def _as_users(prompts: Sequence[str]) -> list[Messages]:
+    return [Messages([{"role": "user", "content": prompt}]) for prompt in prompts]
+
+
+def _spoken(model: Model, asked: Common, run: Mapping[str, Any], unsaid: bool) -> bool:
+    """Whether a model is asked through its chat template: as was said, else as its run's records were put to it; else
+    `unsaid`.
+
+    Raises:
+        UserError: it is said, and there is none.
+    """
+    trained = {of.get("chat") for of in run.get("data", {}).values()} - {None}
+    wanted = unsaid if asked.chat == "auto" and not trained else "template" in (asked.chat, *trained)
+    if asked.chat == "template":
+        chat.chat_choice(model.tokenizer, (), "template")
+    return wanted and asked.chat != "plain" and chat.has_template(model.tokenizer)
 
 
 class Chat:
     """A conversation with a saved model and with the one it was trained from, each with its own answers in its history.
 
-    Through the tokenizer's chat template where it has one; else the lines of the conversation are the prompt.
+    Through the tokenizer's chat template where it has one; else the lines of the conversation are the prompt. `how` is
+    as `answers` has it.
     """
 
-    def __init__(
-        self, folder: str, max_new_tokens: int = 64, temperature: float = 0.0, device: str | None = None
-    ) -> None:
-        after, before, _ = _saved(folder, device, rewards=False)
+    def __init__(self, folder: str, max_new_tokens: int = 64, temperature: float = 0.0, **how: Any) -> None:
+        asked = early.as_run(folder, how)
+        after, before, run = _saved(folder, asked, rewards=False)
         self.models = {"before": before, "after": after} if before is not None else {"after": after}
-        self.how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+        self.spoken = {name: _spoken(model, asked, run, unsaid=True) for name, model in self.models.items()}
+        self.how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, stop=asked.stops)
         self.forget()
 
     def forget(self) -> None:
@@ -101,7 +137,7 @@ class Chat:
             history = self.turns[name]
             history.append({"role": "user", "content": text})
             plain = "\n".join(turn["content"] for turn in history)
-            prompt = Messages(history) if model.tokenizer.chat_template else plain
+            prompt = Messages(history) if self.spoken[name] else plain
             said[name] = generate.sample(model, [prompt], 1, self.how)[0][0].strip()
             history.append({"role": "assistant", "content": said[name]})
         return said
@@ -123,17 +159,18 @@ def _options(run: Mapping[str, Any]) -> dict[str, Any]:
     return registry.assemble(function, values)
 
 
-def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model, Model | None, dict[str, Any]]:
+def _saved(folder: str, asked: Common, rewards: bool = True) -> tuple[Model, Model | None, dict[str, Any]]:
     """A saved model, the one it was trained from where result.json names it, and the run's result.
 
     A reward model is opened only where rewards are wanted.
     """
-    root = Path(folder)
-    place = early.saved(folder)
+    place, run = early.saved(folder), early.told(folder)
     judge = rewards and reward_functions.is_reward_model(place)
-    model = reward_functions.opened(str(place), device) if judge else load.load(place, device)
-    told = files.read_json(root / "result.json") if (root / "result.json").exists() else {}
-    run = told if isinstance(told, dict) and told.get("verb") == "run" else {}
+    model = (
+        opened.limited(reward_functions.opened(str(place), asked.device), asked)
+        if judge
+        else opened.model(place, asked)
+    )
     start = (run.get("model") or {}).get("path")
     if start is None and places.adapter_config(place):
         start = places.base_of(place)
@@ -141,7 +178,7 @@ def _saved(folder: str, device: str | None, rewards: bool = True) -> tuple[Model
         return model, example(run["method"], run["seed"]).model, run
     if start is None or not Path(start).exists():
         return model, None, run
-    before = load.load(start, device)
+    before = opened.model(start, asked, asked.quantize)
     if (run.get("request") or {}).get("chat_template") and before.processor is not None and model.processor is not None:
         before.processor.chat_template = model.processor.chat_template
     return model, before, run
