@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from killed import die_after, server
-from servers import NAME, Small
+from servers import NAME, Serve, Small
 from shapes import brief, tiny
 
 from didact import bounds, catalogue, cli, files, options, registry, verbs
@@ -379,3 +380,35 @@ def test_a_procedure_keeps_to_a_servers_budget_and_says_what_it_has(
     else:
         assert code == 2 and ("budget of 6 calls" in shown.getvalue() or "needs a model with" in shown.getvalue())
         assert "Traceback" not in shown.getvalue()
+
+
+@pytest.fixture(scope="session", params=["transformers", "vllm"])
+def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `transformers serve`, and of a vLLM server where the environment names one (DIDACT_VLLM)."""
+    if request.param == "vllm":
+        if "DIDACT_VLLM" not in os.environ:
+            pytest.skip("DIDACT_VLLM names no vLLM server (http://127.0.0.1:8000/v1#NAME)")
+        yield os.environ["DIDACT_VLLM"]
+        return
+    folder = tmp_path_factory.mktemp("served")
+    model = tiny("llama", context=1024)
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    brief(model).save(folder / "model")
+    server = Serve(folder, folder / "model")
+    yield f"{server.url}#{folder / 'model'}"
+    server.kill()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ASKING)
+def test_a_procedure_runs_on_real_servers(name: str, user: Any, served: str, tmp_path: Path) -> None:
+    words = user(name)
+    words[words.index("--model") + 1] = served
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = cli.main([*words, "--out", str(tmp_path / "out")])
+    if code:  # one line on what the server lacks, which another has
+        assert code == 2 and "needs a model with" in shown.getvalue() and "DIDACT_VLLM" not in os.environ
+        return
+    told = files.read_json(tmp_path / "out" / "result.json")
+    assert told["status"] == "done" and told["model"]["counts"]["calls"] > 0
