@@ -174,6 +174,9 @@ BENCHES: dict[str, Bench] = {
         },
         unit="tokens/s", target=2, per=lambda value: value["tokens"],
     ),
+    "procedure": Bench(
+        ours=("served.procedure", {}), peers={"the calls alone": ("served.plain", {})}, unit="calls/s", target=0.9
+    ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),
         peers={"import torch": ("start.command", {"words": ["-c", "import torch"]})},

@@ -19,6 +19,7 @@ COMMON = {
     "model": ("DIR", None, "model folder, hub id, or a served model: http://host:port/v1#name"),
     "budget_calls": ("N", None, "calls to a served model at most; the same command goes on from the cache"),
     "budget_tokens": ("N", None, "tokens of a served model at most, prompts and answers"),
+    "parallel_calls": ("N", 4, "calls to a served model under way at once"),
     "preset": ("NAME", None, "a named option set; METHOD:PRESET says the same"),
     "out": ("DIR", None, "where everything is written (runs/METHOD)"),
     "seed": ("N", 0, "order of the data, and everything drawn"),
@@ -74,6 +75,7 @@ OF_RUN = (
     "keep_checkpoints",
     "budget_calls",
     "budget_tokens",
+    "parallel_calls",
     "holdout",
     "score_on",
     "config",
@@ -82,7 +84,7 @@ OF_RUN = (
 SHARED = tuple(name for name in COMMON if name not in OF_RUN)
 OF_ANSWERS = ("device", "dtype", "chat", "stops")  # what `try` takes of them
 OF_SCORES = (*OF_ANSWERS, "map", "skip_bad", "turns", "max_length", "truncate", "final_answer", "metric", "gold")
-WHOLE = ("seed", "max_length", "evaluate_every", "budget_calls", "budget_tokens")
+WHOLE = ("seed", "max_length", "evaluate_every", "budget_calls", "budget_tokens", "parallel_calls")
 REPEATED = ("map", "stops")
 FLAGS = {name for name, (meta, _, _) in COMMON.items() if not meta}
 

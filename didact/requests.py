@@ -82,6 +82,7 @@ class Request(Common):
         config: the file that options were read from.
         budget_calls: to a served model, at most.
         budget_tokens: of a served model, at most.
+        parallel_calls: to a served model, under way at once.
         keep_checkpoints: also after the end.
         print_config: print the options and stop.
         dry_run: only say what it would take.
@@ -98,6 +99,7 @@ class Request(Common):
     config: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None
+    parallel_calls: int = 4
     keep_checkpoints: bool = False
     print_config: bool = False
     dry_run: bool = False

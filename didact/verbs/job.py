@@ -181,7 +181,10 @@ def _served(request: Request, entry: Mapping[str, Any]) -> remote.Remote | None:
     """The server the user named as the model, which can do what the method needs; None where none was named."""
     if not request.model or not remote.is_address(request.model):
         return None
-    served = remote.connect(request.model, budget_calls=request.budget_calls, budget_tokens=request.budget_tokens)
+    served = remote.connect(
+        request.model, budget_calls=request.budget_calls, budget_tokens=request.budget_tokens,
+        parallel=request.parallel_calls,
+    )  # fmt: skip
     language_models.need(served, *entry["capabilities"], by=request.method)
     return served
 

@@ -48,7 +48,7 @@ WRITTEN = (
     "report.html",
 )  # beside the models and result.json
 JOINED = "prompt and completion by one space, unless either has white space there"
-BUDGET = ("budget_calls", "budget_tokens")  # what a run may use does not change what it is
+BUDGET = ("budget_calls", "budget_tokens", "parallel_calls")  # what a run may use does not change what it is
 
 
 def run(request: Request) -> dict[str, Any]:
