@@ -1,9 +1,9 @@
 """GPT-3's claim on a pre-trained model: English words put into German, told from K demonstrations.
 
-Each seed draws its own words of the thousand most frequent in a bilingual dictionary (XLING); a word's every translation
-there is right. On the tuning seed (1000) rarer words were known in one case of eight, whatever was shown. Beside it,
-reported, the topic of messages to a bank (banking77), where demonstrations did not help on that seed (.67 with none, .48
-with 12): labels that are long and alike are told better by themselves.
+Each seed draws its own words of the thousand most frequent in a bilingual dictionary (XLING); a word's every
+translation there is right. On the tuning seed (1000) rarer words were known in one case of eight, whatever was shown.
+Beside it, reported, the topic of messages to a bank (banking77), where demonstrations did not help on that seed (.67
+with none, .48 with 12): labels that are long and alike are told better by themselves.
 """
 
 from __future__ import annotations
