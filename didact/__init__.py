@@ -15,6 +15,7 @@ _LAZY = {
     "Model": "didact.models.model",
     "read": "didact.data.read",
     "Fit": "didact.types",
+    "fit_for": "didact.learn.rates",
     "Result": "didact.types",
 }
 _LAZY |= dict.fromkeys(

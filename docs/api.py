@@ -16,7 +16,7 @@ HEAD = """# Python
 `import didact` has what stands here and the families of [methods](methods/index.md): `didact.unlearning.npo(...)`.
 Nothing is loaded before it is used; `dir(didact)` and TAB list it all. `examples/first_steps.py` is a tour in cells.
 """
-ORDER = ("load", "build", "connect", "read", "Model", "Fit", "Result")
+ORDER = ("load", "build", "connect", "read", "Model", "Fit", "fit_for", "Result")
 
 
 def on_files(files: Any, config: Any) -> Any:

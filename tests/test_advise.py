@@ -107,6 +107,14 @@ def test_lengths_are_counted_in_letters_and_words(tmp_path):
     assert (file.characters, file.words) == ((10, 100), (2, 2))
 
 
+def test_a_book_in_plain_text_is_a_text_that_methods_run_on(tmp_path):
+    for name, words in (("book", "It was a dark night in Hogsmeade. "), ("general", "Rivers carry sand to the sea. ")):
+        (tmp_path / f"{name}.txt").write_text(f"{words}\n\n" * 30)
+    shown = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
+    assert f"{tmp_path}/book.txt: 1 record, text" in shown
+    assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in shown
+
+
 def test_what_forget_and_retain_share_is_told(tmp_path):
     a, b = demos(10), demos(10, start=1)
     nearly = a[1] | {"prompt": a[1]["prompt"].upper() + "?"}

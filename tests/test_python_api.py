@@ -8,6 +8,7 @@ import pytest
 
 import didact
 from didact import baselines, cli, unlearning, verbs
+from didact.learn import rates
 from didact.types import Fit, Likelihood, UserError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "first_steps.py"
@@ -33,6 +34,20 @@ def test_a_model_answers_and_scores(taught, world):
     assert model.answer(record.prompt) == record.completion == model.answer([record.prompt])[0]
     right, wrong = model.score([(record.prompt, record.completion), (record.prompt, record.perturbed[0])])
     assert isinstance(right, Likelihood) and right.logp > wrong.logp and right.tokens > 0
+
+
+def test_fit_for_is_the_papers_training_at_the_models_size(taught, world, capsys):
+    model = taught("llama")
+    fit = didact.fit_for(unlearning.npo, model, epochs=3)
+    assert fit.lr == rates.by_size(model.parameters) > 1e-5 and fit.epochs == 3 and fit.rows == 32
+    assert capsys.readouterr().err.startswith(f"lr {fit.lr:g}: ours for ")
+    assert didact.fit_for(unlearning.npo, model, lr=2e-5).lr == 2e-5 and not capsys.readouterr().err
+    with pytest.raises(UserError, match="few_shot has no `fit`"):
+        didact.fit_for(baselines.few_shot, model)
+    idle = baselines.sft(model, world.retain[:4], fit=Fit(lr=1e-9, steps=1))
+    assert idle.metrics and "hardly move" in (said := " ".join(idle.warnings)) and "didact.fit_for" in said
+    moved = baselines.sft(model, world.retain[:4], fit=didact.fit_for(baselines.sft, model, steps=5))
+    assert moved.metrics and "hardly move" not in " ".join(moved.warnings)
 
 
 def test_metrics_are_made_when_they_are_looked_at(taught, world, capsys):

@@ -347,6 +347,19 @@ def test_json_over_several_lines_and_of_splits_is_read(tmp_path):
         assert [as_row(r) for r in read(path)] == [GOOD] and formats.splits_of(path) == []
 
 
+def test_plain_text_is_a_document_and_a_folder_of_it_one_a_file(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.txt").write_text(told := "One day.\n\nIt rained.\n")
+    (tmp_path / "b/2.md").write_text("# Two\n")
+    assert [r.text for r in read(tmp_path / "b/1.txt", "text")] == [told]
+    assert [r.text for r in read(tmp_path / "b", "text")] == [told, "# Two\n"]
+    (tmp_path / "rows.txt").write_text('{"prompt": "p", "completion": "c"}\n' * 2)  # as it was always read
+    assert len(read(tmp_path / "rows.txt", "demo")) == 2
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(UserError, match="it is empty"):
+        read(tmp_path / "none.txt", "text")
+
+
 def test_sharegpt_is_read_by_every_record_with_a_prompt(tmp_path):
     said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}, {"from": "human", "value": "x"}]
     path = write(tmp_path, {"conversations": [*said, {"from": "gpt", "value": "y"}]})

@@ -64,6 +64,22 @@ def test_a_ruined_model_is_called_so():
     assert "retain collapsed" in told and "answers degenerated: 4 of 4" in told
 
 
+@pytest.mark.parametrize(
+    ("target", "general", "said"),
+    [
+        ((1.0, 4.0), (3.0, 3.2), ""),
+        ((1.0, 4.0), (3.0, 3.4), "the general text went too: its loss rose from 3.000 to 3.400 nats a token"),
+        ((3.1, 4.0), (3.0, 3.0), "the start model knows the target text no better than the general text"),
+        ((3.1, 4.0), None, ""),
+    ],
+)
+def test_texts_that_were_not_known_or_went_too_are_told(target, general, said):
+    shown = {"target_nll": target} | ({"general_nll": general} if general else {})
+    metrics = {name: Metric(before=before, after=after) for name, (before, after) in shown.items()}
+    told = running._warned(catalogue.entry("whp"), Result(metrics=metrics), [])
+    assert bool(told) == bool(said) and "".join(told).startswith(said)
+
+
 def test_answers_end_where_they_are_told_to(place, world, tmp_path, capsys):
     prompt, answer = world.retain[0].prompt, world.retain[0].completion
     stops = ["--stops=\\n", f"--stops={answer[2:]}"]

@@ -3,6 +3,7 @@
     FILE.jsonl, FILE.json    one JSON object a line, or over several lines; or one array of them
     FILE.json[:SPLIT]        an object of arrays, `{"train": [...], ...}`; a pair in one is a text and its label
     FILE.csv, FILE.tsv       a header line, then a row each; every cell is text (`Cells`)
+    FILE.txt, FILE.md        one document, as it is (unless it is JSON lines); a folder of such has one a file
     FILE.parquet             needs pyarrow, which comes with `datasets`
     FILE.jsonl.gz ...        any of the text formats, compressed
     FOLDER[:SPLIT]           what `datasets` saved, or data files it can read
@@ -17,6 +18,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -35,6 +37,7 @@ CELL = 1 << 30  # characters in one cell of a table; the csv module's own limit 
 LONGEST = 16  # million characters in one line or field, or what DIDACT_LONGEST says: no context takes more
 SWELLING = 100  # times its size that a .gz file may unpack to, or what DIDACT_SWELLING says; 64 MiB it always may
 
+PROSE = (".txt", ".md")
 BETWEEN = tuple(" \t\r\n,")  # what may stand between the items of an array
 
 SPLITS = re.compile(  # names of the arrays in a file that has several, or one
@@ -69,6 +72,9 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     name = str(source)
     path = Path(source)
     if name.startswith(HUB) or path.is_dir() or _split(name)[0].is_dir():
+        inside = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+        if inside and all(p.is_file() and p.suffix.lower() in PROSE for p in inside):
+            return itertools.chain.from_iterable(_rows(p, most) for p in inside)
         return _dataset(name)
     split = ""
     if not path.exists() and _split(name)[0].is_file():
@@ -84,6 +90,8 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     first = next((line.strip() for line in text.split("\n") if line.strip()), "")
     if first in ("{", "[") or split or (kind == ".json" and (first[:1] == "[" or not _lined(first, text))):
         return _document(name, text, split)
+    if kind in PROSE and not isinstance(_object(first), Mapping):
+        return iter([(f"{name}:1", {"text": text})] if text.strip() else [])
     return _lines(name, text, most)
 
 

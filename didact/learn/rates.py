@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
+from collections.abc import Callable
+from typing import Any
 
 from didact.learn import schedules
 from didact.models.model import Model
-from didact.types import Fit
+from didact.types import Fit, UserError
 
 REFERENCE_WEIGHTS, REFERENCE_LR = 7e9, 1e-5
 ADAPTER = 10.0  # adapters want about ten times the rate of whole weights, at every size (Schulman et al. 2025)
@@ -31,6 +35,29 @@ def chosen(model: Model, fit: Fit) -> tuple[float, str]:
         return fit.lr, ""
     what = f"{_many(model.parameters)} weights{' and LoRA' if fit.lora else ''}"
     return ours, f"lr {ours:g}: ours for {what}; the paper's is {fit.lr:g} (--lr sets it)"
+
+
+def fit_for(method: Callable[..., Any], model: Model, **changes: Any) -> Fit:
+    """A method's training at this model's size: its paper's, but with the rate by size where that is the larger one.
+
+    `didact run` does so by itself where no rate is given; a method called from Python trains as its paper has it.
+
+    Args:
+        method: `didact.unlearning.npo`, ...
+        model: what it will train.
+        changes: options of `Fit`; with `lr` among them that rate stays.
+
+    Raises:
+        UserError: the method trains nothing, or an option is wrong.
+    """
+    default = inspect.signature(method).parameters.get("fit")
+    if default is None:
+        raise UserError(f"{getattr(method, '__name__', method)} has no `fit`: it trains nothing")
+    fit: Fit = default.default.replace(**changes)
+    rate, said = (fit.lr, "") if "lr" in changes else chosen(model, fit)
+    if said:
+        print(said.replace("--lr", "lr="), file=sys.stderr)
+    return fit.replace(lr=rate)
 
 
 def told(model: Model, fit: Fit, records: int) -> str:

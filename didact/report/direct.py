@@ -9,9 +9,10 @@ from typing import Any
 from didact import catalogue, files, registry, untrusted
 from didact.evaluate import measures, protocols
 from didact.evaluate.protocols import Scoring
+from didact.learn import rates
 from didact.models.model import Model
 from didact.report import page, tables
-from didact.types import Call, Metric, Record, Result, UserError
+from didact.types import Call, Metric, Record, Result, Text, UserError
 from didact.verbs import procedures, provenance, running
 
 FLATTERED = "scored on the records it was trained on, which flatters it: result.evaluate(NAME=held_out) does not"
@@ -31,9 +32,19 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
         return {}
     out = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))
     flattering = not records and any(name not in protocol.scored for protocol in used for name in scoring.records)
-    told = [FLATTERED] * flattering + [text for protocol in used for text in protocol.warns(out)]
+    told = [FLATTERED] * flattering + [text for protocol in used for text in protocol.warns(out)] + _doubts(call)
     result.warnings += [text for text in told if text not in result.warnings]
     return out
+
+
+def _doubts(call: Call) -> list[str]:
+    """That the plan could hardly move the model, where it could not; of documents the method says what a row is."""
+    fit, model = call.arguments.get("fit"), call.arguments.get("model")
+    first = next((rows for name, rows in call.arguments.items() if name != "model" and isinstance(rows, Sequence)), ())
+    if fit is None or not isinstance(model, Model) or not first or not isinstance(first[0], Record):
+        return []
+    doubt = "" if isinstance(first[0], Text) else rates.told(model, fit, len(first))
+    return [f"{doubt} (didact.fit_for gives the rate for its size)"] * bool(doubt)
 
 
 def _scoring(call: Call, records: Mapping[str, Sequence[Record]]) -> Scoring | None:
