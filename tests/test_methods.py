@@ -49,6 +49,8 @@ INSTEAD = {
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
     "phf:filter": {"threshold": -1e3},
+    "evolve": {"bandit.horizon": 6, "trajectories": 3, "trials": 2},
+    "evolve.prompt": {"bandit.horizon": 6, "trials": 2},
     "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak

@@ -23,15 +23,15 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
     call = _call(result)
     entry, model = catalogue.entry(call.method), result.models.get("model")
     scoring = _scoring(call, records)
-    used = [protocols.named(name) for name in entry["protocol"]]
+    used = [protocols.named(n) for n in entry["protocol"] if scoring and running.scored_by(n, scoring.records)]
     if scoring and entry["answers"] and result.predict:
-        if any(p.records(scoring.records) for p in used):
+        if used:
             procedures.told(entry, call.arguments["model"], result, scoring)
         return vars(result).get("metrics", {})
-    if scoring is None or not isinstance(model, Model) or not any(p.records(scoring.records) for p in used):
+    if scoring is None or not isinstance(model, Model) or not used:
         return {}
     out = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))
-    flattering = not records and any(name not in protocol.scored for protocol in used for name in scoring.records)
+    flattering = not records and any(p.kind and name not in p.scored for p in used for name in scoring.records)
     told = [FLATTERED] * flattering + [text for protocol in used for text in protocol.warns(out)] + _doubts(call)
     result.warnings += [text for text in told if text not in result.warnings]
     return out
@@ -73,10 +73,10 @@ def _samples(result: Result) -> list[dict[str, str]]:
     scoring, model = _scoring(call, {}), result.models.get("model")
     if scoring is None or not isinstance(model, Model) or model.kind == "encoder":
         return []
-    used = [protocols.named(name) for name in catalogue.entry(call.method)["protocol"]]
+    names = catalogue.entry(call.method)["protocol"]
+    used = [protocols.named(n) for n in names if running.scored_by(n, scoring.records)]
     parts = {name: rows for name, rows in scoring.records.items() if hasattr(rows[0], "prompt")}
-    able = [protocol for protocol in used if protocol.records(scoring.records)]
-    asked = protocols.drawn(able[0], scoring, parts, tables.SAMPLES) if able else []
+    asked = protocols.drawn(used[0], scoring, parts, tables.SAMPLES) if used else []
     sides = [one.answer([a.prompt for a in asked]) if asked else [] for one in (scoring.start, model)]
     return [a._asdict() | {"before": was, "after": now} for a, was, now in zip(asked, *sides, strict=True)]
 

@@ -1,1 +1,1 @@
-"""What models may use: a place to run the programs they write."""
+"""What models use and act in: a place to run the programs they write, and environments. Imports no torch."""

@@ -144,7 +144,7 @@ def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
     hooks: list[Hook] = []
     every, folder = job.request.evaluate_every, out / "checkpoints" if job.request.keep_best else None
     if every and scoring:
-        used = next(protocols.named(name) for name in job.entry["protocol"] if _scored_by(name, scoring.records))
+        used = next(protocols.named(name) for name in job.entry["protocol"] if scored_by(name, scoring.records))
         brief = dataclasses.replace(scoring, brief=True)
 
         def look(model: Model) -> dict[str, Measure]:
@@ -158,7 +158,7 @@ def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
 
 def _scoring(job: Job) -> Scoring | None:
     """What the method's protocols score on; None where it has none, or no records for them."""
-    if job.model is None or not any(_scored_by(name, job.scored) for name in job.entry["protocol"]):
+    if job.model is None or not any(scored_by(name, job.scored) for name in job.entry["protocol"]):
         return None
     if not isinstance(job.model, Model) and not job.entry["answers"]:
         return None
@@ -176,14 +176,15 @@ def scored(entry: Mapping[str, Any], model: Model, scoring: Scoring) -> dict[str
     """All measures of a model by a method's protocols."""
     out: dict[str, Measure] = {}
     for name in entry["protocol"]:
-        if _scored_by(name, scoring.records):
+        if scored_by(name, scoring.records):
             out |= protocols.named(name).score(model, scoring)
             if name == entry["protocol"][0]:
                 out |= own.score(scoring.metrics, partial(generate.generate, model), protocols.named(name), scoring)
     return out | scoring.kept_general(model)
 
 
-def _scored_by(name: str, records: Mapping[str, Any]) -> bool:
+def scored_by(name: str, records: Mapping[str, Any]) -> bool:
+    """Whether a protocol can score a model on these records; some need none."""
     protocol = protocols.named(name)
     return not protocol.kind or bool(protocol.records(records))
 
@@ -192,7 +193,7 @@ def _answers(
     job: Job, scoring: Scoring, model: Model, predict: Callable[..., Any] | None
 ) -> dict[str, list[dict[str, str]]]:
     """Answers before and after, to some records of every part that is scored, drawn at random."""
-    used = next(protocols.named(name) for name in job.entry["protocol"] if _scored_by(name, scoring.records))
+    used = next(protocols.named(name) for name in job.entry["protocol"] if scored_by(name, scoring.records))
     parts = {k: v for k, v in scoring.records.items() if v and k != "holdout" and hasattr(v[0], "prompt")}
     asked = [] if model.kind == "encoder" else protocols.drawn(used, scoring, parts, ASKED)
     if not asked:

@@ -1,0 +1,139 @@
+"""EVOLvE's claim on models trained from scratch: one that imitates an algorithm explores as the algorithm does.
+
+Bernoulli bandits with a gap of .5 and 200 pulls (of fewer, regret cannot tell exploration from greed). Three arms in
+the quick tier, which is what its time allows, and five in the full one. Found on seeds 1000 and 1001: rate and steps;
+games of a gap of .3 to learn from, in which fewer choices are plain; and that choices are drawn at temperature 1, for
+greedy decoding of the same models gives up the best arm in up to half of the games, which is reported. Models that see
+a raw history, twenty times as long, are trained on as many tokens. All play the same instances on the same luck.
+Few-shot prompting needs a pretrained model and is not tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from didact import control
+from didact.claims import lab, runner
+from didact.claims.control import evolve_example
+from didact.claims.control.evolve_example import BETTER, VIEWS
+from didact.claims.lab import bound, difference, equivalence, gate, ratio
+from didact.data import histories
+from didact.evaluate import regret
+from didact.infer import acting
+from didact.infer import lm as language_models
+from didact.infer.acting import Oracle, Played
+from didact.models.model import Model
+from didact.tools.bandits import Bandits
+from didact.types import Fit
+
+problem, problem_prompt = evolve_example.problem, evolve_example.problem_prompt
+
+ARMS = {"smoke": 3, "quick": 3, "full": 5}
+STEPS = {"smoke": 10, "quick": 300, "full": 1500}
+GAMES = {"smoke": 10, "quick": 40, "full": 200}
+TRAINED = {"smoke": 4, "quick": 60, "full": 200}  # games of the oracle
+RATE, ROWS, LONG = 5e-3, 48, 8  # rows of a step; games of the model of raw histories
+TAUGHT = 0.3  # gap of the oracle's games: of the choices in them fewer are plain
+PARTS = ("guided", "summary", "raw", "greedy", "untaught")
+
+
+def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, oracle: str = "ucb") -> runner.Measured:
+    """Models taught from each form of history, one taught by the greedy algorithm, and the algorithms themselves."""
+    config = evolve_example.config(ARMS[tier])
+    world = regret.world_of(config, GAMES[tier], seed)
+    out = {name: _measures(world, acting.played_by(world, Oracle(name), seed)) for name in ("ucb", "greedy", "random")}
+    out = {f"algorithm_{name}": found for name, found in out.items()}
+    for part in parts:
+        form: Any = "summary" if part in ("greedy", "untaught") else part
+        games = Bandits(world.expected[:LONG], world.rewards[:LONG]) if part in ("raw", "untaught") else world
+        start = evolve_example.start(seed, form, ARMS[tier])
+        model = (
+            start if part == "untaught" else _taught(start, seed, tier, form, "greedy" if part == "greedy" else oracle)
+        )
+        out[part] = _measures(games, _game(model, games, form, seed))
+        if part == "summary":
+            out["decoded"] = _measures(games, _game(model, games, form, seed, 0.0))
+    return out
+
+
+def _taught(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) -> Model:
+    steps, rows, games = STEPS[tier], ROWS, TRAINED[tier]
+    if form == "raw":  # as many tokens
+        steps, rows, games = steps // 6, rows // 3, games // 4
+    fit = Fit(lr=RATE, steps=steps, rows=rows, schedule="cosine", warmup_steps=10, betas=BETTER, seed=seed)
+    result = control.evolve(
+        start, oracle=oracle, bandit=evolve_example.config(ARMS[tier], TAUGHT), view=VIEWS[form], trajectories=games,
+        trials=2, fit=fit,
+    )  # fmt: skip
+    return lab.model_of(result)
+
+
+def _game(model: Model, world: Bandits, form: Any, seed: int, temperature: float = 1.0) -> Played:
+    answer = acting.answering(language_models.of(model), seed, temperature)
+    return acting.played(world, answer, VIEWS[form], Oracle(), seed)
+
+
+def _measures(world: Bandits, game: Played) -> dict[str, float]:
+    return {
+        "regret": lab.mean(regret.curve(world, game)[:, -1]),
+        "failures": lab.mean(regret.suffix_failures(world, game)),
+        "best_arm": lab.mean(regret.optimal(world, game)),
+        "invalid": 1 - lab.mean(game.own.ravel()),
+    }
+
+
+_summary = histories.summary  # the intact part, which a sabotage wraps
+
+
+def _mixed(view: Any, names: Any, pulls: Any, sums: Any, step: int, *more: Any) -> str:
+    """Averages of other arms, another order at every step."""
+    order = np.random.default_rng([step, int(sums.sum())]).permutation(len(names))
+    return _summary(view, names, pulls, (sums / np.maximum(pulls, 1))[order] * pulls, step, *more)
+
+
+def _best(world: Bandits, step: int, rng: Any) -> Any:
+    return world.expected[:, step].argmax(-1)
+
+
+UNIT, FAILED = "reward lost in 200 pulls", "share of games"
+NEAR, EXPLORES, CHANCE = (
+    "near the algorithm it imitates",
+    "greed is imitated too",
+    "answers that name no arm lose as chance",
+)
+
+CLAIM = runner.Claim(
+    method="evolve",
+    text=(
+        "Fine-tuned on what UCB does, a small model explores in context: its regret is within twice UCB's where the "
+        "algorithm's two terms are in the prompt, about the same from a summary of the history, and larger from "
+        "the raw one. Exploration is in the labels: taught by a greedy algorithm it gives up the best arm as that does."
+    ),
+    run=run,
+    gates=(gate("answers name an arm", "summary.invalid", at_most=0.05, unit="share of answers"),),
+    tests=(
+        ratio(NEAR, "guided.regret", "algorithm_ucb.regret", below=2.0, unit="ratio of regrets"),
+        ratio("far below chance", "summary.regret", "algorithm_random.regret", below=0.5, unit="ratio of regrets"),
+        difference("the terms help, or do no harm", "guided.regret", "summary.regret", UNIT, less=True, null=4.0),
+        difference("a summary is better than the raw history", "summary.regret", "raw.regret", UNIT, less=True),
+        difference(EXPLORES, "greedy.failures", "summary.failures", FAILED),
+        bound("the best arm is given up by greed", "greedy.failures", 0.1, FAILED),
+        difference("the summary's model rarely gives up the best arm", "summary.failures", "algorithm_greedy.failures",
+                   FAILED, less=True, null=-0.05),
+        equivalence(CHANCE, "untaught.regret", "algorithm_random.regret", 4.0, UNIT),
+        difference("terms against summary", "guided.regret", "summary.regret", UNIT, less=True, reported=True),
+        difference("greedy decoding gives up more", "decoded.failures", "summary.failures", FAILED, reported=True),
+        equivalence("as often as the greedy algorithm", "greedy.failures", "algorithm_greedy.failures", 0.1, FAILED,
+                    reported=True),
+    ),
+    sabotages=(
+        runner.Sabotage("taught by greed", EXPLORES, "summary.failures",
+                        options={"oracle": "greedy", "parts": ("summary", "greedy")}),
+        runner.Sabotage("averages of other arms", "far below chance", "summary.regret",
+                        {"didact.data.histories:summary": _mixed}, {"parts": ("summary",)}),
+        runner.Sabotage("no arm named is the best arm", CHANCE, "untaught.regret",
+                        {"didact.infer.acting:instead": _best}, {"parts": ("untaught",)}),
+    ),
+)  # fmt: skip

@@ -1,0 +1,108 @@
+"""EVOLvE at inference: a model plays bandits from a history, an algorithm's terms, or demonstrations in its prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from didact.bounds import Count, NonNegative, Whole
+from didact.data import histories
+from didact.data.histories import View
+from didact.evaluate import measures, regret
+from didact.infer import acting
+from didact.infer import lm as language_models
+from didact.infer.acting import Oracle, Played
+from didact.infer.ask import Asker, Asking
+from didact.models.model import Model
+from didact.registry import method
+from didact.tools import bandits
+from didact.tools.bandits import BanditConfig
+from didact.types import LM, Result
+
+NAME = "evolve.prompt"
+
+
+@method(
+    NAME,
+    paper="EVOLvE: Evaluating and Optimizing LLMs For In-Context Exploration",
+    year=2025,
+    source="arXiv:2410.06238",
+    gives=("findings", "records"),
+    capabilities=("generate",),
+    presets={
+        "few-shot": {"shots": 5},
+        "ag": {"view.form": "guided"},
+        "raw": {"view.form": "raw"},
+        "contextual": {"bandit.law": "linear", "bandit.horizon": 200, "view.form": "guided"},
+    },
+)
+def evolve_prompt(
+    model: Model | LM,
+    *,
+    oracle: Literal["ucb", "linucb", "thompson", "greedy"] = "ucb",
+    alpha: NonNegative = 0.5,
+    bandit: BanditConfig = BanditConfig(),  # noqa: B008  (frozen)
+    view: View = View(),  # noqa: B008
+    shots: Whole = 0,
+    trials: Count = 30,
+    plain: bool = True,
+    asking: Asking = Asking(max_new_tokens=acting.TOKENS, tries=1),  # noqa: B008
+    seed: int = 0,
+) -> Result:
+    """Measure how a model explores, and help it by its prompt alone.
+
+    In every step of `trials` games side by side the model is asked which arm to pull, after what it has seen: a
+    history of all pulls (view.form raw), a summary by arm (summary), or the summary with the two terms whose sum
+    UCB maximises (guided). With `shots` the prompt begins with so many steps of a game that the oracle plays: every
+    second one after its first two. An answer that names no arm is replaced by a random one, and counted as invalid.
+
+    Args:
+        model: a local model or a server.
+        oracle: whose terms a guided view shows, and who plays the demonstrations.
+        alpha: how much it explores.
+        bandit: what is played.
+        view: what the model sees of the history.
+        shots: demonstrations in the prompt; 5 in the paper.
+        trials: games, played on the same luck by every player.
+        plain: play the same games from a raw history without demonstrations too: the numbers "before".
+        asking: how the model is asked.
+        seed: of the games.
+
+    Returns:
+        metrics beside plain asking, findings: model and algorithms beside one another; the games as trajectories,
+        which `evolve --episodes` can teach; the transcript.
+
+    Raises:
+        UserError: a view or an oracle that does not go with the bandits.
+    """
+    began = time.monotonic()
+    teacher = Oracle(oracle, alpha)
+    asker = Asker(language_models.need(model, "generate", by=NAME), asking, seed)
+    world = regret.world_of(bandit, trials, seed)
+    names = acting.begin(world, view, teacher).names
+    before = acting.examples(bandits.drawn(bandit, 1, seed), view, teacher, shots, seed)
+
+    def answer(prompts: Sequence[str]) -> list[str | None]:
+        said = asker.ask(prompts, lambda text: text if histories.read(text, names) is not None else None, "player",
+                         stop=("\n",))  # fmt: skip
+        return ["" if text is None and not asker.ended else text for text in said]
+
+    def game(view: View, before: str = "") -> Played:
+        return acting.played(world, answer, view, teacher, seed, before)
+
+    shown = game(view, before)
+    asked_plainly = plain and (shots > 0 or view.form != "raw") and not asker.ended
+    games = {"model": shown} | ({"plain": game(dataclasses.replace(view, form="raw"))} if asked_plainly else {})
+    against = regret.rivals(world, teacher, seed)
+    found = {name: regret.measures(world, played, against, bandit.gap) for name, played in games.items()}
+    result = Result(
+        records=list(acting.trajectories(world, shown, view)),
+        transcript=list(asker.demos()),
+        findings=asker.findings() | {"players": regret.standings(world, games | against, bandit.gap)},
+        metrics=measures.metrics(found.get("plain"), found["model"]),
+        warnings=asker.warnings(),
+    )
+    result.cost.seconds = time.monotonic() - began
+    return result
