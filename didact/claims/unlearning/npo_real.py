@@ -1,8 +1,9 @@
 """NPO's claim on a pre-trained model: capitals it demonstrably knows, six of them to be forgotten.
 
 Countries are asked as the model was found to answer best; those it does not know are left out. Each seed deals the rest
-into what is to be forgotten, what is trained to stay, and neighbours that no training saw, on which the damage is read.
-Of two rates each arm has the one that left most apart on seed 1000 (neighbours kept less forget answers kept).
+into what is to be forgotten, what is trained to stay, and neighbours that no training saw, on which the damage is read:
+at the end, and at the first look at which answers are forgotten. Of five rates from 1e-5 to 3e-4 each arm has the one
+that left most apart at the end on seed 1000 (neighbours kept less forget answers kept).
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from didact import unlearning
 from didact.claims import lab, real, runner
 from didact.claims.lab import difference, gate
 from didact.evaluate import forgetting
+from didact.learn.fit import every
 from didact.models.model import Model
 from didact.types import Demo, Fit
 
 FORGET, RETAIN, STEPS = 6, 12, 20
+LOOK, FORGOTTEN = 2, 0.05  # steps between two looks; mean probability of an answer's token that counts as forgotten
 ASKED = "Question: What is the capital of {}?\nAnswer: The capital of {} is"
 CAPITALS = (
     "France Paris, Italy Rome, Spain Madrid, Portugal Lisbon, Germany Berlin, Austria Vienna, Poland Warsaw, "
@@ -50,9 +53,11 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS)) -> runn
     forget, retain, beside = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
     out = {"start": _kept(real.model(), forget, beside) | {"known": float(len(facts))}}
     for name in arms:
+        looks = every(LOOK, lambda step: _kept(Model(step.module, real.model().processor), forget, beside))
         fit = Fit(lr=RATES[name], lora=8, steps=STEPS, rows=6, seed=seed)
-        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit))
-        out[name] = _kept(model, forget, beside)
+        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit, hooks=[looks]))
+        first = next((row for row in looks.rows if row["forget"] <= FORGOTTEN), looks.rows[-1])
+        out[name] = _kept(model, forget, beside) | {"beside_forgotten": first["beside"]}
     return out
 
 
@@ -78,7 +83,9 @@ CLAIM = runner.Claim(
     ),
     tests=(
         difference("forgets", "npo.forget", "start.forget", "probability", null=-0.3, less=True),
-        difference("neighbours are kept better than by ascent", "npo.beside", "ga.beside", "probability", margin=0.05),
+        difference("neighbours kept better at the end", "npo.beside", "ga.beside", "probability", margin=0.02),
+        difference("neighbours kept better when forgotten", "npo.beside_forgotten", "ga.beside_forgotten",
+                   "probability", margin=0.02),
         difference("what is left apart", "npo.apart", "ga.apart", "probability", reported=True),
         difference("ascent alone takes neighbours", "ga alone.beside", "start.beside", "probability", null=-0.1,
                    less=True, reported=True),
