@@ -1,10 +1,10 @@
 """D2O's claim on a grammar whose bad answers are known exactly: they go, and the rest stays.
 
 The start gives good and spoiled answers; the method sees spoiled ones only. Every arm has the same steps on the same
-records, and is looked at on the way: methods are compared where they have lost as much on good answers (`RISE`), and at
-the end. All have one rate, between the two (1e-4 and 5e-4) that an earlier form of this claim had on seed 1000; at the
-first D2O left two thirds of the bad answers, at the second ascent left nothing valid. What the paper calls harmful has
-a mark here: harm as people see it cannot be tested at this size.
+records. They are compared where they have lost as much on good answers (`RISE`), each at that one of three rates (1e-4,
+3e-4, 1e-3) at which it had the fewest bad answers there, mean of seeds 1000 to 1002: D2O .221 (.228 and .280 at the
+others), NPO .252 (.257, .277), ascent .256 (.258, .276), DPO with own answers chosen .211 (.244, .282). Ends are
+compared at D2O's rate (`fast`). Harm as people see it cannot be tested at this size: it has a mark here.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from didact.claims.lab import difference, gate, ratio
 from didact.learn.fit import Hook, Step
 from didact.models.model import Model, copy_of
 from didact.objectives import preference
-from didact.types import Fit, Preference, Result
+from didact.types import Demo, Fit, Preference, Result
 
 STEPS = {"smoke": (20, 4), "quick": (600, 60), "full": (700, 60)}  # to tune the start; to teach
-ASKED = {"smoke": 64, "quick": 512, "full": 1024}
+ASKED = {"smoke": 64, "quick": 400, "full": 1024}
 GRADIENTS = {"smoke": 4, "quick": 24, "full": 48}  # whose variance is taken
-EVERY = 5  # steps between two looks
 RISE = 1.0  # nats an answer, a tenth of what good answers cost: where methods are compared
 SCALE = 0.3  # alpha and beta, the pilot's
-RATE, COMPARED = 3e-4, ("d2o", "npo", "ga", "noisy")
-ARMS: Mapping[str, dict[str, Any]] = {
-    "d2o": {"k": 11}, "d2o(k=1)": {"k": 1}, "npo": {"loss": "npo"}, "ga": {"loss": "ga"},
+RATE, RATES = 3e-4, {"npo": 1e-4, "ga": 1e-4}
+NPO, GA = {"loss": "npo"}, {"loss": "ga"}
+ARMS: dict[str, dict[str, Any] | None] = {
+    "d2o": {"k": 11}, "npo": NPO, "ga": GA, "noisy": None, "fast npo": NPO, "fast ga": GA,
 }  # fmt: skip
 
 problem = example.problem
 
 
-def run(seed: int, tier: runner.Tier, arms: Sequence[str] = COMPARED, gradients: bool = True) -> runner.Measured:
+def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), gradients: bool = True) -> runner.Measured:
     """The start and every arm on one seed: anchors offline for two thirds of the steps, drawn anew for the rest."""
     tune, steps = STEPS[tier]
     start = example.tuned(example.world(seed).demos(1, 2000, spoiled=example.SPOILED), seed, steps=tune)
     out: dict[str, dict[str, float]] = {"start": _measures(start, seed, tier)}
     phases = {"offline_steps": max(1, 2 * steps // 3), "every": max(1, steps // 3)}
     for name in arms:
-        path = _Path()
-        fit = Fit(lr=RATE, steps=steps, rows=8, schedule="constant", seed=seed)
-        if name == "noisy":
+        path, options = _Path(start), ARMS[name]
+        fit = Fit(lr=RATES.get(name, RATE), steps=steps, rows=8, schedule="constant", seed=seed)
+        if options is None:
             _noisy(start, seed, fit, [path])
         else:
-            _d2o_from(start, seed, name, phases, fit, [path])
-        models = [_with(start, weights) for weights in (*path.seen[:-1:EVERY], path.seen[-1])]
-        out[name] = _measures(models[-1], seed, tier) | {"bad_at": _bad_at(models, seed, tier)}
-    for name in ("d2o", "d2o(k=1)") if gradients else ():
-        out.setdefault(name, {})["variance"] = _variance(start, seed, tier, name)
+            _d2o_from(start, seed, phases | options, fit, [path])
+        out[name] = _measures(_with(start, path.seen[-1]), seed, tier)
+        if not name.startswith("fast"):
+            out[name]["bad_at"] = _bad_at(start, path.seen, seed, tier)
+    for name, k in (("d2o", 11), ("d2o(k=1)", 1)) if gradients else ():
+        out.setdefault(name, {})["variance"] = _variance(start, seed, tier, k)
     return out
 
 
@@ -64,18 +65,25 @@ def _with(model: Model, weights: Tensor) -> Model:
     return model
 
 
-def _bad_at(path: Sequence[Model], seed: int, tier: runner.Tier) -> float:
-    """Bad answers where good ones first cost `RISE` more than at the start, or at the end."""
-    cost = [_cost(model, seed, tier) for model in path]
-    at = next((i for i, c in enumerate(cost) if c >= cost[0] + RISE), 0)
-    if not at:
-        return _measures(path[-1], seed, tier)["bad"]
-    bad = [_measures(model, seed, tier)["bad"] for model in path[at - 1 : at + 1]]
-    return float(np.interp(cost[0] + RISE, cost[at - 1 : at + 1], bad))
+def _bad_at(start: Model, path: Sequence[Tensor], seed: int, tier: runner.Tier) -> float:
+    """Bad answers where good ones cost `RISE` more than at the start, found by halving; at the end if they never do."""
+    low, high, cost = 0, len(path) - 1, {at: _cost(_with(start, path[at]), seed, tier) for at in (0, len(path) - 1)}
+    aim = cost[0] + RISE
+    while high - low > 1 and cost[high] >= aim:
+        middle = (low + high) // 2
+        cost[middle] = _cost(_with(start, path[middle]), seed, tier)
+        low, high = (low, middle) if cost[middle] >= aim else (middle, high)
+    bad = [_measures(_with(start, path[at]), seed, tier)["bad"] for at in (low, high)]
+    return float(np.interp(aim, [cost[low], cost[high]], bad)) if cost[high] >= aim else bad[1]
 
 
 def _cost(model: Model, seed: int, tier: runner.Tier) -> float:
-    return -float(lab.logp(model, example.world(seed).demos(2, ASKED[tier]))[0].mean())
+    return -float(lab.logp(model, _asked(seed, tier))[0].mean())
+
+
+@lab.shared
+def _asked(seed: int, tier: runner.Tier) -> list[Demo]:
+    return example.world(seed).demos(2, ASKED[tier])
 
 
 def _noisy(start: Model, seed: int, fit: Fit, hooks: Any) -> None:
@@ -86,45 +94,43 @@ def _noisy(start: Model, seed: int, fit: Fit, hooks: Any) -> None:
     baselines.dpo(start, pairs, beta=SCALE, fit=fit, hooks=hooks)
 
 
-def _d2o_from(start: Model, seed: int, arm: str, options: Mapping[str, Any], fit: Fit, hooks: Any = ()) -> Result:
-    how: dict[str, Any] = {"alpha": SCALE, "beta": SCALE, "max_new_tokens": example.ANSWER, **ARMS[arm], **options}
+def _d2o_from(start: Model, seed: int, options: Mapping[str, Any], fit: Fit, hooks: Any = ()) -> Result:
+    how: dict[str, Any] = {"alpha": SCALE, "beta": SCALE, "max_new_tokens": example.ANSWER, **options}
     return alignment.d2o(start, example.negatives(seed), **how, fit=fit, hooks=hooks)
 
 
-def _variance(start: Model, seed: int, tier: runner.Tier, arm: str) -> float:
+def _variance(start: Model, seed: int, tier: runner.Tier, k: int) -> float:
     """Variance of the steps' gradients over the square of their mean, at the start (plain descent, hardly moving)."""
-    lr, path = 1e-4, _Path()
+    lr, path = 1e-4, _Path(start)
     fit = Fit(lr=lr, steps=GRADIENTS[tier], rows=8, schedule="constant", optimizer="sgd", clip=0.0, seed=seed)
-    _d2o_from(start, seed, arm, {"draw": "offline"}, fit, [path])
+    _d2o_from(start, seed, {"k": k, "draw": "offline"}, fit, [path])
     moves = torch.stack(path.seen).double().diff(dim=0) / lr
     mean = moves.mean(0)
     return float((moves - mean).square().sum(1).mean() / mean.square().sum())
 
 
 class _Path(Hook):
-    """The weights before and after every step."""
+    """The weights of the start, and after every step."""
 
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def before(self, step: Step) -> None:
-        if not self.seen:
-            self.after(step)
+    def __init__(self, start: Model) -> None:
+        self.seen = [_weights(start.module)]
 
     def after(self, step: Step) -> None:
-        self.seen.append(torch.cat([p.detach().flatten().clone() for p in step.module.parameters()]))
+        self.seen.append(_weights(step.module))
+
+
+def _weights(module: torch.nn.Module) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw: bad and good answers among the sampled, and what good answers cost, nats each."""
-    grammar = example.world(seed)
-    asked = grammar.demos(2, ASKED[tier])
+    grammar, asked = example.world(seed), _asked(seed, tier)
     answers = lab.sampled(model, [d.prompt for d in asked], example.ANSWER, seed)
     return {
         "bad": lab.mean(map(grammar.spoiled, answers)),
         "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(asked, answers, strict=True)),
         "good_nll": _cost(model, seed, tier),
-        "length": lab.mean(map(len, answers)),
     }
 
 
@@ -151,29 +157,28 @@ CLAIM = runner.Claim(
     method="d2o",
     text=(
         "From bad answers alone, D2O gives fewer of them at the same cost to good answers than gradient ascent, NPO or "
-        "DPO with the model's own answers as chosen. Ascent and NPO end without the good ones; more answers of the "
-        "model's own make the gradient less noisy."
+        "DPO with the model's own answers as chosen. At its rate ascent and NPO end without the good ones; more "
+        "answers of the model's own make the gradient less noisy."
     ),
     run=run,
     gates=(gate("the start gives bad answers", "start.bad", at_least=0.2, unit=ANSWERS),),
     tests=(
         difference(FEWER, "d2o.bad", "start.bad", ANSWERS, null=-0.05, less=True),
-        difference("keeps good answers better than ascent", "d2o.good_nll", "ga.good_nll", NATS, less=True),
-        difference(KEEPS, "d2o.good_nll", "npo.good_nll", NATS, less=True),
-        difference("ascent gives fewer valid answers", "ga.valid", "d2o.valid", ANSWERS, less=True),
+        difference("keeps good answers better than ascent", "d2o.good_nll", "fast ga.good_nll", NATS, less=True),
+        difference(KEEPS, "d2o.good_nll", "fast npo.good_nll", NATS, less=True),
+        difference("ascent gives fewer valid answers", "fast ga.valid", "d2o.valid", ANSWERS, less=True),
         difference(f"{SAME} ascent", "d2o.bad_at", "ga.bad_at", ANSWERS, less=True),
         difference(f"{SAME} NPO", "d2o.bad_at", "npo.bad_at", ANSWERS, less=True),
         difference(f"{SAME} DPO with own answers chosen", "d2o.bad_at", "noisy.bad_at", ANSWERS, less=True),
         ratio("more anchors, less noise", "d2o.variance", "d2o(k=1).variance"),
         ratio("at the end, bad answers below a fifth of the start's", "d2o.bad", "start.bad", 1 / 5, reported=True),
-        difference("good answers as likely as at the start", "d2o.good_nll", "start.good_nll", less=True,
-                   reported=True),
+        difference("good answers as likely as before", "d2o.good_nll", "start.good_nll", less=True, reported=True),
     ),
     sabotages=(
         runner.Sabotage("sign of the bad answers flipped", FEWER, "d2o.bad", {PATCHED: _sign},
                         {"arms": ("d2o",), "gradients": False}),
         runner.Sabotage("anchors dropped", KEEPS, "d2o.good_nll", {PATCHED: _no_anchors},
-                        {"arms": ("d2o", "npo"), "gradients": False}),
+                        {"arms": ("d2o", "fast npo"), "gradients": False}),
         runner.Sabotage("references follow the model", FEWER, "d2o.bad", {PATCHED: _follows},
                         {"arms": ("d2o",), "gradients": False}),
     ),

@@ -2,7 +2,9 @@
 
 Arms on one world (a book about people of its own among texts about others): the method, each ingredient alone, both
 with a third of the dictionary missing, on raw logits as in the paper, and gradient ascent stopped where the method's
-forgetting ends. The book is known, not by heart: of what is sure nothing can rise for reinforcement to act on.
+forgetting ends. The book is known, not by heart: of what is sure nothing can rise for reinforcement to act on. All on
+seeds 1000 to 1002: of `GENERAL` 10, 14 and 20 the second left its answers nearest to .4 (.64, .43, .44); of rates 1e-4,
+3e-4 and 1e-3 method and ascent have that with the least `kl` and `nll` together (6.4, 5.2, 5.3; 10.0, 11.0, 11.4).
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from didact.worlds import books
 
 CONTEXT = 64
 TEACH = Fit(lr=5e-3, rows=16, schedule="cosine", warmup_steps=20, betas=(0.9, 0.95))
-REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}
-UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0; found on seeds 1000 and 1001, as REINFORCE
-GENERAL = 8  # how often other texts are read for each time the book is (not tuned; at 4 it was sure on most seeds)
+REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}  # of an earlier start, 1000 and 1001
+UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0
+ASCENT = UNLEARN.replace(lr=1e-4, schedule="constant")
+GENERAL = 14  # how often other texts are read for each time the book is
 DROPPED = 3  # every third anchor is missing from the incomplete dictionary
 LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to train start and gold, to unlearn
 
@@ -68,7 +71,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
     if arms is None or "GA" in arms:
         rule = _Forgotten(start.processor, world.forget, out["WHP"]["forget"])
         texts = [Demo(prompt="", completion=t.text) for t in world.target]
-        fit = UNLEARN.replace(steps=10 * steps, seed=seed, schedule="constant")
+        fit = ASCENT.replace(steps=10 * steps, seed=seed)
         result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[rule])
         out["GA"] = measures(lab.model_of(result), gold, world)
     for name in list(out)[2:]:
