@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 BUSY = 0.5  # load average above which nothing is timed
 LIMIT = 600  # seconds after which an arm is given up
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
@@ -51,6 +53,12 @@ def _same_texts(ours: Any, theirs: Any) -> bool:
     equal = sum(a == b for a, b in zip(ours["texts"], theirs["texts"], strict=True))
     print(f"  {equal} of {len(ours['texts'])} texts equal", file=sys.stderr)
     return equal == len(ours["texts"])
+
+
+def _same_policies(ours: Any, theirs: Any) -> bool:
+    near = max(float(np.abs(np.array(a) - np.array(b)).max()) for a, b in zip(ours, theirs, strict=True))
+    print(f"  largest difference of a probability: {near:.1e}", file=sys.stderr)
+    return near < 1e-10
 
 
 TRL_SFT: dict[str, dict[str, Any]] = {
@@ -176,6 +184,14 @@ BENCHES: dict[str, Bench] = {
     ),
     "procedure": Bench(
         ours=("served.procedure", {}), peers={"the calls alone": ("served.plain", {})}, unit="calls/s", target=0.9
+    ),
+    "consensus": Bench(
+        ours=("games.consensus_ours", {}), peers={"a loop over questions": ("games.consensus_loop", {})},
+        unit="questions/s", target=100, same=_same_policies,
+    ),
+    "consensus-arrays": Bench(
+        ours=("games.consensus_ours", {}), peers={"numpy, one by one": ("games.consensus_loop", {"arrays": True})},
+        unit="questions/s", same=_same_policies,
     ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),

@@ -43,6 +43,21 @@ def lacks(lm: LM, what: str) -> str | None:
     return None if what in lm.capabilities else f"{lm.name} has {', '.join(sorted(lm.capabilities))}"
 
 
+def plainly(
+    lm: LM, prompts: Sequence[str], choices: Sequence[Sequence[str] | None], stop: Sequence[str] = ()
+) -> list[str]:
+    """What a model answers without any method: the likeliest choice where a prompt has some, else greedily."""
+    scored = [i for i, texts in enumerate(choices) if texts]
+    if scored and lacks(lm, "score"):
+        scored = []
+    found = iter(lm.score([(prompts[i], c) for i in scored for c in choices[i] or ()]) if scored else [])
+    out = {i: max(((next(found).logp, c) for c in choices[i] or ()), key=lambda pair: pair[0])[1] for i in scored}
+    rest = [i for i in range(len(prompts)) if i not in out]
+    written = lm.generate([prompts[i] for i in rest], stop=stop) if rest else []
+    out |= {i: texts[0] for i, texts in zip(rest, written, strict=True)}
+    return [out[i] for i in range(len(prompts))]
+
+
 def cut(text: str, stop: Sequence[str]) -> str:
     """A text before the first of the stop strings, without white space around it."""
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()

@@ -24,10 +24,12 @@ def told(entry: Mapping[str, Any], model: Model | LM, result: Result, scoring: S
     used = next(p for p in map(protocols.named, entry["protocol"]) if p.answers and p.records(scoring.records))
     assert used.answers is not None and result.predict is not None
     lm, said = language_models.of(model), dict[str, str]()
+    choices = {r.prompt: r.choices for rows in scoring.records.values() for r in rows if getattr(r, "choices", None)}
 
     def plainly(prompts: Sequence[str]) -> list[str]:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in said]
-        said.update(zip(new, (texts[0] for texts in lm.generate(new, stop=scoring.stop)), strict=True))
+        answers = language_models.plainly(lm, new, [choices.get(prompt) for prompt in new], scoring.stop)
+        said.update(zip(new, answers, strict=True))
         return [said[prompt] for prompt in prompts]
 
     def scored(ask: Any) -> dict[str, measures.Measure]:

@@ -75,7 +75,10 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
     demos = scoring.of("demo")
     completions = predict([d.prompt for d in demos])
     ended = scoring.with_end()
-    right = [float(given(c, d.completion, ended)) for c, d in zip(completions, demos, strict=True)]
+    right = [
+        float(given(c, d.completion, ended or words.key(c) in map(words.key, d.choices or ())))  # a choice is whole
+        for c, d in zip(completions, demos, strict=True)
+    ]
     return _final(predict, scoring) | {
         "exact_answer": mean_measure(right, "higher", "answers that are the completion to the letter")
     }

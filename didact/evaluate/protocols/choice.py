@@ -24,7 +24,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
     """`choice` by log-prob, `choice_per_character` by log-prob over the choice's characters, which favours none for
     being short; ties count as shares."""
-    demos = _demos(scoring)
+    demos = chosen_from(scoring)
     found = iter(lm.score([(d.prompt, choice) for d in demos for choice in d.choices]))
     right: dict[str, list[float]] = {"choice": [], "choice_per_character": []}
     for demo in demos:
@@ -41,14 +41,14 @@ def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
     """How often what answers by itself gives the completion."""
-    demos = _demos(scoring)
+    demos = chosen_from(scoring)
     made = predict([d.prompt for d in demos])
     right = [float(words.key(a) == words.key(d.completion)) for a, d in zip(made, demos, strict=True)]
     return {"choice": mean_measure(right, "higher", "answers that are the completion to the letter")}
 
 
-def _demos(scoring: Scoring) -> Any:
-    """The demonstrations.
+def chosen_from(scoring: Scoring, protocol: str = "choice") -> Any:
+    """The demonstrations, each with choices.
 
     Raises:
         UserError: one has no choices, or its completion is none of them.
@@ -56,7 +56,7 @@ def _demos(scoring: Scoring) -> Any:
     demos = scoring.of("demo")
     for number, demo in enumerate(demos, 1):
         if words.key(demo.completion) not in map(words.key, demo.choices or ()):
-            raise UserError(f"protocol 'choice': record {number}: `choices` must hold the completion")
+            raise UserError(f"protocol '{protocol}': record {number}: `choices` must hold the completion")
     return demos
 
 

@@ -1,0 +1,75 @@
+"""Arithmetic arms, without a model: the consensus game over many questions at once against a loop over them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bench import problems
+from didact.infer import equilibrium
+from didact.infer.equilibrium import Game, Policies
+
+QUESTIONS, CANDIDATES, LOOPED = 10_000, 20, 4
+
+
+def _start() -> Policies:
+    rng = np.random.default_rng(0)
+    g = rng.normal(scale=2, size=(QUESTIONS, 2, CANDIDATES))
+    return equilibrium.initial(g, rng.normal(scale=2, size=(QUESTIONS, CANDIDATES, 2)))
+
+
+def consensus_ours(steps: int = 5000) -> dict[str, Any]:
+    start, game = _start(), Game(steps=steps)
+
+    def solve() -> list[Any]:
+        end = equilibrium.solve(start, game)
+        return [end.generator[:LOOPED].tolist(), end.discriminator[:LOOPED].tolist()]
+
+    return problems.measured(solve, QUESTIONS)
+
+
+def consensus_loop(arrays: bool = False, steps: int = 5000) -> dict[str, Any]:
+    """A few questions, one after another, as the paper has the game: with lists, or with numpy arrays."""
+    start, play = _start(), _arrays if arrays else _lists
+
+    def solve() -> list[Any]:
+        played = [play(start.generator[i], start.discriminator[i], steps) for i in range(LOOPED)]
+        return [[g for g, _ in played], [d for _, d in played]]
+
+    return problems.measured(solve, LOOPED)
+
+
+def _arrays(g1: Any, d1: Any, steps: int, eta: float = 0.1, lam: float = 0.1) -> Any:
+    g, d, heard_g, heard_d = g1, d1, np.zeros_like(g1), np.zeros_like(d1)
+    anchor_g, anchor_d = lam * np.log(g1), lam * np.log(d1)
+    for t in range(1, steps + 1):
+        heard_g += d.T
+        heard_d += g.T
+        g = np.exp((heard_g / (2 * t) + anchor_g) / (1 / (eta * t) + lam))
+        d = np.exp((heard_d / (2 * t) + anchor_d) / (1 / (eta * t) + lam))
+        g /= g.sum(1, keepdims=True)
+        d /= d.sum(1, keepdims=True)
+    return g.tolist(), d.tolist()
+
+
+def _lists(g1: Any, d1: Any, steps: int, eta: float = 0.1, lam: float = 0.1) -> Any:
+    g, d = g1.tolist(), d1.tolist()
+    anchor_g, anchor_d = ([[lam * math.log(p) for p in row] for row in x] for x in (g, d))
+    heard_g, heard_d = ([[0.0] * len(row) for row in x] for x in (g, d))
+    for t in range(1, steps + 1):
+        for v in range(2):
+            for y in range(len(d)):
+                heard_g[v][y] += d[y][v]
+                heard_d[y][v] += g[v][y]
+        heat = 1 / (eta * t) + lam
+        g = [_softmax(heard_g[v], anchor_g[v], 2 * t, heat) for v in range(2)]
+        d = [_softmax(heard_d[y], anchor_d[y], 2 * t, heat) for y in range(len(d))]
+    return g, d
+
+
+def _softmax(heard: list[float], anchor: list[float], rounds: float, heat: float) -> list[float]:
+    out = [math.exp((h / rounds + a) / heat) for h, a in zip(heard, anchor, strict=True)]
+    total = sum(out)
+    return [p / total for p in out]
