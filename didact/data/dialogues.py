@@ -13,6 +13,7 @@ from didact.types import Messages, Reply, UserError
 Turns = Literal["last", "all"]
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
 ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
+TALK = ("user", "assistant")
 TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
 # Fields that are likely a prompt under another name: a pair that has one is not to be split, but mapped.
 ASKED = ("question", "instruction", "input", "query", "problem", "user")
@@ -21,18 +22,22 @@ ASKED = ("question", "instruction", "input", "query", "problem", "user")
 def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
     """Lists of `{role, content}` turns, as TRL and chat services have them, to prompts and answers; in place."""
     if "prompt" in known:
+        _served(values)
         name = next((n for n in fields.SYNONYMS["messages"] if _are_said(values.get(n))), None)
         if name and "messages" not in values and values.get("prompt") is None:
             values["messages" if "completion" in known else "prompt"] = values.pop(name)
         for name in set(ANSWERS) & set(known):
             if isinstance(said := values.get(name), dict) and _are_said([said]):
                 values[name] = [said]  # one turn, not in a list
+        if "chosen" in known and values.get("prompt") is None and _asks(values.get("messages")):
+            values["prompt"] = values.pop("messages")
         if values.get("prompt") is None and "completion" in known and "messages" in values:
             values["prompt"], values["completion"] = _last_turn(values.pop("messages"))
         if values.get("prompt") is None and "chosen" in known:
             _split_pair(values)
         if isinstance(values.get("prompt"), str):
             _repeated(values, known)
+        _begun(values)
         if are_turns(values.get("prompt")):
             _unrepeated(values, known)
             values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(values.get("tools")))
@@ -44,6 +49,34 @@ def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
         values["text"] = "".join(text for text in texts if isinstance(text, str)) or None
 
 
+def _served(values: dict[str, Any]) -> None:
+    """A pair as OpenAI's fine-tuning takes it, with what was asked in `input`; in place."""
+    asked = values.get("input")
+    if isinstance(asked, dict) and "messages" in asked and "preferred_output" in values:
+        names = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
+        values |= {ours: values.pop(theirs) for theirs, ours in names.items() if theirs in values}
+        values |= {"prompt": asked["messages"], "tools": asked.get("tools")}
+        del values["input"]
+
+
+def _begun(values: dict[str, Any]) -> None:
+    """A system message and earlier exchanges that stand beside a prompt (LLaMA-Factory, Axolotl) as its first turns; in
+    place. A system message that the prompt has itself stays alone.
+    """
+    system, history, prompt = (values.get(name) for name in ("system", "history", "prompt"))
+    pairs = history if isinstance(history, list) and all(map(formats.is_pair, history)) else []
+    said = isinstance(system, str) and bool(system.strip())
+    if not (said or pairs) or not (isinstance(prompt, str) or are_turns(prompt)):
+        return
+    turns = prompt if are_turns(prompt) else [{"role": "user", "content": prompt}]
+    own = turns[:1] if turns[0].get("role") == "system" else []
+    first = own or [{"role": "system", "content": system}] * said
+    talk = [{"role": role, "content": text} for pair in pairs for role, text in zip(TALK, pair, strict=True)]
+    values["prompt"] = [*first, *talk, *turns[len(own) :]]
+    for name in ("system", "history"):
+        values.pop(name, None)
+
+
 def answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterator[Any]:
     """A row with `messages` as one for each assistant turn that something precedes; any other, and `last`, as it is."""
     names = [(rename or {}).get("messages", "messages"), *fields.SYNONYMS["messages"]]
@@ -52,7 +85,7 @@ def answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterat
     if isinstance(messages, str) and isinstance(row, formats.Cells):
         messages = formats.decoded(messages)
     turned = [_with_content(t) for t in messages] if are_turns(messages) else []
-    ends = [i for i, t in enumerate(turned) if i and t.get("role") == "assistant"]
+    ends = [i for i, t in enumerate(turned) if i and _learnt(t)]
     if turns == "last" or not isinstance(messages, list) or not ends:
         yield row
         return
@@ -76,10 +109,20 @@ def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
     if isinstance(messages, str):  # a cell of a table
         messages = formats.decoded(messages)
     turns = _turns("messages", messages)
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    last = max((i for i, turn in enumerate(turns) if _learnt(turn)), default=0)
     if last == 0:
         raise UserError("field 'messages' must hold an assistant turn with something before it")
     return turns[:last], turns[last : last + 1]
+
+
+def _learnt(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn is an answer, and none of weight 0, which OpenAI's fine-tuning reads and does not learn."""
+    return turn.get("role") == "assistant" and turn.get("weight") != 0
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value is turns of which the last is not an answer yet."""
+    return _are_said(value) and _with_content(value[-1]).get("role") != "assistant"
 
 
 def _split_pair(values: dict[str, Any]) -> None:
@@ -153,6 +196,14 @@ def _with_content(turn: Any) -> Any:
     """A turn with our names for ShareGPT's; one that only calls tools says nothing, and services leave that out."""
     if isinstance(turn, dict) and "from" in turn and "role" not in turn:
         said = {k: v for k, v in turn.items() if k not in ("from", "value")}
+        if turn["from"] == "function_call" and isinstance(turn.get("value"), str):
+            called = formats.decoded(turn["value"])
+            calls = called if isinstance(called, list) else [called]
+            return (
+                said
+                | {"role": "assistant", "content": ""}
+                | {"tool_calls": [{"type": "function", "function": call} for call in calls]}
+            )
         turn = said | {"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     silent = isinstance(turn, dict) and turn.get("tool_calls") and turn.get("content") is None
     return turn | {"content": ""} if silent else turn

@@ -18,6 +18,7 @@ SYNONYMS = {
     "rejected": ("dispreferred", "loser", "worse"),
     "text": ("content", "document", "body", "sentence"),
     "messages": ("conversations", "conversation", "dialogue", "chat"),
+    "label": ("kto_tag",),
     "feedback": ("critique", "comment"), "refinement": ("revision", "edited"), "score": ("reward", "rating"),
     "paraphrased": ("paraphrased_answer",),
     "perturbed": ("perturbed_answer",),
@@ -115,6 +116,26 @@ def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping
     if "completion" in known and "completion" not in values and "completion" not in rename:
         said = next((name for name in ("output", "response") if name in values), None)
         values |= {"completion": values.pop(said)} if said else {}
+
+
+def judged(values: Mapping[str, Any]) -> None:
+    """Refuse an answer that was found bad as a demonstration.
+
+    Raises:
+        UserError: it is one.
+    """
+    if any(values.get(name) is False for name in ("label", "kto_tag")):
+        raise UserError(
+            "this answer was found bad ('label' is false), and is no demonstration: give good ones alone, or the "
+            "file as --judged to a method that takes both (kto)"
+        )
+
+
+def answers(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """Answers with their places, as SQuAD has them, to a list of texts; in place."""
+    given = values.get("answers")
+    if "answers" in known and isinstance(given, dict) and isinstance(given.get("text"), list):
+        values["answers"] = given["text"]
 
 
 def sound(name: str, value: Any, numbers: bool = True) -> None:

@@ -173,8 +173,12 @@ def _document(name: str, text: str, split: str) -> Iterator[Found]:
 
 def _paired(item: Any) -> Any:
     """An item of a split; a pair of texts is a text and its label (CLINC has such)."""
-    pair = isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) for part in item)
-    return {"text": item[0], "label": item[1]} if pair else item
+    return {"text": item[0], "label": item[1]} if is_pair(item) else item
+
+
+def is_pair(item: Any) -> bool:
+    """Whether a value is a list of two texts."""
+    return isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) for part in item)
 
 
 def splits_of(path: str | Path) -> list[str]:

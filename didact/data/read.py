@@ -149,6 +149,9 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
     if isinstance(row, formats.Cells):
         values |= {k: _typed(v, known[k][0]) for k, v in values.items() if k in known}
     dialogues.conversations(values, known)
+    fields.answers(values, known)
+    if record is Demo:
+        fields.judged(values)
     found: dict[str, Any] = {}
     for name, (types_, required) in known.items():
         value = values.pop(name, None)
