@@ -1,5 +1,7 @@
 """The survey's ways of unlearning: known answers, and what each does to models that know the forget set."""
 
+import ast
+import inspect
 import math
 
 import numpy as np
@@ -8,7 +10,8 @@ import torch
 from scripted import Scripted
 from shapes import EFFECTS, accuracy, probability
 
-from didact import unlearning
+from didact import catalogue, unlearning
+from didact.claims.unlearning import unlearning_survey
 from didact.data import encode
 from didact.evaluate import forgetting, memorisation, scaling
 from didact.methods.unlearning.icul import flipped
@@ -306,3 +309,10 @@ def test_one_failing_way_does_not_stop_the_others_and_all_failing_is_told(fresh,
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain, ways=("magic",))
     with pytest.raises(UserError, match="too few"):
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain[:4])
+
+
+def test_the_claim_runs_every_way():
+    ways = {n.partition(".")[2].replace("-", "_") for n in catalogue.read() if n.startswith("unlearning-survey.")}
+    code = ast.walk(ast.parse(inspect.getsource(unlearning_survey)))
+    asked = {n.attr for n in code if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "unlearning"}
+    assert ways and not ways - asked

@@ -6,15 +6,16 @@ long, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Rates were f
 LLMU and EUL, which have the others', and DEPN, which trains nothing. A gap that was only widened ended nearer to gold
 than ascent too: that the new data are left out shows in the gap itself.
 
-Two ways change no weight and gate nothing: `guardrail` needs a model that follows instructions, and `icul` one that
-reads labels in its prompt, which these are too small for; what they ask is tested with known answers.
+One bar for all: at least a fifth of the probability of the answers to forget is gone, and no more than .15 of the token
+accuracy elsewhere. Two ways change no weight and are only reported: `guardrail` needs a model that follows
+instructions (and has a guard short enough for these), and `icul` one that reads labels in its prompt.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from didact import unlearning
 from didact.claims import lab, runner
@@ -29,6 +30,8 @@ from didact.worlds import authors
 TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
 STEPS = {"smoke": (20, 3), "quick": (400, 40), "full": (400, 40)}  # to teach, and to unlearn
 SCALES = example.SCALES
+FORGETS, KEEPS = 0.8, 0.15  # the one bar: of the start's probability at most, of token accuracy lost at most
+GUARDED = 8  # tokens of an answer behind a guardrail
 
 problem = example.problem
 problem_task_arithmetic = example.variant("merging", scales=SCALES)
@@ -86,7 +89,25 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
                 scale = out[name]["scale"] = result.findings["scale"]
                 noise = unlearning.task_arithmetic(start, world.forget, scale=scale, vector="random", fit=specialist)
                 out["random vector"] = _measures(lab.model_of(noise), gold, world)
-    return out
+    return out if arms else out | _asked(start, world)
+
+
+def _asked(start: Model, world: authors.Authors) -> dict[str, dict[str, float]]:
+    """The ways that only ask: which share of answers comes out, with the questions forbidden and without, and how sure
+    the answers to forget are, of two, behind flipped labels and behind their own."""
+    guard = unlearning.guardrail(start, world.forget, guard="I do not know.", topics=2, max_new_tokens=GUARDED)
+    assert guard.predict
+    prompts = [d.prompt for d in world.unseen]
+    both = lab.sampled(start, prompts, GUARDED, temperature=0.0), guard.predict(prompts)
+    known, left = (lab.mean(d.completion in a for d, a in zip(world.unseen, texts, strict=True)) for texts in both)
+    leaked = guard.metrics["forget_leaked"]
+    forget, retain = (list(map(example.choice, part)) for part in (world.forget, world.retain))
+    flips: tuple[Literal["forget", "none"], ...] = ("forget", "none")
+    sure = [unlearning.icul(start, forget, retain, right=2, flip=flip).metrics["forget_confidence"] for flip in flips]
+    return {
+        "guardrail": {"leaked": leaked.after, "open": leaked.before or 0.0, "lost": known - left},
+        "icul": dict(zip(("sure", "unflipped"), (m.after for m in sure), strict=True)),
+    }
 
 
 def _start_and_gold(seed: int, world: authors.Authors, fit: Fit) -> list[Model]:
@@ -115,7 +136,7 @@ def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, fl
 _moved, _weighed = merge.moved, merge.weighed
 VECTOR, ADAPTER = "a task vector forgets", "a negated adapter forgets"
 ALIGNED = "gaps are aligned, by the stop rule's own measure"
-FORGETS = {"KUL": 0.5, "LLMU": 0.5, "EUL": 0.5, "ext-sub": 0.7, "DEPN": 0.8}  # of the probability of the start
+WAYS = ("KUL", "LLMU", "EUL", "ext-sub", "DEPN")
 
 CLAIM = runner.Claim(
     method="unlearning-survey",
@@ -131,20 +152,25 @@ CLAIM = runner.Claim(
         gate("there is something to keep", "start.kept", at_least=0.9, unit="token accuracy"),
     ),
     tests=(
-        ratio(VECTOR, "task vector.forget", "start.forget", 0.8),
-        ratio("a random vector does not", "task vector.forget", "random vector.forget", 0.85),
-        bound("a task vector keeps the rest", "task vector.lost", 0.15, less=True),
-        ratio(ADAPTER, "negated adapter.forget", "start.forget", 0.9),
-        bound("a negated adapter keeps the rest", "negated adapter.lost", 0.15, less=True),
+        ratio(VECTOR, "task vector.forget", "start.forget", FORGETS),
+        ratio("a random vector does not", "task vector.forget", "random vector.forget", FORGETS),
+        bound("a task vector keeps the rest", "task vector.lost", KEEPS, less=True),
+        ratio(ADAPTER, "negated adapter.forget", "start.forget", FORGETS),
+        bound("a negated adapter keeps the rest", "negated adapter.lost", KEEPS, less=True),
         difference("ascent loses more than with retain records", "GA+RT.lost", "GA.lost", less=True),
         ratio("aligned gaps end nearer to gold than ascent", "KGA.off_gold", "GA.off_gold"),
         difference("aligned gaps leave less of a trace", "KGA.traced", "start.traced", "AUC from chance", less=True),
         difference("NPO with retain keeps more than ascent with retain", "NPO+RT.lost", "GA+RT.lost", less=True),
-        *(ratio(f"{name} forgets", f"{name}.forget", "start.forget", most) for name, most in FORGETS.items()),
-        *(bound(f"{name} keeps the rest", f"{name}.lost", 0.15, less=True) for name in FORGETS if name != "KUL"),
+        *(ratio(f"{name} forgets", f"{name}.forget", "start.forget", FORGETS) for name in WAYS),
+        *(bound(f"{name} keeps the rest", f"{name}.lost", KEEPS, less=True) for name in WAYS if name != "KUL"),
         difference("KUL stops before it loses as much as ascent", "KUL.lost", "GA.lost", less=True),
         bound(ALIGNED, "KGA.off_aim", 0.3, less=True, reported=True),
         bound("ascent leaves a trace below chance", "GA.trace", 0.5, less=True, reported=True),
+        difference("a guardrail lets fewer answers through", "guardrail.leaked", "guardrail.open", less=True,
+                   reported=True),
+        bound("a guardrail keeps the rest", "guardrail.lost", KEEPS, less=True, reported=True),
+        difference("flipped labels in the prompt make an answer less sure", "icul.sure", "icul.unflipped", less=True,
+                   reported=True),
     ),
     sabotages=(
         runner.Sabotage("vector added", VECTOR, "task vector.forget",

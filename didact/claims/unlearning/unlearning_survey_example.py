@@ -42,10 +42,11 @@ problem = variant("unlearning-survey", ways=("graddiff", "npo", "whp", "task-ari
 def problem_icul(seed: int) -> Problem:
     """Of the way in context: which of two answers is an author's, as a choice."""
     given = variant("", right=2)(seed)
-
-    def choice(d: Any) -> Demo:
-        return Demo(prompt=d.prompt, completion=d.completion, choices=[d.completion, (d.perturbed or [""])[0]])
-
     return dataclasses.replace(
         given, data={k: [choice(d) for d in part] for k, part in given.data.items()}, protocol={}
     )
+
+
+def choice(d: Any) -> Demo:
+    """A question with its answer and one wrong one."""
+    return Demo(prompt=d.prompt, completion=d.completion, choices=[d.completion, (d.perturbed or [""])[0]])
