@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from didact.errors import UserError
 
-DATA = ("data", "dataset", "dataset-name", "data-path", "train-file", "train-data", "train-dataset", "file")
+DATA = (  # what others call records, and what other methods do
+    "data", "dataset", "datasets", "dataset-name", "dataset-dir", "data-path", "train-file", "train-data",
+    "train-dataset", "file", "demo", "demos", "preference", "preferences", "judged", "scored", "text", "texts",
+)  # fmt: skip
 # What TRL, transformers and lm-eval call it, and what it is called here.
 ELSEWHERE = {
     "learning-rate": "lr", "num-train-epochs": "epochs", "num-epochs": "epochs", "max-steps": "steps",
@@ -24,6 +27,11 @@ ELSEWHERE = {
     "tasks": "protocol", "eval-dataset": "score-on", "eval-file": "score-on", "test-file": "score-on",
     "eval-split": "holdout", "test-size": "holdout", "val-size": "holdout", "chat-template": "chat",
     "apply-chat-template": "chat", "random-seed": "seed", "overwrite-output-dir": "overwrite",
+    "sequence-len": "max-length", "max-prompt-length": "max-length", "micro-batch-size": "micro-tokens",
+    "lora-target": "lora-targets", "lora-target-modules": "lora-targets", "template": "chat",
+    "val-set-size": "holdout", "eval-steps": "evaluate-every", "eval-strategy": "evaluate-every",
+    "gradient-checkpointing": "checkpointing", "load-in-4bit": "quantize", "load-in-8bit": "quantize",
+    "quantization-bit": "quantize", "load-best-model-at-end": "keep-best",
     "field": "map", "columns": "map", "column-mapping": "map", "cuda": "device", "config-file": "config",
     "learning-rates": "lrs", "cv": "folds", "n-seeds": "seeds", "num-seeds": "seeds",
 }  # fmt: skip

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from didact import cli
 from didact.data.read import read
 from didact.types import UserError
 
@@ -82,6 +83,19 @@ def test_an_answer_that_was_found_bad_is_no_demonstration(tmp_path):
         read(path)
     assert [d.completion for d in read(path, skip_bad=True)] == [SAID]
     assert [j.label for j in read(path, "judged")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "word, mend",
+    [
+        ("--preferences", "records are given by what they are: --demos"),
+        ("--sequence_len", "did you mean --max-length?"),
+        ("--load_in_4bit", "did you mean --quantize?"),
+    ],
+)
+def test_words_of_other_libraries_are_told_ours(word, mend, capsys):
+    assert cli.main(["run", "sft", "--model", "m", word, "1"]) == 2
+    assert mend in capsys.readouterr().err
 
 
 def test_squads_answers_are_its_texts(tmp_path):

@@ -1,0 +1,152 @@
+"""`didact run` and `compare`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from didact import catalogue, flags, untrusted
+from didact.cli.parser import VERBS, Parser, common_of
+from didact.types import RECORDS, UserError
+
+
+def run(words: list[str]) -> int:
+    """`didact run`."""
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: didact run METHOD[:PRESET] [--model DIR] [--RECORDS FILE ...] [--out DIR] [options]\n")
+        print("`didact run METHOD --help` lists a method's options. Methods: " + ", ".join(catalogue.read()))
+        return 0
+    name, _, preset = words[0].partition(":")
+    entry = catalogue.entry(name)
+    from didact import options
+
+    parser = options.parser(entry)
+    if {"-h", "--help"} & set(words):
+        print(parser.describe())
+        return 0
+    request = parser.parse(flags.spelled(words[1:], parser.names(), parser.records), preset or None)
+    if request.print_config:
+        print(parser.config(request), end="")
+        return 0
+    from didact import verbs
+
+    if request.dry_run:
+        _show_plan(verbs.dry_run(request))
+        return 0
+    report = verbs.run(request)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one tells
+        return 0
+    from didact.report import page
+
+    place = page.write(request.out)
+    _show(report, request.out)
+    print(f"page: {place}")
+    return 0
+
+
+def _show(report: dict[str, Any], out: str) -> None:
+    from didact.files import plain, read_json
+    from didact.report import tables
+
+    console = untrusted.console(120)
+    if report.get("again"):
+        console.print(f"{out}: this command is done already; its result:")
+    example = {k: v["value"] for k, v in report["options"].items() if v["from"] == "example"}
+    if example:
+        console.print(
+            "on the embedded example, whose options differ from the paper's: "
+            + ", ".join(f"{k} {v}" for k, v in example.items())
+        )
+    samples = Path(out) / "samples.json"
+    if samples.exists() and (rows := read_json(samples)):
+        console.print(tables.samples(rows), *tables.answered(report.get("answered", {})), "", sep="\n")
+    console.print(tables.metrics(plain(report["metrics"])), "")
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}")
+    for what, how in report["files"].items():
+        console.print(f"{out}/{what}  ({how})")
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    for key, value in plan.items():
+        if key.endswith("_bytes"):
+            value = ", ".join(f"{k.replace('_', ' ')} {v / 2**20:,.0f} MiB" for k, v in value.items())
+        elif isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
+        print(f"{key.removesuffix('_bytes').replace('_', ' '):22} {value}")
+    print("a dry run: the method was not run, and nothing was written to --out")
+
+
+def compare(words: list[str]) -> int:
+    """`didact compare`."""
+    from didact import options
+
+    parser = Parser(prog="didact compare", description=VERBS["compare"])
+    parser.add_argument(
+        "arms",
+        nargs="*",
+        metavar="METHOD[:PRESET]|FILE.yaml|MODEL",
+        help="what to compare; a MODEL (folder, hub id or http://host/v1#name) is scored as it is; without model and "
+        "data an example",
+    )
+    named = {n for e in catalogue.read().values() for n, need in e["needs"].items() if need["kind"] != "model"}
+    data = parser.add_argument_group("data, by kind of record or by a method's parameter")
+    for name in sorted({*RECORDS, *named}):
+        data.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
+    own = parser.add_argument_group("the comparison")
+    own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
+    own.add_argument("--seeds", type=int, help="how many test seeds (5; the example 3)")
+    own.add_argument("--lrs", nargs="+", default=[], help="learning rates every arm is tuned over")
+    own.add_argument(
+        "--beyond-lrs", type=int, default=3, help="rates more for an arm whose best is at an edge, at most (3)"
+    )
+    own.add_argument(
+        "--lora-lrs", type=float, help="factor on the rates of arms that train an adapter (10; 1 with --lrs)"
+    )
+    own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
+    own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
+    own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
+    own.add_argument("--no-models", action="store_true", help="do not save the models")
+    parser.add_common(options.SHARED)
+    training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
+    for option in options.training():
+        many: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
+        many |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
+        flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
+        training.add_argument(flag, metavar=meta, help=option["help"], **many)
+    args = parser.parse(words, sorted({*RECORDS, *named}))
+    seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
+    if seeds < 1:
+        raise UserError(f"option --seeds: {seeds}: must be 1 or more")
+    from didact import verbs
+
+    given = common_of(args, options.SHARED)
+    dry = given.pop("dry_run", False)
+    request = verbs.Comparison(
+        arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
+        seeds=seeds, lrs=options.numbers("lrs", args.lrs), beyond_lrs=args.beyond_lrs, lora_lrs=args.lora_lrs,
+        folds=args.folds, judge=args.judge, protocol=args.protocol,
+        no_models=args.no_models, fit=options.fit_of(vars(args)), argv=["compare", *words], **given,
+    )  # fmt: skip
+    if dry:
+        for name, value in verbs.comparison_plan(request).items():
+            print(f"{name.replace('_', ' '):22} {value}")
+        return 0
+    board = verbs.comparison(request)
+    from didact.files import plain
+    from didact.report import boards, page, tables
+
+    console = untrusted.console(140)
+    shown = plain(board)
+    console.print(tables.leaderboard(shown), "")
+    console.print(boards.verdict(shown), "")
+    for warning in boards.warnings(shown):
+        console.print(f"warning: {warning}")
+    for rule, value in board["rules"].items():
+        console.print(f"the rule '{rule}' scores {value:.3f}")
+    for arm, error in board["failures"].items():
+        console.print(f"{arm} failed: {error}")
+    console.print(boards.time_spent(shown))
+    print(f"page: {page.write(request.out)}")
+    return 0 if len(board["rows"]) > 1 else 2
