@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from didact.data import words
 from didact.evaluate import qa
 from didact.infer import functions
+from didact.tools import checkers
 from didact.types import AnswerCheck, Demo, UserError
 
 MARK = re.compile(r"(?:#+|answer(?: is)?:?)\s*(.+)", re.IGNORECASE)
@@ -62,15 +63,17 @@ def last_number(text: str, demo: Demo) -> bool:
 
 
 def checker(given: str | AnswerCheck) -> AnswerCheck:
-    """`final`, `number`, or `module:function`, a function of a solution and its `Demo`; or such a function itself.
+    """`final`, `number`, one of `tools.checkers` (`game24`, `sorted-words`), or `module:function`, a function of a
+    solution and its `Demo`; or such a function itself.
 
     Raises:
         UserError: no such thing; or, when called, what a function of the user's raised.
     """
     if not isinstance(given, str):
         return given
-    if given in ("final", "number"):
-        return right if given == "final" else last_number
+    known = {"final": right, "number": last_number, **checkers.CHECKERS}
+    if given in known:
+        return known[given]
     found = functions.imported(given, "checker")
 
     def safe(text: str, demo: Demo) -> bool:

@@ -24,7 +24,8 @@ from didact.infer import lm as local
 from didact.infer.addresses import check_address as check_address
 from didact.infer.addresses import is_address as is_address
 from didact.infer.calls import Job
-from didact.types import Likelihood, Messages, UserError
+from didact.models import load
+from didact.types import LM, Likelihood, Messages, UserError
 
 CONTEXT = 4096  # tokens, where a server does not tell
 CONTEXTS = ("max_model_len", "context_length", "context_window", "n_ctx", "n_ctx_train")  # names it goes by
@@ -37,6 +38,11 @@ WAYS = {
     "top_logprobs": (f"{COMPLETIONS} top", f"{CHAT} top"),
     "score": (f"{COMPLETIONS} echo",),
 }
+
+
+def named(who: str) -> LM:
+    """A model by a served model's address, a folder or a hub id."""
+    return connect(who) if is_address(who) else local.of(load.load(who))
 
 
 def connect(

@@ -20,7 +20,6 @@ from didact.infer import lm as language_models
 from didact.infer.generate import SamplingConfig
 from didact.infer.yesno import Question
 from didact.learn.rounds import Round, RoundData
-from didact.models import load
 from didact.models.model import Model
 from didact.types import LM, Check, Critic, Critique, Reward, UserError
 
@@ -283,7 +282,7 @@ def _model(who: str | LM, start: Model) -> LM | None:
         return None
     if who == "start":
         return language_models.of(start)
-    return remote.connect(who) if remote.is_address(who) else language_models.of(load.load(who))
+    return remote.named(who)
 
 
 def _drawn(

@@ -1,0 +1,111 @@
+"""Inputs and targets of a model in words as texts, and what is read of its answers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from didact.data import words as texts
+from didact.data.verbal_words import Words, filled
+
+NUMBER = re.compile(r"[-+−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+def shown(value: Any, decimals: int) -> str:
+    """An input or a target as it is told: numbers with so many decimals, rows of them in brackets, texts unchanged."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, Iterable):
+        return "[" + ", ".join(shown(part, decimals) for part in value) + "]"
+    return f"{float(value):.{decimals}f}"
+
+
+def number(text: str) -> float | None:
+    """The first number in a text; None where there is none."""
+    found = NUMBER.search(text)
+    value = float(found[0].replace(",", "").replace("−", "-")) if found else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _after(reply: str, mark: str) -> tuple[str, str] | None:
+    """What stands before and behind the last line that begins with a mark; None where none does."""
+    if not mark:
+        return "", reply.strip()
+    found = list(re.finditer(rf"^[ \t#*]*{re.escape(mark)}[ \t*]*", reply, re.MULTILINE | re.IGNORECASE))
+    return (reply[: found[-1].start()].strip(), reply[found[-1].end() :].strip()) if found else None
+
+
+class Proposal(NamedTuple):
+    """New descriptions, the reasoning before them, and the whole answer."""
+
+    text: str
+    why: str
+    reply: str
+
+
+def proposal(reply: str, words: Words) -> Proposal | None:
+    """What an optimiser's answer proposes; None where it proposes nothing."""
+    found = _after(reply, words.descriptions)
+    if found is None or not (text := found[1].strip().strip("[]").strip()):
+        return None
+    return Proposal(text, found[0].removeprefix("Reasoning:").strip(), reply)
+
+
+class Targets:
+    """Targets of one kind: `numbers`, or labels; `texts` are they as they are told."""
+
+    def __init__(self, values: Sequence[Any], decimals: int) -> None:
+        self.decimals = decimals
+        given = [_exact(value) for value in values]
+        self.numbers = bool(values) and all(value is not None for value in given)
+        self.values = [value for value in given if value is not None] if self.numbers else []
+        self.texts = [shown(value if self.numbers else str(value), decimals) for value in (self.values or values)]
+        self.labels = [] if self.numbers else sorted(set(self.texts))
+
+    @property
+    def usual(self) -> str:
+        """What is said where nothing is known: the mean, or the commonest label."""
+        if self.numbers:
+            return shown(sum(self.values) / len(self.values), self.decimals)
+        return Counter(self.texts).most_common(1)[0][0]
+
+    def form(self, words: Words) -> str:
+        """How an output is to be written."""
+        kind = words.numbers if self.numbers else words.labels
+        what = filled(kind, decimals=str(self.decimals), labels=", ".join(self.labels))
+        return filled(words.form, what=what)
+
+    def read(self, reply: str, words: Words) -> str | None:
+        """The output in a learner's answer as it is told; None where there is none."""
+        found = _after(reply, words.output)
+        if found is None:
+            return None
+        line = found[1].partition("\n")[0]
+        if self.numbers:
+            value = number(line)
+            return None if value is None else shown(value, self.decimals)
+        said = texts.key(line).strip("[]\"'`*. ").casefold()
+        return next((label for label in self.labels if texts.key(label).casefold() == said), None)
+
+    def loss(self, outputs: Sequence[str | None], items: Sequence[int]) -> tuple[float, int]:
+        """Mean squared error, or share of labels missed, and how many were unreadable: the mean of all targets, or a
+        miss, stands for them."""
+        unread = sum(text is None for text in outputs)
+        if self.numbers:
+            said = [float(self.usual if text is None else text) for text in outputs]
+            errors = [(a - self.values[int(i)]) ** 2 for a, i in zip(said, items, strict=True)]
+        else:
+            errors = [float(text != self.texts[int(i)]) for text, i in zip(outputs, items, strict=True)]
+        return sum(errors) / len(errors), unread
+
+
+def _exact(value: Any) -> float | None:
+    """A number, or a text that is nothing else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

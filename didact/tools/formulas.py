@@ -1,0 +1,79 @@
+"""Formulas of one variable in a text, found and evaluated by their syntax; nothing is ever run."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable
+
+LONGEST = 300  # characters
+POWER = 16  # the largest exponent: numbers stay small
+_BEGUN = re.compile(r"(?:\by|\bf\(x\))\s*=\s*", re.IGNORECASE)
+_IMPLIED = re.compile(r"(?<=[\d)])\s*(?=[a-wyz]*\(|x\b)")
+_SIGNS = str.maketrans({"^": "**", "²": "**2", "³": "**3", "·": "*", "−": "-"})
+NAMES = {"pi": math.pi, "e": math.e}
+CALLS: dict[str, Callable[[float], float]] = {
+    "sin": math.sin, "cos": math.cos, "tan": math.tan, "exp": math.exp, "log": math.log, "ln": math.log,
+    "sqrt": math.sqrt, "abs": abs,
+}  # fmt: skip
+SIGNS: dict[type, Callable[[float, float], float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
+
+
+def found(text: str) -> Callable[[float], float] | None:
+    """The last formula `y = ...` in a text as a function of x; None where there is none.
+
+    `3x`, `2(x + 1)`, `x^2` and `x²` are read as they are meant; words after the formula end it.
+    """
+    for shown in reversed(_BEGUN.split(text)[1:]):
+        body = re.split(r"[=\n;]", shown)[0].translate(_SIGNS)
+        words = body.split()
+        for length in range(len(words), 0, -1):  # the longest beginning that is a formula
+            if function := _function(" ".join(words[:length]).rstrip(".,")):
+                return function
+    return None
+
+
+def _function(text: str) -> Callable[[float], float] | None:
+    if not text or len(text) > LONGEST:
+        return None
+    try:
+        tree = ast.parse(_IMPLIED.sub("*", text), mode="eval").body
+        _value(tree, 0.5)
+    except (ArithmeticError, ValueError):
+        pass  # not at this x, perhaps at others
+    except (SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+    def function(x: float) -> float:
+        try:
+            return float(_value(tree, x))
+        except (ArithmeticError, ValueError):
+            return math.nan
+
+    return function
+
+
+def _value(node: ast.AST, x: float) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return float(value)
+        case ast.Name(id=name) if name.lower() == "x":
+            return x
+        case ast.Name(id=name) if name.lower() in NAMES:
+            return NAMES[name.lower()]
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=of):
+            return -_value(of, x) if isinstance(sign, ast.USub) else _value(of, x)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            power = _value(right, x)
+            if abs(power) > POWER:
+                raise TypeError("too large a power")
+            return float(_value(left, x) ** power)
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in SIGNS:
+            return SIGNS[type(sign)](_value(left, x), _value(right, x))
+        case ast.Call(func=ast.Name(id=name), args=[of], keywords=[]) if name.lower() in CALLS:
+            return float(CALLS[name.lower()](_value(of, x)))
+    raise TypeError("not a formula of x")
