@@ -1,5 +1,6 @@
 """Nearest texts: known answers of TF-IDF and BM25, ties and ids, memory in chunks, what fits a budget."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -115,3 +116,22 @@ def test_what_an_embedder_must_not_give_is_told(made, message):
 def test_whole_numbers_and_float32_serve():
     assert retrieval.embedded(lambda texts: [[3, 4]], ["a"]).tolist() == [[0.6, 0.8]]
     assert retrieval.embedded(lambda texts: np.ones((1, 4), "f4"), ["a"]).dtype == np.float32
+
+
+def test_a_space_on_both_sides_tells_a_word_from_one_that_holds_it():
+    pool = retrieval.Substrings(["ana", "banana", "an"])
+    assert pool.scores(["ana"]).tolist() == [[5, 4, 3]]
+    assert pool.nearest(["zz"], 2).lists() == [[0, 1]]  # the spaces alone: equals by place
+    assert retrieval.Substrings([]).scores(["a"]).shape == (1, 0)
+
+
+@given(st.lists(st.text("ab ", max_size=8), min_size=1, max_size=5), st.text("ab ", max_size=8))
+def test_the_longest_substring_is_that_of_all_pairs_of_substrings(pool, query):
+    def longest(a, b):
+        subs = {a[i:j] for i, j in itertools.combinations(range(len(a) + 1), 2)}
+        return max((len(s) for s in subs if s in b), default=0)
+
+    found = retrieval.Substrings(pool).scores([query])[0].tolist()
+    assert found == [longest(f" {query} ", f" {text} ") for text in pool]
+    order = sorted(range(len(pool)), key=lambda i: (-found[i], i))
+    assert retrieval.Substrings(pool).nearest([query], 3).lists() == [order[:3]]

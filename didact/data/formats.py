@@ -4,6 +4,7 @@
     FILE.json[:SPLIT]        an object of arrays, `{"train": [...], ...}`; a pair in one is a text and its label
     FILE.csv, FILE.tsv       a header line, then a row each; every cell is text (`Cells`)
     FILE.txt, FILE.md        one document, as it is (unless it is JSON lines); a folder of such has one a file
+    FILE.epub, FILE.pdf      a row for every chapter or page that has text; a PDF needs pypdf (`didact[books]`)
     FILE.parquet             needs pyarrow, which comes with `datasets`
     FILE.jsonl.gz ...        any of the text formats, compressed
     FOLDER[:SPLIT]           what `datasets` saved, or data files it can read
@@ -30,6 +31,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from didact.data import books
 from didact.types import UserError
 
 HUB = "hub:"
@@ -83,6 +85,8 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     if kind == ".parquet":
         return _parquet(name)
+    if kind in books.BOUND:
+        return books.rows(path, _bytes(path))
     table = kind in (".csv", ".tsv")
     text = _text(path, "a table in text" if table else "one JSON object a line")
     if table:

@@ -15,6 +15,7 @@ from didact.data.dialogues import Turns
 from didact.types import RECORDS, Demo, Preference, Record, UserError
 
 R = TypeVar("R", bound=Record)
+CANARY = "big-bench-canary"  # the only field of a row that marks a benchmark's file and is no record
 SHOWN = 20  # bad lines listed before the rest are only counted
 
 
@@ -67,6 +68,8 @@ def read(
     problems: list[tuple[str, str]] = []
     labels = False
     for place, found in formats.rows(path):
+        if isinstance(found, Mapping) and set(found) == {CANARY}:
+            continue
         try:
             labels = labels or (
                 record is Demo and isinstance(found, Mapping) and bool(fields.label_of(found, rename or {}))

@@ -1,4 +1,5 @@
-"""Which texts are nearest to a text: by cosine of vectors of any make, or by BM25. Pure, without torch.
+"""Which texts are nearest to a text: by cosine of vectors of any make, by BM25, or by characters that they share in a
+row. Pure, without torch.
 
 Scores are made some queries at a time, so that memory grows with the pool and not with its square. Equals come in the
 pool's order. What a query must not find is told by id: a cosine of 1 may be another text, and one's own may be less.
@@ -24,6 +25,7 @@ Embedder = Callable[[Sequence[str]], Vectors]
 Overflow = Literal["stop", "skip"]
 CHUNK = 1 << 24  # scores in memory at a time
 NOTHING = "nothing"  # a vocabulary for texts without words
+BETWEEN = -2  # no character
 NONE = -1  # where a pool has no further text
 
 
@@ -100,6 +102,43 @@ class BM25:
     ) -> Hits:
         """The k best texts for every query; see `nearest`."""
         return _best(lambda at: self.scores(queries[at]), len(queries), self.size, k, query_ids, pool_ids)
+
+
+class Substrings:
+    """Nearest by the longest common substring: characters in a row that two texts share, a space put on both sides of
+    each, so that a whole word is nearer than the same letters inside another one."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        codes = [_codes(text) for text in texts]
+        self.size = len(codes)
+        # All texts in one row with a mark before each, which no text has: a run never goes on into the next one.
+        self.row = np.concatenate([np.concatenate([[BETWEEN], c]) for c in codes] or [np.zeros(0, np.int32)])
+        self.starts = np.cumsum([0, *(len(c) + 1 for c in codes[:-1])]) if codes else np.zeros(0, np.int64)
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float64]:
+        """Length of the longest common substring, the spaces counted: `(queries, texts)`."""
+        out = np.zeros((len(queries), self.size))
+        for i, query in enumerate(queries if self.size else ()):
+            run, best = np.zeros(len(self.row), np.int32), np.zeros(len(self.row), np.int32)
+            for code in _codes(query):
+                run[1:] = (run[:-1] + 1) * (self.row[1:] == code)
+                np.maximum(best, run, out=best)
+            out[i] = np.maximum.reduceat(best, self.starts)
+        return out
+
+    def nearest(
+        self,
+        queries: Sequence[str],
+        k: int,
+        query_ids: Sequence[Hashable] | None = None,
+        pool_ids: Sequence[Hashable] | None = None,
+    ) -> Hits:
+        """The k nearest texts for every query; see `nearest`."""
+        return _best(lambda at: self.scores(queries[at]), len(queries), self.size, k, query_ids, pool_ids)
+
+
+def _codes(text: str) -> NDArray[np.int32]:
+    return np.frombuffer(f" {text} ".encode("utf-32-le", "surrogatepass"), np.int32)
 
 
 def embedded(embedder: Embedder, texts: Sequence[str]) -> Vectors:
