@@ -1,6 +1,7 @@
 """Exact-extract's claim on a pre-trained model that was tuned on nothing: SQuAD passages, some drawn for each seed.
 
-Passages of at most `LONGEST` words, so that a seed takes a few minutes of one core.
+Passages of at most `LONGEST` words, so that a seed takes a few minutes of one core. An answer ends at a line break:
+this model goes on after its answers, so that with its end token no greedy answer would be a span.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     ]
     drawn = random.Random(seed).sample(rows, ASKED)
     result: Result = prompting.exact_extract(
-        real.model(), [QA(context=r["context"], question=r["question"], answers=r["answers"]) for r in drawn]
+        real.model(),
+        [QA(context=r["context"], question=r["question"], answers=r["answers"]) for r in drawn],
+        end="newline",
     )
     return {"untuned": {name: metric.after for name, metric in result.metrics.items()}}
 
