@@ -32,6 +32,7 @@ from didact.infer import qa_prompts
 from didact.learn import checkpoint, language
 from didact.models import adapters, load
 from didact.models.model import Model, copy_of
+from didact.requests import Common
 from didact.types import Cost, Fit, UserError, as_row
 from didact.verbs import job, running, saved
 
@@ -157,7 +158,7 @@ def same_numbers(words: list[str], out: Path) -> None:
     if not entry["protocol"]:  # its metrics are findings of its own
         return
     prepared = verbs.prepare(options.parser(entry).parse(words[2:], preset or None))
-    model, start, told = saved._saved(str(out), "cpu")
+    model, start, told = saved._saved(str(out), Common(device="cpu"))
     if running._scoring(prepared) is None:  # no records that its protocols score
         return
     records = {k: v for k, v in prepared.scored.items() if k != "gold"}
@@ -257,7 +258,7 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, ran: Any) -> 
     generates = entry["protocol"] not in ([], ["extract"], ["contexts"])  # questions and rewards have no prompts
     if generates and any(not m.startswith("general_") for m in result["metrics"]):
         assert files.read_json(out / "samples.json")
-    again = saved._saved(str(out), "cpu", rewards=True)[0]
+    again = saved._saved(str(out), Common(device="cpu"))[0]
     assert isinstance(again, Model)
     if where.startswith("hf"):
         import transformers
