@@ -18,7 +18,7 @@ from didact.compare.board import leaderboard
 from didact.compare.budget import Budget
 from didact.evaluate import statistics
 from didact.models import build
-from didact.report import boards, page, plots, tables
+from didact.report import boards, compared, page, plots, tables
 from didact.types import Preference, UserError
 
 __all__ = ["browser"]
@@ -202,9 +202,9 @@ def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path
 
 def test_a_method_taught_with_records_of_another_kind_is_repeated_through_map_or_not_at_all():
     given = board({"sft": HIGH})
-    assert "--demos 'my pairs.jsonl' --map completion=chosen" in boards._command(given["rows"][0], given)
+    assert "--demos 'my pairs.jsonl' --map completion=chosen" in compared._command(given["rows"][0], given)
     given["data"] = {"critique": given["data"]["preference"]}
-    assert boards._command(given["rows"][0], given) == ""
+    assert compared._command(given["rows"][0], given) == ""
 
 
 def test_the_command_of_a_preset_names_only_what_differs_from_it():
@@ -213,7 +213,7 @@ def test_the_command_of_a_preset_names_only_what_differs_from_it():
     own = {k: v for k, v in entry["presets"][preset].items() if not k.startswith("fit.")}
     given = board({f"npo:{preset}": HIGH}, data={"forget": {"path": "f.jsonl", "sha256": "", "records": 4}})
     given["identity"]["arms"] = [[f"npo:{preset}", own | {"beta": 0.7}, {}]]
-    said = boards._command(given["rows"][0], given)
+    said = compared._command(given["rows"][0], given)
     assert said.startswith(f"didact run npo:{preset} --model models/small --forget f.jsonl --beta 0.7 --lr 0.004")
 
 
@@ -229,11 +229,11 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
     assert cli.main(asked) == 0
     assert "page: " in capsys.readouterr().out
     kept = files.read_json(tmp_path / "out" / "leaderboard.json")
-    assert set(boards.PLACES) <= set(kept)
+    assert set(compared.PLACES) <= set(kept)
     seen = " ".join(text_of(tmp_path / "out" / "report.html").split())
     assert boards.verdict(kept) in seen and f"didact run dpo --model {tmp_path / 'small'}" in seen
     # The line that teaches the winner again is one that runs.
-    line = boards._command(next(r for r in kept["rows"] if r["arm"] == "dpo"), kept)
+    line = compared._command(next(r for r in kept["rows"] if r["arm"] == "dpo"), kept)
     assert cli.main([*line.split()[1:], "--dry-run"]) == 0
 
 
@@ -286,10 +286,10 @@ def test_names_and_points_of_a_scatter_do_not_lie_on_each_other(places):
 
 def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
     given = board({"a": HIGH, "b": LOW}, rules={"rule": 0.1})
-    scales = boards._scales(given)
+    scales = compared._scales(given)
     low, high = scales["score"][0]
     assert low <= 0.1 and high >= 0.82
-    marks = [boards._row(i, row, given, scales)["marks"]["score"] for i, row in enumerate(given["rows"])]
+    marks = [compared._row(i, row, given, scales)["marks"]["score"] for i, row in enumerate(given["rows"])]
     uprights = {re.search(r'class="least" x1="([\d.]+)"', mark)[1] for mark in marks}
     assert len(uprights) == 1
     assert f"scale from {low:.3g} to {high:.3g}" in plots.ruler((low, high))

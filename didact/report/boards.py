@@ -1,93 +1,18 @@
-"""What the page of a comparison shows, and what is said of it in words, read from its leaderboard."""
+"""What is said of a comparison in words, read from its leaderboard."""
 
 from __future__ import annotations
 
 import math
-import re
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from didact import catalogue, progress
-from didact.evaluate.measures import BESIDE
-from didact.report import plots, runs, words
-from didact.types import UserError
+from didact import progress
+from didact.report import plots, words
 
-PLACES = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
 UNTOUCHED = "untouched"
-EMBEDDED = "embedded example"
-DIAGNOSTICS = (
-    "kl",
-    "length",
-    "entropy",
-    "distinct_2",
-    "general_rise",
-    "general_kl",
-)  # always shown: what a score alone hides
 FALLEN = ("entropy", "distinct_2")  # less than half of the untouched model's is a collapse
 OVER = 0.05  # of the budget, from which using more or less of it is told
-TIMES = {
-    "probes": "finding how many steps the budget allows",
-    "search": "training in the search for a learning rate",
-    "training": "training for the test",
-    "scoring": "scoring",
-    "generation": "of all that, answers being generated",
-}
 MANY = 4  # arms from which the best of them flatters itself
-MAPPED = {("demo", "preference"): "completion=chosen"}  # records of one kind that read as another by --map
-WAYS = {"prefer": "preference", "answer": "answers", "forget": "forgetting", "text": "language modelling"}
-
-
-def told(root: Path) -> dict[str, Any]:
-    """Everything `compare.html` names.
-
-    Raises:
-        UserError: the folder holds no finished comparison.
-    """
-    place = root / "leaderboard.json"
-    board = runs.read(place)
-    if not isinstance(board, dict) or not board.get("rows"):
-        raise UserError(f"{place}: not a leaderboard of didact")
-    if missing := [name for name in PLACES if name not in board]:
-        raise UserError(f"{place}: not a leaderboard of didact: no {', '.join(missing)}")
-    rows = board["rows"]
-    scales = _scales(board)
-    metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
-    metrics.sort(key=lambda name: name.endswith(BESIDE))
-    whole = scored_only(board)
-    tried = len(rows) - (reference(board) == UNTOUCHED) + len(board["failures"])
-    return {
-        "title": f"{tried} {'model' if whole else 'method'}{'' if tried == 1 else 's'} compared",
-        "whole": whole,
-        "reference": reference(board),
-        "board": board,
-        "embedded": board["model"] == EMBEDDED,
-        "verdict": verdict(board),
-        "tone": _tone(board),
-        "warnings": warnings(board),
-        "rows": [_row(i, row, board, scales) for i, row in enumerate(rows)],
-        "command": shlex.join(["didact", *map(str, board["argv"])]) if board.get("argv") else "",
-        "budget": budget(board),
-        "rulers": {which: plots.ruler(ends) for which, (ends, _) in scales.items()},
-        "quality": "" if whole else _quality(board),
-        "strip": ""
-        if whole
-        else plots.strip(named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]),
-        "searches": [(row["arm"], _search(row, board["primary"]), edge(row)) for row in rows if row["search"]],
-        "beyond": {row["arm"]: row.get("beyond", 0) for row in rows},
-        "diagnostics": [m for m in DIAGNOSTICS if m in metrics],
-        "metrics": metrics,
-        "meaning": board.get("meaning", {}),
-        "samples": _samples(rows),
-        "answered": _answered(rows),
-        "winner": _winner(root, board),
-        "folder": shlex.quote(str(root)),
-        "times": [(TIMES.get(name, name), seconds) for name, seconds in times(board)],
-    }
-
-
-# --- in words --------------------------------------------------------------------------------
 
 
 def scored_only(board: Mapping[str, Any]) -> bool:
@@ -130,7 +55,7 @@ def verdict(board: Mapping[str, Any]) -> str:
         )
     first, ties = rows[0], [row["arm"] for row in rows[1:] if row["tied"]]
     score = f"{metric} {_size(first['score'])}"
-    if not _ends(first["score"]):
+    if not ends_of(first["score"]):
         why = "Which records make the difference is not known" if whole else "With one seed"
         return f"{first['arm']} scored highest: {score}. {why}{',' * whole} the data cannot tell the arms apart."
     if first["arm"] == start:
@@ -245,7 +170,7 @@ def edge(row: Mapping[str, Any]) -> str:
 
 def against(row: Mapping[str, Any], board: Mapping[str, Any], which: str = "to_untouched") -> str:
     """better, worse or unclear, as far as the paired interval tells."""
-    ends = _ends(row[which])
+    ends = ends_of(row[which])
     if not ends:
         return "unclear"
     gain = [-v for v in reversed(ends)] if board["better"] == "lower" else ends
@@ -303,7 +228,7 @@ def _collapsed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Answers have {what} of the untouched model's: {', '.join(arms)}." for what, arms in found.items()]
 
 
-def _tone(board: Mapping[str, Any]) -> tuple[str, str, str]:
+def tone(board: Mapping[str, Any]) -> tuple[str, str, str]:
     """Icon's word, its text, and the colour of the verdict."""
     rows = board["rows"]
     start = reference(board)
@@ -313,7 +238,7 @@ def _tone(board: Mapping[str, Any]) -> tuple[str, str, str]:
     if rows[0]["arm"] == start or any(r["arm"] == start and r["tied"] for r in rows):
         return (
             ("inconclusive", "undecided", "unsure")
-            if _ends(rows[0]["score"])
+            if ends_of(rows[0]["score"])
             else ("inconclusive", "one seed", "unsure")
         )
     if any(row["tied"] for row in rows[1:]):
@@ -322,13 +247,13 @@ def _tone(board: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _beats(row: Mapping[str, Any], rule: str, board: Mapping[str, Any]) -> bool:
-    ends = _ends(row["to_rules"].get(rule, {}))
+    ends = ends_of(row["to_rules"].get(rule, {}))
     return bool(ends) and (ends[1] < 0 if board["better"] == "lower" else ends[0] > 0)
 
 
 def _size(found: Mapping[str, Any]) -> str:
     """A number or a difference without its sign, and its interval."""
-    mean, ends = abs(found["mean"]), _ends(found)
+    mean, ends = abs(found["mean"]), ends_of(found)
     if not ends:
         return words.number(mean)
     ends = sorted(abs(v) for v in ends) if ends[0] * ends[1] >= 0 else ends
@@ -341,154 +266,7 @@ def _listed(names: Sequence[str], word: str = "and") -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {word} {shown[-1]}"
 
 
-def _ends(found: Mapping[str, Any]) -> list[float]:
+def ends_of(found: Mapping[str, Any]) -> list[float]:
+    """Both ends of an interval; none where one is not known."""
     ends = [plots.number(found.get(name)) for name in ("low", "high")]
     return ends if all(map(math.isfinite, ends)) else []
-
-
-# --- in pictures -----------------------------------------------------------------------------
-
-
-Scale = tuple[tuple[float, float], dict[str, tuple[float, str]]]  # both ends, and the uprights in between
-
-
-def _scales(board: Mapping[str, Any]) -> dict[str, Scale]:
-    """One scale for all rows of a column; that of scores holds the rules, those of differences 0."""
-    rows = board["rows"]
-    uprights = {
-        "score": _levels(board),
-        "to_leader": {"the best": (0.0, "null")},
-        "to_untouched": {reference(board): (0.0, "null")},
-    }
-    values = {w: [plots.number(row[w].get(end)) for row in rows for end in ("mean", "low", "high")] for w in uprights}
-    return {w: (plots.span(values[w] + [v for v, _ in levels.values()]), levels) for w, levels in uprights.items()}
-
-
-def _levels(board: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """What a score is held against: the untouched model, and what rules without a model score."""
-    start = {r["arm"]: plots.number(r["score"]["mean"]) for r in board["rows"] if r["arm"] == UNTOUCHED}
-    rules = {rule: plots.number(value) for rule, value in board["rules"].items()}
-    return {**{k: (v, "null") for k, v in start.items()}, **{k: (v, "least") for k, v in rules.items()}}
-
-
-def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: Mapping[str, Scale]) -> dict[str, Any]:
-    """A row of the leaderboard with its marks and words."""
-    full, alone = bool(row["tied"]), not any(r["tied"] for r in board["rows"][1:])
-    known = bool(_ends(row["to_leader"]))
-    standing = "unclear" if not known else "best" if not place and alone else "tied" if full else "behind"
-    marks = {
-        which: plots.interval(plots.number(row[which]["mean"]), _ends(row[which]), ends, levels, full, row["arm"])
-        for which, (ends, levels) in scales.items()
-    }
-    shown = {
-        which: {
-            "mean": words.number(row[which]["mean"], _ends(row[which]) or None),
-            "interval": words.interval(_ends(row[which])),
-            "holm": _p(row[which].get("holm")),
-        }
-        for which in marks
-    }
-    return {
-        **row, "place": place + 1, "standing": standing, "marks": marks, "shown": shown,
-        "against": "" if row["arm"] == reference(board) else against(row, board),
-        "spent": {unit: plots.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
-        "off": f"{share:+.0%}" if (share := off_budget(row, board)) else "",
-    }  # fmt: skip
-
-
-def _p(value: float | None) -> str:
-    """A corrected p-value; nothing where there is none."""
-    return "" if value is None else "p < .001" if value < 1e-3 else f"p = {value:.3f}".replace("0.", ".")
-
-
-def _quality(board: Mapping[str, Any]) -> Any:
-    """Primary score by cost, the untouched model and the rules as lines."""
-    unit = board["budget"]["unit"]
-    points = []
-    for row in board["rows"]:
-        low, high = _ends(row["score"]) or (math.nan, math.nan)
-        place = plots.number(row["cost"].get(unit)), plots.number(row["score"]["mean"])
-        if row["arm"] != UNTOUCHED:
-            points.append(plots.Point(row["arm"], *place, low, high, bool(row["tied"])))
-    label = {"tokens": "tokens used by teaching", "flops": "FLOP used by teaching", "seconds": "seconds of teaching"}[
-        unit
-    ]
-    metric = f"{named(board['primary'])} ({board['better']} is better)"
-    return plots.scatter(points, label, metric, _levels(board), ("budget", board["budget"]["amount"]))
-
-
-def _search(row: Mapping[str, Any], metric: str) -> Any:
-    """Tuning score by learning rate."""
-    found = sorted((float(rate), plots.number(score)) for rate, score in row["search"].items())
-    line = plots.Line(named(metric), [rate for rate, _ in found], [score for _, score in found])
-    return plots.chart([line], "learning rate", log=True, label=row["arm"], width=300, height=170)
-
-
-def _samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What every arm answered, prompt by prompt, beside what the records say."""
-    out: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        for s in row["samples"]:
-            part, prompt = s.get("part", ""), str(s["prompt"])
-            asked = {"part": part, "prompt": prompt, "wanted": s.get("wanted", ""), "answers": []}
-            out.setdefault((part, prompt), asked)["answers"].append((row["arm"], s["answer"]))
-    return list(out.values())
-
-
-def _answered(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """By part and arm, how many of all sampled answers are those of the records."""
-    out: dict[str, dict[str, str]] = {}
-    for row in rows:
-        for part, count in row.get("answered", {}).items():
-            out.setdefault(part, {})[row["arm"]] = f"{count['right']} of {count['of']}"
-    return out
-
-
-# --- taking the winner -----------------------------------------------------------------------
-
-
-def _winner(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How to teach the best arm again on all records, and how to load what was saved of it."""
-    row = next((row for row in board["rows"] if row["arm"] != UNTOUCHED), None)
-    if row is None or not row["steps"]:
-        return None
-    place = root / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", row["arm"])
-    forms = {"config.json": "hf: opens in transformers, vLLM, lm-eval and didact.load"}
-    forms = {"adapter_config.json": "peft: opens in PEFT, vLLM and didact.load"} | forms
-    how = next((said for name, said in forms.items() if (place / name).exists()), "didact: opens in didact.load")
-    lines = runs.load_lines(root, f"models/{place.name}", how) if place.is_dir() else None
-    return {"arm": row["arm"], "command": _command(row, board), "load": lines, "seed": board["seeds"][0]}
-
-
-def _command(row: Mapping[str, Any], board: Mapping[str, Any]) -> str:
-    """The run that teaches this arm with what the search chose; nothing where its records were made from others."""
-    name, options, fit = next(
-        (a[:3] for a in board.get("identity", {}).get("arms", ()) if a[0] == row["arm"]), (None, {}, {})
-    )
-    method, _, preset = str(name or "").split(" (")[0].partition(":")
-    entry = catalogue.read().get(method)
-    if entry is None or board["model"] == EMBEDDED:
-        return ""
-    said: list[str] = ["didact", "run", f"{method}:{preset}" if preset else method]
-    kinds = [need["kind"] for need in entry["needs"].values()]
-    for parameter, need in entry["needs"].items():
-        flag = f"--{parameter.replace('_', '-')}"
-        given = {n: d["path"] for n, d in board["data"].items() if n == parameter or kinds.count(need["kind"]) == 1}
-        fits = {n: p for n, p in given.items() if n in (parameter, need["kind"])}
-        turned = {n: MAPPED[need["kind"], n] for n in given if (need["kind"], n) in MAPPED}
-        if need["kind"] == "model":
-            said += [flag, str(board["model"])]
-        elif fits:
-            said += [flag, str(fits.get(parameter) or next(iter(fits.values())))]
-        elif turned:
-            source, fields = next(iter(turned.items()))
-            said += [flag, str(given[source]), "--map", fields]
-        elif need["required"]:
-            return ""
-    set_by = entry["presets"].get(preset, {})
-    own = {k: v for k, v in options.items() if set_by.get(k, ...) != v}
-    own |= {k: v for k, v in fit.items() if set_by.get(f"fit.{k}", ...) != v}
-    chosen = {"lr": row["lr"], "steps": row["steps"]}
-    for option, value in (own | {k: v for k, v in chosen.items() if v is not None}).items():
-        said += [f"--{option.replace('_', '-')}", *map(words.typed, value if isinstance(value, list) else [value])]
-    return shlex.join([*said, "--seed", str(board["seeds"][0]), "--out", f"runs/{method}"])
