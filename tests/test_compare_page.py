@@ -18,7 +18,7 @@ from didact.compare.board import leaderboard
 from didact.compare.budget import Budget
 from didact.evaluate import statistics
 from didact.models import build
-from didact.report import boards, compared, page, plots, tables
+from didact.report import boards, compared, comparison_plots, page, tables
 from didact.types import Preference, UserError
 
 __all__ = ["browser"]
@@ -256,8 +256,8 @@ def test_what_is_no_finished_comparison_is_one_line(tmp_path):
 
 
 def test_a_scatter_puts_points_by_cost_from_zero_and_its_lines_by_score():
-    points = [plots.Point("a", 10.0, 0.6, 0.5, 0.7), plots.Point("b", 20.0, 0.8, full=False)]
-    svg = plots.scatter(points, "tokens", "score", {"untouched": (0.5, "null")}, ("budget", 40.0))
+    points = [comparison_plots.Point("a", 10.0, 0.6, 0.5, 0.7), comparison_plots.Point("b", 20.0, 0.8, full=False)]
+    svg = comparison_plots.scatter(points, "tokens", "score", {"untouched": (0.5, "null")}, ("budget", 40.0))
     (ax, ay), (bx, by) = [
         (float(x), float(y)) for x, y in re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', svg)
     ]
@@ -274,14 +274,16 @@ def test_a_scatter_puts_points_by_cost_from_zero_and_its_lines_by_score():
 @example([(0.0, 0.5)] * 14)
 @example([(1e5, 0.5)] * 14)
 def test_names_and_points_of_a_scatter_do_not_lie_on_each_other(places):
-    svg = plots.scatter([plots.Point(f"arm {i}", x, y) for i, (x, y) in enumerate(places)], "cost", "score")
+    svg = comparison_plots.scatter(
+        [comparison_plots.Point(f"arm {i}", x, y) for i, (x, y) in enumerate(places)], "cost", "score"
+    )
     at = sorted((float(x), float(y)) for x, y in re.findall(r'<circle class="dot" cx="([\d.]+)" cy="([\d.]+)"', svg))
     assert len(at) == len(places) and all(0 < x < 400 for x, _ in at)
     named = re.findall(r'<text class="(end)?" x="([\d.-]+)" y="([\d.]+)">arm', svg)
     assert len(named) == len(places)
     for side in ("end", ""):
         ys = sorted(float(y) for kind, _, y in named if kind == side)
-        assert all(b - a >= plots.LINE - 0.11 for a, b in itertools.pairwise(ys))
+        assert all(b - a >= comparison_plots.LINE - 0.11 for a, b in itertools.pairwise(ys))
 
 
 def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
@@ -292,7 +294,7 @@ def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
     marks = [compared._row(i, row, given, scales)["marks"]["score"] for i, row in enumerate(given["rows"])]
     uprights = {re.search(r'class="least" x1="([\d.]+)"', mark)[1] for mark in marks}
     assert len(uprights) == 1
-    assert f"scale from {low:.3g} to {high:.3g}" in plots.ruler((low, high))
+    assert f"scale from {low:.3g} to {high:.3g}" in comparison_plots.ruler((low, high))
 
 
 # --- in a browser ----------------------------------------------------------------------------

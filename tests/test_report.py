@@ -13,7 +13,7 @@ import pytest
 from didact import files, untrusted
 from didact.models import adapters, load, mixers
 from didact.models.model import Model, copy_of
-from didact.report import findings, page, plots, tables, words
+from didact.report import comparison_plots, findings, page, plots, svg, tables, words
 from didact.types import Result, UserError
 
 EVIL = "</style></title><script>alert(1)</script><img src=x onerror=\"document.title='pwned'\">"
@@ -410,7 +410,7 @@ def test_long_curves_are_averaged_and_gaps_are_left():
 
 
 def test_a_strip_has_a_dot_per_seed_and_says_which_have_none():
-    svg = plots.strip("loss", {"a": [0.001, 0.1, 10.0], "b": [1.0, None, 1.0], "c": [None] * 3}, [0, 1, 2])
+    svg = comparison_plots.strip("loss", {"a": [0.001, 0.1, 10.0], "b": [1.0, None, 1.0], "c": [None] * 3}, [0, 1, 2])
     assert re.findall(r"<title>(.*?)</title>", svg) == [
         "a, seed 0: 0.001", "a, seed 1: 0.1", "a, seed 2: 10", "b, seed 0: 1", "b, seed 2: 1"
     ]  # fmt: skip
@@ -428,10 +428,10 @@ def test_a_strip_has_a_dot_per_seed_and_says_which_have_none():
     ],
 )  # fmt: skip
 def test_ticks_are_round_and_cover_what_is_shown(low, high, names):
-    ticks = plots._around(low, high, 3)
+    ticks = svg.around(low, high, 3)
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 6
     if names:
-        assert plots._names(ticks)[0] == names
+        assert svg.named(ticks)[0] == names
 
 
 def test_numbers_are_set_as_in_print():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from didact import progress
-from didact.report import plots, words
+from didact.report import svg, words
 
 UNTOUCHED = "untouched"
 FALLEN = ("entropy", "distinct_2")  # less than half of the untouched model's is a collapse
@@ -201,7 +201,7 @@ def _wider(at: Sequence[float], ways: set[str]) -> str:
 
 def _spent(row: Mapping[str, Any], board: Mapping[str, Any]) -> float:
     """Share of the budget that an arm used."""
-    return plots.number(row["cost"].get(board["budget"]["unit"])) / board["budget"]["amount"]
+    return svg.number(row["cost"].get(board["budget"]["unit"])) / board["budget"]["amount"]
 
 
 def _of_records(board: Mapping[str, Any]) -> str:
@@ -220,7 +220,7 @@ def _collapsed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found: dict[str, list[str]] = {}
     for row in rows:
         for metric in (*FALLEN, "length"):
-            now, was = (plots.number(of.get(metric, {}).get("mean")) for of in (row["metrics"], start))
+            now, was = (svg.number(of.get(metric, {}).get("mean")) for of in (row["metrics"], start))
             if now < was / 2:
                 found.setdefault(f"less than half the {named(metric)}", []).append(row["arm"])
             elif metric == "length" and now > 2 * was:
@@ -268,5 +268,5 @@ def _listed(names: Sequence[str], word: str = "and") -> str:
 
 def ends_of(found: Mapping[str, Any]) -> list[float]:
     """Both ends of an interval; none where one is not known."""
-    ends = [plots.number(found.get(name)) for name in ("low", "high")]
+    ends = [svg.number(found.get(name)) for name in ("low", "high")]
     return ends if all(map(math.isfinite, ends)) else []

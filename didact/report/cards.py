@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from didact import catalogue
-from didact.report import plots, runs, words
+from didact.report import comparison_plots, plots, runs, words
 from didact.types import UserError
 
 VERDICTS = ("holds", "fails", "inconclusive", None)
@@ -39,7 +39,7 @@ def told(path: Path) -> dict[str, Any]:
         "missed": missed,
         "strips": _strips(card["arms"], card["seeds"]),
         "spread": _spread(card["arms"]),
-        "log": plots.LOG,
+        "log": comparison_plots.LOG,
         "stale": _since(path, card, "stale"),
         "drifted": _since(path, card, "drifted"),
     }
@@ -115,7 +115,7 @@ def _metrics(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _strips(arms: Mapping[str, Mapping[str, Any]], seeds: Sequence[Any]) -> list[tuple[str, Any]]:
     """A strip plot per metric, of the arms that have it."""
     named = {m: {arm: columns[m] for arm, columns in arms.items() if columns.get(m)} for m in _metrics(arms)}
-    return [(m, plots.strip(m, having, seeds)) for m, having in named.items()]
+    return [(m, comparison_plots.strip(m, having, seeds)) for m, having in named.items()]
 
 
 def _spread(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from didact import catalogue
 from didact.evaluate.measures import BESIDE
-from didact.report import boards, plots, runs, words
+from didact.report import boards, comparison_plots, plots, runs, svg, words
 from didact.types import UserError
 
 PLACES = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
@@ -75,11 +75,13 @@ def told(root: Path) -> dict[str, Any]:
         "rows": [_row(i, row, board, scales) for i, row in enumerate(rows)],
         "command": shlex.join(["didact", *map(str, board["argv"])]) if board.get("argv") else "",
         "budget": boards.budget(board),
-        "rulers": {which: plots.ruler(ends) for which, (ends, _) in scales.items()},
+        "rulers": {which: comparison_plots.ruler(ends) for which, (ends, _) in scales.items()},
         "quality": "" if whole else _quality(board),
         "strip": ""
         if whole
-        else plots.strip(boards.named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]),
+        else comparison_plots.strip(
+            boards.named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]
+        ),
         "searches": [(row["arm"], _search(row, board["primary"]), boards.edge(row)) for row in rows if row["search"]],
         "beyond": {row["arm"]: row.get("beyond", 0) for row in rows},
         "diagnostics": [m for m in DIAGNOSTICS if m in metrics],
@@ -107,14 +109,17 @@ def _scales(board: Mapping[str, Any]) -> dict[str, Scale]:
         "to_leader": {"the best": (0.0, "null")},
         "to_untouched": {boards.reference(board): (0.0, "null")},
     }
-    values = {w: [plots.number(row[w].get(end)) for row in rows for end in ("mean", "low", "high")] for w in uprights}
-    return {w: (plots.span(values[w] + [v for v, _ in levels.values()]), levels) for w, levels in uprights.items()}
+    values = {w: [svg.number(row[w].get(end)) for row in rows for end in ("mean", "low", "high")] for w in uprights}
+    return {
+        w: (comparison_plots.span(values[w] + [v for v, _ in levels.values()]), levels)
+        for w, levels in uprights.items()
+    }
 
 
 def _levels(board: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """What a score is held against: the untouched model, and what rules without a model score."""
-    start = {r["arm"]: plots.number(r["score"]["mean"]) for r in board["rows"] if r["arm"] == boards.UNTOUCHED}
-    rules = {rule: plots.number(value) for rule, value in board["rules"].items()}
+    start = {r["arm"]: svg.number(r["score"]["mean"]) for r in board["rows"] if r["arm"] == boards.UNTOUCHED}
+    rules = {rule: svg.number(value) for rule, value in board["rules"].items()}
     return {**{k: (v, "null") for k, v in start.items()}, **{k: (v, "least") for k, v in rules.items()}}
 
 
@@ -124,8 +129,8 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
     known = bool(boards.ends_of(row["to_leader"]))
     standing = "unclear" if not known else "best" if not place and alone else "tied" if full else "behind"
     marks = {
-        which: plots.interval(
-            plots.number(row[which]["mean"]), boards.ends_of(row[which]), ends, levels, full, row["arm"]
+        which: comparison_plots.interval(
+            svg.number(row[which]["mean"]), boards.ends_of(row[which]), ends, levels, full, row["arm"]
         )
         for which, (ends, levels) in scales.items()
     }
@@ -140,7 +145,7 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
     return {
         **row, "place": place + 1, "standing": standing, "marks": marks, "shown": shown,
         "against": "" if row["arm"] == boards.reference(board) else boards.against(row, board),
-        "spent": {unit: plots.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
+        "spent": {unit: svg.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
         "off": f"{share:+.0%}" if (share := boards.off_budget(row, board)) else "",
     }  # fmt: skip
 
@@ -156,19 +161,19 @@ def _quality(board: Mapping[str, Any]) -> Any:
     points = []
     for row in board["rows"]:
         low, high = boards.ends_of(row["score"]) or (math.nan, math.nan)
-        place = plots.number(row["cost"].get(unit)), plots.number(row["score"]["mean"])
+        place = svg.number(row["cost"].get(unit)), svg.number(row["score"]["mean"])
         if row["arm"] != boards.UNTOUCHED:
-            points.append(plots.Point(row["arm"], *place, low, high, bool(row["tied"])))
+            points.append(comparison_plots.Point(row["arm"], *place, low, high, bool(row["tied"])))
     label = {"tokens": "tokens used by teaching", "flops": "FLOP used by teaching", "seconds": "seconds of teaching"}[
         unit
     ]
     metric = f"{boards.named(board['primary'])} ({board['better']} is better)"
-    return plots.scatter(points, label, metric, _levels(board), ("budget", board["budget"]["amount"]))
+    return comparison_plots.scatter(points, label, metric, _levels(board), ("budget", board["budget"]["amount"]))
 
 
 def _search(row: Mapping[str, Any], metric: str) -> Any:
     """Tuning score by learning rate."""
-    found = sorted((float(rate), plots.number(score)) for rate, score in row["search"].items())
+    found = sorted((float(rate), svg.number(score)) for rate, score in row["search"].items())
     line = plots.Line(boards.named(metric), [rate for rate, _ in found], [score for _, score in found])
     return plots.chart([line], "learning rate", log=True, label=row["arm"], width=300, height=170)
 

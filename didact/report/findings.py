@@ -23,7 +23,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from didact.report import plots
+from didact.report import plots, svg
 
 DEEP = 5  # the lowest heading
 SHORT = 12  # values in one line at most
@@ -102,7 +102,7 @@ def _blocks(name: str, value: Any, level: int) -> list[Block]:
 def _curve(name: str, curve: Mapping[str, Any]) -> Markup:
     lines = curve.get("lines", {curve.get("ylabel") or name: curve})
     drawn = [
-        plots.Line(str(k), *([plots.number(v) for v in line.get(c) or ()] for c in ("x", "y", "low", "high")))
+        plots.Line(str(k), *([svg.number(v) for v in line.get(c) or ()] for c in ("x", "y", "low", "high")))
         for k, line in lines.items()
     ]
     labels = str(curve.get("xlabel") or ""), str(curve.get("ylabel") or "")

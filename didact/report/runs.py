@@ -10,7 +10,7 @@ from typing import Any
 
 from didact import catalogue, files, options
 from didact.evaluate.measures import BESIDE
-from didact.report import findings, plots, tables, words
+from didact.report import findings, plots, svg, tables, words
 from didact.types import UserError
 
 LATE = ("grad_norm", "lr")  # curves shown after the losses
@@ -79,7 +79,7 @@ def paper_link(entry: Mapping[str, Any]) -> str:
 
 
 def _metric(name: str, m: Mapping[str, Any]) -> dict[str, Any]:
-    before, after = (plots.number(m.get(which)) for which in ("before", "after"))
+    before, after = (svg.number(m.get(which)) for which in ("before", "after"))
     moved = _moved(before, after, m.get("ci"), m.get("better", ""))
     change = after - before
     return {
@@ -105,7 +105,7 @@ def _moved(before: float, after: float, ci: Any, better: str) -> str:
 def _curves(history: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     """One small plot per logged column; columns of which nothing is a number are left out."""
     names = [n for n in dict.fromkeys(k for row in history for k in row) if n != "step"]
-    names = [n for n in names if any(plots.number(row.get(n)) == plots.number(row.get(n)) for row in history)]
+    names = [n for n in names if any(svg.number(row.get(n)) == svg.number(row.get(n)) for row in history)]
     ordered = [n for n in names if n not in LATE] + [n for n in LATE if n in names]
     return [(n, plots.chart([plots.of_rows(history, n)], "optimiser step", width=300, height=170)) for n in ordered]
 
