@@ -113,6 +113,10 @@ def test_a_book_in_plain_text_is_a_text_that_methods_run_on(tmp_path):
     shown = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
     assert f"{tmp_path}/book.txt: 1 record, text" in shown
     assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in shown
+    # Nothing that would be refused: text alone is no feedback, and has no scores.
+    assert not any(f"run {method}" in shown for method in ("hindsight", "phf")) and "compare" not in shown
+    scored = write(tmp_path, "scored.jsonl", *({"text": f"word {i}", "score": i / 9} for i in range(9)))
+    assert f"didact run phf --model DIR --texts {scored}" in render(advise([scored]))
 
 
 def test_what_forget_and_retain_share_is_told(tmp_path):
@@ -134,7 +138,9 @@ def test_names_break_ties_and_exclude_nothing(tmp_path):
     assert command_of(advice, "npo") == f"didact run npo --model DIR --forget {forget} --retain {retain}".split()
     assert command_of(advice, "dpo") == f"didact run dpo --model DIR --preferences {pairs}".split()
     assert advice.runs[0].method == "npo"  # two files bear the names of its parameters
-    assert command_of(advise([retain]), "sft")[-1] == retain and command_of(advise([retain]), "whp")[-1] == retain
+    alone = advise([retain])
+    assert command_of(alone, "sft")[-1] == retain
+    assert "whp" in [c.method for c in alone.lacking]  # what must stay is nothing to forget
     assert "npo" not in [c.method for c in advise([retain]).runs]  # what must stay is not offered to be forgotten
     train, test = (write(tmp_path, f"trec_{n}.jsonl", *demos(4, i)) for i, n in enumerate(["train", "test"]))
     for paths in ([test, train], [train, test]):

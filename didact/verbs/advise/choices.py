@@ -43,6 +43,9 @@ def choice(entry: Mapping[str, Any], files: Sequence[File], model: str | None) -
     lacks = [_lack(name, v) for name, v in needs.items() if v["required"] and name not in given]
     if not given and not lacks:
         lacks = [_kind(name, v) for name, v in needs.items()] or ["nothing to read: it needs no file"]
+    lacks += [_lack(n, needs[n]) for n, f in given.items() if needs[n]["required"] and _bare(needs[n], f)]
+    if given and not any(v["required"] for v in needs.values()) and given.keys() <= _kept():
+        lacks.append(" or ".join(_kind(n, v) for n, v in needs.items() if n not in _kept()))
     words = ["didact", "run", entry["name"]]
     if entry["needs"].get("model", {}).get("required"):
         words += ["--model", model or "DIR"]
@@ -65,6 +68,18 @@ def choice(entry: Mapping[str, Any], files: Sequence[File], model: str | None) -
         method=entry["name"], help=entry["help"], command="" if lacks else shlex.join(words), given=given,
         named=len(mine) if any(needs[n]["required"] for n in mine) else 0, lacks=lacks, without=without,
     )  # fmt: skip
+
+
+def _bare(need: Mapping[str, Any], file: File) -> bool:
+    """Whether a file has none of the fields that a parameter's records must come with (`pairs with ...`)."""
+    told = need["help"].partition(";")[0]
+    fields = re.findall(r"`(\w+)`", told) if re.search(r"^\w+ with (?!.*or without)", told) else []
+    return bool(fields) and not set(fields) & {*file.fields, *file.rename}
+
+
+def _kept() -> set[str]:
+    """Parameters of what must stay as it is (`retain`, `general`): alone they give a method nothing to do."""
+    return {p["held_out"] for p in catalogue.protocols().values()} - {None}
 
 
 def _renaming(given: Mapping[str, File]) -> list[str]:
