@@ -82,7 +82,7 @@ def every_operation() -> list[tuple[str, str]]:
     return [(f"{a}{sign}{b}", str(of(a, b) % MODULUS)) for sign, of in results.items() for a, b in pairs]
 
 
-def mixture(seed: int, count: int, right: float = 0.9, known: int = 6, alone: int = 2) -> list[Demo]:
+def mixture(seed: int, count: int, right: float = 0.9, known: int = 4, alone: int = 1) -> list[Demo]:
     """`count` chains of two or three operations in every form: `alone` times answered at once and in steps, once by a
     conductor, once with Python; and for each of their operations `known` times its result, a program, and a check,
     `right` of them of what is right."""

@@ -3,9 +3,9 @@
 The paper's models follow an instruction for any task; a small one cannot, so ours (0.1M weights) was taught every form
 of chains of arithmetic modulo 5: answering at once, in steps, as conductor and as expert, all in one mixture. What is
 tested is the scaffold with the same weights: what experts see, what comes back, and what it costs. Rate, steps and
-mixture were found on seed 1000. Outside it stays whether an instruction alone makes a conductor; and whether it beats
-steps in one context, which here is a matter of what was taught more (with twice as many of the chains in steps the
-model had .93 in steps and .33 as a conductor): that is reported and decides nothing.
+mixture were sought on seeds 1000 and 1001. Outside it stays whether an instruction alone makes a conductor; and whether
+one beats steps in one context, which here is a matter of what was taught more (with four times as many of the chains in
+steps a model had .93 in steps and .33 as a conductor): that is reported and decides nothing.
 
 A check is an operation after somebody's answer, which in training was right nine times of ten; all answers checked
 here are wrong. Programs run in the sandbox where there is one: they are of a model that was just made here.
