@@ -19,7 +19,20 @@ _LAZY = {
     "Result": "didact.types",
 }
 _LAZY |= dict.fromkeys(
-    ("Demo", "Text", "QA", "Example", "Preference", "Judged", "Scored", "Critique", "Trajectory", "Step", "Passage"),
+    (
+        "Demo",
+        "Text",
+        "QA",
+        "Example",
+        "Preference",
+        "Judged",
+        "Scored",
+        "Critique",
+        "Trajectory",
+        "Step",
+        "Passage",
+        "Trial",
+    ),
     "didact.types",
 )
 _PARTS = {path.stem for path in Path(__file__).parent.iterdir()}

@@ -210,6 +210,14 @@ class Passage(Record):
     url: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial(Record):
+    """A configuration that was tried, and what it scored; no score where it failed, or is still to be tried."""
+
+    config: dict[str, Any]
+    score: float | None = None
+
+
 RECORDS: dict[str, type[Record]] = {
     "text": Text,
     "demo": Demo,
@@ -223,6 +231,7 @@ RECORDS: dict[str, type[Record]] = {
     "lexeme": Lexeme,
     "parallel": Parallel,
     "passage": Passage,
+    "trial": Trial,
 }
 
 

@@ -30,6 +30,7 @@ from didact.records import Segment as Segment
 from didact.records import Step as Step
 from didact.records import Text as Text
 from didact.records import Trajectory as Trajectory
+from didact.records import Trial as Trial
 from didact.records import as_row as as_row
 
 # --- training --------------------------------------------------------------------------------
@@ -300,6 +301,13 @@ class Reward(Protocol):
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[float]:
         """One number for each, higher is better."""
+
+
+class Objective(Protocol):
+    """Says how well a configuration does."""
+
+    def __call__(self, config: dict[str, Any], /) -> float:
+        """One number."""
 
 
 class AnswerCheck(Protocol):

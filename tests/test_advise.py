@@ -31,6 +31,7 @@ ROWS = {
     "lexeme": {"synset": "s", "language": "en", "lemma": "l"},
     "parallel": {"source": "s", "target": "t"},
     "passage": {"text": "t", "url": "u", "title": "t"},
+    "trial": {"config": {"lr": 0.1}, "score": 1.0},
 }
 
 

@@ -36,6 +36,7 @@ from didact.types import (
     Step,
     Text,
     Trajectory,
+    Trial,
     UserError,
     as_row,
 )
@@ -705,6 +706,7 @@ records = st.one_of(
     st.builds(Lexeme, synset=plain_text, language=plain_text, lemma=plain_text),
     st.builds(Parallel, source=plain_text, target=plain_text, source_lang=st.none() | plain_text),
     st.builds(Passage, text=plain_text, title=st.none() | plain_text),
+    st.builds(Trial, config=st.dictionaries(plain_text, finite | plain_text, max_size=3), score=st.none() | finite),
     st.builds(Text, text=plain_text, segments=st.lists(st.builds(Segment, text=plain_text, score=finite), min_size=1)),
     st.builds(Example, x=st.lists(st.lists(finite, max_size=2), max_size=3), y=st.lists(finite, max_size=3)),
 )

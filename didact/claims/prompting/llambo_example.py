@@ -1,0 +1,80 @@
+"""What `didact run llambo` uses: a small model that has read histories of a family of tuning problems."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from didact.claims import lab
+from didact.claims.problem import Problem
+from didact.data import encode, spaces
+from didact.infer.ask import Asking
+from didact.infer.tuning import Card, Search, Words
+from didact.models.model import Model
+from didact.types import Fit, Trial
+from didact.worlds import bowls
+from didact.worlds.bowls import Bowl, Bowls
+
+SPACE = json.dumps({name: {"type": "int", "low": 0, "high": bowls.SIDE - 1} for name in "ab"})
+SEARCH = Search(candidates=6, templates=1, gens=4, scores="raw")
+ASKING = Asking(max_new_tokens=8, tries=1)
+LENGTHS = (3, 11)  # trials of a history that is read
+GOOD = 85  # score of what a card is said to be good with
+FIT = Fit(lr=3e-3, rows=32, schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
+
+
+def card_of(card: int | None) -> Card:
+    """A card in a word; None says nothing."""
+    return Card(task="" if card is None else f"c{card}", context="none" if card is None else "full", style="bare")
+
+
+def text(bowl: Bowl, family: Bowls, rng: np.random.Generator) -> str:
+    """What is read of a task: scores of configurations, configurations of scores, or good ones; half with the card."""
+    words = Words(spaces.space_of(SPACE), card_of(bowl.card if rng.random() < 0.7 else None))
+    kind = rng.integers(5)
+    if kind == 0:
+        good = [c for c in family.configs(rng, 300) if bowl.value(c) >= GOOD][:4]
+        return Words(words.space, card_of(bowl.card)).about() + "".join(f" {words.config(c)}\n" for c in good)
+    tried = family.configs(rng, int(rng.integers(*LENGTHS)))
+    tried += [c for c in family.configs(rng, 60) if bowl.value(c) >= GOOD - 25][: 2 * (kind == 4)]
+    lines = [(words.config(tried[i]), bowl.score(tried[i], rng)) for i in rng.permutation(len(tried))]
+    if kind >= 3:
+        return words.about() + "".join(f"{s} < {c}\n" for c, s in lines)
+    return words.about() + "".join(f"{c} > {s}\n" for c, s in lines)
+
+
+def reader(seed: int, steps: int, count: int = 10_000) -> Model:
+    """A model of 0.1M weights that read so many steps of `count` histories."""
+    family, rng = Bowls(seed), np.random.default_rng([seed, 43])
+    texts = [text(family.task(rng), family, rng) for _ in range(count)]
+    numbers = [" ".join(map(str, range(100)))] * 200
+    base = lab.blank("llama", numbers + texts[:400], 560, d=64, layers=2, heads=4, context=192, seed=seed,
+                     initializer_range=0.05)  # fmt: skip
+
+    def read() -> Model:
+        tokens = [encode.prompt_ids(base.tokenizer, t, base.kind) for t in texts]
+        rows = [encode.TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in tokens]
+        return lab.pretrained(base, rows, FIT.replace(steps=steps, seed=seed))
+
+    return lab.kept(read, "llambo", seed, steps, count)
+
+
+def objective(config: dict[str, int]) -> float:
+    """A task of the embedded example's family, for `--objective`."""
+    family = Bowls(0)
+    return family.task(np.random.default_rng(5)).value(config)
+
+
+def problem(seed: int) -> Problem:
+    """Three random trials of a task whose card the model knows; it says what to try next."""
+    family, rng = Bowls(seed), np.random.default_rng([seed, 47])
+    task = family.task(rng)
+    tried = [Trial(config=dict(c), score=float(task.score(c, rng))) for c in family.configs(rng, 3)]
+    card = card_of(task.card)
+    options = {
+        "space": SPACE, "card.task": card.task, "card.style": "bare", "search.scores": "raw",
+        "search.candidates": SEARCH.candidates, "search.templates": 1, "search.gens": SEARCH.gens,
+        "asking.max_new_tokens": ASKING.max_new_tokens,
+    }  # fmt: skip
+    return Problem(model=reader(seed, 300, 2000), data={"history": tried}, options=options)

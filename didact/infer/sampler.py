@@ -1,0 +1,202 @@
+"""LLAMBO as an Optuna sampler: a language model proposes, and Optuna's own TPE where it cannot.
+
+    study = optuna.create_study(sampler=LlamboSampler(didact.connect("http://host/v1#name")))
+    study.optimize(objective, 25)
+
+With a `space` whole configurations are proposed for it, conditions included. Without one it is made of what trials have
+asked for so far: parameters that were not in all of them are proposed too, and taken where the trial asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from didact.data.spaces import Config, Parameter, Space
+from didact.errors import UserError
+from didact.infer import tuning
+from didact.infer.ask import Asker, Asking
+from didact.infer.tuning import Card, Search, Words
+from didact.types import LM
+
+try:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError:
+    raise UserError("llambo: the package optuna is missing: pip install didact[solve]") from None
+
+
+class LlamboSampler(optuna.samplers.BaseSampler):
+    """Proposals of a language model; `sources` says by trial whether it was the model's, its warm start, or a fallback.
+
+    Args:
+        lm: who is asked; anything with `generate` (and `top_logprobs` for the generative surrogate).
+        space: what is searched, where it is known beforehand; a warm start needs it.
+        card: what is tuned, in words.
+        how: how the next configuration is found.
+        asking: tries, calls and length of answers.
+        start: configurations to begin with, from the model's knowledge or drawn at random.
+        warm: whether the model names them.
+        seed: of everything drawn.
+        fallback: who proposes where the model cannot; TPE by default.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        *,
+        space: Space | None = None,
+        card: Card = Card(),  # noqa: B008  (frozen)
+        how: Search = Search(),  # noqa: B008
+        asking: Asking = Asking(max_new_tokens=500, tries=1),  # noqa: B008
+        start: int = 5,
+        warm: bool = True,
+        seed: int = 0,
+        fallback: optuna.samplers.BaseSampler | None = None,
+    ) -> None:
+        self.asker, self.space, self.card, self.how = Asker(lm, asking, seed), space, card, how
+        self.start, self.warm, self.seed = start, warm, seed
+        self.fallback = fallback or optuna.samplers.TPESampler(seed=seed, n_startup_trials=start)
+        self.random = optuna.samplers.RandomSampler(seed)
+        self.sources: dict[int, str] = {}
+        self._queue: list[dict[str, Any]] | None = None
+        self._now: dict[int, dict[str, Any]] = {}
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Propose the whole configuration of a trial."""
+        done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+        running = [t.params for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        pending = [*running, *(c for n, c in self._now.items() if n != trial.number)]
+        space = self.space or _seen(done)
+        if len(study.get_trials(deepcopy=False)) <= self.start or not done or space is None:
+            config, source = self._begun(), "warm start"
+        else:
+            config, source = self._found(study, done, space, trial.number, pending), "model"
+        self._now[trial.number] = config or {}
+        self.sources[trial.number] = source if config else "fallback" if len(done) >= self.start else "random"
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """A trial has ended."""
+        self._now.pop(trial.number, None)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: what is proposed is handed out parameter by parameter, as a trial asks for them."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing: see `infer_relative_search_space`."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """What was proposed, where it lies in the distribution asked for; else the fallback's value."""
+        proposed = self._now.get(trial.number, {})
+        if param_name in proposed and _holds(param_distribution, proposed[param_name]):
+            return proposed[param_name]
+        instead = self.random if self.sources.get(trial.number) in ("random", "warm start") else self.fallback
+        return instead.sample_independent(study, trial, param_name, param_distribution)
+
+    def _begun(self) -> dict[str, Any] | None:
+        """The next configuration of the warm start."""
+        if self._queue is None:
+            able = self.warm and self.space is not None
+            words = Words(self.space, self.card) if self.space else None
+            self._queue = tuning.warm_start(self.asker, words, self.start) if able and words else []
+        return self._queue.pop(0) if self._queue else None
+
+    def _found(
+        self, study: optuna.Study, done: Sequence[FrozenTrial], space: Space, number: int, pending: Sequence[Config]
+    ) -> dict[str, Any] | None:
+        lower = study.direction == optuna.study.StudyDirection.MINIMIZE
+        scores = [float(t.values[0]) for t in done]
+        history = tuning.trials([t.params for t in done], scores, lower, self.how)
+        return tuning.proposed(
+            self.asker, Words(space, self.card), history, self.how, self.seed + 7919 * number, pending
+        )
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of every parameter."""
+    out: dict[str, BaseDistribution] = {}
+    for p in space.parameters:
+        if p.type == "choice":
+            out[p.name] = CategoricalDistribution(p.choices)
+        elif p.type == "int":
+            out[p.name] = IntDistribution(int(p.low), int(p.high), log=p.log)
+        else:
+            out[p.name] = FloatDistribution(p.low, p.high, log=p.log)
+    return out
+
+
+def suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """A trial's configuration: it is asked for every parameter that is there."""
+    config: dict[str, Any] = {}
+    for p in space.parameters:
+        if all(config.get(k) in v for k, v in p.when.items()):
+            if p.type == "choice":
+                config[p.name] = trial.suggest_categorical(p.name, p.choices)
+            elif p.type == "int":
+                config[p.name] = trial.suggest_int(p.name, int(p.low), int(p.high), log=p.log)
+            else:
+                config[p.name] = trial.suggest_float(p.name, p.low, p.high, log=p.log)
+    return config
+
+
+def _seen(done: Sequence[FrozenTrial]) -> Space | None:
+    """A space of the distributions that trials asked for."""
+    found: dict[str, BaseDistribution] = {}
+    for trial in done:
+        found |= trial.distributions
+    parameters = []
+    for name, d in found.items():
+        if isinstance(d, CategoricalDistribution):
+            parameters.append(Parameter(name, "choice", choices=tuple(d.choices)))
+        elif isinstance(d, IntDistribution | FloatDistribution):
+            kind: Any = "int" if isinstance(d, IntDistribution) else "float"
+            parameters.append(Parameter(name, kind, float(d.low), float(d.high), d.log))
+    return Space(tuple(parameters)) if parameters else None
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (TypeError, ValueError):
+        return False
+
+
+def begun(
+    lm: LM, space: Space, history: Sequence[tuple[dict[str, Any], float | None]], lower: bool, **how: Any
+) -> tuple[optuna.Study, LlamboSampler]:
+    """A study with what was tried before, and its sampler; a history takes the place of the trials to begin with.
+
+    Raises:
+        UserError: a trial of the history that does not lie in the space.
+    """
+    sampler = LlamboSampler(lm, space=space, **how | ({"start": 0} if history else {}))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=sampler, direction="minimize" if lower else "maximize")
+    known = distributions(space)
+    for number, (config, score) in enumerate(history, 1):
+        if not space.valid(config):
+            raise UserError(f"history: record {number}: {config} does not lie in the space")
+        state = TrialState.COMPLETE if score is not None else TrialState.FAIL
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, value=score, params=config, distributions={k: known[k] for k in config}
+            )
+        )
+    return study, sampler
+
+
+def told(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
+    """End a trial, with its score or as a failed one."""
+    if value is None:
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, value)

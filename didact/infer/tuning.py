@@ -1,0 +1,324 @@
+"""Hyperparameters tuned by asking a model: a warm start, candidates for a wished score, and two surrogates.
+
+Source: Liu et al. 2024, arXiv:2402.03921; the wording is ours. Scores are shown standardised, higher better, so that
+any metric serves; what is wished for is then `best + alpha (best - worst)` whatever the metric's sign and scale.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Interval
+from scipy import stats
+
+from didact.bounds import Count, NonNegative, PositiveShare
+from didact.data import spaces
+from didact.data.spaces import Config, Space
+from didact.infer.ask import Asker, Exchange
+
+FLOOR = 1e-5  # of a surrogate's standard deviation
+ROUNDS = 3  # of asking for candidates
+ENOUGH = 5  # candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is tuned, in words.
+
+    Args:
+        model: whose hyperparameters they are.
+        task: what it does, on what data, by what metric; for context partial and full.
+        details: statistics of the data and whatever else may help; for context full.
+        context: how much of this a prompt says: none (the model and the space), partial or full.
+        names: whether parameters have their names; else X1, X2, ...
+        style: words, or bare (almost none, for models trained from scratch).
+    """
+
+    model: str = "a model"
+    task: str = ""
+    details: str = ""
+    context: Literal["none", "partial", "full"] = "full"
+    names: bool = True
+    style: Literal["words", "bare"] = "words"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How the next configuration is found.
+
+    Args:
+        surrogate: discriminative (scores are predicted, the largest expected improvement is taken), generative (the
+            likeliest to be among the best share), or none (the first candidate).
+        candidates: asked for each time.
+        templates: orders of the history that are shown.
+        gens: predictions of each order.
+        alpha: how far the wished score lies beyond the best, in units of the range seen; below 0 within it.
+        best: the share of trials that counts as good, for the generative surrogate.
+        scores: standard (mean 0, sd 1, higher is better) or raw, as they are.
+        temperature: of candidates.
+        surrogate_temperature: of predictions.
+        top_p: of both.
+    """
+
+    surrogate: Literal["discriminative", "generative", "none"] = "discriminative"
+    candidates: Count = 10
+    templates: Count = 2
+    gens: Count = 10
+    alpha: Annotated[float, Interval(ge=-1, le=1)] = 0.1
+    best: PositiveShare = 0.2
+    scores: Literal["standard", "raw"] = "standard"
+    temperature: NonNegative = 0.8
+    surrogate_temperature: NonNegative = 0.7
+    top_p: PositiveShare = 0.95
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Configurations with their scores as they are shown, higher better unless `lower` (raw scores only)."""
+
+    configs: tuple[Config, ...]
+    shown: tuple[float, ...]
+    lower: bool = False
+
+    @property
+    def best(self) -> float:
+        """The best score shown."""
+        return min(self.shown) if self.lower else max(self.shown)
+
+
+def trials(configs: Sequence[Config], scores: Sequence[float], lower: bool, how: Search) -> Trials:
+    """A history as the model sees it."""
+    values = np.asarray(scores, dtype=float)
+    if how.scores == "raw":
+        return Trials(tuple(configs), tuple(values.tolist()), lower)
+    signed = -values if lower else values
+    spread = float(signed.std()) or 1.0
+    return Trials(tuple(configs), tuple(((signed - signed.mean()) / spread).tolist()))
+
+
+def wished(history: Trials, alpha: float) -> float:
+    """`best + alpha (best - worst)`; alpha 0 is read as -1e-3, a range of 0 as a tenth of the best (1 where that is 0).
+
+    For a metric that is better when lower that is `s_min - alpha (s_max - s_min)`.
+    """
+    best, spread = history.best, max(history.shown) - min(history.shown)
+    step = (alpha or -1e-3) * (spread or 0.1 * abs(best) or 0.1)
+    return best - step if history.lower else best + step
+
+
+def expected_improvement(mean: Any, std: Any, best: float, lower: bool = False) -> Any:
+    """`delta Phi(z) + std phi(z)`, delta the improvement of the mean over the best, z = delta / std."""
+    mean, std = np.asarray(mean, dtype=float), np.maximum(np.asarray(std, dtype=float), FLOOR)
+    delta = best - mean if lower else mean - best
+    z = delta / std
+    return delta * stats.norm.cdf(z) + std * stats.norm.pdf(z)
+
+
+def labels(history: Trials, best: float) -> list[int]:
+    """1 of trials strictly better than the percentile of the best share; the best trial always is."""
+    values = np.asarray(history.shown) * (1 if history.lower else -1)
+    limit = np.percentile(values, 100 * best)
+    return [int(v < limit or v == values.min()) for v in values]
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+class Words:
+    """A space and a card as text, and answers read back."""
+
+    def __init__(self, space: Space, card: Card) -> None:
+        self.space, self.card, self.bare = space, card, card.style == "bare"
+        self.named = {p.name: p.name if card.names else f"X{i}" for i, p in enumerate(space.parameters, 1)}
+        self.shown = Space(tuple(
+            spaces.Parameter(self.named[p.name], p.type, p.low, p.high, p.log, p.choices,
+                             {self.named[k]: v for k, v in p.when.items()})
+            for p in space.parameters
+        ))  # fmt: skip
+
+    def config(self, config: Config) -> str:
+        """A configuration as text."""
+        named = {self.named[k]: v for k, v in config.items() if k in self.named}
+        return self.shown.written(named, "{name} {value}", " ") if self.bare else self.shown.written(named)
+
+    def read(self, text: str) -> dict[str, Any] | None:
+        """A configuration from an answer."""
+        found, names = self.shown.read(text), {v: k for k, v in self.named.items()}
+        return None if found is None else {names[k]: v for k, v in found.items()}
+
+    def about(self) -> str:
+        """The task, as far as the card's context goes, and the space."""
+        card = self.card
+        told = [card.task] if card.context != "none" and card.task else []
+        told += [card.details] if card.context == "full" and card.details else []
+        if self.bare:
+            return "".join(f"{text}\n" for text in told)
+        lines = "\n".join(f"- {p.told()}" for p in self.shown.parameters)
+        return " ".join([f"Hyperparameters of {card.model} are tuned.", *told]) + f"\nThey are:\n{lines}\n\n"
+
+    def warm(self, count: int) -> str:
+        """Ask for configurations to begin with."""
+        if self.bare:
+            return self.about()
+        return (
+            f"{self.about()}Name {count} different configurations that are likely to do well, to begin with. Write "
+            "each on a line of its own, as name: value, name: value, and nothing else.\n"
+        )
+
+    def candidate(self, history: Trials, score: float, seed: int) -> str:
+        """Ask for a configuration of a wished score, after the history in an order of the seed."""
+        rows = spaces.permuted(list(zip(history.configs, history.shown, strict=True)), seed)
+        if self.bare:
+            return self.about() + "".join(f"{number(s)} < {self.config(c)}\n" for c, s in rows) + f"{number(score)} <"
+        lines = "".join(f"Performance: {number(s)}\nConfiguration: ## {self.config(c)} ##\n" for c, s in rows)
+        return (
+            f"{self.about()}These were tried{self._better(history)}. Recommend a configuration that reaches the last "
+            "performance, within the ranges and not at their ends, not rounded, in the same form.\n\n"
+            f"{lines}Performance: {number(score)}\nConfiguration: ##"
+        )
+
+    def prediction(self, history: Trials, config: Config, seed: int, marks: Sequence[int] | None = None) -> str:
+        """Ask what a configuration scores; with `marks`, whether it is good (1) or not (0)."""
+        values = history.shown if marks is None else marks
+        rows = spaces.permuted(list(zip(history.configs, values, strict=True)), seed)
+        if self.bare:
+            sign = ">" if marks is None else "?"
+            lines = "".join(f"{self.config(c)} {sign} {number(s)}\n" for c, s in rows)
+            return f"{self.about()}{lines}{self.config(config)} {sign}"
+        asked = "Predict the performance of the last one" if marks is None else "Say of the last one whether it is good"
+        what, open_, shut = ("Performance", "## ", " ##") if marks is None else ("Good", "", "")
+        lines = "".join(f"Configuration: {self.config(c)}\n{what}: {open_}{number(s)}{shut}\n" for c, s in rows)
+        form = "as a number in the same form" if marks is None else "1 or 0"
+        return (
+            f"{self.about()}These were tried{self._better(history)}. {asked}, {form}.\n\n"
+            f"{lines}Configuration: {self.config(config)}\n{what}:{' ##' if marks is None else ''}"
+        )
+
+    @staticmethod
+    def _better(history: Trials) -> str:
+        return f" ({'lower' if history.lower else 'higher'} performance is better)"
+
+
+def number(value: float) -> str:
+    """A score as text: whole numbers as they are, others with six significant digits."""
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+
+
+def read_number(text: str) -> float | None:
+    """The first number of an answer."""
+    found = re.search(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", text)
+    return float(found[0]) if found and math.isfinite(float(found[0])) else None
+
+
+# --- the three parts -----------------------------------------------------------------------------
+
+
+def warm_start(asker: Asker, words: Words, count: int) -> list[dict[str, Any]]:
+    """Configurations to begin with, from what the model knows; perhaps fewer than asked for."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def read(text: str) -> list[dict[str, Any]] | None:
+        configs = [c for line in text.splitlines() if (c := words.read(line)) is not None]
+        return configs or None
+
+    for _ in range(ROUNDS):
+        missing = count - len(found)
+        if missing <= 0 or asker.left == 0:
+            break
+        prompts = [words.warm(count)] * (missing if words.bare else 1)
+        stop = ("\n",) if words.bare else ()
+        for configs in asker.ask(prompts, read, "warm start", stop=stop, temperature=WARM_TEMPERATURE):
+            found |= {words.space.key(c): c for c in configs or ()}
+    return list(found.values())[:count]
+
+
+WARM_TEMPERATURE = 0.8
+
+
+def candidates(
+    asker: Asker, words: Words, history: Trials, how: Search, seed: int, known: Sequence[Config]
+) -> list[dict[str, Any]]:
+    """New configurations for the wished score: different ones, in the space, none of those `known`."""
+    seen, found = {words.space.key(c) for c in known}, dict[str, dict[str, Any]]()
+    score = wished(history, how.alpha)
+    for again in range(ROUNDS):
+        if len(found) >= min(ENOUGH, how.candidates) or asker.left == 0:
+            break
+        orders = [seed * 1009 + again * how.templates + i % how.templates for i in range(how.candidates)]
+        prompts = [words.candidate(history, score, order) for order in orders]
+        stop = ("\n",) if words.bare else ("##", "\nPerformance")
+        drawn = asker.ask(prompts, words.read, "candidate", stop=stop, temperature=how.temperature, top_p=how.top_p)
+        found |= {key: c for c in drawn if c and (key := words.space.key(c)) not in seen}
+    return list(found.values())[: how.candidates]
+
+
+def predicted(
+    asker: Asker, words: Words, history: Trials, configs: Sequence[Config], how: Search, seed: int
+) -> tuple[Any, Any]:
+    """Mean and standard deviation of each configuration's score by the discriminative surrogate, `(n,)` each.
+
+    Of answers that cannot be read the others are taken; where none can, the average of all means, and of deviations.
+    """
+    orders = [seed * 1013 + i // how.gens for i in range(how.templates * how.gens)]
+    prompts = [words.prediction(history, c, order) for c in configs for order in orders]
+    items = [n for n in range(len(configs)) for _ in orders]
+    drawn = asker.ask(
+        prompts, read_number, "surrogate", items, stop=("\n",) if words.bare else ("##", "\n"),
+        temperature=how.surrogate_temperature, top_p=how.top_p, max_new_tokens=12,
+    )  # fmt: skip
+    values = np.array([np.nan if x is None else x for x in drawn]).reshape(len(configs), -1)
+    able = ~np.isnan(values).all(1)
+    if not able.any():
+        return np.full(len(configs), np.nan), np.full(len(configs), FLOOR)
+    mean, std = np.full((2, len(configs)), np.nan)
+    mean[able], std[able] = np.nanmean(values[able], 1), np.nanstd(values[able], 1)
+    mean[~able], std[~able] = mean[able].mean(), std[able].mean()
+    return mean, np.maximum(std, FLOOR)
+
+
+def goodness(
+    asker: Asker, words: Words, history: Trials, configs: Sequence[Config], how: Search, seed: int
+) -> list[float]:
+    """Chance that each configuration is among the best by the generative surrogate, of two tokens alone:
+    sigmoid(l1 - l0), averaged over orders of the history."""
+    marks = labels(history, how.best)
+    prompts = [words.prediction(history, c, seed * 1019 + t, marks) for c in configs for t in range(how.templates)]
+    if asker.left is not None and asker.left < len(prompts):
+        asker.ended = True
+        return [0.5] * len(configs)
+    chances = []
+    for at, (prompt, top) in enumerate(zip(prompts, asker.lm.top_logprobs(prompts), strict=True)):
+        chance = two_way(top)
+        asker.exchanges.append(Exchange("surrogate", at // how.templates, prompt, str(chance), chance is not None))
+        chances.append(0.5 if chance is None else chance)
+    return list(np.reshape(chances, (len(configs), -1)).mean(1))
+
+
+def two_way(top: Mapping[str, float]) -> float | None:
+    """`exp(l1) / (exp(l1) + exp(l0))` of the tokens 1 and 0; None where the model thinks of neither."""
+    logp = {mark: [v for k, v in top.items() if k.strip() == mark] for mark in "01"}
+    if not logp["0"] and not logp["1"]:
+        return None
+    one, zero = (max(logp[mark], default=min(top.values())) for mark in "10")
+    return 1 / (1 + math.exp(zero - one))
+
+
+def proposed(
+    asker: Asker, words: Words, history: Trials, how: Search, seed: int, pending: Sequence[Config] = ()
+) -> dict[str, Any] | None:
+    """The next configuration to try; None where the model named none, or the budget is used up."""
+    found = candidates(asker, words, history, how, seed, [*history.configs, *pending])
+    if not found:
+        return None
+    if how.surrogate == "generative":
+        return found[int(np.argmax(goodness(asker, words, history, found, how, seed)))]
+    if how.surrogate == "discriminative":
+        mean, std = predicted(asker, words, history, found, how, seed)
+        gain = expected_improvement(mean, std, history.best, history.lower)
+        return found[0 if np.isnan(gain).all() else int(np.nanargmax(gain))]
+    return found[0]

@@ -1,0 +1,57 @@
+"""Tuning problems of a family: two integer hyperparameters, a score that falls off around an optimum, and a card that
+says roughly where that lies. What a model may know beforehand is the family and the cards; a task is a new draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SIDE = 16  # values of a hyperparameter, 0 to 15
+TOP = 99  # of a score
+CARDS = 8
+JITTER = 2  # of a task's optimum around its card's
+WIDE = 0.9  # score lost a squared step
+MIXED = 0.4  # interaction
+NOISE = 2.0
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """One task: its card and its optimum."""
+
+    card: int
+    optimum: tuple[int, int]
+
+    def value(self, config: dict[str, int]) -> float:
+        """The expected score of a configuration, at least 0."""
+        a, b = config["a"] - self.optimum[0], config["b"] - self.optimum[1]
+        return float(max(0.0, TOP - WIDE * (a * a + b * b + MIXED * a * b)))
+
+    def score(self, config: dict[str, int], rng: np.random.Generator) -> int:
+        """A noisy one, 0 to 99."""
+        return int(np.clip(round(self.value(config) + rng.normal(0, NOISE)), 0, TOP))
+
+
+@dataclass(frozen=True)
+class Bowls:
+    """The family of a seed: where each card's optimum lies."""
+
+    seed: int
+
+    def centre(self, card: int) -> tuple[int, int]:
+        """Of a card."""
+        a, b = np.random.default_rng([self.seed, 41, card]).integers(JITTER, SIDE - JITTER, 2)
+        return int(a), int(b)
+
+    def task(self, rng: np.random.Generator, away: bool = False) -> Bowl:
+        """A task near its card's optimum; `away`, on the other side of the grid, which no card says."""
+        card = int(rng.integers(CARDS))
+        a, b = (int(c + d) for c, d in zip(self.centre(card), rng.integers(-JITTER, JITTER + 1, 2), strict=True))
+        if away:
+            a, b = (a + SIDE // 2) % SIDE, (b + SIDE // 2) % SIDE
+        return Bowl(card, (a, b))
+
+    def configs(self, rng: np.random.Generator, count: int) -> list[dict[str, int]]:
+        """Random configurations."""
+        return [{"a": int(a), "b": int(b)} for a, b in rng.integers(0, SIDE, (count, 2))]
