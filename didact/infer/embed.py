@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from didact.data import encode
+from didact.data import encode, retrieval
 from didact.data.streams import by_length
+from didact.infer import functions
 from didact.models import prefix
 from didact.models.model import Model
+from didact.types import LM, UserError
 
 
 @torch.no_grad()
@@ -40,6 +42,20 @@ def embed(model: Model, texts: Sequence[str], batch_tokens: int = 8192) -> Tenso
     finally:
         model.module.train(was)
     return torch.stack(out)
+
+
+def embedder(name: str, model: Model | LM) -> retrieval.Embedder:
+    """What turns texts into vectors: `model` is the means of the model's own hidden states, else `module:function`.
+
+    Raises:
+        UserError: there is no such function, or the model is behind a server.
+    """
+    if name != "model":
+        return functions.imported(name, "embedder")
+    local = getattr(model, "model", model)
+    if not isinstance(local, Model):
+        raise UserError("a server does not show its hidden states: name what embeds, module:function")
+    return lambda texts: embed(local, texts).numpy()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,119 @@
+"""A reader that knows no language but what stands in its prompt: what MTOB's claim asks in place of a large model."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from didact.claims.prompting.rule import Rule, drawn
+from didact.data import materials
+from didact.evaluate import translation as scores
+from didact.worlds.tongues import ORDERS, Concepts, Meaning, Tongue
+
+ENTRY = re.compile(r"^- (\S+)(?: \(\w+\))? = (\S+)$", re.MULTILINE)
+ORDER, PLACE = re.compile(r"order is (\w) (\w) (\w)"), re.compile(r"adjective stands (before|after)")
+Pairs = Sequence[tuple[list[str], list[str]]]
+
+
+class Reader(Rule):
+    """Looks words up in the prompt's entries, else infers them from its sentence pairs; puts them in the order that a
+    grammar in the prompt says, else in the one that explains most of the pairs, else leaves them as they are.
+
+    Args:
+        own: the language it knows, which it translates from.
+        concepts: what kind of word each is.
+        careless: chance that a word comes out as another one of the prompt.
+        seed: of that.
+    """
+
+    name = "a reader that looks things up"
+
+    def __init__(self, own: Tongue, concepts: Concepts, careless: float, seed: int) -> None:
+        self.own, self.careless, self.seed = own, careless, seed
+        self.kinds = {w: concepts.kind(c) for c, w in enumerate(own.words)}
+
+    def answer(self, prompt: str) -> str:
+        """The translation of the prompt's last sentence."""
+        sentence = prompt.rsplit("\n", 1)[0].rpartition(": ")[2].split()
+        known, pairs = dict(ENTRY.findall(prompt)), self._pairs(prompt)
+        known = {w: known.get(w) or aligned(w, pairs) or w for w in self.kinds}
+        order, first = self._grammar(prompt, known, pairs)
+        out = [known.get(w, w) for w in self._ordered(sentence, order, first)]
+        offered = sorted({t for t in known.values() if t not in self.kinds})
+        draw = drawn(self.seed, sentence, len(prompt))
+        return " ".join(str(draw.choice(offered)) if offered and draw.random() < self.careless else w for w in out)
+
+    def _pairs(self, prompt: str) -> Pairs:
+        """Sentence pairs in the prompt, the query aside."""
+        rows = re.findall(rf"^{self.own.name}: (.+)\n\S+: (.+)$", prompt, re.MULTILINE)
+        return [(x.split(), y.split()) for x, y in rows]
+
+    def _grammar(self, prompt: str, known: Mapping[str, str], pairs: Pairs) -> tuple[str, bool]:
+        said, place = ORDER.search(prompt), PLACE.search(prompt)
+        if said and place:
+            return "".join(said.groups()), place[1] == "before"
+        if not pairs:
+            return self.own.order, self.own.adjective_first
+
+        def explained(grammar: tuple[str, bool]) -> int:
+            return sum([known.get(w, w) for w in self._ordered(x, *grammar)] == y for x, y in pairs)
+
+        return max(itertools.product(ORDERS[:3], (True, False)), key=explained)
+
+    def _ordered(self, sentence: list[str], order: str, first: bool) -> list[str]:
+        """Its own words in another order; a sentence that it cannot take apart stays as it is."""
+        where = {w: c for c, w in enumerate(self.own.words)}
+        parts, nouns = [where.get(w, -1) for w in sentence], [w for w in sentence if self.kinds.get(w) == "noun"]
+        verbs = [i for i, w in enumerate(sentence) if self.kinds.get(w) == "verb"]
+        if len(nouns) != 2 or len(verbs) != 1 or -1 in parts:
+            return sentence
+        adjective = [
+            next((where[w] for w in some if self.kinds[w] == "adjective"), -1)
+            for some in (sentence[: verbs[0]], sentence[verbs[0] + 1 :])
+        ]
+        meaning = Meaning(where[nouns[0]], parts[verbs[0]], where[nouns[1]], *adjective)
+        other = Tongue(self.own.name, self.own.words, order, first)
+        return other.said(meaning).split()
+
+
+def aligned(word: str, pairs: Pairs) -> str | None:
+    """The word that stands in most translations of sentences with a word, and in fewest of others; None where there is
+    no such sentence."""
+    votes: Counter[str] = Counter()
+    for x, y in pairs:
+        for w in set(y):
+            votes[w] += 1 if word in x else -1
+    there = {w for x, y in pairs if word in x for w in y}
+    return max(sorted(there), key=lambda w: votes[w]) if there else None
+
+
+class AtRandom(materials.Lookup):
+    """Sabotage: any entries."""
+
+    def __call__(self, queries: Sequence[str], k: int) -> list[list[int]]:
+        """Places drawn by the query."""
+        return [random.Random(q).sample(range(self.size), min(k, self.size)) for q in queries]
+
+
+def bare(of: Any, sentence: str, blocks: Any, book: str = "", right: Any = materials.prompt) -> str:
+    """Sabotage: nothing that was found stands in the prompt."""
+    return str(right(of, sentence, [], ""))
+
+
+def swapped(said: Sequence[str], wanted: Sequence[str], right: Any = scores.chrf, **how: Any) -> float:
+    """Sabotage: references are scored against translations."""
+    return float(right(wanted, said, **how))
+
+
+def turned(records: Any, names: Any, right: Any = materials.facing) -> Any:
+    """Sabotage: entries the other way around."""
+    return [materials.turn(p) for p in right(records, names)]
+
+
+def untouched(book: str, held: Any, canary: str = "") -> tuple[str, int]:
+    """Sabotage: the book as it is."""
+    return book, 0
