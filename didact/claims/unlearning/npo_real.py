@@ -3,7 +3,8 @@
 Countries are asked as the model was found to answer best; those it does not know are left out. Each seed deals the rest
 into what is to be forgotten, what is trained to stay, and neighbours that no training saw, on which the damage is read:
 at the end, and at the first look at which answers are forgotten. Of five rates from 1e-5 to 3e-4 each arm has the one
-that left most apart at the end on seed 1000 (neighbours kept less forget answers kept).
+that left most apart at the end on seed 1000 (neighbours kept less forget answers kept): npo .25 at 3e-4, the largest
+tried, ascent .12 at 1e-5. Ascent alone was not tried beyond 1e-4 nor below 3e-5. Not measured on test seeds yet.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CAPITALS = (
     "Argentina Buenos Aires"
 )
 ARMS: dict[str, dict[str, Any]] = {"npo": {}, "ga": {"loss": "ga"}, "ga alone": {"loss": "ga", "regulariser": "none"}}
-RATES = {"npo": 1e-4, "ga": 1e-4, "ga alone": 1e-4}
+RATES = {"npo": 3e-4, "ga": 1e-5, "ga alone": 3e-5}
 
 
 @functools.cache
