@@ -532,7 +532,7 @@ def test_seeds_measured_under_other_code_are_measured_again(slow_toy, tmp_path):
 )
 def test_a_card_is_stale_when_code_changed_not_when_comments_did(slow_toy, tmp_path, monkeypatch, old, new, expected):
     path = runner.write(runner.run(slow_toy.CLAIM, "smoke", quiet=True), tmp_path)
-    monkeypatch.setattr(runner, "load", lambda name: {"slow-toy": slow_toy.CLAIM}[name])
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": {"slow-toy": slow_toy.CLAIM}[name])
     assert not runner.stale(path)
     assert old in SLOW
     (tmp_path / "slow_toy.py").write_text(SLOW.replace(old, new))
@@ -611,7 +611,7 @@ def test_the_hash_follows_what_is_imported(tree, changed, own, core):
 
 
 def test_drift_of_shared_code_is_told_apart_from_stale(slow_toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
     path = runner.write(card, tmp_path)
     assert not runner.drifted(path) and runner.state("slow-toy", tmp_path)["code"] == "the same"
@@ -624,7 +624,7 @@ def test_drift_of_shared_code_is_told_apart_from_stale(slow_toy, tmp_path, monke
 
 
 def test_the_stalest_are_those_without_a_card_then_stale_ones_then_the_oldest(slow_toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     monkeypatch.setattr(runner, "claims", lambda: dict.fromkeys(["new", "old", "stale", "none"], ""))
     card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
     runner.write(card | {"method": "new", "measured": "2026-03-01"}, tmp_path)
@@ -638,7 +638,7 @@ def test_the_stalest_are_those_without_a_card_then_stale_ones_then_the_oldest(sl
 
 
 def test_a_card_whose_first_seed_is_equal_to_the_bit_gets_the_hashes_of_today(slow_toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = runner.run(slow_toy.CLAIM, "quick", sabotage=True, quiet=True)
     path = runner.write(card | {"sources_sha256": "", "core_sha256": "", "measured": "2026-01-01"}, tmp_path)
     assert runner.verify("slow-toy", tmp_path) == []
@@ -649,7 +649,7 @@ def test_a_card_whose_first_seed_is_equal_to_the_bit_gets_the_hashes_of_today(sl
 
 
 def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = files.plain(runner.run(slow_toy.CLAIM, "quick", quiet=True))
     arms = {"a": {"m": [math.nextafter(card["arms"]["a"]["m"][0], 9), *card["arms"]["a"]["m"][1:]]}, "c": {"m": [1.0]}}
     path = runner.write(card | {"arms": arms, "sources_sha256": ""}, tmp_path)
@@ -668,7 +668,7 @@ def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_pat
 def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measured_there(
     slow_toy, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = files.plain(runner.run(slow_toy.CLAIM, "quick", folder=tmp_path / "kept" / "slow-toy", quiet=True))
     arms = {a: {m: [v + 1e-9 for v in column] for m, column in c.items()} for a, c in card["arms"].items()}
     path = runner.write(card | {"arms": arms}, tmp_path)  # as another processor rounds
@@ -684,7 +684,7 @@ def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measure
 
 
 def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "load", lambda name: slow_toy.CLAIM)
+    monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     monkeypatch.setattr(runner, "claims", lambda: {"spin": "", "npo": ""})
     card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
     place = ["--scoreboard", str(tmp_path)]
