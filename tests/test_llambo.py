@@ -19,7 +19,8 @@ from didact.data.spaces import space_of
 from didact.errors import UserError
 from didact.infer import remote, sampler, tuning
 from didact.infer.ask import Asker, Asking
-from didact.infer.tuning import Card, Search, Trials, Words
+from didact.infer.tuning import Search
+from didact.infer.tuning_prompts import Card, Trials, Words
 from didact.types import Trial
 
 ROWS = {

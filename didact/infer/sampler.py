@@ -16,7 +16,8 @@ from didact.data.spaces import Config, Parameter, Space
 from didact.errors import UserError
 from didact.infer import tuning
 from didact.infer.ask import Asker, Asking
-from didact.infer.tuning import Card, Search, Words
+from didact.infer.tuning import Search
+from didact.infer.tuning_prompts import Card, Words
 from didact.types import LM
 
 try:

@@ -17,34 +17,13 @@ from annotated_types import Interval
 from scipy import stats
 
 from didact.bounds import Count, NonNegative, PositiveShare
-from didact.data import spaces
-from didact.data.spaces import Config, Space
+from didact.data.spaces import Config
 from didact.infer.ask import Asker, Exchange
+from didact.infer.tuning_prompts import Trials, Words
 
 FLOOR = 1e-5  # of a surrogate's standard deviation
 ROUNDS = 3  # of asking for candidates
 ENOUGH = 5  # candidates
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What is tuned, in words.
-
-    Args:
-        model: whose hyperparameters they are.
-        task: what it does, on what data, by what metric; for context partial and full.
-        details: statistics of the data and whatever else may help; for context full.
-        context: how much of this a prompt says: none (the model and the space), partial or full.
-        names: whether parameters have their names; else X1, X2, ...
-        style: words, or bare (almost none, for models trained from scratch).
-    """
-
-    model: str = "a model"
-    task: str = ""
-    details: str = ""
-    context: Literal["none", "partial", "full"] = "full"
-    names: bool = True
-    style: Literal["words", "bare"] = "words"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +54,6 @@ class Search:
     temperature: NonNegative = 0.8
     surrogate_temperature: NonNegative = 0.7
     top_p: PositiveShare = 0.95
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Configurations with their scores as they are shown, higher better unless `lower` (raw scores only)."""
-
-    configs: tuple[Config, ...]
-    shown: tuple[float, ...]
-    lower: bool = False
-
-    @property
-    def best(self) -> float:
-        """The best score shown."""
-        return min(self.shown) if self.lower else max(self.shown)
 
 
 def trials(configs: Sequence[Config], scores: Sequence[float], lower: bool, how: Search) -> Trials:
@@ -124,89 +89,6 @@ def labels(history: Trials, best: float) -> list[int]:
     values = np.asarray(history.shown) * (1 if history.lower else -1)
     limit = np.percentile(values, 100 * best)
     return [int(v < limit or v == values.min()) for v in values]
-
-
-# --- text ----------------------------------------------------------------------------------------
-
-
-class Words:
-    """A space and a card as text, and answers read back."""
-
-    def __init__(self, space: Space, card: Card) -> None:
-        self.space, self.card, self.bare = space, card, card.style == "bare"
-        self.named = {p.name: p.name if card.names else f"X{i}" for i, p in enumerate(space.parameters, 1)}
-        self.shown = Space(tuple(
-            spaces.Parameter(self.named[p.name], p.type, p.low, p.high, p.log, p.choices,
-                             {self.named[k]: v for k, v in p.when.items()})
-            for p in space.parameters
-        ))  # fmt: skip
-
-    def config(self, config: Config) -> str:
-        """A configuration as text."""
-        named = {self.named[k]: v for k, v in config.items() if k in self.named}
-        return self.shown.written(named, "{name} {value}", " ") if self.bare else self.shown.written(named)
-
-    def read(self, text: str) -> dict[str, Any] | None:
-        """A configuration from an answer."""
-        found, names = self.shown.read(text), {v: k for k, v in self.named.items()}
-        return None if found is None else {names[k]: v for k, v in found.items()}
-
-    def about(self) -> str:
-        """The task, as far as the card's context goes, and the space."""
-        card = self.card
-        told = [card.task] if card.context != "none" and card.task else []
-        told += [card.details] if card.context == "full" and card.details else []
-        if self.bare:
-            return "".join(f"{text}\n" for text in told)
-        lines = "\n".join(f"- {p.told()}" for p in self.shown.parameters)
-        return " ".join([f"Hyperparameters of {card.model} are tuned.", *told]) + f"\nThey are:\n{lines}\n\n"
-
-    def warm(self, count: int) -> str:
-        """Ask for configurations to begin with."""
-        if self.bare:
-            return self.about()
-        return (
-            f"{self.about()}Name {count} different configurations that are likely to do well, to begin with. Write "
-            "each on a line of its own, as name: value, name: value, and nothing else.\n"
-        )
-
-    def candidate(self, history: Trials, score: float, seed: int) -> str:
-        """Ask for a configuration of a wished score, after the history in an order of the seed."""
-        rows = spaces.permuted(list(zip(history.configs, history.shown, strict=True)), seed)
-        if self.bare:
-            return self.about() + "".join(f"{number(s)} < {self.config(c)}\n" for c, s in rows) + f"{number(score)} <"
-        lines = "".join(f"Performance: {number(s)}\nConfiguration: ## {self.config(c)} ##\n" for c, s in rows)
-        return (
-            f"{self.about()}These were tried{self._better(history)}. Recommend a configuration that reaches the last "
-            "performance, within the ranges and not at their ends, not rounded, in the same form.\n\n"
-            f"{lines}Performance: {number(score)}\nConfiguration: ##"
-        )
-
-    def prediction(self, history: Trials, config: Config, seed: int, marks: Sequence[int] | None = None) -> str:
-        """Ask what a configuration scores; with `marks`, whether it is good (1) or not (0)."""
-        values = history.shown if marks is None else marks
-        rows = spaces.permuted(list(zip(history.configs, values, strict=True)), seed)
-        if self.bare:
-            sign = ">" if marks is None else "?"
-            lines = "".join(f"{self.config(c)} {sign} {number(s)}\n" for c, s in rows)
-            return f"{self.about()}{lines}{self.config(config)} {sign}"
-        asked = "Predict the performance of the last one" if marks is None else "Say of the last one whether it is good"
-        what, open_, shut = ("Performance", "## ", " ##") if marks is None else ("Good", "", "")
-        lines = "".join(f"Configuration: {self.config(c)}\n{what}: {open_}{number(s)}{shut}\n" for c, s in rows)
-        form = "as a number in the same form" if marks is None else "1 or 0"
-        return (
-            f"{self.about()}These were tried{self._better(history)}. {asked}, {form}.\n\n"
-            f"{lines}Configuration: {self.config(config)}\n{what}:{' ##' if marks is None else ''}"
-        )
-
-    @staticmethod
-    def _better(history: Trials) -> str:
-        return f" ({'lower' if history.lower else 'higher'} performance is better)"
-
-
-def number(value: float) -> str:
-    """A score as text: whole numbers as they are, others with six significant digits."""
-    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
 def read_number(text: str) -> float | None:

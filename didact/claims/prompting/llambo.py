@@ -4,8 +4,9 @@ when little has been tried.
 What a pretrained model knows of real tasks cannot be had at this size. A model reads histories of eight cards' tasks
 (configurations with scores, and the other way round), and is then used through LLAMBO's text alone on new tasks near
 their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches begin with the same five random trials;
-Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says. Rate, steps
-and the family were fixed on seeds 1000 and 1001.
+Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says. On seed 1000
+the 400 steps of the quick tier taught the cards (a warm start lost 3 points, chance 15), but not to predict scores
+from five trials (rank correlation .15, a Gaussian process .43): a gate says so, and the claim is then inconclusive.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from didact.data import spaces
 from didact.infer import lm as language_models
 from didact.infer import sampler, tuning
 from didact.infer.ask import Asker
-from didact.infer.tuning import Card, Words
+from didact.infer.tuning_prompts import Card, Words
 from didact.types import LM
 from didact.worlds import bowls
 from didact.worlds.bowls import Bowl, Bowls
@@ -47,7 +48,7 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int 
     family, rng = Bowls(seed), np.random.default_rng([seed, 53])
     tasks = [family.task(rng) for _ in range(TASKS[tier])]
     away = [family.task(rng, away=True) for _ in range(TASKS[tier])]
-    out: dict[str, dict[str, float]] = {"random": {}, "llambo": {}}
+    out: dict[str, dict[str, float]] = {}
 
     def card(task: Bowl) -> Card:
         return example.card_of((task.card + turn) % bowls.CARDS)
@@ -56,7 +57,7 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int 
         for name, some, told in (("card", tasks, card), ("no_card", tasks, _nothing), ("away", away, card)):
             out[name] = {"begun": lab.mean(_lost(t, _warm(lm, told(t), n)) for n, t in enumerate(some))}
         draws = [_lost(t, family.configs(rng, START)) for t in tasks for _ in range(20)]
-        out["random"]["begun"] = lab.mean(draws)
+        out["chance"] = {"begun": lab.mean(draws)}
     if "surrogate" in parts:
         found = [_surrogates(lm, family, t, card(t), seed + n) for n, t in enumerate(tasks)]
         for arm in found[0]:
@@ -94,7 +95,10 @@ def _surrogates(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int) -> dic
     points = np.array([[c["a"], c["b"]] for c in configs]) / (bowls.SIDE - 1)
     kernel = kernels.Matern(0.3, (0.05, 3.0), 2.5) + kernels.WhiteKernel(0.01, (1e-4, 1.0))
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(points[:SEEN], scores)
-    return {name: _told(np.asarray(p), true) for name, p in (("llambo", mean), ("gp", process.predict(points[SEEN:])))}
+    return {
+        name: _told(np.nan_to_num(p), true)
+        for name, p in (("surrogate", mean), ("process", process.predict(points[SEEN:])))
+    }
 
 
 def _told(predicted: Any, true: Any) -> dict[str, float]:
@@ -157,20 +161,23 @@ CLAIM = runner.Claim(
         "search and TPE. On tasks that it knows nothing of it begins no better than chance."
     ),
     run=run,
-    gates=(gate("cards are known", "card.begun", at_most=30.0, unit=LOST),),
+    gates=(
+        gate("cards are known", "card.begun", at_most=30.0, unit=LOST),
+        gate("the model has learnt to predict scores", "surrogate.order", at_least=0.4, unit=ORDER),
+    ),
     tests=(
-        ratio(BEGINS, "card.begun", "random.begun", below=0.7, unit="ratio of points lost"),
+        ratio(BEGINS, "card.begun", "chance.begun", below=0.7, unit="ratio of points lost"),
         difference("the card is what it knows", "card.begun", "no_card.begun", LOST, less=True),
         difference("knowledge of others is none", "away.begun", "card.begun", LOST),
-        difference(TELLS, "llambo.order", "gp.order", ORDER),
-        difference("with smaller errors", "llambo.error", "gp.error", "points", less=True),
+        difference(TELLS, "surrogate.order", "process.order", ORDER),
+        difference("with smaller errors", "surrogate.error", "process.error", "points", less=True),
         difference(FINDS, "llambo.found", "random.found", LOST, less=True),
         difference("finds more than TPE", "llambo.found", "tpe.found", LOST, less=True),
         difference("finds more than a Gaussian process", "llambo.found", "gp.found", LOST, less=True, reported=True),
     ),
     sabotages=(
         runner.Sabotage("another card", BEGINS, "card.begun", options={"turn": 3, "parts": ("warm",)}),
-        runner.Sabotage("scores of other trials", TELLS, "llambo.order", {"didact.infer.tuning:trials": _mixed},
+        runner.Sabotage("scores of other trials", TELLS, "surrogate.order", {"didact.infer.tuning:trials": _mixed},
                         {"parts": ("surrogate",)}),
         runner.Sabotage("the least improvement", FINDS, "llambo.found",
                         {"didact.infer.tuning:expected_improvement": _backwards,

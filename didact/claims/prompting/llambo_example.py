@@ -10,7 +10,8 @@ from didact.claims import lab
 from didact.claims.problem import Problem
 from didact.data import encode, spaces
 from didact.infer.ask import Asking
-from didact.infer.tuning import Card, Search, Words
+from didact.infer.tuning import Search
+from didact.infer.tuning_prompts import Card, Words
 from didact.models.model import Model
 from didact.types import Fit, Trial
 from didact.worlds import bowls
@@ -35,7 +36,7 @@ def text(bowl: Bowl, family: Bowls, rng: np.random.Generator) -> str:
     kind = rng.integers(5)
     if kind == 0:
         good = [c for c in family.configs(rng, 300) if bowl.value(c) >= GOOD][:4]
-        return Words(words.space, card_of(bowl.card)).about() + "".join(f" {words.config(c)}\n" for c in good)
+        return words.about() + "".join(f" {words.config(c)}\n" for c in good)
     tried = family.configs(rng, int(rng.integers(*LENGTHS)))
     tried += [c for c in family.configs(rng, 60) if bowl.value(c) >= GOOD - 25][: 2 * (kind == 4)]
     lines = [(words.config(tried[i]), bowl.score(tried[i], rng)) for i in rng.permutation(len(tried))]
@@ -44,10 +45,10 @@ def text(bowl: Bowl, family: Bowls, rng: np.random.Generator) -> str:
     return words.about() + "".join(f"{c} > {s}\n" for c, s in lines)
 
 
-def reader(seed: int, steps: int, count: int = 10_000) -> Model:
-    """A model of 0.1M weights that read so many steps of `count` histories."""
+def reader(seed: int, steps: int, most: int = 10_000) -> Model:
+    """A model of 0.1M weights that read so many steps of `most` histories."""
     family, rng = Bowls(seed), np.random.default_rng([seed, 43])
-    texts = [text(family.task(rng), family, rng) for _ in range(count)]
+    texts = [text(family.task(rng), family, rng) for _ in range(min(most, steps * FIT.rows))]
     numbers = [" ".join(map(str, range(100)))] * 200
     base = lab.blank("llama", numbers + texts[:400], 560, d=64, layers=2, heads=4, context=192, seed=seed,
                      initializer_range=0.05)  # fmt: skip
@@ -57,7 +58,7 @@ def reader(seed: int, steps: int, count: int = 10_000) -> Model:
         rows = [encode.TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in tokens]
         return lab.pretrained(base, rows, FIT.replace(steps=steps, seed=seed))
 
-    return lab.kept(read, "llambo", seed, steps, count)
+    return lab.kept(read, "llambo", seed, steps, most)
 
 
 def objective(config: dict[str, int]) -> float:

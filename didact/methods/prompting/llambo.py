@@ -12,7 +12,8 @@ from didact.data import spaces
 from didact.infer import functions
 from didact.infer import lm as language_models
 from didact.infer.ask import Asking
-from didact.infer.tuning import Card, Search
+from didact.infer.tuning import Search
+from didact.infer.tuning_prompts import Card
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import LM, Metric, Objective, Result, Trial, UserError
