@@ -4,9 +4,10 @@ when little has been tried.
 What a pretrained model knows of real tasks cannot be had at this size. A model reads histories of eight cards' tasks
 (configurations with scores, and the other way round), and is then used through LLAMBO's text alone on new tasks near
 their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches begin with the same five random trials;
-Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says. On seed 1000
-the 400 steps of the quick tier taught the cards (a warm start lost 3 points, chance 15), but not to predict scores
-from five trials (rank correlation .15, a Gaussian process .43): a gate says so, and the claim is then inconclusive.
+Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says. On seed
+1000 the 400 steps of the quick tier taught the cards (a warm start lost 3 points, chance 15), but not to predict
+scores from five trials (rank correlation .15, a Gaussian process .43): a gate says so, and the claim is then
+inconclusive.
 """
 
 from __future__ import annotations
