@@ -23,6 +23,8 @@ MASK = "***"
 # What a terminal obeys instead of showing: controls of both sets, orders of direction, line ends of Unicode; and halves
 # of surrogate pairs, which stand for bytes of file names that are no text.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What tokenizers and chat templates take for an order in the middle of a text: `<|im_start|>`, `</s>`, `[INST]`.
+ORDERS = re.compile(r"<[^<>\s]{1,60}>|\[/?(?:INST|SYS\w*)\]")
 SHORTEST = 6  # characters: what is shorter ("EMPTY", "none") is no secret, and may well be part of an answer
 CREDENTIALS = re.compile(r"(?<=://)[^\s#]*(?:@|%40)", re.IGNORECASE)  # of an address: `:key@`, `user:password@`
 _KEYS: dict[str, re.Pattern[str]] = {}
@@ -58,6 +60,12 @@ def shown(text: str) -> str:
     told = without_credentials(text)
     start = told[:1] if told[:1] == "\r" else ""  # a progress bar of a library over its own line
     return start + OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), told[len(start) :])
+
+
+def prose(text: str) -> str:
+    """A stranger's text as one line for a prompt: no control characters, no line ends that could begin a part of the
+    prompt, and nothing that a tokenizer would read as a special token."""
+    return " ".join(ORDERS.sub(" ", OBEYED.sub(" ", str(cleaned(text)))).split())
 
 
 class Screen:

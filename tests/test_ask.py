@@ -102,3 +102,12 @@ def test_a_servers_budget_ends_the_procedure_and_a_second_run_repeats_no_call(se
 def test_without_a_procedure_the_end_of_the_budget_is_the_users_one_line(server):
     with pytest.raises(BudgetError, match="budget of 0 calls is used up"):
         remote.connect(server.url, NAME, budget_calls=0, cache=False).generate(["x"])
+
+
+def test_the_end_of_the_budget_ends_scoring_too():
+    class Ends(Scripted):
+        def score(self, pairs):
+            raise BudgetError("used up")
+
+    asker = ask.Asker(Ends(lambda prompt, i: "x"), ask.Asking())
+    assert asker.score([("a", "b")]) is None and asker.ended and asker.ask(["a"], str) == [None]

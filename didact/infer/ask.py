@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from didact.bounds import Count, NonNegative, PositiveShare
 from didact.errors import BudgetError
-from didact.types import LM, Demo, Messages
+from didact.types import LM, Demo, Likelihood, Messages
 
 T = TypeVar("T")
 APART = 104_729  # between the seeds of two rounds of asking
@@ -120,6 +120,16 @@ class Asker:
             self.ended = True
             return []
         return [texts[0] for texts in drawn]
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood] | None:
+        """The likelihood of every (prompt, completion); None where the server's budget ended, or had before."""
+        if self.ended:
+            return None
+        try:
+            return self.lm.score(pairs) if pairs else []
+        except BudgetError:
+            self.ended = True
+            return None
 
     def findings(self) -> dict[str, Any]:
         """What was asked: `calls` by role, those that could not be read, and whether the budget ended first."""

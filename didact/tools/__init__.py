@@ -1,1 +1,1 @@
-"""What models use and act in: a place to run the programs they write, and environments. Imports no torch."""
+"""What models use and act in: a place to run the programs they write, environments, the web. Imports no torch."""

@@ -1,0 +1,137 @@
+"""Word pairs of two languages: mined and checked in a cycle, used word by word, compared with a dictionary. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from didact.data import spans, words
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A word, its translation, how sure the model was of it, and why it was rejected; empty where it was kept."""
+
+    source: str
+    target: str
+    score: float = 0.0
+    reason: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it passed."""
+        return not self.reason
+
+
+def frequent(texts: Iterable[str], most: int) -> list[str]:
+    """The most frequent words in lower case, those of letters alone; equals in the order in which they come."""
+    counts = Counter(w for text in texts for word in words.words(text) if (w := folded(word)).isalpha())
+    return [w for w, _ in counts.most_common(most)]
+
+
+def folded(word: str) -> str:
+    """What words are compared by: without case, white space around and punctuation at their ends."""
+    inside = words.words(word)
+    text = word if not inside else word[word.find(inside[0]) : word.rfind(inside[-1]) + len(inside[-1])]
+    return words.folded(text).strip().casefold()
+
+
+def cycled(
+    found: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
+) -> list[Pair]:
+    """Which translations lead back to their word.
+
+    Args:
+        found: words, their translations (None where there was none that could be read) and how sure each is.
+        back: the translation back of every translation.
+        copies: whether a word may be its own translation: copied both ways, it always passes the check.
+    """
+    out = []
+    for source, target, score in found:
+        returned = None if target is None else back.get(target)
+        reason = ""
+        if target is None or not folded(target):
+            reason = "no translation"
+        elif not copies and folded(source) == folded(target):
+            reason = "copied"
+        elif returned is None or folded(returned) != folded(source):
+            reason = f"comes back as {returned}" if returned else "does not come back"
+        out.append(Pair(source, target or "", score, reason))
+    return out
+
+
+def united(*directions: Sequence[Pair]) -> list[Pair]:
+    """Pairs of several rounds, one for each source word: kept before rejected, then the surest, then the first."""
+    best: dict[str, Pair] = {}
+    for pair in (p for some in directions for p in some):
+        known = best.get(folded(pair.source))
+        if known is None or (pair.kept, pair.score) > (known.kept, known.score):
+            best[folded(pair.source)] = pair
+    return list(best.values())
+
+
+def turned(pairs: Iterable[Pair]) -> list[Pair]:
+    """The same pairs from the other language; of two with one target the surest."""
+    best: dict[str, Pair] = {}
+    for p in pairs:
+        known = best.get(folded(p.target))
+        if known is None or p.score > known.score:
+            best[folded(p.target)] = p
+    return [Pair(p.target, p.source, p.score, p.reason) for p in best.values()]
+
+
+def word_by_word(text: str, dictionary: Mapping[str, str]) -> str:
+    """Every word replaced by its translation, in place; a word that has none stays as it is, and so does all else.
+
+    Args:
+        text: a sentence. In scripts without spaces the longest entries are taken first.
+        dictionary: by `folded` words.
+    """
+    out, at = "", 0
+    for first, last in _spans(text, dictionary):
+        out += text[at:first] + dictionary.get(folded(text[first:last]), text[first:last])
+        at = last
+    return out + text[at:]
+
+
+def words_of(text: str, dictionary: Mapping[str, str]) -> list[str]:
+    """The words of a text, as `word_by_word` sees them."""
+    return [text[first:last] for first, last in _spans(text, dictionary)]
+
+
+def _spans(text: str, dictionary: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Where the words of a text stand; a run of letters of a script without spaces is cut by the dictionary."""
+    longest = max(map(len, dictionary), default=1)
+    out: list[tuple[int, int]] = []
+    for match in spans.WORD.finditer(text):
+        at, end = match.span()
+        while at < end:
+            size = end - at
+            if words.alone(text[at]):
+                tries = range(min(size, longest), 0, -1)
+                size = next((n for n in tries if folded(text[at : at + n]) in dictionary), 1)
+            out.append((at, at + size))
+            at += size
+    return out
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mined pairs against a dictionary, in shares: of the pairs about words it has, those it has too; and of its words
+    that were asked for, those that were found."""
+
+    precision: float
+    recall: float
+    known: int
+
+
+def accuracy(pairs: Iterable[Pair], gold: Iterable[tuple[str, str]], asked: Iterable[str]) -> Accuracy:
+    """Of the pairs kept; a word may have several translations in the dictionary."""
+    of: dict[str, set[str]] = defaultdict(set)
+    for source, target in gold:
+        of[folded(source)].add(folded(target))
+    there = {folded(word) for word in asked} & of.keys()
+    kept = [p for p in pairs if p.kept and folded(p.source) in there]
+    right = {folded(p.source) for p in kept if folded(p.target) in of[folded(p.source)]}
+    return Accuracy(len(right) / len(kept) if kept else 0.0, len(right) / len(there) if there else 0.0, len(there))

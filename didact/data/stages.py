@@ -1,0 +1,58 @@
+"""What a pipeline found at every stage, in a folder: to be looked at, and taken up again by the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from didact import files, registry, untrusted
+from didact.types import UserError
+
+T = TypeVar("T")
+IDENTITY = "run.json"
+
+
+class Stages:
+    """A folder of JSONL files, one a stage; an empty name keeps nothing.
+
+    Raises:
+        UserError: the folder holds the stages of another run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder) if folder else None
+        who = {k: v for k, v in registry.identity().items() if k != "source"}
+        if self.folder is not None:
+            place = self.folder / IDENTITY
+            if place.exists() and files.read_json(place) != who:
+                raise UserError(f"{folder} holds the stages of another run: choose another folder, or remove it")
+            if not place.exists():
+                files.write_json(place, who)
+
+    def of(self, name: str, kind: type[T], make: Callable[[], Sequence[T]]) -> list[T]:
+        """The rows of a stage: as they were written, else made and written.
+
+        Args:
+            name: of the file.
+            kind: a dataclass, what a row is.
+            make: gives the rows.
+        """
+        place = self._place(name)
+        if place is not None and place.exists():
+            try:
+                return [kind(**row) for row in files.read_lines(place)]
+            except TypeError as error:
+                raise UserError(f"{place}: not rows of this stage: {error}; {files.MEND}") from None
+        made = list(make())
+        self.write(name, (dataclasses.asdict(row) for row in made))  # type: ignore[call-overload]
+        return made
+
+    def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write a stage that is not taken up again."""
+        if (place := self._place(name)) is not None:
+            files.write_lines(place, untrusted.cleaned([dict(row) for row in rows]))
+
+    def _place(self, name: str) -> Path | None:
+        return self.folder / f"{name}.jsonl" if self.folder else None
