@@ -2,9 +2,10 @@
 
 A small Llama reads facts as they were, and paragraphs of any facts with questions, by which it learns to read. Then
 half of the facts change, and paragraphs tell them, some of them stale, among as many that have a question's words and
-do not answer it. Without the latter (the first design, on the same seeds) the nearest passage was right for .80
-of the questions and the reranked answer for .83, +.03 [-.06, .12]; the paper's card has them. Outside this world stay a
-search engine's ranking, demonstrations that teach how to read (this model has been taught), models of several sizes,
+do not answer it. Without the latter (the first design, on seeds 0 to 4) the nearest passage was right for .80 of the
+questions and the reranked answer for .83, +.03 [-.06, .12]; the paper's card has them. They were added after those
+seeds had been seen, so that the claim is tested on others, from `FRESH` on. Outside this world stay a search engine's
+ranking, demonstrations that teach how to read (this model has been taught), models of several sizes,
 and facts whose answers a model cannot tell from their words.
 """
 
@@ -28,6 +29,7 @@ from didact.types import Demo, Fit, Passage, Record
 from didact.worlds.news import Key, News, Table
 
 SIZE = {"smoke": (8, 1), "quick": (480, 3), "full": (700, 10)}  # steps; days, on each of which other facts change
+FRESH = 100  # before the first test seed
 PLAIN = 0.4  # of the steps: to learn to read, before anything is to be remembered
 TEACH = Fit(lr=5e-3, rows=64, schedule="constant", betas=(0.9, 0.95), warmup_steps=20)
 HOW: dict[str, Any] = {"paragraphs": 8, "samples": 2, "shots": 0}
@@ -49,6 +51,7 @@ def problem(seed: int) -> Problem:
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Every rule and the ways without passages, on facts that changed and on those that did not."""
+    seed += FRESH
     world, model = News(seed), base(seed, tier)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for day in range(SIZE[tier][1]):
@@ -140,9 +143,10 @@ class Shuffled(evidence.Library):
     """Sabotage: every question gets the evidence of another."""
 
     def __call__(self, items: Any) -> list[evidence.Evidence]:
-        """As found, one place further; passages that are given for each question stay."""
+        """As found, half of the questions further, so that of no entity; passages given for each question stay."""
         found = super().__call__(items)
-        return found[1:] + found[:1] if self.search is None else found
+        half = len(found) // 2
+        return found[half:] + found[:half] if self.search is None else found
 
 
 def _flipped(table: rerank.Table, weights: Any = (1, 1, 1, 1), right: Any = rerank.poe) -> rerank.Floats:
@@ -184,7 +188,7 @@ CLAIM = runner.Claim(
         difference("noisy channel against direct", "noisy_channel.changed", "direct.changed", ACCURACY, reported=True),
     ),
     sabotages=(
-        runner.Sabotage("passages of another question", OPEN, "first_passage.changed",
+        runner.Sabotage("passages of another question", MANY, POE,
                         {"didact.infer.evidence:Library": Shuffled}),
         runner.Sabotage("p(a | p) counts against an answer", MANY, POE, {"didact.infer.rerank:poe": _flipped}),
         runner.Sabotage("log p(q | p) is added", JOINT, "joint.error", {"didact.infer.rerank:noisy_channel": _added}),
