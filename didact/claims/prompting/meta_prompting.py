@@ -75,7 +75,9 @@ def _asked(model: Model, seed: int, count: int, length: int, how: dict[str, Any]
 
 def _equal(out: dict[str, dict[str, float]], arm: str) -> dict[str, Any]:
     """As many answers in steps as have the tokens of a conducted one."""
-    return {"draws": math.ceil(out["meta"]["tokens"] / out["steps"]["tokens"])} if arm == "votes" else {}
+    return (
+        {"draws": max(1, math.ceil(out["meta"]["tokens"] / max(1.0, out["steps"]["tokens"])))} if arm == "votes" else {}
+    )
 
 
 def _checked(model: Model) -> dict[str, dict[str, float]]:
