@@ -46,8 +46,8 @@ def embed(model: Model, texts: Sequence[str], batch_tokens: int = 8192) -> Tenso
 
 
 def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retrieval.Embedder:
-    """What turns texts into vectors: `model` is the means of the model's own hidden states, `tfidf` the words of `texts`,
-    a model's folder the means of its states; else `module:function`.
+    """What turns texts into vectors: `model` is the means of the model's own hidden states, `tfidf` the words of
+    `texts`, a model's folder the means of its states; else `module:function`.
 
     Raises:
         UserError: there is no such function, or the model is behind a server.
