@@ -193,6 +193,13 @@ BENCHES: dict[str, Bench] = {
         ours=("games.consensus_ours", {}), peers={"numpy, one by one": ("games.consensus_loop", {"arrays": True})},
         unit="questions/s", same=_same_policies,
     ),
+    "vote-k": Bench(
+        ours=("pools.votek_ours", {}), peers={"the published loop": ("pools.votek_loop", {})},
+        unit="texts/s", target=20, same=lambda ours, theirs: ours == theirs,
+    ),
+    "vote-k-index": Bench(
+        ours=("pools.votek_ours", {"approximate": True}), peers={"exact": ("pools.votek_ours", {})}, unit="texts/s",
+    ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),
         peers={"import torch": ("start.command", {"words": ["-c", "import torch"]})},

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from didact.data import demonstrations
+from didact.data import demonstrations, retrieval
 from didact.data.demonstrations import Framing
 from didact.infer import rank
 from didact.types import LM, Demo, UserError
@@ -44,6 +42,21 @@ class Setup:
             raise UserError("draws, beams and max_new_tokens must be at least 1")
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Which demonstrations an item is shown where they are not drawn at random, and how.
+
+    Args:
+        pick: positions in the pool for an item, its place and a draw, best first; those of the item itself left out.
+        on_overflow: at the first that does not fit `stop`, or `skip` it.
+        room: tokens of a whole prompt at most, beside the context.
+    """
+
+    pick: Callable[[Demo, int, int], Sequence[int]]
+    on_overflow: retrieval.Overflow = "stop"
+    room: int | None = None
+
+
 class Prompts(NamedTuple):
     """The text before each item's query, how many demonstrations it has, how many queries do not fit even alone, and
     the tokens of all prompts with what is scored."""
@@ -61,10 +74,11 @@ class Prompter:
         lm: whose context they have to fit.
         pool: where demonstrations come from; an item that stands in it is never shown to itself.
         setup: how.
+        shown: what is shown in place of a random draw; the best then stands last.
     """
 
-    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup) -> None:
-        self.lm, self.setup = lm, setup
+    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup, shown: Shown | None = None) -> None:
+        self.lm, self.setup, self.chosen = lm, setup, shown
         self.shown = [demonstrations.written(record, setup.framing) for record in pool]
         self.sizes = lm.tokens([text + setup.separator for text in self.shown]) if pool else []
         self.sampler = demonstrations.Sampler(pool, max(setup.shots), setup.seed, setup.fresh)
@@ -75,7 +89,9 @@ class Prompter:
         All K demonstrations stand in the prompt or fewer: the last drawn are left out until the whole fits the
         context beside `room` tokens, so that no prompt is ever cut on its left.
         """
-        setup, limit = self.setup, self.lm.context - START_END - room
+        setup, chosen, limit = self.setup, self.chosen, self.lm.context - START_END - room
+        limit = min(limit, chosen.room) if chosen and chosen.room is not None else limit
+        pick, overflow = (chosen.pick, chosen.on_overflow) if chosen else (self.sampler, "stop")
         ends = [pair for record in items for pair in demonstrations.pairs(record, setup.framing)]
         counts = iter(self.lm.tokens([a + " " + b for a, b in ends]))
         heads = dict(zip(texts := list({self._head(r): None for r in items}), self.lm.tokens(texts), strict=True))
@@ -83,11 +99,11 @@ class Prompter:
         for i, record in enumerate(items):
             tails = [next(counts) for _ in demonstrations.pairs(record, setup.framing)]
             left = limit - max(tails) - heads[self._head(record)]
-            drawn = self.sampler(record, i, draw)[:k] if k else []
-            fits = int(np.searchsorted(np.cumsum([self.sizes[j] for j in drawn]), left, side="right"))
+            fits = retrieval.fitting(pick(record, i, draw)[:k] if k else [], self.sizes, left, on_overflow=overflow)
+            fits = fits if chosen else fits[::-1]  # a random draw stands as it was drawn
             cut += left < 0
-            kept = [self.shown[j] for j in drawn[:fits]]
-            shared = heads[self._head(record)] + sum(self.sizes[j] for j in drawn[:fits])
+            kept = [self.shown[j] for j in fits]
+            shared = heads[self._head(record)] + sum(self.sizes[j] for j in fits)
             tokens += sum(shared + tail for tail in tails)
             before.append(demonstrations.assemble(self._head(record), kept, "", setup.separator))
             used.append(len(kept))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from didact import progress
 from didact.data import demonstrations, words
 from didact.evaluate import qa
-from didact.evaluate.fewshot_prompts import Free, Prompter, Setup
+from didact.evaluate.fewshot_prompts import Free, Prompter, Setup, Shown
 from didact.infer import generate, rank
 from didact.infer import lm as language_models
 from didact.types import LM, Cost, Demo, UserError
@@ -46,11 +46,12 @@ class Asker:
         lm: the model, with `score` for choices or `generate` for free answers.
         pool: where demonstrations come from; an item that stands in it is never shown to itself.
         setup: how.
+        shown: which demonstrations an item is shown, where they are not drawn at random.
     """
 
-    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup) -> None:
+    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup, shown: Shown | None = None) -> None:
         self.lm, self.setup, self.cost = lm, setup, Cost()
-        self.prompter = Prompter(lm, pool, setup)
+        self.prompter = Prompter(lm, pool, setup, shown)
 
     def outcomes(self, items: Sequence[Demo]) -> dict[int, Outcome]:
         """Every K of the setup. At K = 0 all draws are one."""

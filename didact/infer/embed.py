@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from didact.data import encode, retrieval
 from didact.data.streams import by_length
 from didact.infer import functions
-from didact.models import prefix
+from didact.models import load, prefix
 from didact.models.model import Model
 from didact.types import LM, UserError
 
@@ -44,18 +45,21 @@ def embed(model: Model, texts: Sequence[str], batch_tokens: int = 8192) -> Tenso
     return torch.stack(out)
 
 
-def embedder(name: str, model: Model | LM) -> retrieval.Embedder:
-    """What turns texts into vectors: `model` is the means of the model's own hidden states, else `module:function`.
+def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retrieval.Embedder:
+    """What turns texts into vectors: `model` is the means of the model's own hidden states, `tfidf` the words of
+    `texts`, a model's folder the means of its states; else `module:function`.
 
     Raises:
         UserError: there is no such function, or the model is behind a server.
     """
-    if name != "model":
+    if name == "tfidf":
+        return retrieval.TfIdf(texts)
+    if name != "model" and not Path(name).is_dir():
         return functions.imported(name, "embedder")
-    local = getattr(model, "model", model)
+    local = getattr(model, "model", model) if name == "model" else load.load(name)
     if not isinstance(local, Model):
         raise UserError("a server does not show its hidden states: name what embeds, module:function")
-    return lambda texts: embed(local, texts).numpy()
+    return lambda some: embed(local, some).numpy()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

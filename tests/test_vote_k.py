@@ -1,0 +1,208 @@
+"""Which texts to label: known answers of the votes, the loop a person stops and resumes, what stands in a prompt."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import Scripted
+
+from didact import cli, prompting
+from didact.claims.prompting.vote_k import Reader
+from didact.data import annotation, retrieval
+from didact.errors import BudgetError
+from didact.types import Demo, Text, UserError
+from didact.worlds.mixture import Mixture
+
+
+def points(n, seed=0, d=8, clusters=6):
+    rng = np.random.default_rng(seed)
+    centres = 2 * rng.normal(size=(clusters, d))
+    return retrieval.unit(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, d)))
+
+
+def published(vectors, k, most, rho):
+    """Votes counted anew for every pick, as the paper has it."""
+    n = len(vectors)
+    near = [[u for u in np.argsort(-(vectors @ vectors[v]), kind="stable") if u != v][:k] for v in range(n)]
+    taken = []
+    while len(taken) < most:
+        score = {u: 0.0 for u in range(n) if u not in taken}
+        for v in set(range(n)) - set(taken):
+            for u in near[v]:
+                if u in score:
+                    score[u] += rho ** -sum(x in near[v] for x in taken)
+        top = max(score.values())
+        taken.append(next(u for u in score if score[u] >= top - 1e-9))
+    return taken
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([1.0, 2.0, 10.0]))
+def test_votes_kept_up_to_date_choose_what_votes_counted_anew_choose(seed, k, rho):
+    vectors = points(40, seed)
+    assert annotation.voted(annotation.neighbours(vectors, k), 12, rho) == published(vectors, k, 12, rho)
+
+
+def test_votes_add_up_and_a_pick_divides_those_of_its_voters():
+    graph = annotation.neighbours(points(60), 5)
+    votes = annotation.Votes(graph, 10.0)
+    assert votes.scores.sum() == 60 * 5
+    first = votes.best()
+    assert first == int(np.argmax(np.bincount(graph.ravel(), minlength=60)))  # the most neighbours
+    votes.take(first)
+    voters = (graph == first).any(1)
+    voters[first] = False
+    assert np.allclose(votes.weight[voters], 0.1) and (votes.weight[~voters] == 1).all()
+    wanted = np.zeros(60)
+    for v in range(60):
+        if v != first:
+            wanted[graph[v]] += votes.weight[v]
+    assert np.allclose(votes.scores[:60], wanted)
+
+
+def test_two_far_clusters_take_turns_and_names_do_not_matter():
+    rng = np.random.default_rng(1)
+    centres = np.repeat([[5, 0], [-5, 0]], 20, axis=0)
+    pool = retrieval.unit(centres + rng.normal(size=(40, 2)))
+    picks = annotation.voted(annotation.neighbours(pool, 6), 2)
+    assert {p // 20 for p in picks} == {0, 1}
+    vectors, order = points(50, 3), np.random.default_rng(2).permutation(50)
+    picks = annotation.voted(annotation.neighbours(vectors, 7), 1)
+    again = annotation.voted(annotation.neighbours(vectors[order], 7), 1)
+    degree = np.bincount(annotation.neighbours(vectors, 7).ravel(), minlength=50)
+    assert degree[order[again[0]]] == degree[picks[0]] == degree.max()
+
+
+def test_a_text_without_voters_can_be_taken_and_more_than_there_are_are_all():
+    graph = np.array([[1], [0], [0], [0]], np.int32)
+    assert annotation.voted(graph, 9) == [0, 1, 2, 3]
+    assert annotation.voted(annotation.neighbours(points(1)), 3) == [0]
+    twins = retrieval.unit(np.ones((5, 3)))
+    assert (annotation.neighbours(twins, 2) != np.arange(5)[:, None]).all()  # none is its own neighbour
+
+
+def test_a_bucket_gives_one_and_the_most_confident_tenth_none():
+    graph, confidence = annotation.neighbours(points(100), 5), np.random.default_rng(4).normal(size=100)
+    first = annotation.voted(graph, 2)
+    chosen = annotation.voted_in_buckets(graph, first, confidence, 20)
+    assert chosen[:2] == first and len(set(chosen)) == 20
+    order = [i for i in np.argsort(confidence, kind="stable") if i not in first] + first
+    size = int(0.9 * 100 / 18)
+    assert [order.index(i) // size for i in chosen[2:]] == list(range(18))
+    everything = annotation.voted_in_buckets(graph, first, confidence, 100)
+    assert sorted(everything) == list(range(100))  # buckets of none: the rest at random
+
+
+def test_facility_location_starts_at_the_medoid_and_is_greedy():
+    vectors = points(40, 5)
+    near = vectors @ vectors.T
+    chosen = annotation.covering(vectors, 6)
+    assert chosen[0] == int(np.argmax((1 + near).sum(1)))
+    best = np.full(40, -1.0)
+    for item in chosen:
+        gains = (near - best).clip(0).sum(1)
+        assert gains[item] == pytest.approx(gains.max())
+        best = np.maximum(best, near[item])
+    far = annotation.diverse(vectors, 4, 0)
+    assert len(set(far)) == 4 and near[far[0], far[1]] == pytest.approx(near[far[0]].min())
+
+
+# --- the loop --------------------------------------------------------------------------------
+
+
+def world():
+    return Mixture(seed=1).draw(60, 12)
+
+
+def bare(pool):
+    return [Text(text=t.text) for t in pool]
+
+
+@pytest.mark.parametrize("select", ["votek", "fast_votek", "least_confidence", "mfl"])
+def test_labelling_stops_and_goes_on_to_what_a_pool_that_labels_itself_gives(select):
+    pool, test = world()
+    options = {"budget": 12, "select": select, "first": 4, "shots": 3, "choices": ("red", "blue", "green")}
+    whole = prompting.vote_k(Reader(), pool, test=test, **options)
+    truth, labels, rounds = {t.text: t.extra["completion"] for t in pool}, [], 0
+    while True:
+        got = prompting.vote_k(Reader(), bare(pool), labels, test, **options)
+        waiting = [r for r in got.records if not r.completion]
+        if not waiting:
+            break
+        assert not got.findings["complete"] and "to be labelled" in "".join(got.warnings)
+        half = waiting[: max(1, len(waiting) // 2)]  # a person stops in the middle of a batch
+        labels += [Demo(prompt=r.prompt, completion=truth[r.prompt], choices=r.choices) for r in half]
+        rounds += 1
+    assert rounds > 1 and got.findings["complete"] and whole.findings["complete"]
+    assert got.findings["selected"] == whole.findings["selected"]
+    asked = [d.prompt for d in test]
+    assert got.predict(asked) == whole.predict(asked)
+
+
+def test_a_label_of_another_pool_or_two_for_one_text_is_told():
+    pool, _ = world()
+    with pytest.raises(UserError, match=r"labels: record 1 labels what is not in the pool"):
+        prompting.vote_k(Reader(), bare(pool), [Demo(prompt="strange", completion="red")])
+    twice = [Demo(prompt=pool[0].text, completion=c) for c in ("red", "blue")]
+    with pytest.raises(UserError, match=r"record 2 has another label"):
+        prompting.vote_k(Reader(), bare(pool), twice)
+
+
+def test_the_most_similar_stands_last_none_is_the_question_and_the_budget_of_tokens_holds():
+    pool = [Text(text=t, extra={"completion": "x"}) for t in ("a b c d", "a b z z", "a q q q", "a b c")]
+    seen = []
+    lm = Scripted(logp=lambda p, c: (seen.append(p), -1.0)[1], write=lambda p, i: "x")
+    prompting.vote_k(lm, pool, test=[Demo(prompt="a b c", completion="x")], budget=4, select="fast_votek")
+    assert lm.asked == ["a q q q x\n\na b z z x\n\na b c d x\n\na b c"]
+    lm = Scripted(write=lambda p, i: "x")
+    prompting.vote_k(lm, pool, test=[Demo(prompt="a b c", completion="x")], budget=4, select="fast_votek", tokens=10)
+    assert lm.asked == ["a b c d x\n\na b c"]
+
+
+def test_where_the_models_budget_ends_the_selection_so_far_stands():
+    pool, test = world()
+
+    def used_up(prompt, text):
+        raise BudgetError("used up")
+
+    result = prompting.vote_k(Scripted(logp=used_up, write=used_up), pool, test=test, first=3)
+    assert len(result.records) == 3 and not result.findings["complete"]
+    assert "budget ended" in result.warnings[0]
+
+
+def test_on_the_command_line_the_file_of_what_to_label_is_the_file_of_labels(taught, world_files, capsys):
+    root = world_files
+    taught("llama").save(root / "model")
+    words = ["run", "vote-k", "--model", str(root / "model"), "--pool", str(root / "pool.jsonl"), "--budget", "4"]
+    words += ["--first", "2", "--choices", "red", "blue", "green", "--separator", "\\n"]
+    assert cli.main([*words, "--out", str(root / "one")]) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (root / "one" / "records.jsonl").read_text().splitlines()]
+    assert [r["completion"] for r in rows] == ["", ""]
+    for r in rows:
+        r["completion"] = "red"
+    (root / "labels.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert cli.main([*words, "--labels", str(root / "labels.jsonl"), "--out", str(root / "two")]) == 0
+    rows = [json.loads(line) for line in (root / "two" / "records.jsonl").read_text().splitlines()]
+    assert [r["completion"] for r in rows] == ["red", "red", "", ""] and rows[2]["confidence"] < 0
+    # handed back as it is, half filled in: what is empty is not labelled
+    again = [*words, "--labels", str(root / "two" / "records.jsonl"), "--out", str(root / "three")]
+    assert cli.main(again) == 0, capsys.readouterr().err
+
+
+@pytest.fixture
+def world_files(tmp_path):
+    pool, _ = Mixture(seed=2).draw(12, 0)
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps({"text": t.text[:20]}) + "\n" for t in pool))
+    return tmp_path
+
+
+def test_an_index_finds_most_neighbours_and_never_oneself():
+    pytest.importorskip("faiss", reason="pip install didact[index]")
+    vectors = points(1500, 7, 16, 20).astype(np.float32)
+    exact, found = (annotation.neighbours(vectors, 10, approximate) for approximate in (False, True))
+    assert found.shape == exact.shape and (found != np.arange(1500)[:, None]).all()
+    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(exact, found, strict=True)]) > 0.8
+    assert all(len({*row[row >= 0]}) == (row >= 0).sum() for row in found)
+    with pytest.raises(UserError, match="TF-IDF"):
+        annotation.neighbours(retrieval.TfIdf(["a b", "b c", "c"])(["a", "b", "c"]), 1, approximate=True)
