@@ -23,6 +23,7 @@ from didact.worlds import tongues
 
 CONCEPTS = tongues.Concepts(nouns=25, verbs=10, adjectives=10)
 CARELESS = 0.05
+FRESH = 100  # before the first test seed: one margin was set after seeds 0 to 4 had been seen
 SIZE = {"smoke": (1, 5), "quick": (8, 25), "full": (20, 60)}  # languages; sentences to translate
 CONDITIONS = ("-", "W", "S", "B", "W+S", "W+G", "W+B", "W+S+B")
 FILLER = "The people of the coast fish at night and mend their nets in the morning . " * 30
@@ -46,6 +47,7 @@ def problem(seed: int) -> Problem:
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Every set of materials, for some languages; the dictionary of another language in place of the right one; and a
     book whose examples are those of `pairs` and of the test."""
+    seed += FRESH
     languages, asked = SIZE[tier]
     rows: dict[str, list[dict[str, float]]] = {}
     leaks = 0

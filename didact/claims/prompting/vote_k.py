@@ -114,7 +114,7 @@ def _fewest(graph: Any, most: int, rho: float = 10.0, *_: Any) -> list[int]:
 
 def _mixed(vectors: Any, *how: Any, right: Any = annotation.neighbours) -> Any:
     """Sabotage: neighbours of another text."""
-    return right(vectors, *how)[np.random.default_rng(0).permutation(vectors.shape[0])]
+    return right(vectors[np.random.default_rng(0).permutation(vectors.shape[0])], *how)
 
 
 ACCURACY = "accuracy"
