@@ -12,7 +12,7 @@ from didact.models.model import Model
 from didact.types import Fit
 from didact.worlds import conducted
 
-CHAINS, STEPS = 600, 1100
+CHAINS, STEPS = 600, 1500
 TEACH = Fit(lr=5e-3, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
 OPTIONS: dict[str, Any] = {
     "rules.words": "terse", "rules.rounds": 6, "rules.python": False, "asking.max_new_tokens": 24,

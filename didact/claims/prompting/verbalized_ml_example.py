@@ -11,7 +11,7 @@ from didact.models.model import Model
 from didact.types import Fit
 from didact.worlds import described
 
-RECORDS, STEPS = 3000, 400
+RECORDS, STEPS = 3000, 800
 TEACH = Fit(lr=5e-3, rows=32, schedule="wsd", warmup_steps=20, betas=(0.9, 0.98))
 OPTIONS: dict[str, Any] = {
     "task": described.START, "learning.prefix": False, "learning.batch": 0, "learning.epochs": 2,
