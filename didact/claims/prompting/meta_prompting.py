@@ -129,9 +129,10 @@ CLAIM = runner.Claim(
     run=run,
     gates=(
         gate("an expert knows single operations", "fresh.right", at_least=0.9, unit="of operations"),
-        gate("conversations come to an answer", "meta.answered", at_least=0.8, unit=OF),
     ),
     tests=(
+        # Not a gate: a sabotage may end in conversations without an answer, and that is how it shows.
+        bound("conversations come to an answer", "meta.answered", 0.8, OF),
         difference(MORE, "meta.right", "direct.right", OF, null=0.3),
         difference("more than in steps in one context", "meta.right", "steps.right", OF, reported=True),
         difference("more than as many tokens of them, by vote", "meta.right", "votes.right", OF, reported=True),
