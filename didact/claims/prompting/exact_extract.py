@@ -100,6 +100,7 @@ def measured(model: Model, seed: int, asked: int) -> dict[str, float]:
     return out | {"gap": out["gain"], "above_greedy": max(above, default=0.0), "exact_length": lengths}
 
 
+@lab.shared
 def _base(seed: int, tier: runner.Tier) -> Model:
     return example.language_model(seed, LENGTH[tier][0])
 
@@ -115,10 +116,8 @@ def _tuned(seed: int, tier: runner.Tier, k: int) -> Model:
 
 def _spanned(seed: int, tier: runner.Tier, select: Any) -> Model:
     """Trained on spans; kept by what it was trained on, so that a sabotage of the spans trains anew."""
-    base = _base(seed, tier)
-    rows, _ = span_rows.rss_rows(
-        base, example.world(seed, 1).passages, qa_prompts.prompt_format(base, **example.FORM), select, seed=seed
-    )
+    base, passages = _base(seed, tier), example.world(seed, 1).passages
+    rows, _ = span_rows.rss_rows(base, passages, qa_prompts.prompt_format(base, **example.FORM), select, seed=seed)
     return _on_spans(seed, tier, select, hash(tuple(rows)))
 
 
