@@ -9,7 +9,8 @@ mean score by .7 at most, so that goals of 1 and 10 could lie 1.4 points apart; 
 Answers are not sampled: all 256 are scored under every goal. What is no answer counts as score 0, and under no
 goal may less than half of the probability be left on answers. Steering is measured by how far goal 10 lies above goal
 1, not by rank correlation alone: on seed 1000 records that are not turned round gave ten scores within 0.2 points, and
-these in almost the right order. Plain fine-tuning on every answer under its own score is a control: where it steers as
+these in almost the right order. The rank correlation's own bars are those that the paper's card expects: .85, and above
+that of records not turned round. Plain fine-tuning on every answer under its own score is a control: where it steers as
 far, DPO is not needed for that. Whether the highest goal gives better answers than plain DPO is reported with its sign.
 """
 
@@ -149,12 +150,12 @@ CLAIM = runner.Claim(
     ),
     tests=(
         bound("answers under every goal", "ra.mass", 0.5, "of probability, under the worst goal"),
-        bound("scores rise with the goal", "ra.rho", 0.5, "rank correlation over 10 goals"),
+        bound("scores rise with the goal", "ra.rho", 0.85, "rank correlation over 10 goals"),
         bound(FAR, "ra.range", 0.5, "points, goal 10 less goal 1"),
         difference("turning round is why goals reach far", "ra.range", "not turned round.range", "points", null=0.5),
         exact(REFERENCE, "ra.first_loss_off", 0.0, 1e-3, "nats, the first loss from log 2"),
         difference("the order of scores follows because of turning round", "ra.rho", "not turned round.rho",
-                   "rank correlation", reported=True),
+                   "rank correlation"),
         difference("goals reach further than by conditional fine-tuning", "ra.range", "csft.range", "points",
                    reported=True),
         difference("better answers under the highest goal than DPO's", "ra.reward", "dpo.plain_reward", "mean score",
