@@ -325,7 +325,7 @@ def test_a_mistake_of_ours_is_told_where_no_temporary_folder_is(tmp_path, monkey
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(cli, "_methods", broken)
+    monkeypatch.setattr(cli.listing, "methods", broken)
     assert cli.main(["methods"]) == 4
     place = Path(capsys.readouterr().err.rpartition(" is in ")[2].strip())
     kept = place.read_text(encoding="utf-8")
