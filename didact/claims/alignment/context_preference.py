@@ -26,11 +26,11 @@ from didact.evaluate import context_judges
 from didact.learn import rewards
 from didact.models.model import Model
 from didact.objectives import preference
-from didact.types import Fit, Preference
+from didact.types import Fit
 from didact.worlds.criteria import Criteria
 
 STEPS = {"smoke": 4, "quick": 200, "full": 400}
-PAIRS = {"smoke": 100, "quick": 1500, "full": 3000}  # reversal pairs, and pairs without a context
+PAIRS = {"smoke": 100, "quick": 1000, "full": 3000}  # reversal pairs, and pairs without a context
 ASKED = {"smoke": 20, "quick": 200, "full": 600}
 TAUGHT, OTHERS = ("more:a", "shorter"), ("fewer:a", "longer")  # criteria with a `not` before them
 SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
@@ -58,14 +58,17 @@ def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> runner.Measured:
     """The reward model taught with contexts, those taught without or on half of each pair, and one that knows `not`."""
     beside = {"general": ("general",), "none": ("none",), "unpaired": ("context", "halved")}
     kept = {name: _beside(seed, tier, *how) for name, how in beside.items()}
-    return {"carm": _arm(seed, tier, "context", spoilt), **kept, "negated": _negated(seed, tier)}
+    return {"carm": _taught(seed, tier, spoilt), **kept, "negated": _negated(seed, tier)}
 
 
-def _arm(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
-    return _measures(_trained(seed, tier, read, spoilt), seed, tier)
+def _taught(seed: int, tier: runner.Tier, spoilt: Spoilt) -> dict[str, float]:
+    judge, world = _judge(_trained(seed, tier, "context", spoilt)), _world(seed, noise=0.0)
+    return _accuracies(judge, world, tier) | _two_steps(judge, world, tier) | _profiles(judge, world, tier)
 
 
-_beside = lab.shared(_arm)
+@lab.shared
+def _beside(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
+    return _accuracies(_judge(_trained(seed, tier, read, spoilt)), _world(seed, noise=0.0), tier)
 
 
 @lab.shared
@@ -111,16 +114,15 @@ def _judge(model: Model) -> context_judges.Margin:
     return context_judges.by_reward(functools.partial(rewards.score, model))
 
 
-def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
+def _accuracies(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
     """On pairs no training saw, labelled without noise."""
-    judge, world = _judge(model), _world(seed, noise=0.0)
-    reversals, general = world.reversals(3, ASKED[tier]), world.general(4, ASKED[tier])
-    found = context_judges.accuracies(judge, [*reversals, *general], TEMPLATE)
-    return {k: m.value for k, m in found.items()} | _two_steps(judge, general, world) | _profiles(judge, world, tier)
+    pairs = [*world.reversals(3, ASKED[tier]), *world.general(4, ASKED[tier])]
+    return {k: m.value for k, m in context_judges.accuracies(judge, pairs, TEMPLATE).items()}
 
 
-def _two_steps(judge: context_judges.Margin, pairs: list[Preference], world: Criteria) -> dict[str, float]:
+def _two_steps(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
     """Mean error of the share of people who prefer an answer: by contexts drawn as they are, and without."""
+    pairs = world.general(4, ASKED[tier])
     true = np.array([world.share(p.prompt, p.chosen, p.rejected) for p in pairs])
     own = [world.judges(p.prompt) for p in pairs]
     z = context_judges.over(judge, pairs, [list(j) for j in own], TEMPLATE)
