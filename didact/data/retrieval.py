@@ -65,7 +65,27 @@ class TfIdf:
         return self.made.transform(texts) if texts else sparse.csr_array((0, len(self.made.vocabulary_)))
 
 
-class BM25:
+class Scorer:
+    """What scores every text of a pool for every query, and so finds the best; `size` is how many texts there are."""
+
+    size: int
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float64]:
+        """`(queries, texts)`, higher is nearer."""
+        raise NotImplementedError  # BM25 and Substrings say how
+
+    def nearest(
+        self,
+        queries: Sequence[str],
+        k: int,
+        query_ids: Sequence[Hashable] | None = None,
+        pool_ids: Sequence[Hashable] | None = None,
+    ) -> Hits:
+        """The k nearest texts for every query; see `nearest`."""
+        return _best(lambda at: self.scores(queries[at]), len(queries), self.size, k, query_ids, pool_ids)
+
+
+class BM25(Scorer):
     """Okapi's BM25 over `texts`, the sum over the query's words t (twice where it has one twice) of
 
         idf(t) f (k1 + 1) / (f + k1 (1 - b + b L / mean L)),    idf(t) = ln(1 + (N - n + 0.5) / (n + 0.5))
@@ -93,18 +113,8 @@ class BM25:
             return np.zeros((0, self.size))
         return np.asarray((sparse.csr_array(self.made.transform(queries)) @ self.weights.T).todense())
 
-    def nearest(
-        self,
-        queries: Sequence[str],
-        k: int,
-        query_ids: Sequence[Hashable] | None = None,
-        pool_ids: Sequence[Hashable] | None = None,
-    ) -> Hits:
-        """The k best texts for every query; see `nearest`."""
-        return _best(lambda at: self.scores(queries[at]), len(queries), self.size, k, query_ids, pool_ids)
 
-
-class Substrings:
+class Substrings(Scorer):
     """Nearest by the longest common substring: characters in a row that two texts share, a space put on both sides of
     each, so that a whole word is nearer than the same letters inside another one."""
 
@@ -125,16 +135,6 @@ class Substrings:
                 np.maximum(best, run, out=best)
             out[i] = np.maximum.reduceat(best, self.starts)
         return out
-
-    def nearest(
-        self,
-        queries: Sequence[str],
-        k: int,
-        query_ids: Sequence[Hashable] | None = None,
-        pool_ids: Sequence[Hashable] | None = None,
-    ) -> Hits:
-        """The k nearest texts for every query; see `nearest`."""
-        return _best(lambda at: self.scores(queries[at]), len(queries), self.size, k, query_ids, pool_ids)
 
 
 def _codes(text: str) -> NDArray[np.int32]:

@@ -46,7 +46,7 @@ class Stages:
             except TypeError as error:
                 raise UserError(f"{place}: not rows of this stage: {error}; {files.MEND}") from None
         made = list(make())
-        self.write(name, (dataclasses.asdict(row) for row in made))  # type: ignore[call-overload]
+        self.write(name, (dataclasses.asdict(row) for row in made))  # type: ignore[call-overload]  # a row is one
         return made
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:

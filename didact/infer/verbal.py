@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -153,9 +154,9 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
 
     def _proposed(self, asked: Messages) -> list[reading.Proposal]:
         """The candidates that can be read."""
-        read = lambda reply: reading.proposal(reply, self._words)  # noqa: E731
-        step, drawn = [len(self.steps_)], range(self.learning.candidates)
-        return [new for _ in drawn for new in self.asked_.ask([asked], read, "optimiser", step) if new is not None]
+        read, step = partial(reading.proposal, words=self._words), [len(self.steps_)]
+        drawn = (self.asked_.ask([asked], read, "optimiser", step) for _ in range(self.learning.candidates))
+        return [new for (new,) in drawn if new is not None]
 
     def _outputs(self, xs: Sequence[str], items: Sequence[int], theta: str) -> list[str | None]:
         """What the learner says of each input, as it is told: numbers rounded, labels as they are written."""

@@ -25,15 +25,6 @@ DIAGNOSTICS = (
     "general_rise",
     "general_kl",
 )  # always shown: what a score alone hides
-EMBEDDED = "embedded example"
-DIAGNOSTICS = (
-    "kl",
-    "length",
-    "entropy",
-    "distinct_2",
-    "general_rise",
-    "general_kl",
-)  # always shown: what a score alone hides
 TIMES = {
     "probes": "finding how many steps the budget allows",
     "search": "training in the search for a learning rate",

@@ -22,7 +22,7 @@ class Rule:
 
     def answer(self, prompt: str) -> str:
         """What it says."""
-        raise NotImplementedError
+        raise NotImplementedError  # each rule says what
 
     def fingerprint(self) -> str:
         """What tells it from another."""
