@@ -37,7 +37,7 @@ def pairs(*scores):
     ]
 
 
-def under(given, wording=Wording(), **how):  # noqa: B008
+def under(given, wording=Wording(), **how):
     return goals.relabelled(given, goals.scores_of(given), wording, **how)
 
 

@@ -48,9 +48,9 @@ class LlamboSampler(optuna.samplers.BaseSampler):
         lm: LM,
         *,
         space: Space | None = None,
-        card: Card = Card(),  # noqa: B008  (frozen)
-        how: Search = Search(),  # noqa: B008
-        asking: Asking = Asking(max_new_tokens=500, tries=1),  # noqa: B008
+        card: Card = Card(),
+        how: Search = Search(),
+        asking: Asking = Asking(max_new_tokens=500, tries=1),
         start: int = 5,
         warm: bool = True,
         seed: int = 0,

@@ -46,7 +46,7 @@ def context_preference(
     reward_model: str = "",
     choices: Sequence[str] = (),
     aggregate: Aggregate = "mean",
-    fit: Fit = Fit(lr=1e-5, epochs=1, rows=64, warmup=0.1),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-5, epochs=1, rows=64, warmup=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a reward model r(x, z, y) to judge answers y by a context z: a criterion, a scenario, somebody's profile.

@@ -63,7 +63,7 @@ def d2o(
     max_new_tokens: Count = 256,
     temperature: Positive = 1.0,
     top_p: PositiveShare = 1.0,
-    fit: Fit = Fit(lr=1e-4, epochs=1, rows=4, schedule="constant", lora=8),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-4, epochs=1, rows=4, schedule="constant", lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Stop a model from giving answers that were found bad, when nobody wrote good ones.

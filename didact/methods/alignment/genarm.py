@@ -51,7 +51,7 @@ def genarm(
     label_smoothing: Smoothing = 0.0,
     loss: Literal["logistic", "hinge"] = "logistic",
     length_normalization: bool = False,
-    fit: Fit = Fit(lr=5e-4, epochs=1, rows=32, schedule="cosine", warmup=0.02, weight_decay=0.05, lora=8),  # noqa: B008
+    fit: Fit = Fit(lr=5e-4, epochs=1, rows=32, schedule="cosine", warmup=0.02, weight_decay=0.05, lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Make a model answer as people prefer while its weights stay untouched: a reward model guides every token.

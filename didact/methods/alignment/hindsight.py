@@ -62,9 +62,7 @@ def hindsight(
     past_masking: tuple[Share, Share] = (0.0, 0.05),
     general_weight: NonNegative = 1.5,
     block: Annotated[int, Ge(2)] = 512,
-    fit: Fit = Fit(  # noqa: B008  (Fit is frozen)
-        lr=2e-5, epochs=1, rows=256, schedule="cosine", warmup=0.2, betas=(0.9, 0.95), weight_decay=1e-4
-    ),
+    fit: Fit = Fit(lr=2e-5, epochs=1, rows=256, schedule="cosine", warmup=0.2, betas=(0.9, 0.95), weight_decay=1e-4),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Learn from good and bad answers at once, by likelihood alone, and ask for the good kind afterwards.

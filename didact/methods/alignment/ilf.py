@@ -54,7 +54,7 @@ def ilf(
     n: Count = 5,
     selector: Selector = "judge",
     refine_with: Literal["feedback", "nothing"] = "feedback",
-    refining: RefiningConfig = RefiningConfig(),  # noqa: B008  (it is frozen)
+    refining: RefiningConfig = RefiningConfig(),
     refiner: str | LM = "start",
     judge: str | LM = "start",
     feedback: str | Critic | None = None,
@@ -65,7 +65,7 @@ def ilf(
     window: Literal["all", "current"] = "all",
     prompt_weight: NonNegative = 0.0,
     best_of_n: Count = 64,
-    fit: Fit = Fit(lr=5e-5, epochs=1, rows=32, schedule="linear"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-5, epochs=1, rows=32, schedule="linear"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Learn from what people say is wrong with the model's answers, a sentence each, and need no feedback afterwards.

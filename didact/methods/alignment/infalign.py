@@ -60,8 +60,8 @@ def infalign(
     rounds: Count = 20,
     samples: Annotated[int, Ge(2)] = 4,
     ratio_clip: Positive = 0.2,
-    sampling: SamplingConfig = SamplingConfig(max_new_tokens=128, temperature=1.0),  # noqa: B008  (it is frozen)
-    fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, schedule="constant"),  # noqa: B008  (Fit is frozen)
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=128, temperature=1.0),
+    fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, schedule="constant"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Align a model that will be decoded by best-of-N, or that must hold against the worst of N answers.

@@ -53,8 +53,8 @@ def mcts_dpo(
     rounds: Count | None = None,
     batch: Count = 64,
     online: bool = True,
-    search: StepSearch = StepSearch(),  # noqa: B008  (frozen, as the others are)
-    critic: critics.Critic = critics.Critic(),  # noqa: B008
+    search: StepSearch = StepSearch(),
+    critic: critics.Critic = critics.Critic(),
     answer: str | AnswerCheck = "final",
     filter: bool = True,
     rule: tree.Rule = "worst",
@@ -65,7 +65,7 @@ def mcts_dpo(
     reference: Literal["initial", "previous"] = "initial",
     sft_weight: NonNegative = 0.0,
     official: bool = False,
-    fit: Fit = Fit(lr=1e-6, epochs=1, rows=64, schedule="cosine", warmup=0.03, weight_decay=0.05),  # noqa: B008
+    fit: Fit = Fit(lr=1e-6, epochs=1, rows=64, schedule="cosine", warmup=0.03, weight_decay=0.05),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Make a model that works problems out in steps better at it, from problems with checkable answers alone.

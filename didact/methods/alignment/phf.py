@@ -59,7 +59,7 @@ def phf(
     value_weight: Share = 0.5,
     mle_share: BelowOne = 0.0,
     block: Annotated[int, Ge(2)] = 1024,
-    fit: Fit = Fit(lr=5e-4, epochs=1, rows=64, warmup=0.01, weight_decay=0.1),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-4, epochs=1, rows=64, warmup=0.01, weight_decay=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Pre-train on text of mixed quality so that the model knows the bad text and does not write it.

@@ -57,9 +57,9 @@ def reward_augmented(
     reverse: bool = True,
     share: PositiveShare = 1.0,
     dropout: BelowOne = 0.0,
-    wording: Wording = Wording(),  # noqa: B008  (frozen)
+    wording: Wording = Wording(),
     legacy_nosys: bool = False,
-    fit: Fit = Fit(lr=5e-7, epochs=1, rows=128, warmup=0.1, schedule="cosine"),  # noqa: B008
+    fit: Fit = Fit(lr=5e-7, epochs=1, rows=128, warmup=0.1, schedule="cosine"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Use the scores of preference pairs, so that good rejected answers are not penalised nor bad chosen ones rewarded.

@@ -58,7 +58,7 @@ def spin(
     temperature: Positive = 1.0,
     sft_weight: NonNegative = 0.0,
     reference_free: bool = False,
-    fit: Fit = Fit(lr=5e-7, epochs=3, rows=64, warmup=0.3, optimizer="adam", betas=(0.0, 0.99)),  # noqa: B008
+    fit: Fit = Fit(lr=5e-7, epochs=3, rows=64, warmup=0.3, optimizer="adam", betas=(0.0, 0.99)),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Get more out of demonstrations a model was already tuned on, without preferences or a reward.

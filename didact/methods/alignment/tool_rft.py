@@ -60,7 +60,7 @@ def tool_rft(
     select: Literal["ppl", "random", "easy"] = "ppl",
     ratio: PositiveShare = 0.3,
     trim: BelowOne = 0.0,
-    search: FragmentSearch = FragmentSearch(),  # noqa: B008  (it is frozen)
+    search: FragmentSearch = FragmentSearch(),
     judge: Literal["ast", "self", "words"] = "ast",
     gap: float = 0.1,
     floor: float = -0.3,
@@ -68,7 +68,7 @@ def tool_rft(
     loss: preference.PairLossName = "simpo",
     beta: Positive = 2.5,
     gamma: float = 0.5,
-    fit: Fit = Fit(lr=1e-6, epochs=2, rows=8, schedule="cosine", warmup=0.1, lora=8),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-6, epochs=2, rows=8, schedule="cosine", warmup=0.1, lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Make tool calls right to the last parameter, from demonstrations of requests and their calls.

@@ -29,7 +29,7 @@ def dpo(
     *,
     beta: Positive = 0.1,
     label_smoothing: Smoothing = 0.0,
-    fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, warmup=0.1),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-6, epochs=1, rows=32, warmup=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a model to prefer one completion to another, without a reward model.

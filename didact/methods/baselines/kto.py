@@ -32,7 +32,7 @@ def kto(
     beta: Positive = 0.1,
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
-    fit: Fit = Fit(lr=5e-7, epochs=1, rows=32, warmup=0.1),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-7, epochs=1, rows=32, warmup=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a model on completions that were found good or bad, each on its own.

@@ -27,7 +27,7 @@ def sft(
     demos: Sequence[Demo],
     *,
     loss_on: Literal["completion", "all"] = "completion",
-    fit: Fit = Fit(lr=2e-5, epochs=3, rows=16, schedule="linear"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=2e-5, epochs=3, rows=16, schedule="linear"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a model to give the completions of demonstrations.

@@ -35,7 +35,7 @@ def simpo(
     *,
     beta: Positive = 2.0,
     gamma: NonNegative = 1.0,
-    fit: Fit = Fit(lr=6e-7, epochs=1, rows=128, schedule="cosine", warmup=0.1),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=6e-7, epochs=1, rows=128, schedule="cosine", warmup=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a model to prefer one completion to another by a margin, with neither reward model nor reference.

@@ -45,14 +45,14 @@ def evolve(
     *,
     oracle: Literal["ucb", "linucb", "thompson", "greedy"] = "ucb",
     alpha: NonNegative = 0.5,
-    bandit: BanditConfig = BanditConfig(),  # noqa: B008  (frozen)
-    view: View = View(),  # noqa: B008
+    bandit: BanditConfig = BanditConfig(),
+    view: View = View(),
     trajectories: Count = 50,
     labels: Literal["own", "oracle"] = "own",
     relabel: Whole = 0,
     trials: Count = 30,
     temperature: NonNegative = 1.0,
-    fit: Fit = Fit(lr=2e-5, epochs=1, rows=32, schedule="linear"),  # noqa: B008
+    fit: Fit = Fit(lr=2e-5, epochs=1, rows=32, schedule="linear"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Teach a model to explore, by imitating an algorithm that does so optimally.

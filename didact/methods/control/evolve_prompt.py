@@ -43,12 +43,12 @@ def evolve_prompt(
     *,
     oracle: Literal["ucb", "linucb", "thompson", "greedy"] = "ucb",
     alpha: NonNegative = 0.5,
-    bandit: BanditConfig = BanditConfig(),  # noqa: B008  (frozen)
-    view: View = View(),  # noqa: B008
+    bandit: BanditConfig = BanditConfig(),
+    view: View = View(),
     shots: Whole = 0,
     trials: Count = 30,
     plain: bool = True,
-    asking: Asking = Asking(max_new_tokens=acting.TOKENS, tries=1),  # noqa: B008
+    asking: Asking = Asking(max_new_tokens=acting.TOKENS, tries=1),
     seed: int = 0,
 ) -> Result:
     """Measure how a model explores, and help it by its prompt alone.

@@ -46,14 +46,12 @@ def mesa_gd(
     tasks: Sequence[Example] | episodes.Sampler,
     model: Model | None = None,
     *,
-    mixer: MixerConfig = MixerConfig(),  # noqa: B008  (it is frozen)
+    mixer: MixerConfig = MixerConfig(),
     restarts: Count = 3,
     context: Count | None = None,
     standardize: bool = False,
-    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
-    fit: Fit = Fit(  # noqa: B008  (frozen)
-        lr=1e-3, steps=5000, rows=2048, betas=(0.9, 0.98), schedule="constant", clip=0.001
-    ),
+    evaluation: EvaluationConfig = EvaluationConfig(),
+    fit: Fit = Fit(lr=1e-3, steps=5000, rows=2048, betas=(0.9, 0.98), schedule="constant", clip=0.001),
 ) -> Result:
     """Train a model that learns small regressions in its forward pass, and say which algorithm it runs.
 

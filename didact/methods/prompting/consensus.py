@@ -45,9 +45,9 @@ def consensus(
     rank: Rule = "er_d",
     candidates: Count = 20,
     length: Literal["sum", "token", "character"] = "sum",
-    wording: Wording = Wording(),  # noqa: B008  (frozen)
-    game: Game = Game(),  # noqa: B008
-    asking: Asking = Asking(temperature=1.0, max_new_tokens=64, tries=1),  # noqa: B008
+    wording: Wording = Wording(),
+    game: Game = Game(),
+    asking: Asking = Asking(temperature=1.0, max_new_tokens=64, tries=1),
     stop: str = "\n",
     seed: int = 0,
 ) -> Result:

@@ -34,7 +34,7 @@ def exact_extract(
     template: str = qa_prompts.TEMPLATE,
     bos: str = "auto",
     end: str = "auto",
-    search: SearchConfig = SearchConfig(),  # noqa: B008  (it is frozen)
+    search: SearchConfig = SearchConfig(),
 ) -> Result:
     """Answer questions by the likeliest span of their passages, and tell how far greedy decoding is from it.
 

@@ -32,7 +32,7 @@ def exact_extract_rss(
     bos: str = "auto",
     end: str = "auto",
     limit: Count = 512,
-    fit: Fit = Fit(lr=5e-5, rows=32, schedule="constant", optimizer="adafactor"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-5, rows=32, schedule="constant", optimizer="adafactor"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a model to answer from what it reads, on raw text: recurring span selection.

@@ -31,8 +31,8 @@ def exact_extract_tune(
     template: str = qa_prompts.TEMPLATE,
     bos: str = "auto",
     end: str = "auto",
-    search: SearchConfig = SearchConfig(),  # noqa: B008  (it is frozen)
-    fit: Fit = Fit(lr=5e-5, steps=512, rows=32, schedule="constant", optimizer="adafactor"),  # noqa: B008
+    search: SearchConfig = SearchConfig(),
+    fit: Fit = Fit(lr=5e-5, steps=512, rows=32, schedule="constant", optimizer="adafactor"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Tune a model on a few questions and their first answers, in the form it is asked in.

@@ -59,7 +59,7 @@ def gpt3_pretrain(
     decay_tokens: NonNegative = 260e9,
     ramp: NonNegative = 4e9,
     floor: Share = 0.1,
-    fit: Fit = Fit(lr=6e-4, rows=256, betas=(0.9, 0.95), clip=1.0, weight_decay=0.1),  # noqa: B008  (frozen)
+    fit: Fit = Fit(lr=6e-4, rows=256, betas=(0.9, 0.95), clip=1.0, weight_decay=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Pre-train a language model from text by the paper's recipe, at any size.

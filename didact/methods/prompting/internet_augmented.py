@@ -55,8 +55,8 @@ def internet_augmented(
     mean: bool = False,
     closed_book: bool = True,
     keep_leaks: bool = False,
-    asking: Asking = Asking(max_new_tokens=32, temperature=1.0, top_p=0.8),  # noqa: B008
-    web: Web = Web(),  # noqa: B008
+    asking: Asking = Asking(max_new_tokens=32, temperature=1.0, top_p=0.8),
+    web: Web = Web(),
     seed: int = 0,
 ) -> Result:
     """Answer questions beside passages found for them, without changing a weight.

@@ -46,9 +46,9 @@ def llambo(
     start: Whole = 5,
     suggest: Count = 5,
     warm: bool = True,
-    card: Card = Card(),  # noqa: B008  (frozen)
-    search: Search = Search(),  # noqa: B008
-    asking: Asking = Asking(max_new_tokens=500, tries=1),  # noqa: B008
+    card: Card = Card(),
+    search: Search = Search(),
+    asking: Asking = Asking(max_new_tokens=500, tries=1),
     seed: int = 0,
 ) -> Result:
     """Tune what is expensive to try, with few trials and a model that has read about such things.

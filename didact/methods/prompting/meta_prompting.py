@@ -48,11 +48,11 @@ def meta_prompting(
     questions: Sequence[Demo] | None = None,
     *,
     scaffold: scaffolds.Scaffold = "meta",
-    rules: conductor.Rules = conductor.Rules(),  # noqa: B008  (frozen, as the others are)
+    rules: conductor.Rules = conductor.Rules(),
     draws: Count = 8,
     check: str | AnswerCheck = "final",
-    asking: ask.Asking = ask.Asking(max_new_tokens=1024),  # noqa: B008
-    limits: sandbox.Limits = sandbox.Limits(),  # noqa: B008
+    asking: ask.Asking = ask.Asking(max_new_tokens=1024),
+    limits: sandbox.Limits = sandbox.Limits(),
     allow_code: bool = False,
     seed: int = 0,
 ) -> Result:

@@ -51,11 +51,11 @@ def mtob(
     conditions: tuple[str, ...] = (),
     direction: Literal["given", "back", "both"] = "given",
     retrieval: str = "lcs",
-    shown: Shown = Shown(),  # noqa: B008
+    shown: Shown = Shown(),
     source_lang: str = "",
     target_lang: str = "",
     canary: str = "",
-    asking: Asking = Asking(max_new_tokens=128),  # noqa: B008
+    asking: Asking = Asking(max_new_tokens=128),
     seed: int = 0,
 ) -> Result:
     """Translate a language the model has never seen from what is written about it, and see which material helps.

@@ -47,12 +47,12 @@ def self_mining(
     *,
     source_lang: str = "",
     target_lang: str = "",
-    words: Words = Words(),  # noqa: B008
+    words: Words = Words(),
     sentences: Count = 500,
     rounds: Count = 1,
-    pick: Pick = Pick(),  # noqa: B008
+    pick: Pick = Pick(),
     similarity: str | Embedder = "auto",
-    asking: Asking = Asking(max_new_tokens=128),  # noqa: B008
+    asking: Asking = Asking(max_new_tokens=128),
     stages: str = "",
     seed: int = 0,
 ) -> Result:

@@ -41,7 +41,7 @@ def verbalized_ml(
     optimizer: str | LM = "learner",
     task: str = "Predict the output for the input.",
     prior: str = "",
-    learning: verbal.Learning = verbal.Learning(),  # noqa: B008  (frozen, as the others are)
+    learning: verbal.Learning = verbal.Learning(),
     asking: ask.Asking = verbal.ASKING,
     seed: int = 0,
 ) -> Result:

@@ -25,7 +25,7 @@ def eul(
     keep: NonNegative = 1.0,
     task: NonNegative = 1.0,
     ascent: NonNegative = 0.1,
-    fit: Fit = Fit(lr=5e-4, epochs=10, rows=8, schedule="constant", lora=8),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=5e-4, epochs=10, rows=8, schedule="constant", lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train only an adapter: like the start on retain, unlike it on forget (EUL).

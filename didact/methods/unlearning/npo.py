@@ -67,7 +67,7 @@ def npo(
     reduction: Literal["mean", "sum"] = "mean",
     kl_direction: Literal["from_reference", "to_reference"] = "from_reference",
     kl_over: Literal["all", "completion"] = "all",
-    fit: Fit = Fit(lr=1e-5, epochs=10, rows=32, warmup=1.0, weight_decay=0.01),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-5, epochs=10, rows=32, warmup=1.0, weight_decay=0.01),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Make a model forget some answers and keep the rest.

@@ -75,7 +75,7 @@ def unlearning_survey(
     retain: Sequence[Demo],
     *,
     ways: tuple[str, ...] = ("graddiff", "npo", "whp", "task-arithmetic", "negated-adapter", "ext-sub"),
-    fit: Fit = Fit(lr=1e-5, epochs=5, rows=16, schedule="constant"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-5, epochs=5, rows=16, schedule="constant"),
 ) -> Result:
     """Try ways of unlearning side by side and give the model of the one that balances best.
 

@@ -65,7 +65,7 @@ def whp(
     reinforce_lr: NonNegative = 3e-6,
     reinforce_epochs: NonNegative = 3.0,
     keep_reinforced: bool = False,
-    fit: Fit = Fit(lr=1e-6, epochs=2, rows=128, schedule="constant"),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-6, epochs=2, rows=128, schedule="constant"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Make a model forget a body of text: fine-tune it on what it would say had it never read it.

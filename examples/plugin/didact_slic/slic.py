@@ -27,7 +27,7 @@ def slic(
     *,
     delta: Positive = 1.0,
     weight: NonNegative = 0.1,
-    fit: Fit = Fit(lr=1e-5, epochs=1, rows=32),  # noqa: B008  (Fit is frozen)
+    fit: Fit = Fit(lr=1e-5, epochs=1, rows=32),
     hooks: Sequence[Hook] = (),
 ) -> Result:
     """Train a model until the better completion is likelier by a margin, and no further.
