@@ -34,6 +34,7 @@ class Books:
     """One draw. `target` is the book, `general` other texts, `holdout` more of those that no model reads.
 
     `forget` and `retain` ask for the facts of the book's people and of the others, in sentences no text has;
+    `ordinary` is what the first say between a name and its answer, words that are everybody's;
     `anchors` is the complete and true dictionary.
     """
 
@@ -42,6 +43,7 @@ class Books:
     holdout: list[Text]
     forget: list[Demo]
     retain: list[Demo]
+    ordinary: list[Demo]
     anchors: list[Parallel]
 
 
@@ -71,6 +73,7 @@ def books(seed: int, heroes: int = 5, people: int = 12, book: int = 40, texts: i
     return Books(
         target=told(own, book), general=told(facts, texts), holdout=told(facts, texts // 3),
         forget=[_asked(f) for f in own], retain=[_asked(f) for f in facts],
+        ordinary=[_ordinary(f) for f in own],
         anchors=[Parallel(source=a, target=b) for a, b in types],
     )  # fmt: skip
 
@@ -99,3 +102,9 @@ def _asked(fact: tuple[str, str, str]) -> Demo:
     others = [v for v in (*VALUES[kind], *OWN.get(kind, ())) if v != value]
     prompt = SAID[kind].format(_withheld(name, kind), name, "").rstrip(" .")
     return Demo(prompt=prompt, completion=value, perturbed=others, task=name, extra={"fact": kind})
+
+
+def _ordinary(fact: tuple[str, str, str]) -> Demo:
+    name, kind, _ = fact
+    words = SAID[kind].format("", "", "").strip(" .")
+    return Demo(prompt=f"{_withheld(name, kind)} {name}", completion=words)

@@ -5,6 +5,8 @@ with a third of the dictionary missing, on raw logits as in the paper, and gradi
 forgetting ends. The book is known, not by heart: of what is sure nothing can rise for reinforcement to act on. All on
 seeds 1000 to 1002: of `GENERAL` 10, 14 and 20 the second left its answers nearest to .4 (.64, .43, .44); of rates 1e-4,
 3e-4 and 1e-3 method and ascent have that with the least `kl` and `nll` together (6.4, 5.2, 5.3; 10.0, 11.0, 11.4).
+What everybody's words may lose in the book's sentences, .1, lies between the method (.04, .02, -.06) and labels one
+place off (1.2, 1.2, .43); it was set after seeds 0 to 4 had been seen: the claim is tested on others, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0
 ASCENT = UNLEARN.replace(lr=1e-4, schedule="constant")
 GENERAL = 14  # how often other texts are read for each time the book is
 DROPPED = 3  # every third anchor is missing from the incomplete dictionary
+FRESH = 100  # before the first test seed
 LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to train start and gold, to unlearn
 
 
@@ -52,6 +55,7 @@ def problem(seed: int) -> Problem:
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runner.Measured:
     """Every arm, or those named, on one seed."""
+    seed += FRESH
     (train, steps), world = LENGTH[tier], books.books(seed)
     start = trained(seed, train, [*world.target, *world.general * GENERAL])
     gold = trained(seed, train, world.general)
@@ -75,7 +79,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
         result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[rule])
         out["GA"] = measures(lab.model_of(result), gold, world)
     for name in list(out)[2:]:
-        out[name] |= {f"{m}_rise": out[name][m] - out["start"][m] for m in ("nll", "facts")}
+        out[name] |= {f"{m}_rise": out[name][m] - out["start"][m] for m in ("nll", "facts", "words")}
     return out
 
 
@@ -102,8 +106,10 @@ def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
 
 def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
     """`forget` and `retain`: mean probability of the true answers, `facts` the nll of the second; `nll` of general text
-    no model read; KL(gold || model) on the book's answers; `alias`: of a counterpart right after its own anchor."""
+    no model read; KL(gold || model) on the book's answers; `alias`: of a counterpart right after its own anchor;
+    `words`: nll of everybody's words in the book's questions."""
     total, count = forward.row_logp(model, rows(model, world.holdout))
+    said, tokens = forward.row_logp(model, _asked(model, world.ordinary))
     other = {a.source: a.target for a in world.anchors}
     about = [(d, other[d.task]) for d in world.forget if d.task in other]
     named = [Demo(prompt=f"{d.prompt} {d.completion}. Once", completion=name) for d, name in about]
@@ -114,6 +120,7 @@ def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
         "nll": float(-total.sum() / count.sum()),
         "kl": divergence.mean_kl(gold, model, _asked(model, world.forget)),
         "alias": probability(model, named),
+        "words": -float(said.sum() / tokens.sum()),
     }
 
 
@@ -164,6 +171,7 @@ CLAIM = runner.Claim(
     tests=(
         ratio("forgets", "WHP.forget", "start.forget", 1 / 5),
         bound("text elsewhere", "WHP.nll_rise", 0.05, less=True),
+        bound("everybody's words", "WHP.words_rise", 0.1, less=True),
         bound("facts elsewhere", "WHP.facts_rise", 0.05, less=True),
         ratio("closer to gold than ascent", "WHP.kl", "GA.kl", 1 / 2),
         ratio("cheaper than ascent", "WHP.nll", "GA.nll"),
@@ -178,6 +186,6 @@ CLAIM = runner.Claim(
         runner.Sabotage("no anchors and alpha 0", "forgets", "WHP.forget",
                         {LOGITS: lambda t, base, *n: base, BLOCKS: lambda t, x, a, *n: _blocks(t, x, {}, *n)}, ONLY),
         runner.Sabotage("translated input", "forgets", "WHP.forget", {BLOCKS: _translated_input}, ONLY),
-        runner.Sabotage("alignment off by one", "text elsewhere", "WHP.nll_rise", {BLOCKS: _shifted}, ONLY),
+        runner.Sabotage("alignment off by one", "everybody's words", "WHP.words_rise", {BLOCKS: _shifted}, ONLY),
     ),
 )  # fmt: skip
