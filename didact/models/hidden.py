@@ -1,0 +1,200 @@
+"""Hidden states of a frozen model, taken in one pass and streamed to disk: what probes are trained on.
+
+Layer 0 is the embeddings, layer l what block l gives, the last as the head reads it (after the final norm). A `Store`
+keeps vectors in one file a layer and reads them through the memory map, of which it holds little at a time: a million
+vectors 4,096 wide take no more memory than a few batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from didact import files, progress
+from didact.data.streams import by_length, padded
+from didact.models import forward, prefix
+from didact.models.model import Model
+from didact.types import UserError
+
+HELD = 64 << 20  # bytes of a layer's map that are touched before its pages are let go
+NUMPY = {"float32": np.float32, "bfloat16": np.int16}  # numpy has no bfloat16: the same two bytes
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Units = Sequence[Sequence[int]]
+"""What is kept of one row: for each vector the token positions it is the mean of."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """`count` vectors of each of these layers, as wide as `widths` says, in a folder."""
+
+    folder: Path
+    layers: tuple[int, ...]
+    count: int
+    widths: tuple[int, ...]
+    dtype: str = "float32"
+    keeps: Any = field(default=None, compare=False, repr=False)  # a temporary folder lives as long as its store
+
+    @classmethod
+    def create(cls, folder: str | Path | None, widths: Mapping[int, int], count: int, dtype: str = "float32") -> Store:
+        """Room for vectors of layers, `{layer: width}`, which `put` fills; in a temporary folder by default."""
+        keeps = None if folder is not None else tempfile.TemporaryDirectory(prefix="didact-hidden-")
+        place = Path(folder if folder is not None else keeps.name)  # type: ignore[union-attr]
+        place.mkdir(parents=True, exist_ok=True)
+        made = cls(place, tuple(widths), count, tuple(widths.values()), dtype, keeps)
+        for layer, width in widths.items():
+            with open(made.file(layer), "wb") as handle:
+                handle.truncate(max(1, count * width * np.dtype(NUMPY[dtype]).itemsize))
+        told = {"layers": made.layers, "count": count, "widths": made.widths, "dtype": dtype}
+        files.write_json(place / "store.json", told)
+        return made
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Store:
+        """A store that was written before."""
+        told = files.read_json(Path(folder) / "store.json")
+        return cls(Path(folder), tuple(told["layers"]), told["count"], tuple(told["widths"]), told["dtype"])
+
+    def file(self, layer: int) -> Path:
+        """Where a layer's vectors are: raw numbers, row after row."""
+        return self.folder / f"layer-{layer}.bin"
+
+    def put(self, layer: int, start: int, vectors: Tensor) -> None:
+        """Write vectors `(n, d)` from number `start` on."""
+        raw = vectors.detach().to("cpu", TORCH[self.dtype]).contiguous()
+        view = raw.view(torch.int16) if self.dtype == "bfloat16" else raw
+        self._maps[layer].array[start : start + len(raw)] = view.numpy()
+        self._maps[layer].touched(raw.nbytes)
+
+    def take(self, index: Tensor | Sequence[int], layers: int | Sequence[int]) -> Tensor:
+        """Vectors `(n, d)` of these numbers in float32, of one layer or the mean over several."""
+        if not isinstance(layers, int):
+            return sum((self.take(index, layer) for layer in layers), torch.zeros(())) / len(layers)
+        raw = torch.from_numpy(self._maps[layers].array[np.asarray(index)])
+        self._maps[layers].touched(raw.nbytes)
+        return raw.view(torch.bfloat16).float() if self.dtype == "bfloat16" else raw
+
+    @functools.cached_property
+    def _maps(self) -> dict[int, _Map]:
+        widths = zip(self.layers, self.widths, strict=True)
+        return {layer: _Map(self.file(layer), (self.count, width), NUMPY[self.dtype]) for layer, width in widths}
+
+
+class _Map:
+    """A file as an array, whose pages are given back once `HELD` bytes of them may have been touched."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: Any) -> None:
+        with open(path, "r+b") as handle:
+            self.pages = mmap.mmap(handle.fileno(), 0)
+        self.array = np.frombuffer(self.pages, dtype, shape[0] * shape[1]).reshape(shape)
+        self.since = 0
+
+    def touched(self, nbytes: int) -> None:
+        self.since += nbytes
+        if self.since > HELD:
+            self.pages.flush()
+            self.pages.madvise(mmap.MADV_DONTNEED)  # the file keeps what they held
+            self.since = 0
+
+
+def record(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    units: Sequence[Units] | None = None,
+    layers: Sequence[int] | None = None,
+    folder: str | Path | None = None,
+    dtype: str = "float32",
+) -> Store:
+    """One pass over token rows; vectors stand row after row, as `units` names them (by default every token).
+
+    Args:
+        model: causal, or an encoder; of a seq2seq model the encoder.
+        rows: token ids, which must fit the model's context.
+        units: for each row its vectors, each the mean over some token positions.
+        layers: which are kept; all by default. Negative ones count from the last.
+        folder: where they are written; a temporary one by default.
+        dtype: float32 or bfloat16, on disk.
+
+    Raises:
+        UserError: the model gives no hidden states, has no such layer, or a row is too long or empty.
+    """
+    if bad := next((n for n, row in enumerate(rows, 1) if not 0 < len(row) <= model.context), None):
+        raise UserError(f"record {bad}: {len(rows[bad - 1])} tokens; the model takes 1 to {model.context}")
+    named = [[(i,) for i in range(len(row))] for row in rows] if units is None else units
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in named])]).astype(int)
+    store: Store | None = None
+    for group, states in batches(model, rows):
+        if store is None:
+            widths = {layer: states[layer].shape[-1] for layer in _wanted(layers, len(states))}
+            store = Store.create(folder, widths, int(starts[-1]), dtype)
+        for layer in store.layers:
+            for line, i in enumerate(group):
+                store.put(layer, int(starts[i]), pooled(states[layer][line], named[i]))
+    if store is None:
+        raise UserError("no rows to take hidden states of")
+    return store
+
+
+def pooled(states: Tensor, units: Units) -> Tensor:
+    """The mean of `states (T, d)` over the positions of every unit, `(len(units), d)`."""
+    sizes = torch.tensor([len(unit) for unit in units], device=states.device)
+    flat = torch.tensor([i for unit in units for i in unit], dtype=torch.long, device=states.device)
+    if len(flat) == len(units):
+        return states[flat]
+    owner = torch.arange(len(units), device=states.device).repeat_interleave(sizes)
+    sums = torch.zeros(len(units), states.shape[-1], device=states.device).index_add_(0, owner, states[flat].float())
+    return sums / sizes[:, None]
+
+
+@torch.no_grad()
+def batches(model: Model, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
+    """Hidden states of rows in padded batches: `(which rows, (B, T, d) of every layer)`, without gradient.
+
+    Raises:
+        UserError: the model gives none.
+    """
+    body = body_of(model)
+    was = model.module.training
+    model.module.eval()
+    try:
+        with progress.Counted("reading", len(rows)) as bar:
+            for group in by_length([len(row) for row in rows], 2 * forward.at_once(model)):
+                ids = padded([rows[i] for i in group], model.pad if model.processor is not None else 0)
+                there = padded([[1] * len(rows[i]) for i in group], 0)
+                made = body(
+                    input_ids=ids.to(model.device), attention_mask=there.to(model.device), output_hidden_states=True
+                )
+                yield group, made.hidden_states
+                bar.advance(len(group))
+    finally:
+        model.module.train(was)
+
+
+def body_of(model: Model) -> Any:
+    """The part of a model that gives hidden states: without its head, of a seq2seq model the encoder.
+
+    Raises:
+        UserError: there is none that transformers knows.
+    """
+    inner: Any = prefix.inner_of(model)
+    if model.kind == "seq2seq" and hasattr(inner, "get_encoder"):
+        return inner.get_encoder()
+    if not hasattr(inner, "base_model"):
+        raise UserError(f"{type(inner).__name__}: gives no hidden states; a transformers model does")
+    return inner.base_model
+
+
+def _wanted(layers: Sequence[int] | None, there: int) -> list[int]:
+    if layers is None:
+        return list(range(there))
+    if bad := next((layer for layer in layers if not -there <= layer < there), None):
+        raise UserError(f"layers: {bad}: the model has 0 (embeddings) to {there - 1}")
+    return sorted({layer % there for layer in layers})
