@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from didact.data.streams import Tensors
 from didact.evaluate import learners
+from didact.evaluate.references import gradient
 from didact.learn import episodes
 from didact.models import mixers
 from didact.models.model import Model
@@ -45,22 +46,22 @@ def test_constructed_layers_are_gradient_steps(
     x, y, q = draw(seed, n, d, o)
     start = None if from_zero else torch.randn(o, d, generator=torch.Generator().manual_seed(seed)).double()
     hand = mixers.constructed(d, o, eta=eta, rows=n, layers=k, start=start)
-    torch.testing.assert_close(hand(x, y, q), learners.gd(eta, k, start)(x, y, q), atol=1e-6, rtol=1e-9)
+    torch.testing.assert_close(hand(x, y, q), gradient.gd(eta, k, start)(x, y, q), atol=1e-6, rtol=1e-9)
     etas = [eta / (i + 1) for i in range(k)]
     each = mixers.constructed(d, o, eta=etas, rows=n, layers=k, start=start)
-    torch.testing.assert_close(each(x, y, q), learners.gd(etas, start=start)(x, y, q), atol=1e-6, rtol=1e-9)
+    torch.testing.assert_close(each(x, y, q), gradient.gd(etas, start=start)(x, y, q), atol=1e-6, rtol=1e-9)
 
 
 @given(shapes, st.integers(1, 4), st.floats(0.0, 0.05), st.floats(0.01, 0.3))
 def test_constructed_gd_plus_plus(shape: tuple[int, int, int, int], k: int, gamma: float, eta: float) -> None:
     seed, n, d, o = shape
     x, y, q = draw(seed, n, d, o)
-    plus = learners.GDPlusPlus([eta], [gamma], k).double()
+    plus = gradient.GDPlusPlus([eta], [gamma], k).double()
     hand = mixers.constructed(d, o, eta=eta, gamma=gamma, rows=n, layers=k)
     # The learner keeps eta and gamma in float32.
     torch.testing.assert_close(hand(x, y, q), plus(x, y, q), atol=1e-4, rtol=1e-4)
-    still = learners.GDPlusPlus([eta], [0.0], k).double()
-    torch.testing.assert_close(still(x, y, q), learners.gd(float(still.eta.detach()), k)(x, y, q), atol=1e-9, rtol=1e-9)
+    still = gradient.GDPlusPlus([eta], [0.0], k).double()
+    torch.testing.assert_close(still(x, y, q), gradient.gd(float(still.eta.detach()), k)(x, y, q), atol=1e-9, rtol=1e-9)
 
 
 def test_first_guess_of_gd_plus_plus_must_be_zero() -> None:
@@ -73,7 +74,7 @@ def test_first_guess_of_gd_plus_plus_must_be_zero() -> None:
 def test_two_steps_by_hand() -> None:
     x, y, q = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[2.0], [4.0]]]), torch.tensor([[3.0]])
     for one, two in (
-        (learners.gd(0.1, 1), learners.gd(0.1, 2)),
+        (gradient.gd(0.1, 1), gradient.gd(0.1, 2)),
         (mixers.constructed(1, eta=0.1, rows=2).float(), mixers.constructed(1, eta=0.1, rows=2, layers=2).float()),
     ):
         assert one(x, y, q).item() == pytest.approx(1.5, abs=1e-6)
@@ -89,16 +90,16 @@ def test_many_steps_have_a_closed_form_and_end_at_least_squares(n: int, d: int) 
     for k in (1, 3, 17):
         shrink = torch.linalg.matrix_power(torch.eye(d, dtype=torch.float64) - eta / n * gram, k)
         w = (torch.eye(d, dtype=torch.float64) - shrink) @ minimal
-        torch.testing.assert_close(learners.gd(eta, k)(x, y, q), (q[:, None] @ w)[:, 0], atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(gradient.gd(eta, k)(x, y, q), (q[:, None] @ w)[:, 0], atol=1e-9, rtol=1e-9)
     if n != d:  # a square matrix is too ill-conditioned to get there
-        torch.testing.assert_close(learners.gd(eta, 20_000)(x, y, q), learners.ols()(x, y, q), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(gradient.gd(eta, 20_000)(x, y, q), gradient.ols()(x, y, q), atol=1e-3, rtol=1e-3)
 
 
 def test_one_step_is_a_linear_kernel_smoother_and_its_sensitivity_the_weights() -> None:
     x, y, q = draw(2, 5, 3, 1)
     eta = 0.3
     smooth = eta / 5 * (y[..., 0] * (x @ q[..., None])[..., 0]).sum(1, keepdim=True)
-    torch.testing.assert_close(learners.gd(eta)(x, y, q), smooth)
+    torch.testing.assert_close(gradient.gd(eta)(x, y, q), smooth)
     slope = learners.behaviour(
         mixers.constructed(3, eta=eta, rows=5), Tensors({"x": x, "y": y, "query": q})
     ).sensitivity
@@ -107,8 +108,8 @@ def test_one_step_is_a_linear_kernel_smoother_and_its_sensitivity_the_weights() 
 
 def test_ridge_goes_to_least_squares() -> None:
     x, y, q = draw(3, 9, 4, 2)
-    torch.testing.assert_close(learners.ridge(1e-10)(x, y, q), learners.ols()(x, y, q), atol=1e-7, rtol=1e-7)
-    assert learners.ridge(1e12)(x, y, q).abs().max() < 1e-9
+    torch.testing.assert_close(gradient.ridge(1e-10)(x, y, q), gradient.ols()(x, y, q), atol=1e-7, rtol=1e-7)
+    assert gradient.ridge(1e12)(x, y, q).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -148,17 +149,17 @@ def test_a_key_too_narrow_cannot_hold_the_construction_but_runs() -> None:
 def test_best_step_size_and_its_loss() -> None:
     world = regression.Linear(dim=5, rows=5)
     variance, fourth = world.moments()
-    eta = learners.optimal_eta(5, 5, variance, fourth)
+    eta = gradient.optimal_eta(5, 5, variance, fourth)
     assert eta / 5 == pytest.approx(1.2245, abs=1e-4)
     expected = 0.5 * variance * 5 * (1 - eta * variance)
     assert expected == pytest.approx(0.10204, abs=1e-5)
     assert eta == pytest.approx(5 / (variance * (5 + 5 - 0.2)))
     tasks = world(0, 50_000)
-    assert learners.losses(learners.gd(eta), tasks).mean().item() == pytest.approx(expected, rel=0.03)
-    assert learners.best_eta(tasks) == pytest.approx(eta, rel=0.03)
-    assert learners.losses(learners.zero(), tasks).mean().item() == pytest.approx(0.5 * variance * 5, rel=0.03)
+    assert learners.losses(gradient.gd(eta), tasks).mean().item() == pytest.approx(expected, rel=0.03)
+    assert gradient.best_eta(tasks) == pytest.approx(eta, rel=0.03)
+    assert learners.losses(gradient.zero(), tasks).mean().item() == pytest.approx(0.5 * variance * 5, rel=0.03)
     normal = regression.Linear(dim=4, rows=6, inputs="normal", half_width=0.7)
-    assert learners.optimal_eta(6, 4, *normal.moments()) == pytest.approx(6 / (0.49 * (6 + 4 + 1)))
+    assert gradient.optimal_eta(6, 4, *normal.moments()) == pytest.approx(6 / (0.49 * (6 + 4 + 1)))
 
 
 @pytest.mark.parametrize("inputs", ["uniform", "normal", "laplace"])
@@ -190,19 +191,19 @@ def test_worlds_noise_distractors_and_normalisation() -> None:
 
 def test_compare_knows_equal_opposite_and_absent() -> None:
     tasks = regression.Linear(dim=3, rows=4, outputs=2)(0, 500)
-    gd = learners.gd(2.0)
+    gd = gradient.gd(2.0)
     same = learners.compare(gd, gd, tasks)
     assert same.cosine.estimate == pytest.approx(1, abs=1e-6) and same.loss_gap == (0, 0, 0)
     opposite = learners.compare(lambda x, y, q: -gd(x, y, q), gd, tasks)
     assert opposite.cosine.estimate == pytest.approx(-1, abs=1e-6) and opposite.loss_gap.low > 0
-    nothing = learners.compare(learners.zero(), gd, tasks)
+    nothing = learners.compare(gradient.zero(), gd, tasks)
     assert nothing.cosine.estimate == 0 and nothing.black_box
     assert nothing.loss_gap.estimate == pytest.approx(nothing.loss.estimate - nothing.reference_loss.estimate, abs=1e-6)
 
 
 def test_differences_give_the_sensitivities_of_a_black_box() -> None:
     tasks = regression.Linear(dim=3, rows=4, outputs=2)(0, 100)
-    gd = learners.gd(2.0)
+    gd = gradient.gd(2.0)
 
     def closed(x: torch.Tensor, y: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         return gd(x, y, query).detach()
@@ -215,10 +216,10 @@ def test_differences_give_the_sensitivities_of_a_black_box() -> None:
 def test_tuned_gd_plus_plus_beats_as_many_steps_of_gd() -> None:
     world = regression.Linear(dim=5, rows=5)
     tasks = world((0, 0, 9), 5_000)
-    found, told = learners.known(world, tasks, steps=2)
+    found, told = gradient.known(world, tasks, steps=2)
     loss = {name: learners.losses(f, tasks).mean().item() for name, f in found.items()}
     assert loss["gd++"] < 0.8 * loss["gd"] < loss["zero"] and told["steps"] == 2
-    assert "gd++" not in learners.known(world, tasks, steps=1)[0]  # one step of it is a step of GD
+    assert "gd++" not in gradient.known(world, tasks, steps=1)[0]  # one step of it is a step of GD
 
 
 def test_ood_curve_and_rescaled_tasks() -> None:
@@ -226,7 +227,7 @@ def test_ood_curve_and_rescaled_tasks() -> None:
     big = learners.rescaled(tasks, inputs=2.0, targets=3.0)
     torch.testing.assert_close(big["x"], 2 * tasks["x"])
     torch.testing.assert_close(big["target"], 6 * tasks["target"])
-    rows = learners.ood_curve({"zero": learners.zero()}, lambda a: learners.rescaled(tasks, targets=a), [1.0, 2.0])
+    rows = learners.ood_curve({"zero": gradient.zero()}, lambda a: learners.rescaled(tasks, targets=a), [1.0, 2.0])
     assert rows[1]["value"] == 2.0 and rows[1]["zero"] == pytest.approx(4 * rows[0]["zero"])
 
 
@@ -237,7 +238,7 @@ def test_interpolation_of_the_construction_with_itself() -> None:
         hand.wv /= 4
     x, y, q = draw(7, 5, 3, 1)
     half = mixers.interpolated(hand, 0.4, 5)
-    torch.testing.assert_close(half(x, y, q), learners.gd(0.4)(x, y, q), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(half(x, y, q), gradient.gd(0.4)(x, y, q), atol=1e-9, rtol=1e-9)
     with pytest.raises(ValueError, match="one head"):
         mixers.interpolated(mixers.LinearSelfAttention(3, heads=2), 0.4, 5)
 
@@ -276,7 +277,7 @@ def test_units_are_part_of_the_module() -> None:
 
 
 def test_numpy_in_numpy_out() -> None:
-    predict = learners.with_numpy(learners.gd(0.1))
+    predict = learners.with_numpy(gradient.gd(0.1))
     x, y = [[1.0], [2.0]], [2.0, 4.0]
     assert float(predict(x, y, [3.0])) == pytest.approx(1.5)
     assert predict(x, y, [[3.0], [6.0]]) == pytest.approx([1.5, 3.0])

@@ -18,6 +18,7 @@ from didact.data import read
 from didact.data.streams import Tensors
 from didact.evaluate import learners, numbers
 from didact.evaluate.learners import EvaluationConfig
+from didact.evaluate.references import gradient
 from didact.learn import episodes
 from didact.methods.mechanisms.mesa_gd import mesa_gd
 from didact.models import mixers
@@ -51,7 +52,7 @@ def taught(records: list[Example]) -> Result:
 
 def test_it_learns_gradient_descent_from_records(taught: Result) -> None:
     unseen = WORLD((99,), 20_000)
-    gd = learners.gd(learners.optimal_eta(6, 3, *WORLD.moments()))
+    gd = gradient.gd(gradient.optimal_eta(6, 3, *WORLD.moments()))
     module = taught.models["lsa"].module  # type: ignore[attr-defined]  # of a Savable
     found = learners.compare(learners.of_module(module), gd, unseen)
     assert found.loss.estimate == pytest.approx(found.reference_loss.estimate, rel=0.04)
@@ -111,7 +112,7 @@ def test_tasks_of_different_lengths_without_a_query() -> None:
     drawn = pool((0, 1), 64)
     assert drawn["x"].shape == (64, 6, 2) and drawn["target"].shape == (64, 2)
     # The query is a row of its task that the context does not show, and fits the same map.
-    fit = learners.ols()(drawn["x"], drawn["y"], drawn["query"])
+    fit = gradient.ols()(drawn["x"], drawn["y"], drawn["query"])
     torch.testing.assert_close(fit, drawn["target"], atol=1e-3, rtol=1e-3)
     assert ((drawn["x"] - drawn["query"][:, None]).abs().sum(-1) > 0).all()
     assert drawn["x"].equal(pool((0, 1), 64)["x"]) and not drawn["x"].equal(pool((0, 2), 64)["x"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,8 @@ def meta_train(
     fit: Fit,
     restarts: int = 1,
     quiet: bool = False,
+    loss: loop.LossFn = task_loss,
+    hooks: Iterable[loop.Hook] = (),
 ) -> list[Run]:
     """Train `build()` from `restarts` different weights on the same draws; best TRAINING loss first.
 
@@ -91,17 +93,17 @@ def meta_train(
     if fit.steps is None and not tasks:
         raise UserError("a sampler of fresh tasks has no epochs: give fit.steps")
     steps = fit.total_steps(tasks)
-    identity = {"tasks": sampler.mark if isinstance(sampler, Pool) else repr(sampler)}
+    identity = {"tasks": getattr(sampler, "mark", repr(sampler))}
     runs = []
     for restart in range(restarts):
         with torch.random.fork_rng():
             torch.manual_seed(fit.seed * 1000 + restart)
             module = build()
         history, _ = loop.fit(
-            module, batches(sampler, fit.seed, fit.rows), task_loss, fit, steps=steps,
+            module, batches(sampler, fit.seed, fit.rows), loss, fit, hooks, steps=steps,
             warmup=fit.warmup_count(tasks), name=f"restart-{restart}", identity=identity, quiet=quiet,
         )  # fmt: skip
-        last = [row["query"] for row in history[-max(1, steps // 10) :]]
+        last = [row["loss"] for row in history[-max(1, steps // 10) :]]
         runs.append(Run(module, history, float(np.mean(last)) if last else float("nan")))
     return sorted(runs, key=lambda run: run.training_loss)
 
@@ -242,7 +244,7 @@ def sides(
 
 def _parsed(record: Example, number: int) -> tuple[Array, Array, tuple[Array, Array] | None]:
     where = f"tasks: record {number}"
-    x, y = _numbers(record.x, f"{where}: field 'x'"), _numbers(record.y, f"{where}: field 'y'")
+    x, y = numbers(record.x, f"{where}: field 'x'"), numbers(record.y, f"{where}: field 'y'")
     x, y = (x[:, None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
     if x.ndim != 2 or y.ndim != 2 or not x.size or not y.size:
         raise UserError(f"{where}: 'x' must be rows of numbers and 'y' one number (or list of numbers) a row")
@@ -252,15 +254,20 @@ def _parsed(record: Example, number: int) -> tuple[Array, Array, tuple[Array, Ar
         raise UserError(f"{where}: 'x_query' and 'y_query' come together")
     if record.x_query is None:
         return x, y, None
-    query = _numbers(record.x_query, f"{where}: field 'x_query'").reshape(-1)
-    target = _numbers(record.y_query, f"{where}: field 'y_query'").reshape(-1)
+    query = numbers(record.x_query, f"{where}: field 'x_query'").reshape(-1)
+    target = numbers(record.y_query, f"{where}: field 'y_query'").reshape(-1)
     for name, value, wide in (("x_query", query, x.shape[1]), ("y_query", target, y.shape[1])):
         if len(value) != wide:
             raise UserError(f"{where}: '{name}' has {len(value)} numbers, a row has {wide}")
     return x, y, (query, target)
 
 
-def _numbers(value: Any, where: str) -> Array:
+def numbers(value: Any, where: str) -> Array:
+    """Rows of finite numbers as an array.
+
+    Raises:
+        UserError: they are none; `where` begins the message.
+    """
     try:
         array = np.asarray(value)
     except ValueError:

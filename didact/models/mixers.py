@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from didact import files
 from didact.bounds import Count, Positive, Whole
-from didact.models import opening
+from didact.models import opening, sequence
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -443,11 +443,15 @@ def alternating(
     return Model(module.eval(), tokenizer, "causal")
 
 
-MODULES: dict[str, type[nn.Module]] = {"LinearSelfAttention": LinearSelfAttention, "Banded": Banded}
+MODULES: dict[str, type[nn.Module]] = {
+    "LinearSelfAttention": LinearSelfAttention,
+    "Banded": Banded,
+    "SequenceLearner": sequence.SequenceLearner,
+}
 
 
 def load_module(folder: str | Path) -> Model:
-    """Read back a `didact` folder that `Model.save` wrote for a module of this file.
+    """Read back a `didact` folder that `Model.save` wrote for one of `MODULES`.
 
     Raises:
         UserError: no such folder, an unknown module, or weights that do not fit.

@@ -20,6 +20,7 @@ from didact.claims.lab import bound, difference, equivalence, exact
 from didact.claims.problem import Problem
 from didact.data.streams import Tensors
 from didact.evaluate import learners
+from didact.evaluate.references import gradient
 from didact.learn import episodes
 from didact.models import mixers
 from didact.types import Fit
@@ -65,10 +66,10 @@ def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measu
     world = regression.Linear(dim=size.dim, rows=size.dim)
     tasks = world((seed, 0, EVALUATION), size.tasks)
     twice = dataclasses.replace(world, half_width=2 * world.half_width)((seed, 0, EVALUATION), size.tasks)
-    eta = learners.optimal_eta(size.dim, size.dim, *world.moments())
+    eta = gradient.optimal_eta(size.dim, size.dim, *world.moments())
     lsa, _ = _train(world, size, seed, size.steps, **options)
-    trained, gd = learners.of_module(lsa), learners.gd(eta)
-    to_gd, to_ols = learners.compare(trained, gd, tasks), learners.compare(trained, learners.ols(), tasks)
+    trained, gd = learners.of_module(lsa), gradient.gd(eta)
+    to_gd, to_ols = learners.compare(trained, gd, tasks), learners.compare(trained, gradient.ols(), tasks)
     torch.manual_seed(seed)
     fresh = learners.compare(learners.of_module(mixers.LinearSelfAttention(size.dim)), gd, tasks)
     arms = {
@@ -81,17 +82,17 @@ def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measu
         },
         "gd": {"loss": to_gd.reference_loss.estimate, "loss_at_2a": _loss(gd, twice)},
         "untrained": {"loss": fresh.loss.estimate, "cosine": fresh.cosine.estimate},
-        "zero": {"loss": _loss(learners.zero(), tasks)},
+        "zero": {"loss": _loss(gradient.zero(), tasks)},
         "constructed": {"error": construction_error(tasks, eta)},
     }
     if not options:
         arms["interpolated"] = {"loss": _loss(learners.of_module(mixers.interpolated(lsa, eta, size.dim)), tasks)}
     if deep:
         two, tuned = _train(world, size, seed, size.deep_steps, layers=2)
-        gd_2 = learners.gd(learners.best_eta(world((seed, 0, TUNING), size.tasks), 2), 2)
+        gd_2 = gradient.gd(gradient.best_eta(world((seed, 0, TUNING), size.tasks), 2), 2)
         arms["lsa_2"] = {"loss": _loss(learners.of_module(two), tasks)}
         arms["gd_2"] = {"loss": _loss(gd_2, tasks)}
-        arms["gd++_2"] = {"loss": _loss(learners.gd_plus_plus(**tuned["gd++"], steps=2), tasks)}
+        arms["gd++_2"] = {"loss": _loss(gradient.gd_plus_plus(**tuned["gd++"], steps=2), tasks)}
     return arms
 
 
@@ -102,7 +103,7 @@ def construction_error(tasks: Tensors, eta: float) -> float:
     off = []
     for steps in range(1, 6):
         hand = mixers.constructed(x.shape[-1], eta=eta, rows=x.shape[1], layers=steps, start=start)
-        off.append((hand(x, y, query) - learners.gd(eta, steps, start)(x, y, query)).abs().max().item())
+        off.append((hand(x, y, query) - gradient.gd(eta, steps, start)(x, y, query)).abs().max().item())
     return max(off)
 
 
@@ -176,6 +177,6 @@ CLAIM = runner.Claim(
         runner.Sabotage("query is a key with a wrong label", COSINE, None,
                         {"didact.models.mixers:first_guess": wrong_slot}, ONE | {"include_query": True}),
         runner.Sabotage("eta off by a factor N", ONE_STEP, None,
-                        {"didact.evaluate.learners:optimal_eta": eta_over_rows}, ONE),
+                        {"didact.evaluate.references.gradient:optimal_eta": eta_over_rows}, ONE),
     ),
 )  # fmt: skip

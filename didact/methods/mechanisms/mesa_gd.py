@@ -11,6 +11,7 @@ from didact.bounds import Count
 from didact.data.streams import Tensors
 from didact.evaluate import learners, numbers
 from didact.evaluate.learners import EvaluationConfig
+from didact.evaluate.references import gradient
 from didact.learn import episodes
 from didact.models import mixers
 from didact.models.mixers import MixerConfig
@@ -107,7 +108,7 @@ def mesa_gd(
 
     # The classic layout spends its first layer on bringing x and y together.
     steps = max(1, mixer.layers - 1) if mixer.layout == "classic" else mixer.layers
-    references, tuned = learners.known(train, tuning, steps, mixer.shared, fit.seed)
+    references, tuned = gradient.known(train, tuning, steps, mixer.shared, fit.seed)
     result.findings |= learners.report(seen, references, report) | {"references": tuned}
     if model is None:
         result.findings["ood"] = learners.ood({"learner": learner, "gd": references["gd"]}, report)

@@ -1,0 +1,1 @@
+"""Algorithms with known properties that an in-context learner is held against."""

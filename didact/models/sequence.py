@@ -1,0 +1,226 @@
+"""Causal sequence models that learn in context: `(x (B, T, d), y (B, T, o)) -> (B, T, o)`, the prediction of y_t
+from x_1..x_t and y_1..y_{t-1} at every t. Any of several black boxes stands between the tokens and the readout.
+
+Sources: Kirsch et al. 2022, arXiv:2212.04458, section 3 (shifted tokens, learners by state size); Garg et al. 2022,
+arXiv:2208.01066, and Panwar et al. 2024, section 2 (interleaved tokens); Kirsch and Schmidhuber 2021,
+arXiv:2012.14905 (VSML); Schlag et al. 2021, arXiv:2102.11174 (fast weights).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from didact.bounds import Count, Positive
+
+Mixer = Literal["transformer", "lstm", "gru", "fast-weights", "vsml"]
+Layout = Literal["shifted", "interleaved"]
+Positions = Literal["rotary", "learned", "none"]
+LONGEST = 1024  # positions that are learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """A black box that learns in context.
+
+    Args:
+        mixer: what tokens meet in: a causal transformer, LSTM or GRU layers, fast weights (a matrix that every token
+            adds an outer product to), or VSML (one small LSTM shared by all pairs of an input and a class).
+        layers: of the mixer; VSML has one.
+        width: of a token; VSML: of each small LSTM.
+        heads: of a transformer's or fast weights' layer.
+        mlp: the feed-forward part is so many times the width.
+        layout: `shifted`, one token (x_t, y_{t-1}) a row; or `interleaved`, x_t and y_t as tokens of their own.
+        positions: rotary on half of each head, learned, or none (the causal mask still tells the order).
+    """
+
+    mixer: Mixer = "transformer"
+    layers: Count = 4
+    width: Count = 256
+    heads: Count = 8
+    mlp: Positive = 4.0
+    layout: Layout = "shifted"
+    positions: Positions = "rotary"
+
+
+class SequenceLearner(nn.Module):
+    """Maps rows and the targets before them to a prediction of every target.
+
+    Args:
+        inputs: d, as the mixer sees it.
+        outputs: o, targets or class slots of a row.
+        raw: how many numbers a user's row has, where `basis` maps them to d.
+        config: fields of a `SequenceConfig`.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, inputs: int, outputs: int, raw: int | None = None, **config: Any) -> None:
+        super().__init__()
+        given = SequenceConfig(**config)
+        self.spec = {"inputs": inputs, "outputs": outputs, "raw": raw, **asdict(given)}
+        self.inputs, self.outputs, self.given = inputs, outputs, given
+        # What a user's rows and targets are measured in: part of the model, so that a saved one takes them raw.
+        self.register_buffer("mean", torch.zeros(raw or inputs))
+        self.register_buffer("basis", torch.eye(raw or inputs, inputs))
+        self.register_buffer("offset", torch.zeros(outputs))
+        self.register_buffer("scale", torch.ones(outputs))
+        token = inputs + outputs if given.layout == "shifted" else max(inputs, outputs)
+        if given.mixer == "vsml":
+            self.body: nn.Module = VSML(inputs, outputs, given.width)
+        else:
+            self.read_in = nn.Linear(token, given.width)
+            self.body = Stack(given)
+            self.norm = nn.LayerNorm(given.width)
+            self.read_out = nn.Linear(given.width, outputs)
+            nn.init.zeros_(self.read_out.weight)  # the first guess is the same for every class
+            nn.init.zeros_(self.read_out.bias)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Predict every target: of classes the logits of their slots."""
+        rows, known = (x - self.mean) @ self.basis, (y - self.offset) / self.scale
+        if self.given.mixer == "vsml":
+            out: Tensor = self.body(torch.cat([rows, before(known)], -1))
+        else:
+            tokens = self.tokens(rows, known)
+            mixed = self.read_out(self.norm(self.body(self.read_in(tokens))))
+            out = mixed if self.given.layout == "shifted" else mixed[:, ::2]
+        return out * self.scale + self.offset
+
+    def tokens(self, x: Tensor, y: Tensor) -> Tensor:
+        """`(B, T, d + o)` shifted, or `(B, 2 T, max(d, o))` interleaved; the target of row t stands behind row t."""
+        if self.given.layout == "shifted":
+            return torch.cat([x, before(y)], -1)
+        wide = max(self.inputs, self.outputs)
+        return torch.stack([F.pad(x, (0, wide - self.inputs)), F.pad(y, (0, wide - self.outputs))], 2).flatten(1, 2)
+
+    def state_size(self, rows: int) -> int:
+        """Numbers that carry what was seen to the next row, after so many rows."""
+        c, tokens = self.given, rows * (1 if self.given.layout == "shifted" else 2)
+        return {
+            "transformer": 2 * tokens * c.layers * c.width,
+            "lstm": 2 * c.layers * c.width,
+            "gru": c.layers * c.width,
+            "fast-weights": c.layers * c.width * (c.width // c.heads),
+            "vsml": 2 * self.inputs * self.outputs * c.width,
+        }[c.mixer]
+
+
+def before(y: Tensor) -> Tensor:
+    """What is known of the targets when row t is asked: y_{t-1}, and nothing at the first. `(B, T, o)`."""
+    return F.pad(y[:, :-1], (0, 0, 1, 0))
+
+
+def set_units(module: SequenceLearner, *, mean: Any = None, basis: Any = None, offset: Any = 0, scale: Any = 1) -> None:
+    """Let a trained module take a user's raw rows: `z = (x - mean) basis`, and targets in `offset + scale y`."""
+    with torch.no_grad():
+        for name, value in (("mean", mean), ("basis", basis), ("offset", offset), ("scale", scale)):
+            if value is not None:
+                module.get_buffer(name).copy_(torch.as_tensor(value))
+
+
+class Stack(nn.Module):
+    """Layers of one kind over tokens `(B, T, width)`."""
+
+    def __init__(self, c: SequenceConfig) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(LONGEST, c.width) if c.positions == "learned" else None
+        if c.mixer in ("lstm", "gru"):
+            kind = nn.LSTM if c.mixer == "lstm" else nn.GRU
+            self.layers = nn.ModuleList([kind(c.width, c.width, c.layers, batch_first=True)])
+        else:
+            self.layers = nn.ModuleList(Block(c) for _ in range(c.layers))
+            for name, weight in self.named_parameters():
+                if name.endswith(("out.weight", "down.weight")):  # into the residual stream
+                    nn.init.normal_(weight, std=0.02 / math.sqrt(2 * c.layers))
+                elif weight.dim() == 2:
+                    nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tokens mixed; nothing sees what comes after it."""
+        if self.positions is not None:
+            tokens = tokens + self.positions.weight[: tokens.shape[1]]
+        for layer in self.layers:
+            tokens = layer(tokens)[0] if isinstance(layer, nn.RNNBase) else layer(tokens)
+        return tokens
+
+
+class Block(nn.Module):
+    """Pre-norm attention (softmax, or fast weights without it) and a feed-forward part."""
+
+    def __init__(self, c: SequenceConfig) -> None:
+        super().__init__()
+        self.heads, self.rotary, self.soft = c.heads, c.positions == "rotary", c.mixer == "transformer"
+        hidden = round(c.mlp * c.width)
+        self.norm, self.norm_mlp = nn.LayerNorm(c.width), nn.LayerNorm(c.width)
+        self.qkv, self.out = nn.Linear(c.width, 3 * c.width, bias=False), nn.Linear(c.width, c.width, bias=False)
+        self.up, self.down = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Attention, then the feed-forward part, each added."""
+        rows, length, width = tokens.shape
+        q, k, v = self.qkv(self.norm(tokens)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            q, k = rotated(q), rotated(k)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.soft else summed(q, k, v)
+        tokens = tokens + self.out(mixed.transpose(1, 2).reshape(rows, length, width))
+        changed: Tensor = tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
+        return changed
+
+
+def summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Fast weights: what query t reads of the matrix `W_t = sum_{s <= t} v_s k_s^T / t`. `(B, H, T, K)`."""
+    k = F.normalize(k, dim=-1)
+    seen = torch.arange(1, q.shape[-2] + 1, device=q.device, dtype=q.dtype)[:, None]
+    return torch.tril(q @ k.transpose(-1, -2)) @ v / seen
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Rotary positions on the first half of the last axis of `(B, H, T, K)`."""
+    size = x.shape[-1] // 4 * 2
+    if not size:
+        return x
+    rate = 10_000.0 ** (-torch.arange(0, size, 2, device=x.device, dtype=x.dtype) / size)
+    angle = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)[:, None] * rate
+    a, b = x[..., : size // 2], x[..., size // 2 : size]
+    sine, cosine = angle.sin(), angle.cos()
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, x[..., size:]], -1)
+
+
+class VSML(nn.Module):
+    """One small LSTM shared by all pairs (input a, class b): few weights, much state.
+
+    Pair (a, b) reads input a, label b of the row before, the mean message of its class and that of its input; the
+    logit of class b is read off the mean of its pairs. A new assignment of inputs or classes changes nothing.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, messages: int = 8) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.width = inputs, outputs, width
+        self.cell = nn.LSTMCell(2 + 2 * messages, width)
+        self.forth, self.back = nn.Linear(width, messages), nn.Linear(width, messages)
+        self.read = nn.Linear(width, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits `(B, T, outputs)` of tokens `(B, T, inputs + outputs)`."""
+        count, pairs = len(tokens), (len(tokens), self.inputs, self.outputs)
+        x, y = tokens.split([self.inputs, self.outputs], -1)
+        state = (tokens.new_zeros(math.prod(pairs), self.width),) * 2
+        out = []
+        for t in range(tokens.shape[1]):
+            h = state[0].view(*pairs, self.width)
+            to_class = self.forth(h).mean(1, keepdim=True).expand(*pairs, -1)
+            to_input = self.back(h).mean(2, keepdim=True).expand(*pairs, -1)
+            seen = torch.stack([x[:, t, :, None].expand(pairs), y[:, t, None, :].expand(pairs)], -1)
+            read = torch.cat([seen, to_class, to_input], -1).view(math.prod(pairs), -1)
+            state = self.cell(read, state)
+            out.append(self.read(state[0]).view(count, self.inputs, self.outputs).mean(1))
+        return torch.stack(out, 1)
