@@ -1,5 +1,6 @@
 """Remote models against real servers: what is asked, what is counted, what is kept, what goes wrong."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -361,6 +363,37 @@ def test_a_client_killed_under_way_repeats_no_answered_call(small):
     assert len(model.generate(PROMPTS, 4)) == len(PROMPTS) and model.counts.cached == 7
     came = Counter(small.prompts())
     assert came[PROMPTS[7]] == 2 and all(n == 1 for p, n in came.items() if p != PROMPTS[7])  # it had no answer
+
+
+def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(small):
+    url, many = small.url, [f"question {i}" for i in range(64)]
+    small.plan(*[{"kind": "slow", "s": 0.1}] * 200)
+    child = run_in_child(lambda: didact.connect(url, NAME, parallel=8).generate(many, 4))
+    small.wait(40, "answered")
+    os.kill(child.pid, signal.SIGKILL)
+    killed = time.time()
+    child.join(30)
+    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(many)  # a busy machine
+    model = connect(small)
+    assert len(model.generate(many, 4)) == len(many) and model.counts.cached >= len(early) >= 8
+    came = Counter(small.prompts())
+    assert all(came[prompt] == 1 for prompt in early) and sum(came.values()) <= len(many) + 2 * 8
+
+
+def test_answers_of_one_moment_are_written_in_one_transaction_and_the_first_of_two_is_kept(tmp_path):
+    kept, begun = responses.Responses(tmp_path / "r.sqlite"), []
+    answers = [responses.Kept(str(i), "u", "m", "e", {"prompt": i}, 0, {"said": i}) for i in range(200)]
+    kept.put([answers[7]._replace(reply={"said": "another process was first"})])
+    kept._connection().set_trace_callback(lambda text: begun.append(text) if text.startswith("BEGIN") else None)
+
+    async def put():
+        writer = responses.Writer(kept)
+        return await asyncio.gather(*(writer.put(answer) for answer in answers))
+
+    said = [reply["said"] for reply in asyncio.run(put())]
+    assert said == [*range(7), "another process was first", *range(8, 200)] and len(begun) <= 2
+    assert kept.get([a.key for a in answers]) == {str(i): {"said": said[i]} for i in range(200)}
+    kept.close()
 
 
 def test_a_server_killed_and_started_again_is_waited_for(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Calls to an OpenAI-compatible server: within a budget, retried while that may help, each answer kept as it comes.
 
-Plain HTTP (`httpx2`) rather than a vendor's client: a deadline for the whole answer and not for each of its pieces,
-our own back-off and count of every call that is sent, and answers taken as they are, none filled in or coerced.
+Our own back-off, and a count of every call that is sent. All calls of a server turn in one loop: threads that take
+turns at the interpreter keep its answers waiting.
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import random
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent import futures
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, NoReturn
 
 from didact import untrusted
 from didact.errors import BudgetError
-from didact.infer import replies, responses
+from didact.infer import exchanges, replies, responses
 from didact.infer.replies import LackingError, PassingError
 from didact.types import UserError
-
-if TYPE_CHECKING:
-    import httpx2
 
 BYTES = 3  # of UTF-8 a token: on the safe side for English, about right for other scripts
 BACKOFF, LONGEST = 0.5, 30.0  # seconds: the first wait doubles up to the longest
@@ -39,10 +34,7 @@ EVERY = 10.0  # seconds between lines on how it goes
 BUSY = (408, 409, 425, 429)  # answers that pass by themselves, as those of 500 and more do
 ABSENT = (404, 405, 501)  # answers of servers that have not what was asked for
 FIRST = 1  # retries of a first tiny call at which the server fails
-LARGEST = 32 << 20  # bytes of an answer, before and after it is unpacked
 MOST = 10**9  # tokens: a server that counts more is not believed
-PARTING = 2.0  # seconds in which a loop ends what it is told to end
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Limits(NamedTuple):
@@ -120,14 +112,13 @@ class Caller:
         self.kept = kept
         self.counts = Counts()
         self._name = name
-        self._client = _client(url, key, limits)
-        self._slots = threading.Semaphore(limits.parallel)
+        self._exchanges = exchanges.Exchanges(url, key, limits.timeout, limits.parallel)
+        self._writer = responses.Writer(kept) if kept else None
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._listed: dict[str, Mapping[str, Any]] | None = None
         self._told = -math.inf
-        self._loop = asyncio.new_event_loop()
-        self.close = weakref.finalize(self, _end, url, self.counts, self._client, kept, self._loop, _turn(self._loop))
+        self.close = weakref.finalize(self, _end, url, self.counts, kept, self._exchanges.close)
 
     @property
     def name(self) -> str:
@@ -150,11 +141,11 @@ class Caller:
                 self._listed = {}
                 with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
                     try:
-                        found = self._fetch("GET", "models")
+                        found = self._exchanges.start(self._exchanges.fetch("GET", "models")).result()
                     except PassingError as failed:
                         self._tell(f"models: {failed}")
                     else:
-                        self._listed = {_line(str(m["id"])): m for m in parsed(found.data)["data"]}
+                        self._listed = {exchanges.line(str(m["id"])): m for m in exchanges.parsed(found.data)["data"]}
             return self._listed
 
     def each(self, jobs: Sequence[Job]) -> list[Any]:
@@ -165,50 +156,86 @@ class Caller:
         Raises:
             UserError: the server refuses, does not answer, or the budget is used up.
         """
-        keys = [responses.key(self.url, self.name, j.endpoint, j.whole, j.draw) for j in jobs]
+        name = self.name
+        keys = [responses.key(self.url, name, j.endpoint, j.whole, j.draw) for j in jobs]
         every = dict(zip(keys, jobs, strict=True))
-        out = {key: found[0] for key, job in every.items() if (found := self._recall(key, job))}
-        cached = len(out)
+        out = self._recall(every)
         with self._lock:
-            self.counts.cached += cached
-        if cached == len(every):
-            return [out[key] for key in keys]
-        shown, stop = time.monotonic(), threading.Event()
-        with ThreadPoolExecutor(self.limits.parallel) as pool:
-            running: dict[Future[Any], str] = {
-                pool.submit(self._answer, key, job, stop): key for key, job in every.items() if key not in out
-            }
-            try:
-                for done in as_completed(running):
-                    if isinstance(done.exception(), StoppedError):
-                        continue  # the failure that stopped it is still to come
-                    out[running[done]] = done.result()
-                    if time.monotonic() - shown > EVERY:
-                        shown = time.monotonic()
-                        left = f"{len(out):,} of {len(every):,} answers, {cached:,} from the cache"
-                        print(f"{self.url}: {left}", file=sys.stderr)
-            except BaseException:
-                stop.set()
-                for waiting in running:
-                    waiting.cancel()
-                raise
+            self.counts.cached += len(out)
+        if len(out) < len(every):
+            self._all({key: job for key, job in every.items() if key not in out}, out)
         return [out[key] for key in keys]
 
-    def call(self, job: Job, stop: threading.Event | None = None, first: bool = False) -> dict[str, Any]:
-        """One answer that can be read, tried again while that may help; `first` is a tiny call to see what is there.
+    def first(self, job: Job) -> dict[str, Any]:
+        """The answer to a tiny call that shows what the server has.
 
         Raises:
-            RefusedError: the server will not; of a first call also: its answers lack what was asked for.
+            RefusedError: the server will not, or its answers lack what was asked for.
             PassingError: the retries are used up.
-            UserError: the key is not taken, the budget is used up, or the server asks for too long a wait.
+            UserError: as in `each`.
         """
-        stop, attempt = stop or threading.Event(), 0
+        return self._exchanges.start(self._call(self.name, job, asyncio.Event(), first=True)).result()
+
+    def resume(self) -> str:
+        """What becomes of the answers so far."""
+        if self.kept is None:
+            return "the cache is off, so that no answer is kept"
+        return f"every answer so far is kept in {self.kept.path}, and the same command goes on from there"
+
+    def _recall(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
+        """What those kept answers say that can be read."""
+        out: dict[str, Any] = {}
+        if self.kept is None:
+            return out
+        for key, kept in self.kept.get(list(jobs)).items():
+            try:
+                out[key] = self._said(jobs[key], kept)
+            except PassingError:
+                self.kept.drop(key)
+        return out
+
+    def _all(self, jobs: Mapping[str, Job], out: dict[str, Any]) -> None:
+        """Have every job answered into `out`; how it goes is told now and then."""
+        stop, cached, wanted = asyncio.Event(), len(out), len(out) + len(jobs)
+        asked = self._exchanges.start(self._answers(self.name, jobs, out, stop))
+        try:
+            while not futures.wait([asked], EVERY).done:
+                left = f"{len(out):,} of {wanted:,} answers, {cached:,} from the cache"
+                print(f"{self.url}: {left}", file=sys.stderr)
+        except BaseException:
+            self._exchanges.set(stop)
+            futures.wait([asked])
+            raise
+        asked.result()
+
+    async def _answers(self, name: str, jobs: Mapping[str, Job], out: dict[str, Any], stop: asyncio.Event) -> None:
+        """Several jobs at once, until all are answered or one fails for good."""
+        left = iter(jobs.items())
+        failures: list[Exception] = []
+
+        async def work() -> None:
+            for key, job in left:  # each takes the next
+                try:
+                    out[key] = await self._answer(name, key, job, stop)
+                except StoppedError:
+                    return
+                except Exception as failed:
+                    stop.set()
+                    failures.append(failed)
+
+        await asyncio.gather(*(work() for _ in range(min(self.limits.parallel, len(jobs)))))
+        if failures:
+            raise failures[0]
+
+    async def _call(self, name: str, job: Job, stop: asyncio.Event, first: bool = False) -> dict[str, Any]:
+        """One answer that can be read, tried again while that may help; `first` is a tiny call to see what is there."""
+        attempt = 0
         while True:
             if stop.is_set():
                 raise StoppedError
             self._spend(attempt > 0)
             try:
-                reply = self._post(job)
+                reply = await self._post(name, job)
                 job.read(reply)
                 return reply
             except PassingError as failed:
@@ -222,40 +249,21 @@ class Caller:
                 wait = doubled * random.uniform(0.5, 1.0) if failed.wait is None else failed.wait
                 attempt += 1
                 self._tell(f"{failed}; trying again in {wait:.1f} s ({attempt} of {tries})")
-            stop.wait(wait)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), wait)
 
-    def resume(self) -> str:
-        """What becomes of the answers so far."""
-        if self.kept is None:
-            return "the cache is off, so that no answer is kept"
-        return f"every answer so far is kept in {self.kept.path}, and the same command goes on from there"
-
-    def _recall(self, key: str, job: Job) -> tuple[Any] | None:
-        """What the kept answer says, or None where there is none that can be read."""
-        kept = self.kept.get(key) if self.kept else None
-        if self.kept is None or kept is None:
-            return None
-        try:
-            return (self._said(job, kept),)
-        except PassingError:
-            self.kept.drop(key)
-            return None
-
-    def _answer(self, key: str, job: Job, stop: threading.Event) -> Any:
+    async def _answer(self, name: str, key: str, job: Job, stop: asyncio.Event) -> Any:
         """Call, and keep the answer at once; what is kept is what counts, should another process have been first."""
         try:
-            reply = self.call(job, stop)
-        except StoppedError:
-            raise
-        except Exception as failed:
-            stop.set()  # at once, lest another call begins
-            if isinstance(failed, RefusedError):
-                raise UserError(f"{self.name} at {self.url}: {failed}") from None
-            if isinstance(failed, PassingError):
-                raise UserError(f"{self.url}: {failed}; {self.resume()}") from None
-            raise
-        if self.kept:
-            reply = self.kept.put(key, self.url, self.name, job.endpoint, job.whole, job.draw, reply)
+            reply = await self._call(name, job, stop)
+        except RefusedError as failed:
+            raise UserError(f"{name} at {self.url}: {failed}") from None
+        except PassingError as failed:
+            raise UserError(f"{self.url}: {failed}; {self.resume()}") from None
+        if self._writer:
+            reply = await self._writer.put(
+                responses.Kept(key, self.url, name, job.endpoint, job.whole, job.draw, reply)
+            )
         return self._said(job, reply)
 
     def _said(self, job: Job, reply: Any) -> Any:
@@ -279,50 +287,18 @@ class Caller:
             counts.calls += 1
             counts.retries += again
 
-    def _fetch(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> replies.Answer:
-        """One exchange, which ends at the deadline wherever it is by then.
-
-        Raises:
-            PassingError: no whole answer came in time, or more than `LARGEST` bytes of it.
-        """
-        import httpx2
-
-        limit = self.limits.timeout
-        asked = asyncio.run_coroutine_threadsafe(self._exchange(method, path, body), self._loop)
-        try:
-            status, headers, data = asked.result(limit + PARTING)
-        except TimeoutError:
-            asked.cancel()
-            raise PassingError(f"no whole answer in {limit:g} s", 0) from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
-            raise PassingError(_why(error), 0) from None
-        data = replies.inflated(data, headers.get("content-encoding", ""), LARGEST)
-        return replies.Answer(status, data, headers.get("retry-after"))
-
-    async def _exchange(self, method: str, path: str, body: Any) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and bytes as they came. The client's own limits are for each piece, so it has none."""
-        data = bytearray()
-        async with asyncio.timeout(self.limits.timeout):
-            async with self._client.stream(method, f"{self.url}/{path}", json=body) as answer:
-                async for piece in answer.aiter_raw():
-                    data += piece
-                    if len(data) > LARGEST:
-                        raise PassingError(f"the answer is longer than {LARGEST >> 20} MiB", answer.status_code)
-        return answer.status_code, answer.headers, bytes(data)
-
-    def _post(self, job: Job) -> dict[str, Any]:
+    async def _post(self, name: str, job: Job) -> dict[str, Any]:
         """Send one request; its answer as JSON."""
-        body = {"model": self.name, **job.body, **({"seed": job.seed} if job.seeded else {})}
-        with self._slots:
-            status, data, retry_after = self._fetch("POST", job.endpoint, body)
+        body = {"model": name, **job.body, **({"seed": job.seed} if job.seeded else {})}
+        status, data, retry_after = await self._exchanges.fetch("POST", job.endpoint, body)
         if status >= 300:
             self._fail(job.endpoint, status, data, retry_after)
         try:
-            reply = parsed(data)
+            reply = exchanges.parsed(data)
         except ValueError:
             raise PassingError("the answer is cut short or not JSON", status) from None
         if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list) or not reply["choices"]:
-            raise PassingError(f"the answer has no choices: {_message(data)}", status)
+            raise PassingError(f"the answer has no choices: {exchanges.message(data)}", status)
         usage = reply.get("usage")
         used = usage.get("total_tokens") if isinstance(usage, dict) else None
         if not isinstance(used, int) or not 1 <= used <= MOST:
@@ -333,7 +309,7 @@ class Caller:
 
     def _fail(self, endpoint: str, status: int, data: bytes, retry_after: str | None) -> NoReturn:
         """Raise what an answer other than 200 means."""
-        said = f"{status} {_message(data)}"
+        said = f"{status} {exchanges.message(data)}"
         if status in (401, 403):
             raise UserError(f"{self.url}: {said}: give the server's key as `key` or in OPENAI_API_KEY")
         passes = status in BUSY or (status >= 500 and status not in ABSENT)
@@ -377,81 +353,9 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
 
 
-def _message(data: bytes) -> str:
-    """What an error says, as one short line: it is a stranger's text."""
-    text = data.decode(errors="replace")
-    with contextlib.suppress(ValueError):
-        told = parsed(data)
-        for name in ("error", "detail", "message"):
-            told = told[name] if isinstance(told, dict) and name in told else told
-        text = told if isinstance(told, str) else json.dumps(told)
-    return _line(text)
-
-
-def _why(error: BaseException) -> str:
-    """What is at the bottom of a failed exchange: those on top only say that it failed."""
-    while below := error.__cause__ or error.__context__:
-        error = below.exceptions[0] if isinstance(below, BaseExceptionGroup) else below
-    told = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
-    return _line(told) or type(error).__name__
-
-
-def parsed(data: bytes) -> Any:
-    """An answer's JSON, cleaned before it is read, kept or shown anywhere.
-
-    Raises:
-        ValueError: it is none, or nested so deeply that it is meant to do harm.
-    """
-    try:
-        return untrusted.cleaned(json.loads(data))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _line(text: str) -> str:
-    """A stranger's text in one line: without our keys, which go before the cut that could leave half of one."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in untrusted.masked(text)).split())
-    return flat if len(flat) <= 200 else flat[:200] + " ..."
-
-
-def _client(url: str, key: str | None, limits: Limits) -> httpx2.AsyncClient:
-    """A pool of connections; through the environment's proxies unless the server is on this machine."""
-    try:
-        import httpx2
-    except ImportError:
-        raise UserError("remote models need httpx2: pip install 'didact[remote]'") from None
-    headers = {"Accept-Encoding": "gzip, deflate"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    pool = httpx2.Limits(max_connections=limits.parallel, max_keepalive_connections=limits.parallel)
-    at = urlsplit(url)
-    verify = at.scheme == "https"  # else there is nothing to verify, and reading the certificates takes time
-    abroad = at.hostname not in LOOPBACK
-    try:
-        return httpx2.AsyncClient(headers=headers, timeout=None, limits=pool, verify=verify, trust_env=abroad)
-    except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
-        why = _line(untrusted.without_credentials(str(error)))
-        raise UserError(f"the environment's proxy or certificates (HTTPS_PROXY, SSL_CERT_FILE): {why}") from None
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> threading.Thread:
-    """Exchanges run in a loop of their own, where a deadline can end them at any point."""
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    return thread
-
-
-def _end(
-    url: str, counts: Counts, client: httpx2.AsyncClient, kept: responses.Responses | None,
-    loop: asyncio.AbstractEventLoop, thread: threading.Thread,
-) -> None:  # fmt: skip
+def _end(url: str, counts: Counts, kept: responses.Responses | None, close: Callable[[], Any]) -> None:
     """Close everything; answers that came from the cache are told, once."""
-    if thread is threading.current_thread():
-        loop.stop()
-    elif thread.is_alive():  # not in a forked process
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(client.aclose(), loop).result(PARTING)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(PARTING)
-        loop.close()
+    close()
     if kept is not None:
         if counts.cached:
             print(f"{url}: {counts} {kept.path}", file=sys.stderr)

@@ -305,7 +305,7 @@ class Remote:
             if way in self._found:
                 return self._found[way]
             key = responses.key(caller.url, self.name, "first", {"way": way}, 0)
-            told = kept.get(key) if kept else None
+            told = kept.get([key]).get(key) if kept else None
             if told and (told["found"]["how"] or time.time() - told["made"] < AGAIN):
                 self._found[way] = Found(**told["found"])
                 return self._found[way]
@@ -318,7 +318,7 @@ class Remote:
             if kept:
                 kept.drop(key)
                 told = {"found": asdict(self._found[way]), "made": time.time()}
-                kept.put(key, caller.url, self.name, "first", {"way": way}, 0, told)
+                kept.put([responses.Kept(key, caller.url, self.name, "first", {"way": way}, 0, told)])
             return self._found[way]
 
     def _try(self, way: str) -> Found:
@@ -328,7 +328,7 @@ class Remote:
             if last.status in calls.ABSENT or after not in str(last):
                 continue
             try:
-                reply = self.caller.call(job, first=True)
+                reply = self.caller.first(job)
                 return Found(how, served=str(reply.get("model")))
             except calls.RefusedError as refused:
                 last = refused

@@ -6,6 +6,7 @@ Prompts and answers lie there in clear, readable by their owner alone; keys to s
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -15,9 +16,9 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from didact.models import cache
 
@@ -27,6 +28,8 @@ PATIENCE = 30.0  # seconds to wait for another process that is writing
 DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # SQLITE_ERROR: tables not ours
 TABLE = """CREATE TABLE IF NOT EXISTS responses (
     key TEXT PRIMARY KEY, url TEXT, model TEXT, endpoint TEXT, request TEXT, draw INTEGER, reply TEXT, made REAL)"""
+INSERT = "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+AT_ONCE = 500  # keys of a query
 
 
 def place() -> Path | None:
@@ -39,6 +42,18 @@ def key(url: str, model: str, endpoint: str, request: dict[str, Any], draw: int)
     """SHA-256 of everything an answer depends on; draws of one request differ in `draw` alone."""
     whole = json.dumps([url, model, endpoint, request, draw], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(whole.encode()).hexdigest()
+
+
+class Kept(NamedTuple):
+    """An answer to keep, and what it depends on."""
+
+    key: str
+    url: str
+    model: str
+    endpoint: str
+    request: dict[str, Any]
+    draw: int
+    reply: Any
 
 
 class Responses:
@@ -54,30 +69,37 @@ class Responses:
         self._open: sqlite3.Connection | None = None
         self._off = False
 
-    def get(self, key: str) -> Any | None:
-        """The answer under this key, or None."""
+    def get(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The answers kept under these keys."""
 
-        def read(db: sqlite3.Connection) -> Any | None:
-            row = db.execute("SELECT reply FROM responses WHERE key = ?", (key,)).fetchone()
-            try:
-                return _unsealed(key, row[0]) if row else None
-            except (ValueError, TypeError):
+        def read(db: sqlite3.Connection) -> dict[str, Any]:
+            out, damaged = {}, []
+            for at in range(0, len(keys), AT_ONCE):
+                some = keys[at : at + AT_ONCE]
+                marks = ", ".join("?" * len(some))
+                for key, reply in db.execute(f"SELECT key, reply FROM responses WHERE key IN ({marks})", some):
+                    try:
+                        out[key] = _unsealed(key, reply)
+                    except (ValueError, TypeError):
+                        damaged.append(key)
+            if damaged:
                 cache.warn(f"{self.path}: answers in it are damaged; they are asked for anew")
-                db.execute("DELETE FROM responses WHERE key = ?", (key,))
-                return None
+                db.executemany("DELETE FROM responses WHERE key = ?", [(key,) for key in damaged])
+            return out
 
-        return self._do(read)
+        return (self._do(read) or {}) if keys else {}
 
-    def put(self, key: str, url: str, model: str, endpoint: str, request: dict[str, Any], draw: int, reply: Any) -> Any:
-        """Keep an answer; returns the one that is kept: where another process was first, its answer."""
-        row = (key, url, model, endpoint, json.dumps(request), draw, _sealed(key, reply), time.time())
+    def put(self, answers: Sequence[Kept]) -> list[Any]:
+        """Keep answers, in one transaction; returns those that are kept: where another process was first, its own."""
+        rows = [(*a[:4], json.dumps(a.request), a.draw, _sealed(a.key, a.reply), time.time()) for a in answers]
 
-        def write(db: sqlite3.Connection) -> None:
-            db.execute("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        def write(db: sqlite3.Connection) -> list[str]:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                return [row[0] for row in rows if not db.execute(INSERT, row).rowcount]
 
-        self._do(write)
-        kept = self.get(key)
-        return reply if kept is None else kept
+        theirs = self.get(self._do(write) or [])
+        return [theirs.get(a.key, a.reply) for a in answers]
 
     def drop(self, key: str) -> None:
         """Forget one answer."""
@@ -147,6 +169,36 @@ class Responses:
             return checked == "ok" and columns[:1] == ["key"] and columns[-1:] == ["made"]
         except sqlite3.Error:
             return False
+
+
+class Writer:
+    """Keeps answers as they come, for tasks of one loop: those that come while others are written go in together."""
+
+    def __init__(self, kept: Responses) -> None:
+        self._kept = kept
+        self._waiting: list[tuple[Kept, asyncio.Future[Any]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def put(self, answer: Kept) -> Any:
+        """Keep an answer; returns, once it is on disk, the one that is kept."""
+        written = asyncio.get_running_loop().create_future()
+        self._waiting.append((answer, written))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        return await written
+
+    async def _write(self) -> None:
+        while self._waiting:
+            together, self._waiting = self._waiting, []
+            try:
+                kept = await asyncio.to_thread(self._kept.put, [answer for answer, _ in together])
+            except Exception as error:
+                for _, written in together:
+                    written.set_exception(error)
+                continue
+            for (_, written), reply in zip(together, kept, strict=True):
+                written.set_result(reply)
+        self._writing = None
 
 
 def _sealed(key: str, reply: Any) -> str:
