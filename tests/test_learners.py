@@ -16,7 +16,7 @@ from didact.data.streams import Tensors
 from didact.evaluate import learners
 from didact.evaluate.references import gradient
 from didact.learn import episodes
-from didact.models import mixers
+from didact.models import mixers, modules
 from didact.models.model import Model
 from didact.types import UserError
 from didact.worlds import regression
@@ -255,14 +255,14 @@ def test_a_saved_module_is_the_same_module(tmp_path: Any, options: dict[str, Any
     module = mixers.LinearSelfAttention(3, 2, **options).double()
     mixers.set_units(module, ([1.0, 2, 3], [2.0, 2, 2], [1.0, 1], [3.0, 3]))
     assert Model(module, kind="module").save(tmp_path) == "didact"
-    again = mixers.load_module(tmp_path)
+    again = modules.load_module(tmp_path)
     x, y, q = draw(8, 5, 3, 2)
     assert again.kind == "module" and again.module(x, y, q).equal(module(x, y, q))
     (tmp_path / "didact.json").write_text('{"kind": "module", "module": "Nothing", "spec": {}}')
     with pytest.raises(UserError, match="unknown module 'Nothing'"):
-        mixers.load_module(tmp_path)
+        modules.load_module(tmp_path)
     with pytest.raises(UserError, match=r"didact\.json is missing"):
-        mixers.load_module(tmp_path / "elsewhere")
+        modules.load_module(tmp_path / "elsewhere")
 
 
 def test_units_are_part_of_the_module() -> None:

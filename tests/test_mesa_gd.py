@@ -21,7 +21,7 @@ from didact.evaluate.learners import EvaluationConfig
 from didact.evaluate.references import gradient
 from didact.learn import episodes
 from didact.methods.mechanisms.mesa_gd import mesa_gd
-from didact.models import mixers
+from didact.models import modules
 from didact.models.build import build, train_tokenizer
 from didact.models.model import Model
 from didact.types import Example, Fit, Result, UserError, as_row
@@ -77,11 +77,11 @@ def test_the_result_is_usable_elsewhere(taught: Result, tmp_path: Path) -> None:
     assert written["model"].startswith("didact") and "findings.json" in written
     json.loads((tmp_path / "findings.json").read_text())
     tasks = WORLD(5, 50)
-    again = learners.with_numpy(learners.of_module(mixers.load_module(tmp_path / "model").module))
+    again = learners.with_numpy(learners.of_module(modules.load_module(tmp_path / "model").module))
     assert taught.predict is not None
     for x, y, q in zip(*(tasks[k].numpy() for k in ("x", "y", "query")), strict=True):
         np.testing.assert_allclose(taught.predict(x, y[:, 0], q), again(x, y, q)[0], rtol=1e-6)
-    seen = mesa_gd(regression.records(WORLD(2, 200)), mixers.load_module(tmp_path / "model"))
+    seen = mesa_gd(regression.records(WORLD(2, 200)), modules.load_module(tmp_path / "model"))
     assert seen.findings["kind"] == "white-box" and not seen.models and seen.metrics["cosine_to_gd"].after > 0.98
 
 

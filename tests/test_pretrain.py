@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from didact import prompting
 from didact.learn import pretrain, schedules
-from didact.models import build, load, mixers
+from didact.models import banded, build, load
 from didact.types import Fit, Text, UserError
 
 WINDOW = 16
@@ -25,7 +25,7 @@ def texts():
 @pytest.fixture(scope="module")
 def model(texts):
     tokenizer = build.train_tokenizer(texts, 300)
-    return mixers.alternating(tokenizer, d=16, layers=2, heads=2, context=WINDOW, width=4)
+    return banded.alternating(tokenizer, d=16, layers=2, heads=2, context=WINDOW, width=4)
 
 
 def test_the_rate_has_the_papers_known_values():

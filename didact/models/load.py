@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from didact import files
 from didact.data import encode
 from didact.data.templates import Condition
-from didact.models import adapters, cache, logit_ensemble, mixers, opening, places
+from didact.models import adapters, cache, logit_ensemble, modules, opening, places
 from didact.models.model import CONDITION, QUANTIZED, Kind, Model
 from didact.types import UserError
 
@@ -69,7 +69,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
     if (where / places.FILE).is_file():
         if "ensemble" in files.read_json(where / places.FILE):
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
-        return mixers.load_module(where)
+        return modules.load_module(where)
     if (where / "adapter_config.json").exists():
         return _load_adapter(where, device, dtype, quantize)
     try:

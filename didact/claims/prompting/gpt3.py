@@ -18,7 +18,7 @@ from didact.claims import lab, runner
 from didact.claims.lab import bound, difference, equivalence, exact, gate
 from didact.claims.prompting import gpt3_example as example
 from didact.data import demonstrations
-from didact.models import forward, mixers
+from didact.models import banded, forward
 from didact.models.model import Model
 from didact.types import Demo, Result
 from didact.worlds import tasks
@@ -105,9 +105,9 @@ def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
     train, held = tasks.notes(seed, 1, 1024), tasks.notes(seed, 2, 64)
     models = {
         "dense": start,
-        "wide": mixers.banded(start, tasks.FAR + 2, "all"),
-        "narrow": mixers.banded(start, tasks.FAR // 2 + 1, "all"),
-        "alternating": mixers.banded(start, tasks.FAR // 2 + 1),
+        "wide": banded.banded(start, tasks.FAR + 2, "all"),
+        "narrow": banded.banded(start, tasks.FAR // 2 + 1, "all"),
+        "alternating": banded.banded(start, tasks.FAR // 2 + 1),
     }
     out, fit = {}, example.TEACH.replace(steps=steps, rows=16, warmup_steps=10, seed=seed)
     for name, model in models.items():
@@ -115,7 +115,7 @@ def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
         out[name] = {"loss": float(-total.sum() / count.sum())}
     ids = torch.tensor([held[0].completion])
     with torch.no_grad():
-        off = mixers.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
+        off = banded.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
     out["wide"]["error_at_full_width"] = float(off.abs().max())
     return out
 
@@ -175,6 +175,6 @@ CLAIM = runner.Claim(
                         {"didact.infer.rank:by_rule": lambda rule, total, *rest: total}, {"parts": ("B",)}),
         runner.Sabotage("two words in a row are an overlap", AUDIT, None,
                         {"didact.data.contamination:gram_length": lambda items: 2}, {"parts": ("C",)}),
-        runner.Sabotage("the band is ignored", NARROW, None, {"didact.models.mixers:band": _causal}, {"parts": ("D",)}),
+        runner.Sabotage("the band is ignored", NARROW, None, {"didact.models.banded:band": _causal}, {"parts": ("D",)}),
     ),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from didact.bounds import Count, NonNegative, Positive, Share
 from didact.learn import pretrain
 from didact.learn.fit import Hook
-from didact.models import build, mixers
+from didact.models import banded, build
 from didact.models.model import Model
 from didact.registry import method
 from didact.types import Fit, Metric, Result, Text, UserError
@@ -100,7 +100,7 @@ def gpt3_pretrain(
         if d % heads:
             raise UserError(f"d = {d}, heads = {heads}: heads must divide d")
         tokenizer = build.train_tokenizer((t.text for t in corpus), vocabulary)
-        model = mixers.alternating(tokenizer, d, layers, heads, context, band, fit.seed)
+        model = banded.alternating(tokenizer, d, layers, heads, context, band, fit.seed)
     window = min(context, model.context)
     rows = pretrain.packed(model, [t.text for t in corpus], window, fit.seed)
     counts: dict[str, float] = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from didact.data import encode
 from didact.infer import generate
-from didact.models import build, forward, load, mixers
+from didact.models import banded, build, forward, load
 from didact.types import UserError
 
 
@@ -23,13 +23,13 @@ def logits(model, ids, **more):
 
 @given(t=st.integers(1, 12), w=st.integers(1, 14))
 def test_query_t_sees_the_last_w_positions(t, w):
-    mask = mixers.band(t, t, w)
+    mask = banded.band(t, t, w)
     assert all(bool(mask[i, j]) == (i - w + 1 <= j <= i) for i in range(t) for j in range(t))
     assert (w < t) or torch.equal(mask, torch.ones(t, t, dtype=torch.bool).tril())
 
 
 def test_behind_a_cache_the_queries_are_the_last_positions():
-    assert torch.equal(mixers.band(2, 7, 3), mixers.band(7, 7, 3)[-2:])
+    assert torch.equal(banded.band(2, 7, 3), banded.band(7, 7, 3)[-2:])
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -42,9 +42,9 @@ def test_a_band_as_wide_as_the_text_is_dense_attention(tokenizer, arch, attentio
     mask[1, :3] = 0  # padding on the left stays masked
     for more in ({}, {"attention_mask": mask}):
         for layers in ("odd", "all"):
-            wide = mixers.banded(dense, 10, layers)
+            wide = banded.banded(dense, 10, layers)
             assert torch.allclose(logits(wide, ids, **more), logits(dense, ids, **more), atol=1e-6)
-        assert not torch.allclose(logits(mixers.banded(dense, 3), ids, **more), logits(dense, ids, **more), atol=1e-4)
+        assert not torch.allclose(logits(banded.banded(dense, 3), ids, **more), logits(dense, ids, **more), atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -52,7 +52,7 @@ def test_a_band_as_wide_as_the_text_is_dense_attention(tokenizer, arch, attentio
 def test_what_lies_beyond_the_band_has_no_influence(tokenizer, arch, layers, reach):
     """Two layers of width 3 reach back 4 positions; with the even layer dense everything is reached."""
     start = build.build(arch, tokenizer, d=16, layers=2, heads=2, context=32, seed=1)
-    model = mixers.banded(start, 3, layers)
+    model = banded.banded(start, 3, layers)
     ids = torch.randint(0, 270, (1, 12), generator=torch.Generator().manual_seed(0))
     embedded = model.module.inner.get_input_embeddings()(ids).detach().requires_grad_()
     model.module.inner(inputs_embeds=embedded).logits[0, -1].sum().backward()
@@ -62,7 +62,7 @@ def test_what_lies_beyond_the_band_has_no_influence(tokenizer, arch, layers, rea
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_a_banded_model_scores_and_generates_alike_with_and_without_cache(tokenizer, arch):
-    model = mixers.banded(build.build(arch, tokenizer, d=16, layers=2, heads=2, context=64, seed=3), 3)
+    model = banded.banded(build.build(arch, tokenizer, d=16, layers=2, heads=2, context=64, seed=3), 3)
     ids = torch.tensor([tokenizer("the sun and the sea")["input_ids"]])
     made = [model.module.generate(ids, max_new_tokens=8, do_sample=False, use_cache=c) for c in (True, False)]
     assert torch.equal(*made)
@@ -76,7 +76,7 @@ def test_a_banded_model_scores_and_generates_alike_with_and_without_cache(tokeni
 
 
 def test_a_banded_model_is_saved_as_didact_and_read_back(tokenizer, tmp_path):
-    model = mixers.banded(build.build("gpt2", tokenizer, d=16, layers=2, heads=2, context=32, seed=1), 3)
+    model = banded.banded(build.build("gpt2", tokenizer, d=16, layers=2, heads=2, context=32, seed=1), 3)
     assert model.save(tmp_path) == "didact"
     tokenizer.save_pretrained(tmp_path)
     again = load.load(tmp_path)
@@ -89,19 +89,19 @@ def test_a_banded_model_is_saved_as_didact_and_read_back(tokenizer, tmp_path):
 
 def test_a_band_changes_the_fingerprint_of_the_configuration(tokenizer):
     start = build.build("llama", tokenizer, d=16, layers=2, heads=2, context=32)
-    assert str(mixers.banded(start, 3).config) != str(mixers.banded(start, 4).config)
+    assert str(banded.banded(start, 3).config) != str(banded.banded(start, 4).config)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_gpt_neo_alternates_dense_and_banded_layers_with_the_same_mask(tokenizer, layers):
-    model = mixers.alternating(tokenizer, d=16, layers=layers, heads=2, context=12, width=4)
+    model = banded.alternating(tokenizer, d=16, layers=layers, heads=2, context=12, width=4)
     for at, block in enumerate(model.module.transformer.h):
         mask = block.attn.attention.bias[0, 0]
-        assert torch.equal(mask, mixers.band(12, 12, 4 if at % 2 else 12))
+        assert torch.equal(mask, banded.band(12, 12, 4 if at % 2 else 12))
 
 
 def test_residual_projections_start_smaller_by_the_root_of_twice_the_depth(tokenizer):
-    model = mixers.alternating(tokenizer, d=64, layers=8, heads=2, context=12, width=4)
+    model = banded.alternating(tokenizer, d=64, layers=8, heads=2, context=12, width=4)
     blocks = model.module.transformer.h
     for weight, std in (
         (torch.stack([b.attn.attention.out_proj.weight for b in blocks]), 0.02 / 4),
@@ -113,6 +113,6 @@ def test_residual_projections_start_smaller_by_the_root_of_twice_the_depth(token
 
 def test_models_whose_layers_are_not_found_are_refused(tokenizer):
     with pytest.raises(UserError, match="llama or gpt2"):
-        mixers.banded(mixers.alternating(tokenizer, d=16, layers=2, heads=2, context=12), 3)
+        banded.banded(banded.alternating(tokenizer, d=16, layers=2, heads=2, context=12), 3)
     with pytest.raises(UserError, match="width 0"):
-        mixers.banded(build.build("gpt2", tokenizer, d=16, layers=2, heads=2), 0)
+        banded.banded(build.build("gpt2", tokenizer, d=16, layers=2, heads=2), 0)
