@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from didact import bounds, files, folders
+from didact import figures as drawn
 from didact.bounds import BelowOne, Count, NonNegative, Positive, Whole
 from didact.errors import UserError as UserError
 from didact.records import QA as QA
@@ -184,8 +185,8 @@ class Result:
     """What a method gives: any of models, a predictor, records and findings; plus how it went.
 
     `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step; `transcript` are
-    a procedure's prompts and the model's answers, as records to train on. `metrics` of a method that was called from
-    Python are made when they are first looked at: see `evaluate`.
+    a procedure's prompts and the model's answers, as records to train on; `figures` are what the page draws. `metrics`
+    of a method that was called from Python are made when they are first looked at: see `evaluate`.
     """
 
     models: dict[str, Savable] = field(default_factory=dict)
@@ -193,6 +194,7 @@ class Result:
     records: list[Record] | None = None
     transcript: list[Record] | None = None
     findings: dict[str, Any] = field(default_factory=dict)
+    figures: list[drawn.Figure] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, str]] = field(default_factory=list)
@@ -212,6 +214,7 @@ class Result:
         has += [f"{len(self.records):,} records"] if self.records is not None else []
         has += [f"{len(self.history):,} steps"] if self.history else []
         has += [f"findings {', '.join(self.findings)}"] if self.findings else []
+        has += [f"{len(self.figures)} figures"] if self.figures else []
         known = vars(self).get("metrics", {})
         has += [f"{name} {m.after:.3g}" for name, m in list(known.items())[:3]]
         return f"Result({', '.join(has)}{', ...' if len(known) > 3 else ''})"
@@ -255,7 +258,7 @@ class Result:
         places = {"model" if len(self.models) == 1 or n == "model" else f"model-{n}": m for n, m in self.models.items()}
         rows = {
             "records.jsonl": self.records is not None, "transcript.jsonl": self.transcript is not None,
-            "findings.json": self.findings, "history.jsonl": self.history,
+            "findings.json": self.findings, "figures.json": self.figures, "history.jsonl": self.history,
             "samples.json": self.call and self.samples, "result.json": self.call,
         }  # fmt: skip
         folders.join(root, [*places, *(name for name, given in rows.items() if given)])
@@ -271,6 +274,9 @@ class Result:
         if self.findings:
             files.write_json(root / "findings.json", self.findings)
             written["findings.json"] = "JSON"
+        if self.figures:
+            files.write_json(root / "figures.json", [drawn.as_row(figure) for figure in self.figures])
+            written["figures.json"] = "JSON; didact.figures.read opens it, and figure.save writes one as SVG"
         if self.history:
             files.write_lines(root / "history.jsonl", self.history)
             written["history.jsonl"] = "JSON lines, one a step"

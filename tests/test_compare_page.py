@@ -19,6 +19,7 @@ from didact.compare.budget import Budget
 from didact.evaluate import statistics
 from didact.models import build
 from didact.report import boards, compared, comparison_plots, page, tables
+from didact.report import svg as svg_parts
 from didact.types import Preference, UserError
 
 __all__ = ["browser"]
@@ -283,7 +284,7 @@ def test_names_and_points_of_a_scatter_do_not_lie_on_each_other(places):
     assert len(named) == len(places)
     for side in ("end", ""):
         ys = sorted(float(y) for kind, _, y in named if kind == side)
-        assert all(b - a >= comparison_plots.LINE - 0.11 for a, b in itertools.pairwise(ys))
+        assert all(b - a >= svg_parts.LINE - 0.11 for a, b in itertools.pairwise(ys))
 
 
 def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):

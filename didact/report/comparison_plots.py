@@ -18,7 +18,6 @@ LOG = 50  # times the smallest must be the largest before a strip's axis is loga
 # --- a comparison ----------------------------------------------------------------------------
 
 CLOSE = 9.0  # px between points of a scatter below which they are moved apart
-LINE = 14.0  # px, the height of a label
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def scatter(
     most = max([p.x for p in known] + ([limit[1]] if limit else []), default=0.0) or 1.0
     xticks = [v for v in svg.around(0.0, most, 4) if v <= most * (1 + 1e-9)]
     left, right, top = 12 + svg.CHARACTER * max(map(len, ynames)), width - 16.0, 32.0
-    bottom = top + max(190.0, LINE * (len(known) + len(lines) + 2))
+    bottom = top + max(190.0, svg.LINE * (len(known) + len(lines) + 2))
     across, up = svg.scale(0.0, 1.03 * most, left + 6, right), svg.scale(yticks[0], yticks[-1], bottom, top)
     parts = [svg.line(left, up(v), right, up(v), "axis" if v == yticks[0] else "grid") for v in yticks]
     parts += [svg.text(left - 7, up(v) + 3.8, name, "tick end") for v, name in zip(yticks, ynames, strict=True)]
@@ -152,7 +151,7 @@ def _names_beside(
     parts = []
     for kind, named in texts.items():
         named.sort()
-        for y, (wanted, x, name, point) in zip(_stacked([n[0] for n in named], *room), named, strict=True):
+        for y, (wanted, x, name, point) in zip(svg.stacked([n[0] for n in named], *room), named, strict=True):
             if x != point and (abs(x - point) > 14 or abs(y - wanted) > 4):
                 parts.append(
                     f'<path class="lead" d="M{x + (3 if kind else -3):.1f} {y:.1f}L{point:.1f} {wanted:.1f}"/>'
@@ -175,18 +174,6 @@ def _apart(xs: Sequence[float], ys: Sequence[float], left: float, right: float) 
         first = max(min(middle + half, right) - 2 * half, left + CLOSE)
         for k, i in enumerate(sorted(group, key=lambda i: ys[i])):
             placed[i] = first + CLOSE * k
-    return placed
-
-
-def _stacked(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Ascending places at least `LINE` apart, near the ascending ones `wanted`, and between `top` and `bottom`."""
-    placed: list[float] = []
-    for y in wanted:
-        placed.append(max(y, placed[-1] + LINE if placed else top))
-    limit = bottom - 6
-    for i in reversed(range(len(placed))):
-        placed[i] = limit = min(placed[i], limit)
-        limit -= LINE
     return placed
 
 

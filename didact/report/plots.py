@@ -43,31 +43,40 @@ def chart(
     ylabel: str = "",
     log: bool = False,
     label: str = "",
+    levels: Mapping[str, float] | None = None,
     width: int = 380,
     height: int = 210,
 ) -> Markup:
-    """Lines with their intervals on labelled axes; `log` spaces x logarithmically, `label` begins what is read out."""
-    told = "; ".join(_told(line, xlabel or "x") for line in lines)
+    """Lines with their intervals on labelled axes, each named at its right end; `levels` are named lines across.
+
+    `log` spaces x logarithmically, `label` begins what is read out.
+    """
+    floors = {name: v for name, v in (levels or {}).items() if math.isfinite(v)}
+    told = "; ".join([_told(line, xlabel or "x") for line in lines] + [f"{k} is {v:.3g}" for k, v in floors.items()])
     run = max((math.ceil(len(line.x) / POINTS) for line in lines), default=1)
     lines = [_thinned(line, run) for line in lines]
     xs = [a for line in lines for a, b in zip(line.x, line.y, strict=True) if svg.drawable(a, b, log)]
     ys = [v for line in lines for column in (line.y, line.low, line.high) for v in column if math.isfinite(v)]
     if not xs or not ys:
         return svg.root(width, 40, f"{label}: {told}" if label else told, [svg.text(8, 24, "no finite value", "soft")])
+    ys += floors.values()
     yticks = svg.around(min(ys), max(ys), 4)
     ynames, factor = svg.named(yticks)
-    left, right = 12 + svg.CHARACTER * max(map(len, ynames)), width - 14
-    legend, top = _legend(lines, left, width) if len(lines) > 1 else ([], 8.0)
+    names = ([line.name for line in lines] if len(lines) > 1 else []) + [*floors]
+    room = min(0.36 * width, 6 + 1.08 * svg.CHARACTER * max(map(len, names))) if names else 0.0
+    left, right, top = 12 + svg.CHARACTER * max(map(len, ynames)), width - 14 - room, 8.0
+    parts = []
     if head := " ".join(filter(None, (ylabel, factor and f"({factor})"))):
-        legend.append(svg.text(left - 6, top + 10, svg.fitted(head, width - left), "soft"))
+        parts.append(svg.text(left - 6, top + 10, svg.fitted(head, width - left), "soft"))
         top += 20
     bottom = height - 36
     low, high = min(xs), max(xs)
     pad = 12.0 if len(xs) <= FEW * len(lines) else 3.0
     across = svg.scale(low, high, left + pad, right - pad, log)
     up = svg.scale(yticks[0], yticks[-1], bottom, top + 2)
-    parts = [svg.line(left, up(v), right, up(v), "axis" if v == yticks[0] else "grid") for v in yticks]
+    parts += [svg.line(left, up(v), right, up(v), "axis" if v == yticks[0] else "grid") for v in yticks]
     parts += [svg.text(left - 7, up(v) + 3.8, name, "tick end") for v, name in zip(yticks, ynames, strict=True)]
+    parts += [svg.line(left, up(v), right, up(v), "least") for v in floors.values()]
     xticks, xfactor = _xticks(xs, across, log)
     parts += svg.bottom(xticks, across, bottom)
     means = f"means of {run}" if run > 1 else ""
@@ -76,7 +85,12 @@ def chart(
     for place, line in enumerate(lines):
         apart = 5.0 * (place - (len(lines) - 1) / 2) if line.low and len(line.x) <= FEW else 0.0
         parts += _drawn(line, place % SERIES + 1, across, up, apart, log)
-    return svg.root(width, height, f"{label}: {told}" if label else told, legend + parts)
+    if names:
+        ends = _ends(lines, across, up, log) if len(lines) > 1 else []
+        ends += [(up(v), right, name, "name") for name, v in floors.items()]
+        parts += named(ends, right, (min(top, height - svg.LINE * len(ends)), bottom + 8), room)
+    kind = "chart figure" if width > 480 else "chart"
+    return svg.root(width, height, f"{label}: {told}" if label else told, parts, kind)
 
 
 def _drawn(
@@ -108,11 +122,11 @@ def _drawn(
         path.append(f"{pen}{across(x):.1f} {up(y):.1f}")
         pen = "L"
         if few:
-            parts.append(_mark(kind, across(x), up(y)))
+            parts.append(mark(kind, across(x), up(y)))
     return [f'<path class="line s{kind}" d="{"".join(path)}"/>', *parts]
 
 
-def _mark(kind: int, x: float, y: float) -> str:
+def mark(kind: int, x: float, y: float) -> str:
     """A point; each kind of line has a shape of its own."""
     shapes = (
         "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0 -6.8 0Z", "M-3 -3H3V3H-3Z", "M0 -4L4 3H-4Z",
@@ -121,19 +135,29 @@ def _mark(kind: int, x: float, y: float) -> str:
     return f'<path class="mark s{kind}" transform="translate({x:.1f} {y:.1f})" d="{shapes[kind - 1]}"/>'
 
 
-def _legend(lines: Sequence[Line], left: float, width: float) -> tuple[list[str], float]:
-    """Names beside a piece of their line, wrapped; and where the plot may begin."""
-    parts, x, y = [], left - 4, 10.0
+def _ends(
+    lines: Sequence[Line], across: Callable[[float], float], up: Callable[[float], float], log: bool
+) -> list[tuple[float, float, str, str]]:
+    """The last point of every line, `(y, x, its name, class of the name)`."""
+    found = []
     for place, line in enumerate(lines):
-        kind, name = place % SERIES + 1, svg.fitted(line.name, width - left - 40)
-        needed = 40 + svg.CHARACTER * len(name)
-        if x > left and x + needed > width:
-            x, y = left - 4, y + 17
-        parts.append(svg.line(x, y, x + 20, y, f"line s{kind}"))
-        parts += [_mark(kind, x + 10, y)] if len(line.x) <= FEW else []
-        parts.append(svg.text(x + 26, y + 3.8, name, ""))
-        x += needed
-    return parts, y + 14
+        known = [(x, y) for x, y in zip(line.x, line.y, strict=True) if svg.drawable(x, y, log)]
+        if known:
+            found.append((up(known[-1][1]), across(known[-1][0]), line.name, f"name s{place % SERIES + 1}"))
+    return found
+
+
+def named(
+    ends: Sequence[tuple[float, float, str, str]], right: float, sides: tuple[float, float], room: float
+) -> list[str]:
+    """Names right of the plot, each beside the end of its line, apart from each other."""
+    parts = []
+    ordered = sorted(ends)
+    for y, (wanted, x, name, kind) in zip(svg.stacked([e[0] for e in ordered], *sides), ordered, strict=True):
+        if abs(y - wanted) > 3 or right - x > 16:
+            parts.append(f'<path class="lead" d="M{right + 9:.1f} {y:.1f}L{x + 4:.1f} {wanted:.1f}"/>')
+        parts.append(svg.text(right + 12, y + 3.8, svg.fitted(name, room), kind, name))
+    return parts
 
 
 def _xticks(xs: Sequence[float], across: Callable[[float], float], log: bool) -> tuple[list[tuple[float, str]], str]:

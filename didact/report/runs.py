@@ -10,7 +10,7 @@ from typing import Any
 
 from didact import catalogue, files, options
 from didact.evaluate.measures import BESIDE
-from didact.report import findings, plots, svg, tables, words
+from didact.report import drawing, findings, plots, svg, tables, words
 from didact.types import UserError
 
 LATE = ("grad_norm", "lr")  # curves shown after the losses
@@ -48,6 +48,7 @@ def told(root: Path) -> dict[str, Any]:
         },
         "share_axis": plots.share_axis() if any(m["share"] and m["mark"] for m in metrics) else "",
         "golden": any(m.get("gold") is not None for m in metrics),
+        "figures": drawing.shown(root),
         "samples": _optional(root / "samples.json", files.read_json, []),
         "answered": dict(zip(run.get("answered", {}), tables.answered(run.get("answered", {})), strict=True)),
         "curves": _curves(_optional(root / "history.jsonl", files.read_lines, [])),

@@ -19,6 +19,7 @@ from didact.report import words
 CHARACTER = 6.1  # px, about the width of one at the plots' 11 px
 MARK = 190  # px, the width of a metric's mark
 INSET = 9.0  # px, left and right of its scale
+LINE = 14.0  # px, the height of a label
 
 
 # --- axes ------------------------------------------------------------------------------------
@@ -116,7 +117,10 @@ def text(x: float, y: float, text: str, kind: str, title: str = "") -> str:
 
 def root(width: float, height: float, label: str, parts: Sequence[str], kind: str = "chart") -> Markup:
     """The picture with its label."""
-    size = f'viewBox="0 0 {width:g} {height:g}"' + (f' width="{width:g}" height="{height:g}"' if kind == "row" else "")
+    size = f'viewBox="0 0 {width:g} {height:g}"' + (
+        f' width="{width:g}" height="{height:g}"' if kind == "row"
+        else f' style="max-width: {width:g}px"' if "figure" in kind else ""
+    )  # fmt: skip
     head = f'<svg class="{kind}" role="img" aria-label="{html.escape(label)}" {size}>'
     return Markup(head + "".join(parts) + "</svg>")
 
@@ -144,3 +148,15 @@ def labels(named: Sequence[tuple[float, str]], y: float, width: float) -> list[s
             parts.append(text(x, y, name, "tick middle"))
             drawn.append((x - half, x + half))
     return parts
+
+
+def stacked(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
+    """Ascending places at least `LINE` apart, near the ascending ones `wanted`, and between `top` and `bottom`."""
+    placed: list[float] = []
+    for y in wanted:
+        placed.append(max(y, placed[-1] + LINE if placed else top))
+    limit = bottom - 6
+    for i in reversed(range(len(placed))):
+        placed[i] = limit = min(placed[i], limit)
+        limit -= LINE
+    return placed

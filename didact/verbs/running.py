@@ -42,6 +42,7 @@ WRITTEN = (
     "track",
     "samples.json",
     "findings.json",
+    "figures.json",
     "records.jsonl",
     "transcript.jsonl",
     "history.jsonl",

@@ -1,0 +1,183 @@
+"""Pictures a method declares: what to draw, as data; the page of a run draws them.
+
+    result.figures.append(figures.Curves(title="Loss", x="examples", y="loss", lines=[figures.Line("ours", x, y)]))
+
+`figure.save("picture.svg")` writes one by itself, and a notebook shows it. Numbers may be lists, arrays or tensors; a
+NaN leaves a gap. Every axis says in words what it is, with its unit; whatever is named stands beside its mark.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from didact import files
+from didact.errors import UserError
+
+Numbers = Sequence[float | None]
+Tree = Any  # a word's place in the sentence, or (label, [trees])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What all have: a title, and a sentence under the picture that says how to read it."""
+
+    title: str
+    note: str = ""
+
+    def svg(self) -> str:
+        """The picture by itself, in the light or dark of whoever looks at it."""
+        drawn: str = importlib.import_module(".report.drawing", "didact").alone(as_row(self))
+        return drawn
+
+    _repr_svg_ = svg  # what notebooks ask for
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture as an SVG file."""
+        with files.new_file(path) as beside:
+            beside.write_text(self.svg(), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one curve; `low` and `high` are the ends of the interval of each, if any."""
+
+    name: str
+    x: Numbers
+    y: Numbers
+    low: Numbers = ()
+    high: Numbers = ()
+
+    def __post_init__(self) -> None:
+        lengths = [len(c) for c in (self.x, self.y, self.low, self.high)]
+        if not (
+            lengths[0] == lengths[1] and {*lengths[2:]} <= {lengths[0]} | ({0} if lengths[2] == lengths[3] else set())
+        ):
+            raise UserError(f"line '{self.name}': x, y, low, high have {', '.join(map(str, lengths))} values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves(Figure):
+    """Lines with bands on labelled axes. `levels` are named lines across: a floor, chance; `log` is about x."""
+
+    x: str
+    y: str
+    lines: Sequence[Line]
+    levels: Mapping[str, float] = field(default_factory=dict)
+    log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heat(Figure):
+    """A number for every row and column, as shade: a phase map, attention. `value` says what it is.
+
+    `ends` are the values of no and full shade; those of the numbers by default.
+    """
+
+    x: str
+    y: str
+    value: str
+    columns: Sequence[str | float]
+    rows: Sequence[str | float]
+    values: Sequence[Numbers]
+    ends: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        wide = {len(row) for row in self.values}
+        if len(self.values) != len(self.rows) or wide - {len(self.columns)}:
+            shape = f"{len(self.values)} x {' or '.join(map(str, sorted(wide)))}"
+            raise UserError(f"heat map '{self.title}': {len(self.rows)} x {len(self.columns)} names, {shape} values")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number with its interval, if any; bars of one `group` stand together under its name."""
+
+    name: str
+    estimate: float | None
+    low: float | None = None
+    high: float | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars(Figure):
+    """Bars from 0 with intervals; `x` says what they measure, `levels` are named lines: a floor, chance."""
+
+    x: str
+    bars: Sequence[Bar]
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Dots of one kind; `names`, where given, stand beside each."""
+
+    name: str
+    x: Numbers
+    y: Numbers
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or len(self.names) not in (0, len(self.x)):
+            raise UserError(f"points '{self.name}': {len(self.x)} x, {len(self.y)} y, {len(self.names)} names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter(Figure):
+    """Dots; with `diagonal` the line where both are equal."""
+
+    x: str
+    y: str
+    points: Sequence[Points]
+    diagonal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trees(Figure):
+    """Trees over the same words, one beside the other; the first is the true one, and what differs from it is marked.
+
+    A tree is a word's place, or a pair of a label and the trees below it: `("call", [0, ("args", [1, 2])])`.
+    """
+
+    words: Sequence[str]
+    trees: Mapping[str, Tree]
+
+
+KINDS = {kind.__name__.lower(): kind for kind in (Curves, Heat, Bars, Scatter, Trees)}
+PARTS = {"lines": Line, "bars": Bar, "points": Points}
+
+
+def as_row(figure: Figure) -> dict[str, Any]:
+    """What is written of a figure: its `kind` and its fields, as JSON has them."""
+    return {"kind": type(figure).__name__.lower(), **files.plain(figure)}
+
+
+def read(folder: str | Path) -> list[Figure]:
+    """The figures of a run's folder.
+
+    Raises:
+        UserError: it holds none, or `figures.json` is not as it was written.
+    """
+    path = Path(folder) / "figures.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file: the run drew no figures")
+    rows = files.read_json(path)
+    try:
+        return [of_row(row) for row in rows]
+    except (TypeError, KeyError, AttributeError, ValueError, UserError) as error:
+        raise UserError(f"{path}: not figures of didact ({error}); repeat the run") from None
+
+
+def of_row(row: Mapping[str, Any]) -> Figure:
+    """The figure that `as_row` wrote."""
+    kind = KINDS[row["kind"]]
+    named = {f.name for f in fields(kind)}
+    given = {name: value for name, value in row.items() if name in named}
+    for name, part in PARTS.items():
+        if name in given:
+            given[name] = [part(**piece) for piece in given[name]]
+    return kind(**given)
