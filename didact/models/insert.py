@@ -168,7 +168,7 @@ def insert(model: Model, mixers: Sequence[tuple[Place, nn.Module]]) -> Model:
         {"kind": type(m).__name__, "at": place.at, "where": place.where, "spec": getattr(m, "spec", {})}
         for place, m in mixers
     ]
-    base = copy.deepcopy(model.module)
+    base: Any = copy.deepcopy(model.module)
     made = [m.to(base.get_input_embeddings().weight) for _, m in mixers]
     module = Inserted(model.config.to_dict(), told, base, made)
     return Model(module.train(base.training), model.processor, model.kind, model.base, model.condition)

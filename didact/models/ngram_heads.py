@@ -124,7 +124,7 @@ def look_up(
     if asked <= FEW < width:
         wide = states if states.dtype == torch.float64 else states.float()
         return (weights(ids, n, documents, asked, boundary).to(wide) @ wide).to(states)
-    out: Tensor = _LookUp.apply(states, plan(ids, n, documents, boundary))  # type: ignore[no-untyped-call]
+    out: Tensor = _LookUp.apply(states, plan(ids, n, documents, boundary))
     return out[:, width - asked :]
 
 
