@@ -28,7 +28,7 @@ Where = Literal["block", "attention"]
 # By the name of their class; a mixer's `spec` are the arguments it is made of, as JSON holds them.
 MIXERS = {"NGramHead": "didact.models.ngram_heads", "Momentum": "didact.models.momentum"}
 # Our own decoders, which transformers cannot build from a configuration.
-DECODERS: dict[str, str] = {}
+DECODERS = {"recurrent": "didact.models.recurrent:RecurrentLM"}
 
 
 class Mixer(Protocol):
@@ -125,6 +125,12 @@ class Inserted(nn.Module):
         self.config = own
 
     @property
+    def base_model(self) -> Any:
+        """The decoder's body, which gives hidden states."""
+        decoder: Any = self.base
+        return decoder.base_model
+
+    @property
     def generation_config(self) -> Any:
         """The decoder's."""
         return getattr(self.base, "generation_config", None)
@@ -151,8 +157,7 @@ class Inserted(nn.Module):
     def load_state_dict(self, *args: Any, **given: Any) -> Any:
         """Tied weights stay tied."""
         out = super().load_state_dict(*args, **given)
-        decoder: Any = self.base
-        decoder.tie_weights()
+        getattr(self.base, "tie_weights", lambda: None)()
         return out
 
 

@@ -14,13 +14,16 @@ from didact.models.banded import Banded
 from didact.models.insert import Inserted
 from didact.models.mixers import LinearSelfAttention
 from didact.models.model import Model
+from didact.models.recurrent import RecurrentLM
 from didact.models.sequence import SequenceLearner
 from didact.types import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MODULES: dict[str, type[nn.Module]] = {m.__name__: m for m in (LinearSelfAttention, SequenceLearner, Banded, Inserted)}
+MODULES: dict[str, type[nn.Module]] = {
+    m.__name__: m for m in (LinearSelfAttention, SequenceLearner, RecurrentLM, Banded, Inserted)
+}
 
 
 def load_module(folder: str | Path) -> Model:

@@ -1,0 +1,235 @@
+"""How well a model predicts a language that it only sees examples of: against the automaton itself, and n-grams.
+
+At every symbol: accuracy, whether the likeliest symbol is possible; tvd, half the L1 distance between the predicted
+and the true distribution; nll less the automaton's own, which no predictor that does not see the future can be below
+on average.
+
+Source: Akyurek, Wang, Kim, Andreas 2024, arXiv:2401.12973, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from didact.data import encode
+from didact.data.encode import TokenizedExample
+from didact.evaluate import automata, statistics
+from didact.models import build, forward, ngram_heads
+from didact.models.model import Model
+from didact.types import Text, UserError
+
+Array = NDArray[np.float64]
+SEPARATOR = "|"
+LAST = 2  # strings at the end of a prompt that numbers are of: by then the others have been seen
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Held-out prompts with their automata.
+
+    Attributes:
+        rows: what a model reads.
+        ids: `(B, T)`, symbols 0 to V - 1, the separator V, V + 1 behind the end.
+        truth: the true distribution of every symbol, `(B, T, V)`; zero where none stands.
+        symbols: the model's token of every symbol, `(V,)`.
+        separator: its token of the separator.
+    """
+
+    rows: list[TokenizedExample]
+    ids: NDArray[np.int64]
+    truth: Array
+    symbols: NDArray[np.int64]
+    separator: int
+
+    @property
+    def string(self) -> NDArray[np.int64]:
+        """In which string of its prompt every token stands, `(B, T)`, counted from the last, which is 1."""
+        ends = self.ids == self.truth.shape[2]
+        return np.asarray(1 + ends.sum(1, keepdims=True) - (ends.cumsum(1) - ends))
+
+
+def has_automata(text: Sequence[Text]) -> bool:
+    """Whether records bring the automata they are of; all of them, or none.
+
+    Raises:
+        UserError: some do.
+    """
+    told = [bool(record.metadata and "automaton" in record.metadata) for record in text]
+    if any(told) and not all(told):
+        raise UserError(f"text: record {told.index(False) + 1} has no 'automaton' in its metadata, others have one")
+    return any(told)
+
+
+def tokenizer_of(text: Sequence[Text]) -> Any:
+    """One token a word, for texts whose words are symbols."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = [build.PAD, build.BOS, build.EOS, SEPARATOR, *words(text)]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token=build.PAD))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=build.BOS, eos_token=build.EOS, pad_token=build.PAD,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def words(text: Sequence[Text]) -> list[str]:
+    """The symbols of all records, in order."""
+    return sorted({word for record in text for word in record.text.split()} - {SEPARATOR})
+
+
+def keys(text: Sequence[Text]) -> list[str]:
+    """Of every record its language: two with one key are the same, whatever their states are called."""
+    number = {word: i for i, word in enumerate(words(text))}
+    told = [(r.metadata or {})["automaton"] for r in text]
+    tables = [automata.table(each, number, f"text: record {at}") for at, each in enumerate(told, 1)]
+    return [mark.hex() for mark in automata.marks(automata.minimal(automata.stacked(tables)))]
+
+
+def prompts(text: Sequence[Text], tokenizer: Any, window: int, symbols: Sequence[str] | None = None) -> Prompts:
+    """Prompts as a model reads them, at most `window` tokens of each, with what is true of them.
+
+    `symbols` are those a model knows; by default those of the prompts.
+
+    Raises:
+        UserError: a symbol is not one token, or a text is not of its automaton.
+    """
+    known = list(symbols or words(text))
+    tokens = {word: encode.pieces(tokenizer, [f" {word}"])[0] for word in [*known, SEPARATOR]}
+    if many := next((word for word, ids in tokens.items() if len(ids) != 1), None):
+        raise UserError(f"text: '{many}' is {len(tokens[many])} tokens of this model; symbols must be one token each")
+    number = {word: i for i, word in enumerate([*known, SEPARATOR])}
+    rows, ids, tables = [], [], []
+    for at, record in enumerate(text, 1):
+        place = f"text: record {at}"
+        tables.append(automata.table((record.metadata or {})["automaton"], {w: number[w] for w in known}, place))
+        row = encode.windows(tokenizer, [record.text], window)[0]
+        read = [number[word] for word in record.text.split()][:window]
+        if [*row.completion[1 : len(read)]] != [tokens[[*known, SEPARATOR][i]][0] for i in read[1:]]:
+            raise UserError(f"{place}: symbols and separators must be one token each, between blanks, and are not")
+        rows.append(row)
+        ids.append(read)
+    width, count = max(map(len, ids)), len(known)
+    table = np.array([[*row, *[count + 1] * (width - len(row))] for row in ids])
+    truth = automata.following(automata.stacked(tables), table)
+    came = np.take_along_axis(truth, np.minimum(table, count - 1)[..., None], 2)[..., 0]
+    for at, t in np.argwhere((came == 0) & (table < count)).tolist():
+        raise UserError(f"text: record {at + 1}: symbol {t + 1}, '{known[table[at, t]]}', cannot come by its automaton")
+    return Prompts(rows, table, truth, np.array([tokens[w][0] for w in known]), tokens[SEPARATOR][0])
+
+
+def predicted(model: Model, of: Prompts) -> tuple[Array, Array]:
+    """A model's distribution over the symbols before every token, `(B, T, V)`, and its logp of the token, `(B, T)`."""
+    shape = of.truth.shape
+    said, logp = np.zeros(shape), np.zeros(shape[:2])
+    symbols = torch.from_numpy(of.symbols)
+
+    def distribution(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits[:, symbols.to(logits.device)].double().softmax(-1)
+
+    for group, batch, values in forward.score(model, of.rows, {"p": distribution}):
+        row = batch.row.cpu().numpy()
+        p = values["p"].cpu().numpy()
+        for line, i in enumerate(group):
+            own = p[row == line][: shape[1]]
+            said[i, : len(own)] = own
+    real = of.ids < shape[2]
+    each = np.take_along_axis(said, np.minimum(of.ids, shape[2] - 1)[..., None], 2)[..., 0]
+    with np.errstate(divide="ignore"):
+        logp[real] = np.log(each[real])
+    return said, logp
+
+
+def ngram(of: Prompts, n: int) -> Array:
+    """`followers` of every prompt, a few at a time."""
+    parts = np.array_split(of.ids, max(1, len(of.ids) // 16))
+    said = np.concatenate([followers(ids, of.truth.shape[2], n) for ids in parts])
+    return np.asarray(said * (of.truth.sum(-1, keepdims=True) > 0))
+
+
+def followers(ids: NDArray[np.int64], symbols: int, n: int) -> Array:
+    """What an n-gram model of the prompt so far predicts, `(B, T, V)`, backing off to shorter ones.
+
+    With c(w) the times the context w was met, this one counted, a symbol that followed it k times has k / c(w); what is
+    left goes to the others by the shorter context. The shortest counts every symbol once more than it was met.
+    """
+    read = torch.from_numpy(np.concatenate([np.full((len(ids), 1), symbols), ids], 1))  # all strings begin alike
+    seen = torch.nn.functional.one_hot(read, symbols + 2).double()[..., :symbols]
+    before = seen.cumsum(1) + 1
+    out = before / before.sum(-1, keepdim=True)
+    t = torch.arange(read.shape[1])
+    for size in range(1, n):
+        group = ngram_heads.groups(read, size, boundary=symbols)
+        follows = torch.nn.functional.pad(group[:, :-1], (1, 0), value=-2)
+        match = (group[:, :, None] == follows[:, None]) & (t <= t[:, None]) & (group >= 0)[..., None]
+        count = match.double() @ seen
+        total = count.sum(-1, keepdim=True) + 1
+        rest = torch.where(count > 0, 0.0, out)
+        left = rest.sum(-1, keepdim=True)
+        longer = torch.where(left > 0, count / total + rest / left.clamp(min=1e-300) / total, count / (total - 1))
+        out = torch.where((group >= 0)[..., None], longer, out)
+    return np.asarray(out[:, :-1].numpy())
+
+
+def scores(said: Array, logp: Array | None, of: Prompts) -> dict[str, Array]:
+    """Of every prompt, over its last strings `(B,)`: accuracy, tvd and, given `logp`, nll above the automaton's."""
+    chosen = (of.string <= LAST) & (of.truth.sum(-1) > 0)
+    each = at_each(said, logp, of)
+    return {name: (np.where(chosen, v, 0).sum(1) / np.maximum(chosen.sum(1), 1)) for name, v in each.items()}
+
+
+def at_each(said: Array, logp: Array | None, of: Prompts) -> dict[str, Array]:
+    """The same of every token, `(B, T)`."""
+    best = np.take_along_axis(of.truth, said.argmax(-1)[..., None], 2)[..., 0]
+    out = {"accuracy": (best > 0).astype(float), "tvd": 0.5 * np.abs(said - of.truth).sum(-1)}
+    if logp is not None:
+        out["excess"] = -logp - np.log((of.truth > 0).sum(-1).clip(1))
+    return out
+
+
+def curve(said: Array, of: Prompts, name: str) -> list[float]:
+    """Mean over prompts by string, from the first that all prompts have (counted from the end) to the last."""
+    each, there = at_each(said, None, of)[name], of.truth.sum(-1) > 0
+    most = int(of.string[:, 0].min())
+    return [float(each[there & (of.string == k)].mean()) for k in range(most, 0, -1)]
+
+
+def check_floor(excess: Array, name: str) -> None:
+    """Stop where a predictor is better than the automaton that wrote the strings: it must see what it predicts.
+
+    Raises:
+        UserError: the whole 99.9 % interval over prompts lies below 0.
+    """
+    found = statistics.mean_interval(excess, 0.999)
+    if found.high < 0:
+        raise UserError(
+            f"{name}: {-found.estimate:.3f} nats a symbol below the entropy of the languages: it sees what it is to "
+            "predict (a leak in the model or the data)"
+        )
+
+
+def findings(arms: Mapping[str, Model], of: Prompts) -> dict[str, Any]:
+    """What the models of every arm, and n-grams, predict of held-out languages; intervals are over prompts.
+
+    Raises:
+        UserError: one is better than can be.
+    """
+    out: dict[str, Any] = {"prompts": len(of.ids), "predictors": {}, "by_string": {"accuracy": {}, "tvd": {}}}
+    said = {name: predicted(model, of) for name, model in arms.items()}
+    also: dict[str, tuple[Array, Array | None]] = {f"{n}-gram": (ngram(of, n), None) for n in (2, 3)}
+    also["any symbol"] = (np.full(of.truth.shape, 1 / of.truth.shape[2]), None)
+    for name, (p, logp) in {**said, **also}.items():
+        found = scores(p, logp, of)
+        if "excess" in found:
+            check_floor(found["excess"], name)
+        out["predictors"][name] = {k: statistics.mean_interval(v)._asdict() for k, v in found.items()}
+        for measure, lines in out["by_string"].items():
+            lines[name] = curve(p, of, measure)
+    return out

@@ -1,0 +1,86 @@
+"""The same model with n-gram heads and without, taught side by side on the same rows: what heads are compared with.
+
+`heads` looks followers up; `control` has the same weights and looks nothing up; `uniform` looks up the mean of all
+earlier states; `plain` has no more weights than the model. New heads of all arms start from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from didact.data.encode import TokenizedExample
+from didact.data.streams import MicroBatch
+from didact.learn import language
+from didact.learn.fit import Hook, Term
+from didact.learn.language import TrainResult
+from didact.models import build, forward, recurrent
+from didact.models.insert import Place, insert
+from didact.models.model import Model, copy_of
+from didact.models.ngram_heads import Lookup, NGramHead
+from didact.types import Fit, UserError
+
+Arm = Literal["heads", "control", "uniform", "plain"]
+Arch = Literal["transformer", "gru", "lstm", "linear-attention", "mamba"]
+LOOKUPS: dict[str, Lookup] = {"heads": "ngram", "control": "zero", "uniform": "uniform"}
+
+
+def start(arch: Arch, tokenizer: Any, layers: int, width: int, window: int, seed: int) -> Model:
+    """A new model, of our layers or of transformers' Llama or Mamba, with a head of attention for 16 of its width."""
+    if arch in ("transformer", "mamba"):
+        kind: build.Arch = "llama" if arch == "transformer" else "mamba"
+        heads = max(1, width // 16)
+        if width % heads:
+            raise UserError(f"width = {width}: must be a multiple of 16, or less")
+        return build.build(kind, tokenizer, width, layers, heads, context=window + 1, tied=False, seed=seed)
+    layer: recurrent.Layer = "fast-weights" if arch == "linear-attention" else "lstm" if arch == "lstm" else "gru"
+    return recurrent.build(tokenizer, width, layers, layer, window + 1, seed)
+
+
+def arm(
+    name: Arm, model: Model, sizes: Sequence[int], at: int, zero: bool, seed: int, boundary: int | None = None
+) -> Model:
+    """A copy of a model as this arm has it: heads of these sizes in a row behind block `at`, begun at `zero` or not."""
+    if name == "plain":
+        return copy_of(model)
+    width = int(model.text_config.hidden_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        heads = [(Place(at), NGramHead(width, n, LOOKUPS[name], boundary, zero)) for n in sizes]
+    return insert(model, heads)
+
+
+def train(
+    name: Arm, model: Model, rows: Sequence[TokenizedExample], fit: Fit, alone: bool, only: Sequence[int] | None = None,
+    hooks: Sequence[Hook] = (),
+) -> TrainResult:  # fmt: skip
+    """Teach a copy of an arm to predict rows.
+
+    Args:
+        name: of the arm.
+        model: as `arm` made it.
+        rows: what it reads and predicts.
+        fit: training.
+        alone: what was inserted is trained, the rest of the model stays as it is.
+        only: tokens that are predicted; all by default. The loss is divided by all tokens.
+        hooks: called around every step.
+    """
+    if fit.lora:
+        raise UserError("n-gram heads are trained whole: leave lora at 0")
+    kept = torch.tensor(sorted(only)) if only is not None else None
+
+    def loss(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+        logp = forward.tokens(student, micro.tokens)["logp"]
+        counts: Tensor | float = 1.0 if kept is None else torch.isin(micro.tokens.target, kept.to(logp.device)).to(logp)
+        return {"nll": Term(-(logp * counts).sum(), f"{micro.stream}.tokens")}
+
+    model = copy_of(model)
+    if alone:
+        body: Any = model.module
+        body.base.requires_grad_(False)
+    made = language.train(model, {"text": language.single(rows)}, loss, fit, hooks=hooks, name=name)
+    made.model.module.requires_grad_(True)
+    return made
