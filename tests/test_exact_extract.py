@@ -383,6 +383,18 @@ def test_tokens_that_are_missing_are_named_with_the_mend(blank):
         exact_extract(blank, [QA(context=" ", question="b", answers=["a"])], **FORM)
 
 
+def test_a_line_that_ends_answers_also_ends_them_as_a_blank_line():
+    model = tiny("llama")
+    model.tokenizer.add_tokens(["\n\n"])
+    model.module.resize_token_embeddings(len(model.tokenizer))
+    form = qa_prompts.prompt_format(model, end="newline")
+    blank = model.tokenizer.convert_tokens_to_ids("\n\n")
+    assert form.end != blank and {form.end, blank} <= qa_prompts.endings(model, form)
+    questions = [qa_prompts.encode_question(model, form, *PAIRS[0])]
+    (answer,) = span_decoders.free(constant(model, [blank], 5.0), questions, form, 4)
+    assert answer.tokens == ()
+
+
 def test_t5_is_asked_as_it_was_pretrained():
     model = tiny("t5")
     model.processor = copy.deepcopy(model.tokenizer)  # the other tests share it

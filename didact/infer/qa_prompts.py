@@ -79,6 +79,17 @@ def prompt_format(model: Model, template: str = TEMPLATE, bos: str = "auto", end
     return PromptFormat(template, start, _end(model, last))
 
 
+def endings(model: Model, form: PromptFormat) -> set[int]:
+    """Tokens at which a freely decoded answer ends: its end token, the tokenizer's own, and where a line break is the
+    end every token that begins with one, such as a blank line's."""
+    tokenizer = model.tokenizer
+    ends = {form.end} if tokenizer.eos_token_id is None else {form.end, int(tokenizer.eos_token_id)}
+    if tokenizer.decode([form.end]) == "\n":
+        line = str(tokenizer.convert_ids_to_tokens(form.end))
+        ends |= {token for text, token in tokenizer.get_vocab().items() if text.startswith((line, "\n"))}
+    return ends
+
+
 def text_ids(model: Model, text: str) -> list[int]:
     """A passage, or an answer, as tokens: after one space, so that a word is the same tokens in both."""
     return encode.located(model.tokenizer, _spaced(text))[0]

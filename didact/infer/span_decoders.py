@@ -113,7 +113,7 @@ def free(
 
     `start` says where an answer's tokens are a span of the passage's.
     """
-    ends = {form.end, int(form.end if model.tokenizer.eos_token_id is None else model.tokenizer.eos_token_id)}
+    ends = qa_prompts.endings(model, form)
     if model.kind == "causal":
         rooms = [min(max_len, model.context - len(q.prompt)) for q in questions]
         hypotheses = beam.search(model, [q.prompt for q in questions], beams, 0.0, rooms, ends, rows=rows)

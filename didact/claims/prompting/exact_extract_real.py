@@ -1,7 +1,8 @@
 """Exact-extract's claim on a pre-trained model that was tuned on nothing: SQuAD passages, some drawn for each seed.
 
-Passages of at most `LONGEST` words, so that a seed takes a few minutes of one core. An answer ends at a line break:
-this model goes on after its answers, so that with its end token no greedy answer would be a span.
+Passages of at most `LONGEST` words, so that a seed takes three minutes of one core. An answer ends at a line break:
+this model goes on after its answers, so that with its end token no greedy answer would be a span. On seeds 0 to 2 a
+blank line did not end a greedy answer, and none was a span; mended, the claim is tested on others, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from didact.claims import real, runner
 from didact.claims.lab import bound, difference, gate
 from didact.types import QA, Result
 
-ASKED, LONGEST = 24, 110  # questions, words of a passage
+ASKED, LONGEST = 16, 100  # questions, words of a passage
+FRESH = 100  # before the first test seed
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
@@ -21,7 +23,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     rows = [
         r for r in real.rows("squad_fewshot.jsonl") if r["split"] == "eval" and len(r["context"].split()) <= LONGEST
     ]
-    drawn = random.Random(seed).sample(rows, ASKED)
+    drawn = random.Random(seed + FRESH).sample(rows, ASKED)
     result: Result = prompting.exact_extract(
         real.model(),
         [QA(context=r["context"], question=r["question"], answers=r["answers"]) for r in drawn],
