@@ -85,7 +85,7 @@ def endings(model: Model, form: PromptFormat) -> set[int]:
     tokenizer = model.tokenizer
     ends = {form.end} if tokenizer.eos_token_id is None else {form.end, int(tokenizer.eos_token_id)}
     if tokenizer.decode([form.end]) == "\n":
-        line = tokenizer.convert_ids_to_tokens(form.end)
+        line = str(tokenizer.convert_ids_to_tokens(form.end))
         ends |= {token for text, token in tokenizer.get_vocab().items() if text.startswith((line, "\n"))}
     return ends
 

@@ -1,9 +1,8 @@
 """Exact-extract's claim on a pre-trained model that was tuned on nothing: SQuAD passages, some drawn for each seed.
 
-Passages of at most `LONGEST` words, so that a seed takes two minutes of one core. An answer ends at a line break:
-this model goes on after its answers, so that with its end token no greedy answer would be a span. On seeds 0 to 2 only a
-single line break ended a greedy answer, not a blank line, and none was a span; mended, it is tested on others, from
-`FRESH` on.
+Passages of at most `LONGEST` words, so that a seed takes three minutes of one core. An answer ends at a line break:
+this model goes on after its answers, so that with its end token no greedy answer would be a span. On seeds 0 to 2 a
+blank line did not end a greedy answer, and none was a span; mended, the claim is tested on others, from `FRESH` on.
 """
 
 from __future__ import annotations
