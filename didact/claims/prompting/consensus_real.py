@@ -1,0 +1,99 @@
+"""Consensus's claim on a pre-trained model: messages to a bank (banking77), and answers found in passages (SQuAD).
+
+A base model of 270M weights says yes or no by habit: on the tuning seeds (1000, 1001) the judge alone was at chance
+(.17 of six topics) with the method's own wording and with two others, while the generator was right for .62. So the
+wording for messages shows it four verdicts first; whether it judges at all is the gate.
+"""
+
+from __future__ import annotations
+
+import random
+
+from didact import prompting
+from didact.claims import real, runner
+from didact.claims.lab import difference, gate
+from didact.claims.prompting import messages
+from didact.infer.consensus import RULES, Wording
+from didact.types import Demo, Result
+
+INTENTS, ASKED = 6, 4  # of a draw; messages of each
+QUESTIONS, CANDIDATES, LONGEST = 10, 4, 90  # of a draw; of each; words of a passage
+VERDICTS = (
+    ("The machine swallowed my card.", "card swallowed", "exchange rate"),
+    ("How do I change my PIN?", "change pin", "extra card"),
+)
+ASK = "Is this topic right?"
+
+
+def _lines(wrong: bool) -> str:
+    """The messages that are shown, with right topics or with wrong ones."""
+    return "".join(f"Message: {m}\nTopic: {b if wrong else a}\n\n" for m, a, b in VERDICTS)
+
+
+WORDING = Wording(
+    correct=_lines(False) + "{prompt}",
+    incorrect=_lines(True) + "{prompt}",
+    verify="".join(
+        f"Message: {m}\nTopic: {topic}\n{ASK} {said}\n\n"
+        for m, *topics in VERDICTS
+        for topic, said in zip(topics, ("yes", "no"), strict=True)
+    )
+    + f"{{prompt}} {{candidate}}\n{ASK}",
+    yes="yes",
+    no="no",
+)
+
+
+def run(seed: int, tier: runner.Tier) -> runner.Measured:
+    """Accuracy by every rule, and how often both sides agree."""
+    asked, _ = messages.drawn(seed, INTENTS, ASKED, 0)
+    return {
+        "messages": _told(prompting.consensus(real.model(), asked, wording=WORDING)),
+        "passages": _told(prompting.consensus(real.model(), _questions(seed))),
+    }
+
+
+def _told(result: Result) -> dict[str, float]:
+    found = result.findings
+    accuracy = {str(rule): float(found["accuracy"][rule]["estimate"]) for rule in RULES}
+    return accuracy | {when: float(found["agreement"][when]) for when in ("before", "after")}
+
+
+def _questions(seed: int) -> list[Demo]:
+    """Questions on passages, whose other candidates are spans of the passage of as many words."""
+    draw = random.Random(seed)
+    rows = [r for r in real.rows("squad_fewshot.jsonl") if len(r["context"].split()) <= LONGEST]
+    out = []
+    for row in draw.sample(rows, QUESTIONS):
+        words, answer = row["context"].split(), row["answers"][0]
+        size = len(answer.split())
+        spans = {" ".join(words[i : i + size]).strip(".,;()") for i in range(len(words) - size + 1)}
+        others = draw.sample(sorted(s for s in spans if s and s not in answer and answer not in s), CANDIDATES - 1)
+        choices = draw.sample([answer, *others], CANDIDATES)
+        out.append(Demo(prompt=f"{row['context']}\nQuestion: {row['question']}\nAnswer:", completion=answer,
+                        choices=choices))  # fmt: skip
+    return out
+
+
+ACCURACY, RATE = "accuracy", "of the questions"
+CLAIM = runner.Claim(
+    method="consensus",
+    text=(
+        "Asked both to answer and to judge, a pre-trained model ranks candidates better by the equilibrium of both than "
+        "by either alone, without a label."
+    ),
+    run=run,
+    gates=(
+        gate("the generator knows topics (chance .17)", "messages.g", at_least=0.33, unit=ACCURACY),
+        gate("the judge knows topics (chance .17)", "messages.d", at_least=0.33, unit=ACCURACY),
+    ),
+    tests=(
+        difference("the game beats the generator alone", "messages.er_g", "messages.g", ACCURACY),
+        difference("the game beats the judge alone", "messages.er_d", "messages.d", ACCURACY),
+        difference("both sides come to agree", "messages.after", "messages.before", RATE),
+        difference("the game is worth more than adding both", "messages.er_g", "messages.avg", ACCURACY, reported=True),
+        difference("the product beats the generator alone", "messages.mi", "messages.g", ACCURACY, reported=True),
+        difference("passages: the game beats the generator", "passages.er_g", "passages.g", ACCURACY, reported=True),
+        difference("passages: the game beats the judge", "passages.er_d", "passages.d", ACCURACY, reported=True),
+    ),
+)  # fmt: skip
