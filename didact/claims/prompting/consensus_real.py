@@ -79,8 +79,8 @@ ACCURACY, RATE = "accuracy", "of the questions"
 CLAIM = runner.Claim(
     method="consensus",
     text=(
-        "Asked both to answer and to judge, a pre-trained model ranks candidates better by the equilibrium of both than "
-        "by either alone, without a label."
+        "Asked both to answer and to judge, a pre-trained model ranks candidates better by the equilibrium of both "
+        "than by either alone, without a label."
     ),
     run=run,
     gates=(

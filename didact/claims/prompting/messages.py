@@ -1,4 +1,4 @@
-"""Messages to a bank (banking77) of a few intents, as questions with choices: what claims on a pre-trained model ask."""
+"""Messages to a bank (banking77) of a few intents as questions with choices, for claims on a pre-trained model."""
 
 from __future__ import annotations
 
