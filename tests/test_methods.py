@@ -55,6 +55,7 @@ INSTEAD = {
     "phf:filter": {"threshold": -1e3},
     "evolve": {"bandit.horizon": 6, "trajectories": 3, "trials": 2},
     "evolve.prompt": {"bandit.horizon": 6, "trials": 2},
+    "llambo": {"suggest": 1, "search.candidates": 3, "search.gens": 2},
     "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
