@@ -1,0 +1,259 @@
+"""Asks a model one thing three ways: without demonstrations (ZSL), behind them in its prompt (ICL), and after
+fine-tuning on the same ones (FT), from the same weights, in the same words.
+
+Whatever can be read three ways is a `Reader`: a language model here, linear attention in `linear_reader`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from didact.data import demonstrations, encode
+from didact.data.encode import TokenizedExample
+from didact.data.streams import collate
+from didact.learn import subset
+from didact.learn.subset import Tuning
+from didact.models import adapters, forward, projections
+from didact.models.model import Model, sharing
+from didact.types import Demo, UserError
+
+LORA_RANK = 8
+
+
+class Episode(NamedTuple):
+    """Demonstrations in their order, and what is asked after them."""
+
+    demos: tuple[Any, ...]
+    queries: tuple[Any, ...]
+
+    def ordered(self, order: Sequence[int]) -> Episode:
+        """The same with its demonstrations in another order."""
+        return self._replace(demos=tuple(self.demos[i] for i in order))
+
+
+class Reading(NamedTuple):
+    """What a model makes of queries: log-probs of all tokens at the answer's place `(Q, V)`, log-probs of the labels
+    among each other `(Q, C)`, and whether the likeliest label is right `(Q,)`."""
+
+    tokens: Tensor
+    labels: Tensor
+    right: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return float(self.right.double().mean())
+
+
+@dataclass(frozen=True)
+class Way:
+    """A fine-tuning: which weights (`projections.parts`, or `lora`), and how."""
+
+    which: str
+    how: Tuning
+
+    @classmethod
+    def of(cls, text: str, how: Tuning) -> Way:
+        """`kv`, `v@middle/full`: behind the stroke, all demonstrations make one step."""
+        which, stroke, size = text.partition("/")
+        if stroke and size != "full":
+            raise UserError(f"{text}: only /full may follow what is trained: all demonstrations in one step")
+        return cls(which, dataclasses.replace(how, batch=None) if stroke else how)
+
+
+class Reader(Protocol):
+    """Reads the queries of an episode three ways."""
+
+    def without(self, episode: Episode) -> Reading:
+        """Without its demonstrations."""
+
+    def shown(self, episode: Episode) -> Reading:
+        """Behind its demonstrations."""
+
+    def tuned(self, episode: Episode, way: Way) -> Iterator[Reading]:
+        """Without them, after every epoch of fine-tuning on them; the model is as before in the end."""
+
+
+# --- a language model -----------------------------------------------------------------------------------
+
+
+class LanguageReader:
+    """A causal language model that answers with one of a query's choices.
+
+    Args:
+        model: it; fine-tuned in place and put back bit for bit.
+        separator: between demonstrations, and before the query.
+        loss: of fine-tuning, on the label alone or on the whole text of a demonstration.
+    """
+
+    def __init__(self, model: Model, separator: str = "\n", loss: Literal["label", "text"] = "label") -> None:
+        if model.kind != "causal":
+            raise UserError(
+                f"this needs a causal model that reads demonstrations in its prompt, not a {model.kind} one"
+            )
+        self.model, self.separator, self.loss = model, separator, loss
+        self.tokens_read = 0
+
+    def without(self, episode: Episode) -> Reading:
+        """ZSL."""
+        return self.read(episode._replace(demos=()))
+
+    def shown(self, episode: Episode) -> Reading:
+        """ICL."""
+        return self.read(episode)
+
+    def tuned(self, episode: Episode, way: Way) -> Iterator[Reading]:
+        """FT, then ZSL."""
+        model = self.model
+        if way.which == "lora":
+            model = adapters.lora(sharing(model), LORA_RANK)
+            parts = [projections.Part(n, p) for n, p in model.module.named_parameters() if p.requires_grad]
+        else:
+            parts = projections.parts(model, way.which)
+        rows = self.lessons(episode)
+        self.tokens_read += 3 * way.how.epochs * sum(r.size for r in rows)
+        with contextlib.closing(subset.epochs(model, parts, rows, way.how)) as training:
+            for _ in training:
+                yield self.read(unshown(episode), model)
+
+    def lessons(self, episode: Episode) -> list[TokenizedExample]:
+        """The demonstrations as rows to train on, each by itself."""
+        pairs = [(demonstrations.question(d), d.completion) for d in episode.demos]
+        rows = self._rows(pairs)
+        if self.loss == "label":
+            return rows
+        whole = [r.prompt + r.completion for r in rows]
+        return [TokenizedExample(ids[:1], ids[1:]) for ids in whole]
+
+    def prompt(self, episode: Episode, query: Demo) -> str:
+        """What the model reads before the answer."""
+        shown = [demonstrations.written(d) for d in episode.demos]
+        return demonstrations.assemble("", shown, demonstrations.question(query), self.separator)
+
+    def rows(self, episode: Episode) -> list[list[TokenizedExample]]:
+        """Of every query, its prompt with each of its choices."""
+        sizes = [len(q.choices) for q in episode.queries]
+        pairs = [(self.prompt(episode, q), c) for q in episode.queries for c in q.choices]
+        rows = iter(self._rows(pairs))
+        return [[next(rows) for _ in range(size)] for size in sizes]
+
+    def _rows(self, pairs: Sequence[tuple[str, str]]) -> list[TokenizedExample]:
+        model = self.model
+        rows = encode.rows(model.tokenizer, pairs, model.kind, 1 << 30, end=False)
+        if (longest := max(r.size for r in rows)) > model.context:
+            raise UserError(
+                f"a prompt has {longest} tokens, the model's context {model.context}: fewer or shorter shots"
+            )
+        return rows
+
+    def read(self, episode: Episode, model: Model | None = None, apart: bool = False) -> Reading:
+        """Its queries behind its demonstrations; `apart`, each in a pass of its own, nothing shared."""
+        rows, model = self.rows(episode), model or self.model
+        firsts = [TokenizedExample(row[0].prompt, row[0].completion[:1]) for row in rows]
+        self.tokens_read += sum(r.size for r in firsts)
+        logp = distributions(model, firsts, apart)
+        if all(len(r.completion) == 1 for row in rows for r in row):
+            scores = torch.stack([logp[i, [r.completion[0] for r in row]] for i, row in enumerate(rows)]).double()
+            means = scores
+        else:
+            flat = [r for row in rows for r in row]
+            self.tokens_read += sum(r.size for r in flat)
+            total, count = forward.row_logp(model, flat)
+            scores, means = (x.view(len(rows), -1) for x in (total, total / count))
+        gold = torch.tensor([demonstrations.gold(q) for q in episode.queries])
+        return Reading(logp, scores.log_softmax(-1), means.argmax(-1) == gold)
+
+
+def unshown(episode: Episode) -> Episode:
+    """What a fine-tuned model is asked: the queries without the demonstrations it has learnt from."""
+    return episode._replace(demos=())
+
+
+def distributions(model: Model, rows: Sequence[TokenizedExample], apart: bool = False) -> Tensor:
+    """Log-probs of every token where the one label token of each row stands, `(rows, V)` in float32."""
+    whole = {"logp": lambda logits, target: logits.float().log_softmax(-1)}
+    if apart:
+        with torch.no_grad():
+            batches = (collate([row], model.kind, model.pad).to(model.device) for row in rows)
+            return torch.cat([forward.tokens(model, batch, whole)["logp"].cpu() for batch in batches])
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group, batch, values in forward.score(model, rows, whole):
+        for line, row in enumerate(batch.row.tolist()):
+            out[group[row]] = values["logp"][line].cpu()
+    return torch.stack(out)
+
+
+def checked(records: Sequence[Demo], name: str, labels: Sequence[str] = ()) -> list[Demo]:
+    """Records with choices: their own, or `labels`.
+
+    Raises:
+        UserError: there are none, a record has more or fewer than the first, or its answer is none of them.
+    """
+    out: list[Demo] = []
+    for number, record in enumerate(records, 1):
+        choices = demonstrations.options(record) or list(labels)
+        record = dataclasses.replace(record, choices=choices)
+        if len(choices) < 2:
+            raise UserError(f"{name}: record {number}: field 'choices' names no labels: what may the answer be?")
+        if len(choices) != len(demonstrations.options(out[0]) if out else choices):
+            raise UserError(
+                f"{name}: record {number} has {len(choices)} choices, record 1 has another number: ask them apart"
+            )
+        try:
+            demonstrations.gold(record)
+        except UserError as error:
+            raise UserError(f"{name}: record {number}: {error}") from None
+        out.append(record)
+    return out
+
+
+def episodes(
+    train: Sequence[Demo], test: Sequence[Demo], shots: int, queries: int, draws: int, seed: int
+) -> list[tuple[Episode, Episode]]:
+    """Draws of demonstrations and queries, and beside each one other demonstrations before the same queries.
+
+    Where records name their `task`, a draw is of one task, the tasks in turn. No query is asked that a demonstration
+    of either asks.
+
+    Raises:
+        UserError: a task has too few records.
+    """
+    tasks = list(dict.fromkeys(r.task for r in test))
+    pools = {t: ([d for d in train if d.task == t], [d for d in test if d.task == t]) for t in tasks}
+    out = []
+    for draw in range(draws):
+        task = tasks[draw % len(tasks)]
+        pool, asked = pools[task]
+        rng = np.random.default_rng([seed, draw, 181])
+        order = rng.permutation(len(pool)).tolist()
+        wanted = rng.permutation(len(asked)).tolist()
+        first = [pool[i] for i in order[:shots]]
+        shown = {demonstrations.key(d) for d in first}
+        chosen = [asked[i] for i in wanted if demonstrations.key(asked[i]) not in shown][:queries]
+        queried = {demonstrations.key(q) for q in chosen}
+        others = [pool[i] for i in order[shots:] if demonstrations.key(pool[i]) not in queried]
+        second = (others + first)[:shots]  # as many others as there are
+        if len(first) < shots or not chosen:
+            where = f" of the task '{task}'" if task is not None else ""
+            raise UserError(
+                f"{len(pool)} records of train{where}: too few for {shots} shots with a query that none of them asks"
+            )
+        out.append((Episode(tuple(first), tuple(chosen)), Episode(tuple(second), tuple(chosen))))
+    return out
+
+
+def orders(count: int, size: int, seed: int) -> list[list[int]]:
+    """So many different orders of a few things (fewer where there are no more), the given one first."""
+    rng, out = np.random.default_rng([seed, 182]), [tuple(range(size))]
+    for _ in range(20 * count):
+        if len(out) < count and (new := tuple(rng.permutation(size).tolist())) not in out:
+            out.append(new)
+    return [list(o) for o in out]

@@ -1,0 +1,80 @@
+"""Fine-tuning some of a model's weights on a few rows, in their order, and putting every bit back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from didact.data.encode import TokenizedExample
+from didact.data.streams import collate
+from didact.models import forward
+from didact.models.model import Model
+from didact.models.projections import Part
+
+Optimizer = Literal["sgd", "adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How a few rows are learnt: without decay, clipping, warm-up or dropout, at a constant rate.
+
+    Args:
+        lr: the rate.
+        epochs: passes over the rows.
+        batch: rows a step, in their order; None takes all at once.
+        optimizer: plain SGD, or Adam.
+        per: what the loss is a mean over: rows (of the sum over their label tokens) or label tokens.
+    """
+
+    lr: float
+    epochs: int = 1
+    batch: int | None = 1
+    optimizer: Optimizer = "sgd"
+    per: Literal["rows", "tokens"] = "rows"
+
+
+def epochs(model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample], how: Tuning) -> Generator[float]:
+    """Train these parts of the model in place; yields its mean loss after every epoch, while the weights are so.
+
+    When the iterator ends or is closed, every weight is what it was, bit for bit.
+    """
+    known = [(p, p.requires_grad, p.grad) for p in model.module.parameters()]
+    before = [part.weight.detach().clone() for part in parts]
+    was, mine = model.module.training, {id(part.weight) for part in parts}
+    for p, _, _ in known:
+        p.requires_grad_(id(p) in mine)
+    weights = [part.weight for part in parts]
+    optimizer = (torch.optim.SGD if how.optimizer == "sgd" else torch.optim.Adam)(weights, lr=how.lr)
+    size = how.batch or len(rows)
+    model.module.eval()
+    try:
+        for _ in range(how.epochs):
+            losses = [_step(model, parts, rows[at : at + size], optimizer, how.per) for at in range(0, len(rows), size)]
+            yield sum(losses) / len(losses)
+    finally:
+        with torch.no_grad():
+            for part, value in zip(parts, before, strict=True):
+                part.weight.copy_(value)
+        for p, wanted, grad in known:
+            p.requires_grad_(wanted)
+            p.grad = grad
+        model.module.train(was)
+
+
+def _step(
+    model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample], optimizer: torch.optim.Optimizer, per: str
+) -> float:
+    with torch.enable_grad():
+        batch = collate(rows, model.kind, model.pad, model.start).to(model.device)
+        logp = forward.tokens(model, batch)["logp"]
+        loss = -logp.sum() / (len(rows) if per == "rows" else len(logp))
+        optimizer.zero_grad()
+        loss.backward()
+    for part in parts:
+        if part.mask is not None and part.weight.grad is not None:
+            part.weight.grad.mul_(part.mask)
+    optimizer.step()
+    return float(loss.detach())
