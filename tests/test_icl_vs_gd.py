@@ -15,7 +15,7 @@ from shapes import tiny
 
 from didact import mechanisms
 from didact.data.encode import TokenizedExample
-from didact.evaluate import in_context, layer_tests, learners, three_way
+from didact.evaluate import equivalence, layer_tests, learners, three_way
 from didact.evaluate.linear_reader import LinearReader
 from didact.evaluate.references import gradient
 from didact.evaluate.three_way import Episode, LanguageReader, Way
@@ -165,7 +165,7 @@ def test_tasks_are_not_mixed_and_orders_differ() -> None:
     assert len(three_way.orders(9, 2, 0)) == 2
 
 
-def linear(eta: float = 1.5, seed: int = 0) -> tuple[LinearReader, list[in_context.Draw]]:
+def linear(eta: float = 1.5, seed: int = 0) -> tuple[LinearReader, list[equivalence.Draw]]:
     generator = torch.Generator().manual_seed(seed)
     hand = learners.of_module(mixers.constructed(3, 6, eta=eta, rows=5))
     draws = []
@@ -180,17 +180,17 @@ def linear(eta: float = 1.5, seed: int = 0) -> tuple[LinearReader, list[in_conte
 def test_where_the_two_are_one_the_instrument_says_so_and_elsewhere_not() -> None:
     reader, draws = linear()
     ways = {"descent": Way("all", Tuning(lr=1.0))}
-    how = in_context.Comparison(ways=ways, rates=(0.5, 1.5, 3.0), top=3)
-    told = in_context.findings(in_context.compare(reader, draws, how), how)
+    how = equivalence.Comparison(ways=ways, rates=(0.5, 1.5, 3.0), top=3)
+    told = equivalence.findings(equivalence.compare(reader, draws, how), how)
     way = told["ways"]["descent"]
     assert way["verdict"] == "indistinguishable" and way["chosen"]["lr"] == 1.5
     assert way["cosine"]["relative"]["estimate"] == pytest.approx(1, abs=1e-9)
     assert told["order"]["icl"]["probability"]["estimate"] < 1e-9
     wrong = LinearReader(reader.attention, lambda rate, steps: gradient.gd(-rate, steps), 2.0)
-    told = in_context.findings(in_context.compare(wrong, draws, how), how)
+    told = equivalence.findings(equivalence.compare(wrong, draws, how), how)
     assert told["ways"]["descent"]["verdict"] == "uninformative"
     other = LinearReader(reader.attention, lambda rate, steps: gradient.ridge(1e-3), 2.0)
-    told = in_context.findings(in_context.compare(other, draws, how), how)
+    told = equivalence.findings(equivalence.compare(other, draws, how), how)
     assert told["ways"]["descent"]["verdict"] == "different"
 
 

@@ -1,233 +1,123 @@
-"""Do demonstrations in the prompt act as fine-tuning on them does? Both are read on the same queries, and their
-similarity is placed between a floor (no demonstrations) and ceilings (the same model behind them in another order, or
-behind others).
-
-The unit is a draw of demonstrations. Rate and epoch of every way of fine-tuning are chosen on some draws, in
-favour of the hypothesis (most similar to ICL, among those that learnt something), and reported on the others.
-
-Source: Shen, Mishra and Khashabi 2024, arXiv:2310.08540.
+"""Examining a meta-trained classifier: on tasks it saw, fresh tasks and other data sets, beside what a user would use
+otherwise and beside controls that must learn nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from didact import figures, progress
-from didact.evaluate import similarity, statistics, three_way
-from didact.evaluate.three_way import Episode, Reader, Reading, Way
+from didact.data.streams import Tensors
+from didact.evaluate import curves
+from didact.evaluate.references import classifiers
+from didact.learn import fit as loop
+from didact.learn import task_pools
+from didact.learn.task_pools import TaskPool
 
-Draw = tuple[Episode, Episode]
-Rows = list[dict[str, float]]
-SIMILARITIES = ("overlap", "cosine")  # what the verdict is made on; both must agree
+REPORT, WATCHED = 1, 2  # tags of draws that training never sees
+LOOKS = 50  # how often a training looks whether the plateau of its loss has ended
+LOGISTIC = 100  # sequences that logistic regression is fitted to, one by one
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How two ways of learning are compared.
+def hits(module: nn.Module, batch: Tensors) -> Tensor:
+    """Right or not at every position, `(B, T)`."""
+    was = module.training
+    module.eval()
+    with torch.no_grad():
+        logits = torch.cat([task_pools.class_logits(module, part) for part in batch.split(256)])
+    module.train(was)
+    return (logits.argmax(-1) == batch["label"]).float()
+
+
+def baselines(batch: Tensors) -> tuple[dict[str, Tensor], Tensor]:
+    """Hits `(B, T)` of neighbours and centroids, and those of logistic regression at the last position, `(b,)`."""
+    x, label, slots = batch["x"], batch["label"], batch["y"].shape[-1]
+    found = {
+        "1 neighbour": classifiers.neighbours(x, label, slots, 1),
+        "3 neighbours": classifiers.neighbours(x, label, slots, 3),
+        "centroids": classifiers.centroids(x, label, slots),
+    }
+    some, last = slice(LOGISTIC), label.shape[1] - 1
+    logistic = classifiers.logistic(x[some], label[some], last) == label[some, last]
+    return {name: (guess == label).float() for name, guess in found.items()}, logistic.float()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Hits of a module by where they were made, and what to report of them."""
+
+    hits: Mapping[str, Tensor]
+    chance: float
+    findings: dict[str, Any]
+
+    @property
+    def regime(self) -> str:
+        """Which of the regimes this is."""
+        return curves.regime(self.hits["seen"], self.hits["unseen"], self.chance)
+
+
+def examine(module: nn.Module, untrained: nn.Module, pools: Mapping[str, TaskPool], count: int, seed: int) -> Examined:
+    """Everything of one module, each pool with so many sequences of rows that training did not see.
 
     Args:
-        ways: of fine-tuning, by name; `how.epochs` is the most, and every epoch before is tried too.
-        rates: of each way.
-        held: share of the draws on which rate and epoch are chosen.
-        orders: of the demonstrations of a draw, the given one among them.
-        top: k of the likeliest tokens that are compared.
-        gain: accuracy above that without demonstrations which a fine-tuning must reach to say something.
-        margin: of the verdict, of the way from floor to ceiling.
-        seed: of the orders.
+        module: trained.
+        untrained: the same as it began.
+        pools: `seen`, tasks of training; `unseen`, fresh tasks of the same data; others of other data.
+        count: sequences.
+        seed: of their draw.
+
+    Raises:
+        UserError: it does better than is possible, on the first position or on random labels.
     """
-
-    ways: Mapping[str, Way]
-    rates: Sequence[float]
-    held: float = 0.3
-    orders: int = 4
-    top: int = 10
-    gain: float = 0.02
-    margin: float = 0.1
-    seed: int = 0
-
-
-@dataclass
-class Compared:
-    """What came out, one row a draw of the report: `controls[name]` of ICL with itself and with nothing, `ways[name]`
-    of fine-tuning with ICL, `orders[name]` how much order matters; `grid` on the other draws, `chosen` of it."""
-
-    controls: dict[str, Rows] = field(default_factory=dict)
-    ways: dict[str, Rows] = field(default_factory=dict)
-    orders: dict[str, Rows] = field(default_factory=dict)
-    grid: list[dict[str, Any]] = field(default_factory=list)
-    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
-    vocabulary: int = 0
-
-    def column(self, rows: Rows, name: str) -> list[float]:
-        """One number a draw."""
-        return [row[name] for row in rows]
+    batches = {name: pool((seed, 0, REPORT), count) for name, pool in pools.items()}
+    found, unseen = {name: hits(module, batch) for name, batch in batches.items()}, pools["unseen"]
+    curves.check_chance(found["unseen"][:, 0], unseen.chance, "first position of unseen tasks")
+    found["random labels"] = hits(module, unseen.but(labels="random")((seed, 0, REPORT), count))
+    curves.check_chance(found["random labels"], unseen.chance, "tasks with random labels")
+    found["untrained"] = hits(untrained, batches["unseen"])
+    report: dict[str, Any] = {"curves": {name: curves.curve(v) for name, v in found.items()}}
+    report["improvement"] = {name: curves.improvement(v)._asdict() for name, v in found.items()}
+    report["accuracy"] = {name: curves.level(v)._asdict() for name, v in found.items()}
+    report["repeated_rows"] = repeated(batches["unseen"])
+    report["baselines"] = {}
+    for name in (n for n in batches if n != "seen"):
+        along, logistic = baselines(batches[name])
+        report["baselines"][name] = {
+            "curves": {k: curves.curve(v) for k, v in along.items()},
+            "accuracy": {k: curves.level(v)._asdict() for k, v in along.items()}
+            | {"logistic regression": curves.level(logistic[:, None])._asdict()},
+        }
+    return Examined(found, unseen.chance, report)
 
 
-def compare(reader: Reader, draws: Sequence[Draw], how: Comparison) -> Compared:
-    """Choose on the first draws, report on the others."""
-    first = max(1, round(how.held * len(draws)))
-    out = Compared()
-    out.grid = _grid(reader, draws[:first], how)
-    for name in how.ways:
-        mine = [row for row in out.grid if row["way"] == name]
-        able = [row for row in mine if row["informative"]]
-        out.chosen[name] = max(able or mine, key=lambda row: row["cosine"])
-    with progress.Counted("draws", len(draws) - first) as bar:
-        for number, (episode, other) in enumerate(draws[first:]):
-            _report(reader, episode, other, number, how, out)
-            bar.advance(1)
-    return out
+def repeated(batch: Tensors) -> float:
+    """The share of rows that stood in their sequence before: a learner that only looks those up is right on them."""
+    x = batch["x"]
+    same = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") == 0
+    return float(same.tril(-1).any(-1).float().mean())
 
 
-def findings(out: Compared, how: Comparison) -> dict[str, Any]:
-    """The comparison told: estimates with intervals over draws, and one verdict a way."""
-    told: dict[str, Any] = {
-        "draws": len(out.controls["none"]),
-        "chance_overlap": similarity.chance_overlap(out.vocabulary, how.top),
-        "controls": {name: similarity.summary(rows) for name, rows in out.controls.items()},
-        "order": {name: similarity.summary(rows) for name, rows in out.orders.items()},
-        "grid": out.grid, "ways": {},
-    }  # fmt: skip
-    icl = out.orders["icl"]
-    for name, rows in out.ways.items():
-        apart = [a["probability"] - b["probability"] for a, b in zip(icl, out.orders[name], strict=True)]
-        found = {}
-        for measure in SIMILARITIES:
-            value, floor, ceiling = (
-                out.column(r, measure) for r in (rows, out.controls["none"], out.controls["other order"])
-            )
-            found[measure] = similarity.verdict(value, floor, ceiling, apart, how.margin)
-            others = out.column(out.controls["other demonstrations"], measure)
-            found[measure]["relative_to_other_demonstrations"] = similarity.relative(value, floor, others)._asdict()
-            found[measure]["below_ceiling"] = statistics.paired_interval(ceiling, value)._asdict()
-        said = {one["verdict"] for one in found.values()}
-        one = said.pop() if len(said) == 1 else "different" if "different" in said else "inconclusive"
-        informative = out.chosen[name]["informative"]
-        told["ways"][name] = {
-            "verdict": one if informative else "uninformative", "chosen": out.chosen[name],
-            "to_icl": similarity.summary(rows), **found,
-            "order_log_ratio": similarity.log_ratio(
-                out.column(icl, "probability"), out.column(out.orders[name], "probability")
-            )._asdict(),
-        }  # fmt: skip
-    return told
+class Plateau(loop.Hook):
+    """Notes the first step at which fresh tasks show improvement within a sequence: the end of the loss plateau."""
 
+    def __init__(self, unseen: TaskPool, seed: int, steps: int, count: int = 128) -> None:
+        self.batch, self.every = unseen((seed, 0, WATCHED), count), max(1, steps // LOOKS)
+        self.left: int | None = None
 
-def sentence(told: Mapping[str, Any]) -> str:
-    """The verdicts in words."""
-    parts = []
-    for name, way in told["ways"].items():
-        at = way["cosine"]["relative"]
-        parts.append(
-            f"{name}: {way['verdict']}" + (f" ({at['estimate']:.0%} of the way)" if np.isfinite(at["estimate"]) else "")
-        )
-    return "ICL and fine-tuning on the same demonstrations: " + "; ".join(parts)
+    def after(self, step: loop.Step) -> None:
+        """Look every so many steps, until it has ended."""
+        look = self.left is None and (step.step + 1) % self.every == 0
+        if look and curves.improvement(hits(step.module, self.batch)).low > curves.ENOUGH:
+            self.left = step.step + 1
 
+    def state(self) -> Any:
+        """The step."""
+        return self.left
 
-def warnings(told: Mapping[str, Any]) -> list[str]:
-    """What keeps the verdicts from saying much."""
-    out = []
-    none, icl = (told["controls"][n]["accuracy"]["estimate"] for n in ("none", "itself"))
-    if not icl > none:
-        out.append(f"demonstrations do not help ({none:.2f} without, {icl:.2f} with): there is no learning to compare")
-    for name, way in told["ways"].items():
-        if way["verdict"] == "uninformative":
-            out.append(f"{name}: no rate and epoch learnt the task: try other --lrs; its numbers say nothing")
-    return out
-
-
-def pictures(told: Mapping[str, Any]) -> list[figures.Figure]:
-    """How near each fine-tuning comes, how much order matters, and the whole grid of rates."""
-    controls, ways = told["controls"], told["ways"]
-    rows = {f"fine-tuned, {n}": w["to_icl"] for n, w in ways.items()}
-    rows |= {f"ICL, {n}": controls[n] for n in ("none", "other demonstrations", "other order")}
-    rows = {n.replace("ICL, none", "without demonstrations"): r for n, r in rows.items()}
-    similar = [_bar(name, row[m], words) for m, words in WORDS.items() for name, row in rows.items()]
-    orders = [_bar("ICL" if n == "icl" else n, row["probability"]) for n, row in told["order"].items()]
-    best: dict[str, dict[float, float]] = {}
-    for row in told["grid"]:
-        at = best.setdefault(row["way"], {})
-        at[row["lr"]] = max(row["cosine"], at.get(row["lr"], 0.0))
-    lines = [figures.Line(name, list(found), list(found.values())) for name, found in best.items()]
-    levels = {
-        n: controls[c]["cosine"]["estimate"] for n, c in (("ICL in another order", "other order"), ("none", "none"))
-    }
-    return [
-        figures.Bars(title="How similar to ICL", x="similarity to ICL (95 % interval over draws)", bars=similar,
-                     note="ICL with itself is the ceiling, no demonstrations the floor."),
-        figures.Bars(title="How much the order of the demonstrations matters", bars=orders,
-                     x="standard deviation of a label's probability over orders"),
-        figures.Curves(title="Every rate, at its best epoch", x="learning rate", y="cosine of the overlap with ICL",
-                       lines=lines, levels=levels, log=True),
-    ]  # fmt: skip
-
-
-WORDS = {"cosine": "cosine of the overlap", "overlap": "tokens in common"}
-
-
-def _bar(name: str, of: Mapping[str, float], group: str = "") -> figures.Bar:
-    return figures.Bar(name, of["estimate"], of["low"], of["high"], group)
-
-
-def _grid(reader: Reader, draws: Sequence[Draw], how: Comparison) -> list[dict[str, Any]]:
-    """Every way at every rate after every epoch, over these draws."""
-    base = [(reader.without(e), reader.shown(e)) for e, _ in draws]
-    start = float(np.mean([zero.accuracy for zero, _ in base]))
-    out = []
-    with progress.Counted("rates", len(how.ways) * len(how.rates)) as bar:
-        for (name, way), rate in itertools.product(how.ways.items(), how.rates):
-            tries = _rated(way, rate)
-            readings = [list(reader.tuned(e, tries)) for e, _ in draws]
-            for epoch in range(1, tries.how.epochs + 1):
-                each = [_with(r[epoch - 1], icl, how.top) for r, (_, icl) in zip(readings, base, strict=True)]
-                row: dict[str, Any] = {k: float(np.mean([e[k] for e in each])) for k in each[0]}
-                learnt = row["accuracy"] >= min(start + how.gain, 1.0) and bool(np.isfinite(row["kl"]))
-                out.append({"way": name, "lr": rate, "epoch": epoch, "informative": learnt, **row})
-            bar.advance(1)
-    return out
-
-
-def _report(reader: Reader, episode: Episode, other: Episode, number: int, how: Comparison, out: Compared) -> None:
-    """One draw: controls, every chosen way in every order."""
-    zero, icl = reader.without(episode), reader.shown(episode)
-    out.vocabulary = icl.tokens.shape[-1]
-    each = three_way.orders(how.orders, len(episode.demos), how.seed + number)
-    turned = [icl, *(reader.shown(episode.ordered(order)) for order in each[1:])]
-    controls = {
-        "none": [_with(zero, icl, how.top)],
-        "other order": [_with(r, icl, how.top) for r in turned[1:]],
-        "other demonstrations": [_with(reader.shown(other), icl, how.top)],
-        "itself": [_with(icl, icl, how.top)],
-    }
-    _sensitivity(out, "icl", turned)
-    for name, way in how.ways.items():
-        best = _rated(way, out.chosen[name]["lr"], out.chosen[name]["epoch"])
-        after = [list(reader.tuned(episode.ordered(order), best))[-1] for order in each]
-        out.ways.setdefault(name, []).append(_with(after[0], icl, how.top))
-        controls[f"{name}, other order"] = [_with(r, after[0], how.top) for r in after[1:]]
-        _sensitivity(out, name, after)
-    for name, rows in controls.items():
-        out.controls.setdefault(name, []).append({k: float(np.mean([r[k] for r in rows])) for k in rows[0]})
-
-
-def _sensitivity(out: Compared, name: str, readings: Sequence[Reading]) -> None:
-    labels = torch.stack([r.labels for r in readings])
-    out.orders.setdefault(name, []).append(similarity.order_sensitivity(labels))
-
-
-def _with(reading: Reading, icl: Reading, top: int) -> dict[str, float]:
-    """One reading beside ICL's: similar how much, and how good."""
-    agree = (reading.labels.argmax(-1) == icl.labels.argmax(-1)).double().mean()
-    found = similarity.measures(icl.tokens, reading.tokens, top)
-    return {"accuracy": reading.accuracy, "agreement": float(agree), **found}
-
-
-def _rated(way: Way, rate: float, epochs: int | None = None) -> Way:
-    return dataclasses.replace(way, how=dataclasses.replace(way.how, lr=rate, epochs=epochs or way.how.epochs))
+    def restore(self, state: Any) -> None:
+        """Take it back."""
+        self.left = state

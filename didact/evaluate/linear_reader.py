@@ -1,6 +1,6 @@
 """Where learning in context and gradient descent are known to be one: linear attention, beside explicit steps.
 
-The positive control of whatever compares the two (`three_way`, `in_context`): it must find them one here.
+The positive control of whatever compares the two (`three_way`, `equivalence`): it must find them one here.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from didact.data.reduction import Reduction
 from didact.data.streams import Tensors
 from didact.learn import episodes
 from didact.learn import fit as loop
@@ -31,6 +32,7 @@ from didact.types import Example, UserError
 
 Array = NDArray[np.float64]
 TASKS = 2**62  # of a pool without end
+REDRAWS = 10  # of rows that stand in their sequence already
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,10 @@ class Labelled:
             held |= (self.y == c) & np.array([m in out for m in marks])
         return self.some(~held), self.some(held)
 
+    def mapped(self, how: Reduction) -> Labelled:
+        """The same rows reduced."""
+        return dataclasses.replace(self, x=how(self.x))
+
     def some(self, rows: NDArray[np.bool_]) -> Labelled:
         """These rows; the classes keep their numbers."""
         return dataclasses.replace(self, x=self.x[rows], y=self.y[rows])
@@ -83,8 +89,8 @@ def labelled(
         where = f"{what}: record {number}"
         if len(record.x) != len(record.y) or not record.x:
             raise UserError(f"{where}: {len(record.x)} rows of 'x' and {len(record.y)} of 'y'")
-        if bad := next((y for y in record.y if y is None or isinstance(y, float | list | dict)), None):
-            raise UserError(f"{where}: field 'y': {bad!r} is no class: give a word or a whole number a row")
+        if bad := [y for y in record.y if y is None or isinstance(y, float | list | dict)]:
+            raise UserError(f"{where}: field 'y': {bad[0]!r} is no class: give a word or a whole number a row")
         texts = [isinstance(x, str) for x in record.x]
         if any(texts) and embed is None:
             raise UserError(f"{where}: field 'x' holds texts: give --model, whose hidden states stand for them")
@@ -119,23 +125,23 @@ class TaskPool:
     """Draws tasks: data set, classes, A and rho of task k are pure in (seed, k), nothing is stored.
 
     Args:
-        data: what tasks are made of. Rows are drawn with replacement, every class of a task as often as another.
+        data: what tasks are made of. Every class of a task comes as often as another.
         length: T, rows of a sequence.
         slots: C. A set of more classes gives each task so many of them.
-        tasks: how many there are; None has no end.
+        tasks: how many there are; 0 has no end.
         seed: of the tasks.
         bias: share of every batch whose classes have always the same slots.
-        project: whether inputs are mapped by A.
+        natural: share of every batch whose inputs are as they are, A = I.
         labels: `true`, or `random`: drawn without regard to x, so that nothing can be learned (a control).
     """
 
     data: Sequence[Labelled]
     length: int
     slots: int
-    tasks: int | None = None
+    tasks: int = 0
     seed: int = 0
     bias: float = 0.0
-    project: bool = True
+    natural: float = 0.0
     labels: str = "true"
 
     def __repr__(self) -> str:
@@ -160,12 +166,12 @@ class TaskPool:
         """What guessing is right in, over the data sets."""
         return float(np.mean([1 / min(self.slots, len(s.classes)) for s in self.data]))
 
-    def task(self, k: int, biased: bool = False) -> tuple[int, Array, Array]:
+    def task(self, k: int, biased: bool = False, natural: bool = False) -> tuple[int, Array, Array]:
         """Data set, A `(d, d)`, and the class of every slot `(C,)`, -1 where a slot stays empty, of task k."""
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, k]))
         which = int(rng.integers(len(self.data)))
         d, classes = self.data[0].x.shape[1], len(self.data[which].classes)
-        a = rng.standard_normal((d, d)) / np.sqrt(d) if self.project else np.eye(d)
+        a = np.eye(d) if natural else rng.standard_normal((d, d)) / np.sqrt(d)
         if biased:  # a class has one slot for ever: its number, counted round
             rounds = -(-classes // self.slots)
             slots = np.arange(self.slots) + self.slots * rng.integers(rounds, size=self.slots)
@@ -178,8 +184,9 @@ class TaskPool:
     def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
         """Draw a batch."""
         rng = np.random.default_rng(list(seed))
-        numbers, fixed = rng.integers(self.tasks or TASKS, size=tasks), round(self.bias * tasks)
-        drawn = [self.task(int(k), i < fixed) for i, k in enumerate(numbers)]
+        numbers = rng.integers(self.tasks or TASKS, size=tasks)
+        biased, natural = round(self.bias * tasks), round(self.natural * tasks)
+        drawn = [self.task(int(k), i < biased, i >= tasks - natural) for i, k in enumerate(numbers)]
         which = np.array([w for w, _, _ in drawn])
         a, classes = (np.stack([d[i] for d in drawn]) for i in (1, 2))
         # Slots in random order, the empty ones last: a uniform number then picks one that is used.
@@ -189,7 +196,13 @@ class TaskPool:
         slot = order[each, (rng.random((tasks, self.length)) * used[:, None]).astype(int)]
         first, count = self._places
         of = classes[each, slot]
-        row = first[which[:, None], of] + (rng.random(of.shape) * count[which[:, None], of]).astype(int)
+        start, size = first[which[:, None], of], count[which[:, None], of]
+        row = start + (rng.random(of.shape) * size).astype(int)
+        for _ in range(REDRAWS):  # a row stands in a sequence once, where there are enough
+            again = _repeated(row)
+            if not again.any():
+                break
+            row[again] = (start + (rng.random(of.shape) * size).astype(int))[again]
         x = self._rows[row] @ a.transpose(0, 2, 1)
         if self.labels == "random":
             slot = order[each, (rng.random((tasks, self.length)) * used[:, None]).astype(int)]
@@ -215,6 +228,15 @@ class TaskPool:
         return (count.cumsum().reshape(count.shape) - count), count
 
 
+def _repeated(row: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which entries of `(B, T)` stood in their line before."""
+    order = np.argsort(row, axis=1, kind="stable")
+    line = np.take_along_axis(row, order, 1)
+    out = np.zeros(row.shape, dtype=bool)
+    np.put_along_axis(out, order[:, 1:], line[:, 1:] == line[:, :-1], 1)
+    return out
+
+
 @dataclass(frozen=True)
 class Curriculum:
     """A pool whose bias falls linearly to 0 over the first `until` steps: a batch's seed ends with its step."""
@@ -224,13 +246,24 @@ class Curriculum:
 
     def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
         """Draw a batch of that step."""
-        left = max(0.0, 1 - seed[-1] / max(self.until, 1.0))
+        left = max(0.0, 1 - seed[-1] / self.until)
         return self.pool.but(bias=self.pool.bias * left)(seed, tasks)
 
 
+def law(pool: TaskPool, bias: float, natural: float, until: float = 0) -> episodes.Sampler:
+    """What is trained on: the pool with a share of biased and one of unmapped sequences; the bias ends at step `until`,
+    or never (0)."""
+    unlike = pool.but(bias=bias, natural=natural)
+    return Curriculum(unlike, until) if until else unlike
+
+
 def class_logits(module: nn.Module, batch: Tensors | Mapping[str, Any]) -> torch.Tensor:
-    """Logits `(B, T, C)` of every row's slot; those of slots that a task does not use are minus infinity."""
-    out: torch.Tensor = module(batch["x"], batch["y"])
+    """Logits `(B, T, C)` of every row's slot; those of slots that a task does not use are minus infinity.
+
+    The rows of a batch are reduced already, as `SequenceLearner.inner` takes them.
+    """
+    learner: Any = module
+    out: torch.Tensor = learner.inner(batch["x"], batch["y"])
     return out.masked_fill(~batch["allowed"][:, None], -torch.inf)
 
 

@@ -86,14 +86,15 @@ class SequenceLearner(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Predict every target: of classes the logits of their slots."""
-        rows, known = (x - self.mean) @ self.basis, (y - self.offset) / self.scale
+        return self.inner((x - self.mean) @ self.basis, (y - self.offset) / self.scale) * self.scale + self.offset
+
+    def inner(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same, of rows and targets in the units it was trained in."""
         if self.given.mixer == "vsml":
-            out: Tensor = self.body(torch.cat([rows, before(known)], -1))
-        else:
-            tokens = self.tokens(rows, known)
-            mixed = self.read_out(self.norm(self.body(self.read_in(tokens))))
-            out = mixed if self.given.layout == "shifted" else mixed[:, ::2]
-        return out * self.scale + self.offset
+            direct: Tensor = self.body(torch.cat([x, before(y)], -1))
+            return direct
+        mixed: Tensor = self.read_out(self.norm(self.body(self.read_in(self.tokens(x, y)))))
+        return mixed if self.given.layout == "shifted" else mixed[:, ::2]
 
     def tokens(self, x: Tensor, y: Tensor) -> Tensor:
         """`(B, T, d + o)` shifted, or `(B, 2 T, max(d, o))` interleaved; the target of row t stands behind row t."""
@@ -133,6 +134,7 @@ class Stack(nn.Module):
     def __init__(self, c: SequenceConfig) -> None:
         super().__init__()
         self.positions = nn.Embedding(LONGEST, c.width) if c.positions == "learned" else None
+        self.turned = c.width // c.heads // 4 * 2 if c.positions == "rotary" else 0  # rotary coordinates of a head
         if c.mixer in ("lstm", "gru"):
             kind = nn.LSTM if c.mixer == "lstm" else nn.GRU
             self.layers = nn.ModuleList([kind(c.width, c.width, c.layers, batch_first=True)])
@@ -148,8 +150,9 @@ class Stack(nn.Module):
         """The tokens mixed; nothing sees what comes after it."""
         if self.positions is not None:
             tokens = tokens + self.positions.weight[: tokens.shape[1]]
+        turn = rotations(tokens.shape[1], self.turned, tokens) if self.turned else None
         for layer in self.layers:
-            tokens = layer(tokens)[0] if isinstance(layer, nn.RNNBase) else layer(tokens)
+            tokens = layer(tokens)[0] if isinstance(layer, nn.RNNBase) else layer(tokens, turn)
         return tokens
 
 
@@ -158,18 +161,18 @@ class Block(nn.Module):
 
     def __init__(self, c: SequenceConfig) -> None:
         super().__init__()
-        self.heads, self.rotary, self.soft = c.heads, c.positions == "rotary", c.mixer == "transformer"
+        self.heads, self.soft = c.heads, c.mixer == "transformer"
         hidden = round(c.mlp * c.width)
         self.norm, self.norm_mlp = nn.LayerNorm(c.width), nn.LayerNorm(c.width)
         self.qkv, self.out = nn.Linear(c.width, 3 * c.width, bias=False), nn.Linear(c.width, c.width, bias=False)
         self.up, self.down = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attention, then the feed-forward part, each added."""
+    def forward(self, tokens: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Attention (queries and keys turned by `rotations`), then the feed-forward part, each added."""
         rows, length, width = tokens.shape
-        q, k, v = self.qkv(self.norm(tokens)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if self.rotary:
-            q, k = rotated(q), rotated(k)
+        qkv = self.qkv(self.norm(tokens)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = (qkv[0], qkv[1]) if turn is None else rotated(qkv[:2], *turn).unbind()
+        v = qkv[2]
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.soft else summed(q, k, v)
         tokens = tokens + self.out(mixed.transpose(1, 2).reshape(rows, length, width))
         changed: Tensor = tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
@@ -183,16 +186,18 @@ def summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.tril(q @ k.transpose(-1, -2)) @ v / seen
 
 
-def rotated(x: Tensor) -> Tensor:
-    """Rotary positions on the first half of the last axis of `(B, H, T, K)`."""
-    size = x.shape[-1] // 4 * 2
-    if not size:
-        return x
-    rate = 10_000.0 ** (-torch.arange(0, size, 2, device=x.device, dtype=x.dtype) / size)
-    angle = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)[:, None] * rate
-    a, b = x[..., : size // 2], x[..., size // 2 : size]
-    sine, cosine = angle.sin(), angle.cos()
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, x[..., size:]], -1)
+def rotations(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Sines and cosines of rotary positions, each `(length, size / 2)`."""
+    rate = 10_000.0 ** (-torch.arange(0, size, 2, device=like.device, dtype=like.dtype) / size)
+    angle = torch.arange(length, device=like.device, dtype=like.dtype)[:, None] * rate
+    return angle.sin(), angle.cos()
+
+
+def rotated(x: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
+    """The first coordinates of `(..., T, K)` turned by their position, in pairs; the others as they are."""
+    half = sine.shape[-1]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, x[..., 2 * half :]], -1)
 
 
 class VSML(nn.Module):

@@ -19,7 +19,7 @@ from didact.claims.lab import bound, difference, exact, gate
 from didact.claims.mechanisms import translators
 from didact.claims.problem import Problem
 from didact.data.encode import TokenizedExample
-from didact.evaluate import in_context, learners, three_way
+from didact.evaluate import equivalence, learners, three_way
 from didact.evaluate.learners import EvaluationConfig
 from didact.evaluate.linear_reader import LinearReader
 from didact.evaluate.references import gradient
@@ -77,7 +77,7 @@ def _language(seed: int, model: Model, draws: int, name: str) -> dict[str, dict[
         f"{name} read": {"icl": lab.mean(_plain(model, items, f"task {t}", seed) for t in range(3))},
     }  # fmt: skip
     for ceiling in ("other order", "other demonstrations"):
-        arms[f"{name}: {ceiling}"] = {m: controls[ceiling][m]["estimate"] for m in in_context.SIMILARITIES}
+        arms[f"{name}: {ceiling}"] = {m: controls[ceiling][m]["estimate"] for m in equivalence.SIMILARITIES}
     for way, of in told["ways"].items():
         arms[f"{name}: {way}"] = {
             "overlap": of["to_icl"]["overlap"]["estimate"], "cosine": of["to_icl"]["cosine"]["estimate"],
@@ -86,7 +86,7 @@ def _language(seed: int, model: Model, draws: int, name: str) -> dict[str, dict[
             "different": float(of["verdict"] == "different"),
         }  # fmt: skip
     ways = [arms[f"{name}: {way}"] for way in told["ways"]]
-    arms[f"{name}: best"] = {m: max(w[m] for w in ways) for m in in_context.SIMILARITIES}
+    arms[f"{name}: best"] = {m: max(w[m] for w in ways) for m in equivalence.SIMILARITIES}
     return arms
 
 
@@ -115,13 +115,13 @@ def _attention(seed: int, steps: int, draws: int) -> dict[str, dict[str, float]]
     result = mechanisms.mesa_gd(world, restarts=2, evaluation=EvaluationConfig(tasks=500), fit=fit)
     eta = gradient.best_eta(world((seed, 0, 5), 2_000))
     reader = LinearReader(learners.of_module(lab.model_of(result, "lsa").module), gradient.gd, scale=8.0)
-    how = in_context.Comparison(
+    how = equivalence.Comparison(
         ways={"descent": Way("all", Tuning(lr=eta))}, rates=(0.5 * eta, eta, 2 * eta), top=3, orders=4, seed=seed
     )
-    told = in_context.findings(in_context.compare(reader, _regressions(world, seed, draws), how), how)
+    told = equivalence.findings(equivalence.compare(reader, _regressions(world, seed, draws), how), how)
     way, order = told["ways"]["descent"], told["order"]
     hand = LinearReader(learners.of_module(mixers.constructed(4, 8, eta=eta, rows=8).float()), gradient.gd, scale=8.0)
-    exactly = in_context.findings(in_context.compare(hand, _regressions(world, seed, draws), how), how)
+    exactly = equivalence.findings(equivalence.compare(hand, _regressions(world, seed, draws), how), how)
     return {
         "attention": {
             "relative": way["cosine"]["relative"]["estimate"], "order": order["icl"]["probability"]["estimate"],
@@ -132,7 +132,7 @@ def _attention(seed: int, steps: int, draws: int) -> dict[str, dict[str, float]]
     }  # fmt: skip
 
 
-def _regressions(world: regression.Linear, seed: int, draws: int) -> list[in_context.Draw]:
+def _regressions(world: regression.Linear, seed: int, draws: int) -> list[equivalence.Draw]:
     """Tasks as draws: eight rows to show, eight others, eight to ask."""
     tasks = dataclasses.replace(world, rows=3 * world.rows)((seed, 0, 7), draws)
     out = []

@@ -2,9 +2,10 @@
 
 Countries are asked as the model was found to answer best; those it does not know are left out. Each seed deals the rest
 into what is to be forgotten, what is trained to stay, and neighbours that no training saw, on which the damage is read:
-at the end, and at the first look at which answers are forgotten. Of five rates from 1e-5 to 3e-4 each arm has the one
-that left most apart at the end on seed 1000 (neighbours kept less forget answers kept): npo .25 at 3e-4, the largest
-tried, ascent .12 at 1e-5. Ascent alone was not tried beyond 1e-4 nor below 3e-5. Not measured on test seeds yet.
+at the end, and at the first look at which answers are forgotten. Each arm has the rate that left most apart at the end
+on seed 1000 (neighbours kept less forget answers kept): of nine from 1e-5 to 3e-3 npo (.25 at 3e-4, .63 at 1e-3, .66 at
+2e-3, .64 at 3e-3), of eight to 2e-3 ascent (.12 at 1e-5 and 6e-4, .19 at 1e-3, .18 at 2e-3); ascent alone, which is
+reported, was tried from 1e-5 to 1e-4.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CAPITALS = (
     "Argentina Buenos Aires"
 )
 ARMS: dict[str, dict[str, Any]] = {"npo": {}, "ga": {"loss": "ga"}, "ga alone": {"loss": "ga", "regulariser": "none"}}
-RATES = {"npo": 3e-4, "ga": 1e-5, "ga alone": 3e-5}
+RATES = {"npo": 2e-3, "ga": 1e-3, "ga alone": 3e-5}
 
 
 @functools.cache

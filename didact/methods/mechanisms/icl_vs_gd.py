@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from didact.bounds import BelowOne, Count, Positive, Whole
-from didact.evaluate import in_context, layer_tests, three_way
+from didact.evaluate import equivalence, layer_tests, three_way
 from didact.learn.subset import Tuning
 from didact.models.model import Model
 from didact.registry import method
@@ -93,7 +93,7 @@ def icl_vs_gd(
     reader = three_way.LanguageReader(model, separator.replace("\\n", "\n"), loss)
     train, test = three_way.checked(train, "train", _labels(train)), three_way.checked(test, "test", _labels(train))
     tuning = Tuning(lr=lrs[0], epochs=epochs, optimizer=optimizer, per="rows" if loss == "label" else "tokens")
-    how = in_context.Comparison(
+    how = equivalence.Comparison(
         ways={w: three_way.Way.of(w, tuning) for w in ways}, rates=lrs, held=held, orders=orders, top=top,
         margin=margin, seed=seed,
     )  # fmt: skip
@@ -101,18 +101,18 @@ def icl_vs_gd(
     by_shots: dict[str, Any] = {}
     for k in shots:
         drawn = three_way.episodes(train, test, k, queries, max(draws, 3), seed)
-        by_shots[str(k)] = in_context.findings(in_context.compare(reader, drawn, how), how)
+        by_shots[str(k)] = equivalence.findings(equivalence.compare(reader, drawn, how), how)
     told = by_shots[str(max(shots))]
     result.findings = {
-        "verdict": in_context.sentence(told),
+        "verdict": equivalence.sentence(told),
         "shots": by_shots,
         "small_weights": layer_tests.small_weights(model),
     }
     if layers:
         some = [episode for episode, _ in drawn[:layers]]
         result.findings["layers"] = layer_tests.interventions(reader, some, seed)
-    result.metrics, result.figures = _metrics(told), in_context.pictures(told)
-    result.warnings = in_context.warnings(told)
+    result.metrics, result.figures = _metrics(told), equivalence.pictures(told)
+    result.warnings = equivalence.warnings(told)
     result.cost.tokens, result.cost.seconds = reader.tokens_read, time.monotonic() - began
     return result
 

@@ -1,0 +1,82 @@
+"""What an in-context learner does as examples come in: curves by position with intervals, how much it improves within
+a sequence, which of Kirsch's regimes that is, and the alarm when it does better than is possible.
+
+Values are `(B, T)`: one number (right or not, a squared error) for every sequence at every position.
+"""
+
+from __future__ import annotations
+
+from scipy import stats
+from torch import Tensor
+
+from didact.evaluate import statistics
+from didact.evaluate.statistics import Interval
+from didact.types import UserError
+
+ENOUGH = 0.05  # less improvement within a sequence is none
+ALARM = 1e-4  # p-value under which chance is ruled out where nothing but chance is possible
+
+
+def curve(values: Tensor) -> dict[str, list[float]]:
+    """Means at every position with 95 % t intervals over sequences: `{"estimate", "low", "high"}`, each `(T,)`."""
+    rows = [statistics.mean_interval(column) for column in values.double().T.cpu().numpy()]
+    return {name: [getattr(row, name) for row in rows] for name in Interval._fields}
+
+
+def last_quarter(values: Tensor) -> Tensor:
+    """The mean over the last quarter of the positions of every sequence, `(B,)`."""
+    return values[:, -max(1, values.shape[1] // 4) :].double().mean(1)
+
+
+def improvement(hits: Tensor) -> Interval:
+    """In-context improvement: accuracy over the last quarter minus that at the first position, paired by sequence."""
+    return statistics.mean_interval((last_quarter(hits) - hits[:, 0].double()).cpu().numpy())
+
+
+def level(hits: Tensor) -> Interval:
+    """Accuracy over the last quarter of the positions."""
+    return statistics.mean_interval(last_quarter(hits).cpu().numpy())
+
+
+def regime(seen: Tensor, unseen: Tensor, chance: float) -> str:
+    """What was learned: a learning algorithm, to tell the tasks of training apart, those tasks by heart, or nothing.
+
+    Args:
+        seen: right or not on the tasks of training, other examples.
+        unseen: on fresh tasks.
+        chance: what guessing is right in.
+    """
+    if improvement(unseen).low > ENOUGH:
+        return "learning to learn"
+    if improvement(seen).low > ENOUGH:
+        return "task identification"
+    return "memorisation" if level(seen).low > chance + ENOUGH else "not meta-trained"
+
+
+def check_chance(hits: Tensor, chance: float, where: str) -> None:
+    """Stop where guesses are right too often: at the first position of fresh tasks, and wherever labels are random.
+
+    Raises:
+        UserError: more are right than chance allows; labels leak into what is predicted from.
+    """
+    right, n = int(hits.sum()), hits.numel()
+    if stats.binomtest(right, n, min(chance, 1.0), alternative="greater").pvalue < ALARM:
+        raise UserError(
+            f"{where}: {right / n:.3f} right where no more than {chance:.3f} is possible: labels leak into the inputs"
+        )
+
+
+def check_floor(errors: Tensor, floor: Tensor, where: str) -> Interval:
+    """The excess over a floor that nothing can beat, paired by sequence, in mean over positions `(B, T)`.
+
+    Raises:
+        UserError: it is below zero by more than three standard errors: the target leaks, or prompts are not fresh.
+    """
+    excess = (errors - floor).double().mean(1).cpu().numpy()
+    found = statistics.mean_interval(excess)
+    if found.estimate < -3 * stats.sem(excess):
+        raise UserError(
+            f"{where}: loss {found.estimate:.2g} below the exact floor, more than three standard errors: no predictor "
+            "can do that on fresh prompts, so the target leaks or prompts are those of training"
+        )
+    return found
