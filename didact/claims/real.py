@@ -48,7 +48,8 @@ def identity() -> dict[str, Any]:
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """The rows of one data set: JSON lines, or a table with a header (of tab-separated words `source` and `target`).
+    """The rows of one data set: JSON lines, a table with a header (of tab-separated words `source` and `target`), or a
+    text's lines that are not blank, as `text`.
 
     Raises:
         UserError: it is not there.
@@ -60,6 +61,8 @@ def rows(name: str) -> list[dict[str, Any]]:
         with path.open(encoding="utf-8", newline="") as table:
             tabs: dict[str, Any] = {"delimiter": "\t", "fieldnames": ("source", "target"), "quoting": csv.QUOTE_NONE}
             return list(csv.DictReader(table, **(tabs if path.suffix == ".tsv" else {})))
+    if path.suffix == ".txt":
+        return [{"text": line} for text in path.read_text(encoding="utf-8").splitlines() if (line := text.strip())]
     return [dict(row) for row in files.read_lines(path)]
 
 
