@@ -390,7 +390,7 @@ def test_a_full_disk_costs_only_the_last_checkpoint(small_disk):
 
 
 def test_a_full_disk_from_the_start_says_that_nothing_was_kept(small_disk):
-    Fill(small_disk).before(loop.Step(None, 1, 4, {}))
+    Fill(small_disk).before(loop.Step(None, 1, 4, {}, None, None, None))
     assert "cannot be written: No space left on device" in complaint(small_disk)
 
 

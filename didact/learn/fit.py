@@ -77,12 +77,18 @@ MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own nu
 
 @dataclass
 class Step:
-    """What a hook sees: the module, the step just done (or about to be), and its log row."""
+    """What a hook sees: the module, the step just done (or about to be), its log row and batch, and the optimizer.
+
+    The optimizer steps on `masters.of(weight)`, which where weights are narrow is a copy of the weight.
+    """
 
     module: nn.Module
     step: int
     steps: int
     log: dict[str, Any]
+    batch: Any
+    optimizer: torch.optim.Optimizer
+    masters: Masters
 
 
 class Hook:
@@ -96,6 +102,9 @@ class Hook:
 
     def end(self, step: Step) -> None:
         """Called after the last step of a phase, before its last checkpoint."""
+
+    def release(self) -> None:
+        """Called when training stops, however it stops: what a step borrowed goes back."""
 
     def state(self) -> Any:
         """JSON state that `restore` brings back."""
@@ -238,16 +247,17 @@ def fit(
     clock = _Clock(fit)
     with (
         _alone(folder if keeps else None),
+        _released(hooks),
         interrupts.after_the_step(folder is not None) as asked,
         head.kept(),
         torch.random.fork_rng(),
         Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar,
     ):
         for step in range(now.step, steps):
-            view = Step(module, step, steps, {})
+            batch = batch_at(step)
+            view = Step(module, step, steps, {}, batch, optimizer, masters)
             for hook in hooks:
                 hook.before(view)
-            batch = batch_at(step)
             rate = fit.lr * schedules.factor(fit.schedule, step, steps, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)
@@ -313,6 +323,16 @@ def _alone(folder: Path | None) -> Iterator[None]:
         if other is not None:
             raise UserError(f"another training keeps its checkpoints in {folder}: {other}; give it another folder")
         yield
+
+
+@contextlib.contextmanager
+def _released(hooks: Sequence[Hook]) -> Iterator[None]:
+    """After the block, however it ends, hooks hold nothing of the module."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.release()
 
 
 class _Clock:

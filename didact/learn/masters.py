@@ -23,6 +23,10 @@ class Masters:
         self.all = {n: p if p.dtype.itemsize >= 4 else p.detach().float().requires_grad_() for n, p in named.items()}
         self.copies = [(n, self.all[n], p) for n, p in named.items() if self.all[n] is not p]
 
+    def of(self, weight: Tensor) -> Tensor:
+        """What the optimizer steps on for a weight."""
+        return next((copy for _, copy, p in self.copies if p is weight), weight)
+
     def groups(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Parameter groups with the copies in place of what they stand for."""
         of = {p: self.all[n] for n, p in self.named.items()}

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from didact.models.model import Model
+from didact.models.model import Kind, Model
 
 Arch = Literal[
-    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "bloom", "mamba", "t5"
+    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "bloom", "mamba", "t5", "bert"
 ]
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+BOS, EOS, PAD, UNKNOWN, MASK = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -33,6 +33,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
     )
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for every word of texts, as white space parts them: for languages made up."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = dict.fromkeys(word for text in texts for word in text.split())
+    core = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate((PAD, BOS, EOS, UNKNOWN, MASK, *words))}, UNKNOWN)
+    )
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN,
+        mask_token=MASK, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
 
 
 def build(
@@ -63,7 +78,8 @@ def build(
     }
     if arch == "t5":
         ids["decoder_start_token_id"] = tokenizer.pad_token_id
-    head = {"t5": "ForConditionalGeneration", "gpt2": "LMHeadModel"}.get(arch, "ForCausalLM")
+    heads_of = {"t5": "ForConditionalGeneration", "gpt2": "LMHeadModel", "bert": "ForMaskedLM"}
+    head = heads_of.get(arch, "ForCausalLM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = getattr(hf, f"{name}{'TextConfig' if arch == 'gemma3' else 'Config'}")(
@@ -72,7 +88,8 @@ def build(
         if arch in ("t5", "bloom", "mamba"):  # positions without a limit: only `Model.context` reads it
             config.n_positions = context
         module = getattr(hf, f"{name}{head}")(config)
-    return Model(module.eval(), tokenizer, "seq2seq" if arch == "t5" else "causal")
+    kind: Kind = "seq2seq" if arch == "t5" else "masked" if arch == "bert" else "causal"
+    return Model(module.eval(), tokenizer, kind)
 
 
 def _shape(
@@ -99,6 +116,10 @@ def _shape(
         return "Mamba", {"hidden_size": d, "num_hidden_layers": layers}
     shape = {"hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
     shape |= {"max_position_embeddings": context, "attention_dropout": dropout}
+    if arch == "bert":
+        drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        del shape["attention_dropout"]
+        return "Bert", shape | drops | {"intermediate_size": ffn or 4 * d, "type_vocab_size": 1}
     if arch == "gpt_neox":
         return "GPTNeoX", shape | {"intermediate_size": ffn or 4 * d, "hidden_dropout": dropout}
     if arch == "opt":

@@ -58,6 +58,8 @@ def label_states(
     inner = prefix.inner_of(model)
     if model.kind == "seq2seq":
         return _at(_decoded(model, batch), batch)
+    if model.kind == "masked":
+        return _unmasked(model, batch.unrolled())
     if batch.reach is not None and past is None and not takes_trees(model):
         batch = batch.unrolled()
     kept = None
@@ -76,6 +78,17 @@ def label_states(
         return _at(inner.base_model(**given).last_hidden_state, batch)
     logits = model.module(**given).logits
     return _at(logits[:, logits.shape[1] - batch.input_ids.shape[1] :], batch)  # a learned prompt stands before
+
+
+def _unmasked(model: Model, batch: Tokens) -> Tensor:
+    """Logits of a masked language model, which reads a mask at every label token, all at once."""
+    width = batch.input_ids.shape[1]
+    line, place = batch.at // width, batch.at % width + 1
+    ids, there = (nn.functional.pad(v, (0, 1)) for v in (batch.input_ids, batch.attention_mask))
+    ids[line, place] = model.tokenizer.mask_token_id
+    there[line, place] = 1
+    logits: Tensor = model.module(input_ids=ids, attention_mask=there).logits
+    return logits[line, place]
 
 
 def takes_trees(model: Model) -> bool:

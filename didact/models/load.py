@@ -24,6 +24,9 @@ from didact.models.model import CONDITION, QUANTIZED, Kind, Model
 from didact.types import UserError
 
 DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
+PARTS: dict[Kind, opening.Part] = {
+    "causal": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM", "masked": "AutoModelForMaskedLM"
+}  # fmt: skip
 SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # of a configuration's numbers
 
 
@@ -88,7 +91,9 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
             f"{path}: cannot be loaded: {bad} of its configuration is {drops[bad]}, which is no probability"
         )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
-    auto: opening.Part = "AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"
+    masked = any(str(name).endswith("ForMaskedLM") for name in _architectures(config))
+    kind: Kind = "seq2seq" if seq2seq else "masked" if masked else "causal"
+    auto = PARTS[kind]
     try:
         _check_size(where, auto, config)
         more = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
@@ -104,7 +109,6 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
     for part in module.modules() if quantize else ():
         if hasattr(part, "support_avx512bf16_for_cpu"):  # packed so at the first scoring, weights pass no gradient on
             part.support_avx512bf16_for_cpu = False
-    kind: Kind = "seq2seq" if seq2seq else "causal"
     model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
     if places.is_gguf(path):
         adapters.placeless(model)  # peft opens no such file: an adapter on it is saved merged

@@ -13,7 +13,12 @@ from typing import Any, Literal
 from didact.models import places
 
 Part = Literal[
-    "AutoConfig", "AutoTokenizer", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification"
+    "AutoConfig",
+    "AutoTokenizer",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
 ]
 
 

@@ -140,7 +140,8 @@ def load_lines(root: Path, what: str, how: str) -> dict[str, str]:
         if (root / what / name).exists():
             config |= read(root / what / name)
     seq2seq = config.get("is_encoder_decoder") or config.get("task_type") == "SEQ_2_SEQ_LM"
-    task = "Seq2SeqLM" if seq2seq else "CausalLM"
+    masked = any(str(name).endswith("ForMaskedLM") for name in config.get("architectures") or ())
+    task = "Seq2SeqLM" if seq2seq else "MaskedLM" if masked else "CausalLM"
     lines = {
         "hf": f"from transformers import AutoModelFor{task}, AutoTokenizer\n\n"
         f"model = AutoModelFor{task}.from_pretrained({place!r})\ntokenizer = AutoTokenizer.from_pretrained({place!r})",

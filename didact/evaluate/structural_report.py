@@ -1,0 +1,109 @@
+"""What a battery found, as metrics, warnings and figures: each arm beside the one that never forgot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from didact import figures
+from didact.types import Metric
+
+Battery = Mapping[str, Mapping[str, Any]]
+ENDS = ("estimate", "low", "high")
+NAMES = {
+    "start": "as it came",
+    "none": "no forgetting",
+    "active": "active",
+    "temporary": "temporary",
+    "probabilistic": "probabilistic",
+}
+HELP = {
+    "seen": "sentences as in training",
+    "tail": "rare words",
+    "conflict": "the context's answer where the weights say otherwise",
+    "conflict_tail": "the same of rare words",
+    "unseen": "words that training never had",
+    "repeated": "the second token of a pair that comes again",
+}
+CHOICE = "share answered as the context says"
+
+
+def metrics(after: Battery, before: Battery, told: str) -> dict[str, Metric]:
+    """Every set's accuracy; `told` says what the number before is of."""
+    return {
+        f"{task}_accuracy": Metric(
+            after=found["accuracy"]["estimate"],
+            before=before[task]["accuracy"]["estimate"] if task in before else None,
+            n=found["n"],
+            ci=(found["accuracy"]["low"], found["accuracy"]["high"]),
+            better="higher",
+            help=f"{HELP.get(task, task)}; before: {told}",
+        )
+        for task, found in after.items()
+        if "(" not in task
+    }
+
+
+def warnings(after: Battery, plain: Battery) -> list[str]:
+    """That forgetting changed nothing, where it did not."""
+    out = []
+    for task in ("unseen", "conflict"):
+        if task in after and task in plain:
+            low, without = after[task]["accuracy"]["low"], plain[task]["accuracy"]["estimate"]
+            if low <= without:
+                out.append(
+                    f"{HELP[task]}: not shown to be better than without forgetting ({without:.2f}); forget more often "
+                    "(forget.every) or for longer (forget.until)"
+                )
+    return out
+
+
+def drawn(arms: Mapping[str, Battery], over: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[figures.Figure]:
+    """Each set's accuracy by arm at the end, and of the telling sets over training."""
+    tasks = dict.fromkeys(task for found in arms.values() for task in found)
+    out: list[figures.Figure] = [
+        figures.Bars(
+            title="What each model answers at the end",
+            x=CHOICE,
+            bars=[
+                bar(NAMES.get(arm, arm), found[task]["accuracy"], HELP.get(task, task))
+                for task in tasks
+                if "(" not in task
+                for arm, found in arms.items()
+                if task in found
+            ],
+        )
+    ]
+    for task in ("unseen", "conflict"):
+        lines = [
+            figures.Line(
+                NAMES.get(arm, arm),
+                [row["step"] for row in rows],
+                *([row[task][name] for row in rows] for name in ENDS),
+            )
+            for arm, rows in over.items()
+            if rows and task in rows[0]
+        ]
+        if lines:
+            out.append(figures.Curves(title=f"Over training: {HELP[task]}", x="step", y=CHOICE, lines=lines))
+    return out
+
+
+def bar(name: str, found: Mapping[str, float], group: str = "") -> figures.Bar:
+    """A number with its interval."""
+    return figures.Bar(name, found["estimate"], found["low"], found["high"], group)
+
+
+def bins(arms: Mapping[str, Battery]) -> figures.Figure:
+    """Loss by frequency of the token."""
+    names = {"all": "all tokens", "head": "most frequent half", "middle": "next 40 %", "tail": "rarest tenth"}
+    return figures.Bars(
+        title="Held-out loss by frequency of the token",
+        x="nats a token",
+        bars=[
+            bar(NAMES.get(arm, arm), found[bin_]["loss"], text)
+            for bin_, text in names.items()
+            for arm, found in arms.items()
+            if bin_ in found
+        ],
+    )
