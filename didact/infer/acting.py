@@ -247,12 +247,12 @@ def examples(world: Bandits, view: View, oracle: Oracle, shots: int, seed: int) 
     return histories.demonstrated([(d.prompt.removeprefix(opening), d.completion) for d in demos], view)
 
 
-def answering(model: LM, seed: int, temperature: float = 0.0) -> Answer:
+def answering(model: LM, seed: int, temperature: float = 0.0, tokens: int = TOKENS) -> Answer:
     """A model's answers, one a prompt; what is drawn differs from call to call."""
     calls = itertools.count()
 
     def answer(prompts: Sequence[str]) -> list[str]:
-        drawn = model.generate(prompts, TOKENS, temperature=temperature, stop=("\n",), seed=seed + APART * next(calls))
+        drawn = model.generate(prompts, tokens, temperature=temperature, stop=("\n",), seed=seed + APART * next(calls))
         return [texts[0] for texts in drawn]
 
     return answer

@@ -160,8 +160,9 @@ def completions(
     whole = [_read(model, p) for p in prompts]
     if model.processor is not None:
         encode.check_known(model.tokenizer, [i for ids in whole for i in ids])
-    room = _left(model, how.max_new_tokens)
-    encode.tell_cut(model.processor, "answers", sum(len(i) > room for i in whole), len(whole), model.context)
+    context = model.context  # looked up once: a configuration takes its time
+    room = _left(model.kind, context, how.max_new_tokens)
+    encode.tell_cut(model.processor, "answers", sum(len(i) > room for i in whole), len(whole), context)
     ids = [(encode.clipped(model.processor, i, room) if len(i) > room else i) or [model.pad] for i in whole]
     constraints = _each(constraint, len(ids))
     named = list(range(len(ids)) if keys is None else keys)
@@ -172,13 +173,13 @@ def completions(
             found = [
                 [(h.tokens, h.logp) for h in row[:n]]
                 for row in beam.search(
-                    model, ids, how.beams, how.length_penalty, [_room(model, r, how) for r in ids],
+                    model, ids, how.beams, how.length_penalty, [_room(model.kind, context, r, how) for r in ids],
                     ends(model), constraints, how.rows, n, banned(model),
                 )
             ]  # fmt: skip
         else:
             draws = [
-                [_Draw(i, d, how, _room(model, r, how), constraints[i], named[i]) for d in range(n)]
+                [_Draw(i, d, how, _room(model.kind, context, r, how), constraints[i], named[i]) for d in range(n)]
                 for i, r in enumerate(ids)
             ]
             with progress.Counted("answering", sum(not d.done for row in draws for d in row)) as bar:
@@ -393,13 +394,13 @@ def _read(model: Model, prompt: str | Sequence[int]) -> list[int]:
     return list(prompt)
 
 
-def _left(model: Model, new: int) -> int:
+def _left(kind: str, context: int, new: int) -> int:
     """How many of a prompt's last tokens leave room for the completion, or half of the context."""
-    return max(model.context - new, model.context // 2) if model.kind == "causal" else model.context
+    return max(context - new, context // 2) if kind == "causal" else context
 
 
-def _room(model: Model, ids: Sequence[int], how: SamplingConfig) -> int:
-    return min(how.max_new_tokens, model.context - len(ids)) if model.kind == "causal" else how.max_new_tokens
+def _room(kind: str, context: int, ids: Sequence[int], how: SamplingConfig) -> int:
+    return min(how.max_new_tokens, context - len(ids)) if kind == "causal" else how.max_new_tokens
 
 
 def _each(constraint: Constraint | Sequence[Constraint] | None, n: int) -> list[Constraint | None]:
