@@ -352,6 +352,14 @@ def test_the_embedded_example_runs(name: str, tmp_path: Path) -> None:
     assert result["status"] == "done" and (result["metrics"] or result["findings"])
 
 
+@pytest.mark.parametrize("name", ["mtob", "self-mining"])
+def test_the_embedded_example_of_what_needs_a_large_model_shows_that_it_works(name: str, tmp_path: Path) -> None:
+    chrf = run(["run", name], tmp_path / "out")["metrics"]["chrf"]
+    assert chrf["after"] > chrf["before"] + 5
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Asked plainly and through the procedure" in page
+
+
 @pytest.fixture(scope="session")
 def rule(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     served = Small(tmp_path_factory.mktemp("rule"))

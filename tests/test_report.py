@@ -7,10 +7,11 @@ import math
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
-from didact import files, untrusted
+from didact import catalogue, files, untrusted
 from didact.models import adapters, load, mixers
 from didact.models.model import Model, copy_of
 from didact.report import comparison_plots, findings, page, plots, svg, tables, words
@@ -489,3 +490,18 @@ def test_the_terminal_shows_three_answers_of_all_parts_by_their_first_lines():
     assert (
         "and" not in out.get() and lines[4].split() == ["prompt", "after"] and lines[5].split() == ["test", "p", "said"]
     )
+
+
+def test_what_only_asks_is_compared_with_plain_asking_and_what_trains_with_before(tmp_path):
+    entries = catalogue.read()
+    assert [tables.sides(entries[name]) for name in ("npo", "gpt3.clean")] == [("before", "after")] * 2
+    sample = [{"part": "test", "prompt": "Where?", "before": "Paro", "after": "Lund", "wanted": "Lund"}]
+    told = result(method="consensus", preset=None)
+    seen = Path(page.write(run_folder(tmp_path, told, sample))).read_text(encoding="utf-8")
+    assert ">Asked plainly and through the procedure<" in seen and seen.count("before") == 1  # of the chat to come
+    shown = untrusted.console(200)
+    with shown.capture() as text:
+        shown.print(
+            tables.metrics({"one": told["metrics"]["utility"] | {"gold": None}}, tables.sides(entries["consensus"]))
+        )
+    assert text.get().split("\n")[0].split("  ")[0] == "metric" and "asked plainly" in text.get()

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from didact.models.model import Model
-from didact.types import Record
+from didact.types import LM, Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """Model, records by parameter, and the options that differ from the paper's at this size (the run prints them).
 
-    `protocol` holds what scoring needs beside them: a gold model, records no training saw.
+    `protocol` holds what scoring needs beside them: a gold model, records no training saw. Where no model that is made
+    in a minute could do what a procedure asks, `model` is a rule that can, and says so by its name.
     """
 
-    model: Model | None = None
+    model: Model | LM | None = None
     data: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)

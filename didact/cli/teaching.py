@@ -46,10 +46,11 @@ def run(words: list[str]) -> int:
 
 
 def _show(report: dict[str, Any], out: str) -> None:
+    from didact import catalogue
     from didact.files import plain, read_json
     from didact.report import tables
 
-    console = untrusted.console(120)
+    console, sides = untrusted.console(120), tables.sides(catalogue.read().get(report["method"], {}))
     if report.get("again"):
         console.print(f"{out}: this command is done already; its result:")
     example = {k: v["value"] for k, v in report["options"].items() if v["from"] == "example"}
@@ -60,8 +61,8 @@ def _show(report: dict[str, Any], out: str) -> None:
         )
     samples = Path(out) / "samples.json"
     if samples.exists() and (rows := read_json(samples)):
-        console.print(tables.samples(rows), *tables.answered(report.get("answered", {})), "", sep="\n")
-    console.print(tables.metrics(plain(report["metrics"])), "")
+        console.print(tables.samples(rows, sides), *tables.answered(report.get("answered", {})), "", sep="\n")
+    console.print(tables.metrics(plain(report["metrics"]), sides), "")
     for warning in report["warnings"]:
         console.print(f"warning: {warning}")
     for what, how in report["files"].items():

@@ -105,11 +105,12 @@ def told(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
 def report(result: Result, folder: str | Path | None) -> None:
     """See `Result.report`."""
     console = untrusted.console(120)
+    sides = tables.sides(catalogue.read().get(result.call.method, {}) if result.call else {})
     if result.metrics:
-        console.print(tables.metrics(files.plain(result.metrics)), "")
+        console.print(tables.metrics(files.plain(result.metrics), sides), "")
     result.samples = result.samples or _samples(result)
     if result.samples:
-        console.print(tables.samples(result.samples), "")
+        console.print(tables.samples(result.samples, sides), "")
     for warning in result.warnings:
         console.print(f"warning: {warning}")
     if folder is not None:

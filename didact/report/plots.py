@@ -214,7 +214,7 @@ def share_axis() -> Markup:
     return svg.root(svg.MARK, 20, "scale from 0 to 1", parts, "row")
 
 
-def change(metric: Mapping[str, Any]) -> Markup | str:
+def change(metric: Mapping[str, Any], sides: Sequence[str] = ("before", "after")) -> Markup | str:
     """A metric: a ring before, a dot with its interval after, an upright for gold. Without a value, nothing."""
     before, after, gold = (svg.number(metric.get(name)) for name in ("before", "after", "gold"))
     known = _known(metric)
@@ -228,7 +228,7 @@ def change(metric: Mapping[str, Any]) -> Markup | str:
     parts.append(svg.line(svg.INSET, 12, svg.MARK - svg.INSET, 12, "grid"))
     if math.isfinite(before):
         parts.append(svg.line(at(before), 12, at(after), 12, "way"))
-    told = f"after {after:.3g}"
+    told = f"{sides[1]} {after:.3g}"
     ends = svg.ends_of(metric.get("ci"))
     if ends:
         parts += svg.whiskers(at(ends[0]), at(ends[1]), 12)
@@ -238,7 +238,7 @@ def change(metric: Mapping[str, Any]) -> Markup | str:
         told += f", gold {gold:.3g}"
     if math.isfinite(before):
         parts.append(f'<circle class="ring" cx="{at(before):.1f}" cy="12" r="4.2"/>')
-        told = f"before {before:.3g}, {told}"
+        told = f"{sides[0]} {before:.3g}, {told}"
     parts.append(f'<circle class="dot" cx="{at(after):.1f}" cy="12" r="4.2"/>')
     if not share:
         names, factor = svg.named(ticks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def told(root: Path) -> dict[str, Any]:
     if missing := [name for name in PLACES if name not in run]:
         raise UserError(f"{root / 'result.json'}: not a result of didact: no {', '.join(missing)}")
     entry = catalogue.read().get(run["method"], {})
-    metrics = [_metric(name, m) for name, m in run["metrics"].items()]
+    sides = tables.sides(entry)
+    metrics = [_metric(name, m, sides) for name, m in run["metrics"].items()]
     found = _optional(root / "findings.json", files.read_json, run.get("findings") or {})
     models = {what: how for what, how in run["files"].items() if what.split("-")[0] == "model"}
     return {
@@ -43,6 +44,7 @@ def told(root: Path) -> dict[str, Any]:
         "command": shlex.join(["didact", *map(str, run["argv"])]),
         "example": any(d.get("path") == "embedded example" for d in run["data"].values()),
         "metrics": metrics,
+        "sides": sides,
         "counts": {
             word: sum(m["moved"] == word for m in metrics if not m["name"].endswith(BESIDE)) for word in CHANGES if word
         },
@@ -79,12 +81,12 @@ def paper_link(entry: Mapping[str, Any]) -> str:
     return f"https://arxiv.org/abs/{found[1]}" if found else ""
 
 
-def _metric(name: str, m: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(name: str, m: Mapping[str, Any], sides: Sequence[str]) -> dict[str, Any]:
     before, after = (svg.number(m.get(which)) for which in ("before", "after"))
     moved = _moved(before, after, m.get("ci"), m.get("better", ""))
     change = after - before
     return {
-        **m, "name": name, "mark": plots.change(m), "share": plots.is_share(m), "moved": moved,
+        **m, "name": name, "mark": plots.change(m, sides), "share": plots.is_share(m), "moved": moved,
         "change": ("+" if change > 0 else "") + words.number(change) if change == change else "",
     }  # fmt: skip
 

@@ -13,13 +13,20 @@ from didact.report import boards
 BRIEF = 144  # characters of a sample
 SAMPLES = 3
 ARROWS = {"higher": "higher is better", "lower": "lower is better", "gold": "near .5 is better", "": ""}
+SIDES = ("before", "after")
 
 
-def metrics(rows: Mapping[str, Any]) -> Table:
+def sides(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """What the two numbers of a metric are called: a method that only asks a model has no before and after."""
+    asks = entry.get("capabilities") and "models" not in entry.get("gives", ("models",))
+    return ("asked plainly", "through the procedure") if asks else SIDES
+
+
+def metrics(rows: Mapping[str, Any], sides: Sequence[str] = SIDES) -> Table:
     """Before and after with the 95 % interval of after; rows are metrics as result.json has them."""
     table = Table(box=None, pad_edge=False)
     gold = any(row.get("gold") is not None for row in rows.values())
-    for column in ("metric", "before", "after", "95 % interval", *(["gold"] if gold else []), "n", ""):
+    for column in ("metric", *sides, "95 % interval", *(["gold"] if gold else []), "n", ""):
         table.add_column(column, justify="left" if column in ("metric", "") else "right", no_wrap=column != "")
     for name, row in rows.items():
         unit = f" {row['unit']}" if row["unit"] else ""
@@ -31,7 +38,7 @@ def metrics(rows: Mapping[str, Any]) -> Table:
     return table
 
 
-def samples(rows: Sequence[Mapping[str, str]]) -> Table:
+def samples(rows: Sequence[Mapping[str, str]], sides: Sequence[str] = SIDES) -> Table:
     """A few answers before and after, side by side, by their first lines: some of every part."""
     parts: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
@@ -39,7 +46,7 @@ def samples(rows: Sequence[Mapping[str, str]]) -> Table:
     turns = [row for turn in itertools.zip_longest(*parts.values()) for row in turn if row is not None]
     columns = [name for name in ("prompt", "before", "after") if any(name in row for row in rows)]
     table = Table(box=None, pad_edge=False)
-    for column in ("", *columns):
+    for column in ("", *(dict(zip(SIDES, sides, strict=True)).get(name, name) for name in columns)):
         table.add_column(column, overflow="fold", max_width=48)
     for row in turns[:SAMPLES]:
         answers = (_first_line(row.get(name, "")) for name in columns if name != "prompt")

@@ -22,7 +22,7 @@ from didact.learn import rates
 from didact.models import adapters
 from didact.models.model import Model
 from didact.requests import Request
-from didact.types import Fit, Record, Text, UserError
+from didact.types import LM, Fit, Record, Text, UserError
 from didact.verbs import early, inputs, opened, watching
 from didact.verbs.usable import usable
 
@@ -36,7 +36,7 @@ class Job:
     request: Request
     entry: Mapping[str, Any]
     function: Any
-    model: Model | remote.Remote | None
+    model: Model | LM | None
     train: dict[str, Sequence[Record]]
     scored: dict[str, Any]
     sources: dict[str, dict[str, Any]]
@@ -85,7 +85,7 @@ def prepare(request: Request) -> Job:
     options = registry.assemble(function, {**problem.options, **preset, **request.options})
     folder = {"folder": str(Path(request.out) / "checkpoints"), "seed": request.seed}
     fit = default.replace(**{**problem.fit, **preset_fit, **request.fit, **folder})
-    model: Model | remote.Remote | None = problem.model
+    model: Model | LM | None = problem.model
     records: dict[str, Sequence[Record]] = dict(problem.data)
     sources: dict[str, dict[str, Any]] = {
         k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
@@ -194,7 +194,7 @@ def _held_out(
     records: Mapping[str, Sequence[Record]],
     request: Request,
     problem: Problem,
-    model: Model | remote.Remote | None,
+    model: Model | LM | None,
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
     """Training records, and records for scoring that training does not see (chosen by hash)."""
     train, warnings = dict(records), list[str]()

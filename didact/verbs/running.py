@@ -341,7 +341,8 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
     if isinstance(job.model, remote.Remote):
         model = {"path": job.model.address, "fingerprint": None, "counts": vars(job.model.counts)}
     elif job.model is not None:
-        model = {"path": request.model or "embedded example", "fingerprint": job.model.fingerprint()}
+        known = job.model.fingerprint() if isinstance(job.model, Model) else job.model.name  # a rule
+        model = {"path": request.model or "embedded example", "fingerprint": known}
     device = str(job.model.device) if isinstance(job.model, Model) else "cpu"
     return {
         "schema": provenance.SCHEMA,

@@ -175,7 +175,8 @@ def _saved(folder: str, asked: Common, rewards: bool = True) -> tuple[Model, Mod
     if start is None and places.adapter_config(place):
         start = places.base_of(place)
     if start == "embedded example":
-        return model, example(run["method"], run["seed"]).model, run
+        own = example(run["method"], run["seed"]).model
+        return model, own if isinstance(own, Model) else None, run
     if start is None or not Path(start).exists():
         return model, None, run
     before = opened.model(start, asked, asked.quantize)

@@ -31,17 +31,15 @@ SHOWN = Shown(size=60, overlap=30)
 
 
 def problem(seed: int) -> Problem:
-    """An invented language, what is written about it, and a small untaught model: what a run looks like."""
+    """An invented language, what is written about it, and the claim's reader, who looks it up: a rule, no model."""
     own, other = _pair(seed)
-    some = tongues.meanings(seed, 30, CONCEPTS)
+    some = tongues.meanings(seed, 60, CONCEPTS)
     data: dict[str, Sequence[Record]] = {
-        "test": tongues.pairs(own, other, some[:6]), "wordlist": tongues.dictionary(own, other),
-        "pairs": tongues.pairs(own, other, some[10:]), "book": [Text(text=other.rules() + "\n" + FILLER)],
+        "test": tongues.pairs(own, other, some[:30]), "wordlist": tongues.dictionary(own, other),
+        "pairs": tongues.pairs(own, other, some[30:]), "book": [Text(text=other.rules() + "\n" + FILLER)],
     }  # fmt: skip
-    words = [" ".join(t.words) for t in (own, other)]
-    model = lab.blank("llama", words * 3, 600, d=32, layers=2, heads=2, context=512, seed=seed)
-    options = {"conditions": ("-", "W", "W+S"), "asking.max_new_tokens": 8, "asking.tries": 1}
-    return Problem(model=model, data=data, options=options)
+    options = {"conditions": ("-", "W", "S", "W+S", "W+S+B"), "asking.max_new_tokens": 64}
+    return Problem(model=example.Reader(own, CONCEPTS, CARELESS, seed), data=data, options=options)
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:

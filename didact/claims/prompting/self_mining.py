@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from didact import prompting
-from didact.claims import lab, runner
+from didact.claims import runner
 from didact.claims.lab import difference, equivalence
 from didact.claims.problem import Problem
 from didact.claims.prompting import self_mining_example as example
@@ -37,17 +37,16 @@ ASKING = Asking(max_new_tokens=64)
 
 
 def problem(seed: int) -> Problem:
-    """Two invented languages and a small untaught model: what a run looks like, not what it is worth."""
-    one, other = tongues.invented(seed, 2, tongues.Concepts(), alike=True)
-    some = tongues.meanings(seed, 50, tongues.Concepts())
+    """Two invented languages and the claim's translator, who knows six words of ten (a rule, no model)."""
+    one, other = tongues.invented(seed, 2, CONCEPTS, alike=True)
+    some = tongues.meanings(seed, 830, CONCEPTS)
     data: dict[str, Sequence[Record]] = {
-        "test": tongues.pairs(one, other, some[:10]), "source": tongues.texts(one, some[10:30]),
-        "target": tongues.texts(other, some[30:]), "dictionary": tongues.dictionary(one, other),
+        "test": tongues.pairs(one, other, some[:30]), "source": tongues.texts(one, some[30:430]),
+        "target": tongues.texts(other, some[430:]), "dictionary": tongues.dictionary(one, other),
     }  # fmt: skip
-    words = [" ".join(t.words) for t in (one, other)]
-    model = lab.blank("llama", words * 3, 500, d=32, layers=2, heads=2, context=512, seed=seed)
-    options = {"words.count": 20, "words.shots": 4, "pick.shots": 3, "pick.tau": "q0.5", "asking.max_new_tokens": 8}
-    return Problem(model=model, data=data, options=options)
+    options = {"words.count": CONCEPTS.size, "words.shots": 0, "words.rounds": 0, "sentences": 400,
+               "pick.tau": "q0.8", "pick.near": 40, "asking.max_new_tokens": 64}  # fmt: skip
+    return Problem(model=example.Noisy(one, other, 0.6, 0.05, seed), data=data, options=options)
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:

@@ -30,6 +30,8 @@ class Noisy(Rule):
         seed: of both.
     """
 
+    name = "a translator by rule"
+
     def __init__(self, one: Tongue, other: Tongue, knows: float, slips: float, seed: int) -> None:
         self.tongues, self.slips, self.seed = {one.name: one, other.name: other}, slips, seed
         self.other = {one.name: other, other.name: one}
