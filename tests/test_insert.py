@@ -6,8 +6,9 @@ import pytest
 import torch
 from shapes import byte_tokenizer, tiny
 
+from didact.data import encode
 from didact.infer import generate
-from didact.models import insert, load
+from didact.models import forward, insert, load
 from didact.models.insert import Place
 from didact.models.ngram_heads import NGramHead
 from didact.types import UserError
@@ -102,6 +103,18 @@ def test_saved_as_didact_and_read_back(arch, tmp_path):
     assert again.context == plain.context and again.generation_ends == plain.generation_ends
     made = [generate.generate(m, [TEXT, "a b"], max_new_tokens=4) for m in (again, model)]
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+def test_scores_are_those_of_the_models_own_logits(arch):
+    """The head runs on label tokens alone, capped where the decoder caps."""
+    model = with_heads(arch)[1]
+    rows = [encode.windows(byte_tokenizer(), [text], 60)[0] for text in (TEXT, TEXT[3:])]
+    logp, _ = forward.row_logp(model, rows)
+    for row, value in zip(rows, logp.tolist(), strict=True):
+        ids = torch.tensor([[*row.prompt, *row.completion]])
+        said = logits(model, ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum().item()
+        assert value == pytest.approx(said, abs=1e-3)
 
 
 def test_a_copy_has_hooks_of_its_own():

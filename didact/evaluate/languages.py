@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from didact.data import encode
+from didact.data import automata, encode
 from didact.data.encode import TokenizedExample
-from didact.evaluate import automata, statistics
+from didact.evaluate import statistics
 from didact.models import build, forward, ngram_heads
 from didact.models.model import Model
 from didact.types import Text, UserError

@@ -364,7 +364,9 @@ def _at(states: Tensor, batch: Tokens) -> Tensor:
 def _reads_head(model: Model) -> bool:
     """Whether the head can be run apart, on label tokens only."""
     known = {"causal": LINEAR_HEAD | CAPPED_HEAD, "seq2seq": APART}.get(model.kind, set())
-    return getattr(model.config, "model_type", None) in known and not prefix.learned_prompt(model)
+    # What was put into a decoder leaves its head as it was, and says whose it is.
+    kind = getattr(model.config, "head_type", None) or getattr(model.config, "model_type", None)
+    return kind in known and not prefix.learned_prompt(model)
 
 
 def _learns(model: Model, held: Mapping[str, Tensor]) -> bool:

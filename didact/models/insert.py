@@ -121,7 +121,7 @@ class Inserted(nn.Module):
             layers[told["at"]].register_forward_hook(adds, with_kwargs=True)
         # A type of its own, so that no fast path that is proven for the plain model is taken for this one.
         own: Any = copy.deepcopy(decoder.config)
-        own.model_type, own.mixers = f"inserted_{own.model_type}", self.spec["mixers"]
+        own.head_type, own.model_type, own.mixers = own.model_type, f"inserted_{own.model_type}", self.spec["mixers"]
         self.config = own
 
     @property

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from didact.evaluate import automata
-from didact.evaluate.automata import Table
+from didact.data import automata
+from didact.data.automata import Table
 from didact.types import Text
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -1,0 +1,50 @@
+"""The pictures of a study of n-gram heads: learning by string, arms side by side, what a head attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from didact import figures
+from didact.figures import Figure
+from didact.models import ngram_heads
+
+SHOWN = 40  # tokens of the map
+
+
+def of_languages(found: Mapping[str, Any]) -> list[Figure]:
+    """Accuracy and distance by string, from what `languages.findings` gave."""
+    words = {
+        "accuracy": ("First choices that the language allows", "share of the symbols"),
+        "tvd": ("Distance from the true distribution of the next symbol", "total variation distance"),
+    }
+    out: list[Figure] = []
+    for measure, lines in found["by_string"].items():
+        title, y = words[measure]
+        each = [figures.Line(name, list(range(1, len(line) + 1)), line) for name, line in lines.items()]
+        best = {"the automaton itself": 1.0 if measure == "accuracy" else 0.0}
+        note = "Held-out languages, mean over prompts. Each line is a predictor that has read all strings before."
+        out.append(figures.Curves(title=title, x="string of the prompt", y=y, lines=each, levels=best, note=note))
+    return out
+
+
+def of_text(found: Mapping[str, Any]) -> list[Figure]:
+    """How much more every other arm needs for a token than the one with heads."""
+    bars = [figures.Bar(name, gain["estimate"], gain["low"], gain["high"]) for name, gain in found["gain_over"].items()]
+    note = f"{found['documents']} held-out documents, the same for all; 95 % intervals over documents."
+    title = "What the n-gram heads save, against each model without them"
+    return [figures.Bars(title=title, x="nats a token that the model without lookup needs more", bars=bars, note=note)]
+
+
+def lookup_map(tokens: Sequence[int], words: Sequence[str], n: int) -> Figure:
+    """Where a head of size n looks in the beginning of one text."""
+    kept = list(tokens[:SHOWN])
+    weights = ngram_heads.weights(torch.tensor([kept]), n)[0]
+    names = [f"{i} {word}" for i, word in enumerate(words[:SHOWN])]
+    return figures.Heat(
+        title=f"Where a head of size {n} looks", x="token looked up", y="token read last", value="weight",
+        columns=names, rows=names, values=weights.tolist(), ends=(0.0, 1.0),
+        note=f"Dark: what followed an earlier occurrence of the last {n} tokens. No weight of the model is in it.",
+    )  # fmt: skip
