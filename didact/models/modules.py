@@ -16,13 +16,14 @@ from didact.models.mixers import LinearSelfAttention
 from didact.models.model import Model
 from didact.models.recurrent import RecurrentLM
 from didact.models.sequence import SequenceLearner
+from didact.models.subspace import Subspace
 from didact.types import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODULES: dict[str, type[nn.Module]] = {
-    m.__name__: m for m in (LinearSelfAttention, SequenceLearner, RecurrentLM, Banded, Inserted)
+    m.__name__: m for m in (LinearSelfAttention, SequenceLearner, RecurrentLM, Banded, Inserted, Subspace)
 }
 
 

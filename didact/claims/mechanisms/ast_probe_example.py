@@ -1,0 +1,69 @@
+"""A model that reads programs of `worlds.code`: it learns to put right tokens that were exchanged for others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+from didact.claims import lab
+from didact.claims.problem import Problem
+from didact.data.streams import IGNORE, Tensors, padded
+from didact.learn import fit as loop
+from didact.models import build
+from didact.models.model import Model
+from didact.types import Fit, Text
+from didact.worlds import code
+
+EXCHANGED = 0.4  # share of the tokens that stand exchanged for others while it trains
+WORLD = code.Code()
+OPTIONS: dict[str, Any] = {"rank": 16, "probe.lr": 1e-2, "probe.epochs": 10, "test": 0.25, "valid": 0.2}
+
+
+def problem(seed: int) -> Problem:
+    """A small encoder, and programs it did not see."""
+    texts = WORLD.programs(seed, 4_000)
+    return Problem(model=reader(texts[700:], seed, 300), data={"texts": texts[:700]}, options=OPTIONS)
+
+
+def reader(texts: Sequence[Text], seed: int, steps: int) -> Model:
+    """An encoder (three layers, 64 wide) that was trained on texts; kept."""
+    fit = Fit(lr=4e-3, steps=steps, rows=32, schedule="linear", warmup_steps=30, betas=(0.9, 0.98), seed=seed)
+    return lab.kept(lambda: _trained(texts, fit), [t.text for t in texts], fit)
+
+
+def _trained(texts: Sequence[Text], fit: Fit) -> Model:
+    tokenizer = build.train_tokenizer((t.text for t in texts[:1000]), 300)
+    rows = [tokenizer(t.text)["input_ids"] for t in texts]
+    ids = torch.tensor(sorted({i for row in rows for i in row}))
+    pad = tokenizer.pad_token_id
+    special = {f"{name}_token_id": tokenizer.bos_token_id for name in ("bos", "eos", "cls", "sep")}
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        config = ModernBertConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+            num_attention_heads=4, max_position_embeddings=64, global_attn_every_n_layers=1, pad_token_id=pad,
+            **special,
+        )  # fmt: skip
+        module = ModernBertForMaskedLM(config)
+
+    def batch_at(step: int) -> Tensors:
+        draw = torch.Generator().manual_seed(fit.seed * 1_000_003 + step)
+        right = padded([rows[i] for i in torch.randint(len(rows), (fit.rows,), generator=draw)], pad)
+        there = right != pad
+        exchanged = (torch.rand(right.shape, generator=draw) < EXCHANGED) & there
+        shown = torch.where(exchanged, ids[torch.randint(len(ids), right.shape, generator=draw)], right)
+        return Tensors({"ids": shown, "there": there.long(), "right": torch.where(there, right, IGNORE)})
+
+    loop.fit(module, batch_at, _put_right, fit, steps=fit.total_steps(0), warmup=fit.warmup_count(0), quiet=True)
+    return Model(module, tokenizer, "masked")
+
+
+def _put_right(module: nn.Module, batch: Tensors) -> loop.Terms:
+    """Mean over rows of the mean loss of a row's tokens."""
+    logits = module(input_ids=batch["ids"], attention_mask=batch["there"]).logits
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch["right"], ignore_index=IGNORE, reduction="none")
+    return {"right": loop.Term((losses.sum(1) / batch["there"].sum(1)).sum(), "rows")}

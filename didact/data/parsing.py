@@ -1,0 +1,140 @@
+"""Programs to trees by tree-sitter, in any language it has a grammar for, and functions out of a folder of sources."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import random
+import re
+import sysconfig
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from didact.data.trees import Leaf, Node
+from didact.types import Text, UserError
+
+STRING = re.compile(r"string$|string_literal|char_literal")  # nodes that are one token, whatever stands in them
+FUNCTION = re.compile(r"(function|method).*(definition|declaration|item)$")
+SUFFIXES = {
+    "python": ".py", "javascript": ".js", "typescript": ".ts", "go": ".go", "java": ".java", "rust": ".rs", "c": ".c",
+    "cpp": ".cpp", "ruby": ".rb", "php": ".php",
+}  # fmt: skip
+NO_LIBRARY = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "node_modules"}
+MOST = 200_000  # characters of a source file; longer ones are data
+
+
+@functools.cache
+def parser(language: str) -> Any:
+    """Tree-sitter's parser of a language, whose grammar is the package `tree-sitter-LANGUAGE`.
+
+    Raises:
+        UserError: tree-sitter or the grammar is not installed.
+    """
+    try:
+        core = importlib.import_module("tree_sitter")
+        grammar = importlib.import_module(f"tree_sitter_{language.replace('-', '_')}")
+    except ImportError:
+        package = "'didact[code]'" if language == "python" else f"tree-sitter tree-sitter-{language}"
+        raise UserError(f"language {language}: needs tree-sitter and its grammar: pip install {package}") from None
+    found = getattr(grammar, "language", None) or getattr(grammar, f"language_{language}")
+    return core.Parser(core.Language(found()))
+
+
+def parse(text: str, language: str) -> tuple[str, Node] | None:
+    """The program without comments and docstrings, and its tree; None where it does not parse or is one token."""
+    read = parser(language)
+    code = text.encode()
+    root = read.parse(code).root_node
+    if root.has_error:
+        return None
+    if cuts := list(_remarks(root)):
+        for start, end in reversed(cuts):
+            code = code[:start] + code[end:]
+        code = b"\n".join(line.rstrip() for line in code.splitlines() if line.strip())
+        root = read.parse(code).root_node
+        if root.has_error:
+            return None
+    plain = code.decode()
+    try:
+        tree = _tree(root, plain if plain.isascii() else None, code)
+    except RecursionError:  # an expression of many hundred terms
+        return None
+    return (plain, tree) if isinstance(tree, Node) else None
+
+
+def functions(folder: str | Path, language: str, most: int, seed: int = 0) -> list[Text]:
+    """Functions of the sources in a folder, each once, from files in random order: `most` at most.
+
+    Raises:
+        UserError: there are none.
+    """
+    suffix = SUFFIXES.get(language, f".{language}")
+    root = Path(folder)
+    places = sorted(p for p in root.rglob(f"*{suffix}") if not NO_LIBRARY & set(p.relative_to(root).parts))
+    random.Random(seed).shuffle(places)
+    out: dict[str, Text] = {}
+    for place in places:
+        try:
+            text = place.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        for snippet in _functions(text, language) if len(text) < MOST else ():
+            out.setdefault(snippet, Text(text=snippet, source=str(place)))
+            if len(out) >= most:
+                return list(out.values())
+    if not out:
+        raise UserError(f"{folder}: no functions in {language} sources (*{suffix})")
+    return list(out.values())
+
+
+def library() -> Path:
+    """Where Python's standard library is."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _functions(text: str, language: str) -> Iterator[str]:
+    code = text.encode()
+    waiting = [parser(language).parse(code).root_node]
+    while waiting:
+        node = waiting.pop()
+        if FUNCTION.search(node.type):
+            line = code.rfind(b"\n", 0, node.start_byte) + 1
+            indent = code[line : node.start_byte]
+            yield textwrap.dedent((indent if not indent.strip() else b"").decode() + node.text.decode())
+        else:
+            waiting += reversed(node.named_children)
+
+
+def _remarks(root: Any) -> Iterator[tuple[int, int]]:
+    """Byte ranges of comments, and of strings that stand as a statement of their own where a block begins."""
+    waiting, found = [root], []
+    while waiting:
+        node = waiting.pop()
+        first = node.parent is not None and node.parent.type in ("module", "block") and node.prev_named_sibling is None
+        docstring = node.type == "expression_statement" and [c.type for c in node.children] == ["string"] and first
+        if "comment" in node.type or docstring:
+            found.append((node.start_byte, node.end_byte))
+        else:
+            waiting += node.children
+    yield from sorted(found)
+
+
+def _tree(node: Any, plain: str | None, code: bytes) -> Node | Leaf | None:
+    """The node as a tree of ours, in characters; None where nothing of the text is below it."""
+    if node.start_byte == node.end_byte:
+        return None
+    if not node.children or STRING.search(node.type):
+        return _leaf(node, plain, code)
+    children = tuple(made for child in node.children if (made := _tree(child, plain, code)) is not None)
+    return Node(node.type, children) if children else _leaf(node, plain, code)
+
+
+def _leaf(node: Any, plain: str | None, code: bytes) -> Leaf | None:
+    start, end = node.start_byte, node.end_byte
+    if not code[start:end].strip():  # a line end that is a token
+        return None
+    if plain is None:
+        start, end = (len(code[:byte].decode()) for byte in (start, end))
+    return Leaf(start, end)
