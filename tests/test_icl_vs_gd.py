@@ -21,7 +21,7 @@ from didact.evaluate.references import gradient
 from didact.evaluate.three_way import Episode, LanguageReader, Way
 from didact.learn import subset
 from didact.learn.subset import Tuning
-from didact.models import mixers, projections
+from didact.models import insert, mixers, projections
 from didact.models.model import Model
 from didact.types import Demo, UserError
 
@@ -65,14 +65,14 @@ def test_a_slice_of_a_fused_projection_makes_that_letter(letter: str) -> None:
     for part in projections.parts(model, f"{letter}@0"):
         with torch.no_grad():
             part.weight[part.mask == 1] = 0.0
-    layer: Any = projections.layers(model.module)[0]
+    layer: Any = insert.attentions(model.module)[0]
     thirds = layer.c_attn(torch.randn(1, 3, 32)).split(32, dim=2)
     assert [not t.any() for t in thirds] == [name == letter for name in "qkv"]
     neox = tiny("gpt_neox")
     for part in projections.parts(neox, f"{letter}@0"):
         with torch.no_grad():
             part.weight[part.mask == 1] = 0.0
-    layer = projections.layers(neox.module)[0]
+    layer = insert.attentions(neox.module)[0]
     heads = layer.query_key_value(torch.randn(1, 3, 32)).view(1, 3, 4, -1).chunk(3, dim=-1)
     assert [not t.any() for t in heads] == [name == letter for name in "qkv"]
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_compared_is_one_line(train: Any, test: Any, options: Any
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "message"), [("mamba", "no attention layers"), ("t5", "causal model")])
+@pytest.mark.parametrize(("kind", "message"), [("mamba", "has no attention layer"), ("t5", "causal model")])
 def test_a_model_without_what_is_needed_is_one_line(kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         mechanisms.icl_vs_gd(tiny(kind), DEMOS, DEMOS, shots=(2,), ways=("kv",), draws=3, lrs=(0.1,))

@@ -49,6 +49,7 @@ TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
 BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # those of methods of other packages
 INSTEAD = {
+    "dual-form": {"draws": 3, "lrs": (0.1,)},
     "icl-vs-gd": {"draws": 3, "orders": 2, "epochs": 1, "lrs": (0.1,)},
     "internet-augmented": {"paragraphs": 2, "samples": 1},  # to be quick
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong

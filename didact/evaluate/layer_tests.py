@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from didact.evaluate import statistics, three_way
 from didact.evaluate.three_way import Episode, LanguageReader
-from didact.models import mixers, projections
+from didact.models import insert, mixers, projections
 from didact.models.model import Model
 
 SCALES = (0.5, 0.75, 1.25, 1.5, 2.0)
@@ -37,7 +37,7 @@ def scaled(module: nn.Module, scales: Mapping[int, float]) -> Iterator[None]:
 
         return change
 
-    rows = projections.blocks(module)
+    rows = insert.blocks(module)
     with contextlib.ExitStack() as undo:
         for at, scale in scales.items():
             undo.callback(rows[at].register_forward_hook(hook(scale), with_kwargs=True).remove)
@@ -55,7 +55,7 @@ def shuffled(module: nn.Module, at: int, first: int, last: int, seed: int = 0) -
         states = states[:, order]
         return ((states, *args[1:]), given) if args else (args, {**given, "hidden_states": states})
 
-    handle = projections.blocks(module)[at].register_forward_pre_hook(change, with_kwargs=True)
+    handle = insert.blocks(module)[at].register_forward_pre_hook(change, with_kwargs=True)
     try:
         yield
     finally:
@@ -65,7 +65,7 @@ def shuffled(module: nn.Module, at: int, first: int, last: int, seed: int = 0) -
 def interventions(reader: LanguageReader, episodes: Sequence[Episode], seed: int = 0) -> list[dict[str, Any]]:
     """Accuracy behind demonstrations under every intervention: one row each, with the interval over episodes."""
     module, rows = reader.model.module, []
-    count = len(projections.blocks(module))
+    count = len(insert.blocks(module))
     late = count // 2
 
     def measure(name: str, value: float, scales: Mapping[int, float]) -> None:

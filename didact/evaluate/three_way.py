@@ -191,6 +191,11 @@ def distributions(model: Model, rows: Sequence[TokenizedExample], apart: bool = 
     return torch.stack(out)
 
 
+def labels(records: Sequence[Demo]) -> list[str]:
+    """What answers there are, for records that name no choices of their own."""
+    return sorted({r.completion for r in records if not r.choices})
+
+
 def checked(records: Sequence[Demo], name: str, labels: Sequence[str] = ()) -> list[Demo]:
     """Records with choices: their own, or `labels`.
 

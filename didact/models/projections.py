@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from didact.models import insert
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -26,23 +27,6 @@ class Part(NamedTuple):
     mask: Tensor | None = None
 
 
-def layers(module: nn.Module) -> dict[int, nn.Module]:
-    """The attention layers of a decoder, by their place.
-
-    Raises:
-        UserError: they are not found, as in models without attention.
-    """
-    found: dict[int, nn.Module] = {}
-    for m in module.modules():
-        if type(m).__name__.endswith("Attention") and isinstance(at := getattr(m, "layer_idx", None), int):
-            found[at] = m
-    config: Any = getattr(module, "config", None)
-    count = getattr(config.get_text_config() if config is not None else None, "num_hidden_layers", None)
-    if not found or sorted(found) != list(range(count or len(found))):
-        raise UserError(f"no attention layers are found in a {type(module).__name__}: use a decoder as llama or gpt2")
-    return found
-
-
 def parts(model: Model, which: str) -> list[Part]:
     """`all` weights; or letters of q, k, v, of every layer or of one: `kv`, `v@middle`, `qk@3`.
 
@@ -56,7 +40,7 @@ def parts(model: Model, which: str) -> list[Part]:
         raise UserError(
             f"{which}: which weights are trained is all, or letters of q, k, v, and perhaps a layer: kv@middle"
         )
-    found = layers(model.module)
+    found = dict(enumerate(insert.attentions(model.module)))
     if at:
         number = {"first": 0, "middle": len(found) // 2, "last": len(found) - 1}.get(place)
         number = int(place) if number is None else number
@@ -104,15 +88,30 @@ def _slices(layer: Any, name: str, weight: Tensor, letters: str, kind: str) -> T
     return line.expand_as(weight) if turned or weight.dim() == 1 else line[:, None].expand_as(weight)
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a decoder, each around one attention layer.
+def values(layer: nn.Module, states: Tensor) -> Tensor:
+    """The values `(B, T, heads of values * size)` that an attention layer makes of its input `(B, T, D)`."""
+    total: Tensor | None = None
+    for part in _of_layer(layer, "v", 0):
+        weight = part.weight if part.mask is None else part.weight[part.mask > 0]
+        if part.weight.dim() == 1:
+            total = weight if total is None else total + weight
+            continue
+        turned = part.name.split(".")[1] == "c_attn"
+        matrix = weight.view(states.shape[-1], -1) if turned else weight.view(-1, states.shape[-1]).T
+        total = states @ matrix if total is None else total + states @ matrix
+    assert total is not None
+    return total
+
+
+def output(layer: nn.Module, mixed: Tensor) -> Tensor:
+    """What an attention layer's last projection makes of its heads `(B, T, heads * size)`, without its bias.
 
     Raises:
-        UserError: they are not found.
+        UserError: the projection is not found.
     """
-    within = list(layers(module).values())
-    for rows in module.modules():
-        mine = list(rows) if isinstance(rows, nn.ModuleList) and len(rows) == len(within) else []
-        if mine and all(any(m is a for m in block.modules()) for block, a in zip(mine, within, strict=True)):
-            return mine
-    raise UserError(f"no residual blocks are found in a {type(module).__name__}: use a decoder as llama or gpt2")
+    for name in ("o_proj", "c_proj", "out_proj", "dense"):
+        found = getattr(layer, name, None)
+        if isinstance(found, nn.Module):
+            weight: Any = found.weight
+            return mixed @ (weight if name == "c_proj" else weight.T)
+    raise UserError(f"the output projection of a {type(layer).__name__} is not found: use a llama or gpt2")

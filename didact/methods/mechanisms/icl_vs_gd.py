@@ -91,7 +91,8 @@ def icl_vs_gd(
     """
     began = time.monotonic()
     reader = three_way.LanguageReader(model, separator.replace("\\n", "\n"), loss)
-    train, test = three_way.checked(train, "train", _labels(train)), three_way.checked(test, "test", _labels(train))
+    labels = three_way.labels(train)
+    train, test = three_way.checked(train, "train", labels), three_way.checked(test, "test", labels)
     tuning = Tuning(lr=lrs[0], epochs=epochs, optimizer=optimizer, per="rows" if loss == "label" else "tokens")
     how = equivalence.Comparison(
         ways={w: three_way.Way.of(w, tuning) for w in ways}, rates=lrs, held=held, orders=orders, top=top,
@@ -115,11 +116,6 @@ def icl_vs_gd(
     result.warnings = equivalence.warnings(told)
     result.cost.tokens, result.cost.seconds = reader.tokens_read, time.monotonic() - began
     return result
-
-
-def _labels(records: Sequence[Demo]) -> list[str]:
-    """What answers there are, for records that name no choices of their own."""
-    return sorted({r.completion for r in records if not r.choices})
 
 
 def _metrics(told: dict[str, Any]) -> dict[str, Metric]:

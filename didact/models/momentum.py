@@ -1,0 +1,96 @@
+"""Momentum attention: beside what attention reads, every head is given a decayed sum of the values before its place.
+
+    MoAttn(q_t) = Attn(q_t) + g sum_{i < t} eta^(t - i) v_i,      m_t = eta (m_{t-1} + v_{t-1}), m_1 = 0
+
+before the output projection, as momentum is added to gradient descent. In the paper g is 1 and the model is trained
+from scratch so; begun at 0, one gate a head, it can be inserted into a model that is trained already (ours).
+
+Source: Dai et al. 2023, arXiv:2212.10559, section 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from didact.models import insert, projections
+from didact.models.insert import Place, Reading
+from didact.models.model import Model
+from didact.types import UserError
+
+
+class Momentum(nn.Module):
+    """A mixer for `models.insert`, at the attention of a block.
+
+    Args:
+        heads: of the layer's queries.
+        eta: the decay, fixed; a number, or one a head.
+        gated: one weight a head, begun at 0; else every g is 1.
+    """
+
+    gate: Tensor
+
+    def __init__(self, heads: int, eta: float | list[float] = 0.5, gated: bool = True) -> None:
+        super().__init__()
+        self.spec: dict[str, Any] = {"heads": heads, "eta": eta, "gated": gated}
+        each = [eta] * heads if isinstance(eta, int | float) else list(eta)
+        if len(each) != heads or not all(0 <= e <= 1 for e in each):
+            raise UserError(f"eta = {eta}: must lie in [0, 1], one for all or one for each of {heads} heads")
+        self.eta = tuple(each)
+        if gated:
+            self.gate = nn.Parameter(torch.zeros(heads))
+        else:
+            self.register_buffer("gate", torch.ones(heads))
+
+    def forward(self, states: Tensor, reading: Reading, layer: nn.Module) -> Tensor:
+        """What is added to the attention's output, `(B, T, D)`."""
+        width = states.shape[1]
+        seen = reading.remember(projections.values(layer, states))
+        assert reading.documents is not None
+        size = int(getattr(layer, "head_dim", 0) or seen.shape[-1] // len(self.gate))
+        own = seen.view(*seen.shape[:2], -1, size)
+        every = own.repeat_interleave(len(self.gate) // own.shape[2], 2)  # heads that share values
+        gates = self.gate.to(every)
+        summed = torch.cat(
+            [decayed(every[:, :, h], self.eta[h], reading.documents, width)[:, :, None] for h in range(len(gates))]
+            if len(set(self.eta)) > 1
+            else [decayed(every.flatten(2), self.eta[0], reading.documents, width).view(len(every), width, -1, size)],
+            dim=2,
+        )
+        return projections.output(layer, (summed * gates[:, None]).flatten(2))
+
+
+def decayed(values: Tensor, eta: float, documents: Tensor, queries: int | None = None) -> Tensor:
+    """`sum_{i < t} eta^(t - i) v_i (B, Q, D)` over the places before t in its document, of the last Q places.
+
+    Args:
+        values: `(B, T, D)`.
+        eta: the decay; 1 adds the running sum, 0 nothing.
+        documents: which document a place belongs to, `(B, T)`; -1 is padding.
+        queries: Q; all by default.
+    """
+    width = values.shape[1]
+    asked = width if queries is None else queries
+    place = torch.arange(width, device=values.device)
+    apart = place[width - asked :, None] - place
+    before = apart > 0
+    weight = torch.where(before, torch.tensor(eta, dtype=torch.float64).to(values) ** apart.clamp(min=0), 0.0)
+    mine = documents[:, width - asked :, None] == documents[:, None]
+    return (weight * (mine & (documents[:, None] >= 0))).to(values) @ values
+
+
+def insert_momentum(model: Model, eta: float = 0.5, gated: bool = True) -> Model:
+    """A copy of a causal model with momentum in every layer: gates at 0 for a trained one, else the paper's form."""
+    layers = insert.attentions(model.module)
+    heads = int(model.text_config.num_attention_heads)
+    for layer in layers:  # refused here, not in the first pass
+        projections.parts(model, "v")
+        projections.output(layer, torch.zeros(1, 1, _width(layer, heads)).to(next(layer.parameters())))
+    return insert.insert(model, [(Place(i, "attention"), Momentum(heads, eta, gated)) for i in range(len(layers))])
+
+
+def _width(layer: Any, heads: int) -> int:
+    size = getattr(layer, "head_dim", None) or layer.config.hidden_size // heads
+    return int(size) * heads
