@@ -55,6 +55,8 @@ INSTEAD = {
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
     "phf:filter": {"threshold": -1e3},
+    "gpicl": {"sequences": 40},
+    "bayesian-prism": {"prompts": 20},
     "evolve": {"bandit.horizon": 6, "trajectories": 3, "trials": 2},
     "evolve.prompt": {"bandit.horizon": 6, "trials": 2},
     "llambo": {"suggest": 1, "search.candidates": 3, "search.gens": 2},

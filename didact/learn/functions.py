@@ -1,0 +1,290 @@
+"""Function classes that an in-context regressor is trained on, and their mixtures: `x (B, T, d)`, `y (B, T, 1)`.
+
+A class is called as `cls(seed, prompts)` and is pure in both. What is Gaussian in its weights, `f(x) = w . phi(x)` with
+`w ~ N(mean, std^2)`, has an exact posterior mean in closed form (`evaluate.references.bayes`), and so has a mixture.
+
+Sources: Panwar et al. 2024, openreview HX5ujdsSon, sections 2-5; Garg et al. 2022, arXiv:2208.01066, section 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from didact.data.streams import Tensors
+from didact.learn import fit as loop
+
+Array = NDArray[np.float64]
+Basis = Literal["linear", "fourier", "haar", "monomials"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Functions:
+    """What all classes have.
+
+    Args:
+        dim: d; with the fourier and haar basis 1.
+        rows: T.
+        noise: standard deviation of what is added to every target.
+    """
+
+    dim: int = 20
+    rows: int = 41
+    noise: float = 0.0
+
+    def inputs(self, rng: np.random.Generator, count: int) -> Array:
+        """`(count, T, d)`, standard normal."""
+        return rng.standard_normal((count, self.rows, self.dim))
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """`f(x)` of one function a prompt, `(count, T)`."""
+        raise NotImplementedError
+
+    def drawn(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+        """Inputs and noisy targets."""
+        x = self.inputs(rng, count)
+        return x, self.values(rng, x) + self.noise * rng.standard_normal(x.shape[:2])
+
+    def __call__(self, seed: int | Sequence[int], tasks: int) -> Tensors:
+        """Draw prompts."""
+        return as_batch(*self.drawn(np.random.default_rng(seed), tasks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Functions):
+    """`f(x) = w . phi(x)`, `w ~ N(mean, std^2)`: dense regression, Fourier series, Haar wavelets, monomials.
+
+    Args:
+        basis: phi. `fourier`: 1, cos(k pi x / L), sin(k pi x / L) over sqrt(K), k up to `size`; `haar`: wavelets of
+            `size` levels; `monomials`: the products named by `supports`.
+        size: K or the levels.
+        half_width: L; inputs of one dimension are uniform in (-L, L).
+        mean: of every weight, or of each.
+        std: of every weight, or of each.
+        supports: the coordinates whose product each monomial is.
+    """
+
+    basis: Basis = "linear"
+    size: int = 10
+    half_width: float = 5.0
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    supports: tuple[tuple[int, ...], ...] = ()
+
+    def inputs(self, rng: np.random.Generator, count: int) -> Array:
+        """Uniform where the basis is one of an interval."""
+        if self.basis in ("fourier", "haar"):
+            return rng.uniform(-self.half_width, self.half_width, (count, self.rows, 1))
+        return super().inputs(rng, count)
+
+    def features(self, x: Any) -> Any:
+        """phi of `(..., d)`, numpy or torch, as the same: `(..., F)`."""
+        lib: Any = torch if isinstance(x, torch.Tensor) else np
+        if self.basis == "linear":
+            return x
+        if self.basis == "monomials":
+            return lib.stack([math.prod(x[..., i] for i in support) for support in self.supports], -1)
+        z = x[..., 0] / self.half_width
+        if self.basis == "fourier":
+            waves = [wave(k * math.pi * z) for k in range(1, self.size + 1) for wave in (lib.cos, lib.sin)]
+            return lib.stack([lib.ones_like(z), *waves], -1) / math.sqrt(self.size)
+        u, parts = (z + 1) / 2, [lib.ones_like(z)]
+        for level in range(self.size):
+            for at in range(2**level):
+                v = u * 2**level - at
+                parts.append(2 ** (level / 2) * (1.0 * ((v >= 0) & (v < 0.5)) - 1.0 * ((v >= 0.5) & (v < 1))))
+        return lib.stack(parts, -1)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        sizes = {"linear": self.dim, "fourier": 1 + 2 * self.size, "haar": 2**self.size}
+        return sizes.get(self.basis, len(self.supports))
+
+    def prior(self) -> tuple[Array, Array]:
+        """Mean and standard deviation of the weights, `(F,)` each."""
+        return tuple(np.broadcast_to(np.asarray(v, float), (self.width,)).copy() for v in (self.mean, self.std))  # type: ignore[return-value]
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """Fresh weights a prompt."""
+        mean, std = self.prior()
+        w = mean + std * rng.standard_normal((len(x), self.width))
+        return (self.features(x) @ w[..., None])[..., 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Functions):
+    """Dense regression with all but `active` weights zero, the same number in every function."""
+
+    active: int = 3
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """Fresh weights a prompt."""
+        kept = rng.random((len(x), self.dim)).argsort(1) < self.active
+        return _linear(x, kept * rng.standard_normal((len(x), self.dim)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs(Functions):
+    """Weights in {-1, +1}, outputs over sqrt(d)."""
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """Fresh signs a prompt."""
+        return _linear(x, rng.choice([-1.0, 1.0], (len(x), self.dim))) / math.sqrt(self.dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laplace(Functions):
+    """Weights of Laplace(0, scale): the prior under which the lasso is the likeliest function."""
+
+    scale: float = 1.0
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """Fresh weights a prompt."""
+        return _linear(x, rng.laplace(scale=self.scale, size=(len(x), self.dim)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Functions):
+    """`w = vec(B^T B)`, B of `rank` rows of N(0, 1) on a side of sqrt(d); outputs over the rank."""
+
+    rank: int = 1
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """A fresh matrix a prompt."""
+        side = math.isqrt(self.dim)
+        if side * side != self.dim:
+            raise ValueError(f"dim = {self.dim}: the weights are a square matrix, so it must be a square")
+        b = rng.standard_normal((len(x), self.rank, side))
+        return _linear(x, (b.transpose(0, 2, 1) @ b).reshape(len(x), -1)) / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree(Functions):
+    """A full binary tree of `depth`: every node asks the sign of one coordinate, every leaf is N(0, 1)."""
+
+    depth: int = 4
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """A fresh tree a prompt."""
+        each, node = np.arange(len(x))[:, None], np.zeros(x.shape[:2], dtype=int)
+        asks = rng.integers(self.dim, size=(len(x), 2**self.depth - 1))
+        leaves = rng.standard_normal((len(x), 2**self.depth))
+        for _ in range(self.depth):
+            asked = np.take_along_axis(x, asks[each, node][..., None], 2)[..., 0]
+            node = 2 * node + 1 + (asked > 0)
+        found: Array = leaves[each, node - (2**self.depth - 1)]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Functions):
+    """Two layers with ReLU, all weights N(0, 1), outputs over sqrt(hidden / 2) sqrt(d)."""
+
+    hidden: int = 100
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """A fresh network a prompt."""
+        first = rng.standard_normal((len(x), self.dim, self.hidden))
+        return _linear(np.maximum(x @ first, 0), rng.standard_normal((len(x), self.hidden))) / math.sqrt(
+            self.hidden / 2 * self.dim
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Functions):
+    """Linear regression whose weights are one of `tasks`, drawn once from N(0, I): task diversity.
+
+    Args:
+        tasks: how many.
+        seed: of the pool.
+    """
+
+    tasks: int = 128
+    seed: int = 0
+
+    @functools.cached_property
+    def weights(self) -> Array:
+        """`(tasks, d)`."""
+        return np.random.default_rng([self.seed, self.tasks]).standard_normal((self.tasks, self.dim))
+
+    def values(self, rng: np.random.Generator, x: Array) -> Array:
+        """One of them a prompt."""
+        return _linear(x, self.weights[rng.integers(self.tasks, size=len(x))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A class drawn for every prompt with its weight, then one of its functions.
+
+    Args:
+        parts: classes of one number of inputs and rows.
+        alpha: their weights; equal by default.
+        per_batch: one class for a whole batch, as the official code draws it.
+    """
+
+    parts: tuple[Any, ...]
+    alpha: tuple[float, ...] = ()
+    per_batch: bool = False
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return int(self.parts[0].dim)
+
+    @property
+    def rows(self) -> int:
+        """T."""
+        return int(self.parts[0].rows)
+
+    @property
+    def shares(self) -> Array:
+        """Weights that sum to one."""
+        raw = np.asarray(self.alpha or (1.0,) * len(self.parts), float)
+        return raw / raw.sum()
+
+    def __call__(self, seed: int | Sequence[int], tasks: int) -> Tensors:
+        """Draw prompts; `part (B,)` says of which class each is."""
+        rng = np.random.default_rng(seed)
+        part = rng.choice(len(self.parts), size=1 if self.per_batch else tasks, p=self.shares)
+        part = np.broadcast_to(part, (tasks,))
+        first = self.parts[0]
+        x, y = np.empty((tasks, first.rows, first.dim)), np.empty((tasks, first.rows))
+        for number, one in enumerate(self.parts):
+            if (here := part == number).any():
+                x[here], y[here] = one.drawn(rng, int(here.sum()))
+        batch = as_batch(x, y)
+        return Tensors({**batch.tensors, "part": torch.from_numpy(part.copy())})
+
+
+def supports(dim: int, size: int = 3, most: int | None = None, seed: int = 0) -> list[tuple[int, ...]]:
+    """Sets of `size` coordinates: all of them, or so many at random."""
+    every = list(itertools.combinations(range(dim), size))
+    if most is None or most >= len(every):
+        return every
+    return [every[i] for i in sorted(np.random.default_rng(seed).permutation(len(every))[:most])]
+
+
+def as_batch(x: Array, y: Array) -> Tensors:
+    """Prompts as tensors, in float32."""
+    parts = {"x": x, "y": y[..., None]}
+    return Tensors({k: torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for k, v in parts.items()})
+
+
+def position_loss(module: nn.Module, batch: Tensors) -> loop.Terms:
+    """`(prediction - y)^2`, the mean over all positions and prompts."""
+    apart = (module(batch["x"], batch["y"]) - batch["y"]).square()
+    return {"mse": loop.Term(apart.sum() / batch["y"].shape[1], "rows")}
+
+
+def _linear(x: Array, w: Array) -> Array:
+    return (x @ w[..., None])[..., 0]
