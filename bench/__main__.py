@@ -61,6 +61,13 @@ def _same_policies(ours: Any, theirs: Any) -> bool:
     return near < 1e-10
 
 
+def _same_predictions(ours: Any, theirs: Any) -> bool:
+    near = max(abs(a - b) for p, q in zip(ours, theirs, strict=True) for r, s in zip(p, q, strict=True)
+               for a, b in zip(r, s, strict=True))  # fmt: skip
+    print(f"  largest difference of a prediction: {near:.1e}", file=sys.stderr)
+    return near < 1e-8
+
+
 TRL_SFT: dict[str, dict[str, Any]] = {
     "padding": {},
     "grouped by length": {"train_sampling_strategy": "group_by_length"},
@@ -199,6 +206,18 @@ BENCHES: dict[str, Bench] = {
     ),
     "vote-k-index": Bench(
         ours=("pools.votek_ours", {"approximate": True}), peers={"exact": ("pools.votek_ours", {})}, unit="texts/s",
+    ),
+    "episodes-step": Bench(
+        ours=("episodes.step_ours", {}), peers={"published style": ("episodes.step_published", {})},
+        unit="steps/s", target=3,
+    ),
+    "episodes-step-interleaved": Bench(
+        ours=("episodes.step_ours", {"layout": "interleaved", "positions": "none"}),
+        peers={"published style": ("episodes.step_published", {})}, unit="steps/s",
+    ),
+    "reference-predictors": Bench(
+        ours=("episodes.references_ours", {}), peers={"a loop over prompts": ("episodes.references_loop", {})},
+        unit="prompts/s", target=50, same=_same_predictions,
     ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),

@@ -238,6 +238,10 @@ def test_one_task_is_learned_by_heart_and_a_map_shows_it() -> None:
     cells = result.findings["map"]
     assert [(c["width"], c["tasks"]) for c in cells] == [(8, 1), (8, 0)]
     assert cells[0]["accuracy"]["seen"]["estimate"] > 0.7 and cells[1]["state_size"] == 8
+    titles = [f.title for f in result.figures]
+    assert titles[:2] == ["Accuracy as examples come in", "With many examples"]
+    assert titles[2:] == [f"Improvement within a sequence, {w} tasks" for w in ("seen", "unseen")]
+    assert all("<svg" in f.svg() for f in result.figures)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])

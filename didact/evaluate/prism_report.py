@@ -144,7 +144,7 @@ def pictures(found: Mapping[str, Any]) -> list[figures.Figure]:
     """In-context curves with the Bayes floor, distances, recognition, spectra, and what training forgot."""
 
     def line(name: str, curve: Mapping[str, Any]) -> figures.Line:
-        return figures.Line(name, range(len(curve["estimate"])), curve["estimate"], curve["low"], curve["high"])
+        return figures.Line(name, list(range(len(curve["estimate"]))), curve["estimate"], curve["low"], curve["high"])
 
     shown = [n for n in found["curves"] if n not in ("averaging", "3 neighbours")][:6]
     out: list[figures.Figure] = [

@@ -62,7 +62,7 @@ def examine(model: Model, tasks: Sequence[Example], prior: float) -> Result:
         ),
     }  # fmt: skip
     lines = [
-        figures.Line(n, range(labels.shape[1]), c["estimate"], c["low"], c["high"])
+        figures.Line(n, list(range(labels.shape[1])), c["estimate"], c["low"], c["high"])
         for n, c in found["curves"].items() if n != "loss"
     ]  # fmt: skip
     result.figures = [

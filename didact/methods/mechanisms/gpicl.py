@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from didact.bounds import BelowOne, Count, Share
-from didact.evaluate import classify, in_context
+from didact.evaluate import classify, classify_pictures, in_context
 from didact.evaluate.phases import PhaseMap, mapped, untrained
 from didact.infer import embed
 from didact.learn import episodes, task_pools
@@ -122,6 +122,7 @@ def gpicl(
     result.models = {"learner": Model(module, kind="module")}
     result.predict = classify.predictor(module, reading, length)
     result.metrics, result.warnings = classify.metrics(found, sequences)
+    result.figures = classify_pictures.pictures(result.findings, found.chance)
     result.cost.tokens = 3 * len(run.history) * fit.rows * length
     result.cost.seconds = time.monotonic() - began
     return result
