@@ -227,8 +227,11 @@ def test_ood_curve_and_rescaled_tasks() -> None:
     big = learners.rescaled(tasks, inputs=2.0, targets=3.0)
     torch.testing.assert_close(big["x"], 2 * tasks["x"])
     torch.testing.assert_close(big["target"], 6 * tasks["target"])
-    rows = learners.ood_curve({"zero": gradient.zero()}, lambda a: learners.rescaled(tasks, targets=a), [1.0, 2.0])
-    assert rows[1]["value"] == 2.0 and rows[1]["zero"] == pytest.approx(4 * rows[0]["zero"])
+    drawn = learners.shifted(
+        {"zero": gradient.zero()}, lambda a: learners.rescaled(tasks, targets=a), [1.0, 2.0], "title", "scale"
+    )
+    (zero,) = drawn.lines
+    assert zero.name == "zero" and zero.x == [1.0, 2.0] and zero.y[1] == pytest.approx(4 * zero.y[0])
 
 
 def test_interpolation_of_the_construction_with_itself() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from didact import files
+from didact import figures, files
 from didact.claims.mechanisms import mesa_gd as claim
 from didact.data import read
 from didact.data.streams import Tensors
@@ -65,7 +65,10 @@ def test_the_report_says_so(taught: Result) -> None:
     assert found["kind"] == "white-box" and found["closest"]["reference"] == "gd" and not taught.warnings
     assert set(found["alignment"]) == {"gd", "ridge", "ols", "zero"} and found["tasks"] == 600
     assert found["training_loss"] == sorted(found["training_loss"]) and len(found["training_loss"]) == 2
-    assert found["ood"]["inputs"][0]["value"] == 0.5 and len(found["ood"]["targets"]) == 45
+    inputs, targets = taught.figures
+    assert isinstance(inputs, figures.Curves) and isinstance(targets, figures.Curves)
+    assert inputs.lines[0].x[0] == 0.5 and [line.name for line in inputs.lines] == ["learner", "gd"]
+    assert len(targets.lines[0].y) == 45
     cosine, loss = taught.metrics["cosine_to_gd"], taught.metrics["loss"]
     assert cosine.after > 0.98 and cosine.ci and cosine.ci[0] < cosine.after < cosine.ci[1]
     assert loss.before is not None and loss.after < 0.7 * loss.before

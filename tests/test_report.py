@@ -356,7 +356,6 @@ def test_findings_are_shown_by_their_form(tmp_path):
         "kind": "white-box",
         "closest": {"reference": "gd", "tied_with": []},
         "alignment": {"gd": {"loss": {"estimate": 0.1, "low": 0.05, "high": 0.15}, "note": None}},
-        "ood": {"inputs": [{"value": 0.5, "learner": 1.0, "gd": 1.1}, {"value": 1.0, "learner": 2.0, "gd": 2.1}]},
         "rows": [{"word": "aa", "count": 3}, {"word": "bb", "count": 1e-9}],
         "nested": {"a": {"b": [1, {"c": 2}]}},
         "curves": {"by K": {"x": [1, 2], "y": [0.25, None], "xlabel": "K", "ylabel": "accuracy"}},
@@ -370,7 +369,7 @@ def test_findings_are_shown_by_their_form(tmp_path):
     assert "Samples" not in seen and "Training" not in seen
     kinds = [(block.name, block.kind) for block in findings.blocks(given)]
     assert kinds == [
-        ("", "curves"), ("", "short"), ("alignment", "table"), ("ood", "curves"), ("rows", "table"),
+        ("", "curves"), ("", "short"), ("alignment", "table"), ("rows", "table"),
         ("nested", "heading"), ("a", "heading"), ("b", "json"),
     ]  # fmt: skip
 

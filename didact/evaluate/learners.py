@@ -17,6 +17,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from didact import figures
 from didact.bounds import BelowOne, Whole
 from didact.data.streams import Tensors
 from didact.evaluate import statistics
@@ -200,24 +201,24 @@ def rescaled(tasks: Tensors, inputs: float = 1.0, targets: float = 1.0) -> Tenso
     return Tensors({name: tasks[name] * factor for name, factor in parts.items()})
 
 
-def ood_curve(
-    learners: Mapping[str, Learner], shifted: Callable[[float], Tensors], values: Sequence[float]
-) -> list[dict[str, float]]:
-    """Mean loss of every learner at each value of a shift: `[{"value": v, name: loss, ...}]`."""
-    rows = []
-    for value in values:
-        tasks = shifted(value)
-        rows.append({"value": value} | {name: losses(f, tasks).mean().item() for name, f in learners.items()})
-    return rows
+def shifted(
+    learners: Mapping[str, Learner], tasks_at: Callable[[float], Tensors], values: Sequence[float], title: str, x: str
+) -> figures.Curves:
+    """Mean loss of every learner at each value of a shift."""
+    seen = [tasks_at(value) for value in values]
+    lines = [figures.Line(name, values, [losses(f, t).mean().item() for t in seen]) for name, f in learners.items()]
+    return figures.Curves(title=title, x=x, y="query loss", lines=lines)
 
 
 @episodes.one_thread()
-def ood(learners: Mapping[str, Learner], tasks: Tensors) -> dict[str, list[dict[str, float]]]:
+def ood(learners: Mapping[str, Learner], tasks: Tensors) -> list[figures.Figure]:
     """The paper's two curves: input range 0.5-2 and task scale 0.5-5 times that of LINEAR tasks."""
-    return {
-        "inputs": ood_curve(learners, lambda a: rescaled(tasks, inputs=a), np.arange(0.5, 2, 0.03).tolist()),
-        "targets": ood_curve(learners, lambda a: rescaled(tasks, targets=a), np.arange(0.5, 5, 0.1).tolist()),
-    }
+    inputs, targets = np.arange(0.5, 2, 0.03).tolist(), np.arange(0.5, 5, 0.1).tolist()
+    by_range, by_scale = (lambda a: rescaled(tasks, inputs=a)), (lambda a: rescaled(tasks, targets=a))
+    return [
+        shifted(learners, by_range, inputs, "Inputs wider than in training", "input range, times that of training"),
+        shifted(learners, by_scale, targets, "Tasks larger than in training", "task scale, times that of training"),
+    ]
 
 
 def _interval(values: Tensor) -> statistics.Interval:

@@ -10,7 +10,6 @@ with only `x` and `y` needed, all lists of one length, null where there is no va
 else is shown by its form:
 
     a dict of dicts of values, or a list of them   a table
-    lists of rows that each have a "value"         curves of the other columns against it
     a dict of anything else                        a heading and its own blocks, three deep
 """
 
@@ -81,11 +80,6 @@ def _blocks(name: str, value: Any, level: int) -> list[Block]:
     """Blocks of one finding, by its form."""
     if is_curve(value):
         return [Block(name="", kind="curves", level=level, figures=[(name, _curve(name, value))])]
-    if isinstance(value, dict) and value and all(map(_is_series, value.values())):
-        figures = [(k, _series(k, rows)) for k, rows in value.items()]
-        return [Block(name=name, kind="curves", level=level, figures=figures)]
-    if _is_series(value):
-        return [Block(name="", kind="curves", level=level, figures=[(name, _series(name, value))])]
     rows = dict(enumerate(value, 1)) if isinstance(value, list) else value
     if isinstance(rows, dict) and rows and all(map(_is_row, rows.values())):
         names = dict.fromkeys(c for row in rows.values() for c in row)
@@ -107,20 +101,6 @@ def _curve(name: str, curve: Mapping[str, Any]) -> Markup:
     ]
     labels = str(curve.get("xlabel") or ""), str(curve.get("ylabel") or "")
     return plots.chart(drawn, *labels, log=curve.get("xscale") == "log", label=name)
-
-
-def _series(name: str, rows: list[dict[str, Any]]) -> Markup:
-    columns = [c for c in rows[0] if c != "value"]
-    return plots.chart([plots.of_rows(rows, c, "value") for c in columns], "value", label=name)
-
-
-def _is_series(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 1
-        and all(isinstance(r, dict) and len(r) > 1 and all(map(_is_number, r.values())) for r in value)
-        and all("value" in r for r in value)
-    )
 
 
 def _is_row(value: Any) -> bool:

@@ -17,7 +17,7 @@ WORLD = PartsOfSpeech(words=200, unseen=40, zipf=1.0, ambiguous=0.0)
 TEXTS = Partners()
 SHAPE: dict[str, Any] = {"layers": 2, "d": 64, "heads": 4}
 TEACH = Fit(lr=3e-3, steps=300, rows=16, schedule="constant", weight_decay=0.01)
-FORGET = {"forget.every": 10, "forget.until": 300}
+FORGET = {"forget.every": 10, "forget.until": 320}
 
 
 def problem(seed: int) -> Problem:
@@ -25,7 +25,7 @@ def problem(seed: int) -> Problem:
     return Problem(
         data={"demos": WORLD.sentences([seed, 0], 5000), "battery": WORLD.battery([seed, 1], 150)},
         options={**SHAPE, **FORGET, "look_every": 50},
-        fit={"lr": 1e-3, "steps": 400, "rows": 64},
+        fit={"lr": 3e-3, "steps": 400, "rows": 64},
     )
 
 

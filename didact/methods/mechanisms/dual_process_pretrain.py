@@ -27,10 +27,6 @@ NONE: resets.Mode = "none"
     gives=("models", "findings"),
     capabilities=("train",),
     kinds=("causal",),
-    presets={
-        "active": {"forget.mode": "active", "forget.every": 1000},
-        "temporary": {"forget.mode": "temporary", "forget.every": 10, "forget.until": 1000},
-    },
 )
 def dual_process_pretrain(
     corpus: Sequence[Text],

@@ -111,7 +111,7 @@ def mesa_gd(
     references, tuned = gradient.known(train, tuning, steps, mixer.shared, fit.seed)
     result.findings |= learners.report(seen, references, report) | {"references": tuned}
     if model is None:
-        result.findings["ood"] = learners.ood({"learner": learner, "gd": references["gd"]}, report)
+        result.figures = learners.ood({"learner": learner, "gd": references["gd"]}, report)
         if units:
             mixers.set_units(module, units)
         result.models = {"lsa": Model(module, kind="module")}
