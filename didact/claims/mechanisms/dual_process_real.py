@@ -11,7 +11,7 @@ from didact.claims import real, runner
 from didact.claims.lab import bound, difference, gate
 from didact.types import Text
 
-WORDS, LONGEST = 360, 12  # probed, and words of a sentence
+WORDS, LONGEST = 240, 12  # probed, and words of a sentence
 CLASSES = ("NOUN", "VERB", "ADJ")
 
 
