@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,8 @@ def likeness(similarity: str | retrieval.Embedder, model: Model | LM, pairs: Seq
     if similarity in ("auto", "lexicon"):
         back = mining.table(lexicon.turned([p for p in pairs if p.kept]))
         return _by_words(back)
+    if Path(similarity).is_dir():
+        return _by_vectors(embed.embedder(similarity, model))
     found = functions.imported(similarity, "similarity")
     return _by_vectors(lambda texts: found(list(texts)))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from didact.data import encode, retrieval
 from didact.data.streams import by_length
-from didact.infer import functions
+from didact.infer import encoders, functions
 from didact.models import load, prefix
 from didact.models.model import Model
 from didact.types import LM, UserError
@@ -47,7 +47,8 @@ def embed(model: Model, texts: Sequence[str], batch_tokens: int = 8192) -> Tenso
 
 def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retrieval.Embedder:
     """What turns texts into vectors: `model` is the means of the model's own hidden states, `tfidf` the words of
-    `texts`, a model's folder the means of its states; else `module:function`.
+    `texts`, a folder an encoder's vectors (`encoders`) or the means of a language model's states; else
+    `module:function`.
 
     Raises:
         UserError: there is no such function, or the model is behind a server.
@@ -56,6 +57,9 @@ def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retriev
         return retrieval.TfIdf(texts)
     if name != "model" and not Path(name).is_dir():
         return functions.imported(name, "embedder")
+    if name != "model" and encoders.is_encoder(name):
+        encoder = encoders.opened(name)
+        return lambda some: encoder(some).numpy()
     local = getattr(model, "model", model) if name == "model" else load.load(name)
     if not isinstance(local, Model):
         raise UserError("a server does not show its hidden states: name what embeds, module:function")

@@ -15,6 +15,7 @@ from didact.models import places
 Part = Literal[
     "AutoConfig",
     "AutoTokenizer",
+    "AutoModel",
     "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
     "AutoModelForSeq2SeqLM",

@@ -77,8 +77,8 @@ def self_mining(
         rounds: of translating them back: the second shows the likest pairs of the first.
         pick: how demonstrations are chosen.
         similarity: what says that sentences are alike: model (means of its hidden states, less each language's own
-            mean), lexicon (words in common, by the mined dictionary), or `module:function`, which turns texts into
-            vectors; auto is model where there is one, and lexicon for a server.
+            mean), lexicon (words in common, by the mined dictionary), an encoder's folder, or `module:function`, which
+            turns texts into vectors; auto is model where there is one, and lexicon for a server.
         asking: how the model is asked.
         stages: a folder: every stage is written there as JSONL with scores and reasons for rejection, and taken from
             there by a run of the same options.
