@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny
 
+from didact import baselines
 from didact.data.encode import TokenizedExample
-from didact.data.streams import Batches, Stream
+from didact.data.streams import Batches, Stream, collate
 from didact.evaluate import structural, word_probes
 from didact.learn import fit as loop
 from didact.learn import language, resets
@@ -23,8 +24,9 @@ from didact.learn.resets import ForgetConfig, Forgetting
 from didact.methods.mechanisms.dual_process import dual_process
 from didact.methods.mechanisms.dual_process_pretrain import dual_process_pretrain
 from didact.methods.mechanisms.dual_process_probe import dual_process_probe
-from didact.models import build
+from didact.models import build, forward, load
 from didact.models.model import Model, sharing
+from didact.report import runs
 from didact.types import Demo, Fit, Text, UserError
 from didact.worlds import parts_of_speech
 from didact.worlds.parts_of_speech import PartsOfSpeech
@@ -320,6 +322,31 @@ def test_loss_by_frequency_adds_up() -> None:
     assert found["head"]["n"] == 12
 
 
+# --- masked models ---------------------------------------------------------------------------
+
+
+def test_a_masked_model_reads_masks_where_it_is_to_answer(tmp_path: Path) -> None:
+    tokenizer = build.word_tokenizer(f"{d.prompt} {d.completion}" for d in DEMOS)
+    model = build.build("bert", tokenizer, 16, 2, 2, context=8)
+    rows = [TokenizedExample((6, 7, 8, 9), (6, 7)), TokenizedExample((6, 7), (8, 9, 10))]
+    logits = forward.label_states(model, collate(rows, "masked"))
+    mask = tokenizer.mask_token_id
+    for row, ids, own in zip(
+        rows, ([6, 7, 8, 9, mask, mask], [6, 7, mask, mask, mask]), logits.split([2, 3]), strict=True
+    ):
+        alone = model.module(input_ids=torch.tensor([ids])).logits[0, len(row.prompt) :]
+        torch.testing.assert_close(own, alone)
+    model.save(tmp_path)
+    again = load.load(tmp_path, device="cpu")
+    assert again.kind == "masked" and same(again, model)
+    assert "AutoModelForMaskedLM" in runs.load_lines(tmp_path.parent, tmp_path.name, "hf: x")["lines"]
+    with pytest.raises(UserError, match="needs a causal or seq2seq model: this one is masked"):
+        baselines.sft(again, DEMOS)
+    result = dual_process(DEMOS, model=again, beside=False, forget=ForgetConfig(mode="probabilistic"), fit=FIT)
+    ours: Any = result.models["model"]
+    assert torch.equal(*(resets.tables(m.module)[0] for m in (again, ours))) and ours.kind == "masked"
+
+
 # --- the methods -----------------------------------------------------------------------------
 
 
@@ -369,7 +396,7 @@ TAGGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
 def test_probes_of_a_given_model(kind: Any) -> None:
     tokenizer = build.word_tokenizer(" ".join(text.extra["tokens"]) for text in TAGGED)
     model = build.build(kind, tokenizer, 32, 2, 4, context=8)

@@ -23,6 +23,8 @@ HELP = {
     "conflict": "the context's answer where the weights say otherwise",
     "conflict_tail": "the same of rare words",
     "unseen": "words that training never had",
+    "ambiguous": "words that occur as both",
+    "plain": "words that occur as one",
     "repeated": "the second token of a pair that comes again",
 }
 CHOICE = "share answered as the context says"

@@ -98,6 +98,7 @@ def rows(model: Model, asked: Sequence[Word], known: Sequence[Sequence[str]], se
         UserError: no class has a word that is never of another, or none of the sentences fits.
     """
     draw = np.random.default_rng([seed, 74])
+    start = _start(model)
     pieces = [_pieces(model, word.words) for word in asked]
     there = {t for row in pieces for piece in row for t in piece}
     size = model.embedded or len(model.tokenizer)
@@ -111,9 +112,9 @@ def rows(model: Model, asked: Sequence[Word], known: Sequence[Sequence[str]], se
         other = int(draw.choice(choice))
         instead = _pieces(model, (*word.words[: word.at], str(draw.choice(known[other])), *word.words[word.at + 1 :]))
         made = {
-            "seen": _row(model, ids, word.at, ids[word.at]),
-            "unseen": _row(model, ids, word.at, [int(draw.choice(fresh))] if fresh else []),
-            "conflict": _row(model, ids, word.at, instead[word.at]),
+            "seen": _row(model, start, ids, word.at, ids[word.at]),
+            "unseen": _row(model, start, ids, word.at, [int(draw.choice(fresh))] if fresh else []),
+            "conflict": _row(model, start, ids, word.at, instead[word.at]),
         }
         if all(row and len(row) <= model.context for row, _ in made.values()):
             kept.append(word)
@@ -127,17 +128,22 @@ def rows(model: Model, asked: Sequence[Word], known: Sequence[Sequence[str]], se
 
 
 def _pieces(model: Model, said: Sequence[str]) -> list[list[int]]:
-    return encode.pieces(model.tokenizer, [said[0], *(f" {word}" for word in said[1:])], special=True)
+    return encode.pieces(model.tokenizer, [said[0], *(f" {word}" for word in said[1:])])
 
 
-def _row(model: Model, ids: Sequence[Sequence[int]], at: int, word: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
+def _start(model: Model) -> list[int]:
+    """What the tokenizer puts before a text."""
+    plain, whole = (encode.pieces(model.tokenizer, ["a"], special=special)[0] for special in (False, True))
+    return whole[: len(whole) - len(plain)]
+
+
+def _row(
+    model: Model, start: Sequence[int], ids: Sequence[Sequence[int]], at: int, word: Sequence[int]
+) -> tuple[list[int], tuple[int, ...]]:
     """A row with this word in its place, and where its last token stands."""
-    before = [t for piece in ids[:at] for t in piece]
-    if at == 0 and len(ids[0]) > 1 and ids[0][0] == model.tokenizer.bos_token_id != word[:1]:
-        before = [ids[0][0]]
-        word = [t for t in word if t != ids[0][0]]
     if not word:
         return [], ()
+    before = [*start, *(t for piece in ids[:at] for t in piece)]
     after = [] if model.kind == "causal" else [t for piece in ids[at + 1 :] for t in piece]
     return [*before, *word, *after], (len(before) + len(word) - 1,)
 

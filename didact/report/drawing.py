@@ -72,7 +72,7 @@ def _bars(figure: figures.Bars) -> Markup:
     for bar, (estimate, low, high) in zip(figure.bars, numbers, strict=True):
         if bar.group and bar.group != group:
             y += 6 if group else 0
-            parts.append(svg.text(0, y + 14, svg.fitted(str(bar.group), WIDTH / 2), "strong"))
+            parts.append(svg.text(0, y + 14, svg.fitted(str(bar.group), WIDTH), "strong halo"))
             y, group = y + 20, bar.group
         parts.append(svg.text(gutter - 4, y + 13, svg.fitted(str(bar.name), gutter - 6), "end", str(bar.name)))
         if math.isfinite(estimate):

@@ -29,7 +29,7 @@ HELP = {
     source="arXiv:2406.00053",
     gives=("findings",),
     capabilities=("hidden",),
-    kinds=("causal",),
+    kinds=("causal", "masked"),
 )
 def dual_process_probe(
     texts: Sequence[Text],
@@ -49,11 +49,11 @@ def dual_process_probe(
     about the word as it stands (seen), about a token in its place whose embedding was never trained (unseen: only the
     place can tell), and about a word of another class there (conflict: the place says one class, the word another).
     Beside each layer stand a control task, in which every word has a class of its own drawn by chance, and an untrained
-    copy of the model. A causal model sees the words before and the word itself.
+    copy of the model. A causal model sees the words before and the word itself, a masked one all others too.
 
     Args:
         texts: records with their words and a tag of each, as fields beside `text`.
-        model: a causal model; it stays as it is.
+        model: a causal or masked model; it stays as it is.
         words: the field with the words.
         tags: the field with their tags.
         classes: the tags told apart, by chance equally often each.
