@@ -1,0 +1,51 @@
+"""dual-form's measures on a pre-trained model, with its untrained copy: which language a word is of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from didact import mechanisms
+from didact.claims import real, runner
+from didact.claims.lab import difference, equivalence, exact, gate
+from didact.claims.mechanisms import icl_vs_gd_real
+
+OPTIONS: dict[str, Any] = {"shots": 12, "lrs": (1e-3, 3e-3, 1e-2), "draws": 5, "held": 0.2, "queries": 6}
+
+
+def run(seed: int, tier: runner.Tier) -> runner.Measured:
+    """One draw of words."""
+    shown, asked = icl_vs_gd_real.words(seed)
+    told = mechanisms.dual_form(real.model(), shown, asked, seed=seed, separator="\n\n", **OPTIONS).findings
+    rows = told["measures"]
+    return {
+        "model": {name: rows[name]["estimate"] for name in ("zero", "icl", "tuned", "mixture error")},
+        "SimAOU": {name: value["estimate"] for name, value in told["SimAOU"].items()},
+        "SimAM": {"tuned": rows["SimAM"]["estimate"], "zero": rows["SimAM without tuning"]["estimate"],
+                  "untrained": rows["SimAM, untrained model"]["estimate"]},
+        "Kendall": {"tuned": rows["Kendall"]["estimate"], "random": rows["Kendall, random"]["estimate"],
+                    "untrained": rows["Kendall, untrained model"]["estimate"]},
+    }  # fmt: skip
+
+
+CLAIM = runner.Claim(
+    method="dual-form",
+    text=(
+        "In a pre-trained model, demonstrations change attention as fine-tuning on them does: more than random, than "
+        "fine-tuning on wrong labels or other text, and than both do in an untrained copy."
+    ),
+    run=run,
+    gates=(gate("demonstrations teach it", "model.icl", at_least=0.6, unit="accuracy"),),
+    tests=(
+        exact("attention is a mixture of demonstrations and the rest", "model.mixture error", 0.0, 1e-3),
+        equivalence("random changes are not alike", "SimAOU.random normal", None, 0.05, "cosine"),
+        difference("fine-tuning helps", "model.tuned", "model.zero", "accuracy", margin=0.02),
+        difference("alike, more than random", "SimAOU.fine-tuned", "SimAOU.random normal", "cosine", margin=0.02),
+        difference("more than with wrong labels", "SimAOU.fine-tuned", "SimAOU.wrong labels", "cosine", margin=0.02),
+        difference("more than with other text", "SimAOU.fine-tuned", "SimAOU.other text", "cosine", margin=0.02),
+        difference("more than in an untrained copy", "SimAOU.fine-tuned", "SimAOU.untrained model", "cosine",
+                   margin=0.02),
+        difference("attention to the query too", "SimAM.tuned", "SimAM.zero", "cosine", reported=True),
+        difference("and the order of tokens", "Kendall.tuned", "Kendall.random", "tau", reported=True),
+        difference("more so than in an untrained copy", "Kendall.tuned", "Kendall.untrained", "tau", reported=True),
+    ),
+)  # fmt: skip
