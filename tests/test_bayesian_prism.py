@@ -24,6 +24,7 @@ from didact.learn.functions import Gaussian, Mixture, Pool, Signs
 from didact.methods.mechanisms.bayesian_prism import bayesian_prism
 from didact.models import load
 from didact.models.sequence import SequenceConfig, SequenceLearner
+from didact.report import words
 from didact.types import Example, Fit, Result, UserError
 
 TWO = FunctionConfig(names=("two-means",), dim=2, rows=6, noise=0.5, separation=2.0, sharpness=0.5, spread=0.5)
@@ -210,6 +211,7 @@ def test_a_trained_learner_is_near_the_mixture_and_the_report_says_so(learned: R
     assert found["excess"]["estimate"] > 0 and found["loss"]["estimate"] < found["untrained"]["loss"]
     assert found["implied_weights"]["cosine"]["estimate"] > 0.8 and len(found["recognition"]["implied"]) == 6
     beta = found["recognition"]["beta"]["estimate"]
+    assert not words.is_estimate(found["recognition"]["beta"]) and words.is_estimate(found["loss"])  # on the page
     assert beta[0] == pytest.approx(0.5) and beta[-1] > 0.9
     assert found["looks"][0]["step"] == 0 and found["looks"][-1]["trained on: from Bayes"] > 0
     assert [f.title for f in learned.figures][:2] == ["Loss as examples come in", "Distance from reference predictors"]

@@ -65,8 +65,9 @@ def ten(power: int) -> str:
 
 
 def is_estimate(given: Any) -> bool:
-    """Whether this is a number with its interval: `{"estimate", "low", "high"}`."""
-    return isinstance(given, dict) and "estimate" in given and given.keys() <= {"estimate", "low", "high", "n"}
+    """Whether this is a number with its interval: `{"estimate", "low", "high"}`. A curve has lists of them."""
+    keys = {"estimate", "low", "high", "n"}
+    return isinstance(given, dict) and not isinstance(given.get("estimate", []), list) and given.keys() <= keys
 
 
 def many(count: float | None) -> str:

@@ -2,7 +2,7 @@
 
 World: two Gaussian clouds in four dimensions (quick: an LSTM), four in sixteen (full: a transformer), mapped and
 permuted anew for every task.
-What is learned is measured on fresh tasks, and on a data set of other prototypes.
+What is learned is measured on fresh tasks, and on data sets of other prototypes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from didact import mechanisms
 from didact.claims import runner
 from didact.claims.lab import bound, difference, equivalence
 from didact.claims.problem import Problem
+from didact.data.reduction import Reduction
+from didact.evaluate import curves, in_context
 from didact.learn import episodes, task_pools
 from didact.models.sequence import Mixer, SequenceConfig
-from didact.types import Fit
+from didact.types import Example, Fit
 from didact.worlds.prototypes import Prototypes
 
 
@@ -50,6 +52,8 @@ SIZES = {
     "full": Size(4, 16, 24, "transformer", 3, 64, 4, 1e-3, 4_000, 64, 500, states=(32, 128)),
 }
 ENDLESS, FEW, SOME = 0, 4, 64
+OTHERS = 20  # data sets of other prototypes: clouds of one pair lie near together, of another far apart
+FRESH = 100  # added to every seed: with one other data set a seed, 0-4 were seen before the tests were as they are
 
 
 def problem(seed: int) -> Problem:
@@ -66,7 +70,7 @@ def problem(seed: int) -> Problem:
 
 def run(seed: int, tier: str, arms: Sequence[int] = (ENDLESS, FEW, SOME), **learner: Any) -> runner.Measured:
     """One seed: a training for every number of tasks, measured on the same fresh tasks and other data."""
-    size = SIZES[tier]
+    size, seed = SIZES[tier], seed + FRESH
     out: dict[str, dict[str, float]] = {}
     for tasks in arms:
         out[f"tasks {tasks}" if tasks else "endless"] = _measured(seed, size, tasks, **learner)
@@ -83,21 +87,32 @@ def _measured(seed: int, size: Size, tasks: int, **learner: Any) -> dict[str, fl
         betas=(0.9, 0.98), seed=seed,
     )  # fmt: skip
     result = mechanisms.gpicl(
-        [world((seed, 0), 100, "clouds")], [world((seed, 1), 60, "other")], learner=SequenceConfig(**shape),
-        tasks=tasks, slots=size.classes, length=size.length, bias=0.0, sequences=size.sequences, fit=fit,
+        [world((seed, 0), 100, "clouds")], learner=SequenceConfig(**shape), tasks=tasks, slots=size.classes,
+        length=size.length, bias=0.0, sequences=size.sequences, fit=fit,
     )  # fmt: skip
+    module: Any = result.models["learner"]
+    other = _elsewhere(module.module, [world((seed, 1, i), 60, f"other {i}") for i in range(OTHERS)], size, seed)
     found = result.findings
-    names = {"seen": "seen", "unseen": "unseen", "other": "new: other", "random": "random labels"}
+    names = {"seen": "seen", "unseen": "unseen", "random": "random labels"}
     told = {f"delta_{k}": found["improvement"][name]["estimate"] for k, name in names.items()}
     told |= {f"level_{k}": found["accuracy"][name]["estimate"] for k, name in names.items()}
     bases = found["baselines"]["unseen"]["accuracy"]
     return told | {
+        "delta_other": other,
         "first": found["curves"]["unseen"]["estimate"][0] - found["chance"],
         "of_centroids": told["level_unseen"] / bases["centroids"]["estimate"],
         "level_untrained": found["accuracy"]["untrained"]["estimate"],
         "state_size": found["state_size"],
         "plateau_exit": found["plateau_exit_step"] or fit.total_steps(0),
     }
+
+
+def _elsewhere(module: Any, sets: Sequence[Example], size: Size, seed: int) -> float:
+    """Improvement within sequences of data sets that training had nothing of."""
+    how = Reduction(module.mean.double().numpy(), module.basis.double().numpy())
+    data = [one.mapped(how) for one in task_pools.labelled(sets)]
+    pool = task_pools.TaskPool(data, size.length, size.classes, seed=seed + 2)
+    return curves.improvement(in_context.hits(module, pool((seed, 0, 9), 2 * size.sequences))).estimate
 
 
 def unshifted(y: Tensor) -> Tensor:
@@ -135,7 +150,7 @@ CLAIM = runner.Claim(
         equivalence("four tasks: no improvement on fresh ones", "tasks 4.delta_unseen", None, 0.1, "accuracy"),
         difference("four tasks: right on those it saw", "tasks 4.level_seen", "tasks 4.level_unseen", "accuracy",
                    null=0.2),
-        bound("endless tasks: improves on another data set", "endless.delta_other", 0.15, "accuracy"),
+        bound("endless tasks: improves on other data sets", "endless.delta_other", 0.15, "accuracy"),
         equivalence(FIRST, "endless.first", None, 0.05, "accuracy above chance"),
         equivalence("random labels teach nothing", "endless.delta_random", None, 0.05, "accuracy"),
         difference("64 tasks against four", "tasks 64.delta_unseen", "tasks 4.delta_unseen", "accuracy", reported=True),
