@@ -246,6 +246,45 @@ def test_the_loop_finds_what_the_model_knows():
     assert result.metrics["best_score"].after == course[-1]
 
 
+def test_searches_that_know_nothing_have_as_many_trials_and_only_beat_themselves():
+    asked = []
+
+    def counted(config):
+        asked.append(loss(config))
+        return asked[-1]
+
+    result = prompting.llambo(Scripted(write=saying), HISTORY, space=json.dumps(ROWS), objective=counted, lower=True,
+                              trials=4, against=("random", "tpe"), search=QUICK)  # fmt: skip
+    assert len(asked) == 12 and len(result.records) == 4  # the model's, then those of each other search
+    best = result.findings["best_after_as_many_trials"]
+    assert best["llambo"] == result.metrics["best_score"].after
+    begun = min(t.score for t in HISTORY)  # which all of them have
+    for at, name in ((4, "random"), (8, "tpe")):
+        assert best[name] == min(*asked[at : at + 4], begun)
+        assert result.metrics[f"best_score_beyond_{name}"].after == best["llambo"] - best[name]
+    assert best["llambo"] < best["random"]
+
+
+def test_predictions_come_in_the_scores_own_units_and_know_what_they_do_not_know():
+    scores = [3.0, 5.0, 10.0]
+    for lower in (False, True):
+        shown = tuning.trials([{}] * 3, scores, lower, Search())
+        means = [tuning.unshown(m, 1.0, scores, lower, Search())[0] for m in shown.shown]
+        assert means == pytest.approx(scores)
+    assert tuning.unshown(0.0, 2.0, scores, True, Search())[1] == pytest.approx(2 * np.std(scores))
+    assert tuning.unshown(7.0, 2.0, scores, True, Search(scores="raw")) == (7.0, 2.0)
+    rng = np.random.default_rng(0)
+    mean, std = rng.normal(size=20_000), rng.uniform(0.5, 2, 20_000)
+    right = tuning.calibration(mean, std, rng.normal(mean, std))
+    assert right["coverage"] == pytest.approx(0.9, abs=0.01)
+    assert right["sharpness"] == pytest.approx(2 * 1.645 * 1.25, rel=0.02)
+    assert tuning.calibration(mean, std / 3, rng.normal(mean, std))["coverage"] < 0.5
+    result = prompting.llambo(Scripted(write=saying), HISTORY, space=json.dumps(ROWS), objective=loss, lower=True,
+                              trials=3, search=QUICK)  # fmt: skip
+    guessed = [t.extra["predicted"] for t in result.records if "predicted" in t.extra]
+    assert len(guessed) == 3 == result.findings["predictions"]["trials"]
+
+
 def test_what_a_model_cannot_say_tpe_does_and_it_is_counted():
     result = prompting.llambo(Scripted(write=lambda p, i: "I cannot."), space=json.dumps(ROWS), objective=loss,
                               lower=True, trials=7, start=3, search=QUICK)  # fmt: skip

@@ -91,6 +91,21 @@ def read_or_one_complaint(path, kind):
 # --- fuzz: 4 x 550 cases of JSONL, 2 x 500 of every other format ----------------------------
 
 
+@pytest.mark.parametrize(
+    ("line", "prompt", "completion"),
+    [({"prompt": 1.5, "completion": 2}, "1.5", "2"), ({"x": 3, "y": -1e-3}, "3", "-0.001"),
+     ({"x": "two rooms", "y": 4.0}, "two rooms", "4.0")],
+)  # fmt: skip
+def test_points_of_a_function_may_be_numbers(line, prompt, completion):
+    demo = from_row(line, Demo)
+    assert (demo.prompt, demo.completion) == (prompt, completion) and not demo.extra
+
+
+def test_a_trial_may_be_a_point():
+    trial = from_row({"x": {"lr": 0.01}, "y": 1}, Trial)
+    assert trial.config == {"lr": 0.01} and trial.score == 1.0
+
+
 @FUZZ
 @given(raw=st.binary(max_size=200), kind=kinds)
 def test_random_bytes_give_records_or_one_complaint(tmp_path, raw, kind):

@@ -290,6 +290,8 @@ FORMULAS = {
     "y = 3x + 4": 10.0, "so y = 2.5*x - 1, roughly.": 4.0, "y=3x^2+x+2": 16.0, "y = 2(x + 1)": 6.0, "y = -x² + 1": -3.0,
     "first y = x, then y = x + 1": 3.0, "f(x) = 4": 4.0, "y = __import__('os').getpid()": None, "y = x**99": None,
     "y = (lambda: 1)()": None, "nothing": None, "y = 9**9**9**9": None,
+    "y = 2x if x < 3 else 6": 4.0, "y = 1 if 0 ≤ x < 2 else max(x, 5), say.": 5.0, "y = x if x <= 1 else sly": 2.0,
+    "y = min(x, 1) where x is small": 1.0, "y = 3 if x in (1, 2) else x": 3.0,
 }  # fmt: skip
 
 

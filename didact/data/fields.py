@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +118,26 @@ def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping
     if "completion" in known and "completion" not in values and "completion" not in rename:
         said = next((name for name in ("output", "response") if name in values), None)
         values |= {"completion": values.pop(said)} if said else {}
+
+
+def points(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """The points of a function to what is asked and answered, or tried and scored; in place.
+
+    A point is `x` with a number as its `y`, or a prompt and a completion that are both numbers, which become text.
+    """
+    asked, answer = ("config", "score") if "config" in known else ("prompt", "completion")
+    sort = dict if asked == "config" else str
+    x, y = values.get("x"), values.get("y")
+    if asked not in values and answer not in values and _number(y) and (isinstance(x, sort) or _number(x)):
+        values |= {asked: values.pop("x"), answer: values.pop("y")}
+    elif not (_number(values.get(asked)) and _number(values.get(answer))):
+        return
+    if sort is str:
+        values |= {name: v if isinstance(v := values[name], str) else json.dumps(v) for name in (asked, answer)}
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def judged(values: Mapping[str, Any]) -> None:

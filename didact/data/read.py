@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from didact.data import contexts, dialogues, fields, formats
 from didact.data.dialogues import Turns
-from didact.types import RECORDS, Demo, Preference, Record, UserError
+from didact.types import RECORDS, Demo, Preference, Record, Trial, UserError
 
 R = TypeVar("R", bound=Record)
 CANARY = "big-bench-canary"  # the only field of a row that marks a benchmark's file and is no record
@@ -151,6 +151,8 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
             values[mine] = values.pop(theirs)
     if isinstance(row, formats.Cells):
         values |= {k: _typed(v, known[k][0]) for k, v in values.items() if k in known}
+    if record in (Demo, Trial):
+        fields.points(values, known)
     dialogues.conversations(values, known)
     fields.answers(values, known)
     if record is Demo:

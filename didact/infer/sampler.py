@@ -9,7 +9,7 @@ asked for so far: parameters that were not in all of them are proposed too, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from didact.data.spaces import Config, Parameter, Space
@@ -29,7 +29,8 @@ except ImportError:
 
 
 class LlamboSampler(optuna.samplers.BaseSampler):
-    """Proposals of a language model; `sources` says by trial whether it was the model's, its warm start, or a fallback.
+    """Proposals of a language model; `sources` says by trial whether it was the model's, its warm start, or a fallback,
+    and `predictions` what the model expected of those of its own (mean and standard deviation).
 
     Args:
         lm: who is asked; anything with `generate` (and `top_logprobs` for the generative surrogate).
@@ -61,6 +62,7 @@ class LlamboSampler(optuna.samplers.BaseSampler):
         self.fallback = fallback or optuna.samplers.TPESampler(seed=seed, n_startup_trials=start)
         self.random = optuna.samplers.RandomSampler(seed)
         self.sources: dict[int, str] = {}
+        self.predictions: dict[int, tuple[float, float]] = {}
         self._queue: list[dict[str, Any]] | None = None
         self._now: dict[int, dict[str, Any]] = {}
 
@@ -117,9 +119,13 @@ class LlamboSampler(optuna.samplers.BaseSampler):
         lower = study.direction == optuna.study.StudyDirection.MINIMIZE
         scores = [float(t.values[0]) for t in done]
         history = tuning.trials([t.params for t in done], scores, lower, self.how)
-        return tuning.proposed(
+        found = tuning.proposed(
             self.asker, Words(space, self.card), history, self.how, self.seed + 7919 * number, pending
         )
+        if found is None:
+            return None
+        self.predictions[number] = tuning.unshown(found.mean, found.std, scores, lower, self.how)
+        return found.config
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -180,6 +186,25 @@ def begun(
         UserError: a trial of the history that does not lie in the space.
     """
     sampler = LlamboSampler(lm, space=space, **how | ({"start": 0} if history else {}))
+    return _study(sampler, space, history, lower), sampler
+
+
+def rival(
+    name: str, space: Space, history: Sequence[tuple[dict[str, Any], float | None]], lower: bool, start: int, seed: int
+) -> optuna.Study:
+    """The same study in the hands of an algorithm that knows nothing of the task: random, tpe, or gp."""
+    samplers: dict[str, Any] = {
+        "random": lambda: optuna.samplers.RandomSampler(seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=start),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=start, deterministic_objective=False),
+    }
+    return _study(samplers[name](), space, history, lower)
+
+
+def _study(
+    sampler: optuna.samplers.BaseSampler, space: Space, history: Sequence[tuple[dict[str, Any], float | None]],
+    lower: bool,
+) -> optuna.Study:  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler, direction="minimize" if lower else "maximize")
     known = distributions(space)
@@ -192,12 +217,18 @@ def begun(
                 state=state, value=score, params=config, distributions={k: known[k] for k in config}
             )
         )
-    return study, sampler
+    return study
 
 
-def told(study: optuna.Study, trial: optuna.Trial, value: float | None) -> None:
-    """End a trial, with its score or as a failed one."""
-    if value is None:
+def tried(
+    study: optuna.Study, space: Space, score: Callable[[dict[str, Any]], float | None] | None
+) -> tuple[optuna.Trial, dict[str, Any], float | None]:
+    """A study's next trial and its configuration; with an objective it is ended, with its score or as a failed one."""
+    trial = study.ask()
+    config = suggested(trial, space)
+    value = score(config) if score else None
+    if score and value is None:
         study.tell(trial, state=TrialState.FAIL)
-    else:
+    elif score:
         study.tell(trial, value)
+    return trial, config, value

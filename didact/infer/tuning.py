@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Interval
@@ -64,6 +64,34 @@ def trials(configs: Sequence[Config], scores: Sequence[float], lower: bool, how:
     signed = -values if lower else values
     spread = float(signed.std()) or 1.0
     return Trials(tuple(configs), tuple(((signed - signed.mean()) / spread).tolist()))
+
+
+class Proposed(NamedTuple):
+    """What to try next, and what the discriminative surrogate expects of it, in the score's own units."""
+
+    config: dict[str, Any]
+    mean: float = math.nan
+    std: float = math.nan
+
+
+def unshown(mean: float, std: float, scores: Sequence[float], lower: bool, how: Search) -> tuple[float, float]:
+    """A prediction of shown scores (see `trials`) in the units of the scores themselves."""
+    if how.scores == "raw":
+        return mean, std
+    values = np.asarray(scores, dtype=float)
+    spread = float(values.std()) or 1.0
+    return float(values.mean() + (-mean if lower else mean) * spread), std * spread
+
+
+def calibration(mean: Any, std: Any, scores: Any) -> dict[str, float]:
+    """How well predictions know what they do not know, `(n,)` each: the share of scores in their 90 % intervals
+    (coverage, normal ones), the intervals' mean width (sharpness), and the root mean square error."""
+    mean, std, scores = (np.asarray(x, dtype=float) for x in (mean, std, scores))
+    half = float(stats.norm.ppf(0.95)) * std
+    return {
+        "coverage": float(np.mean(np.abs(scores - mean) <= half)), "sharpness": float(np.mean(2 * half)),
+        "error": float(np.sqrt(np.mean((scores - mean) ** 2))),
+    }  # fmt: skip
 
 
 def wished(history: Trials, alpha: float) -> float:
@@ -192,15 +220,16 @@ def two_way(top: Mapping[str, float]) -> float | None:
 
 def proposed(
     asker: Asker, words: Words, history: Trials, how: Search, seed: int, pending: Sequence[Config] = ()
-) -> dict[str, Any] | None:
+) -> Proposed | None:
     """The next configuration to try; None where the model named none, or the budget is used up."""
     found = candidates(asker, words, history, how, seed, [*history.configs, *pending])
     if not found:
         return None
     if how.surrogate == "generative":
-        return found[int(np.argmax(goodness(asker, words, history, found, how, seed)))]
+        return Proposed(found[int(np.argmax(goodness(asker, words, history, found, how, seed)))])
     if how.surrogate == "discriminative":
         mean, std = predicted(asker, words, history, found, how, seed)
         gain = expected_improvement(mean, std, history.best, history.lower)
-        return found[0 if np.isnan(gain).all() else int(np.nanargmax(gain))]
-    return found[0]
+        best = 0 if np.isnan(gain).all() else int(np.nanargmax(gain))
+        return Proposed(found[best], float(mean[best]), float(std[best]))
+    return Proposed(found[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import operator
 import re
@@ -12,11 +13,15 @@ LONGEST = 300  # characters
 POWER = 16  # the largest exponent: numbers stay small
 _BEGUN = re.compile(r"(?:\by|\bf\(x\))\s*=\s*", re.IGNORECASE)
 _IMPLIED = re.compile(r"(?<=[\d)])\s*(?=[a-wyz]*\(|x\b)")
-_SIGNS = str.maketrans({"^": "**", "²": "**2", "³": "**3", "·": "*", "−": "-"})
+_SIGNS = str.maketrans({"^": "**", "²": "**2", "³": "**3", "·": "*", "−": "-", "≤": "<=", "≥": ">="})
 NAMES = {"pi": math.pi, "e": math.e}
 CALLS: dict[str, Callable[[float], float]] = {
     "sin": math.sin, "cos": math.cos, "tan": math.tan, "exp": math.exp, "log": math.log, "ln": math.log,
     "sqrt": math.sqrt, "abs": abs,
+}  # fmt: skip
+SEVERAL: dict[str, Callable[..., float]] = {"min": min, "max": max}
+ORDERS: dict[type, Callable[[float, float], bool]] = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
 SIGNS: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -26,10 +31,11 @@ SIGNS: dict[type, Callable[[float, float], float]] = {
 def found(text: str) -> Callable[[float], float] | None:
     """The last formula `y = ...` in a text as a function of x; None where there is none.
 
-    `3x`, `2(x + 1)`, `x^2` and `x²` are read as they are meant; words after the formula end it.
+    `3x`, `2(x + 1)`, `x^2` and `x²` are read as they are meant, as are `max(0, x - 2)` and `2x if x < 3 else 6`;
+    words after the formula end it.
     """
     for shown in reversed(_BEGUN.split(text)[1:]):
-        body = re.split(r"[=\n;]", shown)[0].translate(_SIGNS)
+        body = re.split(r"(?<![<>])=|[\n;]", shown)[0].translate(_SIGNS)
         words = body.split()
         for length in range(len(words), 0, -1):  # the longest beginning that is a formula
             if function := _function(" ".join(words[:length]).rstrip(".,")):
@@ -76,4 +82,19 @@ def _value(node: ast.AST, x: float) -> float:
             return SIGNS[type(sign)](_value(left, x), _value(right, x))
         case ast.Call(func=ast.Name(id=name), args=[of], keywords=[]) if name.lower() in CALLS:
             return float(CALLS[name.lower()](_value(of, x)))
+        case ast.Call(func=ast.Name(id=name), args=[_, _, *_] as several, keywords=[]) if name.lower() in SEVERAL:
+            return float(SEVERAL[name.lower()](*[_value(of, x) for of in several]))
+        case ast.IfExp(test=test, body=body, orelse=other):
+            taken, left = (body, other) if _holds(test, x) else (other, body)
+            with contextlib.suppress(ArithmeticError, ValueError):
+                _value(left, x)  # which must be a formula too
+            return _value(taken, x)
     raise TypeError("not a formula of x")
+
+
+def _holds(node: ast.AST, x: float) -> bool:
+    """A comparison, `x < 3` or `0 <= x < 3`."""
+    if not isinstance(node, ast.Compare) or any(type(order) not in ORDERS for order in node.ops):
+        raise TypeError("not a comparison")
+    values = [_value(of, x) for of in (node.left, *node.comparators)]
+    return all(ORDERS[type(order)](a, b) for order, a, b in zip(node.ops, values, values[1:], strict=False))

@@ -13,7 +13,7 @@ from didact.infer.ask import Asking
 from didact.infer.tuning import Search
 from didact.infer.tuning_prompts import Card, Words
 from didact.models.model import Model
-from didact.types import Fit, Trial
+from didact.types import Fit
 from didact.worlds import bowls
 from didact.worlds.bowls import Bowl, Bowls
 
@@ -62,20 +62,20 @@ def reader(seed: int, steps: int, most: int = 10_000) -> Model:
 
 
 def objective(config: dict[str, int]) -> float:
-    """A task of the embedded example's family, for `--objective`."""
-    family = Bowls(0)
-    return family.task(np.random.default_rng(5)).value(config)
+    """The embedded example's task, of the family of seed 0."""
+    return _task().value(config)
+
+
+def _task() -> Bowl:
+    return Bowls(0).task(np.random.default_rng([0, 47]))
 
 
 def problem(seed: int) -> Problem:
-    """Three random trials of a task whose card the model knows; it says what to try next."""
-    family, rng = Bowls(seed), np.random.default_rng([seed, 47])
-    task = family.task(rng)
-    tried = [Trial(config=dict(c), score=float(task.score(c, rng))) for c in family.configs(rng, 3)]
-    card = card_of(task.card)
+    """A task of a family whose cards the model knows, in eight trials, beside searches that know nothing."""
     options = {
-        "space": SPACE, "card.task": card.task, "card.style": "bare", "search.scores": "raw",
+        "space": SPACE, "objective": f"{__name__}:objective", "trials": 8, "against": ("random", "tpe"),
+        "card.task": card_of(_task().card).task, "card.style": "bare", "search.scores": "raw",
         "search.candidates": SEARCH.candidates, "search.templates": 1, "search.gens": SEARCH.gens,
-        "asking.max_new_tokens": ASKING.max_new_tokens,
+        "asking.max_new_tokens": ASKING.max_new_tokens, "asking.tries": 1,
     }  # fmt: skip
-    return Problem(model=reader(seed, 300, 2000), data={"history": tried}, options=options)
+    return Problem(model=reader(0, 600, 4000), options=options)

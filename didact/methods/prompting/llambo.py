@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from didact.bounds import Count, Whole
 from didact.data import spaces
-from didact.infer import functions
+from didact.infer import functions, tuning
 from didact.infer import lm as language_models
 from didact.infer.ask import Asking
 from didact.infer.tuning import Search
@@ -46,6 +46,7 @@ def llambo(
     start: Whole = 5,
     suggest: Count = 5,
     warm: bool = True,
+    against: tuple[Literal["random", "tpe", "gp"], ...] = (),
     card: Card = Card(),
     search: Search = Search(),
     asking: Asking = Asking(max_new_tokens=500, tries=1),
@@ -76,14 +77,18 @@ def llambo(
         start: trials to begin with.
         suggest: what to try next, where there is no objective.
         warm: the model names the first trials; else they are random.
+        against: searches that know nothing of the task, each run beside it for as many trials, which costs as many of
+            the objective: random, tpe or gp (a Gaussian process).
         card: what is tuned, in words.
         search: how the next trial is found.
         asking: how the model is asked, and how many calls at most.
         seed: of everything drawn.
 
     Returns:
-        records: the trials in order, each with its `source` (warm start, model, fallback, random); findings: the best,
-        the course of it, and what was asked; the transcript.
+        records: the trials in order, each with its `source` (warm start, model, fallback, random) and, of the model's
+        own, what it `predicted` (mean and standard deviation); findings: the best, the course of it beside those of
+        `against`, how well the predictions know what they do not know (coverage of 90 % intervals, their width), and
+        what was asked; the transcript.
 
     Raises:
         UserError: a space or a history that cannot be read, an objective that raises or gives no number.
@@ -102,14 +107,12 @@ def llambo(
         lm, known, [(dict(t.config), t.score) for t in history or ()], lower, card=card, how=search, asking=asking,
         start=start if score else max(start, suggest), warm=warm, seed=seed,
     )  # fmt: skip
-    tried: list[Trial] = []
+    tried = []
     for _ in range(trials if score else suggest):
-        trial = study.ask()
-        config = samplers.suggested(trial, known)
-        value = score(config) if score else None
-        tried.append(Trial(config=config, score=value, extra={"source": proposer.sources[trial.number]}))
-        if score:
-            samplers.told(study, trial, value)
+        trial, config, value = samplers.tried(study, known, score)
+        mean, std = proposer.predictions.get(trial.number, (math.nan, math.nan))
+        guess = {"predicted": [mean, std]} if math.isfinite(mean) else {}
+        tried.append(Trial(config=config, score=value, extra={"source": proposer.sources[trial.number]} | guess))
     result = Result(records=list(tried), transcript=list(proposer.asker.demos()), warnings=proposer.asker.warnings())
     sources = [t.extra["source"] for t in tried]
     scored = [t for t in [*(history or ()), *tried] if t.score is not None]
@@ -120,13 +123,24 @@ def llambo(
         "course": [side(_score(t) for t in scored[: n + 1]) for n in range(len(scored))],
         "next": None if score else [t.config for t in tried],
     }
+    if guessed := [t for t in tried if t.score is not None and "predicted" in t.extra]:
+        mean, std = zip(*(t.extra["predicted"] for t in guessed), strict=True)
+        found = tuning.calibration(mean, std, list(map(_score, guessed)))
+        result.findings["predictions"] = {"trials": len(guessed)} | found
     if scored and score:
-        given = [_score(t) for t in history or () if t.score is not None]
+        begun = [(dict(t.config), t.score) for t in history or ()]
+        best = {NAME: side(map(_score, scored))}
+        for name in against:
+            rival = samplers.rival(name, known, begun, lower, start, seed)
+            values = [samplers.tried(rival, known, score)[2] for _ in range(trials)]
+            best[name] = side(v for v in [*values, *(s for _, s in begun)] if v is not None)
+        result.findings["best_after_as_many_trials"] = best
+        sense: Any = "lower" if lower else "higher"
         result.metrics = {
-            "best_score": Metric(
-                after=side(_score(t) for t in scored), before=side(given) if given else None, n=len(scored),
-                better="lower" if lower else "higher", help="of all trials; before: of the history",
-            )
+            "best_score": Metric(after=best[NAME], n=len(scored), better=sense, help="of all trials"),
+            **{f"best_score_beyond_{name}": Metric(after=best[NAME] - best[name], n=trials, better=sense,
+                                                   help=f"the same less what {name} found in as many trials")
+               for name in against},
         }  # fmt: skip
     if lost := sources.count("fallback"):
         result.warnings.append(f"{lost:,} of {len(tried):,} trials are TPE's: the model named no new configuration")
