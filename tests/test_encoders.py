@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from didact import prompting
+from didact.evaluate import mined
 from didact.infer import embed, encoders
 from didact.types import Demo, Text, UserError
 
@@ -65,6 +66,17 @@ def test_vote_k_takes_an_encoders_folder_as_its_embedder(tmp_path, fresh):
     assert len(result.records) == 2
     near = embed.embedder(place, None)(["a man is eating food"])
     assert near.shape == (1, 16)
+
+
+def test_sentences_are_as_alike_as_an_encoders_vectors_less_their_means(tmp_path):
+    place = str(folder(tmp_path))
+    found = mined.likeness(place, None, [])(TEXTS[:3], TEXTS[1:], "one", "other")
+    one, other = (
+        torch.nn.functional.normalize(encoders.opened(place, "cpu")(some).double()) for some in (TEXTS[:3], TEXTS[1:])
+    )
+    one, other = one - one.mean(0), other - other.mean(0)
+    wanted = embed.cosine(one.repeat_interleave(3, 0), other.repeat(3, 1)).reshape(3, 3)
+    assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-5)
 
 
 def test_a_language_models_folder_is_no_encoder(tmp_path, fresh):
