@@ -1,4 +1,4 @@
-"""dual-form's measures on a pre-trained model, with its untrained copy: which language a word is of."""
+"""dual-form's measures on a pre-trained model, with its untrained copy: into which of two languages words are put."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from didact.claims import real, runner
 from didact.claims.lab import difference, equivalence, exact, gate
 from didact.claims.mechanisms import icl_vs_gd_real
 
-OPTIONS: dict[str, Any] = {"shots": 12, "lrs": (1e-3, 3e-3, 1e-2), "draws": 5, "held": 0.2, "queries": 6}
+OPTIONS: dict[str, Any] = {"shots": 8, "lrs": (1e-3, 3e-3, 1e-2), "draws": 6, "held": 0.34, "queries": 6}
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """One draw of words."""
     shown, asked = icl_vs_gd_real.words(seed)
-    told = mechanisms.dual_form(real.model(), shown, asked, seed=seed, separator="\n\n", **OPTIONS).findings
+    told = mechanisms.dual_form(real.model(), shown, asked, seed=seed, **OPTIONS).findings
     rows = told["measures"]
     return {
         "model": {name: rows[name]["estimate"] for name in ("zero", "icl", "tuned", "mixture error")},
@@ -34,7 +34,7 @@ CLAIM = runner.Claim(
         "fine-tuning on wrong labels or other text, and than both do in an untrained copy."
     ),
     run=run,
-    gates=(gate("demonstrations teach it", "model.icl", at_least=0.6, unit="accuracy"),),
+    gates=(gate("demonstrations teach it", "model.icl", at_least=0.7, unit="accuracy"),),
     tests=(
         exact("attention is a mixture of demonstrations and the rest", "model.mixture error", 0.0, 1e-3),
         equivalence("random changes are not alike", "SimAOU.random normal", None, 0.05, "cosine"),
