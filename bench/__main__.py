@@ -55,6 +55,12 @@ def _same_texts(ours: Any, theirs: Any) -> bool:
     return equal == len(ours["texts"])
 
 
+def _same_states(ours: Any, theirs: Any) -> bool:
+    near = float(np.abs(np.array(ours) - np.array(theirs)).max())
+    print(f"  largest difference of a state: {near:.1e}", file=sys.stderr)
+    return near < 1e-8
+
+
 def _same_policies(ours: Any, theirs: Any) -> bool:
     near = max(float(np.abs(np.array(a) - np.array(b)).max()) for a, b in zip(ours, theirs, strict=True))
     print(f"  largest difference of a probability: {near:.1e}", file=sys.stderr)
@@ -218,6 +224,20 @@ BENCHES: dict[str, Bench] = {
     "reference-predictors": Bench(
         ours=("episodes.references_ours", {}), peers={"a loop over prompts": ("episodes.references_loop", {})},
         unit="prompts/s", target=50, same=_same_predictions,
+    ),
+    "ngram-heads": Bench(
+        ours=("lookups.sorted_sums", {}), peers={"the attention matrix": ("lookups.quadratic", {})},
+        unit="tokens/s", target=3, same=_same_states,
+    ),
+    "ngram-heads-memory": Bench(
+        ours=("lookups.sorted_sums", {}), peers={"the attention matrix": ("lookups.quadratic", {})},
+        measure="peak_mib", unit="MiB", target=10, same=_same_states,
+    ),
+    # T log T: a token of a text 16 times as long takes 15 / 11 of the time, and more once states outgrow the cache.
+    "ngram-heads-growth": Bench(
+        ours=("lookups.sorted_sums", {"length": 32_768}),
+        peers={"a sixteenth of the length": ("lookups.sorted_sums", {"length": 2048})}, unit="tokens/s", target=0.5,
+        same=_same_states,
     ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from shapes import tiny
 
 from didact import mechanisms
-from didact.data import automata
-from didact.evaluate import languages, perplexity
+from didact.data import automata, encode
+from didact.evaluate import induction, languages, perplexity
 from didact.models import load, ngram_heads
 from didact.types import Fit, Text, UserError
 from didact.worlds.automata import Languages
@@ -183,3 +183,25 @@ def test_bad_records_are_told_in_one_line():
         mechanisms.icll([plain])
     with pytest.raises(UserError, match="leave lora at 0"):
         mechanisms.icll(records, fit=Fit(lora=2))
+
+
+def test_attention_and_probes_stand_beside_what_chance_gives():
+    """Even attention scores what it is said to; what a head looked up can be read off behind it, not before."""
+    records = WORLD.records([7], 60)
+    result = mechanisms.icll(
+        records, arch="transformer", width=16, window=40, against=("control",), probe=True, held_out=0.3,
+        fit=Fit(steps=2, rows=8),
+    )  # fmt: skip
+    model = result.models["model"]
+    for block in model.module.base.model.layers:
+        block.self_attn.q_proj.weight.data.zero_()
+    rows = [encode.windows(model.tokenizer, [record.text], 40)[0] for record in records[:5]]
+    even = induction.attention(model, rows, [1, 2])
+    for n in (1, 2):
+        scores = np.array(even["heads"][n])
+        assert scores.shape == (2, 1) and np.allclose(scores, even["even"][n], atol=1e-6) and even["even"][n] > 0
+    probed = result.findings["probe"]["models"]
+    assert set(probed) == {"heads", "control", "untrained"} and set(probed["heads"]) == {0, 1, 2}
+    assert set(probed["heads"][1]) == {"accuracy", "control", "selectivity", "gain"}
+    assert probed["heads"][1]["accuracy"]["estimate"] > probed["heads"][0]["accuracy"]["estimate"]
+    assert [type(figure).__name__ for figure in result.figures] == ["Curves"] * 2 + ["Heat"] * 2 + ["Curves", "Heat"]

@@ -38,6 +38,32 @@ def of_text(found: Mapping[str, Any]) -> list[Figure]:
     return [figures.Bars(title=title, x="nats a token that the model without lookup needs more", bars=bars, note=note)]
 
 
+def of_attention(arm: str, found: Mapping[str, Any], n: int) -> Figure:
+    """The induction score of every attention head of one arm."""
+    values = found["heads"][n]
+    names = [f"head {h}" for h in range(len(values[0]))], [f"block {b}" for b in range(len(values))]
+    return figures.Heat(
+        title=f"Which attention heads of '{arm}' look up what followed the last {n} tokens", x="head", y="block",
+        value="share of its attention", columns=names[0], rows=names[1], values=values, ends=(0.0, 1.0),
+        note=f"At positions that have such a follower. Even attention would pay {found['even'][n]:.2f}.",
+    )  # fmt: skip
+
+
+def of_probe(found: Mapping[str, Any], n: int) -> Figure:
+    """How well the follower of the last n tokens is read off every layer, of every arm and an untrained copy."""
+    lines = []
+    for name, layers in found["models"].items():
+        for task, told in (("accuracy", name), ("control", f"{name}, control task")):
+            each = [layer[task] for layer in layers.values()]
+            ends = ([e["low"] for e in each], [e["high"] for e in each])
+            lines.append(figures.Line(told, list(layers), [e["estimate"] for e in each], *ends))
+    return figures.Curves(
+        title=f"Reading off hidden states what followed the last {n} tokens most often", x="layer (0: embeddings)",
+        y="accuracy of a linear probe", lines=lines, levels={"the commonest symbol": found["majority"]["estimate"]},
+        note="Held-out prompts. What the control task and the untrained copy reach as well, the model did not learn.",
+    )  # fmt: skip
+
+
 def lookup_map(tokens: Sequence[int], words: Sequence[str], n: int) -> Figure:
     """Where a head of size n looks in the beginning of one text."""
     kept = list(tokens[:SHOWN])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from didact.data.encode import TokenizedExample
 from didact.evaluate import statistics
 from didact.models import build, forward, ngram_heads
 from didact.models.model import Model
-from didact.types import Text, UserError
+from didact.types import Metric, Text, UserError
 
 Array = NDArray[np.float64]
 SEPARATOR = "|"
@@ -233,3 +233,18 @@ def findings(arms: Mapping[str, Model], of: Prompts) -> dict[str, Any]:
         for measure, lines in out["by_string"].items():
             lines[name] = curve(p, of, measure)
     return out
+
+
+def metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
+    """What `findings` says of the arm with heads; before: the control, where there is one."""
+    heads, control = (found["predictors"].get(arm) for arm in ("heads", "control"))
+
+    def metric(name: str, better: Literal["higher", "lower"], text: str) -> Metric:
+        now, before = heads[name], control[name]["estimate"] if control else None
+        ends, text = (now["low"], now["high"]), f"{text}; before: weights that look nothing up"
+        return Metric(after=now["estimate"], before=before, n=found["prompts"], ci=ends, better=better, help=text)
+
+    return {
+        "accuracy": metric("accuracy", "higher", "symbols of held-out languages whose first choice is possible"),
+        "tvd": metric("tvd", "lower", "distance from the true distribution of the next symbol"),
+    }

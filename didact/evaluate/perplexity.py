@@ -15,6 +15,7 @@ from didact.evaluate import statistics
 from didact.evaluate.statistics import Interval
 from didact.models import forward, ngram_heads
 from didact.models.model import Model
+from didact.types import Metric
 
 Array = NDArray[np.float64]
 
@@ -65,3 +66,21 @@ def looked_up(model: Model, documents: Sequence[str], window: int, sizes: Sequen
         plans = [ngram_heads.plan(torch.tensor([row.completion]), n) for row in rows]
         out[n] = float(sum((p.count > 0).sum().item() for p in plans) / sum(len(p.count) for p in plans))
     return out
+
+
+def metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
+    """What `findings` says of the arm with heads; before: the control, where there is one."""
+    heads, control = (found["arms"].get(arm) for arm in ("heads", "control"))
+    before, ends = control["estimate"] if control else None, (heads["low"], heads["high"])
+    help_ = "held-out loss a token; before: as many weights that look nothing up"
+    return {
+        "nll": Metric(
+            after=heads["estimate"],
+            before=before,
+            n=found["documents"],
+            ci=ends,
+            better="lower",
+            help=help_,
+            unit="nats",
+        ),
+    }

@@ -25,7 +25,7 @@ from didact.types import UserError
 
 Lookup = Literal["ngram", "zero", "uniform"]
 FEW = 8  # queries for which the row of A itself is cheaper than sorting all columns: what a decoding step has
-CHUNK = 1 << 22  # entries of running sums held at once, in double precision
+CHUNK = 1 << 20  # entries of running sums held at once, in double precision
 
 
 class NGramHead(nn.Module):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from annotated_types import Ge, MinLen
 
 from didact.bounds import BelowOne, Count, Whole
 from didact.data import encode, splits
-from didact.evaluate import language_figures, languages, perplexity
+from didact.evaluate import induction, language_figures, languages, perplexity
 from didact.learn import ngram_arms
 from didact.learn.fit import Hook
 from didact.learn.ngram_arms import Arch, Arm
 from didact.models import build
 from didact.models.model import Model
 from didact.registry import method
-from didact.types import Fit, Metric, Result, Text, UserError
+from didact.types import Fit, Result, Text, UserError
 
 
 @method(
@@ -46,8 +46,9 @@ def icll(
     sizes: Annotated[Sequence[Count], MinLen(1)] = (1, 2),
     block: Whole = 0,
     against: Sequence[Arm] = ("control", "plain"),
-    crossing: bool = True,
+    within: bool = False,
     whole: bool = False,
+    probe: bool = False,
     window: Annotated[int, Ge(2)] = 256,
     held_out: BelowOne = 0.1,
     fit: Fit = Fit(lr=5e-4, rows=32, epochs=10, schedule="cosine", warmup=1.0, weight_decay=0.1),
@@ -76,7 +77,8 @@ def icll(
         sizes: n of the heads, which stand in a row.
         block: behind which block of the model, counted from 0.
         against: what the heads are compared with.
-        crossing: n-grams of a formal language may reach over the separator.
+        within: n-grams of a formal language do not reach over the separator.
+        probe: of formal languages, also read off hidden states what followed the last n tokens most often.
         whole: train all weights of a given model, not what is inserted alone.
         window: tokens a model reads at once.
         held_out: share of the documents (of languages) that no model is taught.
@@ -106,7 +108,7 @@ def icll(
     window = min(window, model.context - 1)
     rows = [row for t in taught for row in encode.windows(model.tokenizer, [t.text], window)]
     prompts = languages.prompts(kept, model.tokenizer, window, languages.words(text)) if formal else None
-    boundary = int(prompts.separator) if prompts and not crossing else None
+    boundary = int(prompts.separator) if prompts and within else None
 
     result, arms = Result(), dict[str, Model]()
     for name in dict.fromkeys(("heads", *against)):
@@ -123,49 +125,22 @@ def icll(
     first = {"given": given} if given is not None and (whole or "plain" not in against) else {}
     result.findings["parameters"] = {name: arm.parameters for name, arm in arms.items()}
     texts = [t.text for t in kept]
+    rows_held = [row for t in texts for row in encode.windows(model.tokenizer, [t], window)]
     result.findings["looked_up"] = perplexity.looked_up(model, texts, window, sizes)
     if prompts:
         result.findings["languages"] = languages.findings(arms | first, prompts)
-        result.metrics = _of_languages(result.findings["languages"])
+        result.metrics = languages.metrics(result.findings["languages"])
         result.figures += language_figures.of_languages(result.findings["languages"])
     else:
         result.findings["text"] = perplexity.findings(arms | first, texts, window)
-        result.metrics = _of_text(result.findings["text"])
+        result.metrics = perplexity.metrics(result.findings["text"])
         result.figures += language_figures.of_text(result.findings["text"])
-    shown = encode.windows(model.tokenizer, texts[:1], window)[0].completion
+    result.figures += induction.looked_into(
+        result.findings, arms, rows_held, prompts if probe else None, max(sizes), fit.seed
+    )
+    shown = rows_held[0].completion
     words = [str(model.tokenizer.decode([token])) for token in shown]
     result.figures += [language_figures.lookup_map(shown, words, max(sizes))]
     result.models = {"model": arms["heads"]}
     result.cost.seconds = time.monotonic() - began
     return result
-
-
-def _of_languages(found: dict[str, Any]) -> dict[str, Metric]:
-    heads, control = (found["predictors"].get(arm) for arm in ("heads", "control"))
-
-    def metric(name: str, better: Literal["higher", "lower"], text: str) -> Metric:
-        now, before = heads[name], control[name]["estimate"] if control else None
-        ends, text = (now["low"], now["high"]), f"{text}; before: weights that look nothing up"
-        return Metric(after=now["estimate"], before=before, n=found["prompts"], ci=ends, better=better, help=text)
-
-    return {
-        "accuracy": metric("accuracy", "higher", "symbols of held-out languages whose first choice is possible"),
-        "tvd": metric("tvd", "lower", "distance from the true distribution of the next symbol"),
-    }
-
-
-def _of_text(found: dict[str, Any]) -> dict[str, Metric]:
-    heads, control = (found["arms"].get(arm) for arm in ("heads", "control"))
-    before, ends = control["estimate"] if control else None, (heads["low"], heads["high"])
-    help_ = "held-out loss a token; before: as many weights that look nothing up"
-    return {
-        "nll": Metric(
-            after=heads["estimate"],
-            before=before,
-            n=found["documents"],
-            ci=ends,
-            better="lower",
-            help=help_,
-            unit="nats",
-        ),
-    }
