@@ -1,8 +1,9 @@
 """What is a word's class read from: the word, or the place it stands in?
 
 Probes are trained on hidden states of words in their sentences, and asked about the same places with the word put in
-place by a token whose embedding was never trained (unseen), and by a word of another class (conflict). What they say of
-the first comes from the place alone; of the second either the place's class or the word's.
+place by a token whose embedding was never trained (unseen), and by a word of another class (conflict). What they say
+of the first comes from the place alone; of the second either the place's class or the word's. Beside them stand probes
+that are trained on unseen words, which need not be read as seen ones are.
 
 Source: Anand et al. 2024, arXiv:2406.00053, its study of natural text.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from didact.data import encode
 from didact.evaluate import probes, statistics
-from didact.evaluate.probes import ProbeConfig
+from didact.evaluate.probes import Parts, ProbeConfig
 from didact.learn import resets
 from didact.models import hidden
 from didact.models.model import Model
@@ -153,8 +154,8 @@ def examine(
 ) -> dict[int, dict[str, dict[str, float]]]:
     """What probes of every layer say, as shares with intervals over records.
 
-    `seen` and its `control` task and `selectivity`; `unseen`; `place` and `word`: the class that the conflict's place,
-    and its word, have.
+    `seen` and its `control` task and `selectivity`; `unseen`; `trained_unseen`: the same of a probe trained on unseen
+    words; `place` and `word`: the class that the conflict's place, and its word, have.
     """
     stores = []
     for name, own in given.rows.items():
@@ -166,6 +167,7 @@ def examine(
     parts = probes.split([word.record for word in asked], config.test, config.valid, seed)
     test = torch.cat([parts.test + n * place for place in range(len(stores))])
     units = [str(asked[i].record) for i in parts.test.tolist()]
+    unseen = list(given.rows).index("unseen")
     tasks = {"tag": labels.repeat(len(stores)), "control": control.repeat(len(stores))}
     out = {}
     for layer in stores[0].layers:
@@ -178,6 +180,8 @@ def examine(
             return made
 
         said = probes.classify(read, tasks, parts._replace(test=test), config, seed)
+        alone = Parts(*(part + n * unseen for part in parts))
+        own = probes.classify(read, {"tag": tasks["tag"]}, alone, config, seed)["tag"]
         tag = dict(zip(given.rows, said["tag"].split(len(parts.test)), strict=True))
         true = labels[parts.test]
         by_control = said["control"][: len(true)] == control[parts.test]
@@ -185,6 +189,7 @@ def examine(
             name: values.double().numpy()
             for name, values in {
                 "seen": tag["seen"] == true, "control": by_control, "unseen": tag["unseen"] == true,
+                "trained_unseen": own == true,
                 "place": tag["conflict"] == true, "word": tag["conflict"] == given.other[parts.test],
             }.items()
         }  # fmt: skip

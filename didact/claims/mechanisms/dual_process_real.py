@@ -1,17 +1,20 @@
 """dual-process on a pre-trained model: parts of speech of English words (Universal Dependencies), from word and place.
 
 Each seed draws its own words of short sentences. Reported, not decided: whose class wins where word and place differ;
-a causal model has read the word, and only what stands before the place.
+a causal model has read the word, and only what stands before the place. The first form of this claim asked the probes
+of seen words about unseen ones, at the one layer that reads seen words best; it was undecided on seeds 0 to 2 (.39
+against .43 in an untrained copy), for there the states are those of the word. So unseen words have probes of their own
+now, all layers count, and the seeds are others.
 """
 
 from __future__ import annotations
 
 from didact import mechanisms
 from didact.claims import real, runner
-from didact.claims.lab import bound, difference, gate
+from didact.claims.lab import bound, difference, gate, mean
 from didact.types import Text
 
-WORDS, LONGEST = 240, 12  # probed, and words of a sentence
+WORDS, LONGEST, FIRST = 240, 12, 100  # probed, words of a sentence, and the first seed
 CLASSES = ("NOUN", "VERB", "ADJ")
 
 
@@ -22,11 +25,12 @@ def texts() -> list[Text]:
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """What probes say at the layer that reads words best, of the model and of an untrained copy."""
-    result = mechanisms.dual_process_probe(texts(), real.model(), classes=CLASSES, most=WORDS, seed=seed)
-    best = result.findings["best_layer"]
-    found = {name: layers[best] for name, layers in result.findings["layers"].items()}
-    return {name: {what: one["estimate"] for what, one in of.items()} for name, of in found.items()}
+    """What probes say, on the mean over all layers above the embeddings, of the model and of an untrained copy."""
+    result = mechanisms.dual_process_probe(texts(), real.model(), classes=CLASSES, most=WORDS, seed=seed + FIRST)
+    return {
+        name: {what: mean(layer[what]["estimate"] for n, layer in layers.items() if n) for what in layers[0]}
+        for name, layers in result.findings["layers"].items()
+    }
 
 
 CLAIM = runner.Claim(
@@ -39,7 +43,9 @@ CLAIM = runner.Claim(
     gates=(gate("the probe reads words", "model.seen", at_least=0.6, unit="accuracy"),),
     tests=(
         bound("better than the control task", "model.selectivity", 0.05, "accuracy"),
-        difference("words that no training had", "model.unseen", "untrained.unseen", "accuracy", margin=0.05),
+        difference("words that no training had", "model.trained_unseen", "untrained.trained_unseen", "accuracy",
+                   margin=0.05),
+        difference("the same, read as seen words are", "model.unseen", "untrained.unseen", "accuracy", reported=True),
         difference("the word itself", "model.seen", "untrained.seen", "accuracy", reported=True),
         difference("where they differ the word wins over the place", "model.word", "model.place", "accuracy",
                    reported=True),

@@ -18,6 +18,7 @@ from didact.types import Metric, Result, Text, UserError
 HELP = {
     "seen": "the class of words in their sentences, read off hidden states",
     "unseen": "the same where the word is one that no training had: what the place tells",
+    "trained_unseen": "the same by a probe that was trained on such words",
     "place": "a word of another class in the place: the probe says the place's class",
 }
 
@@ -99,7 +100,8 @@ def dual_process_probe(
             f"layer {best}: the control task is read as well as the classes: the probe learns words by heart, so that "
             "its accuracy says nothing of the model"
         )
-    if ours["unseen"]["low"] <= theirs["unseen"]["estimate"]:
+    lost = [name for name in ("unseen", "trained_unseen") if ours[name]["low"] <= theirs[name]["estimate"]]
+    if len(lost) == 2:
         result.warnings.append(
             f"layer {best}: classes of unseen words are read no better than from an untrained copy: nothing here shows "
             "that the model tells them from context"
@@ -112,9 +114,10 @@ def _drawn(found: dict[str, Any], best: int, guessing: float) -> list[figures.Fi
     shown = {
         "the word in its place": ("model", "seen"),
         "an unseen word there": ("model", "unseen"),
+        "the same, probe of its own": ("model", "trained_unseen"),
         "control task": ("model", "control"),
         "untrained copy, the word": ("untrained", "seen"),
-        "untrained copy, unseen": ("untrained", "unseen"),
+        "untrained copy, of its own": ("untrained", "trained_unseen"),
     }
     lines = [
         figures.Line(
