@@ -206,6 +206,10 @@ BENCHES: dict[str, Bench] = {
         ours=("games.consensus_ours", {}), peers={"numpy, one by one": ("games.consensus_loop", {"arrays": True})},
         unit="questions/s", same=_same_policies,
     ),
+    "probe-memory": Bench(
+        ours=("probing.stored", {}), peers={"in memory": ("probing.held", {})},
+        measure="peak_mib", unit="MiB", target=0.2,
+    ),
     "vote-k": Bench(
         ours=("pools.votek_ours", {}), peers={"the published loop": ("pools.votek_loop", {})},
         unit="texts/s", target=20, same=lambda ours, theirs: ours == theirs,

@@ -185,7 +185,8 @@ def test_leaves_are_read_from_their_own_sub_tokens(kind: str) -> None:
     for (start, end), unit in zip(made.leaves, made.units, strict=True):
         said = "".join(tokenizer.convert_ids_to_tokens([made.ids[i] for i in unit])).strip("Ġ▁").replace("##", "")
         assert said == "<unk>" or said.lower() == text[start:end].lower() or (kind, said) == ("always", "born?")
-    assert sorted({i for unit in made.units for i in unit}) == [i for unit in made.units for i in unit]
+    read = [i for unit in made.units for i in unit]
+    assert sorted(set(read)) == (read if kind != "always" else read[:-1])  # `born?` is one token
     first = syntax.snippet(tokenizer, text, tree, "first").units
     assert [unit[:1] for unit in made.units] == list(first)
 

@@ -189,7 +189,7 @@ def classify(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        some = read(parts.train[torch.randperm(len(parts.train))[:8192]])
+        some = read(parts.train[torch.randperm(len(parts.train))[:4096]])
         classes = {name: int(labels.max()) + 1 for name, labels in tasks.items()}
         probes = {name: Classifier(config.kind, some, max(n, 2)) for name, n in classes.items()}
 

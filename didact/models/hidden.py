@@ -100,8 +100,7 @@ class _Map:
     def touched(self, nbytes: int) -> None:
         self.since += nbytes
         if self.since > HELD:
-            self.pages.flush()
-            self.pages.madvise(mmap.MADV_DONTNEED)  # the file keeps what they held
+            self.pages.madvise(mmap.MADV_DONTNEED)  # a shared map: the file keeps what they held
             self.since = 0
 
 

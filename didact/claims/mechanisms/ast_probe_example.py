@@ -45,8 +45,8 @@ def _trained(texts: Sequence[Text], fit: Fit) -> Model:
         torch.manual_seed(fit.seed)
         config = ModernBertConfig(
             vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=64, global_attn_every_n_layers=1, pad_token_id=pad,
-            **special,
+            num_attention_heads=4, max_position_embeddings=64, pad_token_id=pad, **special,
+            global_attn_every_n_layers=1,  # type: ignore[call-arg]  # which transformers turns into layer types
         )  # fmt: skip
         module = ModernBertForMaskedLM(config)
 

@@ -1,0 +1,127 @@
+"""The claim of program-semantics: states of a model that writes programs hold what the programs mean.
+
+World: `worlds.robots`, programs of two to four words. The model reads where the robot is before and after; where it is
+between is nowhere in the text. Compared are the same programs and vectors under the words' own meanings and dealt anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from didact import mechanisms
+from didact.claims import runner
+from didact.claims.lab import bound, difference, equivalence, gate
+from didact.claims.mechanisms import program_semantics_example as example
+from didact.evaluate import semantics
+from didact.registry import assemble
+from didact.tools import robots
+from didact.types import Demo
+
+problem = example.problem
+SIZES = {"smoke": (150, 20), "quick": (800, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
+SERIES = (0, 50, 150, 400)  # further checkpoints of the full tier: trainings as long
+
+
+def run(
+    seed: int, tier: str, steps: int | None = None, ends: bool = True, offsets: tuple[int, ...] = (0, 1), **options: Any
+) -> runner.Measured:
+    """One seed: a writer of programs, and what its states hold beside an untrained copy's."""
+    count, trained = SIZES[tier]
+    demos = example.WORLD.demos(10_000 + seed, count)
+    model = example.writer(seed, trained if steps is None else steps, ends)
+    found = _examined(model, demos, seed, offsets, **options)
+    arms = {
+        "writer": {"correct": found["correct"]["estimate"], "words": found["words"]["of correct programs"] or 0.0},
+        "given": {"correct": _by_chance(demos, seed), "words": found["words"]["of given programs"]},
+        **_arms(found, offsets),
+    }
+    for step in SERIES if tier == "full" and ends and steps is None else ():
+        early = _examined(example.writer(seed, step), demos, seed, (0,), source="given" if step == 0 else "own")
+        arms[f"after {step} steps"] = {
+            "correct": early["correct"]["estimate"], "gap": _arms(early, (0,))["now"]["gap"]
+        }  # fmt: skip
+    return arms
+
+
+def _examined(model: Any, demos: Sequence[Demo], seed: int, offsets: tuple[int, ...], **options: Any) -> dict[str, Any]:
+    named = assemble(mechanisms.program_semantics, example.OPTIONS | {"offsets": offsets, "seed": seed} | options)
+    return mechanisms.program_semantics(model, demos, **named).findings
+
+
+def _arms(found: Mapping[str, Any], offsets: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Of the whole state, where it looks and where it is: means over the two labels."""
+    out = {}
+    for offset in offsets:
+        both = [found["content"][f"{name} {offset:+d}"] for name in ("facing", "position")]
+        out["now" if offset == 0 else "next"] = {
+            "accuracy": _mean(b["accuracy"]["estimate"] for b in both),
+            "majority": _mean(b["majority"] for b in both),
+            "alternative": _mean(a["estimate"] for b in both for a in b["alternatives"].values()),
+            "gap": _mean(g["estimate"] for b in both for g in b["gaps"].values()),
+            "untrained_gap": _mean(g["estimate"] for b in both for g in b["untrained_gaps"].values()),
+        }
+    return out
+
+
+def _mean(values: Any) -> float:
+    numbers = list(values)
+    return float(sum(numbers) / len(numbers))
+
+
+def _by_chance(demos: Sequence[Demo], seed: int) -> float:
+    """How often the program given for another specification does what this one asks."""
+    texts = [demo.completion.split() for demo in demos]
+    random.Random(seed).shuffle(texts)
+    language = example.WORLD.language
+    return _mean(
+        all((robots.run(language, a, words) or [a])[-1] == b for a, b in zip(*semantics.states(demo), strict=True))
+        for demo, words in zip(demos, texts, strict=True)
+    )
+
+
+def of_other_programs(*args: Any, right: Any = semantics.labels, **more: Any) -> dict[Any, Tensor]:
+    """Sabotage: what is true is that of other programs."""
+    return {key: values.roll(37) for key, values in right(*args, **more).items()}
+
+
+def dealt_as_before(
+    language: Any, start: Any, program: Sequence[str], meaning: Any = None, right: Any = robots.run
+) -> Any:
+    """Sabotage: the alternative meanings are the original ones."""
+    return right(language, start, program)
+
+
+MEANING, LATER = "the original meaning is read better than one dealt anew", "so is that of the word after"
+
+CLAIM = runner.Claim(
+    method="program-semantics",
+    text=(
+        "A model trained to write programs from what is before and after them comes to hold the states between, "
+        "present and future: a probe reads them better than under any other meaning of the words, which an untrained "
+        "copy does not do."
+    ),
+    run=run,
+    gates=(gate("it learnt the language", "now.accuracy", at_least=0.3, unit="probe accuracy"),),
+    tests=(
+        difference("it writes programs that do what is asked", "writer.correct", "given.correct", "share", margin=0.05),
+        bound(MEANING, "now.gap", unit="accuracy"),
+        difference("which an untrained copy does less", "now.gap", "now.untrained_gap", "accuracy"),
+        bound(LATER, "next.gap", unit="accuracy"),
+        equivalence("an untrained copy holds only form", "now.untrained_gap", None, 0.05, "accuracy", reported=True),
+        difference("its programs are shorter than those given", "writer.words", "given.words", "words", less=True,
+                   reported=True),
+    ),
+    sabotages=(
+        runner.Sabotage("states of other programs", MEANING, "now.gap",
+                        {"didact.evaluate.semantics:labels": of_other_programs}, {"offsets": (0,)}),
+        runner.Sabotage("alternatives mean the same", MEANING, "now.gap", {"didact.tools.robots:run": dealt_as_before},
+                        {"offsets": (0,)}),
+        runner.Sabotage("trained on states after other programs", "it writes programs that do what is asked",
+                        "writer.correct", options={"ends": False, "offsets": (0,)}),
+        runner.Sabotage("embeddings alone are read", MEANING, "now.gap", options={"layers": (0,), "offsets": (0,)}),
+    ),
+)  # fmt: skip

@@ -1,0 +1,41 @@
+"""A model that learnt to write programs for a robot from what is before and after them, and nothing between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from didact.claims import lab
+from didact.claims.problem import Problem
+from didact.models.model import Model
+from didact.types import Demo, Fit
+from didact.worlds import robots
+
+WORLD = robots.Robots()
+STEPS, CORPUS = 700, 20_000
+OPTIONS: dict[str, Any] = {"probe.epochs": 15, "max_new_tokens": 8}
+
+
+def problem(seed: int) -> Problem:
+    """A small model, and specifications it did not see."""
+    return Problem(model=writer(seed, STEPS), data={"programs": WORLD.demos(10_000 + seed, 800)}, options=OPTIONS)
+
+
+def writer(seed: int, steps: int, ends: bool = True) -> Model:
+    """A model (two layers, 64 wide) trained on specifications and their programs; kept.
+
+    Without `ends` the states after are those of other programs: the same form, without what it means.
+    """
+    demos = WORLD.demos(seed, CORPUS)
+    if not ends:
+        demos = [mixed(demo, other) for demo, other in zip(demos, [*demos[1:], demos[0]], strict=True)]
+    fit = Fit(lr=6e-3, steps=steps, rows=64, schedule="linear", warmup_steps=30, betas=(0.9, 0.98), seed=seed)
+    texts = [f"{d.prompt} {d.completion}" for d in demos[:2_000]]
+    blank = lab.blank("llama", texts, 330, d=64, layers=2, heads=4, context=64, seed=seed)
+    return lab.tuned(blank, demos, fit) if steps else blank
+
+
+def mixed(demo: Demo, other: Demo) -> Demo:
+    """A specification whose states after are another's."""
+    pairs = zip(demo.prompt.split(" ; "), other.prompt.split(" ; "), strict=True)
+    prompt = " ; ".join(f"{a.split(' to ')[0]} to {b.split(' to ')[1]}" for a, b in pairs)
+    return Demo(prompt=prompt, completion=demo.completion, extra=demo.extra)

@@ -1,0 +1,203 @@
+"""Interpreters and meanings dealt anew, traces and where they are read, and the study on a user's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import tiny, tokenizer_of
+
+from didact.evaluate import probes, semantics
+from didact.evaluate.probes import NONE, ProbeConfig
+from didact.methods.mechanisms.program_semantics import program_semantics
+from didact.models.model import Model
+from didact.tools import robots
+from didact.types import Demo, UserError
+from didact.worlds import robots as worlds
+
+ROBOT, KAREL = robots.Robot(), robots.Karel()
+TURNED, SWAPPED = robots.ALTERNATIVES["robot"].values()
+WORDS = st.lists(st.sampled_from(ROBOT.actions), min_size=1, max_size=8)
+START = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)).map(lambda s: [*s, 4])
+QUICK = ProbeConfig(epochs=2)
+
+
+def test_the_interpreter() -> None:
+    def end(program: str, start: Any = (0, 0, 0, 4)) -> Any:
+        made = robots.run(ROBOT, list(start), program.split())
+        assert made is not None
+        return made[-1]
+
+    assert end("move") == [0, 0, 0, 4]  # a wall
+    assert end("right move") == [1, 0, 1, 4]
+    for program in ("left right", "right " * 4, "left " * 4):
+        assert end(program, (2, 1, 3, 4)) == [2, 1, 3, 4]
+    assert ROBOT.labels([1, 2, 3, 4]) == {"facing": 3, "position": (1, 2)}
+
+
+@given(START, WORDS)
+def test_where_it_looks_is_the_turns_counted(start: Any, program: list[str]) -> None:
+    right, left = program.count("right"), program.count("left")
+    mirrored = {"left": "right", "right": "left"}
+    made, turned = (robots.run(ROBOT, start, program, meaning) for meaning in (None, mirrored))
+    assert made and turned and len(made) == len(turned) == len(program)
+    assert made[-1][2] == (start[2] + right - left) % 4 and turned[-1][2] == (start[2] - right + left) % 4
+    assert (made[-1][2] == turned[-1][2]) == ((right - left) % 2 == 0)
+
+
+@given(START, WORDS, st.sampled_from([TURNED, SWAPPED]))
+def test_meanings_dealt_anew_and_back_are_as_before(start: Any, program: list[str], meaning: dict[str, str]) -> None:
+    back = {meaning.get(word, word): word for word in ROBOT.actions}
+    renamed = [back[word] for word in program]
+    assert robots.run(ROBOT, start, renamed, meaning) == robots.run(ROBOT, start, program)
+    assert robots.run(ROBOT, start, program, {}) == robots.run(ROBOT, start, program)
+
+
+def test_karel() -> None:
+    start = [1, 1, 0, [[2, 1]], [[1, 1]], 8]
+    assert robots.run(KAREL, start, ["move"]) is None  # the border
+    assert robots.run(KAREL, start, ["turn_right", "move"]) is None  # a wall
+    made = robots.run(KAREL, start, ["pick_marker", "put_marker", "put_marker", "turn_left", "turn_left", "move"])
+    assert made and made[0][4] == [] and made[-1] == [1, 2, 2, [[2, 1]], [[1, 1], [1, 1]], 8]
+    assert robots.run(KAREL, start, ["pick_marker", "pick_marker"]) is None
+    told = KAREL.labels(start)
+    assert told["wall_ahead"] is True and told["walls_beside"] == (True, True, False, True)
+    for demo in worlds.Karels().demos(0, 5):
+        program = demo.completion.split()
+        assert 6 <= len(program) <= 10 and len(demo.extra["starts"]) == 5
+        for before, after in zip(demo.extra["starts"], demo.extra["ends"], strict=True):
+            assert (robots.run(KAREL, before, program) or [None])[-1] == after
+
+
+@pytest.mark.parametrize("language", ["robot", "karel"])
+def test_alternatives_are_bijections(language: str) -> None:
+    actions = robots.LANGUAGES[language].actions
+    semantics.check_meanings(robots.ALTERNATIVES[language], actions)
+    semantics.check_meanings(robots.dealt_anew(actions), actions)
+    for bad in ({actions[0]: actions[1]}, {"fly": actions[0]}):
+        with pytest.raises(UserError, match="alternative 'x': must deal the words"):
+            semantics.check_meanings({"x": bad}, actions)
+
+
+def made(program: str, start: Any = (0, 0, 0, 4)) -> semantics.Program:
+    words = program.split()
+    traces = {"original": robots.run(ROBOT, list(start), words) or []}
+    return semantics.Program("s", tuple(words), True, traces, (), ())
+
+
+@given(st.integers(1, 6), st.integers(-4, 4))
+def test_offsets_pair_a_word_with_a_later_state(length: int, offset: int) -> None:
+    program = made("right " * length)
+    found = semantics.labels([program], ROBOT, ["original"], [offset])["original", "facing", offset]
+    assert int((found != NONE).sum()) == max(0, length - abs(offset)) and len(found) == length
+    whole = semantics.labels([program], ROBOT, ["original"], [0])["original", "facing", 0]
+    assert all(found[i] == whole[i + offset] for i in range(length) if 0 <= i + offset < length)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "always", "unigram"])
+@pytest.mark.parametrize("prompt", ["a0 up to a1 up :", "grid\n:\n"])
+def test_a_word_is_read_where_it_is_predicted(kind: str, prompt: str) -> None:
+    model = Model(tiny("llama").module, None)
+    model.processor = tokenizer_of(kind)
+    words = ["Mira", "born", "maps"]
+    ids, places = semantics.located(model, prompt, words)
+    assert list(ids) == model.processor(f"{prompt}{'' if prompt[-1].isspace() else ' '}{' '.join(words)}")["input_ids"]
+    for place, following, word in zip(places, [*places[1:], len(ids) - 1], words, strict=True):
+        said = model.processor.convert_ids_to_tokens(list(ids[place + 1 : following + 1]))
+        assert "".join(said).strip("Ġ▁") in (word, "<unk>") or "<unk>" in said
+    assert places[0] >= 0
+
+
+def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_none() -> None:
+    """Gap 0 for vectors that are the words so far; a gap for vectors that are the state; the majority for noise."""
+    demos = worlds.Robots(size=2, longest=3, pairs=1).demos(0, 700)
+    meanings: dict[str, Any] = {"original": {}, "turned": TURNED}
+    runs = []
+    for n, demo in enumerate(demos):
+        words = demo.completion.split()
+        traces = {name: robots.run(ROBOT, demo.extra["starts"][0], words, m) or [] for name, m in meanings.items()}
+        runs.append((demo, semantics.Program(str(n // 2), tuple(words), True, traces, (), ())))
+    all_ = [p for _, p in runs]
+    tasks = semantics.labels(all_, ROBOT, list(meanings), [0])
+    specs = [p.spec for p in all_ for _ in p.words]
+    parts = probes.split(specs, 0.3, 0.2)
+    prefix = [(str(d.extra["starts"]), *p.words[: i + 1]) for d, p in runs for i in range(len(p.words))]
+    state = [str(s) for p in all_ for s in p.traces["original"]]
+    how = ProbeConfig(lr=0.05, epochs=12, rows=64)
+
+    def content(features: list[Any]) -> semantics.Content:
+        known = {key: i for i, key in enumerate(dict.fromkeys(features))}
+        vectors = torch.eye(len(known))[[known[key] for key in features]]
+        return semantics.contents(vectors.__getitem__, all_, tasks, parts, how)["facing", 0]
+
+    whole, held, blind = content(prefix), content(state), content([0] * len(state))
+    assert abs(whole.gap("turned").estimate) < 0.06 and whole.accuracy().estimate > 0.85
+    assert held.accuracy().estimate == 1.0 and held.gap("turned").low > 0.2
+    assert blind.accuracy().estimate == pytest.approx(blind.majority)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_on_a_users_model_and_programs(arch: str) -> None:
+    demos = worlds.Robots(size=3).demos(1, 40)
+    result = program_semantics(tiny(arch), demos, source="given", offsets=(0, 1), probe=QUICK)
+    found = result.findings
+    assert found["correct"]["estimate"] == 1.0 and found["programs"]["run"] == 40 and not found["programs"]["crash"]
+    assert list(found["content"]) == ["facing +0", "facing +1", "position +0", "position +1"]
+    one = found["content"]["position +1"]
+    assert {"majority", "accuracy", "untrained", "control", "gaps", "untrained_gaps"} <= set(one)
+    assert set(one["gaps"]) == {"turned", "swapped"} and len(result.figures) == 2
+    assert set(result.metrics) == {"correct", "content", "gap"}
+
+
+def mine() -> Any:
+    """A language of the user's: a lamp."""
+
+    class Lamp:
+        actions = ("on", "off", "wait")
+
+        def step(self, state: Any, action: str) -> Any:
+            return {"on": 1, "off": 0, "wait": state}[action]
+
+        def labels(self, state: Any) -> dict[str, int]:
+            return {"lit": state}
+
+    return Lamp()
+
+
+def test_a_language_of_ones_own() -> None:
+    draw = np.random.default_rng(0)
+    demos = []
+    for n in range(30):
+        words = [mine().actions[i] for i in draw.integers(3, size=4)]
+        demos.append(Demo(prompt=f"lamp {n} :", completion=" ".join(words), extra={"starts": [0], "ends": [1]}))
+    result = program_semantics(
+        tiny("llama"), demos, language="test_program_semantics:mine", source="given", probe=QUICK
+    )
+    assert 0 < result.findings["correct"]["estimate"] < 1 and "lit +0" in result.findings["content"]
+    assert set(result.findings["content"]["lit +0"]["gaps"]) == {"turned"}
+
+
+GOOD = worlds.Robots().demos(0, 4)
+
+
+@pytest.mark.parametrize(("demos", "options", "why"), [
+    ([*GOOD, Demo(prompt="a", completion="move")], {}, "record 5: fields 'starts' and 'ends'"),
+    ([*GOOD, Demo(prompt="a", completion="move", extra={"starts": [[0, 0]], "ends": [3]})], {},
+     r"record 5: field 'starts': the language cannot read \[0, 0\]"),
+    ([Demo(prompt=d.prompt, completion="fly", extra=d.extra) for d in GOOD], {}, "0 of 4 programs can be run"),
+    (GOOD, {"language": "nowhere"}, "language 'nowhere': module:function is expected"),
+    (GOOD, {"language": "test_program_semantics:dict"}, "language 'test_program_semantics:dict' cannot be imported"),
+])  # fmt: skip
+def test_what_cannot_be_examined_is_one_line(demos: Any, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        program_semantics(tiny("llama"), demos, source="given", probe=QUICK, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_untrained_model_writes_no_programs() -> None:
+    with pytest.raises(UserError, match="0 of 4 programs can be run: a probe takes three"):
+        program_semantics(tiny("llama"), GOOD, probe=QUICK, max_new_tokens=4)
