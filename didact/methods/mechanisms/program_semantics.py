@@ -113,7 +113,7 @@ def program_semantics(
         "correct": statistics.mean_interval(right)._asdict(),
         "words": {
             "of correct programs": float(np.mean([len(p.words) for p in made if p.correct])) if correct else None,
-            "of given programs": float(np.mean([len(words) for words in given if words] or [np.nan])),
+            "of given programs": float(np.mean([float(len(words)) for words in given if words] or [np.nan])),
         },
         "content": {
             f"{name} {offset:+d}": _told(content, found["untrained"][name, offset], list(names))
