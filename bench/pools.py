@@ -20,20 +20,21 @@ def _pool(n: int) -> Any:
     return retrieval.unit(drawn)
 
 
-def _chosen(pool: Any, approximate: bool = False) -> list[int]:
-    return annotation.voted(annotation.neighbours(pool, approximate=approximate), BUDGET)
-
-
 def votek_ours(n: int = 100_000, approximate: bool = False) -> dict[str, Any]:
     """All of it; and how many of an index's neighbours are right, for some texts."""
-    pool = _pool(n)
-    told = problems.measured(lambda: _chosen(pool, approximate), n)
-    told["value"] = _chosen(_pool(SMALL))
+    pool, graphs = _pool(n), list[Any]()
+
+    def chosen(pool: Any, approximate: bool = False) -> list[int]:
+        graphs[:] = [annotation.neighbours(pool, approximate=approximate)]
+        return annotation.voted(graphs[0], BUDGET)
+
+    told = problems.measured(lambda: chosen(pool, approximate), n)
     if approximate:
         some = np.random.default_rng(1).permutation(n)[:200]
         exact = retrieval.nearest(pool[some], pool, annotation.PAPER_K, some.tolist(), range(n)).positions
-        found = annotation.neighbours(pool, annotation.PAPER_K, approximate=True)[some]
+        found = graphs[0][some]
         told["overlap"] = float(np.mean([len({*a} & {*b}) / len(a) for a, b in zip(exact, found, strict=True)]))
+    told["value"] = chosen(_pool(SMALL))
     return told
 
 
