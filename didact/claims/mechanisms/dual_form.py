@@ -24,7 +24,7 @@ from didact.claims.lab import bound, difference, equivalence, exact, gate
 from didact.claims.mechanisms import translators
 from didact.claims.problem import Problem
 from didact.data import demonstrations, encode
-from didact.evaluate import dual_form
+from didact.evaluate import dual_form, similarity
 from didact.learn import subset
 from didact.learn.subset import Tuning
 from didact.models import momentum, projections
@@ -82,10 +82,12 @@ def _identities(seed: int) -> dict[str, dict[str, float]]:
     split = dual_form.linear_attention(own[1], own[0], query) + dual_form.implicit_update(shown[1], shown[0]) @ query
     sums = momentum.decayed(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), 0.5, torch.zeros(1, 4, dtype=torch.long))
     known = torch.tensor([0.0, 0.5, 1.25, 2.125])
+    # From (1, 0), to (0, 1) and to (0, -1): changes at right angles, of vectors that are opposite.
+    corner = [torch.tensor(v) for v in ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0))]
     return {
         "identities": {
             "descent": float((descended @ query - attended).abs().max()), "context": float((both - split).abs().max()),
-            "momentum": float((sums.flatten() - known).abs().max()),
+            "momentum": float((sums.flatten() - known).abs().max()), "change": float(similarity.update_cosine(*corner)),
         }
     }  # fmt: skip
 
@@ -154,7 +156,7 @@ def _plain_cosine(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
 
 DECAYED, PARTS = momentum.decayed, projections.parts
 SUMS, ONLY = "momentum is the decayed sum of what came before", "keys and values alone are tuned"
-RANDOM = "random changes are not alike"
+RANDOM, CHANGE = "random changes are not alike", "changes are compared, not what is changed"
 CLAIM = runner.Claim(
     method="dual-form",
     text=(
@@ -172,6 +174,7 @@ CLAIM = runner.Claim(
         exact(ONLY, "tuning.elsewhere"),
         difference("demonstrations teach the task", "model.icl", "model.zero", "accuracy", margin=0.2),
         difference("fine-tuning does too", "model.tuned", "model.zero", "accuracy", margin=0.1),
+        exact(CHANGE, "identities.change", 0.0, 1e-10, "cosine"),
         equivalence(RANDOM, "SimAOU.random normal", None, 0.05, "cosine"),
         difference("ICL and fine-tuning change attention alike", "SimAOU.fine-tuned", "SimAOU.random normal",
                    "cosine", margin=0.1),
@@ -195,7 +198,7 @@ CLAIM = runner.Claim(
         runner.Sabotage("all weights are tuned", ONLY, None,
                         {"didact.models.projections:parts": lambda model, which: PARTS(model, "all")},
                         {"parts": ("B",)}),
-        runner.Sabotage("what the model does anyway is not subtracted", RANDOM, None,
-                        {"didact.evaluate.similarity:update_cosine": _plain_cosine}, {"parts": ("B",)}),
+        runner.Sabotage("what the model does anyway is not subtracted", CHANGE, None,
+                        {"didact.evaluate.similarity:update_cosine": _plain_cosine}, {"parts": ("A",)}),
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from didact.claims import real, runner
 from didact.claims.lab import difference, equivalence, exact, gate
 from didact.claims.mechanisms import icl_vs_gd_real
 
-OPTIONS: dict[str, Any] = {"shots": 8, "lrs": (1e-3, 3e-3, 1e-2), "draws": 6, "held": 0.34, "queries": 6}
+OPTIONS: dict[str, Any] = {"shots": 8, "lrs": (3e-4, 1e-3, 3e-3), "draws": 6, "held": 0.34, "queries": 6}
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:

@@ -20,7 +20,8 @@ CODES = {"German": "de", "Italian": "it"}
 FREQUENT, WORDS, SHOWN = 1000, 40, 24  # words drawn from; drawn; and shown, the others being asked
 WAYS = ("kv/full", "kv", "v@middle")
 OPTIONS: dict[str, Any] = {
-    "shots": (8,), "ways": WAYS, "lrs": (1e-4, 1e-3), "epochs": 1, "draws": 6, "held": 0.34, "queries": 8, "orders": 2,
+    "shots": (8,), "ways": WAYS, "lrs": (3e-4, 1e-3, 5e-3), "epochs": 1, "draws": 6, "held": 0.34, "queries": 6,
+    "orders": 2,
 }  # fmt: skip
 
 
