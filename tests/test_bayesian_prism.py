@@ -86,6 +86,15 @@ def test_the_error_falls_by_one_dimension_a_row() -> None:
     assert error[5:].max() < 1e-6
 
 
+def test_least_squares_is_that_of_all_rows() -> None:
+    """Also where noise leaves no function that fits them all."""
+    x, y = draw(3, 2, rows=9)
+    found = prism.named(Gaussian(dim=2, rows=9, noise=0.5))["least squares"](x, y).mean
+    for t in (1, 2, 3, 8):
+        w = torch.linalg.pinv(x[:, :t]) @ y[:, :t, None]
+        torch.testing.assert_close(found[:, t], (x[:, t, None] @ w)[:, 0, 0], atol=1e-4, rtol=1e-4)
+
+
 def test_mixtures() -> None:
     x, y = draw(1, 2)
     one, two = bayes.gaussian([2.0, 0.0], 0.5, 0.5), bayes.gaussian([-2.0, 0.0], 0.5, 0.5)

@@ -20,6 +20,7 @@ from didact.learn import functions
 from didact.types import UserError
 
 GRID = 40  # points of a predicted function whose spectrum is taken
+TINY_NOISE = 1e-4  # ridge of this is least squares, of smallest norm while rows are few
 LOW = 2  # frequencies up to this are called low
 
 
@@ -46,7 +47,7 @@ def named(law: Any) -> dict[str, bayes.Predictor]:
     features = getattr(first, "features", lambda x: x)
     size, noise = _moments(law), max(p.noise for p in parts or (law,))
     out["ridge"] = bayes.gaussian(0.0, size, noise, features)
-    out["least squares"] = bayes.gaussian(0.0, 1.0, 0.0, features)
+    out["least squares"] = bayes.gaussian(0.0, 1.0, TINY_NOISE, features)
     plain = {"3 neighbours": search.neighbours, "averaging": search.average}
     if isinstance(law, functions.Sparse | functions.Laplace):
         plain["lasso"] = search.lasso
