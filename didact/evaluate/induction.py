@@ -22,7 +22,7 @@ from didact.models import hidden, insert, ngram_heads, untrained
 from didact.models.model import Model
 from didact.types import UserError
 
-ROWS = 20  # of which attention is looked at
+ROWS = 8  # of which attention is looked at
 
 
 @torch.no_grad()

@@ -53,14 +53,14 @@ def of_probe(found: Mapping[str, Any], n: int) -> Figure:
     """How well the follower of the last n tokens is read off every layer, of every arm and an untrained copy."""
     lines = []
     for name, layers in found["models"].items():
-        for task, told in (("accuracy", name), ("control", f"{name}, control task")):
+        for task, told in (("accuracy", name), ("control", f"{name}, labels by chance")):
             each = [layer[task] for layer in layers.values()]
             ends = ([e["low"] for e in each], [e["high"] for e in each])
             lines.append(figures.Line(told, list(layers), [e["estimate"] for e in each], *ends))
     return figures.Curves(
         title=f"Reading off hidden states what followed the last {n} tokens most often", x="layer (0: embeddings)",
         y="accuracy of a linear probe", lines=lines, levels={"the commonest symbol": found["majority"]["estimate"]},
-        note="Held-out prompts. What the control task and the untrained copy reach as well, the model did not learn.",
+        note="Held-out prompts. What is reached with labels by chance (the control task) or untrained was not learnt.",
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Held-out loss of the model as it is, with heads and with the control, on one draw of passages."""
     text = [Text(text=document) for document in passages(seed)]
     result = mechanisms.icll(
-        real.model(), text=text, sizes=(1, 2), block=BLOCK, against=("control", "plain"), window=WINDOW, held_out=HELD,
+        text, real.model(), sizes=(1, 2), block=BLOCK, against=("control", "plain"), window=WINDOW, held_out=HELD,
         fit=FIT.replace(seed=seed),
     )  # fmt: skip
     found = result.findings["text"]

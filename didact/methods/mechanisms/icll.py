@@ -119,7 +119,7 @@ def icll(
             continue
         made = ngram_arms.train(name, arm, rows, fit, alone, prompts.symbols.tolist() if prompts else None, hooks)
         arms[name] = made.model
-        result.history += [{"arm": name, **row} for row in made.history]
+        result.history = result.history or made.history  # of the arm with heads
         result.cost.tokens += made.cost.tokens
         result.cost.flops += made.cost.flops
     first = {"given": given} if given is not None and (whole or "plain" not in against) else {}
@@ -138,7 +138,7 @@ def icll(
     result.figures += induction.looked_into(
         result.findings, arms, rows_held, prompts if probe else None, max(sizes), fit.seed
     )
-    shown = rows_held[0].completion
+    shown = max(rows_held, key=lambda row: len(set(row.completion))).completion
     words = [str(model.tokenizer.decode([token])) for token in shown]
     result.figures += [language_figures.lookup_map(shown, words, max(sizes))]
     result.models = {"model": arms["heads"]}
