@@ -181,7 +181,7 @@ def examine(
 
         said = probes.classify(read, tasks, parts._replace(test=test), config, seed)
         alone = Parts(*(part + n * unseen for part in parts))
-        own = probes.classify(read, {"tag": tasks["tag"]}, alone, config, seed)["tag"]
+        by_own = probes.classify(read, {"tag": tasks["tag"]}, alone, config, seed)["tag"]
         tag = dict(zip(given.rows, said["tag"].split(len(parts.test)), strict=True))
         true = labels[parts.test]
         by_control = said["control"][: len(true)] == control[parts.test]
@@ -189,7 +189,7 @@ def examine(
             name: values.double().numpy()
             for name, values in {
                 "seen": tag["seen"] == true, "control": by_control, "unseen": tag["unseen"] == true,
-                "trained_unseen": own == true,
+                "trained_unseen": by_own == true,
                 "place": tag["conflict"] == true, "word": tag["conflict"] == given.other[parts.test],
             }.items()
         }  # fmt: skip
