@@ -181,11 +181,7 @@ def examine(
 
         said = probes.classify(read, tasks, parts._replace(test=test), config, seed)
         alone = Parts(*(part + n * unseen for part in parts))
-<<<<<<< HEAD
-        learnt = probes.classify(read, {"tag": tasks["tag"]}, alone, config, seed)["tag"]
-=======
         by_own = probes.classify(read, {"tag": tasks["tag"]}, alone, config, seed)["tag"]
->>>>>>> 9251534a743d074eb468e5f658fb109284c1ce22
         tag = dict(zip(given.rows, said["tag"].split(len(parts.test)), strict=True))
         true = labels[parts.test]
         by_control = said["control"][: len(true)] == control[parts.test]
@@ -193,11 +189,7 @@ def examine(
             name: values.double().numpy()
             for name, values in {
                 "seen": tag["seen"] == true, "control": by_control, "unseen": tag["unseen"] == true,
-<<<<<<< HEAD
-                "trained_unseen": learnt == true,
-=======
                 "trained_unseen": by_own == true,
->>>>>>> 9251534a743d074eb468e5f658fb109284c1ce22
                 "place": tag["conflict"] == true, "word": tag["conflict"] == given.other[parts.test],
             }.items()
         }  # fmt: skip

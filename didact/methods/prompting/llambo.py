@@ -124,13 +124,8 @@ def llambo(
         "next": None if score else [t.config for t in tried],
     }
     if guessed := [t for t in tried if t.score is not None and "predicted" in t.extra]:
-<<<<<<< HEAD
-        means, deviations = zip(*(t.extra["predicted"] for t in guessed), strict=True)
-        found = tuning.calibration(means, deviations, list(map(_score, guessed)))
-=======
         means, stds = zip(*(t.extra["predicted"] for t in guessed), strict=True)
         found = tuning.calibration(means, stds, list(map(_score, guessed)))
->>>>>>> 0f23a00490348f4ccba0813cf3a8e6f2e5ccbd36
         result.findings["predictions"] = {"trials": len(guessed)} | found
     if scored and score:
         begun = [(dict(t.config), t.score) for t in history or ()]
