@@ -405,7 +405,7 @@ def test_probes_of_a_given_model(kind: Any) -> None:
     layers = result.findings["layers"]
     assert model.fingerprint() == before and set(layers) == {"model", "untrained"} and set(layers["model"]) == {0, 2}
     assert result.findings["words"] == 60 and result.findings["guessing"] == pytest.approx(1 / 3)
-    assert len(result.figures) == 2 and json.dumps(result.findings)
+    assert len(result.figures) == 3 and json.dumps(result.findings)
     assert layers["model"][0]["seen"]["estimate"] == 1.0
     if kind == "llama":  # at its embeddings nothing is known of the place, and all of the word
         zero = layers["model"][0]

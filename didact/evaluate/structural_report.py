@@ -54,8 +54,8 @@ def warnings(after: Battery, plain: Battery) -> list[str]:
             low, without = after[task]["accuracy"]["low"], plain[task]["accuracy"]["estimate"]
             if low <= without:
                 out.append(
-                    f"{HELP[task]}: not shown to be better than without forgetting ({without:.2f}); forget more often "
-                    "(forget.every) or for longer (forget.until)"
+                    f"{HELP[task]}: not shown to be better than without forgetting ({without:.2f}); forget more "
+                    "(forget.share, forget.every) or for longer (forget.until, steps)"
                 )
     return out
 

@@ -100,43 +100,42 @@ def dual_process_probe(
             f"layer {best}: the control task is read as well as the classes: the probe learns words by heart, so that "
             "its accuracy says nothing of the model"
         )
-    lost = [name for name in ("unseen", "trained_unseen") if ours[name]["low"] <= theirs[name]["estimate"]]
-    if len(lost) == 2:
+    both = [(found["model"][n]["trained_unseen"], found["untrained"][n]["trained_unseen"]) for n in found["model"]]
+    if all(one["low"] <= other["estimate"] for one, other in both):
         result.warnings.append(
-            f"layer {best}: classes of unseen words are read no better than from an untrained copy: nothing here shows "
-            "that the model tells them from context"
+            "no layer tells the classes of unseen words better than one of an untrained copy: nothing here shows that "
+            "the model tells them from context"
         )
     result.cost.seconds = time.monotonic() - began
     return result
 
 
 def _drawn(found: dict[str, Any], best: int, guessing: float) -> list[figures.Figure]:
+    """The word by layer, the place by layer, and which of the two wins."""
     shown = {
-        "the word in its place": ("model", "seen"),
-        "an unseen word there": ("model", "unseen"),
-        "the same, probe of its own": ("model", "trained_unseen"),
-        "control task": ("model", "control"),
-        "untrained copy, the word": ("untrained", "seen"),
-        "untrained copy, of its own": ("untrained", "trained_unseen"),
-    }
-    lines = [
-        figures.Line(
-            name, list(found[model]), *([one[what][k] for one in found[model].values()] for k in structural_report.ENDS)
-        )
-        for name, (model, what) in shown.items()
-    ]  # fmt: skip
+        "A word's class, read off the hidden states of each layer": (
+            "", {"the word in its place": ("model", "seen"), "control task": ("model", "control"),
+                 "untrained copy": ("untrained", "seen")},
+        ),
+        "The class of a word that no training had, from its place": (
+            "Its embedding was never trained, nor was that of any word the probes learnt from.",
+            {"the model": ("model", "trained_unseen"), "untrained copy": ("untrained", "trained_unseen"),
+             "the model, probe of seen words": ("model", "unseen")},
+        ),
+    }  # fmt: skip
+    curves = []
+    for title, (note, named) in shown.items():
+        lines = []
+        for name, (model, what) in named.items():
+            columns = ([one[what][end] for one in found[model].values()] for end in structural_report.ENDS)
+            lines.append(figures.Line(name, list(found[model]), *columns))
+        levels = {"guessing": guessing}
+        curves.append(figures.Curves(title=title, x="layer", y="share right", lines=lines, levels=levels, note=note))
     said = {"place": "the place's class", "word": "the word's class"}
     bars = [
         structural_report.bar(text, found[model][best][what], group)
         for model, group in (("model", "the model"), ("untrained", "untrained copy"))
         for what, text in said.items()
     ]
-    return [
-        figures.Curves(
-            title="A word's class, read off the hidden states of each layer", x="layer", y="share right", lines=lines,
-            levels={"guessing": guessing}, note="Unseen words have an embedding that was never trained.",
-        ),
-        figures.Bars(
-            title=f"A word of another class in the place: what layer {best} says", x="share of words", bars=bars
-        ),
-    ]  # fmt: skip
+    title = f"A word of another class in the place: what layer {best} says"
+    return [*curves, figures.Bars(title=title, x="share of words", bars=bars)]
