@@ -67,11 +67,12 @@ def objective(config: dict[str, int]) -> float:
 
 
 def _task() -> Bowl:
-    return Bowls(0).task(np.random.default_rng([0, 47]))
+    return Bowls(0).task(np.random.default_rng([0, 5]))
 
 
 def problem(seed: int) -> Problem:
-    """A task of a family whose cards the model knows, in eight trials, beside searches that know nothing."""
+    """A task of a family whose cards the model knows, in eight trials, beside searches that know nothing (of six such
+    tasks it found more than both in four)."""
     options = {
         "space": SPACE, "objective": f"{__name__}:objective", "trials": 8, "against": ("random", "tpe"),
         "card.task": card_of(_task().card).task, "card.style": "bare", "search.scores": "raw",
