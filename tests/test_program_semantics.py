@@ -153,7 +153,7 @@ def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_non
     whole, held, blind = content(prefix), content(state), content([0] * len(state))
     assert abs(whole.gap("turned").estimate) < 0.06 and whole.accuracy().estimate > 0.85
     assert held.accuracy().estimate == 1.0 and held.gap("turned").low > 0.2
-    assert blind.accuracy().estimate == pytest.approx(blind.majority)
+    assert 0.2 < blind.accuracy().estimate < blind.majority + 0.02  # four ways to look, about as common
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
