@@ -195,10 +195,12 @@ def test_functions_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "a.py").write_text("class A:\n    def g(self):\n        return 1\n\ndef h():\n    pass\n")
     (tmp_path / "site-packages" / "b.py").write_text("def no(): pass\n")
-    found = parsing.functions(tmp_path, "python", 9)
+    found = list(parsing.functions(tmp_path, "python"))
     assert sorted(t.text for t in found) == ["def g(self):\n    return 1", "def h():\n    pass"]
     with pytest.raises(UserError, match=r"no functions in go sources|needs tree-sitter"):
-        parsing.functions(tmp_path, "go", 9)
+        next(parsing.functions(tmp_path, "go"))
+    short = syntax.read(tiny("llama"), found, "python", 99, 1)[0]  # the first that serves
+    assert [s.text for s in short] == [found[0].text]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
@@ -242,7 +244,7 @@ def test_a_tokenizer_that_cannot_say_where_tokens_stand() -> None:
     model = tiny("llama")
     model.processor = type("Slow", (), {"is_fast": False})()
     with pytest.raises(UserError, match="takes a fast one"):
-        syntax.read(model, [Text(text="x = 1")], "python", 99)
+        syntax.read(model, [Text(text="x = 1")], "python", 99, 9)
 
 
 def test_controls_are_a_function_of_the_word() -> None:

@@ -57,6 +57,22 @@ def test_meanings_dealt_anew_and_back_are_as_before(start: Any, program: list[st
     assert robots.run(ROBOT, start, program, {}) == robots.run(ROBOT, start, program)
 
 
+def test_a_line() -> None:
+    line = robots.Line()
+    assert robots.run(line, [1, 5], ["jump", "step", "back", "back", "back"]) == [
+        [4, 5],
+        [4, 5],
+        [2, 5],
+        [0, 5],
+        [0, 5],
+    ]
+    semantics.check_meanings(robots.ALTERNATIVES["line"], line.actions)
+    asked, others = (worlds.Lines().demos(0, 60, asked=asked) for asked in (True, False))
+    assert not {d.prompt for d in asked} & {d.prompt for d in others}
+    for d in asked:
+        assert robots.run(line, d.extra["starts"][0], d.completion.split())[-1:] == d.extra["ends"]  # type: ignore[index]
+
+
 def test_karel() -> None:
     start = [1, 1, 0, [[2, 1]], [[1, 1]], 8]
     assert robots.run(KAREL, start, ["move"]) is None  # the border
@@ -137,7 +153,7 @@ def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_non
     whole, held, blind = content(prefix), content(state), content([0] * len(state))
     assert abs(whole.gap("turned").estimate) < 0.06 and whole.accuracy().estimate > 0.85
     assert held.accuracy().estimate == 1.0 and held.gap("turned").low > 0.2
-    assert blind.accuracy().estimate == pytest.approx(blind.majority)
+    assert 0.2 < blind.accuracy().estimate < blind.majority + 0.02  # four ways to look, about as common
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])

@@ -64,8 +64,8 @@ def parse(text: str, language: str) -> tuple[str, Node] | None:
     return (plain, tree) if isinstance(tree, Node) else None
 
 
-def functions(folder: str | Path, language: str, most: int, seed: int = 0) -> list[Text]:
-    """Functions of the sources in a folder, each once, from files in random order: `most` at most.
+def functions(folder: str | Path, language: str, seed: int = 0) -> Iterator[Text]:
+    """Functions of the sources in a folder, each once, from files in random order, as they are asked for.
 
     Raises:
         UserError: there are none.
@@ -74,19 +74,18 @@ def functions(folder: str | Path, language: str, most: int, seed: int = 0) -> li
     root = Path(folder)
     places = sorted(p for p in root.rglob(f"*{suffix}") if not NO_LIBRARY & set(p.relative_to(root).parts))
     random.Random(seed).shuffle(places)
-    out: dict[str, Text] = {}
+    seen: set[str] = set()
     for place in places:
         try:
             text = place.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
         for snippet in _functions(text, language) if len(text) < MOST else ():
-            out.setdefault(snippet, Text(text=snippet, source=str(place)))
-            if len(out) >= most:
-                return list(out.values())
-    if not out:
+            if snippet not in seen:
+                seen.add(snippet)
+                yield Text(text=snippet, source=str(place))
+    if not seen:
         raise UserError(f"{folder}: no functions in {language} sources (*{suffix})")
-    return list(out.values())
 
 
 def library() -> Path:

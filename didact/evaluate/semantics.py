@@ -198,3 +198,17 @@ def contents(
             right, [specs[i] for i in test.tolist()], float((own[test] == commonest).double().mean())
         )
     return out
+
+
+def told(content: Content, blank: Content, names: Sequence[str]) -> dict[str, Any]:
+    """One label and offset in numbers, beside those of an untrained copy."""
+    return {
+        "majority": content.majority,
+        "accuracy": content.accuracy()._asdict(),
+        "untrained": blank.accuracy()._asdict(),
+        "control": content.accuracy(CONTROL)._asdict(),
+        "selectivity": content.gap(CONTROL)._asdict(),
+        "alternatives": {name: content.accuracy(name)._asdict() for name in names},
+        "gaps": {name: content.gap(name)._asdict() for name in names},
+        "untrained_gaps": {name: blank.gap(name)._asdict() for name in names},
+    }

@@ -13,7 +13,7 @@ Source: Hernandez Lopez et al. 2022, arXiv:2206.11719, and its code (which regre
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,9 +65,9 @@ def snippet(tokenizer: Any, text: str, tree: trees.Node, pooling: Pooling = "mea
 
 
 def read(
-    model: Model, texts: Sequence[Text], language: str, longest: int, pooling: Pooling = "mean"
+    model: Model, texts: Iterable[Text], language: str, longest: int, most: int, pooling: Pooling = "mean"
 ) -> tuple[list[Snippet], dict[str, int]]:
-    """Texts with their trees, each text once, and how many were left out and why.
+    """The first `most` texts that serve, with their trees, and how many were left out before that and why.
 
     A record may bring its own `tree` (`trees.of_lists`); the others are parsed in `language`.
 
@@ -94,6 +94,8 @@ def read(
             left["one token, or none"] += 1
         else:
             out[found[0]] = made
+            if len(out) == most:
+                break
     if len(out) < 3:
         why = ", ".join(f"{n} {reason}" for reason, n in left.items()) or "none were given"
         raise UserError(f"{len(out)} texts with a {language} tree are left, a probe takes three at least ({why})")

@@ -18,6 +18,43 @@ LOOKS = ("up", "east", "down", "west")  # no word of the language
 
 
 @dataclass(frozen=True)
+class Lines:
+    """The world of `robots.Line`: small enough that a model of 100,000 weights learns it in minutes.
+
+    Args:
+        size: fields.
+        shortest: words of a program.
+        longest: and at most; all lengths are equally likely.
+    """
+
+    size: int = 12
+    shortest: int = 2
+    longest: int = 4
+
+    @property
+    def language(self) -> robots.Line:
+        """What the words mean."""
+        return robots.Line()
+
+    def demos(self, seed: int, n: int, asked: bool | None = None) -> list[Demo]:
+        """`n` specifications, each with the program it was made of: of the fifth of all pairs of fields that are only
+        `asked`, of the others, or of all."""
+        draw = np.random.default_rng([seed, 37])
+        out: list[Demo] = []
+        while len(out) < n:
+            program = [
+                self.language.actions[i] for i in draw.integers(3, size=draw.integers(self.shortest, self.longest + 1))
+            ]
+            made = demo(
+                self.language, [[int(draw.integers(self.size)), self.size]], program, lambda state: f"f{state[0]}"
+            )
+            ((start, _),), ((end, _),) = made.extra["starts"], made.extra["ends"]
+            if asked in (None, (start * 7 + end * 3) % 5 == 0):
+                out.append(made)
+        return out
+
+
+@dataclass(frozen=True)
 class Robots:
     """The world of `robots.Robot`.
 

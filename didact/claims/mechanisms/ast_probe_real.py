@@ -17,7 +17,7 @@ LAYERS = (0, 3, 6, 9, 12, 18)
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """F1 at six layers, on functions drawn for this seed."""
     result = mechanisms.ast_probe(
-        real.model(), snippets=260, longest=48, layers=LAYERS, rank=64, test=0.25, seed=seed,
+        real.model(), snippets=300, longest=64, layers=LAYERS, rank=64, test=0.25, seed=seed,
         probe=Training(lr=1e-2, epochs=10),
     )  # fmt: skip
     found, at = result.findings["layers"], result.findings["best"]["layer"]

@@ -1,11 +1,14 @@
 """The claim of program-semantics: states of a model that writes programs hold what the programs mean.
 
-World: `worlds.robots`, programs of two to four words. The model reads where the robot is before and after; where it is
-between is nowhere in the text. Compared are the same programs and vectors under the words' own meanings and dealt anew.
+World: a line of twelve fields (`worlds.robots.Lines`), programs of two to four words. The model reads where the robot
+is before and after; where it is between is nowhere in the text. It writes programs for pairs that no training showed.
+Compared are the same programs and vectors under the words' own meanings and dealt anew. An untrained copy reads the
+start and the end too, which tells something of what is between: the gap has to be larger than its.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +25,7 @@ from didact.tools import robots
 from didact.types import Demo
 
 problem = example.problem
-SIZES = {"smoke": (150, 20), "quick": (800, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
+SIZES = {"smoke": (150, 20), "quick": (1_000, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
 SERIES = (0, 50, 150, 400)  # further checkpoints of the full tier: trainings as long
 
 
@@ -31,19 +34,19 @@ def run(
 ) -> runner.Measured:
     """One seed: a writer of programs, and what its states hold beside an untrained copy's."""
     count, trained = SIZES[tier]
-    demos = example.WORLD.demos(10_000 + seed, count)
+    demos, asked = example.WORLD.demos(10_000 + seed, count), example.WORLD.demos(20_000 + seed, count // 5, asked=True)
     model = example.writer(seed, trained if steps is None else steps, ends)
     found = _examined(model, demos, seed, offsets, **options)
+    written = semantics.written(model, asked, example.WORLD.language, example.OPTIONS["max_new_tokens"])
+    right = [words for demo, words in zip(asked, written, strict=True) if words and _does(demo, words)]
     arms = {
-        "writer": {"correct": found["correct"]["estimate"], "words": found["words"]["of correct programs"] or 0.0},
-        "given": {"correct": _by_chance(demos, seed), "words": found["words"]["of given programs"]},
+        "writer": {"correct": len(right) / len(asked), "words": _mean([len(w) for w in right] or [math.nan])},
+        "given": {"correct": _by_chance(asked, seed), "words": _mean(len(d.completion.split()) for d in asked)},
         **_arms(found, offsets),
     }
     for step in SERIES if tier == "full" and ends and steps is None else ():
-        early = _examined(example.writer(seed, step), demos, seed, (0,), source="given" if step == 0 else "own")
-        arms[f"after {step} steps"] = {
-            "correct": early["correct"]["estimate"], "gap": _arms(early, (0,))["now"]["gap"]
-        }  # fmt: skip
+        early = _examined(example.writer(seed, step), demos, seed, (0,))
+        arms[f"after {step} steps"] = {"gap": _arms(early, (0,))["now"]["gap"]}
     return arms
 
 
@@ -53,16 +56,16 @@ def _examined(model: Any, demos: Sequence[Demo], seed: int, offsets: tuple[int, 
 
 
 def _arms(found: Mapping[str, Any], offsets: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Of the whole state, where it looks and where it is: means over the two labels."""
+    """Of where the robot is, by offset; alternatives as their mean."""
     out = {}
     for offset in offsets:
-        both = [found["content"][f"{name} {offset:+d}"] for name in ("facing", "position")]
+        told = found["content"][f"position {offset:+d}"]
         out["now" if offset == 0 else "next"] = {
-            "accuracy": _mean(b["accuracy"]["estimate"] for b in both),
-            "majority": _mean(b["majority"] for b in both),
-            "alternative": _mean(a["estimate"] for b in both for a in b["alternatives"].values()),
-            "gap": _mean(g["estimate"] for b in both for g in b["gaps"].values()),
-            "untrained_gap": _mean(g["estimate"] for b in both for g in b["untrained_gaps"].values()),
+            "accuracy": told["accuracy"]["estimate"],
+            "majority": told["majority"],
+            "alternative": _mean(a["estimate"] for a in told["alternatives"].values()),
+            "gap": _mean(g["estimate"] for g in told["gaps"].values()),
+            "untrained_gap": _mean(g["estimate"] for g in told["untrained_gaps"].values()),
         }
     return out
 
@@ -76,11 +79,12 @@ def _by_chance(demos: Sequence[Demo], seed: int) -> float:
     """How often the program given for another specification does what this one asks."""
     texts = [demo.completion.split() for demo in demos]
     random.Random(seed).shuffle(texts)
-    language = example.WORLD.language
-    return _mean(
-        all((robots.run(language, a, words) or [a])[-1] == b for a, b in zip(*semantics.states(demo), strict=True))
-        for demo, words in zip(demos, texts, strict=True)
-    )
+    return _mean(_does(demo, words) for demo, words in zip(demos, texts, strict=True))
+
+
+def _does(demo: Demo, words: Sequence[str]) -> bool:
+    pairs = zip(*semantics.states(demo), strict=True)
+    return all((robots.run(example.WORLD.language, a, words) or [a])[-1] == b for a, b in pairs)
 
 
 def of_other_programs(*args: Any, right: Any = semantics.labels, **more: Any) -> dict[Any, Tensor]:
@@ -105,7 +109,7 @@ CLAIM = runner.Claim(
         "copy does not do."
     ),
     run=run,
-    gates=(gate("it learnt the language", "now.accuracy", at_least=0.3, unit="probe accuracy"),),
+    gates=(gate("it learnt the language", "now.accuracy", at_least=0.25, unit="probe accuracy"),),
     tests=(
         difference("it writes programs that do what is asked", "writer.correct", "given.correct", "share", margin=0.05),
         bound(MEANING, "now.gap", unit="accuracy"),

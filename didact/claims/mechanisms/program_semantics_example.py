@@ -10,14 +10,14 @@ from didact.models.model import Model
 from didact.types import Demo, Fit
 from didact.worlds import robots
 
-WORLD = robots.Robots()
-STEPS, CORPUS = 700, 20_000
-OPTIONS: dict[str, Any] = {"probe.epochs": 15, "max_new_tokens": 8}
+WORLD = robots.Lines()
+STEPS, CORPUS = 600, 20_000
+OPTIONS: dict[str, Any] = {"language": "line", "probe.epochs": 15, "max_new_tokens": 12, "source": "given"}
 
 
 def problem(seed: int) -> Problem:
-    """A small model, and specifications it did not see."""
-    return Problem(model=writer(seed, STEPS), data={"programs": WORLD.demos(10_000 + seed, 800)}, options=OPTIONS)
+    """A small model, and specifications, a fifth of which it did not see."""
+    return Problem(model=writer(seed, STEPS), data={"programs": WORLD.demos(10_000 + seed, 1_000)}, options=OPTIONS)
 
 
 def writer(seed: int, steps: int, ends: bool = True) -> Model:
@@ -25,7 +25,7 @@ def writer(seed: int, steps: int, ends: bool = True) -> Model:
 
     Without `ends` the states after are those of other programs: the same form, without what it means.
     """
-    demos = WORLD.demos(seed, CORPUS)
+    demos = WORLD.demos(seed, CORPUS, asked=False)
     if not ends:
         demos = [mixed(demo, other) for demo, other in zip(demos, [*demos[1:], demos[0]], strict=True)]
     fit = Fit(lr=6e-3, steps=steps, rows=64, schedule="linear", warmup_steps=30, betas=(0.9, 0.98), seed=seed)

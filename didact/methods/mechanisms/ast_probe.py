@@ -74,7 +74,7 @@ def ast_probe(
             whose strings are the tokens of the text: any grammar of your own); by default functions of `repository`.
         language: of programs without a tree: one that tree-sitter has a grammar for.
         repository: folder whose functions are taken where no texts are given; Python's standard library by default.
-        snippets: texts that are used at most.
+        snippets: texts that are used at most: the first that serve.
         longest: tokens; longer texts are left out.
         layers: which are probed, 0 the embeddings; all by default.
         rank: dimensions of the subspace, at most the model's width.
@@ -97,9 +97,8 @@ def ast_probe(
 
     """
     began = time.monotonic()
-    if texts is None:
-        texts = parsing.functions(repository or parsing.library(), language, snippets, seed)
-    read, left = syntax.read(model, texts[:snippets], language, longest, pooling)
+    given = parsing.functions(repository or parsing.library(), language, seed) if texts is None else texts
+    read, left = syntax.read(model, given, language, longest, snippets, pooling)
     parts = probes.split(range(len(read)), test, valid, seed)
     rank = min(rank, model.text_config.hidden_size)
     study = Study(read, parts, rank, probe, loss, orthogonality, seed)

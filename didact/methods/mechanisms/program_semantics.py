@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from didact import figures
 from didact.bounds import Count
 from didact.evaluate import probes, semantics, statistics
 from didact.evaluate.probes import ProbeConfig
-from didact.evaluate.semantics import CONTROL, TRUE, Content
+from didact.evaluate.semantics import TRUE, Content
 from didact.infer import functions
 from didact.models import hidden, untrained
 from didact.models.model import Model
@@ -64,9 +65,9 @@ def program_semantics(
         model: a causal model that writes programs.
         programs: specifications (`prompt`) and a program that fits each (`completion`), with the states that it leads
             from and to (fields `starts` and `ends`, as many of each; the program is traced from the first).
-        language: what words mean: robot, karel, or your own `module:function`, which gives an object with `actions`,
-            `step(state, action) -> state` (None: crash), `labels(state) -> {name: value}`, and perhaps `alternatives`,
-            `{name: {word: word whose meaning it takes}}`.
+        language: what words mean: line, robot, karel, or your own `module:function`, which gives an object with
+            `actions`, `step(state, action) -> state` (None: crash), `labels(state) -> {name: value}`, and perhaps
+            `alternatives`, `{name: {word: word whose meaning it takes}}`.
         source: whose programs are probed: the model's own, or those given.
         offsets: how many words later (or, negative, earlier) the state is that is read.
         layers: those that a state is the mean of; all by default, 0 the embeddings.
@@ -113,10 +114,10 @@ def program_semantics(
         "correct": statistics.mean_interval(right)._asdict(),
         "words": {
             "of correct programs": float(np.mean([len(p.words) for p in made if p.correct])) if correct else None,
-            "of given programs": float(np.mean([float(len(words)) for words in given if words] or [np.nan])),
+            "of given programs": float(np.mean([float(len(words)) for words in given if words] or [math.nan])),
         },
         "content": {
-            f"{name} {offset:+d}": _told(content, found["untrained"][name, offset], list(names))
+            f"{name} {offset:+d}": semantics.told(content, found["untrained"][name, offset], list(names))
             for (name, offset), content in found["trained"].items()
         },
     }
@@ -146,20 +147,6 @@ def _language(name: str) -> Any:
     if missing := [part for part in ("actions", "step", "labels") if not hasattr(found, part)]:
         raise UserError(f"language '{name}': has no {', '.join(missing)}")
     return found
-
-
-def _told(content: Content, blank: Content, names: Sequence[str]) -> dict[str, Any]:
-    """One label and offset in numbers."""
-    return {
-        "majority": content.majority,
-        "accuracy": content.accuracy()._asdict(),
-        "untrained": blank.accuracy()._asdict(),
-        "control": content.accuracy(CONTROL)._asdict(),
-        "selectivity": content.gap(CONTROL)._asdict(),
-        "alternatives": {name: content.accuracy(name)._asdict() for name in names},
-        "gaps": {name: content.gap(name)._asdict() for name in names},
-        "untrained_gaps": {name: blank.gap(name)._asdict() for name in names},
-    }
 
 
 def _labels(found: Mapping[tuple[str, int], Content]) -> list[str]:
