@@ -132,6 +132,11 @@ def unmapped(pool: task_pools.TaskPool, bias: float, natural: float, until: floa
     return pool.but(bias=1.0, natural=1.0)
 
 
+def four(pool: task_pools.TaskPool, bias: float, natural: float, until: float = 0) -> episodes.Sampler:
+    """Sabotage: the pool of training ends after four tasks."""
+    return pool.but(tasks=FEW)
+
+
 def unchecked(hits: Tensor, chance: float, where: str) -> None:
     """The alarm is off: the claim's own test must notice."""
 
@@ -163,7 +168,7 @@ CLAIM = runner.Claim(
                         {"didact.models.sequence:before": unshifted,
                          "didact.evaluate.curves:check_chance": unchecked}, ONE),
         runner.Sabotage("labels withheld", LEARNS, None, {"didact.models.sequence:before": withheld}, ONE),
-        runner.Sabotage("the endless pool has four tasks", LEARNS, None, {"didact.learn.task_pools:TASKS": 4}, ONE),
+        runner.Sabotage("the endless pool has four tasks", LEARNS, None, {"didact.learn.task_pools:law": four}, ONE),
         runner.Sabotage("inputs neither mapped nor classes permuted", LEARNS, None,
                         {"didact.learn.task_pools:law": unmapped}, ONE),
     ),
