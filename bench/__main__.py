@@ -248,6 +248,16 @@ BENCHES: dict[str, Bench] = {
         peers={"a sixteenth of the length": ("lookups.sorted_sums", {"length": 2048})}, unit="tokens/s", target=0.5,
         same=_same_states,
     ),
+    "vote-k-answers": Bench(
+        ours=("annotated.votek", {"select": "fast_votek"}),
+        peers={
+            "vote-k (full)": ("annotated.votek", {"select": "votek"}),
+            "random": ("annotated.votek", {"select": "random"}),
+            "OpenICL's vote-k": ("annotated.openicl", {}),
+            **{f"DSPy {name}": ("annotated.dspy", {"optimiser": name}) for name in ("labeled", "bootstrap", "knn")},
+        },
+        unit="of answers right",
+    ),
     "help": Bench(
         ours=("start.command", {"words": ["-m", "didact.cli", "--help"]}),
         peers={"import torch": ("start.command", {"words": ["-c", "import torch"]})},
