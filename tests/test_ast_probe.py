@@ -199,8 +199,9 @@ def test_functions_of_a_folder(tmp_path: Path) -> None:
     assert sorted(t.text for t in found) == ["def g(self):\n    return 1", "def h():\n    pass"]
     with pytest.raises(UserError, match=r"no functions in go sources|needs tree-sitter"):
         next(parsing.functions(tmp_path, "go"))
-    short = syntax.read(tiny("llama"), found, "python", 99, 1)[0]  # the first that serves
-    assert [s.text for s in short] == [found[0].text]
+    many = [Text(text="x = ("), *(Text(text=f"x = {n}") for n in range(9))]
+    first = syntax.read(tiny("llama"), many, "python", 99, 4)  # that serve
+    assert [s.text for s in first[0]] == ["x = 0", "x = 1", "x = 2", "x = 3"] and first[1] == {"do not parse": 1}
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
