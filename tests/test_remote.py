@@ -73,6 +73,14 @@ def small(rule):
     return rule
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """A server of one test's own: no call that another test left under way comes to it."""
+    server = Small(tmp_path)
+    yield server
+    server.kill()
+
+
 def connect(server, **more):
     return didact.connect(server.url, NAME, **more)
 
@@ -463,11 +471,11 @@ def test_few_log_probs_are_given_where_many_are_refused(small):
     assert list(top.values()) == [-0.1, -3.0, -4.0, -5.0, -6.0]
 
 
-def test_a_failing_server_is_not_remembered_as_one_that_cannot(small):
-    small.plan(*[{"kind": "500"}] * 4)
-    model = connect(small)
+def test_a_failing_server_is_not_remembered_as_one_that_cannot(alone):
+    alone.plan(*[{"kind": "500"}] * 4)
+    model = connect(alone)
     assert "500 a fault of ours" in model.lacks("generate")
-    assert model.lacks("generate") is None and connect(small).lacks("generate") is None
+    assert model.lacks("generate") is None and connect(alone).lacks("generate") is None
 
 
 def test_a_missing_capability_is_asked_for_again_after_a_day(small, monkeypatch):
@@ -480,26 +488,26 @@ def test_a_missing_capability_is_asked_for_again_after_a_day(small, monkeypatch)
     assert connect(small).lacks("score") is None
 
 
-def test_a_need_that_no_server_meets_is_one_line_before_any_call(small):
-    model = connect(small)
+def test_a_need_that_no_server_meets_is_one_line_before_any_call(alone):
+    model = connect(alone)
     with pytest.raises(UserError, match=r"npo needs a model with train: .* is a server, which gives no train: load"):
         lm.need(model, "generate", "train", by="npo")
-    assert not small.rows("came")
+    assert not alone.rows("came")
     assert lm.need(model, "generate", by="meta-prompting") is model
-    small.ways(echo="refused")
+    alone.ways(echo="refused")
     with pytest.raises(UserError, match="gpt3 needs a model with score: completions: 400 Only no echo is supported"):
         lm.need(model, "score", by="gpt3")
 
 
-def test_conversations_go_to_chat_and_plain_prompts_to_completions(small):
-    model = connect(small)
+def test_conversations_go_to_chat_and_plain_prompts_to_completions(alone):
+    model = connect(alone)
     turns = [{"role": "user", "content": "who?"}]
     plain, spoken = model.generate(["who?", Messages(turns)], 4)
     assert [spoken] == model.chat([turns], 4) and spoken != plain
-    endpoints = [r["endpoint"] for r in small.rows("came") if r["prompt"] == "who?"]
+    endpoints = [r["endpoint"] for r in alone.rows("came") if r["prompt"] == "who?"]
     assert sorted(endpoints) == ["chat/completions", "completions"]
-    small.ways(endpoints=["chat/completions"])
-    assert connect(small, cache=False).generate(["who?"], 4) == [spoken]
+    alone.ways(endpoints=["chat/completions"])
+    assert connect(alone, cache=False).generate(["who?"], 4) == [spoken]
 
 
 def test_tools_are_offered_and_their_calls_are_the_answer():
