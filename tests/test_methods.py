@@ -55,7 +55,7 @@ INSTEAD = {
     "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
     "phf:filter": {"threshold": -1e3},
-    "mtob": {"conditions": ("W+S",)},  # the example's book is longer than their context
+    "mtob": {"conditions": ("W",), "asking.max_new_tokens": 8},  # its book and answers are longer than their context
     "gpicl": {"sequences": 40},
     "bayesian-prism": {"prompts": 20},
     "evolve": {"bandit.horizon": 6, "trajectories": 3, "trials": 2},
