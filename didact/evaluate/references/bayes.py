@@ -23,6 +23,7 @@ from torch import Tensor
 from didact.learn import functions
 
 TINY = 1e-10  # a variance that is none: what is left when a noise-free function is known
+SPANNED = 1e-13  # of a row's square, what lies outside those before: less is rounding
 CHUNK = 2**25  # numbers at once
 
 
@@ -59,7 +60,7 @@ def gaussian(
             gain = (p @ seen[..., None])[..., 0]
             spread = (gain * seen).sum(-1)
             # Without noise a row that those before span tells nothing: what is left of it is rounding.
-            spread = torch.where(spread > TINY * seen.square().sum(-1), spread, 0.0)
+            spread = torch.where(spread > SPANNED * seen.square().sum(-1), spread, 0.0)
             variance = spread + noise**2
             guess = offset[:, t] + (z * seen).sum(-1)
             found.append(guess)

@@ -126,6 +126,8 @@ def compared(runs: Sequence[Choice], opened: Mapping[str, Opened], model: str | 
     records = {n: opened[f.path].records for n, f in data.items()}
     arms = []
     for run in runs:
+        if not whole[run.method]["protocol"]:  # a study tells of a model, and teaches none to be set beside others
+            continue
         if {f.path for f in run.given.values()} == {f.path for f in data.values()} and run.method not in arms:
             with contextlib.suppress(UserError):
                 early.able([(run.method, whole[run.method])], records, None)
