@@ -50,7 +50,8 @@ def byte_tokenizer():
 
 
 def tiny(kind: str, seed: int = 0, context: int = CONTEXT, **more) -> Model:
-    """A new model of this type, in eval mode, float32."""
+    """A new model of this type, in eval mode, float32. All share one tokenizer: who adds to it copies it first."""
+    assert len(byte_tokenizer()) == VOCABULARY, "a test before this one added to the tokenizer that all share"
     made = build.build(
         kind, byte_tokenizer(), d=32, layers=2, heads=4, ffn=48, context=context, seed=seed, **(MORE[kind] | more)
     )

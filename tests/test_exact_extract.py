@@ -385,8 +385,9 @@ def test_tokens_that_are_missing_are_named_with_the_mend(blank):
 
 def test_a_line_that_ends_answers_also_ends_them_as_a_blank_line():
     model = tiny("llama")
-    model.tokenizer.add_tokens(["\n\n"])
-    model.module.resize_token_embeddings(len(model.tokenizer))
+    model.processor = copy.deepcopy(model.tokenizer)  # the other tests share it
+    model.processor.add_tokens(["\n\n"])
+    model.module.resize_token_embeddings(len(model.processor))
     form = qa_prompts.prompt_format(model, end="newline")
     blank = model.tokenizer.convert_tokens_to_ids("\n\n")
     assert form.end != blank and {form.end, blank} <= qa_prompts.endings(model, form)

@@ -118,7 +118,9 @@ def _mixed(view: Any, names: Any, pulls: Any, sums: Any, step: int, *more: Any) 
 
 
 def _others(view: Any, names: Any, pulls: Any, sums: Any, step: int, bonus: Any, value: Any) -> str:
-    """The algorithm's terms of other arms."""
+    """The algorithm's terms of other arms, where terms are shown."""
+    if bonus is None:
+        return _summary(view, names, pulls, sums, step, bonus, value)
     order = np.random.default_rng([step, int(sums.sum())]).permutation(len(names))
     return _summary(view, names, pulls, sums, step, np.asarray(bonus)[order], np.asarray(value)[order])
 
