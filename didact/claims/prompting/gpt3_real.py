@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from didact import prompting
 from didact.claims import real, runner
 from didact.claims.lab import difference, gate
+from didact.claims.prompting import messages
 from didact.types import Demo
 
 WORDS, POOL, FREQUENT = 60, 400, 1000  # asked, drawn from, and of which all are
@@ -28,11 +29,11 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     wrong = [demo.completion for demo in words[WORDS:]]
     random.Random(seed).shuffle(wrong)
     dealt = [Demo(prompt=d.prompt, completion=other) for d, other in zip(words[WORDS:], wrong, strict=True)]
-    messages, shown = _messages(seed)
+    asked, shown = messages.drawn(seed, INTENTS, ASKED, SHOWN)
     return {
         "words": _accuracy(words[:WORDS], words[WORDS:], SHOTS, seed),
         "words dealt anew": _accuracy(words[:WORDS], dealt, SHOTS[-1:], seed),
-        "messages": _accuracy(messages, shown, (0, 12), seed),
+        "messages": _accuracy(asked, shown, (0, 12), seed),
     }
 
 
@@ -43,23 +44,6 @@ def _words(seed: int) -> list[Demo]:
         german[row["source"]].append(row["target"])
     drawn = random.Random(seed).sample(list(german)[:FREQUENT], WORDS + POOL)
     return [Demo(prompt=f"English: {w}\nGerman:", completion=german[w][0], answers=german[w]) for w in drawn]
-
-
-def _messages(seed: int) -> tuple[list[Demo], list[Demo]]:
-    """Messages to ask and to show, of the same intents."""
-    draw = random.Random(seed)
-    test, train = real.rows("banking77/test.csv"), real.rows("banking77/train.csv")
-    intents = draw.sample(sorted({row["category"] for row in test}), INTENTS)
-    named = {intent: intent.replace("_", " ").rstrip("?") for intent in intents}
-    asked, shown = (
-        [
-            Demo(prompt=f"Message: {row['text'].strip()}\nTopic:", completion=name, choices=list(named.values()))
-            for intent, name in named.items()
-            for row in draw.sample([r for r in rows if r["category"] == intent], count)
-        ]
-        for rows, count in ((test, ASKED), (train, SHOWN))
-    )
-    return asked, shown
 
 
 def _accuracy(asked: Sequence[Demo], shown: Sequence[Demo], shots: Sequence[int], seed: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 The reader is scripted and no language model: it looks up the words that a question shares with the demonstrations in
 its prompt, and gives a label the cube of the shared share. What is tested is the selection, through the whole method;
-the confidence that full vote-k asks of it is that reader's. What a trained model makes of it is not tested here.
+the confidence that full vote-k asks of it is that reader's. What a pre-trained model makes of it is tier real's.
 """
 
 from __future__ import annotations
