@@ -121,6 +121,9 @@ class Comparison(Common):
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
         no_models: do not save the model of every arm's first seed.
+        workers: processes of this machine that share the work.
+        on: a Ray cluster that does it: `auto`, `host:6379`, `ray://host:10001`. Its nodes share the folder `out`.
+        gpus_per_arm: what a unit of work needs there.
     """
 
     arms: Sequence[str] = ()
@@ -134,3 +137,6 @@ class Comparison(Common):
     judge: str | None = None
     protocol: str | None = None
     no_models: bool = False
+    workers: int = 1
+    on: str | None = None
+    gpus_per_arm: float = 0.0

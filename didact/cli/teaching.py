@@ -109,6 +109,9 @@ def compare(words: list[str]) -> int:
     own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
     own.add_argument("--no-models", action="store_true", help="do not save the models")
+    own.add_argument("--workers", type=int, default=1, help="processes of this machine that share the work (1)")
+    own.add_argument("--on", metavar="CLUSTER", help="a Ray cluster does it: auto, host:6379, ray://host:10001")
+    own.add_argument("--gpus-per-arm", type=float, default=0.0, help="what a unit of work takes there (0)")
     parser.add_common(options.SHARED)
     training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
     for option in options.training():
@@ -128,7 +131,8 @@ def compare(words: list[str]) -> int:
         arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
         seeds=seeds, lrs=options.numbers("lrs", args.lrs), beyond_lrs=args.beyond_lrs, lora_lrs=args.lora_lrs,
         folds=args.folds, judge=args.judge, protocol=args.protocol,
-        no_models=args.no_models, fit=options.fit_of(vars(args)), argv=["compare", *words], **given,
+        no_models=args.no_models, workers=args.workers, on=args.on, gpus_per_arm=args.gpus_per_arm,
+        fit=options.fit_of(vars(args)), argv=["compare", *words], **given,
     )  # fmt: skip
     if dry:
         for name, value in verbs.comparison_plan(request).items():

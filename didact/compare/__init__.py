@@ -7,20 +7,19 @@ training saw. Nothing here knows a single method.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from didact.compare import score
 from didact.compare.board import leaderboard
-from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Given, Setting, Unit, Work, attempt
+from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Given, Job, Setting, Unit, Work
 from didact.evaluate import protocols
 from didact.learn import rates
 from didact.models.model import Model
 from didact.types import UserError
 
-__all__ = ["Arm", "Given", "Setting", "check", "plan", "rates_for", "run"]
+__all__ = ["Arm", "Given", "Job", "Setting", "check", "do", "plan", "rates_for", "run"]
 
 
 def rates_for(model: Model, points: int = 3) -> list[float]:
@@ -73,12 +72,8 @@ def run(
         report: called with one line for every unit of work done.
     """
     check(arms, setting)
-    answers = any(arm.predicts for arm in arms)
-    primary = score.primary_of(setting.protocol, answers, setting.answer, setting.by_text, setting.metrics)
-    counts = plan(arms, setting)
-    work = Work(setting, report, primary, sum(counts.values()) - counts["probes"])
-    # What all are read against: the untouched model, else the first of the models given.
-    reference = Given(name=UNTOUCHED, open=lambda: setting.model) if setting.untouched else arms[0]
+    work, reference = _work(arms, setting, report), _reference(arms, setting)
+    primary = work.primary
     start = work.all_of([Unit(reference, None, None, *test) for test in setting.tests])
     if unscored := [u["error"] for u in start if "error" in u]:
         said = "the untouched model" if setting.untouched else reference.name
@@ -102,13 +97,27 @@ def run(
     return leaderboard(setting, primary, units, chosen, failures, reference.name) | {"time": work.spent}
 
 
+def do(arms: Sequence[Arm | Given], setting: Setting, job: Job) -> dict[str, Any]:
+    """One job of a comparison that another process leads; kept, and what came out of it."""
+    named = {arm.name: arm for arm in (_reference(arms, setting), *arms)}
+    return _work(arms, setting, lambda _: None).do(job, named[job.arm])
+
+
+def _work(arms: Sequence[Arm | Given], setting: Setting, report: Callable[[str], None]) -> Work:
+    answers, counts = any(arm.predicts for arm in arms), plan(arms, setting)
+    primary = score.primary_of(setting.protocol, answers, setting.answer, setting.by_text, setting.metrics)
+    return Work(setting, report, primary, sum(counts.values()) - counts["probes"])
+
+
+def _reference(arms: Sequence[Arm | Given], setting: Setting) -> Arm | Given:
+    """What all are read against: the untouched model, else the first of the models given."""
+    return Given(name=UNTOUCHED, open=lambda: setting.model) if setting.untouched else arms[0]
+
+
 def _searched(work: Work, arms: Sequence[Arm | Given], sign: float) -> dict[str, dict[str, Any]]:
     """For every arm the learning rate with the best tuning score and how many steps the budget allows, or its error."""
     trained = [arm for arm in arms if isinstance(arm, Arm) and arm.trains]
-    counted = work.each(
-        [(f"{arm.name}_steps", functools.partial(attempt, functools.partial(work.steps, arm))) for arm in trained]
-    )
-    plans = dict(zip([arm.name for arm in trained], counted, strict=True))
+    plans = dict(zip([arm.name for arm in trained], work.steps_of(trained), strict=True))
     able = [arm for arm in trained if "error" not in plans[arm.name]]
     found: dict[str, dict[float, dict[str, Any]]] = {arm.name: {} for arm in able}
     waiting = {arm.name: work.setting.rates_of(arm) for arm in able}

@@ -14,10 +14,10 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from didact import files, folders, progress, registry
 from didact.compare import score
@@ -85,6 +85,27 @@ class Given:
     trains = predicts = False
 
 
+class Job(NamedTuple):
+    """A unit, or how many steps an arm's budget allows, in words that another process understands."""
+
+    arm: str
+    lr: float | None
+    steps: int | None
+    seed: int
+    part: Part | Literal["steps"]
+
+    @property
+    def name(self) -> str:
+        """What its file is called, and what is reported of it."""
+        if self.part == "steps":
+            return f"{self.arm}_steps"
+        rate = "" if self.lr is None else f"_lr{self.lr:g}"
+        return f"{self.arm}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
+
+
+Elsewhere = Callable[[Sequence[Job]], Iterator[tuple[Job, dict[str, Any]]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """Everything that is the same for every arm.
@@ -113,6 +134,7 @@ class Setting:
         by_text: models of several tokenizers, or servers, are among the arms: all are scored on text alone.
         whole: nothing is taught, so that every arm is scored once on all records, which are then the units.
         untouched: the start model is an arm.
+        elsewhere: other processes that do jobs, and give what came out as it comes; what they do not is done here.
     """
 
     model: Model
@@ -138,6 +160,7 @@ class Setting:
     by_text: bool = False
     whole: bool = False
     untouched: bool = True
+    elsewhere: Elsewhere | None = None
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def rates_of(self, arm: Arm) -> list[float]:
@@ -189,10 +212,14 @@ class Unit(NamedTuple):
     part: Part
 
     @property
+    def job(self) -> Job:
+        """The same in words."""
+        return Job(self.arm.name, self.lr, self.steps, self.seed, self.part)
+
+    @property
     def name(self) -> str:
         """What its file is called, and what is reported of it."""
-        rate = "" if self.lr is None else f"_lr{self.lr:g}"
-        return f"{self.arm.name}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
+        return self.job.name
 
 
 class Work:
@@ -206,7 +233,7 @@ class Work:
     """
 
     def __init__(self, setting: Setting, report: Callable[[str], None], primary: str, total: int) -> None:
-        self.setting, self.report, self.primary, self.total, self.done = setting, report, primary, total, 0
+        self.setting, self.report, self.primary, self.total, self.did = setting, report, primary, total, 0
         self.took: list[float] = []  # by the units that trained here
         self.spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         folders.enter(setting.folder, "comparison")
@@ -219,60 +246,88 @@ class Work:
 
     def all_of(self, wanted: Sequence[Unit]) -> list[dict[str, Any]]:
         """Units as they were found, in the order given; what another process is at is waited for."""
-        return self.each([(unit.name, functools.partial(self.unit, unit)) for unit in wanted])
+        found = self._each({unit.job: functools.partial(self.unit, unit) for unit in wanted})
+        return [found[unit.job] for unit in wanted]
 
-    def each(self, wanted: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
-        """What the named pieces of work give; no two processes are at one of a name."""
-        done: dict[int, dict[str, Any]] = {}
-        while len(done) < len(wanted):
-            before = len(done)
-            for i, (name, work) in enumerate(wanted):
-                if i in done:
+    def steps_of(self, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+        """How many steps of each arm the budget allows, or why that could not be found."""
+        found = self._each({_counting(arm): functools.partial(self.steps, arm) for arm in arms})
+        return [found[_counting(arm)] for arm in arms]
+
+    def do(self, job: Job, arm: Arm | Given) -> dict[str, Any]:
+        """What comes of a job that another process asks for."""
+        if job.part == "steps":
+            assert isinstance(arm, Arm)
+            return self.steps_of([arm])[0]
+        return self.all_of([Unit(arm, job.lr, job.steps, job.seed, job.part)])[0]
+
+    def _each(self, wanted: Mapping[Job, Callable[[], dict[str, Any]]]) -> dict[Job, dict[str, Any]]:
+        """What the jobs give; no two processes are at one of a name."""
+        found: dict[Job, dict[str, Any]] = {}
+        if self.setting.elsewhere:
+            began = time.monotonic()
+            for job, outcome in self.setting.elsewhere([job for job in wanted if not self._kept(job)]):
+                found[job] = outcome
+                self._count(job, outcome)
+                self._tell(job, outcome, f"{progress.duration(time.monotonic() - began)} since these began")
+        while len(found) < len(wanted):
+            before = len(found)
+            for job, work in wanted.items():
+                if job in found:
                     continue
-                with folders.claimed(self.units, self.place(name).name) as other:
+                with folders.claimed(self.units, self.place(job.name).name) as other:
                     if other is None:
-                        done[i] = work()
-            if len(done) == before:  # all that is left is in other hands
+                        found[job] = work()
+            if len(found) == before:  # all that is left is in other hands
                 time.sleep(1)
-        return [done[i] for i in range(len(wanted))]
+        return found
 
     def unit(self, unit: Unit) -> dict[str, Any]:
         """Train and score one arm with one seed; from its file where that is there. Failures are kept too."""
-        place = self.place(unit.name)
+        place, job = self.place(unit.name), unit.job
         files.sweep(self.units, place.name)
-        self.done += 1
-        if "error" not in (kept := self._found(place, "metrics") or {"error": ""}):  # what failed is tried once more
-            self._count(unit, kept)
+        if kept := self._kept(job):
+            self._count(job, kept)
             return kept
         began, resumed = time.monotonic(), self._checkpoints(place.stem).exists()
-        with progress.shown(f"unit {self.done} of {self.total}, {unit.name}"):
+        with progress.shown(f"unit {self.did + 1} of {self.total}, {unit.name}"):
             outcome = attempt(lambda: self._scored(unit, place.stem))
         outcome |= {"resumed": True} if resumed else {}  # its meter saw the last part only
         files.write_json(place, outcome)
         shutil.rmtree(self._checkpoints(place.stem), ignore_errors=True)
-        shown = outcome.get("error") or f"{self.primary} {outcome['metrics'][self.primary]:.4f}"
-        self._count(unit, outcome)
+        self._count(job, outcome)
         seconds = time.monotonic() - began
         self.took += [seconds] if outcome.get("seconds", {}).get("training") else []
         mean = sum(self.took) / len(self.took) if self.took else 0.0
-        left = f", about {progress.duration(mean * (self.total - self.done))} left" if mean else ""
-        self.report(f"unit {self.done} of {self.total}: {unit.name}: {shown} ({seconds:.0f} s{left})")
+        left = f", about {progress.duration(mean * (self.total - self.did))} left" if mean else ""
+        self._tell(job, outcome, f"{seconds:.0f} s{left}")
         return outcome
 
-    def _count(self, unit: Unit, outcome: Mapping[str, Any]) -> None:
-        """Add the seconds of a unit, whoever spent them and when."""
+    def _tell(self, job: Job, outcome: Mapping[str, Any], more: str) -> None:
+        if job.part != "steps":
+            shown = outcome.get("error") or f"{self.primary} {outcome['metrics'][self.primary]:.4f}"
+            self.report(f"unit {self.did} of {self.total}: {job.name}: {shown} ({more})")
+
+    def _count(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        """Add the seconds of a job, whoever spent them and when."""
         took = outcome.get("seconds", {})
-        self.spent["search" if unit.part == "tune" else "training"] += took.get("training", 0.0)
+        if job.part == "steps":
+            self.spent["probes"] += took or 0.0
+            return
+        self.did += 1
+        self.spent["search" if job.part == "tune" else "training"] += took.get("training", 0.0)
         self.spent["scoring"] += took.get("scoring", 0.0)
         self.spent["generation"] += took.get("generation", 0.0)
 
-    def _found(self, place: Path, holds: str) -> dict[str, Any] | None:
-        """What was found out before; None where nothing was, or its file is damaged, which is told."""
+    def _kept(self, job: Job) -> dict[str, Any] | None:
+        """What a job gave before; None where nothing was, it failed (it is tried once more) or its file is damaged."""
+        place = self.place(job.name)
         try:
             kept = files.read_json(place)
-            if isinstance(kept, dict) and (holds in kept or "error" in kept):
+            if isinstance(kept, dict) and ("steps" if job.part == "steps" else "metrics") in kept:
                 return kept
-            print(f"didact: {place}: damaged; found out anew", file=sys.stderr)
+            if not (isinstance(kept, dict) and "error" in kept):
+                print(f"didact: {place}: damaged; found out anew", file=sys.stderr)
         except FileNotFoundError:
             pass
         except UserError as error:
@@ -280,11 +335,12 @@ class Work:
         return None
 
     def steps(self, arm: Arm) -> dict[str, Any]:
-        """How many steps of an arm the budget allows, found once."""
-        place = self.place(f"{arm.name}_steps")
-        if kept := self._found(place, "steps"):
-            self.spent["probes"] += kept.get("seconds", 0.0)
-            return kept
+        """How many steps of an arm the budget allows, found once; or why it cannot be found."""
+        found = self._kept(job := _counting(arm)) or attempt(lambda: self._counted(arm))
+        self._count(job, found)
+        return found
+
+    def _counted(self, arm: Arm) -> dict[str, Any]:
         began = time.monotonic()
         train = self.setting.split("tune").train
 
@@ -301,8 +357,7 @@ class Work:
 
         with progress.shown(f"how many steps of {arm.name} the budget allows"):
             found = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - began}
-        self.spent["probes"] += found["seconds"]
-        files.write_json(place, found)
+        files.write_json(self.place(_counting(arm).name), found)
         return found
 
     def _scored(self, unit: Unit, name: str) -> dict[str, Any]:
@@ -367,6 +422,11 @@ class Work:
 
     def _checkpoints(self, name: str) -> Path:
         return self.setting.folder / "checkpoints" / name
+
+
+def _counting(arm: Arm) -> Job:
+    """The job of finding an arm's steps."""
+    return Job(arm.name, None, None, TUNING_SEED, "steps")
 
 
 def plain_name(name: str) -> str:

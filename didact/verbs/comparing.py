@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from didact.models import adapters, cost
 from didact.models.model import Model
 from didact.requests import Comparison
 from didact.types import RECORDS, Fit, Record, UserError
-from didact.verbs import card, given, inputs, opened, provenance
+from didact.verbs import card, given, inputs, opened, provenance, spreading
 from didact.verbs.usable import usable
 
 IDENTITY = (
@@ -77,7 +78,9 @@ def _compared(
         for name, told in _planned(arms, setting).items():
             print(f"{name:16} {told}", file=sys.stderr)
         try:
-            board = compare.run(arms, setting, lambda line: print(line, file=sys.stderr, flush=True))
+            with spreading.elsewhere(dataclasses.replace(request, overwrite=False), doer) as others:
+                shared = dataclasses.replace(setting, elsewhere=others)
+                board = compare.run(arms, shared, lambda line: print(line, file=sys.stderr, flush=True))
         except KeyboardInterrupt as stop:
             kept = len(list((out / "units").glob("*.json")))
             raise type(stop)(f"{kept} units are kept; {checkpoint.told(out / 'checkpoints')}") from None
@@ -94,6 +97,19 @@ def _compared(
     with contextlib.suppress(OSError):  # another process may be at work there
         (out / "checkpoints").rmdir()
     return board
+
+
+def doer(request: Comparison) -> spreading.Doer:
+    """Make ready, in another process, for the jobs of a comparison that was begun."""
+    day = _day(Path(request.out), request)
+    with chat.dated(day):
+        arms, setting, _, _ = prepare(request)
+
+    def do(job: compare.Job) -> dict[str, Any]:
+        with chat.dated(day), episodes.one_thread() if not request.data else contextlib.nullcontext():
+            return compare.do(arms, setting, job)
+
+    return do
 
 
 def comparison_plan(request: Comparison) -> dict[str, Any]:
@@ -148,6 +164,7 @@ def prepare(
     inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
     functions.LIMIT["seconds"] = request.function_timeout
+    spreading.check(request)
     metrics = own.named(request.metric)
     Fit(**request.fit)  # a bad value is told before any work
     budget = Budget.parse(request.budget) if request.budget else None

@@ -1,0 +1,173 @@
+"""A comparison over several processes: the same to the bit, whoever dies, and nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from didact import cli, files
+from didact.compare.work import Job
+from didact.models import build
+from didact.types import UserError
+from didact.verbs import spreading
+from didact.verbs.comparing import Comparison
+
+JOBS = [Job("sft", 1e-3, 4, seed, "all") for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """The words of a comparison of two methods over two seeds, all but where it is kept."""
+    root = tmp_path_factory.mktemp("asked")
+    text = [f"what is {a} {i}? it is {b}." for a in ("red", "blue") for b in ("good", "bad") for i in range(9)]
+    build.build("llama", build.train_tokenizer(text, 300), d=32, layers=1, heads=2, context=64).save(root / "small")
+    rows = [{"prompt": f"what is red {i}?", "chosen": " it is good.", "rejected": " it is bad."} for i in range(60)]
+    files.write_lines(root / "pairs.jsonl", rows)
+    words = ["compare", "sft", "dpo", "--model", str(root / "small"), "--preference", str(root / "pairs.jsonl")]
+    return [*words, "--budget", "4k-tokens", "--seeds", "2", "--lrs", "0.001", "0.004", "--beyond-lrs", "0"]
+
+
+@pytest.fixture(scope="module")
+def alone(asked, tmp_path_factory):
+    """What one process makes of it."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert cli.main([*asked, "--out", str(out)]) == 0
+    return timeless(out)
+
+
+def timeless(out: Path) -> dict[str, object]:
+    """Every unit and the rows of the leaderboard, without what is measured in seconds."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items() if k not in ("seconds", "time", "resumed")}
+        return [plain(v) for v in value] if isinstance(value, list) else value
+
+    units = {p.stem: plain(files.read_json(p)) for p in (out / "units").glob("*.json")}
+    return units | {"rows": plain(files.read_json(out / "leaderboard.json")["rows"])}
+
+
+def killing(request: Comparison) -> spreading.Doer:
+    """Jobs that write down who did them; the process of the first try at seed 1, and of every try at seed 2, dies."""
+
+    def do(job: Job) -> dict[str, object]:
+        place = Path(request.out) / f"tried-{job.seed}"
+        tries = len(place.read_text().split()) if place.exists() else 0
+        with place.open("a") as file:
+            print(os.getpid(), file=file)
+        if job.seed == 2 or (job.seed == 1 and not tries):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.seed == 3 and request.seeds == 3:
+            raise UserError("no room")
+        return {"metrics": {"seed": job.seed}}
+
+    return do
+
+
+def test_two_workers_give_what_one_process_gives_to_the_bit(asked, alone, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0
+    assert timeless(out) == alone
+    assert "unit 10 of 10: " in capfd.readouterr().err
+    assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0  # all is kept: nothing is asked of workers
+    assert "unit " not in capfd.readouterr().err
+
+
+def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_too(tmp_path, capfd):
+    with spreading.elsewhere(Comparison(out=str(tmp_path), workers=2), killing) as workers:
+        found = dict(workers(JOBS))
+    assert set(found) == set(JOBS)
+    assert [found[j]["metrics"]["seed"] for j in JOBS if j.seed != 2] == [0, 1, 3]
+    assert "died (exit status -9" in found[JOBS[2]]["error"]
+    assert [len((tmp_path / f"tried-{n}").read_text().split()) for n in range(4)] == [1, 2, 2, 1]
+    assert "its process died" in capfd.readouterr().err
+    with (
+        spreading.elsewhere(Comparison(out=str(tmp_path), workers=2, seeds=3), killing) as workers,
+        pytest.raises(UserError, match="no room"),
+    ):
+        list(workers([JOBS[0], JOBS[3]]))
+
+
+def test_workers_end_with_the_process_that_they_work_for(asked, tmp_path):
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "didact", *asked, "--out", str(out), "--workers", "2"]
+    with subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True) as led:
+        until(lambda: list(out.glob("units/*_steps.json")) or led.poll() is not None)
+        assert len(alive(led.pid)) > 2  # two workers beside it
+        led.kill()
+        led.wait()
+        until(lambda: not alive(led.pid))
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for it, two minutes at most."""
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(group: int) -> list[str]:
+    """Processes of a session that have not ended."""
+    told = subprocess.run(["ps", "-o", "stat=", "-s", str(group)], capture_output=True, text=True, check=False).stdout
+    return [state for state in told.split() if not state.startswith("Z")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--workers", "0"], "option --workers: 0: must be 1 or more"),
+        (["--workers", "2", "--on", "auto"], "one of them"),
+        (["--gpus-per-arm", "1"], "what a unit takes of a cluster, with --on"),
+        (["--workers", "64", "--budget", "3-seconds"], "take each other's time"),
+        (["--on", "127.0.0.1:1"], "--on 127.0.0.1:1: "),
+    ],
+)
+def test_what_cannot_be_spread_is_one_line(asked, tmp_path, words, said, capsys):
+    assert cli.main([*asked, "--out", str(tmp_path / "out"), *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("didact: ")]
+    assert said in line
+
+
+@pytest.mark.soak
+def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(asked, alone, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    out, seen, over = tmp_path / "out", {}, threading.Event()
+
+    def watch() -> None:
+        """Kill a node once units come, and see that no unit's file is ever written anew."""
+        while not over.wait(0.02):
+            for place in out.glob("units/[a-z]*.json"):
+                written = place.stat().st_mtime_ns
+                assert seen.setdefault(place.name, written) == written
+            if len(nodes) == 2 and len(seen) > 4:
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert cli.main([*asked, "--out", str(out), "--on", cluster.address]) == 0
+    finally:
+        over.set()
+        watcher.join()
+        import ray
+
+        ray.shutdown()
+        cluster.shutdown()
+    assert len(nodes) == 1 and len(seen) == len(list(out.glob("units/[a-z]*.json")))
+    assert all((out / "units" / name).stat().st_mtime_ns == written for name, written in seen.items())
+    assert timeless(out) == alone
