@@ -44,11 +44,11 @@ def alone(asked, tmp_path_factory):
 
 
 def timeless(out: Path) -> dict[str, object]:
-    """Every unit and the rows of the leaderboard, without what is measured in seconds."""
+    """Every unit and the rows of the leaderboard, without what is measured: of a resumed unit the last part alone is."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items() if k not in ("seconds", "time", "resumed")}
+            return {k: plain(v) for k, v in value.items() if k not in ("seconds", "time", "resumed", "cost")}
         return [plain(v) for v in value] if isinstance(value, list) else value
 
     units = {p.stem: plain(files.read_json(p)) for p in (out / "units").glob("*.json")}
