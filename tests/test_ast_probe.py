@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import f64, tiny, tokenizer_of
 
+from didact.claims.mechanisms import ast_probe_real
 from didact.data import parsing, trees
 from didact.data.trees import EMPTY, Code, Leaf, Node
 from didact.evaluate import probes, syntax, syntax_scores
@@ -268,3 +269,11 @@ def test_a_world_never_gives_one_program_twice() -> None:
         tree = text.extra["tree"]
         assert " ".join(code.tokens(tree)) == text.text
         assert all(len(phrase) == 2 + len(code.SLOTS[phrase[0]]) for phrase in tree[1:])
+
+
+def test_trigrams_back_off_to_what_they_have_counted() -> None:
+    rows = [(0, 1), (0, 1)]
+    alone = (2 + 0.5) / 3  # of token 1, behind nothing known: two of two, and one kind beside one that is unknown
+    assert ast_probe_real.trigrams(rows, [(0, 1)]) == pytest.approx(-np.log((2 + alone) / 3))
+    assert ast_probe_real.trigrams(rows, [(7, 1)]) == pytest.approx(-np.log(alone))
+    assert ast_probe_real.trigrams(rows, [(7, 8)]) == pytest.approx(-np.log(1 - alone))
