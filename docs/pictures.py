@@ -6,7 +6,6 @@ A number is the mean over the seeds of `scoreboard/real/METHOD.json`, with its 9
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,11 @@ def drawn(method: str) -> figures.Figure:
 
 
 def by_layer(arms: Arms, names: Mapping[str, str], bands: Sequence[str], **words: Any) -> figures.Figure:
-    """Curves over the arms `layer N`, one for each metric that is named; NaN where a model has no such layer."""
+    """Curves over the arms `layer N`, one for each metric that is named; where the model has one."""
     lines = []
     for metric, name in names.items():
         at = {int(arm.removeprefix("layer ")): row[metric] for arm, row in arms.items() if arm.startswith("layer ")}
-        found = {n: statistics.mean_interval(row) for n, row in sorted(at.items()) if not math.isnan(row[0])}
+        found = {n: statistics.mean_interval(row) for n, row in sorted(at.items()) if None not in row}
         ends = list(map(list, zip(*found.values(), strict=True)))
         lines.append(figures.Line(name, list(found), *(ends if metric in bands else ends[:1])))
     return figures.Curves(x="layer", lines=lines, **words)
@@ -56,10 +55,10 @@ def ast_probe(arms: Arms) -> figures.Figure:
     """Trees by layer, beside both controls."""
     return by_layer(
         arms, {"trained": "Gemma 3 270M", "untrained": "untrained blocks", "control": "control task"},
-        bands=("trained", "untrained", "control"),
+        bands=("trained", "untrained"),
         title="Syntax trees of Python functions in Gemma 3 270M", y="F1 of constituents",
-        note="Mean over seeds with 95 % intervals; layer 0 are the embeddings. The control task's trees are a function "
-        "of the words.",
+        note="Mean over seeds, with 95 % intervals of the first two; layer 0 are the embeddings. The control task's "
+        "trees are a function of the words.",
     )  # fmt: skip
 
 
@@ -107,6 +106,7 @@ def program_semantics(arms: Arms) -> figures.Figure:
 
 
 PICTURES: dict[str, Callable[[Arms], figures.Figure]] = {
+    "ast-probe": ast_probe,
     "dual-form": dual_form,
     "icl-vs-gd": icl_vs_gd,
     "program-semantics": program_semantics,
