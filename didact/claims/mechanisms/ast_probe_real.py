@@ -4,7 +4,8 @@ Each seed draws its own functions, probes and untrained blocks. The model must k
 has to be well under that of trigrams counted in others of the library. A model that reads from the left knows nothing
 of what follows a token, which its height depends on; its own embeddings and its blocks untrained are what that is
 measured against, and a control task, trees that are a function of the words: what training adds to the trees has to be
-more than what it adds to those.
+more than what it adds to those. That task was drawn once a seed at first, which left the claim undecided on seeds 100
+to 102: its F1 was .16 to .48 by the draw. On seed 1000 six draws gained .046 on average where the trees gained .100.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from didact.evaluate.probes import Training
 from didact.models import forward
 from didact.types import Text
 
-FRESH = 100  # before the first test seed: an earlier form, without a gate, was looked at on seeds 0 to 2
+FRESH = 200  # before the first test seed
 LAYERS = (0, 3, 6, 9, 12, 18)
 SNIPPETS, LONGEST, TEST = 300, 48, 0.25
 KNOWN, ASKED, LONG = 2_000, 12, (96, 192)  # functions that trigrams are counted in; that they are asked, of how long
@@ -97,4 +98,5 @@ CLAIM = runner.Claim(
         difference("what training adds is syntax", "trained.gain", "control.gain", "F1 over layer 0", margin=0.02),
         difference("a middle layer is above the last", "layer 9.trained", "layer 18.trained", "F1", reported=True),
     ),
+    seeds={**runner.FEWEST, "real": 4},
 )  # fmt: skip
