@@ -87,6 +87,21 @@ def icl_vs_gd(arms: Arms) -> figures.Figure:
     )  # fmt: skip
 
 
+def icll(arms: Arms) -> figures.Figure:
+    """What each arm saves, and what of it is the lookup's."""
+    plain = arms["plain"]["nll"]
+    saved = {
+        "heads": [a - b for a, b in zip(plain, arms["heads"]["nll"], strict=True)],
+        "as many weights, no lookup": [a - b for a, b in zip(plain, arms["control"]["nll"], strict=True)],
+        "the difference: lookup": arms["lookup"]["gain"],
+        "lookup in an untrained copy": arms["lookup"]["untrained"],
+    }
+    return figures.Bars(
+        title="N-gram heads in Gemma 3 270M, twelve steps", x="nats a token saved, mean over seeds, 95 % interval",
+        bars=[figures.Bar(name, *statistics.mean_interval(of)) for name, of in saved.items()],
+    )  # fmt: skip
+
+
 def program_semantics(arms: Arms) -> figures.Figure:
     """What is read of the stack under either kind of meanings, in the model and in its untrained copy."""
     read = arms["read"]
@@ -109,6 +124,7 @@ PICTURES: dict[str, Callable[[Arms], figures.Figure]] = {
     "ast-probe": ast_probe,
     "dual-form": dual_form,
     "icl-vs-gd": icl_vs_gd,
+    "icll": icll,
     "program-semantics": program_semantics,
 }
 
