@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import f64, tiny, tokenizer_of
 
+from didact.claims.mechanisms import ast_probe_real
 from didact.data import parsing, trees
 from didact.data.trees import EMPTY, Code, Leaf, Node
-from didact.evaluate import probes, syntax, syntax_scores
+from didact.evaluate import probes, syntax, syntax_scores, syntax_study
 from didact.methods.mechanisms.ast_probe import ast_probe
 from didact.models.modules import load_module
 from didact.models.subspace import Subspace
@@ -261,6 +262,18 @@ def test_controls_are_a_function_of_the_word() -> None:
     assert all(len(of) == 1 for of in seen.values()) and len({min(of) for of in seen.values()}) > 3
 
 
+def test_the_control_is_the_mean_of_draws() -> None:
+    made = syntax.Snippet("a b c", (1, 2, 3), (Leaf(0, 1), Leaf(2, 3), Leaf(4, 5)), ((0,), (1,), (2,)), trees.encode(
+        Node("s", (Leaf(0, 1), Node("t", (Leaf(2, 3), Leaf(4, 5)))))))  # fmt: skip
+    study = syntax_study.Study([made] * 3, probes.split(range(3), 0.3, 0.3), 4, probes.Training())
+    drawn = [corpus.codes[0] for corpus, rank in study.controls.values() if rank == 4]
+    assert len(drawn) == syntax_study.CONTROLS and len(set(drawn)) > 1
+    each = [
+        syntax_study.Reading(Subspace(2, 1, 1, 1), 0.0, [], {"f1": np.array(f1)}) for f1 in ([0.2, 1.0], [0.4, 0.0])
+    ]
+    assert syntax_study.mean(each).test["f1"].tolist() == pytest.approx([0.3, 0.5])
+
+
 def test_a_world_never_gives_one_program_twice() -> None:
     made = code.Code().programs(0, 200)
     assert len({t.text for t in made}) == 200 and code.Code().programs(0, 5) == made[:5]
@@ -268,3 +281,11 @@ def test_a_world_never_gives_one_program_twice() -> None:
         tree = text.extra["tree"]
         assert " ".join(code.tokens(tree)) == text.text
         assert all(len(phrase) == 2 + len(code.SLOTS[phrase[0]]) for phrase in tree[1:])
+
+
+def test_trigrams_back_off_to_what_they_have_counted() -> None:
+    rows = [(0, 1), (0, 1)]
+    alone = (2 + 0.5) / 3  # of token 1, behind nothing known: two of two, and one kind beside one that is unknown
+    assert ast_probe_real.trigrams(rows, [(0, 1)]) == pytest.approx(-np.log((2 + alone) / 3))
+    assert ast_probe_real.trigrams(rows, [(7, 1)]) == pytest.approx(-np.log(alone))
+    assert ast_probe_real.trigrams(rows, [(7, 8)]) == pytest.approx(-np.log(1 - alone))

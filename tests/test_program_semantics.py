@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny, tokenizer_of
 
+from didact.claims.mechanisms import program_semantics_real
 from didact.evaluate import probes, semantics
 from didact.evaluate.probes import NONE, ProbeConfig
 from didact.methods.mechanisms.program_semantics import program_semantics
@@ -217,3 +218,16 @@ def test_what_cannot_be_examined_is_one_line(demos: Any, options: dict[str, Any]
 def test_an_untrained_model_writes_no_programs() -> None:
     with pytest.raises(UserError, match="0 of 4 programs can be run: a probe takes three"):
         program_semantics(tiny("llama"), GOOD, probe=QUICK, max_new_tokens=4)
+
+
+def test_programs_of_brackets_close_what_they_opened() -> None:
+    machine = program_semantics_real.Brackets()
+    semantics.check_meanings(machine.alternatives, machine.actions)
+    assert len({demo.prompt for demo in program_semantics_real.programs(7)}) == program_semantics_real.PROGRAMS
+    for demo in program_semantics_real.programs(7)[:30]:
+        words = demo.completion.split()
+        states = robots.run(machine, [], words)
+        assert states is not None and states[-1] == demo.extra["ends"][0]
+        for before, word in zip([[], *states], words, strict=False):
+            assert word in program_semantics_real.PAIRS or program_semantics_real.PAIRS[before[-1]] == word
+        assert any(robots.run(machine, [], words, other) != states for other in machine.alternatives.values())

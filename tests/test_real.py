@@ -1,7 +1,9 @@
 """The tier `real`: on Gemma 3 270M, where `DIDACT_REAL_MODEL` names its folder (`make real-smoke`); else skipped."""
 
+import importlib.util
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,15 @@ def test_a_real_card_is_a_column_of_the_scoreboard(tmp_path):
     assert "../index.html" in (tmp_path / "real" / "npo.html").read_text()
     runner.write(card, tmp_path / "alone")
     assert "real/npo" not in page.write(tmp_path / "alone").read_text()
+
+
+def test_pictures_of_a_pre_trained_model_are_those_of_its_cards():
+    spec = importlib.util.spec_from_file_location("pictures", Path(__file__).parent.parent / "docs" / "pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    for method in pictures.PICTURES:
+        assert pictures.place(method).read_text() == pictures.drawn(method).svg(), "run: python docs/pictures.py"
+        assert f"assets/{method}-gemma.svg" in (pictures.ROOT / "docs" / f"{method}.md").read_text()
 
 
 @pytest.mark.skipif(not os.environ.get(real.MODEL), reason="no folder of Gemma 3 270M: make real-smoke")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from didact.models.model import Model
 from didact.models.subspace import Subspace
 
 Scores = dict[str, NDArray[np.float64]]
+CONTROLS = 4  # draws of the control task
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Study:
         return self._known([s.code for s in self.snippets])
 
     @functools.cached_property
-    def controlled(self) -> Corpus:
-        """The control task's trees."""
-        return self._known(trees.control([s.code for s in self.snippets], [s.words for s in self.snippets], self.seed))
+    def controls(self) -> dict[str, tuple[Corpus, int]]:
+        """The control task's trees, drawn several times: how high F1 is depends on the draw."""
+        codes, words = [s.code for s in self.snippets], [s.words for s in self.snippets]
+        drawn = (trees.control(codes, words, self.seed + 1_000 * n) for n in range(CONTROLS))
+        return {f"control {n}": (self._known(made), self.rank) for n, made in enumerate(drawn)}
 
     @functools.cached_property
     def true(self) -> list[Code]:
@@ -90,6 +94,12 @@ class Study:
 def best(readings: Mapping[int, Reading]) -> int:
     """The layer or rank of the highest F1 on the texts that training chose on, never on the test texts."""
     return max(readings, key=lambda key: readings[key].valid)
+
+
+def mean(readings: Sequence[Reading]) -> Reading:
+    """Several as one, with the mean of their scores of each text."""
+    scores = {name: np.mean([r.test[name] for r in readings], axis=0) for name in readings[0].test}
+    return dataclasses.replace(readings[0], test=scores)
 
 
 def told(scores: Scores) -> dict[str, dict[str, float]]:

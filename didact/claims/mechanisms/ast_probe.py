@@ -2,7 +2,13 @@
 
 World: `worlds.code`, whose trees are known; nothing in a token says where its phrase ends or which class it is of.
 F1 is of spans of two tokens or more: every word here has a node of its own, and how words are joined is the question.
+That was chosen after seeds 0 to 4 had been seen, and the control task drawn four times in place of once (its F1 depends
+on the draw) after 100 to 104 had, so that the claim is tested on others, from `FRESH` on.
 The rate of the probes is ten times the paper's, whose set is fifty times as large; it was chosen on seed 1000.
+
+Read one place off, trained states stay above embeddings read one place off (on seed 1000 by .03, where it is .04 in
+place), for a neighbour's state knows the context as well: no comparison of arms that are all misread can notice. What
+does is whether the class of a word is told from its own state (.82 in place there, .42 one place off).
 """
 
 from __future__ import annotations
@@ -22,12 +28,14 @@ from didact.registry import assemble
 from didact.types import Text
 
 problem = example.problem
+FRESH = 200  # before the first test seed
 SIZES = {"smoke": (120, 20), "quick": (600, 300), "full": (1_200, 800)}  # texts probed, training steps of the reader
 RANKS = (2, 4, 8, 32, 64)  # tried beside 16
 
 
 def run(seed: int, tier: str, steps: int | None = None, layers: tuple[int, ...] = ()) -> runner.Measured:
     """One seed: a reader, and the probe at every layer of it."""
+    seed += FRESH
     probed, trained = SIZES[tier]
     texts = example.WORLD.programs(seed, 3_500 + probed)
     model = example.reader(texts[probed:], seed, trained if steps is None else steps)
@@ -40,13 +48,14 @@ def run(seed: int, tier: str, steps: int | None = None, layers: tuple[int, ...] 
     at, blank = best["layer"], max(f1("untrained blocks", layer) for layer in by_layer["untrained blocks"])
     baseline = max(f1("trained", 0), blank)
     arms = {
-        "trained": {"f1": f1("trained", at), "gain": f1("trained", at) - f1("trained", 0), "layer": at},
+        "trained": {"f1": f1("trained", at), "gain": f1("trained", at) - f1("trained", 0), "layer": at,
+                    "words": best["leaf_labels"]},
         "baseline": {"f1": baseline},
         "layer 0": {"f1": f1("trained", 0)},
         "untrained": {"f1": blank},
         "control": {"f1": f1("control task", at), "gain": f1("control task", at) - f1("control task", 0)},
         "last layer": {"f1": f1("trained", max(by_layer["trained"]))},
-    }
+    }  # fmt: skip
     if "ranks" in found:
         arms |= {f"rank {rank}": {"f1": scores["f1"]["estimate"]} for rank, scores in found["ranks"].items()}
     return arms
@@ -77,6 +86,7 @@ def of_other_texts(codes: list[Code], labels: syntax.Labels, right: Any = syntax
 
 
 TREES, SYNTAX = "trained states hold trees that embeddings and untrained blocks do not", "what training adds is syntax"
+PLACES = "the class of a word is told from its own state"
 FEW: dict[str, Any] = {"layers": (0, 2, 3)}
 
 CLAIM = runner.Claim(
@@ -89,6 +99,7 @@ CLAIM = runner.Claim(
     tests=(
         difference(TREES, "trained.f1", "baseline.f1", "F1", margin=0.05),
         difference(SYNTAX, "trained.gain", "control.gain", "F1 over layer 0", margin=0.05),
+        bound(PLACES, "trained.words", 0.6, "accuracy"),
         bound("the best layer is not the embeddings", "trained.layer", 0.5, "layer"),
         difference("above a control task, a function of the word", "trained.f1", "control.f1", "F1", reported=True),
         difference("the best layer is not the last", "trained.f1", "last layer.f1", "F1", reported=True),
@@ -96,8 +107,8 @@ CLAIM = runner.Claim(
     sabotages=(
         runner.Sabotage("heights ranked upside down", TREES, "trained.f1",
                         {"didact.evaluate.syntax:height_loss": upside_down}, FEW),
-        runner.Sabotage("tokens read one place off", TREES, "trained.f1", {"didact.models.hidden:pooled": next_token},
-                        FEW),
+        runner.Sabotage("tokens read one place off", PLACES, "trained.words",
+                        {"didact.models.hidden:pooled": next_token}, FEW),
         runner.Sabotage("trees of other texts", TREES, "trained.f1", {"didact.evaluate.syntax:Corpus": of_other_texts},
                         FEW),
         runner.Sabotage("a reader that was never trained", TREES, "trained.f1", options=FEW | {"steps": 0}),

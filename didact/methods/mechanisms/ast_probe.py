@@ -65,8 +65,8 @@ def ast_probe(
     where L_d ranks the d of a text (hinge of margin 1) and L_c, L_u are cross-entropies. Trees are rebuilt from
     what it says and compared by their constituents, the labelled spans. Beside every layer stand a copy of the model
     whose blocks are untrained (its embeddings are kept) and a control task, trees that are a function of the words
-    alone. The layer is chosen on texts that no number reported is from. Of a causal model a state knows nothing
-    of what follows, and trees depend on it: compare with its own layer 0.
+    alone, the mean of four draws. The layer is chosen on texts that no number reported is from. Of a causal model a
+    state knows nothing of what follows, and trees depend on it: compare with its own layer 0.
 
     Args:
         model: any model with hidden states; of a seq2seq model the encoder is read.
@@ -103,13 +103,12 @@ def ast_probe(
     rank = min(rank, model.text_config.hidden_size)
     study = Study(read, parts, rank, probe, loss, orthogonality, seed)
     store = study.store(model, layers)
-    both = {"trained": (study.corpus, rank), "control": (study.controlled, rank)}
-    found = {layer: study.probe(store, layer, both) for layer in store.layers}
-    trained, control = ({layer: r[name] for layer, r in found.items()} for name in both)
+    true = {"trained": (study.corpus, rank)}
+    found = {layer: study.probe(store, layer, true | study.controls) for layer in store.layers}
+    trained = {layer: r["trained"] for layer, r in found.items()}
+    control = {layer: syntax_study.mean([r[name] for name in study.controls]) for layer, r in found.items()}
     blank = study.store(untrained.untrained(model, seed, keep_embeddings=True), store.layers)
-    untaught = {
-        layer: study.probe(blank, layer, {"trained": both["trained"]})["trained"] for layer in blank.layers if layer
-    }
+    untaught = {layer: study.probe(blank, layer, true)["trained"] for layer in blank.layers if layer}
     at = syntax_study.best(trained)
     top, baselines = trained[at], {"untrained": untaught[syntax_study.best(untaught)]} if untaught else {}
     if 0 in trained:
