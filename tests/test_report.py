@@ -491,6 +491,25 @@ def test_the_terminal_shows_three_answers_of_all_parts_by_their_first_lines():
     )
 
 
+def test_a_study_measures_beside_what_it_names_and_shows_one_column_where_nothing_stands_beside(tmp_path):
+    entries = catalogue.read()
+    studies = [name for name, entry in entries.items() if entry["family"] == "mechanisms"]
+    assert {tables.sides(entries[name]) for name in studies} == {("reference", "measured")} and len(studies) > 8
+    row = {"after": 0.4, "before": 0.9, "gold": None, "n": 7, "ci": (0.3, 0.5), "unit": "", "better": "lower"}
+    for before, head, told in ((0.9, "Reference and measured", "1</b> came out better"), (None, "Measured", "")):
+        metric = row | {"before": before, "help": "loss; before: answering 0"}
+        seen = Path(
+            page.write(run_folder(tmp_path / head[0], result(method="mesa-gd", preset=None, metrics={"loss": metric})))
+        ).read_text(encoding="utf-8")
+        assert f">{head}</h2>" in seen and told in seen and "loss; reference: answering 0" in seen
+        assert ("reference</th>" in seen) == (before is not None)
+        shown = untrusted.console(200)
+        with shown.capture() as text:
+            shown.print(tables.metrics({"loss": metric}, tables.sides(entries["mesa-gd"])))
+        columns = [word for word in text.get().split("\n")[0].split("  ") if word]
+        assert [c.strip() for c in columns][:2] == ["metric", "reference" if before else "measured"]
+
+
 def test_what_only_asks_is_compared_with_plain_asking_and_what_trains_with_before(tmp_path):
     entries = catalogue.read()
     assert [tables.sides(entries[name]) for name in ("npo", "gpt3.clean")] == [("before", "after")] * 2

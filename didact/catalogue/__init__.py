@@ -15,23 +15,32 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from didact.data import convert
 from didact.types import UserError
 
 FOLDER = Path(__file__).parent
 GROUP = "didact.methods"  # the entry point
-FAMILIES = {  # in the order of listings; what the user wants
-    "prompting": "get more from a model without changing a weight",
-    "fewshot": "make it learn new tasks from a few labels",
-    "alignment": "make it do what people prefer",
-    "unlearning": "make it forget",
-    "pretraining": "train it, keep training it, train it big",
-    "synthesis": "make training data",
-    "control": "make it act",
-    "mechanisms": "see how it learns",
-    "baselines": "what people use today, to compare with",
+
+
+class Family(NamedTuple):
+    """What the user wants, and what the two numbers of a metric are where the family's methods measure themselves."""
+
+    wanted: str
+    sides: tuple[str, str] | None = None
+
+
+FAMILIES = {  # in the order of listings
+    "prompting": Family("get more from a model without changing a weight"),
+    "fewshot": Family("make it learn new tasks from a few labels"),
+    "alignment": Family("make it do what people prefer"),
+    "unlearning": Family("make it forget"),
+    "pretraining": Family("train it, keep training it, train it big"),
+    "synthesis": Family("make training data"),
+    "control": Family("make it act"),
+    "mechanisms": Family("see how it learns", ("reference", "measured")),
+    "baselines": Family("what people use today, to compare with"),
 }
 
 

@@ -32,7 +32,7 @@ def methods(words: list[str]) -> int:
     lines: list[str] = []
     for family in families:
         shown = [e for e in entries if e["family"] == family]
-        title = catalogue.FAMILIES.get(family, "")
+        title = catalogue.FAMILIES[family].wanted if family in catalogue.FAMILIES else ""
         lines += [*([""] if lines else []), f"{family}: {title}"] * bool(shown)
         lines += [line for e in shown for line in (_in_full(e) if args.family else [_in_a_line(e)])]
     print("\n".join(lines))

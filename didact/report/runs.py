@@ -45,6 +45,7 @@ def told(root: Path) -> dict[str, Any]:
         "example": any(d.get("path") == "embedded example" for d in run["data"].values()),
         "metrics": metrics,
         "sides": sides,
+        "paired": any(m.get("before") is not None for m in metrics),
         "counts": {
             word: sum(m["moved"] == word for m in metrics if not m["name"].endswith(BESIDE)) for word in CHANGES if word
         },
@@ -86,7 +87,8 @@ def _metric(name: str, m: Mapping[str, Any], sides: Sequence[str]) -> dict[str, 
     moved = _moved(before, after, m.get("ci"), m.get("better", ""))
     change = after - before
     return {
-        **m, "name": name, "mark": plots.change(m, sides), "share": plots.is_share(m), "moved": moved,
+        **m, "name": name, "help": m.get("help", "").replace("before:", f"{sides[0]}:"),
+        "mark": plots.change(m, sides), "share": plots.is_share(m), "moved": moved,
         "change": ("+" if change > 0 else "") + words.number(change) if change == change else "",
     }  # fmt: skip
 

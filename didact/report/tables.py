@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from didact import catalogue
 from didact.report import boards
 
 BRIEF = 144  # characters of a sample
@@ -17,22 +18,26 @@ SIDES = ("before", "after")
 
 
 def sides(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """What the two numbers of a metric are called: a method that only asks a model has no before and after."""
+    """What the two numbers of a metric are called: a study has no before and after, nor has what only asks a model."""
+    family = catalogue.FAMILIES.get(entry.get("family", ""))
+    if family and family.sides:
+        return family.sides
     asks = entry.get("capabilities") and "models" not in entry.get("gives", ("models",))
     return ("asked plainly", "through the procedure") if asks else SIDES
 
 
 def metrics(rows: Mapping[str, Any], sides: Sequence[str] = SIDES) -> Table:
-    """Before and after with the 95 % interval of after; rows are metrics as result.json has them."""
+    """Before, where any has it, and after with its 95 % interval; rows are metrics as result.json has them."""
     table = Table(box=None, pad_edge=False)
+    first = any(row["before"] is not None for row in rows.values())
     gold = any(row.get("gold") is not None for row in rows.values())
-    for column in ("metric", *sides, "95 % interval", *(["gold"] if gold else []), "n", ""):
+    for column in ("metric", *sides[not first :], "95 % interval", *(["gold"] if gold else []), "n", ""):
         table.add_column(column, justify="left" if column in ("metric", "") else "right", no_wrap=column != "")
     for name, row in rows.items():
         unit = f" {row['unit']}" if row["unit"] else ""
         ci = row["ci"]
         shown = f"{number(ci[0])} .. {number(ci[1])}" if ci and None not in ci else ""
-        cells = [name, number(row["before"]), number(row["after"]) + unit, shown]
+        cells = [name, *([number(row["before"])] if first else []), number(row["after"]) + unit, shown]
         cells += [number(row["gold"])] if gold else []
         table.add_row(*cells, str(row["n"] or ""), ARROWS[row["better"]])
     return table
