@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from didact.verbs.job import prepare
     from didact.verbs.merging import merge
     from didact.verbs.plan import dry_run
+    from didact.verbs.planning import Planned, planned
     from didact.verbs.pushing import push
     from didact.verbs.running import run
     from didact.verbs.saved import Chat, answers, evaluate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat",
     "Comparison",
+    "Planned",
     "answers",
     "claim",
     "comparison",
@@ -30,6 +32,7 @@ __all__ = [
     "dry_run",
     "evaluate",
     "merge",
+    "planned",
     "prepare",
     "push",
     "run",
@@ -37,7 +40,7 @@ __all__ = [
 MODULES = {
     "claim": "claiming", "comparison": "comparing", "comparison_plan": "comparing",
     "prepare": "job", "dry_run": "plan", "run": "running", "Chat": "saved", "answers": "saved", "evaluate": "saved",
-    "merge": "merging", "push": "pushing",
+    "merge": "merging", "push": "pushing", "Planned": "planning", "planned": "planning",
 }  # fmt: skip
 
 
