@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from didact.verbs.merging import merge
     from didact.verbs.plan import dry_run
     from didact.verbs.planning import Planned, planned
+    from didact.verbs.preparing import Preparation, prepare_corpus
     from didact.verbs.pushing import push
     from didact.verbs.running import run
     from didact.verbs.saved import Chat, answers, evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "Chat",
     "Comparison",
     "Planned",
+    "Preparation",
     "answers",
     "claim",
     "comparison",
@@ -34,6 +36,7 @@ __all__ = [
     "merge",
     "planned",
     "prepare",
+    "prepare_corpus",
     "push",
     "run",
 ]
@@ -41,6 +44,7 @@ MODULES = {
     "claim": "claiming", "comparison": "comparing", "comparison_plan": "comparing",
     "prepare": "job", "dry_run": "plan", "run": "running", "Chat": "saved", "answers": "saved", "evaluate": "saved",
     "merge": "merging", "push": "pushing", "Planned": "planning", "planned": "planning",
+    "Preparation": "preparing", "prepare_corpus": "preparing",
 }  # fmt: skip
 
 
