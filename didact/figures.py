@@ -147,8 +147,32 @@ class Trees(Figure):
     trees: Mapping[str, Tree]
 
 
-KINDS = {kind.__name__.lower(): kind for kind in (Curves, Heat, Bars, Scatter, Trees)}
-PARTS = {"lines": Line, "bars": Bar, "points": Points}
+@dataclass(frozen=True)
+class Span:
+    """Time that something takes in one row; spans of one `kind` look alike."""
+
+    row: int
+    start: float
+    end: float
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline(Figure):
+    """Who does what when: a row for each, spans of time in it. `x` says what time is counted in."""
+
+    x: str
+    rows: Sequence[str]
+    spans: Sequence[Span]
+
+    def __post_init__(self) -> None:
+        if bad := next((s for s in self.spans if not 0 <= s.row < len(self.rows)), None):
+            raise UserError(f"timeline '{self.title}': a span in row {bad.row} of {len(self.rows)}")
+
+
+KINDS = {kind.__name__.lower(): kind for kind in (Curves, Heat, Bars, Scatter, Trees, Timeline)}
+PARTS = {"lines": Line, "bars": Bar, "points": Points, "spans": Span}
 
 
 def as_row(figure: Figure) -> dict[str, Any]:

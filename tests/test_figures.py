@@ -10,7 +10,7 @@ import torch
 from test_report import EVIL, INTO_SVG, accessible, browser, inert, look, run_folder  # noqa: F401
 
 from didact import figures, files
-from didact.figures import Bar, Bars, Curves, Heat, Line, Points, Scatter, Trees
+from didact.figures import Bar, Bars, Curves, Heat, Line, Points, Scatter, Span, Timeline, Trees
 from didact.report import drawing, page
 from didact.types import Result, UserError
 
@@ -28,6 +28,7 @@ def every(word="a"):
         Scatter(**said, y=word, points=[Points(word, [0, 1], [2, 3], [word, word]), Points("b", X, X)], diagonal=True),
         Trees(title=word, note=word, words=[word, "b", "c"],
               trees={word: (word, [0, ("", [1, 2])]), "o": ("", [0, 1, 2])}),
+        Timeline(**said, rows=[word, "b"], spans=[Span(0, 0, 40, word, word), Span(1, 10, 20, "b", "c")]),
     ]  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def numbers(pattern, text):
 def test_what_is_written_is_read_and_drawn_alike(tmp_path):
     result = Result(figures=every())
     written = result.save(tmp_path)
-    assert "figures.json" in written and "5 figures" in repr(result)
+    assert "figures.json" in written and "6 figures" in repr(result)
     again = figures.read(tmp_path)
     assert [type(f) for f in again] == [type(f) for f in result.figures]
     for ours, theirs in zip(result.figures, again, strict=True):
@@ -81,8 +82,8 @@ def test_hostile_text_is_text_on_the_page_and_alone(tmp_path, browser):  # noqa:
         inert(tab, said, asked, [place])
         accessible(tab, scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        assert tab.locator(".pictures figure svg[role=img]").count() == 10
-        assert tab.locator(".pictures figcaption").all_inner_texts() == [EVIL] * 5 + [INTO_SVG] * 5
+        assert tab.locator(".pictures figure svg[role=img]").count() == 12
+        assert tab.locator(".pictures figcaption").all_inner_texts() == [EVIL] * 6 + [INTO_SVG] * 6
     for figure in shown:
         figure.save(tmp_path / "alone.svg")
         root = xml.etree.ElementTree.parse(tmp_path / "alone.svg").getroot()
@@ -123,3 +124,14 @@ def test_nothing_to_draw_is_said():
     empty = [Bars(title="t", x="x", bars=[]), Heat(title="t", x="x", y="y", value="v", columns=[], rows=[], values=[])]
     for figure in [*empty, Scatter(title="t", x="x", y="y", points=[]), Trees(title="t", words=[], trees={})]:
         assert figure.svg().startswith("<svg")
+
+
+def test_spans_of_a_timeline_are_as_long_as_they_take():
+    spans = [Span(0, 0, 10, "1", "forward"), Span(1, 10, 30, "1", "backward")]
+    drawn = drawing.draw(figures.as_row(Timeline(title="t", x="s", rows=["a", "b"], spans=spans)))
+    found = numbers(r'x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="18', drawn)
+    (x, y, wide), (later, below, twice) = found
+    assert twice + 1 == pytest.approx(2 * (wide + 1), abs=0.2) and later == pytest.approx(x + wide + 1, abs=0.2)
+    assert below == y + 20 and drawn.count('class="mark s1"') == drawn.count('class="mark s2"') == 2
+    with pytest.raises(UserError, match="row 2 of 1"):
+        Timeline(title="t", x="s", rows=["a"], spans=[Span(2, 0, 1, "", "")])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from didact import untrusted
-from didact.cli import judging, listing, teaching
+from didact.cli import judging, listing, planning, preparing, teaching
 from didact.cli.parser import VERBS
 from didact.errors import TerminatedError
 from didact.types import UserError
@@ -99,7 +99,8 @@ def _dispatch(words: list[str]) -> int:
     handlers = {
         "methods": listing.methods, "explain": listing.explain, "advise": listing.advise, "run": teaching.run,
         "compare": teaching.compare, "evaluate": judging.evaluate, "try": judging.try_, "merge": judging.merge,
-        "push": judging.push, "claim": judging.claim, "report": judging.report,
+        "push": judging.push, "claim": judging.claim, "report": judging.report, "plan": planning.plan,
+        "prepare": preparing.prepare,
     }  # fmt: skip
     return handlers[verb](rest)
 

@@ -20,7 +20,9 @@ VERBS = {
     "merge": "an adapter and its start model as whole weights",
     "push": "a saved model to the Hugging Face hub",
     "claim": "test a paper's claim by training for real",
-    "report": "the HTML page of a run, a comparison, a claim or the scoreboard",
+    "report": "the HTML page of a run, a comparison, a claim, a plan or the scoreboard",
+    "plan": "memory, time and cost of training over many GPUs: the layouts that fit, and why the best is the best",
+    "prepare": "raw text to a corpus: quality, near duplicates, test items, and sources blended by weight",
 }
 
 

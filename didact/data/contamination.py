@@ -1,7 +1,6 @@
 """Whether test items stand in training text, and how they are taken out of it. Pure functions over strings.
 
-Words are compared in lower case without punctuation. Only words that the benchmark has get a number; n numbers in a
-row are hashed, and where a hash is one of the benchmark's, the words themselves are compared: no false positives.
+Words are compared in lower case without punctuation.
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendices A and C.
 """
@@ -20,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from didact.data import fuzzy
 from didact.data import words as forms
-from didact.types import UserError
+from didact.data.ngrams import Finder, Gram
 
-Gram = tuple[str, ...]
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never lose bits
+SENTENCE = re.compile(r"[.!?。！？]")  # where one ends
 
 
 @dataclass(frozen=True)
@@ -113,26 +112,80 @@ def remove(
         most_pieces: a document split into more pieces (before short ones are dropped) goes whole.
         common: n-grams in more documents than this are phrases of the language and stay.
     """
-    known = {gram for item in benchmark for gram in _grams(words(item), n)}
-    finder = Finder(known, n)
-    hits = [finder(words(document)) for document in documents]
-    counts = collections.Counter(gram for found in hits for gram in {g for _, g in found})
+    cutter = Cutter(benchmark, n=n, window=window, shortest=shortest, most_pieces=most_pieces, common=common)
+    for document in documents:
+        cutter.count(document)
     pieces, source, dropped, collisions = [], [], [], 0
-    for number, (document, found) in enumerate(zip(documents, hits, strict=True)):
-        starts = [at for at, gram in found if counts[gram] <= common]
-        if not starts:
-            pieces.append(document)
-            source.append(number)
-            continue
-        cuts = _merged(document, starts, n, window)
-        collisions += len(cuts)
-        left = _rest(document, cuts)
-        kept = [p for p in left if len(p) >= shortest] if len(left) <= most_pieces else []
+    for number, document in enumerate(documents):
+        kept, cuts = cutter.cut(document)
+        collisions += cuts
         pieces += kept
         source += [number] * len(kept)
-        if not kept:
+        if cuts and not kept:
             dropped.append(number)
     return Removal(pieces, source, collisions, dropped)
+
+
+class Cutter:
+    """Takes test items out of documents that are given one by one, twice: all are counted, then all are cut.
+
+    Args:
+        benchmark: test items.
+        n: words of a collision.
+        window: characters cut on each side.
+        shortest: pieces with fewer characters are dropped.
+        most_pieces: a document split into more pieces goes whole.
+        common: n-grams in more documents than this stay.
+        whole: items of fewer than n words but at least this many are looked for as they are; 0 leaves them out.
+        sentences: cuts go on to the end of a sentence on both sides, so that no piece begins or ends within one.
+    """
+
+    def __init__(
+        self, benchmark: Iterable[str], *, n: int = 13, window: int = 200, shortest: int = 200, most_pieces: int = 10,
+        common: int = 10, whole: int = 0, sentences: bool = False,
+    ) -> None:  # fmt: skip
+        self.window, self.shortest, self.most_pieces, self.common = window, shortest, most_pieces, common
+        self.sentences = sentences
+        known: dict[int, set[Gram]] = {n: set()}
+        for item in benchmark:
+            said = words(item)
+            size = len(said) if whole and whole <= len(said) < n else n
+            known.setdefault(size, set()).update(_grams(said, size))
+        self.finders = [Finder(grams, size) for size, grams in known.items()]
+        self.counts: collections.Counter[Gram] = collections.Counter()
+
+    def count(self, document: str) -> None:
+        """Note in how many documents each n-gram stands."""
+        self.counts.update({gram for _, gram in self._found(document)})
+
+    def cut(self, document: str) -> tuple[list[str], int]:
+        """What is left of a document, the document itself where nothing was cut, and how many places were."""
+        found = [(at, at + len(gram)) for at, gram in self._found(document) if self.counts[gram] <= self.common]
+        if not found:
+            return [document], 0
+        cuts = self._merged(document, sorted(found))
+        left = _rest(document, cuts)
+        kept = [p for p in left if len(p) >= self.shortest] if len(left) <= self.most_pieces else []
+        return kept, len(cuts)
+
+    def _found(self, document: str) -> list[tuple[int, Gram]]:
+        said = words(document)
+        return [hit for finder in self.finders for hit in finder(said)]
+
+    def _merged(self, document: str, found: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Spans of characters to cut: the words of each find with a window around them, joined where they overlap."""
+        spans = list(_spans(document))
+        out: list[tuple[int, int]] = []
+        for first, after in found:
+            low, high = max(0, spans[first][0] - self.window), min(len(document), spans[after - 1][1] + self.window)
+            if self.sentences:
+                low = max((m.end() for m in SENTENCE.finditer(document, 0, low)), default=0)
+                high = m.end() if (m := SENTENCE.search(document, max(0, high - 1))) else len(document)
+            if out and low <= out[-1][1]:
+                out[-1] = (out[-1][0], max(out[-1][1], high))
+            else:
+                out.append((low, high))
+        return out
 
 
 def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10, n: int = 5) -> list[int | None]:
@@ -145,18 +198,13 @@ def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10
     Raises:
         UserError: the package datasketch is not installed.
     """
-    try:
-        from datasketch import MinHash, MinHashLSH
-    except ImportError:
-        raise UserError("near duplicates: the package datasketch is missing: pip install didact[curate]") from None
-    seen = MinHashLSH(threshold=similar, num_perm=hashes)
+    seen = fuzzy.package().MinHashLSH(threshold=similar, num_perm=hashes)
     known: dict[int, set[Gram]] = {}
     out: list[int | None] = []
     for number, text in enumerate(texts):
         said = words(text)
         grams = _grams(said, min(n, max(1, len(said))))
-        sketch = MinHash(num_perm=hashes, seed=1)
-        sketch.update_batch([" ".join(gram).encode() for gram in grams])
+        sketch = fuzzy.sketch((" ".join(gram) for gram in grams), hashes)
         like = [i for i in sorted(seen.query(sketch)) if len(grams & known[i]) >= similar * len(grams | known[i])]
         out.append(like[0] if like else None)
         if not like:
@@ -183,63 +231,17 @@ def keep_probability(score: ArrayLike, alpha: float = 9.0) -> NDArray[np.float64
 
 def quality_filter(scores: ArrayLike, seed: int = 0, alpha: float = 9.0) -> NDArray[np.bool_]:
     """Which documents to keep, by a classifier's scores in [0, 1]: those with `pareto(alpha) > 1 - score`."""
+    return drawn(scores, np.random.default_rng([seed, 61]), alpha)
+
+
+def drawn(scores: ArrayLike, rng: np.random.Generator, alpha: float = 9.0) -> NDArray[np.bool_]:
+    """The same by a generator that goes on from the documents before."""
     s = np.asarray(scores, dtype=float)
-    return np.asarray(np.random.default_rng([seed, 61]).pareto(alpha, s.shape) > 1 - s)
-
-
-class Finder:
-    """Where any of some n-grams stands in a list of words: `finder(words)` gives `[(position, gram)]`."""
-
-    def __init__(self, grams: Iterable[Gram], n: int) -> None:
-        self.grams, self.n = set(grams), n
-        vocabulary = dict.fromkeys(w for gram in self.grams for w in gram)
-        self.number = {w: i + 1 for i, w in enumerate(vocabulary)}
-        ids = np.array([[self.number[w] for w in g] for g in self.grams], dtype=np.uint64).reshape(-1, n)
-        self.powers = np.array([pow(int(BASE), k, 1 << 64) for k in range(n)], dtype=np.uint64)
-        self.hashes = np.sort((_mixed(ids) * self.powers).sum(1, dtype=np.uint64))
-
-    def __call__(self, text: Sequence[str]) -> list[tuple[int, Gram]]:
-        """All places, in order."""
-        spots = len(text) - self.n + 1
-        if spots < 1 or not len(self.hashes):
-            return []
-        ids = np.fromiter((self.number.get(w, 0) for w in text), dtype=np.uint64, count=len(text))
-        # A word the benchmark has not ends every run over it: only runs of n known words are hashed.
-        unknown = np.concatenate([[0], np.cumsum(ids == 0)])
-        at = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])
-        if not len(at):
-            return []
-        mixed = _mixed(ids)
-        value = np.zeros(len(at), dtype=np.uint64)
-        for k in range(self.n):
-            value += mixed[at + k] * self.powers[k]
-        place = np.minimum(np.searchsorted(self.hashes, value), len(self.hashes) - 1)
-        likely = at[self.hashes[place] == value].tolist()
-        return [(i, gram) for i in likely if (gram := tuple(text[i : i + self.n])) in self.grams]
-
-
-def _mixed(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Numbers spread over 64 bits, so that sums of products with powers rarely collide."""
-    x = ids * np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(29)
-    return x * np.uint64(0x94D049BB133111EB)
+    return np.asarray(rng.pareto(alpha, s.shape) > 1 - s)
 
 
 def _grams(text: Sequence[str], n: int) -> set[Gram]:
     return {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
-
-
-def _merged(document: str, starts: Sequence[int], n: int, window: int) -> list[tuple[int, int]]:
-    """Spans of characters to cut: the n words from each start with a window around them, joined where they overlap."""
-    spans = list(_spans(document))
-    out: list[tuple[int, int]] = []
-    for at in starts:
-        low, high = max(0, spans[at][0] - window), min(len(document), spans[at + n - 1][1] + window)
-        if out and low <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], high))
-        else:
-            out.append((low, high))
-    return out
 
 
 def _spans(document: str) -> Iterator[tuple[int, int]]:

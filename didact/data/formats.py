@@ -15,6 +15,7 @@ What is wrong with one row stands in that row's place as a `UserError`, so that 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -97,6 +98,45 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     if kind in PROSE and not isinstance(_object(first), Mapping):
         return iter([(f"{name}:1", {"text": text})] if text.strip() else [])
     return _lines(name, text, most)
+
+
+def streamed(source: str | Path) -> Iterator[Found]:
+    """The same rows; those of a `.jsonl` file, packed or not, without holding more of it than a line."""
+    path, most = Path(source), int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
+    packed = path.suffix.lower() == ".gz"
+    if (path.with_suffix("") if packed else path).suffix.lower() != ".jsonl" or not path.is_file():
+        return rows(source)
+    with contextlib.suppress(UserError):
+        first = next(_handled(path, packed), (1, ""))[1].strip()
+        if not first or first[0] != "{" or isinstance(_object(first), UserError):
+            return rows(source)  # values over several lines, or a mistake that has a place
+    return (
+        (f"{source}:{number}", _object(line) if len(line) <= most else _too_long("the line", most))
+        for number, line in _handled(path, packed)
+        if line.strip()
+    )
+
+
+def _handled(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, the first that is not empty first; one that is no text ends them."""
+    limit = max(1 << 26, int(path.stat().st_size * _setting("DIDACT_SWELLING", SWELLING)))
+    seen = number = 0
+    opened: Any = gzip.open if packed else open
+    try:
+        with opened(path, "rb") as handle:
+            for number, raw in enumerate(handle, 1):
+                seen += len(raw)
+                if packed and seen > limit:
+                    raise UserError(
+                        f"{path}:{number}: unpacks to more than {limit >> 20:,} MiB; set DIDACT_SWELLING higher"
+                    )
+                if raw.strip():
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:{number}: not UTF-8 text; convert the file first") from None
+    except (OSError, EOFError, zlib.error) as error:
+        why = "not a gzip file, or only half of one" if packed else f"cannot be read: {error}"
+        raise UserError(f"{path}: {why}") from None
 
 
 def fingerprint(source: str | Path) -> str:

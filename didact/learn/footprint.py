@@ -12,6 +12,7 @@ from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.models import adapters, cost, forward, head, prefix
 from didact.models.model import Model, sharing
+from didact.parallel import memory
 from didact.types import Fit
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0}
@@ -66,7 +67,8 @@ def rate(model: Model) -> float:
 
 def _trained(weight: Tensor, moments: int) -> int:
     """Of one weight: its gradient and moments, in float32 at least, and a float32 copy of a narrower one."""
-    return weight.numel() * (max(weight.element_size(), 4) * (1 + moments) + (4 if weight.element_size() < 4 else 0))
+    each = memory.kept(weight.element_size(), moments)
+    return weight.numel() * (each.gradients + each.optimizer)
 
 
 def _kept(model: Model, fit: Fit) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-FORWARD, BACKWARD = 2.0, 4.0  # operations a weight and token
+from didact.parallel.work import BACKWARD, FORWARD
 
 
 @dataclass

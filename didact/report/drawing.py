@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from didact import figures
-from didact.report import plots, svg, trees, words
+from didact.report import plots, svg, timelines, trees, words
 from didact.types import UserError
 
 WIDTH = 640.0
@@ -221,6 +221,7 @@ def _scatter(figure: figures.Scatter) -> Markup:
 
 DRAW: Mapping[str, Callable[[Any], Markup]] = {
     "curves": _curves, "bars": _bars, "heat": _heat, "scatter": _scatter, "trees": trees.draw,
+    "timeline": timelines.draw,
 }  # fmt: skip
 
 

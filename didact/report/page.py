@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from didact import files
-from didact.report import boards, cards, compared, runs, tables, words
+from didact.report import boards, cards, compared, plans, runs, tables, words
 from didact.types import UserError
 
 MADE = '<meta name="generator" content="didact">'
 FOLDERS: Mapping[str, tuple[str, str, Callable[[Path], dict[str, Any]]]] = {
     "result.json": ("report.html", "run.html", runs.told),
     "leaderboard.json": ("report.html", "compare.html", compared.told),
+    "plan.json": ("report.html", "plan.html", plans.told),
 }
 """`{file that marks a folder: (page written into it, template, what the template shows)}`."""
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from didact.verbs.job import prepare
     from didact.verbs.merging import merge
     from didact.verbs.plan import dry_run
+    from didact.verbs.planning import Planned, planned
+    from didact.verbs.preparing import Preparation, prepare_corpus
     from didact.verbs.pushing import push
     from didact.verbs.running import run
     from didact.verbs.saved import Chat, answers, evaluate
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat",
     "Comparison",
+    "Planned",
+    "Preparation",
     "answers",
     "claim",
     "comparison",
@@ -30,14 +34,17 @@ __all__ = [
     "dry_run",
     "evaluate",
     "merge",
+    "planned",
     "prepare",
+    "prepare_corpus",
     "push",
     "run",
 ]
 MODULES = {
     "claim": "claiming", "comparison": "comparing", "comparison_plan": "comparing",
     "prepare": "job", "dry_run": "plan", "run": "running", "Chat": "saved", "answers": "saved", "evaluate": "saved",
-    "merge": "merging", "push": "pushing",
+    "merge": "merging", "push": "pushing", "Planned": "planning", "planned": "planning",
+    "Preparation": "preparing", "prepare_corpus": "preparing",
 }  # fmt: skip
 
 

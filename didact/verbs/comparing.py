@@ -20,8 +20,9 @@ from didact.evaluate import answers as final_answers
 from didact.evaluate import judges, own, protocols
 from didact.infer import functions, remote
 from didact.learn import checkpoint, episodes, footprint, rates
-from didact.models import adapters, cost
+from didact.models import adapters
 from didact.models.model import Model
+from didact.parallel.work import FORWARD
 from didact.requests import Comparison
 from didact.types import RECORDS, Fit, Record, UserError
 from didact.verbs import card, given, inputs, opened, provenance, spreading
@@ -143,7 +144,7 @@ def _time(setting: compare.Setting, units: int) -> dict[str, str]:
     if setting.budget.unit != "seconds":
         if not (rate := footprint.rate(setting.model)):
             return {}
-        each /= rate * (1.0 if setting.budget.unit == "tokens" else cost.FORWARD * setting.model.parameters)
+        each /= rate * (1.0 if setting.budget.unit == "tokens" else FORWARD * setting.model.parameters)
     whole, one = progress.duration(units * each), progress.duration(each)
     return {"time": f"about {whole} of training, {one} a unit; and scoring"}
 

@@ -15,13 +15,14 @@ from didact.data import encode
 from didact.learn import footprint
 from didact.models import forward
 from didact.models.model import Model
+from didact.parallel.planner import SPARE
+from didact.parallel.work import BACKWARD, FORWARD
 from didact.requests import Request
 from didact.types import Text
 from didact.verbs.advise import contents
 from didact.verbs.job import Job, prepare
 
-SPARE = 1.1  # what an allocator holds beside what is asked of it
-TRAINED = 3  # passes that forward and backward together are worth
+TRAINED = (FORWARD + BACKWARD) / FORWARD  # passes that forward and backward together are worth
 
 
 def dry_run(request: Request) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Documents that nearly repeat each other, found among many: MinHash, verified, and grouped.
+
+Pieces are runs of five characters, the last one included. Two documents meet where they agree in all rows of a band of
+their MinHashes, which those with a share J of their pieces in common do with probability `1 - (1 - J^r)^b`; then the
+true share is counted, so that none is grouped wrongly. Groups are what is joined by such pairs, directly or not.
+
+Sources: Smith et al. 2022, arXiv:2201.11990, section 3; Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from didact.data import words
+from didact.types import UserError
+
+Measure = Literal["union", "min", "max"]
+GRAM = 5  # characters of a piece
+HELD = 2048  # documents whose pieces are kept while candidates are verified
+
+
+def pieces(text: str, n: int = GRAM) -> set[str]:
+    """Runs of n characters, white space, case and normal forms aside; a shorter text is one piece."""
+    plain = " ".join(words.folded(text.casefold()).split())
+    return {plain[i : i + n] for i in range(max(1, len(plain) - n + 1))}
+
+
+def similarity(a: set[str], b: set[str], by: Measure = "union") -> float:
+    """`|A & B|` over `|A | B|` (Jaccard), over the smaller of both (containment), or over the larger."""
+    common = len(a & b)
+    return common / {"union": len(a) + len(b) - common, "min": min(len(a), len(b)), "max": max(len(a), len(b))}[by]
+
+
+def probability(similar: float, bands: int = 10, rows: int = 10) -> float:
+    """Of two documents with this share of their pieces in common to be compared at all: `1 - (1 - J^r)^b`."""
+    return 1 - (1 - similar**rows) ** bands
+
+
+def package() -> Any:
+    """datasketch.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import datasketch
+    except ImportError:
+        raise UserError("near duplicates: the package datasketch is missing: pip install didact[curate]") from None
+    return datasketch
+
+
+def sketch(parts: Iterable[str], hashes: int) -> Any:
+    """The MinHash of a set of pieces."""
+    out = package().MinHash(num_perm=hashes, seed=1)
+    out.update_batch([part.encode("utf-8", "surrogatepass") for part in parts])
+    return out
+
+
+class Groups:
+    """Documents given one after another, joined where they nearly repeat each other.
+
+    Args:
+        text: gives a document's text again by its number; what is kept here is only its MinHash.
+        similar: share of pieces from which two are near duplicates.
+        bands: of hashes; two documents are compared where they agree in one.
+        rows: hashes of a band.
+        by: what the share is of.
+    """
+
+    def __init__(
+        self, text: Callable[[int], str], similar: float = 0.8, bands: int = 10, rows: int = 10, by: Measure = "union"
+    ) -> None:
+        self.similar, self.hashes, self.by = similar, bands * rows, by
+        self.compared = 0
+        self._index = package().MinHashLSH(num_perm=self.hashes, params=(bands, rows))
+        self._parent: dict[int, int] = {}
+        self._same: dict[str, int] = {}
+        self.pieces = functools.lru_cache(HELD)(lambda number: pieces(text(number)))
+
+    def add(self, number: int, text: str) -> None:
+        """Take one more document; numbers rise, and the first of a group is the one to keep."""
+        self._parent[number] = number
+        plain = " ".join(words.folded(text.casefold()).split())
+        if (first := self._same.setdefault(_digest(plain), number)) != number:
+            self._join(first, number)  # of texts that are the same only the first is looked for
+            return
+        own = self.pieces(number)
+        hashed = sketch(own, self.hashes)
+        for other in sorted(self._index.query(hashed)):
+            if self.first(other) == self.first(number):
+                continue  # joined already: another pair would change nothing
+            self.compared += 1
+            if similarity(own, self.pieces(other), self.by) >= self.similar:
+                self._join(other, number)
+        self._index.insert(number, hashed)
+
+    def first(self, number: int) -> int:
+        """The first document of a document's group."""
+        while (up := self._parent[number]) != number:
+            self._parent[number] = self._parent[up]
+            number = up
+        return number
+
+    def all(self) -> dict[int, list[int]]:
+        """Groups of more than one, by their first document."""
+        out: dict[int, list[int]] = {}
+        for number in self._parent:
+            out.setdefault(self.first(number), []).append(number)
+        return {first: members for first, members in out.items() if len(members) > 1}
+
+    def _join(self, a: int, b: int) -> None:
+        a, b = sorted((self.first(a), self.first(b)))
+        self._parent[b] = a
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,12 @@
+"""Models over many devices, as numbers: what a layout needs and takes, and which is the best. Pure, without torch.
+
+    spec      models, clusters and layouts
+    memory    bytes of weights, gradients, moments and activations on every rank
+    work      floating-point operations, and bytes between ranks
+    pipeline  the order of a pipeline's passes, run through event by event
+    ramp      batches that grow while a run goes on
+    planner   what is legal, what it takes, the ranking, and why the first is first
+
+Sources: Smith et al. 2022, arXiv:2201.11990; Korthikanti et al. 2022, arXiv:2205.05198 (activations);
+Rajbhandari et al. 2020, arXiv:1910.02054 (ZeRO); Narayanan et al. 2021, arXiv:2104.04473 (operations, interleaving).
+"""

@@ -1,0 +1,90 @@
+"""The order in which a pipeline's stages work, and what comes of it event by event."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from didact.parallel.spec import Layout
+
+
+class Pass(NamedTuple):
+    """A micro-batch's way through one chunk of a stage."""
+
+    micro: int
+    chunk: int
+    backward: bool
+
+
+class Event(NamedTuple):
+    """A pass, on which stage and when."""
+
+    stage: int
+    work: Pass
+    start: float
+    end: float
+
+
+def order(layout: Layout, stage: int) -> list[Pass]:
+    """What a stage does, in order: all forward then all backward (GPipe), or one of each in turn after a warm-up.
+
+    Interleaved, micro-batches go through a stage's chunks in groups of `pp`, whose number they must be a multiple of.
+    """
+    pp, v, m = layout.pp, layout.chunks, layout.micros
+    count = m * v
+
+    def at(k: int, backward: bool) -> Pass:
+        if v == 1:
+            return Pass(k, 0, backward)
+        group, within = divmod(k, pp * v)
+        chunk = within // pp
+        return Pass(group * pp + within % pp, v - 1 - chunk if backward else chunk, backward)
+
+    if layout.schedule == "gpipe":
+        warm = count
+    else:
+        warm = min(count, pp - stage - 1 if v == 1 else 2 * (pp - stage - 1) + (v - 1) * pp)
+    steady = [p for k in range(count - warm) for p in (at(warm + k, False), at(k, True))]
+    return [at(k, False) for k in range(warm)] + steady + [at(k, True) for k in range(count - warm, count)]
+
+
+def after(layout: Layout, stage: int, work: Pass) -> tuple[int, Pass] | None:
+    """The pass, and its stage, whose result this one waits for; None where it waits for nothing."""
+    last, v = layout.pp - 1, layout.chunks
+    micro, chunk, backward = work
+    if not backward:
+        if stage:
+            return stage - 1, work
+        return (last, Pass(micro, chunk - 1, False)) if chunk else None
+    if stage < last:
+        return stage + 1, work
+    return (0, Pass(micro, chunk + 1, True)) if chunk < v - 1 else (stage, Pass(micro, chunk, False))
+
+
+def simulate(layout: Layout, forward: float = 1.0, backward: float = 2.0) -> list[Event]:
+    """Every pass with its times: a stage begins one when it is free and what the pass waits for is done.
+
+    `forward` and `backward` are the seconds of a pass through a whole stage; a chunk takes its share of them.
+    """
+    took = {False: forward / layout.chunks, True: backward / layout.chunks}
+    waiting = [order(layout, stage)[::-1] for stage in range(layout.pp)]
+    free, done = [0.0] * layout.pp, dict[tuple[int, Pass], float]()
+    events: list[Event] = []
+    while any(waiting):
+        moved = False
+        for stage, todo in enumerate(waiting):
+            while todo and ((need := after(layout, stage, todo[-1])) is None or need in done):
+                work = todo.pop()
+                start = max(free[stage], done[need] if need else 0.0)
+                free[stage] = done[stage, work] = start + took[work.backward]
+                events.append(Event(stage, work, start, free[stage]))
+                moved = True
+        assert moved, "a pipeline that waits for itself"
+    return events
+
+
+def idle(events: list[Event]) -> float:
+    """Time the pipeline stands idle over the time its busiest stage computes."""
+    busy: dict[int, float] = {}
+    for event in events:
+        busy[event.stage] = busy.get(event.stage, 0.0) + event.end - event.start
+    return max(event.end for event in events) / max(busy.values()) - 1

@@ -1,0 +1,269 @@
+"""Which layouts of a model over a cluster are legal, what each takes, which is the best, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from didact.errors import UserError
+from didact.parallel import memory, ramp, work
+from didact.parallel.memory import State
+from didact.parallel.spec import RECOMPUTES, ClusterSpec, Layout, ModelSpec
+
+SPARE = 1.1  # what an allocator holds beside what is asked of it
+CHUNKS = (1, 2, 4)  # interleavings that are tried
+MICROS = 32  # sequences of a micro-batch, at most
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be planned: a model, a cluster, sequences of a step, and how the engine keeps things."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    batch: int
+    policy: State = memory.POLICIES["18"]
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = {"gpus": self.cluster.gpus, "gpus-per-node": self.cluster.gpus_per_node, "batch": self.batch}
+        sizes |= {"layers": self.model.layers, "hidden": self.model.hidden, "heads": self.model.heads}
+        sizes |= {"vocab": self.model.vocab, "context": self.model.context}
+        rates = {f: getattr(self.cluster, f) for f in ("memory", "peak", "intra", "inter", "efficiency")}
+        for name, value in {**sizes, **rates}.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"option --{name}: {value}: must be above 0")
+        if self.cluster.efficiency > 1:
+            raise UserError(f"option --efficiency: {self.cluster.efficiency}: a share of the peak, at most 1")
+        if not self.model.head_dim and self.model.hidden % self.model.heads:
+            raise UserError(f"hidden {self.model.hidden}, heads {self.model.heads}: heads must divide hidden")
+        if self.model.heads % (self.model.kv_heads or 1):
+            raise UserError(f"heads {self.model.heads}, kv-heads {self.model.kv_heads}: kv-heads must divide heads")
+        if not 0 <= self.model.active <= self.model.experts or (self.model.experts and not self.model.active):
+            raise UserError(f"experts {self.model.experts}, active {self.model.active}: give 1 to experts of them")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a layout takes: bytes on the fullest rank by what they are for, seconds of a step by what they go to."""
+
+    layout: Layout
+    stage: int
+    memory: Mapping[str, float]
+    seconds: Mapping[str, float]
+    flops: work.Flops
+
+    @property
+    def bytes(self) -> float:
+        """On the fullest rank, with what an allocator holds beside it."""
+        return SPARE * sum(self.memory.values())
+
+    @property
+    def step(self) -> float:
+        """Seconds of one step."""
+        return sum(self.seconds.values())
+
+    @property
+    def rate(self) -> float:
+        """Operations a second and device, with what is computed again, as papers report them."""
+        return self.flops.hardware / (self.layout.ranks * self.step)
+
+
+def refusal(job: Job, layout: Layout) -> str | None:
+    """Why a layout cannot be run at all; None where it can."""
+    model, tp, pp = job.model, layout.tp, layout.pp
+    kv = model.kv_heads or model.heads
+    if tp > job.cluster.gpus_per_node:
+        return f"tp {tp} crosses a node of {job.cluster.gpus_per_node} GPUs"
+    if model.heads % tp or kv % tp:
+        return f"tp {tp} does not divide {kv if kv % tp else model.heads} heads"
+    if model.inner % tp or any(block.sharded % tp for block in model.each):
+        return f"tp {tp} does not divide the matrices of a layer"
+    if model.layers % (pp * layout.chunks):
+        return f"pp x chunks = {pp * layout.chunks} does not divide {model.layers} layers"
+    if layout.ranks != job.cluster.gpus:
+        return f"pp {pp} x dp {layout.dp} x tp {tp} is not the {job.cluster.gpus} GPUs there are"
+    if layout.batch % (layout.dp * layout.micro):
+        return f"dp x micro = {layout.dp * layout.micro} does not divide the batch of {layout.batch}"
+    if layout.chunks > 1 and (pp == 1 or layout.micros % pp or layout.schedule != "1f1b"):
+        return f"interleaving takes a pipeline, and micro-batches ({layout.micros}) that pp {pp} divides"
+    if layout.zero > 1 and pp > 1:
+        return f"zero {layout.zero} with a pipeline: every micro-batch would move gradients or weights again"
+    return None
+
+
+def estimate(job: Job, layout: Layout) -> Estimate:
+    """What a legal layout takes, by the stage whose rank is fullest."""
+    told = {number: _memory(job, layout, number) for number in {0, layout.pp - 1}}  # those between hold less
+    fullest = max(told, key=lambda number: sum(told[number].values()))
+    seconds = work.seconds(job.model, job.cluster, layout, job.policy)
+    done = work.flops(job.model, layout.batch, layout.recompute)
+    return Estimate(layout, fullest, told[fullest], seconds, done)
+
+
+def _memory(job: Job, layout: Layout, number: int) -> dict[str, float]:
+    count = memory.parameters(job.model, layout, number)
+    held = memory.state(count, job.policy, layout.zero, layout.dp)._asdict()
+    width = job.policy.weights
+    return held | {
+        "activations": memory.activations(job.model, layout, number, width=width, fused=job.fused),
+        "logits": memory.logits(job.model, layout) if number == layout.pp - 1 else 0.0,
+    }
+
+
+def layouts(job: Job, fixed: Mapping[str, Any]) -> Iterator[Layout]:
+    """Every layout that is worth trying, with what is fixed as it is given."""
+    gpus = job.cluster.gpus
+
+    def tried(name: str, values: Iterable[Any]) -> list[Any]:
+        return [fixed[name]] if name in fixed else list(values)
+
+    sizes = [n for n in range(1, gpus + 1) if gpus % n == 0]
+    micros = [2**k for k in range(MICROS.bit_length())]
+    for tp in tried("tp", [n for n in sizes if n <= job.cluster.gpus_per_node]):
+        for pp in tried("pp", [n for n in sizes if n <= job.model.layers]):
+            for dp in tried("dp", [max(1, gpus // (pp * tp))]):
+                for micro in tried("micro", [b for b in micros if job.batch % (dp * b) == 0] or [1]):
+                    for zero in tried("zero", (1,) if pp > 1 and dp > 1 else (1, 2, 3) if dp > 1 else (0,)):
+                        for recompute in tried(
+                            "recompute", [r for r in RECOMPUTES if r != "selective" or not job.fused]
+                        ):
+                            for chunks in tried("chunks", CHUNKS if pp > 1 else (1,)):
+                                yield Layout(
+                                    pp=pp, dp=dp, tp=tp, micro=micro, batch=job.batch, recompute=recompute, zero=zero,
+                                    sp=fixed.get("sp", tp > 1), chunks=chunks, schedule=fixed.get("schedule", "1f1b"),
+                                )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layouts that are legal and fit, the fastest first; those that do not fit, the smallest first; why others fell."""
+
+    job: Job
+    ranked: list[Estimate]
+    large: list[Estimate]
+    refused: Counter[str]
+
+    @property
+    def best(self) -> Estimate | None:
+        """The fastest that fits."""
+        return self.ranked[0] if self.ranked else None
+
+
+def plan(job: Job, fixed: Mapping[str, Any] | None = None) -> Plan:
+    """All layouts of a job, ranked by the seconds of a step; ties go to the one with less memory and traffic.
+
+    Raises:
+        UserError: none is legal; the reasons are counted.
+    """
+    ranked: list[Estimate] = []
+    large: list[Estimate] = []
+    refused = Counter[str]()
+    for layout in layouts(job, fixed or {}):
+        if why := refusal(job, layout):
+            refused[why] += 1
+            continue
+        told = estimate(job, layout)
+        (ranked if told.bytes <= job.cluster.memory else large).append(told)
+    if not ranked and not large:
+        reasons = "; ".join(why for why, _ in refused.most_common(3))
+        raise UserError(f"no layout is legal: {reasons}")
+    ranked.sort(key=lambda e: (e.step, e.bytes, e.layout.tp, e.layout.pp))
+    large.sort(key=lambda e: e.bytes)
+    return Plan(job, ranked, large, refused)
+
+
+def why(found: Plan) -> list[str]:
+    """What each other choice would cost the best layout: one sentence a choice, by its best layout of all."""
+    best = found.best
+    if best is None:
+        return []
+    out, seen = [], {best.layout}
+    for name in ("tp", "pp", "dp", "micro", "recompute", "zero", "chunks"):
+        own = getattr(best.layout, name)
+        every = {getattr(e.layout, name) for e in [*found.ranked, *found.large]} - {own}
+        if name not in ("recompute", "zero"):  # the next smaller and the next larger one
+            lower, higher = [v for v in every if v < own], [v for v in every if v > own]
+            every = {*([max(lower)] if lower else []), *([min(higher)] if higher else [])}
+        for value in sorted(every):
+            e = next(e for e in [*found.ranked, *found.large] if getattr(e.layout, name) == value)
+            if e.layout in seen:
+                continue
+            seen.add(e.layout)
+            told = (
+                _slower(e, best)
+                if e.bytes <= found.job.cluster.memory
+                else f"does not fit: {e.bytes / 2**30:,.1f} GiB at least"
+            )
+            out.append(f"{name} {value} instead of {own}: {told} ({spelled(e.layout)})")
+    return out
+
+
+def _slower(other: Estimate, best: Estimate) -> str:
+    """How much slower, and by what most."""
+    more = {name: other.seconds[name] - best.seconds[name] for name in best.seconds}
+    most = max(more, key=lambda name: more[name])
+    told = {
+        "compute": "operations", "bubble": "idle time of the pipeline", "tp": "all-reduces in layers",
+        "pp": "states between stages", "dp": "gradients and weights between copies",
+    }[most]  # fmt: skip
+    if other.step <= best.step:
+        return "as fast, with more memory"
+    return f"{other.step / best.step - 1:.1%} slower, most by {told} ({more[most]:+.3g} s)"
+
+
+def spelled(layout: Layout) -> str:
+    """A layout as its options, without those that say nothing."""
+    said = f"pp {layout.pp}, dp {layout.dp}, tp {layout.tp}, micro {layout.micro}, recompute {layout.recompute}"
+    more = {"zero": layout.zero, "chunks": layout.chunks if layout.chunks > 1 else 0}
+    return said + "".join(f", {name} {value}" for name, value in more.items() if value) + (", sp" if layout.sp else "")
+
+
+def run(job: Job, layout: Layout, tokens: float, growth: tuple[int, int, float] | None = None) -> dict[str, float]:
+    """Steps and seconds of a run of so many tokens, with a ramp `(first, step, tokens)` where there is one.
+
+    A batch of the ramp that does not divide over the copies is rounded down to one that does.
+
+    Raises:
+        UserError: the ramp does not lead from its first batch to the full one.
+    """
+    total = tokens / job.model.context
+    sizes: Iterable[tuple[int, int]] = [(layout.batch, math.ceil(total / layout.batch))]
+    if growth:
+        first, more, length = growth
+        if not (0 < first <= layout.batch and more > 0 and length > 0 and (layout.batch - first) % more == 0):
+            raise UserError(
+                f"option --ramp: from {first} in steps of {more} does not lead to a batch of {layout.batch}"
+            )
+        sizes = ramp.steps(first, more, layout.batch, length / job.model.context, total)
+    least, steps, seconds = layout.dp * layout.micro, 0, 0.0
+    for size, count in sizes:
+        whole = max(least, size // least * least)
+        now = dataclasses.replace(layout, batch=whole)
+        if now.chunks > 1 and now.micros % now.pp:
+            now = dataclasses.replace(now, chunks=1)
+        count = math.ceil(count * size / whole - 1e-9)
+        steps += count
+        seconds += count * sum(work.seconds(job.model, job.cluster, now, job.policy).values())
+    return {"tokens": tokens, "steps": steps, "seconds": seconds}
+
+
+def calibrated(job: Job, layout: Layout, measured: float) -> float:
+    """The efficiency at which a step of this layout takes the seconds that were measured.
+
+    Raises:
+        UserError: it took less than what is sent alone, or than the peak allows.
+    """
+    whole = work.seconds(job.model, dataclasses.replace(job.cluster, efficiency=1.0), layout, job.policy)
+    busy = whole["compute"] + whole["bubble"]
+    left = measured - (sum(whole.values()) - busy)
+    if left < busy:
+        raise UserError(
+            f"option --measured: {measured:g} s a step: the peak of the GPUs and their links allow "
+            f"{sum(whole.values()):.3g} s at best; look at --peak, --intra and --inter"
+        )
+    return busy / left
