@@ -44,7 +44,7 @@ def alone(asked, tmp_path_factory):
 
 
 def timeless(out: Path) -> dict[str, object]:
-    """Every unit and the rows of the leaderboard, without what is measured: of a resumed unit the last part alone is."""
+    """Every unit and the rows of the leaderboard, without what it cost (a resumed one knows its last part's)."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
