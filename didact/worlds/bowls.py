@@ -35,18 +35,23 @@ class Bowl:
 
 @dataclass(frozen=True)
 class Bowls:
-    """The family of a seed: where each card's optimum lies."""
+    """The family of a seed: where each card's optimum lies, of so many cards; `apart`, of four, each in its quarter."""
 
     seed: int
+    cards: int = CARDS
+    apart: bool = False
 
     def centre(self, card: int) -> tuple[int, int]:
         """Of a card."""
+        if self.apart:
+            quarter = int(np.random.default_rng([self.seed, 41]).permutation(4)[card])
+            return SIDE // 4 + quarter % 2 * SIDE // 2, SIDE // 4 + quarter // 2 * SIDE // 2
         a, b = np.random.default_rng([self.seed, 41, card]).integers(JITTER, SIDE - JITTER, 2)
         return int(a), int(b)
 
     def task(self, rng: np.random.Generator, away: bool = False) -> Bowl:
         """A task near its card's optimum; `away`, on the other side of the grid, which no card says."""
-        card = int(rng.integers(CARDS))
+        card = int(rng.integers(self.cards))
         a, b = (int(c + d) for c, d in zip(self.centre(card), rng.integers(-JITTER, JITTER + 1, 2), strict=True))
         if away:
             a, b = (a + SIDE // 2) % SIDE, (b + SIDE // 2) % SIDE

@@ -45,9 +45,9 @@ def text(bowl: Bowl, family: Bowls, rng: np.random.Generator) -> str:
     return words.about() + "".join(f"{c} > {s}\n" for c, s in lines)
 
 
-def reader(seed: int, steps: int, most: int = 10_000) -> Model:
-    """A model of 0.1M weights that read so many steps of `most` histories."""
-    family, rng = Bowls(seed), np.random.default_rng([seed, 43])
+def reader(family: Bowls, steps: int, most: int = 10_000) -> Model:
+    """A model of 0.1M weights that read so many steps of `most` histories of a family."""
+    seed, rng = family.seed, np.random.default_rng([family.seed, 43])
     texts = [text(family.task(rng), family, rng) for _ in range(min(most, steps * FIT.rows))]
     numbers = [" ".join(map(str, range(100)))] * 200
     base = lab.blank("llama", numbers + texts[:400], 560, d=64, layers=2, heads=4, context=192, seed=seed,
@@ -58,7 +58,7 @@ def reader(seed: int, steps: int, most: int = 10_000) -> Model:
         rows = [encode.TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in tokens]
         return lab.pretrained(base, rows, FIT.replace(steps=steps, seed=seed))
 
-    return lab.kept(read, "llambo", seed, steps, most)
+    return lab.kept(read, "llambo", family, steps, most)
 
 
 def objective(config: dict[str, int]) -> float:
@@ -79,4 +79,4 @@ def problem(seed: int) -> Problem:
         "search.candidates": SEARCH.candidates, "search.templates": 1, "search.gens": SEARCH.gens,
         "asking.max_new_tokens": ASKING.max_new_tokens, "asking.tries": 1,
     }  # fmt: skip
-    return Problem(model=reader(0, 600, 4000), options=options)
+    return Problem(model=reader(Bowls(0), 600, 4000), options=options)
