@@ -6,10 +6,10 @@ What a pretrained model knows of real tasks cannot be had at this size. A model 
 their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches begin with the same five random trials;
 Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says.
 
-One model reads for all seeds of a hundred, which draw tasks: intervals are over tasks, not over models. On seeds 0 to 4
-it was another, a model a seed, with eight cards anywhere and a third of the steps, which began as well with another card:
-it had learnt none. Cards became four, a quarter of the grid each, on seeds 1000 and 1001, and the claim is tested on
-fresh seeds, from `FRESH` on.
+One model reads for all seeds of a hundred, which draw tasks: intervals are over tasks, not over models. On seeds 0
+to 4 it was another, a model a seed, with eight cards anywhere and a third of the steps, which began as well with
+another card: it had learnt none. Cards became four, a quarter of the grid each, on seeds 1000 and 1001, and the claim
+is tested on fresh seeds, from `FRESH` on.
 """
 
 from __future__ import annotations
