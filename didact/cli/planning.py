@@ -70,6 +70,8 @@ def plan(words: list[str]) -> int:
     for name in (*LAYOUT, "batch", "gpus", "gpus_per_node", "top", "measured", "price", "efficiency"):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"option --{name.replace('_', '-')}: {value}: must be above 0")
+    if args.measure and args.peak is None:
+        raise UserError("option --measure: give --peak too: what this machine's device is rated at, as 989T")
     import dataclasses
 
     rates = {n: size(n, v) for n in ("memory", "peak", "intra", "inter") if (v := getattr(args, n)) is not None}
