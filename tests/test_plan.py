@@ -21,6 +21,8 @@ from didact.parallel.spec import Layout, ModelSpec
 from didact.types import UserError
 
 MT = spec.MODELS["mt-nlg"]
+CLUSTER = spec.ClusterSpec(gpus=16, gpus_per_node=8)
+SMALL = ModelSpec(layers=24, hidden=2048, heads=16, vocab=50257, context=2048, name="1.3B")
 SHAPE = {"vocab_size": 1000, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 ROPE = SHAPE | {"intermediate_size": 344, "max_position_embeddings": 128}
 CONFIGS = {
@@ -300,10 +302,30 @@ def test_the_bubble_of_stages_that_really_wait_for_each_other(micros):
     assert 1 + pipeline.idle(trace) == pytest.approx(1 + work.bubble(layout), rel=0.1)
 
 
-# --- the ranking -----------------------------------------------------------------------------
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(1, 3))
+def test_the_stages_have_every_layer_once(layers, pp, chunks):
+    blocks = tuple(spec.Block(sharded=n, replicated=0, matmul=0) for n in range(layers))
+    model = ModelSpec(layers=layers, hidden=8, heads=1, vocab=8, context=8, blocks=blocks)
+    even = layers % (pp * chunks) == 0
+    layout = Layout(pp=pp, chunks=chunks if even else 1, batch=pp, uneven=not even)
+    if pp >= layers and not even:
+        return
+    stages = [[b.sharded for b in spec.stage(model, layout, number)] for number in range(pp)]
+    assert sorted(n for stage in stages for n in stage) == list(range(layers))
+    assert max(map(len, stages)) == spec.slowest(model, layout) and max(map(len, stages)) - min(map(len, stages)) <= 1
 
-CLUSTER = spec.ClusterSpec(gpus=16, gpus_per_node=8)
-SMALL = ModelSpec(layers=24, hidden=2048, heads=16, vocab=50257, context=2048, name="1.3B")
+
+def test_uneven_stages_are_planned_where_they_are_asked_for():
+    job = planner.Job(dataclasses.replace(SMALL, layers=23), CLUSTER, 256)
+    with pytest.raises(UserError, match="does not divide 23 layers"):
+        planner.plan(job, {"pp": 4})
+    uneven = planner.plan(job, {"pp": 4, "uneven": True}).best
+    even = planner.estimate(dataclasses.replace(job, model=SMALL), uneven.layout)
+    assert uneven.seconds["tp"] == even.seconds["tp"]  # as slow as its stages of six layers
+    assert even.step < uneven.step < 1.01 * even.step  # one layer fewer, and nothing is gained
+
+
+# --- the ranking -----------------------------------------------------------------------------
 
 
 def test_what_is_ranked_is_legal_fits_and_rises():

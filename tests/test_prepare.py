@@ -301,6 +301,8 @@ def test_a_corpus_without_repeats_and_test_items(tmp_path, corpora, capsys):
             r["source"] == name for r in untouched
         )
         assert row["epochs"] == 1 and row["written"] == sum(r["source"] == name for r in rows)
+    stray = tmp_path / "out" / ".didact-tmp-0123abcd-work"  # what a kill leaves
+    stray.mkdir()
     again, *_ = prepared(tmp_path, f"good={good}", f"crawl={crawl}", "--test", test)
     assert again == rows
     assert not [p.name for p in (tmp_path / "out").iterdir() if "tmp" in p.name or "work" in p.name]

@@ -62,6 +62,7 @@ def plan(words: list[str]) -> int:
     fixed.add_argument("--recompute", choices=spec.RECOMPUTES)
     fixed.add_argument("--zero", type=int, choices=(0, 1, 2, 3))
     fixed.add_argument("--schedule", choices=("1f1b", "gpipe"))
+    fixed.add_argument("--uneven", action="store_true", help="stages may differ by a layer where pp does not divide")
     fixed.add_argument("--no-sp", action="store_true", help="no sequence parallelism beside tp")
     parser.add_argument("--top", type=int, default=10, help="layouts that are shown (10)")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -70,12 +71,15 @@ def plan(words: list[str]) -> int:
     for name in (*LAYOUT, "batch", "gpus", "gpus_per_node", "top", "measured", "price", "efficiency"):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"option --{name.replace('_', '-')}: {value}: must be above 0")
+    if args.measure and args.peak is None:
+        raise UserError("option --measure: give --peak too: what this machine's device is rated at, as 989T")
     import dataclasses
 
     rates = {n: size(n, v) for n in ("memory", "peak", "intra", "inter") if (v := getattr(args, n)) is not None}
     rates |= {"efficiency": args.efficiency} if args.efficiency is not None else {}
     cluster = dataclasses.replace(spec.GPUS[args.gpu], gpus=args.gpus, gpus_per_node=args.gpus_per_node, **rates)
     given = {n: v for n in (*LAYOUT, "recompute", "zero", "schedule") if (v := getattr(args, n)) is not None}
+    given |= ({"sp": False} if args.no_sp else {}) | ({"uneven": True} if args.uneven else {})
     names = [n.replace("-", "_") for n in FIGURES]
     shape: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
     if negative := next((n for n, v in shape.items() if v < 1), None):
@@ -87,7 +91,7 @@ def plan(words: list[str]) -> int:
     told = verbs.planned(verbs.Planned(
         model=args.model, shape=shape, cluster=cluster, batch=args.batch, ramp=growth(args.ramp), state=args.state,
         tokens=size("tokens", args.tokens) if args.tokens else None, attention=args.attention,
-        fixed=given | ({"sp": False} if args.no_sp else {}), measured=args.measured, measure=args.measure,
+        fixed=given, measured=args.measured, measure=args.measure,
         price=args.price, top=args.top, out=args.out,
     ))  # fmt: skip
     from didact.report import page, plans

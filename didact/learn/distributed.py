@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+
+from didact.parallel import launch
 
 
 def on_cpu(module: nn.Module) -> bool:
@@ -17,7 +18,7 @@ def on_cpu(module: nn.Module) -> bool:
 
 def rank(module: nn.Module) -> tuple[int, int]:
     """This process's number and how many there are; 0 of 1 without a launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launch.world() == 1:
         return 0, 1
     state = PartialState(cpu=on_cpu(module))
     return state.process_index, state.num_processes

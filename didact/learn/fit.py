@@ -26,6 +26,7 @@ from didact.learn import checkpoint, distributed, interrupts, schedules
 from didact.learn.checkpoint import State
 from didact.learn.masters import Masters
 from didact.models import head
+from didact.parallel import launch
 from didact.progress import Bar
 from didact.types import Fit, UserError
 
@@ -209,6 +210,7 @@ def fit(
     """
     if fit.replay:  # whoever can mix text in has done so (`language.train`)
         raise UserError(f"replay = {fit.replay}: {name}: this training has no streams of text to mix general text into")
+    launch.check(fit.precision)
     AcceleratorState._reset_state()  # a process may fit twice with different precision
     accelerator = Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[fit.precision], cpu=distributed.on_cpu(module)

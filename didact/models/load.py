@@ -21,6 +21,7 @@ from didact.data import encode
 from didact.data.templates import Condition
 from didact.models import adapters, cache, logit_ensemble, modules, opening, places
 from didact.models.model import CONDITION, QUANTIZED, Kind, Model
+from didact.parallel import launch
 from didact.types import UserError
 
 DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
@@ -274,19 +275,21 @@ def _doubts(model: Model) -> Iterator[str]:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name; without one the accelerator, where there is one.
+    """The device of that name; without one the accelerator, where there is one; of several processes each its own.
 
     Raises:
         UserError: it cannot be used.
     """
-    if name is None:
-        return (
-            torch.accelerator.current_accelerator() or torch.device("cpu")
-            if torch.accelerator.is_available()
-            else torch.device("cpu")
-        )
     try:
-        device = torch.device(name)
+        if name is not None:
+            device = torch.device(name)
+        elif torch.accelerator.is_available():
+            device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        else:
+            device = torch.device("cpu")
+        if device.type != "cpu" and device.index is None and launch.world() > 1:
+            device = torch.device(*launch.device(device.type, torch.accelerator.device_count()))
+            torch.accelerator.set_device_index(device)  # before anything is put there: the first would be filled by all
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' cannot be used: {_first_line(error)}") from None

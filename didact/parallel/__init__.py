@@ -5,6 +5,7 @@
     work      floating-point operations, and bytes between ranks
     pipeline  the order of a pipeline's passes, run through event by event
     ramp      batches that grow while a run goes on
+    launch    what a launcher asked for, and which device is this process's
     planner   what is legal, what it takes, the ranking, and why the first is first
 
 Sources: Smith et al. 2022, arXiv:2201.11990; Korthikanti et al. 2022, arXiv:2205.05198 (activations);

@@ -83,7 +83,7 @@ def refusal(job: Job, layout: Layout) -> str | None:
         return f"tp {tp} does not divide {kv if kv % tp else model.heads} heads"
     if model.inner % tp or any(block.sharded % tp for block in model.each):
         return f"tp {tp} does not divide the matrices of a layer"
-    if model.layers % (pp * layout.chunks):
+    if model.layers % (pp * layout.chunks) and not (layout.uneven and layout.chunks == 1 and pp < model.layers):
         return f"pp x chunks = {pp * layout.chunks} does not divide {model.layers} layers"
     if layout.ranks != job.cluster.gpus:
         return f"pp {pp} x dp {layout.dp} x tp {tp} is not the {job.cluster.gpus} GPUs there are"
@@ -98,7 +98,8 @@ def refusal(job: Job, layout: Layout) -> str | None:
 
 def estimate(job: Job, layout: Layout) -> Estimate:
     """What a legal layout takes, by the stage whose rank is fullest."""
-    told = {number: _memory(job, layout, number) for number in {0, layout.pp - 1}}  # those between hold less
+    told = {number: _memory(job, layout, number) for number in {0, min(1, layout.pp - 1), layout.pp - 1}}
+    # Stages further on hold no more than the second.
     fullest = max(told, key=lambda number: sum(told[number].values()))
     seconds = work.seconds(job.model, job.cluster, layout, job.policy)
     done = work.flops(job.model, layout.batch, layout.recompute)
@@ -135,7 +136,8 @@ def layouts(job: Job, fixed: Mapping[str, Any]) -> Iterator[Layout]:
                             for chunks in tried("chunks", CHUNKS if pp > 1 else (1,)):
                                 yield Layout(
                                     pp=pp, dp=dp, tp=tp, micro=micro, batch=job.batch, recompute=recompute, zero=zero,
-                                    sp=fixed.get("sp", tp > 1), chunks=chunks, schedule=fixed.get("schedule", "1f1b"),
+                                    sp=fixed.get("sp", tp > 1), chunks=chunks, uneven=fixed.get("uneven", False),
+                                    schedule=fixed.get("schedule", "1f1b"),
                                 )  # fmt: skip
 
 

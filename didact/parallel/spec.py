@@ -131,7 +131,8 @@ class ClusterSpec:
 class Layout:
     """How a model lies on a cluster: `pp` stages, `dp` copies, `tp` parts of a layer; `micro` sequences a pass.
 
-    `chunks` is how many parts of a stage are interleaved, `sp` whether what tensor parallelism leaves whole is split
+    `uneven` stages differ by a layer where their number does not divide, and the slowest sets the pace. `chunks` is how
+    many parts of a stage are interleaved, `sp` whether what tensor parallelism leaves whole is split
     along the sequence, `zero` the stage of ZeRO over the copies.
     """
 
@@ -145,6 +146,7 @@ class Layout:
     sp: bool = False
     chunks: int = 1
     schedule: Schedule = "1f1b"
+    uneven: bool = False
 
     @property
     def ranks(self) -> int:
@@ -176,12 +178,23 @@ def padded(model: ModelSpec, tp: int) -> int:
 
 
 def stage(model: ModelSpec, layout: Layout, number: int) -> tuple[Block, ...]:
-    """The layers of a stage; interleaved, every chunk takes the next ones of the model."""
+    """The layers of a stage; interleaved, every chunk takes the next ones of the model.
+
+    What is left over goes to the stages behind the first, which holds the embedding and most micro-batches.
+    """
     each, parts = model.each, layout.pp * layout.chunks
-    size = len(each) // parts
+    size, over = divmod(len(each), parts)
+    if over and layout.uneven:
+        begins = [n * size + min(max(n - 1, 0), over) for n in range(parts + 1)]
+        return each[begins[number] : begins[number + 1]]
     return tuple(
         block for c in range(layout.chunks) for block in each[(c * layout.pp + number) * size :][:size]
     )  # fmt: skip
+
+
+def slowest(model: ModelSpec, layout: Layout) -> int:
+    """Layers of the stage that has most."""
+    return math.ceil(len(model.each) / layout.pp)
 
 
 def within(model: ModelSpec, context: int) -> ModelSpec:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from didact.parallel import memory
 from didact.parallel.memory import State
-from didact.parallel.spec import ClusterSpec, Layout, ModelSpec, Recompute
+from didact.parallel.spec import ClusterSpec, Layout, ModelSpec, Recompute, slowest
 
 FORWARD, BACKWARD = 2.0, 4.0  # operations a weight and token
 
@@ -57,7 +57,7 @@ def traffic(model: ModelSpec, layout: Layout, policy: State) -> Traffic:
     """
     width, m, t, n = policy.weights, layout.micros, layout.tp, layout.dp
     states = layout.micro * model.context * model.hidden * width
-    reduces = (6 if layout.recompute == "full" else 4) * len(model.each) / layout.pp * m
+    reduces = (6 if layout.recompute == "full" else 4) * slowest(model, layout) * m
     passed = 2 * m * layout.chunks * states if layout.pp > 1 else 0
     weights, gradients = policy.weights, policy.gradients
     each = {
@@ -90,6 +90,7 @@ def seconds(model: ModelSpec, cluster: ClusterSpec, layout: Layout, policy: Stat
     What is sent is taken as not hidden behind computing: an upper bound that overlapping engines come below.
     """
     compute = flops(model, layout.batch, layout.recompute).hardware
+    compute *= slowest(model, layout) * layout.pp / len(model.each)
     compute /= layout.ranks * cluster.peak * cluster.efficiency
     sent, n = traffic(model, layout, policy), cluster.gpus_per_node
     # Ranks of a group lie a stride apart: it stays in a node where its whole extent does.

@@ -14,6 +14,7 @@ from didact import catalogue, files, folders, options, values
 from didact.data import convert, read
 from didact.infer import addresses
 from didact.models import places
+from didact.parallel import launch
 from didact.requests import Common, Comparison, Request
 from didact.types import RECORDS, UserError
 from didact.verbs import inputs
@@ -29,6 +30,7 @@ def run(request: Request) -> None:
     Raises:
         UserError: something is missing or wrong.
     """
+    launch.check()
     entry = catalogue.entry(request.method)
     if request.preset:
         catalogue.preset_of(entry, request.preset)
@@ -75,6 +77,7 @@ def comparison(request: Comparison) -> None:
     Raises:
         UserError: something is missing or wrong.
     """
+    launch.alone("compare")
     named = {"--model": request.model, "--gold": request.gold, "--judge": request.judge}
     named |= {f"arm {name}": name for name in request.arms if name.endswith(YAML)}
     _out(request.out, "comparison", named | {f"--{k}": path for k, path in request.data.items()})
