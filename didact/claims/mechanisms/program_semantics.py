@@ -1,9 +1,12 @@
 """The claim of program-semantics: states of a model that writes programs hold what the programs mean.
 
-World: a line of twelve fields (`worlds.robots.Lines`), programs of two to four words. The model reads where the robot
+World: a square of nine fields (`worlds.robots.Grids`), programs of two to four words. The model reads where the walker
 is before and after; where it is between is nowhere in the text. It writes programs for pairs that no training showed.
 Compared are the same programs and vectors under the words' own meanings and dealt anew. An untrained copy reads the
 start and the end too, which tells something of what is between: the gap has to be larger than its.
+
+An earlier world, a line of twelve fields, was not learnt in the time of a claim: seeds 0 to 4 had been seen by then, so
+the claim is tested on others, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from didact.tools import robots
 from didact.types import Demo
 
 problem = example.problem
-SIZES = {"smoke": (150, 20), "quick": (1_000, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
+SIZES = {"smoke": (150, 20), "quick": (2_000, example.STEPS), "full": (4_000, 2_000)}  # specifications, training steps
+FRESH = 100  # before the first test seed
 SERIES = (0, 50, 150, 400)  # further checkpoints of the full tier: trainings as long
 
 
@@ -34,6 +38,7 @@ def run(
 ) -> runner.Measured:
     """One seed: a writer of programs, and what its states hold beside an untrained copy's."""
     count, trained = SIZES[tier]
+    seed += FRESH
     demos, asked = example.WORLD.demos(10_000 + seed, count), example.WORLD.demos(20_000 + seed, count // 5, asked=True)
     model = example.writer(seed, trained if steps is None else steps, ends)
     found = _examined(model, demos, seed, offsets, **options)
@@ -109,7 +114,10 @@ CLAIM = runner.Claim(
         "copy does not do."
     ),
     run=run,
-    gates=(gate("it learnt the language", "now.accuracy", at_least=0.25, unit="probe accuracy"),),
+    gates=(
+        gate("it learnt the language", "now.accuracy", at_least=0.25, unit="probe accuracy"),
+        gate("it writes right programs", "writer.correct", at_least=0.5, unit="share"),
+    ),
     tests=(
         difference("it writes programs that do what is asked", "writer.correct", "given.correct", "share", margin=0.05),
         bound(MEANING, "now.gap", unit="accuracy"),
