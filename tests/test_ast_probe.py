@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +178,56 @@ def test_python_without_remarks_and_with_strings_whole() -> None:
     assert parsing.parse("def f(:", "python") is None
     accented = parsing.parse("é = 'ü'\nz = é", "python")
     assert accented and [accented[0][a:b] for a, b in trees.leaves(accented[1])] == ["é", "=", "'ü'", "z", "=", "é"]
+
+
+FOREIGN = {
+    "javascript": (
+        "// adds\nfunction add(a, b) {\n  return/* both */a + `${b} c`; /* done */\n}\n",
+        "function add ( a , b ) { return a + `${b} c` ; }",
+        ("program", "function_declaration", "formal_parameters", "statement_block", "return_statement"),
+    ),
+    "go": (
+        'func add(a, b int) int {\n\tx := a /* over\n lines */\n\treturn x + len("b c") // done\n}\n',
+        'func add ( a , b int ) int { x := a return x + len ( "b c" ) }',
+        ("source_file", "function_declaration", "parameter_list", "block", "return_statement"),
+    ),
+}
+
+
+@pytest.mark.parametrize("language", list(FOREIGN))
+def test_other_languages(language: str, tmp_path: Path) -> None:
+    program, words, labels = FOREIGN[language]
+    made = parsing.parse(program, language)
+    assert made is not None and "done" not in made[0]
+    text, tree = made
+    assert " ".join(text[leaf.start : leaf.end] for leaf in trees.leaves(tree)) == words
+    assert set(labels) <= {node.label for node in nodes(tree)}
+    assert parsing.parse(program[:-3], language) is None
+    assert [made] == [parsing.parse(text, language)]
+    (tmp_path / f"one{parsing.SUFFIXES[language]}").write_text(program + program.replace("add", "sum"))
+    found = list(parsing.functions(tmp_path, language))
+    assert [t.text.split("(")[0].split()[-1] for t in found] == ["add", "sum"]
+    result = ast_probe(
+        tiny("llama"), [Text(text=program.replace("add", f"f{n}")) for n in range(12)], language=language, rank=8,
+        layers=(1,), probe=QUICK,
+    )  # fmt: skip
+    assert result.findings["snippets"]["used"] == 12 and 0 <= result.metrics["f1"].after <= 1
+
+
+def nodes(tree: Any) -> Iterator[trees.Node]:
+    """Of a tree, from the root down."""
+    if isinstance(tree, trees.Node):
+        yield tree
+        for child in tree.children:
+            yield from nodes(child)
+
+
+def test_a_grammar_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for language, has in (("olden", {"language": lambda: 0}), ("empty", {})):
+        monkeypatch.setitem(sys.modules, f"tree_sitter_{language}", types.SimpleNamespace(**has))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=f"language {language}: tree-sitter cannot use its grammar") as caught:
+            parsing.parser(language)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "always", "unigram", "wordpiece"])

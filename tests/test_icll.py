@@ -12,6 +12,7 @@ from shapes import tiny
 from didact import mechanisms
 from didact.data import automata, encode
 from didact.evaluate import induction, languages, perplexity
+from didact.evaluate.references import hidden_states
 from didact.models import load, ngram_heads
 from didact.types import Fit, Text, UserError
 from didact.worlds.automata import Languages
@@ -97,6 +98,36 @@ def test_ngrams_count_what_followed_and_back_off():
     # Before the fifth token: 0 came first; before the last 0: after 2 nothing is known.
     assert two[5].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])  # 0 was followed by 1 and 2: a third is left
     assert two[4].tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])  # 2 is new: the counts of single symbols, plus one
+
+
+def test_baum_welch_with_one_state_counts_symbols_and_never_gets_less_likely():
+    strings, _, _ = hidden_states.split(np.array([[0, 1, 1, 3, 2, 1, 3, 0, 4]]), 3)  # 3 ends a string
+    assert strings.tolist() == [[[0, 1, 1], [2, 1, -1], [0, -1, -1]]]
+    one = np.full((1, 1, 3, 1), 1 / 3)
+    made, logp = hidden_states.improved(one, strings, 0.0)
+    assert np.allclose(made[0, 0, :, 0], [2 / 6, 3 / 6, 1 / 6]) and np.isclose(logp[0], 6 * np.log(1 / 3))
+    strings, _, _ = hidden_states.split(WORLD.prompts(TABLES[:5], [4]), 6)
+    chances, before = np.random.default_rng(0).dirichlet(np.ones(24), (5, 4)).reshape(5, 4, 6, 4), -np.inf
+    for _ in range(6):
+        chances, logp = hidden_states.improved(chances, strings, 0.0)
+        assert (logp >= before - 1e-9).all() and np.allclose(chances.sum((2, 3)), 1)
+        before = logp
+    assert hidden_states.improved(chances, strings, 0.0)[1].mean() > logp.mean() - 1e-9
+
+
+def test_baum_welch_finds_what_ngrams_cannot_and_sees_no_future():
+    # Of three states, each with one way on: 0 0 1 0 0 1 ...; what follows 0 depends on the one before.
+    ids = np.array([[*([0, 0, 1] * 3 + [2]) * 6]])
+    said = hidden_states.expected(ids, 2, states=3)
+    right = np.take_along_axis(said, np.minimum(ids, 1)[..., None], 2)[..., 0][0]
+    assert right[-10:-1].min() > 0.9 and languages.followers(ids, 2, 2)[0, 51].max() < 0.7
+    assert said[0, :9].tolist() == [[0.5, 0.5]] * 9 and not said[ids == 2].any()
+    of = of_world(3, 6)
+    whole = languages.fitted(of)
+    assert np.allclose(whole.sum(-1), of.truth.sum(-1) > 0)
+    cut = of.ids.copy()
+    cut[:, 30:] = np.where(cut[:, 30:] < 6, (cut[:, 30:] + 1) % 6, cut[:, 30:])
+    assert np.allclose(hidden_states.expected(cut, 6)[:, :30], whole[:, :30])
 
 
 def test_who_sees_the_future_is_stopped():

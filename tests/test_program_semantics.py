@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import tiny, tokenizer_of
 
+from didact import figures
 from didact.claims.mechanisms import program_semantics_real
 from didact.evaluate import probes, semantics
 from didact.evaluate.probes import NONE, ProbeConfig
@@ -58,20 +59,15 @@ def test_meanings_dealt_anew_and_back_are_as_before(start: Any, program: list[st
     assert robots.run(ROBOT, start, program, {}) == robots.run(ROBOT, start, program)
 
 
-def test_a_line() -> None:
-    line = robots.Line()
-    assert robots.run(line, [1, 5], ["jump", "step", "back", "back", "back"]) == [
-        [4, 5],
-        [4, 5],
-        [2, 5],
-        [0, 5],
-        [0, 5],
-    ]
-    semantics.check_meanings(robots.ALTERNATIVES["line"], line.actions)
-    asked, others = (worlds.Lines().demos(0, 60, asked=asked) for asked in (True, False))
+def test_a_grid() -> None:
+    grid = robots.Grid()
+    trace = robots.run(grid, [1, 0, 3], ["north", "east", "east", "south", "west"])
+    assert trace == [[1, 0, 3], [2, 0, 3], [2, 0, 3], [2, 1, 3], [1, 1, 3]]
+    semantics.check_meanings(robots.ALTERNATIVES["grid"], grid.actions)
+    asked, others = (worlds.Grids().demos(0, 60, asked=asked) for asked in (True, False))
     assert not {d.prompt for d in asked} & {d.prompt for d in others}
     for d in asked:
-        assert robots.run(line, d.extra["starts"][0], d.completion.split())[-1:] == d.extra["ends"]  # type: ignore[index]
+        assert robots.run(grid, d.extra["starts"][0], d.completion.split())[-1:] == d.extra["ends"]  # type: ignore[index]
 
 
 def test_karel() -> None:
@@ -160,13 +156,21 @@ def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_non
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_on_a_users_model_and_programs(arch: str) -> None:
     demos = worlds.Robots(size=3).demos(1, 40)
-    result = program_semantics(tiny(arch), demos, source="given", offsets=(0, 1), probe=QUICK)
+    result = program_semantics(tiny(arch), demos, source="given", offsets=(0, 1), by_layer=True, probe=QUICK)
     found = result.findings
     assert found["correct"]["estimate"] == 1.0 and found["programs"]["run"] == 40 and not found["programs"]["crash"]
     assert list(found["content"]) == ["facing +0", "facing +1", "position +0", "position +1"]
     one = found["content"]["position +1"]
     assert {"majority", "accuracy", "untrained", "control", "gaps", "untrained_gaps"} <= set(one)
-    assert set(one["gaps"]) == {"turned", "swapped"} and len(result.figures) == 2
+    assert set(one["gaps"]) == {"turned", "swapped"} and len(result.figures) == 4
+    layer = found["by_layer"]["position +1"]
+    assert len(found["by_layer"]["layers"]) == len(layer["accuracy"]) == len(layer["control task"]) == 3
+    alone = program_semantics(tiny(arch), demos, source="given", offsets=(0, 1), probe=QUICK, layers=(1,)).findings
+    assert alone["content"]["position +1"]["accuracy"]["estimate"] == layer["accuracy"][1] and "by_layer" not in alone
+    drawn = result.figures[3]
+    assert isinstance(drawn, figures.Curves) and [line.name for line in drawn.lines] == [
+        "now", "control task, now", "untrained model, now", "1 word later",
+    ]  # fmt: skip
     assert set(result.metrics) == {"correct", "content", "gap"}
 
 

@@ -17,6 +17,7 @@ from didact.types import Text, UserError
 
 STRING = re.compile(r"string$|string_literal|char_literal")  # nodes that are one token, whatever stands in them
 FUNCTION = re.compile(r"(function|method).*(definition|declaration|item)$")
+EXTRA = ("python", "javascript", "go")  # grammars that come with didact[code]
 SUFFIXES = {
     "python": ".py", "javascript": ".js", "typescript": ".ts", "go": ".go", "java": ".java", "rust": ".rs", "c": ".c",
     "cpp": ".cpp", "ruby": ".rb", "php": ".php",
@@ -30,16 +31,20 @@ def parser(language: str) -> Any:
     """Tree-sitter's parser of a language, whose grammar is the package `tree-sitter-LANGUAGE`.
 
     Raises:
-        UserError: tree-sitter or the grammar is not installed.
+        UserError: tree-sitter or the grammar is not installed, or the two do not go together.
     """
+    name = language.lower().replace("-", "_")
     try:
         core = importlib.import_module("tree_sitter")
-        grammar = importlib.import_module(f"tree_sitter_{language.replace('-', '_')}")
+        grammar = importlib.import_module(f"tree_sitter_{name}")
     except ImportError:
-        package = "'didact[code]'" if language == "python" else f"tree-sitter tree-sitter-{language}"
+        package = "'didact[code]'" if language in EXTRA else f"tree-sitter tree-sitter-{language}"
         raise UserError(f"language {language}: needs tree-sitter and its grammar: pip install {package}") from None
-    found = getattr(grammar, "language", None) or getattr(grammar, f"language_{language}")
-    return core.Parser(core.Language(found()))
+    found = getattr(grammar, "language", None) or getattr(grammar, f"language_{name}", None)
+    try:
+        return core.Parser(core.Language(found()))  # type: ignore[misc]
+    except (TypeError, ValueError) as error:  # no grammar in it, or one of another version
+        raise UserError(f"language {language}: tree-sitter cannot use its grammar: {error}") from None
 
 
 def parse(text: str, language: str) -> tuple[str, Node] | None:
@@ -51,7 +56,8 @@ def parse(text: str, language: str) -> tuple[str, Node] | None:
         return None
     if cuts := list(_remarks(root)):
         for start, end in reversed(cuts):
-            code = code[:start] + code[end:]
+            # Words on both sides of a remark stay two; where a line ends in it, some languages end a statement.
+            code = code[:start] + (b"\n" if b"\n" in code[start:end] else b" ") + code[end:]
         code = b"\n".join(line.rstrip() for line in code.splitlines() if line.strip())
         root = read.parse(code).root_node
         if root.has_error:

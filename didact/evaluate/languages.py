@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from didact.data import automata, encode
 from didact.data.encode import TokenizedExample
 from didact.evaluate import statistics
+from didact.evaluate.references import hidden_states
 from didact.models import build, forward, ngram_heads
 from didact.models.model import Model
 from didact.types import Metric, Text, UserError
@@ -154,6 +155,12 @@ def ngram(of: Prompts, n: int) -> Array:
     return np.asarray(said * (of.truth.sum(-1, keepdims=True) > 0))
 
 
+def fitted(of: Prompts) -> Array:
+    """`hidden_states.expected` of every prompt, a few at a time."""
+    parts = np.array_split(of.ids, max(1, len(of.ids) // 64))
+    return np.concatenate([hidden_states.expected(ids, of.truth.shape[2]) for ids in parts])
+
+
 def followers(ids: NDArray[np.int64], symbols: int, n: int) -> Array:
     """What an n-gram model of the prompt so far predicts, `(B, T, V)`, backing off to shorter ones.
 
@@ -216,7 +223,7 @@ def check_floor(excess: Array, name: str) -> None:
 
 
 def findings(arms: Mapping[str, Model], of: Prompts) -> dict[str, Any]:
-    """What the models of every arm, and n-grams, predict of held-out languages; intervals are over prompts.
+    """What the models of every arm, n-grams and Baum-Welch predict of held-out languages; intervals are over prompts.
 
     Raises:
         UserError: one is better than can be.
@@ -224,6 +231,7 @@ def findings(arms: Mapping[str, Model], of: Prompts) -> dict[str, Any]:
     out: dict[str, Any] = {"prompts": len(of.ids), "predictors": {}, "by_string": {"accuracy": {}, "tvd": {}}}
     said = {name: predicted(model, of) for name, model in arms.items()}
     also: dict[str, tuple[Array, Array | None]] = {f"{n}-gram": (ngram(of, n), None) for n in (2, 3)}
+    also["Baum-Welch"] = (fitted(of), None)
     also["any symbol"] = (np.full(of.truth.shape, 1 / of.truth.shape[2]), None)
     for name, (p, logp) in {**said, **also}.items():
         found = scores(p, logp, of)

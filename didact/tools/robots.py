@@ -1,7 +1,7 @@
 """Languages whose programs move a robot: what a word does to a state, and what may be asked of a state.
 
 A language is any object with `actions`, `step(state, action) -> state` (None where it crashes) and
-`labels(state) -> {name: value}`. States are plain JSON. `Line` and `Robot` have three words each; `Karel` is Karel
+`labels(state) -> {name: value}`. States are plain JSON. `Grid` has four words, `Robot` three; `Karel` is Karel
 without control flow.
 
 Source: Jin & Rinard, arXiv:2305.11169.
@@ -31,21 +31,20 @@ class Language(Protocol):
 
 
 @dataclass(frozen=True)
-class Line:
-    """A robot on a line of fields: a state is `[x, size]`; a move beyond either end does nothing."""
+class Grid:
+    """A walker on a square of fields: a state is `[x, y, size]`; a step against the border does nothing."""
 
-    actions: ClassVar[tuple[str, ...]] = ("step", "jump", "back")
-    moves: ClassVar[Mapping[str, int]] = {"step": 1, "jump": 3, "back": -2}
+    actions: ClassVar[tuple[str, ...]] = ("north", "east", "south", "west")
 
     def step(self, state: Any, action: str) -> Any:
-        """Go so many fields."""
-        x, size = state
-        to = x + self.moves[action]
-        return [to if 0 <= to < size else x, size]
+        """Go one field."""
+        x, y, size = state
+        dx, dy = FACING[self.actions.index(action)]
+        return [min(max(x + dx, 0), size - 1), min(max(y + dy, 0), size - 1), size]
 
     def labels(self, state: Any) -> Mapping[str, Hashable]:
         """Where it is."""
-        return {"position": state[0]}
+        return {"position": tuple(state[:2])}
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,14 @@ def _wall(x: int, y: int, walls: Any, size: int) -> bool:
     return not (0 < x < size - 1 and 0 < y < size - 1) or [x, y] in walls
 
 
-LANGUAGES: dict[str, Any] = {"line": Line, "robot": Robot, "karel": Karel}
+LANGUAGES: dict[str, Any] = {"grid": Grid, "robot": Robot, "karel": Karel}
 MARKERS = {"pick_marker": "put_marker", "put_marker": "pick_marker"}
 # Words dealt anew, `{word: the word whose meaning it has}`: bijections over the same states. A swap of the turns only
 # mirrors where it looks, and is a weak alternative.
 ALTERNATIVES: dict[str, dict[str, dict[str, str]]] = {
-    "line": {
-        "turned": {"step": "jump", "jump": "back", "back": "step"},
-        "turned back": {"step": "back", "jump": "step", "back": "jump"},
+    "grid": {
+        "turned": {"north": "east", "east": "south", "south": "west", "west": "north"},
+        "swapped": {"north": "east", "east": "north", "south": "west", "west": "south"},
     },
     "robot": {
         "turned": {"left": "right", "right": "move", "move": "left"},

@@ -1,9 +1,14 @@
 """The claim of program-semantics: states of a model that writes programs hold what the programs mean.
 
-World: a line of twelve fields (`worlds.robots.Lines`), programs of two to four words. The model reads where the robot
+World: a square of nine fields (`worlds.robots.Grids`), programs of two to four words. The model reads where the walker
 is before and after; where it is between is nowhere in the text. It writes programs for pairs that no training showed.
 Compared are the same programs and vectors under the words' own meanings and dealt anew. An untrained copy reads the
 start and the end too, which tells something of what is between: the gap has to be larger than its.
+
+There are few pairs of fields, so what a probe is scored on is drawn `SPLITS` times. An earlier world, a line of twelve
+fields, was not learnt in the time of a claim, and one split was too noisy: seeds 0 to 4 and 100 to 104 had been seen
+by then, so the claim is tested on others, from `FRESH` on. That the model is good is tested; the gate is on the form of
+its programs, which every sabotage leaves.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from didact.types import Demo
 
 problem = example.problem
 SIZES = {"smoke": (150, 20), "quick": (1_000, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
+FRESH = 200  # before the first test seed
+SPLITS = 4
 SERIES = (0, 50, 150, 400)  # further checkpoints of the full tier: trainings as long
 
 
@@ -34,25 +41,37 @@ def run(
 ) -> runner.Measured:
     """One seed: a writer of programs, and what its states hold beside an untrained copy's."""
     count, trained = SIZES[tier]
+    seed += FRESH
     demos, asked = example.WORLD.demos(10_000 + seed, count), example.WORLD.demos(20_000 + seed, count // 5, asked=True)
     model = example.writer(seed, trained if steps is None else steps, ends)
     found = _examined(model, demos, seed, offsets, **options)
     written = semantics.written(model, asked, example.WORLD.language, example.OPTIONS["max_new_tokens"])
     right = [words for demo, words in zip(asked, written, strict=True) if words and _does(demo, words)]
     arms = {
-        "writer": {"correct": len(right) / len(asked), "words": _mean([len(w) for w in right] or [math.nan])},
+        "writer": {
+            "correct": len(right) / len(asked),
+            "programs": _mean(bool(words) for words in written),
+            "words": _mean([len(w) for w in right] or [math.nan]),
+        },
         "given": {"correct": _by_chance(asked, seed), "words": _mean(len(d.completion.split()) for d in asked)},
-        **_arms(found, offsets),
+        **found,
     }
     for step in SERIES if tier == "full" and ends and steps is None else ():
         early = _examined(example.writer(seed, step), demos, seed, (0,))
-        arms[f"after {step} steps"] = {"gap": _arms(early, (0,))["now"]["gap"]}
+        arms[f"after {step} steps"] = {"gap": early["now"]["gap"]}
     return arms
 
 
-def _examined(model: Any, demos: Sequence[Demo], seed: int, offsets: tuple[int, ...], **options: Any) -> dict[str, Any]:
-    named = assemble(mechanisms.program_semantics, example.OPTIONS | {"offsets": offsets, "seed": seed} | options)
-    return mechanisms.program_semantics(model, demos, **named).findings
+def _examined(
+    model: Any, demos: Sequence[Demo], seed: int, offsets: tuple[int, ...], **options: Any
+) -> dict[str, dict[str, float]]:
+    """`_arms`, the mean over splits."""
+    arms = []
+    for split in range(SPLITS):
+        asked = example.OPTIONS | {"offsets": offsets, "seed": seed * SPLITS + split} | options
+        named = assemble(mechanisms.program_semantics, asked)
+        arms.append(_arms(mechanisms.program_semantics(model, demos, **named).findings, offsets))
+    return {arm: {name: _mean(a[arm][name] for a in arms) for name in arms[0][arm]} for arm in arms[0]}
 
 
 def _arms(found: Mapping[str, Any], offsets: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -109,8 +128,10 @@ CLAIM = runner.Claim(
         "copy does not do."
     ),
     run=run,
-    gates=(gate("it learnt the language", "now.accuracy", at_least=0.25, unit="probe accuracy"),),
+    gates=(gate("it writes programs of the language", "writer.programs", at_least=0.9, unit="share"),),
     tests=(
+        bound("it learnt the language", "writer.correct", 0.5, unit="share"),
+        bound("where the walker is can be read", "now.accuracy", 0.25, unit="probe accuracy"),
         difference("it writes programs that do what is asked", "writer.correct", "given.correct", "share", margin=0.05),
         bound(MEANING, "now.gap", unit="accuracy"),
         difference("which an untrained copy does less", "now.gap", "now.untrained_gap", "accuracy"),

@@ -1,4 +1,4 @@
-"""A model that learnt to write programs for a robot from what is before and after them, and nothing between."""
+"""A model that learnt to write programs for a walker from what is before and after them, and nothing between."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from didact.models.model import Model
 from didact.types import Demo, Fit
 from didact.worlds import robots
 
-WORLD = robots.Lines()
-STEPS, CORPUS = 600, 20_000
-OPTIONS: dict[str, Any] = {"language": "line", "probe.epochs": 15, "max_new_tokens": 12, "source": "given"}
+WORLD = robots.Grids()
+STEPS, CORPUS = 500, 20_000
+OPTIONS: dict[str, Any] = {"language": "grid", "probe.epochs": 15, "max_new_tokens": 12, "source": "given"}
 
 
 def problem(seed: int) -> Problem:
     """A small model, and specifications, a fifth of which it did not see."""
-    return Problem(model=writer(seed, STEPS), data={"programs": WORLD.demos(10_000 + seed, 1_000)}, options=OPTIONS)
+    return Problem(
+        model=writer(seed, STEPS),
+        data={"programs": WORLD.demos(10_000 + seed, 2_000)},
+        options=OPTIONS | {"by_layer": True},
+    )
 
 
 def writer(seed: int, steps: int, ends: bool = True) -> Model:
@@ -28,7 +32,7 @@ def writer(seed: int, steps: int, ends: bool = True) -> Model:
     demos = WORLD.demos(seed, CORPUS, asked=False)
     if not ends:
         demos = [mixed(demo, other) for demo, other in zip(demos, [*demos[1:], demos[0]], strict=True)]
-    fit = Fit(lr=6e-3, steps=steps, rows=64, schedule="linear", warmup_steps=30, betas=(0.9, 0.98), seed=seed)
+    fit = Fit(lr=6e-3, steps=steps, rows=128, schedule="linear", warmup_steps=30, betas=(0.9, 0.98), seed=seed)
     texts = [f"{d.prompt} {d.completion}" for d in demos[:2_000]]
     blank = lab.blank("llama", texts, 330, d=64, layers=2, heads=4, context=64, seed=seed)
     return lab.tuned(blank, demos, fit) if steps else blank

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from didact import figures
 from didact.bounds import Count
-from didact.evaluate import probes, semantics, statistics
+from didact.evaluate import probes, semantic_figures, semantics, statistics
 from didact.evaluate.probes import ProbeConfig
-from didact.evaluate.semantics import TRUE, Content
+from didact.evaluate.semantics import TRUE
 from didact.infer import functions
 from didact.models import hidden, untrained
 from didact.models.model import Model
@@ -45,6 +44,7 @@ def program_semantics(
     offsets: tuple[int, ...] = (0, 1, 2, -1),
     layers: tuple[int, ...] = (),
     only_correct: bool = False,
+    by_layer: bool = False,
     max_new_tokens: Count = 24,
     probe: ProbeConfig = ProbeConfig(),
     seed: int = 0,
@@ -65,13 +65,14 @@ def program_semantics(
         model: a causal model that writes programs.
         programs: specifications (`prompt`) and a program that fits each (`completion`), with the states that it leads
             from and to (fields `starts` and `ends`, as many of each; the program is traced from the first).
-        language: what words mean: line, robot, karel, or your own `module:function`, which gives an object with
+        language: what words mean: grid, robot, karel, or your own `module:function`, which gives an object with
             `actions`, `step(state, action) -> state` (None: crash), `labels(state) -> {name: value}`, and perhaps
             `alternatives`, `{name: {word: word whose meaning it takes}}`.
         source: whose programs are probed: the model's own, or those given.
         offsets: how many words later (or, negative, earlier) the state is that is read.
         layers: those that a state is the mean of; all by default, 0 the embeddings.
         only_correct: probe only programs that do what is asked.
+        by_layer: also probe every layer by itself.
         max_new_tokens: tokens a program may have.
         probe: the probe and its training.
         seed: of the split, the probes, the control task and the untrained copy.
@@ -102,9 +103,11 @@ def program_semantics(
     specs = [p.spec for p in probed for _ in p.words]
     parts = probes.split(specs, probe.test, probe.valid, seed)
     tasks = semantics.labels(probed, known, list(meanings), offsets)
-    found = {}
+    found, stores = {}, {}
     for name, of in (("trained", model), ("untrained", untrained.untrained(model, seed))):
-        store = hidden.record(of, [p.ids for p in probed], [[(i,) for i in p.places] for p in probed], layers or None)
+        store = stores[name] = hidden.record(
+            of, [p.ids for p in probed], [[(i,) for i in p.places] for p in probed], layers or None
+        )
         read = lambda index, store=store: store.take(index, store.layers)  # noqa: E731
         found[name] = semantics.contents(read, probed, tasks, parts, probe, seed)
 
@@ -121,9 +124,11 @@ def program_semantics(
             for (name, offset), content in found["trained"].items()
         },
     }
-    result.figures = [
-        _bars(found["trained"], found["untrained"], name, list(names)) for name in _labels(found["trained"])
-    ]
+    both = found["trained"], found["untrained"]
+    result.figures = [semantic_figures.bars(*both, name, list(names)) for name in dict.fromkeys(n for n, _ in both[0])]
+    if by_layer:
+        result.findings["by_layer"], drawn = semantic_figures.by_layer(stores, probed, tasks, parts, probe, seed)
+        result.figures += drawn
     first = next(iter(found["trained"].values()))
     least = min((first.gap(name) for name in names), key=lambda gap: gap.estimate)
     accuracy = first.accuracy()
@@ -147,25 +152,3 @@ def _language(name: str) -> Any:
     if missing := [part for part in ("actions", "step", "labels") if not hasattr(found, part)]:
         raise UserError(f"language '{name}': has no {', '.join(missing)}")
     return found
-
-
-def _labels(found: Mapping[tuple[str, int], Content]) -> list[str]:
-    return list(dict.fromkeys(name for name, _ in found))
-
-
-def _bars(
-    found: Mapping[tuple[str, int], Content], blank: Mapping[tuple[str, int], Content], label: str, names: Sequence[str]
-) -> figures.Figure:
-    """Accuracies of one label by offset, under each meaning."""
-    bars = []
-    for (name, offset), content in found.items():
-        if name == label:
-            group = (
-                "now"
-                if not offset
-                else f"{abs(offset)} word{'s' * (abs(offset) > 1)} {'later' if offset > 0 else 'before'}"
-            )
-            rows = [("original", content.accuracy()), *((f"meanings {n}", content.accuracy(n)) for n in names),
-                    ("untrained model", blank[name, offset].accuracy())]  # fmt: skip
-            bars += [figures.Bar(of, *interval, group=group) for of, interval in rows]
-    return figures.Bars(title=f"What is read of the robot: {label}", x="probe accuracy", bars=bars)
