@@ -17,7 +17,7 @@ from scipy import stats
 from shapes import tiny
 
 from didact.evaluate import label_streams, prism, prism_report
-from didact.evaluate.references import bayes, search
+from didact.evaluate.references import bayes, sampled, search
 from didact.learn import episodes, function_laws, functions
 from didact.learn.function_laws import FunctionConfig
 from didact.learn.functions import Gaussian, Mixture, Pool, Signs
@@ -162,6 +162,32 @@ def test_sparse_bayes_beats_the_lasso_and_nothing_beats_bayes() -> None:
         found = {name: (f(x, y).mean - y).square().mean().item() for name, f in prism.named(law).items()}
         best = found.pop("Bayes")
         assert all(best <= loss + 1e-9 for loss in found.values()), (law, best, found)
+
+
+@pytest.mark.parametrize("law", [functions.Laplace(dim=8, scale=0.5), functions.Sparse(dim=8, active=2), Signs(dim=8)])
+def test_ridge_assumes_the_second_moment_of_the_weights(law: Any) -> None:
+    x = np.broadcast_to(np.eye(8), (4000, 8, 8))  # answers are the weights
+    assert np.isclose(prism._moments(law), np.sqrt((law.values(np.random.default_rng(0), x) ** 2).mean()), rtol=0.05)
+
+
+def test_the_mean_under_a_laplace_prior_is_that_of_quadrature_and_beats_the_lasso_and_ridge() -> None:
+    prompts = functions.Laplace(dim=2, rows=5, noise=0.7, scale=0.5)(3, 6)
+    x, y = prompts["x"].double(), prompts["y"][..., 0].double()
+    found = sampled.laplace(x, y, 0.5, 0.7, draws=1500)
+    axis = torch.linspace(-6, 6, 601, dtype=torch.float64)
+    w = torch.cartesian_prod(axis, axis)
+    for t in range(5):
+        apart = (y[:, None, :t] - torch.einsum("btd,wd->bwt", x[:, :t], w)).square().sum(-1)
+        belief = (-apart / (2 * 0.7**2) - w.abs().sum(-1) / 0.5).softmax(-1)
+        assert torch.allclose(found[:, t], ((belief @ w) * x[:, t]).sum(-1), atol=0.03)
+    assert not found[:, 0].any()  # of no rows, exactly
+    law = functions.Laplace(dim=4, rows=9, noise=0.5)
+    prompts = law(1, 300)
+    x, y = prompts["x"].double(), prompts["y"][..., 0].double()
+    known = prism.named(law)
+    lost = {n: (known[n](x, y).mean - y).square().mean() for n in ("Bayes, sampled", "lasso", "ridge", "least squares")}
+    assert lost["Bayes, sampled"] < min(v for n, v in lost.items() if n != "Bayes, sampled") and "Bayes" not in known
+    assert "Bayes, sampled" not in prism.named(functions.Laplace(dim=4, rows=9))  # without noise no chain moves
 
 
 def test_fourier_series() -> None:

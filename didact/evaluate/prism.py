@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from didact.data.streams import Tensors
 from didact.evaluate import curves, statistics
-from didact.evaluate.references import bayes, search
+from didact.evaluate.references import bayes, sampled, search
 from didact.learn import functions
 from didact.types import UserError
 
@@ -51,6 +52,9 @@ def named(law: Any) -> dict[str, bayes.Predictor]:
     plain = {"3 neighbours": search.neighbours, "averaging": search.average}
     if isinstance(law, functions.Sparse | functions.Laplace):
         plain["lasso"] = search.lasso
+    if isinstance(law, functions.Laplace) and law.noise:
+        # Not called "Bayes": the sampling's own error would lift the floor.
+        plain["Bayes, sampled"] = partial(sampled.laplace, scale=law.scale, noise=law.noise)
     if isinstance(law, functions.LowRank):
         plain["nuclear norm"] = search.nuclear
     if isinstance(law, functions.Signs) and law.dim > 14:
@@ -72,6 +76,10 @@ def _moments(law: Any) -> float:
     if isinstance(law, functions.Gaussian):
         mean, std = law.prior()
         return math.sqrt(float((mean**2 + std**2).mean()))
+    if isinstance(law, functions.Laplace):
+        return math.sqrt(2) * law.scale
+    if isinstance(law, functions.Sparse):
+        return math.sqrt(law.active / law.dim)
     return math.sqrt(1 / law.dim) if isinstance(law, functions.Signs) else 1.0
 
 
