@@ -174,6 +174,14 @@ def test_on_a_users_model_and_programs(arch: str) -> None:
     assert set(result.metrics) == {"correct", "content", "gap"}
 
 
+def test_a_program_that_crashes_under_other_meanings_alone_does_what_is_asked() -> None:
+    demos = worlds.Karels(size=5, shortest=2, longest=3, pairs=1).demos(2, 30)
+    found = program_semantics(
+        tiny("llama"), demos, language="karel", source="given", offsets=(0,), probe=QUICK
+    ).findings
+    assert found["programs"]["crash"] > 5 and found["correct"]["estimate"] == 1.0
+
+
 def mine() -> Any:
     """A language of the user's: a lamp."""
 

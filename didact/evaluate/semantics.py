@@ -62,15 +62,16 @@ def programs(
     texts: Sequence[list[str] | None],
     language: robots.Language,
     meanings: Mapping[str, Mapping[str, str]],
-) -> tuple[list[Program], dict[str, int]]:
-    """Programs with their traces, run from the first state of their specifications; and what was left out.
+) -> tuple[list[Program], dict[str, int], list[float]]:
+    """Programs with their traces, run from the first state of their specifications; what was left out; and of every
+    specification whether what was written does what is asked.
 
-    A program that crashes under one meaning is left out under all.
+    A program that crashes under one meaning is left out under all; what it does is a matter of its own meaning.
 
     Raises:
         UserError: a record lacks its states, or an interpreter cannot read them.
     """
-    out, left = [], {"no programs": 0, "crash": 0}
+    out, left, right = [], {"no programs": 0, "crash": 0}, [0.0] * len(demos)
     for number, (demo, words) in enumerate(zip(demos, texts, strict=True), 1):
         starts, ends = states(demo, number)
         if words is None:
@@ -85,12 +86,13 @@ def programs(
             raise UserError(
                 f"record {number}: field 'starts': the language cannot read {starts[0]!r}: {error}"
             ) from None
+        right[number - 1] = float(correct)
         if any(trace is None for trace in runs.values()):
             left["crash"] += 1
             continue
         ids, places = located(model, demo.prompt, words)
         out.append(Program(demo.prompt, tuple(words), correct, {k: v or [] for k, v in runs.items()}, ids, places))
-    return out, left
+    return out, left, right
 
 
 def states(demo: Demo, number: int = 1) -> tuple[list[Any], list[Any]]:

@@ -94,9 +94,8 @@ def program_semantics(
     meanings: dict[str, Mapping[str, str]] = {TRUE: {}, **names}
     given = [semantics.parsed(demo.completion, known) for demo in programs]
     texts = given if source == "given" else semantics.written(model, programs, known, max_new_tokens)
-    made, left = semantics.programs(model, programs, texts, known, meanings)
+    made, left, right = semantics.programs(model, programs, texts, known, meanings)
     correct = sum(p.correct for p in made)
-    right = [float(p.correct) for p in made] + [0.0] * (len(programs) - len(made))
     probed = [p for p in made if p.correct or not only_correct]
     if len({p.spec for p in probed}) < 3:
         raise UserError(f"{len(probed)} of {len(programs)} programs can be run: a probe takes three ({left})")
