@@ -189,7 +189,7 @@ def test_heads_in_a_users_model_learn_text_and_are_saved(arch, tmp_path):
     assert torch.equal(*made)
 
 
-@pytest.mark.parametrize("arch", ["transformer", "lstm", "linear-attention", "mamba"])
+@pytest.mark.parametrize("arch", ["transformer", "learned-positions", "lstm", "linear-attention", "mamba"])
 def test_other_architectures_take_heads(arch):
     records = WORLD.records([7], 40)
     result = mechanisms.icll(records, arch=arch, width=16, window=40, against=(), fit=Fit(steps=2, rows=8))

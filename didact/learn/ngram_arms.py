@@ -24,14 +24,15 @@ from didact.models.ngram_heads import Lookup, NGramHead
 from didact.types import Fit, UserError
 
 Arm = Literal["heads", "control", "uniform", "plain"]
-Arch = Literal["transformer", "gru", "lstm", "linear-attention", "mamba"]
+Arch = Literal["transformer", "learned-positions", "gru", "lstm", "linear-attention", "mamba"]
+BUILT: dict[str, build.Arch] = {"transformer": "llama", "learned-positions": "gpt2", "mamba": "mamba"}
 LOOKUPS: dict[str, Lookup] = {"heads": "ngram", "control": "zero", "uniform": "uniform"}
 
 
 def start(arch: Arch, tokenizer: Any, layers: int, width: int, window: int, seed: int) -> Model:
-    """A new model, of our layers or of transformers' Llama or Mamba, with a head of attention for 16 of its width."""
-    if arch in ("transformer", "mamba"):
-        kind: build.Arch = "llama" if arch == "transformer" else "mamba"
+    """A new model, of our layers or of transformers' Llama, GPT-2 or Mamba, with a head of attention for 16 of its
+    width."""
+    if kind := BUILT.get(arch):
         heads = max(1, width // 16)
         if width % heads:
             raise UserError(f"width = {width}: must be a multiple of 16, or less")

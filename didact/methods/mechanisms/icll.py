@@ -70,7 +70,7 @@ def icll(
     Args:
         text: documents; or prompts of formal languages, each with its automaton.
         model: a causal decoder; by default one is built.
-        arch: of a built one.
+        arch: of a built one; transformer has rotary positions.
         layers: of a built one.
         width: of a built one.
         vocabulary: of the byte-level BPE of a built one; symbols of a formal language are words.
