@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from didact import cli, files
+from didact import cli, files, verbs
 from didact.compare.work import Job
 from didact.models import build
 from didact.types import UserError
 from didact.verbs import spreading
-from didact.verbs.comparing import Comparison
 
+ASKED = "seeds 3"  # a request whose third job is refused
 JOBS = [Job("sft", 1e-3, 4, seed, "all") for seed in range(4)]
 
 
@@ -55,17 +55,18 @@ def timeless(out: Path) -> dict[str, object]:
     return units | {"rows": plain(files.read_json(out / "leaderboard.json")["rows"])}
 
 
-def killing(request: Comparison) -> spreading.Doer:
+def killing(request: tuple[Path, str]) -> spreading.Doer:
     """Jobs that write down who did them; the process of the first try at seed 1, and of every try at seed 2, dies."""
 
     def do(job: Job) -> dict[str, object]:
-        place = Path(request.out) / f"tried-{job.seed}"
+        out, how = request
+        place = out / f"tried-{job.seed}"
         tries = len(place.read_text().split()) if place.exists() else 0
         with place.open("a") as file:
             print(os.getpid(), file=file)
         if job.seed == 2 or (job.seed == 1 and not tries):
             os.kill(os.getpid(), signal.SIGKILL)
-        if job.seed == 3 and request.seeds == 3:
+        if job.seed == 3 and how == ASKED:
             raise UserError("no room")
         return {"metrics": {"seed": job.seed}}
 
@@ -82,7 +83,7 @@ def test_two_workers_give_what_one_process_gives_to_the_bit(asked, alone, tmp_pa
 
 
 def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_too(tmp_path, capfd):
-    with spreading.elsewhere(Comparison(out=str(tmp_path), workers=2), killing) as workers:
+    with spreading.elsewhere(killing, (tmp_path, ""), tmp_path, 2) as workers:
         found = dict(workers(JOBS))
     assert set(found) == set(JOBS)
     assert [found[j]["metrics"]["seed"] for j in JOBS if j.seed != 2] == [0, 1, 3]
@@ -90,7 +91,7 @@ def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_to
     assert [len((tmp_path / f"tried-{n}").read_text().split()) for n in range(4)] == [1, 2, 2, 1]
     assert "its process died" in capfd.readouterr().err
     with (
-        spreading.elsewhere(Comparison(out=str(tmp_path), workers=2, seeds=3), killing) as workers,
+        spreading.elsewhere(killing, (tmp_path, ASKED), tmp_path, 2) as workers,
         pytest.raises(UserError, match="no room"),
     ):
         list(workers([JOBS[0], JOBS[3]]))
@@ -121,12 +122,23 @@ def alive(group: int) -> list[str]:
     return [state for state in told.split() if not state.startswith("Z")]
 
 
+def test_seeds_of_a_claim_are_measured_elsewhere_and_give_the_same_card(tmp_path):
+    here = verbs.claim("vote-k", "smoke", False)
+    there = verbs.claim("vote-k", "smoke", False, folder=str(tmp_path / "kept"), workers=2)
+    assert there["arms"] == here["arms"] and there["tests"] == here["tests"]
+    assert (tmp_path / "kept" / "worker-0.log").exists()
+    (kept,) = (tmp_path / "kept").glob("intact-*.json")
+    assert files.read_json(kept)["seconds"] == pytest.approx(there["seconds"], abs=0.05)  # it is what the card has
+    with pytest.raises(UserError, match="give a folder that its nodes share"):
+        verbs.claim("vote-k", "smoke", False, on="auto")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--workers", "0"], "option --workers: 0: must be 1 or more"),
         (["--workers", "2", "--on", "auto"], "one of them"),
-        (["--gpus-per-arm", "1"], "what a unit takes of a cluster, with --on"),
+        (["--gpus-per-arm", "1"], "what one takes of a cluster, with --on"),
         (["--workers", "64", "--budget", "3-seconds"], "take each other's time"),
         (["--on", "127.0.0.1:1"], "--on 127.0.0.1:1: "),
     ],

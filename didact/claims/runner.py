@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from didact import files, folders
 from didact.claims import real, sources, verdict
@@ -89,6 +89,45 @@ class Claim:
         return own.replace("didact.claims.", "didact.methods.").removesuffix("_real"), own
 
 
+class Job(NamedTuple):
+    """One seed of a claim, intact or under a sabotage of this name, kept in a folder."""
+
+    method: str
+    tier: Tier
+    folder: str
+    sabotage: str | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What is told of it."""
+        return f"{self.method}, {self.sabotage or 'intact'}, seed {self.seed}"
+
+
+def jobs(claim: Claim, tier: Tier, sabotage: bool, folder: str) -> list[Job]:
+    """What `run` would measure."""
+    named = [None, *(s.name for s in claim.sabotages if sabotage and tier != "smoke")]
+    return [Job(claim.method, tier, folder, name, seed) for name in named for seed in _seeds(claim, tier)]
+
+
+def do(job: Job) -> dict[str, Any]:
+    """Measure one and keep it, for a `run` on that folder. What fails is left to that: it knows what it means."""
+    claim = load(job.method, job.tier)
+    broken = next((s for s in claim.sabotages if s.name == job.sabotage), None)
+    with contextlib.suppress(Exception), cache.private():
+        _unit(claim, broken, job.seed, job.tier, job.folder, _identity(claim, job.tier))
+    return {}
+
+
+def _seeds(claim: Claim, tier: Tier) -> range:
+    return range(claim.seeds.get(tier, FEWEST[tier]))
+
+
+def _identity(claim: Claim, tier: Tier) -> dict[str, Any]:
+    on = {"model": real.identity()} if tier == "real" else {}
+    return {"method": claim.method, "tier": tier, "code": _code(claim), "versions": _versions(), **on}
+
+
 def run(
     claim: Claim, tier: Tier = "quick", sabotage: bool = False, folder: str | Path | None = None, quiet: bool = False
 ) -> dict[str, Any]:
@@ -108,13 +147,11 @@ def run(
     """
     if tier not in get_args(Tier):
         raise UserError(f"tier '{tier}': choose from {', '.join(get_args(Tier))}")
-    seeds = range(claim.seeds.get(tier, FEWEST[tier]))
+    seeds = _seeds(claim, tier)
     sabotages = claim.sabotages if sabotage and tier != "smoke" else ()
     if folder:
         folders.enter(folder, "claim")
-    code, versions = _code(claim), _versions()
-    on = {"model": real.identity()} if tier == "real" else {}
-    identity = {"method": claim.method, "tier": tier, "code": code, "versions": versions, **on}
+    identity = _identity(claim, tier)
     seconds = 0.0
     with cache.private(), Bar(f"claim {claim.method}", len(seeds) * (1 + len(sabotages)), quiet=quiet) as bar:
 
@@ -144,10 +181,10 @@ def run(
         "verdict": None if tier == "smoke" else verdict.verdict(tests),
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
-        "versions": versions,
+        "versions": identity["versions"],
         "measured": _now(),
-        **on,
-        **code,
+        **({"model": identity["model"]} if tier == "real" else {}),
+        **identity["code"],
     }
 
 

@@ -115,6 +115,9 @@ def claim(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--scoreboard", default="scoreboard", help="folder the card is written to")
     parser.add_argument("--keep", help="folder that keeps finished seeds, to resume from")
+    parser.add_argument("--workers", type=int, default=1, help="processes of this machine that measure seeds (1)")
+    parser.add_argument("--on", metavar="CLUSTER", help="a Ray cluster does: auto, host:6379, ray://host:10001")
+    parser.add_argument("--gpus-per-seed", type=float, default=0.0, help="what a seed takes there (0)")
     args = parser.parse(words)
     if (args.method is not None) + args.all + (args.stalest is not None) > 1:
         raise UserError("give one of a method, --all and --stalest")
@@ -137,7 +140,9 @@ def claim(words: list[str]) -> int:
     codes = []
     for name in names:
         keep = str(Path(args.keep) / name) if args.keep else None
-        card = verbs.claim(name, args.tier, args.sabotage, args.scoreboard, keep)
+        card = verbs.claim(
+            name, args.tier, args.sabotage, args.scoreboard, keep, args.workers, args.on, args.gpus_per_seed
+        )
         codes.append(runner.exit_code(card))
         if args.json:
             import json

@@ -79,7 +79,8 @@ def _compared(
         for name, told in _planned(arms, setting).items():
             print(f"{name:16} {told}", file=sys.stderr)
         try:
-            with spreading.elsewhere(dataclasses.replace(request, overwrite=False), doer) as others:
+            asked, how = dataclasses.replace(request, overwrite=False), (request.workers, request.on)
+            with spreading.elsewhere(doer, asked, out, *how, request.gpus_per_arm) as others:
                 shared = dataclasses.replace(setting, elsewhere=others)
                 board = compare.run(arms, shared, lambda line: print(line, file=sys.stderr, flush=True))
         except KeyboardInterrupt as stop:
@@ -165,7 +166,7 @@ def prepare(
     inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
     functions.LIMIT["seconds"] = request.function_timeout
-    spreading.check(request)
+    spreading.check(request.workers, request.on, request.gpus_per_arm, request.budget)
     metrics = own.named(request.metric)
     Fit(**request.fit)  # a bad value is told before any work
     budget = Budget.parse(request.budget) if request.budget else None

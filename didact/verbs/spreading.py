@@ -1,7 +1,7 @@
-"""The jobs of a comparison in other processes: of this machine, or as tasks of a Ray cluster.
+"""The jobs of a comparison or a claim in other processes: of this machine, or as tasks of a Ray cluster.
 
-A job is done as it would be here, in the comparison's folder, which all of them share, and under its claim there. So
-what comes out is the same to the bit, and a process that dies loses its own job alone, back to the last checkpoint.
+A job is done as it would be here, in a folder that all of them share. So what comes out is the same to the bit, and a
+process that dies loses its own job alone, back to the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,61 +21,79 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from didact.compare.budget import Budget
-from didact.compare.work import Elsewhere, Job
-from didact.requests import Comparison
 from didact.types import UserError
 
-Doer = Callable[[Job], dict[str, Any]]
-Done = Iterator[tuple[Job, dict[str, Any]]]
+
+class Job(Protocol):
+    """Something to be done, of any kind that can be sent and compared."""
+
+    @property
+    def name(self) -> str:
+        """What is told of it."""
+
+
+Doer = Callable[[Any], dict[str, Any]]
+Done = Iterator[tuple[Any, dict[str, Any]]]
+Elsewhere = Callable[[Sequence[Any]], Done]
 PATIENCE = 60.0  # seconds for a worker to finish its step and keep it
 TRIES = 2  # processes that a job may take with it
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def check(request: Comparison) -> None:
+def check(workers: int, on: str | None, gpus: float, budget: str | None = None) -> None:
     """Refuse what cannot be spread.
+
+    Args:
+        workers: processes of this machine.
+        on: a cluster.
+        gpus: what a job takes there.
+        budget: what each arm of a comparison may use.
 
     Raises:
         UserError: numbers out of range, both ways at once, or arms that would be timed while they share a device.
     """
-    if request.workers < 1:
-        raise UserError(f"option --workers: {request.workers}: must be 1 or more")
-    if request.workers > 1 and request.on:
+    if workers < 1:
+        raise UserError(f"option --workers: {workers}: must be 1 or more")
+    if workers > 1 and on:
         raise UserError("--workers and --on: one of them: a cluster has as many as its nodes can take")
-    if request.gpus_per_arm < 0 or (request.gpus_per_arm and not request.on):
-        raise UserError(f"option --gpus-per-arm: {request.gpus_per_arm:g}: what a unit takes of a cluster, with --on")
-    shared = request.gpus_per_arm < 1 if request.on else request.workers > max(torch.cuda.device_count(), 1)
-    if shared and request.budget and Budget.parse(request.budget).unit == "seconds":
-        raise UserError(
-            f"--budget {request.budget}: arms that share a device take each other's time: give tokens or flops"
-        )
+    if gpus < 0 or (gpus and not on):
+        raise UserError(f"{gpus:g} GPUs each: what one takes of a cluster, with --on")
+    shared = gpus < 1 if on else workers > max(torch.cuda.device_count(), 1)
+    if shared and budget and Budget.parse(budget).unit == "seconds":
+        raise UserError(f"--budget {budget}: arms that share a device take each other's time: give tokens or flops")
 
 
 @contextlib.contextmanager
-def elsewhere(request: Comparison, doer: Callable[[Comparison], Doer]) -> Iterator[Elsewhere | None]:
-    """What a comparison hands its jobs to, inside the block; none where this process does them.
+def elsewhere(
+    doer: Callable[[Any], Doer], request: Any, out: str | Path, workers: int, on: str | None = None, gpus: float = 0.0
+) -> Iterator[Elsewhere | None]:
+    """What jobs are handed to, inside the block, and gives what comes of them; none where this process does them.
 
     Args:
-        request: the comparison.
         doer: a function of a module, which other processes import, that makes ready for the jobs of a request.
+        request: what was asked for.
+        out: where workers write what they say.
+        workers: processes of this machine.
+        on: a cluster.
+        gpus: what a job takes there.
 
     Raises:
         UserError: the cluster cannot be reached.
     """
     told = pickle.dumps((doer, request, os.getcwd()))
-    if request.on:
-        yield functools.partial(_on_ray, request.on, request.gpus_per_arm, told)
-    elif request.workers > 1:
-        workers = Workers(request.workers, told, Path(request.out))
+    if on:
+        yield functools.partial(_on_ray, on, gpus, told)
+    elif workers > 1:
+        several = Workers(workers, told, Path(out))
         try:
-            yield workers
+            yield several
         finally:
-            workers.end()
+            several.end()
     else:
         yield None
 
