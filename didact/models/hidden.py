@@ -8,7 +8,7 @@ vectors 4,096 wide take no more memory than a few batches.
 from __future__ import annotations
 
 import functools
-import mmap
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from didact.models import forward, prefix
 from didact.models.model import Model
 from didact.types import UserError
 
-HELD = 64 << 20  # bytes of a layer's map that are touched before its pages are let go
+MAPPED = 256 << 20  # bytes of a layer's file, at most, that is mapped: the kernel maps far more around what is read
 NUMPY = {"float32": np.float32, "bfloat16": np.int16}  # numpy has no bfloat16: the same two bytes
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Units = Sequence[Sequence[int]]
@@ -71,37 +71,47 @@ class Store:
         """Write vectors `(n, d)` from number `start` on."""
         raw = vectors.detach().to("cpu", TORCH[self.dtype]).contiguous()
         view = raw.view(torch.int16) if self.dtype == "bfloat16" else raw
-        self._maps[layer].array[start : start + len(raw)] = view.numpy()
-        self._maps[layer].touched(raw.nbytes)
+        self._files[layer].put(start, view.numpy())
 
     def take(self, index: Tensor | Sequence[int], layers: int | Sequence[int]) -> Tensor:
         """Vectors `(n, d)` of these numbers in float32, of one layer or the mean over several."""
         if not isinstance(layers, int):
             return sum((self.take(index, layer) for layer in layers), torch.zeros(())) / len(layers)
-        raw = torch.from_numpy(self._maps[layers].array[np.asarray(index)])
-        self._maps[layers].touched(raw.nbytes)
+        raw = torch.from_numpy(self._files[layers].take(np.asarray(index)))
         return raw.view(torch.bfloat16).float() if self.dtype == "bfloat16" else raw
 
     @functools.cached_property
-    def _maps(self) -> dict[int, _Map]:
+    def _files(self) -> dict[int, _File]:
         widths = zip(self.layers, self.widths, strict=True)
-        return {layer: _Map(self.file(layer), (self.count, width), NUMPY[self.dtype]) for layer, width in widths}
+        return {layer: _File(self.file(layer), (self.count, width), NUMPY[self.dtype]) for layer, width in widths}
 
 
-class _Map:
-    """A file as an array, whose pages are given back once `HELD` bytes of them may have been touched."""
+class _File:
+    """Vectors in a file: a small one is mapped, of a large one rows are read one by one, and memory holds no other."""
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: Any) -> None:
-        with open(path, "r+b") as handle:
-            self.pages = mmap.mmap(handle.fileno(), 0)
-        self.array = np.frombuffer(self.pages, dtype, shape[0] * shape[1]).reshape(shape)
-        self.since = 0
+        self.handle = open(path, "r+b", buffering=0)  # noqa: SIM115  (as long as this object)
+        self.width, self.dtype = shape[1], np.dtype(dtype)
+        self.row = self.width * self.dtype.itemsize
+        small = 0 < shape[0] * self.row <= MAPPED
+        self.array = np.memmap(path, dtype, "r", shape=shape) if small else None
 
-    def touched(self, nbytes: int) -> None:
-        self.since += nbytes
-        if self.since > HELD:
-            self.pages.madvise(mmap.MADV_DONTNEED)  # a shared map: the file keeps what they held
-            self.since = 0
+    def put(self, start: int, rows: np.ndarray) -> None:
+        """Write rows from this number on."""
+        self.handle.seek(start * self.row)
+        left = memoryview(rows.tobytes())
+        while left:
+            left = left[self.handle.write(left) :]
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows of these numbers."""
+        if self.array is not None:
+            return np.asarray(self.array[index])
+        out = np.empty((len(index), self.width), self.dtype)
+        for line, number in zip(out, index.tolist(), strict=True):
+            if os.preadv(self.handle.fileno(), [line], number * self.row) != self.row:
+                raise OSError(f"{self.handle.name}: ends before vector {number}")
+        return out
 
 
 def record(
