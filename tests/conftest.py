@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -25,6 +26,7 @@ settings.load_profile(os.environ.get("DIDACT_EXAMPLES", "same"))
 
 torch.set_num_threads(1)  # models this small lose by two, and one gives the same bits wherever the tests run
 
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 LR = {"llama": 2e-3, "gpt2": 4e-3}
 
 
@@ -72,3 +74,16 @@ def taught(world, fresh, tmp_path_factory):
         return made[arch, gold]
 
     return teach
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real one, for pages."""
+    if not os.path.exists(CHROMIUM) and not os.environ.get("CI"):
+        pytest.skip("no chromium here: apt-get install -y chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield opened
+        opened.close()

@@ -224,7 +224,7 @@ def nodes(tree: Any) -> Iterator[trees.Node]:
 
 def test_a_grammar_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for language, has in (("olden", {"language": lambda: 0}), ("empty", {})):
-        monkeypatch.setitem(sys.modules, f"tree_sitter_{language}", types.SimpleNamespace(**has))  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, f"tree_sitter_{language}", types.SimpleNamespace(**has))  # type: ignore[arg-type]  # stands for a module
         with pytest.raises(UserError, match=f"language {language}: tree-sitter cannot use its grammar") as caught:
             parsing.parser(language)
         assert "\n" not in str(caught.value)

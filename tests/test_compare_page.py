@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
-from test_report import EVIL, INTO_SVG, accessible, browser, inert, look, text_of
+from test_report import EVIL, INTO_SVG, accessible, inert, look, text_of
 
 from didact import catalogue, cli, compare, files
 from didact.compare import score
@@ -22,7 +22,6 @@ from didact.report import boards, compared, comparison_plots, page, tables
 from didact.report import svg as svg_parts
 from didact.types import Preference, UserError
 
-__all__ = ["browser"]
 RATES = (1e-3, 4e-3, 1.6e-2)
 
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 import torch
-from test_report import EVIL, INTO_SVG, accessible, browser, inert, look, run_folder  # noqa: F401
+from test_report import EVIL, INTO_SVG, accessible, inert, look, run_folder
 
 from didact import figures, files
 from didact.figures import Bar, Bars, Curves, Heat, Line, Points, Scatter, Span, Timeline, Trees
@@ -73,7 +73,7 @@ def test_places_are_true_to_the_numbers():
     assert "1 of 2" in drawn and drawn.count("branch other") == 2
 
 
-def test_hostile_text_is_text_on_the_page_and_alone(tmp_path, browser):  # noqa: F811
+def test_hostile_text_is_text_on_the_page_and_alone(tmp_path, browser):
     shown = [*every(EVIL), *every(INTO_SVG)]
     files.write_json(tmp_path / "figures.json", [figures.as_row(f) for f in shown])
     place = page.write(run_folder(tmp_path))

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import accessible, browser, inert, look  # noqa: F401
+from test_report import accessible, inert, look
 from torch.utils.flop_counter import FlopCounterMode
 
 from didact import cli
@@ -366,7 +366,7 @@ def test_a_measured_step_gives_back_its_seconds():
 FIGURES = ["--layers", "24", "--hidden", "2048", "--heads", "16", "--vocab", "50257"]
 
 
-def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser):  # noqa: F811
+def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser):
     assert cli.main(["plan", *FIGURES, "--gpus", "16", "--batch", "256", "--tokens", "26G", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["model"]["parameters"] == SMALL.parameters

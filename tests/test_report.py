@@ -4,9 +4,7 @@ import html
 import itertools
 import json
 import math
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ from didact.types import Result, UserError
 
 EVIL = "</style></title><script>alert(1)</script><img src=x onerror=\"document.title='pwned'\">"
 INTO_SVG = '</text></svg><script>alert(2)</script><svg onload="alert(3)">&amp;'
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
 
 def result(**changes):
@@ -92,18 +89,6 @@ def text_of(place):
 
 
 # --- in a browser ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not os.path.exists(CHROMIUM) and not os.environ.get("CI"):
-        pytest.skip("no chromium here: apt-get install -y chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield opened
-        opened.close()
 
 
 def look(browser, place, scheme="light", width=1280):

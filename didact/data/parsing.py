@@ -42,7 +42,7 @@ def parser(language: str) -> Any:
         raise UserError(f"language {language}: needs tree-sitter and its grammar: pip install {package}") from None
     found = getattr(grammar, "language", None) or getattr(grammar, f"language_{name}", None)
     try:
-        return core.Parser(core.Language(found()))  # type: ignore[misc]
+        return core.Parser(core.Language(found()))  # type: ignore[misc]  # a grammar has no types
     except (TypeError, ValueError) as error:  # no grammar in it, or one of another version
         raise UserError(f"language {language}: tree-sitter cannot use its grammar: {error}") from None
 

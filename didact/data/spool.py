@@ -14,7 +14,7 @@ class Spool:
 
     def __init__(self, path: str | Path) -> None:
         self._starts = array.array("Q")
-        self._file = open(path, "w+b")  # noqa: SIM115
+        self._file = open(path, "w+b")  # noqa: SIM115  (as long as this object)
 
     def add(self, row: dict[str, Any]) -> int:
         """Write a row behind all others."""

@@ -5,6 +5,7 @@ Source: Jin & Rinard, arXiv:2305.11169.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,9 @@ def by_layer(
     own = {key: values for key, values in tasks.items() if key[0] == TRUE}
     layers = list(stores["trained"].layers)
     read = {
-        who: [semantics.contents(lambda i, s=store, n=n: s.take(i, n), made, own, parts, config, seed) for n in layers]  # type: ignore[misc]
+        who: [
+            semantics.contents(functools.partial(store.take, layers=n), made, own, parts, config, seed) for n in layers
+        ]
         for who, store in stores.items()
     }
     told: dict[str, Any] = {}

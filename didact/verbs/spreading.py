@@ -120,9 +120,8 @@ class Workers:
                 if waiting:
                     at[number] = waiting.popleft()
                     self._worker(number)[1].send(at[number])
-            pipes = {self.running[number][1]: number for number in at}
-            for pipe in wait(list(pipes)):
-                number = pipes[pipe]  # type: ignore[index]  # they are what was waited for
+            ready = wait([self.running[number][1] for number in at])
+            for number in [number for number in at if self.running[number][1] in ready]:
                 job = at.pop(number)
                 try:
                     outcome = self.running[number][1].recv()

@@ -90,7 +90,8 @@ def closes(demos: Sequence[Demo]) -> float:
             logits = model.module(input_ids=torch.tensor([row]), use_cache=False).logits[0]
         for i in range(1, len(words)):
             if words[i] in ids and words[i - 1] in ids:
-                right.append(max(ids, key=lambda b, at=places[i]: float(logits[at, ids[b]])) == words[i])  # type: ignore[misc]
+                scores = logits[places[i], list(ids.values())]
+                right.append(list(ids)[int(scores.argmax())] == words[i])
     return mean(right)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,7 @@ def program_semantics(
         store = stores[name] = hidden.record(
             of, [p.ids for p in probed], [[(i,) for i in p.places] for p in probed], layers or None
         )
-        read = lambda index, store=store: store.take(index, store.layers)  # noqa: E731
+        read = functools.partial(store.take, layers=store.layers)
         found[name] = semantics.contents(read, probed, tasks, parts, probe, seed)
 
     result = Result()
