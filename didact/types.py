@@ -73,6 +73,8 @@ class Fit:
         save_every: steps between checkpoints (when the run has an output folder), beside those by time.
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
+        parallel: of several processes, whether each has the whole model (ddp), or weights, gradients and the
+            optimizer's state lie over all of them (fsdp2), or over those of a node, each node with all (hsdp).
         folder: where checkpoints are written; set by the command line from `--out`.
     """
 
@@ -101,6 +103,7 @@ class Fit:
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0
+    parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
     folder: str | None = None
 
     def __post_init__(self) -> None:
