@@ -26,7 +26,8 @@ from didact.learn import checkpoint, distributed, interrupts, schedules
 from didact.learn.checkpoint import State
 from didact.learn.masters import Masters
 from didact.models import head
-from didact.parallel import launch
+from didact.parallel import launch, shards
+from didact.parallel.sharding import Sharded
 from didact.progress import Bar
 from didact.types import Fit, UserError
 
@@ -72,6 +73,7 @@ MEMORY = (
     "packing",
     "save_every",
     "save_minutes",
+    "parallel",
 )  # what of a Fit never changes the result
 MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
 
@@ -91,9 +93,25 @@ class Step:
     optimizer: torch.optim.Optimizer
     masters: Masters
 
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, whole and on the CPU: all processes call."""
+        named = self.masters.named
+        return {n: shards.whole(p.detach()).cpu().contiguous().clone() for n, p in named.items()}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Take back what `weights` gave."""
+        for n, p in self.masters.named.items():
+            p.copy_(shards.like(weights[n], p))
+
 
 class Hook:
-    """Override what you need. `after` returning True stops training; `state` is checkpointed."""
+    """Override what you need. `after` returning True stops training; `state` is checkpointed.
+
+    Every process calls it. `inside`: it changes weights or the optimizer's state by itself, which it needs whole.
+    """
+
+    inside = False
 
     def before(self, step: Step) -> None:
         """Called before each step."""
@@ -182,6 +200,7 @@ def fit(
     name: str = "train",
     identity: Mapping[str, Any] | None = None,
     quiet: bool = False,
+    sharded: Sharded | None = None,
 ) -> tuple[History, State]:
     """Train `module` in place for `steps` steps; weights narrower than float32 through float32 copies (`Masters`).
 
@@ -200,6 +219,7 @@ def fit(
         identity: what must be equal for a checkpoint to be resumed, beside the training options and the call of the
             method that runs (`registry.identity`).
         quiet: no progress.
+        sharded: `module`'s weights over the processes, where they lie so.
 
     Returns:
         One log row per step, and the state at the end.
@@ -210,6 +230,11 @@ def fit(
     """
     if fit.replay:  # whoever can mix text in has done so (`language.train`)
         raise UserError(f"replay = {fit.replay}: {name}: this training has no streams of text to mix general text into")
+    if fit.parallel != "ddp" and sharded is None:
+        raise UserError(f"parallel = {fit.parallel}: {name}: this training has its module whole in every process")
+    hooks = list(hooks)
+    if sharded and any(hook.inside for hook in hooks):
+        raise UserError(f"parallel = {fit.parallel}: {name} changes weights between steps, which takes them whole: ddp")
     launch.check(fit.precision)
     AcceleratorState._reset_state()  # a process may fit twice with different precision
     accelerator = Accelerator(
@@ -218,11 +243,10 @@ def fit(
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(named)
     optimizer = _optimizer(masters.groups(groups or _groups(named, fit.weight_decay)), fit)
-    hooks = list(hooks)
     who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
     now = State()
-    if folder and (found := checkpoint.load(folder, who)):
+    if folder and (found := checkpoint.load(folder, who, named)):
         weights, now = found
         with torch.no_grad():
             for n, value in weights.items():
@@ -245,21 +269,23 @@ def fit(
         )
 
     module.train()
-    keeps = folder is not None and accelerator.is_main_process
+    first, many = accelerator.is_main_process, accelerator.num_processes > 1
+    keeps = folder is not None and (first or sharded is not None)
     clock = _Clock(fit)
     with (
-        _alone(folder if keeps else None),
+        _alone(folder if first else None),
         _released(hooks),
         interrupts.after_the_step(folder is not None) as asked,
         head.kept(),
         torch.random.fork_rng(),
-        Bar(name, steps, now.step, quiet or not accelerator.is_main_process) as bar,
+        Bar(name, steps, now.step, quiet or not first) as bar,
     ):
         for step in range(now.step, steps):
             batch = batch_at(step)
             view = Step(module, step, steps, {}, batch, optimizer, masters)
-            for hook in hooks:
-                hook.before(view)
+            with _opened(sharded if hooks else None):
+                for hook in hooks:
+                    hook.before(view)
             rate = fit.lr * schedules.factor(fit.schedule, step, steps, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)
@@ -275,10 +301,11 @@ def fit(
                         None if coupled else micro_tokens,
                         list(named.values()),
                         coupled,
+                        sharded,
                     )
                     break
                 except (torch.OutOfMemoryError, RuntimeError) as error:
-                    micro_tokens = _smaller(error, micro_tokens, batch, coupled)
+                    micro_tokens = _smaller(error, micro_tokens, batch, coupled, sharded is not None)
                     module.zero_grad(set_to_none=True)
             masters.take_gradients()
             norm = _clip(list(masters.all.values()), fit.clip)
@@ -297,17 +324,27 @@ def fit(
             now.tokens += int(batch.sizes.get("seen", batch.sizes["rows"]))
             bar.advance(log["loss"], batch.sizes.get("seen", 0))
             view.log = log
-            stop = [hook.after(view) for hook in hooks]
+            with _opened(sharded if hooks else None):
+                stop = [hook.after(view) for hook in hooks]
             if last := step + 1 == steps or any(stop):
                 for hook in hooks:
                     hook.end(view)
-            if folder and keeps and (last or asked.signum is not None or clock.due(step + 1)):
+            due = folder is not None and clock.due(step + 1)
+            if many:  # a signal reaches processes at different steps, and their clocks differ
+                told = distributed.joined([(asked.signum, due)])
+                asked.signum, due = next((s for s, _ in told if s is not None), None), told[0][1]
+            if folder and keeps and (last or asked.signum is not None or due):
                 with clock.paused():
                     checkpoint.save(folder, named, snapshot(steps if last else step + 1), who)
             if last or asked.signum is not None:
                 break
     module.eval()
     return now.history, snapshot(steps)
+
+
+def _opened(sharded: Sharded | None) -> contextlib.AbstractContextManager[None]:
+    """Inside, hooks can use the module, wherever its weights lie."""
+    return sharded.open() if sharded else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -368,6 +405,7 @@ def _backward(
     micro_tokens: int | None,
     parameters: list[Tensor],
     coupled: bool,
+    sharded: Sharded | None,
 ) -> dict[str, tuple[float, float]]:
     """Gradients of the whole logical batch; `{term: (value, weight)}`."""
     world = accelerator.num_processes
@@ -376,21 +414,45 @@ def _backward(
     share = 1 / world if coupled else 1.0
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
-    for micro in mine.split(micro_tokens):
+    micros = mine.split(micro_tokens)
+    for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
         with accelerator.autocast():
-            terms = loss_fn(module, micro.to(accelerator.device))
+            given = module, micro.to(accelerator.device)
+            terms = sharded(loss_fn, *given) if sharded else loss_fn(*given)
         parts = [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]
         if parts:
-            (torch.stack(parts).sum() * share).backward()
+            (torch.stack(parts).sum() * share * counts).backward()
         for name, t in terms.items():
+            if not counts:
+                continue
             sums[name] = (
                 sums.get(name, torch.zeros((), dtype=torch.float64))
                 + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
             )
             weights[name] = t.weight
     if world > 1:
-        _all_reduce(parameters, sums, weights)
+        _all_reduce([] if sharded else parameters, sums, weights)
     return {name: (float(value), weights[name]) for name, value in sums.items()}
+
+
+def _in_step(micros: Sequence[Any], batch: Logical, micro_tokens: int | None) -> list[tuple[Any, int]]:
+    """A process's micro-batches stream by stream, and with fillers that count 0 as many as every other process has.
+
+    Layers are gathered from all processes whenever one runs them: each must run them as often, in the same order.
+    """
+    mine: dict[str, list[tuple[Any, int]]] = {}
+    for micro in micros:
+        mine.setdefault(micro.stream, []).append((micro, 1))
+    many = distributed.joined([{stream: len(own) for stream, own in mine.items()}])
+    most = {stream: max(theirs.get(stream, 0) for theirs in many) for stream in sorted(set().union(*many))}
+    short = [stream for stream, count in most.items() if not mine.get(stream) and count]
+    spare = {m.stream: m for m in batch.split(micro_tokens)} if short else {}
+    order = []
+    for stream, count in most.items():
+        own = mine.get(stream, [])
+        filler = own[-1][0] if own else spare[stream]
+        order += own + [(filler, 0)] * (count - len(own))
+    return order
 
 
 def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
@@ -442,23 +504,28 @@ def _finite(log: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _smaller(error: BaseException, micro_tokens: int, batch: Logical, coupled: bool) -> int:
+def _smaller(error: BaseException, micro_tokens: int, batch: Logical, coupled: bool, spread: bool) -> int:
     """Half the micro-batch after running out of memory; any other error goes on."""
-    text = str(error)
-    if (
-        not isinstance(error, torch.OutOfMemoryError)
-        and "can't allocate memory" not in text
-        and "out of memory" not in text
-    ):
+    if not _exhausted(error):
         raise error
     if coupled:
         raise UserError(
             "out of memory, and this loss couples the rows of a batch, which cannot be split: lower rows"
         ) from None
+    if spread:  # the other processes wait within a layer for this one, and cannot begin the step anew
+        raise UserError(
+            f"out of memory in process {distributed.here()[0]}: give --micro-tokens {micro_tokens // 2} or "
+            "--checkpointing (the result does not change)"
+        ) from None
     if micro_tokens <= 1:
         raise UserError("out of memory on a single record: use a smaller model, shorter records or LoRA") from None
     print(f"out of memory: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)
     return micro_tokens // 2
+
+
+def _exhausted(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 def _identity(fit: Fit) -> dict[str, Any]:

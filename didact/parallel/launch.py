@@ -22,6 +22,12 @@ def world(environ: Mapping[str, str] | None = None) -> int:
     return _number("WORLD_SIZE", 1, os.environ if environ is None else environ)
 
 
+def on_node(environ: Mapping[str, str] | None = None) -> int:
+    """How many processes of them this node has."""
+    env = os.environ if environ is None else environ
+    return _number("LOCAL_WORLD_SIZE", world(env), env)
+
+
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:
     """Refuse what a launcher's configuration asks for and training here would not do.
 
@@ -35,8 +41,8 @@ def check(precision: str | None = None, environ: Mapping[str, str] | None = None
     env = os.environ if environ is None else environ
     if found := next((told for name, told in PLUGINS.items() if env.get(name, "").lower() not in OFF), None):
         raise UserError(
-            f"accelerate's configuration asks for {found}, which is not honoured: every process holds the whole model; "
-            "launch with torchrun or `accelerate launch --multi_gpu`, with --lora 8 where memory is short"
+            f"accelerate's configuration asks for {found}, which is not honoured: launch with torchrun or "
+            "`accelerate launch --multi_gpu`, and give --parallel fsdp2 where memory is short"
         )
     if env.get("ACCELERATE_DYNAMO_BACKEND", "").lower() not in OFF:
         raise UserError(
