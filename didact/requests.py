@@ -122,6 +122,7 @@ class Comparison(Common):
         folds: cross-validation in place of one split, seed k on fold k.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
+        diagnostics: which seeds' models also answer, are judged and read general text: all, every arm's first, none.
         no_models: do not save the model of every arm's first seed.
         workers: processes of this machine that share the work.
         on: a Ray cluster that does it: `auto`, `host:6379`, `ray://host:10001`. Its nodes share the folder `out`.
@@ -138,6 +139,7 @@ class Comparison(Common):
     folds: int = 0
     judge: str | None = None
     protocol: str | None = None
+    diagnostics: Literal["all", "first", "none"] = "all"
     no_models: bool = False
     workers: int = 1
     on: str | None = None

@@ -14,6 +14,7 @@ from didact import figures as drawn
 from didact.bounds import BelowOne, Count, NonNegative, Positive, Whole
 from didact.errors import UserError as UserError
 from didact.records import QA as QA
+from didact.records import REASONING as REASONING
 from didact.records import RECORDS as RECORDS
 from didact.records import Critique as Critique
 from didact.records import Demo as Demo
@@ -33,6 +34,7 @@ from didact.records import Text as Text
 from didact.records import Trajectory as Trajectory
 from didact.records import Trial as Trial
 from didact.records import as_row as as_row
+from didact.records import thought as thought
 
 # --- training --------------------------------------------------------------------------------
 

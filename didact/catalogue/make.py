@@ -43,7 +43,7 @@ def make_protocols() -> dict[str, dict[str, Any]]:
 def _protocol(name: str, known: protocols.Protocol) -> dict[str, Any]:
     return {
         "kind": known.kind, "primary": known.primary, "held_out": known.held_out, "scored": list(known.scored),
-        "answers": known.answers is not None,
+        "beside": list(known.beside), "answers": known.answers is not None,
         "rank": protocols.RANKING.index(name) if name in protocols.RANKING else None,
     }  # fmt: skip
 

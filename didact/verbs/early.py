@@ -16,7 +16,7 @@ from didact.infer import addresses
 from didact.models import places
 from didact.parallel import launch
 from didact.requests import Common, Comparison, Request
-from didact.types import RECORDS, UserError
+from didact.types import UserError
 from didact.verbs import inputs
 
 YAML = (".yaml", ".yml")
@@ -31,6 +31,7 @@ def run(request: Request) -> None:
         UserError: something is missing or wrong.
     """
     launch.check()
+    launch.several(str(request.fit.get("parallel", "ddp")))
     entry = catalogue.entry(request.method)
     if request.preset:
         catalogue.preset_of(entry, request.preset)
@@ -113,7 +114,7 @@ def comparison(request: Comparison) -> None:
     _models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
     entries = [entry for _, entry in arms] or list(catalogue.read().values())
-    kinds = {p: need["kind"] for entry in entries for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
+    kinds = catalogue.kinds(entries)
     if unknown := [name for name in request.data if name not in kinds]:
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     how = (dict(request.rename), request.skip_bad, request.turns)
