@@ -227,9 +227,12 @@ def flat(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def training() -> list[dict[str, Any]]:
-    """The training options that every method with a `fit` has, but those that a comparison decides itself."""
+    """The training options that every method with a `fit` has, but those that a comparison decides itself.
+
+    Its arms are for single processes, so that none lies over several.
+    """
     entry = next(e for e in catalogue.read().values() if e["fit"])
-    return [o for o in entry["fit"] if o["name"] not in ("lr", "steps", "epochs")]
+    return [o for o in entry["fit"] if o["name"] not in ("lr", "steps", "epochs", "parallel")]
 
 
 def fit_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from didact import figures as drawn
 from didact.bounds import BelowOne, Count, NonNegative, Positive, Whole
 from didact.errors import UserError as UserError
 from didact.records import QA as QA
+from didact.records import REASONING as REASONING
 from didact.records import RECORDS as RECORDS
 from didact.records import Critique as Critique
 from didact.records import Demo as Demo
@@ -33,6 +34,7 @@ from didact.records import Text as Text
 from didact.records import Trajectory as Trajectory
 from didact.records import Trial as Trial
 from didact.records import as_row as as_row
+from didact.records import thought as thought
 
 # --- training --------------------------------------------------------------------------------
 
@@ -73,6 +75,8 @@ class Fit:
         save_every: steps between checkpoints (when the run has an output folder), beside those by time.
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
+        parallel: of several processes, whether each has the whole model (ddp), or weights, gradients and the
+            optimizer's state lie over all of them (fsdp2), or over those of a node, each node with all (hsdp).
         folder: where checkpoints are written; set by the command line from `--out`.
     """
 
@@ -101,6 +105,7 @@ class Fit:
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0
+    parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
     folder: str | None = None
 
     def __post_init__(self) -> None:

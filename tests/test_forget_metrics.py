@@ -253,6 +253,9 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
         ("ตาร์น", "ตาร์น", 1.0, 1.0),  # each letter with its marks
         ("هي في تارن", "في تارن", 1.0, 0.8),
         ("Caf\u00e9", "Cafe\u0301", 1.0, 1.0),
+        ("བོད་ཡིག", "བོད", 1.0, 2 / 3),
+        ("١٢٣", "١٢٣", 1.0, 1.0),  # digits and no letter
+        ("\u200fהוא בטארן", "הוא בטארן\u200e", 1.0, 1.0),  # what says in which direction to write
         ("\u0442\u0430\u0440\u043d", "\u043e\u0441\u0441\u0430", 0.0, 0.0),
     ],
 )

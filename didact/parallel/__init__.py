@@ -1,4 +1,4 @@
-"""Models over many devices, as numbers: what a layout needs and takes, and which is the best. Pure, without torch.
+"""Models over many devices: what a layout needs and takes, and which is the best, in numbers and without torch.
 
     spec      models, clusters and layouts
     memory    bytes of weights, gradients, moments and activations on every rank
@@ -6,6 +6,7 @@
     pipeline  the order of a pipeline's passes, run through event by event
     ramp      batches that grow while a run goes on
     launch    what a launcher asked for, and which device is this process's
+    processes a function in several processes of this machine
     planner   what is legal, what it takes, the ranking, and why the first is first
 
 Sources: Smith et al. 2022, arXiv:2201.11990; Korthikanti et al. 2022, arXiv:2205.05198 (activations);

@@ -290,7 +290,7 @@ def _records(request: Comparison, arms: Arms, sources: dict[str, dict[str, Any]]
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     out: dict[str, Sequence[Record]] = {}
     for name, path in request.data.items():
-        rows = read(path, kinds[name], dict(request.rename), request.skip_bad, request.turns)
+        rows: Records[Record] = read(path, kinds[name], dict(request.rename), request.skip_bad, request.turns)
         out[name] = rows
         sources[name] = {
             "path": path,

@@ -31,6 +31,7 @@ def run(request: Request) -> None:
         UserError: something is missing or wrong.
     """
     launch.check()
+    launch.several(str(request.fit.get("parallel", "ddp")))
     entry = catalogue.entry(request.method)
     if request.preset:
         catalogue.preset_of(entry, request.preset)

@@ -22,7 +22,7 @@ from didact.evaluate import measures, own, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import generate, remote, replies
-from didact.learn import checkpoint, track
+from didact.learn import checkpoint, distributed, track
 from didact.learn.fit import Hook
 from didact.models import cost
 from didact.models.model import Model
@@ -59,7 +59,8 @@ def run(request: Request) -> dict[str, Any]:
     says from where.
     """
     try:
-        return _run(request)
+        with distributed.peers():
+            return _run(request)
     except KeyboardInterrupt as stop:
         raise type(stop)(checkpoint.told(Path(request.out) / "checkpoints")) from None
 

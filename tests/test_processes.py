@@ -1,0 +1,53 @@
+"""Several processes of one machine: what each gives, and what becomes of all where one fails."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from didact.parallel import launch, processes
+from didact.types import UserError
+
+
+def summed(given):
+    dist.init_process_group("gloo")
+    mine = torch.tensor([float(given + dist.get_rank())])
+    dist.all_reduce(mine)
+    return launch.world(), dist.get_rank(), mine.item(), os.environ["GIVEN"]
+
+
+def failing(kind):
+    dist.init_process_group("gloo")
+    if dist.get_rank() == 1:
+        if kind == "killed":
+            os.kill(os.getpid(), 9)
+        raise UserError("line 3 is bad") if kind == "user" else ValueError("no such thing")
+    dist.barrier()  # for which the other never comes
+
+
+def waiting():
+    time.sleep(60)
+
+
+def test_every_process_has_its_place_and_gives_back_what_it_made(monkeypatch):
+    monkeypatch.setenv("GIVEN", "here")
+    assert processes.run(2, summed, 3) == [(2, 0, 7.0, "here"), (2, 1, 7.0, "here")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [("user", UserError, "^process 1 of 2: line 3 is bad$"), ("other", RuntimeError, "process 1 of 2: ValueError"),
+     ("killed", RuntimeError, "process 1 of 2: ended by SIGKILL")],
+)  # fmt: skip
+def test_one_that_fails_ends_all_with_its_own_line(kind, error, said):
+    began = time.monotonic()
+    with pytest.raises(error, match=said):
+        processes.run(2, failing, kind)
+    assert time.monotonic() - began < 30
+
+
+def test_those_that_never_end_are_ended():
+    with pytest.raises(RuntimeError, match="not done in 1 s"):
+        processes.run(2, waiting, patience=1.0)
