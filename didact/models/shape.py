@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ def of(config: Any, name: str = "") -> ModelSpec:
     """The shape of a configuration: every weight counted in the model that transformers builds of it."""
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{name}: an encoder-decoder: only causal models are planned")
-    config = text_part(config)
+    config = copy.deepcopy(text_part(config))  # it is told to use an attention that only says what it would keep
     with torch.device("meta"):
         module = opening.built("AutoModelForCausalLM", config).to(torch.bfloat16).eval()
     found = insert.blocks(module)
