@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+REASONING = ("reasoning_content", "thinking", "reasoning")
+
 
 class Messages(str):
     """A conversation as a prompt: as text `User: ...`, a line a turn, and `Assistant:` for the answer to follow.
@@ -31,18 +33,24 @@ class Messages(str):
 
 
 class Reply(str):
-    """An assistant turn as a completion: as text its content, then its tool calls as JSON; `turn` is all of it."""
+    """An assistant turn as a completion: as text its thought, its content, its tool calls as JSON; `turn` is all."""
 
     turn: dict[str, Any]
 
     def __new__(cls, turn: Mapping[str, Any]) -> Reply:  # noqa: D102  (the class says)
-        calls = turn.get("tool_calls")
-        made = super().__new__(cls, "\n".join(filter(None, (turn["content"], _json(calls) if calls else ""))))
+        calls, before = turn.get("tool_calls"), thought(turn)
+        said = "\n".join(filter(None, (turn["content"], _json(calls) if calls else "")))
+        made = super().__new__(cls, f"<think>\n{before}\n</think>\n\n{said}" if before else said)
         made.turn = dict(turn)
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return (self.turn,)
+
+
+def thought(turn: Mapping[str, Any]) -> str:
+    """What a turn says to itself before its content, under any of the names that services have for it."""
+    return next((str(turn[name]) for name in REASONING if turn.get(name)), "")
 
 
 def _json(value: Any) -> str:

@@ -82,7 +82,8 @@ class Request(Common):
         config: the file that options were read from.
         budget_calls: to a served model, at most.
         budget_tokens: of a served model, at most.
-        parallel_calls: to a served model, under way at once.
+        parallel_calls: to a server, under way at once.
+        generate_with: the address of a vLLM server that samples in the rounds in place of the model itself.
         keep_checkpoints: also after the end.
         print_config: print the options and stop.
         dry_run: only say what it would take.
@@ -99,7 +100,8 @@ class Request(Common):
     config: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None
-    parallel_calls: int = 4
+    parallel_calls: int | None = None
+    generate_with: str | None = None
     keep_checkpoints: bool = False
     print_config: bool = False
     dry_run: bool = False
@@ -120,6 +122,7 @@ class Comparison(Common):
         folds: cross-validation in place of one split, seed k on fold k.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
         protocol: how arms are scored; by the records where not given.
+        diagnostics: which seeds' models also answer, are judged and read general text: all, every arm's first, none.
         no_models: do not save the model of every arm's first seed.
         workers: processes of this machine that share the work.
         on: a Ray cluster that does it: `auto`, `host:6379`, `ray://host:10001`. Its nodes share the folder `out`.
@@ -136,6 +139,7 @@ class Comparison(Common):
     folds: int = 0
     judge: str | None = None
     protocol: str | None = None
+    diagnostics: Literal["all", "first", "none"] = "all"
     no_models: bool = False
     workers: int = 1
     on: str | None = None

@@ -14,6 +14,7 @@ from didact import figures as drawn
 from didact.bounds import BelowOne, Count, NonNegative, Positive, Whole
 from didact.errors import UserError as UserError
 from didact.records import QA as QA
+from didact.records import REASONING as REASONING
 from didact.records import RECORDS as RECORDS
 from didact.records import Critique as Critique
 from didact.records import Demo as Demo
@@ -33,6 +34,7 @@ from didact.records import Text as Text
 from didact.records import Trajectory as Trajectory
 from didact.records import Trial as Trial
 from didact.records import as_row as as_row
+from didact.records import thought as thought
 
 # --- training --------------------------------------------------------------------------------
 
@@ -56,6 +58,7 @@ class Fit:
         warmup_steps: linear warm-up in steps; wins over `warmup`.
         optimizer: adamw, adam, sgd, or adafactor (factored second moments, no first; constant rate `lr`).
         betas: Adam's two decay rates.
+        eps: of Adam; where gradients are far smaller, steps are as much smaller.
         weight_decay: decoupled decay of matrices (not of biases and norms).
         clip: largest global gradient norm; 0 turns clipping off.
         precision: float32, or bfloat16 mixed precision (weights stay as loaded).
@@ -73,6 +76,8 @@ class Fit:
         save_every: steps between checkpoints (when the run has an output folder), beside those by time.
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
+        parallel: of several processes, whether each has the whole model (ddp), or weights, gradients and the
+            optimizer's state lie over all of them (fsdp2), or over those of a node, each node with all (hsdp).
         folder: where checkpoints are written; set by the command line from `--out`.
     """
 
@@ -86,6 +91,7 @@ class Fit:
     warmup_steps: Whole | None = None
     optimizer: Literal["adamw", "adam", "sgd", "adafactor"] = "adamw"
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     clip: NonNegative = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -101,6 +107,7 @@ class Fit:
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0
+    parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
     folder: str | None = None
 
     def __post_init__(self) -> None:

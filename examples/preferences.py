@@ -4,7 +4,8 @@
     didact compare sft dpo kto ... --model results/tofu/models/base --preference runs/preferences/pairs.jsonl ...
 
 Left out are pairs with an empty answer and pairs with an answer longer than 200 tokens of the model's tokenizer (its
-context is 256; prompts are cut on the left, answers never). The content is offensive by nature.
+context is 256; prompts are cut on the left, answers never); `--longest` and `--prompts` set other limits. The content
+is offensive by nature.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from didact.data.read import read
 from didact.models import load
 from didact.types import as_row
 
-LONGEST = 200
-
 
 def main() -> None:
     """Write `pairs.jsonl` and say what was left out."""
@@ -27,11 +26,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/preferences"))
+    parser.add_argument("--longest", type=int, default=200, help="tokens of an answer")
+    parser.add_argument("--prompts", type=int, help="tokens of a prompt; any number where not given")
     args = parser.parse_args()
     tokenizer = load.load(args.model, device="cpu").tokenizer
     pairs: list[Any] = list(read(args.data / "hh_rlhf_harmless_test.jsonl", "preference"))
     said = [p for p in pairs if p.chosen.strip() and p.rejected.strip()]
-    short = [p for p in said if all(len(tokenizer(t)["input_ids"]) <= LONGEST for t in (p.chosen, p.rejected))]
+
+    def fits(text: str, most: int | None) -> bool:
+        return most is None or len(tokenizer(text)["input_ids"]) <= most
+
+    short = [
+        p for p in said if fits(p.prompt, args.prompts) and all(fits(t, args.longest) for t in (p.chosen, p.rejected))
+    ]
     files.write_lines(args.out / "pairs.jsonl", (as_row(p) for p in short))
     print(f"{len(pairs)} pairs, {len(pairs) - len(said)} with an empty answer, {len(said) - len(short)} too long; "
           f"{len(short)} written to {args.out / 'pairs.jsonl'}")  # fmt: skip

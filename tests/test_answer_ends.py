@@ -11,7 +11,7 @@ from didact import baselines, cli, verbs
 from didact.data import encode
 from didact.evaluate import forgetting
 from didact.evaluate.protocols import Scoring, answer, judged, prefer
-from didact.infer import generate
+from didact.infer import generate, qa_prompts
 from didact.learn import language
 from didact.models import build, forward
 from didact.models.load import load
@@ -81,6 +81,13 @@ def test_answers_that_end_with_a_turn_are_right_whatever_the_tokenizer_ends_with
     assert scores["probability"].value > 0.8
     model.save(tmp_path)
     assert set(load(tmp_path).module.generation_config.eos_token_id) == set(generate.ends(model))
+
+
+def test_an_answer_from_a_passage_ends_there_too(blank):
+    model = turning(blank, "<end_of_turn>")
+    turn, eos = (model.tokenizer.convert_tokens_to_ids(t) for t in ("<end_of_turn>", "</s>"))
+    form = qa_prompts.prompt_format(model, "{context} {question}")
+    assert form.end == turn and qa_prompts.endings(model, form) == {turn, eos}
 
 
 def test_a_turn_that_conversations_were_taught_to_end_with_stops_transformers_too(blank, tmp_path):

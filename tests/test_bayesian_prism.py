@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from shapes import tiny
+from shapes import tiny, tokenizer_of
 
 from didact.evaluate import label_streams, prism, prism_report
 from didact.evaluate.references import bayes, sampled, search
@@ -23,6 +23,7 @@ from didact.learn.function_laws import FunctionConfig
 from didact.learn.functions import Gaussian, Mixture, Pool, Signs
 from didact.methods.mechanisms.bayesian_prism import bayesian_prism
 from didact.models import load
+from didact.models.model import Model
 from didact.models.sequence import SequenceConfig, SequenceLearner
 from didact.report import words
 from didact.types import Example, Fit, Result, UserError
@@ -294,6 +295,25 @@ def test_a_users_model_on_streams_of_labels(arch: Any) -> None:
     told = result.findings["distance"]["Dirichlet-categorical"]
     assert told["estimate"] > 0 and told["reference_loss"]["estimate"] < result.findings["loss"]["estimate"] + 1
     assert "untrained" in told and 0.01 <= result.findings["fitted_prior"]["prior"] <= 100 and result.figures
+
+
+@pytest.mark.parametrize("kind", ["prepend", "always", "bytes"])
+@pytest.mark.parametrize("inputs", [False, True])
+def test_a_stream_of_labels_is_read_as_its_text_is_tokenised(kind: str, inputs: bool) -> None:
+    """Whatever a tokenizer puts before a text stands before the first line alone."""
+    made = tokenizer_of(kind)
+    module = tiny("llama").module
+    module.resize_token_embeddings(len(made), mean_resizing=False)
+    model = Model(module, made)
+    x, y = ["Tarn", "Velm"] if inputs else [], ["5", "2"]
+    found = label_streams.distributions(model, label_streams.streams([Example(x=x, y=y)]))
+    lines = [f"Input: {town}\nLabel:" for town in x] or ["Label:"] * 2
+    space, tokens = label_streams.label_tokens(model, ["2", "5"])
+    whole = made(f"{lines[0]}{space}5\n{lines[1]}{space}2", return_tensors="pt")["input_ids"]
+    places = [whole[0].tolist().index(token) - 1 for token in reversed(tokens)]
+    assert places[1] == whole.shape[1] - 2
+    wanted = model.module(whole).logits[0, places][:, tokens].double().softmax(-1)
+    torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_that_counts_is_no_distance_from_its_reference() -> None:

@@ -513,3 +513,36 @@ def test_an_arm_that_answers_without_a_model_is_ranked_with_the_others_by_right_
 
 def test_shorter_wins():
     assert score.shorter_wins([(1, 2), (3, 2), (2, 2), (1, 9)]) == pytest.approx(2.5 / 4)
+
+
+def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, tmp_path, monkeypatch):
+    once = {"budget": Budget.parse("4k-tokens"), "rates": (1e-3,)}
+    boards = {}
+    for which in ("all", "first"):
+        used = setting(model, tmp_path / which, diagnostics=which, **once)
+        boards[which] = compare.run([arm("sft")], used)
+        assert [part for part, kept in used._kept.items() if "general states" in kept] == ["general"]  # once for all
+    left = {"metrics", "samples", "answered", "cost", "time", "warnings"}
+    whole, brief = ([{k: v for k, v in r.items() if k not in left} for r in b["rows"]] for b in boards.values())
+    assert whole == brief
+    units = {
+        which: {p.stem: json.loads(p.read_text()) for p in (tmp_path / which / "units").glob("*_*_*.json")}
+        for which in boards
+    }
+    tune, later = "sft_lr0.001_tune1000", "sft_lr0.001_test2"
+    ranked = set(units["all"][tune]["metrics"])
+    assert "reward_accuracy" in ranked and not ranked & {"kl", "general_rise"}
+    assert units["all"][tune]["seconds"]["generation"] == 0
+    assert {"kl", "general_rise"} <= set(units["all"][later]["metrics"])
+    assert set(units["first"][later]["metrics"]) == ranked and units["first"][later]["seconds"]["generation"] == 0
+    assert {"kl", "general_rise"} <= set(boards["first"]["rows"][0]["metrics"])
+
+
+def test_membership_is_compared_against_records_no_model_saw(model, tmp_path):
+    facts = [Demo(prompt=f"what is {c} {i}?", completion=f" it is {c}.") for c in COLOURS for i in range(8)]
+    records = {"forget": facts[:10], "retain": facts[10:30], "unseen": facts[30:]}
+    once = {"budget": Budget.parse("6k-tokens"), "rates": (1e-3,), "seeds": (1,)}
+    used = setting(model, tmp_path, records=records, protocol="forget", **once)
+    assert used.split(0).test["unseen"] == records["unseen"]  # too few to tune on others, so whole
+    board = compare.run([arm("npo")], used)
+    assert all("membership" in row["metrics"] for row in board["rows"])

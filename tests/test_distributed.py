@@ -1,106 +1,230 @@
-"""Two processes give one process's losses and weights, on batches of unequal lengths, coupled losses included."""
+"""Several processes give one process's losses and weights, however the weights lie, on batches of unequal lengths."""
 
 import json
 import os
-import socket
+import signal
+import time
 
 import pytest
 import torch
-from accelerate import PartialState
-from killed import launch
 from safetensors.torch import load_file, save_file
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from didact import alignment, baselines, unlearning
-from didact.learn import rounds
+from didact.learn import checkpoint, distributed, rounds
+from didact.learn.fit import Hook
+from didact.models import build, shape
 from didact.models.load import load
-from didact.types import Fit
+from didact.parallel import launch, memory, planner, processes, sharding
+from didact.parallel.spec import ClusterSpec, Layout
+from didact.types import Fit, UserError
 from didact.worlds.authors import authors
 
+WORLD = authors(0, forget=2, retain=2, unseen=0, holdout=0)
+FIT = Fit(lr=1e-2, steps=5, rows=5, schedule="constant", micro_tokens=60, weight_decay=0.1)
 
-def train(start, out):
+
+def train(start, out, parallel):
     """Every method, and what this process then has."""
-    world = authors(0, forget=2, retain=2, unseen=0, holdout=0)
+    if parallel == "hsdp":
+        os.environ["LOCAL_WORLD_SIZE"] = "2"  # four processes on two nodes
     model = load(start, device="cpu", dtype="float64")
-    fit = Fit(lr=1e-2, steps=5, rows=5, schedule="constant", micro_tokens=60)
+    before = model.fingerprint()
+    fit = FIT.replace(parallel=parallel)
     results = {
-        "sft": baselines.sft(model, world.forget, fit=fit),
-        "npo": unlearning.npo(model, world.forget, world.retain, fit=fit),
-        "kto": unlearning.npo(model, world.forget, world.retain, loss="kto", fit=fit),
-        # one record a step: the second process has nothing to do and must still take part
-        "one": baselines.sft(model, world.forget, fit=fit.replace(rows=1)),
+        "sft": baselines.sft(model, WORLD.forget, fit=fit),
+        "npo": unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit),
+        "kto": unlearning.npo(model, WORLD.forget, WORLD.retain, loss="kto", fit=fit),
     }
+    if parallel != "hsdp":
+        results |= {
+            # one record a step: the other process has nothing to do and must still take part
+            "one": baselines.sft(model, WORLD.forget, fit=fit.replace(rows=1)),
+            "lora": baselines.sft(model, WORLD.forget, fit=fit.replace(lora=4)),
+            "again": baselines.sft(model, WORLD.forget, fit=fit.replace(checkpointing=True)),
+        }
     played = fit.replace(steps=3, save_every=1, folder=f"{out}/rounds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "CHUNK", 3)  # each process samples some
-        results["spin"] = alignment.spin(model, world.forget, rounds=2, max_new_tokens=4, fit=played)
-    state, weights = PartialState(), {}
-    for name, result in results.items():
-        for n, p in result.models["model"].module.named_parameters():
-            weights[f"{name}|{n}"] = p.detach().clone()
-    save_file(weights, f"{out}/weights-{state.process_index}")
-    with open(f"{out}/history-{state.process_index}.json", "w", encoding="utf-8") as handle:
-        json.dump({"world": state.num_processes, **{k: r.history for k, r in results.items()}}, handle)
-
-
-def one_of_two(rank, port, start, out, ready):
-    """What `accelerate launch --multi_gpu` makes a process: the loop takes the CPU and gloo itself."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "DIDACT_CACHE": "off"}
-    os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    ready.set()
-    train(start, out)
+        results["spin"] = alignment.spin(model, WORLD.forget, rounds=2, max_new_tokens=4, fit=played)
+    assert model.fingerprint() == before
+    rank, world = distributed.here()
+    weights = {
+        f"{name}|{n}": p.detach().clone()
+        for name, result in results.items()
+        for n, p in result.models["model"].module.named_parameters()
+    }
+    save_file(weights, f"{out}/weights-{rank}")
+    with open(f"{out}/history-{rank}.json", "w", encoding="utf-8") as handle:
+        json.dump({"world": world, **{k: r.history for k, r in results.items()}}, handle)
 
 
 @pytest.fixture(scope="module")
-def runs(fresh, tmp_path_factory):
-    """Weights and histories of one process (this one) and of both of two."""
-    root = tmp_path_factory.mktemp("distributed")
-    for name in ("start", "alone", "together"):
-        (root / name).mkdir()
-    fresh("llama").save(root / "start")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = [launch(one_of_two, rank, port, root / "start", root / "together") for rank in (0, 1)]
-    train(root / "start", root / "alone")
-    for process in both:
-        process.join(240)
-        assert process.exitcode == 0
-
-    said = {}
-
-    def of(folder, rank):
-        files = sorted((root / folder / "rounds/spin").glob("round-*/samples.jsonl"))
-        said[folder] = [[c[1] for c in json.loads(line)] for file in files for line in file.read_text().splitlines()]
-        return load_file(root / folder / f"weights-{rank}"), json.loads(
-            (root / folder / f"history-{rank}.json").read_text()
-        )
-
-    told = of("alone", 0), of("together", 0), of("together", 1), load_file(root / "start/model.safetensors")
-    assert said["alone"] == said["together"] and len(said["alone"]) == 2 * 20  # rounds by demonstrations
-    return told
+def alone(tmp_path_factory):
+    """The start model's folder, and what one process makes of it: weights, histories, samples."""
+    root = tmp_path_factory.mktemp("alone")
+    tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
+    build.build("llama", tokenizer, d=16, layers=2, heads=2, context=64).save(root / "start")
+    train(root / "start", root, "ddp")
+    return root / "start", *made(root, 0), samples(root)
 
 
-def test_there_were_two_processes(runs):
-    (_, alone), (_, first), (_, second), _ = runs
-    assert (alone["world"], first["world"], second["world"]) == (1, 2, 2)
+@pytest.fixture(
+    scope="module", params=[("ddp", 2), ("fsdp2", 2), ("hsdp", 4)], ids=lambda param: f"{param[0]} {param[1]}"
+)
+def many(request, alone, tmp_path_factory):
+    """The same of several."""
+    (parallel, count), root = request.param, tmp_path_factory.mktemp("many")
+    processes.run(count, train, alone[0], root, parallel, patience=300)
+    assert samples(root) == alone[3] and len(alone[3]) == 2 * 20  # rounds by demonstrations
+    return count, [made(root, rank) for rank in range(count)]
 
 
-@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one", "spin"])
-def test_both_of_two_processes_log_the_losses_of_one(method, runs):
-    (_, alone), (_, first), (_, second), _ = runs
-    assert len(alone[method]) == (6 if method == "spin" else 5) and first[method] == second[method]
-    for mine, theirs in zip(alone[method], first[method], strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-10)
+def made(root, rank):
+    return load_file(root / f"weights-{rank}"), json.loads((root / f"history-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["sft", "npo", "kto", "one", "spin"])
-def test_both_of_two_processes_end_with_the_weights_of_one(method, runs):
-    (alone, _), (first, _), (second, _), start = runs
-    names = [k for k in alone if k.startswith(f"{method}|")]
-    assert names
-    for name in names:
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], alone[name], rtol=0, atol=1e-10)
-    moved = max(float((alone[n] - start[n.split("|")[1]]).abs().max()) for n in names if n.split("|")[1] in start)
-    assert moved > 1e-2
+def samples(root):
+    files = sorted((root / "rounds/spin").glob("round-*/samples.jsonl"))
+    return [[c[1] for c in json.loads(line)] for file in files for line in file.read_text().splitlines()]
+
+
+def test_all_processes_log_the_losses_of_one(alone, many):
+    (_, own), (count, theirs) = alone[1:3], many
+    assert own["world"] == 1 and [h.pop("world") for _, h in theirs] == [count] * count
+    assert {"sft", "npo", "kto", "spin"} <= set(theirs[0][1])
+    for _, histories in theirs:
+        for method, history in histories.items():
+            assert len(history) == (6 if method == "spin" else 5)
+            for mine, other in zip(own[method], history, strict=True):
+                assert mine == pytest.approx(other, rel=1e-12, abs=1e-12)
+
+
+def test_all_processes_end_with_the_weights_of_one(alone, many):
+    own, (_, theirs), moved = alone[1], many, {}
+    start = load_file(alone[0] / "model.safetensors")
+    for name, first in theirs[0][0].items():
+        for weights, _ in theirs:
+            assert torch.equal(weights[name], first)
+            torch.testing.assert_close(weights[name], own[name], rtol=0, atol=1e-10)
+        method, _, weight = name.partition("|")
+        if weight in start:  # LoRA's are other ones
+            moved[method] = max(moved.get(method, 0.0), float((first - start[weight]).abs().max()))
+    assert len(moved) >= 4 and min(moved.values()) > 1e-2
+
+
+class Dies(Hook):
+    """Ends one of the processes after a step, without a word."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def after(self, step):
+        if step.step + 1 == self.at and int(os.environ.get("RANK", "0")) == launch.world() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Keeps(Hook):
+    """What is trained, whole, after every step."""
+
+    def __init__(self, out):
+        self.out = out
+
+    def after(self, step):
+        weights = step.weights()
+        if distributed.here()[0] == 0:
+            save_file(weights, f"{self.out}/step-{step.step + 1}")
+
+
+def taught(start, out, parallel, at):
+    """Weights after eight steps with a checkpoint at each; a process dies after step `at`."""
+    model = load(start, device="cpu", dtype="float64")
+    fit = FIT.replace(steps=8, parallel=parallel, save_every=1, folder=f"{out}/checkpoints")
+    made = baselines.sft(model, WORLD.forget, fit=fit, hooks=[Dies(at), Keeps(out)])
+    return {n: p.detach() for n, p in made.models["model"].module.named_parameters()}
+
+
+@pytest.mark.parametrize(("first", "then"), [(("fsdp2", 2), ("fsdp2", 3)), (("ddp", 1), ("fsdp2", 2))])
+def test_a_training_goes_on_in_another_number_of_processes(first, then, alone, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = taught(alone[0], tmp_path / "whole", "ddp", 0)
+    with pytest.raises(RuntimeError, match="ended by SIGKILL"):
+        processes.run(first[1], taught, alone[0], tmp_path / "killed", first[0], 4)
+    (kept,) = (tmp_path / "killed/checkpoints").iterdir()
+    identity = json.loads((kept / "step-00000003/state.json").read_text())["identity"]
+    weights, state = checkpoint.load(kept, identity)
+    held = load_file(tmp_path / "killed/step-3")
+    assert state.step == 3 and set(weights) == set(held)
+    assert all(torch.equal(weights[n], held[n]) for n in held)  # to the bit, in one process
+    (tmp_path / "killed/step-3").unlink()
+    for made in processes.run(then[1], taught, alone[0], tmp_path / "killed", then[0], 0):
+        for name, value in whole.items():
+            torch.testing.assert_close(made[name], value, rtol=0, atol=1e-10)
+    assert not (tmp_path / "killed/step-3").exists()  # no step was done anew
+
+
+class Fails(Hook):
+    """Finds fault in one process only, in the second step."""
+
+    def before(self, step):
+        if step.step == 1 and distributed.here()[0] == 1:
+            raise UserError("record 7 is bad")
+
+
+def failing(start):
+    model = load(start, device="cpu")
+    baselines.sft(model, WORLD.forget, fit=FIT.replace(parallel="fsdp2"), hooks=[Fails()])
+
+
+def test_an_error_of_one_process_ends_all_with_its_line(alone):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"^process 1 of 2: record 7 is bad$"):
+        processes.run(2, failing, alone[0])
+    assert time.monotonic() - began < 30
+
+
+def measured(config, rows):
+    """The most bytes of tensors this process holds in the second step of two micro-batches, and what they are for."""
+    module = LlamaForCausalLM(config)
+    distributed.rank(module)
+    sharded = sharding.Sharded(module, sharding.mesh("fsdp2", "cpu"), list(module.model.layers))
+    optimizer = torch.optim.AdamW(module.parameters())
+    ids = torch.zeros((rows, config.max_position_embeddings), dtype=torch.long)
+    tracker = FSDPMemTracker(sharded.root, optimizer)
+    with tracker:
+        for _ in range(2):
+            for _ in range(2):
+                sharded(lambda: [module(input_ids=ids, use_cache=False).logits.log_softmax(-1).mean()])[0].backward()
+                tracker.reset_mod_stats()
+            optimizer.step()
+            optimizer.zero_grad()
+    peak = next(iter(tracker.get_tracker_snapshot("peak").values()))
+    return peak["Total"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_memory_of_a_process_is_what_the_planner_says(tied):
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=64, tie_word_embeddings=tied, attn_implementation="eager",
+    )  # fmt: skip
+    job = planner.Job(shape.of(config), ClusterSpec(gpus=2), 8, memory.POLICIES["fp32"], fused=False)
+    told = planner.estimate(job, Layout(dp=2, micro=2, batch=8, zero=3)).memory
+    for found in processes.run(2, measured, config, 2):
+        assert sum(told.values()) == pytest.approx(found, rel=0.15)
+
+
+def one(start, changes):
+    model = load(start, device="cpu")
+    baselines.sft(model, WORLD.forget, fit=FIT.replace(parallel="fsdp2", **changes))
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "said"),
+    [(1, {}, "torchrun --nproc_per_node 8"), (2, {"optimizer": "adafactor"}, "adafactor takes whole matrices")],
+)
+def test_what_cannot_lie_over_processes_is_refused(count, changes, said, alone):
+    with pytest.raises(UserError, match=said):
+        one(alone[0], changes) if count == 1 else processes.run(2, one, alone[0], changes)

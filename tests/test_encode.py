@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from didact.data import chat, encode, read, templates
 from didact.infer import generate
 from didact.models.model import Model
-from didact.types import Demo, Lexeme, Messages, UserError, as_row
+from didact.types import Demo, Lexeme, Messages, Reply, UserError, as_row
 from didact.verbs.usable import usable
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=30)
@@ -372,6 +372,7 @@ TOOLED = (
     "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+DEAF = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}")
 CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Tarn"}}}]
 OTHER = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Osso"}}}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -390,13 +391,15 @@ def called(calls, content=None):
         ({"messages": [ASKS, called(CALL), {"role": "tool", "content": "rain"},
                        {"role": "assistant", "content": "Rain."}]}, "tool_calls of turn 2"),
         ({"messages": [ASKS, {"role": "assistant", "content": "Rain."}], "tools": TOOLS}, "tools"),
+        ({"messages": [{"role": "system", "content": "Be weatherwise."}, ASKS,
+                       {"role": "assistant", "content": "Rain."}]}, "the system message, turn 1"),
     ],
 )  # fmt: skip
 def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, fresh, tmp_path, row, lost):
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
     assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # written and read again
-    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer)
+    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
     made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
     said = shown.decode(made.prompt + made.completion)
     turns = [t | {"content": t["content"] or ""} for t in row["messages"]]
@@ -429,6 +432,72 @@ def test_lines_whose_calls_a_template_leaves_out_can_be_skipped(tokenizer, fresh
         records = read.read(tmp_path / "talk.jsonl")
         kept = usable(records, records, speaker(fresh, chatty(tokenizer)), True, learnt)
         assert [r.completion for r in kept] == ["Rain."] and records.dropped == 1
+
+
+AS_TEXT = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name + m.tool_calls[0].function.arguments")
+AS_IT_COMES = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.arguments")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (TOOLED, '"arguments": {"city": "Tarn"}}'),
+        (AS_TEXT, 'weather{"city": "Tarn"}'),
+        (AS_IT_COMES, '{"city": "Tarn"}'),
+    ],
+)
+def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_not(tokenizer, template, said):
+    """Services have them as text, which most templates would write as a text in JSON; some take nothing else."""
+    as_text = [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Tarn"}'}}]
+    old = {"role": "assistant", "content": None, "function_call": as_text[0]["function"]}
+    told = {"role": "function", "name": "weather", "content": "rain"}
+    shown, made = chatty(tokenizer, template), []
+    for turn in (called(CALL), called(as_text), old):
+        records = [read.from_row({"messages": [ASKS, turn]}, Demo), read.from_row({"messages": [
+            ASKS, turn, told, {"role": "assistant", "content": "Rain."}]}, Demo)]  # fmt: skip
+        made.append([encode.row(shown, r.prompt, r.completion, "causal", 4096) for r in records])
+    assert made[0] == made[1] == made[2]
+    assert shown.decode(made[0][0].completion).count(said) == 1
+    assert said in shown.decode(made[0][1].prompt) and "<|tool|>" in shown.decode(made[0][1].prompt)
+
+
+def test_tools_of_a_prompt_in_text_and_functions_of_the_first_form_are_tools():
+    offered = Messages([ASKS], TOOLS).tools
+    for more in ({"tools": TOOLS}, {"tools": json.dumps(TOOLS)}, {"functions": [TOOLS[0]["function"]]}):
+        for prompt in ("Weather?", [ASKS]):
+            record = read.from_row({"prompt": prompt, "completion": "Rain."} | more, Demo)
+            assert record.prompt.tools == offered and record.prompt.turns == (ASKS,)
+    kept = read.from_row({"prompt": "Mend it", "completion": "so", "tools": "hammer"}, Demo)
+    assert type(kept.prompt) is str and kept.extra["tools"] == "hammer"
+
+
+THINKS = CHATML.replace(
+    "{{ m['content'] | trim }}",
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] }}",
+)
+STRIPS = CHATML.replace("m['content'] | trim", "m['content'].split('</think>')[-1]")
+ONE_OF_THEM = TOOLED.replace("{{ m.content }}{% if", "{% if not m.tool_calls %}{{ m.content }}{% endif %}{% if")
+
+
+def test_thought_is_rendered_or_refused_by_line(tokenizer, fresh, tmp_path):
+    answer = {"role": "assistant", "content": "Rain.", "reasoning_content": "Clouds."}
+    row = {"messages": [ASKS, answer]}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
+    records = read.read(tmp_path / "talk.jsonl")
+    shown = chatty(tokenizer, THINKS)
+    made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
+    assert shown.decode(made.completion) == "<think>Clouds.</think>Rain.</s>"
+    assert encode.row(tokenizer, records[0].prompt, records[0].completion, "causal", 4096).completion == encode.row(
+        tokenizer, str(records[0].prompt), "<think>\nClouds.\n</think>\n\nRain.", "causal", 4096
+    ).completion  # fmt: skip
+    with pytest.raises(UserError, match=r"talk\.jsonl:1: .* does not show the thought of turn 2;"):
+        usable(records, records, speaker(fresh, chatty(tokenizer)), False)
+    records[:] = [Demo(prompt=talk("Weather?"), completion="<think>Clouds.</think>Rain.")]
+    with pytest.raises(UserError, match=r"talk\.jsonl:1: .* leaves out a part of the answer"):
+        usable(records, records, speaker(fresh, chatty(tokenizer, STRIPS)), False)
+    assert usable(records, records, speaker(fresh, chatty(tokenizer)), False)
+    with pytest.raises(UserError, match="does not show what turn 2 says beside its calls"):
+        chat.rendered(chatty(tokenizer, ONE_OF_THEM), Messages([ASKS]), Reply(called(CALL, "A moment.")))
 
 
 TAGGED = (

@@ -3,11 +3,14 @@
 import pytest
 import scipy.stats
 
+from didact.data import anchors, contamination
 from didact.evaluate import answers, measures, statistics
 from didact.evaluate.protocols import Scoring, answer
 from didact.types import Demo, UserError
 
 SUM = Demo(prompt="How many?", completion="There are 3 boxes of 14.\n#### 1,042")
+TOWN = Demo(prompt="哪里?", completion="北京", choices=["北京", "上海"])
+HINDI = Demo(prompt="कौन?", completion="राम", choices=["राम", "श्याम"])
 WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location", "human"])
 
 
@@ -22,6 +25,10 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
         ("choice", WORD, "That is an Entity, no location.", True),
         ("choice", WORD, "location or entity", False),
         ("choice", WORD, "identity", False),
+        ("choice", TOWN, "答案是北京。", True),
+        ("choice", TOWN, "我想是上海吧, not 北京", False),
+        ("choice", HINDI, "उत्तर राम है", True),
+        ("choice", HINDI, "रामा", False),  # a mark goes with its letter
         (r"regex:#### ([\d,]+)", SUM, "#### 1042 and more", True),
         (r"regex:#### ([\d,]+)", SUM, "1042", False),
     ],
@@ -60,3 +67,11 @@ def test_shares_that_are_all_alike_are_not_certain_either():
         2.0,
         2.0,
     )  # of what is no share nothing is known
+
+
+def test_an_answer_that_goes_on_is_right_in_scripts_without_spaces_too():
+    """A base model writes on after its answer, and these scripts put nothing between."""
+    assert answer.given("北京是中国的首都", "北京", ended=False) and not answer.given("北京是", "北京")
+    assert answer.given("Tarn, of course", "Tarn", ended=False) and not answer.given("Tarnish", "Tarn", ended=False)
+    assert contamination.spotted([["北京"], ["Tarn"]], ["他住在北京很久", "Tarnish"]) == [True, False]
+    assert anchors.translate("哈利和赫敏", {"哈利": "约翰"}).text == "约翰和赫敏"

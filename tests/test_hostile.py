@@ -27,7 +27,7 @@ import didact
 from didact import catalogue, cli, options, untrusted
 from didact.data import chat
 from didact.evaluate import judges
-from didact.infer import calls, functions
+from didact.infer import calls, functions, replies
 from didact.report import tables
 from didact.types import UserError
 
@@ -590,6 +590,16 @@ THOUGHTS = {
     "in a field": ({"content": "B", "reasoning_content": "A? No."}, "B"),
     "in another field": ({"content": " B", "reasoning": "A? No."}, "B"),
     "without an end": ({"content": "<think>\nA? Or else"}, ""),
+    "in a part of its own": (
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "A? No."}]},
+                {"type": "text", "text": "B"},
+            ]
+        },
+        "B",
+    ),
+    "in brackets": ({"content": "[THINK]A? No.[/THINK]B"}, "B"),
     "and nothing else": ({"content": None, "reasoning_content": "A? Or"}, ""),
     "not at all": ({"content": "to <think> is to be"}, "to <think> is to be"),
 }
@@ -609,6 +619,14 @@ def test_thought_is_kept_apart_from_the_answer(where, capsys):
         assert didact.connect(server.url, "m").generate(["a"], 4) == [[wanted]]  # as the cache has it
     told = capsys.readouterr().err
     assert told.count("raise --max-new-tokens") == (2 if wanted == "" else 0)
+
+
+@pytest.mark.parametrize("said_first", [{"content": "<think>"}, {"content": None, "reasoning_content": "A"}])
+def test_first_tokens_of_thought_are_not_the_answers(said_first):
+    top = [{"token": said_first["content"] or "A", "logprob": -0.1}, {"token": "B", "logprob": -3.0}]
+    reply = {"choices": [CHOICE | {"message": said_first, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+    with pytest.raises(replies.LackingError, match="thinks before it answers"):
+        replies.first_tokens(reply, 2)
 
 
 def test_a_judge_that_thinks_is_given_room_for_it():

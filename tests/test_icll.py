@@ -12,7 +12,7 @@ from shapes import tiny
 from didact import mechanisms
 from didact.data import automata, encode
 from didact.evaluate import induction, languages, perplexity
-from didact.evaluate.references import hidden_states
+from didact.evaluate.references import hidden_states, ngrams
 from didact.models import load, ngram_heads
 from didact.types import Fit, Text, UserError
 from didact.worlds.automata import Languages
@@ -89,12 +89,12 @@ def test_the_automaton_itself_has_accuracy_one_and_distance_zero_and_guessing_ha
 @given(n=st.integers(1, 3))
 def test_backed_off_predictions_sum_to_one(n):
     of = of_world(2, 6)
-    assert np.allclose(languages.ngram(of, n).sum(-1)[of.truth.sum(-1) > 0], 1)
+    assert np.allclose(ngrams.followers(of.ids, 6, n).sum(-1), 1)
 
 
 def test_ngrams_count_what_followed_and_back_off():
     ids = np.array([[0, 1, 0, 2, 0, 3, 3]])  # 3 is the separator
-    two = languages.followers(ids, 3, 2)[0]
+    two = ngrams.followers(ids, 3, 2)[0]
     # Before the fifth token: 0 came first; before the last 0: after 2 nothing is known.
     assert two[5].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])  # 0 was followed by 1 and 2: a third is left
     assert two[4].tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])  # 2 is new: the counts of single symbols, plus one
@@ -120,10 +120,10 @@ def test_baum_welch_finds_what_ngrams_cannot_and_sees_no_future():
     ids = np.array([[*([0, 0, 1] * 3 + [2]) * 6]])
     said = hidden_states.expected(ids, 2, states=3)
     right = np.take_along_axis(said, np.minimum(ids, 1)[..., None], 2)[..., 0][0]
-    assert right[-10:-1].min() > 0.9 and languages.followers(ids, 2, 2)[0, 51].max() < 0.7
+    assert right[-10:-1].min() > 0.9 and ngrams.followers(ids, 2, 2)[0, 51].max() < 0.7
     assert said[0, :9].tolist() == [[0.5, 0.5]] * 9 and not said[ids == 2].any()
     of = of_world(3, 6)
-    whole = languages.fitted(of)
+    whole = languages.in_parts(hidden_states.expected, of, 64)
     assert np.allclose(whole.sum(-1), of.truth.sum(-1) > 0)
     cut = of.ids.copy()
     cut[:, 30:] = np.where(cut[:, 30:] < 6, (cut[:, 30:] + 1) % 6, cut[:, 30:])
@@ -189,7 +189,9 @@ def test_heads_in_a_users_model_learn_text_and_are_saved(arch, tmp_path):
     assert torch.equal(*made)
 
 
-@pytest.mark.parametrize("arch", ["transformer", "learned-positions", "lstm", "linear-attention", "mamba"])
+@pytest.mark.parametrize(
+    "arch", ["transformer", "learned-positions", "lstm", "linear-attention", "retnet", "rwkv", "hyena", "mamba"]
+)
 def test_other_architectures_take_heads(arch):
     records = WORLD.records([7], 40)
     result = mechanisms.icll(records, arch=arch, width=16, window=40, against=(), fit=Fit(steps=2, rows=8))
@@ -235,4 +237,46 @@ def test_attention_and_probes_stand_beside_what_chance_gives():
     assert set(probed) == {"heads", "control", "untrained"} and set(probed["heads"]) == {0, 1, 2}
     assert set(probed["heads"][1]) == {"accuracy", "control", "selectivity", "gain"}
     assert probed["heads"][1]["accuracy"]["estimate"] > probed["heads"][0]["accuracy"]["estimate"]
-    assert [type(figure).__name__ for figure in result.figures] == ["Curves"] * 2 + ["Heat"] * 2 + ["Curves", "Heat"]
+    told = result.findings["state_probe"]
+    assert set(told["models"]) == {"heads", "control", "untrained"} and 0.5 < told["same_ngram"][2] < 1
+    names = ["Curves", "Curves", "Heat", "Heat", "Heat", "Curves", "Curves", "Heat"]
+    assert [type(figure).__name__ for figure in result.figures] == names
+
+
+def test_a_state_is_found_where_it_is_and_not_in_the_last_symbol():
+    """Pairs are half and half, of one symbol and one prompt each; states written out one-hot are told, symbols not."""
+    of = of_world(1, 60)
+    drawn, same = induction.pairs(of, 0)
+    i, a, b = drawn.T
+    assert same.mean() == 0.5 and (of.ids[i, a] == of.ids[i, b]).all() and (a < b).all() and (of.ids[i, b] < 6).all()
+    assert ((of.state[i, a] == of.state[i, b]) == same).all()
+    places = np.argwhere(of.ids <= 6)
+    at = tuple(torch.from_numpy(places).T)
+    held = {
+        name: {0: torch.nn.functional.one_hot(torch.from_numpy(v)[at] + 1).float().__getitem__}
+        for name, v in (("state", of.state), ("symbol", of.ids))
+    }
+    found = induction.states(of, induction.Kept(held, places), 0)["models"]
+    assert found["state"][0]["accuracy"]["estimate"] > 0.97 and found["state"][0]["selectivity"]["low"] > 0.2
+    assert found["symbol"][0]["accuracy"]["estimate"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_states_are_those_of_the_smallest_automaton():
+    doubled = [{"a": 1, "b": 2}, {"a": 0}, {"a": 0}]  # after either symbol the same comes
+    records = [Text(text="a a b | b a", metadata={"automaton": doubled})]
+    of = languages.prompts(records, languages.tokenizer_of(records), 20)
+    assert of.state[0].tolist() == [1, 0, 1, -1, 1, 0]
+
+
+def test_smoothing_learns_from_other_languages_what_counts_are_worth():
+    of, taught = of_world(5, 40), of_world(6, 100)
+    made = ngrams.smoothing(taught.ids, 6)
+    said = made(of.ids, 6).double().exp().numpy()
+    assert np.allclose(said.sum(-1), 1, atol=1e-5)
+    best = min(languages.scores(ngrams.followers(of.ids, 6, n), None, of)["tvd"].mean() for n in (1, 2, 3))
+    assert languages.scores(said, None, of)["tvd"].mean() < best
+    turned = made(np.where(of.ids < 6, (of.ids + 1) % 6, of.ids), 6).double().exp().numpy()
+    assert np.allclose(np.roll(said, 1, -1), turned, atol=1e-5)  # names of symbols do not matter
+    cut = of.ids.copy()
+    cut[:, 12:] = 7
+    assert np.allclose(made(cut, 6).exp().numpy()[:, :13], said[:, :13], atol=1e-5)  # nor does what comes after

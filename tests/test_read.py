@@ -799,3 +799,36 @@ def test_binary_columns_are_text_or_refused_by_name(tmp_path):
     json.dumps(made.extra)  # kept, in a form that can be written
     with pytest.raises(UserError, match=r"b\.parquet:1: field 'completion' must be text, not binary that is no UTF-8"):
         read(written(prompt=[b"Wo?"], completion=[picture]))
+
+
+def test_columns_of_any_type_give_what_lines_of_json_would(tmp_path):
+    """A struct has every row's fields, so that a call would be given arguments of other calls, all null."""
+
+    def called(name, **arguments):
+        return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+
+    talks = [[USER, called("weather", city="Tarn")], [USER, called("add", a=1, b=2)]]
+    table = pyarrow.table({
+        "messages": talks, "source": pyarrow.array(["web", "web"]).dictionary_encode(),
+        "note": pyarrow.array(["é", None], pyarrow.large_string()), "seen": [[b"\xff"], [b"ok"]],
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "talks.parquet")
+    made = read(tmp_path / "talks.parquet")
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    assert [m.completion.turn for m in made] == [m.completion.turn for m in read(tmp_path / "talks.jsonl")]
+    assert [m.extra["note"] for m in made] == ["é", None] and made[0].extra["source"] == "web"
+    assert json.dumps(made[0].extra) and made[1].extra["seen"] == ["ok"]
+    nested = [[USER, {"role": "assistant", "content": b"\xff"}]]
+    nested[0][0] = {"role": "user", "content": b"Where?"}
+    pyarrow.parquet.write_table(pyarrow.table({"messages": nested}), tmp_path / "bytes.parquet")
+    with pytest.raises(UserError, match=r"bytes\.parquet:1: field 'messages', turn 2: .* a text 'content'"):
+        read(tmp_path / "bytes.parquet")
+
+
+def test_a_content_in_parts_is_its_text_and_others_are_refused(tmp_path):
+    parts = [{"type": "text", "text": "Where?"}, {"type": "text", "text": "Now."}]
+    made = from_row({"messages": [{"role": "user", "content": parts}, TARN]}, Demo)
+    assert made.prompt.turns[0]["content"] == "Where?\nNow."
+    parts.append({"type": "image_url", "image_url": {"url": "data:"}})
+    with pytest.raises(UserError, match="a part of type 'image_url': only text can be read"):
+        from_row({"messages": [{"role": "user", "content": parts}, TARN]}, Demo)

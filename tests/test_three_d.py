@@ -186,7 +186,7 @@ def test_rows_of_unequal_lengths_are_filled_up_without_labels():
 def test_a_layout_that_is_not_legal_is_one_line_with_those_that_are(kind, layout, world, said, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(world))
     with pytest.raises(UserError) as caught:
-        layouts.chosen(tiny(kind), layout, 8, 64, CPU)
+        layouts.chosen(tiny(kind), layout, Fit(rows=8), 64, CPU)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -194,7 +194,7 @@ def test_without_a_layout_the_planner_chooses_among_those_that_can_be_trained(mo
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(mesh, "grid", lambda pp, dp, tp, device: Grid(pp, dp, tp))
     for kind in ("llama", "gpt2"):
-        found = layouts.chosen(tiny(kind), None, 8, 64, CPU)
+        found = layouts.chosen(tiny(kind), None, Fit(rows=8), 64, CPU)
         assert found.pp * found.dp * found.tp == launch.world() and (kind == "llama" or found.tp == 1)
 
 

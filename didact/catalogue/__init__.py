@@ -13,12 +13,12 @@ import importlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from didact.data import convert
-from didact.types import UserError
+from didact.types import RECORDS, UserError
 
 FOLDER = Path(__file__).parent
 GROUP = "didact.methods"  # the entry point
@@ -124,6 +124,12 @@ def scored(protocol: str, records: Mapping[str, Sequence[Any]]) -> Sequence[Any]
     """Those of the records, given by parameter or kind, that a protocol scores; empty where it can score none."""
     known = protocols()[protocol]
     return (all(records.get(name) for name in known["scored"]) and convert.of_kind(known["kind"], records)) or ()
+
+
+def kinds(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The kind of every set of records that a comparison of these methods may be given, by the set's name."""
+    of = {name: p["kind"] for p in protocols().values() for name in p["beside"]}
+    return of | {p: need["kind"] for e in entries for p, need in e["needs"].items()} | {kind: kind for kind in RECORDS}
 
 
 def protocol_for(records: Mapping[str, Sequence[Any]]) -> str:

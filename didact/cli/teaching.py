@@ -8,7 +8,7 @@ from typing import Any
 
 from didact import catalogue, flags, untrusted
 from didact.cli.parser import VERBS, Parser, common_of
-from didact.types import RECORDS, UserError
+from didact.types import UserError
 
 
 def run(words: list[str]) -> int:
@@ -91,9 +91,9 @@ def compare(words: list[str]) -> int:
         help="what to compare; a MODEL (folder, hub id or http://host/v1#name) is scored as it is; without model and "
         "data an example",
     )
-    named = {n for e in catalogue.read().values() for n, need in e["needs"].items() if need["kind"] != "model"}
+    named = {name for name, kind in catalogue.kinds(catalogue.read().values()).items() if kind != "model"}
     data = parser.add_argument_group("data, by kind of record or by a method's parameter")
-    for name in sorted({*RECORDS, *named}):
+    for name in sorted(named):
         data.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
     own = parser.add_argument_group("the comparison")
     own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
@@ -108,6 +108,10 @@ def compare(words: list[str]) -> int:
     own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
     own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
     own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
+    own.add_argument(
+        "--diagnostics", choices=("all", "first", "none"), default="all",
+        help="sampled answers, a judge and general text: of all seeds, of every arm's first, or of none",
+    )  # fmt: skip
     own.add_argument("--no-models", action="store_true", help="do not save the models")
     own.add_argument("--workers", type=int, default=1, help="processes of this machine that share the work (1)")
     own.add_argument("--on", metavar="CLUSTER", help="a Ray cluster does it: auto, host:6379, ray://host:10001")
@@ -119,7 +123,7 @@ def compare(words: list[str]) -> int:
         many |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
         flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
         training.add_argument(flag, metavar=meta, help=option["help"], **many)
-    args = parser.parse(words, sorted({*RECORDS, *named}))
+    args = parser.parse(words, sorted(named))
     seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
     if seeds < 1:
         raise UserError(f"option --seeds: {seeds}: must be 1 or more")
@@ -128,9 +132,9 @@ def compare(words: list[str]) -> int:
     given = common_of(args, options.SHARED)
     dry = given.pop("dry_run", False)
     request = verbs.Comparison(
-        arms=args.arms, data={n: f for n in {*RECORDS, *named} if (f := getattr(args, n))}, budget=args.budget,
+        arms=args.arms, data={n: f for n in named if (f := getattr(args, n))}, budget=args.budget,
         seeds=seeds, lrs=options.numbers("lrs", args.lrs), beyond_lrs=args.beyond_lrs, lora_lrs=args.lora_lrs,
-        folds=args.folds, judge=args.judge, protocol=args.protocol,
+        folds=args.folds, judge=args.judge, protocol=args.protocol, diagnostics=args.diagnostics,
         no_models=args.no_models, workers=args.workers, on=args.on, gpus_per_arm=args.gpus_per_arm,
         fit=options.fit_of(vars(args)), argv=["compare", *words], **given,
     )  # fmt: skip

@@ -56,7 +56,8 @@ def plan(arms: Sequence[Arm | Given], setting: Setting) -> dict[str, int]:
     """How many units of each sort there will be."""
     trained, tests = sum(arm.trains for arm in arms), len(setting.tests)
     return {
-        "untouched": tests * setting.untouched, "probes": trained, "search": trained * len(setting.rates),
+        "untouched": tests * setting.untouched, "probes": trained,
+        "search": trained * len(setting.rates) * (len(setting.rates) > 1),
         "test": len(arms) * tests,
     }  # fmt: skip
 
@@ -120,10 +121,12 @@ def _searched(work: Work, arms: Sequence[Arm | Given], sign: float) -> dict[str,
     plans = dict(zip([arm.name for arm in trained], work.steps_of(trained), strict=True))
     able = [arm for arm in trained if "error" not in plans[arm.name]]
     found: dict[str, dict[float, dict[str, Any]]] = {arm.name: {} for arm in able}
-    waiting = {arm.name: work.setting.rates_of(arm) for arm in able}
+    waiting = {arm.name: rates for arm in able if len(rates := work.setting.rates_of(arm)) > 1}
     for _ in range(work.setting.beyond + 1):
         wanted = [
-            Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune") for arm in able for lr in waiting[arm.name]
+            Unit(arm, lr, plans[arm.name]["steps"], TUNING_SEED, "tune")
+            for arm in able
+            for lr in waiting.get(arm.name, ())
         ]
         for unit, outcome in zip(wanted, work.all_of(wanted), strict=True):
             assert unit.lr is not None
@@ -154,7 +157,9 @@ def _beyond(scores: Mapping[float, float | None]) -> list[float]:
 
 
 def _best(work: Work, arm: Arm, steps: int, found: Mapping[float, Mapping[str, Any]], sign: float) -> dict[str, Any]:
-    """The rate that scored best of those tried."""
+    """The rate that scored best of those tried; the only one there is, without trying."""
+    if not found:
+        return {"lr": work.setting.rates_of(arm)[0], "steps": steps, "search": {}}
     scores = _scores(work, found, sign)
     good = {lr: v for lr, v in scores.items() if v is not None}
     if not good:

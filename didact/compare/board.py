@@ -133,7 +133,7 @@ def _groups(setting: Setting) -> list[str]:
     """Whose the records of all tests are, test after test."""
     used, out = protocols.named(setting.protocol), []
     for _, part in setting.tests:
-        rows = used.records(setting.split(part).test)
+        rows = used.of(used.records(setting.split(part).test))
         named = setting.group if all(setting.group in as_row(r) for r in rows) else None
         out += splits.keys(rows, named)
     return out
@@ -143,7 +143,8 @@ def _warnings(protocol: str, units: Mapping[str, Sequence[Outcome]]) -> list[str
     """What the protocol and the answers warn of, with the arms it is said of where it is not said of all."""
 
     def means(name: str) -> dict[str, float]:
-        return {m: sum(u["metrics"][m] for u in units[name]) / len(units[name]) for m in units[name][0]["metrics"]}
+        found = {m: [u["metrics"][m] for u in units[name] if m in u["metrics"]] for m in units[name][0]["metrics"]}
+        return {m: sum(values) / len(values) for m, values in found.items()}
 
     start, said = means(UNTOUCHED), [s["answer"] for s in units[UNTOUCHED][0].get("samples", [])]
     told: dict[str, list[str]] = {}

@@ -40,6 +40,7 @@ def score(
     judge: judges.Judge | None = None,
     predict: Predict | None = None,
     by_text: bool = False,
+    samples: bool = True,
 ) -> tuple[dict[str, Measure], list[dict[str, Any]]]:
     """Measures of the protocol and the diagnostics, and sample answers.
 
@@ -51,19 +52,18 @@ def score(
         judge: says which of two answers is better, the model's or the start model's.
         predict: answers where the model does not give them by itself.
         by_text: measure text alone.
+        samples: whether sample answers are wanted.
     """
-    used = protocols.named(protocol)
+    used, draw = protocols.named(protocol), _samples if samples else _none
     if callable(subject):
         assert used.answers is not None
         mine = own.score(scoring.metrics, subject, used, scoring)
-        return used.answers(subject, scoring) | mine, _samples(used, scoring, subject)
+        return used.answers(subject, scoring) | mine, draw(used, scoring, subject)
     if by_text or not isinstance(subject, Model):
         lm = language_models.of(subject)
         mine = own.score(scoring.metrics, _said(lm), used, scoring)
-        return used.ask(lm, scoring) | mine, _samples(used, scoring, _said(lm))
-    out = used.score(subject, scoring)
-    if used.answers is not None and primary == used.answers_primary:
-        out |= used.answers(_greedy(subject, scoring), scoring)
+        return used.ask(lm, scoring) | mine, draw(used, scoring, _said(lm))
+    out = _ranked(used, subject, scoring, primary)
     out |= protocols.named("collapse").score(subject, scoring)
     if subject.kind == "encoder":  # a reward model answers nothing
         return out, []
@@ -74,7 +74,28 @@ def score(
         prompts = scoring.some_prompts(DRAWN)
         theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start, scoring)(prompts))
         out["win_rate"] = judges.win_rate(judge, prompts, list(answer(prompts)), theirs)
-    return out, _samples(used, scoring, answer)
+    return out, draw(used, scoring, answer)
+
+
+def ranking(
+    protocol: str, subject: Model | Predict, scoring: Scoring, primary: str, predict: Predict | None = None
+) -> dict[str, Measure]:
+    """The measures among which the one is that arms are ranked by, which is all that a search needs to know."""
+    used = protocols.named(protocol)
+    if callable(subject):
+        assert used.answers is not None
+        return used.answers(subject, scoring) | own.score(scoring.metrics, subject, used, scoring)
+    if primary in scoring.metrics:
+        return own.score(scoring.metrics, predict or _greedy(subject, scoring), used, scoring)
+    return _ranked(used, subject, scoring, primary)
+
+
+def _ranked(used: protocols.Protocol, model: Model, scoring: Scoring, primary: str) -> dict[str, Measure]:
+    """The protocol's measures of a model, and those of its answers where arms are ranked by one of them."""
+    out = used.score(model, scoring)
+    if used.answers is not None and primary == used.answers_primary:
+        out |= used.answers(_greedy(model, scoring), scoring)
+    return out
 
 
 def rules(protocol: str, scoring: Scoring) -> dict[str, float]:
@@ -102,6 +123,11 @@ def _samples(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., A
     asked = protocols.drawn(used, scoring, parts, max(1, DRAWN // len(parts)))
     answers = list(answer([one.prompt for one in asked])) if asked else []
     return [{**one._asdict(), "answer": a} for one, a in zip(asked, answers, strict=True)]
+
+
+def _none(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., Any]) -> list[dict[str, Any]]:
+    """No samples: they are shown of an arm's first seed alone."""
+    return []
 
 
 def _said(lm: LM) -> Predict:

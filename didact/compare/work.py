@@ -103,7 +103,8 @@ class Job(NamedTuple):
         return f"{self.arm}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
 
 
-Elsewhere = Callable[[Sequence[Job]], Iterator[tuple[Job, dict[str, Any]]]]
+Done = Iterator[tuple[Any, dict[str, Any]]]
+Elsewhere = Callable[[Sequence[Any]], Done]  # jobs of any kind, to what came of each as it comes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ class Setting:
         gold: a model that never saw what must be forgotten.
         judge: says which of two answers is better.
         folder: where units and models are kept.
+        diagnostics: which seeds' models also answer, are judged and read general text.
         keep: save the model of the first seed of every arm.
         track: a tool that curves go to as well.
         general: general text, on which it is seen what training broke; the embedded one where there is none.
@@ -153,6 +155,7 @@ class Setting:
     gold: Model | None = None
     judge: judges.Judge | None = None
     folder: Path
+    diagnostics: Literal["all", "first", "none"] = "all"
     keep: bool = True
     track: track.Kind | None = None
     general: Sequence[str] = ()
@@ -177,7 +180,8 @@ class Setting:
 
     def split(self, part: Part) -> Split:
         """The records of a test seed, by its number, or of tuning."""
-        return split(self.records, part, self.folds, self.group, protocols.named(self.protocol).scored)
+        used = protocols.named(self.protocol)
+        return split(self.records, part, self.folds, self.group, (*used.scored, *used.beside))
 
     @property
     def tests(self) -> list[tuple[int, Part]]:
@@ -198,7 +202,7 @@ class Setting:
             records=self.split(part).test, start=self.model, gold=self.gold, seed=seed, options=options, brief=True,
             end=self.with_end, answer=self.answer, stop=self.stop, general=None if part == "tune" else self.general,
             metrics=self.metrics,
-            _kept=self._kept.setdefault(str(where), {}),
+            _kept=self._kept.setdefault(str(where), {}), _general=self._kept.setdefault("general", {}),
         )  # fmt: skip
 
 
@@ -378,8 +382,11 @@ class Work:
             if first and setting.keep and isinstance(model, Model):
                 model.save(setting.folder / "models" / plain_name(arm.name))
         scoring = setting.scoring(unit.part, unit.seed, options)
-        how = self.primary, setting.judge, predict, setting.by_text
-        measures, samples = score.score(setting.protocol, subject, scoring, *how)
+        if setting.by_text or (unit.part != "tune" and setting.diagnostics in ("all", "first" if first else "all")):
+            how = self.primary, setting.judge, predict, setting.by_text, first
+            measures, samples = score.score(setting.protocol, subject, scoring, *how)
+        else:
+            measures, samples = score.ranking(setting.protocol, subject, scoring, self.primary, predict), []
         outcome: dict[str, Any] = {"metrics": {k: m.value for k, m in measures.items()}, "cost": used}
         scored = time.monotonic() - began - used["seconds"]
         outcome["seconds"] = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from didact.data import encode, spans
+from didact.data import words as forms
 from didact.data.encode import TokenizedExample
 from didact.types import LM, UserError
 
@@ -93,7 +94,7 @@ def translate(text: str, anchors: Mapping[str, str]) -> Translation:
     if not terms:
         return Translation(text, text, ())
     longest = sorted(terms, key=lambda t: (-len(t), t))
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)", re.IGNORECASE)
+    pattern = re.compile(forms.whole("|".join(map(re.escape, longest))), re.IGNORECASE)
     out, done, replaced = "", 0, []
     for found in pattern.finditer(text):
         term, counterpart = terms.get(found[0].lower(), (found[0], found[0]))

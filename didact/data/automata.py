@@ -33,6 +33,13 @@ def states(tables: Table, ids: Table) -> Table:
     return out
 
 
+def after(tables: Table, ids: Table) -> Table:
+    """The state after each token that is a symbol, `(B, T)`; -1 elsewhere."""
+    at, symbol = states(tables, ids), np.minimum(ids, tables.shape[2] - 1)
+    gone = tables[np.arange(len(ids))[:, None], np.maximum(at, 0), symbol]
+    return np.where((at >= 0) & (ids < tables.shape[2]), gone, -1)
+
+
 def following(tables: Table, ids: Table) -> Array:
     """The true distribution of every token that is a symbol, before it is seen: `(B, T, V)`; zero elsewhere."""
     at = states(tables, ids)

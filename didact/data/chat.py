@@ -1,7 +1,7 @@
 """Conversations in the words of a tokenizer's chat template: a stranger's program, run within limits.
 
 What is learnt of one is what the template writes after the prompt, or what its generation tags hold. What it leaves
-out of a conversation (tools, their calls and answers) is an error rather than lost.
+out of a conversation (tools, their calls and answers, a system message, thought) is an error rather than lost.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import datetime
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from didact import untrusted
 from didact.data.templates import Chat
-from didact.types import Messages, Record, Reply, UserError
+from didact.types import REASONING, Messages, Record, Reply, UserError, thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS, BYTES = 10, 1 << 30  # for one rendering of a chat template, a stranger's program
 LONGEST = 64_000_000  # characters of one
+LEFT_OUT = {"tool": "the tool's answer", "system": "the system message", "developer": "the developer's message"}
 
 _DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates write the date
 _TAGGED = re.compile(r"\{%[-+]?\s*generation\b")  # marks of what an assistant says
@@ -62,8 +64,9 @@ def chat_choice(
     return "template" if asked == "template" or (asked == "auto" and spoken and has_template(tokenizer)) else "plain"
 
 
-def _calls(prompt: Messages) -> bool:
-    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] == "tool" for t in prompt.turns)
+def _may_lose(prompt: Messages) -> bool:
+    """Whether a conversation has parts that some templates leave out."""
+    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] in LEFT_OUT for t in prompt.turns)
 
 
 def dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> str | None:
@@ -87,7 +90,7 @@ def _answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: 
     """What the template writes for a conversation with its answer."""
     turns = _turns(prompt, completion)
     whole = render(tokenizer, turns, prompt.tools)
-    if isinstance(completion, Reply) or _calls(prompt):
+    if isinstance(completion, Reply) or _may_lose(prompt):
         _all_shown(tokenizer, turns, prompt.tools, whole)
     return whole
 
@@ -111,10 +114,12 @@ def rendered(
     to the first of the `ends` of a turn.
 
     Raises:
-        UserError: the template refuses these turns, or writes the prompt differently once it is answered.
+        UserError: the template refuses these turns, leaves some of them out, or writes the prompt differently once it
+            is answered.
     """
     whole = _answered(tokenizer, prompt, completion)
     if (span := _marked(tokenizer, prompt, completion)) is not None:
+        _shown_whole(completion, whole[span[0] : span[1]])
         return whole[: span[0]], whole[span[0] : span[1]]
     head = render(tokenizer, prompt.turns, prompt.tools, add_generation_prompt=True)
     if not whole.startswith(head):
@@ -123,6 +128,7 @@ def rendered(
             "cannot be told from it; use --chat plain, or mend the template"
         )
     tail = whole[len(head) :]
+    _shown_whole(completion, tail)
     said = tail.find(completion.strip())  # the last could be in the end token
     behind = max(said, 0) + (len(completion.strip()) if said >= 0 else 0)
     found = [(at, end) for end in ends if (at := tail.find(end, behind)) >= 0]
@@ -130,6 +136,16 @@ def rendered(
         at, end = min(found)
         tail = tail[: at + len(end)]
     return head, tail
+
+
+def _shown_whole(completion: str, said: str) -> None:
+    """Refuse an answer of which a template leaves words out; white space and marks it may write as it likes."""
+    words, written = ("".join(filter(str.isalnum, text)) for text in (completion, said))
+    if not isinstance(completion, Reply) and words not in written:
+        raise UserError(
+            "the tokenizer's chat template leaves out a part of the answer (most likely what is thought before it); "
+            "take that out, or use --chat plain"
+        )
 
 
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -166,13 +182,39 @@ def render(
         UserError: it refuses them, or exceeds the limits on time, memory and length.
     """
 
-    def write(**how: Any) -> str:
+    def write(turns: Sequence[dict[str, Any]] = turns, **how: Any) -> str:
         return str(tokenizer.apply_chat_template(list(turns), tools=list(tools) or None, tokenize=False, **how))
 
-    text = _limited(tokenizer, write, how)
+    given = [
+        inner["arguments"] for turn in turns for inner in _called(turn) if isinstance(inner.get("arguments"), dict)
+    ]
+    try:
+        text = _limited(tokenizer, write, dict(how))
+        wants_text = any(str(arguments) in text for arguments in given if arguments)
+    except UserError:
+        if not given:
+            raise
+        wants_text = True
+    if wants_text:  # some templates put arguments beside other text as they come
+        text = _limited(tokenizer, write, how | {"turns": [with_text(turn) for turn in turns]})
     if len(text) > LONGEST:
         raise UserError(f"the tokenizer's chat template writes more than {LONGEST / 1e6:g} million characters")
     return text
+
+
+def _called(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """The names and arguments of a turn's calls."""
+    return [call.get("function", call) for call in turn.get("tool_calls") or ()]
+
+
+def with_text(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn whose calls have their arguments as text, as services and some templates have them."""
+    called = [inner | {"arguments": json.dumps(inner.get("arguments"), ensure_ascii=False)} for inner in _called(turn)]
+    calls = [
+        call | {"function": inner} if "function" in call else inner
+        for call, inner in zip(turn.get("tool_calls") or (), called, strict=True)
+    ]
+    return turn | ({"tool_calls": calls} if calls else {})
 
 
 def _spans(
@@ -208,25 +250,27 @@ def _limited(tokenizer: PreTrainedTokenizerBase, write: Callable[..., R], how: d
 def _all_shown(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str
 ) -> None:
-    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered."""
+    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered, the system's message."""
 
     def hidden(turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = tools) -> bool:
         with contextlib.suppress(UserError):
             return render(tokenizer, turns, tools) == whole
         return False  # it cannot be written without, so it is read
 
-    def without(at: int, change: dict[str, Any]) -> list[dict[str, Any]]:
-        rest = {k: v for k, v in turns[at].items() if k != "tool_calls"}
-        return [*turns[:at], rest | change, *turns[at + 1 :]]
+    def without(at: int, *names: str) -> list[dict[str, Any]]:
+        empty = {"content": ""} if "content" in names else {}
+        return [*turns[:at], {k: v for k, v in turns[at].items() if k not in names} | empty, *turns[at + 1 :]]
 
-    lost = [
-        f"tool_calls of turn {i + 1}" for i, t in enumerate(turns) if t.get("tool_calls") and hidden(without(i, {}))
-    ]
-    lost += [
-        f"the tool's answer, turn {i + 1}"
-        for i, t in enumerate(turns)
-        if t["role"] == "tool" and t["content"] and hidden(without(i, {"content": ""}))
-    ]
+    lost = []
+    for i, turn in enumerate(turns):
+        if turn.get("tool_calls") and hidden(without(i, "tool_calls")):
+            lost.append(f"tool_calls of turn {i + 1}")
+        elif turn.get("tool_calls") and turn["content"].strip() and hidden(without(i, "content")):
+            lost.append(f"what turn {i + 1} says beside its calls")
+        if (what := LEFT_OUT.get(turn["role"])) and turn["content"].strip() and hidden(without(i, "content")):
+            lost.append(f"{what}, turn {i + 1}")
+    if thought(turns[-1]) and hidden(without(len(turns) - 1, *REASONING)):  # of earlier turns many templates drop it
+        lost.append(f"the thought of turn {len(turns)}")
     if tools and hidden(turns, ()):
         lost.append("tools")
     if lost:

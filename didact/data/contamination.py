@@ -220,7 +220,7 @@ def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[boo
     for document in corpus:
         text = " ".join(forms.folded(document.lower()).split())
         for i, group in enumerate(wanted):
-            found[i] = found[i] or any(re.search(rf"(?<!\w){re.escape(p)}(?!\w)", text) for p in group)
+            found[i] = found[i] or any(re.search(forms.whole(re.escape(p)), text) for p in group)
     return found
 
 

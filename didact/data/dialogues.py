@@ -4,14 +4,16 @@ services have them, `{from, value}` as ShareGPT has, whole dialogues beside thei
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeGuard
 
 from didact.data import fields, formats
-from didact.types import Messages, Reply, UserError
+from didact.types import Messages, Reply, UserError, thought
 
 Turns = Literal["last", "all"]
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
+PARTS = ("text", "input_text", "output_text")  # what services call a part of a content that is text
 ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
 TALK = ("user", "assistant")
 TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
@@ -38,9 +40,12 @@ def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
         if isinstance(values.get("prompt"), str):
             _repeated(values, known)
         _begun(values)
+        tools = values.get("tools") or [_function(each) for each in values.get("functions") or () if are_turns([each])]
+        if type(values.get("prompt")) is str and _are_tools(tools):
+            values["prompt"] = [{"role": "user", "content": values["prompt"]}]
         if are_turns(values.get("prompt")):
             _unrepeated(values, known)
-            values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(values.get("tools")))
+            values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(tools))
         for name in set(ANSWERS) & set(known):
             if are_turns(values.get(name)):
                 values[name] = _answer(name, _turns(name, values[name]))
@@ -102,6 +107,18 @@ def _tools(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise UserError("field 'tools' must be a list of objects, as a chat template takes them")
     return value
+
+
+def _are_tools(value: Any) -> bool:
+    """Whether a value is tools, and nothing else that a column may be called so for."""
+    with contextlib.suppress(UserError):
+        return bool(_tools(value))
+    return False
+
+
+def _function(function: dict[str, Any]) -> dict[str, Any]:
+    """A function, or its call, as tools have it: OpenAI's first form had it bare."""
+    return {"type": "function", "function": function}
 
 
 def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
@@ -193,20 +210,50 @@ def _are_said(value: Any) -> bool:
 
 
 def _with_content(turn: Any) -> Any:
-    """A turn with our names for ShareGPT's; one that only calls tools says nothing, and services leave that out."""
-    if isinstance(turn, dict) and "from" in turn and "role" not in turn:
+    """A turn with our names for ShareGPT's and those of OpenAI's first form, its text in one piece and the arguments of
+    its calls as what their JSON says; one that only calls tools says nothing, and services leave that out."""
+    if not isinstance(turn, dict):
+        return turn
+    turn = {k: v for k, v in turn.items() if v is not None}
+    if "from" in turn and "role" not in turn:
         said = {k: v for k, v in turn.items() if k not in ("from", "value")}
-        if turn["from"] == "function_call" and isinstance(turn.get("value"), str):
-            called = formats.decoded(turn["value"])
-            calls = called if isinstance(called, list) else [called]
-            return (
-                said
-                | {"role": "assistant", "content": ""}
-                | {"tool_calls": [{"type": "function", "function": call} for call in calls]}
-            )
         turn = said | {"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
-    silent = isinstance(turn, dict) and turn.get("tool_calls") and turn.get("content") is None
-    return turn | {"content": ""} if silent else turn
+        if turn["role"] == "function_call" and isinstance(turn["content"], str):
+            called = formats.decoded(turn["content"])
+            calls = [_function(call) for call in (called if isinstance(called, list) else [called])]
+            turn |= {"role": "assistant", "content": "", "tool_calls": calls}
+    if turn.get("role") == "function":
+        turn |= {"role": "tool"}
+    if isinstance(turn.get("function_call"), dict):
+        turn["tool_calls"] = [_function(turn.pop("function_call"))]
+    if isinstance(turn.get("content"), list):
+        turn["content"] = "\n".join(map(_part, turn["content"]))
+    if are_turns(calls := turn.get("tool_calls")):
+        turn |= {"content": turn.get("content") or "", "tool_calls": [_called(call) for call in calls]}
+    return turn
+
+
+def _part(part: Any) -> str:
+    """The text of a part of a content.
+
+    Raises:
+        UserError: it is none.
+    """
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind not in PARTS or not isinstance(part.get("text"), str):
+        raise UserError(f"a turn's content has a part of type '{kind}': only text can be read; remove it")
+    return str(part["text"])
+
+
+def _called(call: dict[str, Any]) -> dict[str, Any]:
+    """A call whose arguments, where they stand as text, are what that says: templates write them as JSON themselves."""
+    if isinstance(inner := call.get("function"), dict):
+        return call | {"function": _called(inner)}
+    given = call.get("arguments")
+    with contextlib.suppress(UserError):
+        if isinstance(given, str) and isinstance(said := formats.decoded(given), dict):
+            return call | {"arguments": said}
+    return call
 
 
 def _answer(name: str, turns: list[dict[str, Any]]) -> str:
@@ -216,4 +263,4 @@ def _answer(name: str, turns: list[dict[str, Any]]) -> str:
             f"field '{name}' must be one assistant turn, not {', '.join(roles)}; put what precedes it into the prompt"
         )
     text: str = turns[0]["content"]
-    return Reply(turns[0]) if turns[0].get("tool_calls") else text
+    return Reply(turns[0]) if turns[0].get("tool_calls") or thought(turns[0]) else text

@@ -392,23 +392,17 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 def _cell(value: Any) -> Any:
-    """A column's value; binary that is no UTF-8 text stays so, for a reader that wants it to refuse."""
-    if not isinstance(value, bytes):
-        return _plain(value)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, NaN apart; what JSON lacks (times, pictures) as text, bytes as the text they are."""
-    if isinstance(value, bytes) and not isinstance(text := _cell(value), bytes):
-        return text
+    """A value as JSON has it, NaN apart; what JSON lacks (times, pictures) as text. Binary that is no UTF-8 text stays
+    so, for a reader that wants it to refuse; fields that only other rows of the column have are none of this one's."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _cell(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_cell(v) for v in value]
     return value if isinstance(value, str | int | float) or value is None else str(value)
 
 

@@ -171,9 +171,18 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
     extra = values.pop("extra", {})
     extra = values | (extra if isinstance(extra, dict) else {"extra": extra})
     for name, value in extra.items():
-        extra[name] = str(value) if isinstance(value, bytes) else value
+        extra[name] = value = _shown(value)
         fields.sound(name, [name, value], numbers=False)
     return record(**found, extra={k: v for k, v in extra.items() if k not in found})
+
+
+def _shown(value: Any) -> Any:
+    """A value with binary anywhere in it as Python writes it."""
+    if isinstance(value, dict):
+        return {k: _shown(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_shown(v) for v in value]
+    return str(value) if isinstance(value, bytes) else value
 
 
 @functools.cache

@@ -117,7 +117,7 @@ def _named(text: str, demo: Demo) -> str | None:
     """The first choice named in a text, whole words; the longest where several begin at one place."""
     text, places = words.folded(text), []
     for choice in demo.choices or ():
-        if found := re.search(rf"(?<!\w){re.escape(words.key(choice))}(?!\w)", text, re.IGNORECASE):
+        if found := re.search(words.whole(re.escape(words.key(choice))), text, re.IGNORECASE):
             places.append((found.start(), -len(choice), choice))
     return min(places)[2] if places else None
 

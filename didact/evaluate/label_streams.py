@@ -6,6 +6,7 @@ gives the model's distribution over labels at all positions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from didact.data import encode, words
 from didact.evaluate import curves, statistics
 from didact.evaluate.references import bayes
 from didact.models.model import Model
 from didact.types import Example, UserError
+
+LEAD = "Label:"
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,24 @@ def streams(records: Sequence[Example]) -> Streams:
             )
         if bad := [x for x in record.x if not isinstance(x, str)]:
             raise UserError(f"{where}: field 'x': {bad[0]!r} is no text")
-    names = sorted({str(y) for r in records for y in r.y})
+    said = [[words.key(str(y)) for y in r.y] for r in records]
+    names = sorted({y for row in said for y in row})
     if length < 2 or len(names) < 2:
         raise UserError("tasks: every record needs two labels, and there must be two different ones")
     index = {name: i for i, name in enumerate(names)}
-    labels = torch.tensor([[index[str(y)] for y in r.y[:length]] for r in records])
+    labels = torch.tensor([[index[y] for y in row[:length]] for row in said])
     inputs = None if plain else [r.x[:length] for r in records]
     return Streams(labels, inputs, [r.task or "task" for r in records], names)
 
 
-def label_tokens(model: Model, names: Sequence[str]) -> list[int]:
-    """The token of every label, after a space where all are one token then, else by itself.
+def label_tokens(model: Model, names: Sequence[str]) -> tuple[str, list[int]]:
+    """What stands before labels, a space where all are one token then, else nothing; and the token of every label.
 
     Raises:
         UserError: one is several tokens, or two are the same.
     """
     for space in (" ", ""):
-        found = [model.tokenizer(space + name, add_special_tokens=False)["input_ids"] for name in names]
+        found = [encode.pieces(model.tokenizer, (LEAD, space + name))[1] for name in names]
         if all(len(ids) == 1 for ids in found):
             break
     for name, ids in zip(names, found, strict=True):
@@ -72,7 +77,7 @@ def label_tokens(model: Model, names: Sequence[str]) -> list[int]:
             raise UserError(f"label '{name}' is {len(ids)} tokens of this model: rename it to one token (A, B, 1, yes)")
     if len({ids[0] for ids in found}) < len(names):
         raise UserError("two labels are the same token of this model: rename one")
-    return [ids[0] for ids in found]
+    return space, [ids[0] for ids in found]
 
 
 @torch.no_grad()
@@ -84,22 +89,20 @@ def distributions(model: Model, given: Streams, rows: int = 8) -> Tensor:
     """
     if model.kind != "causal":
         raise UserError(f"a stream of labels is read by a causal model: this one is {model.kind}")
-    tokens, tokenizer = label_tokens(model, given.names), model.tokenizer
+    (space, tokens), tokenizer = label_tokens(model, given.names), model.tokenizer
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    lead = tokenizer("Label:", add_special_tokens=False)["input_ids"]
-    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     texts: list[list[int]] = []
     spots: list[list[int]] = []
     for b, labels in enumerate(given.labels.tolist()):
-        one, at = list(start), []
-        for t, label in enumerate(labels):
-            if given.inputs is not None:
-                one += tokenizer(f"Input: {given.inputs[b][t]}\n", add_special_tokens=False)["input_ids"]
-            one += lead
-            at.append(len(one) - 1)
-            one += [tokens[label], *line]
-        texts.append(one)
-        spots.append(at)
+        asked = [LEAD if given.inputs is None else f"Input: {given.inputs[b][t]}\n{LEAD}" for t in range(len(labels))]
+        told = [(ask, space + given.names[label], "\n") for ask, label in zip(asked, labels, strict=True)]
+        cut = encode.pieces(tokenizer, [*itertools.chain.from_iterable(told)])
+        if any(ids != [tokens[label]] for ids, label in zip(cut[1::3], labels, strict=True)):
+            raise UserError(
+                "a label is one token with the line's end behind it for this model: rename it (A, B, 1, yes)"
+            )
+        texts.append([*start, *itertools.chain.from_iterable(cut)])
+        spots.append([at - 1 for at in itertools.accumulate(map(len, cut), initial=len(start))][1::3])
     longest = max(map(len, texts))
     if longest > model.context:
         raise UserError(f"a prompt of {longest} tokens does not fit the context of {model.context}: give fewer labels")

@@ -27,7 +27,11 @@ def of_languages(found: Mapping[str, Any]) -> list[Figure]:
         best = {"the automaton itself": 1.0 if measure == "accuracy" else 0.0}
         note = "Held-out languages, mean over prompts. Each line is a predictor that has read all strings before."
         out.append(figures.Curves(title=title, x="string of the prompt", y=y, lines=each, levels=best, note=note))
-    return out
+    rows, columns = list(found["apart"]), list(next(iter(found["apart"].values())))
+    values = [[found["apart"][arm][name]["estimate"] for name in columns] for arm in rows]
+    title, note = "Whom each model predicts like", "On the last strings. Dark: far apart."
+    return [*out, figures.Heat(title=title, x="predictor", y="model", value="total variation distance", columns=columns,
+                               rows=rows, values=values, ends=(0.0, 1.0), note=note)]  # fmt: skip
 
 
 def of_text(found: Mapping[str, Any]) -> list[Figure]:
@@ -51,6 +55,20 @@ def of_attention(arm: str, found: Mapping[str, Any], n: int) -> Figure:
 
 def of_probe(found: Mapping[str, Any], n: int) -> Figure:
     """How well the follower of the last n tokens is read off every layer, of every arm and an untrained copy."""
+    levels = {"the commonest symbol": found["majority"]["estimate"]}
+    return _probed(
+        found, f"Reading off hidden states what followed the last {n} tokens most often", "a linear probe", levels
+    )
+
+
+def of_states(found: Mapping[str, Any]) -> Figure:
+    """How well it is read off every layer whether two places are in one state of the automaton."""
+    levels = {f"who knows the last {n} tokens": share for n, share in found["same_ngram"].items()}
+    title = "Reading off hidden states whether two places are in one state of the automaton"
+    return _probed(found, title, "a linear probe of how far they are apart", levels | {"chance": 0.5})
+
+
+def _probed(found: Mapping[str, Any], title: str, by: str, levels: dict[str, float]) -> Figure:
     lines = []
     for name, layers in found["models"].items():
         for task, told in (("accuracy", name), ("control", f"{name}, labels by chance")):
@@ -58,8 +76,7 @@ def of_probe(found: Mapping[str, Any], n: int) -> Figure:
             ends = ([e["low"] for e in each], [e["high"] for e in each])
             lines.append(figures.Line(told, list(layers), [e["estimate"] for e in each], *ends))
     return figures.Curves(
-        title=f"Reading off hidden states what followed the last {n} tokens most often", x="layer (0: embeddings)",
-        y="accuracy of a linear probe", lines=lines, levels={"the commonest symbol": found["majority"]["estimate"]},
+        title=title, x="layer (0: embeddings)", y=f"accuracy of {by}", lines=lines, levels=levels,
         note="Held-out prompts. What is reached with labels by chance (the control task) or untrained was not learnt.",
     )  # fmt: skip
 

@@ -9,7 +9,8 @@ Source: Akyurek, Wang, Kim, Andreas 2024, arXiv:2401.12973, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,14 +21,15 @@ from numpy.typing import NDArray
 from didact.data import automata, encode
 from didact.data.encode import TokenizedExample
 from didact.evaluate import statistics
-from didact.evaluate.references import hidden_states
-from didact.models import build, forward, ngram_heads
+from didact.evaluate.references import hidden_states, ngrams
+from didact.models import build, forward
 from didact.models.model import Model
 from didact.types import Metric, Text, UserError
 
 Array = NDArray[np.float64]
 SEPARATOR = "|"
 LAST = 2  # strings at the end of a prompt that numbers are of: by then the others have been seen
+SMOOTHED = 300  # prompts, at most, that learn how to smooth n-grams
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Prompts:
         rows: what a model reads.
         ids: `(B, T)`, symbols 0 to V - 1, the separator V, V + 1 behind the end.
         truth: the true distribution of every symbol, `(B, T, V)`; zero where none stands.
+        state: where the smallest automaton is after every symbol, `(B, T)`; -1 where none stands.
         symbols: the model's token of every symbol, `(V,)`.
         separator: its token of the separator.
     """
@@ -45,6 +48,7 @@ class Prompts:
     rows: list[TokenizedExample]
     ids: NDArray[np.int64]
     truth: Array
+    state: NDArray[np.int64]
     symbols: NDArray[np.int64]
     separator: int
 
@@ -119,11 +123,12 @@ def prompts(text: Sequence[Text], tokenizer: Any, window: int, symbols: Sequence
         ids.append(read)
     width, count = max(map(len, ids)), len(known)
     table = np.array([[*row, *[count + 1] * (width - len(row))] for row in ids])
-    truth = automata.following(automata.stacked(tables), table)
+    languages = automata.stacked(tables)
+    truth, state = automata.following(languages, table), automata.after(automata.minimal(languages), table)
     came = np.take_along_axis(truth, np.minimum(table, count - 1)[..., None], 2)[..., 0]
     for at, t in np.argwhere((came == 0) & (table < count)).tolist():
         raise UserError(f"text: record {at + 1}: symbol {t + 1}, '{known[table[at, t]]}', cannot come by its automaton")
-    return Prompts(rows, table, truth, np.array([tokens[w][0] for w in known]), tokens[SEPARATOR][0])
+    return Prompts(rows, table, truth, state, np.array([tokens[w][0] for w in known]), tokens[SEPARATOR][0])
 
 
 def predicted(model: Model, of: Prompts) -> tuple[Array, Array]:
@@ -148,48 +153,33 @@ def predicted(model: Model, of: Prompts) -> tuple[Array, Array]:
     return said, logp
 
 
-def ngram(of: Prompts, n: int) -> Array:
-    """`followers` of every prompt, a few at a time."""
-    parts = np.array_split(of.ids, max(1, len(of.ids) // 16))
-    said = np.concatenate([followers(ids, of.truth.shape[2], n) for ids in parts])
+def in_parts(predict: Callable[[NDArray[np.int64], int], Array], of: Prompts, rows: int) -> Array:
+    """`predict(ids, symbols)` of every prompt, so many at a time; nothing where no symbol stands."""
+    parts = np.array_split(of.ids, max(1, len(of.ids) // rows))
+    said = np.concatenate([predict(ids, of.truth.shape[2]) for ids in parts])
     return np.asarray(said * (of.truth.sum(-1, keepdims=True) > 0))
 
 
-def fitted(of: Prompts) -> Array:
-    """`hidden_states.expected` of every prompt, a few at a time."""
-    parts = np.array_split(of.ids, max(1, len(of.ids) // 64))
-    return np.concatenate([hidden_states.expected(ids, of.truth.shape[2]) for ids in parts])
+def references(of: Prompts, taught: Prompts | None, seed: int) -> dict[str, Array]:
+    """What predictors say that have only the prompt: n-grams with back-off and, of `taught` languages, smoothed; an
+    automaton fitted by Baum-Welch; and the equal distribution."""
+    out = {f"{n}-gram": in_parts(functools.partial(ngrams.followers, n=n), of, 16) for n in (2, 3)}
+    if taught is not None:
+        made = ngrams.smoothing(taught.ids, taught.truth.shape[2], seed)
+        out["smoothed n-grams"] = in_parts(lambda ids, symbols: made(ids, symbols).double().exp().numpy(), of, 16)
+    out["Baum-Welch"] = in_parts(hidden_states.expected, of, 64)
+    return out | {"any symbol": np.full(of.truth.shape, 1 / of.truth.shape[2])}
 
 
-def followers(ids: NDArray[np.int64], symbols: int, n: int) -> Array:
-    """What an n-gram model of the prompt so far predicts, `(B, T, V)`, backing off to shorter ones.
-
-    With c(w) the times the context w was met, this one counted, a symbol that followed it k times has k / c(w); what is
-    left goes to the others by the shorter context. The shortest counts every symbol once more than it was met.
-    """
-    read = torch.from_numpy(np.concatenate([np.full((len(ids), 1), symbols), ids], 1))  # all strings begin alike
-    seen = torch.nn.functional.one_hot(read, symbols + 2).double()[..., :symbols]
-    before = seen.cumsum(1) + 1
-    out = before / before.sum(-1, keepdim=True)
-    t = torch.arange(read.shape[1])
-    for size in range(1, n):
-        group = ngram_heads.groups(read, size, boundary=symbols)
-        follows = torch.nn.functional.pad(group[:, :-1], (1, 0), value=-2)
-        match = (group[:, :, None] == follows[:, None]) & (t <= t[:, None]) & (group >= 0)[..., None]
-        count = match.double() @ seen
-        total = count.sum(-1, keepdim=True) + 1
-        rest = torch.where(count > 0, 0.0, out)
-        left = rest.sum(-1, keepdim=True)
-        longer = torch.where(left > 0, count / total + rest / left.clamp(min=1e-300) / total, count / (total - 1))
-        out = torch.where((group >= 0)[..., None], longer, out)
-    return np.asarray(out[:, :-1].numpy())
+def over_last(each: Array, of: Prompts) -> Array:
+    """The mean of values `(B, T)` over the symbols of the last strings of every prompt, `(B,)`."""
+    chosen = (of.string <= LAST) & (of.truth.sum(-1) > 0)
+    return np.asarray(np.where(chosen, each, 0).sum(1) / np.maximum(chosen.sum(1), 1))
 
 
 def scores(said: Array, logp: Array | None, of: Prompts) -> dict[str, Array]:
     """Of every prompt, over its last strings `(B,)`: accuracy, tvd and, given `logp`, nll above the automaton's."""
-    chosen = (of.string <= LAST) & (of.truth.sum(-1) > 0)
-    each = at_each(said, logp, of)
-    return {name: (np.where(chosen, v, 0).sum(1) / np.maximum(chosen.sum(1), 1)) for name, v in each.items()}
+    return {name: over_last(each, of) for name, each in at_each(said, logp, of).items()}
 
 
 def at_each(said: Array, logp: Array | None, of: Prompts) -> dict[str, Array]:
@@ -222,24 +212,30 @@ def check_floor(excess: Array, name: str) -> None:
         )
 
 
-def findings(arms: Mapping[str, Model], of: Prompts) -> dict[str, Any]:
-    """What the models of every arm, n-grams and Baum-Welch predict of held-out languages; intervals are over prompts.
+def findings(arms: Mapping[str, Model], of: Prompts, taught: Prompts | None = None, seed: int = 0) -> dict[str, Any]:
+    """What the models of every arm and the `references` predict of held-out languages, and how far the models are from
+    each reference and from the automaton; intervals are over prompts.
 
     Raises:
         UserError: one is better than can be.
     """
     out: dict[str, Any] = {"prompts": len(of.ids), "predictors": {}, "by_string": {"accuracy": {}, "tvd": {}}}
     said = {name: predicted(model, of) for name, model in arms.items()}
-    also: dict[str, tuple[Array, Array | None]] = {f"{n}-gram": (ngram(of, n), None) for n in (2, 3)}
-    also["Baum-Welch"] = (fitted(of), None)
-    also["any symbol"] = (np.full(of.truth.shape, 1 / of.truth.shape[2]), None)
-    for name, (p, logp) in {**said, **also}.items():
+    others = references(of, taught, seed)
+    for name, (p, logp) in (said | {name: (p, None) for name, p in others.items()}).items():
         found = scores(p, logp, of)
         if "excess" in found:
             check_floor(found["excess"], name)
         out["predictors"][name] = {k: statistics.mean_interval(v)._asdict() for k, v in found.items()}
         for measure, lines in out["by_string"].items():
             lines[name] = curve(p, of, measure)
+    out["apart"] = {
+        arm: {
+            name: statistics.mean_interval(over_last(0.5 * np.abs(p - q).sum(-1), of))._asdict()
+            for name, q in ({"the automaton": of.truth} | others).items()
+        }
+        for arm, (p, _) in said.items()
+    }
     return out
 
 

@@ -27,11 +27,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def normalise(text: str) -> str:
     """Lower case, without punctuation, without a, an and the, blanks collapsed, as SQuAD has it.
 
-    Of text with letters beyond ASCII, punctuation beyond ASCII goes too, and an accent is one letter however written.
+    Of text with letters beyond ASCII, punctuation beyond ASCII and signs that are not seen (of the direction of
+    writing, say) go too, and an accent is one letter however written.
     """
     text = words.folded(text.lower()).translate(_PUNCTUATION)
     if words.foreign(text):
-        text = "".join(c for c in text if unicodedata.category(c)[0] != "P")
+        text = "".join(c for c in text if unicodedata.category(c)[0] != "P" and unicodedata.category(c) != "Cf")
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 

@@ -80,10 +80,10 @@ def prompt_format(model: Model, template: str = TEMPLATE, bos: str = "auto", end
 
 
 def endings(model: Model, form: PromptFormat) -> set[int]:
-    """Tokens at which a freely decoded answer ends: its end token, the tokenizer's own, and where a line break is the
-    end every token that begins with one, such as a blank line's."""
+    """Tokens at which a freely decoded answer ends: its end token, those that the model ends its text with, and where
+    a line break is the end every token that begins with one, such as a blank line's."""
     tokenizer = model.tokenizer
-    ends = {form.end} if tokenizer.eos_token_id is None else {form.end, int(tokenizer.eos_token_id)}
+    ends = {form.end, *encode.stops(tokenizer)}
     if tokenizer.decode([form.end]) == "\n":
         line = str(tokenizer.convert_ids_to_tokens(form.end))
         ends |= {token for text, token in tokenizer.get_vocab().items() if text.startswith((line, "\n"))}
@@ -148,9 +148,9 @@ def _token(model: Model, name: str) -> int:
 
 def _end(model: Model, name: str) -> int:
     if name == "eos":
-        if model.tokenizer.eos_token_id is None:
+        if (end := encode.answer_end(model.tokenizer)) is None:
             raise UserError("this tokenizer has no end token: name one it has with --end")
-        return int(model.tokenizer.eos_token_id)
+        return end
     if name == "newline":
         ids = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
         if len(ids) != 1:

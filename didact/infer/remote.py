@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from didact import untrusted
-from didact.data import encode
+from didact.data import chat, encode
 from didact.infer import calls, replies, responses
 from didact.infer import lm as local
 from didact.infer.addresses import check_address as check_address
@@ -345,7 +345,8 @@ class Remote:
 
 def _ask(prompt: str, how: Mapping[str, Any], limit: int, more: Mapping[str, Any], seed: int, draw: int) -> Job:
     """The request for a continuation of `prompt`, or for the reply to it."""
-    turns = list(prompt.turns) if isinstance(prompt, Messages) else [{"role": "user", "content": prompt}]
+    spoken = prompt.turns if isinstance(prompt, Messages) else ({"role": "user", "content": prompt},)
+    turns = list(map(chat.with_text, spoken))
     asked: dict[str, Any] = {"messages": turns} if how["endpoint"] == CHAT else {"prompt": str(prompt)}
     if "messages" in asked and isinstance(prompt, Messages) and prompt.tools:
         asked["tools"] = list(prompt.tools)

@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from didact.types import Reply
+from didact.types import Reply, thought
 
 T = TypeVar("T")
 STARVED = "answers are empty because their tokens ran out, most likely in thought: raise --max-new-tokens"
-THINK = ("<think>", "</think>")
+THINK = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 
 class PassingError(Exception):
@@ -111,7 +111,8 @@ def border(tokens: Sequence[str], prompt: str, body: str) -> Border | None:
 
 def first_tokens(reply: Mapping[str, Any], k: int) -> dict[str, float]:
     """The `k` likeliest first tokens of an answer, likeliest first; equal texts added up."""
-    found = reply["choices"][0].get("logprobs") or {}
+    choice = reply["choices"][0]
+    found = choice.get("logprobs") or {}
     top: list[tuple[str, float]] = []
     if found.get("top_logprobs"):  # completions
         top = list(found["top_logprobs"][0].items())
@@ -119,6 +120,10 @@ def first_tokens(reply: Mapping[str, Any], k: int) -> dict[str, float]:
         top = [(t["token"], t["logprob"]) for t in found["content"][0].get("top_logprobs", ())]
     if not top:
         raise LackingError("the answer has no log-probs of first tokens")
+    if thought(choice.get("message") or {}) or any(
+        str(text).strip() == begun for text, _ in top[:1] for begun, _ in THINK
+    ):
+        raise LackingError("the model thinks before it answers, so that its first tokens are not the answer's")
     out: dict[str, float] = {}
     for text, logp in top:
         if logp == -math.inf:
@@ -138,11 +143,14 @@ def text_of(reply: Mapping[str, Any]) -> str:
     """
     choice = reply["choices"][0]
     text = choice.get("text") if "text" in choice else (choice.get("message") or {"content": 0}).get("content")
+    if isinstance(text, list):  # parts, of which some are thought
+        text = "".join(part["text"] for part in text if part.get("type") == "text")
     if not isinstance(text, str | None):
         raise LackingError("the answer has no text")
     text = text or ""
-    if text.lstrip().startswith(THINK[0]) or ("text" not in choice and THINK[1] in text):
-        text = text.partition(THINK[1])[2].lstrip()
+    for begun, ended in THINK:
+        if text.lstrip().startswith(begun) or ("text" not in choice and ended in text):
+            text = text.partition(ended)[2].lstrip()
     called = [_call(call) for call in (choice.get("message") or {}).get("tool_calls") or ()]
     return Reply({"role": "assistant", "content": text, "tool_calls": called}) if called else text
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from didact import files, folders
+from didact.learn import distributed
+from didact.parallel import shards
 from didact.types import UserError
 
 STEP = re.compile(r"step-\d{8,}")
@@ -43,17 +45,23 @@ class State:
 def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identity: dict[str, Any]) -> Path:
     """Write `step-N` into `folder`, where the one before stays too: no damage to the newest costs the run.
 
+    Weights that lie over processes are written by all of them, each its part.
+
     Raises:
         UserError: the disk is full or the folder cannot be written; the previous checkpoint stays.
     """
     root = Path(folder)
     place = root / f"step-{state.step:08d}"
     try:
-        for old in [p for p in _all(root) if p != place and not files.foreign(p)][:-1]:
-            shutil.rmtree(old, ignore_errors=True)
-        with files.new_folder(place) as fresh:
-            save_file(_own(weights), str(fresh / "weights.safetensors"))
-            save_file(_own(state.optimizer), str(fresh / "optimizer.safetensors"))
+        if distributed.here()[0] == 0:
+            for old in [p for p in _all(root) if p != place and not files.foreign(p)][:-1]:
+                shutil.rmtree(old, ignore_errors=True)
+        with _together(place, shards.spread(weights)) as (fresh, spread):
+            if spread:
+                shards.write(fresh / shards.FOLDER, {**weights, **state.optimizer})
+            else:
+                save_file(_own(weights), str(fresh / "weights.safetensors"))
+                save_file(_own(state.optimizer), str(fresh / "optimizer.safetensors"))
             rest = {
                 "step": state.step,
                 "hooks": state.hooks,
@@ -61,7 +69,8 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
                 "tokens": state.tokens,
                 "micro_tokens": state.micro_tokens,
             }
-            (fresh / "state.json").write_text(json.dumps({"identity": identity, **rest}), encoding="utf-8")
+            if distributed.here()[0] == 0 or not spread:
+                (fresh / "state.json").write_text(json.dumps({"identity": identity, **rest}), encoding="utf-8")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = "the disk is full"
@@ -74,9 +83,12 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
     return place
 
 
-def load(folder: str | Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor], State] | None:
+def load(
+    folder: str | Path, identity: dict[str, Any], over: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], State] | None:
     """The newest checkpoint in `folder` that is as it was written, or None where there is none.
 
+    What belongs to the weight `over[name]` lies over processes as that does, however many wrote it.
     Damaged ones are set aside as `damaged-step-N`, in a line on stderr.
 
     Raises:
@@ -87,7 +99,7 @@ def load(folder: str | Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor
     damaged: list[tuple[Path, str]] = []
     for place in reversed(_all(root)):
         try:
-            weights, state, theirs = _read(place)
+            weights, state, theirs = _read(place, over or {})
         except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
             damaged.append((place, f"{place.name}: {(str(error) or type(error).__name__).splitlines()[0]}"))
             continue
@@ -126,7 +138,7 @@ def remove(folder: str | Path) -> None:
         Path(folder).rmdir()
 
 
-def _read(place: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
+def _read(place: Path, over: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
     """One checkpoint, with whose it is; raises whatever its damage makes the readers raise."""
     if not files.mark(place):
         raise ValueError("its .didact.json is missing or damaged")
@@ -134,8 +146,29 @@ def _read(place: Path) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
         raise ValueError(why)
     rest = json.loads((place / "state.json").read_text(encoding="utf-8"))
     identity = rest.pop("identity")
-    state = State(optimizer=load_file(place / "optimizer.safetensors"), **rest)
-    return load_file(place / "weights.safetensors"), state, identity
+    if (place / shards.FOLDER).is_dir():
+        kept = shards.read(place / shards.FOLDER, over)
+        weights = {k: v for k, v in kept.items() if "|" not in k}
+        optimizer = {k: v for k, v in kept.items() if "|" in k}
+    else:
+        weights, optimizer = load_file(place / "weights.safetensors"), load_file(place / "optimizer.safetensors")
+        if shards.spread(over):
+            weights = {k: shards.like(v, over.get(k)) for k, v in weights.items()}
+            optimizer = {k: shards.like(v, over.get(k.split("|")[0])) for k, v in optimizer.items()}
+    return weights, State(optimizer=optimizer, **rest), identity
+
+
+@contextlib.contextmanager
+def _together(place: Path, spread: bool) -> Iterator[tuple[Path, bool]]:
+    """A new folder at `place` to fill, by all processes where they are to; the first one makes and seals it."""
+    if not spread:
+        with files.new_folder(place) as fresh:
+            yield fresh, False
+        return
+    with files.new_folder(place) if distributed.here()[0] == 0 else contextlib.nullcontext(place) as mine:
+        yield Path(distributed.from_first([str(mine)])[0]), True
+        distributed.wait()
+    distributed.wait()
 
 
 def _set_aside(place: Path, why: str) -> None:
@@ -162,7 +195,7 @@ def restore_optimizer(
     for key, value in tensors.items():
         name, slot = key.rsplit("|", 1)
         parameter = named[name]
-        at = value if slot == "step" else value.to(parameter.device)
+        at = value if slot == "step" else shards.like(value, parameter)
         optimizer.state.setdefault(parameter, {})[slot] = at.clone()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import PartialState
@@ -9,6 +12,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from didact.parallel import launch
+from didact.types import UserError
+
+LOST = re.compile(
+    "by peer|Broken pipe|NCCL|gloo|Connection (reset|refused|closed)|TCPStore|Timed out waiting", re.IGNORECASE
+)
 
 
 def on_cpu(module: nn.Module) -> bool:
@@ -24,6 +32,14 @@ def rank(module: nn.Module) -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
+def here() -> tuple[int, int]:
+    """The same once a module's processes have found each other, and before where there is no launcher."""
+    if launch.world() == 1:
+        return 0, 1
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
 def from_first(values: list[Any]) -> list[Any]:
     """The first process's values."""
     held = [values]
@@ -35,6 +51,23 @@ def joined(values: list[Any]) -> list[Any]:
     """All processes' values, in the order of the processes."""
     made: list[Any] = gather_object(values)
     return made
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[None]:
+    """What torch raises inside because another process ended is one line, which leaves the word to that process.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if launch.world() > 1 and LOST.search(str(error)):
+            raise UserError(
+                "another process of this training ended, and this one with it: its own line says why"
+            ) from None
+        raise
 
 
 def wait() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from didact import registry
 from didact.data import encode, general
 from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
+from didact.learn import distributed, recompute
 from didact.learn import fit as loop
-from didact.learn import recompute
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
 from didact.models import adapters, forward
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
+from didact.parallel.sharding import Sharded, mesh
 from didact.types import Cost, Fit, Result, UserError
 
 REPLAY = "replay"  # the stream of general text, and its term
@@ -67,7 +69,10 @@ def train(
     model = model if keep else adapters.ready(model, fit.lora)
     if model.quantized and not fit.lora:
         raise UserError(f"weights in {model.quantized} cannot be trained: train an adapter on them (lora = 8)")
-    student = sharing(model) if fit.lora and not adapters.adapted(model) else copy_of(model)
+    spread = fit.parallel != "ddp"
+    if spread and model.quantized:
+        raise UserError(f"parallel = {fit.parallel}: weights in {model.quantized} cannot lie over processes: take ddp")
+    student = sharing(model) if spread or (fit.lora and not adapters.adapted(model)) else copy_of(model)
     if fit.lora:
         student = adapters.lora(
             student, fit.lora, fit.lora_alpha, fit.seed, fit.lora_targets, fit.lora_dropout, fit.dora
@@ -92,16 +97,35 @@ def train(
 
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
-    with recompute.layers(student.module, fit.checkpointing):
+    known = identity(model, streams, fit) | mixed
+    with sharding(student, fit) as sharded, recompute.layers(student.module, fit.checkpointing):
         history, state = loop.fit(
             student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup,
-            coupled=coupled, name=name, identity=identity(model, streams, fit) | mixed, quiet=quiet,
+            coupled=coupled, name=name, identity=known, quiet=quiet, sharded=sharded,
         )  # fmt: skip
     student.module.eval()
     cost = Cost(
         tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - began
     )
     return TrainResult(student, history, cost, state)
+
+
+@contextlib.contextmanager
+def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
+    """Inside, the student's weights lie over the processes as `fit.parallel` says; after it each has all of them.
+
+    Raises:
+        UserError: there is one process, or the optimizer takes weights whole.
+    """
+    if fit.parallel == "ddp":
+        yield None
+        return
+    if fit.optimizer == "adafactor":  # its factors are sums over rows and columns
+        raise UserError(f"parallel = {fit.parallel}: adafactor takes whole matrices: adamw, adam or sgd")
+    distributed.rank(student.module)
+    sharded = Sharded(student.module, mesh(fit.parallel, student.device.type), recompute.found(student.module))
+    yield sharded
+    student.module = sharded.gathered()
 
 
 def replayed(model: Model, fit: Fit) -> dict[str, Stream]:

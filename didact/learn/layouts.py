@@ -15,16 +15,25 @@ from didact.parallel.memory import POLICIES
 from didact.parallel.mesh import Grid
 from didact.parallel.planner import Job
 from didact.parallel.spec import ClusterSpec, Layout, within
-from didact.types import UserError
+from didact.types import Fit, UserError
 
 
-def chosen(model: Model, asked: str | None, rows: int, window: int, device: torch.device) -> Grid:
+def chosen(model: Model, asked: str | None, fit: Fit, window: int, device: torch.device) -> Grid:
     """The grid of a layout `PPxDPxTP`; by default of the planner's best for the processes there are.
+
+    Where `fit.parallel` asks for FSDP2 they are copies that share the weights.
 
     Raises:
         UserError: what is asked for is not legal; what is, is told.
     """
     world = launch.world()
+    if fit.parallel != "ddp":
+        launch.several(fit.parallel)
+        if asked or fit.parallel == "hsdp":
+            raise UserError(
+                f"parallel = {fit.parallel}: this training takes a layout in its place: 1x{world}x1 is FSDP2"
+            )
+        asked = f"1x{world}x1"
     sizes = mesh.sizes(asked) if asked else (1, 1, 1)
     if asked and (count := sizes[0] * sizes[1] * sizes[2]) != world:
         there = "is 1" if world == 1 else f"are {world}"
@@ -33,7 +42,7 @@ def chosen(model: Model, asked: str | None, rows: int, window: int, device: torc
             f"(torchrun --nproc_per_node {count} -m didact ...)"
         )
     if world > 1:
-        job = _job(model, rows, window, device)
+        job = _job(model, fit.rows, window, device)
         if asked and (why := refusal(model, job, *sizes)):
             legal = ", ".join("x".join(map(str, each)) for each in _legal(model, job))
             raise UserError(f"layout = {asked}: {why}; {world} processes serve as {legal or 'none'}")
@@ -74,7 +83,7 @@ def _best(model: Model, job: Job) -> tuple[int, int, int]:
 
 def _job(model: Model, rows: int, window: int, device: torch.device) -> Job:
     world = launch.world()
-    node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    node = launch.on_node()
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _memory() / node
     cluster = ClusterSpec(gpus=world, gpus_per_node=node, memory=float(memory))
     whole = -(-rows // world) * world

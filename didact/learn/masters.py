@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from didact.parallel import shards
+
 SLOT = "|master"  # what their names end with in a checkpoint
 
 
@@ -53,5 +55,6 @@ class Masters:
         """Take back the copies whose rounding the weights are; the others begin at the weights. Gives what is left."""
         for n, copy, p in self.copies:
             was = kept.get(n + SLOT)
-            copy.copy_(p if was is None or not torch.equal(was.to(p), p) else was)
+            same = was is not None and bool(shards.whole((was.to(p.dtype) == p).all()))
+            copy.copy_(was if same and was is not None else p)
         return {k: v for k, v in kept.items() if not k.endswith(SLOT)}

@@ -24,7 +24,9 @@ from didact.models.ngram_heads import Lookup, NGramHead
 from didact.types import Fit, UserError
 
 Arm = Literal["heads", "control", "uniform", "plain"]
-Arch = Literal["transformer", "learned-positions", "gru", "lstm", "linear-attention", "mamba"]
+Arch = Literal[
+    "transformer", "learned-positions", "gru", "lstm", "linear-attention", "retnet", "rwkv", "hyena", "mamba"
+]
 BUILT: dict[str, build.Arch] = {"transformer": "llama", "learned-positions": "gpt2", "mamba": "mamba"}
 LOOKUPS: dict[str, Lookup] = {"heads": "ngram", "control": "zero", "uniform": "uniform"}
 
@@ -37,7 +39,7 @@ def start(arch: Arch, tokenizer: Any, layers: int, width: int, window: int, seed
         if width % heads:
             raise UserError(f"width = {width}: must be a multiple of 16, or less")
         return build.build(kind, tokenizer, width, layers, heads, context=window + 1, tied=False, seed=seed)
-    layer: recurrent.Layer = "fast-weights" if arch == "linear-attention" else "lstm" if arch == "lstm" else "gru"
+    layer: Any = "fast-weights" if arch == "linear-attention" else arch
     return recurrent.build(tokenizer, width, layers, layer, window + 1, seed)
 
 

@@ -23,7 +23,7 @@ from didact.learn import fit as loop
 from didact.learn import language, schedules
 from didact.learn.fit import Hook, Step
 from didact.learn.language import TrainResult
-from didact.models.model import Model, copy_of
+from didact.models.model import Model, copy_of, sharing
 from didact.types import Cost, Fit, UserError
 
 TOTAL = 300e9  # tokens, the paper's run
@@ -122,18 +122,19 @@ def pretrain(
     Rows are drawn without replacement epoch by epoch. The log has the rate, and `rows`, the batch.
     """
     began = time.monotonic()
-    student = copy_of(model)
+    student = copy_of(model) if fit.parallel == "ddp" else sharing(model)
     student.module.requires_grad_(True)
-    matrices = [p for p in student.module.parameters() if p.dim() >= 2]
-    others = [p for p in student.module.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": fit.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-    history, state = loop.fit(
-        student.module, Rows(rows, recipe, fit.seed, model),
-        lambda module, micro: language.nll(student, micro), fit.replace(schedule="constant"),
-        [ByTokens(recipe, groups), *hooks], steps=recipe.steps, groups=groups, name="pretrain",
-        identity=language.identity(model, [rows, repr(recipe)], fit),
-    )  # fmt: skip
+    known = language.identity(model, [rows, repr(recipe)], fit)
+    with language.sharding(student, fit) as sharded:
+        matrices = [p for p in student.module.parameters() if p.dim() >= 2]
+        others = [p for p in student.module.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": fit.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        history, state = loop.fit(
+            student.module, Rows(rows, recipe, fit.seed, model),
+            lambda module, micro: language.nll(student, micro), fit.replace(schedule="constant"),
+            [ByTokens(recipe, groups), *hooks], steps=recipe.steps, groups=groups, name="pretrain",
+            identity=known, sharded=sharded,
+        )  # fmt: skip
     student.module.eval()
     flops = 6.0 * student.parameters * state.tokens
     cost = Cost(tokens=3 * state.tokens, flops=flops, seconds=time.monotonic() - began)

@@ -15,6 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from didact.types import UserError
 
 
+def found(module: nn.Module) -> list[Any]:
+    """The layers of a transformers model; none in others."""
+    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
 @contextlib.contextmanager
 def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
     """Every layer of a transformers model keeps only its inputs inside, in training and in evaluation mode.
@@ -24,15 +29,15 @@ def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
     Raises:
         UserError: the model has no such layers.
     """
-    found: list[Any] = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer) and on]
-    if on and not found:
+    chosen = found(module) if on else []
+    if on and not chosen:
         raise UserError("checkpointing: transformers cannot run this model's layers again; leave it out")
-    for layer in found:
+    for layer in chosen:
         layer.forward = types.MethodType(_run, layer)  # bound, so that a copy of the layer runs itself
     try:
         yield
     finally:
-        for layer in found:
+        for layer in chosen:
             del layer.forward
 
 

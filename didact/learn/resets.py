@@ -187,6 +187,8 @@ class Forgetting(Hook):
         seen: how often every token occurs in the training records; for rare ones.
     """
 
+    inside = True
+
     def __init__(self, config: ForgetConfig, fit: Fit, warmup: int = 0, seen: Tensor | None = None) -> None:
         self.config, self.fit, self.warmup, self.seen = config, fit, warmup, seen
         self.borrowed = Borrowed()

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from didact import folders, registry
 from didact.data.encode import TokenizedExample
-from didact.learn import interrupts, language, recompute, resharded
+from didact.learn import distributed, interrupts, language, recompute, resharded
+from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Step
 from didact.learn.language import TrainResult
@@ -35,7 +36,6 @@ from didact.progress import Bar
 from didact.types import Cost, Fit, UserError
 
 OWN = ("layout", "schedule")  # options that change where a step is computed, and not what
-FREE = ("folder", "micro_tokens", "checkpointing", "packing", "save_every", "save_minutes")  # of a Fit, as well
 RESIDUAL = ("o_proj", "down_proj", "c_proj")  # what leads back into the residual stream
 MICRO_TOKENS = 4096
 
@@ -101,6 +101,7 @@ def train(
     folder = Path(fit.folder) / "pretrain" if fit.folder else None
     who = _identity(model, rows, recipe, fit) if folder else {}
     with contextlib.ExitStack() as held:
+        held.enter_context(distributed.peers())
         if folder:
             held.enter_context(_alone(folder))
         now = (resharded.load(folder, part.named, optimizer, who) if folder else None) or State()
@@ -178,7 +179,7 @@ def adam(part: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
         groups[p.dim() >= 2, getattr(p, "device_mesh", None)].append(p)
     made: Any = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
     each = [{"params": ps, "weight_decay": fit.weight_decay * decays} for (decays, _), ps in groups.items()]
-    return made(each, lr=fit.lr, betas=fit.betas)
+    return made(each, lr=fit.lr, betas=fit.betas, eps=fit.eps)
 
 
 def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fit: Fit) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fi
     call = {k: v for k, v in registry.identity().items() if k not in OWN}
     bare = next(model.module.parameters()).is_meta
     whose = {} if bare else language.identity(model, [rows, repr(recipe)], fit)
-    of = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in FREE}
+    of = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in loop.MEMORY}
     return {**of, "steps": recipe.steps, **call, **whose}
 
 

@@ -107,7 +107,12 @@ def merged(model: Model) -> Model:
     _part(module.get_base_model())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # they are parted
-        plain = module.merge_and_unload().eval().requires_grad_(True)
+        try:
+            plain = module.merge_and_unload().eval().requires_grad_(True)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"the adapter cannot be merged: {str(error).splitlines()[0]}: --lora 1 goes on with it"
+            ) from None
     ends = plain.get_input_embeddings(), plain.get_output_embeddings()
     if None not in ends and ends[0].weight is not ends[1].weight:  # else they would be tied again when it is opened
         plain.config.tie_word_embeddings = plain.config.get_text_config().tie_word_embeddings = False

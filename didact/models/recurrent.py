@@ -1,4 +1,4 @@
-"""Language models of the layers in `models.sequence` that transformers has not: LSTM, GRU, linear attention."""
+"""Language models of the layers in `models.sequence` that transformers has not, or only token by token (RWKV)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from didact.models.model import Model
 from didact.models.sequence import SequenceConfig, Stack
 
-Layer = Literal["lstm", "gru", "fast-weights"]
+Layer = Literal["lstm", "gru", "fast-weights", "retnet", "rwkv", "hyena"]
 
 
 class RecurrentConfig(PreTrainedConfig):

@@ -3,7 +3,7 @@ from x_1..x_t and y_1..y_{t-1} at every t. Any of several black boxes stands bet
 
 Sources: Kirsch et al. 2022, arXiv:2212.04458, section 3 (shifted tokens, learners by state size); Garg et al. 2022,
 arXiv:2208.01066, and Panwar et al. 2024, section 2 (interleaved tokens); Kirsch and Schmidhuber 2021,
-arXiv:2012.14905 (VSML); Schlag et al. 2021, arXiv:2102.11174 (fast weights).
+arXiv:2012.14905 (VSML); the others' stand in `models.sequence_mixers`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from didact.bounds import Count, Positive
+from didact.models.sequence_mixers import Hyena, Retention, TimeMix, rotated, rotations, summed
 
-Mixer = Literal["transformer", "lstm", "gru", "fast-weights", "vsml"]
+Mixer = Literal["transformer", "lstm", "gru", "fast-weights", "retnet", "rwkv", "hyena", "vsml"]
 Layout = Literal["shifted", "interleaved"]
 Positions = Literal["rotary", "learned", "none"]
 LONGEST = 1024  # positions that are learned
+LAYERS: dict[str, Any] = {"retnet": Retention, "rwkv": TimeMix, "hyena": Hyena}  # they know positions by themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,11 @@ class SequenceConfig:
 
     Args:
         mixer: what tokens meet in: a causal transformer, LSTM or GRU layers, fast weights (a matrix that every token
-            adds an outer product to), or VSML (one small LSTM shared by all pairs of an input and a class).
+            adds an outer product to), RetNet, RWKV, Hyena, or VSML (one small LSTM shared by all pairs of an input and
+            a class).
         layers: of the mixer; VSML has one.
         width: of a token; VSML: of each small LSTM.
-        heads: of a transformer's or fast weights' layer.
+        heads: of a layer of a transformer, fast weights or RetNet.
         mlp: the feed-forward part is so many times the width.
         layout: `shifted`, one token (x_t, y_{t-1}) a row; or `interleaved`, x_t and y_t as tokens of their own.
         positions: rotary on half of each head, learned, or none (the causal mask still tells the order).
@@ -111,6 +114,9 @@ class SequenceLearner(nn.Module):
             "lstm": 2 * c.layers * c.width,
             "gru": c.layers * c.width,
             "fast-weights": c.layers * c.width * (c.width // c.heads),
+            "retnet": c.layers * c.width * (c.width // c.heads),
+            "rwkv": 4 * c.layers * c.width,  # two sums, what scales them, the token before
+            "hyena": c.layers * c.width * tokens,
             "vsml": 2 * self.inputs * self.outputs * c.width,
         }[c.mixer]
 
@@ -134,7 +140,8 @@ class Stack(nn.Module):
     def __init__(self, c: SequenceConfig) -> None:
         super().__init__()
         self.positions = nn.Embedding(LONGEST, c.width) if c.positions == "learned" else None
-        self.turned = c.width // c.heads // 4 * 2 if c.positions == "rotary" else 0  # rotary coordinates of a head
+        rotary = c.positions == "rotary" and c.mixer not in LAYERS
+        self.turned = c.width // c.heads // 4 * 2 if rotary else 0  # rotary coordinates of a head
         if c.mixer in ("lstm", "gru"):
             kind = nn.LSTM if c.mixer == "lstm" else nn.GRU
             self.layers = nn.ModuleList([kind(c.width, c.width, c.layers, batch_first=True)])
@@ -157,47 +164,34 @@ class Stack(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention (softmax, or fast weights without it) and a feed-forward part."""
+    """A pre-norm layer in which tokens meet (attention with softmax, or any of the others) and a feed-forward part."""
 
     def __init__(self, c: SequenceConfig) -> None:
         super().__init__()
         self.heads, self.soft = c.heads, c.mixer == "transformer"
         hidden = round(c.mlp * c.width)
         self.norm, self.norm_mlp = nn.LayerNorm(c.width), nn.LayerNorm(c.width)
-        self.qkv, self.out = nn.Linear(c.width, 3 * c.width, bias=False), nn.Linear(c.width, c.width, bias=False)
+        self.own = LAYERS[c.mixer](c.width, c.heads) if c.mixer in LAYERS else None
+        if self.own is None:
+            self.qkv = nn.Linear(c.width, 3 * c.width, bias=False)
+        self.out = nn.Linear(c.width, c.width, bias=False)
         self.up, self.down = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
 
     def forward(self, tokens: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Attention (queries and keys turned by `rotations`), then the feed-forward part, each added."""
-        rows, length, width = tokens.shape
-        qkv = self.qkv(self.norm(tokens)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = (qkv[0], qkv[1]) if turn is None else rotated(qkv[:2], *turn).unbind()
-        v = qkv[2]
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.soft else summed(q, k, v)
-        tokens = tokens + self.out(mixed.transpose(1, 2).reshape(rows, length, width))
+        """The layer (attention has queries and keys turned by `rotations`), then the feed-forward part, each added."""
+        normed = self.norm(tokens)
+        tokens = tokens + self.out(self.own(normed) if self.own is not None else self.attended(normed, turn))
         changed: Tensor = tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
         return changed
 
-
-def summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Fast weights: what query t reads of the matrix `W_t = sum_{s <= t} v_s k_s^T / t`. `(B, H, T, K)`."""
-    k = F.normalize(k, dim=-1)
-    seen = torch.arange(1, q.shape[-2] + 1, device=q.device, dtype=q.dtype)[:, None]
-    return torch.tril(q @ k.transpose(-1, -2)) @ v / seen
-
-
-def rotations(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Sines and cosines of rotary positions, each `(length, size / 2)`."""
-    rate = 10_000.0 ** (-torch.arange(0, size, 2, device=like.device, dtype=like.dtype) / size)
-    angle = torch.arange(length, device=like.device, dtype=like.dtype)[:, None] * rate
-    return angle.sin(), angle.cos()
-
-
-def rotated(x: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
-    """The first coordinates of `(..., T, K)` turned by their position, in pairs; the others as they are."""
-    half = sine.shape[-1]
-    a, b = x[..., :half], x[..., half : 2 * half]
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, x[..., 2 * half :]], -1)
+    def attended(self, tokens: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What attention or fast weights read, `(B, T, width)`."""
+        rows, length, width = tokens.shape
+        qkv = self.qkv(tokens).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = (qkv[0], qkv[1]) if turn is None else rotated(qkv[:2], *turn).unbind()
+        v = qkv[2]
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.soft else summed(q, k, v)
+        return mixed.transpose(1, 2).reshape(rows, length, width)
 
 
 class VSML(nn.Module):

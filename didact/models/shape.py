@@ -54,7 +54,7 @@ def of(config: Any, name: str = "") -> ModelSpec:
     """The shape of a configuration: every weight counted in the model that transformers builds of it."""
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{name}: an encoder-decoder: only causal models are planned")
-    config = copy.deepcopy(text_part(config))  # it is told to use an attention that only says what it would keep
+    config = copy.deepcopy(text_part(config))  # which the model built of it changes
     with torch.device("meta"):
         module = opening.built("AutoModelForCausalLM", config).to(torch.bfloat16).eval()
     found = insert.blocks(module)

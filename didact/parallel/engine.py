@@ -18,7 +18,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn import functional as F
 
-from didact.parallel import stages, tensor
+from didact.parallel import shards, stages, tensor
 from didact.parallel.mesh import Grid
 
 IGNORE = -100
@@ -143,7 +143,7 @@ class Engine:
             dist.all_gather_object(told, shapes, group=self.grid.of("pp").get_group())
         out: dict[str, Tensor] = {}
         for name in own:
-            value = tensor.whole(of(self.named[name])).detach()
+            value = shards.whole(of(self.named[name])).detach()
             if self.grid.rank("dp") or self.grid.rank("tp"):
                 continue
             if self.stage.number == 0:
@@ -164,7 +164,7 @@ class Engine:
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
         if self.grid.tp > 1:
             flat = tensor.logits(flat, self.grid.of("tp"), self.stage.module.config.vocab_size)
-        return tensor.whole(F.cross_entropy(flat, target.flatten(), ignore_index=IGNORE, reduction="sum"))
+        return shards.whole(F.cross_entropy(flat, target.flatten(), ignore_index=IGNORE, reduction="sum"))
 
     def _pipeline(self, parts: int, ids: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
         """The schedule of so many micro-batches, kept while their number stays."""

@@ -22,6 +22,25 @@ def world(environ: Mapping[str, str] | None = None) -> int:
     return _number("WORLD_SIZE", 1, os.environ if environ is None else environ)
 
 
+def on_node(environ: Mapping[str, str] | None = None) -> int:
+    """How many processes of them this node has."""
+    env = os.environ if environ is None else environ
+    return _number("LOCAL_WORLD_SIZE", world(env), env)
+
+
+def several(parallel: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuse to lay a model over several processes where there is one.
+
+    Raises:
+        UserError: there is no launcher.
+    """
+    if parallel != "ddp" and world(environ) == 1:
+        raise UserError(
+            f"parallel = {parallel}: goes with several processes: torchrun --nproc_per_node 8 -m didact run ... "
+            f"--parallel {parallel}"
+        )
+
+
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:
     """Refuse what a launcher's configuration asks for and training here would not do.
 
@@ -35,8 +54,8 @@ def check(precision: str | None = None, environ: Mapping[str, str] | None = None
     env = os.environ if environ is None else environ
     if found := next((told for name, told in PLUGINS.items() if env.get(name, "").lower() not in OFF), None):
         raise UserError(
-            f"accelerate's configuration asks for {found}, which is not honoured: every process holds the whole model; "
-            "launch with torchrun or `accelerate launch --multi_gpu`, with --lora 8 where memory is short"
+            f"accelerate's configuration asks for {found}, which is not honoured: launch with torchrun or "
+            "`accelerate launch --multi_gpu`, and give --parallel fsdp2 where memory is short"
         )
     if env.get("ACCELERATE_DYNAMO_BACKEND", "").lower() not in OFF:
         raise UserError(

@@ -58,6 +58,14 @@ def state(count: int, policy: State, zero: int = 0, dp: int = 1, rank: int = 0) 
     return State(*(size * (own if zero >= at else count) for size, at in zip(policy, (3, 2, 1), strict=True)))
 
 
+def gathered(model: ModelSpec, layout: Layout, width: int) -> float:
+    """Bytes of weights that ZeRO 3 gathers: what is in no layer throughout a pass, and a layer with the next one."""
+    if layout.zero < 3 or layout.dp == 1:
+        return 0.0
+    sizes = [block.sharded // layout.tp + block.replicated for block in model.each]
+    return width * (parameters(model, layout, 0) - sum(sizes) + 2.0 * max(sizes))
+
+
 def layer(
     model: ModelSpec, layout: Layout, block: Block | None = None, *, width: int = 2, fused: bool = False
 ) -> float:

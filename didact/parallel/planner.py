@@ -113,6 +113,7 @@ def _memory(job: Job, layout: Layout, number: int) -> dict[str, float]:
     return held | {
         "activations": memory.activations(job.model, layout, number, width=width, fused=job.fused),
         "logits": memory.logits(job.model, layout) if number == layout.pp - 1 else 0.0,
+        "gathered": memory.gathered(job.model, layout, width),
     }
 
 

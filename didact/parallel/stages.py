@@ -50,12 +50,18 @@ class Stage(nn.Module):
         self.table = names[id(module.get_input_embeddings().weight)]
         self.tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
         self.head = next(n for n, m in module.named_modules() if m is module.get_output_embeddings()) + ".weight"
+        self.pad = module.get_input_embeddings().padding_idx
+        module.get_input_embeddings().padding_idx = None  # which would be another token of a part of the table
         if count > 1:
             cut(module, number, count)
 
     def forward(self, x: Tensor) -> Tensor:
         """One micro-batch; positions to the right of a row's end are padding, which nothing before them sees."""
-        given = {"inputs_embeds" if self.number else "input_ids": x, "use_cache": False}
+        if not self.number:
+            states = self.module.get_input_embeddings()(x)
+            padding = None if self.pad is None else (x == self.pad)[..., None]
+            x = states if padding is None else torch.where(padding, states.detach(), states)  # as in one process
+        given = {"inputs_embeds": x, "use_cache": False}
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
             if self.number < self.count - 1:
                 return self.module.base_model(**given).last_hidden_state
@@ -106,7 +112,6 @@ def skeleton(module: Any, dtype: torch.dtype | None = None) -> Any:
     with init_empty_weights(include_buffers=False):
         made = type(module)(module.config)
     made.tie_weights()  # which registering them without memory undid
-    made.get_input_embeddings().padding_idx = None  # of a part of the table it would be another token
     return made.to(dtype or next(module.parameters()).dtype).train()
 
 

@@ -62,11 +62,6 @@ def place(p: Tensor, whole: Tensor) -> None:
     p.to_local().copy_(whole[spots])
 
 
-def whole(p: Tensor) -> Tensor:
-    """A weight or its gradient, put together on every process that has a part of it."""
-    return p.full_tensor() if isinstance(p, DTensor) else p
-
-
 def local(p: Tensor) -> Tensor:
     """This process's part."""
     return p.to_local() if isinstance(p, DTensor) else p

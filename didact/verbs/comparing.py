@@ -24,14 +24,14 @@ from didact.models import adapters
 from didact.models.model import Model
 from didact.parallel.work import FORWARD
 from didact.requests import Comparison
-from didact.types import RECORDS, Fit, Record, UserError
+from didact.types import Fit, Record, UserError
 from didact.verbs import card, given, inputs, opened, provenance, spreading
 from didact.verbs.usable import usable
 
 IDENTITY = (
     "budget", "seeds", "seed", "fit", "folds", "group_by", "gold", "judge", "retention", "metric", "dtype", "rename",
     "skip_bad", "chat", "turns", "max_length", "truncate", "beyond_lrs", "lora_lrs", "final_answer", "stops",
-    "chat_template", "quantize",
+    "chat_template", "quantize", "diagnostics",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
 Arms = Sequence[compare.Arm | compare.Given]
@@ -228,7 +228,8 @@ def prepare(
         adapter_rates=request.lora_lrs or (1.0 if request.lrs or example else rates.ADAPTER),
         fit={**(example.fit if example else {}), **request.fit}, folds=request.folds, group=request.group_by,
         gold=opened.model(request.gold, request) if request.gold else None,
-        judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models, track=request.track,
+        judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models,
+        diagnostics=request.diagnostics, track=request.track,
         general=general.texts(request.retention, "keep"), metrics=metrics,
         by_text=by_text, whole=whole, untouched=bool(request.model or example),
     )  # fmt: skip
@@ -282,14 +283,14 @@ def _sha256(named: inputs.Named) -> dict[str, str]:
 
 def _records(request: Comparison, arms: Arms, sources: dict[str, dict[str, Any]]) -> dict[str, Sequence[Record]]:
     entries = [arm.entry for arm in arms if isinstance(arm, compare.Arm)] or list(catalogue.read().values())
-    kinds = {p: need["kind"] for entry in entries for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
+    kinds = catalogue.kinds(entries)
     if not request.data:
         raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
     if unknown := [name for name in request.data if name not in kinds]:
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     out: dict[str, Sequence[Record]] = {}
     for name, path in request.data.items():
-        rows = read(path, kinds[name], dict(request.rename), request.skip_bad, request.turns)
+        rows: Records[Record] = read(path, kinds[name], dict(request.rename), request.skip_bad, request.turns)
         out[name] = rows
         sources[name] = {
             "path": path,

@@ -16,7 +16,7 @@ from didact.infer import addresses
 from didact.models import places
 from didact.parallel import launch
 from didact.requests import Common, Comparison, Request
-from didact.types import RECORDS, UserError
+from didact.types import UserError
 from didact.verbs import inputs
 
 YAML = (".yaml", ".yml")
@@ -31,6 +31,7 @@ def run(request: Request) -> None:
         UserError: something is missing or wrong.
     """
     launch.check()
+    launch.several(str(request.fit.get("parallel", "ddp")))
     entry = catalogue.entry(request.method)
     if request.preset:
         catalogue.preset_of(entry, request.preset)
@@ -42,6 +43,8 @@ def run(request: Request) -> None:
     for address in (request.model, *request.options.values()):
         if isinstance(address, str) and addresses.is_address(address):
             addresses.check_address(address)
+    if request.generate_with:
+        _engine(request, entry)
     given(request, entry)
     _models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
@@ -51,6 +54,17 @@ def run(request: Request) -> None:
     kinds = [catalogue.protocols()[name]["kind"] for name in entry["protocol"]]
     if request.score_on and any(kinds):
         read.ahead(request.score_on, next(filter(None, kinds)), *how)
+
+
+def _engine(request: Request, entry: Mapping[str, Any]) -> None:
+    """Refuse --generate-with of a method that samples nothing, or without a model that a server could have."""
+    if not entry["rounds"]:
+        able = [name for name, other in catalogue.read().items() if other["rounds"]]
+        raise UserError(f"--generate-with: {entry['name']} does not sample while it trains; {', '.join(able)} do")
+    if request.generate_with != "vllm":
+        addresses.check_address(request.generate_with or "")
+    if request.model is None:
+        raise UserError("--generate-with needs --model: no server has the model of an embedded example")
 
 
 def given(request: Request, entry: Mapping[str, Any]) -> None:
@@ -100,7 +114,7 @@ def comparison(request: Comparison) -> None:
     _models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
     entries = [entry for _, entry in arms] or list(catalogue.read().values())
-    kinds = {p: need["kind"] for entry in entries for p, need in entry["needs"].items()} | {k: k for k in RECORDS}
+    kinds = catalogue.kinds(entries)
     if unknown := [name for name in request.data if name not in kinds]:
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     how = (dict(request.rename), request.skip_bad, request.turns)

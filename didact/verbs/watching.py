@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from didact import files
@@ -52,9 +51,7 @@ class Watch(Hook):
         """Bring the best step's weights back, and begin anew: another phase has a best step of its own."""
         if self.folder and self.best and self.best[1] != step.step + 1:
             weights = load_file(self.folder / BEST)
-            with torch.no_grad():
-                for name, value in _trained(step.module).items():
-                    value.copy_(weights[name])
+            step.put(weights)
             self._tell(f"didact: the result is the model of step {self.best[1]}, which scored best")
         self.best = None
 
@@ -84,18 +81,14 @@ class Watch(Hook):
         self._tell(f"step {done} of {step.steps}: {name} {value:.4g}{', the best so far' if better else ''}")
         if better:
             self.best = value, done
+            kept = step.weights() if self.folder else {}
             if self.folder and self.first:
-                kept = {n: p.detach().cpu().contiguous().clone() for n, p in _trained(step.module).items()}
                 with files.new_file(self.folder / BEST) as beside:
                     save_file(kept, beside)
 
     def _tell(self, text: str) -> None:
         if self.first:
             print(text, file=sys.stderr)
-
-
-def _trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def check(every: int | None, keep_best: bool, entry: Mapping[str, Any], takes: set[str]) -> None:

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 from didact import registry
@@ -55,6 +55,7 @@ class Scoring:
     general: Sequence[str] | None = ()
     metrics: Mapping[str, own.Metric] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict)
+    _general: dict[str, Any] = field(default_factory=dict)  # depends on no record
 
     def of(self, kind: str) -> Any:
         """The records of a kind, or made of another kind (`data.convert`); empty where there are none."""
@@ -74,7 +75,8 @@ class Scoring:
         """What a model still knows of general text, against the start model."""
         if self.general is None:
             return {}
-        return general.score(model, self.start, self.general or general_text.texts(None, "keep"), self.once)
+        once = replace(self, _kept=self._general).once
+        return general.score(model, self.start, self.general or general_text.texts(None, "keep"), once)
 
     def some_prompts(self, count: int) -> list[str]:
         """The first different prompts of the records, by the first protocol that knows how to ask about them."""
@@ -97,9 +99,11 @@ class Protocol:
         kind: of the records it reads.
         primary: the measure that arms of a comparison are ranked by; None for diagnostics.
         score: `score(model, scoring) -> {name: measure}`.
+        of: which of those records `primary` is the mean over.
         prompts: what of the records a model may be asked, for samples and diagnostics.
         held_out: the method's parameter of which a part is kept from training for scoring; else the one of `kind`.
         scored: parameters that are scored as they are, also where they are trained on.
+        beside: further sets of records of its kind that it reads where they are given, whole.
         wanted: the right answer of a record, to show beside samples.
         answers: the same for what answers without giving a model, `answers(predict, scoring)`.
         answers_primary: the measure of those that arms are ranked by where one of them has no model.
@@ -113,9 +117,11 @@ class Protocol:
     kind: str
     primary: str | None
     score: Callable[[Model, Scoring], dict[str, Measure]]
+    of: Callable[[Sequence[Any]], Sequence[Any]] = lambda records: records
     prompts: Callable[[Scoring], list[str]] = lambda scoring: []
     held_out: str | None = None
     scored: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     wanted: Callable[[Any], str] = lambda record: ""
     answers: Callable[[Predict, Scoring], dict[str, Measure]] | None = None
     answers_primary: str | None = None

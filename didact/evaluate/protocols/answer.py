@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Mapping
 
 from didact.data import encode, words
@@ -87,7 +88,7 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
 def given(text: str, wanted: str, ended: bool = True) -> bool:
     """Whether a text is the answer wanted, or (of a model that does not end its answers) goes on after it."""
     text, wanted = words.key(text), words.key(wanted)
-    return text == wanted or (not ended and text.startswith(wanted) and not text[len(wanted) :][:1].isalnum())
+    return text == wanted or (not ended and re.match(words.whole(re.escape(wanted)), text) is not None)
 
 
 PROTOCOL = Protocol(

@@ -23,12 +23,13 @@ OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """Of `forget`, and where they are given `retain` (records no training saw, else utility is flattered) and `holdout`
-    (records of the same sort no model saw, for membership). See `measures`."""
+    or `unseen` (records of the same sort no model saw, for membership). See `measures`."""
     forget, gold, end = scoring.records["forget"], scoring.gold, scoring.with_end()
     ratios = None
     if gold is not None and forgetting.has_truth(forget):
         ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget, end=end))
-    given = {name: scoring.records.get(name) for name in ("retain", "holdout")}
+    given = {"retain": scoring.records.get("retain")}
+    given |= {"holdout": scoring.records.get("holdout") or scoring.records.get("unseen")}
     rouge: Rouge = "none" if scoring.brief else "greedy"
     return measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end, stop=scoring.stop)
 
@@ -191,6 +192,7 @@ PROTOCOL = Protocol(
     prompts=lambda scoring: [r.prompt for r in scoring.records["forget"]],
     held_out="retain",
     scored=("forget",),
+    beside=("unseen",),
     wanted=lambda demo: demo.completion,
     answers=answers,
     answers_primary="answer_balance",

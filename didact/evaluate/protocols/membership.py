@@ -80,5 +80,9 @@ def _blind(members: Sequence[Demo], others: Sequence[Demo]) -> tuple[Array, Arra
 
 
 PROTOCOL = Protocol(
-    kind="demo", primary=None, score=score, prompts=lambda scoring: [d.prompt for d in scoring.of("demo")]
+    kind="demo",
+    primary=None,
+    beside=("unseen",),
+    score=score,
+    prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
 )

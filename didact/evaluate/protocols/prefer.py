@@ -30,8 +30,8 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         return {"preferred": share(margin, "is rewarded more"), "reward_accuracy": share(margin, "is rewarded more"),
                 "margin": of}  # fmt: skip
     with_end = scoring.with_end()
-    own = both_margins(model, pairs)
     start = scoring.once("margins of the start", lambda: both_margins(scoring.start, pairs))
+    own = start if model is scoring.start else both_margins(model, pairs)
     moved = {end: own[end] - start[end] for end in own}
     counted, other = forgetting.counted(with_end), f"{'without' if with_end else 'with'}_end"
     out = {

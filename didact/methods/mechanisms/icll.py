@@ -65,7 +65,8 @@ def icll(
     `control` has the same weights and looks nothing up, `uniform` the mean of all before, `plain` has no heads.
     Arms are compared on held-out documents. Where records bring the automaton their strings are of
     (`metadata: {"automaton": [{"a": 1, "b": 2}, ...]}`, strings between `|`), held-out languages are compared with it:
-    the share of possible first choices, the distance of the distributions, n-gram predictors beside it.
+    the share of possible first choices, the distance of the distributions, beside n-grams with back-off, n-grams
+    smoothed by a network that learnt it on the taught languages, and Baum-Welch; and which of these a model is like.
 
     Args:
         text: documents; or prompts of formal languages, each with its automaton.
@@ -78,7 +79,8 @@ def icll(
         block: behind which block of the model, counted from 0.
         against: what the heads are compared with.
         within: n-grams of a formal language do not reach over the separator.
-        probe: of formal languages, also read off hidden states what followed the last n tokens most often.
+        probe: of formal languages, also read off hidden states what followed the last n tokens most often, and whether
+            two places are in one state of the automaton.
         whole: train all weights of a given model, not what is inserted alone.
         window: tokens a model reads at once.
         held_out: share of the documents (of languages) that no model is taught.
@@ -107,7 +109,8 @@ def icll(
     assert model is not None
     window = min(window, model.context - 1)
     rows = [row for t in taught for row in encode.windows(model.tokenizer, [t.text], window)]
-    prompts = languages.prompts(kept, model.tokenizer, window, languages.words(text)) if formal else None
+    words, few = (languages.words(text), taught[: languages.SMOOTHED]) if formal else ([], [])
+    prompts, shown = (languages.prompts(t, model.tokenizer, window, words) if formal else None for t in (kept, few))
     boundary = int(prompts.separator) if prompts and within else None
 
     result, arms = Result(), dict[str, Model]()
@@ -128,7 +131,7 @@ def icll(
     rows_held = [row for t in texts for row in encode.windows(model.tokenizer, [t], window)]
     result.findings["looked_up"] = perplexity.looked_up(model, texts, window, sizes)
     if prompts:
-        result.findings["languages"] = languages.findings(arms | first, prompts)
+        result.findings["languages"] = languages.findings(arms | first, prompts, shown, fit.seed)
         result.metrics = languages.metrics(result.findings["languages"])
         result.figures += language_figures.of_languages(result.findings["languages"])
     else:
@@ -138,9 +141,9 @@ def icll(
     result.figures += induction.looked_into(
         result.findings, arms, rows_held, prompts if probe else None, max(sizes), fit.seed
     )
-    shown = max(rows_held, key=lambda row: len(set(row.completion))).completion
-    words = [str(model.tokenizer.decode([token])) for token in shown]
-    result.figures += [language_figures.lookup_map(shown, words, max(sizes))]
+    richest = max(rows_held, key=lambda row: len(set(row.completion))).completion
+    pieces = [str(model.tokenizer.decode([token])) for token in richest]
+    result.figures += [language_figures.lookup_map(richest, pieces, max(sizes))]
     result.models = {"model": arms["heads"]}
     result.cost.seconds = time.monotonic() - began
     return result

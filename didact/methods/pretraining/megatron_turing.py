@@ -110,7 +110,7 @@ def megatron_turing(
     else:
         values = dict(model.module.named_parameters()).__getitem__
     window = min(context, model.context)
-    grid = layouts.chosen(model, layout, fit.rows, window, device)
+    grid = layouts.chosen(model, layout, fit, window, device)
     rows = pretrain.packed(model, [t.text for t in corpus], window, fit.seed)
     given: dict[str, Any] = {
         "first": first_rows * window, "more": more_rows, "ramp": ramp, "warmup": warmup_tokens, "end": decay_tokens,
