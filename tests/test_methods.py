@@ -66,7 +66,7 @@ INSTEAD = {
     "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
-WHOLE: set[str] = set()  # train on weights that every process has whole
+WHOLE = {"exact-extract.rss", "exact-extract.tune"}  # adafactor's sums take whole matrices
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
