@@ -67,6 +67,7 @@ def test_training_from_python_refuses_too(fresh, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [(["run", "sft", "--model", "nowhere", "--demos", "nowhere.jsonl"], {"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+     (["run", "sft", "--model", "nowhere", "--demos", "nowhere.jsonl", "--parallel", "hsdp"], {}, "several processes"),
      (["compare", "sft", "dpo"], {"WORLD_SIZE": "2"}, "compare runs in one process, not 2"),
      (["claim", "npo", "--tier", "smoke"], {"WORLD_SIZE": "2"}, "claim runs in one process, not 2")],
 )  # fmt: skip

@@ -11,9 +11,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,49 +21,24 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from didact import folders, registry
-from didact.learn import checkpoint, distributed, interrupts, schedules
+from didact.learn import checkpoint, distributed, gradients, interrupts, schedules
 from didact.learn.checkpoint import State
+from didact.learn.gradients import Logical as Logical
+from didact.learn.gradients import LossFn as LossFn
+from didact.learn.gradients import Term as Term
+from didact.learn.gradients import Terms as Terms
+from didact.learn.hooks import Hook as Hook
+from didact.learn.hooks import NoDropout as NoDropout
+from didact.learn.hooks import Step as Step
+from didact.learn.hooks import StopWhen as StopWhen
+from didact.learn.hooks import every as every
 from didact.learn.masters import Masters
 from didact.models import head
-from didact.parallel import launch, shards
+from didact.parallel import launch
 from didact.parallel.sharding import Sharded
 from didact.progress import Bar
 from didact.types import Fit, UserError
 
-
-class Term(NamedTuple):
-    """One loss term of a micro-batch: its sum, the batch size it is divided by, its weight.
-
-    `per` names an entry of the logical batch's `sizes` (`"forget.rows"`, `"retain.tokens"`). A term
-    of weight 0 is only logged.
-    """
-
-    sum: Tensor
-    per: str
-    weight: float = 1.0
-
-
-Terms = Mapping[str, Term]
-
-
-class Logical(Protocol):
-    """What `batch_at(step)` returns: a batch that knows its sizes and can be shared out."""
-
-    @property
-    def sizes(self) -> Mapping[str, float]:
-        """What terms are divided by, counted over the whole batch."""
-        ...
-
-    def shard(self, rank: int, world: int) -> Any:
-        """One rank's part, with the sizes of the whole."""
-        ...
-
-    def split(self, micro_tokens: int | None) -> Sequence[Any]:
-        """Parts that fit in memory; None: do not split."""
-        ...
-
-
-LossFn = Callable[[nn.Module, Any], Terms]
 History = list[dict[str, Any]]
 MEMORY = (
     "folder",
@@ -76,113 +50,6 @@ MEMORY = (
     "parallel",
 )  # what of a Fit never changes the result
 MICRO_TOKENS = 4096  # rows of modules without tokens; a language model's own number is `forward.at_once`
-
-
-@dataclass
-class Step:
-    """What a hook sees: the module, the step just done (or about to be), its log row and batch, and the optimizer.
-
-    The optimizer steps on `masters.of(weight)`, which where weights are narrow is a copy of the weight.
-    """
-
-    module: nn.Module
-    step: int
-    steps: int
-    log: dict[str, Any]
-    batch: Any
-    optimizer: torch.optim.Optimizer
-    masters: Masters
-
-    def weights(self) -> dict[str, Tensor]:
-        """What is trained, whole and on the CPU: all processes call."""
-        named = self.masters.named
-        return {n: shards.whole(p.detach()).cpu().contiguous().clone() for n, p in named.items()}
-
-    @torch.no_grad()
-    def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Take back what `weights` gave."""
-        for n, p in self.masters.named.items():
-            p.copy_(shards.like(weights[n], p))
-
-
-class Hook:
-    """Override what you need. `after` returning True stops training; `state` is checkpointed.
-
-    Every process calls it. `inside`: it changes weights or the optimizer's state by itself, which it needs whole.
-    """
-
-    inside = False
-
-    def before(self, step: Step) -> None:
-        """Called before each step."""
-
-    def after(self, step: Step) -> bool | None:
-        """Called after each step; True stops."""
-
-    def end(self, step: Step) -> None:
-        """Called after the last step of a phase, before its last checkpoint."""
-
-    def release(self) -> None:
-        """Called when training stops, however it stops: what a step borrowed goes back."""
-
-    def state(self) -> Any:
-        """JSON state that `restore` brings back."""
-
-    def restore(self, state: Any) -> None:
-        """Take back what `state` gave."""
-
-
-class StopWhen(Hook):
-    """Stops training after the first step of which `rule(step)` is true."""
-
-    def __init__(self, rule: Callable[[Step], bool]) -> None:
-        self.rule = rule
-
-    def after(self, step: Step) -> bool:
-        """Ask the rule."""
-        return self.rule(step)
-
-
-class every(Hook):  # noqa: N801  (reads as a verb where it is used)
-    """Call `look(step) -> dict` before training, every `steps` steps and at the end; rows are in `.rows`."""
-
-    def __init__(self, steps: int, look: Callable[[Step], dict[str, Any]]) -> None:
-        self.steps, self.look = steps, look
-        self.rows: list[dict[str, Any]] = []
-
-    def before(self, step: Step) -> None:
-        """Look once before training."""
-        if step.step == 0 and not self.rows:
-            self._look(step, 0)
-
-    def after(self, step: Step) -> None:
-        """Look every `steps` steps and at the end."""
-        done = step.step + 1
-        if done % self.steps == 0 or done == step.steps:
-            self._look(step, done)
-
-    def state(self) -> Any:
-        """The rows so far."""
-        return self.rows
-
-    def restore(self, state: Any) -> None:
-        """Take back the rows."""
-        self.rows = state
-
-    def _look(self, step: Step, done: int) -> None:
-        was = step.module.training
-        step.module.eval()
-        with torch.no_grad():
-            self.rows.append({"step": done, **self.look(step)})
-        step.module.train(was)
-
-
-class NoDropout(Hook):
-    """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
-
-    def before(self, step: Step) -> None:
-        """Nothing but dropout tells the two modes of a language model apart."""
-        step.module.eval()
 
 
 def fit(
@@ -293,7 +160,7 @@ def fit(
                 try:
                     # Drawn anew each step, so that a resumed run needs no generator state.
                     torch.manual_seed(fit.seed * 1_000_003 + step)
-                    terms = _backward(
+                    terms = gradients.backward(
                         module,
                         batch,
                         loss_fn,
@@ -395,83 +262,6 @@ class _Clock:
         yield
         self.saved = time.monotonic()
         self.took = self.saved - begun
-
-
-def _backward(
-    module: nn.Module,
-    batch: Logical,
-    loss_fn: LossFn,
-    accelerator: Accelerator,
-    micro_tokens: int | None,
-    parameters: list[Tensor],
-    coupled: bool,
-    sharded: Sharded | None,
-) -> dict[str, tuple[float, float]]:
-    """Gradients of the whole logical batch; `{term: (value, weight)}`."""
-    world = accelerator.num_processes
-    # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
-    mine = batch if coupled else batch.shard(accelerator.process_index, world)
-    share = 1 / world if coupled else 1.0
-    sums: dict[str, Tensor] = {}
-    weights: dict[str, float] = {}
-    micros = mine.split(micro_tokens)
-    for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
-        with accelerator.autocast():
-            given = module, micro.to(accelerator.device)
-            terms = sharded(loss_fn, *given) if sharded else loss_fn(*given)
-        parts = [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]
-        if parts:
-            (torch.stack(parts).sum() * share * counts).backward()
-        for name, t in terms.items():
-            if not counts:
-                continue
-            sums[name] = (
-                sums.get(name, torch.zeros((), dtype=torch.float64))
-                + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
-            )
-            weights[name] = t.weight
-    if world > 1:
-        _all_reduce([] if sharded else parameters, sums, weights)
-    return {name: (float(value), weights[name]) for name, value in sums.items()}
-
-
-def _in_step(micros: Sequence[Any], batch: Logical, micro_tokens: int | None) -> list[tuple[Any, int]]:
-    """A process's micro-batches stream by stream, and with fillers that count 0 as many as every other process has.
-
-    Layers are gathered from all processes whenever one runs them: each must run them as often, in the same order.
-    """
-    mine: dict[str, list[tuple[Any, int]]] = {}
-    for micro in micros:
-        mine.setdefault(micro.stream, []).append((micro, 1))
-    many = distributed.joined([{stream: len(own) for stream, own in mine.items()}])
-    most = {stream: max(theirs.get(stream, 0) for theirs in many) for stream in sorted(set().union(*many))}
-    short = [stream for stream, count in most.items() if not mine.get(stream) and count]
-    spare = {m.stream: m for m in batch.split(micro_tokens)} if short else {}
-    order = []
-    for stream, count in most.items():
-        own = mine.get(stream, [])
-        filler = own[-1][0] if own else spare[stream]
-        order += own + [(filler, 0)] * (count - len(own))
-    return order
-
-
-def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
-    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already."""
-    import torch.distributed as dist
-
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        dist.all_reduce(p.grad)
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (sums, weights))
-    total: dict[str, Tensor] = {}
-    for theirs, theirs_weights in gathered:
-        weights.update(theirs_weights)
-        for name, value in theirs.items():
-            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value
-    sums.clear()
-    sums.update(total)
 
 
 def _optimizer(groups: Sequence[dict[str, Any]], fit: Fit) -> torch.optim.Optimizer:

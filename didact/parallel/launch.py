@@ -28,6 +28,19 @@ def on_node(environ: Mapping[str, str] | None = None) -> int:
     return _number("LOCAL_WORLD_SIZE", world(env), env)
 
 
+def several(parallel: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuse to lay a model over several processes where there is one.
+
+    Raises:
+        UserError: there is no launcher.
+    """
+    if parallel != "ddp" and world(environ) == 1:
+        raise UserError(
+            f"parallel = {parallel}: goes with several processes: torchrun --nproc_per_node 8 -m didact run ... "
+            f"--parallel {parallel}"
+        )
+
+
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:
     """Refuse what a launcher's configuration asks for and training here would not do.
 

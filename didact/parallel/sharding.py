@@ -29,12 +29,8 @@ def mesh(kind: str, device: str) -> DeviceMesh:
     Raises:
         UserError: there is one process, or nodes have different numbers of them.
     """
+    launch.several(kind)
     world = launch.world()
-    if world == 1:
-        raise UserError(
-            f"parallel = {kind}: goes with several processes: torchrun --nproc_per_node 8 -m didact run ... "
-            f"--parallel {kind}"
-        )
     if kind == "fsdp2":
         return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
     node = launch.on_node()

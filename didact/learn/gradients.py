@@ -1,0 +1,125 @@
+"""Gradients of a logical batch: micro-batches, processes, and the sums that neither changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from didact.learn import distributed
+from didact.parallel.sharding import Sharded
+
+
+class Term(NamedTuple):
+    """One loss term of a micro-batch: its sum, the batch size it is divided by, its weight.
+
+    `per` names an entry of the logical batch's `sizes` (`"forget.rows"`, `"retain.tokens"`). A term
+    of weight 0 is only logged.
+    """
+
+    sum: Tensor
+    per: str
+    weight: float = 1.0
+
+
+Terms = Mapping[str, Term]
+
+
+class Logical(Protocol):
+    """What `batch_at(step)` returns: a batch that knows its sizes and can be shared out."""
+
+    @property
+    def sizes(self) -> Mapping[str, float]:
+        """What terms are divided by, counted over the whole batch."""
+        ...
+
+    def shard(self, rank: int, world: int) -> Any:
+        """One rank's part, with the sizes of the whole."""
+        ...
+
+    def split(self, micro_tokens: int | None) -> Sequence[Any]:
+        """Parts that fit in memory; None: do not split."""
+        ...
+
+
+LossFn = Callable[[nn.Module, Any], Terms]
+
+
+def backward(
+    module: nn.Module,
+    batch: Logical,
+    loss_fn: LossFn,
+    accelerator: Accelerator,
+    micro_tokens: int | None,
+    parameters: list[Tensor],
+    coupled: bool,
+    sharded: Sharded | None,
+) -> dict[str, tuple[float, float]]:
+    """Gradients of the whole logical batch; `{term: (value, weight)}`."""
+    world = accelerator.num_processes
+    # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
+    mine = batch if coupled else batch.shard(accelerator.process_index, world)
+    share = 1 / world if coupled else 1.0
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    micros = mine.split(micro_tokens)
+    for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
+        with accelerator.autocast():
+            given = module, micro.to(accelerator.device)
+            terms = sharded(loss_fn, *given) if sharded else loss_fn(*given)
+        parts = [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]
+        if parts:
+            (torch.stack(parts).sum() * share * counts).backward()
+        for name, t in terms.items():
+            if not counts:
+                continue
+            sums[name] = (
+                sums.get(name, torch.zeros((), dtype=torch.float64))
+                + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
+            )
+            weights[name] = t.weight
+    if world > 1:
+        _all_reduce([] if sharded else parameters, sums, weights)
+    return {name: (float(value), weights[name]) for name, value in sums.items()}
+
+
+def _in_step(micros: Sequence[Any], batch: Logical, micro_tokens: int | None) -> list[tuple[Any, int]]:
+    """A process's micro-batches stream by stream, and with fillers that count 0 as many as every other process has.
+
+    Layers are gathered from all processes whenever one runs them: each must run them as often, in the same order.
+    """
+    mine: dict[str, list[tuple[Any, int]]] = {}
+    for micro in micros:
+        mine.setdefault(micro.stream, []).append((micro, 1))
+    many = distributed.joined([{stream: len(own) for stream, own in mine.items()}])
+    most = {stream: max(theirs.get(stream, 0) for theirs in many) for stream in sorted(set().union(*many))}
+    short = [stream for stream, count in most.items() if not mine.get(stream) and count]
+    spare = {m.stream: m for m in batch.split(micro_tokens)} if short else {}
+    order = []
+    for stream, count in most.items():
+        own = mine.get(stream, [])
+        filler = own[-1][0] if own else spare[stream]
+        order += own + [(filler, 0)] * (count - len(own))
+    return order
+
+
+def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
+    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already."""
+    import torch.distributed as dist
+
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (sums, weights))
+    total: dict[str, Tensor] = {}
+    for theirs, theirs_weights in gathered:
+        weights.update(theirs_weights)
+        for name, value in theirs.items():
+            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value
+    sums.clear()
+    sums.update(total)

@@ -1,0 +1,120 @@
+"""What is called around every step of a training: hooks, and what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from didact.learn.masters import Masters
+from didact.parallel import shards
+
+
+@dataclass
+class Step:
+    """What a hook sees: the module, the step just done (or about to be), its log row and batch, and the optimizer.
+
+    The optimizer steps on `masters.of(weight)`, which where weights are narrow is a copy of the weight.
+    """
+
+    module: nn.Module
+    step: int
+    steps: int
+    log: dict[str, Any]
+    batch: Any
+    optimizer: torch.optim.Optimizer
+    masters: Masters
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, whole and on the CPU: all processes call."""
+        named = self.masters.named
+        return {n: shards.whole(p.detach()).cpu().contiguous().clone() for n, p in named.items()}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Take back what `weights` gave."""
+        for n, p in self.masters.named.items():
+            p.copy_(shards.like(weights[n], p))
+
+
+class Hook:
+    """Override what you need. `after` returning True stops training; `state` is checkpointed.
+
+    Every process calls it. `inside`: it changes weights or the optimizer's state by itself, which it needs whole.
+    """
+
+    inside = False
+
+    def before(self, step: Step) -> None:
+        """Called before each step."""
+
+    def after(self, step: Step) -> bool | None:
+        """Called after each step; True stops."""
+
+    def end(self, step: Step) -> None:
+        """Called after the last step of a phase, before its last checkpoint."""
+
+    def release(self) -> None:
+        """Called when training stops, however it stops: what a step borrowed goes back."""
+
+    def state(self) -> Any:
+        """JSON state that `restore` brings back."""
+
+    def restore(self, state: Any) -> None:
+        """Take back what `state` gave."""
+
+
+class StopWhen(Hook):
+    """Stops training after the first step of which `rule(step)` is true."""
+
+    def __init__(self, rule: Callable[[Step], bool]) -> None:
+        self.rule = rule
+
+    def after(self, step: Step) -> bool:
+        """Ask the rule."""
+        return self.rule(step)
+
+
+class every(Hook):  # noqa: N801  (reads as a verb where it is used)
+    """Call `look(step) -> dict` before training, every `steps` steps and at the end; rows are in `.rows`."""
+
+    def __init__(self, steps: int, look: Callable[[Step], dict[str, Any]]) -> None:
+        self.steps, self.look = steps, look
+        self.rows: list[dict[str, Any]] = []
+
+    def before(self, step: Step) -> None:
+        """Look once before training."""
+        if step.step == 0 and not self.rows:
+            self._look(step, 0)
+
+    def after(self, step: Step) -> None:
+        """Look every `steps` steps and at the end."""
+        done = step.step + 1
+        if done % self.steps == 0 or done == step.steps:
+            self._look(step, done)
+
+    def state(self) -> Any:
+        """The rows so far."""
+        return self.rows
+
+    def restore(self, state: Any) -> None:
+        """Take back the rows."""
+        self.rows = state
+
+    def _look(self, step: Step, done: int) -> None:
+        was = step.module.training
+        step.module.eval()
+        with torch.no_grad():
+            self.rows.append({"step": done, **self.look(step)})
+        step.module.train(was)
+
+
+class NoDropout(Hook):
+    """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
+
+    def before(self, step: Step) -> None:
+        """Nothing but dropout tells the two modes of a language model apart."""
+        step.module.eval()
