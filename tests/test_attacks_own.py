@@ -78,3 +78,10 @@ def test_both_are_protocols_of_evaluate(taught, world, tmp_path, capsys):
     assert cli.main([*words, "--protocol", "relearn"]) == 0 and "relearn_gain" in capsys.readouterr().out
     assert cli.main([*words, "--protocol", "membership"]) == 2
     assert "--unseen FILE" in capsys.readouterr().err
+    models = [str(tmp_path / "model"), str(tmp_path / "gold")]
+    asked = ["--demo", str(tmp_path / "mine.jsonl"), "--protocol", "relearn", "--diagnostics", "none"]
+    assert cli.main(["compare", *models, "--model", models[0], *asked, "--out", str(tmp_path / "both")]) == 0
+    board = json.loads((tmp_path / "both" / "leaderboard.json").read_text())
+    assert board["primary"] == "relearn_gain" and board["groups"] == len(world.forget) // 2
+    gap = next(row["to_untouched"] for row in board["rows"] if row["arm"] == models[1])
+    assert gap["low"] < gap["mean"] < gap["high"]  # over the records that were asked for

@@ -10,7 +10,10 @@ from didact import baselines
 from didact.data import convert
 from didact.evaluate import protocols
 from didact.evaluate.protocols import Scoring
+from didact.learn import language, pairs
 from didact.methods.baselines import kto
+from didact.models import cache, cost
+from didact.objectives import preference
 from didact.types import Demo, Fit, Preference, UserError
 
 
@@ -138,3 +141,24 @@ def test_a_divergence_is_never_taken_over_an_answer_to_the_same_prompt(prompts):
         assert all(prompts[i] != prompts[j] for i, j in enumerate(found))
     if all(a != b for a, b in zip(prompts, [*prompts[1:], prompts[0]], strict=True)):
         assert found == [*range(1, len(prompts)), 0]  # as before
+
+
+def test_the_reference_is_asked_for_what_training_sees_alone(taught, world):
+    start, rows = taught("llama"), world.forget
+    both = [(r, rows[(i + 1) % len(rows)]) for i, r in enumerate(rows)]
+    records = [Preference(prompt=r.prompt, chosen=r.completion, rejected=o.completion) for r, o in both]
+    fit = Fit(lr=1e-3, steps=2, rows=2, seed=3)
+    with cache.private(), cost.metered() as meter:
+        found = baselines.dpo(start, records, fit=fit)
+    used = meter.tokens
+    items = pairs.groups(start, records)
+    longest = max(r.size for item in items for r in item)
+    assert used <= 4 * 2 * 4 * longest  # two sides of four pairs, once by the reference and three times in training
+    whole = language.reference_logp(start, items)
+    loss = preference.dpo
+
+    def of(logp, ref, index):
+        return loss(logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1], 0.1, 0.0)
+
+    same = pairs.train(start, items, of, fit, reference=whole, name="dpo")
+    assert [row["loss"] for row in found.history] == pytest.approx([row["loss"] for row in same.history], rel=1e-5)

@@ -21,6 +21,9 @@ from didact.types import Demo, Fit, Preference, Text, UserError, as_row
 SOME = texts.texts(None, "keep")[:6]
 
 
+compared = general._compared
+
+
 def once(name, make):
     return make()
 
@@ -52,6 +55,24 @@ def test_the_start_model_itself_has_lost_nothing_and_a_ruined_one_has(fresh):
     found = general.score(noisy(model, 0.2), model, [SOME[-1]], once)["general_kl"]
     if len(general.rows(model, [SOME[-1]])[0]) == 1:
         assert found.value == pytest.approx(last / (ids.shape[1] - 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma3"])
+def test_models_of_one_head_are_compared_by_one_product_with_it(arch, fresh, monkeypatch):
+    model = fresh(arch, d=32)
+    adapted = noisy(model, 0.2)
+    with torch.no_grad():
+        adapted.module.get_output_embeddings().weight.copy_(model.module.get_output_embeddings().weight)
+    heads = []
+    monkeypatch.setattr(general, "_compared", lambda *a: heads.append(a) or compared(*a))
+    fast = general.score(adapted, model, SOME, once), general.score(model, model, SOME, once)
+    assert not heads
+    monkeypatch.setattr(general, "_head", lambda model: None)
+    slow = general.score(adapted, model, SOME, once), general.score(model, model, SOME, once)
+    assert heads and slow[0]["general_kl"].value > 0.01
+    for one, other in zip(fast, slow, strict=True):
+        for name, measure in other.items():
+            assert one[name].values == pytest.approx(measure.values, rel=1e-4, abs=2e-6)
 
 
 def test_models_of_other_tokens_or_words_added_are_read_or_passed_over(fresh, world):

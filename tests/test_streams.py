@@ -42,6 +42,13 @@ def test_an_epoch_draws_every_item_once_and_in_another_order_each_time():
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
+def test_what_a_training_will_see_is_known_beforehand():
+    batches = Batches({"forget": Stream(items_of(10), 3), "retain": Stream(items_of(4), 3)}, 0)
+    for steps in (0, 1, 3, 4, 9):
+        for name in batches.streams:
+            assert batches.drawn(name, steps) == sorted({i for s in range(steps) for i in batches(s).index[name]})
+
+
 def test_streams_are_paired_at_random_not_by_position():
     batches = Batches({"forget": Stream(items_of(8), 4), "retain": Stream(items_of(8), 4)}, 0)
     pairs = {

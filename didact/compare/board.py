@@ -133,7 +133,7 @@ def _groups(setting: Setting) -> list[str]:
     """Whose the records of all tests are, test after test."""
     used, out = protocols.named(setting.protocol), []
     for _, part in setting.tests:
-        rows = used.records(setting.split(part).test)
+        rows = used.of(used.records(setting.split(part).test))
         named = setting.group if all(setting.group in as_row(r) for r in rows) else None
         out += splits.keys(rows, named)
     return out

@@ -314,6 +314,13 @@ class Batches:
         items = {name: [self.streams[name].items[i] for i in index[name]] for name in index}
         return Batch(items, index, self.kind, self.pad, self.start, packing=self.packing)
 
+    def drawn(self, name: str, steps: int) -> list[int]:
+        """Which items of a stream so many steps see."""
+        count = len(self.streams[name].items)
+        if steps * self.streams[name].rows >= count:
+            return list(range(count))
+        return sorted({i for step in range(steps) for i in self._draw(name, step)})
+
     def _draw(self, name: str, step: int) -> list[int]:
         stream = self.streams[name]
         n = len(stream.items)

@@ -3,13 +3,19 @@
     general_rise = loss - loss of the start model                    (nats a token, paired text by text)
     general_kl   = mean over tokens of KL(start || model)            (nats a token)
 
+Logits of one linear head W on states h are W h, and then the divergence is that of Bregman,
+
+    KL = logp_start(y) - logp(y) + (h - h_start) . d logp_start(y) / d h_start
+
+for any label y: what the start model said is kept in `(d,)` numbers a token, and its head runs once for all models.
+
 The interval over texts is the noise floor: a rise whose interval holds 0 could be that of other texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +26,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import by_length, collate
 from didact.evaluate.measures import Better, Measure, mean_measure
-from didact.models import forward
+from didact.models import forward, head
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
@@ -75,14 +81,19 @@ def score(
     found, owner = once("general rows", lambda: rows(start, texts, TOKENS))
     if not found or not _same_words(model, start, texts[: owner[-1] + 1]):
         return {}
-    was = once("general states", lambda: [_narrow(start, [found[i] for i in g]) for g in _batches(start, found)])
+    was = once("general states", lambda: [_kept(start, [found[i] for i in g]) for g in _batches(start, found)])
+    alike = once("general head", lambda: _head(start))
+    alike = alike is not None and (model is start or _same(alike, _head(model)))
     loss, before, kl = (np.zeros(owner[-1] + 1) for _ in range(3))
     counts = np.bincount(owner, weights=[len(r.completion) for r in found])
-    for group, kept in zip(_batches(start, found), was, strict=True):
-        chosen = [found[i] for i in group]
-        values = _compared(model, start, chosen, _states(start, chosen) if kept is None else kept)
-        for out, name in ((loss, "loss"), (before, "before"), (kl, "kl")):
-            np.add.at(out, [owner[i] for i in group], values[name].numpy())
+    with head.kept():
+        for group, kept in zip(_batches(start, found), was, strict=True):
+            chosen = [found[i] for i in group]
+            states = _states(start, chosen) if kept is None else kept.states
+            said = _moved(model, start, chosen, kept) if alike and kept is not None else None
+            values = said or _compared(model, start, chosen, states)
+            for out, name in ((loss, "loss"), (before, "before"), (kl, "kl")):
+                np.add.at(out, [owner[i] for i in group], values[name].numpy())
     size = counts.mean()  # so that the mean of the texts' numbers is the mean over tokens
 
     def of(total: Array, better: Better, text: str) -> Measure:
@@ -110,10 +121,56 @@ def _states(start: Model, chosen: Sequence[TokenizedExample]) -> Tensor:
     return forward.label_states(start, _collated(start, chosen)).cpu()
 
 
-def _narrow(start: Model, chosen: Sequence[TokenizedExample]) -> Tensor | None:
+class _Start(NamedTuple):
+    """What is kept of the start model's pass: states `(N, d)`; of a linear head also log-probs `(N,)`, their slope."""
+
+    states: Tensor
+    logp: Tensor | None = None
+    slope: Tensor | None = None
+
+
+def _kept(start: Model, chosen: Sequence[TokenizedExample]) -> _Start | None:
     """The same to be kept; None where these are whole logits, which are made anew each time."""
     states = _states(start, chosen)
-    return states if states.shape[-1] <= NARROW else None
+    if states.shape[-1] > NARROW:
+        return None
+    own = states.to(start.device).detach().requires_grad_()
+    if (weight := forward.linear_head(start, own)) is None:
+        return _Start(states)
+    with torch.enable_grad():
+        logp = head.logp(own, weight.detach(), _collated(start, chosen).target)
+    (slope,) = torch.autograd.grad(logp.sum(), own)
+    return _Start(states, logp.detach().cpu(), slope.cpu())
+
+
+def _head(model: Model) -> Tensor | None:
+    """The weight of a linear head."""
+    return forward.linear_head(model, torch.empty(0, dtype=next(model.module.parameters()).dtype))
+
+
+def _same(weight: Tensor, other: Tensor | None) -> bool:
+    return other is not None and weight.shape == other.shape and torch.equal(weight, other.to(weight.device))
+
+
+@torch.no_grad()
+def _moved(model: Model, start: Model, chosen: Sequence[TokenizedExample], kept: _Start) -> dict[str, Tensor]:
+    """What `_compared` gives, for a model whose head is the start model's, by one product with it or none."""
+    assert kept.logp is not None and kept.slope is not None
+    batch = _collated(model, chosen)
+    row, before = batch.row.cpu(), kept.logp.double()
+    now, kl = before, torch.zeros_like(before)
+    if model is not start:
+        was = model.module.training
+        model.module.eval()
+        states = forward.label_states(model, batch)
+        weight = forward.linear_head(model, states)
+        assert weight is not None
+        now = head.logp(states, weight, batch.target).double().cpu()
+        moved = states.double().cpu() - kept.states.double()
+        kl = before - now + (moved * kept.slope.double()).sum(-1)
+        model.module.train(was)
+    sums = {"loss": -now, "before": -before, "kl": kl}
+    return {name: reduce.row_sum(v, row, len(chosen)) for name, v in sums.items()}
 
 
 @torch.no_grad()

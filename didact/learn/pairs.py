@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from didact.data import encode
-from didact.data.streams import ExampleGroup, MicroBatch
+from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.learn.language import Loss, TrainResult
@@ -37,10 +37,20 @@ def groups(model: Model, preferences: Sequence[Preference], name: str = "prefere
     return list(zip(*sides, strict=True))
 
 
-def reference_of(reference: Model | Tensor | None, items: Sequence[ExampleGroup], model: Model) -> Tensor | None:
-    """Log-probs `(N, k)` under a reference, on the model's device: computed once, or as given."""
+def reference_of(
+    reference: Model | Tensor | None, items: Sequence[ExampleGroup], model: Model, seen: Sequence[int] | None = None
+) -> Tensor | None:
+    """Log-probs `(N, k)` under a reference, on the model's device: computed once, or as given.
+
+    Those of items that training will not see are not computed; `seen` are the others, by their numbers.
+    """
     if isinstance(reference, Model):
-        reference = language.reference_logp(reference, items)
+        chosen = list(range(len(items)) if seen is None else seen)
+        if not chosen:
+            return None
+        found = language.reference_logp(reference, [items[i] for i in chosen])
+        reference = found.new_full((len(items), found.shape[1]), torch.nan)
+        reference[chosen] = found
     return None if reference is None else reference.to(model.device)
 
 
@@ -126,7 +136,8 @@ def train(
         loss_name: of the loss in the history; the phase's by default.
         stream: name of the groups' stream.
     """
-    ref = reference_of(reference, items, model)
+    order = Batches({stream: Stream(items, fit.rows)}, fit.seed)
+    ref = reference_of(reference, items, model, order.drawn(stream, fit.total_steps(len(items))))
     others = dict(beside or {})
     losses = {stream: terms(loss, ref, name=loss_name or name, share=share, mean=mean, log=log)}
     return language.train(

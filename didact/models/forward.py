@@ -129,6 +129,15 @@ def logits_of(model: Model, states: Tensor) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def linear_head(model: Model, states: Tensor) -> Tensor | None:
+    """The head's weight `(V, d)` where logits are its product with such states and nothing more; else None."""
+    inner = prefix.inner_of(model)
+    if not _reads_head(model) or getattr(inner.config, "final_logit_softcapping", None) is not None:
+        return None
+    layer = inner.get_output_embeddings()
+    return layer.weight if head.linear(layer, states) else None
+
+
 def tokens(
     model: Model,
     batch: Tokens,
@@ -179,10 +188,9 @@ def of_states(
     width = int(getattr(model.text_config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
     if width >= head.LARGE and _reads_head(model) and not _learns(model, held):
-        layer = prefix.inner_of(model).get_output_embeddings()
-        capped = getattr(prefix.inner_of(model).config, "final_logit_softcapping", None) is not None
-        if [*named.values()] == [token_functions.logp] and not held and not capped and head.linear(layer, states):
-            return {name: head.logp(states, layer.weight, target) for name in named}
+        weight = linear_head(model, states)
+        if [*named.values()] == [token_functions.logp] and not held and weight is not None:
+            return {name: head.logp(states, weight, target) for name in named}
         if torch.is_grad_enabled() and states.requires_grad:
             return dict(zip(named, head.values(piece, states, target, held, size), strict=True))
     if len(target) <= size:

@@ -99,6 +99,7 @@ class Protocol:
         kind: of the records it reads.
         primary: the measure that arms of a comparison are ranked by; None for diagnostics.
         score: `score(model, scoring) -> {name: measure}`.
+        of: which of those records `primary` is the mean over.
         prompts: what of the records a model may be asked, for samples and diagnostics.
         held_out: the method's parameter of which a part is kept from training for scoring; else the one of `kind`.
         scored: parameters that are scored as they are, also where they are trained on.
@@ -116,6 +117,7 @@ class Protocol:
     kind: str
     primary: str | None
     score: Callable[[Model, Scoring], dict[str, Measure]]
+    of: Callable[[Sequence[Any]], Sequence[Any]] = lambda records: records
     prompts: Callable[[Scoring], list[str]] = lambda scoring: []
     held_out: str | None = None
     scored: tuple[str, ...] = ()

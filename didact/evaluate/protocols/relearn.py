@@ -8,6 +8,8 @@ does the number: it is 0 or more also where nothing comes back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from didact.data import splits
@@ -17,7 +19,7 @@ from didact.evaluate.protocols import Protocol, Scoring
 from didact.learn import fit as loop
 from didact.learn import language, rates
 from didact.models.model import Model
-from didact.types import Fit, UserError
+from didact.types import Demo, Fit, UserError
 
 STEPS, ROWS, LOOK = 20, 8, 4
 RATES = (1.0, 0.25)  # times the one for a model of this size
@@ -31,13 +33,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     Raises:
         UserError: there are too few records to halve.
     """
-    records = list(scoring.of("demo"))
-    asked = splits.held_out(splits.keys(records), 0.5) if len(records) >= FEWEST else set()
-    if not asked:
-        raise UserError(
-            f"protocol 'relearn' needs at least {FEWEST} records with different prompts, one half to retrain"
-        )
-    halves = [r for i, r in enumerate(records) if i not in asked], [records[i] for i in sorted(asked)]
+    halves = halves_of(list(scoring.of("demo")))
     end = scoring.with_end()
     seen: list[tuple[forgetting.Array, forgetting.Array]] = []
 
@@ -65,6 +61,24 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     }
 
 
+def halves_of(records: Sequence[Demo]) -> tuple[list[Demo], list[Demo]]:
+    """The half that is retrained, and the one that is asked for.
+
+    Raises:
+        UserError: there are too few records to halve.
+    """
+    asked = splits.held_out(splits.keys(records), 0.5) if len(records) >= FEWEST else set()
+    if not asked:
+        raise UserError(
+            f"protocol 'relearn' needs at least {FEWEST} records with different prompts, one half to retrain"
+        )
+    return [r for i, r in enumerate(records) if i not in asked], [records[i] for i in sorted(asked)]
+
+
 PROTOCOL = Protocol(
-    kind="demo", primary=None, score=score, prompts=lambda scoring: [d.prompt for d in scoring.of("demo")]
+    kind="demo",
+    primary="relearn_gain",
+    score=score,
+    of=lambda records: halves_of(records)[1],
+    prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
 )
