@@ -24,6 +24,7 @@ from killed import die_after, server
 from safetensors.torch import load_file
 from servers import NAME, Serve, Small
 from shapes import brief, tiny
+from vllm_like import Vllm
 
 from didact import bounds, catalogue, cli, files, options, registry, verbs
 from didact.catalogue import make
@@ -44,6 +45,7 @@ METHODS = registry.METHODS
 ENTRIES = catalogue.read()
 ASKING = [n for n, e in ENTRIES.items() if e["answers"]]
 REMOTE = [n for n, e in ENTRIES.items() if e["capabilities"] and language_models.SERVED.issuperset(e["capabilities"])]
+ROUNDS = [n for n, e in ENTRIES.items() if e["rounds"]]
 TRAINED = [n for n, e in ENTRIES.items() if e["fit"] and "models" in e["gives"] and "model" in e["needs"]]
 RECORDS = 14  # of each file
 SHORT = {"steps": "3", "rows": "3", "lr": "1e-3"}
@@ -438,6 +440,18 @@ def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     server = Serve(folder, folder / "model")
     yield f"{server.url}#{folder / 'model'}"
     server.kill()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ROUNDS)
+def test_rounds_are_sampled_by_a_server(name: str, user: Any, tmp_path: Path) -> None:
+    words = [*user(name), *(["--relabel", "1"] if name == "evolve" else [])]
+    server = Vllm(tmp_path, words[words.index("--model") + 1])
+    told = run([*words, "--lora", "2", "--generate-with", server.url], tmp_path / "out")
+    server.kill()
+    assert any("within" in w and "sampled" in w for w in told["warnings"])
+    probes = 4 * 2  # of each model it is given
+    assert len(server.asked()) > probes * 2 + 5 and told["cost"]["calls"] == len(server.asked())
 
 
 @pytest.mark.soak
