@@ -122,14 +122,15 @@ def reread(root):
         assert resharded.load(root, part.named, optimizer, {"who": "me"}).step == 1
         state = optimizer.state
         out[sizes] = part.whole()
-        for slot in resharded.SLOTS:
+        assert all(float(state[p]["step"]) == 1 for p in part.named.values())
+        for slot in ("exp_avg", "exp_avg_sq"):
             out[sizes] |= {f"{n}|{slot}": v for n, v in part.whole(lambda p, s=state, k=slot: s[p][k]).items()}
     return out
 
 
 def test_every_layout_reads_the_same_bits_of_a_checkpoint(tmp_path):
     found = list(processes.run(2, reread, tmp_path)[0].values())
-    assert len(found[0]) == 4 * 20 and found[0]["model.norm.weight|exp_avg"].abs().sum() > 0
+    assert len(found[0]) == 3 * 20 and found[0]["model.norm.weight|exp_avg"].abs().sum() > 0
     for other in found[1:]:
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -39,7 +40,8 @@ def save(
         for old in [p for p in _steps(root) if p != place][:-1]:
             shutil.rmtree(old, ignore_errors=True)
     with _folder(place) as fresh:
-        write(_tensors(named, optimizer), checkpoint_id=fresh, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings(action="ignore"):  # that one process is no group
+            write(_tensors(named, optimizer), checkpoint_id=fresh, no_dist=not dist.is_initialized())
         if first():
             told = {k: v for k, v in asdict(state).items() if k not in ALONE}
             (fresh / "state.json").write_text(json.dumps({"identity": who, **told}), encoding="utf-8")
@@ -60,7 +62,8 @@ def load(
             raise UserError(told)
         return None
     held = _tensors(named, optimizer)
-    read(held, checkpoint_id=place, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings(action="ignore"):
+        read(held, checkpoint_id=place, no_dist=not dist.is_initialized())
     return State(**told)
 
 

@@ -35,7 +35,7 @@ from didact.parallel.mesh import Grid
 from didact.progress import Bar
 from didact.types import Cost, Fit, UserError
 
-OWN = ("layout", "schedule")  # options that change where a step is computed, and not what
+OWN = ("layout", "pipeline")  # options that change where a step is computed, and not what
 RESIDUAL = ("o_proj", "down_proj", "c_proj")  # what leads back into the residual stream
 MICRO_TOKENS = 4096
 

@@ -52,6 +52,7 @@ def logits(local: Tensor, mesh: DeviceMesh, vocab: int) -> DTensor:
     return DTensor.from_local(local, mesh, [Shard(1)], run_check=False, shape=shape, stride=(vocab, 1))
 
 
+@torch.no_grad()
 def place(p: Tensor, whole: Tensor) -> None:
     """Write this process's part of a whole tensor into a weight, or what an optimizer keeps of one."""
     if not isinstance(p, DTensor):

@@ -25,8 +25,8 @@ from didact.models.model import Model
 from didact.parallel import processes
 from didact.types import Fit, Result, Text
 
-WORDS, WINDOW, ROWS, ALPHA = 60, 64, 8, 4.0
-STEPS = {"smoke": 4, "quick": 120, "full": 300}
+WORDS, WINDOW, ROWS, ALPHA = 60, 64, 8, 6.0
+STEPS = {"smoke": 4, "quick": 100, "full": 100}
 SHAPE: dict[str, Any] = {
     "layers": 4, "d": 96, "heads": 4, "context": WINDOW, "vocabulary": 512, "first_rows": 2, "more_rows": 2,
 }  # fmt: skip
@@ -89,14 +89,14 @@ def _passages(seed: int) -> list[str]:
 def _corpora(seed: int) -> tuple[list[str], list[str], list[str]]:
     """A raw crawl, what the filter and the de-duplication leave of it, and clean text that neither holds.
 
-    Of the crawl a third is clean, half is spam, and a sixth are near repeats of twenty passages.
+    Of the crawl a quarter is clean, most is spam, and an eighth are near repeats of twenty passages.
     """
     rng, every = random.Random(seed), _passages(seed)
     parts = (200, 80, 400, 380, 20)
     begins = [sum(parts[:i]) for i in range(len(parts))]
     trusted, held_out, clean, others, often = (every[a : a + n] for a, n in zip(begins, parts, strict=True))
     spam = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(300)]
-    raw = [*clean, *(_spoilt(rng.choice(others), spam, rng) for _ in range(600))]
+    raw = [*clean, *(_spoilt(rng.choice(others), spam, rng) for _ in range(1_000))]
     raw += [_edited(rng.choice(often), rng) for _ in range(200)]
     rng.shuffle(raw)
     groups = fuzzy.Groups(raw.__getitem__)
@@ -111,8 +111,8 @@ def _corpora(seed: int) -> tuple[list[str], list[str], list[str]]:
 
 
 def _spoilt(text: str, spam: Sequence[str], rng: random.Random) -> str:
-    """Every second word made up, and all in another order."""
-    words = [rng.choice(spam) if i % 2 else word for i, word in enumerate(text.split())]
+    """Three of four words made up, and all in another order."""
+    words = [rng.choice(spam) if i % 4 else word for i, word in enumerate(text.split())]
     return " ".join(rng.sample(words, len(words)))
 
 
@@ -129,7 +129,7 @@ def _prepared(seed: int, steps: int, alike: bool = False) -> dict[str, dict[str,
     tokenizer = build.train_tokenizer([*raw, *kept], SHAPE["vocabulary"])
     start = build.build("llama", tokenizer, d=96, layers=4, heads=4, context=WINDOW, seed=seed)
     rows = encode.windows(tokenizer, held_out, WINDOW)
-    fit = Fit(lr=4e-3, rows=ROWS, steps=steps, betas=(0.9, 0.95), weight_decay=0.1, seed=seed)
+    fit = Fit(lr=2e-3, rows=ROWS, steps=steps, betas=(0.9, 0.95), weight_decay=0.1, seed=seed)
     out: dict[str, dict[str, float]] = {}
     for name, texts in (("raw", raw), ("prepared", raw if alike else kept)):
         corpus = [Text(text=text) for text in texts]

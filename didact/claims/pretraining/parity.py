@@ -23,7 +23,7 @@ from didact.models import build, shape
 from didact.parallel import engine, memory, mesh, stages, tensor
 from didact.parallel.engine import IGNORE, Engine
 from didact.parallel.mesh import Grid
-from didact.parallel.spec import Layout
+from didact.parallel.spec import Layout, ModelSpec
 from didact.types import Fit
 
 ROWS, LENGTH, VOCABULARY = 7, 12, 260
@@ -139,9 +139,19 @@ def _held(part: Engine, optimizer: torch.optim.Optimizer) -> float:
     return float(sum(tensor.local(x).nbytes for x in every))
 
 
+_shapes: dict[str, ModelSpec] = {}
+
+
+def _shape(key: str, config: Any) -> ModelSpec:
+    """Looked at once."""
+    if key not in _shapes:
+        _shapes[key] = shape.of(config)
+    return _shapes[key]
+
+
 def _planned(module: Any, grid: Grid) -> float:
     """The same of all processes, by the planner, with the state split over the copies."""
-    spec, width = shape.of(module.config), next(module.parameters()).element_size()
+    spec, width = _shape(module.config.to_json_string(), module.config), next(module.parameters()).element_size()
     layout = Layout(pp=grid.pp, dp=grid.dp, tp=grid.tp)
     each = (memory.parameters(spec, layout, stage, vocab=spec.vocab) for stage in range(grid.pp))
     return float(sum(count * grid.tp * memory.kept(width, 2).total for count in each))

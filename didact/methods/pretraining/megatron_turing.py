@@ -42,7 +42,7 @@ def megatron_turing(
     model: Model | None = None,
     *,
     layout: str | None = None,
-    schedule: Literal["1f1b", "gpipe"] = "1f1b",
+    pipeline: Literal["1f1b", "gpipe"] = "1f1b",
     arch: Literal["llama", "gpt2"] = "llama",
     layers: Count = 12,
     d: Count = 768,
@@ -77,7 +77,7 @@ def megatron_turing(
         corpus: documents, put in random order and cut into full windows; `didact prepare` makes one.
         model: a causal model to go on from, with its own shape and tokenizer; by default one is built, in parts.
         layout: `PPxDPxTP`, stages by copies by parts; by default the planner's best for the processes there are.
-        schedule: of the pipeline: one forward, one backward, or all forward first.
+        pipeline: its schedule: one forward, one backward, or all forward first.
         arch: of the new model; llama can be split into parts, gpt2 into stages and copies.
         layers: of the new model.
         d: its width.
@@ -121,7 +121,7 @@ def megatron_turing(
     else:
         total = total_tokens or fit.epochs * len(rows) * window
         recipe = three_d.Stepwise(total=total, window=window, rows=fit.rows, **given)
-    trained = three_d.train(model, rows, recipe, fit, grid, device, hooks, schedule=schedule, values=values)
+    trained = three_d.train(model, rows, recipe, fit, grid, device, hooks, schedule=pipeline, values=values)
     history = trained.history
     seen = [int(n) * window for n in recipe.plan[1:]][: len(history)]
     named = {"loss": ("nll", "nats a token"), "rate": ("lr", "learning rate"), "batch": ("rows", "rows")}
