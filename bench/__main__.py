@@ -198,6 +198,10 @@ BENCHES: dict[str, Bench] = {
     "procedure": Bench(
         ours=("served.procedure", {}), peers={"the calls alone": ("served.plain", {})}, unit="calls/s", target=0.9
     ),
+    "generate-with": Bench(
+        ours=("rounds.ours", {}), peers={"the requests alone": ("rounds.plain", {})}, unit="answers/s", target=0.9,
+        same=lambda ours, theirs: ours == theirs,
+    ),
     "consensus": Bench(
         ours=("games.consensus_ours", {}), peers={"a loop over questions": ("games.consensus_loop", {})},
         unit="questions/s", target=100, same=_same_policies,
@@ -360,6 +364,9 @@ def main() -> int:
     print(json.dumps(machine))
     lines = []
     for name in args.names or BENCHES:
+        if name == "generate-with" and not os.environ.get("DIDACT_VLLM"):
+            print(f"{name}: skipped: the environment variable DIDACT_VLLM names no vLLM server", file=sys.stderr)
+            continue
         if name.startswith("gemma-") and not os.environ.get("GEMMA"):
             print(f"{name}: skipped: the environment variable GEMMA names no folder of Gemma 3 270M", file=sys.stderr)
             continue

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "didact.models.load",
     "connect": "didact.infer.remote",
+    "generating": "didact.infer.engines",
     "build": "didact.models.build",
     "Model": "didact.models.model",
     "read": "didact.data.read",

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "model-name-or-path": "model", "model-name": "model", "model-args": "model", "pretrained": "model",
     "max-seq-length": "max-length", "max-seq-len": "max-length", "max-len": "max-length", "cutoff-len": "max-length",
     "truncation-mode": "truncate", "truncation-side": "truncate", "loss-type": "loss", "loss-fn": "loss",
-    "num-fewshot": "shots", "fewshot": "shots",
+    "num-fewshot": "shots", "fewshot": "shots", "adam-epsilon": "eps",
     "tasks": "protocol", "eval-dataset": "score-on", "eval-file": "score-on", "test-file": "score-on",
     "eval-split": "holdout", "test-size": "holdout", "val-size": "holdout", "chat-template": "chat",
     "apply-chat-template": "chat", "random-seed": "seed", "overwrite-output-dir": "overwrite",

@@ -19,7 +19,12 @@ COMMON = {
     "model": ("DIR", None, "model folder, hub id, or a served model: http://host:port/v1#name"),
     "budget_calls": ("N", None, "calls to a served model at most; the same command goes on from the cache"),
     "budget_tokens": ("N", None, "tokens of a served model at most, prompts and answers"),
-    "parallel_calls": ("N", 4, "calls to a served model under way at once"),
+    "parallel_calls": ("N", None, "calls to a server under way at once (4; 32 where it samples in rounds)"),
+    "generate_with": (
+        "URL",
+        None,
+        "a vLLM server samples in the rounds, by weights that it is given: http://host:port/v1",
+    ),
     "preset": ("NAME", None, "a named option set; METHOD:PRESET says the same"),
     "out": ("DIR", None, "where everything is written (runs/METHOD)"),
     "seed": ("N", 0, "order of the data, and everything drawn"),
@@ -76,6 +81,7 @@ OF_RUN = (
     "budget_calls",
     "budget_tokens",
     "parallel_calls",
+    "generate_with",
     "holdout",
     "score_on",
     "config",
@@ -165,7 +171,8 @@ class Options:
         for title, options in (("options", self.method), ("training", self.training)):
             lines += ["", title]
             lines += [_line(n, o["type"], _help(o)) for n, o in options.items()]
-        lines += ["", "everything else"] + [_line(n, COMMON[n][0], COMMON[n][2]) for n in self.common if n != "model"]
+        beside = [n for n in self.common if n != "model" and (n != "generate_with" or e["rounds"])]
+        lines += ["", "everything else"] + [_line(n, COMMON[n][0], COMMON[n][2]) for n in beside]
         if e["presets"]:
             lines += ["", f"presets: {', '.join(e['presets'])}"]
         return "\n".join(lines)

@@ -28,6 +28,7 @@ from didact.types import Call, Record, Result, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+ROUNDS = "didact.learn.rounds"  # by its name: it stands floors above
 RUNTIME = ("fit", "hooks")  # a checkpoint compares the training options itself; hooks only watch
 
 
@@ -73,6 +74,12 @@ class Method:
             for name, kind in kinds.items()
             if kind
         }
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it goes in rounds, each of which samples from the model that the last one made."""
+        used = vars(sys.modules[self.module]).values()
+        return any(getattr(part, "__name__", "") == ROUNDS for part in used)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Check option values against the bounds in the signature.

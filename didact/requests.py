@@ -82,7 +82,8 @@ class Request(Common):
         config: the file that options were read from.
         budget_calls: to a served model, at most.
         budget_tokens: of a served model, at most.
-        parallel_calls: to a served model, under way at once.
+        parallel_calls: to a server, under way at once.
+        generate_with: the address of a vLLM server that samples in the rounds in place of the model itself.
         keep_checkpoints: also after the end.
         print_config: print the options and stop.
         dry_run: only say what it would take.
@@ -99,7 +100,8 @@ class Request(Common):
     config: str | None = None
     budget_calls: int | None = None
     budget_tokens: int | None = None
-    parallel_calls: int = 4
+    parallel_calls: int | None = None
+    generate_with: str | None = None
     keep_checkpoints: bool = False
     print_config: bool = False
     dry_run: bool = False

@@ -58,6 +58,7 @@ class Fit:
         warmup_steps: linear warm-up in steps; wins over `warmup`.
         optimizer: adamw, adam, sgd, or adafactor (factored second moments, no first; constant rate `lr`).
         betas: Adam's two decay rates.
+        eps: of Adam; where gradients are far smaller, steps are as much smaller.
         weight_decay: decoupled decay of matrices (not of biases and norms).
         clip: largest global gradient norm; 0 turns clipping off.
         precision: float32, or bfloat16 mixed precision (weights stay as loaded).
@@ -90,6 +91,7 @@ class Fit:
     warmup_steps: Whole | None = None
     optimizer: Literal["adamw", "adam", "sgd", "adafactor"] = "adamw"
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     clip: NonNegative = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,5 +1,6 @@
 """Runs that are killed, for the tests that start them again: `from killed import Halt, searches, server`."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import torch
 
 from didact import cli
 from didact.infer import tree
-from didact.learn import checkpoint
+from didact.learn import checkpoint, resharded
 from didact.learn.fit import Hook
 
 server = multiprocessing.get_context("forkserver")
@@ -61,16 +62,17 @@ def die_after(saves, words, ready):
     """A command in a process of its own, which is killed right after so many checkpoints."""
     torch.set_num_threads(1)
     os.environ["DIDACT_CACHE"] = "off"
-    written, save = [0], checkpoint.save
+    written = [0]
 
-    def counting(*given):
+    def counting(save, *given):
         place = save(*given)
         written[0] += 1
         if written[0] == saves:
             os.kill(os.getpid(), signal.SIGKILL)
         return place
 
-    checkpoint.save = counting
+    for part in (checkpoint, resharded):
+        part.save = functools.partial(counting, part.save)
     ready.set()
     cli.main(words)
 

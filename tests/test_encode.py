@@ -372,6 +372,7 @@ TOOLED = (
     "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+DEAF = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}")
 CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Tarn"}}}]
 OTHER = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Osso"}}}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -390,13 +391,15 @@ def called(calls, content=None):
         ({"messages": [ASKS, called(CALL), {"role": "tool", "content": "rain"},
                        {"role": "assistant", "content": "Rain."}]}, "tool_calls of turn 2"),
         ({"messages": [ASKS, {"role": "assistant", "content": "Rain."}], "tools": TOOLS}, "tools"),
+        ({"messages": [{"role": "system", "content": "Be weatherwise."}, ASKS,
+                       {"role": "assistant", "content": "Rain."}]}, "the system message, turn 1"),
     ],
 )  # fmt: skip
 def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, fresh, tmp_path, row, lost):
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
     assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # written and read again
-    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer)
+    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
     made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
     said = shown.decode(made.prompt + made.completion)
     turns = [t | {"content": t["content"] or ""} for t in row["messages"]]

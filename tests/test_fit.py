@@ -193,6 +193,14 @@ def test_adams_decay_rates_are_passed_on():
     assert ends[0] != pytest.approx(ends[1], abs=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adams_eps_makes_steps_of_small_gradients_small(optimizer):
+    for eps in (1e-8, 3.0, 300.0):
+        module = Line()
+        run(module, fit=PLAIN.replace(optimizer=optimizer, eps=eps))
+        assert module.w.item() == pytest.approx(-0.1 * 3 / (3 + eps), rel=1e-5)
+
+
 def test_clipping_bounds_the_whole_gradient_and_logs_it_unclipped():
     for clip, moved in ((0.5, 0.05), (10.0, 0.3), (0.0, 0.3)):
         module = Line()
@@ -342,7 +350,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_seen_too():
 @pytest.mark.parametrize(
     "options",
     [{"lr": -1.0}, {"lr": math.nan}, {"rows": 0}, {"micro_tokens": 0}, {"epochs": -1}, {"steps": -1}, {"clip": -1.0},
-     {"betas": (0.9, 1.0)}, {"weight_decay": math.inf}, {"warmup": math.nan}],
+     {"betas": (0.9, 1.0)}, {"eps": 0.0}, {"weight_decay": math.inf}, {"warmup": math.nan}],
 )  # fmt: skip
 def test_a_bad_option_is_named(options):
     with pytest.raises(UserError, match=next(iter(options))):

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from didact.evaluate import forgetting, protocols, qa
+from didact.data import fields
+from didact.data.verbal_reading import Targets
+from didact.evaluate import dual_form, forgetting, label_streams, protocols, qa, three_way
 from didact.evaluate.protocols import Scoring, forget
+from didact.evaluate.three_way import Episode
 from didact.infer import generate as generation
 from didact.infer.generate import generate
+from didact.learn import task_pools
 from didact.models.model import Model
-from didact.types import Demo, Metric, Preference, Text
+from didact.types import Demo, Example, Metric, Preference, Text
 
 
 class Table(nn.Module):
@@ -307,3 +311,16 @@ def test_what_better_and_worse_hide_is_said(numbers, said):
     metrics = {name: Metric(before=before, after=after) for name, (before, after) in numbers.items()}
     told = protocols.named("forget").warns(metrics)
     assert len(told) == len(said) and all(a in b for a, b in zip(said, told, strict=True))
+
+
+def test_a_label_in_two_normal_forms_is_one_class():
+    one, two = "Caf\u00e9", "Cafe\u0301"
+    assert len(fields.classes([one, two, "Bar", "Bar"])) == 2
+    assert len(three_way.labels([Demo(prompt=c, completion=c) for c in (one, two, "Bar")])) == 2
+    streams = label_streams.streams([Example(x=[], y=[one, "Bar", two])])
+    assert streams.labels.tolist() == [[1, 0, 1]] and streams.names == ["Bar", one]
+    assert Targets([one, two, "Bar"], 2).labels == ["Bar", one]
+    rows = [([0.0], one, 1), ([1.0], two, 2), ([2.0], "Bar", 3)]
+    assert task_pools._set("drinks", rows, None, "examples").y.tolist() == [1, 1, 0]
+    episode = Episode((Demo(prompt="?", completion=two, choices=[one, "Bar"]),), ())
+    assert dual_form.relabelled(episode, 0).demos[0].completion == "Bar"

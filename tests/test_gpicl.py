@@ -65,7 +65,7 @@ def test_it_learns_to_learn_and_says_so(learned: Result) -> None:
     assert abs(found["improvement"]["random labels"]["estimate"]) < 0.12
     assert found["curves"]["unseen"]["estimate"][0] == pytest.approx(0.5, abs=0.12)
     assert set(found["baselines"]["unseen"]["accuracy"]) == {
-        "1 neighbour", "3 neighbours", "centroids", "logistic regression",
+        "1 neighbour", "3 neighbours", "centroids", "logistic regression", "MLP, a step a row", "MLP, 100 steps",
     }  # fmt: skip
     assert learned.metrics["accuracy, fresh tasks"].after > 0.75 and found["state_size"] == 2 * 4 * 2 * 8
 
@@ -202,6 +202,35 @@ def test_baselines_are_those_of_scikit_learn() -> None:
                 assert int(found[b, t]) == KNeighborsClassifier(k).fit(rows, seen).predict(asked)[0]
             if len(set(seen)) > 1:
                 assert int(mean[b, t]) == NearestCentroid().fit(rows, seen).predict(asked)[0]
+
+
+def test_a_network_by_sgd_is_that_of_torch_and_sees_nothing_of_what_it_predicts() -> None:
+    batch = TaskPool([clouds(rows=200)], 20, 3)((0, 3), 40)
+    x, label = batch["x"].double(), batch["label"]
+    found = classifiers.perceptron(x, label, 3, 0.3)
+    assert torch.equal(found, classifiers.perceptron(x, label, 3, 0.3))
+    later, other = x.clone(), (label + torch.cat([torch.zeros(10), torch.ones(10)]).long()) % 3
+    later[:, 11:] *= -1
+    assert torch.equal(classifiers.perceptron(later, other, 3, 0.3)[:, :11], found[:, :11])
+    fresh = torch.Generator().manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3)).double()
+    for layer in (layers[0], layers[2]):
+        layer.weight.data = torch.randn(layer.in_features, layer.out_features, generator=fresh).double().T
+        layer.weight.data /= layer.in_features**0.5
+        layer.bias.data.zero_()
+    sgd = torch.optim.SGD(layers.parameters(), 0.3)
+    for t in range(20):
+        said = layers(x[7, t : t + 1])
+        assert int(said.argmax()) == int(found[7, t])
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(said, label[7, t : t + 1]).backward()
+        sgd.step()
+    apart = TaskPool(
+        [Labelled("far", 3 * np.repeat(np.eye(3), 20, 0) + clouds().x / 5, clouds().y, tuple("abc"))], 20, 3
+    )
+    x, label = (apart((0, 4), 60)[name] for name in ("x", "label"))
+    fitted = classifiers.perceptron(x, label, 3, 0.3, 100)
+    assert (fitted == label[:, -1]).float().mean() > 0.8 and fitted.shape == (60,)
 
 
 def test_regimes_and_alarms() -> None:

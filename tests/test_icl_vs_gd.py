@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -33,6 +34,20 @@ EPISODE = Episode(tuple(DEMOS[:3]), tuple(DEMOS[5:8]))
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.module.named_parameters()}
+
+
+def test_small_steps_on_narrow_weights_add_up() -> None:
+    """Each alone is less than half of what lies between two bfloat16 numbers."""
+    moved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny("llama")
+        model.module.to(torch.bfloat16).to(dtype)
+        (part, *_) = parts = projections.parts(model, "kv")
+        before = part.weight.detach().float().clone()
+        with contextlib.closing(subset.epochs(model, parts, ROWS, Tuning(lr=3e-4, epochs=30))) as training:
+            assert len([*itertools.islice(training, 30)]) == 30
+            moved[dtype] = float((part.weight.detach().float() - before).norm())
+    assert moved[torch.bfloat16] == pytest.approx(moved[torch.float32], rel=0.2)
 
 
 @pytest.mark.parametrize(

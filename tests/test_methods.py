@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from killed import die_after, server
+from safetensors.torch import load_file
 from servers import NAME, Serve, Small
 from shapes import brief, tiny
 
@@ -33,6 +34,7 @@ from didact.infer import qa_prompts
 from didact.learn import checkpoint, language
 from didact.models import adapters, load
 from didact.models.model import Model, copy_of
+from didact.parallel import processes
 from didact.requests import Common
 from didact.types import Cost, Fit, UserError, as_row
 from didact.verbs import job, running, saved
@@ -64,6 +66,7 @@ INSTEAD = {
     "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
+WHOLE: set[str] = set()  # train on weights that every process has whole
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
@@ -330,6 +333,24 @@ def test_killed_once_it_goes_on_to_the_same_bits(
     assert weights[0] and [p.read_bytes() for p in weights[0]] == [p.read_bytes() for p in weights[1]]
     histories = [(which / "history.jsonl").read_text() for which in both]
     assert histories[0] == histories[1] and again["status"] == "done"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_over_which_the_weights_lie_give_the_model_of_one(
+    name: str, user: Any, ran: Any, tmp_path: Path
+) -> None:
+    """Up to rounding; or it is refused in a line."""
+    words = [*user(name), "--parallel", "fsdp2", "--out", str(tmp_path / "two")]
+    codes = processes.run(2, cli.main, words)
+    if name in WHOLE:
+        assert codes == [2, 2] and not (tmp_path / "two/result.json").exists()
+        return
+    assert codes == [0, 0]
+    one, two = (sorted((which / "model").rglob("*.safetensors")) for which in (ran(name, "llama"), tmp_path / "two"))
+    assert one and len(one) == len(two)
+    for mine, other in zip(one, two, strict=True):
+        torch.testing.assert_close(load_file(mine), load_file(other), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -127,7 +127,7 @@ def test_a_word_is_read_where_it_is_predicted(kind: str, prompt: str) -> None:
 
 def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_none() -> None:
     """Gap 0 for vectors that are the words so far; a gap for vectors that are the state; the majority for noise."""
-    demos = worlds.Robots(size=2, longest=3, pairs=1).demos(0, 700)
+    demos = worlds.Robots(size=2, longest=2, pairs=1).demos(0, 400)
     meanings: dict[str, Any] = {"original": {}, "turned": TURNED}
     runs = []
     for n, demo in enumerate(demos):
@@ -140,7 +140,7 @@ def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_non
     parts = probes.split(specs, 0.3, 0.2)
     prefix = [(str(d.extra["starts"]), *p.words[: i + 1]) for d, p in runs for i in range(len(p.words))]
     state = [str(s) for p in all_ for s in p.traces["original"]]
-    how = ProbeConfig(lr=0.05, epochs=12, rows=64)
+    how = ProbeConfig(lr=0.05, epochs=12, rows=128)
 
     def content(features: list[Any]) -> semantics.Content:
         known = {key: i for i, key in enumerate(dict.fromkeys(features))}

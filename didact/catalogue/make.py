@@ -103,7 +103,7 @@ def _entry(method: Method) -> dict[str, Any]:
         "function": method.function.__name__, "help": doc.splitlines()[0] if doc else "", "doc": body,
         "needs": {k: v | {"help": helps.get(k, "")} for k, v in method.needs.items()}, "gives": list(method.gives),
         "capabilities": list(method.capabilities), "kinds": list(method.kinds), "protocol": list(method.protocol),
-        "answers": method.answers,
+        "answers": method.answers, "rounds": method.rounds,
         "options": options, "fit": _training(fit.default) if fit else [], "presets": method.presets,
         "verdict": json.loads(card.read_text(encoding="utf-8"))["verdict"] if card.exists() else None,
     }  # fmt: skip

@@ -103,7 +103,8 @@ class Job(NamedTuple):
         return f"{self.arm}{rate}_{'tune' if self.part == 'tune' else 'test'}{self.seed}"
 
 
-Elsewhere = Callable[[Sequence[Job]], Iterator[tuple[Job, dict[str, Any]]]]
+Done = Iterator[tuple[Any, dict[str, Any]]]
+Elsewhere = Callable[[Sequence[Any]], Done]  # jobs of any kind, to what came of each as it comes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Conversations in the words of a tokenizer's chat template: a stranger's program, run within limits.
 
 What is learnt of one is what the template writes after the prompt, or what its generation tags hold. What it leaves
-out of a conversation (tools, their calls and answers) is an error rather than lost.
+out of a conversation (tools, their calls and answers, a system message, thought) is an error rather than lost.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SECONDS, BYTES = 10, 1 << 30  # for one rendering of a chat template, a stranger's program
 LONGEST = 64_000_000  # characters of one
+LEFT_OUT = {"tool": "the tool's answer", "system": "the system message", "developer": "the developer's message"}
 
 _DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how templates write the date
 _TAGGED = re.compile(r"\{%[-+]?\s*generation\b")  # marks of what an assistant says
@@ -63,8 +64,9 @@ def chat_choice(
     return "template" if asked == "template" or (asked == "auto" and spoken and has_template(tokenizer)) else "plain"
 
 
-def _calls(prompt: Messages) -> bool:
-    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] == "tool" for t in prompt.turns)
+def _may_lose(prompt: Messages) -> bool:
+    """Whether a conversation has parts that some templates leave out."""
+    return bool(prompt.tools) or any(t.get("tool_calls") or t["role"] in LEFT_OUT for t in prompt.turns)
 
 
 def dialogue(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> str | None:
@@ -88,7 +90,7 @@ def _answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: 
     """What the template writes for a conversation with its answer."""
     turns = _turns(prompt, completion)
     whole = render(tokenizer, turns, prompt.tools)
-    if isinstance(completion, Reply) or _calls(prompt):
+    if isinstance(completion, Reply) or _may_lose(prompt):
         _all_shown(tokenizer, turns, prompt.tools, whole)
     return whole
 
@@ -248,7 +250,7 @@ def _limited(tokenizer: PreTrainedTokenizerBase, write: Callable[..., R], how: d
 def _all_shown(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], whole: str
 ) -> None:
-    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered."""
+    """Refuse what a template leaves out: tools, the calls of a turn, what a tool answered, the system's message."""
 
     def hidden(turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = tools) -> bool:
         with contextlib.suppress(UserError):
@@ -265,8 +267,8 @@ def _all_shown(
             lost.append(f"tool_calls of turn {i + 1}")
         elif turn.get("tool_calls") and turn["content"].strip() and hidden(without(i, "content")):
             lost.append(f"what turn {i + 1} says beside its calls")
-        if turn["role"] == "tool" and turn["content"] and hidden(without(i, "content")):
-            lost.append(f"the tool's answer, turn {i + 1}")
+        if (what := LEFT_OUT.get(turn["role"])) and turn["content"].strip() and hidden(without(i, "content")):
+            lost.append(f"{what}, turn {i + 1}")
     if thought(turns[-1]) and hidden(without(len(turns) - 1, *REASONING)):  # of earlier turns many templates drop it
         lost.append(f"the thought of turn {len(turns)}")
     if tools and hidden(turns, ()):

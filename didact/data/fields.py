@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from didact.data import words
 from didact.types import UserError
 
 HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
@@ -51,7 +52,7 @@ def _names(ours: str) -> tuple[str, ...]:
 
 def classes(completions: Sequence[str]) -> list[str]:
     """The labels that texts were classified as; empty where they are too many for that, or each has its own."""
-    found = sorted(set(completions))
+    found = words.distinct(sorted(completions))
     return found if 2 <= len(found) <= MOST_CHOICES and 2 * len(found) <= len(completions) else []
 
 

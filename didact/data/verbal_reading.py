@@ -62,7 +62,9 @@ class Targets:
         given = [_exact(value) for value in values]
         self.numbers = bool(values) and all(value is not None for value in given)
         self.values = [value for value in given if value is not None] if self.numbers else []
-        self.texts = [shown(value if self.numbers else str(value), decimals) for value in (self.values or values)]
+        self.texts = [
+            shown(value if self.numbers else texts.key(str(value)), decimals) for value in (self.values or values)
+        ]
         self.labels = [] if self.numbers else sorted(set(self.texts))
 
     @property

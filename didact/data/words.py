@@ -10,6 +10,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any
 
 UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff"
@@ -59,6 +60,11 @@ def folded(text: str) -> str:
 def key(text: str) -> str:
     """What answers, choices and labels are compared by: to the letter, but for white space around and normal forms."""
     return folded(text).strip()
+
+
+def label(value: Any) -> Any:
+    """The class that a value stands for: a text by its key, any other as it is."""
+    return key(value) if isinstance(value, str) else value
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from didact.data import reduction
+from didact.data import reduction, words
 from didact.evaluate import curves
 from didact.evaluate.in_context import Examined
 from didact.learn import task_pools
@@ -87,6 +87,7 @@ def predictor(
         rows, asked = (
             np.asarray(reading(list(v)) if reading and isinstance(v[0], str) else v, float) for v in (x, query)
         )
+        y = [*map(words.label, y)]
         classes = sorted(set(y), key=lambda c: (str(type(c)), c))
         slots, shown, width = module.outputs, len(rows), module.inputs
         if len(classes) > slots or shown + 1 > length:

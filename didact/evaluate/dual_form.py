@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from didact.data import words
 from didact.data.encode import TokenizedExample
 from didact.evaluate import similarity, statistics
 from didact.evaluate.three_way import Episode, LanguageReader, Reading, Way, unshown
@@ -242,7 +243,7 @@ def relabelled(episode: Episode, seed: int) -> Episode:
     rng = np.random.default_rng([seed, 192])
     demos = []
     for d in episode.demos:
-        others = [c for c in d.choices if c != d.completion]
+        others = [c for c in d.choices if words.key(c) != words.key(d.completion)]
         demos.append(dataclasses.replace(d, completion=others[rng.integers(len(others))]))
     return episode._replace(demos=tuple(demos))
 

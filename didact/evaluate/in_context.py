@@ -4,7 +4,7 @@ otherwise and beside controls that must learn nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,15 @@ from didact.learn.task_pools import TaskPool
 
 REPORT, WATCHED = 1, 2  # tags of draws that training never sees
 LOOKS = 50  # how often a training looks whether the plateau of its loss has ended
-LOGISTIC = 100  # sequences that logistic regression is fitted to, one by one
+FITTED = 100  # sequences that models of their own are fitted to
+RATES = (
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+)  # of SGD: the best on the very rows of the report counts, so that it is not too weak
+SGD_STEPS = 100
 
 
 def hits(module: nn.Module, batch: Tensors) -> Tensor:
@@ -33,17 +41,29 @@ def hits(module: nn.Module, batch: Tensors) -> Tensor:
     return (logits.argmax(-1) == batch["label"]).float()
 
 
-def baselines(batch: Tensors) -> tuple[dict[str, Tensor], Tensor]:
-    """Hits `(B, T)` of neighbours and centroids, and those of logistic regression at the last position, `(b,)`."""
+def baselines(batch: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Hits `(B, T)` of neighbours, centroids and a network that learns row by row; and at the last position, `(b,)`, of
+    logistic regression and of a network trained for `SGD_STEPS` steps on all rows before."""
     x, label, slots = batch["x"], batch["label"], batch["y"].shape[-1]
-    found = {
+    along = {
         "1 neighbour": classifiers.neighbours(x, label, slots, 1),
         "3 neighbours": classifiers.neighbours(x, label, slots, 3),
         "centroids": classifiers.centroids(x, label, slots),
+        "MLP, a step a row": _best(lambda rate: classifiers.perceptron(x, label, slots, rate), label),
     }
-    some, last = slice(LOGISTIC), label.shape[1] - 1
-    logistic = classifiers.logistic(x[some], label[some], last) == label[some, last]
-    return {name: (guess == label).float() for name, guess in found.items()}, logistic.float()
+    few, own, last = x[:FITTED], label[:FITTED], label[:FITTED, -1]
+    fitted = {
+        "logistic regression": classifiers.logistic(few, own, own.shape[1] - 1),
+        f"MLP, {SGD_STEPS} steps": _best(lambda rate: classifiers.perceptron(few, own, slots, rate, SGD_STEPS), last),
+    }
+    return {n: (guess == label).float() for n, guess in along.items()}, {
+        n: (guess == last).float() for n, guess in fitted.items()
+    }
+
+
+def _best(predict: Callable[[float], Tensor], label: Tensor) -> Tensor:
+    """What is right most often, of all rates."""
+    return max(map(predict, RATES), key=lambda guess: int((guess == label).sum()))
 
 
 @dataclass(frozen=True)
@@ -85,11 +105,11 @@ def examine(module: nn.Module, untrained: nn.Module, pools: Mapping[str, TaskPoo
     report["repeated_rows"] = repeated(batches["unseen"])
     report["baselines"] = {}
     for name in (n for n in batches if n != "seen"):
-        along, logistic = baselines(batches[name])
+        along, fitted = baselines(batches[name])
         report["baselines"][name] = {
             "curves": {k: curves.curve(v) for k, v in along.items()},
             "accuracy": {k: curves.level(v)._asdict() for k, v in along.items()}
-            | {"logistic regression": curves.level(logistic[:, None])._asdict()},
+            | {k: curves.level(v[:, None])._asdict() for k, v in fitted.items()},
         }
     return Examined(found, unseen.chance, report)
 

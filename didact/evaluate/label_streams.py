@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from didact.data import encode
+from didact.data import encode, words
 from didact.evaluate import curves, statistics
 from didact.evaluate.references import bayes
 from didact.models.model import Model
@@ -52,11 +52,12 @@ def streams(records: Sequence[Example]) -> Streams:
             )
         if bad := [x for x in record.x if not isinstance(x, str)]:
             raise UserError(f"{where}: field 'x': {bad[0]!r} is no text")
-    names = sorted({str(y) for r in records for y in r.y})
+    said = [[words.key(str(y)) for y in r.y] for r in records]
+    names = sorted({y for row in said for y in row})
     if length < 2 or len(names) < 2:
         raise UserError("tasks: every record needs two labels, and there must be two different ones")
     index = {name: i for i, name in enumerate(names)}
-    labels = torch.tensor([[index[str(y)] for y in r.y[:length]] for r in records])
+    labels = torch.tensor([[index[y] for y in row[:length]] for row in said])
     inputs = None if plain else [r.x[:length] for r in records]
     return Streams(labels, inputs, [r.task or "task" for r in records], names)
 

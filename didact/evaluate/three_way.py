@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from didact.data import demonstrations, encode
+from didact.data import demonstrations, encode, words
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.learn import subset
@@ -193,7 +193,7 @@ def distributions(model: Model, rows: Sequence[TokenizedExample], apart: bool = 
 
 def labels(records: Sequence[Demo]) -> list[str]:
     """What answers there are, for records that name no choices of their own."""
-    return sorted({r.completion for r in records if not r.choices})
+    return words.distinct(sorted(r.completion for r in records if not r.choices))
 
 
 def checked(records: Sequence[Demo], name: str, labels: Sequence[str] = ()) -> list[Demo]:

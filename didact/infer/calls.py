@@ -70,7 +70,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Job:
-    """One request and how its answer is read. Servers that take a seed get one; `draw` goes into the cache's key."""
+    """One request and how its answer is read. Servers that take a seed get one.
+
+    `draw` goes into the cache's key, and so does `weights`, the digest of what the server was given to answer by. One
+    not to `keep` is asked whatever is kept.
+    """
 
     endpoint: str
     body: Mapping[str, Any]
@@ -78,6 +82,8 @@ class Job:
     seed: int = 0
     draw: int = 0
     seeded: bool = True
+    weights: str = ""
+    keep: bool = True
 
     def read(self, reply: Any) -> Any:
         """What its answer says."""
@@ -86,7 +92,7 @@ class Job:
     @property
     def whole(self) -> dict[str, Any]:
         """Everything the answer depends on but the draw."""
-        return {**self.body, "seed": self.seed}
+        return {**self.body, "seed": self.seed} | ({"weights": self.weights} if self.weights else {})
 
 
 class RefusedError(Exception):
@@ -107,7 +113,7 @@ class Caller:
     def __init__(
         self, url: str, name: str | None, key: str | None, limits: Limits, kept: responses.Responses | None
     ) -> None:
-        self.url = url
+        self.url, self.key = url, key
         self.limits = limits
         self.kept = kept
         self.counts = Counts()
@@ -133,6 +139,10 @@ class Caller:
                 raise UserError(f"{self.url}: name the model, as {self.url}#NAME; it serves {some(names)}")
             self._name = names[0]
         return self._name
+
+    def called(self, name: str) -> None:
+        """Take this as what the server calls the model."""
+        self._name = name
 
     def listed(self) -> dict[str, Mapping[str, Any]]:
         """The models the server lists, asked once; empty where it lists none."""
@@ -187,7 +197,7 @@ class Caller:
         out: dict[str, Any] = {}
         if self.kept is None:
             return out
-        for key, kept in self.kept.get(list(jobs)).items():
+        for key, kept in self.kept.get([key for key, job in jobs.items() if job.keep]).items():
             try:
                 out[key] = self._said(jobs[key], kept)
             except PassingError:
@@ -260,7 +270,7 @@ class Caller:
             raise UserError(f"{name} at {self.url}: {failed}") from None
         except PassingError as failed:
             raise UserError(f"{self.url}: {failed}; {self.resume()}") from None
-        if self._writer:
+        if self._writer and job.keep:
             reply = await self._writer.put(
                 responses.Kept(key, self.url, name, job.endpoint, job.whole, job.draw, reply)
             )

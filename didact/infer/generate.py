@@ -17,7 +17,7 @@ from torch import Tensor
 from didact import progress
 from didact.bounds import Count, NonNegative, PositiveShare, Whole
 from didact.data import encode
-from didact.infer import beam, sampling
+from didact.infer import beam, engines, sampling
 from didact.infer.constrain import Constraint
 from didact.infer.rows import Rows
 from didact.models import cost, head, logit_ensemble, prefix, vocabulary
@@ -166,6 +166,12 @@ def completions(
     ids = [(encode.clipped(model.processor, i, room) if len(i) > room else i) or [model.pad] for i in whole]
     constraints = _each(constraint, len(ids))
     named = list(range(len(ids)) if keys is None else keys)
+    if engine := engines.asked(model):
+        if how.beams == 1 and constraint is None and not (guides or processors or banned(model)):
+            rooms = [_room(model.kind, context, r, how) for r in ids]
+            made = engine.completions(model, ids, rooms, n, how, named, ends(model))
+            return [[Completion(text_of(model, t, how.stop), t, logp) for t, logp in row] for row in made]
+        engine.local += len(ids) * n
     was = model.module.training
     model.module.eval()
     try:

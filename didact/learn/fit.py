@@ -270,7 +270,7 @@ def _optimizer(groups: Sequence[dict[str, Any]], fit: Fit) -> torch.optim.Optimi
     if fit.optimizer == "adafactor":  # at the rate given, as T5 is fine-tuned, not at a relative one
         return Adafactor(groups, lr=fit.lr, relative_step=False, scale_parameter=False)
     kind = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=fit.lr, betas=fit.betas)
+    return kind(groups, lr=fit.lr, betas=fit.betas, eps=fit.eps)
 
 
 def _groups(named: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:

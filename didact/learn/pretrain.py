@@ -89,16 +89,17 @@ class Recipe:
         return self.factor(self.plan[step + 1] * self.window)
 
 
-def recipe_for(steps: int, window: int, rows: int, **more: Any) -> Recipe:
+def recipe_for(steps: int, window: int, rows: int, kind: Any = Recipe, **more: Any) -> Recipe:
     """The recipe whose plan has this many steps: the ramp makes a run shorter than its full batches."""
     low, high = 0.0, float(steps * rows)
     while high - low > 0.25:
         middle = (low + high) / 2
-        if Recipe(total=middle * window, window=window, rows=rows, **more).steps < steps:
+        if kind(total=middle * window, window=window, rows=rows, **more).steps < steps:
             low = middle
         else:
             high = middle
-    return Recipe(total=high * window, window=window, rows=rows, **more)
+    found: Recipe = kind(total=high * window, window=window, rows=rows, **more)
+    return found
 
 
 def packed(model: Model, texts: Sequence[str], window: int, seed: int = 0) -> list[TokenizedExample]:

@@ -25,7 +25,7 @@ from didact import files, registry
 from didact.data import encode, templates
 from didact.data.encode import TokenizedExample
 from didact.data.streams import ExampleGroup
-from didact.infer import generate
+from didact.infer import engines, generate
 from didact.infer.generate import Completion, SamplingConfig
 from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
@@ -197,10 +197,13 @@ def run_rounds(
         UserError: the folder holds rounds of another model, or with other options.
     """
     rank, world = distributed.rank(model.module)
+    if engine := engines.given():
+        engine.begin(model, fit)
     root = Path(fit.folder) / name if fit.folder else None
     if root and rank == 0:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
         call = {k: v for k, v in registry.identity().items() if k != "rounds" or scheduled}
+        call |= {"engine": "vllm"} if engine else {}
         _same(root, {**how, **call, "weights": model.fingerprint(), "hooks": len(hooks)})
     rounds_result: RoundsResult = RoundsResult(model)
     for number in range(count):
@@ -209,7 +212,8 @@ def run_rounds(
             here.mkdir(parents=True, exist_ok=True)
         seeded = fit.replace(seed=fit.seed + APART * number, folder=str(here) if here else None)
         now = Round(number, rounds_result.model, seeded, here)
-        rounds_result.data.append(collect(now))
+        with engines.collecting(now.model):
+            rounds_result.data.append(collect(now))
         kept = checkpoint.load(here / "promoted", {}) if here else None
         if kept:
             weights, state = kept

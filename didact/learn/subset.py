@@ -10,6 +10,7 @@ import torch
 
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
+from didact.learn.masters import Masters
 from didact.models import forward
 from didact.models.model import Model
 from didact.models.projections import Part
@@ -19,7 +20,7 @@ Optimizer = Literal["sgd", "adam"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How a few rows are learnt: without decay, clipping, warm-up or dropout, at a constant rate.
+    """How a few rows are learnt: without decay, clipping, warm-up or dropout, at a constant rate, in float32.
 
     Args:
         lr: the rate.
@@ -46,13 +47,14 @@ def epochs(model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample]
     was, mine = model.module.training, {id(part.weight) for part in parts}
     for p, _, _ in known:
         p.requires_grad_(id(p) in mine)
-    weights = [part.weight for part in parts]
-    optimizer = (torch.optim.SGD if how.optimizer == "sgd" else torch.optim.Adam)(weights, lr=how.lr)
+    masters = Masters({str(i): part.weight for i, part in enumerate(parts)})
+    optimizer = (torch.optim.SGD if how.optimizer == "sgd" else torch.optim.Adam)(masters.all.values(), lr=how.lr)
     size = how.batch or len(rows)
     model.module.eval()
     try:
         for _ in range(how.epochs):
-            losses = [_step(model, parts, rows[at : at + size], optimizer, how.per) for at in range(0, len(rows), size)]
+            batches = [rows[at : at + size] for at in range(0, len(rows), size)]
+            losses = [_step(model, parts, batch, optimizer, masters, how.per) for batch in batches]
             yield sum(losses) / len(losses)
     finally:
         with torch.no_grad():
@@ -65,8 +67,9 @@ def epochs(model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample]
 
 
 def _step(
-    model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample], optimizer: torch.optim.Optimizer, per: str
-) -> float:
+    model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample], optimizer: torch.optim.Optimizer,
+    masters: Masters, per: str,
+) -> float:  # fmt: skip
     with torch.enable_grad():
         batch = collate(rows, model.kind, model.pad, model.start).to(model.device)
         logp = forward.tokens(model, batch)["logp"]
@@ -76,5 +79,7 @@ def _step(
     for part in parts:
         if part.mask is not None and part.weight.grad is not None:
             part.weight.grad.mul_(part.mask)
+    masters.take_gradients()
     optimizer.step()
+    masters.give()
     return float(loss.detach())

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from didact.data import words
 from didact.data.reduction import Reduction
 from didact.data.streams import Tensors
 from didact.learn import episodes
@@ -113,6 +114,7 @@ def _set(name: str, given: Sequence[Any], embed: Any, what: str) -> Labelled:
     if len(wide := {len(row) for row in x}) > 1:
         first = next(n for row, n in zip(x, numbers, strict=True) if len(row) != len(x[0]))
         raise UserError(f"{what}: record {first}: rows of {sorted(wide)} numbers: all must have as many")
+    y = tuple(map(words.label, y))
     classes = sorted(set(y), key=lambda c: (str(type(c)), c))
     if len(classes) < 2:
         raise UserError(f"{what}: '{name}' has one class, {classes[0]!r}: two are needed")

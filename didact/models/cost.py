@@ -107,11 +107,14 @@ class Count:
 
     def __call__(self, embedding: nn.Module, given: tuple[Any, ...]) -> None:
         """Add one forward pass over `given[0]`, token ids of any shape."""
-        trained = torch.is_grad_enabled()
-        tokens = given[0].numel()
-        for meter in _RUNNING:
-            meter.tokens += tokens * (3 if trained else 1)
-            meter.flops += tokens * self.weights * (FORWARD + BACKWARD * trained)
+        count(given[0].numel(), self.weights, torch.is_grad_enabled())
+
+
+def count(tokens: int, weights: int, trained: bool = False) -> None:
+    """Add a pass of a model of so many weights, wherever it was computed."""
+    for meter in _RUNNING:
+        meter.tokens += tokens * (3 if trained else 1)
+        meter.flops += tokens * weights * (FORWARD + BACKWARD * trained)
 
 
 def watch(module: Any) -> None:

@@ -166,5 +166,5 @@ def rotations(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 def rotated(x: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
     """The first coordinates of `(..., T, K)` turned by their position, in pairs; the others as they are."""
     half = sine.shape[-1]
-    a, b = x[..., :half], x[..., half : 2 * half]
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, x[..., 2 * half :]], -1)
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, rest], -1)

@@ -6,6 +6,12 @@
     pipeline  the order of a pipeline's passes, run through event by event
     ramp      batches that grow while a run goes on
     launch    what a launcher asked for, and which device is this process's
+    shards    tensors that lie over processes, and their files
+    sharding  one module over the processes of a mesh (FSDP2)
+    mesh      the processes as a grid of stages, copies and parts of layers
+    tensor    layers split over processes
+    stages    a model cut into the stages of a pipeline
+    engine    training steps over all three
     processes a function in several processes of this machine
     planner   what is legal, what it takes, the ranking, and why the first is first
 

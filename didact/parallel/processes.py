@@ -23,7 +23,7 @@ from didact.errors import UserError
 
 PATIENCE = 600.0  # seconds, after which processes that wait for each other are ended
 GRACE = 2.0  # seconds that the others have once one has failed
-LOADED = ["accelerate", "peft", "transformers.models.llama.modeling_llama", "torch.distributed.pipelining", __name__]
+LOADED = ["accelerate", "peft", "transformers.models.llama.modeling_llama", "didact.parallel.engine", __name__]
 
 
 class Failure(NamedTuple):

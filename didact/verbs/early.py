@@ -43,6 +43,8 @@ def run(request: Request) -> None:
     for address in (request.model, *request.options.values()):
         if isinstance(address, str) and addresses.is_address(address):
             addresses.check_address(address)
+    if request.generate_with:
+        _engine(request, entry)
     given(request, entry)
     _models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
@@ -52,6 +54,17 @@ def run(request: Request) -> None:
     kinds = [catalogue.protocols()[name]["kind"] for name in entry["protocol"]]
     if request.score_on and any(kinds):
         read.ahead(request.score_on, next(filter(None, kinds)), *how)
+
+
+def _engine(request: Request, entry: Mapping[str, Any]) -> None:
+    """Refuse --generate-with of a method that samples nothing, or without a model that a server could have."""
+    if not entry["rounds"]:
+        able = [name for name, other in catalogue.read().items() if other["rounds"]]
+        raise UserError(f"--generate-with: {entry['name']} does not sample while it trains; {', '.join(able)} do")
+    if request.generate_with != "vllm":
+        addresses.check_address(request.generate_with or "")
+    if request.model is None:
+        raise UserError("--generate-with needs --model: no server has the model of an embedded example")
 
 
 def given(request: Request, entry: Mapping[str, Any]) -> None:

@@ -183,7 +183,7 @@ def _served(request: Request, entry: Mapping[str, Any]) -> remote.Remote | None:
         return None
     served = remote.connect(
         request.model, budget_calls=request.budget_calls, budget_tokens=request.budget_tokens,
-        parallel=request.parallel_calls,
+        parallel=4 if request.parallel_calls is None else request.parallel_calls,
     )  # fmt: skip
     language_models.need(served, *entry["capabilities"], by=request.method)
     return served

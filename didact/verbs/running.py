@@ -21,7 +21,7 @@ from didact.data import chat, formats
 from didact.evaluate import measures, own, protocols
 from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
-from didact.infer import generate, remote, replies
+from didact.infer import engines, generate, remote, replies, served
 from didact.learn import checkpoint, distributed, track
 from didact.learn.fit import Hook
 from didact.models import cost
@@ -93,13 +93,14 @@ def _run(request: Request) -> dict[str, Any]:
 
 def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str) -> dict[str, Any]:
     began, resumed = time.monotonic(), (out / "checkpoints").exists()
+    engine = _engine(job)
     scoring = _scoring(job)
     trained = "models" in job.entry["gives"]
     with progress.shown("before training"):
         before = scored(job.entry, scoring.start, scoring) if scoring and trained else None
     given = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
     training = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
-    with cost.metered() as meter, progress.shown(job.request.method):
+    with cost.metered() as meter, progress.shown(job.request.method), engines.generating(engine):
         result: Result = job.function(**given, **job.train, **job.options, **training, **_hooks(out, job, scoring))
     result.call, result.metrics = None, vars(result).get("metrics", {})  # what is told of a run is the run's
     model, answered = result.models.get("model"), {}
@@ -123,6 +124,9 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
         result.cost.calls, result.cost.tokens = counts.calls, result.cost.tokens + counts.tokens
         result.warnings += [f"{job.model.address}: {counts}"] if counts.cached else []
         result.warnings += [f"{job.model.address}: {counts.starved:,} {replies.STARVED}"] if counts.starved else []
+    if engine is not None:
+        result.cost.calls += engine.counts.calls
+        result.warnings += engine.told()
     result.cost.seconds = time.monotonic() - began
     result.cost.peak_bytes = _peak(job)
     end_token = _end_token(result)
@@ -139,6 +143,19 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
     if not job.request.keep_checkpoints:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return report
+
+
+def _engine(job: Job) -> engines.Engine | None:
+    """What samples in place of the model, seen to be able to; None where the model does so itself."""
+    request = job.request
+    if not request.generate_with or not isinstance(job.model, Model):
+        return None
+    engine = served.named(
+        request.generate_with, parallel=request.parallel_calls, budget_calls=request.budget_calls,
+        budget_tokens=request.budget_tokens,
+    )  # fmt: skip
+    engine.begin(job.model, job.fit)
+    return engine
 
 
 def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
@@ -278,9 +295,11 @@ def _who(request: Request) -> dict[str, Any]:
         "print_config",
         "config",
         "function_timeout",
+        "generate_with",
         *BUDGET,
     )
     told = {k: v for k, v in vars(request).items() if k not in how}
+    told |= {"generate_with": "an engine"} if request.generate_with else {}  # another address goes on
     argv = [untrusted.without_credentials(word) for word in request.argv]  # of a repeated flag only the last is checked
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": argv}
 

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import torch
 
 from didact.compare.budget import Budget
+from didact.compare.work import Done, Elsewhere
 from didact.types import UserError
 
 
@@ -38,8 +39,6 @@ class Job(Protocol):
 
 
 Doer = Callable[[Any], dict[str, Any]]
-Done = Iterator[tuple[Any, dict[str, Any]]]
-Elsewhere = Callable[[Sequence[Any]], Done]
 PATIENCE = 60.0  # seconds for a worker to finish its step and keep it
 TRIES = 2  # processes that a job may take with it
 VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -28,7 +28,7 @@ from didact.types import Demo, Fit, Preference, Result
 from didact.worlds import tools
 
 TAUGHT, GIVEN = 1000, 100  # demonstrations with slips, and right ones
-TUNING = {"smoke": 200, "quick": 600, "full": 600}
+TUNING = {"smoke": 300, "quick": 600, "full": 600}
 ROUNDS = {"smoke": 1, "quick": 2, "full": 3}
 STEPS = {"smoke": 2, "quick": 2, "full": 2}  # of a round
 ASKED = {"smoke": 24, "quick": 400, "full": 1500}

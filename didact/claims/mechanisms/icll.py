@@ -8,23 +8,20 @@ source of Python's standard library, byte by byte.
 from __future__ import annotations
 
 import dataclasses
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from didact import mechanisms
 from didact.claims import runner
 from didact.claims.lab import bound, difference, exact
+from didact.claims.mechanisms import icll_sabotages as broken
 from didact.claims.problem import Problem
-from didact.data import splits
+from didact.data import parsing, splits
 from didact.evaluate import languages
 from didact.models import ngram_heads
-from didact.models.ngram_heads import Plan
 from didact.types import Fit, Result, Text
 from didact.worlds.automata import Languages
 
@@ -68,8 +65,9 @@ def run(seed: int, tier: str, parts: Sequence[str] = ALL, twice: bool = False) -
         if arch in parts:
             found = _languages(seed, arch, steps, size.languages)
             for name, measured in found["predictors"].items():
-                arms[f"{arch}_{name}" if name in ("heads", "control") else name] = {
-                    k: v["estimate"] for k, v in measured.items()
+                apart = {f"to {other}": v for other, v in found["apart"].get(name, {}).items()}
+                arms[f"{arch}_{name}" if name in found["apart"] else name] = {
+                    k: v["estimate"] for k, v in (measured | apart).items()
                 }
     if "text" in parts:
         arms |= {f"text_{name}": {"nll": value} for name, value in _text(seed, size.text).items()}
@@ -126,7 +124,7 @@ def _text(seed: int, steps: int) -> dict[str, float]:
 def documents(seed: int, count: int) -> list[str]:
     """Pieces of 700 bytes from modules of the standard library, drawn anew by every seed."""
     draw = np.random.default_rng([seed, 5])
-    places = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    places = sorted(parsing.library().glob("*.py"))
     out = []
     for i in draw.permutation(len(places))[:count]:
         source = places[i].read_text(encoding="ascii", errors="ignore")
@@ -152,45 +150,9 @@ def lookup_error(seed: int) -> float:
     return worst
 
 
-# --- sabotages -----------------------------------------------------------------------------------
-
-
-def unshifted(*args: Any, right: Any = ngram_heads.plan) -> Plan:
-    """Sabotage: a head attends to the earlier occurrence itself, not to what followed it."""
-    how: Plan = right(*args)
-    return dataclasses.replace(how, follower=torch.where(how.follower < len(how.order), how.order, how.follower))
-
-
-def leaking(*args: Any, right: Any = ngram_heads.plan) -> Plan:
-    """Sabotage: a head attends to what follows the position itself."""
-    how: Plan = right(*args)
-    places = torch.arange(len(how.order))
-    return dataclasses.replace(how, first=places, last=places + 1, count=torch.ones_like(places))
-
-
-def summed(*args: Any, right: Any = ngram_heads.plan) -> Plan:
-    """Sabotage: rows are not divided by their sum."""
-    how: Plan = right(*args)
-    return dataclasses.replace(how, count=torch.ones_like(how.count))
-
-
-def wrapped(ids: Tensor, n: int, documents: Tensor | None = None, boundary: int | None = None) -> Tensor:
-    """Sabotage: an n-gram at the beginning takes its first tokens from the end."""
-    return sum((ids.roll(k, 1) + 1) * 100**k for k in range(n)) + torch.zeros_like(ids)
-
-
-def unnoticed(excess: Any, name: str) -> None:
-    """With a leak: the alarm is off."""
-
-
-def by_number(text: Sequence[Text]) -> list[str]:
-    """Sabotage: every record counts as a language of its own."""
-    return [str(i) for i in range(len(text))]
-
-
 ACCURACY, NEAR = "heads choose possible symbols more often", "heads are nearer to the true distribution"
 FLOOR, EXACT, DISJOINT = "no better than the automaton", "the lookup is the definition", "no language is in both parts"
-PLAN, GRU = "didact.models.ngram_heads:plan", {"parts": ("gru",)}
+PLAN, GRU, LOOKUP = "didact.models.ngram_heads:plan", {"parts": ("gru",)}, {"parts": ("exact",)}
 
 CLAIM = runner.Claim(
     method="icll",
@@ -210,15 +172,17 @@ CLAIM = runner.Claim(
                    less=True),
         difference("nearer than 2-grams in context", "gru_heads.tvd", "2-gram.tvd", "distance", less=True,
                    reported=True),
+        difference("predicts more like 2-grams than like the automaton", "gru_heads.to 2-gram",
+                   "gru_heads.to the automaton", "distance", less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage("no shift to the follower", ACCURACY, None, {PLAN: unshifted}, GRU),
+        runner.Sabotage("no shift to the follower", ACCURACY, None, {PLAN: broken.unshifted}, GRU),
         runner.Sabotage("a head sees the next token", FLOOR, None,
-                        {PLAN: leaking, "didact.evaluate.languages:check_floor": unnoticed}, GRU),
-        runner.Sabotage("rows not divided by their sum", EXACT, None, {PLAN: summed}, {"parts": ("exact",)}),
-        runner.Sabotage("windows wrapped around the start", EXACT, None, {"didact.models.ngram_heads:groups": wrapped},
-                        {"parts": ("exact",)}),
+                        {PLAN: broken.leaking, "didact.evaluate.languages:check_floor": broken.unnoticed}, GRU),
+        runner.Sabotage("rows not divided by their sum", EXACT, None, {PLAN: broken.summed}, LOOKUP),
+        runner.Sabotage("windows wrapped around the start", EXACT, None,
+                        {"didact.models.ngram_heads:groups": broken.wrapped}, LOOKUP),
         runner.Sabotage("languages of the training in the report", DISJOINT, None,
-                        {"didact.evaluate.languages:keys": by_number}, {"parts": ("split",), "twice": True}),
+                        {"didact.evaluate.languages:keys": broken.by_number}, {"parts": ("split",), "twice": True}),
     ),
 )  # fmt: skip

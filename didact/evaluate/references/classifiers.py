@@ -1,9 +1,11 @@
 """What a user would otherwise classify a few rows with, at every position of a sequence from the rows before it:
-nearest neighbours, nearest centroid, logistic regression. `x (B, T, d)`, `label (B, T)`; predicted slots `(B, T)`.
+nearest neighbours, nearest centroid, logistic regression, a network by gradient descent. `x (B, T, d)`, `label (B, T)`;
+predicted slots `(B, T)`.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -48,3 +50,46 @@ def logistic(x: Tensor, label: Tensor, position: int) -> Tensor:
                 continue
             out.append(int(LogisticRegression().fit(rows[:position], seen).predict(rows[position : position + 1])[0]))
     return torch.tensor(out)
+
+
+def perceptron(
+    x: Tensor, label: Tensor, slots: int, rate: float, steps: int = 0, width: int = 64, seed: int = 0
+) -> Tensor:
+    """A network with one hidden layer for every sequence, from the same fresh weights, trained on its rows by SGD.
+
+    Args:
+        x: rows.
+        label: their slots.
+        slots: C.
+        rate: of SGD.
+        steps: of the network that predicts the last row: each on all rows before it, `(B,)`. By default each row is
+            predicted, and then one step is made on it alone: `(B, T)`.
+        width: of the hidden layer.
+        seed: of the weights.
+    """
+    count, length, d = x.shape
+    fresh = torch.Generator().manual_seed(seed)
+    shapes = ((d, width), (1, width), (width, slots), (1, slots))
+    drawn = [torch.randn(s, generator=fresh) / s[0] ** 0.5 if s[0] > 1 else torch.zeros(s) for s in shapes]
+    weights = [w.to(x).repeat(count, 1, 1).requires_grad_() for w in drawn]
+
+    def logits(rows: slice) -> Tensor:
+        hidden = (x[:, rows] @ weights[0] + weights[1]).relu()
+        return hidden @ weights[2] + weights[3]
+
+    def step(rows: slice, said: Tensor) -> None:
+        losses = F.cross_entropy(said.transpose(1, 2), label[:, rows], reduction="none").mean(1)
+        for weight, change in zip(weights, torch.autograd.grad(losses.sum(), weights), strict=True):
+            weight.data -= rate * change
+
+    if steps:
+        seen = slice(length - 1)
+        for _ in range(steps):
+            step(seen, logits(seen))
+        return logits(slice(length - 1, length)).argmax(-1)[:, 0]
+    out = []
+    for rows in itertools.starmap(slice, itertools.pairwise(range(length + 1))):
+        said = logits(rows)
+        out.append(said.argmax(-1))
+        step(rows, said)
+    return torch.cat(out, 1)

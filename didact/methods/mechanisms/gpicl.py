@@ -64,7 +64,8 @@ def gpicl(
 
     read by a causal sequence model as tokens (x_t, y_t-1). Few tasks are learned by heart or told apart; with enough
     of them what is learned is how to learn. The report tells which, on tasks of training, fresh tasks and new data
-    sets, beside neighbours, centroids and logistic regression on the same rows, an untrained copy and random labels.
+    sets, beside neighbours, centroids, logistic regression and networks trained by gradient steps on the same rows, an
+    untrained copy and random labels.
 
     Args:
         datasets: base data: rows `x` (numbers, or texts) with classes `y`; records of one `task` are one data set.

@@ -1,0 +1,241 @@
+"""What several processes do against what one does, on the same batches: loss, gradients, weights; and what they hold.
+
+The reference is plain: the whole model, its gradients and torch's AdamW, without a part of `didact.parallel`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.tensor import Partial
+from torch.distributed.tensor.parallel import RowwiseParallel
+from torch.nn import functional as F
+
+from didact.claims import runner
+from didact.learn import resharded, three_d
+from didact.models import build, shape
+from didact.parallel import engine, memory, mesh, stages, tensor
+from didact.parallel.engine import IGNORE, Engine
+from didact.parallel.mesh import Grid
+from didact.parallel.spec import Layout
+from didact.types import Fit
+
+ROWS, LENGTH, VOCABULARY = 7, 12, 260
+FIT = Fit(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0)
+SECONDS = (0.1, 0.2)  # of a sleeping stage, forward and backward
+right_span = stages.span
+
+
+class Case(NamedTuple):
+    """A model over a layout."""
+
+    arch: Literal["llama", "gpt2"]
+    pp: int
+    dp: int
+    tp: int
+    dtype: Literal["float64", "float32"] = "float64"
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+
+
+def model(arch: Literal["llama", "gpt2"], seed: int, dtype: str = "float64", **more: Any) -> Any:
+    """A tied model of four layers; a Llama shares keys between heads."""
+    grouped = {"num_key_value_heads": 2} if arch == "llama" else {}
+    tokenizer = build.train_tokenizer(["aa"], VOCABULARY)
+    made = build.build(arch, tokenizer, d=32, layers=4, heads=4, ffn=64, context=LENGTH, seed=seed, **(grouped | more))
+    return made.module.to(getattr(torch, dtype))
+
+
+def batches(seed: int, count: int, vocabulary: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows of unequal lengths, with labels left out here and there, the longest first: copies have unequal counts."""
+    source = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(count):
+        ids = torch.randint(0, vocabulary, (ROWS, LENGTH), generator=source)
+        labels = ids.roll(-1, 1)
+        for i in range(ROWS):
+            labels[i, max(2, LENGTH - 1 - 2 * i) :] = IGNORE
+        labels[torch.rand(labels.shape, generator=source) < 0.1] = IGNORE
+        out.append((ids, labels))
+    return out
+
+
+class Reference(NamedTuple):
+    """One process's losses, the gradients of its first step and its weights after the last."""
+
+    losses: list[float]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
+    """The steps of one process."""
+    module.train()
+    parameters = dict(module.named_parameters())
+    decays = [[p for p in parameters.values() if (p.dim() >= 2) is two] for two in (True, False)]
+    groups = [{"params": ps, "weight_decay": FIT.weight_decay * two} for ps, two in zip(decays, (1, 0), strict=True)]
+    optimizer = torch.optim.AdamW(groups, lr=FIT.lr, betas=FIT.betas)
+    losses, gradients = [], dict[str, Tensor]()
+    for ids, labels in given:
+        logits = module(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE)
+        loss.backward()
+        losses.append(loss.item())
+        gradients = gradients or {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        torch.nn.utils.clip_grad_norm_(parameters.values(), FIT.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return Reference(losses, gradients, {name: p.detach() for name, p in parameters.items()})
+
+
+def compared(cases: Sequence[Case], seed: int, steps: int = 5, broken: str | None = None) -> list[dict[str, float]]:
+    """Of every case: by how much its processes differ from one, and from what the planner foretells."""
+    with runner.patched(BREAKS[broken] if broken else {}):
+        return [_compared(case, seed, steps) for case in cases]
+
+
+def _compared(case: Case, seed: int, steps: int) -> dict[str, float]:
+    module = model(case.arch, seed, case.dtype)
+    given = batches(seed, steps, module.config.vocab_size)
+    grid = mesh.grid(case.pp, case.dp, case.tp, torch.device("cpu"))
+    weights = {name: p.detach().clone() for name, p in module.named_parameters()}
+    part = engine.Engine(module, grid, weights.__getitem__, micro=1, device=torch.device("cpu"), schedule=case.schedule)
+    optimizer = three_d.adam(part, FIT)
+    losses, gradients, held = [], dict[str, Tensor](), 0.0
+    for i, (ids, labels) in enumerate(given):
+        losses.append(part.step(ids, labels))
+        gradients = part.whole(tensor.gradient) if i == 0 else gradients
+        part.clip(FIT.clip)
+        optimizer.step()
+        held = part.over_all([_held(part, optimizer)])[0]
+        optimizer.zero_grad()
+    after = part.whole()
+    if not resharded.first():
+        return {}
+    one = alone(module, given)
+    assert gradients.keys() == one.gradients.keys() == after.keys()
+    return {
+        "loss": max(abs(a - b) for a, b in zip(losses, one.losses, strict=True)),
+        "gradient": max(_off(gradients[n], g) / float(g.abs().max()) for n, g in one.gradients.items()),
+        "weights": max(_off(after[n], p) for n, p in one.weights.items()),
+        "moved": max(_off(after[n], p) for n, p in weights.items()),
+        "bytes": abs(held - _planned(module, grid)),
+    }
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _held(part: Engine, optimizer: torch.optim.Optimizer) -> float:
+    """Bytes of weights, gradients and moments on this process."""
+    slots = [s for p in part.named.values() for k, s in optimizer.state[p].items() if k != "step"]
+    every = [*part.named.values(), *(p.grad for p in part.named.values() if p.grad is not None), *slots]
+    return float(sum(tensor.local(x).nbytes for x in every))
+
+
+def _planned(module: Any, grid: Grid) -> float:
+    """The same of all processes, by the planner, with the state split over the copies."""
+    spec, width = shape.of(module.config), next(module.parameters()).element_size()
+    layout = Layout(pp=grid.pp, dp=grid.dp, tp=grid.tp)
+    each = (memory.parameters(spec, layout, stage, vocab=spec.vocab) for stage in range(grid.pp))
+    return float(sum(count * grid.tp * memory.kept(width, 2).total for count in each))
+
+
+# --- the pipeline's idle time --------------------------------------------------------------------
+
+
+class Nap(torch.autograd.Function):
+    """Takes its time, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Unchanged, later."""
+        time.sleep(SECONDS[0])
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The same."""
+        time.sleep(SECONDS[1])
+        return grad
+
+
+class Sleeper(nn.Module):
+    """A stage that does nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Later."""
+        nap: Any = Nap.apply
+        return nap(x * self.weight)
+
+
+def idled(micros: Sequence[int]) -> list[float]:
+    """Torch's own one-forward-one-backward schedule of stages that sleep: its seconds over those of a stage alone."""
+    grid = mesh.grid(dist.get_world_size(), 1, 1, torch.device("cpu"))
+    out, example = [], torch.zeros(1, 1, device="meta", requires_grad=True)
+    for m in micros:
+        stage = PipelineStage(
+            Sleeper(), grid.stage, grid.pp, torch.device("cpu"), example if grid.stage else example.detach(), example,
+            group=grid.of("pp").get_group(),
+        )  # fmt: skip
+        schedule = Schedule1F1B(stage, m, loss_fn=lambda y, t: (y - t).sum(), scale_grads=False)
+        for _ in range(2):  # the first meets for the first time
+            dist.barrier()
+            began = time.monotonic()
+            if grid.stage == 0:
+                schedule.step(torch.zeros(m, 1))
+            elif grid.last:
+                schedule.step(target=torch.zeros(m, 1), losses=[])
+            else:
+                schedule.step()
+            dist.barrier()
+            took = time.monotonic() - began
+        out.append(took / (m * sum(SECONDS)))
+    return out
+
+
+def measured(
+    cases: Sequence[Case], seed: int, micros: Sequence[int] = (), broken: str | None = None
+) -> tuple[list[dict[str, float]], list[float]]:
+    """Both, in the same processes."""
+    found = compared(cases, seed, broken=broken)
+    return found, idled(micros) if micros else []
+
+
+# --- sabotages -----------------------------------------------------------------------------------
+
+
+class Locally(Engine):
+    """Divides the loss by the label tokens of its own copy."""
+
+    def backward(self, ids: Tensor, labels: Tensor, count: int) -> Tensor:
+        """What the others have is not counted."""
+        return super().backward(ids, labels, int((labels != IGNORE).sum()))
+
+
+def _unsummed() -> Any:
+    """A layer's parts that are not added up."""
+    return RowwiseParallel(output_layouts=Partial())
+
+
+def _swapped(layers: int, number: int, count: int) -> range:
+    """The first stage's layers are the second's, and the second's the first's."""
+    return right_span(layers, {0: 1, 1: 0}.get(number, number) if count > 1 else number, count)
+
+
+BREAKS: dict[str, dict[str, Any]] = {
+    "local": {"didact.parallel.engine:Engine": Locally},
+    "unsummed": {"didact.parallel.tensor:STYLES": {**tensor.STYLES, "rowwise": _unsummed}},
+    "swapped": {"didact.parallel.stages:span": _swapped},
+    "averaged": {"didact.parallel.engine:DIVIDE": 2.0},
+}

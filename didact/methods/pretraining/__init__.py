@@ -1,0 +1,1 @@
+"""Training a model from text, at any size."""

@@ -1,0 +1,140 @@
+"""Megatron-Turing NLG's pre-training over stages, copies and parts of layers, at any size (Smith et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from didact.bounds import Count, NonNegative, Positive, Share
+from didact.learn import layouts, pretrain, three_d
+from didact.learn.fit import Hook
+from didact.models import build, load
+from didact.models.model import Model
+from didact.registry import method
+from didact.types import Fit, Metric, Result, Text, UserError
+
+SIZES = {  # layers, width, heads, rows of the full batch, peak rate; the smaller ones as in the paper's predecessors
+    "1.7B": (24, 2304, 24, 512, 2e-4),
+    "8.3B": (72, 3072, 24, 512, 1.5e-4),
+    "17B": (78, 4256, 28, 512, 1.5e-4),
+    "530B": (105, 20480, 128, 1920, 5e-5),
+}
+
+
+@method(
+    "megatron-turing",
+    paper="Using DeepSpeed and Megatron to Train Megatron-Turing NLG 530B",
+    year=2022,
+    source="arXiv:2201.11990",
+    gives=("models", "findings"),
+    capabilities=("train",),
+    kinds=("causal",),
+    presets={
+        name: {"layers": layers, "d": d, "heads": heads, "arch": "gpt2", "fit.rows": rows, "fit.lr": lr}
+        for name, (layers, d, heads, rows, lr) in SIZES.items()
+    },
+)
+def megatron_turing(
+    corpus: Sequence[Text],
+    model: Model | None = None,
+    *,
+    layout: str | None = None,
+    schedule: Literal["1f1b", "gpipe"] = "1f1b",
+    arch: Literal["llama", "gpt2"] = "llama",
+    layers: Count = 12,
+    d: Count = 768,
+    heads: Count = 12,
+    context: Count = 2048,
+    vocabulary: Count = 51_200,
+    total_tokens: Positive | None = None,
+    first_rows: Count = 32,
+    more_rows: Count = 32,
+    ramp: NonNegative = 12e9,
+    warmup_tokens: NonNegative = 1e9,
+    decay_tokens: NonNegative = 340e9,
+    floor: Share = 0.1,
+    fit: Fit = Fit(lr=5e-5, rows=1920, betas=(0.9, 0.95), clip=1.0, weight_decay=0.1),
+    hooks: Sequence[Hook] = (),
+) -> Result:
+    """Pre-train a language model over many devices: pipeline stages x copies x parts of every layer.
+
+    Every process divides the SUM of its losses by the label tokens of the whole batch, and gradients are sums, so that
+    any layout takes the steps of one process, rows of unequal lengths included. With n tokens seen, of `total_tokens`
+    N, and every count below times N / 270e9:
+
+        rate     lr n / warmup_tokens, then a cosine to floor lr at decay_tokens
+        batch    first_rows, and more_rows more at a time, up to fit.rows after `ramp` tokens
+        start    normal, deviation sqrt(1 / (3 d)), over sqrt(2 layers) where it leads back into the residual stream
+
+    `torchrun --nproc_per_node 4 -m didact run megatron-turing --corpus text.jsonl --layout 2x1x2`. Stages run by
+    torch's pipelining, copies by FSDP2, parts by DTensor; checkpoints are written in parts, and any other layout goes
+    on from them. What is saved is one plain model.
+
+    Args:
+        corpus: documents, put in random order and cut into full windows; `didact prepare` makes one.
+        model: a causal model to go on from, with its own shape and tokenizer; by default one is built, in parts.
+        layout: `PPxDPxTP`, stages by copies by parts; by default the planner's best for the processes there are.
+        schedule: of the pipeline: one forward, one backward, or all forward first.
+        arch: of the new model; llama can be split into parts, gpt2 into stages and copies.
+        layers: of the new model.
+        d: its width.
+        heads: of its attention.
+        context: tokens of a window.
+        vocabulary: of the byte-level BPE trained on the corpus.
+        total_tokens: of the run; by default `fit.steps` steps, else `fit.epochs` passes over the corpus.
+        first_rows: of the first batch; not scaled.
+        more_rows: that the batch grows by.
+        ramp: tokens over which it grows, of a run of 270 billion.
+        warmup_tokens: of a run of 270 billion.
+        decay_tokens: of a run of 270 billion.
+        floor: of the rate, a share of its peak.
+        fit: peak rate, rows of the full batch, Adam, clip, decay; its schedule and warm-up are not used.
+        hooks: called around every step, on every process with its own stage.
+
+    Raises:
+        UserError: no text, a layout that is not legal, a width the heads do not divide, the loss became NaN.
+    """
+    if fit.lora:
+        raise UserError("pre-training trains every weight: leave lora at 0")
+    device = model.device if model else load.device_of(None)
+    if model is None:
+        if d % heads:
+            raise UserError(f"d = {d}, heads = {heads}: heads must divide d")
+        tokenizer = build.train_tokenizer((t.text for t in corpus), vocabulary)
+        with torch.device("meta"):
+            model = build.build(arch, tokenizer, d, layers, heads, context=context)
+        values = three_d.drawn(model.module, fit.seed)
+    else:
+        values = dict(model.module.named_parameters()).__getitem__
+    window = min(context, model.context)
+    grid = layouts.chosen(model, layout, fit, window, device)
+    rows = pretrain.packed(model, [t.text for t in corpus], window, fit.seed)
+    given: dict[str, Any] = {
+        "first": first_rows * window, "more": more_rows, "ramp": ramp, "warmup": warmup_tokens, "end": decay_tokens,
+        "floor": floor,
+    }  # fmt: skip
+    if fit.steps is not None and total_tokens is None:
+        recipe = pretrain.recipe_for(fit.steps, window, fit.rows, three_d.Stepwise, **given)
+    else:
+        total = total_tokens or fit.epochs * len(rows) * window
+        recipe = three_d.Stepwise(total=total, window=window, rows=fit.rows, **given)
+    trained = three_d.train(model, rows, recipe, fit, grid, device, hooks, schedule=schedule, values=values)
+    history = trained.history
+    seen = [int(n) * window for n in recipe.plan[1:]][: len(history)]
+    named = {"loss": ("nll", "nats a token"), "rate": ("lr", "learning rate"), "batch": ("rows", "rows")}
+    curves = {
+        name: {"x": seen, "y": [row[key] for row in history], "xlabel": "tokens", "ylabel": label}
+        for name, (key, label) in named.items()
+    }
+    findings = {
+        "curves": curves, "layout": str(grid), "steps": recipe.steps, "windows": len(rows), "scale": recipe.scale,
+        "epochs": recipe.plan[-1] / len(rows), "parameters": sum(p.numel() for p in model.module.parameters()),
+    }  # fmt: skip
+    tail = float(np.mean([row["nll"] for row in history[-20:]]))
+    loss = Metric(
+        after=tail, before=history[0]["nll"], unit="nats", better="lower", help="training loss, last 20 steps"
+    )
+    return trained.result(findings=findings, metrics={"loss": loss})

@@ -1,0 +1,194 @@
+"""Training steps of a model over pipeline stages, copies and parts of a layer: torch's own parts, joined.
+
+Every process gets the whole batch, takes its rows, and divides the SUM of their losses by the label tokens of the
+whole; gradients are summed over micro-batches and copies. So unequal lengths weigh what they weigh in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.tensor.parallel import loss_parallel
+from torch.nn import functional as F
+
+from didact.parallel import shards, stages, tensor
+from didact.parallel.mesh import Grid
+
+IGNORE = -100
+DIVIDE = 1.0  # what sums over copies are divided by: the loss is divided already
+SCHEDULES: dict[str, Any] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+
+
+class Engine:
+    """One process's part of a model, which takes steps with the others.
+
+    Args:
+        module: a causal model of transformers, perhaps without memory; it stays as it is.
+        grid: of the processes.
+        values: a whole weight by its name, at the start.
+        micro: rows of a micro-batch.
+        device: of this process.
+        schedule: of the pipeline.
+        precision: bfloat16 for mixed precision; None computes as wide as the weights, which are float32 at least.
+    """
+
+    def __init__(
+        self, module: Any, grid: Grid, values: Callable[[str], Tensor], *, micro: int, device: torch.device,
+        schedule: Literal["1f1b", "gpipe"] = "1f1b", precision: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        self.grid, self.micro, self.device, self.schedule = grid, micro, device, schedule
+        own = next(module.parameters()).dtype
+        bare = stages.skeleton(module, own if own.itemsize >= 4 else torch.float32)
+        self.stage = stages.Stage(bare, grid.stage, grid.pp, precision)
+        if grid.tp > 1:
+            tensor.split(bare, grid.of("tp"))
+        names = {id(p): name for name, p in self.stage.named().items()}
+        for part in (*self.stage.layers, self.stage):  # one after the other, so that few are ever whole
+            stages.fill(part, names, values, device)
+            if grid.dp > 1:
+                fully_shard(part, mesh=grid.of("dp"), reshard_after_forward=grid.pp == 1)
+        for part in self.stage.modules():
+            if isinstance(part, FSDPModule):
+                part.set_gradient_divide_factor(DIVIDE)
+                part.set_force_sum_reduction_for_comms(True)  # gloo knows no product with a sum
+        self.named = self.stage.named()
+        self.ends = self._ends()
+        self._pipe: tuple[int, Any] = (0, None)
+        self._now: Callable[[Tensor, Tensor], Tensor] = self._loss
+
+    def step(self, ids: Tensor, labels: Tensor) -> float:
+        """Gradients of the mean loss over the label tokens of a batch `(B, T)`, the same on every process; the loss."""
+        count = int((labels != IGNORE).sum())
+        total = self.backward(*self.own(ids, labels), count)
+        return self.over_all([float(total) if self.grid.last and not self.grid.rank("tp") else 0.0])[0]
+
+    def own(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of this process's copy; rows without labels make them whole micro-batches, one a stage at least."""
+        each = max(-(-len(ids) // (self.grid.dp * self.micro)), self.grid.pp if self.grid.pp > 1 else 1) * self.micro
+        more = each * self.grid.dp - len(ids)
+        first = self.grid.rank("dp") * each
+        return tuple(  # type: ignore[return-value]
+            F.pad(x, (0, 0, 0, more), value=nothing)[first : first + each].to(self.device)
+            for x, nothing in ((ids, 0), (labels, IGNORE))
+        )
+
+    def backward(self, ids: Tensor, labels: Tensor, count: int) -> Tensor:
+        """Gradients of the summed loss of own rows over `count`, and that loss; 0 where another stage computes it."""
+        parts = len(ids) // self.micro
+        losses: list[Tensor] = []
+
+        def loss(logits: Tensor, target: Tensor) -> Tensor:
+            return self._loss(logits, target) / count
+
+        with loss_parallel() if self.grid.tp > 1 else contextlib.nullcontext():
+            if self.grid.pp == 1:
+                for i, (x, y) in enumerate(zip(ids.chunk(parts), labels.chunk(parts), strict=True)):
+                    if isinstance(self.stage, FSDPModule):
+                        self.stage.set_requires_gradient_sync(i == parts - 1)
+                    losses.append(loss(self.stage(x), y))
+                    losses[-1].backward()
+            elif self.grid.last:
+                self._pipeline(parts, ids, loss).step(target=labels, losses=losses, return_outputs=False)
+            else:
+                self._pipeline(parts, ids, loss).step(*([ids] if self.stage.number == 0 else []), return_outputs=False)
+        for p in self.named.values():
+            tensor.settle(p)
+        if self.ends is not None:
+            dist.all_reduce(tensor.local(tensor.gradient(self.named[self.stage.table])), group=self.ends)
+        return (
+            torch.stack([x.detach().double() for x in losses]).sum() if losses else torch.zeros((), device=self.device)
+        )
+
+    def norm(self) -> float:
+        """Of all gradients together, a tied embedding's once."""
+        total = 0.0
+        for name, p in self.named.items():
+            if p.grad is not None and not (self.stage.shares and self.grid.last and name == self.stage.table):
+                square = float(tensor.local(p.grad).double().square().sum())
+                total += square / tensor.holders(p.grad, self.grid.dp * self.grid.tp)
+        return float(self.over_all([total])[0] ** 0.5)
+
+    def clip(self, limit: float) -> float:
+        """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""
+        norm = self.norm()
+        if 0 < limit < norm + 1e-6:
+            for p in self.named.values():
+                if p.grad is not None:
+                    p.grad.mul_(limit / (norm + 1e-6))
+        return norm
+
+    def over_all(self, values: Iterable[float]) -> list[float]:
+        """Sums over all processes."""
+        given = torch.tensor(list(values), dtype=torch.float64)
+        if self.grid.mesh is not None:
+            given = given.to(self.device)
+            dist.all_reduce(given)
+        return [float(v) for v in given]
+
+    @torch.no_grad()
+    def whole(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p) -> dict[str, Tensor]:
+        """All weights by name, or what `of` gives of them, on the CPU of the first process; the others get nothing."""
+        own = [name for name in self.named if not (self.stage.shares and self.grid.last and name == self.stage.table)]
+        first = self.grid.mesh is None or dist.get_rank() == 0
+        told: list[Any] = [None] * self.grid.pp
+        if self.grid.pp > 1:
+            shapes = [(name, self.named[name].shape, self.named[name].dtype) for name in own]
+            dist.all_gather_object(told, shapes, group=self.grid.of("pp").get_group())
+        out: dict[str, Tensor] = {}
+        for name in own:
+            value = shards.whole(of(self.named[name])).detach()
+            if self.grid.rank("dp") or self.grid.rank("tp"):
+                continue
+            if self.stage.number == 0:
+                out[name] = value.to("cpu", copy=True)
+            else:
+                dist.send(value.contiguous(), 0)
+        if first:
+            for number in range(1, self.grid.pp):
+                for name, shape, dtype in told[number]:
+                    buffer = torch.empty(shape, dtype=dtype, device=self.device)
+                    dist.recv(buffer, number * self.grid.dp * self.grid.tp)
+                    out[name] = buffer.cpu()
+        return out if first else {}
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Sum over a micro-batch's label tokens; of logits that lie on several processes, without gathering them."""
+        flat = logits.flatten(0, 1)
+        flat = flat.float() if flat.dtype.itemsize < 4 else flat
+        if self.grid.tp > 1:
+            flat = tensor.logits(flat, self.grid.of("tp"), self.stage.module.config.vocab_size)
+        return shards.whole(F.cross_entropy(flat, target.flatten(), ignore_index=IGNORE, reduction="sum"))
+
+    def _pipeline(self, parts: int, ids: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        """The schedule of so many micro-batches, kept while their number stays."""
+        if self._pipe[0] != parts:
+            config, weight = self.stage.module.config, next(iter(self.named.values()))
+            tokens = torch.empty((self.micro, ids.shape[1]), dtype=torch.long, device="meta")
+            states = torch.empty(
+                (*tokens.shape, config.hidden_size), dtype=weight.dtype, device="meta", requires_grad=True
+            )
+            part = PipelineStage(
+                self.stage, self.stage.number, self.grid.pp, self.device,
+                input_args=states if self.stage.number else tokens,
+                output_args=states,
+                group=self.grid.of("pp").get_group(),
+            )  # fmt: skip
+            made = SCHEDULES[self.schedule](part, parts, loss_fn=lambda y, t: self._now(y, t), scale_grads=False)
+            self._pipe = (parts, made)
+        self._now = loss
+        return self._pipe[1]
+
+    def _ends(self) -> Any:
+        """The group of the first and the last stage, where both have a copy of a tied embedding."""
+        if not (self.stage.tied and self.grid.pp > 1):
+            return None
+        each, mine = self.grid.dp * self.grid.tp, dist.get_rank()
+        made = {k: dist.new_group([k, k + each * (self.grid.pp - 1)]) for k in range(each)}  # by all, in one order
+        return made[mine % each] if self.stage.shares else None

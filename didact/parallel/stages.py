@@ -1,0 +1,129 @@
+"""A causal model of transformers cut into pipeline stages that keep the names of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from didact.parallel import tensor
+
+
+class Parts(NamedTuple):
+    """Where a model keeps what comes before its layers, the layers, and the norm behind them."""
+
+    before: tuple[str, ...]
+    layers: str
+    after: str
+
+
+_LLAMA = Parts(("embed_tokens",), "layers", "norm")
+PARTS = {"gpt2": Parts(("wte", "wpe", "drop"), "h", "ln_f"), **dict.fromkeys(("llama", "mistral", "qwen2"), _LLAMA)}
+
+
+class Through(nn.Module):
+    """In the place of what another stage has: gives what it is given."""
+
+    def forward(self, states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Unchanged."""
+        return states
+
+
+class Nothing(nn.Module):
+    """In the place of positions that the first stage has added."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros((), device=positions.device)
+
+
+class Stage(nn.Module):
+    """A stage, of tokens `(B, T)` or the states `(B, T, H)` of the stage before; gives states, the last one logits."""
+
+    def __init__(self, module: Any, number: int, count: int, precision: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.module, self.number, self.count, self.precision = module, number, count, precision
+        names = {id(p): n for n, p in module.named_parameters()}
+        self.table = names[id(module.get_input_embeddings().weight)]
+        self.tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
+        self.head = next(n for n, m in module.named_modules() if m is module.get_output_embeddings()) + ".weight"
+        self.pad = module.get_input_embeddings().padding_idx
+        module.get_input_embeddings().padding_idx = None  # which would be another token of a part of the table
+        if count > 1:
+            cut(module, number, count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One micro-batch; positions to the right of a row's end are padding, which nothing before them sees."""
+        if not self.number:
+            states = self.module.get_input_embeddings()(x)
+            padding = None if self.pad is None else (x == self.pad)[..., None]
+            x = states if padding is None else torch.where(padding, states.detach(), states)  # as in one process
+        given = {"inputs_embeds": x, "use_cache": False}
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+            if self.number < self.count - 1:
+                return self.module.base_model(**given).last_hidden_state
+            return self.module(**given).logits
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Its own."""
+        found = (part for part in self.module.base_model.modules() if isinstance(part, nn.ModuleList))
+        return [layer for layer in next(found) if not isinstance(layer, Through)]
+
+    @property
+    def shares(self) -> bool:
+        """Whether it holds one of the two copies of a tied embedding."""
+        return self.tied and self.count > 1 and self.number in (0, self.count - 1)
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Its weights by the names they have in the whole model; a tied head bears that of the embedding."""
+        own = ((n.removeprefix("module."), p) for n, p in self.named_parameters())
+        return {self.table if self.shares and n == self.head else n: p for n, p in own}
+
+
+def span(layers: int, number: int, count: int) -> range:
+    """The layers of a stage; where their number does not divide, the stages behind the first have one more."""
+    size, over = divmod(layers, count)
+    begins = [n * size + min(max(n - 1, 0), over) for n in range(count + 1)]
+    return range(begins[number], begins[number + 1])
+
+
+def cut(module: Any, number: int, count: int) -> None:
+    """Take out of a model, in place, what other stages have."""
+    body, parts = module.base_model, PARTS[module.config.model_type]
+    layers = getattr(body, parts.layers)
+    own = span(len(layers), number, count)
+    for i in range(len(layers)):
+        if i not in own:
+            layers[i] = Through()
+    if number:
+        for name in parts.before:
+            setattr(body, name, Nothing() if name == "wpe" else Through())
+    if number < count - 1:
+        setattr(body, parts.after, Through())
+        module.set_output_embeddings(Through())
+
+
+def skeleton(module: Any, dtype: torch.dtype | None = None) -> Any:
+    """A model of the same configuration, in training, whose weights take no memory; buffers are there."""
+    with init_empty_weights(include_buffers=False):
+        made = type(module)(module.config)
+    made.tie_weights()  # which registering them without memory undid
+    return made.to(dtype or next(module.parameters()).dtype).train()
+
+
+def fill(part: nn.Module, names: Mapping[int, str], values: Callable[[str], Tensor], device: torch.device) -> None:
+    """Give a skeleton's weights memory on a device and `values(name)`, tied ones the same; buffers go there."""
+    made: dict[int, nn.Parameter] = {}
+    for owner in part.modules():
+        for name, p in list(owner.named_parameters(recurse=False)):
+            if p.is_meta:
+                if id(p) not in made:
+                    made[id(p)] = nn.Parameter(torch.empty_like(p, device=device))
+                    tensor.place(made[id(p)].data, values(names[id(p)]))
+                owner.register_parameter(name, made[id(p)])
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            owner._buffers[name] = buffer.to(device)
