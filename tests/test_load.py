@@ -182,7 +182,7 @@ def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(start, tmp_pat
 
 def test_an_adapter_that_cannot_be_merged_is_one_line(start, tmp_path):
     adapter_of(start, tmp_path / "adapter", lora_bias=True)  # on layers without a bias
-    with pytest.raises(UserError, match="the adapter cannot be merged: .*--lora 1 goes on with it"):
+    with pytest.raises(UserError, match=r"the adapter cannot be merged: .*--lora 1 goes on with it"):
         adapters.merged(load_model(tmp_path / "adapter", device="cpu"))
 
 

@@ -68,7 +68,12 @@ INSTEAD = {
     "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
-WHOLE = {"exact-extract.rss", "exact-extract.tune"}  # adafactor's sums take whole matrices
+WHOLE = {
+    "exact-extract.rss", "exact-extract.tune",  # adafactor's sums take whole matrices
+    "dual-process", "dual-process.pretrain",  # change embeddings between steps
+    "bayesian-prism", "gpicl", "mesa-gd",  # train modules of their own
+}  # fmt: skip
+DRAWN = {"hindsight"}  # what it hides is drawn for a process's rows, as dropout is
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
@@ -349,6 +354,8 @@ def test_two_processes_over_which_the_weights_lie_give_the_model_of_one(
         assert codes == [2, 2] and not (tmp_path / "two/result.json").exists()
         return
     assert codes == [0, 0]
+    if name in DRAWN:
+        return
     one, two = (sorted((which / "model").rglob("*.safetensors")) for which in (ran(name, "llama"), tmp_path / "two"))
     assert one and len(one) == len(two)
     for mine, other in zip(one, two, strict=True):
