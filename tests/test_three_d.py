@@ -16,7 +16,7 @@ from shapes import tiny
 from didact import pretraining
 from didact.claims.pretraining import parity
 from didact.claims.pretraining.parity import Case
-from didact.learn import layouts, pretrain, resharded, three_d
+from didact.learn import distributed, layouts, pretrain, three_d
 from didact.learn.fit import Hook
 from didact.models import build
 from didact.parallel import engine, launch, mesh, processes, stages
@@ -59,7 +59,7 @@ def taught(layout, folder, until=None):
     except KeyboardInterrupt:
         return None
     module = result.models["model"].module
-    weights = {n: p.detach() for n, p in module.named_parameters()} if resharded.first() else None
+    weights = {n: p.detach() for n, p in module.named_parameters()} if distributed.here()[0] == 0 else None
     return weights, [row["loss"] for row in result.history], [row["rows"] for row in result.history]
 
 
@@ -118,8 +118,8 @@ def reread(root):
         if not (root / "step-00000001").exists():
             part.step(*[x[:, :12] for x in parity.batches(0, 1, 260)[0]])
             optimizer.step()
-            resharded.save(root, part.named, optimizer, three_d.State(step=1), {"who": "me"})
-        assert resharded.load(root, part.named, optimizer, {"who": "me"}).step == 1
+            three_d.keep(root, part, optimizer, three_d.State(step=1), {"who": "me"})
+        assert three_d.taken_back(root, part, optimizer, {"who": "me"}).step == 1
         state = optimizer.state
         out[sizes] = part.whole()
         assert all(float(state[p]["step"]) == 1 for p in part.named.values())
