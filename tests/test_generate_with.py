@@ -26,7 +26,13 @@ SHORT = ["--rounds", "2", "--rows", "8", "--lr", "1e-2", "--epochs", "1", "--max
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
+    """A cache and a working folder of the test's own; nothing in that folder is anybody's to remove."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    yield
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["file"]
 
 
 @pytest.fixture(scope="module")
