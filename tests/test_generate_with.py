@@ -229,6 +229,14 @@ def test_weights_that_the_server_loses_under_way_stop_the_next_round(server, mod
         patch.undo()
 
 
+def test_a_failed_rehearsal_leaves_the_server_with_its_own_weights(server, model, monkeypatch):
+    gaps = iter([0.0, 1.0])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="after it was given the weights"):
+        patch.setattr(served.Served, "probe", lambda self, model: next(gaps))
+        served.Served(server.url).begin(model, Fit())
+    served.Served(server.url).begin(model, FIT)  # with an adapter the server's own weights must be the model's
+
+
 # --- what is kept ------------------------------------------------------------------------------------------
 
 
