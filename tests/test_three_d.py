@@ -7,13 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from shapes import tiny
 
-from didact import pretraining
+from didact import cli, pretraining
 from didact.claims.pretraining import parity
 from didact.claims.pretraining.parity import Case
 from didact.learn import layouts, pretrain, resharded, three_d
@@ -204,6 +206,18 @@ def test_what_cannot_be_pretrained_is_refused():
                        ({"fit": Fit(optimizer="sgd", steps=1, rows=1)}, "adamw or adam")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             pretraining.megatron_turing(texts()[:3], **{**SHAPE, **more})
+
+
+@pytest.mark.parametrize(
+    "preset", sorted((Path(engine.__file__).parent / "presets").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_configurations_that_are_shipped_are_read(preset, tmp_path, capsys):
+    (tmp_path / "text.jsonl").write_text('{"text": "some words"}')
+    words = ["run", "megatron-turing", "--corpus", str(tmp_path / "text.jsonl"), "--config", str(preset)]
+    assert cli.main([*words, "--print-config"]) == 0
+    told = yaml.safe_load(capsys.readouterr().out)
+    pp, dp, tp = mesh.sizes(told["layout"])
+    assert told["layers"] % pp == told["heads"] % tp == told["rows"] % dp == 0 and told["precision"] == "bfloat16"
 
 
 @pytest.mark.soak
