@@ -2,8 +2,8 @@
 
 A: stages, copies and parts of a layer, in processes of their own, against a plain loop in one; unequal lengths. B: idle
 time of torch's schedule over stages that sleep. C: a model of half a million weights on raw and on prepared text, equal
-tokens, held-out clean text; the logged rate and batch against their formulas. The first measurement, on seeds 0 to 4, left
-C undecided (0.19 nats, -0.05 to 0.42); its rate then got a warm-up and an end, and it is measured on eight others.
+tokens, held-out clean text; the logged rate and batch against their formulas. The first measurement, on seeds 0 to 4,
+left C undecided (0.19 nats, -0.05 to 0.42); its rate then got a warm-up and an end, and it is measured on eight others.
 """
 
 from __future__ import annotations
