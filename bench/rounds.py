@@ -21,7 +21,7 @@ from didact.models import load
 from didact.models.model import Model
 from didact.types import Fit
 
-PROMPTS, TOKENS = 512, 32
+PROMPTS, TOKENS = 256, 16
 HOW = SamplingConfig(max_new_tokens=TOKENS, temperature=1.0)
 
 

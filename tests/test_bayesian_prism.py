@@ -364,3 +364,25 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="2 inputs and one target"):
         prism_report.checked(SequenceLearner(3, 1, width=8, layers=1, heads=1), function_laws.law(TWO))
+
+
+@pytest.mark.parametrize("names", [("dense",), ("dense", "sparse")])
+def test_a_curriculum_shows_few_inputs_and_rows_first_and_in_the_end_all(names: Any) -> None:
+    given = FunctionConfig(names=names, dim=7, rows=14, curriculum=10)
+    whole = function_laws.law(given)
+    taught = function_laws.taught(given, whole)
+    for step, used, rows in ((0, 5, 11), (9, 5, 11), (10, 6, 13), (20, 7, 14), (1000, 7, 14)):
+        batch = taught((0, step), 6)
+        assert batch["x"].shape == (6, rows, 7) and not batch["x"][..., used:].any()
+        assert batch["x"][..., :used].ne(0).all() and torch.equal(batch["x"], taught((0, step), 6)["x"])
+    for name, value in taught((0, 20), 6).tensors.items():
+        assert torch.equal(value, whole((0, 20), 6)[name])
+    x, y = (taught((0, 0), 64)[name].double() for name in ("x", "y"))
+    if names == ("dense",):  # targets are those of the inputs that are shown
+        weights = torch.linalg.lstsq(x[..., :5], y).solution
+        assert torch.allclose(x[..., :5] @ weights, y, atol=1e-4)
+    assert function_laws.taught(FunctionConfig(names=names), whole) is whole
+    result = bayesian_prism(
+        functions=given, learner=SequenceConfig(width=8, layers=1, heads=1), prompts=20, fit=Fit(steps=21, rows=4)
+    )
+    assert len(result.history) > 0

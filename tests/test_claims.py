@@ -610,6 +610,18 @@ def test_the_hash_follows_what_is_imported(tree, changed, own, core):
     assert [a != b for a, b in zip(before, hashes(), strict=True)] == [own, core]
 
 
+def test_the_hash_follows_the_data_that_a_module_reads(tree):
+    (tree / "learn/fit.py").write_text('TEXTS = "texts.jsonl"\n')
+    (tree / "worlds/w.py").write_text('def draw(): open("names.txt")\n')
+    hashes = []
+    for texts, names in (("a", "b"), ("a", "c"), ("d", "c")):
+        (tree / "learn/texts.jsonl").write_text(texts)
+        (tree / "worlds/names.txt").write_text(names)
+        hashes.append(sources.sha256("didact.methods.fam.m", "didact.claims.fam.m"))
+    (one, two, three) = hashes
+    assert one[0] != two[0] == three[0] and one[1] == two[1] != three[1]
+
+
 def test_drift_of_shared_code_is_told_apart_from_stale(slow_toy, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from didact import catalogue, compare, progress, verbs
 from didact.compare import board as boards
 from didact.compare import score
-from didact.compare.budget import PROBES, Budget
+from didact.compare.budget import PROBES, Budget, steps_within
 from didact.compare.split import split
 from didact.compare.work import COSTS, PHASES, TUNING_SEED, Unit, Work
 from didact.data import contexts, convert
@@ -24,7 +24,7 @@ from didact.evaluate import judges, protocols
 from didact.evaluate.protocols import Scoring
 from didact.infer import functions
 from didact.learn import rewards
-from didact.models import build, load
+from didact.models import build, cost, load
 from didact.report import boards as pages
 from didact.report import tables
 from didact.types import Critique, Demo, Judged, Preference, Scored, UserError, as_row
@@ -92,8 +92,8 @@ def test_training_and_scoring_say_whose_unit_they_are(model, tmp_path, monkeypat
     compare.run([arm("dpo")], setting(model, tmp_path, seeds=(1,), rates=(1e-3,)))
     err = capsys.readouterr().err
     assert re.search(r"how many steps of dpo the budget allows: dpo: 1/\d+ steps, loss .* steps/s, .* left", err)
-    assert re.search(r"unit 3 of 3, dpo_lr0.001_test1: dpo: 2/\d+ steps, loss", err)
-    assert re.search(r"unit 1 of 3, untouched_test1: answering: \d+/\d+ records", err)
+    assert re.search(r"unit 2 of 2, dpo_lr0.001_test1: dpo: 2/\d+ steps, loss", err)
+    assert re.search(r"unit 1 of 2, untouched_test1: answering: \d+/\d+ records", err)
 
 
 def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):
@@ -309,6 +309,17 @@ def test_other_budgets_are_refused(text):
         Budget.parse(text)
 
 
+@pytest.mark.parametrize("count", [10, 17, 40, 1000])
+def test_a_reference_that_grows_with_the_steps_is_laid_out_until_it_is_whole(count):
+    def probe(steps, rows=4):
+        seen = min(steps * rows, count)
+        return cost.Meter(30 * rows * steps + 10 * seen + 7, parts=[cost.Part(10 * seen, 0.0, 0.0, seen / count)])
+
+    for amount in (900, 2000, 9000):
+        allowed = max(steps for steps in range(1, 100) if probe(steps).tokens <= amount)
+        assert abs(steps_within(Budget(amount, "tokens"), "dpo", probe)["steps"] - allowed) <= (count % 4 > 0)
+
+
 def test_the_grid_is_four_apart_and_shrinks_with_the_model(model):
     grid = compare.rates_for(model, 3)
     assert grid[1] / grid[0] == pytest.approx(4, rel=0.05) and grid[2] / grid[1] == pytest.approx(4, rel=0.05)
@@ -516,7 +527,7 @@ def test_shorter_wins():
 
 
 def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, tmp_path, monkeypatch):
-    once = {"budget": Budget.parse("4k-tokens"), "rates": (1e-3,)}
+    once = {"budget": Budget.parse("4k-tokens")}
     boards = {}
     for which in ("all", "first"):
         used = setting(model, tmp_path / which, diagnostics=which, **once)
@@ -529,7 +540,8 @@ def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, 
         which: {p.stem: json.loads(p.read_text()) for p in (tmp_path / which / "units").glob("*_*_*.json")}
         for which in boards
     }
-    tune, later = "sft_lr0.001_tune1000", "sft_lr0.001_test2"
+    tune = "sft_lr0.001_tune1000"
+    later = next(name for name in units["all"] if name.endswith("_test2") and name.startswith("sft"))
     ranked = set(units["all"][tune]["metrics"])
     assert "reward_accuracy" in ranked and not ranked & {"kl", "general_rise"}
     assert units["all"][tune]["seconds"]["generation"] == 0

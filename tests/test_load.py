@@ -180,6 +180,22 @@ def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(start, tmp_pat
     torch.testing.assert_close(logp(two), want, rtol=0, atol=1e-4)
 
 
+def test_an_adapter_that_cannot_be_merged_is_one_line(start, tmp_path):
+    adapter_of(start, tmp_path / "adapter", lora_bias=True)  # on layers without a bias
+    with pytest.raises(UserError, match=r"the adapter cannot be merged: .*--lora 1 goes on with it"):
+        adapters.merged(load_model(tmp_path / "adapter", device="cpu"))
+
+
+def test_a_run_moved_with_its_base_finds_it_and_without_says_which_is_missing(start, tmp_path):
+    adapter_of(start, tmp_path / "runs" / "first" / "model")
+    config = tmp_path / "runs" / "first" / "model" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/tiny"}))
+    message = complaint(config.parent)
+    assert message.startswith(f"{config.parent}: its start model /gone/tiny is not there: put it beside the adapter")
+    shutil.copytree(start.base, tmp_path / "runs" / "tiny")
+    assert load_model(config.parent, device="cpu").base == str(tmp_path / "runs" / "tiny")
+
+
 def test_an_adapter_on_trained_weights_does_not_claim_the_folder_they_came_from(start, tmp_path):
     moved = baselines.sft(start, DEMOS, fit=QUICK).models["model"]
     result = baselines.sft(moved, DEMOS, fit=QUICK.replace(lora=2))
@@ -381,6 +397,9 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
     assert fresh("mistral", sliding_window=4).context == 64
     model = fresh("mamba")
     del model.config.n_positions
+    model.config.context_length = 80  # RWKV's name of it
+    assert model.context == 80
+    del model.config.context_length
     model.save(tmp_path)
     assert load_model(tmp_path).context == 512
     assert "names a context length: 512 tokens are taken" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from killed import die_after, server
 from safetensors.torch import load_file
 from servers import NAME, Serve, Small
 from shapes import brief, tiny
+from vllm_like import Vllm
 
 from didact import bounds, catalogue, cli, files, options, registry, verbs
 from didact.catalogue import make
@@ -44,6 +45,7 @@ METHODS = registry.METHODS
 ENTRIES = catalogue.read()
 ASKING = [n for n, e in ENTRIES.items() if e["answers"]]
 REMOTE = [n for n, e in ENTRIES.items() if e["capabilities"] and language_models.SERVED.issuperset(e["capabilities"])]
+ROUNDS = [n for n, e in ENTRIES.items() if e["rounds"]]
 TRAINED = [n for n, e in ENTRIES.items() if e["fit"] and "models" in e["gives"] and "model" in e["needs"]]
 RECORDS = 14  # of each file
 SHORT = {"steps": "3", "rows": "3", "lr": "1e-3"}
@@ -66,7 +68,12 @@ INSTEAD = {
     "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
 }
 MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
-WHOLE: set[str] = set()  # train on weights that every process has whole
+WHOLE = {
+    "exact-extract.rss", "exact-extract.tune",  # adafactor's sums take whole matrices
+    "dual-process", "dual-process.pretrain",  # change embeddings between steps
+    "bayesian-prism", "gpicl", "mesa-gd",  # train modules of their own
+}  # fmt: skip
+DRAWN = {"hindsight"}  # what it hides is drawn for a process's rows, as dropout is
 CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
@@ -347,6 +354,8 @@ def test_two_processes_over_which_the_weights_lie_give_the_model_of_one(
         assert codes == [2, 2] and not (tmp_path / "two/result.json").exists()
         return
     assert codes == [0, 0]
+    if name in DRAWN:
+        return
     one, two = (sorted((which / "model").rglob("*.safetensors")) for which in (ran(name, "llama"), tmp_path / "two"))
     assert one and len(one) == len(two)
     for mine, other in zip(one, two, strict=True):
@@ -438,6 +447,18 @@ def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     server = Serve(folder, folder / "model")
     yield f"{server.url}#{folder / 'model'}"
     server.kill()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ROUNDS)
+def test_rounds_are_sampled_by_a_server(name: str, user: Any, tmp_path: Path) -> None:
+    words = [*user(name), *(["--relabel", "1"] if name == "evolve" else [])]
+    server = Vllm(tmp_path, words[words.index("--model") + 1])
+    told = run([*words, "--lora", "2", "--generate-with", server.url], tmp_path / "out")
+    server.kill()
+    assert any("within" in w and "sampled" in w for w in told["warnings"])
+    probes = 4 * 2  # of each model it is given
+    assert len(server.asked()) > probes * 2 + 5 and told["cost"]["calls"] == len(server.asked())
 
 
 @pytest.mark.soak

@@ -765,6 +765,11 @@ BOTH = {"chosen": [USER, TARN], "rejected": [USER, OSSO]}
         ({"instruction": "Sum up.", "context": "Long.", "response": "Short."}, "demo", ("Sum up.\n\nLong.", "Short.")),
         ({"instruction": "Q", "input": "x", "chosen": "a", "rejected": "b"}, "preference", ("Q\n\nx", "a", "b")),
         ({"prompt": "p", "completion": "c", "instruction": "i", "input": "x"}, "demo", ("p", "c")),
+        ({"instruction": "Q", "input": "x", "response": "a"}, "demo", ("Q\n\nx", "a")),
+        ({"instruction": "Q", "context": "x", "output": "a"}, "demo", ("Q\n\nx", "a")),
+        ({"Instruction": "Q", "Input": "x", "Output": "a"}, "demo", ("Q\n\nx", "a")),
+        ({"instruction": "Q", "context": "x", "chosen": "a", "rejected": "b"}, "preference", ("Q", "a", "b")),
+        ({"prompt": "Where?", "prompt_id": "7", "messages": [USER, TARN]}, "demo", ([USER], "Tarn")),
         ({"prompt": "Where?"} | BOTH, "preference", ([USER], "Tarn", "Osso")),
         ({"prompt": [USER]} | BOTH, "preference", ([USER], "Tarn", "Osso")),
         (BOTH, "preference", ([USER], "Tarn", "Osso")),
@@ -784,6 +789,8 @@ def test_the_input_of_an_instruction_survives_renaming():
     row = {"instruction": "Answer.", "input": "Where?", "output": "Tarn"}
     made = from_row(row, Demo, {"prompt": "instruction", "completion": "output"})
     assert (made.prompt, made.completion) == ("Answer.\n\nWhere?", "Tarn")
+    capital = {name.title(): text for name, text in row.items()}
+    assert from_row(capital, Demo, {"prompt": "Instruction", "completion": "Output"}).prompt == made.prompt
     other = from_row(row, Demo, {"prompt": "input", "completion": "output"})
     assert (other.prompt, other.completion, other.instruction) == ("Where?", "Tarn", "Answer.")
 

@@ -179,6 +179,7 @@ def serve(folder, log, told):
     Handler.log, Handler.folder, Handler.lock = log, folder, threading.Lock()
     Handler.tokenizer = AutoTokenizer.from_pretrained(folder)
     Handler.models = {NAME: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()}
+    ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     told.send(server.server_port)
     server.serve_forever()

@@ -2,8 +2,8 @@
 
 Everything of didact that the modules of a claim and its method reach counts, through any number of imports. What is
 reached of `methods`, `worlds`, `objectives` and the families of `claims` is the claim's own, the rest is the core.
-Comments, docstrings and layout do not count; imports inside functions, `"didact.module:name"` in strings and methods
-taken from their family (`alignment.spin`) do.
+Comments, docstrings and layout do not count; imports inside functions, `"didact.module:name"` in strings, methods taken
+from their family (`alignment.spin`) and data files that a module names do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OWN = re.compile(r"didact\.(methods|worlds|objectives|claims\.\w+)\.\w")
+DATA = re.compile(r"[\w-]+\.(jsonl?|txt|csv)")
 NAMED = re.compile(r"didact(\.\w+)+(:\w+)?")
 
 
@@ -36,8 +37,19 @@ def sha256(*modules: str) -> tuple[str, str]:
 def _digest(modules: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):
-        digest.update(f"{name}\n{_code(_source(name))}\n".encode())
+        source = _source(name)
+        digest.update(f"{name}\n{_code(source)}\n".encode())
+        for path in _data(name, source):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _data(name: str, source: str) -> list[Path]:
+    """Files beside a module that it names: its data."""
+    path = _file(name)
+    texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    named = {text for text in texts if isinstance(text, str) and DATA.fullmatch(text)}
+    return [beside for text in sorted(named) if path and (beside := path.with_name(text)).is_file()]
 
 
 def _reached(modules: Iterable[str]) -> set[str]:

@@ -33,7 +33,7 @@ def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
                 values[name] = [said]  # one turn, not in a list
         if "chosen" in known and values.get("prompt") is None and _asks(values.get("messages")):
             values["prompt"] = values.pop("messages")
-        if values.get("prompt") is None and "completion" in known and "messages" in values:
+        if "completion" in known and "messages" in values and _said_inside(values.get("prompt"), values):
             values["prompt"], values["completion"] = _last_turn(values.pop("messages"))
         if values.get("prompt") is None and "chosen" in known:
             _split_pair(values)
@@ -140,6 +140,17 @@ def _learnt(turn: Mapping[str, Any]) -> bool:
 def _asks(value: Any) -> bool:
     """Whether a value is turns of which the last is not an answer yet."""
     return _are_said(value) and _with_content(value[-1]).get("role") != "assistant"
+
+
+def _said_inside(prompt: Any, values: Mapping[str, Any]) -> bool:
+    """Whether `messages` are all there is to read: beside no prompt, or (UltraChat) one that is a turn of theirs."""
+    if prompt is None or values.get("completion") is not None:
+        return prompt is None
+    return (
+        isinstance(prompt, str)
+        and _are_said(values["messages"])
+        and any(str(_with_content(turn).get("content")).strip() == prompt.strip() for turn in values["messages"])
+    )
 
 
 def _split_pair(values: dict[str, Any]) -> None:

@@ -105,19 +105,21 @@ def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping
 
     Also where a prompt is renamed from the instruction: what it is about belongs to it.
     """
-    told, used = values.get("instruction"), set(rename.values())
-    if "prompt" not in known or not isinstance(told, str) or rename.get("prompt", "instruction") != "instruction":
+    names, used = {name.lower(): name for name in reversed(values)}, set(rename.values())
+    asked = names.get("instruction", "instruction")
+    told = values.get(asked)
+    if "prompt" not in known or not isinstance(told, str) or rename.get("prompt", asked) != asked:
         return
     if "prompt" in values or ("messages" in values and "completion" in known):
         return
-    about = "context" if "response" in values else "input"
-    given = values.get(about) if about not in used else None
-    del values["instruction"]
-    if isinstance(given, str):
-        del values[about]
-    values["prompt"] = f"{told}\n\n{given}" if isinstance(given, str) and given.strip() else told
+    del values[asked]
+    about = [names[n] for n in ("input", "context") if n in names and (n == "input" or "completion" in known)]
+    given = next((n for n in about if n not in used and isinstance(values[n], str) and values[n].strip()), None)
+    values["prompt"] = told if given is None else f"{told}\n\n{values.pop(given)}"
+    if about and values.get(about[0]) == "":
+        del values[about[0]]
     if "completion" in known and "completion" not in values and "completion" not in rename:
-        said = next((name for name in ("output", "response") if name in values), None)
+        said = next((names[n] for n in ("output", "response") if n in names), None)
         values |= {"completion": values.pop(said)} if said else {}
 
 

@@ -110,7 +110,11 @@ class Engine(ABC):
         if model.kind != "causal":
             raise UserError(f"{self.where}: such engines serve causal models, this one is {model.kind}")
         self.start, self._held = model, ""
-        self.open(model, fit)
+        try:
+            self.open(model, fit)
+        except BaseException:
+            self.close()  # what it was given in the rehearsal is no one's
+            raise
 
     def holds(self, model: Model) -> None:
         """Give it a model's weights, unless it has them, and see that it computes what the model does.

@@ -138,8 +138,8 @@ class Served(Engine):
         with contextlib.suppress(UserError):
             if self._serving != self._name:
                 self._unload(self._serving)
-            elif self._held and self.start is not None and self._held != (was := self.start.fingerprint()):
-                self.take(self.start, was)
+            elif self.start is not None and not self._adapts and self._place.is_dir():
+                self.take(self.start, self.start.fingerprint())
         if self._place.name:
             shutil.rmtree(self._place, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -192,14 +192,16 @@ def fit(
             bar.advance(log["loss"], batch.sizes.get("seen", 0))
             view.log = log
             with _opened(sharded if hooks else None):
-                stop = [hook.after(view) for hook in hooks]
-            if last := step + 1 == steps or any(stop):
+                stops = [hook.after(view) for hook in hooks]
+            due = folder is not None and clock.due(step + 1)
+            stopped = any(stops)
+            if many:  # what ends a training ends it everywhere: a signal reaches processes at different steps
+                told = distributed.joined([(stopped, asked.signum, due)])
+                stopped, due = any(stop for stop, _, _ in told), told[0][2]
+                asked.signum = next((signum for _, signum, _ in told if signum is not None), None)
+            if last := step + 1 == steps or stopped:
                 for hook in hooks:
                     hook.end(view)
-            due = folder is not None and clock.due(step + 1)
-            if many:  # a signal reaches processes at different steps, and their clocks differ
-                told = distributed.joined([(asked.signum, due)])
-                asked.signum, due = next((s for s, _ in told if s is not None), None), told[0][1]
             if folder and keeps and (last or asked.signum is not None or due):
                 with clock.paused():
                     checkpoint.save(folder, named, snapshot(steps if last else step + 1), who)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from didact.bounds import Count, NonNegative, Positive
+from didact.bounds import Count, NonNegative, Positive, Whole
 from didact.learn.functions import (
+    Curriculum,
     Functions,
     Gaussian,
     Laplace,
@@ -49,6 +50,8 @@ class FunctionConfig:
         sharpness: standard deviation of that weight.
         spread: standard deviation of the others.
         per_batch: one class for a whole batch, as the official code draws it, in place of one a prompt.
+        curriculum: training begins with 5 inputs that are not 0 and 11 rows, and gets one and two more every so many
+            steps; 0 shows all from the start.
     """
 
     names: tuple[Name, ...] = ("dense",)
@@ -62,6 +65,12 @@ class FunctionConfig:
     sharpness: Positive = 1e-4
     spread: Positive = 1.0
     per_batch: bool = False
+    curriculum: Whole = 0
+
+
+def taught(c: FunctionConfig, of: Functions | Mixture) -> Functions | Mixture | Curriculum:
+    """What training draws of a class or mixture."""
+    return Curriculum(of, c.curriculum) if c.curriculum else of
 
 
 def law(c: FunctionConfig, seed: int = 0) -> Functions | Mixture:

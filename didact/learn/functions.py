@@ -8,6 +8,7 @@ Sources: Panwar et al. 2024, openreview HX5ujdsSon, sections 2-5; Garg et al. 20
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -35,11 +36,13 @@ class Functions:
         dim: d; with the fourier and haar basis 1.
         rows: T.
         noise: standard deviation of what is added to every target.
+        used: so many of the inputs; the others are 0. All by default.
     """
 
     dim: int = 20
     rows: int = 41
     noise: float = 0.0
+    used: int | None = None
 
     def inputs(self, rng: np.random.Generator, count: int) -> Array:
         """`(count, T, d)`, standard normal."""
@@ -52,6 +55,8 @@ class Functions:
     def drawn(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
         """Inputs and noisy targets."""
         x = self.inputs(rng, count)
+        if self.used is not None:
+            x[..., self.used :] = 0
         return x, self.values(rng, x) + self.noise * rng.standard_normal(x.shape[:2])
 
     def __call__(self, seed: int | Sequence[int], tasks: int) -> Tensors:
@@ -264,6 +269,26 @@ class Mixture:
                 x[here], y[here] = one.drawn(rng, int(here.sum()))
         batch = as_batch(x, y)
         return Tensors({**batch.tensors, "part": torch.from_numpy(part.copy())})
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """A class or mixture; training sees 5 inputs and 11 rows of it at first, and one and two more every so many steps.
+
+    A batch's seed ends with its step.
+    """
+
+    law: Any
+    every: int
+
+    def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
+        """Draw a batch of that step."""
+        stage = seed[-1] // self.every
+        shown = {"used": min(5 + stage, self.law.dim), "rows": min(11 + 2 * stage, self.law.rows)}
+        parts = [dataclasses.replace(p, **shown) for p in getattr(self.law, "parts", (self.law,))]
+        law = dataclasses.replace(self.law, parts=tuple(parts)) if isinstance(self.law, Mixture) else parts[0]
+        drawn: Tensors = law(seed, tasks)
+        return drawn
 
 
 def supports(dim: int, size: int = 3, most: int | None = None, seed: int = 0) -> list[tuple[int, ...]]:

@@ -17,6 +17,7 @@ from didact.data.streams import Batches, ExampleGroup, MicroBatch, Stream
 from didact.learn import language
 from didact.learn.fit import Hook, Term
 from didact.learn.language import Loss, TrainResult
+from didact.models import cost
 from didact.models.model import Model
 from didact.objectives import preference
 from didact.types import Fit, Preference
@@ -48,7 +49,8 @@ def reference_of(
         chosen = list(range(len(items)) if seen is None else seen)
         if not chosen:
             return None
-        found = language.reference_logp(reference, [items[i] for i in chosen])
+        with cost.partly(len(chosen) / len(items)):
+            found = language.reference_logp(reference, [items[i] for i in chosen])
         reference = found.new_full((len(items), found.shape[1]), torch.nan)
         reference[chosen] = found
     return None if reference is None else reference.to(model.device)

@@ -22,13 +22,24 @@ from torch import nn
 from didact.parallel.work import BACKWARD, FORWARD
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a share of something took that grows with the steps of a training until it is whole."""
+
+    tokens: int
+    flops: float
+    seconds: float
+    share: float
+
+
 @dataclass
 class Meter:
-    """Tokens and operations since it was started, and when that was."""
+    """Tokens and operations since it was started, and when that was; `parts` are in them."""
 
     tokens: int = 0
     flops: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    parts: list[Part] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -48,6 +59,16 @@ def metered() -> Iterator[Meter]:
         yield meter
     finally:
         _RUNNING.remove(meter)
+
+
+@contextlib.contextmanager
+def partly(share: float) -> Iterator[None]:
+    """What is computed inside is this share of something that is only computed as far as training will see it."""
+    with metered() as own:
+        yield
+    part = Part(own.tokens, own.flops, own.seconds, share)
+    for meter in _RUNNING:
+        meter.parts.append(part)
 
 
 @contextlib.contextmanager

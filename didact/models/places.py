@@ -76,7 +76,7 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
             raise UserError(f"{path}: a GGUF file, which takes the package gguf: pip install didact[gguf]")
         return
     if not folder.is_dir():
-        if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+        if folder.exists() or _is_path(path):
             raise UserError(f"{path}: not a model folder")
         return
     if (folder / FILE).is_file():
@@ -104,18 +104,25 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
 
 
 def base_of(adapter: Path) -> str:
-    """Where the start model of an adapter's folder is: at the path it names, beside it, or a hub id.
+    """Where the start model of an adapter's folder is: at the path it names, beside it or its run, or a hub id.
 
     Raises:
-        UserError: it names none.
+        UserError: it names none, or a path where none is.
     """
     named = adapter_config(adapter).get("base_model_name_or_path")
     if not named:
         raise UserError(
             f"{adapter}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
         )
-    places = (Path(named), adapter / named, adapter.parent / named, adapter.parent / Path(named).name)
-    return next((str(place) for place in places if _is_other_model(place, adapter)), named)
+    beside = [above / Path(named).name for above in adapter.absolute().parents[:2]]  # a run keeps it in `model`
+    places = (Path(named), adapter / named, adapter.parent / named, *beside)
+    found = next((str(place) for place in places if _is_other_model(place, adapter)), None)
+    if found is None and _is_path(named) and not Path(named).exists():
+        raise UserError(
+            f"{adapter}: its start model {named} is not there: put it beside the adapter, or name its folder in the "
+            "field 'base_model_name_or_path' of adapter_config.json"
+        )
+    return found or str(named)
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -125,6 +132,11 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         return dict(files.read_json(path)) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _is_path(name: str | Path) -> bool:
+    """Whether a name can be no hub id."""
+    return str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
 
 
 def _is_other_model(place: Path, adapter: Path) -> bool:

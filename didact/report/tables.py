@@ -121,8 +121,11 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
     names = {row["arm"]: boards.short(row["arm"]) for row in board["rows"]}
     table.add_column("arm", overflow="fold", min_width=max(map(len, names.values())))
     score = f"{board['primary'].replace('_', ' ')}\n({board['better']} is better)"
-    heads = (score, "to the best,\nin pairs", "to untouched,\nin pairs", "lr", "steps", unit, "kl", "length", "entropy")
-    for head in (*heads, "distinct\nbigrams", "general\ntext"):
+    said = {"kl": "kl", "length": "length", "entropy": "entropy", "distinct_2": "distinct\nbigrams"}
+    said = {m: head for m, head in said.items() if any(m in row["metrics"] for row in board["rows"])}
+    heads = (score, "to the best,\nin pairs", "to untouched,\nin pairs", "lr", "steps", unit, *said.values())
+    general = any("general_rise" in row["metrics"] for row in board["rows"])
+    for head in (*heads, *["general\ntext"][: int(general)]):
         table.add_column(head, justify="right", no_wrap=True)
     for place, row in enumerate(board["rows"], 1):
         best = "best" if place == 1 else f"{spread(row['to_leader'])}{', tied' if row['tied'] else ''}"
@@ -134,9 +137,9 @@ def leaderboard(board: Mapping[str, Any]) -> Table:
         used = row["cost"][unit]
         off = f" ({share:+.0%})" if (share := boards.off_budget(row, board)) else ""
         cells.append(f"{used:,.0f}{off}" if used and unit == "tokens" else f"{used:.3g}{off}" if used else "")
-        measured = (row["metrics"].get(m, {}).get("mean") for m in ("kl", "length", "entropy", "distinct_2"))
-        cells += [number(_rounded(value)) for value in measured]
-        cells.append("" if row["arm"] == "untouched" else _rise(row["metrics"].get("general_rise", {}).get("mean")))
+        cells += [number(_rounded(row["metrics"].get(m, {}).get("mean"))) for m in said]
+        rise = "" if row["arm"] == "untouched" else _rise(row["metrics"].get("general_rise", {}).get("mean"))
+        cells += [rise] if general else []
         table.add_row(*cells)
     return table
 

@@ -10,18 +10,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from didact import mechanisms
 from didact.claims import runner
 from didact.claims.lab import bound, difference, equivalence, ratio
+from didact.claims.mechanisms import bayesian_prism_sabotages as broken
 from didact.claims.problem import Problem
 from didact.data.streams import Tensors
-from didact.evaluate import prism, prism_report, statistics
-from didact.evaluate.references import bayes
-from didact.learn import fit as loop
+from didact.evaluate import prism, prism_report
 from didact.learn import function_laws
 from didact.learn.function_laws import FunctionConfig
 from didact.models.sequence import Mixer, SequenceConfig
@@ -130,38 +127,9 @@ def _mixture(module: nn.Module, given: FunctionConfig, size: Size, seed: int) ->
     }  # fmt: skip
 
 
-def unshifted(y: Tensor) -> Tensor:
-    """Sabotage: a row's token shows its own target."""
-    return y
-
-
-def unchecked(errors: Tensor, floor: Tensor, where: str) -> Any:
-    """The alarm is off: the claim's own test must notice."""
-    return statistics.mean_interval((errors - floor).double().mean(1).numpy())
-
-
-def last_only(module: nn.Module, batch: Tensors) -> loop.Terms:
-    """Sabotage: the loss is that of the last position alone."""
-    apart = (module(batch["x"], batch["y"]) - batch["y"]).square()[:, -1]
-    return {"mse": loop.Term(apart.sum(), "rows")}
-
-
-def unlearned(parts: Sequence[bayes.Predictor], alpha: Any) -> bayes.Predictor:
-    """Sabotage: the mixture's weights never learn from the labels."""
-    shares = torch.as_tensor(np.asarray(alpha, float))
-
-    def predict(x: Tensor, y: Tensor) -> bayes.Posterior:
-        found = [part(x, y) for part in parts]
-        mean = (torch.stack([f.mean for f in found], -1) * shares).sum(-1)
-        beta = shares.expand(*mean.shape, len(parts))
-        return bayes.Posterior(mean, sum(f.logp for f in found), beta)  # type: ignore[arg-type]
-
-    return predict
-
-
 NEAR, FLOOR = "nearer to Bayes than to ridge", "not below the exact floor"
 ONE: dict[str, Any] = {"parts": ("mixture",)}
-OFF = {"didact.evaluate.curves:check_floor": unchecked}
+OFF = {"didact.evaluate.curves:check_floor": broken.unchecked}
 CLAIM = runner.Claim(
     method="bayesian-prism",
     text=(
@@ -183,10 +151,10 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage("targets not shifted", FLOOR, None,
-                        OFF | {"didact.models.sequence:before": unshifted}, ONE),
+                        OFF | {"didact.models.sequence:before": broken.unshifted}, ONE),
         runner.Sabotage("loss on the last position only", NEAR, None,
-                        OFF | {"didact.evaluate.prism_report:LOSS": last_only}, ONE),
+                        OFF | {"didact.evaluate.prism_report:LOSS": broken.last_only}, ONE),
         runner.Sabotage("the reference's weights do not learn", NEAR, None,
-                        OFF | {"didact.evaluate.references.bayes:mixture": unlearned}, ONE),
+                        OFF | {"didact.evaluate.references.bayes:mixture": broken.unlearned}, ONE),
     ),
 )  # fmt: skip

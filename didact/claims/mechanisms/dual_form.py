@@ -7,11 +7,7 @@ characters with momentum and without, from the same weights on the same rows.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import difflib
-import inspect
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,40 +17,21 @@ from torch import Tensor
 from didact import mechanisms
 from didact.claims import runner
 from didact.claims.lab import bound, difference, equivalence, exact, gate
+from didact.claims.mechanisms import dual_form_example as example
 from didact.claims.mechanisms import translators
-from didact.claims.problem import Problem
+from didact.claims.mechanisms.dual_form_example import problem, problem_momentum
 from didact.data import demonstrations, encode
 from didact.evaluate import dual_form, similarity
 from didact.learn import subset
 from didact.learn.subset import Tuning
 from didact.models import momentum, projections
 from didact.models.model import Model
-from didact.types import Fit, Text
+from didact.types import Fit
+
+__all__ = ["CLAIM", "problem", "problem_momentum"]
 
 SIZES = {"smoke": (10, 3, 5), "quick": (200, 14, 250), "full": (400, 40, 1500)}  # steps of B's model, draws, steps of C
-OPTIONS: dict[str, Any] = {"shots": 8, "lrs": (0.03, 0.1, 0.3), "queries": 6}
-SHAPE: dict[str, Any] = {"layers": 2, "d": 64, "heads": 4, "context": 64, "vocabulary": 259}
 ETA = 0.1  # of .1, .3, .5 and .8 on seed 1000 the one that helped: .5 added .03 nats, .8 added .15
-
-
-def problem(seed: int) -> Problem:
-    """The small model, and one task it never saw."""
-    items = [r for r in translators.problems(seed) if r.task == "task 0"]
-    return Problem(
-        model=translators.translator(seed, SIZES["quick"][0]), data={"train": items[:12], "test": items[12:]},
-        options={**OPTIONS, "draws": 10},
-    )  # fmt: skip
-
-
-def problem_momentum(seed: int) -> Problem:
-    """Source code of Python's own library, and a model of characters."""
-    return Problem(data={"corpus": code()}, options=SHAPE, fit=_fit(SIZES["quick"][2], seed))
-
-
-def code() -> list[Text]:
-    """Some of Python's standard library, in pieces of 3,000 characters."""
-    whole = [inspect.getsource(m) for m in (argparse, typing, difflib)]
-    return [Text(text=source[at : at + 3_000]) for source in whole for at in range(0, len(source), 3_000)]
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = "ABC") -> runner.Measured:
@@ -95,7 +72,7 @@ def _identities(seed: int) -> dict[str, dict[str, float]]:
 def _behaviour(seed: int, steps: int, draws: int) -> dict[str, dict[str, float]]:
     """B: all measures on the small model."""
     model, items = translators.translator(seed, steps), translators.problems(seed)
-    result = mechanisms.dual_form(model, items, items, draws=draws, seed=seed, **OPTIONS)
+    result = mechanisms.dual_form(model, items, items, draws=draws, seed=seed, **example.OPTIONS)
     told = result.findings
     rows, rec = told["measures"], told["Rec2FTP"]
     return {
@@ -135,13 +112,11 @@ def _elsewhere(model: Model, seed: int) -> float:
 
 def _momentum(seed: int, steps: int) -> dict[str, dict[str, float]]:
     """C: unseen text, with momentum and without."""
-    fit = Fit(**_fit(steps, seed), seed=seed)
-    arms = mechanisms.dual_form_momentum(code(), eta=ETA, **SHAPE, fit=fit).findings["perplexity"]["arms"]
+    fit = Fit(**example.training(steps), seed=seed)
+    arms = mechanisms.dual_form_momentum(example.code(), eta=ETA, **example.SHAPE, fit=fit).findings["perplexity"][
+        "arms"
+    ]
     return {name: {"loss": arms[name]["estimate"]} for name in ("momentum", "plain")}
-
-
-def _fit(steps: int, seed: int) -> dict[str, Any]:
-    return {"lr": 3e-3, "steps": steps, "rows": 8, "betas": (0.9, 0.98), "schedule": "cosine", "warmup_steps": 10}
 
 
 def _itself(values: Tensor, eta: float, documents: Tensor, queries: int | None = None) -> Tensor:

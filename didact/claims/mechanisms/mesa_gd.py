@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from didact import mechanisms
 from didact.claims import runner
 from didact.claims.lab import bound, difference, equivalence, exact
+from didact.claims.mechanisms import mesa_gd_sabotages as broken
 from didact.claims.problem import Problem
 from didact.data.streams import Tensors
 from didact.evaluate import learners
 from didact.evaluate.references import gradient
-from didact.learn import episodes
 from didact.models import mixers
 from didact.types import Fit
 from didact.worlds import regression
@@ -107,32 +105,6 @@ def construction_error(tasks: Tensors, eta: float) -> float:
     return max(off)
 
 
-def flipped(module: nn.Module) -> learners.Learner:
-    """Sabotage: the readout forgets its minus once the module is trained."""
-    return lambda x, y, query: -module(x, y, query)
-
-
-def shuffled(sampler: episodes.Sampler, seed: int, rows: int) -> Callable[[int], Tensors]:
-    """Sabotage: contexts are trained on whose labels belong to other rows."""
-
-    def batch_at(step: int) -> Tensors:
-        batch = sampler((seed, step), rows)
-        order = torch.rand(batch["y"].shape[:2], generator=torch.Generator().manual_seed(step)).argsort(1)
-        return Tensors({**batch.tensors, "y": batch["y"].take_along_dim(order[..., None], 1)})
-
-    return batch_at
-
-
-def wrong_slot(query: Tensor, start: Tensor) -> Tensor:
-    """Sabotage: the query token, itself a key and value, brings a label of its own making."""
-    return torch.ones_like(query @ start.T)
-
-
-def eta_over_rows(rows: int, dim: int, variance: float, fourth: float) -> float:
-    """Sabotage: eta taken for eta/N, and divided once more."""
-    return variance / (fourth + (rows + dim - 2) * variance**2)
-
-
 def _train(
     world: regression.Linear, size: Size, seed: int, steps: int, **options: Any
 ) -> tuple[mixers.LinearSelfAttention, dict[str, Any]]:
@@ -149,6 +121,7 @@ def _loss(learner: learners.Learner, tasks: Tensors) -> float:
 
 COSINE, ONE_STEP = "sensitivities equal GD's", "loss equals one step of GD"
 ONE: dict[str, Any] = {"deep": False}
+OF_MODULE, BATCHES = "didact.evaluate.learners:of_module", "didact.learn.episodes:batches"
 
 CLAIM = runner.Claim(
     method="mesa-gd",
@@ -171,12 +144,12 @@ CLAIM = runner.Claim(
         exact("weights by hand are k steps of GD", "constructed.error", 0.0, 1e-6, "prediction"),
     ),
     sabotages=(
-        runner.Sabotage("readout sign flipped", COSINE, None, {"didact.evaluate.learners:of_module": flipped}, ONE),
-        runner.Sabotage("labels shuffled in context", ONE_STEP, None, {"didact.learn.episodes:batches": shuffled}, ONE),
+        runner.Sabotage("readout sign flipped", COSINE, None, {OF_MODULE: broken.flipped}, ONE),
+        runner.Sabotage("labels shuffled in context", ONE_STEP, None, {BATCHES: broken.shuffled}, ONE),
         runner.Sabotage("softmax with one head", COSINE, options=ONE | {"attention": "softmax"}),
         runner.Sabotage("query is a key with a wrong label", COSINE, None,
-                        {"didact.models.mixers:first_guess": wrong_slot}, ONE | {"include_query": True}),
+                        {"didact.models.mixers:first_guess": broken.wrong_slot}, ONE | {"include_query": True}),
         runner.Sabotage("eta off by a factor N", ONE_STEP, None,
-                        {"didact.evaluate.references.gradient:optimal_eta": eta_over_rows}, ONE),
+                        {"didact.evaluate.references.gradient:optimal_eta": broken.eta_over_rows}, ONE),
     ),
 )  # fmt: skip

@@ -38,7 +38,7 @@ SMALL = {"learner.layers": 3, "learner.heads": 2, "learner.width": 64}
         "fourier-low": {"functions.names": ("fourier-low",)},
         "fourier-high": {"functions.names": ("fourier-high",)},
         "monomials": {"functions.names": ("monomials",), "functions.tasks": 100, "looks": 20},
-        "official": {"functions.per_batch": True},
+        "official": {"functions.per_batch": True, "functions.curriculum": 2000},
     },
 )  # fmt: skip
 def bayesian_prism(
@@ -106,7 +106,8 @@ def bayesian_prism(
         def build() -> SequenceLearner:
             return SequenceLearner(law.dim, 1, **shape)
 
-        runs = episodes.meta_train(build, law, fit, restarts, loss=prism_report.LOSS, hooks=watch.hooks)
+        shown = function_laws.taught(functions, law)
+        runs = episodes.meta_train(build, shown, fit, restarts, loss=prism_report.LOSS, hooks=watch.hooks)
         module: Any = runs[0].module
         result.history = runs[0].history
         result.findings["training_loss"] = [run.training_loss for run in runs]

@@ -1,0 +1,44 @@
+"""What bayesian-prism's claim must notice: leaks, another loss, and a reference that does not learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from didact.data.streams import Tensors
+from didact.evaluate import statistics
+from didact.evaluate.references import bayes
+from didact.learn import fit as loop
+
+
+def unshifted(y: Tensor) -> Tensor:
+    """a row's token shows its own target."""
+    return y
+
+
+def unchecked(errors: Tensor, floor: Tensor, where: str) -> Any:
+    """The alarm is off: the claim's own test must notice."""
+    return statistics.mean_interval((errors - floor).double().mean(1).numpy())
+
+
+def last_only(module: nn.Module, batch: Tensors) -> loop.Terms:
+    """the loss is that of the last position alone."""
+    apart = (module(batch["x"], batch["y"]) - batch["y"]).square()[:, -1]
+    return {"mse": loop.Term(apart.sum(), "rows")}
+
+
+def unlearned(parts: Sequence[bayes.Predictor], alpha: Any) -> bayes.Predictor:
+    """the mixture's weights never learn from the labels."""
+    shares = torch.as_tensor(np.asarray(alpha, float))
+
+    def predict(x: Tensor, y: Tensor) -> bayes.Posterior:
+        found = [part(x, y) for part in parts]
+        mean = (torch.stack([f.mean for f in found], -1) * shares).sum(-1)
+        beta = shares.expand(*mean.shape, len(parts))
+        return bayes.Posterior(mean, sum(f.logp for f in found), beta)  # type: ignore[arg-type]
+
+    return predict
