@@ -509,8 +509,13 @@ TAGGED = (
 
 def test_what_a_template_marks_as_said_by_the_assistant_is_what_is_learnt(tokenizer):
     marked = chatty(tokenizer, TAGGED)
+    several = chatty(tokenizer, {"default": TAGGED, "tool_use": CHATML})
     row = encode.row(marked, talk("Where?", "Tarn", "And who?"), "Mira", "causal", 256)
     assert marked.decode(row.completion) == "Mira</s>" and marked.decode(row.prompt).endswith("<|assistant|>\nThus:\n")
+    assert encode.row(several, talk("Where?", "Tarn", "And who?"), "Mira", "causal", 256) == row
+    with chat.dated("2020-02-02"):
+        several.chat_template = {"default": "{{ strftime_now('%Y') }}" + TAGGED, "tool_use": CHATML}
+        assert several.decode(encode.row(several, talk("Where?"), "Mira", "causal", 256).prompt).startswith("2020")
     turns = [*talk("Where?", "Tarn", "And who?", "Mira").turns]
     theirs = marked.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
     learnt = [i for i, said in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if said]

@@ -397,6 +397,9 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
     assert fresh("mistral", sliding_window=4).context == 64
     model = fresh("mamba")
     del model.config.n_positions
+    model.config.context_length = 80  # RWKV's name of it
+    assert model.context == 80
+    del model.config.context_length
     model.save(tmp_path)
     assert load_model(tmp_path).context == 512
     assert "names a context length: 512 tokens are taken" in capsys.readouterr().err

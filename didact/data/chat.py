@@ -97,8 +97,7 @@ def _answered(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, prompt: Messages, completion: str) -> tuple[int, int] | None:
     """Where the template's generation tags say that the last turn's answer stands; None where they mark none."""
-    template = getattr(tokenizer, "chat_template", None)
-    if not isinstance(template, str) or not _TAGGED.search(template):
+    if not _TAGGED.search(_template(tokenizer, prompt.tools)):
         return None
     before, spans = (_spans(tokenizer, turns, prompt.tools) for turns in (prompt.turns, _turns(prompt, completion)))
     answer = spans[len(before) :]
@@ -189,14 +188,14 @@ def render(
         inner["arguments"] for turn in turns for inner in _called(turn) if isinstance(inner.get("arguments"), dict)
     ]
     try:
-        text = _limited(tokenizer, write, dict(how))
+        text = _limited(tokenizer, write, dict(how), tools)
         wants_text = any(str(arguments) in text for arguments in given if arguments)
     except UserError:
         if not given:
             raise
         wants_text = True
     if wants_text:  # some templates put arguments beside other text as they come
-        text = _limited(tokenizer, write, how | {"turns": [with_text(turn) for turn in turns]})
+        text = _limited(tokenizer, write, how | {"turns": [with_text(turn) for turn in turns]}, tools)
     if len(text) > LONGEST:
         raise UserError(f"the tokenizer's chat template writes more than {LONGEST / 1e6:g} million characters")
     return text
@@ -223,18 +222,30 @@ def _spans(
     """Where in what the template writes its generation tags begin and end, in characters."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def write(chat_template: Any = tokenizer.chat_template) -> Any:
+    own = _template(tokenizer, tools)
+
+    def write(chat_template: Any = own) -> Any:
         named: dict[str, Any] = {**tokenizer.special_tokens_map, "tools": list(tools) or None}
         said = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
         return render_jinja_template([said], chat_template=chat_template, return_assistant_tokens_mask=True, **named)[1]
 
-    return [(int(a), int(b)) for a, b in _limited(tokenizer, write, {})[0]]
+    return [(int(a), int(b)) for a, b in _limited(tokenizer, write, {}, tools)[0]]
 
 
-def _limited(tokenizer: PreTrainedTokenizerBase, write: Callable[..., R], how: dict[str, Any]) -> R:
+def _template(tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]] = ()) -> str:
+    """The template that writes a conversation with these tools, of a tokenizer that has several; empty without one."""
+    template: Any = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("tool_use" if tools else "default", template.get("default"))
+    return template or ""
+
+
+def _limited(
+    tokenizer: PreTrainedTokenizerBase, write: Callable[..., R], how: dict[str, Any], tools: Sequence[Any] = ()
+) -> R:
     """What a template writes, within limits on time and memory, and on the day of the run."""
-    template = getattr(tokenizer, "chat_template", None)
-    if (now := _DAY.get()) is not None and isinstance(template, str) and "strftime_now" in template:
+    template = _template(tokenizer, tools)
+    if (now := _DAY.get()) is not None and "strftime_now" in template:
         how["chat_template"] = _DATE.sub(lambda m: repr(now.strftime(m[2])), template)
     try:
         with untrusted.limited(SECONDS, BYTES):

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["causal", "masked", "seq2seq", "encoder", "dual", "module"]
-CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+CONTEXTS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx",
+    "context_length", "max_target_positions",
+)  # fmt: skip
 UNKNOWN_CONTEXT = 512
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder", "generator")
 CONDITION = "condition.json"  # beside the weights
