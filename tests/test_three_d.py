@@ -235,7 +235,17 @@ def test_torchrun_trains_and_saves_a_folder_that_opens_anywhere(tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "DIDACT_CACHE": "off", "CUDA_VISIBLE_DEVICES": ""}
     for out, launcher in (("one", []), ("four", ["-m", "torch.distributed.run", "--nproc_per_node", "4"])):
         more = ["--layout", "2x1x2"] if launcher else []
-        command = [sys.executable, *launcher, "-m", "didact", *given, *more, "--out", str(tmp_path / out)]
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            *(["--"] if launcher else []),
+            "didact",
+            *given,
+            *more,
+            "--out",
+            str(tmp_path / out),
+        ]
         done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     one, four = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("one", "four"))
