@@ -32,7 +32,7 @@ PAIRS = [
     Case("llama", 1, 1, 2),
     Case("gpt2", 2, 1, 1, schedule="gpipe"),
 ]
-SHAPE = {"layers": 2, "d": 16, "heads": 2, "context": 16, "vocabulary": 300, "first_rows": 2, "more_rows": 2}
+SHAPE = {"layers": 2, "hidden": 16, "heads": 2, "context": 16, "vocabulary": 300, "first_rows": 2, "more_rows": 2}
 CPU = torch.device("cpu")
 
 
@@ -202,7 +202,7 @@ def test_without_a_layout_the_planner_chooses_among_those_that_can_be_trained(mo
 
 
 def test_what_cannot_be_pretrained_is_refused():
-    for more, said in (({"fit": Fit(lora=4)}, "lora"), ({"d": 10, "heads": 3}, "divide d"),
+    for more, said in (({"fit": Fit(lora=4)}, "lora"), ({"hidden": 10, "heads": 3}, "divide hidden"),
                        ({"fit": Fit(optimizer="sgd", steps=1, rows=1)}, "adamw or adam")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             pretraining.megatron_turing(texts()[:3], **{**SHAPE, **more})

@@ -1,4 +1,4 @@
-"""Several processes that train one model (`accelerate launch`): what each of them makes, all of them have."""
+"""Several processes that train one model: what each of them makes, all of them have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from didact.parallel import launch
@@ -33,24 +33,25 @@ def rank(module: nn.Module) -> tuple[int, int]:
 
 
 def here() -> tuple[int, int]:
-    """The same once a module's processes have found each other, and before where there is no launcher."""
-    if launch.world() == 1:
-        return 0, 1
-    state = PartialState()
-    return state.process_index, state.num_processes
+    """The same of the processes that have found each other."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def from_first(values: list[Any]) -> list[Any]:
     """The first process's values."""
     held = [values]
-    broadcast_object_list(held)
+    if dist.is_initialized():
+        dist.broadcast_object_list(held)
     return held[0]
 
 
 def joined(values: list[Any]) -> list[Any]:
     """All processes' values, in the order of the processes."""
-    made: list[Any] = gather_object(values)
-    return made
+    if not dist.is_initialized():
+        return values
+    made: list[list[Any]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(made, values)
+    return [value for theirs in made for value in theirs]
 
 
 @contextlib.contextmanager
@@ -72,4 +73,5 @@ def peers() -> Iterator[None]:
 
 def wait() -> None:
     """Until all are here."""
-    PartialState().wait_for_everyone()
+    if dist.is_initialized():
+        dist.barrier()

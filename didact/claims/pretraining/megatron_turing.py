@@ -31,7 +31,7 @@ WARMUP, END = 27e9, 270e9  # the paper's warm-up would be over in a step, and it
 FRESH = 100  # before the first test seed: text was prepared otherwise when seeds 0 to 4 had been seen
 STEPS = {"smoke": 4, "quick": 120, "full": 120}
 SHAPE: dict[str, Any] = {
-    "layers": 4, "d": 96, "heads": 4, "context": WINDOW, "vocabulary": 512, "first_rows": 2, "more_rows": 2,
+    "layers": 4, "hidden": 96, "heads": 4, "context": WINDOW, "vocabulary": 512, "first_rows": 2, "more_rows": 2,
 }  # fmt: skip
 TWO = (Case("llama", 2, 1, 1), Case("llama", 1, 2, 1), Case("llama", 1, 1, 2), Case("gpt2", 2, 1, 1, schedule="gpipe"))
 SINGLE = tuple(case._replace(dtype="float32") for case in TWO[:3])

@@ -33,8 +33,8 @@ SIZES = {  # layers, width, heads, rows of the full batch, peak rate; the smalle
     capabilities=("train",),
     kinds=("causal",),
     presets={
-        name: {"layers": layers, "d": d, "heads": heads, "arch": "gpt2", "fit.rows": rows, "fit.lr": lr}
-        for name, (layers, d, heads, rows, lr) in SIZES.items()
+        name: {"layers": layers, "hidden": hidden, "heads": heads, "arch": "gpt2", "fit.rows": rows, "fit.lr": lr}
+        for name, (layers, hidden, heads, rows, lr) in SIZES.items()
     },
 )
 def megatron_turing(
@@ -45,7 +45,7 @@ def megatron_turing(
     pipeline: Literal["1f1b", "gpipe"] = "1f1b",
     arch: Literal["llama", "gpt2"] = "llama",
     layers: Count = 12,
-    d: Count = 768,
+    hidden: Count = 768,
     heads: Count = 12,
     context: Count = 2048,
     vocabulary: Count = 51_200,
@@ -67,7 +67,7 @@ def megatron_turing(
 
         rate     lr n / warmup_tokens, then a cosine to floor lr at decay_tokens
         batch    first_rows, and more_rows more at a time, up to fit.rows after `ramp` tokens
-        start    normal, deviation sqrt(1 / (3 d)), over sqrt(2 layers) where it leads back into the residual stream
+        start    normal, deviation sqrt(1 / (3 hidden)), over sqrt(2 layers) where it leads back to the residual stream
 
     `torchrun --nproc_per_node 4 -m didact run megatron-turing --corpus text.jsonl --layout 2x1x2`. Stages run by
     torch's pipelining, copies by FSDP2, parts by DTensor; checkpoints are written in parts, and any other layout goes
@@ -80,7 +80,7 @@ def megatron_turing(
         pipeline: its schedule: one forward, one backward, or all forward first.
         arch: of the new model; llama can be split into parts, gpt2 into stages and copies.
         layers: of the new model.
-        d: its width.
+        hidden: its width.
         heads: of its attention.
         context: tokens of a window.
         vocabulary: of the byte-level BPE trained on the corpus.
@@ -101,11 +101,11 @@ def megatron_turing(
         raise UserError("pre-training trains every weight: leave lora at 0")
     device = model.device if model else load.device_of(None)
     if model is None:
-        if d % heads:
-            raise UserError(f"d = {d}, heads = {heads}: heads must divide d")
+        if hidden % heads:
+            raise UserError(f"hidden = {hidden}, heads = {heads}: heads must divide hidden")
         tokenizer = build.train_tokenizer((t.text for t in corpus), vocabulary)
         with torch.device("meta"):
-            model = build.build(arch, tokenizer, d, layers, heads, context=context)
+            model = build.build(arch, tokenizer, hidden, layers, heads, context=context)
         values = three_d.drawn(model.module, fit.seed)
     else:
         values = dict(model.module.named_parameters()).__getitem__
