@@ -26,7 +26,13 @@ SHORT = ["--rounds", "2", "--rows", "8", "--lr", "1e-2", "--epochs", "1", "--max
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
+    """A cache and a working folder of the test's own; nothing in that folder is anybody's to remove."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    yield
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["file"]
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +227,14 @@ def test_weights_that_the_server_loses_under_way_stop_the_next_round(server, mod
             didact.alignment.spin(model, world.retain[:8], rounds=2, max_new_tokens=6, fit=FIT)
     finally:
         patch.undo()
+
+
+def test_a_failed_rehearsal_leaves_the_server_with_its_own_weights(server, model, monkeypatch):
+    gaps = iter([0.0, 1.0])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="after it was given the weights"):
+        patch.setattr(served.Served, "probe", lambda self, model: next(gaps))
+        served.Served(server.url).begin(model, Fit())
+    served.Served(server.url).begin(model, FIT)  # with an adapter the server's own weights must be the model's
 
 
 # --- what is kept ------------------------------------------------------------------------------------------

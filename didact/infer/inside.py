@@ -1,7 +1,8 @@
 """vLLM in this process as the engine that samples in rounds, on the GPU that trains: awake while a round is collected.
 
 Under `torchrun` every process has an engine of its own (`external_launcher`). Weights are reloaded from a folder, and
-left by vLLM while the model trains (sleep at level 2). Written to vLLM 0.32's interface, and not measured on a GPU.
+left by vLLM while the model trains (sleep at level 2). Run on a CPU, with vLLM 0.32; sleep and `external_launcher` are
+written to its interface, and not measured for want of a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from didact.infer import handover
 from didact.infer.engines import Ask, Draw, Engine
 from didact.models import adapters, cost
 from didact.models.model import Model
@@ -51,7 +53,7 @@ class Inside(Engine):
             model=str(folder), dtype=dtype, max_model_len=model.context, gpu_memory_utilization=SHARE,
             enable_sleep_mode=model.device.type == "cuda", seed=0, **sharing,
         )  # fmt: skip
-        self.take(model, model.fingerprint())
+        self.holds(handover.rehearsed(model, fit, adapter=False))
 
     def take(self, model: Model, digest: str) -> None:
         """Reload the weights from a folder."""

@@ -55,7 +55,7 @@ class Served(Engine):
         self._control = exchanges.Exchanges(self.url.removesuffix("/v1"), self._caller.key, TIMEOUT, 1)
         self._adapts = False
         self._base: Model | None = None  # what an adapter is laid over
-        self._place = Path()
+        self._place: Path | None = None  # what is written for the server; unset until it is a folder of its own
         self._serving, self._digest = "", ""
 
     def open(self, model: Model, fit: Fit) -> None:
@@ -90,6 +90,7 @@ class Served(Engine):
             UserError: the server does not; an adapter cannot tell the change.
         """
         plain, self._digest = adapters.merged(model), digest
+        assert self._place is not None
         folder = self._place / digest
         last, self._serving = self._serving, self._name
         if not self._adapts:
@@ -138,9 +139,9 @@ class Served(Engine):
         with contextlib.suppress(UserError):
             if self._serving != self._name:
                 self._unload(self._serving)
-            elif self.start is not None and not self._adapts and self._place.is_dir():
+            elif self.start is not None and not self._adapts and self._place is not None and self._place.is_dir():
                 self.take(self.start, self.start.fingerprint())
-        if self._place.name:
+        if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._place.parent.rmdir()
@@ -217,8 +218,8 @@ class Served(Engine):
     def _written(self, folder: Path, write: Any) -> None:
         """Write a folder for the server, the only one."""
         try:
-            shutil.rmtree(self._place, ignore_errors=True)
-            self._place.mkdir(parents=True)
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.parent.mkdir(parents=True)
             write()
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None

@@ -42,10 +42,12 @@ class State:
     tokens: int = 0
 
 
-def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identity: dict[str, Any]) -> Path:
+def save(
+    folder: str | Path, weights: Mapping[str, Tensor], state: State, identity: dict[str, Any], spread: bool = False
+) -> Path:
     """Write `step-N` into `folder`, where the one before stays too: no damage to the newest costs the run.
 
-    Weights that lie over processes are written by all of them, each its part.
+    Weights that lie over processes, or are `spread` whole over them, are written by all, each its part.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the previous checkpoint stays.
@@ -56,7 +58,8 @@ def save(folder: str | Path, weights: Mapping[str, Tensor], state: State, identi
         if distributed.here()[0] == 0:
             for old in [p for p in _all(root) if p != place and not files.foreign(p)][:-1]:
                 shutil.rmtree(old, ignore_errors=True)
-        with _together(place, shards.spread(weights)) as (fresh, spread):
+        spread = spread or shards.spread(weights)
+        with _together(place, spread) as fresh:
             if spread:
                 shards.write(fresh / shards.FOLDER, {**weights, **state.optimizer})
             else:
@@ -88,7 +91,7 @@ def load(
 ) -> tuple[dict[str, Tensor], State] | None:
     """The newest checkpoint in `folder` that is as it was written, or None where there is none.
 
-    What belongs to the weight `over[name]` lies over processes as that does, however many wrote it.
+    Given `over`, only what belongs to its weights, lying over processes as `over[name]` does, however many wrote it.
     Damaged ones are set aside as `damaged-step-N`, in a line on stderr.
 
     Raises:
@@ -152,21 +155,22 @@ def _read(place: Path, over: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], S
         optimizer = {k: v for k, v in kept.items() if "|" in k}
     else:
         weights, optimizer = load_file(place / "weights.safetensors"), load_file(place / "optimizer.safetensors")
-        if shards.spread(over):
-            weights = {k: shards.like(v, over.get(k)) for k, v in weights.items()}
-            optimizer = {k: shards.like(v, over.get(k.split("|")[0])) for k, v in optimizer.items()}
+        if over:
+            weights = {k: shards.like(v, over[k]) for k, v in weights.items() if k in over}
+            owned = {k: over.get(k.split("|")[0]) for k in optimizer}
+            optimizer = {k: shards.like(optimizer[k], weight) for k, weight in owned.items() if weight is not None}
     return weights, State(optimizer=optimizer, **rest), identity
 
 
 @contextlib.contextmanager
-def _together(place: Path, spread: bool) -> Iterator[tuple[Path, bool]]:
+def _together(place: Path, spread: bool) -> Iterator[Path]:
     """A new folder at `place` to fill, by all processes where they are to; the first one makes and seals it."""
     if not spread:
         with files.new_folder(place) as fresh:
-            yield fresh, False
+            yield fresh
         return
     with files.new_folder(place) if distributed.here()[0] == 0 else contextlib.nullcontext(place) as mine:
-        yield Path(distributed.from_first([str(mine)])[0]), True
+        yield Path(distributed.from_first([str(mine)])[0])
         distributed.wait()
     distributed.wait()
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from didact import folders, registry
 from didact.data.encode import TokenizedExample
-from didact.learn import distributed, interrupts, language, recompute, resharded
+from didact.learn import checkpoint, distributed, interrupts, language, recompute
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Step
@@ -104,7 +104,7 @@ def train(
         held.enter_context(distributed.peers())
         if folder:
             held.enter_context(_alone(folder))
-        now = (resharded.load(folder, part.named, optimizer, who) if folder else None) or State()
+        now = taken_back(folder, part, optimizer, who) if folder else State()
         for hook, kept in zip(hooks, now.hooks, strict=False):
             hook.restore(kept)
         for hook in hooks:
@@ -112,7 +112,7 @@ def train(
         asked = held.enter_context(interrupts.after_the_step(folder is not None))
         held.enter_context(torch.random.fork_rng())
         held.enter_context(recompute.layers(part.stage, fit.checkpointing))
-        bar = held.enter_context(Bar("pretrain", steps, now.step, quiet=not resharded.first()))
+        bar = held.enter_context(Bar("pretrain", steps, now.step, quiet=not _first()))
         saved = time.monotonic()
         for step in range(now.step, steps):
             batch = batch_at(step)
@@ -136,7 +136,7 @@ def train(
             bar.advance(loss, len(ids) * recipe.window)
             stop = [bool(hook.after(view)) for hook in hooks]
             due = fit.save_every is not None and now.step % fit.save_every == 0
-            due |= time.monotonic() - saved >= 60 * fit.save_minutes and resharded.first()
+            due |= time.monotonic() - saved >= 60 * fit.save_minutes and _first()
             ended, signalled, write = part.over_all([any(stop), asked.signum is not None, due])
             if last := now.step == steps or bool(ended):
                 for hook in hooks:
@@ -144,7 +144,7 @@ def train(
                 now.step = steps
             if folder and (last or signalled or write):
                 now.hooks = [hook.state() for hook in hooks]
-                resharded.save(folder, part.named, optimizer, now, who)
+                keep(folder, part, optimizer, now, who)
                 saved = time.monotonic()
             if last or signalled:
                 break
@@ -182,6 +182,30 @@ def adam(part: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
     return made(each, lr=fit.lr, betas=fit.betas, eps=fit.eps)
 
 
+def keep(folder: Path, part: engine.Engine, optimizer: torch.optim.Optimizer, now: State, who: dict[str, Any]) -> None:
+    """Write a checkpoint under the whole model's names, every process its part."""
+    slots = checkpoint.optimizer_tensors(optimizer, {p: name for name, p in part.named.items()})
+    many = distributed.here()[1] > 1
+    checkpoint.save(folder, part.named, dataclasses.replace(now, optimizer=slots), who, spread=many)
+
+
+def taken_back(folder: Path, part: engine.Engine, optimizer: torch.optim.Optimizer, who: dict[str, Any]) -> State:
+    """Go on from the newest checkpoint of a folder, whatever layout wrote it; from the start where there is none."""
+    if (found := checkpoint.load(folder, who, part.named)) is None:
+        return State()
+    weights, state = found
+    with torch.no_grad():
+        for name, p in part.named.items():
+            p.copy_(weights[name])
+    checkpoint.restore_optimizer(optimizer, state.optimizer, part.named)
+    return dataclasses.replace(state, optimizer={})
+
+
+def _first() -> bool:
+    """Whether this is the first of all processes."""
+    return distributed.here()[0] == 0
+
+
 def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fit: Fit) -> dict[str, Any]:
     """What must be equal for a checkpoint to be resumed; layouts may differ."""
     call = {k: v for k, v in registry.identity().items() if k not in OWN}
@@ -194,7 +218,7 @@ def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fi
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Inside the block no other run writes checkpoints into this folder; the first process sees to it."""
-    if not resharded.first():
+    if not _first():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +236,7 @@ def _model(start: Model, weights: dict[str, Tensor], device: torch.device, grid:
     """The trained model: whole and as narrow as it was, on the CPU where no device had it whole."""
     module: Any = start.module
     made = stages.skeleton(module)
-    if resharded.first():
+    if _first():
         names = {id(p): name for name, p in made.named_parameters()}
         stages.fill(made, names, weights.__getitem__, device if grid.mesh is None else torch.device("cpu"))
     made.to(next(module.parameters()).dtype)

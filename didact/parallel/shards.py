@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 FOLDER = "shards"  # of a checkpoint
 
@@ -35,10 +36,22 @@ def like(value: Tensor, other: Tensor | None) -> Tensor:
     """`value` on the device of `other`, and over the processes as that is, where both have one shape."""
     if other is None or isinstance(value, DTensor):
         return value
-    at = value.to(other.device)
-    if isinstance(other, DTensor) and value.shape == other.shape:
-        return distribute_tensor(at, other.device_mesh, other.placements, src_data_rank=None)
-    return at
+    if not isinstance(other, DTensor) or value.shape != other.shape:
+        return value.to(other.device)
+    room = torch.empty_like(other, dtype=value.dtype, requires_grad=False)
+    place(room, value)
+    return room
+
+
+@torch.no_grad()
+def place(part: Tensor, value: Tensor) -> None:
+    """Write this process's part of a whole tensor."""
+    if not isinstance(part, DTensor):
+        part.copy_(value)
+        return
+    shape, offset = compute_local_shape_and_global_offset(part.shape, part.device_mesh, part.placements)
+    spots = tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
+    part.to_local().copy_(value[spots])
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -48,9 +61,17 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(folder: Path, over: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What stands in `folder`; a tensor `name` or `name|...` lies over processes as `over[name]` does. All call."""
+    """What stands in `folder`; a tensor `name` or `name|...` lies over processes as `over[name]` does. All call.
+
+    What belongs to no weight in `over` is left, unless that is empty.
+    """
     kept: Mapping[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
-    room = {key: _room(told.size, told.properties.dtype, over.get(key.split("|")[0])) for key, told in kept.items()}
+    owned = {key: over.get(key.split("|")[0]) for key in kept}
+    room = {
+        key: _room(kept[key].size, kept[key].properties.dtype, weight)
+        for key, weight in owned.items()
+        if weight is not None or not over
+    }
     with _quiet():
         state_dict_loader.load(room, storage_reader=FileSystemReader(folder))
     return room

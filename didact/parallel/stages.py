@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from didact.parallel import tensor
+from didact.parallel import shards
 
 
 class Parts(NamedTuple):
@@ -123,7 +123,7 @@ def fill(part: nn.Module, names: Mapping[int, str], values: Callable[[str], Tens
             if p.is_meta:
                 if id(p) not in made:
                     made[id(p)] = nn.Parameter(torch.empty_like(p, device=device))
-                    tensor.place(made[id(p)].data, values(names[id(p)]))
+                    shards.place(made[id(p)].data, values(names[id(p)]))
                 owner.register_parameter(name, made[id(p)])
         for name, buffer in list(owner.named_buffers(recurse=False)):
             owner._buffers[name] = buffer.to(device)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 STYLES: dict[str, Callable[[], ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
@@ -53,16 +52,6 @@ def logits(local: Tensor, mesh: DeviceMesh, vocab: int) -> DTensor:
 
 
 @torch.no_grad()
-def place(p: Tensor, whole: Tensor) -> None:
-    """Write this process's part of a whole tensor into a weight, or what an optimizer keeps of one."""
-    if not isinstance(p, DTensor):
-        p.copy_(whole)
-        return
-    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    spots = tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
-    p.to_local().copy_(whole[spots])
-
-
 def local(p: Tensor) -> Tensor:
     """This process's part."""
     return p.to_local() if isinstance(p, DTensor) else p

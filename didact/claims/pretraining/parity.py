@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel
 from torch.nn import functional as F
 
 from didact.claims import runner
-from didact.learn import resharded, three_d
+from didact.learn import distributed, three_d
 from didact.models import build, shape
 from didact.parallel import engine, memory, mesh, stages, tensor
 from didact.parallel.engine import IGNORE, Engine
@@ -115,7 +115,7 @@ def _compared(case: Case, seed: int, steps: int) -> dict[str, float]:
         held = part.over_all([_held(part, optimizer)])[0]
         optimizer.zero_grad()
     after = part.whole()
-    if not resharded.first():
+    if distributed.here()[0]:
         return {}
     one = alone(module, given)
     assert gradients.keys() == one.gradients.keys() == after.keys()
