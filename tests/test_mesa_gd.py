@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from didact import figures, files
-from didact.claims.mechanisms import mesa_gd as claim
+from didact.claims.mechanisms import mesa_gd_sabotages as sabotages
 from didact.data import read
 from didact.data.streams import Tensors
 from didact.evaluate import learners, numbers
@@ -57,7 +57,7 @@ def test_it_learns_gradient_descent_from_records(taught: Result) -> None:
     found = learners.compare(learners.of_module(module), gd, unseen)
     assert found.loss.estimate == pytest.approx(found.reference_loss.estimate, rel=0.04)
     assert found.cosine.estimate > 0.98
-    assert learners.compare(claim.flipped(module), gd, unseen).cosine.estimate < -0.98
+    assert learners.compare(sabotages.flipped(module), gd, unseen).cosine.estimate < -0.98
 
 
 def test_the_report_says_so(taught: Result) -> None:
