@@ -245,7 +245,10 @@ def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
     server.ways(slow=0.1)
     child = FORK.Process(target=lambda: os._exit(spin(*words)[0]))
     child.start()
-    kept = lambda: [row for row in server.asked() if row["slow"] and len(row["prompt"]) > 0]  # noqa: E731
+
+    def kept():
+        return [row for row in server.asked() if row["slow"] and len(row["prompt"]) > 0]
+
     probed = 8 * 2  # of the start model, and of the rehearsal
     for _ in range(300):
         if len(kept()) >= probed + 8 + 5:  # round 0's own probe, then five answers
@@ -258,7 +261,10 @@ def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
     server.ways()
     server.log.unlink()
     assert spin(*words)[0] == 0
-    first = lambda rows: [(tuple(r["prompt"]), r["seed"]) for r in rows if r["model"] == "small"]  # noqa: E731
+
+    def first(rows):
+        return [(tuple(r["prompt"]), r["seed"]) for r in rows if r["model"] == "small"]
+
     after = first(server.asked()[16:])
     again = set(first(before)) & set(after)
     assert len(before) >= 5 and len(again) <= 2  # under way when it was killed

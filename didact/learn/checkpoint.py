@@ -185,6 +185,23 @@ def _set_aside(place: Path, why: str) -> None:
         print(f"didact: {place.parent}: {why}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def alone(folder: Path | None) -> Iterator[None]:
+    """Inside the block no other caller writes checkpoints into this folder.
+
+    Raises:
+        UserError: one is at it.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with folders.claimed(folder) as other:
+        if other is not None:
+            raise UserError(f"another training keeps its checkpoints in {folder}: {other}; give it another folder")
+        yield
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
     """An optimizer's state as `{parameter name}|{slot}` tensors."""
     return {

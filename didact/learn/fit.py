@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
-from didact import folders, registry
+from didact import registry
 from didact.learn import checkpoint, distributed, gradients, interrupts, schedules
 from didact.learn.checkpoint import State
 from didact.learn.gradients import Logical as Logical
@@ -140,7 +140,7 @@ def fit(
     keeps = folder is not None and (first or sharded is not None)
     clock = _Clock(fit)
     with (
-        _alone(folder if first else None),
+        checkpoint.alone(folder if first else None),
         _released(hooks),
         interrupts.after_the_step(folder is not None) as asked,
         head.kept(),
@@ -214,23 +214,6 @@ def fit(
 def _opened(sharded: Sharded | None) -> contextlib.AbstractContextManager[None]:
     """Inside, hooks can use the module, wherever its weights lie."""
     return sharded.open() if sharded else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    """Inside the block no other caller writes checkpoints into this folder.
-
-    Raises:
-        UserError: one is at it.
-    """
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with folders.claimed(folder) as other:
-        if other is not None:
-            raise UserError(f"another training keeps its checkpoints in {folder}: {other}; give it another folder")
-        yield
 
 
 @contextlib.contextmanager

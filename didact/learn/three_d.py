@@ -12,14 +12,14 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from didact import folders, registry
+from didact import registry
 from didact.data.encode import TokenizedExample
 from didact.learn import checkpoint, distributed, interrupts, language, recompute
 from didact.learn import fit as loop
@@ -102,8 +102,7 @@ def train(
     who = _identity(model, rows, recipe, fit) if folder else {}
     with contextlib.ExitStack() as held:
         held.enter_context(distributed.peers())
-        if folder:
-            held.enter_context(_alone(folder))
+        held.enter_context(checkpoint.alone(folder if _first() else None))
         now = taken_back(folder, part, optimizer, who) if folder else State()
         for hook, kept in zip(hooks, now.hooks, strict=False):
             hook.restore(kept)
@@ -213,19 +212,6 @@ def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fi
     whose = {} if bare else language.identity(model, [rows, repr(recipe)], fit)
     of = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in loop.MEMORY}
     return {**of, "steps": recipe.steps, **call, **whose}
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside the block no other run writes checkpoints into this folder; the first process sees to it."""
-    if not _first():
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with folders.claimed(folder) as other:
-        if other is not None:
-            raise UserError(f"another training keeps its checkpoints in {folder}: {other}; give it another folder")
-        yield
 
 
 def _rank(grid: Grid) -> int:

@@ -74,10 +74,9 @@ class Engine:
         each = max(-(-len(ids) // (self.grid.dp * self.micro)), self.grid.pp if self.grid.pp > 1 else 1) * self.micro
         more = each * self.grid.dp - len(ids)
         first = self.grid.rank("dp") * each
-        return tuple(  # type: ignore[return-value]
-            F.pad(x, (0, 0, 0, more), value=nothing)[first : first + each].to(self.device)
-            for x, nothing in ((ids, 0), (labels, IGNORE))
-        )
+        given = (F.pad(ids, (0, 0, 0, more)), F.pad(labels, (0, 0, 0, more), value=IGNORE))
+        tokens, targets = (x[first : first + each].to(self.device) for x in given)
+        return tokens, targets
 
     def backward(self, ids: Tensor, labels: Tensor, count: int) -> Tensor:
         """Gradients of the summed loss of own rows over `count`, and that loss; 0 where another stage computes it."""

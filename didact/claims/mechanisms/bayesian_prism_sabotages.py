@@ -39,6 +39,6 @@ def unlearned(parts: Sequence[bayes.Predictor], alpha: Any) -> bayes.Predictor:
         found = [part(x, y) for part in parts]
         mean = (torch.stack([f.mean for f in found], -1) * shares).sum(-1)
         beta = shares.expand(*mean.shape, len(parts))
-        return bayes.Posterior(mean, sum(f.logp for f in found), beta)  # type: ignore[arg-type]
+        return bayes.Posterior(mean, sum(f.logp for f in found), beta)  # type: ignore[arg-type]  # sum() may be the int 0 to mypy
 
     return predict
