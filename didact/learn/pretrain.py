@@ -24,7 +24,7 @@ from didact.learn import language, schedules
 from didact.learn.fit import Hook, Step
 from didact.learn.language import TrainResult
 from didact.models.model import Model, copy_of, sharing
-from didact.types import Cost, Fit, UserError
+from didact.types import Cost, Fit, Metric, Result, UserError
 
 TOTAL = 300e9  # tokens, the paper's run
 
@@ -139,6 +139,26 @@ def pretrain(
     flops = 6.0 * student.parameters * state.tokens
     cost = Cost(tokens=3 * state.tokens, flops=flops, seconds=time.monotonic() - began)
     return TrainResult(student, history, cost, state)
+
+
+def result(trained: TrainResult, recipe: Recipe, windows: int, **findings: Any) -> Result:
+    """A pre-training as a method's result: loss, rate and batch by tokens, and how much of the corpus was read."""
+    history = trained.history
+    seen = [int(n) * recipe.window for n in recipe.plan[1:]][: len(history)]
+    named = {"loss": ("nll", "nats a token"), "rate": ("lr", "learning rate"), "batch": ("rows", "rows")}
+    curves = {
+        name: {"x": seen, "y": [row[key] for row in history], "xlabel": "tokens", "ylabel": label}
+        for name, (key, label) in named.items()
+    }
+    told = {
+        "curves": curves, "steps": recipe.steps, "windows": windows, "epochs": recipe.plan[-1] / windows,
+        "scale": recipe.scale,
+    }  # fmt: skip
+    tail = float(np.mean([row["nll"] for row in history[-20:]]))
+    loss = Metric(
+        after=tail, before=history[0]["nll"], unit="nats", better="lower", help="training loss, last 20 steps"
+    )
+    return trained.result(findings=told | findings, metrics={"loss": loss})
 
 
 class Rows:

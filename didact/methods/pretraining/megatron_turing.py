@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from didact.bounds import Count, NonNegative, Positive, Share
@@ -14,7 +13,7 @@ from didact.learn.fit import Hook
 from didact.models import build, load
 from didact.models.model import Model
 from didact.registry import method
-from didact.types import Fit, Metric, Result, Text, UserError
+from didact.types import Fit, Result, Text, UserError
 
 SIZES = {  # layers, width, heads, rows of the full batch, peak rate; the smaller ones as in the paper's predecessors
     "1.7B": (24, 2304, 24, 512, 2e-4),
@@ -122,19 +121,5 @@ def megatron_turing(
         total = total_tokens or fit.epochs * len(rows) * window
         recipe = three_d.Stepwise(total=total, window=window, rows=fit.rows, **given)
     trained = three_d.train(model, rows, recipe, fit, grid, device, hooks, schedule=pipeline, values=values)
-    history = trained.history
-    seen = [int(n) * window for n in recipe.plan[1:]][: len(history)]
-    named = {"loss": ("nll", "nats a token"), "rate": ("lr", "learning rate"), "batch": ("rows", "rows")}
-    curves = {
-        name: {"x": seen, "y": [row[key] for row in history], "xlabel": "tokens", "ylabel": label}
-        for name, (key, label) in named.items()
-    }
-    findings = {
-        "curves": curves, "layout": str(grid), "steps": recipe.steps, "windows": len(rows), "scale": recipe.scale,
-        "epochs": recipe.plan[-1] / len(rows), "parameters": sum(p.numel() for p in model.module.parameters()),
-    }  # fmt: skip
-    tail = float(np.mean([row["nll"] for row in history[-20:]]))
-    loss = Metric(
-        after=tail, before=history[0]["nll"], unit="nats", better="lower", help="training loss, last 20 steps"
-    )
-    return trained.result(findings=findings, metrics={"loss": loss})
+    size = sum(p.numel() for p in model.module.parameters())
+    return pretrain.result(trained, recipe, len(rows), layout=str(grid), parameters=size)

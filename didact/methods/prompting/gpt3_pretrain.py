@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from didact.bounds import Count, NonNegative, Positive, Share
 from didact.learn import pretrain
@@ -13,7 +10,7 @@ from didact.learn.fit import Hook
 from didact.models import banded, build
 from didact.models.model import Model
 from didact.registry import method
-from didact.types import Fit, Metric, Result, Text, UserError
+from didact.types import Fit, Result, Text, UserError
 
 # Layers, width, heads, rows of 2,048 tokens in the full batch (0.5M to 3.2M tokens), peak rate, and the ramp, of
 # which the paper says 4 to 12 billion tokens, more for larger models. 13B has 5,140 there, which 40 heads of 128 do
@@ -112,24 +109,4 @@ def gpt3_pretrain(
         total = total_tokens or fit.epochs * len(rows) * window
         recipe = pretrain.Recipe(total=total, window=window, rows=fit.rows, **counts)
     trained = pretrain.pretrain(model, rows, recipe, fit, hooks)
-    history = trained.history
-    seen = np.array(recipe.plan[1:]) * window
-    x = [int(v) for v in seen[: len(history)]]
-
-    def curve(name: str, label: str) -> dict[str, Any]:
-        return {"x": x, "y": [row[name] for row in history], "xlabel": "tokens", "ylabel": label}
-
-    curves = {
-        "loss": curve("nll", "nats a token"),
-        "rate": curve("lr", "learning rate"),
-        "batch": curve("rows", "rows"),
-    }
-    findings = {
-        "curves": curves, "steps": recipe.steps, "windows": len(rows), "epochs": recipe.plan[-1] / len(rows),
-        "scale": recipe.scale, "parameters": trained.model.parameters,
-    }  # fmt: skip
-    tail = float(np.mean([row["nll"] for row in history[-20:]]))
-    loss = Metric(
-        after=tail, before=history[0]["nll"], unit="nats", better="lower", help="training loss, last 20 steps"
-    )
-    return trained.result(findings=findings, metrics={"loss": loss})
+    return pretrain.result(trained, recipe, len(rows), parameters=trained.model.parameters)
