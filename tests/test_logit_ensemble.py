@@ -10,10 +10,10 @@ from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.evaluate import label_streams, structural
 from didact.infer import generate
-from didact.learn import generic_labels
-from didact.models import forward, head, logit_ensemble
+from didact.learn import footprint, generic_labels, language
+from didact.models import forward, head, load, logit_ensemble
 from didact.objectives import tokens as token_functions
-from didact.types import Example
+from didact.types import Example, Fit, UserError
 
 ROWS = [
     TokenizedExample((9, 4, 5, 6), (6, 7)),
@@ -75,6 +75,23 @@ def test_the_gradient_of_an_ensemble_is_that_of_whole_logits(monkeypatch):
         scored(made).square().sum().backward()
         found.append(weight.grad)
     torch.testing.assert_close(*found, **exact)
+
+
+def test_an_ensemble_that_was_trained_is_one_and_its_weights_are_part_of_what_it_is(tmp_path):
+    base, arm = tiny("llama"), tiny("gpt2", seed=1)
+    made, other = (logit_ensemble.guided(base, [(arm, alpha)]) for alpha in (1.0, 2.0))
+    assert made.fingerprint() != other.fingerprint()  # what caches and comparisons go by
+    rows, fit = language.single(ROWS), Fit(lr=1e-2, steps=2, rows=2)
+    assert footprint.of(made, fit, 8)["total"] > footprint.of(base, fit, 8)["total"]
+    trained = language.train(made, {"demos": rows}, language.nll, fit, quiet=True).model
+    trained.save(tmp_path / "model")
+    again = load.load(tmp_path / "model")
+    assert isinstance(again, logit_ensemble.EnsembleModel) and again.fingerprint() == trained.fingerprint()
+    found, before = (forward.row_logp(m, ROWS)[0] for m in (again, made))
+    torch.testing.assert_close(found, forward.row_logp(trained, ROWS)[0])
+    assert (found > before).all()
+    with pytest.raises(UserError, match="LoRA cannot be put on models that answer as one"):
+        language.train(made, {"demos": rows}, language.nll, fit.replace(lora=2), quiet=True)
 
 
 class Largest(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,18 @@ class EnsembleModel(Model):
     def text_config(self) -> Any:
         """The base's."""
         return self.members[0].text_config
+
+    def around(self, module: nn.Module) -> Model:
+        """Its members are those of the module."""
+        whole: Any = module
+        made = EnsembleModel(module, self.processor, self.kind, self.base)
+        made.members = [m.around(of) for m, of in zip(self.members, (whole.base, *whole.others), strict=True)]
+        return made
+
+    def fingerprint(self) -> str:
+        """Of the weights and of how they answer together."""
+        how = f"{super().fingerprint()} {type(self.module).__name__} {self.module.spec}"
+        return hashlib.sha256(how.encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> str:
         """Write every member into a folder of its own, and how they are combined.
