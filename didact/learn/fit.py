@@ -109,7 +109,7 @@ def fit(
     )
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(named)
-    optimizer = _optimizer(masters.groups(groups or _groups(named, fit.weight_decay)), fit)
+    optimizer = _optimizer(gradients.alike(masters.groups(groups or _groups(named, fit.weight_decay))), fit)
     who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
     now = State()
@@ -175,7 +175,7 @@ def fit(
                     micro_tokens = _smaller(error, micro_tokens, batch, coupled, sharded is not None)
                     module.zero_grad(set_to_none=True)
             masters.take_gradients()
-            norm = _clip(list(masters.all.values()), fit.clip)
+            norm = gradients.clip(list(masters.all.values()), fit.clip)
             log = {
                 "step": step + 1,
                 "loss": sum(v * w for v, w in terms.values()),
@@ -262,12 +262,6 @@ def _groups(named: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in named.values() if p.dim() >= 2]
     rest = [p for p in named.values() if p.dim() < 2]
     return [{"params": ps, "weight_decay": d} for ps, d in ((matrices, decay), (rest, 0.0)) if ps]
-
-
-def _clip(parameters: list[Tensor], limit: float) -> float:
-    grads = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(grads, limit if limit > 0 else math.inf)
-    return float(norm)
 
 
 def _finite(log: Mapping[str, Any], name: str) -> None:

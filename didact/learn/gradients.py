@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from didact.learn import distributed
+from didact.parallel import shards, tensor
 from didact.parallel.sharding import Sharded
 
 
@@ -60,9 +62,11 @@ def backward(
 ) -> dict[str, tuple[float, float]]:
     """Gradients of the whole logical batch; `{term: (value, weight)}`."""
     world = accelerator.num_processes
+    rank, copies = sharded.over.copy if sharded else (accelerator.process_index, world)
     # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
-    mine = batch if coupled else batch.shard(accelerator.process_index, world)
-    share = 1 / world if coupled else 1.0
+    mine = batch if coupled else batch.shard(rank, copies)
+    share = 1 / copies if coupled else 1.0
+    tells = sharded is None or sharded.over.first  # of processes that compute the same one logs it
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     micros = mine.split(micro_tokens)
@@ -74,16 +78,41 @@ def backward(
         if parts:
             (torch.stack(parts).sum() * share * counts).backward()
         for name, t in terms.items():
-            if not counts:
+            if not (counts and tells):
                 continue
             sums[name] = (
                 sums.get(name, torch.zeros((), dtype=torch.float64))
                 + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
             )
             weights[name] = t.weight
+    if sharded:
+        sharded.settle()
     if world > 1:
         _all_reduce([] if sharded else parameters, sums, weights)
     return {name: (float(value), weights[name]) for name, value in sums.items()}
+
+
+def clip(parameters: Sequence[Tensor], limit: float) -> float:
+    """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    most = limit if limit > 0 else math.inf
+    if not shards.spread(grads):
+        return float(torch.nn.utils.clip_grad_norm_(list(parameters), most))
+    norm = tensor.norm(grads, distributed.here()[1], tensor.local(grads[0]).device)
+    for grad in grads if norm + 1e-6 > most else []:
+        grad.mul_(most / (norm + 1e-6))
+    return norm
+
+
+def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups parted so that all of one lie over the same processes, as optimizers want them."""
+    parted = []
+    for group in groups:
+        meshes: dict[Any, list[Tensor]] = {}
+        for p in group["params"]:
+            meshes.setdefault(getattr(p, "device_mesh", None), []).append(p)
+        parted += [{**group, "params": ps} for ps in meshes.values()]
+    return parted
 
 
 def _in_step(micros: Sequence[Any], batch: Logical, micro_tokens: int | None) -> list[tuple[Any, int]]:
