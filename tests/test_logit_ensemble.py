@@ -116,6 +116,17 @@ def large(kind="gemma3", seed=0):
     return made
 
 
+def test_a_type_no_list_names_is_scored_in_batches_whose_logits_fit(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK", 1 << 22)
+    model, rows = large("llama"), [TokenizedExample((9,), tuple(range(10 + k, 22 + k))) for k in range(12)]
+    wanted = forward.row_logp(model, rows)[0]
+    model.module.config.model_type = "unheard_of"
+    with Largest() as scoring:
+        found = forward.row_logp(model, rows)[0]
+    torch.testing.assert_close(found, wanted)
+    assert LARGE <= scoring.numbers <= 1 << 22 < 12 * 12 * LARGE
+
+
 @pytest.mark.parametrize("how", ["guided", "contrast"])
 def test_logits_of_a_large_vocabulary_are_never_whole(how):
     members = [large(seed=seed) for seed in range(2)]
