@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from didact.learn import distributed
-from didact.parallel import shards, tensor
+from didact.parallel import lockstep, shards, tensor
 from didact.parallel.sharding import Sharded
 
 
@@ -50,6 +50,17 @@ class Logical(Protocol):
 LossFn = Callable[[nn.Module, Any], Terms]
 
 
+class ExhaustedError(RuntimeError):
+    """A process ran out of memory, and all know it."""
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether it says that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError | ExhaustedError) or any(
+        sign in str(error) for sign in ("can't allocate memory", "out of memory")
+    )
+
+
 def backward(
     module: nn.Module,
     batch: Logical,
@@ -60,7 +71,11 @@ def backward(
     coupled: bool,
     sharded: Sharded | None,
 ) -> dict[str, tuple[float, float]]:
-    """Gradients of the whole logical batch; `{term: (value, weight)}`."""
+    """Gradients of the whole logical batch; `{term: (value, weight)}`.
+
+    Raises:
+        ExhaustedError: in all processes, where one of those whose layers are shared ran out of memory.
+    """
     world = accelerator.num_processes
     rank, copies = sharded.over.copy if sharded else (accelerator.process_index, world)
     # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
@@ -69,17 +84,32 @@ def backward(
     tells = sharded is None or sharded.over.first  # of processes that compute the same one logs it
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
-    micros = mine.split(micro_tokens)
-    for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
+
+    def run(micro: Any, counts: int) -> Terms:
         with accelerator.autocast():
             given = module, micro.to(accelerator.device)
-            terms = sharded(loss_fn, *given) if sharded else loss_fn(*given)
-        parts = [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]
-        if parts:
+            terms: Terms = sharded(loss_fn, *given) if sharded else loss_fn(*given)
+        if parts := [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]:
             (torch.stack(parts).sum() * share * counts).backward()
-        for name, t in terms.items():
-            if not (counts and tells):
-                continue
+        return terms
+
+    micros, short = mine.split(micro_tokens), False
+    for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
+        if short:
+            run(_least(batch, micro.stream), 0)
+            continue
+        since = lockstep.issued() if sharded else {}
+        try:
+            terms = run(micro, counts)
+        except RuntimeError as error:
+            if sharded is None or sharded.over.parts or coupled or not exhausted(error):
+                raise
+            short = True
+        if short:  # after the handler, which holds what the failed pass had made
+            assert sharded is not None
+            with lockstep.behind(sharded.root, since):
+                run(_least(batch, micro.stream), 0)
+        for name, t in terms.items() if counts and tells and not short else ():
             sums[name] = (
                 sums.get(name, torch.zeros((), dtype=torch.float64))
                 + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
@@ -88,7 +118,7 @@ def backward(
     if sharded:
         sharded.settle()
     if world > 1:
-        _all_reduce([] if sharded else parameters, sums, weights)
+        _all_reduce([] if sharded else parameters, sums, weights, short)
     return {name: (float(value), weights[name]) for name, value in sums.items()}
 
 
@@ -135,8 +165,17 @@ def _in_step(micros: Sequence[Any], batch: Logical, micro_tokens: int | None) ->
     return order
 
 
-def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
-    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already."""
+def _least(batch: Any, stream: str) -> Any:
+    """The smallest micro-batch that can be made of a stream."""
+    return min((m for m in batch.split(1) if m.stream == stream), key=lambda m: m.tokens.input_ids.numel())
+
+
+def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float], short: bool) -> None:
+    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already.
+
+    Raises:
+        ExhaustedError: one of them is `short` of memory.
+    """
     import torch.distributed as dist
 
     for p in parameters:
@@ -144,9 +183,11 @@ def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict
             p.grad = torch.zeros_like(p)
         dist.all_reduce(p.grad)
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (sums, weights))
+    dist.all_gather_object(gathered, (sums, weights, short))
+    if ranks := [rank for rank, theirs in enumerate(gathered) if theirs[2]]:
+        raise ExhaustedError(f"out of memory in process {', '.join(map(str, ranks))}")
     total: dict[str, Tensor] = {}
-    for theirs, theirs_weights in gathered:
+    for theirs, theirs_weights, _ in gathered:
         weights.update(theirs_weights)
         for name, value in theirs.items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value
