@@ -33,7 +33,6 @@ from didact.learn.hooks import Step as Step
 from didact.learn.hooks import StopWhen as StopWhen
 from didact.learn.hooks import every as every
 from didact.learn.masters import Masters
-from didact.models import head
 from didact.parallel import launch
 from didact.parallel.sharding import Sharded
 from didact.progress import Bar
@@ -110,8 +109,10 @@ def fit(
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(named)
     optimizer = _optimizer(gradients.alike(masters.groups(groups or _groups(named, fit.weight_decay))), fit)
-    who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
+    who: dict[str, Any] = {}
+    if folder:  # digests of models read all of their weights
+        who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     now = State()
     if folder and (found := checkpoint.load(folder, who, named)):
         weights, now = found
@@ -143,7 +144,6 @@ def fit(
         checkpoint.alone(folder if first else None),
         _released(hooks),
         interrupts.after_the_step(folder is not None) as asked,
-        head.kept(),
         torch.random.fork_rng(),
         Bar(name, steps, now.step, quiet or not first) as bar,
     ):
