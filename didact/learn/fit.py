@@ -149,7 +149,7 @@ def fit(
     ):
         for step in range(now.step, steps):
             batch = batch_at(step)
-            view = Step(module, step, steps, {}, batch, optimizer, masters)
+            view = Step(module, step, steps, {}, batch, optimizer, masters, sharded.over.relay if sharded else None)
             with _opened(sharded if hooks else None):
                 for hook in hooks:
                     hook.before(view)
@@ -175,7 +175,7 @@ def fit(
                     micro_tokens = _smaller(error, micro_tokens, coupled, sharded)
                     module.zero_grad(set_to_none=True)
             masters.take_gradients()
-            norm = gradients.clip(list(masters.all.values()), fit.clip)
+            norm = gradients.clip(masters.all, fit.clip, sharded)
             log = {
                 "step": step + 1,
                 "loss": sum(v * w for v, w in terms.values()),
@@ -281,7 +281,7 @@ def _smaller(error: RuntimeError, micro_tokens: int, coupled: bool, sharded: Sha
         raise UserError(
             "out of memory, and this loss couples the rows of a batch, which cannot be split: lower rows"
         ) from None
-    if sharded and sharded.over.parts:  # who share a layer must have the same rows in it
+    if sharded and not sharded.over.alone:  # who share a layer must have the same rows in it
         raise UserError(
             f"out of memory in process {distributed.here()[0]}, and others wait within a layer for it: give "
             f"--micro-tokens {micro_tokens // 2} or --checkpointing (the result does not change)"

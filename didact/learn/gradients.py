@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from didact.learn import distributed
-from didact.parallel import lockstep, shards, tensor
+from didact.parallel import lockstep
 from didact.parallel.sharding import Sharded
 
 
@@ -81,16 +82,23 @@ def backward(
     # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
     mine = batch if coupled else batch.shard(rank, copies)
     share = 1 / copies if coupled else 1.0
-    tells = sharded is None or sharded.over.first  # of processes that compute the same one logs it
+    tells = sharded is None or sharded.over.tells
+    ahead = sharded.over.relay.ahead if sharded and sharded.over.relay else 0
+    waiting: deque[Tensor] = deque()  # losses whose backward pass is to come
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
 
     def run(micro: Any, counts: int) -> Terms:
         with accelerator.autocast():
             given = module, micro.to(accelerator.device)
-            terms: Terms = sharded(loss_fn, *given) if sharded else loss_fn(*given)
-        if parts := [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]:
-            (torch.stack(parts).sum() * share * counts).backward()
+            made = sharded(loss_fn, *given) if sharded else loss_fn(*given)
+        terms: Terms = {} if isinstance(made, Tensor) else made
+        if isinstance(made, Tensor):  # a stage that the states have left
+            waiting.append(made)
+        elif parts := [t.weight * t.sum / batch.sizes[t.per] for t in terms.values() if t.weight]:
+            waiting.append(torch.stack(parts).sum() * share * counts)
+        if len(waiting) > ahead:
+            waiting.popleft().backward()
         return terms
 
     micros, short = mine.split(micro_tokens), False
@@ -102,7 +110,7 @@ def backward(
         try:
             terms = run(micro, counts)
         except RuntimeError as error:
-            if sharded is None or sharded.over.parts or coupled or not exhausted(error):
+            if sharded is None or not sharded.over.alone or coupled or not exhausted(error):
                 raise
             short = True
         if short:  # after the handler, which holds what the failed pass had made
@@ -115,6 +123,8 @@ def backward(
                 + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
             )
             weights[name] = t.weight
+    while waiting:
+        waiting.popleft().backward()
     if sharded:
         sharded.settle()
     if world > 1:
@@ -122,14 +132,14 @@ def backward(
     return {name: (float(value), weights[name]) for name, value in sums.items()}
 
 
-def clip(parameters: Sequence[Tensor], limit: float) -> float:
+def clip(named: Mapping[str, Tensor], limit: float, sharded: Sharded | None) -> float:
     """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""
-    grads = [p.grad for p in parameters if p.grad is not None]
     most = limit if limit > 0 else math.inf
-    if not shards.spread(grads):
-        return float(torch.nn.utils.clip_grad_norm_(list(parameters), most))
-    norm = tensor.norm(grads, distributed.here()[1], tensor.local(grads[0]).device)
-    for grad in grads if norm + 1e-6 > most else []:
+    if sharded is None:
+        return float(torch.nn.utils.clip_grad_norm_([p for p in named.values() if p.grad is not None], most))
+    grads = {n: p.grad for n, p in named.items() if p.grad is not None}
+    norm = sharded.norm(grads)
+    for grad in grads.values() if norm + 1e-6 > most else ():
         grad.mul_(most / (norm + 1e-6))
     return norm
 

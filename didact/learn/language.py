@@ -18,11 +18,11 @@ from didact.learn import distributed, recompute
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
-from didact.models import adapters, forward, fused
+from didact.models import adapters, forward, fused, prefix
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
-from didact.parallel import launch, mesh, tensor
+from didact.parallel import launch, mesh, stages, tensor
 from didact.parallel.sharding import Sharded
 from didact.types import Cost, Fit, Result, UserError
 
@@ -130,9 +130,12 @@ def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
         raise UserError(f"parallel = {fit.parallel}: adafactor takes whole matrices: adamw, adam or sgd")
     launch.several(fit.parallel)
     pp, _, tp = launch.parallel(fit.parallel) or (1, 1, 1)
-    if pp > 1:
-        raise UserError(f"parallel = {fit.parallel}: stages are megatron-turing's alone (--layout): give 1 stage")
-    if tp > 1 and (why := tensor.unfit(student.module, tp)):
+    why = stages.refusal(prefix.inner_of(student), pp) if pp > 1 else None
+    if pp > 1 and prefix.learned_prompt(student):
+        why = "a learned prompt lies in no stage"
+    if tp > 1:
+        why = why or tensor.unfit(student.module, tp)
+    if why:
         raise UserError(f"parallel = {fit.parallel}: {why}: take fsdp2")
     distributed.rank(student.module)
     over = mesh.over(fit.parallel, student.device.type)

@@ -238,6 +238,8 @@ def score(
         memory: what this model has read before: rows go on from there and are kept, where the model takes tree masks.
     """
     batch_tokens = batch_tokens or 4 * at_once(model)
+    if not _reads_head(model):  # the plain path makes logits of all of them
+        batch_tokens = min(batch_tokens, max(1, head.CHUNK // int(getattr(model.text_config, "vocab_size", None) or 1)))
     was = model.module.training
     model.module.eval()
     try:

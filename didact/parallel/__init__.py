@@ -11,6 +11,7 @@
     sharding  one module over the processes of a mesh (FSDP2)
     mesh      the processes as a grid of stages, copies and parts of layers
     tensor    layers split over processes
+    relay     states and gradients from stage to stage within a loss
     stages    a model cut into the stages of a pipeline
     engine    training steps over all three
     processes a function in several processes of this machine

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from didact.errors import UserError
-from didact.parallel import shards, tensor
+from didact.parallel import shards, stages, tensor
 from didact.parallel.mesh import Over
 
 
@@ -37,9 +38,13 @@ class Sharded:
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
         self.hollow = _hollow(module)
         self.module, self.root = module, _Root(module)
+        twice = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
+        self.shared = next((n for n, p in module.named_parameters() if p is twice), None)
         self.partial = tensor.split_layers(module, over.parts) if over.parts else []
-        for part in layers:
-            fully_shard(part, mesh=over.layers)
+        own = set(module.modules())
+        keeps = over.relay is None  # between the passes of a pipeline gathered weights stay
+        for part in filter(own.__contains__, layers):
+            fully_shard(part, mesh=over.layers, reshard_after_forward=keeps)
         fully_shard(self.root, mesh=over.rest)
         for part in self.root.modules():
             if isinstance(part, FSDPModule):
@@ -52,10 +57,15 @@ class Sharded:
 
     def __call__(self, compute: Callable[..., Any], *given: Any) -> Any:
         """`compute(*given)`, in which the module may be used and whose tensors may be differentiated."""
-        return self.root(compute, *given)
+        return self.root(self.over.relay.run, compute, *given) if self.over.relay else self.root(compute, *given)
 
     def settle(self) -> None:
         """Make gradients whole, after the last backward pass of a step: all processes call."""
+        if self.over.relay:
+            self.over.relay.wait()
+            named = dict(self.module.named_parameters())
+            if self.shared and named[self.shared].requires_grad:
+                dist.all_reduce(tensor.local(tensor.gradient(named[self.shared])), group=self.over.relay.ends)
         if self.over.parts is None:
             return
         tensor.complete(self.partial, self.over.parts)
@@ -64,9 +74,15 @@ class Sharded:
             own = {n: p for n, p in self.module.named_parameters() if _on(p) == self.over.layers}
             if name := tensor.unequal(own, self.over.parts):
                 raise UserError(
-                    f"parallel = 1x{self.over.copy[1]}x{self.over.alike}: parts of a layer disagree on the gradient of "
+                    f"parallel = {self.over.grid}: parts of a layer disagree on the gradient of "
                     f"{name}: this model's tensor-parallel plan is not complete: take fsdp2"
                 )
+
+    def norm(self, gradients: Mapping[str, Tensor]) -> float:
+        """Of all gradients together, those of other stages too: all processes call."""
+        relay = self.over.relay
+        once = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
+        return tensor.norm(once, self.over.stage, next(iter(gradients.values())).device)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -81,6 +97,8 @@ class Sharded:
     def gathered(self) -> nn.Module:
         """A module like the one before, with all of the weights of now: all processes call."""
         now = {n: shards.whole(p.detach()) for n, p in self.module.named_parameters() if n not in self.frozen}
+        if self.over.relay:
+            now = self.over.relay.joined(now)
         now |= self.frozen
         filled = {id(p): nn.Parameter(now[n], p.requires_grad) for n, p in self.hollow.named_parameters()}
         for part in self.hollow.modules():
