@@ -13,6 +13,7 @@ from didact import bounds, files, folders
 from didact import figures as drawn
 from didact.bounds import BelowOne, Count, NonNegative, Positive, Whole
 from didact.errors import UserError as UserError
+from didact.parallel import launch
 from didact.records import QA as QA
 from didact.records import REASONING as REASONING
 from didact.records import RECORDS as RECORDS
@@ -77,7 +78,8 @@ class Fit:
         save_minutes: minutes between checkpoints; one is written on Ctrl-C and SIGTERM too.
         seed: order of the data, dropout and everything else that is drawn.
         parallel: of several processes, whether each has the whole model (ddp), or weights, gradients and the
-            optimizer's state lie over all of them (fsdp2), or over those of a node, each node with all (hsdp).
+            optimizer's state lie over all of them (fsdp2), or over those of a node, each node with all (hsdp), or as
+            1xDPxTP says, every layer split into TP parts over DP copies (1x2x2).
         folder: where checkpoints are written; set by the command line from `--out`.
     """
 
@@ -107,12 +109,13 @@ class Fit:
     save_every: Count | None = None
     save_minutes: Positive = 2.0
     seed: int = 0
-    parallel: Literal["ddp", "fsdp2", "hsdp"] = "ddp"
+    parallel: str = "ddp"
     folder: str | None = None
 
     def __post_init__(self) -> None:
         for name, text in bounds.violations(bounds.hints_of(type(self)), vars(self)):
             raise UserError(f"{name} = {getattr(self, name)}: {text}")
+        launch.parallel(self.parallel)
         for name in ("lora_targets", "lora_dropout", "dora"):
             if getattr(self, name) and not self.lora:
                 raise UserError(

@@ -216,7 +216,7 @@ def test_the_configurations_that_are_shipped_are_read(preset, tmp_path, capsys):
     words = ["run", "megatron-turing", "--corpus", str(tmp_path / "text.jsonl"), "--config", str(preset)]
     assert cli.main([*words, "--print-config"]) == 0
     told = yaml.safe_load(capsys.readouterr().out)
-    pp, dp, tp = mesh.sizes(told["layout"])
+    pp, dp, tp = launch.sizes(told["layout"])
     assert told["layers"] % pp == told["heads"] % tp == told["rows"] % dp == 0 and told["precision"] == "bfloat16"
 
 

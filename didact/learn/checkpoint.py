@@ -58,7 +58,7 @@ def save(
         if distributed.here()[0] == 0:
             for old in [p for p in _all(root) if p != place and not files.foreign(p)][:-1]:
                 shutil.rmtree(old, ignore_errors=True)
-        spread = spread or shards.spread(weights)
+        spread = spread or shards.spread(weights.values())
         with _together(place, spread) as fresh:
             if spread:
                 shards.write(fresh / shards.FOLDER, {**weights, **state.optimizer})

@@ -109,7 +109,7 @@ def fit(
     )
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(named)
-    optimizer = _optimizer(masters.groups(groups or _groups(named, fit.weight_decay)), fit)
+    optimizer = _optimizer(gradients.alike(masters.groups(groups or _groups(named, fit.weight_decay))), fit)
     who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
     now = State()
@@ -175,7 +175,7 @@ def fit(
                     micro_tokens = _smaller(error, micro_tokens, coupled, sharded is not None)
                     module.zero_grad(set_to_none=True)
             masters.take_gradients()
-            norm = _clip(list(masters.all.values()), fit.clip)
+            norm = gradients.clip(list(masters.all.values()), fit.clip)
             log = {
                 "step": step + 1,
                 "loss": sum(v * w for v, w in terms.values()),
@@ -264,12 +264,6 @@ def _groups(named: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:
     return [{"params": ps, "weight_decay": d} for ps, d in ((matrices, decay), (rest, 0.0)) if ps]
 
 
-def _clip(parameters: list[Tensor], limit: float) -> float:
-    grads = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(grads, limit if limit > 0 else math.inf)
-    return float(norm)
-
-
 def _finite(log: Mapping[str, Any], name: str) -> None:
     bad = [k for k, v in log.items() if isinstance(v, float) and not math.isfinite(v)]
     if bad:
@@ -288,8 +282,13 @@ def _smaller(error: RuntimeError, micro_tokens: int, coupled: bool, spread: bool
             "out of memory, and this loss couples the rows of a batch, which cannot be split: lower rows"
         ) from None
     agreed = isinstance(error, gradients.ExhaustedError)
-    if micro_tokens <= 1 or (spread and not agreed):  # the smallest record was tried before all are told
-        raise UserError("out of memory on a single record: use a smaller model, shorter records or LoRA") from None
+    if spread and not agreed:
+        raise UserError(
+            f"out of memory in process {distributed.here()[0]}: give --micro-tokens {micro_tokens // 2} or "
+            "--checkpointing (the result does not change)"
+        ) from None
+    if micro_tokens <= 1:
+        raise UserError(gradients.SINGLE) from None
     if not agreed or distributed.here()[0] == 0:
         found = str(error) if agreed else "out of memory"
         print(f"{found}: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.models import adapters, cost, forward, head, prefix
+from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model, sharing
 from didact.parallel import memory
 from didact.types import Fit
@@ -97,10 +98,12 @@ def _kept(model: Model, fit: Fit) -> int:
 def _logits(model: Model, tokens: int) -> int:
     """Bytes of the logits that are there at once."""
     width = int(getattr(model.text_config, "vocab_size", 0))
-    output = prefix.inner_of(model).get_output_embeddings()
-    if width >= head.LARGE and not any(p.requires_grad for p in output.parameters()):
-        return 4 * min(tokens * width, head.CHUNK)
-    return 4 * 4 * min(tokens * width, forward.CHUNK)  # and their softmax, and the gradients of both
+    members = len(model.members) if isinstance(model, EnsembleModel) else 1
+    if members == 1 and width >= head.LARGE:
+        output = prefix.inner_of(model).get_output_embeddings()
+        if not any(p.requires_grad for p in output.parameters()):
+            return 4 * min(tokens * width, head.CHUNK)
+    return 4 * 4 * members * min(tokens * width, forward.CHUNK)  # and their softmax, and the gradients of both
 
 
 def resident() -> int:

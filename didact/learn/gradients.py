@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from didact.learn import distributed
-from didact.parallel import lockstep
+from didact.parallel import lockstep, shards, tensor
 from didact.parallel.sharding import Sharded
+from didact.types import UserError
 
 
 class Term(NamedTuple):
@@ -47,6 +50,7 @@ class Logical(Protocol):
 
 
 LossFn = Callable[[nn.Module, Any], Terms]
+SINGLE = "out of memory on a single record: use a smaller model, shorter records or LoRA"
 
 
 class ExhaustedError(RuntimeError):
@@ -76,9 +80,11 @@ def backward(
         ExhaustedError: in all processes, where one of those whose layers are shared ran out of memory.
     """
     world = accelerator.num_processes
+    rank, copies = sharded.over.copy if sharded else (accelerator.process_index, world)
     # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
-    mine = batch if coupled else batch.shard(accelerator.process_index, world)
-    share = 1 / world if coupled else 1.0
+    mine = batch if coupled else batch.shard(rank, copies)
+    share = 1 / copies if coupled else 1.0
+    tells = sharded is None or sharded.over.first  # of processes that compute the same one logs it
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
 
@@ -91,6 +97,8 @@ def backward(
         return terms
 
     micros, short = mine.split(micro_tokens), False
+    # Parts of a layer add up what each makes of the same rows, so that none can go through it with others.
+    alone = sharded is None or coupled or sharded.over.parts is not None
     for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
         if short:
             run(_least(batch, micro.stream), 0)
@@ -99,22 +107,49 @@ def backward(
         try:
             terms = run(micro, counts)
         except RuntimeError as error:
-            if sharded is None or coupled or not exhausted(error):
+            if alone or not exhausted(error):
                 raise
             short = True
         if short:  # after the handler, which holds what the failed pass had made
             assert sharded is not None
-            with lockstep.behind(sharded.root, since):
+            with lockstep.behind(sharded.root, since), _single():
                 run(_least(batch, micro.stream), 0)
-        for name, t in terms.items() if counts and not short else ():
+        for name, t in terms.items() if counts and tells and not short else ():
             sums[name] = (
                 sums.get(name, torch.zeros((), dtype=torch.float64))
                 + share * t.sum.detach().double().cpu() / batch.sizes[t.per]
             )
             weights[name] = t.weight
+    if sharded:
+        if ranks := [str(rank) for rank, spent in enumerate(distributed.joined([short])) if spent]:
+            raise ExhaustedError(f"out of memory in process {', '.join(ranks)}")
+        sharded.settle()
     if world > 1:
-        _all_reduce([] if sharded else parameters, sums, weights, short)
+        _all_reduce([] if sharded else parameters, sums, weights)
     return {name: (float(value), weights[name]) for name, value in sums.items()}
+
+
+def clip(parameters: Sequence[Tensor], limit: float) -> float:
+    """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    most = limit if limit > 0 else math.inf
+    if not shards.spread(grads):
+        return float(torch.nn.utils.clip_grad_norm_(list(parameters), most))
+    norm = tensor.norm(grads, distributed.here()[1], tensor.local(grads[0]).device)
+    for grad in grads if norm + 1e-6 > most else []:
+        grad.mul_(most / (norm + 1e-6))
+    return norm
+
+
+def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups parted so that all of one lie over the same processes, as optimizers want them."""
+    parted = []
+    for group in groups:
+        meshes: dict[Any, list[Tensor]] = {}
+        for p in group["params"]:
+            meshes.setdefault(getattr(p, "device_mesh", None), []).append(p)
+        parted += [{**group, "params": ps} for ps in meshes.values()]
+    return parted
 
 
 def _in_step(micros: Sequence[Any], batch: Logical, micro_tokens: int | None) -> list[tuple[Any, int]]:
@@ -142,12 +177,23 @@ def _least(batch: Any, stream: str) -> Any:
     return min((m for m in batch.split(1) if m.stream == stream), key=lambda m: m.tokens.input_ids.numel())
 
 
-def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float], short: bool) -> None:
-    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already.
+@contextlib.contextmanager
+def _single() -> Iterator[None]:
+    """Inside, memory that runs out is a record's that fits nowhere.
 
     Raises:
-        ExhaustedError: one of them is `short` of memory.
+        UserError: it did.
     """
+    try:
+        yield
+    except RuntimeError as error:
+        if exhausted(error):
+            raise UserError(SINGLE) from None
+        raise
+
+
+def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
+    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already."""
     import torch.distributed as dist
 
     for p in parameters:
@@ -155,11 +201,9 @@ def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict
             p.grad = torch.zeros_like(p)
         dist.all_reduce(p.grad)
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (sums, weights, short))
-    if ranks := [rank for rank, theirs in enumerate(gathered) if theirs[2]]:
-        raise ExhaustedError(f"out of memory in process {', '.join(map(str, ranks))}")
+    dist.all_gather_object(gathered, (sums, weights))
     total: dict[str, Tensor] = {}
-    for theirs, theirs_weights, _ in gathered:
+    for theirs, theirs_weights in gathered:
         weights.update(theirs_weights)
         for name, value in theirs.items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value

@@ -22,7 +22,8 @@ from didact.models import adapters, forward
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
-from didact.parallel.sharding import Sharded, mesh
+from didact.parallel import launch, mesh, tensor
+from didact.parallel.sharding import Sharded
 from didact.types import Cost, Fit, Result, UserError
 
 REPLAY = "replay"  # the stream of general text, and its term
@@ -115,15 +116,23 @@ def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
     """Inside, the student's weights lie over the processes as `fit.parallel` says; after it each has all of them.
 
     Raises:
-        UserError: there is one process, or the optimizer takes weights whole.
+        UserError: there are other processes than that takes, the optimizer takes weights whole, or the model's layers
+            cannot be split.
     """
     if fit.parallel == "ddp":
         yield None
         return
     if fit.optimizer == "adafactor":  # its factors are sums over rows and columns
         raise UserError(f"parallel = {fit.parallel}: adafactor takes whole matrices: adamw, adam or sgd")
+    launch.several(fit.parallel)
+    pp, _, tp = launch.parallel(fit.parallel) or (1, 1, 1)
+    if pp > 1:
+        raise UserError(f"parallel = {fit.parallel}: stages are megatron-turing's alone (--layout): give 1 stage")
+    if tp > 1 and (why := tensor.unfit(student.module, tp)):
+        raise UserError(f"parallel = {fit.parallel}: {why}: take fsdp2")
     distributed.rank(student.module)
-    sharded = Sharded(student.module, mesh(fit.parallel, student.device.type), recompute.found(student.module))
+    over = mesh.over(fit.parallel, student.device.type)
+    sharded = Sharded(student.module, over, recompute.found(student.module))
     yield sharded
     student.module = sharded.gathered()
 

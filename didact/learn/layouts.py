@@ -21,7 +21,7 @@ from didact.types import Fit, UserError
 def chosen(model: Model, asked: str | None, fit: Fit, window: int, device: torch.device) -> Grid:
     """The grid of a layout `PPxDPxTP`; by default of the planner's best for the processes there are.
 
-    Where `fit.parallel` asks for FSDP2 they are copies that share the weights.
+    Where `fit.parallel` names one it is that, and where it asks for FSDP2 they are copies that share the weights.
 
     Raises:
         UserError: what is asked for is not legal; what is, is told.
@@ -33,8 +33,8 @@ def chosen(model: Model, asked: str | None, fit: Fit, window: int, device: torch
             raise UserError(
                 f"parallel = {fit.parallel}: this training takes a layout in its place: 1x{world}x1 is FSDP2"
             )
-        asked = f"1x{world}x1"
-    sizes = mesh.sizes(asked) if asked else (1, 1, 1)
+        asked = fit.parallel if launch.parallel(fit.parallel) else f"1x{world}x1"
+    sizes = launch.sizes(asked) if asked else (1, 1, 1)
     if asked and (count := sizes[0] * sizes[1] * sizes[2]) != world:
         there = "is 1" if world == 1 else f"are {world}"
         raise UserError(

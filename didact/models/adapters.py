@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model
 from didact.types import UserError
 
@@ -31,7 +32,8 @@ def lora(
     A model that is a LoRA adapter already goes on with that one, at its own rank.
 
     Raises:
-        UserError: the model is a merged module without linear layers peft knows, or an adapter that is no LoRA.
+        UserError: the model is a merged module without linear layers peft knows, an adapter that is no LoRA, or
+            several models.
     """
     import peft
 
@@ -40,6 +42,8 @@ def lora(
         module.peft_config[module.active_adapter].inference_mode = False
         module.set_adapter(module.active_adapter)
         return model
+    if isinstance(model, EnsembleModel):
+        raise UserError("LoRA cannot be put on models that answer as one: train one of them, or all weights (lora = 0)")
     tasks = {"seq2seq": peft.TaskType.SEQ_2_SEQ_LM, "encoder": peft.TaskType.SEQ_CLS}  # whose head is trained whole
     task = tasks.get(model.kind, peft.TaskType.CAUSAL_LM)
     scale: Any = alpha  # peft takes any number, though it says int

@@ -162,6 +162,10 @@ class Model:
 
         return adapters.ready(self, lora)
 
+    def around(self, module: nn.Module) -> Model:
+        """A model of this kind of another module, a copy of its own say; what it is asked with does not go along."""
+        return Model(module, self.processor, self.kind, self.base)
+
     def fingerprint(self) -> str:
         """SHA-256 over every weight's name and bytes: what caches, checkpoints and results are keyed by."""
         digest = hashlib.sha256()
@@ -243,7 +247,7 @@ def _stretched(limit: int, rope: Any) -> int:
 
 def copy_of(model: Model) -> Model:
     """A deep copy: teaching it leaves the original as it was."""
-    return Model(copy.deepcopy(model.module), model.processor, model.kind, model.base)
+    return model.around(copy.deepcopy(model.module))
 
 
 def sharing(model: Model) -> Model:
@@ -252,7 +256,7 @@ def sharing(model: Model) -> Model:
         id(p): nn.Parameter(p.detach(), p.requires_grad) if type(p) is nn.Parameter else p  # others are quantised
         for p in model.module.parameters()
     }
-    return Model(copy.deepcopy(model.module, shared), model.processor, model.kind, model.base)
+    return model.around(copy.deepcopy(model.module, shared))
 
 
 def frozen(model: Model) -> Model:

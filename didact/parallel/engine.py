@@ -44,11 +44,12 @@ class Engine:
         schedule: Literal["1f1b", "gpipe"] = "1f1b", precision: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.grid, self.micro, self.device, self.schedule = grid, micro, device, schedule
+        self.partial: list[nn.Module] = []
         own = next(module.parameters()).dtype
         bare = stages.skeleton(module, own if own.itemsize >= 4 else torch.float32)
         self.stage = stages.Stage(bare, grid.stage, grid.pp, precision)
         if grid.tp > 1:
-            tensor.split(bare, grid.of("tp"))
+            self.partial = tensor.split(bare, grid.of("tp"))
         names = {id(p): name for name, p in self.stage.named().items()}
         for part in (*self.stage.layers, self.stage):  # one after the other, so that few are ever whole
             stages.fill(part, names, values, device)
@@ -99,6 +100,8 @@ class Engine:
                 self._pipeline(parts, ids, loss).step(*([ids] if self.stage.number == 0 else []), return_outputs=False)
         for p in self.named.values():
             tensor.settle(p)
+        if self.partial:
+            tensor.complete(self.partial, self.grid.of("tp"))
         if self.ends is not None:
             dist.all_reduce(tensor.local(tensor.gradient(self.named[self.stage.table])), group=self.ends)
         return (
@@ -107,12 +110,9 @@ class Engine:
 
     def norm(self) -> float:
         """Of all gradients together, a tied embedding's once."""
-        total = 0.0
-        for name, p in self.named.items():
-            if p.grad is not None and not (self.stage.shares and self.grid.last and name == self.stage.table):
-                square = float(tensor.local(p.grad).double().square().sum())
-                total += square / tensor.holders(p.grad, self.grid.dp * self.grid.tp)
-        return float(self.over_all([total])[0] ** 0.5)
+        twice = self.stage.table if self.stage.shares and self.grid.last else None
+        own = [p.grad for name, p in self.named.items() if p.grad is not None and name != twice]
+        return tensor.norm(own, self.grid.dp * self.grid.tp, self.device)
 
     def clip(self, limit: float) -> float:
         """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 
 from didact.errors import UserError
@@ -15,6 +17,7 @@ PLUGINS = {
 }
 OFF = ("", "0", "no", "false", "none")
 PRECISIONS = {"bf16": "bfloat16"}
+NAMED = ("ddp", "fsdp2", "hsdp")
 
 
 def world(environ: Mapping[str, str] | None = None) -> int:
@@ -28,17 +31,46 @@ def on_node(environ: Mapping[str, str] | None = None) -> int:
     return _number("LOCAL_WORLD_SIZE", world(env), env)
 
 
-def several(parallel: str, environ: Mapping[str, str] | None = None) -> None:
-    """Refuse to lay a model over several processes where there is one.
+def sizes(text: str, option: str = "layout") -> tuple[int, int, int]:
+    """`2x1x2` as stages, copies and parts.
 
     Raises:
-        UserError: there is no launcher.
+        UserError: it is no layout.
     """
-    if parallel != "ddp" and world(environ) == 1:
+    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not found or not all(map(int, found.groups())):
+        names = f"{', '.join(NAMED)} or " if option == "parallel" else ""
         raise UserError(
-            f"parallel = {parallel}: goes with several processes: torchrun --nproc_per_node 8 -m didact run ... "
-            f"--parallel {parallel}"
+            f"{option} = {text}: must be {names}PPxDPxTP, stages by copies by parts of a layer: 2x1x2 for 4 processes"
         )
+    pp, dp, tp = map(int, found.groups())
+    return pp, dp, tp
+
+
+def parallel(text: str) -> tuple[int, int, int] | None:
+    """The layout that a `parallel` names; None where it is a word.
+
+    Raises:
+        UserError: it is neither.
+    """
+    return None if text in NAMED else sizes(text, "parallel")
+
+
+def several(said: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuse to lay a model over other processes than there are.
+
+    Raises:
+        UserError: there is no launcher, or a layout takes more or fewer than it started.
+    """
+    laid, there = parallel(said), world(environ)
+    count = math.prod(laid) if laid else 8
+    if said != "ddp" and there == 1:
+        raise UserError(
+            f"parallel = {said}: goes with several processes: torchrun --nproc_per_node {max(count, 2)} -m didact run "
+            f"... --parallel {said}"
+        )
+    if laid and count != there:
+        raise UserError(f"parallel = {said}: takes {count} processes, and there are {there}: start {count}")
 
 
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:

@@ -9,34 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from didact.errors import UserError
-from didact.parallel import launch, shards
-
-
-@functools.lru_cache(maxsize=4)
-def mesh(kind: str, device: str) -> DeviceMesh:
-    """The processes as one row that shares the weights, or (`hsdp`) a row a node, each with all of them.
-
-    Raises:
-        UserError: there is one process, or nodes have different numbers of them.
-    """
-    launch.several(kind)
-    world = launch.world()
-    if kind == "fsdp2":
-        return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
-    node = launch.on_node()
-    if world % node:
-        raise UserError(f"parallel = hsdp: {world} processes do not divide into nodes of {node}: take fsdp2")
-    return init_device_mesh(device, (world // node, node), mesh_dim_names=("copy", "shard"))
+from didact.parallel import shards, tensor
+from didact.parallel.mesh import Over
 
 
 class Sharded:
@@ -44,26 +28,45 @@ class Sharded:
 
     Args:
         module: with all its weights, of which every process keeps its part; tensors that others hold too stay theirs.
-        over: the mesh.
-        layers: gathered apart; the rest of the module is one group.
+        over: the processes.
+        layers: gathered apart, and split where `over` has parts; the rest of the module is one group.
     """
 
-    def __init__(self, module: nn.Module, over: DeviceMesh, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, over: Over, layers: Sequence[nn.Module]) -> None:
+        self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
         self.hollow = _hollow(module)
         self.module, self.root = module, _Root(module)
-        for part in (*layers, self.root):
-            fully_shard(part, mesh=over)
+        self.partial = tensor.split_layers(module, over.parts) if over.parts else []
+        for part in layers:
+            fully_shard(part, mesh=over.layers)
+        fully_shard(self.root, mesh=over.rest)
         for part in self.root.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
+        root: Any = self.root
+        root.set_gradient_divide_factor(float(over.alike))
         with self.open():  # the first pass says which module is the root
             self.root(lambda: None)
 
     def __call__(self, compute: Callable[..., Any], *given: Any) -> Any:
         """`compute(*given)`, in which the module may be used and whose tensors may be differentiated."""
         return self.root(compute, *given)
+
+    def settle(self) -> None:
+        """Make gradients whole, after the last backward pass of a step: all processes call."""
+        if self.over.parts is None:
+            return
+        tensor.complete(self.partial, self.over.parts)
+        if not self.settled:  # what a plan forgets would go unnoticed
+            self.settled = True
+            own = {n: p for n, p in self.module.named_parameters() if _on(p) == self.over.layers}
+            if name := tensor.unequal(own, self.over.parts):
+                raise UserError(
+                    f"parallel = 1x{self.over.copy[1]}x{self.over.alike}: parts of a layer disagree on the gradient of "
+                    f"{name}: this model's tensor-parallel plan is not complete: take fsdp2"
+                )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -103,6 +106,10 @@ def _hollow(module: nn.Module) -> nn.Module:
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
     }
     return copy.deepcopy(module, empty)
+
+
+def _on(p: Tensor) -> DeviceMesh | None:
+    return p.device_mesh if isinstance(p, DTensor) else None
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:

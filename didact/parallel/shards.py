@@ -7,8 +7,9 @@ same bits from it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 FOLDER = "shards"  # of a checkpoint
+# It remarks that a weight split twice is gathered twice.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
-def spread(tensors: Mapping[str, Tensor]) -> bool:
+def spread(tensors: Iterable[Tensor]) -> bool:
     """Whether any of them lies over processes."""
-    return any(isinstance(t, DTensor) for t in tensors.values())
+    return any(isinstance(t, DTensor) for t in tensors)
 
 
 def whole(tensor: Tensor) -> Tensor:
