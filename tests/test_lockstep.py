@@ -76,11 +76,14 @@ CASES = [
 
 
 def several(start, folder):
-    """Every case in these processes, the first one with checkpoints; and how a training ends of which no record fits.
+    """Every case in these processes, the first one with checkpoints; and how trainings end that fit nowhere.
 
     Returns:
-        Weights, log and how often memory ran out here, of each case; the line at the end, seconds, tokens.
+        Weights, log and how often memory ran out here, of each case; the line at the end, seconds, tokens; the line of
+        a split layer.
     """
+    with pytest.raises(UserError) as split:
+        trained(start, "1x1x2", [Short({0: (1, False), 1: (1, False)})])
     made = []
     for i, (where, changes) in enumerate(CASES):
         hook = Short(where)
@@ -88,7 +91,8 @@ def several(start, folder):
     began, hook = time.monotonic(), Short({1: (1, False)}, always=True)
     with pytest.raises(UserError) as found, distributed.peers():
         trained(start, "fsdp2", [hook])
-    return made, (str(found.value), time.monotonic() - began, hook.tokens)
+    end = str(found.value), time.monotonic() - began, hook.tokens
+    return made, end, str(split.value)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ def test_all_halve_the_micro_batch_when_one_runs_out_of_memory(start, two):
     made, kept = two
     for i, (where, changes) in enumerate(CASES):
         own, history = trained(start, "ddp", **changes)
-        for rank, (weights, logged, met) in enumerate(cases[i] for cases, _ in made):
+        for rank, (weights, logged, met) in enumerate(cases[i] for cases, *_ in made):
             assert met == (rank in where)
             for name, value in own.items():
                 torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
@@ -113,7 +117,12 @@ def test_all_halve_the_micro_batch_when_one_runs_out_of_memory(start, two):
 
 
 def test_a_record_that_fits_nowhere_ends_all_in_a_line(two):
-    (other, waited, _), (line, _, tokens) = [end for _, end in two[0]]
+    (other, waited, _), (line, _, tokens) = [end for _, end, _ in two[0]]
     assert line.startswith("out of memory on a single record")
     assert other.startswith("another process of this training ended")
     assert waited < 30 and len(tokens) == 2 and tokens[1] < tokens[0]
+
+
+def test_parts_of_a_layer_cannot_take_other_rows_and_say_what_to_give(two):
+    for rank, (*_, line) in enumerate(two[0]):
+        assert line.startswith(f"out of memory in process {rank}") and "--micro-tokens 30" in line

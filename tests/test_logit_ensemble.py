@@ -5,6 +5,7 @@ import torch
 from shapes import plain_logits, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from didact import compare
 from didact.data import anchors as dictionaries
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
@@ -13,7 +14,9 @@ from didact.infer import generate
 from didact.learn import footprint, generic_labels, language
 from didact.models import forward, head, load, logit_ensemble
 from didact.objectives import tokens as token_functions
-from didact.types import Example, Fit, UserError
+from didact.types import Demo, Example, Fit, UserError
+from didact.verbs import given
+from didact.verbs.advise import contents
 
 ROWS = [
     TokenizedExample((9, 4, 5, 6), (6, 7)),
@@ -86,6 +89,9 @@ def test_an_ensemble_that_was_trained_is_one_and_its_weights_are_part_of_what_it
     trained = language.train(made, {"demos": rows}, language.nll, fit, quiet=True).model
     trained.save(tmp_path / "model")
     again = load.load(tmp_path / "model")
+    folder = compare.Given(name=str(tmp_path / "model"), open=lambda: again)
+    assert given.alike([folder], base, {"demo": [Demo(prompt="abc", completion="d")]})  # an arm of a comparison
+    assert contents.tokenizer(str(tmp_path / "model"))[1] == base.context
     assert isinstance(again, logit_ensemble.EnsembleModel) and again.fingerprint() == trained.fingerprint()
     found, before = (forward.row_logp(m, ROWS)[0] for m in (again, made))
     torch.testing.assert_close(found, forward.row_logp(trained, ROWS)[0])
@@ -114,6 +120,17 @@ def large(kind="gemma3", seed=0):
     made = tiny(kind, seed=seed)
     made.module.resize_token_embeddings(LARGE, mean_resizing=False)
     return made
+
+
+def test_a_type_no_list_names_is_scored_in_batches_whose_logits_fit(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK", 1 << 22)
+    model, rows = large("llama"), [TokenizedExample((9,), tuple(range(10 + k, 22 + k))) for k in range(12)]
+    wanted = forward.row_logp(model, rows)[0]
+    model.module.config.model_type = "unheard_of"
+    with Largest() as scoring:
+        found = forward.row_logp(model, rows)[0]
+    torch.testing.assert_close(found, wanted)
+    assert LARGE <= scoring.numbers <= 1 << 22 < 12 * 12 * LARGE
 
 
 @pytest.mark.parametrize("how", ["guided", "contrast"])

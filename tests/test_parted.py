@@ -173,7 +173,7 @@ def held(start):
 
 
 def test_no_process_holds_the_model(root, two):
-    """But parts, a few of its layers and what is in none; and in training what the planner says, beside the start."""
+    """But its half and less than four layers more; and in training what the planner says, beside the start."""
     model = load(root / "deep", device="cpu")
     job = planner.Job(shape.of(model.config), ClusterSpec(gpus=2), 2, memory.POLICIES["fp32"], fused=False)
     told = sum(planner.estimate(job, Layout(dp=2, micro=1, batch=2, zero=3)).memory.values())

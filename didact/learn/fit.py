@@ -33,7 +33,6 @@ from didact.learn.hooks import Step as Step
 from didact.learn.hooks import StopWhen as StopWhen
 from didact.learn.hooks import every as every
 from didact.learn.masters import Masters
-from didact.models import head
 from didact.parallel import launch
 from didact.parallel.sharding import Sharded
 from didact.progress import Bar
@@ -110,8 +109,10 @@ def fit(
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(named)
     optimizer = _optimizer(gradients.alike(masters.groups(groups or _groups(named, fit.weight_decay))), fit)
-    who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
+    who: dict[str, Any] = {}
+    if folder:  # digests of models read all of their weights
+        who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     now = State()
     if folder and (found := checkpoint.load(folder, who, named)):
         weights, now = found
@@ -143,7 +144,6 @@ def fit(
         checkpoint.alone(folder if first else None),
         _released(hooks),
         interrupts.after_the_step(folder is not None) as asked,
-        head.kept(),
         torch.random.fork_rng(),
         Bar(name, steps, now.step, quiet or not first) as bar,
     ):
@@ -172,7 +172,7 @@ def fit(
                     )
                     break
                 except RuntimeError as error:
-                    micro_tokens = _smaller(error, micro_tokens, coupled, sharded is not None)
+                    micro_tokens = _smaller(error, micro_tokens, coupled, sharded)
                     module.zero_grad(set_to_none=True)
             masters.take_gradients()
             norm = gradients.clip(list(masters.all.values()), fit.clip)
@@ -273,7 +273,7 @@ def _finite(log: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _smaller(error: RuntimeError, micro_tokens: int, coupled: bool, spread: bool) -> int:
+def _smaller(error: RuntimeError, micro_tokens: int, coupled: bool, sharded: Sharded | None) -> int:
     """Half the micro-batch after running out of memory; any other error goes on."""
     if not gradients.exhausted(error):
         raise error
@@ -281,14 +281,14 @@ def _smaller(error: RuntimeError, micro_tokens: int, coupled: bool, spread: bool
         raise UserError(
             "out of memory, and this loss couples the rows of a batch, which cannot be split: lower rows"
         ) from None
-    agreed = isinstance(error, gradients.ExhaustedError)
-    if spread and not agreed:
+    if sharded and sharded.over.parts:  # who share a layer must have the same rows in it
         raise UserError(
-            f"out of memory in process {distributed.here()[0]}: give --micro-tokens {micro_tokens // 2} or "
-            "--checkpointing (the result does not change)"
+            f"out of memory in process {distributed.here()[0]}, and others wait within a layer for it: give "
+            f"--micro-tokens {micro_tokens // 2} or --checkpointing (the result does not change)"
         ) from None
-    if micro_tokens <= 1:
-        raise UserError(gradients.SINGLE) from None
+    agreed = isinstance(error, gradients.ExhaustedError)
+    if micro_tokens <= 1 or (sharded and not agreed):  # the smallest record was tried before all are told
+        raise UserError("out of memory on a single record: use a smaller model, shorter records or LoRA") from None
     if not agreed or distributed.here()[0] == 0:
         found = str(error) if agreed else "out of memory"
         print(f"{found}: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)

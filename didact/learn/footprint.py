@@ -102,7 +102,7 @@ def _logits(model: Model, tokens: int) -> int:
     if members == 1 and width >= head.LARGE:
         output = prefix.inner_of(model).get_output_embeddings()
         if not any(p.requires_grad for p in output.parameters()):
-            return 4 * min(tokens * width, head.CHUNK)
+            return 4 * tokens * min(width, head.columns(tokens, model.device))
     return 4 * 4 * members * min(tokens * width, forward.CHUNK)  # and their softmax, and the gradients of both
 
 

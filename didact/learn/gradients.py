@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from didact.learn import distributed
 from didact.parallel import lockstep, shards, tensor
 from didact.parallel.sharding import Sharded
-from didact.types import UserError
 
 
 class Term(NamedTuple):
@@ -50,7 +48,6 @@ class Logical(Protocol):
 
 
 LossFn = Callable[[nn.Module, Any], Terms]
-SINGLE = "out of memory on a single record: use a smaller model, shorter records or LoRA"
 
 
 class ExhaustedError(RuntimeError):
@@ -97,8 +94,6 @@ def backward(
         return terms
 
     micros, short = mine.split(micro_tokens), False
-    # Parts of a layer add up what each makes of the same rows, so that none can go through it with others.
-    alone = sharded is None or coupled or sharded.over.parts is not None
     for micro, counts in _in_step(micros, batch, micro_tokens) if sharded and not coupled else [(m, 1) for m in micros]:
         if short:
             run(_least(batch, micro.stream), 0)
@@ -107,12 +102,12 @@ def backward(
         try:
             terms = run(micro, counts)
         except RuntimeError as error:
-            if alone or not exhausted(error):
+            if sharded is None or sharded.over.parts or coupled or not exhausted(error):
                 raise
             short = True
         if short:  # after the handler, which holds what the failed pass had made
             assert sharded is not None
-            with lockstep.behind(sharded.root, since), _single():
+            with lockstep.behind(sharded.root, since):
                 run(_least(batch, micro.stream), 0)
         for name, t in terms.items() if counts and tells and not short else ():
             sums[name] = (
@@ -121,11 +116,9 @@ def backward(
             )
             weights[name] = t.weight
     if sharded:
-        if ranks := [str(rank) for rank, spent in enumerate(distributed.joined([short])) if spent]:
-            raise ExhaustedError(f"out of memory in process {', '.join(ranks)}")
         sharded.settle()
     if world > 1:
-        _all_reduce([] if sharded else parameters, sums, weights)
+        _all_reduce([] if sharded else parameters, sums, weights, short)
     return {name: (float(value), weights[name]) for name, value in sums.items()}
 
 
@@ -177,23 +170,12 @@ def _least(batch: Any, stream: str) -> Any:
     return min((m for m in batch.split(1) if m.stream == stream), key=lambda m: m.tokens.input_ids.numel())
 
 
-@contextlib.contextmanager
-def _single() -> Iterator[None]:
-    """Inside, memory that runs out is a record's that fits nowhere.
+def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float], short: bool) -> None:
+    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already.
 
     Raises:
-        UserError: it did.
+        ExhaustedError: one of them is `short` of memory.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if exhausted(error):
-            raise UserError(SINGLE) from None
-        raise
-
-
-def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
-    """Sum gradients and logged terms over ranks. Sums, not means: each term is divided by the whole batch already."""
     import torch.distributed as dist
 
     for p in parameters:
@@ -201,9 +183,11 @@ def _all_reduce(parameters: list[Tensor], sums: dict[str, Tensor], weights: dict
             p.grad = torch.zeros_like(p)
         dist.all_reduce(p.grad)
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (sums, weights))
+    dist.all_gather_object(gathered, (sums, weights, short))
+    if ranks := [rank for rank, theirs in enumerate(gathered) if theirs[2]]:
+        raise ExhaustedError(f"out of memory in process {', '.join(map(str, ranks))}")
     total: dict[str, Tensor] = {}
-    for theirs, theirs_weights in gathered:
+    for theirs, theirs_weights, _ in gathered:
         weights.update(theirs_weights)
         for name, value in theirs.items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + value

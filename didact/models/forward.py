@@ -238,6 +238,8 @@ def score(
         memory: what this model has read before: rows go on from there and are kept, where the model takes tree masks.
     """
     batch_tokens = batch_tokens or 4 * at_once(model)
+    if not _reads_head(model):  # the plain path makes logits of all of them
+        batch_tokens = min(batch_tokens, max(1, head.CHUNK // int(getattr(model.text_config, "vocab_size", None) or 1)))
     was = model.module.training
     model.module.eval()
     try:
@@ -245,7 +247,7 @@ def score(
             batches = _recalled(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)
-        with head.kept(), progress.Counted("scoring", len(rows)) as bar:
+        with progress.Counted("scoring", len(rows)) as bar:
             for group, batch, past in batches:
                 batch = batch.to(model.device)
                 states = label_states(model, batch, past)
@@ -329,6 +331,8 @@ def row_logp(
 
 def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     """`row_logp`'s sums, kept on disk under weights, configuration, rows, dtype and this source; says so when read."""
+    if cache.folder() is None:
+        return row_logp(model, rows)[0]
     dtype = str(next(model.module.parameters()).dtype)
     source = Path(__file__).read_bytes()
     setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights

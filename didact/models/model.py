@@ -178,7 +178,7 @@ class Model:
             tensor = shards.whole(part)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(
-                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
                 if tensor.numel() and tensor.dim()
                 else str(tensor).encode()
             )
