@@ -10,7 +10,7 @@ from torch import Tensor
 
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
-from didact.models import adapters, cost, forward, head, prefix
+from didact.models import adapters, cost, forward, fused, head, prefix
 from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model, sharing
 from didact.parallel import memory
@@ -86,7 +86,8 @@ def _kept(model: Model, fit: Fit) -> int:
         return x
 
     wide = torch.autocast(model.device.type, torch.bfloat16, enabled=fit.precision == "bfloat16")
-    with wide, torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
+    fewer = fused.layers(model.module, fit.parallel == "ddp")
+    with wide, fewer, torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
         states = forward.label_states(model, batch)
     size = sum(found.values()) // count
     if not fit.checkpointing:

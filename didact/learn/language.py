@@ -18,7 +18,7 @@ from didact.learn import distributed, recompute
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
-from didact.models import adapters, forward, prefix
+from didact.models import adapters, forward, fused, prefix, spread
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
@@ -99,7 +99,11 @@ def train(
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
     known = identity(model, streams, fit) | mixed
-    with sharding(student, fit) as sharded, recompute.layers(student.module, fit.checkpointing):
+    with (
+        sharding(student, fit) as sharded,
+        fused.layers(student.module, not spread),
+        recompute.layers(student.module, fit.checkpointing),
+    ):
         history, state = loop.fit(
             student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup,
             coupled=coupled, name=name, identity=known, quiet=quiet, sharded=sharded,
@@ -135,7 +139,7 @@ def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
         raise UserError(f"parallel = {fit.parallel}: {why}: take fsdp2")
     distributed.rank(student.module)
     over = mesh.over(fit.parallel, student.device.type)
-    sharded = Sharded(student.module, over, recompute.found(student.module))
+    sharded = Sharded(student.module, over, spread.layers(student.module))
     yield sharded
     student.module = sharded.gathered()
 
