@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from didact import baselines, unlearning
-from didact.learn import distributed, recompute
+from didact.learn import distributed
 from didact.learn.fit import Hook
-from didact.models import build
+from didact.models import build, spread
 from didact.models.load import load
 from didact.parallel import processes
 from didact.types import Fit, UserError
@@ -32,7 +32,7 @@ class Short(Hook):
     def before(self, step):
         if step.step != 1 or (spot := self.where.get(distributed.here()[0])) is None:
             return
-        layer = recompute.found(step.module)[spot[0]]
+        layer = spread.layers(step.module)[spot[0]]
         handle = layer.register_forward_hook(lambda _, given, out: self.met(handle, spot[1], given[0], out))
 
     def met(self, handle, back, given, out):

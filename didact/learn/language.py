@@ -18,7 +18,7 @@ from didact.learn import distributed, recompute
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
-from didact.models import adapters, forward, fused, prefix
+from didact.models import adapters, forward, fused, prefix, spread
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
@@ -139,7 +139,7 @@ def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
         raise UserError(f"parallel = {fit.parallel}: {why}: take fsdp2")
     distributed.rank(student.module)
     over = mesh.over(fit.parallel, student.device.type)
-    sharded = Sharded(student.module, over, recompute.found(student.module))
+    sharded = Sharded(student.module, over, spread.layers(student.module))
     yield sharded
     student.module = sharded.gathered()
 

@@ -22,7 +22,7 @@ from didact.data import packing
 from didact.data.encode import TokenizedExample
 from didact.data.packing import Packing, Tree
 from didact.data.streams import Tokens, by_length, collate, of_trees
-from didact.models import cache, head, masks, prefix
+from didact.models import cache, head, masks, prefix, spread
 from didact.models.kv_cache import KVCache
 from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model
@@ -337,7 +337,9 @@ def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     source = Path(__file__).read_bytes()
     setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights
     kept = cache.Entry("logp", model.fingerprint(), setup, repr(rows), dtype, source)
-    if (found := kept.read("logp")) is not None and found["logp"].shape == (len(rows),):
+    found = kept.read("logp")
+    whole = found is not None and found["logp"].shape == (len(rows),)
+    if spread.agreed(model.module, whole) and found is not None:
         print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
         return found["logp"]
     total, _ = row_logp(model, rows)

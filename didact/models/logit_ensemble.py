@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from didact import files
-from didact.models import places, prefix
+from didact.models import places, prefix, spread
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -113,6 +113,10 @@ class EnsembleModel(Model):
         """
         base, *others = self.members
         place = base.loaded_from
+        if spread.follows(self.module):
+            for member in others if place else self.members:
+                member.save(folder)
+            return "didact"
         with files.new_folder(folder) as fresh:
             if place is None:
                 base.save(fresh / "base")

@@ -20,15 +20,16 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from didact.errors import UserError
-from didact.parallel import shards, stages, tensor
+from didact.parallel import parted, shards, stages, tensor
 from didact.parallel.mesh import Over
 
 
 class Sharded:
-    """A module in place over the processes of a mesh, until `gathered` gives a whole one.
+    """A module in place over the processes of a mesh, until `gathered` gives one as it was before.
 
     Args:
-        module: with all its weights, of which every process keeps its part; tensors that others hold too stay theirs.
+        module: with all its weights, of which every process keeps its part, or with those parts (`parted`); tensors
+            that others hold too stay theirs.
         over: the processes.
         layers: gathered apart, and split where `over` has parts; the rest of the module is one group.
     """
@@ -37,6 +38,7 @@ class Sharded:
         self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
         self.hollow = _hollow(module)
+        self.held = parted.lifted(module)
         self.module, self.root = module, _Root(module)
         twice = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
         self.shared = next((n for n, p in module.named_parameters() if p is twice), None)
@@ -52,6 +54,7 @@ class Sharded:
                 part.set_force_sum_reduction_for_comms(True)
         root: Any = self.root
         root.set_gradient_divide_factor(float(over.alike))
+        parted.returned(module, self.held, over.layers)
         with self.open():  # the first pass says which module is the root
             self.root(lambda: None)
 
@@ -95,8 +98,9 @@ class Sharded:
             root.reshard()
 
     def gathered(self) -> nn.Module:
-        """A module like the one before, with all of the weights of now: all processes call."""
-        now = {n: shards.whole(p.detach()) for n, p in self.module.named_parameters() if n not in self.frozen}
+        """A module like the one before, with the weights of now, all of them or its parts: all processes call."""
+        trained = {n: p.detach() for n, p in self.module.named_parameters() if n not in self.frozen}
+        now = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
         if self.over.relay:
             now = self.over.relay.joined(now)
         now |= self.frozen
@@ -121,7 +125,8 @@ class _Root(nn.Module):
 def _hollow(module: nn.Module) -> nn.Module:
     """A copy whose weights have shapes alone; weights that are one stay one."""
     empty: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
+        for p in module.parameters()
     }
     return copy.deepcopy(module, empty)
 
