@@ -26,6 +26,7 @@ import numpy as np
 
 BUSY = 0.5  # load average above which nothing is timed
 LIMIT = 600  # seconds after which an arm is given up
+SERVED = ("generate-with", "gemma-sample-vllm")  # by a vLLM server that stands already
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
 Arm = tuple[str, dict[str, Any]]
 
@@ -194,6 +195,10 @@ BENCHES: dict[str, Bench] = {
             "batch 16, sorted": ("gemma.sample_transformers", {"batch": 16, "ordered": True}),
         },
         unit="tokens/s", target=2, per=lambda value: value["tokens"],
+    ),
+    "gemma-sample-vllm": Bench(
+        ours=("gemma.sample_ours", {}), peers={"one request of all prompts": ("gemma.sample_vllm", {})},
+        unit="tokens/s", target=1, per=lambda value: value["tokens"],
     ),
     "procedure": Bench(
         ours=("served.procedure", {}), peers={"the calls alone": ("served.plain", {})}, unit="calls/s", target=0.9
@@ -364,7 +369,7 @@ def main() -> int:
     print(json.dumps(machine))
     lines = []
     for name in args.names or BENCHES:
-        if name == "generate-with" and not os.environ.get("DIDACT_VLLM"):
+        if name in SERVED and not os.environ.get("DIDACT_VLLM"):
             print(f"{name}: skipped: the environment variable DIDACT_VLLM names no vLLM server", file=sys.stderr)
             continue
         if name.startswith("gemma-") and not os.environ.get("GEMMA"):

@@ -218,6 +218,21 @@ def sample_transformers(batch: int = 64, ordered: bool = False) -> dict[str, Any
     return problems.measured(lambda: {"tokens": run(prompts, NEW_TOKENS)}, 1, lambda: run(prompts[:1], 2))
 
 
+def sample_vllm() -> dict[str, Any]:
+    """All prompts in one request to a vLLM server of the same model, `DIDACT_VLLM=http://HOST/v1#NAME`."""
+    import httpx2
+
+    url, _, name = os.environ["DIDACT_VLLM"].partition("#")
+    prompts = _prompts(_model())
+
+    def run(prompts: list[str], new: int) -> int:
+        body = {"model": name, "prompt": prompts, "max_tokens": new, "temperature": 1.0, "seed": 0}
+        answer = httpx2.post(f"{url}/completions", json=body, timeout=600, trust_env=False).raise_for_status().json()
+        return int(answer["usage"]["completion_tokens"])
+
+    return problems.measured(lambda: {"tokens": run(prompts, NEW_TOKENS)}, 1, lambda: run(prompts[:1], 2))
+
+
 def _weights(model: Model) -> tuple[int, int]:
     """Weights that every token is multiplied by, and those of the head."""
     head = model.module.get_output_embeddings().weight.numel()  # type: ignore  # a transformers model

@@ -79,7 +79,7 @@ class Fit:
         seed: order of the data, dropout and everything else that is drawn.
         parallel: of several processes, whether each has the whole model (ddp), or weights, gradients and the
             optimizer's state lie over all of them (fsdp2), or over those of a node, each node with all (hsdp), or as
-            1xDPxTP says, every layer split into TP parts over DP copies (1x2x2).
+            PPxDPxTP says: layers in PP stages, each layer in TP parts, over DP copies (1x2x2).
         folder: where checkpoints are written; set by the command line from `--out`.
     """
 

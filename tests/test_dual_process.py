@@ -266,7 +266,7 @@ def test_a_policy_by_heart_and_one_by_context_are_told_apart(monkeypatch: pytest
     names = tokenizer.convert_ids_to_tokens(range(size))
 
     def say(by_heart: bool) -> None:
-        def states(model: Model, batch: Any, *rest: Any) -> torch.Tensor:
+        def states(model: Model, batch: Any, **how: Any) -> torch.Tensor:
             logits = torch.zeros(len(batch.target), size)
             for n, (row, at) in enumerate(
                 zip(batch.row.tolist(), (batch.at % batch.input_ids.shape[1]).tolist(), strict=True)

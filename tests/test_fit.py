@@ -12,6 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from didact import baselines
 from didact.data import encode
 from didact.data.streams import Tensors
 from didact.evaluate import forgetting
@@ -19,8 +20,8 @@ from didact.learn import fit as loop
 from didact.learn import language, schedules
 from didact.learn.fit import Hook, NoDropout, Term
 from didact.learn.masters import Masters
-from didact.models.model import copy_of
-from didact.types import Demo, Fit, UserError
+from didact.models.model import Model, copy_of
+from didact.types import Demo, Fit, Preference, UserError
 
 PLAIN = Fit(lr=0.1, schedule="constant", clip=0.0, optimizer="sgd")
 UNEQUAL = [
@@ -454,6 +455,22 @@ def test_teaching_leaves_the_start_model_as_it_was(arch, fresh):
     fit = Fit(lr=1e-2, steps=2, rows=2)
     taught = language.train(start, {"a": items_of(start, UNEQUAL)}, nll, fit, quiet=True)
     assert start.fingerprint() == before != taught.model.fingerprint()
+
+
+def test_weights_are_read_for_a_digest_only_where_something_is_kept_under_it(fresh, world, monkeypatch, tmp_path):
+    start, read = fresh("llama"), []
+    fingerprint = Model.fingerprint
+    monkeypatch.setattr(Model, "fingerprint", lambda self: (read.append(self), fingerprint(self))[1])
+    fit = Fit(lr=1e-2, steps=1, rows=2)
+    baselines.sft(start, world.forget, fit=fit)
+    assert not read
+    baselines.sft(start, world.forget, fit=fit.replace(folder=tmp_path))
+    assert read
+    read.clear()
+    monkeypatch.setenv("DIDACT_CACHE", "off")
+    pairs = [Preference(prompt="a", chosen="b", rejected="c")]
+    baselines.dpo(start, pairs, fit=fit)
+    assert not read
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])

@@ -32,6 +32,9 @@ def test_weights_are_there_once_under_an_adapter_and_layers_run_again_keep_littl
 def test_logits_of_a_large_vocabulary_are_there_once_where_the_head_is_not_trained(monkeypatch):
     model = tiny("llama")
     small = told(model, lora=4)["activations"]
-    monkeypatch.setattr(head, "LARGE", 1), monkeypatch.setattr(head, "CHUNK", 32 * 259)
-    assert small - told(model, lora=4)["activations"] == 4 * 259 * (4 * 64 - 32)
+    monkeypatch.setattr(head, "LARGE", 1)
+    once = told(model, lora=4)["activations"]
+    assert small - once == 3 * 4 * 64 * 259
+    monkeypatch.setattr(head, "BLOCK", 1), monkeypatch.setattr(head, "COLUMNS", 32)
+    assert once - told(model, lora=4)["activations"] == 4 * 64 * (259 - 32)
     assert forward.CHUNK > 64 * 259 and torch.is_grad_enabled()

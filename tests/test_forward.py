@@ -110,6 +110,12 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
         torch.testing.assert_close(pieces_grad[name], whole_grad[name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+def in_blocks(monkeypatch):
+    """Four rows and 70 tokens of the vocabulary of 259 at a time."""
+    for name, size in (("BLOCK", 1), ("COLUMNS", 70), ("CHUNK", 4 * 70)):
+        monkeypatch.setattr(head, name, size)
+
+
 @pytest.mark.parametrize(
     "kind, trained, dtype",
     [
@@ -144,7 +150,8 @@ def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, tr
 
     plain = all_ways()
     assert not taken
-    monkeypatch.setattr(head, "LARGE", 1), monkeypatch.setattr(head, "CHUNK", 4 * V)
+    monkeypatch.setattr(head, "LARGE", 1)
+    in_blocks(monkeypatch)
     monkeypatch.setattr(forward, "CHUNK", 3 * V)
     large = all_ways()
     first = "values" if kind == "gemma2" else "logp"
@@ -156,16 +163,30 @@ def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, tr
             torch.testing.assert_close((ours | our_gradients)[name], expected, **near, msg=name)
 
 
+def test_blocks_of_a_vocabulary_whose_logits_grow_or_fall_by_more_than_exp_can_hold(monkeypatch):
+    states = torch.randn(9, 5, dtype=torch.float64)
+    states[:, 0] = torch.linspace(-60, 60, 9)  # times up to 30: logits to 1,800, the greatest first or last
+    weight = torch.randn(V, 5, dtype=torch.float64)
+    weight[:, 0] = torch.linspace(-30, 30, V)
+    target = torch.arange(9) * 32
+    in_blocks(monkeypatch)
+    found, plain = [], []
+    for into, fn in ((found, lambda x: head.logp(x, weight, target)),
+                     (plain, lambda x: token_functions.logp(x @ weight.t(), target))):  # fmt: skip
+        x = states.clone().requires_grad_()
+        value = fn(x)
+        (torch.linspace(-1, 1, 9) * value).sum().backward()
+        into += [value.detach(), x.grad]
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 @torch.no_grad()
 def test_a_large_vocabulary_is_scored_in_chunks_that_change_nothing(kind, monkeypatch):
     model = tiny(kind)
     expected = forward.tokens(model, batch_of(model))["logp"]
-    (
-        monkeypatch.setattr(head, "LARGE", 1),
-        monkeypatch.setattr(head, "CHUNK", 4 * V),
-        monkeypatch.setattr(head, "BLOCK", V),
-    )
+    monkeypatch.setattr(head, "LARGE", 1)
+    in_blocks(monkeypatch)
     torch.testing.assert_close(forward.tokens(model, batch_of(model))["logp"], expected, rtol=1e-6, atol=2e-6)
 
 

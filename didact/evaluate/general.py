@@ -86,14 +86,13 @@ def score(
     alike = alike is not None and (model is start or _same(alike, _head(model)))
     loss, before, kl = (np.zeros(owner[-1] + 1) for _ in range(3))
     counts = np.bincount(owner, weights=[len(r.completion) for r in found])
-    with head.kept():
-        for group, kept in zip(_batches(start, found), was, strict=True):
-            chosen = [found[i] for i in group]
-            states = _states(start, chosen) if kept is None else kept.states
-            said = _moved(model, start, chosen, kept) if alike and kept is not None else None
-            values = said or _compared(model, start, chosen, states)
-            for out, name in ((loss, "loss"), (before, "before"), (kl, "kl")):
-                np.add.at(out, [owner[i] for i in group], values[name].numpy())
+    for group, kept in zip(_batches(start, found), was, strict=True):
+        chosen = [found[i] for i in group]
+        states = _states(start, chosen) if kept is None else kept.states
+        said = _moved(model, start, chosen, kept) if alike and kept is not None else None
+        values = said or _compared(model, start, chosen, states)
+        for out, name in ((loss, "loss"), (before, "before"), (kl, "kl")):
+            np.add.at(out, [owner[i] for i in group], values[name].numpy())
     size = counts.mean()  # so that the mean of the texts' numbers is the mean over tokens
 
     def of(total: Array, better: Better, text: str) -> Measure:

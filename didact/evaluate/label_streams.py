@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from didact.data import encode, words
+from didact.data.encode import TokenizedExample
+from didact.data.streams import collate
 from didact.evaluate import curves, statistics
 from didact.evaluate.references import bayes
+from didact.models import forward
 from didact.models.model import Model
 from didact.types import Example, UserError
 
@@ -108,13 +111,13 @@ def distributions(model: Model, given: Streams, rows: int = 8) -> Tensor:
         raise UserError(f"a prompt of {longest} tokens does not fit the context of {model.context}: give fewer labels")
     out = []
     for i in range(0, len(texts), rows):
-        some, where = texts[i : i + rows], torch.tensor(spots[i : i + rows], device=model.device)
-        width = max(map(len, some))
-        ids = torch.tensor([t + [model.pad] * (width - len(t)) for t in some], device=model.device)
-        there = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in some], device=model.device)
-        logits = model.module(input_ids=ids, attention_mask=there, use_cache=False).logits
-        picked = logits[torch.arange(len(some), device=model.device)[:, None], where]
-        out.append(picked[..., tokens].double().log_softmax(-1).exp().cpu())
+        some, where = texts[i : i + rows], torch.tensor(spots[i : i + rows])
+        batch = collate([TokenizedExample((t[0],), tuple(t[1:])) for t in some], model.kind, model.pad)
+        line = torch.arange(len(some))[:, None].expand_as(where).flatten()
+        at = line * batch.input_ids.shape[1] + where.flatten()
+        batch = replace(batch, at=at, target=torch.zeros_like(at), row=line).to(model.device)
+        found = forward.tokens(model, batch, {"labels": lambda logits, target: logits[:, tokens]})["labels"]
+        out.append(found.view(*where.shape, -1).double().log_softmax(-1).exp().cpu())
     return torch.cat(out)
 
 

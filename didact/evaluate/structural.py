@@ -147,17 +147,25 @@ def right(model: Model, rows: Sequence[TokenizedExample]) -> tuple[NDArray[np.bo
         for start in range(0, len(order), ROWS):
             some = order[start : start + ROWS]
             batch = collate([rows[i] for i in some], model.kind, model.pad, model.start).to(model.device)
-            logits = forward.logits_of(model, forward.label_states(model, batch))
-            context = torch.zeros(len(some), logits.shape[-1], dtype=torch.bool, device=logits.device)
-            for line, i in enumerate(some):
-                context[line, list(rows[i].prompt)] = True
-            for out, values in ((free, logits), (among, logits.masked_fill(~context[batch.row], -torch.inf))):
-                wrong = torch.zeros(len(some)).index_add_(
-                    0, batch.row.cpu(), (values.argmax(-1) != batch.target).float().cpu()
-                )
+            longest = max(len(rows[i].prompt) for i in some)
+            context = torch.tensor([[*p, *p[:1] * (longest - len(p))] for p in (rows[i].prompt for i in some)])
+            columns = {"context": context.to(model.device)[batch.row]}
+            found = forward.tokens(model, batch, {"free": _right, "among": _right_among}, columns)
+            for out, values in ((free, found["free"]), (among, found["among"])):
+                wrong = torch.zeros(len(some)).index_add_(0, batch.row.cpu(), 1 - values.float().cpu())
                 out[some] = (wrong == 0).numpy()
     model.module.train(was)
     return free, among
+
+
+def _right(logits: Tensor, target: Tensor, *, context: Tensor) -> Tensor:
+    return token_functions.correct(logits, target)
+
+
+def _right_among(logits: Tensor, target: Tensor, *, context: Tensor) -> Tensor:
+    """The same of the tokens `context (n, P)` alone."""
+    there = torch.full_like(logits, -torch.inf).scatter(1, context, logits.gather(1, context))
+    return token_functions.correct(there, target)
 
 
 def battery(

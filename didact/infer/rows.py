@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,10 +133,11 @@ class Reread:
     def _read(self) -> None:
         # Row by row, without padding: what a model of an unknown type does with padding is unknown too.
         device, module = self.model.device, self.model.module
+        last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in prefix.takes(module) else {}
         out = []
         for prompt, made in zip(self.prompts, self.made, strict=True):
             if self.model.kind == "causal":
-                read = module(input_ids=torch.tensor([prompt + made], device=device), use_cache=False)
+                read = module(input_ids=torch.tensor([prompt + made], device=device), use_cache=False, **last)
             else:
                 read = module(
                     input_ids=torch.tensor([prompt], device=device),

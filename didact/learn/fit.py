@@ -33,7 +33,6 @@ from didact.learn.hooks import Step as Step
 from didact.learn.hooks import StopWhen as StopWhen
 from didact.learn.hooks import every as every
 from didact.learn.masters import Masters
-from didact.models import head
 from didact.parallel import launch
 from didact.parallel.sharding import Sharded
 from didact.progress import Bar
@@ -110,8 +109,10 @@ def fit(
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(named)
     optimizer = _optimizer(gradients.alike(masters.groups(groups or _groups(named, fit.weight_decay))), fit)
-    who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     folder = Path(fit.folder) / name if fit.folder else None
+    who: dict[str, Any] = {}
+    if folder:  # digests of models read all of their weights
+        who = {**_identity(fit), "steps": steps, "hooks": len(hooks), **registry.identity(), **(identity or {})}
     now = State()
     if folder and (found := checkpoint.load(folder, who, named)):
         weights, now = found
@@ -143,13 +144,12 @@ def fit(
         checkpoint.alone(folder if first else None),
         _released(hooks),
         interrupts.after_the_step(folder is not None) as asked,
-        head.kept(),
         torch.random.fork_rng(),
         Bar(name, steps, now.step, quiet or not first) as bar,
     ):
         for step in range(now.step, steps):
             batch = batch_at(step)
-            view = Step(module, step, steps, {}, batch, optimizer, masters)
+            view = Step(module, step, steps, {}, batch, optimizer, masters, sharded.over.relay if sharded else None)
             with _opened(sharded if hooks else None):
                 for hook in hooks:
                     hook.before(view)
@@ -171,11 +171,11 @@ def fit(
                         sharded,
                     )
                     break
-                except (torch.OutOfMemoryError, RuntimeError) as error:
-                    micro_tokens = _smaller(error, micro_tokens, batch, coupled, sharded is not None)
+                except RuntimeError as error:
+                    micro_tokens = _smaller(error, micro_tokens, coupled, sharded)
                     module.zero_grad(set_to_none=True)
             masters.take_gradients()
-            norm = gradients.clip(list(masters.all.values()), fit.clip)
+            norm = gradients.clip(masters.all, fit.clip, sharded)
             log = {
                 "step": step + 1,
                 "loss": sum(v * w for v, w in terms.values()),
@@ -273,28 +273,26 @@ def _finite(log: Mapping[str, Any], name: str) -> None:
         )
 
 
-def _smaller(error: BaseException, micro_tokens: int, batch: Logical, coupled: bool, spread: bool) -> int:
+def _smaller(error: RuntimeError, micro_tokens: int, coupled: bool, sharded: Sharded | None) -> int:
     """Half the micro-batch after running out of memory; any other error goes on."""
-    if not _exhausted(error):
+    if not gradients.exhausted(error):
         raise error
     if coupled:
         raise UserError(
             "out of memory, and this loss couples the rows of a batch, which cannot be split: lower rows"
         ) from None
-    if spread:  # the other processes wait within a layer for this one, and cannot begin the step anew
+    if sharded and not sharded.over.alone:  # who share a layer must have the same rows in it
         raise UserError(
-            f"out of memory in process {distributed.here()[0]}: give --micro-tokens {micro_tokens // 2} or "
-            "--checkpointing (the result does not change)"
+            f"out of memory in process {distributed.here()[0]}, and others wait within a layer for it: give "
+            f"--micro-tokens {micro_tokens // 2} or --checkpointing (the result does not change)"
         ) from None
-    if micro_tokens <= 1:
+    agreed = isinstance(error, gradients.ExhaustedError)
+    if micro_tokens <= 1 or (sharded and not agreed):  # the smallest record was tried before all are told
         raise UserError("out of memory on a single record: use a smaller model, shorter records or LoRA") from None
-    print(f"out of memory: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)
+    if not agreed or distributed.here()[0] == 0:
+        found = str(error) if agreed else "out of memory"
+        print(f"{found}: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)
     return micro_tokens // 2
-
-
-def _exhausted(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 def _identity(fit: Fit) -> dict[str, Any]:

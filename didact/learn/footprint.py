@@ -10,7 +10,8 @@ from torch import Tensor
 
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
-from didact.models import adapters, cost, forward, head, prefix
+from didact.models import adapters, cost, forward, fused, head, prefix
+from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model, sharing
 from didact.parallel import memory
 from didact.types import Fit
@@ -85,7 +86,8 @@ def _kept(model: Model, fit: Fit) -> int:
         return x
 
     wide = torch.autocast(model.device.type, torch.bfloat16, enabled=fit.precision == "bfloat16")
-    with wide, torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
+    fewer = fused.layers(model.module, fit.parallel == "ddp")
+    with wide, fewer, torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
         states = forward.label_states(model, batch)
     size = sum(found.values()) // count
     if not fit.checkpointing:
@@ -97,10 +99,12 @@ def _kept(model: Model, fit: Fit) -> int:
 def _logits(model: Model, tokens: int) -> int:
     """Bytes of the logits that are there at once."""
     width = int(getattr(model.text_config, "vocab_size", 0))
-    output = prefix.inner_of(model).get_output_embeddings()
-    if width >= head.LARGE and not any(p.requires_grad for p in output.parameters()):
-        return 4 * min(tokens * width, head.CHUNK)
-    return 4 * 4 * min(tokens * width, forward.CHUNK)  # and their softmax, and the gradients of both
+    members = len(model.members) if isinstance(model, EnsembleModel) else 1
+    if members == 1 and width >= head.LARGE:
+        output = prefix.inner_of(model).get_output_embeddings()
+        if not any(p.requires_grad for p in output.parameters()):
+            return 4 * tokens * min(width, head.columns(tokens, model.device))
+    return 4 * 4 * members * min(tokens * width, forward.CHUNK)  # and their softmax, and the gradients of both
 
 
 def resident() -> int:

@@ -7,7 +7,8 @@ Source: Eldan and Russinovich 2023, arXiv:2310.02238.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,31 +39,41 @@ class Generic:
     @torch.no_grad()
     def __call__(self, blocks: Sequence[Block]) -> Tensor:
         """`(N, V)`, block after block; where a token has no counterpart (`to` is -1) the row means nothing."""
+        return torch.cat([*self.pieces(blocks)])
+
+    @torch.no_grad()
+    def pieces(self, blocks: Sequence[Block]) -> Iterator[Tensor]:
+        """The same, as many tokens at a time as a large vocabulary leaves room for."""
         rows = [b.row for b in blocks]
-        base = there = self._logits(self.model, rows)
-        reinforced = base if self.reinforced is self.model else self._logits(self.reinforced, rows)
+        base = there = self._states(self.model, rows)
+        reinforced = base if self.reinforced is self.model else self._states(self.reinforced, rows)
         if self.translated:
             starts = [0]
             for b in blocks:
                 starts.append(starts[-1] + len(b.other.completion))
             at = [s + max(0, k) for s, b in zip(starts[:-1], blocks, strict=True) for k in b.to]
-            there = self._logits(self.model, [b.other for b in blocks])[torch.tensor(at, device=base.device)]
-        goal = token_functions.generic_logits(there, base, reinforced, self.alpha, self.relu, self.normalise)
-        first = 0
-        for b in blocks:
-            end = first + len(b.row.completion)
-            for label, tokens in b.alias:
-                goal[first + label : end, list(tokens)] -= self.alias_penalty
-            first = end
-        return goal
+            there = self._states(self.model, [b.other for b in blocks])[torch.tensor(at, device=base.device)]
+        ends = list(itertools.accumulate(len(row.completion) for row in rows))
+        size = max(1, forward.CHUNK // int(self.model.text_config.vocab_size))
+        for done in range(0, len(base), size):
+            some = slice(done, done + size)
+            own = forward.logits_of(self.model, base[some])
+            said = own if there is base else forward.logits_of(self.model, there[some])
+            more = own if reinforced is base else forward.logits_of(self.reinforced, reinforced[some])
+            goal = token_functions.generic_logits(said, own, more, self.alpha, self.relu, self.normalise)
+            for b, end in zip(blocks, ends, strict=True):
+                for label, tokens in b.alias:
+                    first = end - len(b.row.completion) + label
+                    goal[max(0, first - done) : max(0, end - done), list(tokens)] -= self.alias_penalty
+            yield goal
 
-    def _logits(self, model: Model, rows: Sequence[encode.TokenizedExample]) -> Tensor:
+    def _states(self, model: Model, rows: Sequence[encode.TokenizedExample]) -> Tensor:
         batch = collate(rows, model.kind, model.pad).to(model.device)
         was = model.module.training
         model.module.eval()
-        logits = forward.logits_of(model, forward.label_states(model, batch))
+        states = forward.label_states(model, batch)
         model.module.train(was)
-        return logits
+        return states
 
 
 def labels(generic: Generic, blocks: Sequence[Block], repeats: str, train_on: str) -> list[Tensor]:
@@ -71,7 +82,7 @@ def labels(generic: Generic, blocks: Sequence[Block], repeats: str, train_on: st
     out: list[Tensor] = [torch.empty(0)] * len(blocks)
     for group in by_length([b.row.size for b in blocks], max(1, forward.CHUNK // width)):
         group.sort()
-        best = generic([blocks[i] for i in group]).argmax(-1).cpu()
+        best = torch.cat([goal.argmax(-1) for goal in generic.pieces([blocks[i] for i in group])]).cpu()
         for i, label in zip(group, best.split([len(blocks[i].row.completion) for i in group]), strict=True):
             b = blocks[i]
             none = torch.tensor(b.to) < 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from didact.learn.masters import Masters
 from didact.parallel import shards
+from didact.parallel.relay import Relay
 
 
 @dataclass
@@ -27,11 +28,13 @@ class Step:
     batch: Any
     optimizer: torch.optim.Optimizer
     masters: Masters
+    relay: Relay | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """What is trained, whole and on the CPU: all processes call."""
-        named = self.masters.named
-        return {n: shards.whole(p.detach()).cpu().contiguous().clone() for n, p in named.items()}
+        whole = {n: shards.whole(p.detach()) for n, p in self.masters.named.items()}
+        whole = self.relay.joined(whole) if self.relay else whole
+        return {n: p.cpu().contiguous().clone() for n, p in whole.items()}
 
     @torch.no_grad()
     def put(self, weights: Mapping[str, Tensor]) -> None:

@@ -18,11 +18,11 @@ from didact.learn import distributed, recompute
 from didact.learn import fit as loop
 from didact.learn.checkpoint import State
 from didact.learn.fit import Hook, Term
-from didact.models import adapters, forward
+from didact.models import adapters, forward, fused, prefix, spread
 from didact.models.forward import Tokenwise
 from didact.models.model import Model, copy_of, sharing
 from didact.objectives import reduce
-from didact.parallel import launch, mesh, tensor
+from didact.parallel import launch, mesh, stages, tensor
 from didact.parallel.sharding import Sharded
 from didact.types import Cost, Fit, Result, UserError
 
@@ -99,7 +99,11 @@ def train(
     steps, warmup = fit.total_steps(first), fit.warmup_count(first)
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
     known = identity(model, streams, fit) | mixed
-    with sharding(student, fit) as sharded, recompute.layers(student.module, fit.checkpointing):
+    with (
+        sharding(student, fit) as sharded,
+        fused.layers(student.module, not spread),
+        recompute.layers(student.module, fit.checkpointing),
+    ):
         history, state = loop.fit(
             student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup,
             coupled=coupled, name=name, identity=known, quiet=quiet, sharded=sharded,
@@ -126,13 +130,16 @@ def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
         raise UserError(f"parallel = {fit.parallel}: adafactor takes whole matrices: adamw, adam or sgd")
     launch.several(fit.parallel)
     pp, _, tp = launch.parallel(fit.parallel) or (1, 1, 1)
-    if pp > 1:
-        raise UserError(f"parallel = {fit.parallel}: stages are megatron-turing's alone (--layout): give 1 stage")
-    if tp > 1 and (why := tensor.unfit(student.module, tp)):
+    why = stages.refusal(prefix.inner_of(student), pp) if pp > 1 else None
+    if pp > 1 and prefix.learned_prompt(student):
+        why = "a learned prompt lies in no stage"
+    if tp > 1:
+        why = why or tensor.unfit(student.module, tp)
+    if why:
         raise UserError(f"parallel = {fit.parallel}: {why}: take fsdp2")
     distributed.rank(student.module)
     over = mesh.over(fit.parallel, student.device.type)
-    sharded = Sharded(student.module, over, recompute.found(student.module))
+    sharded = Sharded(student.module, over, spread.layers(student.module))
     yield sharded
     student.module = sharded.gathered()
 

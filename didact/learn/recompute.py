@@ -10,14 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from didact.models import spread
 from didact.types import UserError
-
-
-def found(module: nn.Module) -> list[Any]:
-    """The layers of a transformers model; none in others."""
-    return [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 @contextlib.contextmanager
@@ -29,7 +24,7 @@ def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
     Raises:
         UserError: the model has no such layers.
     """
-    chosen = found(module) if on else []
+    chosen = spread.layers(module) if on else []
     if on and not chosen:
         raise UserError("checkpointing: transformers cannot run this model's layers again; leave it out")
     for layer in chosen:

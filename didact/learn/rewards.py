@@ -22,6 +22,7 @@ from didact.learn.language import TrainResult
 from didact.models import adapters, opening
 from didact.models.model import Model
 from didact.objectives import preference
+from didact.parallel import shards
 from didact.types import Fit, UserError
 
 Pair = tuple[str, str, str]
@@ -50,7 +51,7 @@ def headed(model: Model, seed: int = 0) -> Model:
                 f"a reward model needs a causal model with a classification head, which {kind} has not"
             ) from None
     body: Any = adapters.merged(model).module
-    module.base_model.load_state_dict(body.base_model.state_dict())
+    module.base_model.load_state_dict({n: shards.whole(w) for n, w in body.base_model.state_dict().items()})
     padded(module, tokenizer).to(model.device, next(body.parameters()).dtype)
     return Model(module.eval(), tokenizer, "encoder", model.base)
 

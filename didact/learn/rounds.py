@@ -31,7 +31,7 @@ from didact.learn import checkpoint, distributed, schedules
 from didact.learn.checkpoint import State
 from didact.learn.fit import MEMORY, Hook
 from didact.learn.language import TrainResult
-from didact.models import adapters, forward
+from didact.models import adapters, forward, spread
 from didact.models.model import Model, copy_of
 from didact.progress import Bar
 from didact.types import Cost, Fit, Result, Reward, UserError
@@ -59,15 +59,17 @@ class Round:
         """
         size = size or CHUNK
         rank, world = distributed.rank(self.model.module)
+        lies = spread.lies(self.model.module)  # then all take part in whatever it makes
+        share = 1 if lies else world
         path = self.folder / f"{name}.jsonl" if self.folder and rank == 0 else None
         kept = _whole(path, count, size) if path else []
         kept = distributed.from_first(kept) if world > 1 else kept
-        wave = size * world
+        wave = size * share
         with Bar(f"round {self.number}: {name}", -(-count // wave), len(kept) // wave, quiet=rank > 0) as bar:
             for start in range(len(kept), count, wave):
-                first = min(start + rank * size, count)
+                first = min(start + rank * size, count) if share > 1 else start
                 fresh = make(first, min(first + size, count)) if first < count else []
-                fresh = distributed.joined(fresh) if world > 1 else fresh
+                fresh = distributed.joined(fresh) if share > 1 else fresh
                 if path:
                     with open(path, "a", encoding="utf-8") as out:
                         out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
@@ -200,11 +202,13 @@ def run_rounds(
     if engine := engines.given():
         engine.begin(model, fit)
     root = Path(fit.folder) / name if fit.folder else None
-    if root and rank == 0:
+    if root:
         how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
         call = {k: v for k, v in registry.identity().items() if k != "rounds" or scheduled}
         call |= {"engine": "vllm"} if engine else {}
-        _same(root, {**how, **call, "weights": model.fingerprint(), "hooks": len(hooks)})
+        who = {**how, **call, "weights": model.fingerprint(), "hooks": len(hooks)}  # by all, over whom it may lie
+        if rank == 0:
+            _same(root, who)
     rounds_result: RoundsResult = RoundsResult(model)
     for number in range(count):
         here = root / f"round-{number}" if root else None
@@ -214,18 +218,19 @@ def run_rounds(
         now = Round(number, rounds_result.model, seeded, here)
         with engines.collecting(now.model):
             rounds_result.data.append(collect(now))
-        kept = checkpoint.load(here / "promoted", {}) if here else None
+        over = rounds_result.model.module.state_dict() if spread.lies(model.module) else None
+        kept = checkpoint.load(here / "promoted", {}, over) if here else None
         if kept:
-            weights, state = kept
+            promoted, state = kept
             rounds_result.model = copy_of(adapters.merged(model))
-            rounds_result.model.module.load_state_dict(weights)
+            rounds_result.model.module.load_state_dict(promoted)
             rounds_result.model.module.eval()
             for hook, was in zip(hooks, state.hooks, strict=True):
                 hook.restore(was)
         else:
             taught = train(now, rounds_result.data[-1])
             rounds_result.model, state = adapters.merged(taught.model), taught.state
-            if here and rank == 0:
+            if here and (rank == 0 or spread.lies(rounds_result.model.module)):
                 told = State(number, {}, [h.state() for h in hooks], None, taught.history, state.tokens)
                 checkpoint.save(here / "promoted", rounds_result.model.module.state_dict(), told, {})
         if world > 1:  # no process reads a round's folder while another writes there

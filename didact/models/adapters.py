@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model
+from didact.parallel import parted
 from didact.types import UserError
 
 
@@ -31,7 +33,8 @@ def lora(
     A model that is a LoRA adapter already goes on with that one, at its own rank.
 
     Raises:
-        UserError: the model is a merged module without linear layers peft knows, or an adapter that is no LoRA.
+        UserError: the model is a merged module without linear layers peft knows, an adapter that is no LoRA, or
+            several models.
     """
     import peft
 
@@ -40,6 +43,10 @@ def lora(
         module.peft_config[module.active_adapter].inference_mode = False
         module.set_adapter(module.active_adapter)
         return model
+    if isinstance(model, EnsembleModel):
+        raise UserError("LoRA cannot be put on models that answer as one: train one of them, or all weights (lora = 0)")
+    if dora and parted.layers_of(model.module):
+        raise UserError("dora takes norms of whole weights, and this model's lie over processes: load it whole")
     tasks = {"seq2seq": peft.TaskType.SEQ_2_SEQ_LM, "encoder": peft.TaskType.SEQ_CLS}  # whose head is trained whole
     task = tasks.get(model.kind, peft.TaskType.CAUSAL_LM)
     scale: Any = alpha  # peft takes any number, though it says int
@@ -50,7 +57,8 @@ def lora(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            module = peft.get_peft_model(model.module, config)
+            with parted.hidden(model.module):
+                module = peft.get_peft_model(model.module, config)
         except ValueError as error:
             raise UserError(f"LoRA cannot be put on this model: {error}") from None
     if (base := Path(module.active_peft_config.base_model_name_or_path or "")).is_dir() and base.parts:
@@ -108,6 +116,7 @@ def merged(model: Model) -> Model:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # they are parted
         try:
+            _merge_layers(module)
             plain = module.merge_and_unload().eval().requires_grad_(True)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             raise UserError(
@@ -118,6 +127,17 @@ def merged(model: Model) -> Model:
         plain.config.tie_word_embeddings = plain.config.get_text_config().tie_word_embeddings = False
     plain.name_or_path = model.loaded_from or ""  # what a further adapter is put on
     return Model(plain, model.processor, model.kind, model.base, model.condition, model.loaded_from)
+
+
+def _merge_layers(module: nn.Module) -> None:
+    """Merge an adapter in layers that lie over processes, each of which is whole meanwhile."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in parted.layers_of(module):
+        with parted.opened(layer):
+            for part in layer.modules():
+                if isinstance(part, BaseTunerLayer):
+                    part.merge()
 
 
 def placeless(model: Model) -> Model:

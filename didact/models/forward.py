@@ -22,8 +22,9 @@ from didact.data import packing
 from didact.data.encode import TokenizedExample
 from didact.data.packing import Packing, Tree
 from didact.data.streams import Tokens, by_length, collate, of_trees
-from didact.models import cache, head, masks, prefix
+from didact.models import cache, head, masks, prefix, spread
 from didact.models.kv_cache import KVCache
+from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model
 from didact.objectives import reduce
 from didact.objectives import tokens as token_functions
@@ -50,11 +51,14 @@ def label_states(
 ) -> Tensor:
     """What the head is applied to at the label tokens: hidden states `(N, d)`, or logits `(N, V)` on the plain path.
 
-    `logits_of` turns either into logits. A batch laid out in trees is unrolled for a model that takes no tree
-    mask. `past` is what its rows go on from (of different depths: laid out in trees). `hide` is the range of the
-    share of positions that are hidden at random, each from each (`masks.forgetful`), which takes a model of
-    `takes_trees`.
+    `logits_of` turns either into logits. An ensemble's are its members' side by side. A batch laid out in trees is
+    unrolled for a model that takes no tree mask. `past` is what its rows go on from (of different depths: laid out in
+    trees). `hide` is the range of the share of positions that are hidden at random, each from each
+    (`masks.forgetful`), which takes a model of `takes_trees`.
     """
+    if isinstance(model, EnsembleModel):
+        each = [label_states(member, batch, past, hide) for member in model.members]
+        return torch.cat(each, -1) if _reads_head(model) else _combined(model, each)
     inner = prefix.inner_of(model)
     if model.kind == "seq2seq":
         return _at(_decoded(model, batch), batch)
@@ -93,6 +97,8 @@ def _unmasked(model: Model, batch: Tokens) -> Tensor:
 
 def takes_trees(model: Model) -> bool:
     """Whether rows of a batch for this model may share prefixes under a tree mask."""
+    if isinstance(model, EnsembleModel):
+        return all(map(takes_trees, model.members))
     config: Any = getattr(prefix.inner_of(model), "config", None)
     return (
         model.kind == "causal"
@@ -123,6 +129,8 @@ def logits_of(model: Model, states: Tensor) -> Tensor:
     """Logits `(n, V)` from what `label_states` gave."""
     if not _reads_head(model):
         return states
+    if isinstance(model, EnsembleModel):
+        return _combined(model, states.split([_width(member) for member in model.members], -1))
     inner = prefix.inner_of(model)
     logits = inner.get_output_embeddings()(states)
     cap = getattr(inner.config, "final_logit_softcapping", None)
@@ -132,7 +140,11 @@ def logits_of(model: Model, states: Tensor) -> Tensor:
 def linear_head(model: Model, states: Tensor) -> Tensor | None:
     """The head's weight `(V, d)` where logits are its product with such states and nothing more; else None."""
     inner = prefix.inner_of(model)
-    if not _reads_head(model) or getattr(inner.config, "final_logit_softcapping", None) is not None:
+    if (
+        isinstance(model, EnsembleModel)
+        or not _reads_head(model)
+        or getattr(inner.config, "final_logit_softcapping", None) is not None
+    ):
         return None
     layer = inner.get_output_embeddings()
     return layer.weight if head.linear(layer, states) else None
@@ -226,6 +238,8 @@ def score(
         memory: what this model has read before: rows go on from there and are kept, where the model takes tree masks.
     """
     batch_tokens = batch_tokens or 4 * at_once(model)
+    if not _reads_head(model):  # the plain path makes logits of all of them
+        batch_tokens = min(batch_tokens, max(1, head.CHUNK // int(getattr(model.text_config, "vocab_size", None) or 1)))
     was = model.module.training
     model.module.eval()
     try:
@@ -233,7 +247,7 @@ def score(
             batches = _recalled(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)
-        with head.kept(), progress.Counted("scoring", len(rows)) as bar:
+        with progress.Counted("scoring", len(rows)) as bar:
             for group, batch, past in batches:
                 batch = batch.to(model.device)
                 states = label_states(model, batch, past)
@@ -317,11 +331,15 @@ def row_logp(
 
 def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     """`row_logp`'s sums, kept on disk under weights, configuration, rows, dtype and this source; says so when read."""
+    if cache.folder() is None:
+        return row_logp(model, rows)[0]
     dtype = str(next(model.module.parameters()).dtype)
     source = Path(__file__).read_bytes()
     setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights
     kept = cache.Entry("logp", model.fingerprint(), setup, repr(rows), dtype, source)
-    if (found := kept.read("logp")) is not None and found["logp"].shape == (len(rows),):
+    found = kept.read("logp")
+    whole = found is not None and found["logp"].shape == (len(rows),)
+    if spread.agreed(model.module, whole) and found is not None:
         print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
         return found["logp"]
     total, _ = row_logp(model, rows)
@@ -369,8 +387,27 @@ def _at(states: Tensor, batch: Tokens) -> Tensor:
     return states.flatten(0, 1).index_select(0, batch.at)
 
 
+def _combined(ensemble: EnsembleModel, states: Sequence[Tensor]) -> Tensor:
+    """An ensemble's logits, from what `label_states` gave for each member; side by side they are of one type."""
+
+    def own(member: Model, states: Tensor) -> Tensor:
+        return logits_of(member, states.to(next(p.dtype for p in member.module.parameters() if p.is_floating_point())))
+
+    first, *others = map(own, ensemble.members, states)
+    return ensemble.module.combined(first, others)
+
+
+def _width(model: Model) -> int:
+    """How many numbers a token `label_states` gives for a model whose head is run apart."""
+    if isinstance(model, EnsembleModel):
+        return sum(map(_width, model.members))
+    return int(prefix.inner_of(model).get_output_embeddings().in_features)
+
+
 def _reads_head(model: Model) -> bool:
     """Whether the head can be run apart, on label tokens only."""
+    if isinstance(model, EnsembleModel):
+        return all(map(_reads_head, model.members))
     known = {"causal": LINEAR_HEAD | CAPPED_HEAD, "seq2seq": APART}.get(model.kind, set())
     # What was put into a decoder leaves its head as it was, and says whose it is.
     kind = getattr(model.config, "head_type", None) or getattr(model.config, "model_type", None)
@@ -379,6 +416,8 @@ def _reads_head(model: Model) -> bool:
 
 def _learns(model: Model, held: Mapping[str, Tensor]) -> bool:
     """Whether a gradient is wanted in the head, or in what token functions are given beside its logits."""
+    if isinstance(model, EnsembleModel):
+        return any(_learns(member, held) for member in model.members)
     layer = prefix.inner_of(model).get_output_embeddings()
     return torch.is_grad_enabled() and any(x.requires_grad for x in (*layer.parameters(), *held.values()))
 

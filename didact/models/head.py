@@ -7,41 +7,20 @@ backward pass. That is two products with the head in place of three.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 LARGE = 1 << 15  # tokens of a vocabulary from which on this is how it is done
-CHUNK = 1 << 26  # logits held at once by `logp` (256 MiB in float32): with fewer rows the products are slower
-BLOCK = 1 << 20  # of them exponentiated at once: few enough to stay in a processor's cache
-_ROOM: list[Tensor | None] = []  # the buffer of `logp`, once for every `kept` that is open
+CHUNK = 1 << 26  # logits held at once by `logp` on an accelerator (256 MiB in float32)
+BLOCK = 1 << 20  # on a CPU: few enough to stay in its cache
+COLUMNS = 1 << 12  # fewest tokens of a vocabulary that are worth products of their own
 
 Columns = Mapping[str, Tensor]
 Piece = Callable[[Tensor, Tensor, Columns], Sequence[Tensor]]
 """Token functions `(n,)` each, of hidden states `(n, d)`, label tokens `(n,)` and columns `(n, ...)`."""
-
-
-@contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """The buffer of `logp` is the same inside: a new one each time costs a page fault every 4 KiB."""
-    _ROOM.append(_ROOM[-1] if _ROOM else None)
-    try:
-        yield
-    finally:
-        _ROOM.pop()
-
-
-def _room(weight: Tensor) -> Tensor:
-    """Room `(n, V)` for the logits of as many tokens as are done at once."""
-    shape = (max(1, CHUNK // len(weight)), len(weight))
-    room = _ROOM[-1] if _ROOM else None
-    if room is None or room.shape != shape or room.dtype != weight.dtype or room.device != weight.device:
-        room = weight.new_empty(shape)
-        _ROOM[-1:] = [room] if _ROOM else []
-    return room
 
 
 def values(piece: Piece, states: Tensor, target: Tensor, columns: Columns, size: int) -> tuple[Tensor, ...]:
@@ -87,7 +66,7 @@ class _Values(torch.autograd.Function):
 
 
 def logp(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Log-prob of the label tokens `(N,)` under a linear head `weight (V, d)` that is not trained; all in place.
+    """Log-prob of the label tokens `(N,)` under a linear head `weight (V, d)` that is not trained.
 
     d logp / d states = W[target] - softmax(W states) W
     """
@@ -95,29 +74,22 @@ def logp(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return made
 
 
+def columns(rows: int, device: torch.device) -> int:
+    """For how many tokens of a vocabulary `logp` has the logits of so many rows at once."""
+    return max(COLUMNS, (BLOCK if device.type == "cpu" else CHUNK) // max(1, rows))
+
+
 class _Logp(torch.autograd.Function):
-    """Logits of a chunk, then their exponentials, in one buffer that serves all chunks."""
+    """Some rows at a time."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        room = _room(weight)
-        size = len(room)
         found = states.new_empty(len(states))
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        for at in range(0, len(states), size):
-            here = slice(at, at + size)
-            own, label = states[here], target[here]
-            logits = torch.mm(own, weight.t(), out=room[: len(own)])
-            said = logits.gather(1, label[:, None])[:, 0]
-            top, total = torch.empty_like(said), torch.empty_like(said)
-            rows = max(1, BLOCK // len(weight))
-            for block, t, n in zip(logits.split(rows), top.split(rows), total.split(rows), strict=True):
-                torch.amax(block, -1, out=t)
-                torch.sum(block.sub_(t[:, None]).exp_(), -1, out=n)
-            found[here] = said - top - total.log()
-            if slope is not None:
-                torch.mm(logits, weight, out=slope[here])
-                slope[here].div_(total[:, None]).neg_().add_(weight[label])
+        rows = CHUNK // COLUMNS
+        for at in range(0, len(states), rows):
+            here = slice(at, at + rows)
+            _softmax(states[here], weight, target[here], found[here], None if slope is None else slope[here])
         ctx.save_for_backward(*([] if slope is None else [slope]))
         return found
 
@@ -126,6 +98,34 @@ class _Logp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (slope,) = ctx.saved_tensors
         return grad[:, None] * slope, None, None
+
+
+def _softmax(states: Tensor, weight: Tensor, target: Tensor, found: Tensor, slope: Tensor | None) -> None:
+    """Put the log-probs of `target` into `found`, and their slope, block by block of the vocabulary.
+
+    Exponentials are relative to the greatest logit so far, and their sums are scaled down where a greater one comes
+    (Milakov and Gimelshein 2018, arXiv:1805.02867): a row's logits are never there all at once.
+    """
+    size = columns(len(states), states.device)
+    room = states.new_empty(len(states), min(size, len(weight)))
+    top, total = torch.full_like(found, -torch.inf), torch.zeros_like(found)
+    said = torch.empty_like(found)
+    if slope is not None:
+        slope.zero_()
+    for at, block in zip(range(0, len(weight), size), weight.split(size), strict=True):
+        wide = len(block) == room.shape[1]
+        logits = torch.mm(states, block.t(), out=room if wide else None)
+        mine = (target >= at) & (target < at + len(block))
+        torch.where(mine, logits.gather(1, (target - at).clamp(0, len(block) - 1)[:, None])[:, 0], said, out=said)
+        higher = torch.maximum(top, logits.amax(-1))
+        less = (top - higher).exp_()
+        top = higher
+        total.mul_(less).add_(logits.sub_(top[:, None]).exp_().sum(-1))
+        if slope is not None:
+            slope.mul_(less[:, None]).addmm_(logits, block)
+    torch.sub(said - top, total.log(), out=found)
+    if slope is not None:
+        slope.div_(total[:, None]).neg_().add_(weight[target])
 
 
 def at_once(vocabulary: int) -> int:

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from didact import files
 from didact.data import encode
 from didact.data.templates import Condition
-from didact.models import adapters, cache, logit_ensemble, modules, opening, places
+from didact.models import adapters, cache, logit_ensemble, modules, opening, places, spread
 from didact.models.model import CONDITION, QUANTIZED, Kind, Model
-from didact.parallel import launch
+from didact.parallel import launch, parted, shards
 from didact.types import UserError
 
 DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
@@ -32,8 +32,9 @@ SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_mode
 
 
 def load(
-    path: str | Path, device: str | None = None, dtype: str = "float32", quantize: places.Quantize | None = None
-) -> Model:
+    path: str | Path, device: str | None = None, dtype: str = "float32", quantize: places.Quantize | None = None,
+    parallel: str = "ddp",
+) -> Model:  # fmt: skip
     """Load a transformers, PEFT or didact folder, a hub id or a GGUF file: safetensors only, no remote code.
 
     Args:
@@ -42,11 +43,13 @@ def load(
         dtype: float32, float64, bfloat16 or float16.
         quantize: hold the matrices of its layers in nf4 or int8, on which an adapter can be trained. An adapter that
             was trained on such weights is loaded on them again.
+        parallel: with `fsdp2` or `hsdp`, as in `Fit`, a transformers model's layers lie over the processes from the
+            start, and no process holds it whole; all of them do then the same with it, in the same order.
 
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
-    model = _loaded(path, device, dtype, quantize)
+    model = _loaded(path, device, dtype, quantize, parallel)
     check_whole(path)
     return model
 
@@ -61,7 +64,7 @@ def check_whole(folder: str | Path) -> None:
         raise UserError(f"{folder}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
 
 
-def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None) -> Model:
+def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str) -> Model:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -75,7 +78,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
             return logit_ensemble.load(where, lambda member: load(member, device, dtype))
         return modules.load_module(where)
     if (where / "adapter_config.json").exists():
-        return _load_adapter(where, device, dtype, quantize)
+        return _load_adapter(where, device, dtype, quantize, parallel)
     try:
         config = opening.opened("AutoConfig", path)
     except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
@@ -98,7 +101,11 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
     try:
         _check_size(where, auto, config)
         more = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
-        module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **more)
+        apart = parallel in ("fsdp2", "hsdp") and launch.world() > 1 and not quantize and not places.is_gguf(path)
+        if apart:
+            module, info = spread.opened(auto, path, config, DTYPES[dtype], device_of(device), parallel)
+        else:
+            module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **more)
         tokenizer = opening.opened("AutoTokenizer", path)
     except UserError:
         raise
@@ -106,7 +113,7 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
-    module = module.eval() if quantize else module.to(device_of(device)).eval()
+    module = module.eval() if quantize or apart else module.to(device_of(device)).eval()
     for part in module.modules() if quantize else ():
         if hasattr(part, "support_avx512bf16_for_cpu"):  # packed so at the first scoring, weights pass no gradient on
             part.support_avx512bf16_for_cpu = False
@@ -151,14 +158,16 @@ def _clear(place: Path) -> None:
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
-def _load_adapter(where: Path, device: str | None, dtype: str, quantize: places.Quantize | None) -> Model:
+def _load_adapter(
+    where: Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str
+) -> Model:
     """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
     if places.adapter_config(where).get("task_type") == "SEQ_CLS":
         raise UserError(_judges(where))
     base = places.base_of(where)
     if (where / QUANTIZED).exists():
         quantize = quantize or files.read_json(where / QUANTIZED)["quantize"]
-    model = adapters.merged(load(base, device, dtype, quantize))
+    model = adapters.merged(load(base, device, dtype, quantize, parallel))
     module = put_on(model.module, where, base)
     found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
     _check_finite(found, str(where))
@@ -176,7 +185,7 @@ def put_on(module: Any, where: Path, base: str) -> Any:
     try:
         if (rows := _embedded(where, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
             module.resize_token_embeddings(rows, mean_resizing=False)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), parted.hidden(module):
             warnings.simplefilter("ignore", FutureWarning)  # peft's own, of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
             wrapped: Any = PeftModel.from_pretrained(module, str(where))
@@ -246,7 +255,7 @@ def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
 
 def _check_finite(model: Model, path: str) -> None:
     for name, p in model.module.named_parameters():
-        if not bool(torch.isfinite(p).all()):
+        if not bool(torch.isfinite(shards.mine(p)).all()):
             raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from didact import files
-from didact.models import places
+from didact.models import places, prefix, spread
 from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 from didact.types import UserError
@@ -34,11 +34,10 @@ class LogitEnsemble(nn.Module):
         """The ensemble's logits, `(..., V)`, from those of each member."""
         raise NotImplementedError
 
-    def forward(self, **given: Any) -> Any:
+    def forward(self, logits_to_keep: int = 0, **given: Any) -> Any:
         """As a transformers model, without a cache."""
-        given |= {"use_cache": False}
-        out = self.base(**given)
-        out.logits = self.combined(out.logits, [other(**given).logits for other in self.others])
+        out, *others = [_last(module, logits_to_keep, given) for module in (self.base, *self.others)]
+        out.logits = self.combined(out.logits, [other.logits for other in others])
         return out
 
     def generate(
@@ -51,10 +50,8 @@ class LogitEnsemble(nn.Module):
             new = read.shape[1] - attention_mask.shape[1]
             there = nn.functional.pad(attention_mask, (0, new), value=1)
             place = (there.cumsum(1) - 1).clamp(min=0)
-            given = {"input_ids": read, "attention_mask": there, "use_cache": False}
-            return self.combined(
-                logits, [other(**given | _positions(other, place)).logits[:, -1] for other in self.others]
-            )
+            given = {"input_ids": read, "attention_mask": there, "position_ids": place}
+            return self.combined(logits, [_last(other, 1, given).logits[:, -1] for other in self.others])
 
         processors = LogitsProcessorList([combine, *logits_processor])
         base: Any = self.base
@@ -92,6 +89,23 @@ class EnsembleModel(Model):
         """The base's."""
         return self.members[0].context
 
+    @property
+    def text_config(self) -> Any:
+        """The base's."""
+        return self.members[0].text_config
+
+    def around(self, module: nn.Module) -> Model:
+        """Its members are those of the module."""
+        whole: Any = module
+        made = EnsembleModel(module, self.processor, self.kind, self.base)
+        made.members = [m.around(of) for m, of in zip(self.members, (whole.base, *whole.others), strict=True)]
+        return made
+
+    def fingerprint(self) -> str:
+        """Of the weights and of how they answer together."""
+        how = f"{super().fingerprint()} {type(self.module).__name__} {self.module.spec}"
+        return hashlib.sha256(how.encode()).hexdigest()[:16]
+
     def save(self, folder: str | Path) -> str:
         """Write every member into a folder of its own, and how they are combined.
 
@@ -99,6 +113,10 @@ class EnsembleModel(Model):
         """
         base, *others = self.members
         place = base.loaded_from
+        if spread.follows(self.module):
+            for member in others if place else self.members:
+                member.save(folder)
+            return "didact"
         with files.new_folder(folder) as fresh:
             if place is None:
                 base.save(fresh / "base")
@@ -215,7 +233,11 @@ def _vocabulary(model: Model) -> dict[int, str]:
     return {i: token for token, i in model.tokenizer.get_vocab().items() if token not in added}
 
 
-def _positions(module: nn.Module, place: Tensor) -> dict[str, Tensor]:
-    """Positions, for a model that is told them; others make them from the mask."""
-    inner: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
-    return {"position_ids": place} if "position_ids" in inspect.signature(type(inner).forward).parameters else {}
+def _last(module: Any, keep: int, given: dict[str, Any]) -> Any:
+    """A member's pass without a cache, logits of the last `keep` tokens alone (0: all); positions where it is told."""
+    takes = prefix.takes(module)
+    more = {"logits_to_keep": keep} if "logits_to_keep" in takes else {}
+    told = {name: value for name, value in given.items() if name != "position_ids" or name in takes}
+    out = module(**told | more | {"use_cache": False})
+    out.logits = out.logits[:, -keep:]
+    return out

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from didact.models import adapters
 from didact.models.model import Model, copy_of
+from didact.parallel import parted
 from didact.types import UserError
 
 Vector = dict[str, Tensor]
@@ -97,7 +98,8 @@ def ia3(model: Model) -> Model:
     model = adapters.merged(model)
     task = peft.TaskType.SEQ_2_SEQ_LM if model.kind == "seq2seq" else peft.TaskType.CAUSAL_LM
     try:
-        module: Any = peft.get_peft_model(model.module, peft.IA3Config(task_type=task))
+        with parted.hidden(model.module):
+            module: Any = peft.get_peft_model(model.module, peft.IA3Config(task_type=task))
     except ValueError as error:
         raise UserError(f"(IA)^3 cannot be put on this model: {error}") from None
     return Model(module, model.processor, model.kind, model.base)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from didact import files
 from didact.data import encode
 from didact.data.templates import Condition
 from didact.models import cost
+from didact.parallel import shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -162,13 +164,21 @@ class Model:
 
         return adapters.ready(self, lora)
 
+    def around(self, module: nn.Module) -> Model:
+        """A model of this kind of another module, a copy of its own say; what it is asked with does not go along."""
+        return Model(module, self.processor, self.kind, self.base)
+
     def fingerprint(self) -> str:
-        """SHA-256 over every weight's name and bytes: what caches, checkpoints and results are keyed by."""
+        """SHA-256 over every weight's name and bytes: what caches, checkpoints and results are keyed by.
+
+        All processes call where weights lie over them.
+        """
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
+        for name, part in sorted(self.module.state_dict().items()):
+            tensor = shards.whole(part)
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(
-                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
                 if tensor.numel() and tensor.dim()
                 else str(tensor).encode()
             )
@@ -177,24 +187,28 @@ class Model:
     def save(self, folder: str | Path) -> str:
         """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`.
 
-        An adapter on weights that have no folder is merged: alone it could not be opened.
+        An adapter on weights that have no folder is merged: alone it could not be opened. Where weights lie over
+        processes all of them call, and the first one writes.
 
         Raises:
             UserError: files that didact did not write stand in the folder.
         """
-        with files.new_folder(folder) as fresh:
-            return self._save(fresh)
+        from didact.models import adapters, spread
 
-    def _save(self, folder: Path) -> str:
+        if adapters.without_base(self):
+            return adapters.merged(self).save(folder)
+        state = spread.handed(self.module) if spread.lies(self.module) else None
+        if spread.follows(self.module):
+            return "peft" if adapters.adapted(self) else "hf"
+        with files.new_folder(folder) as fresh:
+            return self._save(fresh, state)
+
+    def _save(self, folder: Path, state: dict[str, torch.Tensor] | None) -> str:
         from peft import PeftModel
         from safetensors.torch import save_file
         from transformers import PreTrainedModel
         from transformers.utils import logging
 
-        from didact.models import adapters
-
-        if adapters.without_base(self):
-            return adapters.merged(self).save(folder)
         if self.quantized:
             files.write_json(folder / QUANTIZED, {"quantize": self.quantized})
         if self.condition is not None:
@@ -208,7 +222,7 @@ class Model:
             named.eos_token_id = [*self.generation_ends, turn]
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
-            self.module.save_pretrained(str(folder))
+            self.module.save_pretrained(str(folder), state_dict=state)
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
             return "peft" if isinstance(self.module, PeftModel) else "hf"
@@ -243,16 +257,16 @@ def _stretched(limit: int, rope: Any) -> int:
 
 def copy_of(model: Model) -> Model:
     """A deep copy: teaching it leaves the original as it was."""
-    return Model(copy.deepcopy(model.module), model.processor, model.kind, model.base)
+    return model.around(copy.deepcopy(model.module))
 
 
 def sharing(model: Model) -> Model:
     """A copy with the original's own weights, for an adapter that is trained on them while they stay as they are."""
     shared: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach(), p.requires_grad) if type(p) is nn.Parameter else p  # others are quantised
+        id(p): nn.Parameter(p.detach(), p.requires_grad) if type(p) in (nn.Parameter, DTensor) else p  # or quantised
         for p in model.module.parameters()
     }
-    return Model(copy.deepcopy(model.module, shared), model.processor, model.kind, model.base)
+    return model.around(copy.deepcopy(model.module, shared))
 
 
 def frozen(model: Model) -> Model:

@@ -103,6 +103,12 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
         check(base_of(folder), (*above, folder.resolve()))
 
 
+def leading(folder: Path) -> Path:
+    """The folder of the first model, whose tokenizer it is, where several answer as one; else this one."""
+    told = files.read_json(folder / FILE) if (folder / FILE).is_file() else {}
+    return leading(Path(told["base"] or folder / "base")) if "ensemble" in told else folder
+
+
 def base_of(adapter: Path) -> str:
     """Where the start model of an adapter's folder is: at the path it names, beside it or its run, or a hub id.
 

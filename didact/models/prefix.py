@@ -7,7 +7,7 @@ exact for the model types in `PROVEN` (the parity test goes through all of them)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -238,14 +238,21 @@ def step(
         mask: which of the store's and these columns are real, `(B, past + T)`; None where all are.
         keep: columns `(k,)` whose logits are wanted, or how many at the end.
     """
-    takes = inspect.signature(type(inner_of(model)).forward).parameters
-    more: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes else {}
-    if "position_ids" in takes:
+    more: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes(model.module) else {}
+    if "position_ids" in takes(model.module):
         more["position_ids"] = positions.expand(len(ids), -1)
     return model.module(input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True, **more).logits
 
 
 def inner_of(model: Model) -> Any:
     """The transformers model inside a PEFT wrapper, or the module itself."""
-    module: Any = model.module
+    return _inner(model.module)
+
+
+def takes(module: Any) -> Collection[str]:
+    """What the forward of the transformers model in a module may be given, by name."""
+    return inspect.signature(type(_inner(module)).forward).parameters
+
+
+def _inner(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module

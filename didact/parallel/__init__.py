@@ -7,9 +7,12 @@
     ramp      batches that grow while a run goes on
     launch    what a launcher asked for, and which device is this process's
     shards    tensors that lie over processes, and their files
+    lockstep  a pass one process could not finish, ended in step with the others
+    parted    a module whose layers lie over processes while it is used
     sharding  one module over the processes of a mesh (FSDP2)
     mesh      the processes as a grid of stages, copies and parts of layers
     tensor    layers split over processes
+    relay     states and gradients from stage to stage within a loss
     stages    a model cut into the stages of a pipeline
     engine    training steps over all three
     processes a function in several processes of this machine

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from didact.errors import UserError
 from didact.parallel import launch
+from didact.parallel.relay import Relay
 
 AXES = ("pp", "dp", "tp")
 
@@ -65,36 +66,50 @@ def grid(pp: int, dp: int, tp: int, device: torch.device) -> Grid:
 
 
 class Over(NamedTuple):
-    """The processes that a module lies over: those a layer's weights lie over, those that the rest's do, and those
-    that the layers are split over.
+    """The processes that a module lies over: those a layer's weights lie over, those that the rest's of a stage do,
+    and as a layout, where it is one, the grid and the pipeline.
     """
 
     layers: DeviceMesh
     rest: DeviceMesh
-    parts: DeviceMesh | None = None
+    grid: Grid | None = None
+    relay: Relay | None = None
 
     @property
     def copy(self) -> tuple[int, int]:
-        """Which rows of a batch are this process's: its number, and of how many. Parts of a layer see the same."""
-        if self.parts is None:
-            return dist.get_rank(), dist.get_world_size()
-        return self.layers.get_local_rank(), self.layers.size()
+        """Which rows of a batch are this process's: its number, and of how many. Those of a copy have the same."""
+        return (self.grid.rank("dp"), self.grid.dp) if self.grid else (dist.get_rank(), dist.get_world_size())
+
+    @property
+    def parts(self) -> DeviceMesh | None:
+        """The processes that layers are split over."""
+        return self.grid.of("tp") if self.grid and self.grid.tp > 1 else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process has the rows of this one."""
+        return self.grid is None or self.grid.pp * self.grid.tp == 1
 
     @property
     def alike(self) -> int:
         """How many processes compute the same: all that is in no split layer."""
-        return 1 if self.parts is None else self.parts.size()
+        return self.grid.tp if self.grid else 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the first of those."""
-        return self.parts is None or self.parts.get_local_rank() == 0
+    def tells(self) -> bool:
+        """Whether it is the first of those, and losses are computed here."""
+        return self.grid is None or (self.grid.last and self.grid.rank("tp") == 0)
+
+    @property
+    def stage(self) -> int:
+        """How many processes a stage has."""
+        return dist.get_world_size() // (self.grid.pp if self.grid else 1)
 
 
 @functools.lru_cache(maxsize=4)
 def over(kind: str, device: str) -> Over:
     """The processes as one row that shares the weights, or (`hsdp`) a row a node, each with all of them, or as a
-    layout `1xDPxTP` has it: layers over DP copies of TP parts, and what is in none over all.
+    layout `PPxDPxTP`: the layers of a stage over DP copies of TP parts, and what is in none over all of its stage.
 
     Raises:
         UserError: there are others than that takes, or nodes have different numbers of them.
@@ -103,8 +118,9 @@ def over(kind: str, device: str) -> Over:
     world = launch.world()
     if sizes := launch.parallel(kind):
         laid = grid(*sizes, torch.device(device))
-        rest = init_device_mesh(device, (world,), mesh_dim_names=("shard",))
-        return Over(laid.of("dp"), rest, laid.of("tp")) if laid.tp > 1 else Over(rest, rest)
+        assert laid.mesh is not None
+        relay = Relay(laid.pp, laid.dp * laid.tp, kind) if laid.pp > 1 else None
+        return Over(laid.of("dp"), laid.mesh["dp", "tp"]._flatten("stage"), laid, relay)
     if kind == "fsdp2":
         row = init_device_mesh(device, (world,), mesh_dim_names=("shard",))
         return Over(row, row)

@@ -13,21 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from didact.errors import UserError
-from didact.parallel import shards, tensor
+from didact.parallel import parted, shards, stages, tensor
 from didact.parallel.mesh import Over
 
 
 class Sharded:
-    """A module in place over the processes of a mesh, until `gathered` gives a whole one.
+    """A module in place over the processes of a mesh, until `gathered` gives one as it was before.
 
     Args:
-        module: with all its weights, of which every process keeps its part; tensors that others hold too stay theirs.
+        module: with all its weights, of which every process keeps its part, or with those parts (`parted`); tensors
+            that others hold too stay theirs.
         over: the processes.
         layers: gathered apart, and split where `over` has parts; the rest of the module is one group.
     """
@@ -36,10 +38,15 @@ class Sharded:
         self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
         self.hollow = _hollow(module)
+        self.held = parted.lifted(module)
         self.module, self.root = module, _Root(module)
+        twice = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
+        self.shared = next((n for n, p in module.named_parameters() if p is twice), None)
         self.partial = tensor.split_layers(module, over.parts) if over.parts else []
-        for part in layers:
-            fully_shard(part, mesh=over.layers)
+        own = set(module.modules())
+        keeps = over.relay is None  # between the passes of a pipeline gathered weights stay
+        for part in filter(own.__contains__, layers):
+            fully_shard(part, mesh=over.layers, reshard_after_forward=keeps)
         fully_shard(self.root, mesh=over.rest)
         for part in self.root.modules():
             if isinstance(part, FSDPModule):
@@ -47,15 +54,21 @@ class Sharded:
                 part.set_force_sum_reduction_for_comms(True)
         root: Any = self.root
         root.set_gradient_divide_factor(float(over.alike))
+        parted.returned(module, self.held, over.layers)
         with self.open():  # the first pass says which module is the root
             self.root(lambda: None)
 
     def __call__(self, compute: Callable[..., Any], *given: Any) -> Any:
         """`compute(*given)`, in which the module may be used and whose tensors may be differentiated."""
-        return self.root(compute, *given)
+        return self.root(self.over.relay.run, compute, *given) if self.over.relay else self.root(compute, *given)
 
     def settle(self) -> None:
         """Make gradients whole, after the last backward pass of a step: all processes call."""
+        if self.over.relay:
+            self.over.relay.wait()
+            named = dict(self.module.named_parameters())
+            if self.shared and named[self.shared].requires_grad:
+                dist.all_reduce(tensor.local(tensor.gradient(named[self.shared])), group=self.over.relay.ends)
         if self.over.parts is None:
             return
         tensor.complete(self.partial, self.over.parts)
@@ -64,9 +77,15 @@ class Sharded:
             own = {n: p for n, p in self.module.named_parameters() if _on(p) == self.over.layers}
             if name := tensor.unequal(own, self.over.parts):
                 raise UserError(
-                    f"parallel = 1x{self.over.copy[1]}x{self.over.alike}: parts of a layer disagree on the gradient of "
+                    f"parallel = {self.over.grid}: parts of a layer disagree on the gradient of "
                     f"{name}: this model's tensor-parallel plan is not complete: take fsdp2"
                 )
+
+    def norm(self, gradients: Mapping[str, Tensor]) -> float:
+        """Of all gradients together, those of other stages too: all processes call."""
+        relay = self.over.relay
+        once = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
+        return tensor.norm(once, self.over.stage, next(iter(gradients.values())).device)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -79,8 +98,11 @@ class Sharded:
             root.reshard()
 
     def gathered(self) -> nn.Module:
-        """A module like the one before, with all of the weights of now: all processes call."""
-        now = {n: shards.whole(p.detach()) for n, p in self.module.named_parameters() if n not in self.frozen}
+        """A module like the one before, with the weights of now, all of them or its parts: all processes call."""
+        trained = {n: p.detach() for n, p in self.module.named_parameters() if n not in self.frozen}
+        now = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
+        if self.over.relay:
+            now = self.over.relay.joined(now)
         now |= self.frozen
         filled = {id(p): nn.Parameter(now[n], p.requires_grad) for n, p in self.hollow.named_parameters()}
         for part in self.hollow.modules():
@@ -103,7 +125,8 @@ class _Root(nn.Module):
 def _hollow(module: nn.Module) -> nn.Module:
     """A copy whose weights have shapes alone; weights that are one stay one."""
     empty: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
+        for p in module.parameters()
     }
     return copy.deepcopy(module, empty)
 

@@ -35,6 +35,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def mine(tensor: Tensor) -> Tensor:
+    """What of a tensor this process has."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def like(value: Tensor, other: Tensor | None) -> Tensor:
     """`value` on the device of `other`, and over the processes as that is, where both have one shape."""
     if other is None or isinstance(value, DTensor):

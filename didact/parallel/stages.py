@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from didact.parallel import shards
+from didact.parallel.relay import Enters, Leaves, Relay
 
 
 class Parts(NamedTuple):
@@ -105,6 +106,33 @@ def cut(module: Any, number: int, count: int) -> None:
     if number < count - 1:
         setattr(body, parts.after, Through())
         module.set_output_embeddings(Through())
+
+
+def refusal(module: Any, count: int) -> str | None:
+    """Why a model cannot be cut into so many stages; None where it can."""
+    config = module.config
+    if config.model_type not in PARTS or module.get_output_embeddings() is None:
+        return f"stages are cut of causal models of {', '.join(sorted(PARTS))}, and this is {type(module).__name__}"
+    if config.num_hidden_layers < count:
+        return f"{config.num_hidden_layers} layers do not make {count} stages"
+    return None
+
+
+def relayed(module: Any, relay: Relay) -> nn.Parameter | None:
+    """Take out of a model, in place, what other stages have; its body gets states from one and gives them to the next.
+
+    Returns:
+        The weight that the first and the last stage have both; None elsewhere and where there is none.
+    """
+    body, parts, table = module.base_model, PARTS[module.config.model_type], module.get_input_embeddings().weight
+    tied = module.get_output_embeddings().weight is table
+    cut(module, relay.number, relay.count)
+    if relay.number:
+        weight = table if tied and relay.last else None
+        setattr(body, parts.before[0], Enters(relay, module.config.hidden_size, table, weight))
+    if not relay.last:
+        setattr(body, parts.after, Leaves(relay, table))
+    return table if tied and relay.number in (0, relay.count - 1) else None
 
 
 def skeleton(module: Any, dtype: torch.dtype | None = None) -> Any:

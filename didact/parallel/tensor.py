@@ -19,6 +19,11 @@ SAME = 1e-2  # of a gradient's norm: kernels of an accelerator add up in no fixe
 HEADS = {"num_attention_heads": "attention heads", "num_key_value_heads": "heads of keys and values"}
 
 
+def inner(module: Any) -> Any:
+    """The transformers model that adapters are on."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
 def refusal(config: Any) -> str | None:
     """Why layers of such a model cannot be split; None where they can."""
     plan = getattr(config, "base_model_tp_plan", None)
@@ -31,7 +36,7 @@ def refusal(config: Any) -> str | None:
 
 def unfit(module: Any, parts: int) -> str | None:
     """Why this very model, or adapters on it, cannot be split into so many parts; None where it can."""
-    config = _inner(module).config
+    config = inner(module).config
     if why := refusal(config):
         return why
     for name, told in HEADS.items():
@@ -148,17 +153,12 @@ def unequal(named: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
     return next((n for n, top, low in zip(grads, ends[0], -ends[1], strict=True) if top - low > SAME * top), None)
 
 
-def _inner(module: Any) -> Any:
-    """The transformers model that adapters are on."""
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
-
-
 def _planned(module: Any) -> Iterator[tuple[str, str, Any]]:
     """What the plan names: `(name, style, module)`."""
-    inner = _inner(module)
-    for pattern, style in inner.config.base_model_tp_plan.items():
+    model = inner(module)
+    for pattern, style in model.config.base_model_tp_plan.items():
         wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
-        for name, part in inner.base_model.named_modules():
+        for name, part in model.base_model.named_modules():
             if wanted.fullmatch(name):
                 yield name, style, part
 

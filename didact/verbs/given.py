@@ -96,7 +96,7 @@ def _texts(record: Record) -> list[str]:
 
 def _cuts(name: str, texts: Sequence[str]) -> list[list[int]]:
     """Texts in the tokens of a folder's tokenizer."""
-    folder = Path(place(name))
+    folder = places.leading(Path(place(name)))
     if (folder / "adapter_config.json").exists() and not (folder / "tokenizer_config.json").exists():
         folder = Path(places.base_of(folder))
     try:

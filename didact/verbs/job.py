@@ -92,13 +92,15 @@ def prepare(request: Request) -> Job:
     }
     if request.quantize and entry["fit"] and not fit.lora:
         raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8")
+    # DoRA takes norms of whole weights, and a server is given them.
+    lies = "ddp" if not entry["fit"] or fit.dora or request.generate_with else fit.parallel
     if not embedded:
-        model, records, sources = _inputs(request, entry)
+        model, records, sources = _inputs(request, entry, lies)
     if isinstance(model, Model) and entry["fit"]:
         if told := adapters.told(model, fit.lora):
             print(f"{request.model}: {told}", file=sys.stderr)
         model = model.ready(fit.lora)
-    train, scored, warnings = _held_out(entry, records, request, problem, model)
+    train, scored, warnings = _held_out(entry, records, request, problem, model, lies)
     notes: list[str] = []
     if isinstance(model, Model) and entry["fit"] and not embedded:
         if "lr" not in provenance:
@@ -148,7 +150,7 @@ def example(method: str, seed: int) -> Problem:
 
 
 def _inputs(
-    request: Request, entry: Mapping[str, Any]
+    request: Request, entry: Mapping[str, Any], parallel: str
 ) -> tuple[Model | remote.Remote | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
     """The model and records the user named."""
     served = _served(request, entry)  # first: what a server lacks is told before any work
@@ -164,7 +166,7 @@ def _inputs(
             "records": len(rows),
             "dropped": rows.dropped,
         }
-    model = served or (opened.model(request.model, request, request.quantize) if request.model else None)
+    model = served or (opened.model(request.model, request, request.quantize, parallel) if request.model else None)
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)
@@ -195,12 +197,13 @@ def _held_out(
     request: Request,
     problem: Problem,
     model: Model | LM | None,
+    parallel: str,
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
     """Training records, and records for scoring that training does not see (chosen by hash)."""
     train, warnings = dict(records), list[str]()
     scored: dict[str, Any] = dict(problem.protocol)
     if request.gold:
-        scored["gold"] = opened.model(request.gold, request)
+        scored["gold"] = opened.model(request.gold, request, parallel=parallel)
     used = [protocols.named(name) for name in entry["protocol"]]
     if request.score_on:
         kind = next((protocol.kind for protocol in used if protocol.kind), None)

@@ -11,15 +11,16 @@ from didact.models.places import Quantize
 from didact.requests import Common
 
 
-def model(place: str | Path, asked: Common, quantize: Quantize | None = None) -> Model:
+def model(place: str | Path, asked: Common, quantize: Quantize | None = None, parallel: str = "ddp") -> Model:
     """A folder, hub id or GGUF file, on the device and in the numbers that were asked for.
 
     Args:
         place: what `models.load` takes.
         asked: what the verb was asked for.
         quantize: only the model that is taught is held in what was asked.
+        parallel: where it lies.
     """
-    return limited(load.load(place, asked.device, asked.dtype, quantize), asked)
+    return limited(load.load(place, asked.device, asked.dtype, quantize, parallel), asked)
 
 
 def limited(found: Model, asked: Common) -> Model:

@@ -24,7 +24,7 @@ from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import engines, generate, remote, replies, served
 from didact.learn import checkpoint, distributed, track
 from didact.learn.fit import Hook
-from didact.models import cost
+from didact.models import cost, spread
 from didact.models.model import Model
 from didact.requests import Request
 from didact.types import LM, Result, UserError
@@ -132,7 +132,7 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
     end_token = _end_token(result)
     if end_token == "not counted":
         result.warnings.append(NOT_ENDED)
-    written = result.save(out) if first else {}
+    written = result.save(out) if first else _handed(result)
     report = _report(job, result, written)
     report |= {"answered": answered, "end_token": end_token, "inputs": found, "began": day}
     if not first:
@@ -143,6 +143,14 @@ def _taught(out: Path, job: Job, found: Mapping[str, Any], first: bool, day: str
     if not job.request.keep_checkpoints:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return report
+
+
+def _handed(result: Result) -> dict[str, str]:
+    """Take part in the first process's saving of models that lie over all of them."""
+    for model in result.models.values():
+        if isinstance(model, Model) and spread.lies(model.module):
+            model.save(os.devnull)
+    return {}
 
 
 def _engine(job: Job) -> engines.Engine | None:

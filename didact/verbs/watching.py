@@ -67,8 +67,9 @@ class Watch(Hook):
         judges = "SequenceClassification" in type(step.module).__name__  # a reward model, of a phase or as the result
         if judges and self.used.kind != "preference":
             return
-        was, kind = step.module.training, "encoder" if judges else self.start.kind
-        model = Model(step.module, self.start.processor, kind, self.start.base)
+        was, model = step.module.training, self.start.around(step.module)
+        if judges:
+            model.kind = "encoder"
         with cost.unmetered():
             found = self.score(model)
         step.module.train(was)

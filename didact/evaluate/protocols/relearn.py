@@ -38,7 +38,8 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     seen: list[tuple[forgetting.Array, forgetting.Array]] = []
 
     def look(step: loop.Step) -> dict[str, float]:
-        student = Model(step.module, model.processor, model.kind, model.base, model.condition)
+        student = model.around(step.module)
+        student.condition = model.condition
         asked, taught = (forgetting.answers(student, half, end=end)["accuracy"] for half in reversed(halves))
         seen.append((asked, taught))
         return {}

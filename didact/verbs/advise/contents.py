@@ -204,6 +204,7 @@ def tokenizer(model: str) -> tuple[Any, int]:
     from didact.models import load, opening, places
     from didact.models.model import Model
 
+    model = str(places.leading(Path(model))) if Path(model).is_dir() else model
     adapter = Path(model).is_dir() and bool(places.adapter_config(Path(model)))
     base = places.base_of(Path(model)) if adapter else model
     try:

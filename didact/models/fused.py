@@ -1,0 +1,143 @@
+"""Layers on frozen weights in fewer passes over memory, with gradients of their own, where a vocabulary is large.
+
+An adapter leaves the weights beneath it as they are, so that a layer needs the gradient of its input alone. Of peft's
+`W x + s B A x` and of transformers' RMS norms autograd makes many small operations, and on a CPU each of them reads and
+writes all of a layer's states. Here they are added up where they lie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from didact.models import head
+from didact.models.model import text_part
+
+
+@contextlib.contextmanager
+def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
+    """Inside, LoRA on linear layers and RMS norms that are not trained are computed so, equal up to rounding."""
+    chosen: dict[Any, Any] = {}
+    if on and (getattr(text_part(getattr(module, "config", None)), "vocab_size", None) or 0) >= head.LARGE:
+        from peft.tuners.lora.layer import Linear
+
+        found: list[Any] = [part for part in module.modules() if "forward" not in vars(part)]
+        chosen = {part: _low_rank for part in found if type(part) is Linear}
+        chosen |= {part: functools.partial(_normed, one=one) for part in found if (one := _one(part)) is not None}
+    for part, how in chosen.items():
+        part.forward = types.MethodType(how, part)  # bound, so that a copy of the layer runs itself
+    try:
+        yield
+    finally:
+        for part in chosen:
+            del part.forward
+
+
+def _low_rank(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A linear layer with one plain LoRA adapter at work; as peft does it where anything more is asked."""
+    names, base = layer.active_adapters, layer.base_layer
+    made: Tensor
+    if len(names) == 1 and names[0] in layer.lora_A:
+        name = names[0]
+        down, up, drop = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+        more = args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
+        more = more or base.weight.requires_grad or up.bias is not None or (layer.training and getattr(drop, "p", 0.0))
+        if not more and all(_plain(part, x) for part in (base, down, up)):
+            made = _LowRank.apply(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+            return made
+    made = type(layer).forward(layer, x, *args, **kwargs)
+    return made
+
+
+def _plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether nothing but a product of single or double precision happens in a linear layer."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.dtype == x.dtype
+        and _wide(x)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    )
+
+
+def _wide(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+class _LowRank(torch.autograd.Function):
+    """W x + b + s B A x, and its gradients in x, A and B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = (rows @ down.t()).mul_(scale)
+        ctx.save_for_backward(rows, low, weight, down, up)
+        ctx.scale = scale
+        out = nn.functional.linear(rows, weight, bias).addmm_(low, up.t())
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        rows, low, weight, down, up = ctx.saved_tensors
+        out = grad.reshape(-1, grad.shape[-1])
+        d_low = (out @ up).mul_(ctx.scale)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = (out @ weight).addmm_(d_low, down).view(*grad.shape[:-1], -1)
+        return d_x, None, None, d_low.t() @ rows, out.t() @ low, None
+
+
+def _one(part: Any) -> float | None:
+    """What an RMS norm adds to its weight, 0 or 1; None for other layers. It is tried out, whatever its name."""
+    eps = _eps(part)
+    if eps is None or [n for n, _ in part.named_parameters()] != ["weight"] or part.weight.dim() != 1:
+        return None
+    weight: Tensor = part.weight
+    x = torch.linspace(-1, 3, len(weight), dtype=weight.dtype, device=weight.device) * eps**0.5
+    with torch.no_grad():
+        told = part(x)
+        ways = (one for one in (0.0, 1.0) if torch.allclose(_Normed.apply(x, weight + one, eps), told, 1e-4, 1e-6))
+        return next(ways, None)
+
+
+def _eps(part: Any) -> float | None:
+    found = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    return found if isinstance(found, float) else None
+
+
+def _normed(part: Any, x: Tensor, one: float) -> Tensor:
+    """An RMS norm whose weight is not trained, in single precision; as it is where not."""
+    weight = part.weight
+    made: Tensor
+    if weight.requires_grad or type(weight) is not nn.Parameter or {x.dtype, weight.dtype} != {torch.float32}:
+        made = type(part).forward(part, x)
+    else:
+        made = _Normed.apply(x, weight + one if one else weight, _eps(part))
+    return made
+
+
+class _Normed(torch.autograd.Function):
+    """x r gain with r = 1 / sqrt(mean x^2 + eps), and its gradient in x: r (h - x r^2 mean(h x)) with h = grad gain."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain, r)
+        return (x * r).mul_(gain)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, gain, r = ctx.saved_tensors
+        h = grad * gain
+        along = (h * x).mean(-1, keepdim=True).mul_(r**3)
+        return h.mul_(r).addcmul_(x, along, value=-1), None, None

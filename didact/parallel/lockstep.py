@@ -1,0 +1,92 @@
+"""A pass through shared layers that one process could not finish, ended by it in step with the others.
+
+Processes whose layers lie over all of them issue the same collectives in the same order, whatever they compute. One
+that ran out of memory in the middle goes through the pass again with less: the collectives that it had issued it does
+with itself alone, and from there on it is again where the others wait for it. No process need end, no group be made
+anew, and what comes of such a pass is worth nothing: all throw it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")  # namespaces of torch's operations
+
+
+def issued() -> dict[str, int]:
+    """How many collectives this process has issued, by group."""
+    groups = dist.distributed_c10d._world.pg_map
+    return {g.group_name: sum(b._get_sequence_number_for_group() for b in _backends(g)) for g in groups}
+
+
+@contextlib.contextmanager
+def behind(root: Any, since: Mapping[str, int]) -> Iterator[None]:
+    """Inside, a pass that failed is gone through again, without what it had issued since `issued()` was `since`.
+
+    Args:
+        root: of the module's FSDP states.
+        since: as it was when the pass began.
+    """
+    root.reset_iter_state()
+    skipping = _Skipping({name: count - since.get(name, 0) for name, count in issued().items()})
+    try:
+        with skipping:
+            yield
+    finally:
+        skipping.release()
+
+
+class _Skipping(TorchDispatchMode):
+    """The next collectives of each group, so many of them, are done by this process with itself alone."""
+
+    def __init__(self, left: dict[str, int]) -> None:
+        super().__init__()
+        self.left = left
+        self.groups: dict[str, Any] = {group.group_name: group for group in dist.distributed_c10d._world.pg_map}
+        self.alone: dict[str, dist.ProcessGroup] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """An operation, in the group that is its turn."""
+        if DTensor in types:  # which breaks it up into what is seen here
+            return NotImplemented
+        if func.namespace in COLLECTIVES:
+            args = tuple(map(self._turned, args))
+        return func(*args, **(kwargs or {}))
+
+    def _turned(self, value: Any) -> Any:
+        boxed = isinstance(value, torch.ScriptObject) and str(value._type()).endswith("c10d.ProcessGroup")
+        name = dist.ProcessGroup.unbox(value).group_name if boxed else value
+        if not isinstance(name, str) or self.left.get(name, 0) <= 0:
+            return value
+        self.left[name] -= 1
+        if name not in self.alone:
+            self.alone[name] = _alone(self.groups[name])
+        return self.alone[name].boxed() if boxed else self.alone[name].group_name
+
+    def release(self) -> None:
+        """Forget the groups of one."""
+        for group in self.alone.values():
+            c10d._unregister_process_group(group.group_name)
+
+
+def _alone(group: Any) -> Any:
+    """A group of the same size in which every process is this one."""
+    made: Any = dist.ProcessGroup(c10d.HashStore(), group.rank(), group.size())
+    backend = c10d.FakeProcessGroup._create_internal(group.rank(), group.size())
+    for device in group._device_types:
+        made._register_backend(device, dist.ProcessGroup.BackendType.CUSTOM, backend)
+    made._set_group_name(f"{group.group_name} alone")
+    c10d._register_process_group(made.group_name, made)
+    return made
+
+
+def _backends(group: Any) -> set[Any]:
+    return {group._get_backend(device) for device in group._device_types}

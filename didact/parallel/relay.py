@@ -1,0 +1,171 @@
+"""States handed from stage to stage in the forward pass of any loss, and gradients back in its backward pass.
+
+torch's own schedules take micro-batches of one shape and a loss of the last stage's output alone. Here a method's loss
+runs on every stage until the states leave it, and on the last one to its end: all stages have the micro-batch, so that
+each knows the shape of what comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from didact.errors import UserError
+
+
+class Left(Exception):  # noqa: N818  (nothing is wrong)
+    """The states are gone: what a loss would do with them is done on the last stage."""
+
+    def __init__(self, end: Tensor) -> None:
+        super().__init__()
+        self.end = end
+
+
+class Relay:
+    """One process's place in a pipeline of `count` stages, each of `width` processes; all processes make theirs.
+
+    States and gradients go by groups of their own: on one, a send of one would wait for a receipt of the other.
+    """
+
+    def __init__(self, count: int, width: int, name: str) -> None:
+        self.number, column = divmod(dist.get_rank(), width)
+        self.count, self.width, self.name = count, width, name
+        lines = [[k + stage * width for stage in range(count)] for k in range(width)]
+        ways = lines, lines, [[line[0], line[-1]] for line in lines]
+        made = [[dist.new_group(ranks) for ranks in way][column] for way in ways]  # by all, in one order
+        self.forth, self.back, self.ends = made
+        self.passes: int | None = None  # of the micro-batch that is at work
+        self.sent: dict[int, deque[tuple[Any, Tensor]]] = {1: deque(), -1: deque()}
+
+    @property
+    def last(self) -> bool:
+        """Whether losses are computed here."""
+        return self.number == self.count - 1
+
+    @property
+    def ahead(self) -> int:
+        """Micro-batches whose backward pass may still be to come when the next one's forward pass begins (1F1B)."""
+        return self.count - 1 - self.number
+
+    def run(self, compute: Callable[..., Any], *given: Any) -> Any:
+        """`compute(*given)` on the last stage; elsewhere what its backward pass begins at."""
+        self.passes = 0
+        try:
+            return compute(*given)
+        except Left as left:
+            return left.end
+        finally:
+            self.passes = None
+
+    def enter(self) -> None:
+        """The body is run.
+
+        Raises:
+            UserError: outside of a loss, or a second time within one.
+        """
+        if self.passes is None:
+            raise UserError(
+                f"parallel = {self.name}: something looks at the model while it is trained, of which every process "
+                "has one stage: give 1 stage"
+            )
+        self.passes += 1
+        if self.passes > 1:
+            raise UserError(f"parallel = {self.name}: this loss runs the model twice on a micro-batch: give 1 stage")
+
+    def send(self, tensor: Tensor, by: int) -> None:
+        """To the next stage (1) or the one before (-1); returns at once."""
+        tensor = tensor.detach().contiguous()
+        group = self.forth if by > 0 else self.back
+        if len(self.sent[by]) > 2 * self.count:  # in the order of the passes no more can be on their way
+            self.sent[by].popleft()[0].wait()
+        self.sent[by].append((dist.isend(tensor, dist.get_rank() + by * self.width, group=group), tensor))
+
+    def receive(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, by: int) -> Tensor:
+        """From the stage before (1) or the next one (-1)."""
+        room = torch.empty(shape, dtype=dtype, device=device)
+        dist.recv(room, dist.get_rank() - by * self.width, group=self.forth if by > 0 else self.back)
+        return room
+
+    def wait(self) -> None:
+        """Until all that was sent is there."""
+        for ways in self.sent.values():
+            while ways:
+                ways.popleft()[0].wait()
+
+    def joined(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every stage's whole tensors, by name: all call."""
+        told: list[Any] = [None] * self.count
+        dist.all_gather_object(told, {n: (t.shape, t.dtype) for n, t in own.items()}, group=self.forth)
+        device, out = next(iter(own.values())).device, {}
+        for stage, theirs in enumerate(told):
+            for name, (shape, dtype) in theirs.items():
+                if name not in out:
+                    mine = stage == self.number
+                    out[name] = own[name].contiguous() if mine else torch.empty(shape, dtype=dtype, device=device)
+                    dist.broadcast(out[name], group_src=stage, group=self.forth)
+        return out
+
+
+class Enters(nn.Module):
+    """In the place of an embedding: the states of the stage before, for token ids `(B, T)`.
+
+    The last stage has the embedding's weight where it is the head's too, by the name that it has in the model.
+    """
+
+    def __init__(self, relay: Relay, hidden: int, like: Tensor, weight: nn.Parameter | None) -> None:
+        super().__init__()
+        self.relay, self.hidden, self.dtype = relay, hidden, like.dtype
+        if weight is not None:
+            self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Waits for them."""
+        self.relay.enter()
+        shape = torch.Size((*ids.shape, self.hidden))
+        start = torch.zeros((), device=ids.device, requires_grad=True)  # so that a backward pass comes here
+        made: Tensor = _Come.apply(start, self.relay, shape, self.dtype)
+        return made
+
+
+class Leaves(nn.Module):
+    """In the place of the last norm: hands the states to the next stage."""
+
+    def __init__(self, relay: Relay, like: Tensor) -> None:
+        super().__init__()
+        self.relay, self.dtype = relay, like.dtype
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Does not return."""
+        if self.relay.number == 0:
+            self.relay.enter()
+        made: Tensor = _Go.apply(states.to(self.dtype), self.relay)
+        raise Left(made)
+
+
+class _Come(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, relay: Relay, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        ctx.relay = relay
+        return relay.receive(shape, dtype, start.device, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.relay.send(grads[0], -1)
+        return torch.zeros((), device=grads[0].device), None, None, None
+
+
+class _Go(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, relay: Relay) -> Tensor:
+        ctx.relay, ctx.like = relay, (states.shape, states.dtype, states.device)
+        relay.send(states, 1)
+        return torch.zeros((), device=states.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return ctx.relay.receive(*ctx.like, -1), None

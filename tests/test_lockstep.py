@@ -1,0 +1,128 @@
+"""A process that runs out of memory among others that wait for it: all go on with half the micro-batch, or all end."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from didact import baselines, unlearning
+from didact.learn import distributed
+from didact.learn.fit import Hook
+from didact.models import build, spread
+from didact.models.load import load
+from didact.parallel import processes
+from didact.types import Fit, UserError
+from didact.worlds.authors import authors
+
+WORLD = authors(0, forget=2, retain=2, unseen=0, holdout=0)
+FIT = Fit(lr=1e-2, steps=3, rows=5, schedule="constant", micro_tokens=60, weight_decay=0.1)
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.10 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+class Short(Hook):
+    """Memory runs out in a layer of some processes in the second step: `{process: (layer, whether going back)}`."""
+
+    def __init__(self, where, always=False):
+        self.where, self.always, self.tokens = where, always, []
+
+    def before(self, step):
+        if step.step != 1 or (spot := self.where.get(distributed.here()[0])) is None:
+            return
+        layer = spread.layers(step.module)[spot[0]]
+        handle = layer.register_forward_hook(lambda _, given, out: self.met(handle, spot[1], given[0], out))
+
+    def met(self, handle, back, given, out):
+        self.tokens.append(given.shape[0] * given.shape[1])
+        if not self.always:
+            handle.remove()
+        error = ERRORS[len(self.tokens) % 2]
+        if not back:
+            raise error
+        (out if isinstance(out, torch.Tensor) else out[0]).register_hook(lambda grad: raised(error))
+
+
+def raised(error):
+    raise error
+
+
+def trained(start, parallel, hooks=(), folder=None, method="sft", **changes):
+    model = load(start, device="cpu", dtype="float64")
+    fit = FIT.replace(parallel=parallel, folder=folder, **changes)
+    if method == "npo":
+        made = unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit, hooks=hooks)
+    else:
+        made = baselines.sft(model, WORLD.forget, fit=fit, hooks=hooks)
+    return {n: p.detach().clone() for n, p in made.models["model"].module.named_parameters()}, made.history
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    root = tmp_path_factory.mktemp("start")
+    tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
+    build.build("llama", tokenizer, d=16, layers=2, heads=2, context=64).save(root / "start")
+    return root / "start"
+
+
+CASES = [
+    ({1: (1, False)}, {}),
+    ({1: (0, True)}, {}),  # going back, some gradients are summed already
+    ({0: (1, True), 1: (0, False)}, {"method": "npo"}),  # two at once, at different places of two streams
+    ({0: (1, False)}, {"checkpointing": True}),
+]
+
+
+def several(start, folder):
+    """Every case in these processes, the first one with checkpoints; and how trainings end that fit nowhere.
+
+    Returns:
+        Weights, log and how often memory ran out here, of each case; the line at the end, seconds, tokens; the line of
+        a split layer.
+    """
+    with pytest.raises(UserError) as split:
+        trained(start, "1x1x2", [Short({0: (1, False), 1: (1, False)})])
+    made = []
+    for i, (where, changes) in enumerate(CASES):
+        hook = Short(where)
+        made.append((*trained(start, "fsdp2", [hook], None if i else folder, **changes), len(hook.tokens)))
+    began, hook = time.monotonic(), Short({1: (1, False)}, always=True)
+    with pytest.raises(UserError) as found, distributed.peers():
+        trained(start, "fsdp2", [hook])
+    end = str(found.value), time.monotonic() - began, hook.tokens
+    return made, end, str(split.value)
+
+
+@pytest.fixture(scope="module")
+def two(start, tmp_path_factory):
+    """What two processes made and said, and the checkpoints they kept."""
+    kept = tmp_path_factory.mktemp("kept")
+    return processes.run(2, several, start, str(kept)), kept
+
+
+def test_all_halve_the_micro_batch_when_one_runs_out_of_memory(start, two):
+    made, kept = two
+    for i, (where, changes) in enumerate(CASES):
+        own, history = trained(start, "ddp", **changes)
+        for rank, (weights, logged, met) in enumerate(cases[i] for cases, *_ in made):
+            assert met == (rank in where)
+            for name, value in own.items():
+                torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
+            for mine, other in zip(history, logged, strict=True):
+                assert mine == pytest.approx(other, rel=1e-12, abs=1e-12)
+    (state,) = kept.rglob("step-00000003/state.json")
+    assert json.loads(state.read_text())["micro_tokens"] == FIT.micro_tokens // 2
+
+
+def test_a_record_that_fits_nowhere_ends_all_in_a_line(two):
+    (other, waited, _), (line, _, tokens) = [end for _, end, _ in two[0]]
+    assert line.startswith("out of memory on a single record")
+    assert other.startswith("another process of this training ended")
+    assert waited < 30 and len(tokens) == 2 and tokens[1] < tokens[0]
+
+
+def test_parts_of_a_layer_cannot_take_other_rows_and_say_what_to_give(two):
+    for rank, (*_, line) in enumerate(two[0]):
+        assert line.startswith(f"out of memory in process {rank}") and "--micro-tokens 30" in line

@@ -1,0 +1,184 @@
+"""A model whose layers lie over two processes from load to save: the same losses, samples, scores and weights."""
+
+import os
+import shutil
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from didact import alignment, baselines, unlearning
+from didact.models import build, shape, spread
+from didact.models.load import load
+from didact.parallel import memory, planner, processes
+from didact.parallel.spec import ClusterSpec, Layout
+from didact.types import Fit, UserError
+from didact.worlds.authors import authors
+
+WORLD = authors(0, forget=2, retain=2, unseen=0, holdout=0)
+FIT = Fit(lr=1e-2, steps=2, rows=5, schedule="constant", micro_tokens=60, weight_decay=0.1)
+LONG = FIT.replace(parallel="fsdp2", rows=2, micro_tokens=16)
+PAIRS = [(r.prompt, r.completion) for r in WORLD.forget[:4]]
+KINDS = ("llama", "gpt2", "t5", "bare gpt2")
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of tensors that this process holds at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.most = weakref.WeakValueDictionary(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if DTensor in types:
+            return NotImplemented
+        out = func(*args, **(kwargs or {}))
+        for made in tree_leaves(out):
+            if isinstance(made, torch.Tensor) and made.device.type == "cpu":
+                storage = made.untyped_storage()
+                self.live[storage._cdata] = storage
+        self.most = max(self.most, sum(storage.nbytes() for storage in list(self.live.values())))
+        return out
+
+
+def taught(start, out, parallel):
+    """Methods on one model: scores before, and those of what was taught, with an answer; all saved in `out`."""
+    model = load(start, device="cpu", dtype="float64", parallel=parallel)
+    before = model.fingerprint()
+    fit = FIT.replace(parallel=parallel)
+    rounds = {"rounds": 2, "max_new_tokens": 4, "fit": fit.replace(folder=f"{out}/rounds")}
+    results = {
+        "sft": lambda: baselines.sft(model, WORLD.forget, fit=fit),
+        "npo": lambda: unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit),
+        "spin": lambda: alignment.spin(model, WORLD.forget, **rounds),
+        "spin again": lambda: alignment.spin(model, WORLD.forget, **rounds),  # from its folder
+        "lora": lambda: baselines.sft(model, WORLD.forget, fit=fit.replace(lora=4)),
+    }
+    told = {"start": [before, *(s.logp for s in model.score(PAIRS))]}
+    for name, teach in results.items():
+        made = teach().models["model"]
+        assert spread.lies(made.module) == (parallel != "ddp")
+        made.save(f"{out}/{name}")
+        told[name] = [*(s.logp for s in made.score(PAIRS)), made.answer(PAIRS[0][0], 8)]
+    adapted = load(f"{out}/lora", device="cpu", dtype="float64", parallel=parallel)  # on its start model
+    again = baselines.sft(adapted, WORLD.forget, fit=fit).models["model"]  # merged first
+    again.save(f"{out}/merged")
+    assert model.fingerprint() == before
+    return told
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with start models of several kinds; the last one names its weights as GPT-2's own checkpoints do."""
+    root = tmp_path_factory.mktemp("parted")
+    tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
+    for kind in KINDS[:3]:
+        build.build(kind, tokenizer, d=16, layers=3, heads=2, context=64).save(root / kind)
+    build.build("llama", tokenizer, d=64, layers=12, heads=2, context=16).save(root / "deep")
+    shutil.copytree(root / "gpt2", root / "bare gpt2")
+    (root / "bare gpt2/.didact.json").unlink(missing_ok=True)
+    weights = load_file(root / "gpt2/model.safetensors")
+    bare = {name.removeprefix("transformer."): w for name, w in weights.items()}
+    save_file(bare, root / "bare gpt2/model.safetensors", {"format": "pt"})
+    return root
+
+
+def several(root):
+    """All of it in these processes: what was taught, weights as they are loaded, and what is refused."""
+    told = taught(root / "llama", root / "two", "fsdp2")
+    whole = {}
+    for kind in KINDS:
+        model = load(root / kind, device="cpu", parallel="hsdp")  # one node
+        assert spread.lies(model.module)
+        whole[kind] = spread.handed(model.module)
+        whole[kind] |= dict(model.module.named_buffers())
+    return told, whole, refused(root), held(root / "deep")
+
+
+def refused(root):
+    """Lines of what cannot be."""
+    model, lines = load(root / "llama", device="cpu", parallel="fsdp2"), []
+    other = load(root / "llama", device="cpu", parallel="fsdp2")
+
+    def meets(call):
+        with pytest.raises(UserError) as found:
+            call()
+        lines.append(str(found.value))
+
+    ids = {"input_ids": torch.ones((1, 4), dtype=torch.long)}
+    meets(lambda: model.module(**ids))  # outside of no_grad
+    meets(lambda: baselines.sft(model, WORLD.forget, fit=FIT))
+    meets(lambda: baselines.sft(model, WORLD.forget, fit=FIT.replace(parallel="hsdp")))
+    with torch.no_grad():
+        meets(lambda: (model if os.environ["RANK"] == "0" else other).module(**ids))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def two(root):
+    """What two processes made."""
+    (root / "two").mkdir()
+    return processes.run(2, several, root, patience=300)
+
+
+def test_what_is_taught_is_what_one_process_teaches(root, two):
+    (root / "one").mkdir()
+    own = taught(root / "llama", root / "one", "ddp")
+    for told, *_ in two:
+        assert told["start"][0] == own["start"][0]
+        for name, (*scores, answer) in own.items():
+            *theirs, said = told[name]
+            if name == "start":
+                scores, theirs, answer, said = scores[1:], theirs[1:], 0, 0
+            assert said == answer and theirs == pytest.approx(scores, abs=1e-10)
+    for name in ("sft", "npo", "spin", "spin again", "merged"):
+        mine, other = (AutoModelForCausalLM.from_pretrained(root / n / name, dtype="auto") for n in ("one", "two"))
+        for p, q in zip(mine.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
+
+
+def test_parts_are_those_of_the_whole(root, two):
+    for kind in KINDS:
+        model = load(root / kind, device="cpu").module
+        wanted = model.state_dict() | dict(model.named_buffers())
+        (_, whole, *_), (_, rest, *_) = two
+        assert set(whole[kind]) == set(wanted) > set(rest[kind])
+        assert all(torch.equal(whole[kind][name], value) for name, value in wanted.items())
+
+
+def test_what_would_be_wrong_in_silence_is_told(two):
+    for _, _, lines, _ in two:
+        gradient, unlike, other, apart = lines
+        assert gradient == unlike and gradient.startswith("a gradient is wanted in weights that lie over processes")
+        assert "another way than it is trained in" in other and apart.startswith("processes are not in step")
+
+
+def held(start):
+    """The most bytes held while a model is loaded and scored, and from its loading on until it is taught and scored."""
+    most = []
+    for steps in (0, 2):
+        with Held() as counted, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("didact.models.head.CHUNK", 1 << 10)
+            model = load(start, device="cpu", parallel="fsdp2")
+            if steps:
+                model = baselines.sft(model, WORLD.forget, fit=LONG).models["model"]
+            model.score(PAIRS[:1])
+        most.append(counted.most)
+    return most
+
+
+def test_no_process_holds_the_model(root, two):
+    """But its half and less than four layers more; and in training what the planner says, beside the start."""
+    model = load(root / "deep", device="cpu")
+    job = planner.Job(shape.of(model.config), ClusterSpec(gpus=2), 2, memory.POLICIES["fp32"], fused=False)
+    told = sum(planner.estimate(job, Layout(dp=2, micro=1, batch=2, zero=3)).memory.values())
+    size = 4 * model.parameters
+    layers = 4 * sum(p.numel() for p in spread.layers(model.module)[0].parameters())
+    for *_, (used, trained) in two:
+        assert used < size / 2 + 4 * layers < size
+        assert trained == pytest.approx(told + size / 2, rel=0.15)
