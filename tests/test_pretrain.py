@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from didact import prompting
 from didact.learn import pretrain, schedules
+from didact.learn.fit import Hook
 from didact.models import banded, build, load
 from didact.types import Fit, Text, UserError
 
@@ -95,6 +96,24 @@ def test_a_run_of_200_steps_logs_the_formulas(texts, model):
         assert row["lr"] == pytest.approx(3e-3 * (seen / warm if seen < warm else cosine), rel=1e-9)
     assert result.history[-1]["lr"] == pytest.approx(3e-4)
     assert result.metrics["loss"].after < 0.7 * result.metrics["loss"].before
+
+
+class Rates(Hook):
+    """What the optimizer stepped with, beside what is told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after(self, step):
+        self.seen += [(group["lr"], step.log["lr"]) for group in step.optimizer.param_groups]
+
+
+def test_the_optimizer_steps_with_the_rate_that_is_logged(texts, model):
+    rows, rates = pretrain.packed(model, texts, WINDOW), Rates()
+    recipe = pretrain.recipe_for(6, WINDOW, 2)
+    pretrain.pretrain(model, rows, recipe, Fit(lr=1e-2, rows=2), [rates])
+    assert len({told for _, told in rates.seen}) > 3
+    assert all(used == pytest.approx(told, rel=1e-12) for used, told in rates.seen)
 
 
 def test_rows_are_drawn_without_replacement_within_an_epoch(texts, model):

@@ -126,14 +126,10 @@ def pretrain(
     student.module.requires_grad_(True)
     known = language.identity(model, [rows, repr(recipe)], fit)
     with language.sharding(student, fit) as sharded:
-        matrices = [p for p in student.module.parameters() if p.dim() >= 2]
-        others = [p for p in student.module.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": fit.weight_decay}, {"params": others, "weight_decay": 0.0}]
         history, state = loop.fit(
             student.module, Rows(rows, recipe, fit.seed, model),
             lambda module, micro: language.nll(student, micro), fit.replace(schedule="constant"),
-            [ByTokens(recipe, groups), *hooks], steps=recipe.steps, groups=groups, name="pretrain",
-            identity=known, sharded=sharded,
+            [ByTokens(recipe), *hooks], steps=recipe.steps, name="pretrain", identity=known, sharded=sharded,
         )  # fmt: skip
     student.module.eval()
     flops = 6.0 * student.parameters * state.tokens
@@ -182,12 +178,12 @@ class Rows:
 class ByTokens(Hook):
     """Sets every parameter group's share of the peak rate before a step, and logs the rate that was used."""
 
-    def __init__(self, recipe: Recipe, groups: Sequence[dict[str, Any]]) -> None:
-        self.recipe, self.groups = recipe, groups
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
 
     def before(self, step: Step) -> None:
-        """The optimizer holds these very groups."""
-        for group in self.groups:
+        """For this step only."""
+        for group in step.optimizer.param_groups:
             group["scale"] = self.recipe.rate(step.step)
 
     def after(self, step: Step) -> None:
