@@ -2,6 +2,9 @@
 
 A: nouns translated into a hidden language per class; held-out tasks; two sizes, from `gpt3.pretrain`. B: choices of
 unequal frequency. C: a quiz planted in the text, audited and removed. D: attention within a band, wide and narrow.
+
+Seeds 0 to 4 were seen while `gpt3.pretrain` kept to its peak rate by a fault: the claim is tested on others, from
+`FRESH` on.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from didact.models.model import Model
 from didact.types import Demo, Result
 from didact.worlds import tasks
 
+FRESH = 100  # before the first test seed
 SHOTS = (0, 1, 4, 16)
 SIZES = {  # steps of A, of B and C, of D; held-out tasks of A
     "smoke": (20, 10, 5, 1), "quick": (example.STEPS, 100, 130, 6), "full": (400, 200, 150, 12),
@@ -33,6 +37,7 @@ problem, problem_clean, problem_pretrain = example.problem, example.problem_clea
 
 def run(seed: int, tier: str, parts: Sequence[str] = "ABCD", shuffled: bool = False) -> runner.Measured:
     """One seed of the parts asked for."""
+    seed += FRESH
     steps, facts, band, count = SIZES[tier]
     ways = {
         "A": lambda: _in_context(seed, steps, count, shuffled), "B": lambda: _scoring(seed, facts),
