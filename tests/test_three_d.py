@@ -31,6 +31,7 @@ PAIRS = [
     Case("llama", 1, 2, 1),
     Case("llama", 1, 1, 2),
     Case("gpt2", 2, 1, 1, schedule="gpipe"),
+    Case("qwen3", 1, 1, 2),
 ]
 SHAPE = {"layers": 2, "hidden": 16, "heads": 2, "context": 16, "vocabulary": 300, "first_rows": 2, "more_rows": 2}
 CPU = torch.device("cpu")
