@@ -32,10 +32,12 @@ def run(words: list[str]) -> int:
     from didact import verbs
 
     if request.dry_run:
-        _show_plan(verbs.dry_run(request))
+        plan = verbs.dry_run(request)
+        if _tells():
+            _show_plan(plan)
         return 0
     report = verbs.run(request)
-    if os.environ.get("RANK", "0") != "0":  # of several processes one tells
+    if not _tells():
         return 0
     from didact.report import page
 
@@ -67,6 +69,11 @@ def _show(report: dict[str, Any], out: str) -> None:
         console.print(f"warning: {warning}")
     for what, how in report["files"].items():
         console.print(f"{out}/{what}  ({how})")
+
+
+def _tells() -> bool:
+    """Whether this is the one of several processes that tells."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _show_plan(plan: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
-from didact.models import adapters, cost, forward, fused, head, prefix
+from didact.models import adapters, cost, forward, fused, head, prefix, spread
 from didact.models.logit_ensemble import EnsembleModel
 from didact.models.model import Model, sharing
-from didact.parallel import memory
+from didact.parallel import launch, memory
 from didact.types import Fit
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0, "adafactor": 0}
@@ -24,7 +24,8 @@ PROBE = 64  # tokens of the pass that is looked at
 def of(model: Model, fit: Fit, longest: int) -> dict[str, int]:
     """Bytes by what they are for, and `total`; `longest` is the longest record in tokens.
 
-    What a forward pass keeps for the backward pass is measured, on a few tokens of a pass that is not gone back.
+    What a forward pass keeps for the backward pass is measured, on a few tokens of a pass that is not gone back. Where
+    `fit.parallel` lays a model over the processes that a launcher started, they are those of one of them.
     """
     held = weights(model)
     student = sharing(model)
@@ -32,20 +33,43 @@ def of(model: Model, fit: Fit, longest: int) -> dict[str, int]:
         student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed, fit.lora_targets, 0.0, fit.dora)
     elif not fit.lora:
         student.module.requires_grad_(True)
-    trained = [p for p in student.module.parameters() if p.requires_grad]
+    state = sum(_trained(p, MOMENTS[fit.optimizer]) for p in student.module.parameters() if p.requires_grad)
     tokens = max(fit.micro_tokens or forward.at_once(model), longest)
     parts = {
         "process": max(0, resident() - held) if model.device.type == "cpu" else 0,
         "weights": held if fit.lora else 2 * held,  # an adapter is trained on the ones that are there
-        "gradients_and_moments": sum(_trained(p, MOMENTS[fit.optimizer]) for p in trained),
+        "gradients_and_moments": state,
         "activations": int(HEAP * tokens * _kept(student, fit)) + _logits(student, tokens),
     }
+    if fit.parallel != "ddp":
+        parts |= _spread(model, fit, state)
     return parts | {"total": sum(parts.values())}
+
+
+def _spread(model: Model, fit: Fit, state: int) -> dict[str, int]:
+    """Weights and state of one process, of a start model and a student that lie over several as `fit.parallel` says.
+
+    While it runs a process has two layers whole beside its parts, or of a pipeline all of its stage, and what is in no
+    layer; gradients of these too, where they are trained.
+    """
+    pp, _, tp = launch.parallel(fit.parallel) or (1, 1, 1)
+    ways = launch.on_node() if fit.parallel == "hsdp" else launch.world()
+    held, layers = weights(model), [sum(map(_bytes, part.parameters())) for part in spread.layers(model.module)]
+    rest = held - sum(layers)
+    there = (sum(layers) / pp if pp > 1 else 2 * max(layers, default=0)) / tp + rest
+    start = held if pp * tp > 1 else sum(layers) / ways + rest  # a layout has it whole
+    own = held / ways if pp * tp > 1 or not fit.lora else 0
+    grads = 0 if fit.lora else there
+    return {"weights": int(start + own + there), "gradients_and_moments": int(state / ways + grads)}
 
 
 def weights(model: Model) -> int:
     """Bytes of a model's weights."""
-    return sum(p.numel() * p.element_size() for p in model.module.parameters())
+    return sum(map(_bytes, model.module.parameters()))
+
+
+def _bytes(p: Tensor) -> int:
+    return p.numel() * p.element_size()
 
 
 def read(model: Model, tokens: int) -> int:

@@ -92,8 +92,9 @@ def prepare(request: Request) -> Job:
     }
     if request.quantize and entry["fit"] and not fit.lora:
         raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8")
-    # DoRA takes norms of whole weights, and a server is given them.
-    lies = "ddp" if not entry["fit"] or fit.dora or request.generate_with else fit.parallel
+    # DoRA takes norms of whole weights, a server is given them, and a dry run only looks at them.
+    whole = not entry["fit"] or fit.dora or request.generate_with or request.dry_run
+    lies = "ddp" if whole else fit.parallel
     if not embedded:
         model, records, sources = _inputs(request, entry, lies)
     if isinstance(model, Model) and entry["fit"]:

@@ -15,6 +15,7 @@ from didact.data import encode
 from didact.learn import footprint
 from didact.models import forward
 from didact.models.model import Model
+from didact.parallel import launch
 from didact.parallel.planner import SPARE
 from didact.parallel.work import BACKWARD, FORWARD
 from didact.requests import Request
@@ -26,7 +27,10 @@ TRAINED = (FORWARD + BACKWARD) / FORWARD  # passes that forward and backward tog
 
 
 def dry_run(request: Request) -> dict[str, Any]:
-    """What a run would take: memory, disk, time, steps, truncated rows; nothing is trained or written."""
+    """What a run would take: memory, disk, time, steps, truncated rows; nothing is trained or written.
+
+    Of several processes that a launcher started it is the memory of each.
+    """
     job = prepare(request)
     job.tell()
     first = next(iter(job.train.values()), ())
@@ -84,9 +88,10 @@ def _fits(model: Model, memory: Mapping[str, int], disk: Mapping[str, int], out:
     """Whether this machine has what is needed at most; what it lacks, and the mend."""
     there = next(place for place in (Path(out).absolute(), *Path(out).absolute().parents) if place.exists())
     lacks = []
-    if memory["at_most_in_all"] > (free := free_memory(model.device)):
+    needed = memory["at_most_in_all"] * (launch.on_node() if model.device.type == "cpu" else 1)  # which they share
+    if needed > (free := free_memory(model.device)):
         mend = "--lora 8, --dtype bfloat16, a smaller --micro-tokens or --max-length, or a smaller model"
-        lacks.append(f"memory {_gib(memory['at_most_in_all'])}, {_gib(free)} free ({mend})")
+        lacks.append(f"memory {_gib(needed)}, {_gib(free)} free ({mend})")
     if disk["at_most_in_all"] > (free := shutil.disk_usage(there).free):
         lacks.append(
             f"disk {_gib(disk['at_most_in_all'])}, {_gib(free)} free where {there} is (--lora 8, or another --out)"
