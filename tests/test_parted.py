@@ -178,7 +178,7 @@ def held(start):
 
 
 def test_no_process_holds_the_model(root, two):
-    """But its half and less than four layers more; and in training what the planner says, beside the start; a dry run says more."""
+    """But its half and less than four layers more; in training what the planner says, beside the start."""
     model = load(root / "deep", device="cpu")
     job = planner.Job(shape.of(model.config), ClusterSpec(gpus=2), 2, memory.POLICIES["fp32"], fused=False)
     told = sum(planner.estimate(job, Layout(dp=2, micro=1, batch=2, zero=3)).memory.values())
