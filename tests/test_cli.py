@@ -163,6 +163,8 @@ def test_the_same_command_again_only_shows_the_result_and_another_is_refused(pla
     assert cli.main(words) == 0
     assert "done already" in capsys.readouterr().out
     assert (tmp_path / "out" / "result.json").read_bytes() == before
+    assert cli.main([*words, "--micro-tokens=32"]) == 0  # which changes no result
+    assert "done already" in capsys.readouterr().out
     code, err = said(capsys, *run_words(place, tmp_path / "out", "--steps=3"))
     assert code == 2 and "holds another run" in err
     assert cli.main([*run_words(place, tmp_path / "out", "--steps=3"), "--overwrite"]) == 0

@@ -145,6 +145,16 @@ def accessible(tab, scheme):
     assert tab.evaluate(FAINT) == [], scheme
 
 
+@pytest.mark.parametrize(
+    ("processes", "starts"),
+    [([1, 1], "didact run"), ([8, 8], "torchrun --nproc_per_node 8 -m didact run"),
+     ([16, 8], "torchrun --nnodes 2 --nproc_per_node 8 -m didact run")],
+)  # fmt: skip
+def test_a_run_of_several_processes_is_repeated_by_a_launcher(tmp_path, processes, starts):
+    shown = page.write(run_folder(tmp_path, result(processes=processes))).read_text()
+    assert f'<pre class="take">{starts} npo:npo-rt' in shown
+
+
 def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
     told = result(warnings=[f"careful {EVIL}"], argv=["run", "npo", f"--forget={EVIL}"])
     told["options"]["delta"] = {"value": EVIL, "from": f"file {EVIL}"}

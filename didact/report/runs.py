@@ -41,7 +41,7 @@ def told(root: Path) -> dict[str, Any]:
         "run": run,
         "entry": entry,
         "link": paper_link(entry),
-        "command": shlex.join(["didact", *map(str, run["argv"])]),
+        "command": shlex.join([*_launched(run), *map(str, run["argv"])]),
         "example": any(d.get("path") == "embedded example" for d in run["data"].values()),
         "metrics": metrics,
         "sides": sides,
@@ -70,6 +70,15 @@ def read(path: Path) -> Any:
         return files.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: cannot be read: no such file") from None
+
+
+def _launched(run: Mapping[str, Any]) -> list[str]:
+    """What starts a run as it was started: by a launcher, where there were several processes."""
+    world, node = run.get("processes", (1, 1))
+    if world == 1:
+        return ["didact"]
+    nodes = [] if world == node else ["--nnodes", str(world // node)]
+    return ["torchrun", *nodes, "--nproc_per_node", str(node), "-m", "didact"]
 
 
 def _optional(path: Path, read: Callable[[Path], Any], absent: Any) -> Any:

@@ -23,9 +23,10 @@ from didact.evaluate.measures import Measure
 from didact.evaluate.protocols import Scoring, answer, collapse
 from didact.infer import engines, generate, remote, replies, served
 from didact.learn import checkpoint, distributed, track
-from didact.learn.fit import Hook
+from didact.learn.fit import MEMORY, Hook
 from didact.models import cost, spread
 from didact.models.model import Model
+from didact.parallel import launch
 from didact.requests import Request
 from didact.types import LM, Result, UserError
 from didact.verbs import card, inputs, procedures, provenance, watching
@@ -307,6 +308,7 @@ def _who(request: Request) -> dict[str, Any]:
         *BUDGET,
     )
     told = {k: v for k, v in vars(request).items() if k not in how}
+    told["fit"] = {k: v for k, v in request.fit.items() if k not in MEMORY}
     told |= {"generate_with": "an engine"} if request.generate_with else {}  # another address goes on
     argv = [untrusted.without_credentials(word) for word in request.argv]  # of a repeated flag only the last is checked
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": told, "argv": argv}
@@ -390,6 +392,7 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
         "device": device,
         "dtype": request.dtype,
         "threads": torch.get_num_threads(),
+        "processes": [launch.world(), launch.on_node()],  # in all, on a node
         "python": sys.version.split()[0],
         "didact_commit": provenance.commit(),
         "seed": request.seed,
