@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from didact.models import spread
+from didact.models import instead, spread
 from didact.types import UserError
 
 
@@ -27,13 +27,8 @@ def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
     chosen = spread.layers(module) if on else []
     if on and not chosen:
         raise UserError("checkpointing: transformers cannot run this model's layers again; leave it out")
-    for layer in chosen:
-        layer.forward = types.MethodType(_run, layer)  # bound, so that a copy of the layer runs itself
-    try:
+    with instead.running(dict.fromkeys(chosen, _run)):
         yield
-    finally:
-        for layer in chosen:
-            del layer.forward
 
 
 def _run(layer: Any, *args: Any, **kwargs: Any) -> Any:

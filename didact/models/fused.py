@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from didact.models import head
+from didact.models import head, instead
 from didact.models.model import text_part
 
 
@@ -30,13 +29,8 @@ def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
         found: list[Any] = [part for part in module.modules() if "forward" not in vars(part)]
         chosen = {part: _low_rank for part in found if type(part) is Linear}
         chosen |= {part: functools.partial(_normed, one=one) for part in found if (one := _one(part)) is not None}
-    for part, how in chosen.items():
-        part.forward = types.MethodType(how, part)  # bound, so that a copy of the layer runs itself
-    try:
+    with instead.running(chosen):
         yield
-    finally:
-        for part in chosen:
-            del part.forward
 
 
 def _low_rank(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

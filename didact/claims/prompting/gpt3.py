@@ -1,10 +1,7 @@
 """The claim of gpt3: a model infers tasks from demonstrations, more so when it is larger; and the tools are sound.
 
-A: nouns translated into a hidden language per class; held-out tasks; two sizes, from `gpt3.pretrain`. B: choices of
-unequal frequency. C: a quiz planted in the text, audited and removed. D: attention within a band, wide and narrow.
-
-Seeds 0 to 4 were seen while `gpt3.pretrain` kept to its peak rate by a fault: the claim is tested on others, from
-`FRESH` on.
+A: nouns translated into a hidden language per class; held-out tasks; two sizes, from `gpt3.pretrain`. B: choices
+of unequal frequency. C: a quiz planted in the text, audited and removed. D: attention within a band.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from didact.models.model import Model
 from didact.types import Demo, Result
 from didact.worlds import tasks
 
-FRESH = 100  # before the first test seed
+FRESH = 100  # before the first test seed: 0 to 4 were seen while `gpt3.pretrain` kept to its peak rate by a fault
 SHOTS = (0, 1, 4, 16)
 SIZES = {  # steps of A, of B and C, of D; held-out tasks of A
     "smoke": (20, 10, 5, 1), "quick": (example.STEPS, 100, 130, 6), "full": (400, 200, 150, 12),
@@ -109,11 +106,10 @@ def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
     start = lab.blank("llama", ["a"], 259, d=32, layers=2, heads=2, context=64, tied=False, seed=seed)
     train, held = tasks.notes(seed, 1, 1024), tasks.notes(seed, 2, 64)
     models = {
-        "dense": start,
-        "wide": banded.banded(start, tasks.FAR + 2, "all"),
+        "dense": start, "wide": banded.banded(start, tasks.FAR + 2, "all"),
         "narrow": banded.banded(start, tasks.FAR // 2 + 1, "all"),
         "alternating": banded.banded(start, tasks.FAR // 2 + 1),
-    }
+    }  # fmt: skip
     out, fit = {}, example.TEACH.replace(steps=steps, rows=16, warmup_steps=10, seed=seed)
     for name, model in models.items():
         total, count = forward.row_logp(lab.pretrained(model, train, fit, "text"), held)
@@ -150,13 +146,12 @@ CLAIM = runner.Claim(
         "choice's own likelihood undo surface frequency; the audit finds what stands in the text, and removal takes "
         "its advantage away; a band as wide as what must be seen costs nothing."
     ),
-    run=run,
-    gates=(gate("the large model knows the words of named tasks", "reader.named", at_least=0.8),),
+    run=run, gates=(gate("the large model knows the words of named tasks", "reader.named", at_least=0.8),),
     tests=(
         difference("one demonstration beats none", "large.k1", "large.k0", ACCURACY, margin=0.03),
         difference(SIXTEEN, "large.k16", "large.k1", ACCURACY, margin=0.1),
-        difference("a description helps without demonstrations", "large.described", "large.undescribed", ACCURACY,
-                   margin=0.1),
+        difference("a description helps without demonstrations", "large.described", "large.undescribed",
+                   ACCURACY, margin=0.1),
         difference("the larger model gains more", "large.gain", "small.gain", ACCURACY, margin=0.1),
         bound(BAYES, "large.above_bayes", 0.1, ACCURACY, less=True),
         equivalence("without demonstrations it is at chance", "large.k0_less_chance", None, 0.15, ACCURACY,
