@@ -2,8 +2,9 @@
 
 Everything of didact that the modules of a claim and its method reach counts, through any number of imports. What is
 reached of `methods`, `worlds`, `objectives` and the families of `claims` is the claim's own, the rest is the core.
-Comments, docstrings and layout do not count; imports inside functions, `"didact.module:name"` in strings, methods taken
-from their family (`alignment.spin`) and data files that a module names do.
+Comments, docstrings, layout and names of local variables do not count (`canonical`); imports inside functions,
+`"didact.module:name"` in strings, methods taken from their family (`alignment.spin`) and data files that a module names
+do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from didact.claims import canonical
 
 ROOT = Path(__file__).parents[1]
 OWN = re.compile(r"didact\.(methods|worlds|objectives|claims\.\w+)\.\w")
@@ -145,4 +148,4 @@ def _code(source: str) -> str:
             ast.get_docstring(node, clean=False) is not None
         ):
             node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+    return ast.unparse(canonical.form(tree))
