@@ -278,11 +278,11 @@ def test_recorded_games_are_read_strictly():
     with pytest.raises(UserError, match="record 1, step 2: no reward"):
         acting.cloned([Trajectory(task="", steps=steps, final_observation="")], View(), Oracle(), False, 0)
     alone = Trajectory(task="", steps=steps[:1], final_observation="")
-    with pytest.raises(UserError, match="one arm is no choice"):
+    with pytest.raises(UserError, match="has a single arm"):
         acting.cloned([alone], View(), Oracle(), False, 0)
     seen = Trajectory(task="Doors.", steps=[Step(observation="rain", action="left", reward=1.0)] * 2,
                       final_observation="", extra={"arms": ["left", "right"]})  # fmt: skip
-    with pytest.raises(UserError, match=r"only view\.form = raw"):
+    with pytest.raises(UserError, match=r"need view\.form = raw"):
         acting.cloned([seen], View(), Oracle(), False, 0)
     told = acting.cloned([seen], View(form="raw"), Oracle(), False, 0)
     assert told[1].prompt.startswith("Doors.\n\n") and "[rain] left video, reward 1\n[rain]" in told[1].prompt
@@ -292,7 +292,7 @@ def test_views_and_oracles_that_do_not_go_with_the_bandits_are_refused():
     linear = BanditConfig(law="linear", horizon=5)
     with pytest.raises(UserError, match="take raw or guided"):
         control.evolve_prompt(Scripted(write=summing), bandit=linear)
-    with pytest.raises(UserError, match="linucb plays with contexts"):
+    with pytest.raises(UserError, match="linucb needs a bandit with contexts"):
         control.evolve_prompt(Scripted(write=summing), oracle="linucb", bandit=SHORT)
     model = Scripted(write=lambda prompt, i: "A")
     result = control.evolve_prompt(model, bandit=linear, view=View(form="guided"), trials=2, plain=False)

@@ -1,7 +1,7 @@
-"""Games played side by side, by algorithms and by models; and what an algorithm would have done, as demonstrations.
+"""Bandit games that algorithms and models play in parallel, and demonstrations of an algorithm's choices.
 
-A player is a function `(history, step's context) -> arms (N,)`, -1 where it named none, which is then replaced by a
-random one and counted: a model that cannot keep to the form is not one that explores.
+A player is a function `(history, context of the step) -> arms (N,)`, -1 where its answer names no arm. A random arm is
+then pulled and counted as such: a model that cannot keep to the format is not one that explores.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from didact.tools import bandits
 from didact.tools.bandits import Algorithm, Array, Bandits, History
 from didact.types import LM, Demo, Step, Trajectory, UserError
 
-TOKENS = 12  # of an answer
-APART = 7919  # between the seeds of two steps
+TOKENS = 12  # max_new_tokens of an answer
+SEED_STRIDE = 7919  # between the seeds of two calls
 Player = Callable[[History, "Array | None"], "Array | None"]
 Answer = Callable[[Sequence[str]], Sequence["str | None"]]
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """An algorithm with its alpha; of contexts `ucb` is LinUCB."""
+    """An algorithm with its alpha; `ucb` is LinUCB in games with contexts."""
 
     algorithm: Algorithm = "ucb"
     alpha: float = 0.5
 
     def of(self, contextual: bool) -> Oracle:
-        """The algorithm for games with contexts or without."""
+        """Return the algorithm for games with contexts or without."""
         if contextual and self.algorithm == "ucb":
             return dataclasses.replace(self, algorithm="linucb")
         if self.algorithm == "linucb" and not contextual:
-            raise UserError("linucb plays with contexts: without them take ucb")
+            raise UserError("linucb needs a bandit with contexts: use ucb for one without")
         return self
 
 
 @dataclass(frozen=True)
 class Played:
-    """What was done: arms and rewards `(N, t)`, and which arms were the player's own choice."""
+    """Finished games: arms and rewards `(N, t)`, and which arms the player chose itself (the others are random)."""
 
     actions: Array
     rewards: Array
@@ -54,24 +54,24 @@ class Played:
 
 @dataclass
 class Seen:
-    """A history with what stood beside it, in the words of a view."""
+    """A history with the contexts and algorithm's terms of every step, rendered as prompts by a view."""
 
     view: View
     oracle: Oracle
     names: tuple[str, ...]
     history: History
-    contexts: list[list[str]] = dataclasses.field(default_factory=list)  # a step, then an instance
+    contexts: list[list[str]] = dataclasses.field(default_factory=list)  # by step, then by instance
     guides: list[Any] = dataclasses.field(default_factory=list)
 
     def look(self, context: Array | None, texts: Sequence[str] | None = None) -> None:
-        """Before a step: keep its context, and what the algorithm makes of the history in it."""
+        """Record, before a step, its context and the algorithm's terms given the history."""
         if context is not None or texts is not None:
             self.contexts.append(list(texts or map(histories.shown, np.asarray(context))))
         if self.view.form == "guided" and context is not None:
             self.guides.append(bandits.terms(self.history, self.oracle.algorithm, self.oracle.alpha, context))
 
     def prompts(self) -> list[str]:
-        """The next step's prompt of every instance, without its introduction."""
+        """Return every instance's prompt for the next step, without the introduction."""
         view, names, h = self.view, self.names, self.history
         if view.form == "raw" or self.contexts:
             actions, rewards = (np.reshape(np.array(x), (h.step, h.count)).T for x in (h.actions, h.rewards))
@@ -91,10 +91,10 @@ class Seen:
 
 
 def begin(world: Bandits, view: View, oracle: Oracle) -> Seen:
-    """An empty history of these instances.
+    """Return an empty history of these instances.
 
     Raises:
-        UserError: a form or an algorithm that does not go with the bandits.
+        UserError: the view's form or the algorithm does not fit the bandits.
     """
     count, _, arms = world.expected.shape
     contextual = world.contexts is not None
@@ -104,94 +104,94 @@ def begin(world: Bandits, view: View, oracle: Oracle) -> Seen:
     return Seen(view, oracle.of(contextual), names, History(count, arms, features))
 
 
-def play(world: Bandits, player: Player, seed: int, seen: Seen | None = None) -> Played:
-    """Play all instances to the horizon, or until the player has no more to say (None): all are that long then."""
+def play(world: Bandits, player: Player, seed: int, transcript: Seen | None = None) -> Played:
+    """Play all instances to the horizon, or until the player returns None, which ends all of them at that step."""
     rng = np.random.default_rng([seed, 17])
     count, horizon, arms = world.expected.shape
     features = world.contexts.shape[-1] if world.contexts is not None else 0
-    history, own = seen.history if seen else History(count, arms, features), []
+    history, own = transcript.history if transcript else History(count, arms, features), []
     for step in range(horizon):
         context = world.context(step)
-        if seen:
-            seen.look(context)
-        chosen, other = player(history, context), instead(world, step, rng)
+        if transcript:
+            transcript.look(context)
+        chosen, fallback = player(history, context), instead(world, step, rng)
         if chosen is None:
             break
         own.append(chosen >= 0)
-        actions = np.where(own[-1], chosen, other)
+        actions = np.where(own[-1], chosen, fallback)
         history.add(actions, world.paid(step, actions), context)
     actions, rewards, valid = (np.reshape(np.array(x), (-1, count)).T for x in (history.actions, history.rewards, own))
-    return Played(actions, rewards, valid, seen.names if seen else world.names)
+    return Played(actions, rewards, valid, transcript.names if transcript else world.names)
 
 
 def instead(world: Bandits, step: int, rng: np.random.Generator) -> Array:
-    """Arms for players who named none, `(N,)`: random ones, so that they lose what they must."""
+    """Return random arms `(N,)`, pulled where the player's answer names none, so that such answers cost regret."""
     return rng.integers(world.expected.shape[-1], size=len(world))
 
 
 def algorithm(oracle: Oracle, seed: int) -> Player:
-    """An algorithm as a player."""
+    """Return an algorithm as a player."""
     rng = np.random.default_rng([seed, 23])
     return lambda history, context: bandits.choose(history, oracle.algorithm, rng, oracle.alpha, context)
 
 
 def played_by(world: Bandits, oracle: Oracle, seed: int) -> Played:
-    """These instances, played by an algorithm."""
+    """Play these instances with an algorithm."""
     return play(world, algorithm(oracle.of(world.contexts is not None), seed), seed)
 
 
 def played(world: Bandits, answer: Answer, view: View, oracle: Oracle, seed: int, before: str = "") -> Played:
-    """These instances, played by a model.
+    """Play these instances with a model.
 
     Args:
-        world: what is played.
-        answer: an answer to every prompt; fewer, or a None, end the game.
+        world: the bandit instances.
+        answer: returns one answer per prompt; fewer, or a None, end the game.
         view: what the model sees.
-        oracle: whose terms a guided view shows.
-        seed: of the arms in place of answers that name none.
-        before: demonstrations, after the introduction.
+        oracle: the algorithm whose terms a guided view shows.
+        seed: of the random arms that replace answers which name none.
+        before: demonstrations, put after the introduction.
     """
-    seen = begin(world, view, oracle)
-    return play(world, asked(answer, seen, before), seed, seen)
+    transcript = begin(world, view, oracle)
+    return play(world, asked(answer, transcript, before), seed, transcript)
 
 
-def asked(answer: Answer, seen: Seen, before: str = "") -> Player:
-    """A model as a player that sees what `seen` has; one question for each different prompt of a step."""
-    opening = histories.introduction(seen.view, seen.names) + before
+def asked(answer: Answer, transcript: Seen, before: str = "") -> Player:
+    """Return a model as a player that is prompted with `transcript`; equal prompts of a step are asked once."""
+    opening = histories.introduction(transcript.view, transcript.names) + before
 
     def player(history: History, context: Array | None) -> Array | None:
-        prompts = [opening + text for text in seen.prompts()]
-        different = list(dict.fromkeys(prompts))
-        answers = dict(zip(different, answer(different), strict=False))
+        prompts = [opening + text for text in transcript.prompts()]
+        unique = list(dict.fromkeys(prompts))
+        answers = dict(zip(unique, answer(unique), strict=False))
         if any(answers.get(p) is None for p in prompts):
             return None
-        named = [histories.read(str(answers[p]), seen.names) for p in prompts]
-        return np.array([-1 if k is None else k for k in named])
+        arms = [histories.read(str(answers[p]), transcript.names) for p in prompts]
+        return np.array([-1 if k is None else k for k in arms])
 
     return player
 
 
 def demonstrations(world: Bandits, view: View, oracle: Oracle, seed: int, student: Answer | None = None) -> list[Demo]:
-    """Every step as a prompt with the oracle's choice as its completion: in states that the oracle comes to, or (as
-    DAgger does) that the `student` comes to. An instance's steps stand together, in order."""
-    seen = begin(world, view, oracle)
-    teacher = algorithm(seen.oracle, seed)
-    learner = asked(student, seen) if student else None
-    opening = histories.introduction(view, seen.names)
+    """Return every step as a prompt with the oracle's choice as completion, in the states that the oracle visits or, as
+    in DAgger, that the `student` visits. The steps of an instance are adjacent and in order."""
+    transcript = begin(world, view, oracle)
+    teacher = algorithm(transcript.oracle, seed)
+    learner = asked(student, transcript) if student else None
+    opening = histories.introduction(view, transcript.names)
     steps: list[list[Demo]] = []
 
     def player(history: History, context: Array | None) -> Array | None:
-        right = np.asarray(teacher(history, context))
-        steps.append([_demo(opening + p, seen.names[a], n, history.step)
-                      for n, (p, a) in enumerate(zip(seen.prompts(), right, strict=True))])  # fmt: skip
-        return learner(history, context) if learner else right
+        targets = np.asarray(teacher(history, context))
+        steps.append([_demo(opening + p, transcript.names[a], instance, history.step)
+                      for instance, (p, a) in enumerate(zip(transcript.prompts(), targets, strict=True))])  # fmt: skip
+        return learner(history, context) if learner else targets
 
-    play(world, player, seed, seen)
-    return [demo for instance in zip(*steps, strict=True) for demo in instance]
+    play(world, player, seed, transcript)
+    return [demo for game in zip(*steps, strict=True) for demo in game]
 
 
 def cloned(episodes: Sequence[Trajectory], view: View, oracle: Oracle, relabel: bool, seed: int) -> list[Demo]:
-    """Recorded games as demonstrations: what was done then, or what the oracle would have done there.
+    """Return recorded games as demonstrations of the recorded actions or, with `relabel`, of the oracle's.
 
     Arms are the episode's `arms`, or all actions of all episodes; an observation is shown as a context.
 
@@ -203,26 +203,26 @@ def cloned(episodes: Sequence[Trajectory], view: View, oracle: Oracle, relabel: 
     for number, episode in enumerate(episodes, 1):
         names = tuple(map(str, episode.extra.get("arms") or all_arms))
         if len(names) < 2:
-            raise UserError(f"episodes: record {number}: one arm is no choice: name all of them in its field `arms`")
-        place = {name: k for k, name in enumerate(names)}
-        told = any(step.observation not in (None, "") for step in episode.steps)
-        if told and (view.form != "raw" or relabel):
-            raise UserError("episodes with observations: only view.form = raw shows them, and only with labels = own")
-        seen = Seen(view, oracle.of(False), names, History(1, len(names)))
-        teacher, opening = algorithm(seen.oracle, seed), _opening(episode, view, names)
-        for at, step in enumerate(episode.steps):
-            if step.reward is None or str(step.action) not in place:
-                lacks = "no reward" if step.reward is None else f"{step.action!r} is not among its arms"
-                raise UserError(f"episodes: record {number}, step {at + 1}: {lacks}")
-            seen.look(None, [str(step.observation)] if told else None)
-            right = int(np.asarray(teacher(seen.history, None))[0]) if relabel else place[str(step.action)]
-            out.append(_demo(opening + seen.prompts()[0], names[right], number - 1, at))
-            seen.history.add(np.array([place[str(step.action)]]), np.array([float(step.reward)]))
+            raise UserError(f"episodes: record {number} has a single arm: list all arms in its field `arms`")
+        arm_index = {name: k for k, name in enumerate(names)}
+        observed = any(step.observation not in (None, "") for step in episode.steps)
+        if observed and (view.form != "raw" or relabel):
+            raise UserError("episodes with observations need view.form = raw and labels = own")
+        transcript = Seen(view, oracle.of(False), names, History(1, len(names)))
+        teacher, opening = algorithm(transcript.oracle, seed), _opening(episode, view, names)
+        for i, step in enumerate(episode.steps):
+            if step.reward is None or str(step.action) not in arm_index:
+                problem = "no reward" if step.reward is None else f"{step.action!r} is not among its arms"
+                raise UserError(f"episodes: record {number}, step {i + 1}: {problem}")
+            transcript.look(None, [str(step.observation)] if observed else None)
+            target = int(np.asarray(teacher(transcript.history, None))[0]) if relabel else arm_index[str(step.action)]
+            out.append(_demo(opening + transcript.prompts()[0], names[target], number - 1, i))
+            transcript.history.add(np.array([arm_index[str(step.action)]]), np.array([float(step.reward)]))
     return out
 
 
 def trajectories(world: Bandits, game: Played, view: View) -> list[Trajectory]:
-    """Games as records, with every pull's expected loss and whether the choice was the player's own."""
+    """Return games as records; pulls that the player did not choose itself have `random` in `extra`."""
     names = game.names or histories.names_of(view, world.expected.shape[-1], world.names)
     task = histories.introduction(view, names).strip() or "bandit"
     out = []
@@ -239,7 +239,7 @@ def trajectories(world: Bandits, game: Played, view: View) -> list[Trajectory]:
 
 
 def examples(world: Bandits, view: View, oracle: Oracle, shots: int, seed: int) -> str:
-    """Few-shot demonstrations: every second step of the oracle's first game, after the first two."""
+    """Return few-shot demonstrations: every second step of the oracle's first game, after the first two."""
     if not shots:
         return ""
     demos = demonstrations(world, view, oracle, seed)[2 : 2 + 2 * shots : 2]
@@ -248,11 +248,13 @@ def examples(world: Bandits, view: View, oracle: Oracle, shots: int, seed: int) 
 
 
 def answering(model: LM, seed: int, temperature: float = 0.0, tokens: int = TOKENS) -> Answer:
-    """A model's answers, one a prompt; what is drawn differs from call to call."""
+    """Return a function that asks the model for one answer per prompt, with another seed at every call."""
     calls = itertools.count()
 
     def answer(prompts: Sequence[str]) -> list[str]:
-        drawn = model.generate(prompts, tokens, temperature=temperature, stop=("\n",), seed=seed + APART * next(calls))
+        drawn = model.generate(
+            prompts, tokens, temperature=temperature, stop=("\n",), seed=seed + SEED_STRIDE * next(calls)
+        )
         return [texts[0] for texts in drawn]
 
     return answer

@@ -11,18 +11,18 @@ ADDRESS = re.compile(rf"https?://(?:{HOST})(?::(?P<port>[0-9]{{1,5}}))?(?:/[^\s?
 
 
 def is_address(model: str) -> bool:
-    """Whether what the user gave as a model is meant as a server's address."""
+    """Return whether a model name given by the user is meant as a server's address."""
     return re.match(r"\s*[a-z][a-z0-9+.-]*://", model, re.IGNORECASE) is not None
 
 
 def check_address(address: str) -> None:
-    """See that this is a server's address, `#name` or not, and holds no key: it is printed, and kept in results.
+    """Check that this is a server's address (`#name` allowed) without a key: it is printed, and stored in results.
 
     Raises:
-        UserError: it is not; the address is not repeated, since a key may stand in it.
+        UserError: it is not; the message does not repeat the address, since it may contain a key.
     """
-    at = ADDRESS.fullmatch(address.partition("#")[0])
-    if not at or int(at["port"] or 0) > 65535:
+    match = ADDRESS.fullmatch(address.partition("#")[0])
+    if not match or int(match["port"] or 0) > 65535:
         raise UserError(
             "the server's address: an address such as http://localhost:8000/v1 is expected, without key, user or "
             "query in it; a key goes into OPENAI_API_KEY"

@@ -1,4 +1,4 @@
-"""Best-of-n and worst-of-n: draw n completions, keep the one a reward or the model itself ranks first."""
+"""Best-of-n and worst-of-n: draw n completions, keep the one that a reward or the model itself ranks first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from didact.models.model import Model
 
 
 class Pick(NamedTuple):
-    """The chosen text, which draw it is, and all draws with their scores in the order they were drawn."""
+    """The chosen text, its index among the draws, and all draws with their scores in the order drawn."""
 
     text: str
     number: int
@@ -19,10 +19,10 @@ class Pick(NamedTuple):
 
 
 def pick(texts: Sequence[str], scores: Sequence[float], worst: bool = False) -> Pick:
-    """The text with the highest (lowest) score; of equals the first.
+    """Return the text with the highest (lowest) score; the first of equal ones.
 
     Raises:
-        ValueError: no text, or a score that is not a number.
+        ValueError: no text, or a NaN score.
     """
     if not texts or len(texts) != len(scores) or any(s != s for s in scores):
         raise ValueError(f"{len(texts)} texts cannot be picked from by scores {list(scores)}")
@@ -41,18 +41,18 @@ def best_of(
     """Draw `n` completions of every prompt and keep the best (worst).
 
     Args:
-        model: draws them.
+        model: draws the completions.
         prompts: texts.
-        n: draws per prompt; the first k of n draws are those of k.
-        reward: `reward(prompts, completions)`, one number for each, asked once for all draws; the draw's log-prob,
-            SUM over its tokens, where none is given.
+        n: draws per prompt; the first k of n draws are the same as with n = k.
+        reward: `reward(prompts, completions)`, one number each, called once for all draws; by default the draw's
+            log-prob, SUM over its tokens.
         worst: keep the lowest instead: what an attacker who may draw n times gets.
-        how: how to draw; at temperature 1 by default.
+        how: decoding options; temperature 1 by default.
     """
-    made = generate.completions(model, prompts, n, how or generate.SamplingConfig(temperature=1.0))
+    completions = generate.completions(model, prompts, n, how or generate.SamplingConfig(temperature=1.0))
     if reward is None:
-        scores = [c.logp for row in made for c in row]
+        scores = [c.logp for draws in completions for c in draws]
     else:
-        asked = [p for p, row in zip(prompts, made, strict=True) for _ in row]
-        scores = [float(x) for x in reward(asked, [c.text for row in made for c in row])]
-    return [pick([c.text for c in row], scores[i * n : (i + 1) * n], worst) for i, row in enumerate(made)]
+        repeated = [p for p, draws in zip(prompts, completions, strict=True) for _ in draws]
+        scores = [float(x) for x in reward(repeated, [c.text for draws in completions for c in draws])]
+    return [pick([c.text for c in draws], scores[i * n : (i + 1) * n], worst) for i, draws in enumerate(completions)]
