@@ -86,7 +86,7 @@ def test_a_language_models_folder_is_no_encoder(tmp_path, fresh):
 
 def test_what_an_encoder_lacks_is_told_in_a_line(tmp_path):
     place = folder(tmp_path, "pooling_mode_max_tokens")
-    with pytest.raises(UserError, match="pooled by pooling_mode_max_tokens; known are"):
+    with pytest.raises(UserError, match="pooled by pooling_mode_max_tokens; supported are"):
         encoders.opened(place)
     (place / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be loaded"):

@@ -1,4 +1,4 @@
-"""Which tokens may come next: automata over token ids that decoding walks beside the model.
+"""Constrained decoding: automata over token ids that decide which tokens may come next.
 
 `Finite` allows a set of strings, `Spans` any span of a passage. A state in which nothing is allowed ends the row.
 """
@@ -13,20 +13,20 @@ from didact.models.model import Model
 
 
 class Constraint(Protocol):
-    """An automaton over token ids; its states are its own business."""
+    """An automaton over token ids; its states are opaque to callers."""
 
     def start(self) -> Any:
-        """The state before the first token."""
+        """Return the state before the first token."""
 
     def allowed(self, state: Any) -> Collection[int]:
-        """Tokens that may come next, the end token among them where the string may end; none at the end."""
+        """Return the tokens that may come next, the end token too where the string may end; none at the end."""
 
     def advance(self, state: Any, token: int) -> Any:
-        """The state after an allowed token."""
+        """Return the state after an allowed token."""
 
 
 class Finite:
-    """One of finitely many strings and then `end`. Decode with `max_new_tokens >= longest`, else it may be cut.
+    """One of finitely many strings, then `end`. Decode with `max_new_tokens >= longest`, else it may be cut.
 
     Args:
         strings: token ids of each, not empty.
@@ -61,15 +61,15 @@ class Finite:
 
 
 class Spans:
-    """Any non-empty span of a passage and then `end`.
+    """Any non-empty span of a passage, then `end`.
 
-    The state is where in the passage the span so far may have ended, for all its occurrences: its continuations
-    are the tokens at those places. Exact-extract's constrained greedy decoding (Castel et al., 2022) walks it.
+    The state is the span's length so far and the positions after all its occurrences in the passage: the tokens there
+    may follow. Used by the constrained greedy decoding of Exact-extract (Castel et al., 2022).
 
     Args:
         passage: token ids, not empty.
         end: the token after a span.
-        longest: tokens of a span at most; 0 is no limit.
+        longest: most tokens of a span; 0 is no limit.
 
     Raises:
         ValueError: an empty passage.
@@ -78,23 +78,23 @@ class Spans:
     def __init__(self, passage: Sequence[int], end: int, longest: int = 0) -> None:
         if not passage:
             raise ValueError("an empty passage has no spans")
-        self.passage, self.end, self.most = tuple(passage), end, longest or len(passage)
-        self.longest = 1 + min(self.most, len(passage))
+        self.passage, self.end, self.max_length = tuple(passage), end, longest or len(passage)
+        self.longest = 1 + min(self.max_length, len(passage))
 
     def start(self) -> tuple[int, tuple[int, ...]]:
-        """Nothing read; every place may be the first."""
+        """Length 0; a span may begin anywhere."""
         return 0, tuple(range(len(self.passage)))
 
     def allowed(self, state: tuple[int, tuple[int, ...]]) -> Collection[int]:
-        """Tokens at the places, and the end once there is a span."""
+        """The tokens at the positions, and the end token once there is a span."""
         length, places = state
         if length < 0:
             return ()
-        after = {self.passage[p] for p in places if p < len(self.passage)} if length < self.most else set()
+        after = {self.passage[p] for p in places if p < len(self.passage)} if length < self.max_length else set()
         return after | {self.end} if length else after
 
     def advance(self, state: tuple[int, tuple[int, ...]], token: int) -> tuple[int, tuple[int, ...]]:
-        """The places after those that hold the token; the end comes first where it is both."""
+        """The positions after those that hold the token; a token equal to `end` ends the span."""
         length, places = state
         if token == self.end and length:
             return -1, ()
@@ -102,11 +102,11 @@ class Spans:
 
 
 def choices(model: Model, prompt: str, texts: Sequence[str], end: int | None = None) -> Finite:
-    """One of these texts after a prompt, tokenised as training and scoring do.
+    """Return the constraint to one of these texts after a prompt, tokenised as training and scoring do.
 
     Args:
-        model: gives the tokenizer, and its end token where `end` is not named.
-        prompt: the text before, which decides whether a space comes first.
+        model: gives the tokenizer, and its end token where `end` is None.
+        prompt: the text before, which decides whether a choice starts with a space.
         texts: the choices.
         end: the token after a choice.
 

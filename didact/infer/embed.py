@@ -1,4 +1,4 @@
-"""Texts as vectors: the mean of a model's last hidden states over their tokens."""
+"""Text embeddings: the mean of a model's last hidden states over the tokens."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from didact.types import LM, UserError
 
 @torch.no_grad()
 def embed(model: Model, texts: Sequence[str], batch_tokens: int = 8192) -> Tensor:
-    """One vector a text, `(texts, d)` in float32 on the CPU; of a seq2seq model the encoder's states are taken.
+    """Return one vector per text, `(texts, d)` in float32 on the CPU; a seq2seq model's are of its encoder's states.
 
-    Texts are cut on the right to the context; one without tokens is the padding token.
+    Texts are truncated on the right to the context; a text without tokens counts as one padding token.
     """
     if not texts:
         return torch.empty(0, 0)
     ids = [encode.prompt_ids(model.tokenizer, t, model.kind)[: model.context] or [model.pad] for t in texts]
-    inner: Any = prefix.inner_of(model)
-    body = inner.get_encoder() if model.kind == "seq2seq" else inner.base_model
-    was, out = model.module.training, [torch.empty(0)] * len(texts)
+    module: Any = prefix.inner_of(model)
+    encoder = module.get_encoder() if model.kind == "seq2seq" else module.base_model
+    training, vectors = model.module.training, [torch.empty(0)] * len(texts)
     model.module.eval()
     try:
         for group in by_length([len(r) for r in ids], batch_tokens):
             width = max(len(ids[i]) for i in group)
             rows = torch.tensor([ids[i] + [model.pad] * (width - len(ids[i])) for i in group], device=model.device)
-            there = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in group], device=model.device)
-            more = {} if model.kind == "seq2seq" else {"use_cache": False}
-            states = body(input_ids=rows, attention_mask=there, **more).last_hidden_state.float()
-            mean = (states * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+            mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in group], device=model.device)
+            options = {} if model.kind == "seq2seq" else {"use_cache": False}
+            states = encoder(input_ids=rows, attention_mask=mask, **options).last_hidden_state.float()
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             for i, vector in zip(group, mean.cpu(), strict=True):
-                out[i] = vector
+                vectors[i] = vector
     finally:
-        model.module.train(was)
-    return torch.stack(out)
+        model.module.train(training)
+    return torch.stack(vectors)
 
 
 def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retrieval.Embedder:
-    """What turns texts into vectors: `model` is the means of the model's own hidden states, `tfidf` the words of
-    `texts`, a folder an encoder's vectors (`encoders`) or the means of a language model's states; else
+    """Return an embedding function by name: `model` takes the mean hidden states of `model`, `tfidf` is fitted to
+    `texts`, a folder holds an encoder (`encoders`) or a language model whose mean hidden states are taken; else
     `module:function`.
 
     Raises:
-        UserError: there is no such function, or the model is behind a server.
+        UserError: there is no such function, or `model` is on a server.
     """
     if name == "tfidf":
         return retrieval.TfIdf(texts)
@@ -59,13 +59,13 @@ def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retriev
         return functions.imported(name, "embedder")
     if name != "model" and encoders.is_encoder(name):
         encoder = encoders.opened(name)
-        return lambda some: encoder(some).numpy()
+        return lambda batch: encoder(batch).numpy()
     local = getattr(model, "model", model) if name == "model" else load.load(name)
     if not isinstance(local, Model):
-        raise UserError("a server does not show its hidden states: name what embeds, module:function")
-    return lambda some: embed(local, some).numpy()
+        raise UserError("a server does not show its hidden states: name an embedding function, as module:function")
+    return lambda batch: embed(local, batch).numpy()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the angle between rows of `(n, d)` and `(n, d)`, `(n,)`; 0 where one is zero."""
+    """Return the cosine similarity `(n,)` of the rows of `(n, d)` and `(n, d)`; 0 where a row is zero."""
     return torch.nn.functional.cosine_similarity(a, b, dim=-1)
