@@ -1,10 +1,10 @@
-"""Who answers while a round is collected: the model itself, or an engine that was given its weights.
+"""Inference engines that sample in place of the model while a round's data is collected.
 
     with didact.generating("http://127.0.0.1:8000/v1"):
         didact.alignment.spin(model, demos)
 
-An engine is held against the local model whenever it was given weights: the log-probs of the answers to a few fixed
-prompts must be the model's own to `TOLERANCE`, those of the likeliest tokens beside them too, or the run stops.
+An engine is checked against the local model whenever it receives weights: its log-probs of the answers to a few fixed
+prompts, and of the likeliest tokens beside them, must match the model's to `TOLERANCE`, or the run stops.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from didact.infer.generate import SamplingConfig
 
 TOLERANCE = 1e-3  # nats, of every token's log-prob
-PROBES, LONGEST, TOKENS, TOP = 4, 24, 8, 5  # prompts of the probe, their tokens, those of an answer; likeliest shown
-WARMTH = 0.7  # of the probe: an engine that gives log-probs after temperature shows there
+PROBES, LONGEST, TOKENS, TOP = 4, 24, 8, 5  # probe prompts, their longest, tokens of an answer; top log-probs
+WARMTH = 0.7  # temperature of the probe: it reveals engines whose log-probs are taken after temperature
 LOWER = "bfloat16 alone moves them by 1e-2: --dtype float32 on both sides"
 
 
 class Ask(NamedTuple):
-    """A prompt with how many answers of how many tokens; answer i is drawn with `seed + i`."""
+    """A request for `n` answers of at most `room` tokens to a prompt; answer i is drawn with `seed + i`."""
 
     prompt: tuple[int, ...]
     room: int
@@ -43,7 +43,7 @@ class Ask(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """An answer: its tokens, the model's own log-prob of each, and of the likeliest ones where they were asked for."""
+    """An answer: its tokens, the model's own log-prob of each, and those of the likeliest tokens where requested."""
 
     tokens: tuple[int, ...]
     logps: tuple[float, ...]
@@ -51,9 +51,9 @@ class Draw(NamedTuple):
 
 
 class Engine(ABC):
-    """What can answer in a model's place. `where` names it in messages.
+    """An engine that can sample in place of a model; messages call it `where`.
 
-    It answers for the model that a run starts from and for the one that its round starts from, and for no other.
+    It samples only for the model that a run starts from and for the one that its round starts from.
     """
 
     where = ""
@@ -63,64 +63,64 @@ class Engine(ABC):
         self.models: tuple[Model, ...] = ()
         self.counts = Counts()
         self.gap, self.probes = 0.0, 0
-        self.again = [0, 0]  # probe answers that came out the same when asked for again, of how many
-        self.local = 0  # answers left to the model itself
+        self.repeated = [0, 0]  # probe answers that were the same when drawn twice, of how many
+        self.local = 0  # answers that the model itself sampled
         self._digests: dict[int, str] = {}
         self._held = ""
 
     @abstractmethod
     def open(self, model: Model, fit: Fit) -> None:
-        """See, before anything is trained, that it has this model and takes the weights that will come of it.
+        """Check, before anything is trained, that it serves this model and accepts the weights training will yield.
 
         Raises:
-            UserError: one of them is not so.
+            UserError: it does not.
         """
 
     @abstractmethod
     def take(self, model: Model, digest: str) -> None:
-        """Answer by these weights from now on.
+        """Load these weights.
 
         Raises:
-            UserError: it cannot be given them.
+            UserError: it cannot.
         """
 
     @abstractmethod
     def draws(
         self, asks: Sequence[Ask], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
     ) -> list[list[Draw]]:
-        """The answers to all of these, with the `top` likeliest tokens; what is not to be kept is asked for anew."""
+        """Answer these requests, with the `top` likeliest tokens; without `keep` no cache is used."""
 
     def close(self) -> None:
-        """Leave the engine as it was, as far as that goes."""
+        """Restore the engine to its earlier state, as far as possible."""
         self.models = ()
 
     def serve(self, model: Model | None) -> None:
-        """Answer for this model, and for the one that the run started from, which stay as they are; None: for none."""
+        """Sample for this model and the run's start model, whose weights must not change meanwhile; None: for none."""
         self.models = () if model is None or self.start is None else (model, self.start)
         self._digests = {}
 
     def begin(self, model: Model, fit: Fit) -> None:
-        """`open`, once for a run.
+        """Call `open` once per run.
 
         Raises:
-            UserError: as in `open`; the model is not causal.
+            UserError: as in `open`, or the model is not causal.
         """
         if model is self.start:
             return
         if model.kind != "causal":
-            raise UserError(f"{self.where}: such engines serve causal models, this one is {model.kind}")
+            raise UserError(f"{self.where}: inference engines serve causal models only, this one is {model.kind}")
         self.start, self._held = model, ""
         try:
             self.open(model, fit)
         except BaseException:
-            self.close()  # what it was given in the rehearsal is no one's
+            self.close()  # drop the weights of the rehearsal
             raise
 
     def holds(self, model: Model) -> None:
-        """Give it a model's weights, unless it has them, and see that it computes what the model does.
+        """Load a model's weights into it, unless it has them, and check that its log-probs match the model's.
 
         Raises:
-            UserError: it cannot be given them, or computes something else.
+            UserError: it cannot load them, or computes something else.
         """
         if id(model) not in self._digests:
             self._digests[id(model)] = model.fingerprint()
@@ -136,17 +136,17 @@ class Engine(ABC):
             self._held = digest
 
     def probe(self, model: Model) -> float:
-        """The largest difference of a log-prob from the model's own, in nats."""
+        """Return the largest difference between its log-probs and the model's on the probe prompts, in nats."""
         from didact.infer.generate import SamplingConfig
 
         how = SamplingConfig(max_new_tokens=TOKENS, temperature=WARMTH)
         asks = [Ask(p, TOKENS, 1, 7 + i) for i, p in enumerate(fixed(model))]
         with cost.unmetered():
-            made = [d[0] for d in self.draws(asks, how, (), TOP, keep=False)]
-            again = [d[0] for d in self.draws(asks[::-1], how, (), TOP, keep=False)][::-1]
-            gap = max(_apart(model, ask.prompt, draw) for ask, draw in zip(asks, made, strict=True))
-        self.again[0] += sum(a.tokens == b.tokens for a, b in zip(made, again, strict=True))
-        self.again[1] += len(asks)
+            draws = [d[0] for d in self.draws(asks, how, (), TOP, keep=False)]
+            repeats = [d[0] for d in self.draws(asks[::-1], how, (), TOP, keep=False)][::-1]
+            gap = max(_largest_gap(model, ask.prompt, draw) for ask, draw in zip(asks, draws, strict=True))
+        self.repeated[0] += sum(first.tokens == second.tokens for first, second in zip(draws, repeats, strict=True))
+        self.repeated[1] += len(asks)
         if gap <= TOLERANCE:
             self.gap, self.probes = max(self.gap, gap), self.probes + 1
         return gap
@@ -155,61 +155,61 @@ class Engine(ABC):
         self, model: Model, ids: Sequence[Sequence[int]], rooms: Sequence[int], n: int, how: SamplingConfig,
         keys: Sequence[int], ends: Collection[int],
     ) -> list[list[tuple[tuple[int, ...], float]]]:  # fmt: skip
-        """`n` answers to every prompt: their tokens and log-probs. Answer d to prompt i follows from its key and d."""
+        """Return tokens and log-prob of `n` answers to every prompt. Answer d is fixed by the prompt's key and d."""
         self.holds(model)
-        each = n if how.temperature else 1
+        count = n if how.temperature else 1
         asks = [
-            Ask(tuple(prompt), room, each, int(np.random.default_rng([how.seed, key]).integers(1 << 62)))
+            Ask(tuple(prompt), room, count, int(np.random.default_rng([how.seed, key]).integers(1 << 62)))
             for prompt, room, key in zip(ids, rooms, keys, strict=True)
         ]
-        found = iter(self.draws([ask for ask in asks if ask.room > 0], how, ends))
-        rows = [next(found) if ask.room > 0 else [Draw((), ())] * each for ask in asks]
-        rows = [row if each == n else row * n for row in rows]
+        draws = iter(self.draws([ask for ask in asks if ask.room > 0], how, ends))
+        rows = [next(draws) if ask.room > 0 else [Draw((), ())] * count for ask in asks]
+        rows = [row if count == n else row * n for row in rows]
         return [[(d.tokens, math.fsum(d.logps)) for d in row] for row in rows]
 
     def told(self) -> list[str]:
-        """What a reader of the result must know, in lines."""
+        """Return notes for the result's warnings."""
         if not self.probes:
             return []
         lines = [
-            f"{self.where} sampled: log-probs within {self.gap:.1g} of the model's own in {self.probes} probes "
-            f"({TOLERANCE:g} at most). Not bit-exact: its draws are not those of a run without it, and of "
-            f"{self.again[1]} probe draws asked for twice {self.again[0]} came out the same"
+            f"{self.where} sampled: its log-probs are within {self.gap:.1g} of the model's own in {self.probes} probes "
+            f"({TOLERANCE:g} is allowed). Draws are not bit-exact: they differ from those of a run without it, and "
+            f"{self.repeated[0]} of {self.repeated[1]} probe draws were the same when drawn again"
         ]
-        left = f"{self.where}: {self.local:,} answers under constraints or processors came from the model itself"
-        return lines + ([left] if self.local else [])
+        fallback = f"{self.where}: {self.local:,} answers under constraints or processors were sampled by the model"
+        return lines + ([fallback] if self.local else [])
 
 
-_GIVEN: ContextVar[Engine | None] = ContextVar("given", default=None)
+_ENGINE: ContextVar[Engine | None] = ContextVar("given", default=None)
 _COLLECTING: ContextVar[Engine | None] = ContextVar("collecting", default=None)
 
 
 @contextlib.contextmanager
 def generating(engine: str | Engine | None) -> Iterator[Engine | None]:
-    """Inside the block methods that go in rounds sample from this engine: a vLLM server's address, or `vllm` for one
-    in this process. Scores, and answers after training, stay the model's own."""
+    """Within the block, methods that train in rounds sample from this engine: a vLLM server's address, or `vllm` for
+    one in this process. The model itself still computes all scores, and all answers after training."""
     if isinstance(engine, str):
-        from didact.infer import served  # stands on this
+        from didact.infer import served  # it imports this module
 
         engine = served.named(engine)
-    token = _GIVEN.set(engine)
+    token = _ENGINE.set(engine)
     try:
         yield engine
     finally:
-        _GIVEN.reset(token)
+        _ENGINE.reset(token)
         if engine is not None:
             engine.close()
 
 
 def given() -> Engine | None:
-    """The engine that rounds sample from, where there is one."""
-    return _GIVEN.get()
+    """Return the engine that rounds sample from, or None."""
+    return _ENGINE.get()
 
 
 @contextlib.contextmanager
 def collecting(model: Model) -> Iterator[None]:
-    """Inside the block the engine answers for `model`, and for the one that the run started from."""
-    engine = _GIVEN.get()
+    """Within the block the engine samples for `model` and for the one that the run started from."""
+    engine = _ENGINE.get()
     if engine is not None:
         engine.serve(model)
     token = _COLLECTING.set(engine)
@@ -222,27 +222,27 @@ def collecting(model: Model) -> Iterator[None]:
 
 
 def asked(model: Model) -> Engine | None:
-    """The engine that answers for this model now; None where the model does so itself."""
+    """Return the engine that samples for this model now, or None where the model itself does."""
     engine = _COLLECTING.get()
     return engine if engine is not None and any(model is m for m in engine.models) else None
 
 
 def fixed(model: Model) -> list[tuple[int, ...]]:
-    """The probe's prompts: tokens of the whole vocabulary, of several lengths."""
-    known = min(len(model.tokenizer), model.embedded or len(model.tokenizer))
+    """Return the probe prompts: random tokens of the whole vocabulary, in several lengths."""
+    vocabulary = min(len(model.tokenizer), model.embedded or len(model.tokenizer))
     longest = max(1, min(LONGEST, model.context - TOKENS))
-    ids = np.random.default_rng(0).integers(known, size=(PROBES, longest)).tolist()
+    ids = np.random.default_rng(0).integers(vocabulary, size=(PROBES, longest)).tolist()
     return [tuple(row[: max(1, longest * (i + 1) // PROBES)]) for i, row in enumerate(ids)]
 
 
 @torch.no_grad()
-def _apart(model: Model, prompt: tuple[int, ...], draw: Draw) -> float:
-    """The largest difference of an answer's log-probs, and of those beside them, from the model's own."""
+def _largest_gap(model: Model, prompt: tuple[int, ...], draw: Draw) -> float:
+    """Return the largest difference of a draw's log-probs, its top ones included, from the model's own."""
     module: Any = model.module
-    was = module.training
+    training = module.training
     module.eval()
     ids = torch.tensor([[*prompt, *draw.tokens]], device=model.device)
-    own = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-    module.train(was)
-    shown = [{token: logp, **dict(top)} for token, logp, top in zip(draw.tokens, draw.logps, draw.top, strict=True)]
-    return max(abs(float(own[at, t]) - x) for at, row in enumerate(shown) for t, x in row.items())
+    reference = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+    module.train(training)
+    reported = [{token: logp, **dict(top)} for token, logp, top in zip(draw.tokens, draw.logps, draw.top, strict=True)]
+    return max(abs(float(reference[i, t]) - logp) for i, row in enumerate(reported) for t, logp in row.items())
