@@ -446,7 +446,7 @@ def test_records_without_feedback_and_candidates_without_a_verdict_are_counted()
 @pytest.mark.parametrize(
     ("options", "words"),
     [(short(temperature=0.0), "temperature = 0"), ({"rounds": 2}, "--feedback says who"),
-     ({"selector": "reward"}, "selector reward needs"), ({"check": "math:pi"}, "check 'math:pi' is no function"),
+     ({"selector": "reward"}, "selector reward needs"), ({"check": "math:pi"}, "check 'math:pi' is not a function"),
      ({"feedback": "no_module:f", "rounds": 2}, "feedback 'no_module:f' cannot be imported"),
      ({"feedback": lambda p, c: ["x"], "rounds": 2}, "gave 1 texts for 2"),
      ({"feedback": lambda p, c: [1] * 2, "rounds": 2}, "gave int where a text"),

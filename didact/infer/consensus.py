@@ -150,15 +150,15 @@ def played(candidates: Sequence[Sequence[str]], scored: Scores, game: Game) -> R
     """Play the game on given scores, and rank by every rule."""
     start = equilibrium.initial(scored.g, scored.d, game.normalise)
     end = equilibrium.solve(start, game)
-    correct, sure = scored.g[:, 0], start.discriminator[:, :, 0]
+    g_correct, d_correct = scored.g[:, 0], start.discriminator[:, :, 0]
     rules: dict[Rule, Floats] = {
         "er_d": end.discriminator[:, :, 0],
         "er_g": end.generator[:, 0],
-        "avg": np.log(start.generator[:, 0]) + np.log(sure),
+        "avg": np.log(start.generator[:, 0]) + np.log(d_correct),
         "g": scored.plain,
-        "d": sure,
-        "mi": correct + np.fmax(scored.d[:, :, 0], equilibrium.LEAST),
-        "sc": correct - scored.g[:, 1],  # its logit
+        "d": d_correct,
+        "mi": g_correct + np.fmax(scored.d[:, :, 0], equilibrium.LEAST),
+        "sc": g_correct - scored.g[:, 1],  # the logit of correct
     }
     return Ranked(candidates, scored, rules, start, end)
 

@@ -1,4 +1,4 @@
-"""Evidence for questions: documents from a search or the user's own, as the paragraphs nearest to each question."""
+"""Evidence for questions: the nearest paragraphs of documents from a search engine or of the user's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ranker = Literal["tfidf", "bm25"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Paragraphs for one question, the nearest first, and how near they are."""
+    """Paragraphs for one question, the nearest first, and their similarities."""
 
     passages: list[Passage]
     scores: list[float]
@@ -26,17 +26,17 @@ class Evidence:
 
 @dataclass
 class Library:
-    """Where evidence comes from.
+    """Retrieves evidence from a search engine, or from the user's passages.
 
     Args:
-        search: finds documents for every question; None where `passages` are all there is.
+        search: finds documents for every question; None to use `passages` only.
         passages: the user's documents.
-        documents: for a question, at most.
+        documents: most documents of a question.
         sentences: of a paragraph.
-        count: paragraphs for a question, at most.
-        ranker: what "near" is: cosine of TF-IDF vectors, or BM25.
-        until: no documents of a later date.
-        keep_leaks: whether documents of a search in which an item stands with its answer are kept; `leaks` counts them.
+        count: most paragraphs of a question.
+        ranker: ranks paragraphs by cosine of TF-IDF vectors, or by BM25.
+        until: drop documents of a later date.
+        keep_leaks: keep documents of a search that contain an item together with its answer; `leaks` counts them.
     """
 
     search: searching.Search | None
@@ -50,92 +50,92 @@ class Library:
     leaks: int = 0
 
     def __call__(self, items: Sequence[Demo]) -> list[Evidence]:
-        """Evidence for every item's prompt, of its own documents alone; none that may be the test itself."""
+        """Return evidence for every item's prompt, from its own search results or from all passages, without leaks."""
         questions = [item.prompt for item in items]
         if self.search is None:
-            near = self._nearest(questions, self._own)
+            evidence = self._nearest(questions, self._own)
         else:
-            found = self.search(questions, self.documents)
-            parts = [paragraphs.of(filter(self._known_then, documents), self.sentences) for documents in found]
-            near = [self._nearest([q], some)[0] for q, some in zip(questions, parts, strict=True)]
-        return [self._apart(item, evidence) for item, evidence in zip(items, near, strict=True)]
+            results = self.search(questions, self.documents)
+            pools = [paragraphs.of(filter(self._in_time, documents), self.sentences) for documents in results]
+            evidence = [self._nearest([q], pool)[0] for q, pool in zip(questions, pools, strict=True)]
+        return [self._without_leaks(item, near) for item, near in zip(items, evidence, strict=True)]
 
     @property
     def keeps_leaks(self) -> bool:
-        """Whether they are kept; the user's own documents are: questions with answers may be what they are for."""
+        """Whether leaks are kept: always in the user's own documents, where questions with answers may be intended."""
         return self.keep_leaks or self.search is None
 
     @functools.cached_property
     def _own(self) -> list[Passage]:
-        return paragraphs.of(filter(self._known_then, self.passages), self.sentences)
+        return paragraphs.of(filter(self._in_time, self.passages), self.sentences)
 
     @functools.cached_property
     def _find(self) -> Callable[[Sequence[str], int], retrieval.Hits]:
         return nearest(self.ranker, [p.text for p in self._own])
 
     def freeze(self) -> None:
-        """Write what was searched, where it is to be replayed."""
+        """Write the search results to the file they are to be replayed from, if there is one."""
         if isinstance(self.search, searching.Frozen):
             self.search.freeze()
 
     @property
     def lost(self) -> dict[str, int]:
-        """Pages and searches that failed, by reason."""
+        """Numbers of failed pages and searches, by reason."""
         inner = self.search.search if isinstance(self.search, searching.Frozen) else self.search
         return dict(inner.lost) if isinstance(inner, searching.Engine) else {}
 
-    def _apart(self, item: Demo, near: Evidence) -> Evidence:
-        told = paragraphs.telling(near.passages, item.prompt, item.answers or [item.completion])
-        self.leaks += len(told)
-        if self.keeps_leaks or not told:
+    def _without_leaks(self, item: Demo, near: Evidence) -> Evidence:
+        leaks = paragraphs.telling(near.passages, item.prompt, item.answers or [item.completion])
+        self.leaks += len(leaks)
+        if self.keeps_leaks or not leaks:
             return near
-        kept = [(p, s) for p, s in zip(near.passages, near.scores, strict=True) if (p.url or p.text) not in told]
-        return Evidence([p for p, _ in kept], [s for _, s in kept])
+        clean = [(p, s) for p, s in zip(near.passages, near.scores, strict=True) if (p.url or p.text) not in leaks]
+        return Evidence([p for p, _ in clean], [s for _, s in clean])
 
-    def _known_then(self, passage: Passage) -> bool:
+    def _in_time(self, passage: Passage) -> bool:
         return not self.until or str(passage.extra.get("date", "")) <= self.until
 
-    def _nearest(self, questions: Sequence[str], parts: Sequence[Passage]) -> list[Evidence]:
-        """A paragraph that shares no word with a question is evidence only where none does."""
-        if not parts:
+    def _nearest(self, questions: Sequence[str], passages: Sequence[Passage]) -> list[Evidence]:
+        """Return the nearest passages of every question; those of score 0 only where no other is found."""
+        if not passages:
             return [Evidence([], []) for _ in questions]
-        find = self._find if parts is self._own else nearest(self.ranker, [p.text for p in parts])
-        near = find(questions, self.count)
+        find = self._find if passages is self._own else nearest(self.ranker, [p.text for p in passages])
+        hits = find(questions, self.count)
         out = []
-        for index, score in zip(near.positions, near.scores, strict=True):
-            found = [(parts[i], float(s)) for i, s in zip(index, score, strict=True) if i != retrieval.NONE]
-            kept = [pair for pair in found if pair[1] > 0] or found
-            out.append(Evidence([p for p, _ in kept], [s for _, s in kept]))
+        for indices, scores in zip(hits.positions, hits.scores, strict=True):
+            pairs = [(passages[i], float(s)) for i, s in zip(indices, scores, strict=True) if i != retrieval.NONE]
+            relevant = [pair for pair in pairs if pair[1] > 0] or pairs
+            out.append(Evidence([p for p, _ in relevant], [s for _, s in relevant]))
         return out
 
 
 def nearest(ranker: Ranker, texts: Sequence[str]) -> Callable[[Sequence[str], int], retrieval.Hits]:
-    """`find(questions, k)` among texts."""
+    """Return a function `find(questions, k)` that searches these texts."""
     if ranker == "bm25":
         return retrieval.BM25(texts).nearest
     vectors = retrieval.TfIdf(texts)
-    pool = retrieval.embedded(vectors, texts)
-    return lambda questions, k: retrieval.nearest(retrieval.embedded(vectors, questions), pool, k)
+    matrix = retrieval.embedded(vectors, texts)
+    return lambda questions, k: retrieval.nearest(retrieval.embedded(vectors, questions), matrix, k)
 
 
 def opened(search: str | searching.Search, passages: Sequence[Passage] | None, web: Web) -> searching.Search | None:
-    """A search by its address (`http://host:port`) or as `module:function`; None where passages are to be searched.
+    """Open a search by its address (`http://host:port`) or as `module:function`; None where passages are given instead.
 
     Raises:
-        UserError: there is none of these, or both.
+        UserError: neither or both are given.
     """
     if not search:
         if not passages:
             raise UserError("nothing to search: give --passages FILE, or --search ADDRESS or module:function")
         return None
     if passages:
-        raise UserError("give either passages or search: one of the two is looked in")
-    found: searching.Search
+        raise UserError("give either passages or search, not both")
+    engine: searching.Search
     if not isinstance(search, str):
-        found = searching.checked(search, getattr(search, "__name__", "function"))
+        engine = searching.checked(search, getattr(search, "__name__", "function"))
     elif addresses.is_address(search):
         addresses.check_address(search)
-        found = searching.Engine(search, web)
+        engine = searching.Engine(search, web)
     else:
-        found = searching.checked(functions.imported(search, "search"), search)
-    return searching.Frozen(found, web.frozen) if web.frozen else found
+        engine = searching.checked(functions.imported(search, "search"), search)
+    return searching.Frozen(engine, web.frozen) if web.frozen else engine

@@ -1,4 +1,4 @@
-"""Functions of the user's: found by `module:function`, and asked so that their mistakes are told in one line."""
+"""User functions: imported by `module:function`, and called so that their errors are reported in one line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, cast
 from didact import untrusted
 from didact.types import Reward, UserError
 
-LIMIT = {"seconds": 3600.0}  # for one call of a user's function, or its import; --function-timeout
+LIMIT = {"seconds": 3600.0}  # time limit of a call or import of a user function; --function-timeout
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 """`scorer(texts)`: one number each, higher is better."""
 
 
 def imported(name: str, what: str, form: str = "module:function") -> Callable[..., Any]:
-    """The user's `module:function`; the module may lie in the working folder.
+    """Import the user's `module:function`; the module may be in the working directory.
 
     Raises:
-        UserError: there is none; `what` it is for and the `form` expected are said.
+        UserError: it cannot be imported; the message names its purpose `what` and the expected `form`.
     """
     module, colon, function = name.partition(":")
     if not colon or function.startswith("//"):
@@ -31,26 +31,26 @@ def imported(name: str, what: str, form: str = "module:function") -> Callable[..
     sys.path.insert(0, "")
     try:
         with untrusted.limited(LIMIT["seconds"]):
-            found = getattr(importlib.import_module(module), function)
+            target = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise UserError(f"{what} '{name}' cannot be imported: {error}") from None
     except (Exception, SystemExit, untrusted.ExceededError) as error:
         raise UserError(f"{what} '{name}' cannot be imported: {_raised(error)}") from None
     finally:
         sys.path.remove("")
-    if not callable(found):
-        raise UserError(f"{what} '{name}' is no function")
-    return _guarded(cast("Callable[..., Any]", found), f"{what} '{name}'")
+    if not callable(target):
+        raise UserError(f"{what} '{name}' is not a function")
+    return _guarded(cast("Callable[..., Any]", target), f"{what} '{name}'")
 
 
 def _guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The same function, which neither ends the program nor takes for ever."""
+    """Wrap a function so that it can neither exit the program nor run for ever."""
 
     @functools.wraps(function)
-    def guarded(*args: Any, **more: Any) -> Any:
+    def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             with untrusted.limited(LIMIT["seconds"]):
-                return function(*args, **more)
+                return function(*args, **kwargs)
         except (SystemExit, untrusted.ExceededError) as error:
             raise UserError(f"{name} {_raised(error)}") from error
 
@@ -58,49 +58,49 @@ def _guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def one_each(function: Callable[..., Any], name: str, what: str, *columns: Sequence[str]) -> list[Any]:
-    """What a user's function says of every row; its mistakes in one line.
+    """Call a user function on columns and return its list of values, one per row.
 
     Raises:
-        UserError: it raised, or did not give one value for each row.
+        UserError: it raised, or did not return one value per row.
     """
-    most = len(columns[-1])
+    count = len(columns[-1])
     try:
         with untrusted.limited(LIMIT["seconds"]):
-            given = list(itertools.islice(function(*map(list, columns)), most + 1))
+            values = list(itertools.islice(function(*map(list, columns)), count + 1))
     except UserError:
         raise
     except (Exception, SystemExit, untrusted.ExceededError) as error:
         raise UserError(f"{name} {_raised(error)}") from error
-    if len(given) != len(columns[-1]):
-        count = len(given) if len(given) <= most else f"more than {most}"
-        raise UserError(f"{name} gave {count} {what} for {len(columns[-1])} completions")
-    return given
+    if len(values) != len(columns[-1]):
+        number = len(values) if len(values) <= count else f"more than {count}"
+        raise UserError(f"{name} gave {number} {what} for {len(columns[-1])} completions")
+    return values
 
 
 def checked(reward: Reward, name: str = "reward") -> Reward:
-    """The same reward function, whose mistakes are told in one line.
+    """Wrap a reward function so that its errors are reported in one line.
 
     Raises (when called):
-        UserError: it raised, or gave NaN, or not one number for each completion.
+        UserError: it raised, or did not return one finite number per completion.
     """
 
     def safe(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         values = one_each(reward, name, "numbers", prompts, completions)
         try:
-            given = [float(x) for x in values]
-        except Exception as error:  # a float() of the user's own class may raise anything
+            numbers = [float(x) for x in values]
+        except Exception as error:  # float() of a user's class may raise anything
             raise UserError(f"{name} {_raised(error)}") from error
-        for i, x in enumerate(given):
+        for i, x in enumerate(numbers):
             if not math.isfinite(x):
-                found = "NaN" if math.isnan(x) else "an infinity"
-                raise UserError(f"{name} gave {found} for completion {i}: {completions[i][:60]!r}")
-        return given
+                kind = "NaN" if math.isnan(x) else "an infinity"
+                raise UserError(f"{name} gave {kind} for completion {i}: {completions[i][:60]!r}")
+        return numbers
 
     return safe
 
 
 def _raised(error: BaseException) -> str:
-    """What a user's function did in place of an answer."""
+    """Describe how a user function failed."""
     if isinstance(error, untrusted.ExceededError):
         return f"took longer than {LIMIT['seconds']:g} s (--function-timeout)"
     if isinstance(error, SystemExit):
@@ -109,12 +109,12 @@ def _raised(error: BaseException) -> str:
 
 
 def scorer(given: str | Scorer) -> Scorer:
-    """What scores texts, from `module:function` or a function itself; its mistakes are told in one line.
+    """Return a scorer of texts from `module:function` or a function; its errors are reported in one line.
 
     Raises:
         UserError: there is no such module or function.
     """
     name = given if isinstance(given, str) else getattr(given, "__name__", "scorer")
-    found = imported(given, "scorer") if isinstance(given, str) else given
-    safe = checked(lambda _, texts: found(texts), name)
+    function = imported(given, "scorer") if isinstance(given, str) else given
+    safe = checked(lambda _, texts: function(texts), name)
     return lambda texts: safe(texts, texts)
