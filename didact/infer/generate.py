@@ -1,8 +1,8 @@
-"""Text from prompts: one decoding loop for greedy, sampled and constrained completions.
+"""Generation: one decoding loop for greedy, sampled and constrained completions.
 
 Prompts are sorted by length; a prefix common to all is run once; finished rows leave the batch and waiting
-prompts take their places. Model types whose cache is not proven (`prefix.PROVEN`) are decoded by their own
-`generate`, with the same choice of tokens put into it.
+prompts take their places. Model types whose cache is not proven exact (`prefix.PROVEN`) are decoded by their own
+`generate`, with our choice of tokens injected.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
 Processor = Callable[[Tensor, Tensor], Tensor]
-NEVER = 1 << 30  # no token: rows of the model's own `generate` end where ours do
-SHARE = 16  # common prefixes shorter than this are not worth a pass of their own
+NEVER = 1 << 30  # no token's id: given as end token to the model's own `generate`, where we end the rows
+SHARE = 16  # tokens: shorter common prefixes are not worth a pass of their own
 
 
 class Completion(NamedTuple):
-    """What was decoded. `logp` is the model's own log-prob of `tokens`, SUM in nats, whatever chose them.
+    """A decoded completion. `logp` is the model's own log-prob of `tokens`, SUM in nats, however they were chosen.
 
-    `tokens` has the end token where the row came to one, and the tokens of a stop string, which `text` has not.
+    `tokens` includes the end token, if any, and the tokens of a stop string; `text` includes neither.
     """
 
     text: str
@@ -43,18 +43,18 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How completions are decoded.
+    """Decoding options.
 
     Args:
-        max_new_tokens: tokens at most; fewer where the context ends.
+        max_new_tokens: most tokens; fewer where the context ends.
         temperature: 0 is greedy.
         top_p: nucleus sampling's mass; 1 samples from all tokens.
-        top_k: tokens sampled from at most; 0 is all.
-        seed: with the row's and the draw's number, all of a completion's randomness.
-        rows: decoded side by side.
+        top_k: sample from this many likeliest tokens; 0 is all.
+        seed: determines, with the numbers of row and draw, all randomness of a completion.
+        rows: batch size of decoding.
         stop: a completion ends before the first of these strings.
-        closing: a completion ends with the first of these tokens, which it keeps; not of beams.
-        beams: beam search's width; 1 is none, and then temperature says how tokens are chosen.
+        closing: a completion ends with the first of these tokens, which is kept; ignored by beam search.
+        beams: beam width; 1 is no beam search, and `temperature` decides how tokens are chosen.
         length_penalty: beam search's alpha.
     """
 
@@ -86,16 +86,16 @@ def generate(
     constraint: Constraint | Sequence[Constraint] | None = None,
     processors: Sequence[Processor] = (),
 ) -> list[str]:
-    """One completion per prompt, in the prompts' order; greedy at temperature 0.
+    """Return one completion per prompt, in order; greedy at temperature 0.
 
-    Prompts are cut on the left so that prompt and completion fit the context; where even half of it is
-    too short for the completion, the completion is cut. `SamplingConfig` explains the options, `completions` the rest.
+    Prompts are truncated on the left so that prompt and completion fit the context, but never below half of it; then
+    the completion is cut short. `SamplingConfig` explains the options, `completions` the rest.
     """
     how = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, rows=rows,
         stop=stop, beams=beams, length_penalty=length_penalty,
     )  # fmt: skip
-    return [made[0].text for made in completions(model, prompts, 1, how, constraint, processors)]
+    return [draws[0].text for draws in completions(model, prompts, 1, how, constraint, processors)]
 
 
 def sample(
@@ -106,9 +106,9 @@ def sample(
     constraint: Constraint | Sequence[Constraint] | None = None,
     processors: Sequence[Processor] = (),
 ) -> list[list[str]]:
-    """`n` texts per prompt, at temperature 1 where `how` is not given; see `completions`."""
-    made = completions(model, prompts, n, how or SamplingConfig(temperature=1.0), constraint, processors)
-    return [[c.text for c in row] for row in made]
+    """Return `n` texts per prompt, at temperature 1 unless `how` is given; see `completions`."""
+    rows = completions(model, prompts, n, how or SamplingConfig(temperature=1.0), constraint, processors)
+    return [[c.text for c in draws] for draws in rows]
 
 
 @cost.timed("generation")
@@ -123,60 +123,62 @@ def completions(
     keys: Sequence[int] | None = None,
     kv_cache: KVCache | None = None,
 ) -> list[list[Completion]]:
-    """`n` completions of every prompt with their tokens and log-probs.
+    """Return `n` completions of every prompt with their tokens and log-probs.
 
-    A model with a `condition` is asked with its words, and never says what that bans. Draw d of row i depends on
-    `(how.seed, keys[i], d)` only: neither `rows`, nor `n`, nor the order in which rows finish changes it. The model's
-    own generation defaults (repetition penalties, say) are not applied.
+    A model with a `condition` has its text in every prompt, and never generates the tokens it bans. Draw d of row i
+    depends on `(how.seed, keys[i], d)` only: neither `rows`, nor `n`, nor the order in which rows finish changes it.
+    The model's own generation defaults (repetition penalties, say) are not applied.
 
     Args:
         model: any causal or seq2seq model.
-        prompts: texts, or token ids, which are read as they are (without the words of a condition).
-        n: draws per prompt, which share its prompt pass; with beams, the best hypotheses (at most `beams`).
+        prompts: texts, or token ids, which are used unchanged (without the text of a condition).
+        n: draws per prompt, which share its forward pass; with beams, the best hypotheses (at most `beams`).
         how: lengths, temperature, stops, beams.
-        constraint: which tokens may follow which, for all prompts or one for each; it alone says where a row ends
-            (or its room does). The choice, greedy or drawn,
-            is then among the allowed tokens (renormalised); `logp` stays the model's own.
+        constraint: which tokens may follow which, for all prompts or one for each; a row ends only where it or
+            `max_new_tokens` does. The choice, greedy or drawn, is then among the allowed tokens (renormalised); `logp`
+            stays the model's own.
         processors: transformers logits processors `(input_ids (B, T), logits (B, V)) -> logits`, called before
             temperature and constraint. Batches then keep their rows from first to last token, as processors
-            with a state by row expect; finished rows go on with padding. One that has a method `begin(prompts)`
-            is told each batch's prompts, as token ids, before its first call.
-        keys: what each prompt's draws follow from; by default its place among the prompts.
-        kv_cache: what this model has read before: prompts go on from there, and what is read is kept. Of no use where
-            the model's cache is not proven.
+            with a state per row expect; finished rows go on with padding. A method `begin(prompts)`, if there is one,
+            receives each batch's prompts, as token ids, before its first call.
+        keys: seed each prompt's draws; by default its index among the prompts.
+        kv_cache: prefix cache of this model: prompts continue from it, and what is read is added. Unused where the
+            model's cache is not proven exact.
 
     Raises:
-        ValueError: draws from one beam search, or a number of constraints that is not the prompts'.
+        ValueError: beam search with sampling, processors or `n > beams`; constraints of another number than prompts.
     """
     how = how or SamplingConfig()
     if how.beams > 1 and (how.temperature > 0 or n > how.beams or processors):
-        raise ValueError(f"beam search of width {how.beams} neither draws, nor gives {n} hypotheses, nor processes")
+        raise ValueError(
+            f"beam search of width {how.beams}: temperature must be 0, n (here {n}) at most the width, and no processors"
+        )
     guides: list[Processor] = []
     ensemble = model if how.beams == 1 and isinstance(model, logit_ensemble.EnsembleModel) else None
     if ensemble and isinstance(ensemble.module, logit_ensemble.Guided):
-        from didact.infer import guide  # decoded by the base, while the guides keep caches of their own
+        from didact.infer import guide  # the base decodes, the guides keep caches of their own
 
         guides, model = [guide.decoder(ensemble)], ensemble.members[0]
-    whole = [_read(model, p) for p in prompts]
+    token_ids = [_prompt_ids(model, p) for p in prompts]
     if model.processor is not None:
-        encode.check_known(model.tokenizer, [i for ids in whole for i in ids])
-    context = model.context  # looked up once: a configuration takes its time
-    room = _left(model.kind, context, how.max_new_tokens)
-    encode.tell_cut(model.processor, "answers", sum(len(i) > room for i in whole), len(whole), context)
-    ids = [(encode.clipped(model.processor, i, room) if len(i) > room else i) or [model.pad] for i in whole]
-    constraints = _each(constraint, len(ids))
-    named = list(range(len(ids)) if keys is None else keys)
+        encode.check_known(model.tokenizer, [i for ids in token_ids for i in ids])
+    context = model.context  # looked up once: the config is slow to read
+    limit = _prompt_room(model.kind, context, how.max_new_tokens)
+    encode.tell_cut(model.processor, "answers", sum(len(i) > limit for i in token_ids), len(token_ids), context)
+    ids = [(encode.clipped(model.processor, i, limit) if len(i) > limit else i) or [model.pad] for i in token_ids]
+    constraints = _per_prompt(constraint, len(ids))
+    key_of = list(range(len(ids)) if keys is None else keys)
     if engine := engines.asked(model):
         if how.beams == 1 and constraint is None and not (guides or processors or banned(model)):
             rooms = [_room(model.kind, context, r, how) for r in ids]
-            made = engine.completions(model, ids, rooms, n, how, named, ends(model))
-            return [[Completion(text_of(model, t, how.stop), t, logp) for t, logp in row] for row in made]
+            answers = engine.completions(model, ids, rooms, n, how, key_of, ends(model))
+            return [[Completion(text_of(model, t, how.stop), t, logp) for t, logp in row] for row in answers]
         engine.local += len(ids) * n
-    was = model.module.training
+    training = model.module.training
     model.module.eval()
     try:
         if how.beams > 1:
-            found = [
+            decoded = [
                 [(h.tokens, h.logp) for h in row[:n]]
                 for row in beam.search(
                     model, ids, how.beams, how.length_penalty, [_room(model.kind, context, r, how) for r in ids],
@@ -185,7 +187,7 @@ def completions(
             ]  # fmt: skip
         else:
             draws = [
-                [_Draw(i, d, how, _room(model.kind, context, r, how), constraints[i], named[i]) for d in range(n)]
+                [_Draw(i, d, how, _room(model.kind, context, r, how), constraints[i], key_of[i]) for d in range(n)]
                 for i, r in enumerate(ids)
             ]
             with progress.Counted("answering", sum(not d.done for row in draws for d in row)) as bar:
@@ -194,26 +196,26 @@ def completions(
                     _decode(model, ids, draws, chooser, how.rows, kv_cache)
                 else:
                     _decode_plain(model, ids, draws, chooser, how.rows)
-            found = [[(tuple(d.tokens), d.logp) for d in row] for row in draws]
+            decoded = [[(tuple(d.tokens), d.logp) for d in row] for row in draws]
     finally:
-        model.module.train(was)
-    return [[Completion(text_of(model, tokens, how.stop), tokens, logp) for tokens, logp in row] for row in found]
+        model.module.train(training)
+    return [[Completion(text_of(model, tokens, how.stop), tokens, logp) for tokens, logp in row] for row in decoded]
 
 
 def ends(model: Model) -> frozenset[int]:
-    """The tokens a model may end its text with; see `encode.stops`."""
+    """Return the tokens that end a model's text; see `encode.stops`."""
     return frozenset(model.generation_ends) if model.processor is None else encode.stops(model.processor)
 
 
 def banned(model: Model) -> list[int]:
-    """The tokens a model's condition says it never generates."""
+    """Return the tokens that a model's condition bans."""
     if model.condition is None:
         return []
     return vocabulary.ids(model, model.condition.banned)
 
 
 def text_of(model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-    """Tokens as text before the first stop string, without end token, special tokens and white space around it."""
+    """Decode tokens up to the first stop string, without end token, special tokens and surrounding white space."""
     tokens = tokens[:-1] if tokens and tokens[-1] in ends(model) else tokens
     text = str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()
@@ -221,7 +223,7 @@ def text_of(model: Model, tokens: Sequence[int], stop: Sequence[str] = ()) -> st
 
 @dataclass(eq=False)
 class _Draw:
-    """One completion as it grows."""
+    """One completion in progress."""
 
     row: int
     number: int
@@ -242,14 +244,14 @@ class _Draw:
             self.done |= not self.constraint.allowed(self.state)
 
     def uniform(self) -> float:
-        """This step's random number."""
+        """Return this step's random number."""
         if not self.uniforms:
             self.uniforms = sampling.uniforms(self.how.seed, self.key, self.number, self.room)
         return self.uniforms[len(self.tokens)] if not self.done else 0.0
 
 
 class _Chooser:
-    """Chooses every row's next token from the logits and tells the rows."""
+    """Chooses every row's next token from the logits and appends it to the row."""
 
     def __init__(
         self, model: Model, how: SamplingConfig, guides: Sequence[Processor], processors: Sequence[Processor],
@@ -259,17 +261,17 @@ class _Chooser:
         self.bar = bar
         self.ends = ends(model)
         self.banned = banned(model)
-        # A stop string that ends now began within its own length in bytes: a token is at least one.
+        # A stop string ending now began at most its bytes in tokens ago: a token is at least one byte.
         self.reach = max((len(s.encode()) for s in how.stop), default=0) + 8
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Tell processors that keep a state (those with a `begin`) which prompts the next rows have."""
+        """Pass the next rows' prompts to the processors that keep a state (those with a `begin`)."""
         for processor in self.processors:
             if begin := getattr(processor, "begin", None):
                 begin(prompts)
 
     def __call__(self, rows: Sequence[_Draw], logits: Tensor, read: Tensor | None) -> Tensor:
-        """Tokens `(B,)` from `logits (B, V)`; processors are given all that the rows have read, `(B, T)`."""
+        """Choose tokens `(B,)` from `logits (B, V)`; `read (B, T)`, for processors, holds all tokens read so far."""
         chosen = logits
         if read is not None:
             for processor in self.processors:
@@ -278,7 +280,7 @@ class _Chooser:
         if self.banned:
             chosen = chosen.index_fill(-1, torch.tensor(self.banned, device=chosen.device), -torch.inf)
         if any(row.constraint is not None for row in rows):
-            chosen = chosen + _barrier(rows, chosen)
+            chosen = chosen + _constraint_mask(rows, chosen)
         uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float64) if self.how.temperature else None
         size = head.at_once(logits.shape[-1])
         parts = [slice(at, at + size) for at in range(0, len(rows), size)]
@@ -286,17 +288,17 @@ class _Chooser:
         logp = torch.cat([token_functions.logp(logits[part], tokens[part]) for part in parts])
         for row, token, value in zip(rows, tokens.tolist(), logp.tolist(), strict=True):
             if not row.done:
-                self._tell(row, token, value)
+                self._append(row, token, value)
         return tokens
 
     def _pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
-        """The likeliest tokens, or by `uniform (B,)` numbers drawn ones."""
+        """Return the likeliest tokens, or ones drawn with the random numbers `uniform (B,)`."""
         if uniform is None:
             return logits.argmax(-1)
         p = sampling.probabilities(logits, self.how.temperature, self.how.top_p, self.how.top_k)
         return sampling.draw(p, uniform)
 
-    def _tell(self, row: _Draw, token: int, logp: float) -> None:
+    def _append(self, row: _Draw, token: int, logp: float) -> None:
         row.tokens.append(token)
         row.logp += logp
         if row.constraint is not None:
@@ -306,11 +308,11 @@ class _Chooser:
             row.done = token in self.ends or token in self.how.closing
         row.done |= len(row.tokens) >= row.room
         if self.how.stop and not row.done:
-            row.done = self._stops(row.tokens[-self.reach :]) and self._stops(row.tokens)
+            row.done = self._has_stop(row.tokens[-self.reach :]) and self._has_stop(row.tokens)
         if row.done:
             self.bar.advance()
 
-    def _stops(self, tokens: Sequence[int]) -> bool:
+    def _has_stop(self, tokens: Sequence[int]) -> bool:
         text = str(self.model.tokenizer.decode(list(tokens), skip_special_tokens=True))
         return any(s in text for s in self.how.stop)
 
@@ -323,63 +325,63 @@ def _decode(
     rows: int,
     kv_cache: KVCache | None = None,
 ) -> None:
-    """The loop over a cache of our own; fills the draws."""
+    """Decode with our own cache; fills the draws."""
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
-    waiting = [d for i in order for d in draws[i] if not d.done][::-1]
-    together = prefix.common(ids)
-    state = Rows(model, ids[0][:together] if together >= SHARE else (), kv_cache)
+    queue = [d for i in order for d in draws[i] if not d.done][::-1]
+    shared = prefix.common(ids)
+    state = Rows(model, ids[0][:shared] if shared >= SHARE else (), kv_cache)
     live: list[_Draw] = []
     read: Tensor | None = None
-    while waiting or live:
-        kept = [k for k, d in enumerate(live) if not d.done]
-        free = rows - len(kept)
+    while queue or live:
+        running = [k for k, d in enumerate(live) if not d.done]
+        free = rows - len(running)
         # Moving rows costs about a step: worth it once a quarter has finished.
-        if not kept or (4 * (len(live) - len(kept)) >= len(live) > len(kept) and not chooser.processors):
+        if not running or (4 * (len(live) - len(running)) >= len(live) > len(running) and not chooser.processors):
             for k, draw in enumerate(live if kv_cache is not None else ()):
                 if draw.done:  # its last token was never read
                     state.remember(k, [*ids[draw.row], *draw.tokens[:-1]])
-            fresh = [waiting.pop() for _ in range(min(free, len(waiting)))]
-            if not kept and not fresh:
+            fresh = [queue.pop() for _ in range(min(free, len(queue)))]
+            if not running and not fresh:
                 break
-            named = list(dict.fromkeys(d.row for d in fresh))
-            counts = [sum(d.row == i for d in fresh) for i in named]
-            state.turn(kept, [ids[i] for i in named], max((d.room for d in fresh), default=0), counts)
-            live = [live[k] for k in kept] + fresh
+            admitted = list(dict.fromkeys(d.row for d in fresh))
+            counts = [sum(d.row == i for d in fresh) for i in admitted]
+            state.turn(running, [ids[i] for i in admitted], max((d.room for d in fresh), default=0), counts)
+            live = [live[k] for k in running] + fresh
             chooser.begin([ids[d.row] for d in live])
-            # With processors no row is kept here, so that these have read their prompts and nothing else.
+            # With processors the batch is all new here, so that its rows have read their prompts and nothing else.
             read = _left_padded(model, [ids[d.row] for d in live]) if chooser.processors else None
-        over = [d.done for d in live]
+        finished = [d.done for d in live]
         tokens = chooser(live, state.logits, read)
         if not all(d.done for d in live):
-            if read is not None:  # as transformers has it: padding after a row's end
-                said = tokens.masked_fill(torch.tensor(over, device=tokens.device), model.pad)
-                read = torch.cat([read, said[:, None]], 1)
+            if read is not None:  # as in transformers: padding after a row's end
+                appended = tokens.masked_fill(torch.tensor(finished, device=tokens.device), model.pad)
+                read = torch.cat([read, appended[:, None]], 1)
             state.step(tokens)
 
 
 def _decode_plain(
     model: Model, ids: Sequence[Sequence[int]], draws: Sequence[Sequence[_Draw]], chooser: _Chooser, rows: int
 ) -> None:
-    """The same through the model's own `generate`: our choice is put in as its logits processor."""
+    """Decode with the model's own `generate`, our choice injected as a logits processor."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
-    flat = [d for i in order for d in draws[i] if not d.done]
-    for at in range(0, len(flat), rows):
-        live = flat[at : at + rows]
+    queue = [d for i in order for d in draws[i] if not d.done]
+    for start in range(0, len(queue), rows):
+        live = queue[start : start + rows]
         chooser.begin([ids[d.row] for d in live])
         tokens = _left_padded(model, [ids[d.row] for d in live])
         mask = torch.tensor([[0] * (tokens.shape[1] - len(ids[d.row])) + [1] * len(ids[d.row]) for d in live])
 
         def choose(read: Tensor, logits: Tensor, live: Sequence[_Draw] = live) -> Tensor:
-            over = torch.tensor([d.done for d in live], device=logits.device)
-            chosen = chooser(live, logits, read).masked_fill(over, model.pad)
+            finished = torch.tensor([d.done for d in live], device=logits.device)
+            chosen = chooser(live, logits, read).masked_fill(finished, model.pad)
             return torch.full_like(logits, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
         def finished(read: Tensor, logits: Any, live: Sequence[_Draw] = live, **kwargs: Any) -> Tensor:
             return torch.tensor([d.done for d in live], device=read.device)
 
-        module: Any = model.module  # every transformers model generates
+        module: Any = model.module  # every transformers model has `generate`
         module.generate(
             input_ids=tokens,
             attention_mask=mask.to(model.device),
@@ -393,15 +395,15 @@ def _decode_plain(
         )  # fmt: skip
 
 
-def _read(model: Model, prompt: str | Sequence[int]) -> list[int]:
-    """A prompt's tokens."""
+def _prompt_ids(model: Model, prompt: str | Sequence[int]) -> list[int]:
+    """Return a prompt's tokens."""
     if isinstance(prompt, str):
         return encode.prompt_ids(model.tokenizer, prompt, model.kind, model.condition)
     return list(prompt)
 
 
-def _left(kind: str, context: int, new: int) -> int:
-    """How many of a prompt's last tokens leave room for the completion, or half of the context."""
+def _prompt_room(kind: str, context: int, new: int) -> int:
+    """Return the most tokens of a prompt: those that leave room for the completion, and half the context at least."""
     return max(context - new, context // 2) if kind == "causal" else context
 
 
@@ -409,7 +411,7 @@ def _room(kind: str, context: int, ids: Sequence[int], how: SamplingConfig) -> i
     return min(how.max_new_tokens, context - len(ids)) if kind == "causal" else how.max_new_tokens
 
 
-def _each(constraint: Constraint | Sequence[Constraint] | None, n: int) -> list[Constraint | None]:
+def _per_prompt(constraint: Constraint | Sequence[Constraint] | None, n: int) -> list[Constraint | None]:
     if not isinstance(constraint, Sequence):
         return [constraint] * n
     if len(constraint) != n:
@@ -417,15 +419,15 @@ def _each(constraint: Constraint | Sequence[Constraint] | None, n: int) -> list[
     return list(constraint)
 
 
-def _barrier(rows: Sequence[_Draw], logits: Tensor) -> Tensor:
-    """Zero at allowed tokens, minus infinity elsewhere, `(B, V)`."""
+def _constraint_mask(rows: Sequence[_Draw], logits: Tensor) -> Tensor:
+    """Return `(B, V)`: 0 at allowed tokens, minus infinity elsewhere."""
     out = torch.full_like(logits, -torch.inf)
-    for at, row in enumerate(rows):
-        out[at, list(row.constraint.allowed(row.state)) if row.constraint and not row.done else slice(None)] = 0
+    for i, row in enumerate(rows):
+        out[i, list(row.constraint.allowed(row.state)) if row.constraint and not row.done else slice(None)] = 0
     return out
 
 
 def _left_padded(model: Model, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Token ids `(B, T)`, padded on the left."""
+    """Return token ids `(B, T)`, padded on the left."""
     width = max(map(len, rows))
     return torch.tensor([[model.pad] * (width - len(r)) + list(r) for r in rows], device=model.device)

@@ -1,8 +1,8 @@
-"""vLLM in this process as the engine that samples in rounds, on the GPU that trains: awake while a round is collected.
+"""vLLM in this process, on the GPU that trains, as the engine that samples in rounds; it sleeps during training.
 
-Under `torchrun` every process has an engine of its own (`external_launcher`). Weights are reloaded from a folder, and
-left by vLLM while the model trains (sleep at level 2). Run on a CPU, with vLLM 0.32; sleep and `external_launcher` are
-written to its interface, and not measured for want of a GPU.
+Under `torchrun` every process has its own engine (`external_launcher`). Weights are reloaded from a folder, and freed
+by vLLM while the model trains (sleep level 2). Tested on a CPU, with vLLM 0.32; sleep and `external_launcher` follow
+its interface, and are not tested for want of a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARE = 0.4  # of the GPU's memory, weights included
 
 
 class Inside(Engine):
-    """Made by `served.named("vllm")`."""
+    """The vLLM engine of this process, created by `served.named("vllm")`."""
 
     where = "vllm in this process"
 
@@ -41,23 +41,23 @@ class Inside(Engine):
             raise UserError("generate with vllm: the package vllm is missing; or give a server's address") from None
         self._llm: Any = None
         self._awake = True
-        self._place = Path(tempfile.mkdtemp(prefix="didact-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="didact-"))
 
     def open(self, model: Model, fit: Fit) -> None:
-        """Start it with the model's weights."""
-        folder = self._place / "start"
+        """Start vLLM with the model's weights."""
+        folder = self._folder / "start"
         adapters.merged(model).save(folder)
-        sharing = {"distributed_executor_backend": "external_launcher"} if launch.world() > 1 else {}
+        distributed = {"distributed_executor_backend": "external_launcher"} if launch.world() > 1 else {}
         dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
         self._llm = self._vllm.LLM(
             model=str(folder), dtype=dtype, max_model_len=model.context, gpu_memory_utilization=SHARE,
-            enable_sleep_mode=model.device.type == "cuda", seed=0, **sharing,
+            enable_sleep_mode=model.device.type == "cuda", seed=0, **distributed,
         )  # fmt: skip
         self.holds(handover.rehearsed(model, fit, adapter=False))
 
     def take(self, model: Model, digest: str) -> None:
         """Reload the weights from a folder."""
-        folder = self._place / digest
+        folder = self._folder / digest
         adapters.merged(model).save(folder)
         self._wake(["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
@@ -67,7 +67,7 @@ class Inside(Engine):
         shutil.rmtree(folder, ignore_errors=True)
 
     def serve(self, model: Model | None) -> None:
-        """Answer for this model; None leaves the memory to the training, and the next weights are taken anew."""
+        """Sample for this model; None frees the memory for training, after which weights are loaded anew."""
         super().serve(model)
         if model is None and self._llm is not None and self._awake and self._sleeps:
             self._llm.sleep(level=2)
@@ -76,7 +76,7 @@ class Inside(Engine):
     def draws(
         self, asks: Sequence[Ask], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
     ) -> list[list[Draw]]:
-        """The answers to all of these, in one batch."""
+        """Answer these requests in one batch."""
         parameters = [
             self._vllm.SamplingParams(
                 n=ask.n, seed=ask.seed, max_tokens=ask.room, temperature=how.temperature, top_p=how.top_p,
@@ -86,18 +86,18 @@ class Inside(Engine):
             for ask in asks
         ]  # fmt: skip
         prompts = [{"prompt_token_ids": list(ask.prompt)} for ask in asks]
-        made = self._llm.generate(prompts, parameters, use_tqdm=False)
+        results = self._llm.generate(prompts, parameters, use_tqdm=False)
         if self.start is not None:
-            read = sum(len(ask.prompt) for ask in asks) + sum(len(o.token_ids) for one in made for o in one.outputs)
-            cost.count(read, self.start.parameters)
-        return [[_draw(out) for out in one.outputs] for one in made]
+            count = sum(len(ask.prompt) for ask in asks) + sum(len(o.token_ids) for r in results for o in r.outputs)
+            cost.count(count, self.start.parameters)
+        return [[_draw(out) for out in r.outputs] for r in results]
 
     def close(self) -> None:
-        """End it, and remove what was written for it."""
+        """Shut vLLM down, and remove the folders written for it."""
         with contextlib.suppress(AttributeError):
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def _sleeps(self) -> bool:
@@ -109,6 +109,6 @@ class Inside(Engine):
 
 
 def _draw(out: Any) -> Draw:
-    shown = [{token: float(p.logprob) for token, p in at.items()} for at in out.logprobs]
+    logprobs = [{token: float(p.logprob) for token, p in top.items()} for top in out.logprobs]
     tokens = tuple(out.token_ids)
-    return Draw(tokens, tuple(at[t] for t, at in zip(tokens, shown, strict=True)), tuple(shown))
+    return Draw(tokens, tuple(top[t] for t, top in zip(tokens, logprobs, strict=True)), tuple(logprobs))

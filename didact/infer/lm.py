@@ -1,4 +1,4 @@
-"""A local `Model` as an `LM`, and the check that a model can do what a method needs."""
+"""A local `Model` as an `LM`, and checks of the capabilities that methods need."""
 
 from __future__ import annotations
 
@@ -14,73 +14,73 @@ from didact.models.model import Model
 from didact.types import LM, Likelihood, Messages, UserError
 
 LOCAL = frozenset({"generate", "top_logprobs", "score", "logits", "hidden", "embeds", "train"})
-SERVED = frozenset({"generate", "chat", "top_logprobs", "score"})  # what a server can have at most
+SERVED = frozenset({"generate", "chat", "top_logprobs", "score"})  # the most that a server can have
 
 
 def of(model: Model | LM) -> LM:
-    """The model as an `LM`; what is one already stays."""
+    """Return the model as an `LM`."""
     return Local(model) if isinstance(model, Model) else model
 
 
 def need(model: Model | LM, *wanted: str, by: str) -> LM:
-    """The model as an `LM` that can do what `by` wants.
+    """Return the model as an `LM`, with the capabilities that `by` needs.
 
     Raises:
-        UserError: it cannot.
+        UserError: it lacks one.
     """
     lm = of(model)
-    for what in sorted(wanted, key=SERVED.__contains__):  # what no server has first: that takes no call
-        if why := lacks(lm, what):
-            raise UserError(f"{by} needs a model with {what}: {why}")
+    for capability in sorted(wanted, key=SERVED.__contains__):  # what no server has first: checking that takes no call
+        if reason := lacks(lm, capability):
+            raise UserError(f"{by} needs a model with {capability}: {reason}")
     return lm
 
 
 def lacks(lm: LM, what: str) -> str | None:
-    """Why it cannot do `what`, or None where it can. A server is asked about this alone: each question is a call."""
-    ask = getattr(lm, "lacks", None)
-    if ask is not None:
-        return cast("str | None", ask(what))
+    """Return why the model lacks a capability, or None. Only this one is checked: each check of a server is a call."""
+    check = getattr(lm, "lacks", None)
+    if check is not None:
+        return cast("str | None", check(what))
     return None if what in lm.capabilities else f"{lm.name} has {', '.join(sorted(lm.capabilities))}"
 
 
 def plainly(
     lm: LM, prompts: Sequence[str], choices: Sequence[Sequence[str] | None], stop: Sequence[str] = ()
 ) -> list[str]:
-    """What a model answers without any method: the likeliest choice where a prompt has some, else greedily."""
+    """Answer with the plain model: the likeliest choice where a prompt has choices, else a greedy completion."""
     scored = [i for i, texts in enumerate(choices) if texts]
     if scored and lacks(lm, "score"):
         scored = []
-    found = iter(lm.score([(prompts[i], c) for i in scored for c in choices[i] or ()]) if scored else [])
-    out = {i: max(((next(found).logp, c) for c in choices[i] or ()), key=lambda pair: pair[0])[1] for i in scored}
-    rest = [i for i in range(len(prompts)) if i not in out]
-    written = lm.generate([prompts[i] for i in rest], stop=stop) if rest else []
-    out |= {i: texts[0] for i, texts in zip(rest, written, strict=True)}
-    return [out[i] for i in range(len(prompts))]
+    scores = iter(lm.score([(prompts[i], c) for i in scored for c in choices[i] or ()]) if scored else [])
+    answers = {i: max(((next(scores).logp, c) for c in choices[i] or ()), key=lambda pair: pair[0])[1] for i in scored}
+    remaining = [i for i in range(len(prompts)) if i not in answers]
+    completions = lm.generate([prompts[i] for i in remaining], stop=stop) if remaining else []
+    answers |= {i: texts[0] for i, texts in zip(remaining, completions, strict=True)}
+    return [answers[i] for i in range(len(prompts))]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """A text before the first of the stop strings, without white space around it."""
+    """Cut a text before the first stop string, and strip white space around it."""
     return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=None)].strip()
 
 
 class Local:
-    """A `Model` behind the `LM` protocol; `model` is the thing itself."""
+    """A `Model` behind the `LM` protocol; `model` is the wrapped model."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
     @property
     def name(self) -> str:
-        """The folder or hub id it came from."""
+        """The folder or hub id it was loaded from."""
         return self.model.base or f"a {getattr(self.model.config, 'model_type', self.model.kind)} of ours"
 
     def fingerprint(self) -> str:
-        """The model's."""
+        """Return the model's fingerprint."""
         return self.model.fingerprint()
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Everything but chat, and that too where the tokenizer has a template."""
+        """All capabilities; chat only where the tokenizer has a template."""
         return LOCAL | ({"chat"} if self.model.tokenizer.chat_template else set())
 
     def generate(
@@ -109,7 +109,7 @@ class Local:
         seed: int = 0,
         n: int = 1,
     ) -> list[list[str]]:
-        """Through the tokenizer's own template."""
+        """Answer conversations with the tokenizer's own chat template."""
         prompts = [Messages(c) for c in conversations]
         return self.generate(prompts, max_new_tokens, temperature=temperature, seed=seed, n=n)
 
@@ -124,12 +124,12 @@ class Local:
         return [Likelihood(float(t), int(n)) for t, n in zip(total, count, strict=True)]
 
     def top_logprobs(self, prompts: Sequence[str], k: int = 20) -> list[dict[str, float]]:
-        """From one forward pass a prompt; tokens that decode to the same text are added up."""
+        """Return each prompt's top next tokens; probabilities of tokens that decode to the same text are added."""
         model = self.model
         any_token = (int(model.tokenizer.eos_token_id or 0),)
         rows = [
-            encode.TokenizedExample(tuple(asked[-model.context :]), any_token)
-            for asked in (encode.prompt_ids(model.tokenizer, p, model.kind, model.condition) for p in prompts)
+            encode.TokenizedExample(tuple(ids[-model.context :]), any_token)
+            for ids in (encode.prompt_ids(model.tokenizer, p, model.kind, model.condition) for p in prompts)
         ]
         out: list[dict[str, float]] = [{} for _ in prompts]
 
@@ -141,14 +141,14 @@ class Local:
             for i, pairs in zip(group, values["best"].tolist(), strict=True):
                 for logp, token in pairs:
                     text = str(model.tokenizer.decode([int(token)]))
-                    known = out[i].get(text)
+                    before = out[i].get(text)
                     out[i][text] = (
-                        float(torch.logaddexp(torch.tensor(known), torch.tensor(logp))) if known is not None else logp
+                        float(torch.logaddexp(torch.tensor(before), torch.tensor(logp))) if before is not None else logp
                     )
         return out
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Exact counts by the model's tokenizer."""
+        """Return exact counts by the model's tokenizer."""
         return [len(self.model.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
 
     @property

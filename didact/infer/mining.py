@@ -1,4 +1,4 @@
-"""Demonstrations for a transduction that a model makes itself, of unpaired text: words, a dictionary, sentences.
+"""Self-mining: a model builds translation demonstrations from unpaired text, by way of a word dictionary.
 
 Source: El Mekki and Abdul-Mageed 2025, arXiv:2410.11006; the word-level part as in SAIL (Li et al. 2024).
 """
@@ -15,20 +15,20 @@ from didact.data.lexicon import Pair
 from didact.infer import lm as language_models
 from didact.infer.ask import Asker
 
-WORD_TOKENS = 12  # of a translated word, at most
-PLACES = 3  # of a share that two sentences' coverage is compared by
+WORD_TOKENS = 12  # max_new_tokens of a word's translation
+PLACES = 3  # decimals by which the coverage of two sentences is compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """How the dictionary is mined.
+    """Options of dictionary mining.
 
     Args:
         count: of the most frequent words of the source text.
-        shots: kept pairs that stand before a word when it is translated again.
-        rounds: of translating again with shots; 0 keeps what zero-shot gave.
-        both: also from the target side; both are united.
-        copies: a word may be its own translation: copied both ways it passes every check, right or wrong.
+        shots: accepted pairs that serve as demonstrations when a word is translated again.
+        rounds: repetitions with demonstrations; 0 keeps the zero-shot translations.
+        both: mine from the target side too, and unite both dictionaries.
+        copies: allow a word as its own translation: copied both ways it passes every check, right or wrong.
     """
 
     count: Count = 1000
@@ -40,8 +40,8 @@ class Words:
 
 @dataclass(frozen=True)
 class Mined:
-    """A synthetic source of a natural target sentence: its place in the target text, how alike the two are, and why it
-    was rejected."""
+    """A synthetic source of a natural target sentence, the sentence's index in the target text, the similarity of the
+    two, and why the pair was rejected."""
 
     source: str
     target: str
@@ -52,7 +52,7 @@ class Mined:
 
 @dataclass
 class Miner:
-    """Asks one model for words and sentences of two languages, named `source` and `target`."""
+    """Prompts one model to translate words and sentences between the languages `source` and `target`."""
 
     asker: Asker
     source: str
@@ -64,71 +64,71 @@ class Miner:
         self.scores = language_models.lacks(self.asker.lm, "score") is None
 
     def dictionary(self, words: Sequence[str], how: Words, forward: bool = True) -> list[Pair]:
-        """What became of every word, in the last round: translated, and back. Those that come back are kept."""
-        shown: list[Pair] = []
+        """Translate every word and back, in rounds; return the last round's pairs. Those that come back are `kept`."""
+        shots: list[Pair] = []
         pairs: list[Pair] = []
-        for again in range(how.rounds + 1):
-            if again and not shown:
+        for number in range(how.rounds + 1):
+            if number and not shots:
                 break
-            found = self._translated(words, shown, forward, f"words, round {again}")
-            targets = list(dict.fromkeys(t for _, t, _ in found if t))
-            returned = self._translated(targets, lexicon.turned(shown), not forward, f"words back, round {again}")
+            translations = self._translated(words, shots, forward, f"words, round {number}")
+            targets = list(dict.fromkeys(t for _, t, _ in translations if t))
+            returned = self._translated(targets, lexicon.turned(shots), not forward, f"words back, round {number}")
             back = {w: t for w, t, _ in returned}
-            pairs = lexicon.cycled(found, back, how.copies)
-            shown = sorted((p for p in pairs if p.kept), key=lambda p: -p.score)[: how.shots]
+            pairs = lexicon.cycled(translations, back, how.copies)
+            shots = sorted((p for p in pairs if p.kept), key=lambda p: -p.score)[: how.shots]
         return pairs
 
     def _translated(
-        self, words: Sequence[str], shown: Sequence[Pair], forward: bool, role: str
+        self, words: Sequence[str], shots: Sequence[Pair], forward: bool, role: str
     ) -> list[tuple[str, str | None, float]]:
-        """Words, their translations and the mean log-prob of each; no word is shown its own translation."""
+        """Return words, translations and their mean log-probs; a word's own pair is left out of its demonstrations."""
         names = (self.source, self.target) if forward else (self.target, self.source)
         prompts = [
             translation.asked_word(
-                w, *names, ((p.source, p.target) for p in shown[::-1] if lexicon.folded(p.source) != lexicon.folded(w))
+                w, *names, ((p.source, p.target) for p in shots[::-1] if lexicon.folded(p.source) != lexicon.folded(w))
             )
             for w in words
         ]
-        said = self.asker.ask(
+        translations = self.asker.ask(
             prompts, partial(translation.read, target=names[1]), role, max_new_tokens=WORD_TOKENS, stop=("\n",)
         )
-        known = [(p, s) for p, s in zip(prompts, said, strict=True) if s]
-        scored = self.asker.score(known) if self.scores else None
-        likely = iter(scored or ())
-        sure = [(f := next(likely)).logp / max(f.tokens, 1) if s and scored is not None else 0.0 for s in said]
-        return list(zip(words, said, sure, strict=True))
+        scorable = [(p, s) for p, s in zip(prompts, translations, strict=True) if s]
+        scored = self.asker.score(scorable) if self.scores else None
+        scores = iter(scored or ())
+        means = [(f := next(scores)).logp / max(f.tokens, 1) if s and scored is not None else 0.0 for s in translations]
+        return list(zip(words, translations, means, strict=True))
 
     def weak(self, sentences: Sequence[str], pairs: Sequence[Pair], k: int) -> list[tuple[str, str]]:
-        """`(word-by-word rendering, natural sentence)` of the k sentences of which the dictionary knows most, of equals
-        the longer ones: a poor target beside a natural source."""
-        known = table(pairs)
-        rows = [(coverage(s, known), len(s.split()), s) for s in dict.fromkeys(sentences)]
+        """Return `(word-by-word translation, natural sentence)` of the k sentences that the dictionary covers best,
+        longer ones first among equals: a poor target beside a natural source."""
+        dictionary = table(pairs)
+        rows = [(coverage(s, dictionary), len(s.split()), s) for s in dict.fromkeys(sentences)]
         best = sorted(rows, key=lambda row: (-round(row[0], PLACES), -min(row[1], 12)))[:k]
-        return [(lexicon.word_by_word(s, known), s) for _, _, s in best]
+        return [(lexicon.word_by_word(s, dictionary), s) for _, _, s in best]
 
     def back(self, sentences: Sequence[str], shown: Sequence[tuple[str, str]], role: str) -> list[Mined]:
-        """Natural target sentences with the model's own sources."""
+        """Back-translate: return natural target sentences with the model's own sources."""
         prompts = [translation.asked(y, self.target, self.source, (d for d in shown if d[0] != y)) for y in sentences]
-        said = self.asker.ask(prompts, partial(translation.read, target=self.source), role, stop=("\n",))
+        sources = self.asker.ask(prompts, partial(translation.read, target=self.source), role, stop=("\n",))
         out = []
-        for i, (x, y) in enumerate(zip(said, sentences, strict=True)):
-            same = x is not None and lexicon.folded(x) == lexicon.folded(y)
-            out.append(Mined(x or "", y, i, reason="no translation" if x is None else "copied" if same else ""))
+        for i, (x, y) in enumerate(zip(sources, sentences, strict=True)):
+            copied = x is not None and lexicon.folded(x) == lexicon.folded(y)
+            out.append(Mined(x or "", y, i, reason="no translation" if x is None else "copied" if copied else ""))
         return out
 
     def translate(self, sentences: Sequence[str], shown: Sequence[Sequence[tuple[str, str]]], role: str) -> list[str]:
-        """Each sentence after its own demonstrations; empty where no try could be read."""
+        """Translate each sentence after its own demonstrations; an empty text where no try could be read."""
         prompts = [translation.asked(x, self.source, self.target, d) for x, d in zip(sentences, shown, strict=True)]
-        said = self.asker.ask(prompts, partial(translation.read, target=self.target), role, stop=("\n",))
-        return [s or "" for s in said]
+        translations = self.asker.ask(prompts, partial(translation.read, target=self.target), role, stop=("\n",))
+        return [s or "" for s in translations]
 
 
 def table(pairs: Sequence[Pair]) -> dict[str, str]:
-    """Pairs that were kept, by their folded source."""
+    """Return the kept pairs as a dictionary from folded source to target."""
     return {lexicon.folded(p.source): p.target for p in pairs if p.kept}
 
 
 def coverage(sentence: str, known: dict[str, str]) -> float:
-    """Share of a sentence's words that a dictionary has."""
+    """Return the share of a sentence's words that are in the dictionary."""
     words = [lexicon.folded(w) for w in lexicon.words_of(sentence, known)]
     return sum(w in known for w in words) / len(words) if words else 0.0
