@@ -363,10 +363,10 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
 
 
-def _close(url: str, counts: Counts, kept: responses.Responses | None, close: Callable[[], Any]) -> None:
+def _close(url: str, counts: Counts, cache: responses.Responses | None, close: Callable[[], Any]) -> None:
     """Close everything; print the counts where answers came from the cache."""
     close()
-    if kept is not None:
+    if cache is not None:
         if counts.cached:
-            print(f"{url}: {counts} {kept.path}", file=sys.stderr)
-        kept.close()
+            print(f"{url}: {counts} {cache.path}", file=sys.stderr)
+        cache.close()

@@ -192,8 +192,8 @@ def run(text: str, box: Sandbox | None) -> str:
     output = outcome.stdout.strip() or outcome.stderr.strip()[-MAX_OUTPUT:]
     if outcome.late:
         output += f"\n({outcome.failure})"
-    shown = output.strip()[:MAX_OUTPUT] or "(nothing was printed: the program must print its result)"
-    return printed(text, shown)
+    excerpt = output.strip()[:MAX_OUTPUT] or "(nothing was printed: the program must print its result)"
+    return printed(text, excerpt)
 
 
 def read_calls(reply: str, strict: bool = True) -> list[Call]:

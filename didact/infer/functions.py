@@ -108,13 +108,13 @@ def _raised(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {error}"
 
 
-def scorer(given: str | Scorer) -> Scorer:
+def scorer(source: str | Scorer) -> Scorer:
     """Return a scorer of texts from `module:function` or a function; its errors are reported in one line.
 
     Raises:
         UserError: there is no such module or function.
     """
-    name = given if isinstance(given, str) else getattr(given, "__name__", "scorer")
-    function = imported(given, "scorer") if isinstance(given, str) else given
+    name = source if isinstance(source, str) else getattr(source, "__name__", "scorer")
+    function = imported(source, "scorer") if isinstance(source, str) else source
     safe = checked(lambda _, texts: function(texts), name)
     return lambda texts: safe(texts, texts)

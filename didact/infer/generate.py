@@ -151,7 +151,7 @@ def completions(
     how = how or SamplingConfig()
     if how.beams > 1 and (how.temperature > 0 or n > how.beams or processors):
         raise ValueError(
-            f"beam search of width {how.beams}: temperature must be 0, n (here {n}) at most the width, and no processors"
+            f"beam search of width {how.beams} needs temperature 0, n (here {n}) at most the width, and no processors"
         )
     guides: list[Processor] = []
     ensemble = model if how.beams == 1 and isinstance(model, logit_ensemble.EnsembleModel) else None
@@ -350,11 +350,11 @@ def _decode(
             chooser.begin([ids[d.row] for d in live])
             # With processors the batch is all new here, so that its rows have read their prompts and nothing else.
             read = _left_padded(model, [ids[d.row] for d in live]) if chooser.processors else None
-        finished = [d.done for d in live]
+        done = [d.done for d in live]
         tokens = chooser(live, state.logits, read)
         if not all(d.done for d in live):
             if read is not None:  # as in transformers: padding after a row's end
-                appended = tokens.masked_fill(torch.tensor(finished, device=tokens.device), model.pad)
+                appended = tokens.masked_fill(torch.tensor(done, device=tokens.device), model.pad)
                 read = torch.cat([read, appended[:, None]], 1)
             state.step(tokens)
 
@@ -374,8 +374,8 @@ def _decode_plain(
         mask = torch.tensor([[0] * (tokens.shape[1] - len(ids[d.row])) + [1] * len(ids[d.row]) for d in live])
 
         def choose(read: Tensor, logits: Tensor, live: Sequence[_Draw] = live) -> Tensor:
-            finished = torch.tensor([d.done for d in live], device=logits.device)
-            chosen = chooser(live, logits, read).masked_fill(finished, model.pad)
+            done = torch.tensor([d.done for d in live], device=logits.device)
+            chosen = chooser(live, logits, read).masked_fill(done, model.pad)
             return torch.full_like(logits, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
         def finished(read: Tensor, logits: Any, live: Sequence[_Draw] = live, **kwargs: Any) -> Tensor:

@@ -39,7 +39,7 @@ class GuidedDecoder(LogitsProcessor):
     """Adds the guides' weighted log-probs to a base model's; see `models.logit_ensemble.combine` for the formula.
 
         decoder = GuidedDecoder(base, [(arm, 1.0)])
-        base.module.generate(**asked, do_sample=True, logits_processor=[decoder])
+        base.module.generate(**inputs, do_sample=True, logits_processor=[decoder])
 
     Weights may be changed between generations (`decoder.weights`), and one decoder serves any number of them in
     sequence. Greedy choice, sampling, any batch and beams are exact: rows are tracked by their tokens. Left padding is
@@ -60,9 +60,9 @@ class GuidedDecoder(LogitsProcessor):
         logit_ensemble.check_all(base, [guide.model for guide in self.guides])
         self.weights = [g.alpha for g in self.guides]
         self._states: list[Rows | Reread] = []
-        self._read: Tensor | None = None
+        self._last_read: Tensor | None = None
         self._begun = False
-        self._idle = generate.ends(base) | {base.pad}
+        self._end_tokens = generate.ends(base) | {base.pad}
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read these prompts (token ids, no padding), the rows of the next call."""
@@ -74,13 +74,13 @@ class GuidedDecoder(LogitsProcessor):
         """Return scores `(B, V)` of the tokens after `input_ids (B, T)`."""
         if not self._begun:
             self._follow(input_ids)
-        self._begun, self._read = False, input_ids
+        self._begun, self._last_read = False, input_ids
         logits = [state.logits.to(scores.device) for state in self._states]
         return logit_ensemble.combine(scores, list(zip(logits, self.weights, strict=True)), self.normalize)
 
     def _follow(self, read: Tensor) -> None:
         """Advance every guide to the end of these rows: by one token if they continue the last, else from scratch."""
-        parents = _parents(self._read, read)
+        parents = _parents(self._last_read, read)
         if parents is None:
             prompts = [
                 list(itertools.dropwhile(lambda t: t == self.base.pad, row)) or row[-1:] for row in read.tolist()
@@ -88,7 +88,7 @@ class GuidedDecoder(LogitsProcessor):
             self._states = [_start_state(g, prompts) for g in self.guides]
             return
         last = read[:, -1]
-        active = [i for i, t in enumerate(last.tolist()) if t not in self._idle]
+        active = [i for i, t in enumerate(last.tolist()) if t not in self._end_tokens]
         for guide, state in zip(self.guides, self._states, strict=True):
             if parents != list(range(len(parents))):
                 state.keep(parents)

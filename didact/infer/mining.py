@@ -128,7 +128,7 @@ def table(pairs: Sequence[Pair]) -> dict[str, str]:
     return {lexicon.folded(p.source): p.target for p in pairs if p.kept}
 
 
-def coverage(sentence: str, known: dict[str, str]) -> float:
+def coverage(sentence: str, dictionary: dict[str, str]) -> float:
     """Return the share of a sentence's words that are in the dictionary."""
-    words = [lexicon.folded(w) for w in lexicon.words_of(sentence, known)]
-    return sum(w in known for w in words) / len(words) if words else 0.0
+    words = [lexicon.folded(w) for w in lexicon.words_of(sentence, dictionary)]
+    return sum(w in dictionary for w in words) / len(words) if words else 0.0
