@@ -125,7 +125,10 @@ def sentence(summary: Mapping[str, Any]) -> str:
     parts = []
     for name, way in summary["ways"].items():
         share = way["cosine"]["relative"]
-        parts.append(f"{name}: {way['verdict']}" + (f" ({share:.0%} of the way)" if np.isfinite(share) else ""))
+        parts.append(
+            f"{name}: {way['verdict']}"
+            + (f" ({share['estimate']:.0%} of the way)" if np.isfinite(share["estimate"]) else "")
+        )
     return "ICL and fine-tuning on the same demonstrations: " + "; ".join(parts)
 
 
