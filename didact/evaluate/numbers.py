@@ -37,7 +37,7 @@ class NumberLearner:
         self.texts = list(dict.fromkeys(self._write(v) for v in grid.tolist()))
         self.values = torch.tensor([float(t) for t in self.texts], dtype=torch.float64)
         if len(self.texts) < 2:
-            raise UserError(f"{len(grid)} candidates are only {len(self.texts)} with {digits} decimals: increase digits")
+            raise UserError(f"{len(grid)} candidates are only {len(self.texts)} with {digits} decimals: raise digits")
 
     def __call__(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
         """Answer the queries.
@@ -46,7 +46,7 @@ class NumberLearner:
             UserError: more than one target, or a task longer than the model's context.
         """
         if y.shape[-1] != 1:
-            raise UserError(f"a language model predicts one target, and the tasks have {y.shape[-1]}")
+            raise UserError(f"a language model predicts one target: the tasks have {y.shape[-1]} targets")
         prompts = [self.prompt(*task) for task in zip(x, y[..., 0], query, strict=True)]
         rows = [self._row(prompt, text) for prompt in prompts for text in self.texts]
         logp, _ = forward.row_logp(self.model, rows, self.batch_tokens)
