@@ -76,9 +76,7 @@ def accuracies(
     `reversal_without_context` means that pairs are incomplete. `negated`, a template with `{context}`, asks for the
     opposite, which makes the other completion right: a judge that only matches the context's words fails there.
     """
-    with_context, without = (
-        [p for p in preferences if bool(p.context) is has_context] for has_context in (True, False)
-    )
+    with_context, without = ([p for p in preferences if bool(p.context) is present] for present in (True, False))
     out = {}
     if with_context:
         informed, blind = margins(judge, with_context, template), margins(judge, with_context, None)

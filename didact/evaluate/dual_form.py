@@ -155,10 +155,8 @@ def random_updates(base: Before, kind: Literal["uniform", "normal"], seed: int) 
     draw = torch.rand if kind == "uniform" else torch.randn
     out = []
     for zero, _ in base.traces:
-        direction = torch.nn.functional.normalize(zero.updates, dim=-1)
-        out.append(
-            direction + 1e-3 * draw(direction.shape, generator=generator)
-        )  # small, so that the direction of the change is the noise's
+        unit = torch.nn.functional.normalize(zero.updates, dim=-1)
+        out.append(unit + 1e-3 * draw(unit.shape, generator=generator))  # small: only the noise's direction counts
     return out
 
 

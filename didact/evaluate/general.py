@@ -68,7 +68,7 @@ def text_logp(model: Model, texts: Sequence[str]) -> tuple[Array, Array]:
 def score(
     model: Model, start: Model, texts: Sequence[str], once: Callable[[str, Callable[[], Any]], Any]
 ) -> dict[str, Measure]:
-    """`general_loss`, `general_rise` and `general_kl`; empty if the two models tokenize the texts differently.
+    """`general_loss`, `general_rise` and `general_kl`; empty unless both models read text in the same way.
 
     Args:
         model: the model after training.

@@ -132,10 +132,10 @@ def _by_vectors(embedder: retrieval.Embedder) -> Alike:
 def _by_words(back: dict[str, str]) -> Alike:
     """Cosine of TF-IDF vectors; target sentences are rendered word by word first."""
 
-    def alike(queries: Sequence[str], others: Sequence[str], one: str, other: str) -> Any:
+    def alike(queries: Sequence[str], pool: Sequence[str], language: str, pool_language: str) -> Any:
         left, right = (
-            [lexicon.word_by_word(t, back) for t in texts] if language == "target" else list(texts)
-            for texts, language in ((queries, one), (others, other))
+            [lexicon.word_by_word(t, back) for t in texts] if side == "target" else list(texts)
+            for texts, side in ((queries, language), (pool, pool_language))
         )
         vectors = retrieval.TfIdf([*left, *right])
         products = retrieval.embedded(vectors, left) @ retrieval.embedded(vectors, right).T
