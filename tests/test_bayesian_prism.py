@@ -349,7 +349,7 @@ def test_prompts_of_two_tasks_are_held_against_a_mixture_of_specialists() -> Non
         ({"tasks": [Example(x=[], y=["incomprehensible", "b"])], "model": "llama"}, "tokens of this model"),
         ({"tasks": [Example(x=["t"], y=["a", "b"])], "model": "llama"}, "record 1: 1 inputs and 2 labels"),
         ({"tasks": [Example(x=["t", "u"], y=["a", "b"])], "model": "llama"}, "need two tasks"),
-        ({"tasks": [Example(x=[], y=[None, "b"])], "model": "llama"}, "None is no label"),
+        ({"tasks": [Example(x=[], y=[None, "b"])], "model": "llama"}, "None is not a label"),
         ({"tasks": [Example(x=[], y=["a", "b"] * 300)], "model": "llama"}, "does not fit the context"),
         ({"functions": FunctionConfig(names=("dense", "signs"), alpha=(1.0,))}, "1 weights for 2 classes"),
         ({"functions": FunctionConfig(names=("fourier", "dense"))}, "no mixture of both"),

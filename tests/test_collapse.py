@@ -53,7 +53,5 @@ def test_an_answer_that_goes_round_from_its_beginning_is_told_from_one_that_does
 
 def test_loops_are_told_where_they_are_more_than_before():
     fine, ruined = [" Paris"] * 3, [" Paris", "Q: Q: Q: Q: Q: Q:", ""]
-    assert collapse.warns(fine, ruined) == [
-        "answers degenerated: 2 of 3 are empty or go round in a loop (0 before training)"
-    ]
+    assert collapse.warns(fine, ruined) == ["answers degenerated: 2 of 3 are empty or loops (0 before training)"]
     assert collapse.warns(ruined, ruined) == collapse.warns(ruined, fine) == collapse.warns([], []) == []

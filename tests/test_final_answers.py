@@ -41,13 +41,13 @@ def test_a_final_answer_is_found_in_a_longer_one(spec, demo, said, right):
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("numbers", "number, choice or regex:PATTERN is expected"), ("regex:(", "not a regular expression"),
+    [("numbers", "expected number, choice or regex:PATTERN"), ("regex:(", "not a regular expression"),
      ("choice", "record 1 has no such answer in its completion")],
 )  # fmt: skip
 def test_what_finds_no_answer_is_one_line(spec, message):
     with pytest.raises(UserError, match=f"--final-answer {spec[:5]}.*{message}"):
         answers.finals(spec, [SUM])
-    with pytest.raises(UserError, match="goes with the protocol answer, this is prefer"):
+    with pytest.raises(UserError, match="needs the protocol answer; this run uses prefer"):
         answers.checked("number", ["prefer"])
 
 

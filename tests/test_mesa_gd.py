@@ -185,7 +185,7 @@ def test_a_language_model_is_a_learner_of_numbers(arch: Any) -> None:
     assert result.predict is not None and np.isfinite(result.predict([[0.1, 0.2]], [0.3], [0.1, 0.1]))
     with pytest.raises(UserError, match="context of 256"):
         learner(tasks["x"][:1].repeat(1, 30, 1), tasks["y"][:1].repeat(1, 30, 1), tasks["query"][:1])
-    with pytest.raises(UserError, match="one number at a time"):
+    with pytest.raises(UserError, match="predicts one target"):
         learner(tasks["x"], tasks["y"].repeat(1, 1, 2), tasks["query"])
 
 

@@ -1,4 +1,4 @@
-"""Whether a worked solution comes to the right answer: what its answer is, and whether that is accepted."""
+"""The final answer of a worked solution: how to extract it, and whether it is correct."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from didact.types import AnswerCheck, Demo, UserError
 MARK = re.compile(r"(?:#+|answer(?: is)?:?)\s*(.+)", re.IGNORECASE)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 BARE = re.compile(rf"[$€£#]*\s*(?:{NUMBER.pattern})\s*%?\.?")
-"""A number and nothing else but its currency or per cent."""
+"""A number alone, with its currency or per cent sign."""
 
 
 def final(text: str) -> str:
-    """The answer a text comes to: what follows its last `#`, `answer is` or `answer:`, else its last line."""
+    """Return a text's final answer: what follows its last `#`, `answer is` or `answer:`, else its last line."""
     marked = MARK.findall(text)
     lines = [line for line in text.splitlines() if line.strip()]
     return str(marked[-1] if marked else lines[-1] if lines else "").strip().rstrip(".")
@@ -36,13 +36,13 @@ def hint(demo: Demo) -> str:
 
 def number(text: str) -> str | None:
     """The last number in a text, without the commas of its thousands."""
-    found = NUMBER.findall(text)
-    return str(found[-1]).replace(",", "") if found else None
+    numbers = NUMBER.findall(text)
+    return str(numbers[-1]).replace(",", "") if numbers else None
 
 
 def same(a: str, b: str) -> bool:
-    """Whether two answers are equal: as numbers where either is nothing but one (`$7` is `7 apples`), else as text
-    but for case, articles and punctuation."""
+    """Whether two answers are equal: as numbers where either is only a number (`$7` equals `7 apples`), else as text,
+    ignoring case, articles and punctuation."""
     x, y = number(a), number(b)
     if x is not None and y is not None and (BARE.fullmatch(a.strip()) or BARE.fullmatch(b.strip())):
         return _value(x) == _value(y)
@@ -50,37 +50,37 @@ def same(a: str, b: str) -> bool:
 
 
 def right(text: str, demo: Demo) -> bool:
-    """Whether a text comes to one of the demonstration's `answers`, or to what its completion comes to."""
-    wanted = demo.answers or [final(demo.completion)]
-    return any(same(final(text), answer) for answer in wanted)
+    """Whether a text's final answer is one of the demonstration's `answers`, or that of its completion."""
+    gold = demo.answers or [final(demo.completion)]
+    return any(same(final(text), answer) for answer in gold)
 
 
 def last_number(text: str, demo: Demo) -> bool:
-    """Whether the last number in a text is that of one of the `answers`, or of the completion."""
-    said = number(text)
-    wanted = [number(a) for a in demo.answers or [demo.completion]]
-    return said is not None and any(w is not None and _value(said) == _value(w) for w in wanted)
+    """Whether the last number in a text equals that of one of the `answers`, or of the completion."""
+    answer = number(text)
+    gold = [number(a) for a in demo.answers or [demo.completion]]
+    return answer is not None and any(g is not None and _value(answer) == _value(g) for g in gold)
 
 
-def checker(given: str | AnswerCheck) -> AnswerCheck:
-    """`final`, `number`, one of `tools.checkers` (`game24`, `sorted-words`), or `module:function`, a function of a
-    solution and its `Demo`; or such a function itself.
+def checker(spec: str | AnswerCheck) -> AnswerCheck:
+    """Return the answer check that `spec` names: `final`, `number`, one of `tools.checkers` (`game24`, `sorted-words`)
+    or `module:function`, a function of a solution and its `Demo`; a function is returned unchanged.
 
     Raises:
-        UserError: no such thing; or, when called, what a function of the user's raised.
+        UserError: unknown check; when the returned check is called: the user's function raised an exception.
     """
-    if not isinstance(given, str):
-        return given
-    known = {"final": right, "number": last_number, **checkers.CHECKERS}
-    if given in known:
-        return known[given]
-    found = functions.imported(given, "checker")
+    if not isinstance(spec, str):
+        return spec
+    builtin = {"final": right, "number": last_number, **checkers.CHECKERS}
+    if spec in builtin:
+        return builtin[spec]
+    check = functions.imported(spec, "checker")
 
     def safe(text: str, demo: Demo) -> bool:
         try:
-            return bool(found(text, demo))
+            return bool(check(text, demo))
         except Exception as error:
-            raise UserError(f"{given} raised {type(error).__name__}: {error}") from error
+            raise UserError(f"{spec} raised {type(error).__name__}: {error}") from error
 
     return safe
 
@@ -89,55 +89,55 @@ Extractor = Callable[[str, Demo], str | None]
 
 
 def extractor(spec: str) -> Extractor:
-    """What finds the final answer in a text: of a model, or a record's own completion.
+    """Return a function that finds the final answer in a model's text or in a record's own completion.
 
-    `number` is the one after the first `####`, `answer is` or `answer:`, else the last one; `choice` the first of the
-    record's `choices` that is named; `regex:PATTERN` the first match, or its first group.
+    `number` takes the number after the first `####`, `answer is` or `answer:`, else the last one; `choice` the first of
+    the record's `choices` that occurs; `regex:PATTERN` the first match, or its first group.
 
     Raises:
-        UserError: none of these.
+        UserError: any other `spec`.
     """
     kind, _, pattern = spec.partition(":")
     if spec == "number":
         return lambda text, demo: (
-            number(found[1]) if (found := MARK.search(text)) and number(found[1]) else number(text)
+            number(match[1]) if (match := MARK.search(text)) and number(match[1]) else number(text)
         )
     if spec == "choice":
-        return _named
+        return _first_choice
     if kind != "regex" or not pattern:
-        raise UserError(f"--final-answer {spec}: number, choice or regex:PATTERN is expected")
+        raise UserError(f"--final-answer {spec}: expected number, choice or regex:PATTERN")
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(f"--final-answer {spec}: not a regular expression: {error}") from None
-    return lambda text, demo: (found[1] if compiled.groups else found[0]) if (found := compiled.search(text)) else None
+    return lambda text, demo: (match[1] if compiled.groups else match[0]) if (match := compiled.search(text)) else None
 
 
-def _named(text: str, demo: Demo) -> str | None:
-    """The first choice named in a text, whole words; the longest where several begin at one place."""
-    text, places = words.folded(text), []
+def _first_choice(text: str, demo: Demo) -> str | None:
+    """The first choice that occurs in a text as whole words; the longest if several start at the same position."""
+    text, matches = words.folded(text), []
     for choice in demo.choices or ():
-        if found := re.search(words.whole(re.escape(words.key(choice))), text, re.IGNORECASE):
-            places.append((found.start(), -len(choice), choice))
-    return min(places)[2] if places else None
+        if match := re.search(words.whole(re.escape(words.key(choice))), text, re.IGNORECASE):
+            matches.append((match.start(), -len(choice), choice))
+    return min(matches)[2] if matches else None
 
 
 def checked(spec: str | None, protocols: Sequence[str]) -> None:
-    """Refuse a way of finding final answers that is none, or that nothing would ask for.
+    """Check `--final-answer`: a valid `spec`, and a run with the protocol `answer`, the only one that uses it.
 
     Raises:
-        UserError: it is.
+        UserError: it is invalid, or `answer` is not among the protocols.
     """
     if spec is not None:
         extractor(spec)
         if "answer" not in protocols:
             raise UserError(
-                f"--final-answer {spec}: goes with the protocol answer, this is {', '.join(protocols) or 'none'}"
+                f"--final-answer {spec}: needs the protocol answer; this run uses {', '.join(protocols) or 'none'}"
             )
 
 
 def finals(spec: str, demos: Sequence[Demo]) -> list[list[str]]:
-    """The final answers that count as right, of every record.
+    """Return the accepted final answers of every record.
 
     Raises:
         UserError: a record has none.
@@ -145,12 +145,12 @@ def finals(spec: str, demos: Sequence[Demo]) -> list[list[str]]:
     find = extractor(spec)
     out = []
     for i, demo in enumerate(demos, 1):
-        found = demo.answers or [f for text in (demo.completion, reference(demo)) if (f := find(text, demo))][:1]
-        if not found:
+        gold = demo.answers or [f for text in (demo.completion, reference(demo)) if (f := find(text, demo))][:1]
+        if not gold:
             raise UserError(
                 f"--final-answer {spec}: record {i} has no such answer in its completion: {demo.completion[-60:]!r}"
             )
-        out.append(list(found))
+        out.append(list(gold))
     return out
 
 

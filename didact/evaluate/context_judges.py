@@ -1,4 +1,4 @@
-"""Whether a judge of pairs goes by the context it is given: accuracies with and without, reversal pairs, profiles."""
+"""Whether a judge of pairs uses the context it is given: accuracy with and without it, reversal pairs, profiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROPOSED_TOKENS = 32
 
 
 def by_reward(reward: Callable[[Sequence[str], Sequence[str]], Sequence[float]]) -> Margin:
-    """Differences of rewards."""
+    """A margin that is the difference of two rewards."""
 
     def margin(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
         both = reward([*prompts, *prompts], [*first, *second])
@@ -35,7 +35,7 @@ def by_reward(reward: Callable[[Sequence[str], Sequence[str]], Sequence[float]])
 
 
 def by_letters(model: LM) -> Margin:
-    """A language model asked which is better, A or B, in both orders."""
+    """A margin from a language model that is asked which is better, A or B, in both orders."""
 
     def margin(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
         return [p - 0.5 for p in judges.letters(model, prompts, first, second)]
@@ -44,76 +44,84 @@ def by_letters(model: LM) -> Margin:
 
 
 def margins(
-    judge: Margin, preferences: Sequence[Preference], template: str | None, given: Sequence[str | None] | None = None
+    judge: Margin,
+    preferences: Sequence[Preference],
+    template: str | None,
+    overrides: Sequence[str | None] | None = None,
 ) -> Any:
-    """The judge's margin of chosen over rejected, `(N,)`, under each record's context or those `given`.
+    """The judge's margin of chosen over rejected, `(N,)`, under each record's context, or under `overrides`.
 
-    No template is no context.
+    Without a template, prompts have no context.
     """
-    names = given if given is not None else [p.context for p in preferences]
+    record_contexts = overrides if overrides is not None else [p.context for p in preferences]
     prompts = [
-        contexts.asked(p.prompt, c, template) if template else p.prompt for p, c in zip(preferences, names, strict=True)
+        contexts.asked(p.prompt, c, template) if template else p.prompt
+        for p, c in zip(preferences, record_contexts, strict=True)
     ]
-    found = judge(prompts, [p.chosen for p in preferences], [p.rejected for p in preferences])
-    return torch.tensor(found, dtype=torch.float64)
+    scores = judge(prompts, [p.chosen for p in preferences], [p.rejected for p in preferences])
+    return torch.tensor(scores, dtype=torch.float64)
 
 
 def right(margin: Tensor) -> Any:
-    """1 where the chosen side is above, 0.5 where both are level."""
+    """1 where the chosen side wins, 0.5 for a tie, else 0."""
     return ((margin > 0).double() + 0.5 * (margin == 0).double()).numpy()
 
 
 def accuracies(
     judge: Margin, preferences: Sequence[Preference], template: str, negated: str = ""
 ) -> dict[str, Measure]:
-    """Of records with contexts: right with and without them; both of a reversal pair right; how often contexts turn it.
+    """Accuracy with and without contexts; of reversal pairs, how often both are right and how often the order flips.
 
-    Without contexts whatever scores completions alone is right on exactly half of what is in reversal pairs: any other
-    number there says that the pairs are not complete. `negated`, a template of `{context}`, asks for the opposite:
-    then the other completion is the right one, which a judge that knows the context's words alone never says.
+    A judge that ignores contexts is right on exactly half of the records in reversal pairs: any other value of
+    `reversal_without_context` means that pairs are incomplete. `negated`, a template with `{context}`, asks for the
+    opposite, which makes the other completion right: a judge that only matches the context's words fails there.
     """
-    given, plain = ([p for p in preferences if bool(p.context) is has] for has in (True, False))
+    with_context, without = ([p for p in preferences if bool(p.context) is present] for present in (True, False))
     out = {}
-    if given:
-        known, blind = margins(judge, given, template), margins(judge, given, None)
-        out["with_context"] = mean_measure(right(known), "higher", "pairs right, judged in their context")
+    if with_context:
+        informed, blind = margins(judge, with_context, template), margins(judge, with_context, None)
+        out["with_context"] = mean_measure(right(informed), "higher", "pairs right, judged in their context")
         out["without_context"] = mean_measure(right(blind), "", "the same pairs, the context left out")
         if negated:
-            other = margins(judge, given, template, [negated.format(context=p.context) for p in given])
-            out["negated"] = mean_measure(right(-other), "higher", "the same pairs, the context's opposite asked for")
-        pairs, _ = contexts.reversals(given)
+            opposite = margins(judge, with_context, template, [negated.format(context=p.context) for p in with_context])
+            out["negated"] = mean_measure(
+                right(-opposite), "higher", "the same pairs, asked for the opposite of the context"
+            )
+        pairs, _ = contexts.reversals(with_context)
         if pairs:
             index = torch.tensor(pairs)
-            both = (known[index] > 0).all(1).double().numpy()
-            turned = (known[index[:, 0]] * known[index[:, 1]] > 0).double().numpy()
-            level = right(blind[index.flatten()])
+            both = (informed[index] > 0).all(1).double().numpy()
+            flipped = (informed[index[:, 0]] * informed[index[:, 1]] > 0).double().numpy()
+            blind_right = right(blind[index.flatten()])
             out["both_right"] = mean_measure(both, "higher", "reversal pairs right under both contexts")
-            out["turned"] = mean_measure(turned, "higher", "reversal pairs whose order the contexts turn")
-            out["reversal_without_context"] = mean_measure(level, "", "reversal pairs, contexts left out: .5 exactly")
-    if plain:
-        blind = margins(judge, plain, None)
+            out["turned"] = mean_measure(flipped, "higher", "reversal pairs whose order the contexts flip")
+            out["reversal_without_context"] = mean_measure(
+                blind_right, "", "reversal pairs, contexts left out: .5 exactly"
+            )
+    if without:
+        blind = margins(judge, without, None)
         out["general"] = mean_measure(right(blind), "higher", "pairs right that have no context")
     return out
 
 
 def over(judge: Margin, preferences: Sequence[Preference], choices: Sequence[Sequence[str]], template: str) -> Tensor:
-    """Margins of every record under each of its own contexts, `(N, m)`."""
-    each = [(p, c) for p, own in zip(preferences, choices, strict=True) for c in own]
-    found = margins(judge, [p for p, _ in each], template, [c for _, c in each])
-    return torch.as_tensor(found).view(len(preferences), -1)
+    """Margins of every record under each of its `choices` of contexts, `(N, m)`."""
+    pairs = [(p, c) for p, own in zip(preferences, choices, strict=True) for c in own]
+    scores = margins(judge, [p for p, _ in pairs], template, [c for _, c in pairs])
+    return torch.as_tensor(scores).view(len(preferences), -1)
 
 
 def proposed(model: LM, preferences: Sequence[Preference], count: int, seed: int = 0) -> list[list[str]]:
-    """Contexts that a model proposes for every prompt, sampled; a reply without words is an empty context."""
+    """Sample `count` contexts from a model for every prompt; a blank reply is an empty context."""
     prompts = [PROPOSE.format(prompt=p.prompt) for p in preferences]
     replies = model.generate(prompts, PROPOSED_TOKENS, temperature=1.0, stop=("\n",), seed=seed, n=count)
     return [[text.strip() for text in row] for row in replies]
 
 
 def likeliest(
-    judge: Margin, shown: Sequence[Preference], candidates: Sequence[str], template: str
+    judge: Margin, judged: Sequence[Preference], candidates: Sequence[str], template: str
 ) -> tuple[int, Tensor]:
-    """Which context explains somebody's judgements best, and `p(z)` of all, alike before: from sums of log sigmoid."""
-    z = over(judge, shown, [candidates] * len(shown), template)
+    """Index of the context that best explains the judgements, and `p(z)`: uniform prior, sums of log sigmoid."""
+    z = over(judge, judged, [candidates] * len(judged), template)
     logp = -preference.pairwise(z).sum(0)
     return int(logp.argmax()), logp.softmax(0)

@@ -1,7 +1,7 @@
-"""What an in-context learner does as examples come in: curves by position with intervals, how much it improves within
-a sequence, which of Kirsch's regimes that is, and the alarm when it does better than is possible.
+"""Learning curves of an in-context learner: values by position with intervals, the improvement within a sequence,
+which of Kirsch's regimes that is, and an error if it does better than is possible.
 
-Values are `(B, T)`: one number (right or not, a squared error) for every sequence at every position.
+Values are `(B, T)`: one number (correct or not, a squared error) for every sequence at every position.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from didact.evaluate import statistics
 from didact.evaluate.statistics import Interval
 from didact.types import UserError
 
-ENOUGH = 0.05  # less improvement within a sequence is none
-ALARM = 1e-4  # p-value under which chance is ruled out where nothing but chance is possible
+ENOUGH = 0.05  # a smaller improvement within a sequence counts as none
+ALARM = 1e-4  # p-value below which an accuracy is not chance, where only chance is possible
 
 
 def curve(values: Tensor) -> dict[str, list[float]]:
@@ -24,7 +24,7 @@ def curve(values: Tensor) -> dict[str, list[float]]:
 
 
 def last_quarter(values: Tensor) -> Tensor:
-    """The mean over the last quarter of the positions of every sequence, `(B,)`."""
+    """Mean over the last quarter of the positions of every sequence, `(B,)`."""
     return values[:, -max(1, values.shape[1] // 4) :].double().mean(1)
 
 
@@ -39,12 +39,12 @@ def level(hits: Tensor) -> Interval:
 
 
 def regime(seen: Tensor, unseen: Tensor, chance: float) -> str:
-    """What was learned: a learning algorithm, to tell the tasks of training apart, those tasks by heart, or nothing.
+    """Name what was learned: a learning algorithm, identifying training tasks, memorising them, or nothing.
 
     Args:
-        seen: right or not on the tasks of training, other examples.
-        unseen: on fresh tasks.
-        chance: what guessing is right in.
+        seen: correct or not on training tasks, with other examples.
+        unseen: the same on fresh tasks.
+        chance: accuracy of guessing.
     """
     if improvement(unseen).low > ENOUGH:
         return "learning to learn"
@@ -54,10 +54,10 @@ def regime(seen: Tensor, unseen: Tensor, chance: float) -> str:
 
 
 def check_chance(hits: Tensor, chance: float, where: str) -> None:
-    """Stop where guesses are right too often: at the first position of fresh tasks, and wherever labels are random.
+    """Check predictions that can only be guesses: at the first position of fresh tasks, and wherever labels are random.
 
     Raises:
-        UserError: more are right than chance allows; labels leak into what is predicted from.
+        UserError: accuracy is above chance, so labels leak into the inputs.
     """
     right, n = int(hits.sum()), hits.numel()
     if stats.binomtest(right, n, min(chance, 1.0), alternative="greater").pvalue < ALARM:
@@ -67,16 +67,16 @@ def check_chance(hits: Tensor, chance: float, where: str) -> None:
 
 
 def check_floor(errors: Tensor, floor: Tensor, where: str) -> Interval:
-    """The excess over a floor that nothing can beat, paired by sequence, in mean over positions `(B, T)`.
+    """The excess of errors `(B, T)` over a floor that nothing can beat, averaged over positions, paired by sequence.
 
     Raises:
         UserError: it is below zero by more than three standard errors: the target leaks, or prompts are not fresh.
     """
     excess = (errors - floor).double().mean(1).cpu().numpy()
-    found = statistics.mean_interval(excess)
-    if found.estimate < -3 * stats.sem(excess):
+    interval = statistics.mean_interval(excess)
+    if interval.estimate < -3 * stats.sem(excess):
         raise UserError(
-            f"{where}: loss {found.estimate:.2g} below the exact floor, more than three standard errors: no predictor "
-            "can do that on fresh prompts, so the target leaks or prompts are those of training"
+            f"{where}: loss {interval.estimate:.2g} below the exact floor, more than three standard errors: no "
+            "predictor can do that on fresh prompts, so the target leaks or the prompts are training prompts"
         )
-    return found
+    return interval

@@ -1,10 +1,10 @@
-"""Attention to demonstrations as an update of weights, and how like the update is to that of fine-tuning on them.
+"""Attention to demonstrations as an implicit weight update, and its similarity to fine-tuning on them.
 
 Exact, without softmax: attention over demonstrations X' and query text X is `(W_ZSL + dW_ICL) q` with
-`dW_ICL = sum_i (W_V x'_i)(W_K x'_i)^T`; with it, `(1 - lambda) Attn(X) + lambda Attn(X')`, lambda the share of
-attention that demonstrations get. What is measured is another matter: whether ICL and fine-tuning change a model's
-attention alike, and more alike than fine-tuning on wrong labels, on other text, or than both do in a model that has
-learnt nothing.
+`dW_ICL = sum_i (W_V x'_i)(W_K x'_i)^T`; with softmax, `(1 - lambda) Attn(X) + lambda Attn(X')`, lambda the share of
+attention on the demonstrations. The empirical question is separate: whether ICL and fine-tuning change a model's
+attention similarly, and more so than ICL and fine-tuning on wrong labels or on other text, or than both in an
+untrained model.
 
 Sources: Dai et al. 2023, arXiv:2212.10559; the controls: Deutch et al. 2024, arXiv:2311.07772.
 """
@@ -30,12 +30,12 @@ from didact.models import attention, projections
 from didact.models.attention import Seen
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
-SURELY = 0.02  # a similarity that is surely no more than this above a control is not supported
+SURELY = 0.02  # not supported: the interval of the difference to a control ends below this
 
 
 def implicit_update(values: Tensor, keys: Tensor) -> Tensor:
-    """`dW = sum_i v_i k_i^T`, `(o, d)`, of values `(N, o)` and keys `(N, d)`: what a linear layer trained by gradient
-    descent adds (v_i the errors times minus the rate, k_i the inputs), and what unnormalised attention applies to a
+    """`dW = sum_i v_i k_i^T`, `(o, d)`, of values `(N, o)` and keys `(N, d)`: the update that gradient descent makes to
+    a linear layer (v_i the errors times minus the rate, k_i the inputs), and that unnormalised attention applies to a
     query."""
     return values.T @ keys
 
@@ -46,8 +46,8 @@ def linear_attention(values: Tensor, keys: Tensor, query: Tensor) -> Tensor:
 
 
 class Parts(NamedTuple):
-    """One layer's last place: the share of attention on demonstrations `(H,)`, and what each head reads there and
-    elsewhere `(H, d)`."""
+    """One layer at the last position: the share of attention on demonstrations `(H,)`, and each head's mean value over
+    the demonstrations (`shown`) and over the other columns (`rest`), `(H, d)`."""
 
     share: Tensor
     shown: Tensor
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 
 
 def split(layer: Seen, demos: slice) -> Parts:
-    """Attention as a mixture: what it reads in the demonstrations' columns and in the others."""
+    """Split attention into a mixture of the demonstrations' columns and the others."""
     weights, values = layer.weights()[0].double(), layer.value[0].double()
     inside = torch.zeros(weights.shape[-1], dtype=torch.bool)
     inside[demos] = True
@@ -65,8 +65,8 @@ def split(layer: Seen, demos: slice) -> Parts:
 
 
 class Traces(NamedTuple):
-    """What a model does at the last place of a prompt: every layer's update of the stream `(L, D)`, and its scores of
-    the columns of the prompt `(L, H, S)`; `seen` are the layers themselves."""
+    """A model at the last position of a prompt: every layer's update of the residual stream `(L, D)`, its attention
+    scores over the prompt's columns `(L, H, S)`, and the recorded layers (`seen`)."""
 
     updates: Tensor
     scores: Tensor
@@ -74,7 +74,7 @@ class Traces(NamedTuple):
 
 
 def trace(reader: LanguageReader, prompt: Sequence[int], model: Any = None) -> Traces:
-    """One pass over a prompt."""
+    """Run the model once over a prompt and record its attention."""
     module = (model or reader.model).module
     ids = torch.tensor([list(prompt)], device=(model or reader.model).device)
     with torch.no_grad(), attention.recorded(module) as tape:
@@ -85,7 +85,7 @@ def trace(reader: LanguageReader, prompt: Sequence[int], model: Any = None) -> T
 
 @dataclasses.dataclass
 class Before:
-    """An episode before any tuning: readings, and of every query its prompts and traces with and without
+    """An episode before fine-tuning: readings, and for every query its prompts and traces without and with
     demonstrations."""
 
     zero: Reading
@@ -96,7 +96,7 @@ class Before:
 
 
 def before(reader: LanguageReader, episode: Episode) -> Before:
-    """What ICL and ZSL do."""
+    """Read an episode with demonstrations (ICL) and without (zero-shot, ZSL)."""
     alone, whole = ([row[0].prompt for row in reader.rows(e)] for e in (unshown(episode), episode))
     prompts = list(zip(alone, whole, strict=True))
     traces = [(trace(reader, a), trace(reader, b)) for a, b in prompts]
@@ -104,8 +104,8 @@ def before(reader: LanguageReader, episode: Episode) -> Before:
 
 
 class After(NamedTuple):
-    """An episode after fine-tuning: the reading, traces of the queries without demonstrations, the queries that every
-    layer asked with while it learnt, `(H, T, d)` a lesson, and the size of the update, relative to the weights."""
+    """An episode after fine-tuning: the reading, traces of the queries without demonstrations, each layer's attention
+    queries in the last epoch (`asked`, `(H, T, d)` a lesson), and the size of the update relative to the weights."""
 
     reading: Reading
     traces: list[Traces]
@@ -113,8 +113,8 @@ class After(NamedTuple):
     size: float
 
 
-def after(reader: LanguageReader, episode: Episode, known: Before, way: Way, rows: Sequence[TokenizedExample]) -> After:
-    """Fine-tune on these rows, look, and put the weights back."""
+def after(reader: LanguageReader, episode: Episode, base: Before, way: Way, rows: Sequence[TokenizedExample]) -> After:
+    """Fine-tune on these rows, read the episode, and restore the weights."""
     parts = projections.parts(reader.model, way.which)
     start = [part.weight.detach().clone() for part in parts]
     reader.tokens_read += 3 * way.how.epochs * sum(r.size for r in rows)
@@ -124,13 +124,13 @@ def after(reader: LanguageReader, episode: Episode, known: Before, way: Way, row
             pass
         next(training)
     try:
-        asked = [[s.query[i] for s in layers] for layers in tape.passes for i in range(layers[0].query.shape[0])]
-        moved = sum(float((p.weight.detach() - w).square().sum()) for p, w in zip(parts, start, strict=True))
-        size = math.sqrt(moved / sum(float(w.square().sum()) for w in start))
+        queries = [[s.query[i] for s in layers] for layers in tape.passes for i in range(layers[0].query.shape[0])]
+        change = sum(float((p.weight.detach() - w).square().sum()) for p, w in zip(parts, start, strict=True))
+        size = math.sqrt(change / sum(float(w.square().sum()) for w in start))
         return After(
             reader.read(unshown(episode)),
-            [trace(reader, alone) for alone, _ in known.prompts],
-            asked[-len(rows) :],
+            [trace(reader, alone) for alone, _ in base.prompts],
+            queries[-len(rows) :],
             size,
         )
     finally:
@@ -140,83 +140,83 @@ def after(reader: LanguageReader, episode: Episode, known: Before, way: Way, row
 # --- the measures -----------------------------------------------------------------------------------------
 
 
-def updates_alike(known: Before, tuned: Sequence[Tensor]) -> Tensor:
-    """SimAOU by layer `(L,)`: cosines of ICL's and a tuned model's change of every attention's output, over queries."""
+def updates_alike(base: Before, tuned: Sequence[Tensor]) -> Tensor:
+    """SimAOU by layer `(L,)`: cosine of ICL's and the tuned model's change of attention outputs, mean over queries."""
     rows = [
-        similarity.update_cosine(icl.updates, other, zero.updates)
-        for (zero, icl), other in zip(known.traces, tuned, strict=True)
+        similarity.update_cosine(icl.updates, update, zero.updates)
+        for (zero, icl), update in zip(base.traces, tuned, strict=True)
     ]
     return torch.stack(rows).mean(0)
 
 
-def random_updates(known: Before, kind: Literal["uniform", "normal"], seed: int) -> list[Tensor]:
-    """The paper's baseline, tuned attention whose change is random: uniform on [0, 1), or normal."""
+def random_updates(base: Before, kind: Literal["uniform", "normal"], seed: int) -> list[Tensor]:
+    """The paper's baseline: attention outputs changed at random, uniform on [0, 1) or normal."""
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand if kind == "uniform" else torch.randn
     out = []
-    for zero, _ in known.traces:
-        start = torch.nn.functional.normalize(zero.updates, dim=-1)
-        out.append(start + 1e-3 * draw(start.shape, generator=generator))  # small: its own length counts for nothing
+    for zero, _ in base.traces:
+        unit = torch.nn.functional.normalize(zero.updates, dim=-1)
+        out.append(unit + 1e-3 * draw(unit.shape, generator=generator))  # small: only the noise's direction counts
     return out
 
 
-def scores_alike(known: Before, others: Sequence[Traces]) -> float:
-    """SimAM: cosine of the scores of the query's own tokens behind demonstrations and of a model that sees none."""
-    found = []
-    for (_, icl), other in zip(known.traces, others, strict=True):
-        own = other.scores.shape[-1] - 1  # without the start token
-        a, b = icl.scores[..., -own:].double(), other.scores[..., 1:].double()
-        found.append(float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean()))
-    return float(np.mean(found))
+def scores_alike(base: Before, without: Sequence[Traces]) -> float:
+    """SimAM: cosine of the attention scores of the query's own tokens, with demonstrations and `without`."""
+    cosines = []
+    for (_, icl), traces in zip(base.traces, without, strict=True):
+        length = traces.scores.shape[-1] - 1  # without the start token
+        a, b = icl.scores[..., -length:].double(), traces.scores[..., 1:].double()
+        cosines.append(float(torch.nn.functional.cosine_similarity(a, b, dim=-1).mean()))
+    return float(np.mean(cosines))
 
 
-def ranks_alike(known: Before, tuned: After) -> float:
+def ranks_alike(base: Before, tuned: After) -> float:
     """Kendall's tau between ICL's attention to the demonstrations' tokens and the products of the tuned model's query
-    with those it asked with while it learnt; NaN where the tokens cannot be told in the prompt."""
-    found = []
-    for (_, whole), (_, icl), now in zip(known.prompts, known.traces, tuned.traces, strict=True):
-        places = _located(whole, known.lessons)
-        if places is None:
+    with its queries during fine-tuning; NaN if the tokens cannot be located in the prompt."""
+    taus = []
+    for (_, whole), (_, icl), traces in zip(base.prompts, base.traces, tuned.traces, strict=True):
+        spans = _locate(whole, base.lessons)
+        if spans is None:
             return math.nan
-        columns = torch.tensor([c for run in places for c in run])
+        columns = torch.tensor([c for span in spans for c in span])
         for layer in range(icl.scores.shape[0]):
-            shown = icl.scores[layer].sum(0)[columns].double().softmax(-1)
-            last = now.seen[layer].query[0, :, -1]
-            # Of a lesson it read all tokens but the last, which only labels; the start token is left out.
-            learnt = [
-                torch.einsum("hd,htd->t", last, own[layer][:, 1 : len(run)])
-                for own, run in zip(tuned.asked, places, strict=True)
+            attended = icl.scores[layer].sum(0)[columns].double().softmax(-1)
+            last = traces.seen[layer].query[0, :, -1]
+            # Training read all tokens of a lesson but the last, which is only a label; the start token is left out.
+            products = [
+                torch.einsum("hd,htd->t", last, queries[layer][:, 1 : len(span)])
+                for queries, span in zip(tuned.asked, spans, strict=True)
             ]
-            read = torch.cat([torch.nn.functional.pad(x, (0, 1), value=math.nan) for x in learnt])
-            kept = ~read.isnan().cpu()
-            found.append(similarity.kendall(shown[kept], read.cpu()[kept].double()))
-    return float(np.mean(found))
+            product = torch.cat([torch.nn.functional.pad(x, (0, 1), value=math.nan) for x in products])
+            valid = ~product.isnan().cpu()
+            taus.append(similarity.kendall(attended[valid], product.cpu()[valid].double()))
+    return float(np.mean(taus))
 
 
-def _located(prompt: Sequence[int], lessons: Sequence[TokenizedExample]) -> list[range] | None:
-    """The columns of every demonstration's tokens in a prompt."""
-    out, at = [], 0
+def _locate(prompt: Sequence[int], lessons: Sequence[TokenizedExample]) -> list[range] | None:
+    """The columns of every demonstration's tokens in a prompt; None if one is missing."""
+    spans, position = [], 0
     for row in lessons:
         text = (row.prompt + row.completion)[1:]
-        at = next((i for i in range(at, len(prompt)) if tuple(prompt[i : i + len(text)]) == text), -1)
-        if at < 0:
+        position = next((i for i in range(position, len(prompt)) if tuple(prompt[i : i + len(text)]) == text), -1)
+        if position < 0:
             return None
-        out.append(range(at, at + len(text)))
-        at += len(text)
-    return out
+        spans.append(range(position, position + len(text)))
+        position += len(text)
+    return spans
 
 
-def demonstrated(known: Before) -> dict[str, Any]:
-    """How much attention goes to the demonstrations, by layer, and how exactly attention is the mixture."""
+def demonstrated(base: Before) -> dict[str, Any]:
+    """The share of attention on the demonstrations by layer, and the largest error of the mixture identity."""
     shares, error = [], 0.0
-    for (alone, whole), (_, icl) in zip(known.prompts, known.traces, strict=True):
+    for (alone, whole), (_, icl) in zip(base.prompts, base.traces, strict=True):
         columns = slice(1, len(whole) - len(alone) + 1)
         row = []
         for layer in icl.seen:
-            found = split(layer, columns)
-            mixed = (1 - found.share)[:, None] * found.rest + found.share[:, None] * found.shown
+            parts = split(layer, columns)
+            mixed = (1 - parts.share)[:, None] * parts.rest + parts.share[:, None] * parts.shown
             error = max(error, float((mixed - layer.heads[0, -1].double()).abs().max()))
-            row.append(float(found.share.mean()))
+            row.append(float(parts.share.mean()))
         shares.append(row)
     return {"share": np.mean(shares, 0), "error": error}
 
@@ -225,31 +225,31 @@ def demonstrated(known: Before) -> dict[str, Any]:
 
 
 def supported(value: Sequence[float], controls: dict[str, Sequence[float]]) -> tuple[Verdict, dict[str, Any]]:
-    """Whether a similarity is above every control, by paired intervals over draws.
+    """Decide whether a similarity is above every control, by paired intervals of the difference over draws.
 
     Supported: every interval lies above 0. Not supported: one lies below `SURELY`. Else inconclusive.
     """
-    apart = {name: statistics.paired_interval(value, other) for name, other in controls.items()}
-    said: Verdict = "inconclusive"
-    if all(i.low > 0 for i in apart.values()):
-        said = "supported"
-    elif any(i.high < SURELY for i in apart.values()):
-        said = "not supported"
-    return said, {name: interval._asdict() for name, interval in apart.items()}
+    intervals = {name: statistics.paired_interval(value, control) for name, control in controls.items()}
+    verdict: Verdict = "inconclusive"
+    if all(i.low > 0 for i in intervals.values()):
+        verdict = "supported"
+    elif any(i.high < SURELY for i in intervals.values()):
+        verdict = "not supported"
+    return verdict, {name: interval._asdict() for name, interval in intervals.items()}
 
 
 def relabelled(episode: Episode, seed: int) -> Episode:
-    """The same demonstrations, each with a wrong one of its own choices."""
+    """Return the episode with every demonstration's label replaced by a wrong one of its choices."""
     rng = np.random.default_rng([seed, 192])
     demos = []
     for d in episode.demos:
-        others = [c for c in d.choices if words.key(c) != words.key(d.completion)]
-        demos.append(dataclasses.replace(d, completion=others[rng.integers(len(others))]))
+        wrong_choices = [c for c in d.choices if words.key(c) != words.key(d.completion)]
+        demos.append(dataclasses.replace(d, completion=wrong_choices[rng.integers(len(wrong_choices))]))
     return episode._replace(demos=tuple(demos))
 
 
 def unrelated(lessons: Sequence[TokenizedExample], tokens: Sequence[int], seed: int) -> list[TokenizedExample]:
-    """Rows as long as these, of other text."""
+    """Return rows of the same lengths as `lessons` from other text."""
     rng = np.random.default_rng([seed, 193])
     out = []
     for row in lessons:

@@ -1,7 +1,7 @@
-"""Few-shot evaluation: K demonstrations before every item, scored by GPT-3's rules, with honest intervals.
+"""Few-shot evaluation: K demonstrations before every item, scored by GPT-3's rules, with clustered intervals.
 
-Every item is measured at every K and every draw of demonstrations; what comes out is a matrix (items, draws) a K,
-whose mean has an interval clustered by both.
+Every item is scored at every K and every draw of demonstrations; the mean of each K's matrix (items, draws) has an
+interval clustered by both.
 
 Source: Brown et al. 2020, arXiv:2005.14165, section 2.4.
 """
@@ -24,8 +24,8 @@ from didact.models.model import Model
 from didact.types import LM, Demo, Record, Result, Text, UserError, as_row
 
 Chosen = Literal["token", "sum", "character", "unconditional", "auto"]
-SHOWN = 3  # answers
-AUTO: tuple[rank.Rule, ...] = ("token", "unconditional")  # what the paper chose between, on dev sets
+SHOWN = 3  # sample answers in the result
+AUTO: tuple[rank.Rule, ...] = ("token", "unconditional")  # the paper chose between these, on dev sets
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     rule: Chosen,
     by: str,
 ) -> Result:
-    """The whole evaluation: K and rule chosen on `dev`, items asked, intervals, warnings, contamination.
+    """Run the evaluation: choose K and rule on `dev`, score the items, report intervals, warnings, contamination.
 
     Demonstrations come from `train`, else `dev`, else the items themselves, each left out of its own prompt.
     """
@@ -55,11 +55,13 @@ def evaluate(
     if dev:
         if fewshot_scores.choices(dev) != choice:
             raise UserError("dev and test: either both have choices or neither")
-        tried = asker.outcomes(dev)
-        # The first of equals: fewer demonstrations, and the default rule.
-        order = [(k, r) for k in sorted(setup.shots) for r in rules]
-        k, name = max(order, key=lambda at: tried[at[0]].right[at[1]].mean())
-        result.findings["dev"] = {r: {str(k): float(tried[k].right[r].mean()) for k in setup.shots} for r in rules}
+        dev_outcomes = asker.outcomes(dev)
+        # Ties go to fewer demonstrations and to the default rule.
+        candidates = [(k, r) for k in sorted(setup.shots) for r in rules]
+        k, name = max(candidates, key=lambda pair: dev_outcomes[pair[0]].right[pair[1]].mean())
+        result.findings["dev"] = {
+            r: {str(k): float(dev_outcomes[k].right[r].mean()) for k in setup.shots} for r in rules
+        }
     outcomes = asker.outcomes(items)
     fewshot_findings.report(result, len(items), outcomes, k, name)
     on = "dev" if dev else "nothing: the most demonstrations"
@@ -70,8 +72,8 @@ def evaluate(
     }
     result.warnings += _warnings(items, outcomes, k, name, setup, train, lm)
     result.samples = [
-        {"part": "test", "prompt": r.prompt, "wanted": r.completion, "after": said}
-        for r, said in list(zip(items, outcomes[k].answers[name], strict=True))[:SHOWN]
+        {"part": "test", "prompt": r.prompt, "wanted": r.completion, "after": answer}
+        for r, answer in list(zip(items, outcomes[k].answers[name], strict=True))[:SHOWN]
     ]
     if choice:
         fewshot_findings.guessing(result, items, outcomes[k].answers[name])
@@ -86,7 +88,7 @@ def evaluate(
 
 
 def predictor(model: Model | LM, demos: Sequence[Demo], shots: int, setup: Setup, rule: rank.Rule, by: str) -> Any:
-    """`predict(prompts, choices=None) -> answers`: each prompt behind its own draw of demonstrations."""
+    """`predict(prompts, choices=None) -> answers`: each prompt after its own draw of demonstrations."""
 
     def predict(prompts: Sequence[str], choices: Sequence[Sequence[str]] | None = None) -> list[str]:
         lm = language_models.need(model, "score" if choices else "generate", by=by)
@@ -110,14 +112,14 @@ def _warnings(
     out = []
     for k, outcome in sorted(outcomes.items()):
         if share := float((outcome.used < k).mean()):
-            least = int(outcome.used.min())
-            out.append(f"K = {k}: {share:.0%} of the prompts have fewer demonstrations (down to {least}): "
+            fewest = int(outcome.used.min())
+            out.append(f"K = {k}: {share:.0%} of the prompts have fewer demonstrations (down to {fewest}): "
                        "no more fit the context, or there are no more")  # fmt: skip
     if cut := outcomes[min(outcomes)].cut:
-        out.append(f"{cut} items do not fit the context even without demonstrations and are cut on their left")
-    asked = {demonstrations.key(r) for r in items}
-    if same := sum(demonstrations.key(r) in asked for r in train or ()):
-        out.append(f"{same} records of train ask what a test item asks; none is shown to it, but the sets overlap")
+        out.append(f"{cut} items do not fit the context even without demonstrations and are truncated on the left")
+    test_keys = {demonstrations.key(r) for r in items}
+    if shared := sum(demonstrations.key(r) in test_keys for r in train or ()):
+        out.append(f"{shared} records of train repeat a test item's prompt: never shown to it, but the sets overlap")
     chosen = outcomes[best]
     for rule, right in chosen.right.items():
         gap = statistics.two_way(chosen.right[name] - right)
@@ -126,7 +128,7 @@ def _warnings(
             out.append(f"rules disagree at K = {best}: {rule} would give {right.mean():.3f}, {name} gives "
                        f"{chosen.right[name].mean():.3f} ({differ:.0%} of the answers differ)")  # fmt: skip
     if setup.draws == 1 and max(outcomes) > 0 and not setup.fresh:
-        out.append("one draw shared by all items: the interval leaves out what other demonstrations would change")
+        out.append("one draw shared by all items: the interval leaves out the variance over demonstrations")
     if not fewshot_scores.choices(items) and setup.beams > 1 and not isinstance(lm, language_models.Local):
         out.append(f"{lm.name} has no beam search: answers are greedy")
     return out
@@ -135,22 +137,22 @@ def _warnings(
 def _records(
     items: Sequence[Demo], outcomes: Mapping[int, Outcome], best: int, name: str, dirty: NDArray[np.bool_] | None
 ) -> list[Record]:
-    """One record an item: its answer, its scores by every rule, and how it went at every K."""
+    """One record an item: its answer, its scores by every rule, and whether it is right at every K."""
     out: list[Record] = []
-    at = outcomes[best]
+    chosen = outcomes[best]
     for i, record in enumerate(items):
-        more: dict[str, Any] = {
+        details: dict[str, Any] = {
             "shots": best,
             "rule": name,
-            "said": at.answers[name][i],
-            "right": float(at.right[name][i].mean()),
+            "said": chosen.answers[name][i],
+            "right": float(chosen.right[name][i].mean()),
             "right_by_shots": {str(k): float(o.right[name][i].mean()) for k, o in sorted(outcomes.items())},
-            "shots_used": [int(u) for u in at.used[i]],
+            "shots_used": [int(u) for u in chosen.used[i]],
         }
-        if at.scores:
-            more["scores"] = {rule: rows[i] for rule, rows in at.scores.items()}
+        if chosen.scores:
+            details["scores"] = {rule: rows[i] for rule, rows in chosen.scores.items()}
         if dirty is not None:
-            more["clean"] = not bool(dirty[i])
-        kept = {k: v for k, v in as_row(record).items() if k not in record.extra}
-        out.append(Demo(**kept, extra=record.extra | more))
+            details["clean"] = not bool(dirty[i])
+        fields = {k: v for k, v in as_row(record).items() if k not in record.extra}
+        out.append(Demo(**fields, extra=record.extra | details))
     return out

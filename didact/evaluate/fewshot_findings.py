@@ -1,4 +1,4 @@
-"""What a few-shot evaluation found, as metrics and findings: accuracy over K, gains, rules, clean and dirty items."""
+"""Metrics and findings of a few-shot evaluation: accuracy over K, gains, rules, clean and dirty items."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from didact.evaluate.fewshot_scores import Floats, Outcome
 from didact.evaluate.statistics import Interval
 from didact.types import Demo, Metric, Result
 
-LABELS = 20  # at most in a confusion matrix
+LABELS = 20  # most labels of a confusion matrix
 
 
 def report(result: Result, n: int, outcomes: Mapping[int, Outcome], best: int, name: str) -> None:
-    """Metrics, curves over K, and the gain over the fewest demonstrations.
+    """Add metrics, curves over K, and the gain over the fewest demonstrations.
 
     Args:
-        result: where they go.
-        n: items.
-        outcomes: by K.
+        result: the result to add to.
+        n: number of items.
+        outcomes: outcomes by K.
         best: the chosen K.
         name: the chosen rule, or the metric of free answers.
     """
@@ -45,8 +45,8 @@ def report(result: Result, n: int, outcomes: Mapping[int, Outcome], best: int, n
     }
 
 
-def guessing(result: Result, items: Sequence[Demo], said: Sequence[str]) -> None:
-    """What guessing gives beside the accuracy; and which label was taken for which, where all items have the same."""
+def guessing(result: Result, items: Sequence[Demo], answers: Sequence[str]) -> None:
+    """Add the accuracy of guessing and, where all items have the same labels, the confusion matrix."""
     chance = sum(1 / len(demonstrations.options(item)) for item in items) / len(items)
     result.findings["chance"] = chance
     accuracy = result.metrics["accuracy"]
@@ -54,14 +54,14 @@ def guessing(result: Result, items: Sequence[Demo], said: Sequence[str]) -> None
         result.warnings.append(f"accuracy {accuracy.after:.3f} is not shown to be above guessing ({chance:.3f})")
     labels = list(dict.fromkeys(words.key(c) for item in items for c in demonstrations.options(item)))
     if len(labels) <= LABELS and all(len(demonstrations.options(item)) == len(labels) for item in items):
-        count = {right: dict.fromkeys(labels, 0) for right in labels}
-        for item, answer in zip(items, said, strict=True):
-            count[words.key(demonstrations.options(item)[demonstrations.gold(item)])][words.key(answer)] += 1
-        result.findings["confusion (a row is the right label, a column the answer)"] = count
+        confusion = {right: dict.fromkeys(labels, 0) for right in labels}
+        for item, answer in zip(items, answers, strict=True):
+            confusion[words.key(demonstrations.options(item)[demonstrations.gold(item)])][words.key(answer)] += 1
+        result.findings["confusion (a row is the right label, a column the answer)"] = confusion
 
 
 def contaminated(result: Result, right: Floats, audit: Audit) -> None:
-    """Accuracy on all, clean and dirty items, from `right (items, draws)`; says where the model is better on dirty."""
+    """Add accuracy on all, clean and dirty items, from `right (items, draws)`, and a warning if any are dirty."""
     dirty = audit.dirty
     parts = {"all": right, "clean": right[~dirty], "dirty": right[dirty]}
     intervals = {part: statistics.two_way(v, share=True) for part, v in parts.items() if len(v)}
@@ -69,11 +69,11 @@ def contaminated(result: Result, right: Floats, audit: Audit) -> None:
         if part in intervals:
             text = f"{part} items, as accuracy"
             result.metrics[f"accuracy_{part}"] = _metric(intervals[part], len(parts[part]), text)
-    everything = float(right.mean())
-    change = (float(parts["clean"].mean()) - everything) / everything if "clean" in intervals and everything else None
+    overall = float(right.mean())
+    change = (float(parts["clean"].mean()) - overall) / overall if "clean" in intervals and overall else None
     result.findings["contamination"] = {
         "n": audit.n, "dirty": int(dirty.sum()), "share": audit.share,
-        "accuracy": {part: of._asdict() | {"items": len(parts[part])} for part, of in intervals.items()},
+        "accuracy": {part: interval._asdict() | {"items": len(parts[part])} for part, interval in intervals.items()},
         "relative_change": change,  # (clean - all) / all, the paper's
     }  # fmt: skip
     if not dirty.any():
@@ -81,15 +81,15 @@ def contaminated(result: Result, right: Floats, audit: Audit) -> None:
     text = f"{audit.share:.0%} of the test items share {audit.n} words in a row with the corpus"
     if "clean" in intervals and len(parts["dirty"]) > 1 < len(parts["clean"]):
         gap = statistics.welch_interval(parts["dirty"].mean(1), parts["clean"].mean(1))
-        by = f"{parts['dirty'].mean() - parts['clean'].mean():+.3f}"
-        helped = "and the model is better on them" if gap.low > 0 else "with no clear effect on accuracy"
-        text += f", {helped} ({by}, 95 % [{gap.low:.3f}, {gap.high:.3f}])"
+        difference = f"{parts['dirty'].mean() - parts['clean'].mean():+.3f}"
+        effect = "and the model is better on them" if gap.low > 0 else "with no clear effect on accuracy"
+        text += f", {effect} ({difference}, 95 % [{gap.low:.3f}, {gap.high:.3f}])"
     result.warnings.append(text)
 
 
-def _metric(of: Interval, n: int, text: str, before: float | None = None) -> Metric:
-    ci = None if math.isnan(of.low) else (of.low, of.high)
-    return Metric(after=of.estimate, before=before, n=n, ci=ci, better="higher", help=text)
+def _metric(interval: Interval, n: int, text: str, before: float | None = None) -> Metric:
+    ci = None if math.isnan(interval.low) else (interval.low, interval.high)
+    return Metric(after=interval.estimate, before=before, n=n, ci=ci, better="higher", help=text)
 
 
 def _curve(values: Mapping[int, Floats]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Asks a model items behind demonstrations: choices scored by GPT-3's rules, free answers generated and compared."""
+"""Ask a model items with demonstrations: choices scored by GPT-3's rules, free answers generated and compared."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from didact.types import LM, Cost, Demo, UserError
 
 Floats = NDArray[np.float64]
 RULES: tuple[rank.Rule, ...] = get_args(rank.Rule)
-TIE = 1e-6  # nats: scores nearer than this are equal
+TIE = 1e-6  # nats: scores closer than this are tied
 
 
 @dataclass
 class Outcome:
-    """What items gave at one K.
+    """Results of the items at one K.
 
-    `right` is `{rule: (items, draws)}` in [0, 1] (free-form answers have one rule, the metric); `answers` those of the
-    first draw, `scores` its scores of all choices; `used` how many demonstrations stood in the prompt
-    `(items, draws)`, `cut` how many queries do not fit the context even alone.
+    `right` is `{rule: (items, draws)}` in [0, 1] (free-form answers have one rule, the metric); `answers` are those of
+    the first draw, `scores` its scores of all choices; `used` is the number of demonstrations in the prompt
+    `(items, draws)`, `cut` the number of queries that do not fit the context even alone.
     """
 
     shots: int
@@ -40,21 +40,21 @@ class Outcome:
 
 
 class Asker:
-    """Asks one model items with demonstrations from one pool, and counts what that costs.
+    """Asks one model items with demonstrations from one pool, and counts the cost.
 
     Args:
         lm: the model, with `score` for choices or `generate` for free answers.
-        pool: where demonstrations come from; an item that stands in it is never shown to itself.
-        setup: how.
-        shown: which demonstrations an item is shown, where they are not drawn at random.
+        pool: the demonstrations; an item of the pool is never its own demonstration.
+        setup: how items are asked.
+        selection: selects an item's demonstrations in place of a random draw.
     """
 
-    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup, shown: Shown | None = None) -> None:
+    def __init__(self, lm: LM, pool: Sequence[Demo], setup: Setup, selection: Shown | None = None) -> None:
         self.lm, self.setup, self.cost = lm, setup, Cost()
-        self.prompter = Prompter(lm, pool, setup, shown)
+        self.prompter = Prompter(lm, pool, setup, selection)
 
     def outcomes(self, items: Sequence[Demo]) -> dict[int, Outcome]:
-        """Every K of the setup. At K = 0 all draws are one."""
+        """The outcome at every K of the setup. At K = 0 all draws are the same, so one is run."""
         out = {}
         for k in self.setup.shots:
             count, draws = self.setup.draws if k else 1, []
@@ -69,7 +69,7 @@ class Asker:
         return out
 
     def ask(self, items: Sequence[Demo], k: int, draw: int = 0) -> Outcome:
-        """One draw of K demonstrations for every item."""
+        """Ask every item with one draw of K demonstrations."""
         free = not choices(items)
         prompts = self.prompter.prompts(items, k, draw, self.setup.max_new_tokens if free else 0)
         self.cost.tokens += prompts.tokens
@@ -78,7 +78,7 @@ class Asker:
         return outcome
 
     def _choose(self, items: Sequence[Demo], before: Sequence[str], outcome: Outcome) -> None:
-        """Every choice scored by every rule."""
+        """Score every choice by every rule; add the results to `outcome`."""
         setup = self.setup
         ends = [demonstrations.pairs(record, setup.framing) for record in items]
         pairs = [
@@ -87,15 +87,18 @@ class Asker:
             for end, scored in row
         ]
         bare = list(dict.fromkeys(scored for _, scored in pairs))
-        # All in one call: the model shares what prompts have in common.
-        asked = [*((setup.answer_context.rstrip(" "), text) for text in bare), *pairs]
-        self.cost.calls += len(asked)
-        found = iter(self.lm.score(asked))
-        alone = {text: next(found).logp for text in bare}
-        likelihoods = [[(scored, next(found)) for _, scored in row] for row in ends]
+        # All in one call, so that the model can share common prefixes.
+        requests = [*((setup.answer_context.rstrip(" "), text) for text in bare), *pairs]
+        self.cost.calls += len(requests)
+        results = iter(self.lm.score(requests))
+        bare_logp = {text: next(results).logp for text in bare}
+        likelihoods = [[(scored, next(results)) for _, scored in row] for row in ends]
         for rule in RULES:
             scores = [
-                [rank.by_rule(rule, one.logp, one.tokens, max(1, len(text.strip())), alone[text]) for text, one in row]
+                [
+                    rank.by_rule(rule, result.logp, result.tokens, max(1, len(text.strip())), bare_logp[text])
+                    for text, result in row
+                ]
                 for row in likelihoods
             ]
             right = [credit(s, demonstrations.gold(r)) for s, r in zip(scores, items, strict=True)]
@@ -106,20 +109,20 @@ class Asker:
             ]
 
     def _generate(self, items: Sequence[Demo], before: Sequence[str], outcome: Outcome) -> None:
-        """Answers generated up to the stop string and compared: by beam search where the model is here, else greedy."""
+        """Generate answers up to the stop string and compare them: beam search on a local model, else greedy."""
         setup, stop = self.setup, (self.setup.stop,) if self.setup.stop else ()
-        asked = [
+        requests = [
             demonstrations.assemble("", [head], demonstrations.question(r, setup.framing), setup.separator)
             for head, r in zip(before, items, strict=True)
         ]
-        self.cost.calls += len(asked)
+        self.cost.calls += len(requests)
         if isinstance(self.lm, language_models.Local):
             answers = generate.generate(
-                self.lm.model, asked, setup.max_new_tokens, stop=stop, beams=setup.beams,
+                self.lm.model, requests, setup.max_new_tokens, stop=stop, beams=setup.beams,
                 length_penalty=setup.length_penalty,
             )  # fmt: skip
         else:
-            answers = [one[0].strip() for one in self.lm.generate(asked, setup.max_new_tokens, stop=stop)]
+            answers = [draws[0].strip() for draws in self.lm.generate(requests, setup.max_new_tokens, stop=stop)]
         right = [matches(a, r.answers or [r.completion], setup.metric) for a, r in zip(answers, items, strict=True)]
         outcome.right[setup.metric] = np.array(right)[:, None]
         outcome.answers[setup.metric] = answers
@@ -129,29 +132,29 @@ def choices(items: Sequence[Demo]) -> bool:
     """Whether items have choices.
 
     Raises:
-        UserError: some have and some have not, or a right answer is not among them.
+        UserError: only some have choices, or a right answer is not among them.
     """
-    having = [bool(r.choices) for r in items]
-    if any(having) and not all(having):
-        raise UserError(f"record {having.index(False) + 1} has no choices and others have: score them apart")
-    if any(having):
+    has_choices = [bool(r.choices) for r in items]
+    if any(has_choices) and not all(has_choices):
+        raise UserError(f"record {has_choices.index(False) + 1} has no choices but others do: evaluate them separately")
+    if any(has_choices):
         for number, record in enumerate(items, 1):
             try:
                 demonstrations.gold(record)
             except UserError as error:
                 raise UserError(f"record {number}: {error}") from None
-    return any(having)
+    return any(has_choices)
 
 
 def credit(scores: Sequence[float], gold: int) -> float:
-    """1 if the right choice scores highest; where m choices tie at the top and it is among them, 1/m."""
+    """1 if the gold choice scores highest; 1/m if it ties with others for the top, m in all; else 0."""
     s = np.asarray(scores)
     top = s >= s.max() - TIE
     return float(top[gold] / top.sum())
 
 
 def matches(answer: str, accepted: Sequence[str], metric: Free) -> float:
-    """How well a free answer matches any accepted one: to the letter, as SQuAD normalises it, by F1 or by BLEU."""
+    """Score a free answer against the accepted ones: exact match, SQuAD's normalised match, F1 or BLEU."""
     if metric == "exact":
         return float(any(words.key(answer) == words.key(a) for a in accepted))
     return {"normalised": qa.exact_match, "f1": qa.f1, "bleu": qa.bleu}[metric](answer, accepted)

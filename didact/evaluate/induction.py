@@ -1,9 +1,9 @@
-"""What models do by themselves: which attention heads look followers up, and what hidden states hold.
+"""Which attention heads act as induction heads, and what probes read from hidden states.
 
-An attention head's induction score of size n is the attention it pays to what followed earlier occurrences of the last
-n tokens, at the positions that have such; beside it what even attention would pay. A probe reads off hidden states
-which symbol followed the last n tokens most often: it is worth something by how much better it is than the control
-task, an untrained copy and the commonest symbol.
+An attention head's induction score of size n is its attention on the tokens that followed earlier occurrences of the
+last n tokens, at positions that have any; uniform attention is the reference. A probe predicts from hidden states
+which symbol followed the last n tokens most often: it counts by how much better it is than the control task, an
+untrained copy and the most frequent symbol.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from didact.models import hidden, insert, ngram_heads, untrained
 from didact.models.model import Model
 from didact.types import UserError
 
-ROWS = 8  # of which attention is looked at
-PAIRS = 16  # of places of a prompt with one symbol, in one state; and as many in two
+ROWS = 8  # rows whose attention is analysed
+PAIRS = 16  # most pairs of positions per prompt and symbol with equal states, and as many with different ones
 
 
 @torch.no_grad()
 def attention(model: Model, rows: Sequence[TokenizedExample], sizes: Sequence[int]) -> dict[str, Any] | None:
-    """Scores `{"even": {n: share}, "heads": {n: [layer][head]}}` of a model with attention; None of one without.
+    """Scores `{"even": {n: share}, "heads": {n: [layer][head]}}` of a model; None if it has no attention.
 
-    The model's attention is computed eagerly meanwhile: fused kernels do not give it out.
+    Switches to eager attention meanwhile: fused kernels do not return the weights.
     """
     decoder: Any = getattr(model.module, "base", model.module)
     try:
         insert.attentions(decoder)
     except UserError:
         return None
-    before, was = decoder.config._attn_implementation, model.module.training
+    implementation, training = decoder.config._attn_implementation, model.module.training
     decoder.set_attn_implementation("eager")
     model.module.eval()
     try:
@@ -49,18 +49,18 @@ def attention(model: Model, rows: Sequence[TokenizedExample], sizes: Sequence[in
         even, count = dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0)
         for row in rows[:ROWS]:
             ids = torch.tensor([[*row.prompt, *row.completion]], device=model.device)
-            paid = torch.cat(model.module(input_ids=ids, output_attentions=True).attentions).double()  # (L, H, T, T)
+            weights = torch.cat(model.module(input_ids=ids, output_attentions=True).attentions).double()  # (L, H, T, T)
             for n in sizes:
                 followers = (ngram_heads.weights(ids, n)[0] > 0).double()
-                there = followers.sum(1) > 0
-                on = (paid * followers).sum(-1)[..., there].sum(-1)
-                total[n] = total.get(n, torch.zeros_like(on)) + on
+                has_follower = followers.sum(1) > 0
+                on_followers = (weights * followers).sum(-1)[..., has_follower].sum(-1)
+                total[n] = total.get(n, torch.zeros_like(on_followers)) + on_followers
                 share = followers.sum(1) / torch.arange(1, ids.shape[1] + 1, device=ids.device)
-                even[n] += float(share[there].sum())
-                count[n] += int(there.sum())
+                even[n] += float(share[has_follower].sum())
+                count[n] += int(has_follower.sum())
     finally:
-        decoder.set_attn_implementation(before)
-        model.module.train(was)
+        decoder.set_attn_implementation(implementation)
+        model.module.train(training)
     return {
         "even": {n: even[n] / max(count[n], 1) for n in sizes},
         "heads": {n: (total[n] / max(count[n], 1)).tolist() for n in sizes},
@@ -69,89 +69,89 @@ def attention(model: Model, rows: Sequence[TokenizedExample], sizes: Sequence[in
 
 @dataclass(frozen=True)
 class Kept:
-    """Hidden states of models at the tokens of prompts, by number.
+    """Hidden states of models at N tokens of the prompts.
 
     Attributes:
-        reads: of every model and layer.
-        places: `(N, 2)`, prompt and place in it of every number.
+        reads: by model and layer, a function from indices to states.
+        places: `(N, 2)`, the prompt and the position of every index.
     """
 
     reads: Mapping[str, Mapping[int | str, Read]]
     places: NDArray[np.int64]
 
 
-def kept(arms: Mapping[str, Model], of: Prompts, seed: int) -> Kept:
-    """What every arm and an untrained copy of the first hold at every token of every prompt."""
+def kept(arms: Mapping[str, Model], prompts: Prompts, seed: int) -> Kept:
+    """Record the hidden states of every arm, and of an untrained copy of the first, at every token of every prompt."""
     models = dict(arms) | {"untrained": untrained.untrained(next(iter(arms.values())), seed)}
-    # What is before a row's own tokens has no label.
-    before = [len(row.prompt) for row in of.rows]
-    real = (of.ids <= of.truth.shape[2]).sum(1)
-    units = [[(at + t,) for t in range(count)] for at, count in zip(before, real.tolist(), strict=True)]
-    tokens = [[*row.prompt, *row.completion] for row in of.rows]
+    # Tokens before a row's own have no label.
+    before = [len(row.prompt) for row in prompts.rows]
+    lengths = (prompts.ids <= prompts.truth.shape[2]).sum(1)
+    units = [[(start + t,) for t in range(count)] for start, count in zip(before, lengths.tolist(), strict=True)]
+    tokens = [[*row.prompt, *row.completion] for row in prompts.rows]
     stores = {name: hidden.record(model, tokens, units) for name, model in models.items()}
     return Kept(
         {name: {layer: _reader(store, layer) for layer in store.layers} for name, store in stores.items()},
-        np.array([(i, t) for i, own in enumerate(units) for t in range(len(own))]),
+        np.array([(i, t) for i, row in enumerate(units) for t in range(len(row))]),
     )
 
 
-def followers(of: Prompts, held: Kept, n: int, seed: int) -> dict[str, Any]:
+def followers(prompts: Prompts, recorded: Kept, n: int, seed: int) -> dict[str, Any]:
     """`probes.examine` of which symbol followed the last n tokens most often, for every model, at every layer.
 
-    The control task labels every n-gram by chance.
+    The control task labels every n-gram at random.
     """
-    symbols = of.truth.shape[2]
-    ids = torch.from_numpy(of.ids)
-    seen = torch.nn.functional.one_hot(ids, symbols + 2)[..., :symbols].double()
-    counts = ngram_heads.weights(ids, n) @ seen
+    symbols = prompts.truth.shape[2]
+    ids = torch.from_numpy(prompts.ids)
+    one_hot = torch.nn.functional.one_hot(ids, symbols + 2)[..., :symbols].double()
+    counts = ngram_heads.weights(ids, n) @ one_hot
     labels = torch.where((ids < symbols) & (counts.sum(-1) > 0), counts.argmax(-1), probes.NONE)
-    of_each = labels[tuple(torch.from_numpy(held.places).T)]
-    kinds = [last(of, i, t, n) for i, t in held.places.tolist()]
-    return probes.examine(held.reads, of_each, kinds, held.places[:, 0].tolist(), seed=seed)
+    labels_at = labels[tuple(torch.from_numpy(recorded.places).T)]
+    kinds = [last(prompts, i, t, n) for i, t in recorded.places.tolist()]
+    return probes.examine(recorded.reads, labels_at, kinds, recorded.places[:, 0].tolist(), seed=seed)
 
 
-def states(of: Prompts, held: Kept, seed: int) -> dict[str, Any]:
-    """`probes.examine` of whether the automaton is in one state at two places, for every model, at every layer.
+def states(prompts: Prompts, recorded: Kept, seed: int) -> dict[str, Any]:
+    """`probes.examine` of whether the automaton's states at two positions are equal, for every model, at every layer.
 
-    The control task labels every pair of last two tokens by chance. `same_ngram` is how often who says "one state" just
-    where the last n tokens are equal is right.
+    The control task labels every pair of last two tokens at random. `same_ngram` is the accuracy of predicting equal
+    states exactly where the last n tokens are equal.
     """
-    number = np.full(of.ids.shape, -1)
-    number[tuple(held.places.T)] = np.arange(len(held.places))
-    drawn, same = pairs(of, seed)
+    index = np.full(prompts.ids.shape, -1)
+    index[tuple(recorded.places.T)] = np.arange(len(recorded.places))
+    drawn, same_state = pairs(prompts, seed)
     prompt, first, second = drawn.T
-    ends = torch.from_numpy(np.stack([number[prompt, first], number[prompt, second]]))
+    ends = torch.from_numpy(np.stack([index[prompt, first], index[prompt, second]]))
     reads: dict[str, dict[int | str, Read]] = {
-        name: {layer: _pairs(read, ends) for layer, read in layers.items()} for name, layers in held.reads.items()
+        name: {layer: _pairs(read, ends) for layer, read in layers.items()} for name, layers in recorded.reads.items()
     }
-    kinds = [frozenset((last(of, i, a, 2), last(of, i, b, 2))) for i, a, b in drawn.tolist()]
-    labels = torch.from_numpy(same.astype(np.int64))
-    found = probes.examine(reads, labels, kinds, prompt.tolist(), seed=seed)
+    kinds = [frozenset((last(prompts, i, a, 2), last(prompts, i, b, 2))) for i, a, b in drawn.tolist()]
+    labels = torch.from_numpy(same_state.astype(np.int64))
+    report = probes.examine(reads, labels, kinds, prompt.tolist(), seed=seed)
     for n in (2, 3):
-        equal = np.array([last(of, i, a, n) == last(of, i, b, n) for i, a, b in drawn.tolist()])
-        found.setdefault("same_ngram", {})[n] = float((equal == same).mean())
-    return found
+        equal = np.array([last(prompts, i, a, n) == last(prompts, i, b, n) for i, a, b in drawn.tolist()])
+        report.setdefault("same_ngram", {})[n] = float((equal == same_state).mean())
+    return report
 
 
-def pairs(of: Prompts, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Prompt and two places `(P, 3)` where the same symbol was read, and whether the state is one: of every symbol of
-    each prompt as many of the one as of the other kind."""
+def pairs(prompts: Prompts, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw pairs of positions with the same symbol: prompt and two positions `(P, 3)`, and whether the states are
+    equal; for each prompt and symbol, equally many of both kinds."""
     draw, drawn = np.random.default_rng([seed, 20]), list[tuple[int, int, int]]()
-    for i, (ids, state) in enumerate(zip(of.ids, of.state, strict=True)):
+    for i, (ids, state) in enumerate(zip(prompts.ids, prompts.state, strict=True)):
         for symbol in np.unique(ids[state >= 0]):
-            at = np.flatnonzero(ids == symbol)
-            one = state[at][:, None] == state[at]
-            kinds = [np.argwhere(np.triu(kind, 1)) for kind in (one, ~one)]
+            positions = np.flatnonzero(ids == symbol)
+            same = state[positions][:, None] == state[positions]
+            kinds = [np.argwhere(np.triu(kind, 1)) for kind in (same, ~same)]
             count = min(PAIRS, *map(len, kinds))
-            drawn += [(i, *at[pair]) for kind in kinds for pair in draw.permutation(kind)[:count]]
-    found = np.array(drawn)
-    prompt, first, second = found.T
-    return found, of.state[prompt, first] == of.state[prompt, second]
+            drawn += [(i, *positions[pair]) for kind in kinds for pair in draw.permutation(kind)[:count]]
+    table = np.array(drawn)
+    prompt, first, second = table.T
+    return table, prompts.state[prompt, first] == prompts.state[prompt, second]
 
 
-def last(of: Prompts, prompt: int, place: int, n: int) -> tuple[int, ...]:
-    """The last n tokens read at a place."""
-    return tuple(of.ids[prompt, max(0, place - n + 1) : place + 1].tolist())
+def last(prompts: Prompts, prompt: int, place: int, n: int) -> tuple[int, ...]:
+    """The last n tokens up to a position."""
+    return tuple(prompts.ids[prompt, max(0, place - n + 1) : place + 1].tolist())
 
 
 def looked_into(
@@ -162,16 +162,16 @@ def looked_into(
     n: int,
     seed: int,
 ) -> list[Figure]:
-    """What attention looks up and hidden states hold, written into the findings, and its pictures."""
-    found = {name: attention(arm, rows, [n]) for name, arm in arms.items()}
-    there = {name: scores for name, scores in found.items() if scores}
-    if there:
-        findings["attention"] = there
-    pictures = [language_figures.of_attention(name, scores, n) for name, scores in there.items()]
+    """Add induction scores and, given `prompts`, probes of hidden states to `findings`; return their figures."""
+    by_arm = {name: attention(arm, rows, [n]) for name, arm in arms.items()}
+    attended = {name: scores for name, scores in by_arm.items() if scores}
+    if attended:
+        findings["attention"] = attended
+    pictures = [language_figures.of_attention(name, scores, n) for name, scores in attended.items()]
     if prompts:
-        held = kept(arms, prompts, seed)
-        findings["probe"] = followers(prompts, held, n, seed)
-        findings["state_probe"] = states(prompts, held, seed)
+        recorded = kept(arms, prompts, seed)
+        findings["probe"] = followers(prompts, recorded, n, seed)
+        findings["state_probe"] = states(prompts, recorded, seed)
         pictures.append(language_figures.of_probe(findings["probe"], n))
         pictures.append(language_figures.of_states(findings["state_probe"]))
     return pictures
@@ -182,5 +182,5 @@ def _reader(store: hidden.Store, layer: int) -> Read:
 
 
 def _pairs(read: Read, ends: Tensor) -> Read:
-    """Vectors of pairs: how far the two are apart, entry by entry."""
+    """Features of pairs: the absolute difference of the two vectors, entry by entry."""
     return lambda index: (read(ends[0, index]) - read(ends[1, index])).abs()

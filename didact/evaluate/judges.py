@@ -1,4 +1,4 @@
-"""Who says which of two answers is better: a reward, or another language model."""
+"""Judges of which of two answers is better: a reward, or another language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
 """`judge(prompts, ours, theirs)`: 1 where ours is better, 0 where theirs is, 0.5 for a tie or no verdict."""
 
 TRIES = 3
-THOUGHT = 2048  # tokens for a judge that thinks before it answers
+THOUGHT = 2048  # tokens for a reasoning judge
 QUESTION = (
     "Which answer to the question is better? Say only A or B.\n\n"
     "Question:\n{prompt}\n\nAnswer A:\n{a}\n\nAnswer B:\n{b}\n\nBetter:"
@@ -23,7 +23,7 @@ QUESTION = (
 
 
 def named(name: str) -> Judge:
-    """A judge from `module:function` (a reward) or a reward model's folder.
+    """Return the judge of `module:function` (a reward) or of a reward model's folder.
 
     Raises:
         UserError: there is no such module, function or folder.
@@ -32,7 +32,7 @@ def named(name: str) -> Judge:
 
 
 def by_reward(reward: Reward) -> Judge:
-    """The answer of higher reward wins."""
+    """Return a judge by which the answer of higher reward wins."""
 
     def judge(prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
         pairs = zip(reward(prompts, ours), reward(prompts, theirs), strict=True)
@@ -44,8 +44,8 @@ def by_reward(reward: Reward) -> Judge:
 class Asked:
     """A language model as the judge, asked twice with the answers swapped: only an agreeing pair of verdicts counts.
 
-    A reply that names neither is asked again, at most `TRIES` times, with room for thought where it was empty;
-    `unclear` counts those that never did.
+    A question whose reply names neither answer is retried, `TRIES` tries in all, with more tokens after an empty reply;
+    `unclear` counts questions without a verdict.
     """
 
     def __init__(self, model: LM, seed: int = 0) -> None:
@@ -62,37 +62,37 @@ class Asked:
     def _verdicts(self, questions: Sequence[str]) -> list[str]:
         out, limit = [""] * len(questions), 4
         for attempt in range(TRIES):
-            left = [i for i, v in enumerate(out) if not v]
-            if not left:
+            pending = [i for i, v in enumerate(out) if not v]
+            if not pending:
                 break
-            temperature = 0.0 if attempt == 0 else 1.0  # greedy would only say the same again
+            temperature = 0.0 if attempt == 0 else 1.0  # greedy decoding would repeat its reply
             replies = self.model.generate(
-                [questions[i] for i in left], limit, temperature=temperature, seed=self.seed + attempt
+                [questions[i] for i in pending], limit, temperature=temperature, seed=self.seed + attempt
             )
-            for i, reply in zip(left, replies, strict=True):
-                found = re.match(r"\W*([AB])\b", reply[0])
-                out[i] = found[1] if found else ""
+            for i, reply in zip(pending, replies, strict=True):
+                match = re.match(r"\W*([AB])\b", reply[0])
+                out[i] = match[1] if match else ""
                 limit = limit if reply[0].strip() else THOUGHT
         self.unclear += sum(not v for v in out)
         return out
 
 
 def letters(model: LM, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
-    """`P(A) / (P(A) + P(B))` that the first answer is better, the mean of both orders: a liking for A cancels.
+    """Probability `P(A) / (P(A) + P(B))` that the first answer is better, mean of both orders: position bias cancels.
 
-    From the first token's log-probs; 0.5 where a model names neither letter.
+    From the first token's log-probs; 0.5 where neither letter is among them.
     """
     lm.need(model, "top_logprobs", by="the judge")
     orders = []
     for a, b in ((first, second), (second, first)):
-        asked = [QUESTION.format(prompt=p, a=x, b=y) for p, x, y in zip(prompts, a, b, strict=True)]
-        orders.append([_share(found) for found in model.top_logprobs(asked, 20)])
+        questions = [QUESTION.format(prompt=p, a=x, b=y) for p, x, y in zip(prompts, a, b, strict=True)]
+        orders.append([_share(logps) for logps in model.top_logprobs(questions, 20)])
     return [(forward + 1 - back) / 2 for forward, back in zip(*orders, strict=True)]
 
 
-def _share(found: Mapping[str, float]) -> float:
-    """A's share of A and B, however they are spaced."""
-    a, b = (sum(math.exp(v) for k, v in found.items() if k.strip() == letter) for letter in "AB")
+def _share(logps: Mapping[str, float]) -> float:
+    """A's share of the probability of A and B, with or without spaces around them."""
+    a, b = (sum(math.exp(v) for k, v in logps.items() if k.strip() == letter) for letter in "AB")
     return a / (a + b) if a + b else 0.5
 
 

@@ -1,8 +1,8 @@
-"""What would hold if every block were one step of gradient descent, tried on a model: its weights and its layers.
+"""Tests on a model of predictions from the hypothesis that every block is one step of gradient descent.
 
-A step's size may vary a little, steps may be left out, the demonstrations' order inside the stream is nothing to a
-symmetric loss, and every further step is better than the one before. And the weights that do such a step by hand are
-mostly zeros.
+Step sizes may vary a little, steps may be left out, the demonstrations' order inside the stream does not matter to a
+symmetric loss, and every further step improves on the one before. And hand-constructed weights that do such a step
+are mostly zeros.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ Hook = Callable[[Tensor, Tensor | None], Tensor]
 
 @contextlib.contextmanager
 def scaled(module: nn.Module, scales: Mapping[int, float]) -> Iterator[None]:
-    """Inside the block, `h + s f(h)` in place of `h + f(h)` in these blocks; 0 leaves one out."""
+    """Within the context, these blocks compute `h + s f(h)` in place of `h + f(h)`; scale 0 leaves a block out."""
 
     def hook(scale: float) -> Callable[..., Any]:
-        def change(block: nn.Module, args: Any, given: Any, output: Any) -> Any:
-            before = args[0] if args else given["hidden_states"]
+        def change(block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             mixed = before + scale * (after - before)
             return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
         return change
 
-    rows = insert.blocks(module)
+    blocks = insert.blocks(module)
     with contextlib.ExitStack() as undo:
-        for at, scale in scales.items():
-            undo.callback(rows[at].register_forward_hook(hook(scale), with_kwargs=True).remove)
+        for i, scale in scales.items():
+            undo.callback(blocks[i].register_forward_hook(hook(scale), with_kwargs=True).remove)
         yield
 
 
 @contextlib.contextmanager
 def shuffled(module: nn.Module, at: int, first: int, last: int, seed: int = 0) -> Iterator[None]:
-    """Inside the block, the positions `first` to `last` (without it) of the stream are permuted before block `at`."""
+    """Within the context, positions `first` to `last` (exclusive) of the stream are permuted before block `at`."""
 
-    def change(block: nn.Module, args: Any, given: Any) -> Any:
-        states = args[0] if args else given["hidden_states"]
+    def change(block: nn.Module, args: Any, kwargs: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
         order = np.arange(states.shape[1])
         order[first:last] = first + np.random.default_rng([seed, at]).permutation(last - first)
         states = states[:, order]
-        return ((states, *args[1:]), given) if args else (args, {**given, "hidden_states": states})
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
     handle = insert.blocks(module)[at].register_forward_pre_hook(change, with_kwargs=True)
     try:
@@ -63,7 +63,7 @@ def shuffled(module: nn.Module, at: int, first: int, last: int, seed: int = 0) -
 
 
 def interventions(reader: LanguageReader, episodes: Sequence[Episode], seed: int = 0) -> list[dict[str, Any]]:
-    """Accuracy behind demonstrations under every intervention: one row each, with the interval over episodes."""
+    """Accuracy after demonstrations under every intervention: one row each, with the interval over episodes."""
     module, rows = reader.model.module, []
     count = len(insert.blocks(module))
     late = count // 2
@@ -81,29 +81,29 @@ def interventions(reader: LanguageReader, episodes: Sequence[Episode], seed: int
     for at in range(1, count):
         measure("blocks before the exit", at, dict.fromkeys(range(at, count), 0.0))
     for at in range(count):
-        found = []
+        readings = []
         for episode in episodes:
             for query in episode.queries:
-                one = episode._replace(queries=(query,))
-                whole, alone = (reader.rows(e)[0][0].prompt for e in (one, three_way.unshown(one)))
+                single = episode._replace(queries=(query,))
+                whole, alone = (reader.rows(e)[0][0].prompt for e in (single, three_way.unshown(single)))
                 shared = sum(a == b for a, b in zip(whole[:1], alone[:1], strict=True))  # the start token
                 with shuffled(module, at, shared, len(whole) - len(alone) + shared, seed):
-                    found.append(reader.read(one, apart=True))
-        rows.append({"test": "demonstrations' positions permuted before block", "value": at, **_accuracy(found)})
+                    readings.append(reader.read(single, apart=True))
+        rows.append({"test": "demonstrations' positions permuted before block", "value": at, **_accuracy(readings)})
     return rows
 
 
 def small_weights(model: Model) -> dict[str, Any]:
-    """Share of weights under a threshold (of the largest of their matrix): the model's, and those made by hand that do
-    one step of gradient descent in a layer."""
-    hand = mixers.constructed(16, eta=1.0, rows=16)
-    made = {"q": hand.wq, "k": hand.wk, "v": hand.wv}
+    """Share of weights below a threshold, relative to the largest of their matrix: of the model, and of the hand-made
+    construction of one step of gradient descent in a layer."""
+    constructed = mixers.constructed(16, eta=1.0, rows=16)
+    by_hand = {"q": constructed.wq, "k": constructed.wk, "v": constructed.wv}
     out: dict[str, Any] = {}
-    for letter, weight in made.items():
+    for letter, weight in by_hand.items():
         parts = [p for p in projections.parts(model, letter) if p.weight.dim() > 1]
-        own = [p.weight.detach() if p.mask is None else p.weight.detach()[p.mask > 0] for p in parts]
+        matrices = [p.weight.detach() if p.mask is None else p.weight.detach()[p.mask > 0] for p in parts]
         out[letter] = {
-            str(t): {"model": float(np.mean([_below(w, t) for w in own])), "by hand": _below(weight.detach(), t)}
+            str(t): {"model": float(np.mean([_below(w, t) for w in matrices])), "by hand": _below(weight.detach(), t)}
             for t in THRESHOLDS
         }
     return out

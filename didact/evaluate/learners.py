@@ -1,4 +1,4 @@
-"""Learners `(context x, y, query) -> prediction`, and one comparator that says how alike two of them are.
+"""Learners `(context x, y, query) -> prediction`, and a comparison of how similar two of them are.
 
 `x (B, N, d)`, `y (B, N, o)`, `query (B, d)`, prediction `(B, o)`. A learner is any such callable: a
 trained module, an explicit algorithm, or a language model behind `numbers.NumberLearner`.
@@ -23,19 +23,19 @@ from didact.data.streams import Tensors
 from didact.evaluate import statistics
 from didact.learn import episodes
 
-DIFFERENCE_STEP = 0.05  # of central differences: the paper's card, for learners that read rounded numbers
+DIFFERENCE_STEP = 0.05  # of central differences, the paper's, for learners that read rounded numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What an in-context learner is compared on.
+    """Tasks that an in-context learner is compared on.
 
     Args:
-        held_out: share of the tasks kept for the report, by a hash of their content.
-        tasks: tasks in the report where a sampler draws them.
-        lm_tasks: held-out tasks a language model is asked.
-        lm_grid: candidate answers a language model scores: lm_tasks (1 + 2 d) lm_grid texts in all.
-        lm_digits: decimals it reads and writes.
+        held_out: share of the tasks held out for the report, by a hash of their content.
+        tasks: tasks in the report if a sampler draws them.
+        lm_tasks: held-out tasks that a language model is asked.
+        lm_grid: candidate answers that a language model scores: lm_tasks (1 + 2 d) lm_grid texts in all.
+        lm_digits: decimals that it reads and writes.
     """
 
     held_out: BelowOne = 0.2
@@ -66,18 +66,18 @@ def with_numpy(learner: Learner) -> Callable[[Any, Any, Any], Any]:
     """A learner for one task: `(x (N, d), y (N,) or (N, o), query (d,) or (M, d))`, arrays in and out."""
 
     def predict(x: Any, y: Any, query: Any) -> Any:
-        rows, table, asked = (torch.from_numpy(np.asarray(v, dtype=np.float32)) for v in (x, y, query))
-        many, wide = torch.atleast_2d(asked), table[:, None] if table.dim() == 1 else table
+        rows, table, queries = (torch.from_numpy(np.asarray(v, dtype=np.float32)) for v in (x, y, query))
+        batch, targets = torch.atleast_2d(queries), table[:, None] if table.dim() == 1 else table
         with torch.no_grad():
-            answer = learner(rows.expand(len(many), -1, -1), wide.expand(len(many), -1, -1), many)
+            answer = learner(rows.expand(len(batch), -1, -1), targets.expand(len(batch), -1, -1), batch)
         answer = answer[:, 0] if table.dim() == 1 else answer
-        return (answer[0] if asked.dim() == 1 else answer).numpy()
+        return (answer[0] if queries.dim() == 1 else answer).numpy()
 
     return predict
 
 
 def in_units(learner: Learner, units: episodes.Units) -> Learner:
-    """A learner of raw numbers, seen from tasks in these units."""
+    """Wrap a learner of raw numbers for tasks in these units."""
     x_mean, x_std, y_mean, y_std = (torch.from_numpy(v).float() for v in units)
 
     def predict(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
@@ -98,10 +98,10 @@ class Alignment:
 
     Args:
         loss: mean query loss of the learner.
-        reference_loss: of the reference.
+        reference_loss: that of the reference.
         loss_gap: learner minus reference, paired by task.
         prediction_difference: `||y_learner - y_reference||_2`.
-        cosine: of the sensitivities `d y / d query`; 0 where either vanishes.
+        cosine: cosine of the sensitivities `d y / d query`; 0 where either vanishes.
         sensitivity_difference: `||g_learner - g_reference||_2`.
         black_box: the learner's sensitivities are central differences.
     """
@@ -121,7 +121,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a learner does on given tasks: predictions `(B, o)`, sensitivities `(B, o, d)`."""
+    """A learner's predictions `(B, o)` and sensitivities `(B, o, d)` on given tasks."""
 
     prediction: Tensor
     sensitivity: Tensor
@@ -151,46 +151,48 @@ def behaviour(learner: Learner, tasks: Tensors, step: float = DIFFERENCE_STEP) -
 def compare(
     learner: Learner | Behaviour, reference: Learner, tasks: Tensors, step: float = DIFFERENCE_STEP
 ) -> Alignment:
-    """How alike a learner and a reference are on these tasks. Shapes as in `Learner`.
+    """Compare a learner with a reference on these tasks. Shapes as in `Learner`.
 
     Args:
-        learner: what is examined; its `behaviour` on the same tasks where that is costly and known.
+        learner: the learner, or its `behaviour` on the same tasks if already computed.
         reference: a known algorithm.
         tasks: at least two.
         step: of central differences, where the learner has no gradient.
     """
-    ours = learner if isinstance(learner, Behaviour) else behaviour(learner, tasks, step)
-    theirs = behaviour(reference, tasks, step)
+    own = learner if isinstance(learner, Behaviour) else behaviour(learner, tasks, step)
+    expected = behaviour(reference, tasks, step)
     target = tasks["target"]
-    loss, reference_loss = episodes.query_loss(ours.prediction, target), episodes.query_loss(theirs.prediction, target)
-    cosine = nn.functional.cosine_similarity(ours.sensitivity, theirs.sensitivity, dim=-1, eps=1e-12).mean(-1)
-    apart = (ours.sensitivity - theirs.sensitivity).flatten(1).norm(dim=-1)
+    loss, reference_loss = episodes.query_loss(own.prediction, target), episodes.query_loss(expected.prediction, target)
+    cosine = nn.functional.cosine_similarity(own.sensitivity, expected.sensitivity, dim=-1, eps=1e-12).mean(-1)
+    difference = (own.sensitivity - expected.sensitivity).flatten(1).norm(dim=-1)
     return Alignment(
         loss=_interval(loss),
         reference_loss=_interval(reference_loss),
         loss_gap=_interval(loss - reference_loss),
-        prediction_difference=_interval((ours.prediction - theirs.prediction).norm(dim=-1)),
+        prediction_difference=_interval((own.prediction - expected.prediction).norm(dim=-1)),
         cosine=_interval(cosine),
-        sensitivity_difference=_interval(apart),
-        black_box=ours.black_box,
+        sensitivity_difference=_interval(difference),
+        black_box=own.black_box,
     )
 
 
 def report(learner: Learner, references: Mapping[str, Learner], tasks: Tensors) -> dict[str, Any]:
-    """Which known algorithm a learner runs: an `Alignment` with each, and the one whose predictions differ least.
+    """Find the known algorithm closest to a learner: an `Alignment` with each, and the least prediction difference.
 
     `closest.tied_with` names references whose interval overlaps the closest one's.
     """
-    seen = behaviour(learner, tasks)
-    found = {name: compare(seen, reference, tasks) for name, reference in references.items()}
-    apart = {name: a.prediction_difference for name, a in found.items()}
-    best = min(apart, key=lambda name: apart[name].estimate)
-    tied = [name for name, i in apart.items() if name != best and not i.low > apart[best].high]
+    measured = behaviour(learner, tasks)
+    alignments = {name: compare(measured, reference, tasks) for name, reference in references.items()}
+    differences = {name: a.prediction_difference for name, a in alignments.items()}
+    best = min(differences, key=lambda name: differences[name].estimate)
+    tied = [
+        name for name, interval in differences.items() if name != best and not interval.low > differences[best].high
+    ]
     return {
-        "kind": "behavioural, black-box" if seen.black_box else "white-box",
+        "kind": "behavioural, black-box" if measured.black_box else "white-box",
         "tasks": len(tasks["target"]),
         "closest": {"by": "prediction difference", "reference": best, "tied_with": tied},
-        "alignment": {name: a.as_dict() for name, a in found.items()},
+        "alignment": {name: a.as_dict() for name, a in alignments.items()},
     }
 
 
@@ -205,8 +207,8 @@ def shifted(
     learners: Mapping[str, Learner], tasks_at: Callable[[float], Tensors], values: Sequence[float], title: str, x: str
 ) -> figures.Curves:
     """Mean loss of every learner at each value of a shift."""
-    seen = [tasks_at(value) for value in values]
-    lines = [figures.Line(name, values, [losses(f, t).mean().item() for t in seen]) for name, f in learners.items()]
+    batches = [tasks_at(value) for value in values]
+    lines = [figures.Line(name, values, [losses(f, t).mean().item() for t in batches]) for name, f in learners.items()]
     return figures.Curves(title=title, x=x, y="query loss", lines=lines)
 
 

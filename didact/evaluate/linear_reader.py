@@ -1,6 +1,6 @@
-"""Where learning in context and gradient descent are known to be one: linear attention, beside explicit steps.
+"""A case where in-context learning and gradient descent are known to be equal: linear attention and explicit steps.
 
-The positive control of whatever compares the two (`three_way`, `equivalence`): it must find them one here.
+The positive control of comparisons of the two (`three_way`, `equivalence`): they must find them equal here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from didact.evaluate.three_way import Episode, Reading, Way
 
 @dataclass(frozen=True)
 class LinearReader:
-    """Regression of o targets, its outputs logits of as many tokens: linear attention shows, gradient descent tunes.
+    """Regression of o targets as logits of o tokens: linear attention is ICL, gradient descent is fine-tuning.
 
-    Demonstrations are `(x (d,), y (o,))`, queries `(x (d,), y (o,))`, the right answer being the largest target.
+    Demonstrations are `(x (d,), y (o,))`, queries `(x (d,), y (o,))`; the right answer is the largest target.
 
     Args:
         attention: the learner that reads demonstrations.
-        descent: gradient descent of a rate and so many steps; epoch e of a `Way` is e steps at `how.lr`.
-        scale: of the outputs as logits.
+        descent: gradient descent by rate and number of steps; epoch e of a `Way` is e steps at `how.lr`.
+        scale: factor from outputs to logits.
     """
 
     attention: Learner
@@ -31,15 +31,15 @@ class LinearReader:
     scale: float = 1.0
 
     def without(self, episode: Episode) -> Reading:
-        """From W = 0."""
+        """The reading without demonstrations, of W = 0."""
         return self._reading(episode, lambda x, y, query: torch.zeros(len(query), y.shape[-1], dtype=y.dtype))
 
     def shown(self, episode: Episode) -> Reading:
-        """The attention's answer."""
+        """The reading with demonstrations, of `attention`."""
         return self._reading(episode, self.attention)
 
     def tuned(self, episode: Episode, way: Way) -> Iterator[Reading]:
-        """That of gradient descent."""
+        """The reading after every epoch of gradient descent."""
         for steps in range(1, way.how.epochs + 1):
             yield self._reading(episode, self.descent(way.how.lr, steps))
 

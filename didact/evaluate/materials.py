@@ -1,4 +1,4 @@
-"""What each material is worth for a translation: the same sentences under every set of materials, compared in pairs."""
+"""How much each material helps translation: the same sentences under every set of materials, in paired comparisons."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from didact.infer.ask import Asker
 from didact.types import LM, Parallel, Record, UserError
 
 NOTHING = "-"
-FEW = 100  # sentences below which differences of some points are not established
+FEW = 100  # below this many sentences, differences below POINTS are not reliable
 POINTS = 3.0
-SPARE = 8  # tokens that a prompt may have more than its parts
+SPARE = 8  # tokens that a prompt may have in excess of its parts
 REFUSED = re.compile(
     r"\W*(?:i'?m sorry|i am sorry|i apologi|as an ai\b)|.{0,60}\b(?:unable|not able|cannot|can't) (?:to )?"
     r"(?:translate|provide|determine|help|assist)\b",
@@ -32,18 +32,18 @@ NUDGE = "Give your best guess, and nothing but the translation."
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """How much of each material stands before a sentence.
+    """How much of each material the prompt of a sentence has.
 
     Args:
         words_each: dictionary entries for every word.
         pairs_each: sentence pairs for every word.
-        passages: of the book.
+        passages: passages of the book.
         size: tokens of a passage.
         overlap: tokens that a passage shares with the one before.
-        book_tokens: of the whole book (B), from its beginning; all of it where not given. The paper has 50,000 and
+        book_tokens: tokens of the whole book (B), from its beginning; all by default. The paper uses 50,000 and
             100,000.
-        once: nothing twice; as published, what two words have in common is shown for both.
-        case: whether capital letters count where words are looked up.
+        once: leave out repeated entries; the published code repeats an entry that fits two words.
+        case: whether word lookup is case-sensitive.
     """
 
     words_each: Count = 2
@@ -58,44 +58,48 @@ class Shown:
 
 @dataclass
 class Translator:
-    """Asks one model under sets of materials; `cut` counts blocks that did not fit, by condition, `sizes` the tokens of
-    its prompts."""
+    """Translates with one model under sets of materials; `cut` counts the blocks that did not fit and `sizes` holds the
+    tokens of prompts, by condition."""
 
     asker: Asker
-    shown: Shown
+    amounts: Shown
     cut: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)
 
-    def translate(self, of: Materials, sentences: Sequence[str], condition: str) -> list[str]:
-        """Every sentence under one condition; one more try, with a nudge, where none could be read; else empty."""
-        prompts = [self.prompt(of, s, condition) for s in sentences]
-        read = functools.partial(_read, target=of.target)
-        said = self.asker.ask(prompts, read, condition, stop=("\n",))
-        again = [i for i, text in enumerate(said) if text is None]
-        nudged = [_nudged(prompts[i], translation.asked(sentences[i], of.source, of.target)) for i in again]
-        for i, text in zip(again, self.asker.ask(nudged, read, condition, again, stop=("\n",)), strict=True):
-            said[i] = text
-        return [s or "" for s in said]
+    def translate(self, resources: Materials, sentences: Sequence[str], condition: str) -> list[str]:
+        """Translate sentences under one condition; an unreadable answer is retried once with a nudge, then empty."""
+        prompts = [self.prompt(resources, s, condition) for s in sentences]
+        read = functools.partial(_read, target=resources.target)
+        answers = self.asker.ask(prompts, read, condition, stop=("\n",))
+        retries = [i for i, text in enumerate(answers) if text is None]
+        nudged = [
+            _nudged(prompts[i], translation.asked(sentences[i], resources.source, resources.target)) for i in retries
+        ]
+        for i, text in zip(retries, self.asker.ask(nudged, read, condition, retries, stop=("\n",)), strict=True):
+            answers[i] = text
+        return [s or "" for s in answers]
 
     def mean_sizes(self) -> dict[str, float]:
-        """Tokens of a prompt, by condition."""
+        """Mean tokens of a prompt, by condition."""
         return {name: float(np.mean(sizes)) for name, sizes in self.sizes.items() if sizes}
 
-    def prompt(self, of: Materials, sentence: str, condition: str) -> str:
-        """What is asked: blocks from the last are left out until it fits the context.
+    def prompt(self, resources: Materials, sentence: str, condition: str) -> str:
+        """The prompt of a sentence; the last blocks are left out until it fits the context.
 
         Raises:
             UserError: the whole book does not fit.
         """
-        used, how, tokens = named(condition), self.shown, self.asker.lm.tokens
-        book = of.book if "book" in used else ""
-        blocks = of.blocks(sentence, used, how.words_each, how.pairs_each, how.passages, how.once)
-        # Heads of the parts and the task are a prompt's own, whatever blocks are in it.
-        whole = [
-            materials.prompt(of, sentence, []),
-            materials.prompt(of, sentence, [b._replace(text="") for b in blocks]),
+        kinds, amounts, tokens = named(condition), self.amounts, self.asker.lm.tokens
+        book = resources.book if "book" in kinds else ""
+        blocks = resources.blocks(
+            sentence, kinds, amounts.words_each, amounts.pairs_each, amounts.passages, amounts.once
+        )
+        # The task and the headings of the parts take space whatever blocks are in the prompt.
+        skeletons = [
+            materials.prompt(resources, sentence, []),
+            materials.prompt(resources, sentence, [b._replace(text="") for b in blocks]),
         ]
-        room = self.asker.lm.context - self.asker.how.max_new_tokens - max(tokens(whole)) - SPARE
+        room = self.asker.lm.context - self.asker.how.max_new_tokens - max(tokens(skeletons)) - SPARE
         if book and (size := self._size(book)) > room:
             raise UserError(
                 f"condition '{condition}': the book has {size:,} tokens, and {max(room, 0):,} fit this model: "
@@ -103,25 +107,25 @@ class Translator:
             )
         room -= self._size(book) if book else 0
         sizes = [n + 1 for n in tokens([b.text for b in blocks])] if blocks else []
-        kept: list[Block] = [blocks[i] for i in retrieval.fitting(range(len(blocks)), sizes, max(room, 0))[::-1]]
-        self.cut[condition] = self.cut.get(condition, 0) + len(blocks) - len(kept)
-        size = max(tokens(whole)) + sum(n for block, n in zip(blocks, sizes, strict=True) if block in kept)
+        fitting: list[Block] = [blocks[i] for i in retrieval.fitting(range(len(blocks)), sizes, max(room, 0))[::-1]]
+        self.cut[condition] = self.cut.get(condition, 0) + len(blocks) - len(fitting)
+        size = max(tokens(skeletons)) + sum(n for block, n in zip(blocks, sizes, strict=True) if block in fitting)
         self.sizes.setdefault(condition, []).append(size + (self._size(book) if book else 0))
-        return materials.prompt(of, sentence, kept, book)
+        return materials.prompt(resources, sentence, fitting, book)
 
     @functools.cached_property
     def _counted(self) -> dict[str, int]:
         return {}
 
     def _size(self, book: str) -> int:
-        """A book's tokens, counted once."""
+        """The tokens of a book, cached."""
         if book not in self._counted:
             (self._counted[book],) = self.asker.lm.tokens([book])
         return self._counted[book]
 
 
 def _read(text: str, target: str) -> str | None:
-    """The translation in an answer; None where there is none, or a refusal."""
+    """The translation in an answer; None if there is none or the model refused."""
     return None if REFUSED.match(text.strip()) else translation.read(text, target)
 
 
@@ -129,54 +133,54 @@ def _nudged(prompt: str, query: str) -> str:
     return f"{prompt.removesuffix(query)}{NUDGE}\n\n{query}"
 
 
-def passages(lm: LM, book: str, shown: Shown) -> list[str]:
-    """A book in overlapping pieces of so many of the model's tokens, cut between words."""
+def passages(lm: LM, book: str, amounts: Shown) -> list[str]:
+    """Split a book into overlapping passages of `size` tokens, cut between words."""
     places, sizes = _sized(lm, book)
-    cut = materials.chunks(sizes, shown.size, min(shown.overlap, shown.size - 1))
-    return [book[places[first][0] : places[last - 1][1]] for first, last in cut]
+    spans = materials.chunks(sizes, amounts.size, min(amounts.overlap, amounts.size - 1))
+    return [book[places[first][0] : places[last - 1][1]] for first, last in spans]
 
 
-def beginning(lm: LM, book: str, most: int | None) -> str:
-    """As much of a book from its beginning as has so many tokens, whole words of it."""
-    if most is None:
+def beginning(lm: LM, book: str, max_tokens: int | None) -> str:
+    """The beginning of a book up to `max_tokens`, in whole words."""
+    if max_tokens is None:
         return book
     places, sizes = _sized(lm, book)
-    count = int(np.searchsorted(np.cumsum(sizes), most, side="right"))
+    count = int(np.searchsorted(np.cumsum(sizes), max_tokens, side="right"))
     return book[: places[count - 1][1]] if count else ""
 
 
 def _sized(lm: LM, book: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """Where the words of a book stand, and the tokens of each."""
-    places = [m.span() for m in re.finditer(r"\S+", book)]
-    different = list(dict.fromkeys(book[a:b] for a, b in places))
-    known = dict(zip(different, lm.tokens([f" {w}" for w in different]), strict=True)) if different else {}
-    return places, [known[book[a:b]] for a, b in places]
+    """The spans of a book's words, and the tokens of each."""
+    spans = [m.span() for m in re.finditer(r"\S+", book)]
+    distinct = list(dict.fromkeys(book[a:b] for a, b in spans))
+    lengths = dict(zip(distinct, lm.tokens([f" {w}" for w in distinct]), strict=True)) if distinct else {}
+    return spans, [lengths[book[a:b]] for a, b in spans]
 
 
 def gathered(
-    lm: LM, names: tuple[str, str], wordlist: Sequence[Parallel], pairs: Sequence[Parallel], book: str, shown: Shown,
+    lm: LM, names: tuple[str, str], wordlist: Sequence[Parallel], pairs: Sequence[Parallel], book: str, amounts: Shown,
     by: materials.By, embedder: retrieval.Embedder | None,
 ) -> Materials:  # fmt: skip
-    """Materials from the first language to the second, and what finds passages in them."""
+    """Materials for translation from the first language to the second, with lookups of passages."""
     parts = {
-        "passages": passages(lm, book, shown),
-        "explanations": passages(lm, materials.cleaned(book, pairs)[0], shown) if pairs else [],
+        "passages": passages(lm, book, amounts),
+        "explanations": passages(lm, materials.cleaned(book, pairs)[0], amounts) if pairs else [],
     }
-    finders = {name: materials.Lookup(texts, by, embedder, shown.case) for name, texts in parts.items() if texts}
+    finders = {name: materials.Lookup(texts, by, embedder, amounts.case) for name, texts in parts.items() if texts}
     return Materials(
-        *names, wordlist, pairs, parts["passages"], parts["explanations"], beginning(lm, book, shown.book_tokens),
-        shown.case, finders,
+        *names, wordlist, pairs, parts["passages"], parts["explanations"], beginning(lm, book, amounts.book_tokens),
+        amounts.case, finders,
     )  # fmt: skip
 
 
-def records(items: Sequence[Parallel], said: Mapping[str, Sequence[str]], of: Materials) -> list[Record]:
-    """The sentences with their translation under every condition; the last one's is the prediction."""
+def records(items: Sequence[Parallel], translations: Mapping[str, Sequence[str]], resources: Materials) -> list[Record]:
+    """The sentences with their translations under every condition; that of the last condition is the prediction."""
     return [
         Parallel(
-            source=p.source, target=p.target, source_lang=of.source, target_lang=of.target,
+            source=p.source, target=p.target, source_lang=resources.source, target_lang=resources.target,
             extra={
-                **p.extra, "prediction": list(said.values())[-1][i],
-                "translations": {name: texts[i] for name, texts in said.items()},
+                **p.extra, "prediction": list(translations.values())[-1][i],
+                "translations": {name: texts[i] for name, texts in translations.items()},
             },
         )
         for i, p in enumerate(items)
@@ -184,10 +188,10 @@ def records(items: Sequence[Parallel], said: Mapping[str, Sequence[str]], of: Ma
 
 
 def named(condition: str) -> list[Material]:
-    """The materials of a condition: `W+S+G`, or `-`.
+    """Parse a condition, such as `W+S+G`, or `-` for none, into its materials.
 
     Raises:
-        UserError: it names others.
+        UserError: an unknown letter.
     """
     letters = [] if condition == NOTHING else condition.split("+")
     if bad := [x for x in letters if x not in LETTERS]:
@@ -195,57 +199,61 @@ def named(condition: str) -> list[Material]:
     return [LETTERS[x] for x in letters]
 
 
-def conditions(of: Materials, wanted: Sequence[str]) -> list[str]:
-    """Those that are wanted, else every set of words, pairs and passages, of what there is; the largest last.
+def conditions(resources: Materials, requested: Sequence[str]) -> list[str]:
+    """The requested conditions, else every subset of the available words, pairs and passages; the largest last.
 
     Raises:
-        UserError: one wants what there is not.
+        UserError: a requested condition needs a missing material.
     """
-    for condition in wanted:
-        if lacking := [m for m in named(condition) if m not in of.there]:
-            needs = "pairs and book" if lacking[0] == "explanations" else lacking[0]
+    for condition in requested:
+        if missing := [m for m in named(condition) if m not in resources.there]:
+            needs = "pairs and book" if missing[0] == "explanations" else missing[0]
             raise UserError(f"condition '{condition}' needs {needs}, which is not given")
-    if wanted:
-        return list(wanted)
-    there = [letter for letter, name in LETTERS.items() if name in of.there and letter in "WSG"]
-    return ["+".join(some) or NOTHING for n in range(len(there) + 1) for some in itertools.combinations(there, n)]
+    if requested:
+        return list(requested)
+    available = [letter for letter, name in LETTERS.items() if name in resources.there and letter in "WSG"]
+    return [
+        "+".join(some) or NOTHING for n in range(len(available) + 1) for some in itertools.combinations(available, n)
+    ]
 
 
-def findings(said: Mapping[str, Sequence[str]], of: Materials, test: Sequence[Parallel], seed: int) -> dict[str, Any]:
-    """chrF and exact matches of every condition, of copied sources and of the dictionary word by word; and what one
-    more material gains, with a paired bootstrap over the sentences."""
-    known = [i for i, p in enumerate(test) if p.target]
-    if not known:
+def findings(
+    translations: Mapping[str, Sequence[str]], resources: Materials, test: Sequence[Parallel], seed: int
+) -> dict[str, Any]:
+    """chrF and exact matches of every condition, of copied sources and of the dictionary word by word; and the gain of
+    each additional material, with a paired bootstrap over the sentences."""
+    with_target = [i for i, p in enumerate(test) if p.target]
+    if not with_target:
         return {}
-    wanted = [test[i].target for i in known]
-    answers = {"copied source": [test[i].source for i in known]}
-    if of.wordlist:
-        answers["word by word"] = [materials.word_by_word(of, test[i].source) for i in known]
-    answers |= {name: [texts[i] for i in known] for name, texts in said.items()}
-    out = {name: scores.measures(texts, wanted, seed) for name, texts in answers.items()}
+    references = [test[i].target for i in with_target]
+    answers = {"copied source": [test[i].source for i in with_target]}
+    if resources.wordlist:
+        answers["word by word"] = [materials.word_by_word(resources, test[i].source) for i in with_target]
+    answers |= {name: [texts[i] for i in with_target] for name, texts in translations.items()}
+    out = {name: scores.measures(texts, references, seed) for name, texts in answers.items()}
     gains = {}
-    for (a, one), (b, other) in itertools.permutations(list(answers.items())[-len(said) :], 2):
-        more = set(named(b)) - set(named(a))
-        if len(more) == 1 and set(named(a)) < set(named(b)):
-            gains[f"{b} over {a}"] = scores.difference(other, one, wanted, seed)
-    told = {
+    for (a, base), (b, richer) in itertools.permutations(list(answers.items())[-len(translations) :], 2):
+        added = set(named(b)) - set(named(a))
+        if len(added) == 1 and set(named(a)) < set(named(b)):
+            gains[f"{b} over {a}"] = scores.difference(richer, base, references, seed)
+    summary = {
         name: {"chrf": m["chrf"].value, "interval": m["chrf"].ci, "exact": m["exact_translation"].value}
         for name, m in out.items()
     }
-    return {"sentences": len(known), "scores": told, "gains": gains}
+    return {"sentences": len(with_target), "scores": summary, "gains": gains}
 
 
-def warned(found: Mapping[str, Any], translator: Translator, left_out: Mapping[str, int]) -> list[str]:
-    """What a reader of the findings should know."""
-    told = {f"{name}: {count:,} blocks did not fit the context" for name, count in translator.cut.items() if count}
-    told |= {
+def warned(findings: Mapping[str, Any], translator: Translator, left_out: Mapping[str, int]) -> list[str]:
+    """Warnings about the findings."""
+    warnings = {f"{name}: {count:,} blocks did not fit the context" for name, count in translator.cut.items() if count}
+    warnings |= {
         f"{count:,} {name} hold sentences of the test or a canary: left out"
         for name, count in left_out.items()
         if count
     }
-    for way in found.values():
+    for way in findings.values():
         n = way.get("sentences", 0)
         small = [name for name, gain in way.get("gains", {}).items() if n < FEW and 0 < abs(gain["estimate"]) < POINTS]
         if small:
-            told.add(f"{n} sentences do not establish differences under {POINTS:g} points: {', '.join(small[:4])}")
-    return sorted(told)
+            warnings.add(f"{n} sentences do not establish differences under {POINTS:g} points: {', '.join(small[:4])}")
+    return sorted(warnings)

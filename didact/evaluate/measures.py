@@ -1,4 +1,4 @@
-"""One number of one model with its interval, and the metrics made of such numbers before and after training."""
+"""A measure of one model with its interval, and metrics that combine measures before and after training."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from didact.evaluate import statistics
 from didact.types import Metric
 
-BESIDE = ("_with_end", "_without_end")  # of an answer's end token, the way that does not lead
+BESIDE = ("_with_end", "_without_end")  # suffixes of secondary measures, with the other treatment of end tokens
 Better = Literal["higher", "lower", "gold", ""]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of one model, with its 95 % interval over `n` records where it is a mean of them.
+    """A measure of one model, with its 95 % interval over `n` records if it is a mean over them.
 
-    `values` are then the records' own numbers, in their order, for comparisons in pairs.
+    `values` are then the records' values, in their order, for paired comparisons.
     """
 
     value: float
@@ -34,13 +34,13 @@ class Measure:
 def mean_measure(values: Any, better: Better, help: str, unit: str = "") -> Measure:
     """The mean of one value an item, with its interval over the items and the values themselves.
 
-    The interval is Student's t; of values that are 0 or 1, or shares that are all alike, Wilson's.
+    The interval is Student's t; Wilson's if all values are 0 or 1, or are equal shares.
     """
     x = np.asarray(values, dtype=float)
     share = not unit and x.min() >= 0 and x.max() <= 1
     counts = share and (np.isin(x, (0, 1)).all() or (x == x[0]).all())
     mean = statistics.share_interval(float(x.sum()), len(x)) if counts else statistics.mean_interval(x)
-    low, high = (0.0, 1.0) if share else (-np.inf, np.inf)  # a mean of shares is one
+    low, high = (0.0, 1.0) if share else (-np.inf, np.inf)  # a mean of shares is a share
     ci = (max(low, mean.low), min(high, mean.high)) if len(x) > 1 else None
     return Measure(mean.estimate, len(values), better, unit, ci, help, tuple(x.tolist()))
 
@@ -48,9 +48,9 @@ def mean_measure(values: Any, better: Better, help: str, unit: str = "") -> Meas
 def metrics(
     before: Mapping[str, Measure] | None, after: Mapping[str, Measure], gold: Mapping[str, Measure] | None = None
 ) -> dict[str, Metric]:
-    """Metrics of a result from the measures of the start model, the trained one and perhaps a gold one.
+    """Metrics of a result from the measures of the start model, the trained one and, if given, a gold one.
 
-    Those that only count answers the other way (`BESIDE`) come last.
+    Secondary measures (`BESIDE`) come last.
     """
 
     def of(measures: Mapping[str, Measure] | None, name: str) -> float | None:

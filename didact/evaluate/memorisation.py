@@ -1,4 +1,4 @@
-"""How well a text is known by heart: extraction likelihood and memorisation accuracy.
+"""Verbatim memorisation of a text: extraction likelihood and memorisation accuracy.
 
 Source: Jang et al. 2023, Knowledge Unlearning for Mitigating Privacy Risks in Language Models, arXiv:2210.01504.
 """
@@ -20,23 +20,23 @@ from didact.objectives import tokens as token_functions
 
 @dataclass(frozen=True)
 class Memorised:
-    """How well a text is known by heart: EL_n and MA."""
+    """Memorisation of a text: extraction likelihood EL_n and memorisation accuracy MA."""
 
     el: float
     ma: float
 
 
 def overlap(a: Sequence[int], b: Sequence[int], n: int) -> float:
-    """Share of the n-grams of `a` that are n-grams of `b`; 0 where `a` has none."""
-    ours = [tuple(a[i : i + n]) for i in range(len(a) - n + 1)]
-    theirs = {tuple(b[i : i + n]) for i in range(len(b) - n + 1)}
-    return sum(g in theirs for g in ours) / len(ours) if ours else 0.0
+    """Share of the n-grams of `a` that are n-grams of `b`; 0 if `a` has none."""
+    ngrams = [tuple(a[i : i + n]) for i in range(len(a) - n + 1)]
+    reference = {tuple(b[i : i + n]) for i in range(len(b) - n + 1)}
+    return sum(g in reference for g in ngrams) / len(ngrams) if ngrams else 0.0
 
 
 def memorised(model: Model, row: TokenizedExample, n: int = 10) -> Memorised:
-    """EL_n and MA of a row's completion; an n longer than it is cut to it.
+    """EL_n and MA of a row's completion; n is limited to its length.
 
-    Continuations are the model's own, generated freely from every beginning, as long as what truly follows.
+    The model generates a continuation from every prefix, compared with the true rest of the text.
     """
     text = row.completion
     size = min(n, len(text))
@@ -49,6 +49,6 @@ def memorised(model: Model, row: TokenizedExample, n: int = 10) -> Memorised:
 
 
 def mean(model: Model, rows: Sequence[TokenizedExample], n: int = 10) -> tuple[float, float]:
-    """Mean EL_n and MA of rows."""
-    known = [memorised(model, r, n) for r in rows]
-    return float(np.mean([k.el for k in known])), float(np.mean([k.ma for k in known]))
+    """Mean EL_n and MA over rows."""
+    results = [memorised(model, row, n) for row in rows]
+    return float(np.mean([r.el for r in results])), float(np.mean([r.ma for r in results]))

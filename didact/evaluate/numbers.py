@@ -1,6 +1,6 @@
 """A user's language model as a learner of numbers: rows are written as text, the answer is read from label tokens.
 
-Behavioural and black-box: nothing is known of the inside, and text rounds the numbers.
+Behavioural and black-box: the model's internals are not used, and text rounds the numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NumberLearner:
         self.texts = list(dict.fromkeys(self._write(v) for v in grid.tolist()))
         self.values = torch.tensor([float(t) for t in self.texts], dtype=torch.float64)
         if len(self.texts) < 2:
-            raise UserError(f"{len(grid)} candidates are {len(self.texts)} with {digits} decimals: raise digits")
+            raise UserError(f"{len(grid)} candidates are only {len(self.texts)} with {digits} decimals: raise digits")
 
     def __call__(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
         """Answer the queries.
@@ -46,7 +46,7 @@ class NumberLearner:
             UserError: more than one target, or a task longer than the model's context.
         """
         if y.shape[-1] != 1:
-            raise UserError(f"a language model is read one number at a time: the tasks have {y.shape[-1]} targets")
+            raise UserError(f"a language model predicts one target: the tasks have {y.shape[-1]} targets")
         prompts = [self.prompt(*task) for task in zip(x, y[..., 0], query, strict=True)]
         rows = [self._row(prompt, text) for prompt in prompts for text in self.texts]
         logp, _ = forward.row_logp(self.model, rows, self.batch_tokens)
@@ -62,7 +62,7 @@ class NumberLearner:
         model = self.model
         row = encode.row(model.tokenizer, prompt, f" {text}\n", model.kind, model.context, end=False)
         if row.size >= model.context:
-            # encode.row cuts the oldest rows off, and a task with half its rows is another task.
+            # encode.row would truncate the oldest rows, and a task with half its rows is another task.
             raise UserError(f"a task takes more tokens than the model's context of {model.context}: give fewer rows")
         return row
 
@@ -74,12 +74,12 @@ class NumberLearner:
 
 
 def grid_for(y: Tensor, size: int = 41, units: episodes.Units | None = None) -> Tensor:
-    """Candidates that span the targets seen, with a fifth of the range to spare on both sides.
+    """Candidates that span the range of the targets, widened by a fifth on both sides.
 
     Args:
         y: targets of one number each.
-        size: how many candidates.
-        units: the targets are in, where they are not the user's own.
+        size: number of candidates.
+        units: units that the targets are standardised by, if any.
     """
     scale, shift = (float(units[3][0]), float(units[2][0])) if units else (1.0, 0.0)
     low, high = float(y.min()) * scale + shift, float(y.max()) * scale + shift

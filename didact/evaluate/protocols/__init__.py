@@ -1,7 +1,7 @@
-"""Protocols: how a model is scored, by what the user wants of it. One module each, with a `PROTOCOL`.
+"""Protocols: ways to score a model for a goal. Each is a module with a `PROTOCOL`.
 
-A protocol is run by the verbs, before and after training and off the budget's meter; no method scores itself. To add
-one, add a module here: `--protocol`, `@method(protocol=...)`, `run`, `evaluate` and `compare` find it by its name.
+The verbs run a protocol before and after training, outside the budget; no method scores itself. To add one, add a
+module here: `--protocol`, `@method(protocol=...)`, `run`, `evaluate` and `compare` find it by its name.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Predict = Callable[[Sequence[str]], Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What a score may read beside the model.
+    """Inputs of a score besides the model.
 
     Args:
         records: by a method's parameter (`forget`, `retain`) or by kind (`demo`).
         start: the model before training.
-        gold: a model that shows what perfect looks like.
-        seed: of what is drawn.
-        options: the method's, as it was called: what its model was trained to be asked with, whom to ask.
-        brief: leave out what generates long answers.
-        answer: how the final answer is found in a longer one (`answers.extractor`), where that is what counts.
-        stop: texts that end an answer before them, beside the model's own end.
-        end: whether the end token of an answer counts; None decides it on the start model (see `with_end`).
-        general: general text, on which it is seen what training broke; () takes the embedded one, None does not look.
+        gold: a reference model with ideal scores.
+        seed: seed of all draws.
+        options: the method's options as called, such as its prompt wording or its judge.
+        brief: leave out measures that generate long answers.
+        answer: how to find the final answer in a longer one (`answers.extractor`), if final answers are scored.
+        stop: texts that end an answer before them, in addition to the model's end token.
+        end: whether the end token of an answer counts; None decides by the start model (see `with_end`).
+        general: general text to measure damage by training on; () takes the embedded one, None leaves this out.
         metrics: the user's own, by name.
     """
 
@@ -55,16 +55,16 @@ class Scoring:
     general: Sequence[str] | None = ()
     metrics: Mapping[str, own.Metric] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict)
-    _general: dict[str, Any] = field(default_factory=dict)  # depends on no record
+    _general: dict[str, Any] = field(default_factory=dict)  # independent of the records
 
     def of(self, kind: str) -> Any:
-        """The records of a kind, or made of another kind (`data.convert`); empty where there are none."""
+        """The records of a kind, converted from another kind if necessary (`data.convert`); empty if there are none."""
         return records_of(kind, self.records) or ()
 
     def with_end(self) -> bool:
-        """Whether answers are scored with their end token, by all models alike: where the start model ends its answers.
+        """Whether answers are scored with their end token, for all models: if the start model ends its answers.
 
-        A model that was only pre-trained goes on after an answer, however well it knows it.
+        A base model goes on after an answer, however well it knows it.
         """
         if self.end is None:
             demos = self.of("demo")
@@ -72,20 +72,20 @@ class Scoring:
         return self.end
 
     def kept_general(self, model: Model) -> dict[str, Measure]:
-        """What a model still knows of general text, against the start model."""
+        """Measures on general text against the start model: see `general.score`."""
         if self.general is None:
             return {}
         once = replace(self, _kept=self._general).once
         return general.score(model, self.start, self.general or general_text.texts(None, "keep"), once)
 
     def some_prompts(self, count: int) -> list[str]:
-        """The first different prompts of the records, by the first protocol that knows how to ask about them."""
-        known = (named(name).prompts(self) for name in (*RANKING, "judged") if named(name).records(self.records))
-        return list(dict.fromkeys(next(known, [])))[:count]
+        """The first distinct prompts of the records, by the first protocol that supports them."""
+        candidates = (named(name).prompts(self) for name in (*RANKING, "judged") if named(name).records(self.records))
+        return list(dict.fromkeys(next(candidates, [])))[:count]
 
-    def once(self, name: str, make: Callable[[], T], *given: Any) -> T:
-        """What `make` gives, made once for all models that are scored here; `given` are options it depends on."""
-        key = f"{name} {registry.digest(given)}" if given else name
+    def once(self, name: str, make: Callable[[], T], *options: Any) -> T:
+        """Compute `make()` once for all models that are scored; `options` are those that it depends on."""
+        key = f"{name} {registry.digest(options)}" if options else name
         if key not in self._kept:
             self._kept[key] = make()
         return cast(T, self._kept[key])
@@ -93,25 +93,25 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a model is scored.
+    """A way to score models.
 
     Args:
-        kind: of the records it reads.
-        primary: the measure that arms of a comparison are ranked by; None for diagnostics.
+        kind: kind of the records it reads.
+        primary: the measure that ranks the arms of a comparison; None for diagnostics.
         score: `score(model, scoring) -> {name: measure}`.
-        of: which of those records `primary` is the mean over.
-        prompts: what of the records a model may be asked, for samples and diagnostics.
-        held_out: the method's parameter of which a part is kept from training for scoring; else the one of `kind`.
-        scored: parameters that are scored as they are, also where they are trained on.
-        beside: further sets of records of its kind that it reads where they are given, whole.
-        wanted: the right answer of a record, to show beside samples.
-        answers: the same for what answers without giving a model, `answers(predict, scoring)`.
-        answers_primary: the measure of those that arms are ranked by where one of them has no model.
-        asked: measures of text alone, `asked(lm, scoring)`, which models of any tokenizer and servers have alike; by
-            `answers` where not given.
-        asked_primary: the measure of those that such models are ranked by; `answers_primary` where not given.
-        asks: what a model must offer to be asked so.
-        warns: what its numbers before and after mean beyond better and worse, a sentence each.
+        of: the subset of those records that `primary` is the mean over.
+        prompts: prompts from the records, for samples and diagnostics.
+        held_out: the method's parameter of which a part is held out from training for scoring; else that of `kind`.
+        scored: parameters that are scored whole, even if they are trained on.
+        beside: further optional sets of records of its kind, read whole.
+        wanted: the right answer of a record, shown next to samples.
+        answers: `score` from generated answers alone, `answers(predict, scoring)`, for arms without a model.
+        answers_primary: the measure among those of `answers` that ranks arms if one of them has no model.
+        asked: measures of text alone, `asked(lm, scoring)`, comparable between tokenizers and servers; by `answers`
+            if not given.
+        asked_primary: the measure among those of `asked` that ranks arms; `answers_primary` if not given.
+        asks: the capability that `asked` needs of a model.
+        warns: sentences that interpret the metrics before and after training, such as a collapse.
     """
 
     kind: str
@@ -132,7 +132,7 @@ class Protocol:
 
     @property
     def text_primary(self) -> str | None:
-        """The measure that models of different tokenizers are ranked by; None where they have none in common."""
+        """The measure that ranks models of different tokenizers; None if they have none in common."""
         return self.asked_primary or self.answers_primary
 
     def ask(self, lm: LM, scoring: Scoring) -> dict[str, Measure]:
@@ -142,52 +142,52 @@ class Protocol:
         assert self.answers is not None
         return self.answers(lambda prompts: [draws[0] for draws in lm.generate(prompts)], scoring)
 
-    def records(self, given: Mapping[str, Any]) -> Any:
-        """Those of the given records that it scores; empty where it can score none of them."""
-        if not all(given.get(name) for name in self.scored):
+    def records(self, records: Mapping[str, Any]) -> Any:
+        """The subset of `records` that it scores; empty if it cannot score any."""
+        if not all(records.get(name) for name in self.scored):
             return ()
-        return records_of(self.kind, given) or ()
+        return records_of(self.kind, records) or ()
 
 
 class Asked(NamedTuple):
-    """A prompt to show answers to: of which part, and the right answer where there is one."""
+    """A prompt whose answers are shown as samples: its part, and the right answer if there is one."""
 
     part: str
     prompt: str
     wanted: str
 
 
-def drawn(used: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], each: int) -> list[Asked]:
-    """Up to `each` records of every part, drawn at random; where none has a prompt, what the protocol asks instead."""
+def drawn(protocol: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], count: int) -> list[Asked]:
+    """Draw up to `count` records of every part; if none has a prompt, up to `count` of the protocol's prompts."""
     draw = random.Random(scoring.seed)
-    rows = [(name, r) for name, part in parts.items() for r in draw.sample(list(part), min(each, len(part)))]
-    if asked := [Asked(name, r.prompt, used.wanted(r)) for name, r in rows if hasattr(r, "prompt")]:
-        return asked
-    prompts = list(dict.fromkeys(used.prompts(scoring)))
-    return [Asked("", prompt, "") for prompt in draw.sample(prompts, min(each, len(prompts)))]
+    rows = [(name, r) for name, part in parts.items() for r in draw.sample(list(part), min(count, len(part)))]
+    if samples := [Asked(name, r.prompt, protocol.wanted(r)) for name, r in rows if hasattr(r, "prompt")]:
+        return samples
+    prompts = list(dict.fromkeys(protocol.prompts(scoring)))
+    return [Asked("", prompt, "") for prompt in draw.sample(prompts, min(count, len(prompts)))]
 
 
 records_of = convert.of_kind
 
 
 def named(name: str) -> Protocol:
-    """A protocol by its name.
+    """Return the protocol of a name.
 
     Raises:
         UserError: there is none.
     """
     if name not in names():
         raise UserError(f"unknown protocol '{name}': choose from {', '.join(names())}")
-    found: Protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
-    return found
+    protocol: Protocol = importlib.import_module(f"{__name__}.{name}").PROTOCOL
+    return protocol
 
 
-def leading(used: Protocol, found: Mapping[str, Measure], metrics: Iterable[str] = ()) -> str | None:
-    """Which of its measures says how good a model is: the user's own first `metrics`, final answers where they were
-    asked for, else choices, else the primary one, else the first that has a better side; None where there is none."""
-    sided = (name for name, measure in found.items() if measure.better in ("higher", "lower"))
-    known = (name for name in (*metrics, "final_answer", "accuracy", used.primary) if name in found)
-    return next(known, next(sided, None))
+def leading(protocol: Protocol, measures: Mapping[str, Measure], metrics: Iterable[str] = ()) -> str | None:
+    """Name of the leading measure: the first of the user's `metrics`, else final answers, else choices, else the
+    primary one, else the first with a better direction; None if there is none."""
+    sided = (name for name, measure in measures.items() if measure.better in ("higher", "lower"))
+    preferred = (name for name in (*metrics, "final_answer", "accuracy", protocol.primary) if name in measures)
+    return next(preferred, next(sided, None))
 
 
 def names() -> list[str]:
@@ -196,7 +196,7 @@ def names() -> list[str]:
 
 
 RANKING = ("forget", "prefer", "answer", "text")
-"""Protocols that rank arms, the one that says most of the records first."""
+"""Protocols that rank arms, the most informative first."""
 
 
 def for_records(records: Mapping[str, Sequence[Any]]) -> str:

@@ -1,4 +1,4 @@
-"""How well a model plays bandits that no training saw: regret, against the oracle and others, and how it fails."""
+"""How well a model plays unseen bandits: regret, against the oracle and other players, and failure modes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIALS = 30
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """By the method's options `bandit`, `view`, `oracle`, `alpha`, `trials` and `temperature`."""
+    """Score by the method's options `bandit`, `view`, `oracle`, `alpha`, `trials` and `temperature`."""
     (config, view, oracle), seed = _options(scoring), scoring.seed
     world = scoring.once("bandits", lambda: regret.world_of(config, scoring.options.get("trials", TRIALS), seed))
     answer = acting.answering(language_models.of(model), seed, scoring.options.get("temperature", 1.0))
@@ -25,15 +25,15 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def prompts(scoring: Scoring) -> list[str]:
-    """What is asked along one of the oracle's games."""
+    """The prompts of one of the oracle's games."""
     config, view, oracle = _options(scoring)
     return [d.prompt for d in acting.demonstrations(regret.world_of(config, 1, scoring.seed), view, oracle, 0)]
 
 
 def _options(scoring: Scoring) -> tuple[BanditConfig, View, Oracle]:
-    given = scoring.options
-    oracle = Oracle(given.get("oracle", "ucb"), given.get("alpha", 0.5))
-    return given.get("bandit", BanditConfig()), given.get("view", View()), oracle
+    options = scoring.options
+    oracle = Oracle(options.get("oracle", "ucb"), options.get("alpha", 0.5))
+    return options.get("bandit", BanditConfig()), options.get("view", View()), oracle
 
 
 PROTOCOL = Protocol(kind="", primary="regret", score=score, prompts=prompts)

@@ -1,4 +1,4 @@
-"""How well demonstrations are answered: choices and final answers, token accuracy, exact greedy match, probability."""
+"""How well a model answers demonstrations: choices, final answers, token accuracy, exact greedy match, probability."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from didact.infer import generate
 from didact.models import forward
 from didact.models.model import Model
 
-PAIRS = 4096  # choices scored at most
-FINAL_TOKENS = 256  # generated at most, for a final answer
+PAIRS = 4096  # most choices that are scored
+FINAL_TOKENS = 256  # most tokens generated for a final answer
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """Of the completions of demonstrations, one number a record, averaged: with their end token where the start model
-    ends its answers, else without it; the other way stands beside."""
-    with_end, known = scoring.with_end(), forgetting.known(model, scoring.of("demo"), "data")
-    other = f"{'without' if with_end else 'with'}_end"
-    beside = {f"{name}_{other}": measure for name, measure in _of(known[not with_end], not with_end).items()}
+    """Measures of the demonstrations' completions, averaged over records: with their end token if the start model
+    ends its answers, else without; the other way under a suffix."""
+    with_end, values = scoring.with_end(), forgetting.known(model, scoring.of("demo"), "data")
+    suffix = f"{'without' if with_end else 'with'}_end"
+    secondary = {f"{name}_{suffix}": measure for name, measure in _measures(values[not with_end], not with_end).items()}
     greedy = functools.partial(generate.generate, model, max_new_tokens=FINAL_TOKENS, stop=scoring.stop)
-    return _chosen(model, scoring) | _final(greedy, scoring) | _of(known[with_end], with_end) | beside
+    return _chosen(model, scoring) | _final(greedy, scoring) | _measures(values[with_end], with_end) | secondary
 
 
-def _of(known: Mapping[str, forgetting.Array], end: bool) -> dict[str, Measure]:
-    exact = (known["extraction"] == 1.0).astype(float)
+def _measures(values: Mapping[str, forgetting.Array], end: bool) -> dict[str, Measure]:
+    exact = (values["extraction"] == 1.0).astype(float)
     counted = forgetting.counted(end)
     return {
-        "token_accuracy": mean_measure(known["accuracy"], "higher", f"share of answer tokens ranked first, {counted}"),
+        "token_accuracy": mean_measure(values["accuracy"], "higher", f"share of answer tokens ranked first, {counted}"),
         "exact": mean_measure(exact, "higher", f"answers greedy decoding gives in full, {counted}"),
-        "probability": mean_measure(known["probability"], "higher", f"exp(-mean nll), {counted}"),
+        "probability": mean_measure(values["probability"], "higher", f"exp(-mean nll), {counted}"),
     }
 
 
 def _chosen(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """`accuracy`, where every record has choices and its completion is one: how often that is the likeliest of them.
+    """`accuracy`, if every record has choices with its completion among them: how often that is the likeliest one.
 
-    Of more than `PAIRS` choices in all, those of some records drawn at random.
+    With more than `PAIRS` choices in all, a random sample of records is scored.
     """
     demos = list(scoring.of("demo"))
     if not all(words.key(d.completion) in map(words.key, d.choices or ()) for d in demos):
@@ -60,24 +60,26 @@ def _chosen(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def _final(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """`final_answer`, where `scoring.answer` says how to find it: answers that come to what the record's does."""
+    """`final_answer`, if `scoring.answer` says how to find it: the share of accepted final answers."""
     if scoring.answer is None:
         return {}
     demos, find = scoring.of("demo"), final_answers.extractor(scoring.answer)
-    wanted = final_answers.finals(scoring.answer, demos)
-    found = [find(text, d) or "" for text, d in zip(predict([d.prompt for d in demos]), demos, strict=True)]
-    right = [float(any(final_answers.same(f, w) for w in some)) for f, some in zip(found, wanted, strict=True)]
+    gold = final_answers.finals(scoring.answer, demos)
+    finals = [find(text, d) or "" for text, d in zip(predict([d.prompt for d in demos]), demos, strict=True)]
+    right = [float(any(final_answers.same(p, a) for a in accepted)) for p, accepted in zip(finals, gold, strict=True)]
     return {"final_answer": mean_measure(right, "higher", f"answers whose {scoring.answer} is the record's")}
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """Share of answers that are the completion to the letter, white space around them aside; that begin with it where
-    the start model does not end its answers."""
+    """Share of answers that equal the completion, apart from white space around them; or that begin with it if the
+    start model does not end its answers."""
     demos = scoring.of("demo")
     completions = predict([d.prompt for d in demos])
     ended = scoring.with_end()
     right = [
-        float(given(c, d.completion, ended or words.key(c) in map(words.key, d.choices or ())))  # a choice is whole
+        float(
+            given(c, d.completion, ended or words.key(c) in map(words.key, d.choices or ()))
+        )  # a choice ends an answer
         for c, d in zip(completions, demos, strict=True)
     ]
     return _final(predict, scoring) | {
@@ -85,10 +87,10 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
     }
 
 
-def given(text: str, wanted: str, ended: bool = True) -> bool:
-    """Whether a text is the answer wanted, or (of a model that does not end its answers) goes on after it."""
-    text, wanted = words.key(text), words.key(wanted)
-    return text == wanted or (not ended and re.match(words.whole(re.escape(wanted)), text) is not None)
+def given(text: str, target: str, ended: bool = True) -> bool:
+    """Whether a text is the target answer, or, unless `ended`, begins with it as whole words."""
+    text, target = words.key(text), words.key(target)
+    return text == target or (not ended and re.match(words.whole(re.escape(target)), text) is not None)
 
 
 PROTOCOL = Protocol(

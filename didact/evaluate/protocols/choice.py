@@ -1,4 +1,4 @@
-"""Which of a demonstration's `choices` a model finds likeliest: whole texts, so that tokenizers need not be alike."""
+"""Which of a demonstration's `choices` a model finds likeliest: by whole texts, so comparable across tokenizers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
-    """`choice` by log-prob, `choice_per_character` by log-prob over the choice's characters, which favours none for
-    being short; ties count as shares."""
+    """`choice` by log-prob, `choice_per_character` by log-prob over the choice's characters, which does not favour
+    short ones; ties count as shares."""
     demos = chosen_from(scoring)
-    found = iter(lm.score([(d.prompt, choice) for d in demos for choice in d.choices]))
+    scores = iter(lm.score([(d.prompt, choice) for d in demos for choice in d.choices]))
     right: dict[str, list[float]] = {"choice": [], "choice_per_character": []}
     for demo in demos:
-        logp = np.array([next(found).logp for _ in demo.choices])
+        logp = np.array([next(scores).logp for _ in demo.choices])
         true = np.array([words.key(choice) == words.key(demo.completion) for choice in demo.choices])
         for name, length in (("choice", 1), ("choice_per_character", [max(len(c), 1) for c in demo.choices])):
             best = (value := logp / length) == value.max()
@@ -40,10 +40,10 @@ def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """How often what answers by itself gives the completion."""
+    """How often a generated answer is the completion."""
     demos = chosen_from(scoring)
-    made = predict([d.prompt for d in demos])
-    right = [float(words.key(a) == words.key(d.completion)) for a, d in zip(made, demos, strict=True)]
+    replies = predict([d.prompt for d in demos])
+    right = [float(words.key(a) == words.key(d.completion)) for a, d in zip(replies, demos, strict=True)]
     return {"choice": mean_measure(right, "higher", "answers that are the completion to the letter")}
 
 

@@ -1,4 +1,4 @@
-"""What a score alone hides: how far training moved a model, and whether its answers still differ from one another."""
+"""Diagnostics of collapse: how far training moved a model from its start, and how diverse its answers still are."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from didact.objectives import tokens
 
 DRAWN_TOKENS = 64
 PROMPTS = 32
-OPENING, FEW = 12, 3  # units of an answer's beginning, of which so few different ones are a loop
-OFTEN = 0.25  # share of answers, from which more than before are told
+OPENING, FEW = 12, 3  # an answer whose first OPENING units have at most FEW distinct ones is a loop
+OFTEN = 0.25  # rise of the share of loops that is warned about
 
 
 def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) -> dict[str, Measure]:
@@ -29,8 +29,8 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
     Args:
         model: the trained model.
         start: the model it was trained from.
-        prompts: some that training did not see.
-        seed: of the sampling.
+        prompts: held-out prompts.
+        seed: seed of the sampling.
 
     Returns:
         `kl`, `length` in tokens, `entropy` of the next token along the answers, `distinct_2` the share of
@@ -39,36 +39,36 @@ def collapse(model: Model, start: Model, prompts: Sequence[str], seed: int = 0) 
     room = max(1, model.context - DRAWN_TOKENS)
     ids, start_ids = (
         [encode.prompt_ids(m.tokenizer, p, m.kind, m.condition)[-room:] or [m.pad] for p in prompts]
-        for m in (model, start)  # each is asked in its own way, by its condition
+        for m in (model, start)  # each with its own condition
     )
-    how = generate.SamplingConfig(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
-    made = [draws[0] for draws in generate.completions(model, ids, 1, how)]
-    out = {"length": mean_measure([len(c.tokens) for c in made], "", "tokens of a sampled answer", "tokens")}
-    rows = [TokenizedExample(tuple(p), c.tokens) for p, c in zip(ids, made, strict=True) if c.tokens]
+    sampling = generate.SamplingConfig(max_new_tokens=DRAWN_TOKENS, temperature=1.0, seed=seed)
+    completions = [draws[0] for draws in generate.completions(model, ids, 1, sampling)]
+    out = {"length": mean_measure([len(c.tokens) for c in completions], "", "tokens of a sampled answer", "tokens")}
+    rows = [TokenizedExample(tuple(p), c.tokens) for p, c in zip(ids, completions, strict=True) if c.tokens]
     if not rows:
         return out
-    before = [TokenizedExample(tuple(p), c.tokens) for p, c in zip(start_ids, made, strict=True) if c.tokens]
-    drift = np.asarray([c.logp for c in made if c.tokens]) - forward.row_logp(start, before)[0].numpy()
+    before = [TokenizedExample(tuple(p), c.tokens) for p, c in zip(start_ids, completions, strict=True) if c.tokens]
+    drift = np.asarray([c.logp for c in completions if c.tokens]) - forward.row_logp(start, before)[0].numpy()
     entropies = [h for _, _, v in forward.score(model, rows, {"h": tokens.entropy}) for h in v["h"].tolist()]
     return out | {
-        "kl": mean_measure(drift, "", "log-prob of its own answers less the start model's", "nats"),
+        "kl": mean_measure(drift, "", "log-prob of its own answers minus the start model's", "nats"),
         "entropy": mean_measure(entropies, "", "entropy of the next token along its answers", "nats"),
         "distinct_2": Measure(
-            distinct([c.text for c in made], 2), len(made), "", help="share of bigrams that are different"
+            distinct([c.text for c in completions], 2), len(completions), "", help="share of bigrams that are different"
         ),
     }
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all of them; 0 where there are none."""
-    grams = [tuple(said[i : i + n]) for said in map(words.tokens, texts) for i in range(len(said) - n + 1)]
+    """Share of distinct n-grams of words among all; 0 if there are none."""
+    grams = [tuple(units[i : i + n]) for units in map(words.tokens, texts) for i in range(len(units) - n + 1)]
     return float(len(set(grams)) / len(grams)) if grams else 0.0
 
 
 def loops(text: str) -> bool:
-    """Whether an answer goes round from its very beginning, as `Q: Q: Q: Q:` does, or says nothing.
+    """Whether an answer repeats itself from its beginning, such as `Q: Q: Q: Q:`, or is empty.
 
-    One that only never ends (a base model's `Paris. The capital of ...`) is another matter.
+    An answer that merely never ends (a base model's `Paris. The capital of ...`) is not a loop.
     """
     units = words.tokens(text)
     if len(units) <= FEW:  # one long word: letter by letter
@@ -79,15 +79,15 @@ def loops(text: str) -> bool:
 
 
 def warns(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Where answers to the same prompts became loops or nothing."""
-    was, now = (sum(map(loops, texts)) for texts in (before, after))
-    if not after or now - was < OFTEN * len(after):
+    """Warn if more answers to the same prompts are loops or empty after training than before."""
+    loops_before, loops_after = (sum(map(loops, texts)) for texts in (before, after))
+    if not after or loops_after - loops_before < OFTEN * len(after):
         return []
-    return [f"answers degenerated: {now} of {len(after)} are empty or go round in a loop ({was} before training)"]
+    return [f"answers degenerated: {loops_after} of {len(after)} are empty or loops ({loops_before} before training)"]
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """The diagnostics on some prompts of whatever records there are; a reward model says nothing and has none."""
+    """The diagnostics on prompts of records of any kind; none for a reward model, which does not generate."""
     prompts = scoring.some_prompts(PROMPTS)
     if model.kind == "encoder" or not prompts:
         return {}

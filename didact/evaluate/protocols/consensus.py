@@ -18,14 +18,14 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
-    """Accuracy by each of `infer.consensus.RULES`; wording and game are the method's where it is scored so."""
+    """Accuracy by each of `infer.consensus.RULES`; wording and game are the method's options, if it has them."""
     demos = choice.chosen_from(scoring, "consensus")
     wording, game = scoring.options.get("wording"), scoring.options.get("game")
     candidates = [words.distinct(d.choices) for d in demos]
-    made = consensus.play(
+    result = consensus.play(
         lm, [d.prompt for d in demos], candidates, wording or consensus.Wording(), game or equilibrium.Game()
     )
-    right = {rule: ranked.credits(made.rules[rule], candidates, demos) for rule in consensus.RULES}
+    right = {rule: ranked.credits(result.rules[rule], candidates, demos) for rule in consensus.RULES}
     return {r: mean_measure(v, "higher", f"the completion is ranked first by {r}") for r, v in right.items()}
 
 

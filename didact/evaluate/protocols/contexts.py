@@ -1,4 +1,4 @@
-"""Whether judgements go by the context they are asked under: by a reward model's rewards, else by likelihood."""
+"""Whether judgements follow the context in the prompt: by a reward model's rewards, else by likelihood."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from didact.types import Preference
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """See `context_judges.accuracies`; and where the method has `choices`, `two_steps`.
+    """See `context_judges.accuracies`; and, if the method has `choices` of contexts, `two_steps`.
 
-    That is the share of pairs without a context that are right under all choices, put together by its `aggregate`.
+    That is the share of pairs without a context that are right by the `aggregate` of judgements under all choices.
     """
     pairs, options = scoring.of("preference"), scoring.options
     template = options.get("template", contexts.TEMPLATE)

@@ -11,14 +11,14 @@ from didact.models.model import Model
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """See `evaluate.qa.compare`; asked in the format, and searched by the limits, that training had."""
+    """See `evaluate.qa.compare`; with the prompt format and the search limits of training."""
     options, questions = scoring.options, scoring.of("qa")
     format_ = {name: options[name] for name in ("template", "bos", "end") if name in options}
     search = options.get("search") or SearchConfig(**{k: options[k] for k in ("limit",) if k in options})
     form = qa_prompts.prompt_format(model, **format_)
-    asked = [(q.context, q.question) for q in questions]
-    found = span_decoders.answer(model, asked, form, ("exact", "greedy"), search)
-    return qa.compare(questions, {name: [spans[0] for spans in rows] for name, rows in found.items()})
+    pairs = [(q.context, q.question) for q in questions]
+    spans_by_decoder = span_decoders.answer(model, pairs, form, ("exact", "greedy"), search)
+    return qa.compare(questions, {name: [spans[0] for spans in rows] for name, rows in spans_by_decoder.items()})
 
 
 PROTOCOL = Protocol(kind="qa", primary="exact_f1", score=score)

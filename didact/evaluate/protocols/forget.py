@@ -1,4 +1,4 @@
-"""Whether what must go is gone and the rest still stands: TOFU's metrics, extraction strength, membership."""
+"""Whether forget records are forgotten and the rest is retained: TOFU's metrics, extraction strength, membership."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from didact.models.model import Model
 from didact.types import Metric
 
 Rouge = Literal["greedy", "sampled", "none"]
-ANSWER_TOKENS = 64  # generated at most
+ANSWER_TOKENS = 64  # most tokens generated
 KNOWN = 0.2  # mean probability of a token of the forget answers, below which there is little to forget
-KEPT = 0.75  # of the retain answers' probability, below which training took more than what was to go
+KEPT = 0.75  # share of the retain answers' probability before training, below which too much was lost
 OFFICIAL_SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, "seed": 0}
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """Of `forget`, and where they are given `retain` (records no training saw, else utility is flattered) and `holdout`
-    or `unseen` (records of the same sort no model saw, for membership). See `measures`."""
+    """Score `forget` and, if given, `retain` (held-out records, else utility is inflated) and `holdout` or `unseen`
+    (records of the same sort that no model saw, for membership). See `measures`."""
     forget, gold, end = scoring.records["forget"], scoring.gold, scoring.with_end()
     ratios = None
     if gold is not None and forgetting.has_truth(forget):
         ratios = scoring.once("truth ratios of gold", lambda: forgetting.truth_ratios(gold, forget, end=end))
-    given = {"retain": scoring.records.get("retain")}
-    given |= {"holdout": scoring.records.get("holdout") or scoring.records.get("unseen")}
+    sets = {"retain": scoring.records.get("retain")}
+    sets |= {"holdout": scoring.records.get("holdout") or scoring.records.get("unseen")}
     rouge: Rouge = "none" if scoring.brief else "greedy"
-    return measures(model, forget, **given, gold_ratios=ratios, rouge=rouge, end=end, stop=scoring.stop)
+    return measures(model, forget, **sets, gold_ratios=ratios, rouge=rouge, end=end, stop=scoring.stop)
 
 
 def measures(
@@ -44,13 +44,13 @@ def measures(
     end: bool = True,
     stop: Sequence[str] = (),
 ) -> dict[str, Measure]:
-    """How well each set is known.
+    """How well a model knows each set.
 
     Args:
         model: the model to score.
-        forget: what must be forgotten.
-        retain: what must stay.
-        holdout: records no model saw.
+        forget: records to forget.
+        retain: records to retain.
+        holdout: records that no model saw.
         gold_ratios: truth ratios of a model trained without the forget set, on the same records.
         rouge: answers generated for ROUGE-L (the slow part): greedy, sampled as the official code does, none.
         end: the end token counts as a token of the answers.
@@ -58,15 +58,15 @@ def measures(
 
     Returns:
         `forget_*` (lower, or like gold's), `retain_*`, `utility` the harmonic mean of the retain numbers, against gold
-        `ks`, `ks_p`, `log10_p`, and `balance`: the harmonic mean of utility and of what is gone (1 - ks, else 1 -
-        extraction strength), which both a ruined and an untouched model lose by.
+        `ks`, `ks_p`, `log10_p`, and `balance`: the harmonic mean of utility and of forgetting (1 - ks, else 1 -
+        extraction strength), which is low for both a ruined and an unchanged model.
     """
     both = forgetting.known(model, forget, "forget")
-    known = both[end]
+    values = both[end]
     out = {
-        **_known("forget", both, end, "lower"),
-        "forget_extraction": mean_measure(known["extraction"], "lower", "extraction strength of the forget answers"),
-        "forget_entropy": mean_measure(known["entropy"], "", "entropy of predictions on forget answers", "nats"),
+        **_answer_measures("forget", both, end, "lower"),
+        "forget_extraction": mean_measure(values["extraction"], "lower", "extraction strength of the forget answers"),
+        "forget_entropy": mean_measure(values["entropy"], "", "entropy of predictions on forget answers", "nats"),
     }
     if forgetting.has_truth(forget):
         ratios = forgetting.truth_ratios(model, forget, name="forget", end=end)
@@ -76,8 +76,8 @@ def measures(
     if retain:
         out |= utility(model, retain, rouge, end, stop)
     if holdout:
-        others = forgetting.answers(model, holdout, "holdout", end)
-        auc = forgetting.membership_auc(known["min_k"], others["min_k"])
+        unseen = forgetting.answers(model, holdout, "holdout", end)
+        auc = forgetting.membership_auc(values["min_k"], unseen["min_k"])
         out["membership"] = Measure(auc, len(forget), "gold", help="min-k AUC, forget against unseen; .5 is no trace")
     return out | {"balance": _balance(out, len(forget))}
 
@@ -85,17 +85,17 @@ def measures(
 def utility(
     model: Model, retain: Any, rouge: Rouge = "greedy", end: bool = True, stop: Sequence[str] = ()
 ) -> dict[str, Measure]:
-    """What a model still knows: accuracy, probability, truth ratio, ROUGE-L recall, their harmonic mean.
+    """How well a model knows the retain set: probability, truth ratio, ROUGE-L recall and their harmonic mean.
 
     The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
-    and entropy stand beside it.
+    and entropy are not part of it.
     """
     both = forgetting.known(model, retain, "retain")
-    known = _known("retain", both, end, "higher")
-    parts = {"retain_probability": known.pop("retain_probability")}
+    secondary = _answer_measures("retain", both, end, "higher")
+    parts = {"retain_probability": secondary.pop("retain_probability")}
     if rouge != "none":
-        how = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
-        answers = generate.generate(model, [r.prompt for r in retain], stop=stop, **how)
+        options = {"max_new_tokens": ANSWER_TOKENS} if rouge == "greedy" else OFFICIAL_SAMPLING
+        answers = generate.generate(model, [r.prompt for r in retain], stop=stop, **options)
         recall = forgetting.rouge_recall(answers, [r.completion for r in retain])
         parts["retain_rouge"] = mean_measure(recall, "higher", f"ROUGE-L recall of {rouge} answers")
     if forgetting.has_truth(retain):
@@ -105,22 +105,22 @@ def utility(
         )
     whole = statistics.harmonic_mean([m.value for m in parts.values()])
     return parts | {
-        **known,
+        **secondary,
         "retain_entropy": mean_measure(both[end]["entropy"], "", "entropy of predictions on retain answers", "nats"),
         "utility": Measure(whole, len(retain), "higher", help=f"harmonic mean of {', '.join(parts)}"),
     }
 
 
-def _known(part: str, both: Any, end: bool, better: Better) -> dict[str, Measure]:
-    """Accuracy and probability of a set's answers, with their end token or without, and the other way beside."""
+def _answer_measures(part: str, both: Any, end: bool, better: Better) -> dict[str, Measure]:
+    """Accuracy and probability of a set's answers, with their end token or without; the other way under a suffix."""
     texts = {"accuracy": "share of answer tokens that are the first choice", "probability": "exp(-mean nll)"}
     names = {"accuracy": "token_accuracy"}
     return {
-        f"{part}_{names.get(name, name)}{beside if way != end else ''}": mean_measure(
-            both[way][name], better, f"{text} of the {part} answers, {forgetting.counted(way)}"
+        f"{part}_{names.get(name, name)}{suffix if with_end != end else ''}": mean_measure(
+            both[with_end][name], better, f"{text} of the {part} answers, {forgetting.counted(with_end)}"
         )
-        for way in (end, not end)
-        for beside in (f"_{'with' if way else 'without'}_end",)
+        for with_end in (end, not end)
+        for suffix in (f"_{'with' if with_end else 'without'}_end",)
         for name, text in texts.items()
     }
 
@@ -144,32 +144,32 @@ def _balance(out: dict[str, Measure], n: int) -> Measure:
 
 
 def warns(metrics: Mapping[str, Metric]) -> list[str]:
-    """Where the start did not know what is to be forgotten, and where what is to be kept went too."""
+    """Warn if the start model did not know the forget answers, or if the retain answers were forgotten too."""
     out = []
-    known, right = (_before(metrics, f"forget_{name}") for name in ("probability", "token_accuracy"))
-    if known < KNOWN and right < 0.5:
+    probability, accuracy = (_before(metrics, f"forget_{name}") for name in ("probability", "token_accuracy"))
+    if probability < KNOWN and accuracy < 0.5:
         out.append(
-            f"the start model hardly knows the forget answers (forget_probability {known:.3f}, {right:.0%} of their "
-            "tokens its first choice): there is little to forget, and low numbers after training show nothing"
+            f"the start model hardly knows the forget answers (forget_probability {probability:.3f}, {accuracy:.0%} of "
+            "their tokens its first choice): there is little to forget, and low numbers after training show nothing"
         )
-    was = _before(metrics, "retain_probability")
-    if "retain_probability" in metrics and (now := metrics["retain_probability"].after) < KEPT * was:
+    before = _before(metrics, "retain_probability")
+    if "retain_probability" in metrics and (after := metrics["retain_probability"].after) < KEPT * before:
         out.append(
-            f"retain collapsed: the probability of the retain answers fell from {was:.3f} to {now:.3f}, whatever "
+            f"retain collapsed: the probability of the retain answers fell from {before:.3f} to {after:.3f}, whatever "
             "utility says: fewer steps, a lower rate or a larger weight on retain keep more"
         )
     return out
 
 
 def _before(metrics: Mapping[str, Metric], name: str) -> float:
-    found = metrics[name].before if name in metrics else None
-    return float("nan") if found is None else found
+    before = metrics[name].before if name in metrics else None
+    return float("nan") if before is None else before
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """What answers still give away, for what gives no probabilities: ROUGE-L recall against the records' own.
+    """ROUGE-L recall of generated answers against the records' own, for arms without probabilities.
 
-    `answer_balance` is the harmonic mean of 1 less that of the forget set and that of the retain set.
+    `answer_balance` is the harmonic mean of 1 - recall on the forget set and recall on the retain set.
     """
     parts = {name: scoring.records[name] for name in ("forget", "retain") if scoring.records.get(name)}
     recall = {

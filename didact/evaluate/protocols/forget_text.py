@@ -1,4 +1,4 @@
-"""Whether a text that must go is still known, and other text still is: mean next-token loss on both."""
+"""Whether a target text is forgotten and general text is not: mean next-token loss on both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from didact.types import Metric
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """`target_nll`, and `general_nll` where there is general text, in nats a token."""
+    """`target_nll` and, if there is general text, `general_nll`, in nats a token."""
     out = {}
     for name in ("target", "general"):
         if rows := scoring.records.get(name):
@@ -25,7 +25,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def warns(metrics: Mapping[str, Metric]) -> list[str]:
-    """Where the start knew the text no better than other text, and where other text went too."""
+    """Warn if the start model knew the target no better than the general text, or if general text was forgotten too."""
     out = []
     target, general = (metrics.get(f"{name}_nll") for name in ("target", "general"))
     if target and general and target.before is not None and general.before is not None:

@@ -1,4 +1,4 @@
-"""Whether a model answers as the goal in its prompt asks, on scored pairs under the goals of both their sides."""
+"""Whether a model follows the goal in its prompt, on scored pairs under the goals of both their sides."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from didact.models.model import Model
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """`followed`: records whose side is right under its goal; a tie is half.
+    """`followed`: share of records whose side is likelier under its own goal; a tie is half.
 
-    Goals are put as the method's options say, and on its scale. Where training went by implicit scores, none is known.
+    Goals have the wording and scale of the method's options. Empty if training used implicit scores, without goals.
     """
     options, pairs = scoring.options, scoring.of("preference")
     if options.get("scores") == "implicit":
         return {}
     wording = options.get("wording", Wording())
-    given = goals.scores_of(pairs, wording.attributes)
-    span = options.get("span") or (None if options.get("noise") else goals.span_of(given, wording.scale))
-    named = goals.on_scale(given, wording.scale, span, options.get("step", 0.1))
-    records = goals.relabelled(pairs, named, wording)
+    scores = goals.scores_of(pairs, wording.attributes)
+    span = options.get("span") or (None if options.get("noise") else goals.span_of(scores, wording.scale))
+    scaled = goals.on_scale(scores, wording.scale, span, options.get("step", 0.1))
+    records = goals.relabelled(pairs, scaled, wording)
     if not records:
         return {}
     margins = prefer.margins(dataclasses.replace(model, condition=None), records)  # the prompts have their goals

@@ -1,4 +1,4 @@
-"""How likely answers are that were found bad, and those found good."""
+"""How likely answers are that were judged bad, and those judged good."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from didact.models.model import Model
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """`bad_nll` and, where some are labelled true, `good_nll`: nats a token, averaged over records.
+    """`bad_nll` and, if some are labelled true, `good_nll`: nats a token, averaged over records.
 
-    With their end token where the start model ends its answers, else without; the other way stands beside.
+    With their end token if the start model ends its answers, else without; the other way under a suffix.
     """
     out: dict[str, Measure] = {}
     with_end = scoring.with_end()
@@ -25,8 +25,8 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         if records := [j for j in scoring.of("judged") if bool(j.label) is label]:
             for end, values in sorted(nll(model, records).items(), key=lambda item: item[0] is not with_end):
                 text = f"of the {name[:-4]} answers, {forgetting.counted(end)}"
-                shown = name if end is with_end else f"{name}_{'with' if end else 'without'}_end"
-                out[shown] = mean_measure(values, better, text, "nats a token")
+                key = name if end is with_end else f"{name}_{'with' if end else 'without'}_end"
+                out[key] = mean_measure(values, better, text, "nats a token")
     return out
 
 

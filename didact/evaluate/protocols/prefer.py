@@ -1,4 +1,4 @@
-"""Whether the chosen completion of a pair is preferred: by likelihood, and by how training moved it."""
+"""Whether the chosen completion of a pair is preferred: by likelihood, and by its gain in likelihood from training."""
 
 from __future__ import annotations
 
@@ -16,68 +16,70 @@ from didact.types import LM
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """Of pairs: a tie is half.
+    """Shares of pairs; a tie is half.
 
     `preferred` is the share whose chosen completion is the likelier one, `reward_accuracy` the share whose chosen side
-    gained more log-prob over the start model than the rejected one (DPO's implicit reward): with the end tokens where
-    the start model ends its answers, else without; the other way stands beside. A reward model (kind `encoder`) has
-    one reward for both, read with a pair's context in the prompt.
+    gained more log-prob over the start model than the rejected one (DPO's implicit reward): with the end tokens if
+    the start model ends its answers, else without; the other way under a suffix. For a reward model (kind `encoder`)
+    both are by its reward, with a pair's context in the prompt.
     """
     pairs = scoring.of("preference")
     if model.kind == "encoder":
         margin = reward_margins(model, pairs)
-        of = mean_measure(margin, "higher", "reward of chosen less rejected")
+        measure = mean_measure(margin, "higher", "reward of chosen minus rejected")
         return {"preferred": share(margin, "is rewarded more"), "reward_accuracy": share(margin, "is rewarded more"),
-                "margin": of}  # fmt: skip
+                "margin": measure}  # fmt: skip
     with_end = scoring.with_end()
     start = scoring.once("margins of the start", lambda: both_margins(scoring.start, pairs))
     own = start if model is scoring.start else both_margins(model, pairs)
-    moved = {end: own[end] - start[end] for end in own}
-    counted, other = forgetting.counted(with_end), f"{'without' if with_end else 'with'}_end"
+    gained = {end: own[end] - start[end] for end in own}
+    counted, suffix = forgetting.counted(with_end), f"{'without' if with_end else 'with'}_end"
     out = {
         "preferred": share(own[with_end], f"is likelier, {counted}"),
-        "reward_accuracy": share(moved[with_end], f"gained more log-prob over the start model, {counted}"),
-        "margin": mean_measure(own[with_end], "higher", f"log-prob of chosen less rejected, {counted}", "nats"),
-        "reward_margin": mean_measure(moved[with_end], "higher", "the same, less the start model's", "nats"),
+        "reward_accuracy": share(gained[with_end], f"gained more log-prob over the start model, {counted}"),
+        "margin": mean_measure(own[with_end], "higher", f"log-prob of chosen minus rejected, {counted}", "nats"),
+        "reward_margin": mean_measure(gained[with_end], "higher", "the same, minus the start model's", "nats"),
     }
     counted = forgetting.counted(not with_end)
     return out | {
-        f"preferred_{other}": share(own[not with_end], f"is likelier, {counted}"),
-        f"reward_accuracy_{other}": share(moved[not with_end], f"gained more log-prob over the start model, {counted}"),
+        f"preferred_{suffix}": share(own[not with_end], f"is likelier, {counted}"),
+        f"reward_accuracy_{suffix}": share(
+            gained[not with_end], f"gained more log-prob over the start model, {counted}"
+        ),
     }
 
 
 def margins(model: Model, pairs: Any) -> Any:
-    """Log-prob of chosen less rejected, SUM over tokens, `(N,)`; asked in the model's own way (its condition)."""
+    """Log-prob of chosen minus rejected, SUM over tokens, `(N,)`, with the model's condition and the end tokens."""
     return both_margins(model, pairs)[True]
 
 
 def both_margins(model: Model, pairs: Any) -> dict[bool, Any]:
-    """The same with the end tokens (True) and without (False)."""
+    """`margins` with the end tokens (True) and without (False)."""
     sides = [(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)]
     rows = encode.rows(model.tokenizer, sides, model.kind, model.context, "preferences", model.condition)
-    found = forgetting.totals(model, rows)
-    return {end: total[0::2] - total[1::2] for end, (total, _) in found.items()}
+    totals = forgetting.totals(model, rows)
+    return {end: total[0::2] - total[1::2] for end, (total, _) in totals.items()}
 
 
 def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
-    """`preferred` by the log-prob of whole texts, without end tokens: whatever the tokens, the texts are the same."""
+    """`preferred` by the log-prob of whole texts, without end tokens: comparable between tokenizers."""
     pairs = scoring.of("preference")
-    logp = [one.logp for one in lm.score([(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)])]
+    logp = [row.logp for row in lm.score([(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)])]
     margin = np.subtract(logp[::2], logp[1::2])
-    of = mean_measure(margin, "higher", "log-prob of chosen less rejected", "nats")
-    return {"preferred": share(margin, "is likelier"), "margin": of}
+    measure = mean_measure(margin, "higher", "log-prob of chosen minus rejected", "nats")
+    return {"preferred": share(margin, "is likelier"), "margin": measure}
 
 
 def reward_margins(model: Model, pairs: Any) -> Any:
-    """Reward of chosen less rejected, `(N,)`."""
+    """Reward of chosen minus rejected, `(N,)`."""
     prompts = [contexts.asked(p.prompt, p.context) for p in pairs]
     chosen, rejected = (rewards.score(model, prompts, [getattr(p, s) for p in pairs]) for s in ("chosen", "rejected"))
     return np.subtract(chosen, rejected)
 
 
 def share(margin: Any, text: str) -> Measure:
-    """How often a margin is above 0; a tie is half."""
+    """Share of margins above 0; a tie is half."""
     return mean_measure((margin > 0) + 0.5 * (margin == 0), "higher", f"pairs whose chosen side {text}")
 
 

@@ -1,4 +1,4 @@
-"""What a reward says of sampled answers."""
+"""The mean reward of sampled answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROMPTS = 32
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """`reward`, the mean over some prompts of one answer each, by the option `reward`; nothing where there is none."""
+    """`reward`, the mean over prompts of one sampled answer each, by the option `reward`; empty without it."""
     prompts = scoring.some_prompts(PROMPTS)
     if not scoring.options.get("reward") or not prompts:
         return {}

@@ -1,4 +1,4 @@
-"""Mean next-token loss on documents, in nats a token; without the words of a model's condition."""
+"""Mean next-token loss on documents, in nats a token, without a model's condition in the prompt."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
-    """`bits_per_character`, each document by itself: what models of any tokenizer have in common."""
+    """`bits_per_character` over documents: comparable between tokenizers."""
     local: Any = lm
     texts = [t.text for t in scoring.of("text") if t.text]
     logp, _ = general.text_logp(local.model, texts)
-    mean = sum(map(len, texts)) / len(texts)  # so that the mean of the documents' numbers is bits over characters
+    mean = sum(map(len, texts)) / len(texts)  # makes the mean over documents total bits over total characters
     bits = [-value / math.log(2) / mean for value in logp]
     return {"bits_per_character": mean_measure(bits, "lower", "log2-loss of a document a character", "bits")}
 
 
 def openings(scoring: Scoring) -> list[str]:
-    """How the documents begin."""
+    """The beginnings of the documents."""
     return [t.text[:OPENING] for t in scoring.of("text")]
 
 

@@ -1,4 +1,4 @@
-"""How well sentences are translated: chrF, BLEU and exact matches of the translations of pairs."""
+"""How well a model translates sentences: chrF, BLEU and exact matches."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ TOKENS = 128  # of a translation
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """Of greedy translations, asked for without examples."""
+    """Score greedy zero-shot translations."""
     return answers(functools.partial(generate.generate, model, max_new_tokens=TOKENS, stop=("\n",)), scoring)
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """Of translations however they are made; of each its first line counts."""
+    """Score the translations by any predictor; only the first line of each counts."""
     pairs: list[Parallel] = [p for p in scoring.of("parallel") if p.target]
     if not pairs:
         return {}
-    said = [
+    translations = [
         translation.read(text, p.target_lang or "") or ""
         for text, p in zip(predict([translation.prompt(p) for p in pairs]), pairs, strict=True)
     ]
-    return scores.measures(said, [p.target for p in pairs], scoring.seed)
+    return scores.measures(translations, [p.target for p in pairs], scoring.seed)
 
 
 PROTOCOL = Protocol(

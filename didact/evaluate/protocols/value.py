@@ -1,4 +1,4 @@
-"""How far predictions are from what is wanted: of numbers the squared error, of labels the share missed."""
+"""Errors of predictions: the squared error of numbers, the error rate of labels."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
-    """`value`: where all completions are numbers the squared error over their variance, so that 1 is the error of their
-    mean, which stands for an answer without a number; else the share of answers that are not the completion."""
+    """`value`: if all completions are numbers, the squared error over their variance, so that predicting their mean
+    scores 1 (an answer without a number counts as the mean); else the share of answers that are not the completion."""
     demos = scoring.of("demo")
-    given = predict([d.prompt for d in demos])
-    wanted = reading.Targets([d.completion for d in demos], decimals=6)
-    if not wanted.numbers:
-        wrong = [float(words.key(a) != words.key(d.completion)) for a, d in zip(given, demos, strict=True)]
-        return {"value": mean_measure(wrong, "lower", "answers that are not the completion")}
-    target = np.array(wanted.values)
-    said = [reading.number(text) for text in given]
-    errors = (np.array([target.mean() if value is None else value for value in said]) - target) ** 2
+    replies = predict([d.prompt for d in demos])
+    targets = reading.Targets([d.completion for d in demos], decimals=6)
+    if not targets.numbers:
+        missed = [float(words.key(a) != words.key(d.completion)) for a, d in zip(replies, demos, strict=True)]
+        return {"value": mean_measure(missed, "lower", "answers that are not the completion")}
+    target = np.array(targets.values)
+    numbers = [reading.number(text) for text in replies]
+    errors = (np.array([target.mean() if value is None else value for value in numbers]) - target) ** 2
     spread = float(target.var()) or 1.0
     return {
         "value": mean_measure(errors / spread, "lower", "squared error over the variance of the completions", "ratio"),

@@ -1,4 +1,4 @@
-"""How often answers beat those of the start model, both sampled and decoded alike, and how far the model moved."""
+"""How often answers beat those of the start model, under the same sampling and decoding, and the KL to it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Draws = tuple[list[list[Completion]], Any, Any]
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """`win_rate` of sampled answers, that of the decoding procedure (`best_of_4`, `worst_of_4`), and `kl`.
 
-    Reads the options `reward`, by which answers are decoded, `judge`, a reward that says who wins (the same reward
-    where there is none, which flatters what was trained on it), `decoding` and `sampling`. The start model is even
-    with itself.
+    Reads the options `reward`, by which answers are decoded, `judge`, a reward that decides who wins (by default the
+    same reward, which favours models trained on it), `decoding` and `sampling`. The start model has .5 against
+    itself.
     """
     options, prompts = scoring.options, PROTOCOL.prompts(scoring)
-    to = rewards.procedure(options.get("decoding", "sample"))
-    names = {"win_rate": "sample"} | ({_measure(to): to.name} if to.n != 1 else {})
+    decoding = rewards.procedure(options.get("decoding", "sample"))
+    names = {"win_rate": "sample"} | ({_measure(decoding): decoding.name} if decoding.n != 1 else {})
     reward = reward_functions.reward_of(options.get("reward", ""), "reward")
     judge = reward_functions.reward_of(options["judge"], "judge") if options.get("judge") else None
     if model is scoring.start:
         return {name: Measure(0.5, len(prompts), "higher") for name in names} | {"kl": Measure(0.0, len(prompts))}
     sampling = options.get("sampling", SamplingConfig(max_new_tokens=128, temperature=1.0))
 
-    def draws(of: Model, seed: int) -> Draws:
-        completions = generate.completions(of, prompts, DRAWS, dataclasses.replace(sampling, seed=seed))
+    def draws(policy: Model, seed: int) -> Draws:
+        completions = generate.completions(policy, prompts, DRAWS, dataclasses.replace(sampling, seed=seed))
         flat = [p for p in prompts for _ in range(DRAWS)], [c.text for row in completions for c in row]
         values = [np.array(r(*flat), dtype=float).reshape(-1, DRAWS) for r in (reward, judge) if r]
         return completions, values[0], values[-1]
 
     own, rated, judged = draws(model, SEEDS[0])
-    by = options.get("reward"), options.get("judge"), sampling
-    _, start_rated, start_judged = scoring.once("start draws", lambda: draws(scoring.start, SEEDS[1]), *by)
+    options_read = options.get("reward"), options.get("judge"), sampling
+    _, start_rated, start_judged = scoring.once("start draws", lambda: draws(scoring.start, SEEDS[1]), *options_read)
     verdicts = list(zip(judged, start_judged, strict=True))
     out: dict[str, Measure] = {}
     for name, procedure in names.items():
@@ -53,12 +53,12 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
         text = f"answers better than the start model's by the {'judge' if judge else 'reward that was trained on'}"
         out[name] = mean_measure(rates, "higher", f"{text}, both decoded alike; .5 is even")
     items = rounds.answer_groups(rounds.sampled_prompts(model, prompts, sampling.max_new_tokens), own)
-    moved = (language.group_logp(model, items) - language.group_logp(scoring.start, items)).mean(1)
-    return out | {"kl": mean_measure(moved.tolist(), "", "distance to the start model", "nats")}
+    kl = (language.group_logp(model, items) - language.group_logp(scoring.start, items)).mean(1)
+    return out | {"kl": mean_measure(kl.tolist(), "", "distance to the start model", "nats")}
 
 
-def _measure(to: rewards.Procedure) -> str:
-    return f"{'best' if to.n > 0 else 'worst'}_of_{abs(to.n)}"
+def _measure(procedure: rewards.Procedure) -> str:
+    return f"{'best' if procedure.n > 0 else 'worst'}_of_{abs(procedure.n)}"
 
 
 PROTOCOL = Protocol(

@@ -1,4 +1,4 @@
-"""What a model writes when nothing is asked, scored segment by segment by the scorer it was trained with."""
+"""Unconditional samples of a model, scored segment by segment by the scorer that it was trained with."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from didact.models.model import Model
 from didact.types import Text
 
 TEXTS = 64
-TOKENS = 128  # of a text, at most
+TOKENS = 128  # most tokens of a text
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """The mean score of a segment, and the share of segments whose score is below the threshold.
 
-    Reads the options `scorer` or `score`, without which there is nothing to measure, `split` and `threshold`: a
-    quantile is that of the records' segments.
+    Reads the options `scorer` or `score` (without either, the result is empty), `split` and `threshold`, whose
+    quantiles are over the records' segments.
     """
     options = scoring.options
-    given = options.get("scorer") or options.get("score")
-    if not given:
+    scorer_name = options.get("scorer") or options.get("score")
+    if not scorer_name:
         return {}
-    scorer, split = functions.scorer(given), options.get("split", "sentences")
+    scorer, split = functions.scorer(scorer_name), options.get("split", "sentences")
 
     def scores(texts: list[Text]) -> list[float]:
         return [value for document in segments.scored(texts, scorer, split) for _, value in document]
 
     threshold = options.get("threshold", "q0.5")
     limit = scoring.once(
-        "threshold", lambda: segments.threshold(threshold, scores(list(scoring.of("text")))), given, split, threshold
+        "threshold",
+        lambda: segments.threshold(threshold, scores(list(scoring.of("text")))),
+        scorer_name,
+        split,
+        threshold,
     )
     texts = [Text(text=t) for t in written(model, TEXTS, TOKENS, scoring.seed) if t]
     values = np.array(scores(texts or [Text(text=" ")]))
@@ -45,11 +49,11 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
 
 
 def written(model: Model, n: int, max_new_tokens: int, seed: int = 0) -> list[str]:
-    """`n` texts from nothing but the words of the model's condition, at temperature 0.7 and top-p 0.9."""
-    how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
+    """Sample `n` texts from an empty prompt, or from the model's condition, at temperature 0.7 and top-p 0.9."""
+    sampling = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
     start = encode.windows(model.tokenizer, [""], 1)[0].prompt
     cue = vocabulary.ids(model, [model.condition.after]) if model.condition else []
-    return [c[0].text for c in generate.completions(model, [[*start, *cue]] * n, 1, how)]
+    return [c[0].text for c in generate.completions(model, [[*start, *cue]] * n, 1, sampling)]
 
 
 PROTOCOL = Protocol(kind="text", primary="score", score=score, prompts=text.openings)
