@@ -42,7 +42,7 @@ def check(arms: Sequence[Arm | Given], setting: Setting) -> None:
     if any(not rate > 0 for rate in setting.rates):
         raise UserError(f"learning rates {', '.join(f'{r:g}' for r in setting.rates)}: all must be above 0")
     if setting.beyond < 0 or not setting.adapter_rates > 0:
-        raise UserError(f"beyond = {setting.beyond} and adapter_rates = {setting.adapter_rates}: must not be negative")
+        raise UserError(f"beyond = {setting.beyond}, adapter_rates = {setting.adapter_rates}: 0 or more, and above 0")
     for arm in arms:
         if isinstance(arm, Arm):
             arm.inputs(setting.model, setting.records)
