@@ -119,9 +119,7 @@ class Responses:
                 try:
                     return work(self._connection())
                 except (sqlite3.Error, OSError) as error:
-                    code = (
-                        getattr(error, "sqlite_errorcode", 0) & 0xFF
-                    )  # the primary code
+                    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
                     self._close()
                     if retry and (code == sqlite3.SQLITE_BUSY or (code in DAMAGE and self._set_aside(error))):
                         continue
