@@ -32,7 +32,7 @@ class Budget:
         amount, unit = values.budget(text)
         return cls(amount, cast(Unit, unit))
 
-    def used(self, meter: cost.Meter | cost.Part) -> float:
+    def reading(self, meter: cost.Meter | cost.Part) -> float:
         """A meter's reading in this budget's unit."""
         return float(getattr(meter, self.unit))
 
@@ -47,10 +47,10 @@ def steps_within(budget: Budget, name: str, probe: Callable[[int], cost.Meter]) 
         UserError: the budget does not cover the first step.
     """
     meters = [probe(steps) for steps in PROBES]
-    reference = [sum(map(budget.used, meter.parts)) for meter in meters]
-    remainder = [budget.used(meter) - part for meter, part in zip(meters, reference, strict=True)]
+    reference = [sum(map(budget.reading, meter.parts)) for meter in meters]
+    remainder = [budget.reading(meter) - part for meter, part in zip(meters, reference, strict=True)]
     (setup, per_step), (offset, growth) = _line(remainder), _line(reference)
-    full = sum(budget.used(part) / part.share for part in meters[1].parts)
+    full = sum(budget.reading(part) / part.share for part in meters[1].parts)
     fixed, slope = setup + offset, per_step + growth
     if slope > 0 and offset + growth * (budget.amount - fixed) / slope > full:
         fixed, slope = setup + full, per_step

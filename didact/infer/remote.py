@@ -95,7 +95,7 @@ def connect(
 
 
 @dataclass(frozen=True)
-class Found:
+class Probe:
     """The result of a probe: the request form, or None and the reason; `served` is the model's name in the response."""
 
     how: dict[str, Any] | None
@@ -114,8 +114,8 @@ class Remote:
     def __init__(self, caller: calls.Caller, context: int | None = None) -> None:
         self.caller = caller
         self._context = context
-        self._finding = threading.RLock()
-        self._found: dict[str, Found] = {}
+        self._lock = threading.RLock()
+        self._probes: dict[str, Probe] = {}
 
     @property
     def name(self) -> str:
@@ -157,7 +157,7 @@ class Remote:
         if what not in local.SERVED:
             return f"{self.caller.url} is a server, which does not offer {what}: load the weights (--model DIR)"
         try:
-            self._way(what)
+            self._working_form(what)
         except calls.RefusedError as refused:
             return str(refused)
         return None
@@ -192,9 +192,9 @@ class Remote:
             UserError: the server refuses, does not answer, or the budget is used up.
         """
         options = _sampling(temperature, top_p) | ({"stop": list(stop[:STOPS])} if stop else {})
-        ways = self._ways("generate", prompts)
+        forms = self._prompt_forms("generate", prompts)
         requests = [
-            partial(_request, p, form, max_new_tokens, options, seed) for p, form in zip(prompts, ways, strict=True)
+            partial(_request, p, form, max_new_tokens, options, seed) for p, form in zip(prompts, forms, strict=True)
         ]
         drawn = self._draws(prompts, requests, n, temperature == 0)
         return [[local.cut(text, stop) for text in texts] for texts in drawn]
@@ -209,7 +209,7 @@ class Remote:
         n: int = 1,
     ) -> list[list[str]]:
         """`n` replies to every conversation, with the server's chat template. Draws and errors as in `generate`."""
-        form = self._ready("chat")
+        form = self._required_form("chat")
         prompts = [Messages(c) for c in conversations]
         requests = [partial(_request, p, form, max_new_tokens, _sampling(temperature, 1.0), seed) for p in prompts]
         drawn = self._draws(prompts, requests, n, temperature == 0)
@@ -224,8 +224,8 @@ class Remote:
         Raises:
             UserError: the server gives none, or as in `generate`.
         """
-        ways = self._ways("top_logprobs", prompts)
-        return self.caller.each([_top_request(p, form, k) for p, form in zip(prompts, ways, strict=True)])
+        forms = self._prompt_forms("top_logprobs", prompts)
+        return self.caller.each([_top_request(p, form, k) for p, form in zip(prompts, forms, strict=True)])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Likelihood of every (prompt, completion), where the server echoes a text with its log-probs.
@@ -240,7 +240,7 @@ class Remote:
             UserError: the server gives no log-probs of prompts, or as in `generate`; an empty completion; a text
                 of one token.
         """
-        form = self._ready("score")
+        form = self._required_form("score")
         texts = [encode.cut(prompt, encode.join(prompt, completion, "causal")) for prompt, completion in pairs]
         if not all(completion for _, completion in pairs):
             raise UserError("the completion is empty: nothing to learn or score")
@@ -271,24 +271,24 @@ class Remote:
         texts = self.caller.each(jobs)
         return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
 
-    def _ways(self, capability: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def _prompt_forms(self, capability: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """The request form for a capability, prompt by prompt: conversations try `chat` first."""
         kinds = [isinstance(p, Messages) for p in prompts]
-        ways = {kind: self._ready(capability, kind) for kind in sorted(set(kinds))}
-        return [ways[kind] for kind in kinds]
+        forms = {kind: self._required_form(capability, kind) for kind in sorted(set(kinds))}
+        return [forms[kind] for kind in kinds]
 
-    def _ready(self, capability: str, conversation: bool = False) -> dict[str, Any]:
+    def _required_form(self, capability: str, conversation: bool = False) -> dict[str, Any]:
         """The request form for a capability; a `UserError` where the server lacks it."""
         try:
-            return self._way(capability, conversation)
+            return self._working_form(capability, conversation)
         except calls.RefusedError as refused:
             raise UserError(f"{self.name} at {self.caller.url} does not offer {capability}: {refused}") from None
 
-    def _way(self, capability: str, conversation: bool = False) -> dict[str, Any]:
+    def _working_form(self, capability: str, conversation: bool = False) -> dict[str, Any]:
         """The request form for a capability, of the first way that works; raises `RefusedError` where none does."""
         refusals = []
         for way in reversed(WAYS[capability]) if conversation else WAYS[capability]:
-            probe = self._find(way)
+            probe = self._probe(way)
             if probe.how is not None:
                 return probe.how
             refusals.append(probe)
@@ -296,33 +296,33 @@ class Remote:
         hint = "; most addresses end in /v1" if not_found else ""
         raise calls.RefusedError("; ".join(probe.why for probe in refusals) + hint)
 
-    def _find(self, way: str) -> Found:
+    def _probe(self, way: str) -> Probe:
         """Find out whether one way works: from memory, from the cache, else with a tiny request.
 
         A success is cached for good, a refusal for a day, a failing server not at all.
         """
         store, caller = self.caller.kept, self.caller
-        with self._finding:
-            if way in self._found:
-                return self._found[way]
+        with self._lock:
+            if way in self._probes:
+                return self._probes[way]
             key = responses.key(caller.url, self.name, "first", {"way": way}, 0)
             row = store.get([key]).get(key) if store else None
             if row and (row["found"]["how"] or time.time() - row["made"] < AGAIN):
-                self._found[way] = Found(**row["found"])
-                return self._found[way]
+                self._probes[way] = Probe(**row["found"])
+                return self._probes[way]
             try:
-                self._found[way] = self._try(way)
+                self._probes[way] = self._run_probe(way)
             except replies.PassingError as failed:
                 if not failed.status or failed.status in calls.BUSY:
                     raise UserError(f"{caller.url}: {failed}; {caller.resume()}") from None
-                return Found(None, f"{way.split()[0]}: {failed}", failed.status)
+                return Probe(None, f"{way.split()[0]}: {failed}", failed.status)
             if store:
                 store.drop(key)
-                row = {"found": asdict(self._found[way]), "made": time.time()}
+                row = {"found": asdict(self._probes[way]), "made": time.time()}
                 store.put([responses.Kept(key, caller.url, self.name, "first", {"way": way}, 0, row)])
-            return self._found[way]
+            return self._probes[way]
 
-    def _try(self, way: str) -> Found:
+    def _run_probe(self, way: str) -> Probe:
         """Try the request forms of one way until a response is valid; some servers fail at forms they do not know."""
         last: calls.RefusedError | replies.PassingError = calls.RefusedError("")
         for form, job, trigger in _forms(way):
@@ -330,7 +330,7 @@ class Remote:
                 continue
             try:
                 reply = self.caller.first(job)
-                return Found(form, served=str(reply.get("model")))
+                return Probe(form, served=str(reply.get("model")))
             except calls.RefusedError as refused:
                 last = refused
             except replies.PassingError as failed:
@@ -341,7 +341,7 @@ class Remote:
             raise last
         if last.status and way.endswith("text") and self.name not in (names := list(self.caller.listed())) and names:
             raise UserError(f"{self.caller.url}: {last}; it serves {calls.some(names)}")
-        return Found(None, str(last), last.status)
+        return Probe(None, str(last), last.status)
 
 
 def _request(prompt: str, form: Mapping[str, Any], limit: int, options: Mapping[str, Any], seed: int, draw: int) -> Job:
