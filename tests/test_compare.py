@@ -213,7 +213,7 @@ def test_what_a_killed_probe_left_does_not_change_how_a_budget_is_laid_out(model
 
     left = work("killed")
     train = left.setting.split("tune").train
-    left._trained(Unit(arm("dpo"), left.setting.rates[0], PROBES[1], TUNING_SEED, "tune"), train, "probe-dpo-6")
+    left._train(Unit(arm("dpo"), left.setting.rates[0], PROBES[1], TUNING_SEED, "tune"), train, "probe-dpo-6")
     assert (tmp_path / "killed" / "checkpoints" / "probe-dpo-6").exists()
     laid, fresh = (w.steps(arm("dpo")) for w in (left, work("fresh")))
     assert laid | {"seconds": 0} == fresh | {"seconds": 0}
@@ -532,7 +532,7 @@ def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, 
     for which in ("all", "first"):
         used = setting(model, tmp_path / which, diagnostics=which, **once)
         boards[which] = compare.run([arm("sft")], used)
-        assert [part for part, kept in used._kept.items() if "general states" in kept] == ["general"]  # once for all
+        assert [part for part, kept in used._cache.items() if "general states" in kept] == ["general"]  # once for all
     left = {"metrics", "samples", "answered", "cost", "time", "warnings"}
     whole, brief = ([{k: v for k, v in r.items() if k not in left} for r in b["rows"]] for b in boards.values())
     assert whole == brief

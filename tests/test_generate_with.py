@@ -171,7 +171,7 @@ REFUSED = {
     "a folder it cannot see": ({"sees": False}, ["--lora", "4"], "it did not load the adapter in /"),
     "the same of whole weights": ({"sees": False}, [], "it could not reload /"),
     "ranks it has no room for": ({"rank": 2}, ["--lora", "4"], "greater than max_lora_rank 2"),
-    "no token ids": ({"ids": False}, ["--lora", "4"], "shows no token ids"),
+    "no token ids": ({"ids": False}, ["--lora", "4"], "returns no token ids"),
     "log-probs after temperature": (
         {"logps": "processed"},
         ["--lora", "4"],

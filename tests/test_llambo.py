@@ -308,7 +308,7 @@ def test_a_failed_trial_is_kept_and_an_objective_that_raises_is_told():
 
     with pytest.raises(UserError, match=r"objective: ZeroDivisionError: division by zero for {'lr'"):
         prompting.llambo(Scripted(write=saying), space=json.dumps(ROWS), trials=2, objective=broken)
-    with pytest.raises(UserError, match=r"history: record 1: .* does not lie in the space"):
+    with pytest.raises(UserError, match=r"history: record 1: .* is outside the search space"):
         prompting.llambo(Scripted(write=saying), [Trial(config={"lr": 3.0}, score=1.0)], space=json.dumps(ROWS))
     with pytest.raises(UserError, match="--space FILE"):
         prompting.llambo(Scripted(write=saying), HISTORY)

@@ -195,7 +195,7 @@ def test_a_damaged_cache_is_set_aside_and_told(small, tmp_path, capfd, how):
     aside = list(place.parent.glob("responses.sqlite.damaged-*"))
     told = capfd.readouterr().err
     if how in ("an answer", "a byte of an answer"):  # only what is damaged is asked for again
-        assert not aside and told.count("answers in it are damaged; they are asked for anew") == 1
+        assert not aside and told.count("answers in it are damaged and will be requested again") == 1
     else:
         assert len(aside) == 1 and "was damaged" in told and aside[0].name in told
     assert connect(small).generate(PROMPTS, 4) == texts and len(small.prompts()) == 2 * len(PROMPTS)
@@ -216,7 +216,7 @@ def test_a_place_that_cannot_be_written_only_costs_the_cache(small, tmp_path, mo
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "file"))
     assert len(connect(small).generate(PROMPTS, 4)) == len(PROMPTS)
-    assert capfd.readouterr().err.count("not kept from here on") == 1
+    assert capfd.readouterr().err.count("answers are no longer cached") == 1
 
 
 def run_in_child(work):
@@ -490,7 +490,7 @@ def test_a_missing_capability_is_asked_for_again_after_a_day(small, monkeypatch)
 
 def test_a_need_that_no_server_meets_is_one_line_before_any_call(alone):
     model = connect(alone)
-    with pytest.raises(UserError, match=r"npo needs a model with train: .* is a server, which gives no train: load"):
+    with pytest.raises(UserError, match=r"npo needs a model with train: .* a server, which does not offer train: load"):
         lm.need(model, "generate", "train", by="npo")
     assert not alone.rows("came")
     assert lm.need(model, "generate", by="meta-prompting") is model

@@ -416,7 +416,7 @@ def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsy
         (place,) = Path("board/units").glob(f"{name}.json")
         place.write_text(text)
         capsys.readouterr()
-        assert cli.main(words) == 0 and "found out anew" in capsys.readouterr().err
+        assert cli.main(words) == 0 and "running this job again" in capsys.readouterr().err
     for text in ("{", "[]", "{}", ""):
         Path("board/comparison.json").write_text(text, encoding="utf-8")
         assert cli.main(words) == 2

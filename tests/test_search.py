@@ -125,7 +125,7 @@ def test_frozen_results_are_replayed_without_a_search(site, tmp_path):
     first.freeze()
     again = search.Frozen(lambda *_: 1 / 0, str(place))
     assert again(["one"], 5) == found[:1]
-    with pytest.raises(UserError, match="holds no search for 'three'"):
+    with pytest.raises(UserError, match="has no results for 'three'"):
         again(["three"], 5)
     place.write_text('{"question": "one", "results": [{"text": 3}]}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"line 1: .* is expected"):

@@ -1,4 +1,4 @@
-"""Everything the leaderboard shows of one arm's model, or of what answers in its place."""
+"""Score one arm's model, or the function that predicts in its place, for the leaderboard."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from didact.models.model import Model
 from didact.types import LM
 
 DRAWN = 32  # prompts answered for judges and samples
-SHOWN = 4  # of them shown
+SHOWN = 4  # of these shown
 
 
 def primary_of(
     protocol: str, answers_only: bool, answer: str | None = None, by_text: bool = False, metrics: Iterable[str] = ()
 ) -> str:
-    """The measure arms are ranked by: the user's first metric; final answers where it is said how to find them; where
-    one of them gives answers and no model, one of answers; where tokenizers differ, one of text."""
-    used = protocols.named(protocol)
-    if not used.scored and (mine := next(iter(metrics), None)):
-        return mine
+    """The measure arms are ranked by: the user's first metric; `final_answer` where `answer` says how to extract it;
+    a measure of answers where some arm has no model; a measure of text where tokenizers differ."""
+    spec = protocols.named(protocol)
+    if not spec.scored and (metric := next(iter(metrics), None)):
+        return metric
     if answer is not None:
         return "final_answer"
-    return str((used.answers_primary if answers_only else used.text_primary if by_text else None) or used.primary)
+    return str((spec.answers_primary if answers_only else spec.text_primary if by_text else None) or spec.primary)
 
 
 def score(
@@ -42,64 +42,64 @@ def score(
     by_text: bool = False,
     samples: bool = True,
 ) -> tuple[dict[str, Measure], list[dict[str, Any]]]:
-    """Measures of the protocol and the diagnostics, and sample answers.
+    """Compute the protocol's measures, the diagnostics, and sample answers.
 
     Args:
         protocol: its name.
         subject: a model, a server, or a function from prompts to answers.
-        scoring: records that training did not see, and the start model.
-        primary: what arms are ranked by.
-        judge: says which of two answers is better, the model's or the start model's.
-        predict: answers where the model does not give them by itself.
+        scoring: held-out records, and the start model.
+        primary: the measure arms are ranked by.
+        judge: decides which of two answers is better, the model's or the start model's.
+        predict: gives the answers in place of the model's own decoding.
         by_text: measure text alone.
-        samples: whether sample answers are wanted.
+        samples: whether to return sample answers.
     """
-    used, draw = protocols.named(protocol), _samples if samples else _none
+    spec, draw = protocols.named(protocol), _samples if samples else _no_samples
     if callable(subject):
-        assert used.answers is not None
-        mine = own.score(scoring.metrics, subject, used, scoring)
-        return used.answers(subject, scoring) | mine, draw(used, scoring, subject)
+        assert spec.answers is not None
+        own_metrics = own.score(scoring.metrics, subject, spec, scoring)
+        return spec.answers(subject, scoring) | own_metrics, draw(spec, scoring, subject)
     if by_text or not isinstance(subject, Model):
         lm = language_models.of(subject)
-        mine = own.score(scoring.metrics, _said(lm), used, scoring)
-        return used.ask(lm, scoring) | mine, draw(used, scoring, _said(lm))
-    out = _ranked(used, subject, scoring, primary)
+        own_metrics = own.score(scoring.metrics, _first_draws(lm), spec, scoring)
+        return spec.ask(lm, scoring) | own_metrics, draw(spec, scoring, _first_draws(lm))
+    out = _model_measures(spec, subject, scoring, primary)
     out |= protocols.named("collapse").score(subject, scoring)
-    if subject.kind == "encoder":  # a reward model answers nothing
+    if subject.kind == "encoder":  # a reward model generates no answers
         return out, []
     out |= scoring.kept_general(subject)
     answer = predict or _greedy(subject, scoring)
-    out |= own.score(scoring.metrics, answer, used, scoring)
+    out |= own.score(scoring.metrics, answer, spec, scoring)
     if judge is not None:
         prompts = scoring.some_prompts(DRAWN)
-        theirs = scoring.once("answers of the start", lambda: _greedy(scoring.start, scoring)(prompts))
-        out["win_rate"] = judges.win_rate(judge, prompts, list(answer(prompts)), theirs)
-    return out, draw(used, scoring, answer)
+        start_answers = scoring.once("answers of the start", lambda: _greedy(scoring.start, scoring)(prompts))
+        out["win_rate"] = judges.win_rate(judge, prompts, list(answer(prompts)), start_answers)
+    return out, draw(spec, scoring, answer)
 
 
 def ranking(
     protocol: str, subject: Model | Predict, scoring: Scoring, primary: str, predict: Predict | None = None
 ) -> dict[str, Measure]:
-    """The measures among which the one is that arms are ranked by, which is all that a search needs to know."""
-    used = protocols.named(protocol)
+    """Compute only the group of measures that has the primary one: a learning-rate search needs no more."""
+    spec = protocols.named(protocol)
     if callable(subject):
-        assert used.answers is not None
-        return used.answers(subject, scoring) | own.score(scoring.metrics, subject, used, scoring)
+        assert spec.answers is not None
+        return spec.answers(subject, scoring) | own.score(scoring.metrics, subject, spec, scoring)
     if primary in scoring.metrics:
-        return own.score(scoring.metrics, predict or _greedy(subject, scoring), used, scoring)
-    return _ranked(used, subject, scoring, primary)
+        return own.score(scoring.metrics, predict or _greedy(subject, scoring), spec, scoring)
+    return _model_measures(spec, subject, scoring, primary)
 
 
-def _ranked(used: protocols.Protocol, model: Model, scoring: Scoring, primary: str) -> dict[str, Measure]:
-    """The protocol's measures of a model, and those of its answers where arms are ranked by one of them."""
-    out = used.score(model, scoring)
-    if used.answers is not None and primary == used.answers_primary:
-        out |= used.answers(_greedy(model, scoring), scoring)
+def _model_measures(spec: protocols.Protocol, model: Model, scoring: Scoring, primary: str) -> dict[str, Measure]:
+    """The protocol's measures of a model, and of its answers if arms are ranked by one of those."""
+    out = spec.score(model, scoring)
+    if spec.answers is not None and primary == spec.answers_primary:
+        out |= spec.answers(_greedy(model, scoring), scoring)
     return out
 
 
 def rules(protocol: str, scoring: Scoring) -> dict[str, float]:
-    """What rules that need no model score on the same records."""
+    """Scores of rules that need no model, on the same records."""
     if protocol != "prefer":
         return {}
     sizes = [
@@ -116,21 +116,21 @@ def shorter_wins(lengths: Sequence[Sequence[int]]) -> float:
     return float(np.mean((sides[:, 0] < sides[:, 1]) + 0.5 * (sides[:, 0] == sides[:, 1])))
 
 
-def _samples(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., Any]) -> list[dict[str, Any]]:
-    """Answers to records drawn at random, the same ones for every arm, each beside the right answer."""
-    names = [n for n in (*used.scored, used.held_out) if n and scoring.records.get(n)]
-    parts = {n: scoring.records[n] for n in names} or {"": used.records(scoring.records)}
-    asked = protocols.drawn(used, scoring, parts, max(1, DRAWN // len(parts)))
-    answers = list(answer([one.prompt for one in asked])) if asked else []
-    return [{**one._asdict(), "answer": a} for one, a in zip(asked, answers, strict=True)]
+def _samples(spec: protocols.Protocol, scoring: Scoring, answer: Callable[..., Any]) -> list[dict[str, Any]]:
+    """Answers to records drawn at random, the same for every arm, each with its reference answer."""
+    names = [n for n in (*spec.scored, spec.held_out) if n and scoring.records.get(n)]
+    parts = {n: scoring.records[n] for n in names} or {"": spec.records(scoring.records)}
+    rows = protocols.drawn(spec, scoring, parts, max(1, DRAWN // len(parts)))
+    answers = list(answer([row.prompt for row in rows])) if rows else []
+    return [{**row._asdict(), "answer": answered} for row, answered in zip(rows, answers, strict=True)]
 
 
-def _none(used: protocols.Protocol, scoring: Scoring, answer: Callable[..., Any]) -> list[dict[str, Any]]:
-    """No samples: they are shown of an arm's first seed alone."""
+def _no_samples(spec: protocols.Protocol, scoring: Scoring, answer: Callable[..., Any]) -> list[dict[str, Any]]:
+    """No samples: only those of an arm's first seed are shown."""
     return []
 
 
-def _said(lm: LM) -> Predict:
+def _first_draws(lm: LM) -> Predict:
     return lambda prompts: [draws[0] for draws in lm.generate(prompts)]
 
 

@@ -1,4 +1,4 @@
-"""Which records are trained on, tuned on and tested on."""
+"""Split records into training, tuning and test sets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from didact.data import splits
 from didact.types import Record, UserError
 
 Part = int | Literal["tune", "all"]
-FEWEST = 5  # of what is trained on whole, to tune on
+FEWEST = 5  # tuning records, where a parameter is trained on whole
 
 
 @dataclass(frozen=True)
 class Split:
-    """Records to train on, and records to score that training does not see."""
+    """Training records, and the held-out records that are scored."""
 
     train: Mapping[str, Sequence[Record]]
     test: Mapping[str, Sequence[Record]]
@@ -28,18 +28,18 @@ def split(
     group: str | None = None,
     whole: Sequence[str] = (),
 ) -> Split:
-    """Training and scoring records, by a hash of the prompt (or text): the same prompt is never on both sides.
+    """Split records into training and scoring ones by a hash of the prompt (or text): no prompt is on both sides.
 
-    A fifth is for tuning. Of the rest one in `folds` (a quarter, where there is one split) is the test of a
-    seed; tuning trains on what the first seed trains on, and is scored on its own fifth. What is trained on whole is
-    scored on its tuning fifth or on all the rest; where that fifth would hold fewer than five, whole for both.
+    A fifth is for tuning. One in `folds` of the rest (a quarter, if there is one split) is a seed's test set. Tuning
+    trains on the first seed's training records and scores the tuning fifth. Parameters in `whole` are trained on in
+    full and scored on the tuning fifth or on the rest; if that fifth has fewer than five records, on all of them.
 
     Args:
         records: by parameter or kind.
         part: the number of a seed, `tune`, or `all`: everything is scored and nothing trained on.
-        folds: 0 has one split; else seed k is tested on fold k.
-        group: a field whose equal values are kept on one side; the prompt by default.
-        whole: parameters that are trained on whole, though they are scored: what must be forgotten.
+        folds: 0: one split; else seed k is tested on fold k.
+        group: a field; records with equal values stay on the same side. The prompt by default.
+        whole: parameters that are trained on in full although they are scored: what must be forgotten.
 
     Raises:
         UserError: there are too few records.
@@ -52,11 +52,11 @@ def split(
     for name, rows in records.items():
         bins = splits.bins(splits.keys(rows, group, name), 5 * parts)
         if name in whole:
-            tuned = sum(b < parts for b in bins)
-            apart = FEWEST <= tuned < len(rows)
+            tuning = sum(b < parts for b in bins)
+            separate = FEWEST <= tuning < len(rows)
             train[name] = rows
             test[name] = (
-                [r for r, b in zip(rows, bins, strict=True) if (b < parts) == (part == "tune")] if apart else rows
+                [r for r, b in zip(rows, bins, strict=True) if (b < parts) == (part == "tune")] if separate else rows
             )
             continue
         fold = 0 if part == "tune" or not folds else part % folds
@@ -65,5 +65,5 @@ def split(
         train[name] = [r for r, t in zip(rows, trained, strict=True) if t]
         test[name] = [r for r, t in zip(rows, scored, strict=True) if t]
         if not train[name] or not test[name]:
-            raise UserError(f"{name}: {len(rows)} records are too few to keep some apart for tuning and testing")
+            raise UserError(f"{name}: {len(rows)} records are too few to hold some out for tuning and testing")
     return Split(train, test)

@@ -1,4 +1,4 @@
-"""Questions about a passage as tokens: prompt format, passage tokens and where they stand, windows that fit."""
+"""Encode questions about a passage: prompt format, passage tokens with character offsets, windows that fit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SENTINELS = ("<extra_id_0>", "<extra_id_1>")
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a model is asked, and how it answers.
+    """The format of prompts and answers.
 
     Args:
         template: text with `{context}` and `{question}`.
-        bos: constant tokens a decoder answers after (T5: `<extra_id_0>`).
+        bos: constant tokens that the decoder starts an answer with (T5: `<extra_id_0>`).
         end: the token after an answer.
     """
 
@@ -33,8 +33,8 @@ class PromptFormat:
 class EncodedQuestion:
     """One question about one passage (or one window of it), as tokens.
 
-    `prompt` is what the model reads, `passage (n,)` the tokens whose spans may answer, `offsets` where in `context`
-    each of them stands, as characters.
+    `prompt` is what the model reads, `passage (n,)` the tokens whose spans are candidate answers, `offsets` their
+    character ranges in `context`.
     """
 
     prompt: tuple[int, ...]
@@ -43,18 +43,18 @@ class EncodedQuestion:
     offsets: tuple[tuple[int, int], ...]
 
     def text(self, first: int, last: int) -> str:
-        """The passage from one token to another, as it stands there, without white space around it."""
+        """The passage's text from token `first` to token `last`, stripped."""
         return self.context[self.offsets[first][0] : self.offsets[last][1]].strip()
 
     def find(self, tokens: Sequence[int]) -> int | None:
-        """Where in the passage these tokens first stand, None where they do not (or are none)."""
+        """The index of the first occurrence of these tokens in the passage; None if there is none or no tokens."""
         n = len(tokens)
         starts = range(len(self.passage) - n + 1) if n else ()
         return next((i for i in starts if self.passage[i : i + n] == tuple(tokens)), None)
 
 
 def prompt_format(model: Model, template: str = TEMPLATE, bos: str = "auto", end: str = "auto") -> PromptFormat:
-    """The format for a model: sentinels around the answer of an encoder-decoder, an end token after a decoder's.
+    """The format for a model: sentinels around an encoder-decoder's answer, an end token after a decoder's.
 
     Args:
         model: causal or seq2seq.
@@ -63,7 +63,7 @@ def prompt_format(model: Model, template: str = TEMPLATE, bos: str = "auto", end
         end: last token of an answer: a token, `eos`, `newline`, or `auto` (`<extra_id_1>` for seq2seq, else eos).
 
     Raises:
-        UserError: a token that the tokenizer does not have, or a template without its two slots.
+        UserError: the tokenizer lacks a token, or the template lacks a slot.
     """
     for slot in ("{context}", "{question}"):
         if slot not in template:
@@ -80,8 +80,8 @@ def prompt_format(model: Model, template: str = TEMPLATE, bos: str = "auto", end
 
 
 def endings(model: Model, form: PromptFormat) -> set[int]:
-    """Tokens at which a freely decoded answer ends: its end token, those that the model ends its text with, and where
-    a line break is the end every token that begins with one, such as a blank line's."""
+    """Tokens that stop a freely decoded answer: the format's end token, the tokenizer's stop tokens and, if the end is
+    a line break, every token that begins with one (a blank line)."""
     tokenizer = model.tokenizer
     ends = {form.end, *encode.stops(tokenizer)}
     if tokenizer.decode([form.end]) == "\n":
@@ -91,12 +91,12 @@ def endings(model: Model, form: PromptFormat) -> set[int]:
 
 
 def text_ids(model: Model, text: str) -> list[int]:
-    """A passage, or an answer, as tokens: after one space, so that a word is the same tokens in both."""
+    """A passage or an answer as tokens, encoded after one space so that a word has the same tokens in both."""
     return encode.located(model.tokenizer, _spaced(text))[0]
 
 
 def encode_question(model: Model, form: PromptFormat, context: str, question: str) -> EncodedQuestion:
-    """One question about all of a passage.
+    """Encode one question about a whole passage.
 
     Raises:
         UserError: the passage is empty.
@@ -114,7 +114,8 @@ def encode_windows(
     model: Model, form: PromptFormat, context: str, question: str, limit: int = 512, window: int = 512,
     stride: int = 120,
 ) -> list[EncodedQuestion]:  # fmt: skip
-    """The same, in windows of words where the prompt would be longer than `limit` tokens; see `data.spans.windows`."""
+    """Encode a question, cutting the passage into windows of words if the prompt would exceed `limit` tokens (see
+    `data.spans.windows`)."""
 
     def fits(piece: str) -> bool:
         return len(encode_question(model, form, piece, question).prompt) <= limit
@@ -123,11 +124,11 @@ def encode_windows(
 
 
 def _offsets(model: Model, context: str, passage: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text that answers are cut from, and where in it each token stands."""
-    _, places = encode.located(model.tokenizer, _spaced(context))
-    if places is not None:
-        ahead = len(_spaced(context)) - len(context)
-        return context, tuple((max(0, a - ahead), b - ahead) for a, b in places)
+    """The text that answers are cut from, and each token's character range in it."""
+    _, offsets = encode.located(model.tokenizer, _spaced(context))
+    if offsets is not None:
+        shift = len(_spaced(context)) - len(context)
+        return context, tuple((max(0, a - shift), b - shift) for a, b in offsets)
     texts = [str(model.tokenizer.decode(list(passage[:k]))) for k in range(len(passage) + 1)]
     return texts[-1], tuple((len(a), len(b)) for a, b in itertools.pairwise(texts))
 
@@ -137,13 +138,13 @@ def _spaced(text: str) -> str:
 
 
 def _token(model: Model, name: str) -> int:
-    known = model.tokenizer.get_vocab()
-    if name not in known:
+    vocabulary = model.tokenizer.get_vocab()
+    if name not in vocabulary:
         raise UserError(
             f"this tokenizer has no token {name!r}: name one it has (--bos, --end; --bos none --end eos for a model "
             "without sentinels), or add it to the tokenizer and the embeddings"
         )
-    return int(known[name])
+    return int(vocabulary[name])
 
 
 def _end(model: Model, name: str) -> int:

@@ -1,6 +1,6 @@
-"""Which candidate completion a model likes best, by GPT-3's scoring rules (Brown et al., 2020, section 2.4).
+"""Rank candidate completions by log-probability with GPT-3's scoring rules (Brown et al., 2020, section 2.4).
 
-The rules are pure functions of sums, so that log-probs from anywhere can be ranked.
+The rules are pure functions of summed log-probs, from whatever source.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from didact.models.model import Model
 from didact.types import UserError
 
 Rule = Literal["sum", "token", "character", "unconditional"]
-ANSWER = "Answer:"  # a context that asks for an answer, and nothing else
+ANSWER = "Answer:"  # the context of the unconditional log-prob
 
 
 def by_rule(rule: Rule, total: float, tokens: float = 1, characters: float = 1, unconditional: float = 0.0) -> float:
@@ -49,32 +49,32 @@ def rank(
     end: bool = False,
     kv_cache: KVCache | None = None,
 ) -> list[list[float]]:
-    """Scores of every prompt's candidates, higher is likelier, in their order.
+    """Score every prompt's candidates, higher is likelier, in their order.
 
     Args:
         model: any causal or seq2seq model.
         prompts: what precedes the candidates.
-        candidates: one list of texts for each prompt; a space joins them to it where neither brings one.
+        candidates: one list of texts for each prompt, joined to it with a space where neither has one.
         rule: see `by_rule`.
         answer_context: `unconditional` compares with the candidate after this text.
         end: whether the end token after a candidate is scored too; GPT-3 does not.
-        memory: what this model has read before.
+        kv_cache: prefixes that this model has already read.
 
     Raises:
-        UserError: an empty candidate, or one that does not fit the context; a list for each prompt is missing.
+        UserError: a candidate is empty or does not fit the context; not one list for each prompt.
     """
     if len(prompts) != len(candidates):
         raise UserError(f"{len(candidates)} lists of candidates for {len(prompts)} prompts")
     pairs = [(p, c) for p, texts in zip(prompts, candidates, strict=True) for c in texts]
     rows = [_row(model, p, c, end) for p, c in pairs]
-    bare: dict[str, float] = {}
+    unconditional: dict[str, float] = {}
     if rule == "unconditional":
         texts = list(dict.fromkeys(c for _, c in pairs))
         sums, _ = forward.row_logp(model, [_row(model, answer_context, c, end) for c in texts])
-        bare = dict(zip(texts, sums.tolist(), strict=True))
+        unconditional = dict(zip(texts, sums.tolist(), strict=True))
     totals, counts = forward.row_logp(model, rows, kv_cache=kv_cache)
     scores = iter(
-        by_rule(rule, total, count, len(text), bare.get(text, 0.0))
+        by_rule(rule, total, count, len(text), unconditional.get(text, 0.0))
         for (_, text), total, count in zip(pairs, totals.tolist(), counts.tolist(), strict=True)
     )
     return [[next(scores) for _ in texts] for texts in candidates]
@@ -83,9 +83,9 @@ def rank(
 def probabilities(
     model: Model, prompts: Sequence[str], labels: Sequence[str], kv_cache: KVCache | None = None
 ) -> list[list[float]]:
-    """The probability of each label, all its tokens, right after each prompt: what a model says of itself.
+    """The probability of each label, over all its tokens, right after each prompt.
 
-    They add up to less than 1: the rest is on other texts.
+    They sum to less than 1: the rest of the mass is on other texts.
     """
     scores = rank(model, prompts, [labels] * len(prompts), "sum", kv_cache=kv_cache)
     return [[math.exp(s) for s in row] for row in scores]
@@ -94,7 +94,7 @@ def probabilities(
 def expected(
     model: Model, prompts: Sequence[str], worth: Mapping[str, float], kv_cache: KVCache | None = None
 ) -> list[float]:
-    """What a model's verdict is worth: the worth of each label times its probability, added up, for every prompt."""
+    """The expected worth of a model's verdict for every prompt: sum over labels of worth times probability."""
     return [
         sum(w * p for w, p in zip(worth.values(), row, strict=True))
         for row in probabilities(model, prompts, list(worth), kv_cache)

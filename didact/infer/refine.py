@@ -1,4 +1,4 @@
-"""Refinements: a completion rewritten by what was said about it, several times, tidied, none of them empty.
+"""Refinements: completions rewritten according to feedback, several per record, cleaned up and non-empty.
 
 Source: Scheurer et al. 2023, arXiv:2303.16755.
 """
@@ -13,8 +13,8 @@ from didact.infer import yesno
 from didact.types import LM, Critique
 
 Tidy = Literal["summary", "strip"]
-TRIES = 3  # draws of a record before what is empty is given up
-APART = 104_729  # between the seeds of two tries
+TRIES = 3  # draws of a record before empty refinements are given up
+SEED_STEP = 104_729  # between the seeds of two attempts
 REFINE = (
     "Write an excellent answer to the task. It takes up the feedback on the given answer and is better than it.\n\n"
     "Task: {prompt}\n\nAnswer: {completion}\n\nFeedback on the answer: {feedback}\n\nImproved answer:"
@@ -30,7 +30,7 @@ CRITICISE = (
 
 
 class Drawn(NamedTuple):
-    """The refinements of one record, and how many draws were thrown away because they were empty or forbidden."""
+    """The refinements of one record, and how many draws were rejected as empty or forbidden."""
 
     texts: list[str]
     empty: int = 0
@@ -38,16 +38,16 @@ class Drawn(NamedTuple):
 
 
 def filled(template: str, critique: Critique) -> str:
-    """A refinement prompt."""
+    """A refinement prompt, filled in."""
     fields = {"prompt": str(critique.prompt), "completion": critique.completion, "feedback": critique.feedback}
     return yesno.fill(template, fields, "refine_prompt")
 
 
 def tidy(text: str, how: Tidy = "summary") -> str:
-    """A refinement as it is kept.
+    """Clean up a refinement.
 
-    `summary` is the paper's: without what stands before the first letter or digit, one line, one space between words,
-    and without a last sentence that has no end where another has one. `strip` only takes white space off both ends.
+    `summary` is the paper's: drop what precedes the first letter or digit, keep one line, collapse white space, and
+    drop an unfinished last sentence if a finished one precedes it. `strip` only strips white space.
     """
     if how == "strip":
         return text.strip()
@@ -70,39 +70,39 @@ def draw(
     how: Tidy = "summary",
     forbidden: Sequence[str] = (),
 ) -> list[Drawn]:
-    """`n` refinements of every prompt, of different texts as far as `TRIES` draws give them.
+    """Draw `n` refinements of every prompt, with distinct texts if `TRIES` draws give enough.
 
-    What is empty or has a forbidden string is drawn again and then given up: a record may end with fewer than `n`, or
-    none. What only repeats another is kept where no further draw gave a new text.
+    Texts that are empty or contain a forbidden string are drawn again, up to `TRIES` times: a record may end with fewer
+    than `n`, or none. Duplicates only fill up what distinct texts leave open.
 
     Args:
         lm: writes them.
         prompts: refinement prompts, filled in.
         n: refinements of each.
         max_new_tokens: of each.
-        temperature: at which they are drawn.
-        top_p: nucleus they are drawn from.
-        seed: with the prompt's place, all randomness.
+        temperature: sampling temperature.
+        top_p: nucleus they are sampled from.
+        seed: together with the prompt's index, fixes all randomness.
         how: see `tidy`.
-        forbidden: strings no refinement may hold.
+        forbidden: strings that no refinement may contain.
     """
-    kept: list[list[str]] = [[] for _ in prompts]
-    twins: list[list[str]] = [[] for _ in prompts]
-    empty, refused = [0] * len(prompts), [0] * len(prompts)
+    accepted: list[list[str]] = [[] for _ in prompts]
+    duplicates: list[list[str]] = [[] for _ in prompts]
+    empty, blocked = [0] * len(prompts), [0] * len(prompts)
     for attempt in range(TRIES if temperature > 0 else 1):
-        left = [i for i in range(len(prompts)) if len(kept[i]) < n]
-        if not left:
+        remaining = [i for i in range(len(prompts)) if len(accepted[i]) < n]
+        if not remaining:
             break
-        made = lm.generate(
-            [prompts[i] for i in left], max_new_tokens, temperature=temperature, top_p=top_p,
-            seed=seed + APART * attempt, n=n,
+        drawn = lm.generate(
+            [prompts[i] for i in remaining], max_new_tokens, temperature=temperature, top_p=top_p,
+            seed=seed + SEED_STEP * attempt, n=n,
         )  # fmt: skip
-        for i, texts in zip(left, made, strict=True):
+        for i, texts in zip(remaining, drawn, strict=True):
             for text in (tidy(t, how) for t in texts):
                 if not text:
                     empty[i] += 1
                 elif any(word in text for word in forbidden):
-                    refused[i] += 1
+                    blocked[i] += 1
                 else:
-                    (twins if text in kept[i] else kept)[i].append(text)
-    return [Drawn([*a, *b][:n], e, f) for a, b, e, f in zip(kept, twins, empty, refused, strict=True)]
+                    (duplicates if text in accepted[i] else accepted)[i].append(text)
+    return [Drawn([*a, *b][:n], e, f) for a, b, e, f in zip(accepted, duplicates, empty, blocked, strict=True)]

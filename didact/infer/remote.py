@@ -1,8 +1,8 @@
 """A model behind an OpenAI-compatible server, as an `LM`: `didact.connect`.
 
-Servers differ in what they offer and seldom say so (some ignore what they do not know), so that every capability
-is found out by a first tiny call whose answer is looked at. Every answer is kept as it comes (`infer.responses`),
-so that a run that was killed, or whose budget or server gave out, goes on from there when it is started again.
+Servers differ in what they offer and seldom report it (some ignore fields they do not know), so every capability is
+probed with a tiny request whose response is checked. Every response is cached as it arrives (`infer.responses`), so
+that a run that was killed, used up its budget or lost its server resumes from there when it is started again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from didact.infer.calls import Job
 from didact.models import load
 from didact.types import LM, Likelihood, Messages, UserError
 
-CONTEXT = 4096  # tokens, where a server does not tell
-CONTEXTS = ("max_model_len", "context_length", "context_window", "n_ctx", "n_ctx_train")  # names it goes by
-AGAIN = 86400.0  # seconds after which what a server could not do is asked for again
-STOPS = 4  # stop strings that every server takes
+CONTEXT = 4096  # tokens, where the server does not report its context length
+CONTEXTS = ("max_model_len", "context_length", "context_window", "n_ctx", "n_ctx_train")  # fields that report it
+AGAIN = 86400.0  # seconds after which a missing capability is probed again
+STOPS = 4  # stop strings that every server accepts
 COMPLETIONS, CHAT = "completions", "chat/completions"
 WAYS = {
     "generate": (f"{COMPLETIONS} text", f"{CHAT} text"),
@@ -40,9 +40,9 @@ WAYS = {
 }
 
 
-def named(who: str) -> LM:
-    """A model by a served model's address, a folder or a hub id."""
-    return connect(who) if is_address(who) else local.of(load.load(who))
+def named(model: str) -> LM:
+    """Open a model by a server's address, a folder or a hub id."""
+    return connect(model) if is_address(model) else local.of(load.load(model))
 
 
 def connect(
@@ -58,27 +58,27 @@ def connect(
     cache: bool = True,
     context: int | None = None,
 ) -> Remote:
-    """A model behind an OpenAI-compatible server (vLLM, llama.cpp, `transformers serve`, hosted ones).
+    """Open a model behind an OpenAI-compatible server (vLLM, llama.cpp, `transformers serve`, hosted ones).
 
     Nothing is sent before the first use. Example: `didact.connect("http://localhost:8000/v1", "my-model")`.
 
     Args:
-        url: the address, mostly ending in `/v1`; `url#name` says both.
-        name: what the server calls the model; a server of one model needs none.
-        key: sent as the bearer token; the variable OPENAI_API_KEY where not given, else none.
-        budget_calls: calls at most, every retry and first tiny call counted; answers from the cache are free.
-        budget_tokens: tokens of prompts and answers at most. Looked at before each call, so that the calls
-            under way (`parallel`) can still pass it.
-        timeout: seconds for the whole of an answer, connecting and headers among them.
+        url: the address, usually ending in `/v1`; `url#name` also names the model.
+        name: the server's name for the model; not needed if it serves only one.
+        key: the bearer token; defaults to the environment variable OPENAI_API_KEY, else none is sent.
+        budget_calls: most calls, counting retries and capability probes; cached answers are free.
+        budget_tokens: most tokens of prompts and answers. Checked before each call, so that the calls in flight
+            (`parallel`) can still exceed it.
+        timeout: seconds for a whole answer, connecting and headers included.
         retries: of a call that meets 429, 5xx, silence or an answer cut short; waits double from half a second.
-        parallel: calls under way at once.
-        cache: keep answers and use those that are kept; `DIDACT_CACHE=off` turns it off for all.
-        context: most tokens of prompt and answer; asked of the server where not given, else 4,096.
+        parallel: most calls in flight at once.
+        cache: store answers and reuse stored ones; `DIDACT_CACHE=off` turns it off for all.
+        context: most tokens of prompt and answer; by default the server's own, else 4,096.
 
     Raises:
         UserError: the address or a number is wrong, or the extra `remote` is missing.
     """
-    url, _, named = url.partition("#")
+    url, _, fragment = url.partition("#")
     for option, number in (("budget_calls", budget_calls), ("budget_tokens", budget_tokens), ("retries", retries)):
         if number is not None and number < 0:
             raise UserError(f"{option} = {number}: must be 0 or more")
@@ -86,17 +86,17 @@ def connect(
         raise UserError(f"timeout = {timeout}, parallel = {parallel}: both must be above 0")
     check_address(url)
     limits = calls.Limits(budget_calls, budget_tokens, timeout, retries, parallel)
-    where = responses.place() if cache else None
-    kept = responses.Responses(where) if where else None
+    path = responses.place() if cache else None
+    store = responses.Responses(path) if path else None
     secret = key or os.environ.get("OPENAI_API_KEY")
     if secret:
         untrusted.keep_secret(secret, "`key`" if key else "the variable OPENAI_API_KEY")
-    return Remote(calls.Caller(url.rstrip("/"), name or named or None, secret, limits, kept), context)
+    return Remote(calls.Caller(url.rstrip("/"), name or fragment or None, secret, limits, store), context)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a first tiny call showed: how to ask, or None and why not; `served` is the model's name there."""
+class Probe:
+    """The result of a probe: the request form, or None and the reason; `served` is the model's name in the response."""
 
     how: dict[str, Any] | None
     why: str = ""
@@ -105,30 +105,30 @@ class Found:
 
 
 class Remote:
-    """A served model; made by `connect`. Its `counts` say what was used and what came from the cache.
+    """A served model, made by `connect`. `counts` has the calls and tokens used and the answers from the cache.
 
     One answer is one call: prompts are not batched and `n` is not sent, since servers differ in both. Threads may
-    share one, processes the cache.
+    share an instance, processes the cache.
     """
 
     def __init__(self, caller: calls.Caller, context: int | None = None) -> None:
         self.caller = caller
         self._context = context
-        self._finding = threading.RLock()
-        self._found: dict[str, Found] = {}
+        self._lock = threading.RLock()
+        self._probes: dict[str, Probe] = {}
 
     @property
     def name(self) -> str:
-        """What the server calls the model."""
+        """The server's name for the model."""
         return self.caller.name
 
     @property
     def address(self) -> str:
-        """Server and model, as `connect` takes them."""
+        """Server and model, in the form that `connect` accepts."""
         return f"{self.caller.url}#{self.name}"
 
     def fingerprint(self) -> str:
-        """What tells it from another: its weights cannot be seen."""
+        """The address: a served model's weights cannot be hashed."""
         return self.address
 
     @property
@@ -138,36 +138,36 @@ class Remote:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this server turns out to offer for this model; asks for whatever is not known yet."""
-        return frozenset(what for what in local.SERVED if self.lacks(what) is None)
+        """What this server offers for this model; probes whatever is not known yet."""
+        return frozenset(capability for capability in local.SERVED if self.lacks(capability) is None)
 
     @property
     def context(self) -> int:
-        """Most tokens of prompt and completion: as given, as the server lists it, else 4,096."""
+        """Most tokens of prompt and completion: as passed to `connect`, as the server lists it, else 4,096."""
         if self._context is None:
             listed = self.caller.listed().get(self.name, {})
             meta = listed.get("meta")
-            told = {**(meta if isinstance(meta, dict) else {}), **listed}
-            lengths = (told.get(name) for name in CONTEXTS)
+            fields = {**(meta if isinstance(meta, dict) else {}), **listed}
+            lengths = (fields.get(name) for name in CONTEXTS)
             self._context = next((n for n in lengths if type(n) is int and 0 < n <= calls.MOST), CONTEXT)
         return self._context
 
     def lacks(self, what: str) -> str | None:
-        """Why it cannot do `what`, or None where it can; finds out about this alone."""
+        """Why it cannot do `what`, or None where it can; probes only this capability."""
         if what not in local.SERVED:
-            return f"{self.caller.url} is a server, which gives no {what}: load the weights (--model DIR)"
+            return f"{self.caller.url} is a server, which does not offer {what}: load the weights (--model DIR)"
         try:
-            self._way(what)
+            self._working_form(what)
         except calls.RefusedError as refused:
             return str(refused)
         return None
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """An estimate: a token for every 3 bytes of UTF-8, since the tokenizer stays at the server."""
+        """Estimated token counts, one per 3 bytes of UTF-8: the server's tokenizer is not available."""
         return [calls.estimate(text) for text in texts]
 
     def close(self) -> None:
-        """Close connections and cache; also done when the process ends."""
+        """Close connections and cache; also done at exit."""
         self.caller.close()
 
     def generate(
@@ -181,20 +181,22 @@ class Remote:
         seed: int = 0,
         n: int = 1,
     ) -> list[list[str]]:
-        """`n` completions of every prompt, cut before the first of `stop`, without white space around them.
+        """`n` completions of every prompt, cut before the first of `stop` and stripped.
 
-        Through `completions` where the server has it, else through `chat` with the prompt as the user's turn; a
-        conversation (`Messages`) the other way round. Draws have the seeds `seed`, `seed + 1`, ..., and prompts that
-        are equal do not share them; at temperature 0 one call serves all. A prompt too long for the context is
-        refused by the server.
+        Through `completions` where the server has it, else through `chat` with the prompt as the user's turn; for a
+        conversation (`Messages`) the other way round. Draws have the seeds `seed`, `seed + 1`, ..., and equal prompts
+        get different ones; at temperature 0 one call serves all. A prompt too long for the context is refused by the
+        server.
 
         Raises:
             UserError: the server refuses, does not answer, or the budget is used up.
         """
-        more = _sampling(temperature, top_p) | ({"stop": list(stop[:STOPS])} if stop else {})
-        ways = self._ways("generate", prompts)
-        asked = [partial(_ask, p, how, max_new_tokens, more, seed) for p, how in zip(prompts, ways, strict=True)]
-        drawn = self._draws(prompts, asked, n, temperature == 0)
+        options = _sampling(temperature, top_p) | ({"stop": list(stop[:STOPS])} if stop else {})
+        forms = self._prompt_forms("generate", prompts)
+        requests = [
+            partial(_request, p, form, max_new_tokens, options, seed) for p, form in zip(prompts, forms, strict=True)
+        ]
+        drawn = self._draws(prompts, requests, n, temperature == 0)
         return [[local.cut(text, stop) for text in texts] for texts in drawn]
 
     def chat(
@@ -206,130 +208,129 @@ class Remote:
         seed: int = 0,
         n: int = 1,
     ) -> list[list[str]]:
-        """`n` replies to every conversation, by the server's own template. Draws and errors as in `generate`."""
-        how = self._ready("chat")
+        """`n` replies to every conversation, with the server's chat template. Draws and errors as in `generate`."""
+        form = self._required_form("chat")
         prompts = [Messages(c) for c in conversations]
-        asked = [partial(_ask, p, how, max_new_tokens, _sampling(temperature, 1.0), seed) for p in prompts]
-        drawn = self._draws(prompts, asked, n, temperature == 0)
+        requests = [partial(_request, p, form, max_new_tokens, _sampling(temperature, 1.0), seed) for p in prompts]
+        drawn = self._draws(prompts, requests, n, temperature == 0)
         return [[text.strip() for text in texts] for texts in drawn]
 
     def top_logprobs(self, prompts: Sequence[str], k: int = 20) -> list[dict[str, float]]:
         """The likeliest next tokens of every prompt, likeliest first: `k`, or as many as the server gives (20, or 5).
 
-        Through `completions` where it gives them, else `chat`, where they begin the reply to the prompt as the
-        user's turn. Tokens of the same text are added up.
+        Through `completions` where it gives them, else `chat`, where they are the first tokens of the reply to the
+        prompt as the user's turn. Probabilities of tokens with the same text are added up.
 
         Raises:
             UserError: the server gives none, or as in `generate`.
         """
-        ways = self._ways("top_logprobs", prompts)
-        return self.caller.each([_ask_top(p, how, k) for p, how in zip(prompts, ways, strict=True)])
+        forms = self._prompt_forms("top_logprobs", prompts)
+        return self.caller.each([_top_request(p, form, k) for p, form in zip(prompts, forms, strict=True)])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Likelihood of every (prompt, completion), where the server echoes a text with its log-probs.
 
-        The server tokenises prompt and completion as one text, joined and cut as a local model's are
-        (`encode.join`, `encode.cut`). The completion's tokens are those that make up its text at the end; where that
-        cannot be told from the text (characters split over tokens), those after what the text shares with the prompt
-        alone, which costs a second call. A token that begins in the prompt and ends in the completion counts with the
-        completion, whole: its log-prob is then also that of the prompt's last characters. `counts.straddled` counts
-        such completions.
+        The server tokenises prompt and completion as one text, joined and cut as for a local model (`encode.join`,
+        `encode.cut`). The completion's tokens are the last ones whose texts make up the completion; if the texts do
+        not show where it begins (characters split over tokens), those after the common prefix with the prompt's own
+        tokens, which costs a second call. A token that straddles prompt and completion counts with the completion as
+        a whole: its log-prob then covers the prompt's last characters too. `counts.straddled` counts such completions.
 
         Raises:
             UserError: the server gives no log-probs of prompts, or as in `generate`; an empty completion; a text
                 of one token.
         """
-        how = self._ready("score")
+        form = self._required_form("score")
         texts = [encode.cut(prompt, encode.join(prompt, completion, "causal")) for prompt, completion in pairs]
         if not all(completion for _, completion in pairs):
             raise UserError("the completion is empty: nothing to learn or score")
-        echoes = self.caller.each([_ask_echo(prompt + body, how) for prompt, body in texts])
+        echoes = self.caller.each([_echo_request(prompt + body, form) for prompt, body in texts])
         borders = [_border(echo, *text) for echo, text in zip(echoes, texts, strict=True)]
-        unclear = list(dict.fromkeys(p for (p, _), found in zip(texts, borders, strict=True) if found is None))
-        alone = dict(zip(unclear, self.caller.each([_ask_echo(p, how) for p in unclear]), strict=True))
+        ambiguous = list(dict.fromkeys(p for (p, _), located in zip(texts, borders, strict=True) if located is None))
+        prompt_echoes = dict(zip(ambiguous, self.caller.each([_echo_request(p, form) for p in ambiguous]), strict=True))
         out = []
-        for (prompt, _), echo, found in zip(texts, echoes, borders, strict=True):
-            border = found or replies.shared(alone[prompt].tokens, echo.tokens)
-            # The first token of all is read, not predicted, and has no log-prob.
-            counted = [logp for logp in echo.logps[border.at :] if logp is not None]
-            if not counted:
-                raise UserError("the text is one token, which nothing precedes: nothing to learn or score")
-            out.append(Likelihood(math.fsum(counted), len(counted)))
+        for (prompt, _), echo, located in zip(texts, echoes, borders, strict=True):
+            border = located or replies.shared(prompt_echoes[prompt].tokens, echo.tokens)
+            # The text's first token is not predicted and has no log-prob.
+            logps = [logp for logp in echo.logps[border.at :] if logp is not None]
+            if not logps:
+                raise UserError("the text is a single token, which has no context: nothing to learn or score")
+            out.append(Likelihood(math.fsum(logps), len(logps)))
             self.counts.straddled += not border.clean
         return out
 
     def _draws(
-        self, prompts: Sequence[str], asked: Sequence[Callable[[int], Job]], n: int, greedy: bool
+        self, prompts: Sequence[str], requests: Sequence[Callable[[int], Job]], n: int, greedy: bool
     ) -> list[list[str]]:
-        """`n` draws of every prompt; an equal prompt takes the draws after its twin's, and greedy ones are one."""
-        seen: Counter[str] = Counter()
+        """`n` draws of every prompt; a repeated prompt continues the draw numbers, greedy decoding has draw 0 alone."""
+        repeats: Counter[str] = Counter()
         jobs = []
-        for prompt, job in zip(prompts, asked, strict=True):
-            jobs += [job(0 if greedy else seen[prompt] * n + d) for d in range(n)]
-            seen[prompt] += 1
+        for prompt, job in zip(prompts, requests, strict=True):
+            jobs += [job(0 if greedy else repeats[prompt] * n + d) for d in range(n)]
+            repeats[prompt] += 1
         texts = self.caller.each(jobs)
         return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
 
-    def _ways(self, what: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """How to ask for `what`, prompt by prompt: conversations go to `chat` first."""
+    def _prompt_forms(self, capability: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """The request form for a capability, prompt by prompt: conversations try `chat` first."""
         kinds = [isinstance(p, Messages) for p in prompts]
-        ways = {kind: self._ready(what, kind) for kind in sorted(set(kinds))}
-        return [ways[kind] for kind in kinds]
+        forms = {kind: self._required_form(capability, kind) for kind in sorted(set(kinds))}
+        return [forms[kind] for kind in kinds]
 
-    def _ready(self, what: str, conversation: bool = False) -> dict[str, Any]:
-        """How to ask for `what`; one line where it cannot be asked for."""
+    def _required_form(self, capability: str, conversation: bool = False) -> dict[str, Any]:
+        """The request form for a capability; a `UserError` where the server lacks it."""
         try:
-            return self._way(what, conversation)
+            return self._working_form(capability, conversation)
         except calls.RefusedError as refused:
-            raise UserError(f"{self.name} at {self.caller.url} does not offer {what}: {refused}") from None
+            raise UserError(f"{self.name} at {self.caller.url} does not offer {capability}: {refused}") from None
 
-    def _way(self, what: str, conversation: bool = False) -> dict[str, Any]:
-        """How to ask for `what`, by the first way that works; raises `RefusedError` where none does."""
+    def _working_form(self, capability: str, conversation: bool = False) -> dict[str, Any]:
+        """The request form for a capability, of the first way that works; raises `RefusedError` where none does."""
         refusals = []
-        for way in reversed(WAYS[what]) if conversation else WAYS[what]:
-            found = self._find(way)
-            if found.how is not None:
-                return found.how
-            refusals.append(found)
-        lost = all(found.status == 404 for found in refusals) and not self.caller.url.endswith("/v1")
-        hint = "; most addresses end in /v1" if lost else ""
-        raise calls.RefusedError("; ".join(found.why for found in refusals) + hint)
+        for way in reversed(WAYS[capability]) if conversation else WAYS[capability]:
+            probe = self._probe(way)
+            if probe.how is not None:
+                return probe.how
+            refusals.append(probe)
+        not_found = all(probe.status == 404 for probe in refusals) and not self.caller.url.endswith("/v1")
+        hint = "; most addresses end in /v1" if not_found else ""
+        raise calls.RefusedError("; ".join(probe.why for probe in refusals) + hint)
 
-    def _find(self, way: str) -> Found:
-        """Whether one way works: as known, as kept, else by a first tiny call.
+    def _probe(self, way: str) -> Probe:
+        """Find out whether one way works: from memory, from the cache, else with a tiny request.
 
-        That something works is kept; that it does not, for a day; that the server failed, not at all.
+        A success is cached for good, a refusal for a day, a failing server not at all.
         """
-        kept, caller = self.caller.kept, self.caller
-        with self._finding:
-            if way in self._found:
-                return self._found[way]
+        store, caller = self.caller.kept, self.caller
+        with self._lock:
+            if way in self._probes:
+                return self._probes[way]
             key = responses.key(caller.url, self.name, "first", {"way": way}, 0)
-            told = kept.get([key]).get(key) if kept else None
-            if told and (told["found"]["how"] or time.time() - told["made"] < AGAIN):
-                self._found[way] = Found(**told["found"])
-                return self._found[way]
+            row = store.get([key]).get(key) if store else None
+            if row and (row["found"]["how"] or time.time() - row["made"] < AGAIN):
+                self._probes[way] = Probe(**row["found"])
+                return self._probes[way]
             try:
-                self._found[way] = self._try(way)
+                self._probes[way] = self._run_probe(way)
             except replies.PassingError as failed:
                 if not failed.status or failed.status in calls.BUSY:
                     raise UserError(f"{caller.url}: {failed}; {caller.resume()}") from None
-                return Found(None, f"{way.split()[0]}: {failed}", failed.status)
-            if kept:
-                kept.drop(key)
-                told = {"found": asdict(self._found[way]), "made": time.time()}
-                kept.put([responses.Kept(key, caller.url, self.name, "first", {"way": way}, 0, told)])
-            return self._found[way]
+                return Probe(None, f"{way.split()[0]}: {failed}", failed.status)
+            if store:
+                store.drop(key)
+                row = {"found": asdict(self._probes[way]), "made": time.time()}
+                store.put([responses.Kept(key, caller.url, self.name, "first", {"way": way}, 0, row)])
+            return self._probes[way]
 
-    def _try(self, way: str) -> Found:
-        """Ask in the forms of one way until one is answered well; some servers fail at a form they do not know."""
+    def _run_probe(self, way: str) -> Probe:
+        """Try the request forms of one way until a response is valid; some servers fail at forms they do not know."""
         last: calls.RefusedError | replies.PassingError = calls.RefusedError("")
-        for how, job, after in _forms(way):
-            if last.status in calls.ABSENT or after not in str(last):
+        for form, job, trigger in _forms(way):
+            if last.status in calls.ABSENT or trigger not in str(last):
                 continue
             try:
                 reply = self.caller.first(job)
-                return Found(how, served=str(reply.get("model")))
+                return Probe(form, served=str(reply.get("model")))
             except calls.RefusedError as refused:
                 last = refused
             except replies.PassingError as failed:
@@ -340,32 +341,32 @@ class Remote:
             raise last
         if last.status and way.endswith("text") and self.name not in (names := list(self.caller.listed())) and names:
             raise UserError(f"{self.caller.url}: {last}; it serves {calls.some(names)}")
-        return Found(None, str(last), last.status)
+        return Probe(None, str(last), last.status)
 
 
-def _ask(prompt: str, how: Mapping[str, Any], limit: int, more: Mapping[str, Any], seed: int, draw: int) -> Job:
+def _request(prompt: str, form: Mapping[str, Any], limit: int, options: Mapping[str, Any], seed: int, draw: int) -> Job:
     """The request for a continuation of `prompt`, or for the reply to it."""
-    spoken = prompt.turns if isinstance(prompt, Messages) else ({"role": "user", "content": prompt},)
-    turns = list(map(chat.with_text, spoken))
-    asked: dict[str, Any] = {"messages": turns} if how["endpoint"] == CHAT else {"prompt": str(prompt)}
-    if "messages" in asked and isinstance(prompt, Messages) and prompt.tools:
-        asked["tools"] = list(prompt.tools)
-    body = {**asked, how["limit"]: limit, **more}
-    return Job(how["endpoint"], body, replies.text_of, seed + draw, draw, how["seeded"])
+    messages = prompt.turns if isinstance(prompt, Messages) else ({"role": "user", "content": prompt},)
+    turns = list(map(chat.with_text, messages))
+    prompt_fields: dict[str, Any] = {"messages": turns} if form["endpoint"] == CHAT else {"prompt": str(prompt)}
+    if "messages" in prompt_fields and isinstance(prompt, Messages) and prompt.tools:
+        prompt_fields["tools"] = list(prompt.tools)
+    body = {**prompt_fields, form["limit"]: limit, **options}
+    return Job(form["endpoint"], body, replies.text_of, seed + draw, draw, form["seeded"])
 
 
-def _ask_top(prompt: str, how: Mapping[str, Any], k: int) -> Job:
+def _top_request(prompt: str, form: Mapping[str, Any], k: int) -> Job:
     """The request for the likeliest first tokens."""
-    most = min(k, how["most"])
-    more = {"logprobs": True, "top_logprobs": most} if how["endpoint"] == CHAT else {"logprobs": most}
-    job = _ask(prompt, how, 1, _sampling(0.0, 1.0) | more, 0, 0)
+    count = min(k, form["most"])
+    options = {"logprobs": True, "top_logprobs": count} if form["endpoint"] == CHAT else {"logprobs": count}
+    job = _request(prompt, form, 1, _sampling(0.0, 1.0) | options, 0, 0)
     return replace(job, parse=partial(replies.first_tokens, k=k))
 
 
-def _ask_echo(text: str, how: Mapping[str, Any]) -> Job:
-    """The request for a text's own log-probs, with as few tokens generated as the server allows."""
-    job = _ask(text, how, how["made"], _sampling(0.0, 1.0) | {"echo": True, "logprobs": 1}, 0, 0)
-    return replace(job, parse=partial(replies.echo_of, most=how["made"]))
+def _echo_request(text: str, form: Mapping[str, Any]) -> Job:
+    """The request for a text's own log-probs, generating as few tokens as the server allows."""
+    job = _request(text, form, form["made"], _sampling(0.0, 1.0) | {"echo": True, "logprobs": 1}, 0, 0)
+    return replace(job, parse=partial(replies.echo_of, limit=form["made"]))
 
 
 def _sampling(temperature: float, top_p: float) -> dict[str, Any]:
@@ -377,30 +378,30 @@ def _border(echo: replies.Echo, prompt: str, body: str) -> replies.Border | None
 
 
 def _forms(way: str) -> Iterator[tuple[dict[str, Any], Job, str]]:
-    """The tiny calls that show whether a way works; each with what the refusal before must say to make it worth one.
+    """Yield the probes of a way: form, job, and the text that the previous refusal must contain to try this one.
 
-    Newer hosted models want `max_completion_tokens`; some servers take no seed, fewer log-probs, or no empty answer.
+    Newer hosted models want `max_completion_tokens`; some servers accept no seed, fewer log-probs, or no empty answer.
     """
     endpoint, _, kind = way.partition(" ")
-    for limit, seeded, after in (
+    for limit, seeded, trigger in (
         ("max_tokens", True, ""),
         ("max_completion_tokens", True, "max_completion_tokens"),
         ("max_tokens", False, "seed"),
     ):
-        how: dict[str, Any] = {"endpoint": endpoint, "limit": limit, "seeded": seeded}
+        form: dict[str, Any] = {"endpoint": endpoint, "limit": limit, "seeded": seeded}
         if kind == "text":
-            yield how, _ask("1 2 3", how, 1, _sampling(0.0, 1.0), 0, 0), after
+            yield form, _request("1 2 3", form, 1, _sampling(0.0, 1.0), 0, 0), trigger
         elif kind == "top":
-            yield how | {"most": 20}, _ask_top("1 2 3", how | {"most": 20}, 20), after
-            yield how | {"most": 5}, _ask_top("1 2 3", how | {"most": 5}, 5), after or "logprobs"
+            yield form | {"most": 20}, _top_request("1 2 3", form | {"most": 20}, 20), trigger
+            yield form | {"most": 5}, _top_request("1 2 3", form | {"most": 5}, 5), trigger or "logprobs"
         else:
-            for made in (0, 1):
-                asked = _ask_echo("one two three four", how | {"made": made})
-                yield how | {"made": made}, replace(asked, parse=partial(_honest, most=made)), after
+            for generated in (0, 1):
+                job = _echo_request("one two three four", form | {"made": generated})
+                yield form | {"made": generated}, replace(job, parse=partial(_check_echo, limit=generated)), trigger
 
 
-def _honest(reply: Mapping[str, Any], most: int) -> None:
-    """See that an echo of `one two three four` has the log-probs of its tokens: some servers fill in something."""
-    echo = replies.echo_of(reply, most)
+def _check_echo(reply: Mapping[str, Any], limit: int) -> None:
+    """Check that an echo of `one two three four` has real log-probs of its tokens: some servers return fillers."""
+    echo = replies.echo_of(reply, limit)
     if replies.border(echo.tokens, "one two", " three four") is None or not any(echo.logps):
         raise replies.LackingError("the answer has no log-probs of the prompt")

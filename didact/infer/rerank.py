@@ -1,11 +1,11 @@
-"""Which answer to trust, when each was drawn beside one of several passages: four rules over their log-probs. Pure.
+"""Choose among answers drawn with different passages in the prompt: four rules over their log-probs. Pure functions.
 
     direct         log p(a | q, p)
     rag            log sum_p p(p | q) p(a | q, p)
     noisy-channel  log p(q | a, p) + log p(a | p) - log p(q | p)
     poe            l1 log p(a | q, p) + l2 log p(q | a, p) + l3 log p(a | p) + l4 log p(p | q)
 
-Where one joint p(q, a | p) is behind all of them, noisy-channel is direct.
+Where all factors come from one joint p(q, a | p), noisy-channel equals direct.
 
 Source: Lazaridou et al. 2022, arXiv:2203.05115.
 """
@@ -24,15 +24,15 @@ from scipy.special import logsumexp
 Floats = NDArray[np.float64]
 Rule = Literal["direct", "rag", "noisy-channel", "poe"]
 RULES: tuple[Rule, ...] = ("direct", "rag", "noisy-channel", "poe")
-GRID = (0.0, 0.5, 1.0)  # of weights that are tuned
+GRID = (0.0, 0.5, 1.0)  # values of each weight in tuning
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of the answers of one question, A of them, and of its P passages, the best found first.
+    """Log-probs of one question's A answers and P passages, the best retrieved passage first.
 
     `prior` is log p(p | q) `(P,)`, `ask` log p(q | p) `(P,)`; `answer`, `question` and `plain` are log p(a | q, p),
-    log p(q | a, p) and log p(a | p) `(A, P)`, -inf where a pair was not scored. An expert that nobody asked is None.
+    log p(q | a, p) and log p(a | p) `(A, P)`, -inf where a pair was not scored. An expert that was not used is None.
     """
 
     prior: Floats
@@ -51,7 +51,7 @@ class Best(NamedTuple):
 
 
 def prior(cosines: Sequence[float]) -> Floats:
-    """log p(p | q): cosines over their sum; all alike where no passage shares a word with the question."""
+    """log p(p | q): cosines over their sum; uniform where no passage shares a word with the question."""
     values = np.asarray(cosines, dtype=np.float64)
     total = values.sum()
     if total <= 0:
@@ -61,31 +61,31 @@ def prior(cosines: Sequence[float]) -> Floats:
 
 
 def direct(table: Table) -> Floats:
-    """`(A, P)`."""
+    """Scores of `direct`, `(A, P)`."""
     return table.answer
 
 
 def rag(table: Table) -> Floats:
-    """What each passage adds to the sum, as logs `(A, P)`."""
+    """Log terms of `rag`'s sum over passages, `(A, P)`."""
     return table.answer + table.prior
 
 
 def noisy_channel(table: Table) -> Floats | None:
-    """`(A, P)`; None where an expert is missing."""
+    """Scores of `noisy-channel`, `(A, P)`; None where an expert is missing."""
     if table.question is None or table.plain is None or table.ask is None:
         return None
-    return _where(table, table.question + table.plain - table.ask)
+    return _masked(table, table.question + table.plain - table.ask)
 
 
 def poe(table: Table, weights: Sequence[float] = (1, 1, 1, 1)) -> Floats:
-    """`(A, P)`; experts that are missing are left out."""
+    """Scores of `poe`, `(A, P)`; missing experts are left out."""
     experts = (table.answer, table.question, table.plain, np.broadcast_to(table.prior, table.answer.shape))
-    some = [w * e for w, e in zip(weights, experts, strict=True) if e is not None and w]
-    return _where(table, np.sum(some, axis=0) if some else np.zeros_like(table.answer))
+    terms = [w * e for w, e in zip(weights, experts, strict=True) if e is not None and w]
+    return _masked(table, np.sum(terms, axis=0) if terms else np.zeros_like(table.answer))
 
 
 def best(table: Table, rule: Rule, weights: Sequence[float] = (1, 1, 1, 1)) -> Best | None:
-    """What a rule chooses; of equals that with the better passage. None where it lacks an expert, or an answer."""
+    """The answer a rule chooses; ties go to the better-ranked passage. None if an expert is missing or no answer is."""
     pairs = {
         "direct": lambda: direct(table), "rag": lambda: rag(table), "noisy-channel": lambda: noisy_channel(table),
         "poe": lambda: poe(table, weights),
@@ -93,31 +93,31 @@ def best(table: Table, rule: Rule, weights: Sequence[float] = (1, 1, 1, 1)) -> B
     if pairs is None or not pairs.size:
         return None
     scores = logsumexp(pairs, axis=1) if rule == "rag" else pairs.max(1)
-    where = pairs.argmax(1)
-    chosen = min(range(len(scores)), key=lambda a: (-scores[a], where[a], a))
-    return Best(chosen, int(where[chosen]), scores)
+    passages = pairs.argmax(1)
+    chosen = min(range(len(scores)), key=lambda a: (-scores[a], passages[a], a))
+    return Best(chosen, int(passages[chosen]), scores)
 
 
 def tuned(tables: Sequence[Table], right: Sequence[Sequence[bool]]) -> tuple[float, float, float, float]:
-    """The weights of `poe` on a grid that choose a right answer most often, the most even ones among equals.
+    """Grid-search the weights of `poe` that choose a right answer most often; ties go to the most even weights.
 
     Args:
-        tables: of the questions to tune on.
-        right: of each question, which of its answers are right.
+        tables: the questions to tune on.
+        right: for each question, which of its answers are right.
     """
 
-    def good(weights: Sequence[float]) -> int:
+    def n_right(weights: Sequence[float]) -> int:
         return sum(
-            bool(found and r[found.answer])
+            bool(choice and r[choice.answer])
             for t, r in zip(tables, right, strict=True)
-            if (found := best(t, "poe", weights)) is not None
+            if (choice := best(t, "poe", weights)) is not None
         )
 
-    even = sorted(product(GRID, repeat=4), key=lambda w: (-min(w), -sum(w)))
-    a, b, c, d = max((w for w in even if any(w)), key=good)
+    grid = sorted(product(GRID, repeat=4), key=lambda w: (-min(w), -sum(w)))
+    a, b, c, d = max((w for w in grid if any(w)), key=n_right)
     return a, b, c, d
 
 
-def _where(table: Table, scores: Floats) -> Floats:
-    """Scores of the pairs that were scored."""
+def _masked(table: Table, scores: Floats) -> Floats:
+    """Set the scores of pairs that were not scored to -inf."""
     return np.where(np.isneginf(table.answer), -np.inf, scores)

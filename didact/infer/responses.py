@@ -1,7 +1,7 @@
-"""Answers of remote models, kept on disk as they come: what was answered once is not asked again.
+"""A disk cache of remote models' answers, written as they arrive: no request is sent twice.
 
-One SQLite file in WAL mode, `responses.sqlite` in the cache folder (`DIDACT_CACHE`; `off` keeps nothing).
-Prompts and answers lie there in clear, readable by their owner alone; keys to servers are never written.
+One SQLite file in WAL mode, `responses.sqlite` in the cache folder (`DIDACT_CACHE`; `off` disables the cache).
+Prompts and answers are stored in plain text, readable by their owner alone; API keys are never written.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from didact.models import cache
 T = TypeVar("T")
 NAME = "responses.sqlite"
 PATIENCE = 30.0  # seconds to wait for another process that is writing
-DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # SQLITE_ERROR: tables not ours
+DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # SQLITE_ERROR: another program's tables
 TABLE = """CREATE TABLE IF NOT EXISTS responses (
     key TEXT PRIMARY KEY, url TEXT, model TEXT, endpoint TEXT, request TEXT, draw INTEGER, reply TEXT, made REAL)"""
 INSERT = "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-AT_ONCE = 500  # keys of a query
+AT_ONCE = 500  # keys per query
 
 
 def place() -> Path | None:
-    """Where answers are kept, or None where `DIDACT_CACHE=off`."""
+    """The path of the cache file, or None where `DIDACT_CACHE=off`."""
     root = cache.folder()
     return root / NAME if root else None
 
@@ -45,7 +45,7 @@ def key(url: str, model: str, endpoint: str, request: dict[str, Any], draw: int)
 
 
 class Kept(NamedTuple):
-    """An answer to keep, and what it depends on."""
+    """An answer to store, and the request it belongs to."""
 
     key: str
     url: str
@@ -57,10 +57,10 @@ class Kept(NamedTuple):
 
 
 class Responses:
-    """The file at `path`; safe under threads and processes.
+    """The cache file at `path`; safe for use by several threads and processes.
 
-    A damaged file is set aside under another name and a new one begun; a full or read-only disk only costs
-    the cache. Either is told in a line on stderr.
+    A damaged file is renamed and a new one started; a full or read-only disk only turns the cache off. Either prints
+    a line on stderr.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,61 +70,61 @@ class Responses:
         self._off = False
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The answers kept under these keys."""
+        """The stored answers of these keys."""
 
         def read(db: sqlite3.Connection) -> dict[str, Any]:
             out, damaged = {}, []
-            for at in range(0, len(keys), AT_ONCE):
-                some = keys[at : at + AT_ONCE]
-                marks = ", ".join("?" * len(some))
-                for key, reply in db.execute(f"SELECT key, reply FROM responses WHERE key IN ({marks})", some):
+            for start in range(0, len(keys), AT_ONCE):
+                batch = keys[start : start + AT_ONCE]
+                marks = ", ".join("?" * len(batch))
+                for key, reply in db.execute(f"SELECT key, reply FROM responses WHERE key IN ({marks})", batch):
                     try:
-                        out[key] = _unsealed(key, reply)
+                        out[key] = _unseal(key, reply)
                     except (ValueError, TypeError):
                         damaged.append(key)
             if damaged:
-                cache.warn(f"{self.path}: answers in it are damaged; they are asked for anew")
+                cache.warn(f"{self.path}: answers in it are damaged and will be requested again")
                 db.executemany("DELETE FROM responses WHERE key = ?", [(key,) for key in damaged])
             return out
 
-        return (self._do(read) or {}) if keys else {}
+        return (self._run(read) or {}) if keys else {}
 
     def put(self, answers: Sequence[Kept]) -> list[Any]:
-        """Keep answers, in one transaction; returns those that are kept: where another process was first, its own."""
-        rows = [(*a[:4], json.dumps(a.request), a.draw, _sealed(a.key, a.reply), time.time()) for a in answers]
+        """Store answers in one transaction; return the stored ones: another process's where that was first."""
+        rows = [(*a[:4], json.dumps(a.request), a.draw, _seal(a.key, a.reply), time.time()) for a in answers]
 
         def write(db: sqlite3.Connection) -> list[str]:
             with db:
                 db.execute("BEGIN IMMEDIATE")
                 return [row[0] for row in rows if not db.execute(INSERT, row).rowcount]
 
-        theirs = self.get(self._do(write) or [])
-        return [theirs.get(a.key, a.reply) for a in answers]
+        stored = self.get(self._run(write) or [])
+        return [stored.get(a.key, a.reply) for a in answers]
 
     def drop(self, key: str) -> None:
-        """Forget one answer."""
-        self._do(lambda db: db.execute("DELETE FROM responses WHERE key = ?", (key,)).close())
+        """Delete one answer."""
+        self._run(lambda db: db.execute("DELETE FROM responses WHERE key = ?", (key,)).close())
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._close()
 
-    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
-        """`work` on the open file, again where it was damaged or long busy; None where nothing can be kept."""
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Run `work` on the open file; retry if it was damaged or long busy. None if the cache cannot be used."""
         with self._lock:
-            for again in (True, True, False):
+            for retry in (True, True, False):
                 if self._off:
                     return None
                 try:
                     return work(self._connection())
                 except (sqlite3.Error, OSError) as error:
-                    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # extended codes carry the plain one below
+                    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
                     self._close()
-                    if again and (code == sqlite3.SQLITE_BUSY or (code in DAMAGE and self._set_aside(error))):
+                    if retry and (code == sqlite3.SQLITE_BUSY or (code in DAMAGE and self._set_aside(error))):
                         continue
                     self._off = True
-                    print(f"didact: {self.path}: answers are not kept from here on: {error}", file=sys.stderr)
+                    print(f"didact: {self.path}: answers are no longer cached: {error}", file=sys.stderr)
             return None
 
     def _connection(self) -> sqlite3.Connection:
@@ -133,7 +133,7 @@ class Responses:
             self.path.touch(mode=0o600)  # SQLite gives its -wal and -shm files the same mode
             self._open = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
             self._open.execute("PRAGMA journal_mode = WAL")
-            self._open.execute("PRAGMA synchronous = NORMAL")  # a kill costs nothing, a power cut the last answers
+            self._open.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing, a power cut the last answers
             self._open.execute(TABLE)
         return self._open
 
@@ -144,20 +144,22 @@ class Responses:
         self._open = None
 
     def _set_aside(self, error: Exception) -> bool:
-        """Rename the damaged file, unless another process has done so already; whether there is a sound one now."""
+        """Rename the damaged file, unless another process has already; return whether a valid file can be used now."""
         try:
-            with open(self.path.with_name(f".{NAME}.lock"), "w", encoding="utf-8") as turn:
-                fcntl.flock(turn, fcntl.LOCK_EX)
+            with open(self.path.with_name(f".{NAME}.lock"), "w", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 if self._sound():
                     return True
-                aside = self.path.with_name(f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-                os.replace(self.path, aside)
-                for tail in ("-wal", "-shm"):
+                target = self.path.with_name(f"{NAME}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+                os.replace(self.path, target)
+                for suffix in ("-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
-                        os.replace(f"{self.path}{tail}", f"{aside}{tail}")
+                        os.replace(f"{self.path}{suffix}", f"{target}{suffix}")
         except OSError:
             return False
-        print(f"didact: {self.path} was damaged ({error}): set aside as {aside.name}, a new one begun", file=sys.stderr)
+        print(
+            f"didact: {self.path} was damaged ({error}): renamed to {target.name}, starting a new one", file=sys.stderr
+        )
         return True
 
     def _sound(self) -> bool:
@@ -172,15 +174,15 @@ class Responses:
 
 
 class Writer:
-    """Keeps answers as they come, for tasks of one loop: those that come while others are written go in together."""
+    """Stores answers from the tasks of one event loop; those that arrive during a write go into the next one."""
 
-    def __init__(self, kept: Responses) -> None:
-        self._kept = kept
+    def __init__(self, store: Responses) -> None:
+        self._store = store
         self._waiting: list[tuple[Kept, asyncio.Future[Any]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def put(self, answer: Kept) -> Any:
-        """Keep an answer; returns, once it is on disk, the one that is kept."""
+        """Store an answer; return the stored one once it is on disk."""
         written = asyncio.get_running_loop().create_future()
         self._waiting.append((answer, written))
         if self._writing is None:
@@ -189,33 +191,33 @@ class Writer:
 
     async def _write(self) -> None:
         while self._waiting:
-            together, self._waiting = self._waiting, []
+            batch, self._waiting = self._waiting, []
             try:
-                kept = await asyncio.to_thread(self._kept.put, [answer for answer, _ in together])
+                replies = await asyncio.to_thread(self._store.put, [answer for answer, _ in batch])
             except Exception as error:
-                for _, written in together:
+                for _, written in batch:
                     written.set_exception(error)
                 continue
-            for (_, written), reply in zip(together, kept, strict=True):
+            for (_, written), reply in zip(batch, replies, strict=True):
                 written.set_result(reply)
         self._writing = None
 
 
-def _sealed(key: str, reply: Any) -> str:
-    """A reply as JSON behind the SHA-256 of it and its key: SQLite itself has no checksums."""
+def _seal(key: str, reply: Any) -> str:
+    """A reply as JSON, preceded by the SHA-256 of its key and text: SQLite itself has no checksums."""
     text = json.dumps(reply)
     return f"sha256:{hashlib.sha256(f'{key}{text}'.encode()).hexdigest()} {text}"
 
 
-def _unsealed(key: str, kept: str) -> Any:
-    """The reply; those of earlier versions stand without a checksum.
+def _unseal(key: str, stored: str) -> Any:
+    """The reply; those of earlier versions have no checksum.
 
     Raises:
         ValueError: it is damaged.
     """
-    if not kept.startswith("sha256:"):
-        return json.loads(kept)
-    reply = json.loads(kept.partition(" ")[2])
-    if _sealed(key, reply) != kept:
+    if not stored.startswith("sha256:"):
+        return json.loads(stored)
+    reply = json.loads(stored.partition(" ")[2])
+    if _seal(key, reply) != stored:
         raise ValueError("damaged")
     return reply

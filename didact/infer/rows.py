@@ -1,4 +1,4 @@
-"""Rows being decoded side by side: each reads one token a step; rows leave and enter between steps."""
+"""The batch being decoded: each row reads one token per step; rows leave and enter between steps."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.models.prefix import Past
 
-PREFILL = 2048  # prompt tokens run at once: what is made of them stays in the processor's cache
+PREFILL = 2048  # most prompt tokens in one forward pass, so that activations stay in the processor's cache
 
 
 class Rows:
     """Decoding state of a model type that `prefix.shares`: `logits (B, V)` of every row's next token.
 
-    Rows end at the same column of the store, so that a step writes one column; what lies left of a shorter
-    row is masked.
+    Rows are left-padded to end at the same column of the store, so that a step writes one column; padding is masked.
 
     Args:
-        model: of a type that shares.
-        shared: tokens all prompts begin with, which are run once.
-        memory: what the model has read before: prompts go on from there.
+        model: of a type that `prefix.shares`.
+        shared: tokens that all prompts begin with, which are run once.
+        kv_cache: the model's prefix cache: prompts continue from what is in it.
     """
 
     def __init__(self, model: Model, shared: Sequence[int] = (), kv_cache: KVCache | None = None) -> None:
@@ -40,52 +39,56 @@ class Rows:
         self.logits = torch.empty(0, device=model.device)
 
     def turn(
-        self, kept: Sequence[int], prompts: Sequence[Sequence[int]] = (), room: int = 0, copies: Sequence[int] = ()
+        self, survivors: Sequence[int], prompts: Sequence[Sequence[int]] = (), room: int = 0, copies: Sequence[int] = ()
     ) -> None:
         """Keep some rows and admit prompts after them.
 
         Args:
-            kept: rows that stay, in their new order; a row may be named more than once.
+            survivors: indices of the rows that stay, in their new order; an index may repeat.
             prompts: token ids of the new rows' prompts, the shared prefix included.
             room: tokens each new row may read.
-            copies: how many rows each prompt becomes (1).
+            copies: number of rows for each prompt (1).
         """
-        taken = [(i, self.store.length - self.lengths[i], self.store.length) for i in kept]
-        parts = [(self.store, taken)] if taken else []
-        lengths, left = [self.lengths[i] for i in kept], [self.left[i] for i in kept]
-        logits = [self.logits[list(kept)]] if taken else []
+        segments = [(i, self.store.length - self.lengths[i], self.store.length) for i in survivors]
+        parts = [(self.store, segments)] if segments else []
+        lengths, remaining = [self.lengths[i] for i in survivors], [self.left[i] for i in survivors]
+        logits = [self.logits[list(survivors)]] if segments else []
         counts = copies or [1] * len(prompts)
-        known = self.kv_cache.depths(prompts) if self.kv_cache else [0] * len(prompts)
-        for group in _groups([len(p) - n for p, n in zip(prompts, known, strict=True)]):
-            some = [prompts[i] for i in group]
-            depth = [known[i] for i in group]
-            past = self.kv_cache.past(some, depth, room=max(map(len, some))) if self.kv_cache else Past.none()
-            ends = prefix.extend(
-                self.model, past.store, [p[n:] for p, n in zip(some, depth, strict=True)], past.position
+        depths = self.kv_cache.depths(prompts) if self.kv_cache else [0] * len(prompts)
+        for group in _groups([len(p) - n for p, n in zip(prompts, depths, strict=True)]):
+            group_prompts = [prompts[i] for i in group]
+            read = [depths[i] for i in group]
+            past = (
+                self.kv_cache.past(group_prompts, read, room=max(map(len, group_prompts)))
+                if self.kv_cache
+                else Past.none()
             )
-            which = [k for k, i in enumerate(group) for _ in range(counts[i])]
-            width = max(depth)
-            parts.append((past.store, [(k, width - depth[k], width - depth[k] + len(some[k])) for k in which]))
-            lengths += [len(some[k]) for k in which]
-            left += [room] * len(which)
-            logits.append(ends[which])
-        self.lengths, self.left, self.logits = lengths, left, torch.cat(logits)
-        self.store = prefix.packed(parts, max(left))
+            ends = prefix.extend(
+                self.model, past.store, [p[n:] for p, n in zip(group_prompts, read, strict=True)], past.position
+            )
+            sources = [k for k, i in enumerate(group) for _ in range(counts[i])]
+            width = max(read)
+            parts.append((past.store, [(k, width - read[k], width - read[k] + len(group_prompts[k])) for k in sources]))
+            lengths += [len(group_prompts[k]) for k in sources]
+            remaining += [room] * len(sources)
+            logits.append(ends[sources])
+        self.lengths, self.left, self.logits = lengths, remaining, torch.cat(logits)
+        self.store = prefix.packed(parts, max(remaining))
         width = self.store.length
         starts = torch.tensor([width - n for n in lengths], device=self.model.device)
-        columns = torch.arange(width + max(left), device=self.model.device)
-        # Also where all rows are alike: transformers warns of a pad token without a mask, and a model may say one.
+        columns = torch.arange(width + max(remaining), device=self.model.device)
+        # Even without padding: transformers warns of pad tokens without a mask, and a model may generate one.
         self.mask = columns >= starts[:, None]
         self.positions = torch.tensor(lengths, device=self.model.device)[:, None]
 
     def remember(self, row: int, tokens: Sequence[int]) -> None:
-        """Leave a row to the memory: `tokens` are the first it has read."""
+        """Store a row in the prefix cache: `tokens` are the first it has read."""
         if self.kv_cache is not None:
             first = self.store.length - self.lengths[row]
             self.kv_cache.keep(tokens, self.store, row, slice(first, first + len(tokens)))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows, in this order; one may be named more than once."""
+        """Keep only these rows, in this order; an index may repeat."""
         index = torch.tensor(rows, device=self.model.device)
         if rows != list(range(len(self.lengths))):
             self.store = self.store.select(index, room=max(self.left[i] for i in rows))
@@ -94,17 +97,17 @@ class Rows:
             self.lengths, self.left = [self.lengths[i] for i in rows], [self.left[i] for i in rows]
 
     def step(self, tokens: Tensor) -> None:
-        """Every row reads one token `(B,)`; `logits` is what comes after it."""
+        """Every row reads one token `(B,)`; `logits` then predicts the one after it."""
         mask = self.mask[:, : self.store.length + 1]
         self.logits = prefix.step(self.model, self.store, tokens[:, None], self.positions, mask)[:, -1]
-        # A finished row that still runs beside others may be at the context's end.
+        # A finished row that is still in the batch may be at the context's end.
         self.positions = (self.positions + 1).clamp(max=self.model.context - 1)
         self.lengths = [n + 1 for n in self.lengths]
         self.left = [n - 1 for n in self.left]
 
 
 class Reread:
-    """The same for any model: every step reads all rows from their first token. Exact and slow."""
+    """Decoding state of any other model: every step rereads all rows from their first token. Exact and slow."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -112,16 +115,16 @@ class Reread:
         self.made: list[list[int]] = []
         self.logits = torch.empty(0, device=model.device)
 
-    def turn(self, kept: Sequence[int], prompts: Sequence[Sequence[int]] = (), room: int = 0) -> None:
-        """Keep some rows and admit prompts after them; memory is no concern, so neither is `room`."""
+    def turn(self, survivors: Sequence[int], prompts: Sequence[Sequence[int]] = (), room: int = 0) -> None:
+        """Keep some rows and admit prompts after them; no store is allocated, so `room` is ignored."""
         start = self.model.pad if self.model.start is None else self.model.start
-        self.keep(kept)
+        self.keep(survivors)
         self.prompts += [list(p) for p in prompts]
         self.made += [[] if self.model.kind == "causal" else [start] for _ in prompts]
         self._read()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows, in this order."""
+        """Keep only these rows, in this order."""
         self.prompts, self.made = [self.prompts[i] for i in rows], [list(self.made[i]) for i in rows]
 
     def step(self, tokens: Tensor) -> None:
@@ -131,25 +134,27 @@ class Reread:
         self._read()
 
     def _read(self) -> None:
-        # Row by row, without padding: what a model of an unknown type does with padding is unknown too.
+        # Row by row, without padding: how a model of an unknown type treats padding is unknown too.
         device, module = self.model.device, self.model.module
-        last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in prefix.takes(module) else {}
+        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in prefix.takes(module) else {}
         out = []
-        for prompt, made in zip(self.prompts, self.made, strict=True):
+        for prompt, completion in zip(self.prompts, self.made, strict=True):
             if self.model.kind == "causal":
-                read = module(input_ids=torch.tensor([prompt + made], device=device), use_cache=False, **last)
+                output = module(
+                    input_ids=torch.tensor([prompt + completion], device=device), use_cache=False, **options
+                )
             else:
-                read = module(
+                output = module(
                     input_ids=torch.tensor([prompt], device=device),
-                    decoder_input_ids=torch.tensor([made], device=device),
+                    decoder_input_ids=torch.tensor([completion], device=device),
                     use_cache=False,
                 )
-            out.append(read.logits[0, -1])
+            out.append(output.logits[0, -1])
         self.logits = torch.stack(out)
 
 
 def _groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in order, in groups whose padded size is at most `PREFILL` tokens (or one row)."""
+    """Consecutive indices in groups whose padded size is at most `PREFILL` tokens (or one row)."""
     groups: list[list[int]] = []
     for i, length in enumerate(lengths):
         if groups and (len(groups[-1]) + 1) * max(length, *(lengths[k] for k in groups[-1])) <= PREFILL:

@@ -1,10 +1,10 @@
-"""LLAMBO as an Optuna sampler: a language model proposes, and Optuna's own TPE where it cannot.
+"""LLAMBO as an Optuna sampler: a language model proposes, with Optuna's TPE as the fallback.
 
     study = optuna.create_study(sampler=LlamboSampler(didact.connect("http://host/v1#name")))
     study.optimize(objective, 25)
 
-With a `space` whole configurations are proposed for it, conditions included. Without one it is made of what trials have
-asked for so far: parameters that were not in all of them are proposed too, and taken where the trial asks for them.
+With a `space` whole configurations are proposed, conditions included. Without one the space is the union of what past
+trials have requested: every parameter of it is proposed, and used where the trial requests it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ except ImportError:
 
 
 class LlamboSampler(optuna.samplers.BaseSampler):
-    """Proposals of a language model; `sources` says by trial whether it was the model's, its warm start, or a fallback,
-    and `predictions` what the model expected of those of its own (mean and standard deviation).
+    """Samples configurations with a language model; `sources` has each trial's source (model, warm start, fallback or
+    random), `predictions` the mean and standard deviation that the model predicted for its own proposals.
 
     Args:
-        lm: who is asked; anything with `generate` (and `top_logprobs` for the generative surrogate).
-        space: what is searched, where it is known beforehand; a warm start needs it.
+        lm: the model; anything with `generate` (and `top_logprobs` for the generative surrogate).
+        space: the search space, where it is known beforehand; a warm start needs it.
         card: what is tuned, in words.
         how: how the next configuration is found.
         asking: tries, calls and length of answers.
-        start: configurations to begin with, from the model's knowledge or drawn at random.
-        warm: whether the model names them.
-        seed: of everything drawn.
-        fallback: who proposes where the model cannot; TPE by default.
+        start: initial configurations, from the model's knowledge or drawn at random.
+        warm: whether the model proposes them.
+        seed: of all random draws.
+        fallback: the sampler used where the model proposes nothing; TPE by default.
     """
 
     def __init__(
@@ -64,68 +64,73 @@ class LlamboSampler(optuna.samplers.BaseSampler):
         self.sources: dict[int, str] = {}
         self.predictions: dict[int, tuple[float, float]] = {}
         self._queue: list[dict[str, Any]] | None = None
-        self._now: dict[int, dict[str, Any]] = {}
+        self._proposals: dict[int, dict[str, Any]] = {}
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Propose the whole configuration of a trial."""
-        done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+        completed = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
         running = [t.params for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-        pending = [*running, *(c for n, c in self._now.items() if n != trial.number)]
-        space = self.space or _seen(done)
-        if len(study.get_trials(deepcopy=False)) <= self.start or not done or space is None:
-            config, source = self._begun(), "warm start"
+        pending = [*running, *(c for n, c in self._proposals.items() if n != trial.number)]
+        space = self.space or _observed_space(completed)
+        if len(study.get_trials(deepcopy=False)) <= self.start or not completed or space is None:
+            config, source = self._next_warm_start(), "warm start"
         else:
-            config, source = self._found(study, done, space, trial.number, pending), "model"
-        self._now[trial.number] = config or {}
-        self.sources[trial.number] = source if config else "fallback" if len(done) >= self.start else "random"
+            config, source = self._propose(study, completed, space, trial.number, pending), "model"
+        self._proposals[trial.number] = config or {}
+        self.sources[trial.number] = source if config else "fallback" if len(completed) >= self.start else "random"
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """A trial has ended."""
-        self._now.pop(trial.number, None)
+        """Forget the proposal of a finished trial."""
+        self._proposals.pop(trial.number, None)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """None: what is proposed is handed out parameter by parameter, as a trial asks for them."""
+        """Empty: proposals are handed out parameter by parameter, as a trial requests them."""
         return {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Nothing: see `infer_relative_search_space`."""
+        """Empty: see `infer_relative_search_space`."""
         return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """What was proposed, where it lies in the distribution asked for; else the fallback's value."""
-        proposed = self._now.get(trial.number, {})
-        if param_name in proposed and _holds(param_distribution, proposed[param_name]):
-            return proposed[param_name]
-        instead = self.random if self.sources.get(trial.number) in ("random", "warm start") else self.fallback
-        return instead.sample_independent(study, trial, param_name, param_distribution)
+        """The proposed value if it lies in the requested distribution; else the fallback's value."""
+        config = self._proposals.get(trial.number, {})
+        if param_name in config and _contains(param_distribution, config[param_name]):
+            return config[param_name]
+        sampler = self.random if self.sources.get(trial.number) in ("random", "warm start") else self.fallback
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _begun(self) -> dict[str, Any] | None:
+    def _next_warm_start(self) -> dict[str, Any] | None:
         """The next configuration of the warm start."""
         if self._queue is None:
-            able = self.warm and self.space is not None
+            enabled = self.warm and self.space is not None
             words = Words(self.space, self.card) if self.space else None
-            self._queue = tuning.warm_start(self.asker, words, self.start) if able and words else []
+            self._queue = tuning.warm_start(self.asker, words, self.start) if enabled and words else []
         return self._queue.pop(0) if self._queue else None
 
-    def _found(
-        self, study: optuna.Study, done: Sequence[FrozenTrial], space: Space, number: int, pending: Sequence[Config]
+    def _propose(
+        self,
+        study: optuna.Study,
+        completed: Sequence[FrozenTrial],
+        space: Space,
+        number: int,
+        pending: Sequence[Config],
     ) -> dict[str, Any] | None:
         lower = study.direction == optuna.study.StudyDirection.MINIMIZE
-        scores = [float(t.values[0]) for t in done]
-        history = tuning.trials([t.params for t in done], scores, lower, self.how)
-        found = tuning.proposed(
+        scores = [float(t.values[0]) for t in completed]
+        history = tuning.trials([t.params for t in completed], scores, lower, self.how)
+        proposal = tuning.proposed(
             self.asker, Words(space, self.card), history, self.how, self.seed + 7919 * number, pending
         )
-        if found is None:
+        if proposal is None:
             return None
-        self.predictions[number] = tuning.unshown(found.mean, found.std, scores, lower, self.how)
-        return found.config
+        self.predictions[number] = tuning.unshown(proposal.mean, proposal.std, scores, lower, self.how)
+        return proposal.config
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -142,7 +147,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """A trial's configuration: it is asked for every parameter that is there."""
+    """Request every active parameter of the space from a trial; return its configuration."""
     config: dict[str, Any] = {}
     for p in space.parameters:
         if all(config.get(k) in v for k, v in p.when.items()):
@@ -155,13 +160,13 @@ def suggested(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     return config
 
 
-def _seen(done: Sequence[FrozenTrial]) -> Space | None:
-    """A space of the distributions that trials asked for."""
-    found: dict[str, BaseDistribution] = {}
-    for trial in done:
-        found |= trial.distributions
+def _observed_space(completed: Sequence[FrozenTrial]) -> Space | None:
+    """The space of the distributions that trials have requested; None if there is none."""
+    by_name: dict[str, BaseDistribution] = {}
+    for trial in completed:
+        by_name |= trial.distributions
     parameters = []
-    for name, d in found.items():
+    for name, d in by_name.items():
         if isinstance(d, CategoricalDistribution):
             parameters.append(Parameter(name, "choice", choices=tuple(d.choices)))
         elif isinstance(d, IntDistribution | FloatDistribution):
@@ -170,7 +175,7 @@ def _seen(done: Sequence[FrozenTrial]) -> Space | None:
     return Space(tuple(parameters)) if parameters else None
 
 
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (TypeError, ValueError):
@@ -178,21 +183,21 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def begun(
-    lm: LM, space: Space, history: Sequence[tuple[dict[str, Any], float | None]], lower: bool, **how: Any
+    lm: LM, space: Space, history: Sequence[tuple[dict[str, Any], float | None]], lower: bool, **options: Any
 ) -> tuple[optuna.Study, LlamboSampler]:
-    """A study with what was tried before, and its sampler; a history takes the place of the trials to begin with.
+    """Start a study with the trials of a history; return it and its sampler. A history replaces the initial trials.
 
     Raises:
-        UserError: a trial of the history that does not lie in the space.
+        UserError: a trial of the history is outside the space.
     """
-    sampler = LlamboSampler(lm, space=space, **how | ({"start": 0} if history else {}))
+    sampler = LlamboSampler(lm, space=space, **options | ({"start": 0} if history else {}))
     return _study(sampler, space, history, lower), sampler
 
 
 def rival(
     name: str, space: Space, history: Sequence[tuple[dict[str, Any], float | None]], lower: bool, start: int, seed: int
 ) -> optuna.Study:
-    """The same study in the hands of an algorithm that knows nothing of the task: random, tpe, or gp."""
+    """The same study with a baseline sampler that knows nothing of the task: random, tpe, or gp."""
     samplers: dict[str, Any] = {
         "random": lambda: optuna.samplers.RandomSampler(seed),
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=start),
@@ -207,14 +212,14 @@ def _study(
 ) -> optuna.Study:  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=sampler, direction="minimize" if lower else "maximize")
-    known = distributions(space)
+    by_name = distributions(space)
     for number, (config, score) in enumerate(history, 1):
         if not space.valid(config):
-            raise UserError(f"history: record {number}: {config} does not lie in the space")
+            raise UserError(f"history: record {number}: {config} is outside the search space")
         state = TrialState.COMPLETE if score is not None else TrialState.FAIL
         study.add_trial(
             optuna.trial.create_trial(
-                state=state, value=score, params=config, distributions={k: known[k] for k in config}
+                state=state, value=score, params=config, distributions={k: by_name[k] for k in config}
             )
         )
     return study
@@ -223,7 +228,7 @@ def _study(
 def tried(
     study: optuna.Study, space: Space, score: Callable[[dict[str, Any]], float | None] | None
 ) -> tuple[optuna.Trial, dict[str, Any], float | None]:
-    """A study's next trial and its configuration; with an objective it is ended, with its score or as a failed one."""
+    """Start a study's next trial; with an objective, score it and end it (as failed without a score)."""
     trial = study.ask()
     config = suggested(trial, space)
     value = score(config) if score else None

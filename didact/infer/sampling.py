@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy, temperature, top-k and top-p, each row with randomness of its own."""
+"""From logits to tokens: greedy, temperature, top-k and top-p, with an independent random stream for each row."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from didact.objectives import tokens as token_functions
 
 
 def uniforms(seed: int, row: int, draw: int, n: int) -> list[float]:
-    """The first `n` uniform numbers in [0, 1) of this row and draw: no other row, batch or length changes them."""
+    """The first `n` uniform numbers in [0, 1) of this row and draw, independent of other rows, batch and length."""
     values: list[float] = np.random.default_rng([seed, row, draw]).random(n).tolist()
     return values
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """What is sampled from, `(B, V)`: `softmax(logits / temperature)`, cut to the likeliest tokens and renormalised.
+    """The sampling distribution `(B, V)`: `softmax(logits / temperature)`, cut to the likeliest tokens, renormalised.
 
     Args:
         logits: `(B, V)`; minus infinity forbids a token.
         temperature: positive.
-        top_p: the fewest likeliest tokens whose probabilities sum to at least this are kept; 1 keeps all.
-        top_k: as many likeliest tokens are kept before that; 0 keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities sum to at least this; 1 keeps all.
+        top_k: keep this many likeliest tokens before applying `top_p`; 0 keeps all.
     """
     scaled = token_functions.wide(logits) if temperature == 1 else token_functions.wide(logits) / temperature
     if 0 < top_k < scaled.shape[-1]:

@@ -1,4 +1,4 @@
-"""Ways to ask the same model that a conductor is compared with: plainly, in steps, as an expert, as several people.
+"""Prompting baselines for a conductor: plain, step by step, as an expert, as several people, self-consistency.
 
 Sources: Kojima et al. 2022 (in steps), Xu et al. 2023 (an expert the model describes), Wang et al. 2023 (several
 people in one conversation; many answers, the commonest of which counts), as Suzgun & Kalai 2024 use them.
@@ -22,43 +22,45 @@ Scaffold = Literal[
 def answers(
     asker: ask.Asker, questions: Sequence[str], scaffold: Scaffold, words: Words, draws: int = 1, first: int = 0
 ) -> list[str | None]:
-    """The answer to every question; None where the budget ended first. An answer without its form is taken whole.
+    """Answer every question; None where the budget ended first. An answer not in the requested form is taken whole.
 
     Args:
-        asker: asks.
+        asker: sends the prompts.
         questions: texts.
         scaffold: any but meta, which is `conductor.conduct`.
-        words: of the answer's form.
-        draws: answers to each question for self-consistency, in steps and at temperature 0.7.
+        words: the prompt texts that set the answer's form.
+        draws: answers to each question for self-consistency, step by step at temperature 0.7.
         first: the number of the first question, for the transcript.
     """
     items = range(first, first + len(questions))
-    plain = [words.standard.replace("{question}", q) for q in questions]
+    prompts = [words.standard.replace("{question}", q) for q in questions]
     if scaffold == "expert-static":
-        plain = [STATIC + text for text in plain]
+        prompts = [STATIC + text for text in prompts]
     elif scaffold == "expert-dynamic":
-        who = asker.ask(
+        descriptions = asker.ask(
             [DYNAMIC.replace("{question}", q) for q in questions], str, "describer", items, stop=["\nTask:"]
         )
-        plain = [f"{(said or '').strip()}\n\n{text}" for said, text in zip(who, plain, strict=True)]
+        prompts = [
+            f"{(description or '').strip()}\n\n{text}" for description, text in zip(descriptions, prompts, strict=True)
+        ]
     elif scaffold == "multipersona":
-        plain = [PERSONAS.replace("{question}", q) for q in questions]
+        prompts = [PERSONAS.replace("{question}", q) for q in questions]
     elif scaffold in ("steps", "self-consistency"):
-        plain = [text + words.steps for text in plain]
-    asked = [ask.conversation("", text) for text in plain]
+        prompts = [text + words.steps for text in prompts]
+    conversations = [ask.conversation("", text) for text in prompts]
     if scaffold != "self-consistency":
-        return asker.ask(asked, read, scaffold, items)
-    drawn = [asker.ask(asked, read, scaffold, items, temperature=conductor.DRAWN) for _ in range(draws)]
+        return asker.ask(conversations, read, scaffold, items)
+    drawn = [asker.ask(conversations, read, scaffold, items, temperature=conductor.DRAWN) for _ in range(draws)]
     return [commonest([text for text in row if text is not None]) for row in zip(*drawn, strict=True)]
 
 
 def read(reply: str) -> str:
-    """A reply's answer: by its mark, else (of models that do without) the text after the last `#`, else all of it."""
-    found = conductor.read_answer(reply)
-    return found if found is not None else reply.rpartition("#")[2].strip()
+    """A reply's answer: by its mark, else (for models that omit it) the text after the last `#`, else all of it."""
+    answer = conductor.read_answer(reply)
+    return answer if answer is not None else reply.rpartition("#")[2].strip()
 
 
-def commonest(found: Sequence[str]) -> str | None:
-    """The answer given most often; of equals the first."""
-    counts = Counter(texts.key(text) for text in found)
-    return max(found, key=lambda text: counts[texts.key(text)], default=None)
+def commonest(answers: Sequence[str]) -> str | None:
+    """The most frequent answer; ties go to the first."""
+    counts = Counter(texts.key(text) for text in answers)
+    return max(answers, key=lambda text: counts[texts.key(text)], default=None)

@@ -1,6 +1,6 @@
-"""Which of several refinements takes up the feedback best: scores, one list a record, higher is better.
+"""Score candidate refinements by how well they follow the feedback: one list per record, higher is better.
 
-Source: Scheurer et al. 2023, arXiv:2303.16755, whose choice is `judge` (InstructRM).
+Source: Scheurer et al. 2023, arXiv:2303.16755, which uses `judge` (InstructRM).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from didact.types import LM, Critique, Reward, UserError
 Selector = Literal["judge", "embedding", "reward", "random", "length", "logp"]
 Candidates = Sequence[Sequence[str]]
 
-_SHOWN = "Task: {prompt}\n\nFirst answer: {completion}\n\nFeedback: {feedback}\n\nNew answer: {refinement}\n\n"
+_PREAMBLE = "Task: {prompt}\n\nFirst answer: {completion}\n\nFeedback: {feedback}\n\nNew answer: {refinement}\n\n"
 INCORPORATED = (
-    Question(_SHOWN + "Does the new answer do what the feedback asks for? Yes or no?\n\nReply:"),
-    Question(_SHOWN + "Was the first answer mended as the feedback says? Yes or no?\n\nReply:"),
-    Question(_SHOWN + "Would whoever gave the feedback be content with the new answer? Yes or no?\n\nReply:"),
-    Question(_SHOWN + "The new answer takes up the feedback. True or false?\n\nReply:", "True", "False"),
-    Question(_SHOWN + "The new answer still has what the feedback complains of. True or false?\n\nReply:", "False",
+    Question(_PREAMBLE + "Does the new answer do what the feedback asks for? Yes or no?\n\nReply:"),
+    Question(_PREAMBLE + "Was the first answer mended as the feedback says? Yes or no?\n\nReply:"),
+    Question(_PREAMBLE + "Would whoever gave the feedback be content with the new answer? Yes or no?\n\nReply:"),
+    Question(_PREAMBLE + "The new answer takes up the feedback. True or false?\n\nReply:", "True", "False"),
+    Question(_PREAMBLE + "The new answer still has what the feedback complains of. True or false?\n\nReply:", "False",
              "True"),
 )  # fmt: skip
-"""Five wordings of one question, two of them answered true or false, as in the paper (its words are its own)."""
+"""Five wordings of one question, two of them answered true or false, as in the paper (with other words)."""
 
 
 def judged(
     judge: LM | Model, questions: Sequence[Question], critiques: Sequence[Critique], candidates: Candidates,
     mean: Mean = "probability",
 ) -> list[list[float]]:  # fmt: skip
-    """P(yes, it takes up the feedback) of every candidate, pooled over the questions; NaN where the judge says neither.
+    """P(yes, it follows the feedback) of every candidate, pooled over the questions; NaN if the judge says neither.
 
     Args:
-        judge: any model that tells next-token log-probs.
+        judge: any model that gives next-token log-probs.
         questions: templates of `{prompt}`, `{completion}`, `{feedback}` and `{refinement}`.
         critiques: the records.
         candidates: refinements of each.
@@ -60,20 +60,20 @@ def similar(model: LM | Model, critiques: Sequence[Critique], candidates: Candid
     """Cosine of feedback and refinement in the model's hidden states.
 
     Raises:
-        UserError: the model is served: no server shows hidden states.
+        UserError: the model is served: servers return no hidden states.
     """
     local = language_models.of(model)
     if not isinstance(local, language_models.Local):
-        raise UserError("selector embedding needs a model with hidden states, which a served one does not show")
+        raise UserError("selector embedding needs a model with hidden states, which a served model does not return")
     feedback = [c.feedback for c, texts in zip(critiques, candidates, strict=True) for _ in texts]
-    wanted = embed.embed(local.model, feedback)
-    given = embed.embed(local.model, [text for texts in candidates for text in texts])
-    values = iter(embed.cosine(wanted, given).tolist() if len(given) else [])
+    targets = embed.embed(local.model, feedback)
+    vectors = embed.embed(local.model, [text for texts in candidates for text in texts])
+    values = iter(embed.cosine(targets, vectors).tolist() if len(vectors) else [])
     return [[next(values) for _ in texts] for texts in candidates]
 
 
 def rewarded(reward: Reward, critiques: Sequence[Critique], candidates: Candidates) -> list[list[float]]:
-    """What a reward says of prompt and refinement; it never sees the feedback."""
+    """The reward of prompt and refinement; it does not see the feedback."""
     pairs = [(str(c.prompt), text) for c, texts in zip(critiques, candidates, strict=True) for text in texts]
     values = iter(reward([p for p, _ in pairs], [t for _, t in pairs]) if pairs else [])
     return [[float(next(values)) for _ in texts] for texts in candidates]
@@ -88,42 +88,42 @@ def likely(model: LM | Model, prompts: Sequence[str], candidates: Candidates) ->
 
 
 def at_random(candidates: Candidates, seed: int, first: int = 0) -> list[list[float]]:
-    """Uniform numbers that follow from the seed and the record's place, which is `first` for the first of these."""
+    """Uniform random scores, fixed by the seed and the record's index, which is `first` for the first of these."""
     return [np.random.default_rng([seed, 95, first + i]).random(len(t)).tolist() for i, t in enumerate(candidates)]
 
 
 def longest(candidates: Candidates) -> list[list[float]]:
-    """Characters."""
+    """Length in characters."""
     return [[float(len(text)) for text in texts] for texts in candidates]
 
 
 def picked(c: Critique, texts: Sequence[str], scores: Sequence[float], number: int, selector: str) -> Critique:
-    """A record with the refinement of the highest score; a candidate without a score loses to any that has one."""
+    """The record with its highest-scoring refinement; a NaN score ranks below all others."""
     pick = best_of.pick(texts, [-math.inf if math.isnan(s) else s for s in scores])
     finite = [None if s == -math.inf else s for s in pick.scores]
     extra = {"round": number, "selector": selector, "score": finite[pick.number], "candidates": list(texts)}
     return dataclasses.replace(c, refinement=pick.text, extra=c.extra | extra | {"scores": finite})
 
 
-def questions_of(given: str | Sequence[str]) -> tuple[Question, ...]:
-    """The judge's questions, five of our own where none are given: a file of them, one template, or several.
+def questions_of(source: str | Sequence[str]) -> tuple[Question, ...]:
+    """The judge's questions from a file, one template, or several; five built-in ones by default.
 
-    A template `template|yes|no` has its own answers.
+    A template `template|yes|no` sets its own two answers.
 
     Raises:
-        UserError: the file cannot be read; a template has another field.
+        UserError: the file cannot be read; a template has an unknown field.
     """
-    if isinstance(given, str) and "{" in given:
-        given = [given]
-    if isinstance(given, str) and given:
-        out = [_question(row, f"{given}:{n}") for n, row in enumerate(_lines(given), 1)]
+    if isinstance(source, str) and "{" in source:
+        source = [source]
+    if isinstance(source, str) and source:
+        questions = [_question(row, f"{source}:{n}") for n, row in enumerate(_lines(source), 1)]
     else:
-        out = [Question(*text.rsplit("|", 2)) if text.count("|") > 1 else Question(text) for text in given]
-    for question in out:
+        questions = [Question(*text.rsplit("|", 2)) if text.count("|") > 1 else Question(text) for text in source]
+    for question in questions:
         yesno.fill(
             question.template, dict.fromkeys(("prompt", "completion", "feedback", "refinement"), ""), "questions"
         )
-    return tuple(out) or INCORPORATED
+    return tuple(questions) or INCORPORATED
 
 
 def _lines(path: str) -> list[str]:
@@ -133,9 +133,9 @@ def _lines(path: str) -> list[str]:
         raise UserError(f"questions: {path} cannot be read: {error}") from None
 
 
-def _question(line: str, where: str) -> Question:
+def _question(line: str, location: str) -> Question:
     try:
         row = json.loads(line)
         return Question(str(row["template"]), str(row.get("yes", "Yes")), str(row.get("no", "No")))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{where}: a JSON object with 'template' (and 'yes', 'no') is expected") from None
+        raise UserError(f"{location}: a JSON object with 'template' (and 'yes', 'no') is expected") from None

@@ -1,4 +1,4 @@
-"""Answers to questions about passages: the likeliest span exactly, greedy along the passage, or decoded freely."""
+"""Answers to questions about passages: exact likeliest span, greedy decoding constrained to the passage, or free."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from didact.infer.span_scores import Floats, Span, SpanScores
 from didact.models import forward
 from didact.models.model import Model
 
-FREE = 64  # tokens of a free answer where no cap is given
+FREE = 64  # most tokens of a free answer by default
 
 Decoder = Literal["exact", "greedy", "constrained_greedy", "beam"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How answers are looked for.
+    """How answers are decoded.
 
     Args:
-        max_len: tokens of an answer at most; 0 is no limit for spans (and 64 for what is decoded freely).
-        top: distinct spans given per question by `exact`.
+        max_len: most tokens of an answer; 0 is no limit for spans (and 64 for free decoding).
+        top: distinct spans that `exact` returns per question.
         length_norm: compare spans by nll per token; see `span_scores.best`.
         beams: width of `beam`.
-        limit: prompt tokens at most; a longer passage is cut into windows, and the likeliest answer of them wins.
+        limit: most prompt tokens; a longer passage is cut into windows, and the likeliest answer of them wins.
         window: words of a window.
-        stride: words between the beginnings of two windows.
-        prune: leave out rows that cannot matter; see `span_scores.score`.
-        chunk_tokens: prompt and row tokens held at once.
+        stride: words between the starts of two windows.
+        prune: skip rows that cannot contain a best span; see `span_scores.score`.
+        chunk_tokens: prompt and row tokens in memory at once.
     """
 
     max_len: Whole = 64
@@ -56,38 +56,40 @@ def answer(
     decoders: Sequence[Decoder] = ("exact",),
     search: SearchConfig = SearchConfig(),
 ) -> dict[Decoder, list[list[Span]]]:
-    """Answers to (context, question) pairs by each decoder, best first: several only from `exact` with `top`."""
+    """Answer (context, question) pairs with each decoder, best first; only `exact` returns several (`top`)."""
     room = min(search.max_len or FREE, model.context // 2) if model.kind == "causal" else 0
     limit = min(search.limit, model.context - room)
     windows = [qa_prompts.encode_windows(model, form, *p, limit, search.window, search.stride) for p in pairs]
-    flat, owner = [q for w in windows for q in w], [i for i, w in enumerate(windows) for _ in w]
-    found: dict[Decoder, list[list[Span]]] = {}
+    questions, owner = [q for w in windows for q in w], [i for i, w in enumerate(windows) for _ in w]
+    spans: dict[Decoder, list[list[Span]]] = {}
     if {"exact", "constrained_greedy"} & set(decoders):
         top, norm = search.top, search.length_norm
-        scores = span_scores.score(model, flat, form, search.max_len, search.chunk_tokens, search.prune, top, norm)
-        scored = list(zip(flat, scores, strict=True))
+        scores = span_scores.score(model, questions, form, search.max_len, search.chunk_tokens, search.prune, top, norm)
+        scored = list(zip(questions, scores, strict=True))
         if "exact" in decoders:
-            found["exact"] = [span_scores.best(q, s, form, top, norm) for q, s in scored]
+            spans["exact"] = [span_scores.best(q, s, form, top, norm) for q, s in scored]
         if "constrained_greedy" in decoders:
-            found["constrained_greedy"] = [[constrained_greedy(q, s)] for q, s in scored]
+            spans["constrained_greedy"] = [[constrained_greedy(q, s)] for q, s in scored]
     widths: dict[Decoder, int] = {"greedy": 1, "beam": search.beams}
     for name, width in widths.items():
         if name in decoders:
-            found[name] = [[s] for s in free(model, flat, form, search.max_len or FREE, width)]
-    return {name: _merged(found[name], owner, len(pairs), search.top) for name in decoders}
+            spans[name] = [[s] for s in free(model, questions, form, search.max_len or FREE, width)]
+    return {name: _merged(spans[name], owner, len(pairs), search.top) for name in decoders}
 
 
-def _merged(found: Sequence[list[Span]], owner: Sequence[int], n: int, top: int) -> list[list[Span]]:
-    """The best over the windows of each question."""
+def _merged(by_window: Sequence[list[Span]], owner: Sequence[int], n: int, top: int) -> list[list[Span]]:
+    """The best spans over the windows of each question."""
     out: list[dict[str, Span]] = [{} for _ in range(n)]
-    for span, i in sorted(((s, i) for row, i in zip(found, owner, strict=True) for s in row), key=lambda x: x[0].score):
+    for span, i in sorted(
+        ((s, i) for row, i in zip(by_window, owner, strict=True) for s in row), key=lambda x: x[0].score
+    ):
         out[i].setdefault(span.text, span)
     return [list(spans.values())[:top] for spans in out]
 
 
 def constrained_greedy(question: EncodedQuestion, scores: SpanScores) -> Span:
-    """Greedy decoding that may only follow the passage, read off the scores: the likeliest first token among the
-    passage's, then the likeliest of the end and the tokens that follow the answer so far, wherever it stands."""
+    """Greedy decoding constrained to spans of the passage, read off the scores: the likeliest passage token first, then
+    the likeliest of the end and the tokens that follow the answer so far at any of its occurrences."""
     alive = np.arange(len(question.passage))
     tokens: list[int] = []
     nll, end, ends_here = 0.0, 0.0, False
@@ -109,9 +111,9 @@ def free(
     model: Model, questions: Sequence[EncodedQuestion], form: PromptFormat, max_len: int = FREE, beams: int = 1,
     rows: int = 64,
 ) -> list[Span]:  # fmt: skip
-    """What the model answers without any constraint, before its end token: greedily, or the likeliest of a beam.
+    """The model's unconstrained answers, up to the end token: greedy, or the likeliest of a beam.
 
-    `start` says where an answer's tokens are a span of the passage's.
+    A span's `start` is set where the answer's tokens occur in the passage.
     """
     ends = qa_prompts.endings(model, form)
     if model.kind == "causal":
@@ -133,7 +135,7 @@ def _generated(
     model: Model, questions: Sequence[EncodedQuestion], form: PromptFormat, max_len: int, beams: int, rows: int,
     ends: Collection[int],
 ) -> list[tuple[int, ...]]:  # fmt: skip
-    """What an encoder-decoder's own `generate` decodes after the constant tokens."""
+    """Decode after the constant tokens with an encoder-decoder's own `generate`."""
     out: list[tuple[int, ...]] = [()] * len(questions)
     module: Any = model.module
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
@@ -154,7 +156,7 @@ def _generated(
 def answer_nll(
     model: Model, questions: Sequence[EncodedQuestion], form: PromptFormat, answers: Sequence[Sequence[int]]
 ) -> list[float]:
-    """The nll of given answers with their end token, by the scoring that serves everything else."""
+    """The nll of given answers with their end token, by teacher forcing."""
     rows = [TokenizedExample(q.prompt, (*form.bos, *a, form.end)) for q, a in zip(questions, answers, strict=True)]
     out = [0.0] * len(rows)
     for group, batch, values in forward.score(model, rows):
@@ -166,13 +168,13 @@ def answer_nll(
 
 
 def forced(model: Model, question: EncodedQuestion, form: PromptFormat, max_len: int = 0) -> Floats:
-    """`total (n, m)` by forced decoding of every span by itself: n(n+1)/2 rows, what exact decoding replaces."""
+    """`total (n, m)` by teacher forcing every span separately: the n(n+1)/2 rows that exact decoding avoids."""
     m = span_scores.longest(model, question, max_len)
-    places = [(i, t) for i in range(len(question.passage)) for t in range(min(m, len(question.passage) - i))]
+    spans = [(i, t) for i in range(len(question.passage)) for t in range(min(m, len(question.passage) - i))]
     out = np.full((len(question.passage), m), np.inf)
-    for at in range(0, len(places), 1024):
-        some = places[at : at + 1024]
-        answers = [question.passage[i : i + t + 1] for i, t in some]
-        for (i, t), nll in zip(some, answer_nll(model, [question] * len(some), form, answers), strict=True):
+    for at in range(0, len(spans), 1024):
+        batch = spans[at : at + 1024]
+        answers = [question.passage[i : i + t + 1] for i, t in batch]
+        for (i, t), nll in zip(batch, answer_nll(model, [question] * len(batch), form, answers), strict=True):
             out[i, t] = nll
     return out

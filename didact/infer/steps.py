@@ -1,6 +1,6 @@
-"""Steps of a text on its token ids: where one ends, and how likely a policy finds it.
+"""Split a text's token ids into steps, and compute each step's prior under the policy.
 
-A piece is never decoded and encoded again, so that what is taught is what the policy said, token for token.
+A step is never decoded and encoded again, so that training sees exactly the tokens that the policy sampled.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from didact.types import UserError
 
 
 def closers(tokenizer: PreTrainedTokenizerBase, delimiters: Sequence[str]) -> frozenset[int]:
-    """The tokens whose text contains a delimiter: the token that completes a step is known when it is drawn.
+    """The tokens whose text contains a delimiter, so that a step's end is known as soon as the token is sampled.
 
     Raises:
         UserError: no token contains one of them.
     """
     ids = range(len(tokenizer))
     texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
-    found = {d: {i for i, text in zip(ids, texts, strict=True) if d in text} for d in delimiters}
-    for delimiter, tokens in found.items():
+    by_delimiter = {d: {i for i, text in zip(ids, texts, strict=True) if d in text} for d in delimiters}
+    for delimiter, tokens in by_delimiter.items():
         if not delimiter or not tokens:
             raise UserError(f"step {delimiter!r}: no token of the model's tokenizer contains it")
-    return frozenset().union(*found.values())
+    return frozenset().union(*by_delimiter.values())
 
 
 def split(tokens: Sequence[int], closing: Collection[int]) -> list[tuple[int, ...]]:
-    """A text's steps, each with the token that closes it; the last may have none. Joined they are the tokens again."""
+    """Split tokens into steps, each with its closing token; the last may have none. Concatenated they are `tokens`."""
     out: list[tuple[int, ...]] = []
     start = 0
     for i, token in enumerate(tokens):
@@ -48,9 +48,9 @@ def split(tokens: Sequence[int], closing: Collection[int]) -> list[tuple[int, ..
 def pieces(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], delimiters: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """The same where a delimiter may lie across tokens: a piece ends with the token in which one is completed.
+    """Split tokens at delimiters that may span tokens: a piece ends with the token that completes a delimiter.
 
-    White space at a delimiter's end may belong to the token after it (`", "` is met by `,` before ` b`).
+    White space at a delimiter's end may belong to the token after it (`,` before ` b` matches `", "`).
     """
     texts = _prefixes(tokenizer, tuple(tokens))
     whole = texts[-1] if texts else ""
@@ -83,13 +83,13 @@ def with_priors(
     power: float = 1.0,
     kv_cache: KVCache | None = None,
 ) -> list[list[Step]]:
-    """Chains of steps after prompts (token ids), each step with its prior under the model; one pass for all."""
+    """Set the prior of each step of chains that follow prompts (token ids), in one batched pass."""
     rows = []
     for prompt, chain in zip(prompts, chains, strict=True):
-        said = tuple(prompt)
+        prefix = tuple(prompt)
         for step in chain:
-            rows.append(TokenizedExample(said, step.tokens))
-            said += step.tokens
+            rows.append(TokenizedExample(prefix, step.tokens))
+            prefix += step.tokens
     total = iter(forward.row_logp(model, rows, kv_cache=kv_cache)[0].tolist() if rows else [])
     return [[s._replace(prior=prior(next(total), len(s.tokens), power)) for s in chain] for chain in chains]
 
@@ -101,7 +101,7 @@ def text(tokenizer: PreTrainedTokenizerBase, node: Node) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _prefixes(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> list[str]:
-    """The text of every beginning; bytes that are no character yet add nothing."""
+    """The text of every prefix of the tokens; bytes of an incomplete character are left out."""
     return [
         str(tokenizer.decode(list(tokens[: i + 1]), skip_special_tokens=True)).rstrip("�") for i in range(len(tokens))
     ]

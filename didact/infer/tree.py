@@ -1,13 +1,13 @@
-"""Tree search on token ids: a policy proposes steps, an evaluator values what they lead to, PUCT chooses where to look.
+"""Tree search on token ids: a policy proposes steps, an evaluator values the new nodes, PUCT selects what to expand.
 
-Many trees grow side by side: each runs until it needs a node expanded, and what all of them need is proposed and
-valued in one batch. A tree comes out as if it had grown alone, as long as its proposer draws by `Node.key`.
+Many trees grow in lockstep: each runs until it needs a node expanded, and the nodes of all trees are expanded and
+evaluated in one batch. Each tree is the same as if grown alone, provided its proposer seeds draws by `Node.key`.
 
     score(a) = Q(s,a) + c p(a|s) sqrt(N(s)) / (1 + N(s'))            selection
     Q(s,a)   = r(s,a) + gamma V(s'),    r(s,a) = value(s') - value(s)  backup
     V(s)     = sum_a N(s'_a) Q(s,a) / sum_a N(s'_a)
 
-Silver et al. 2017 (AlphaZero) as Xie et al. 2024, arXiv:2405.00451 have it for text.
+Silver et al. 2017 (AlphaZero), adapted to text as in Xie et al. 2024, arXiv:2405.00451.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rule = Literal["worst", "second", "random"]
 
 
 class Step(NamedTuple):
-    """A proposed step: its tokens, how likely the policy finds it, whether the text ends with it, whose it is."""
+    """A proposed step: its tokens, its prior under the policy, whether it ends the text, and its origin."""
 
     tokens: tuple[int, ...]
     prior: float = 1.0
@@ -36,8 +36,7 @@ START = Step(())
 
 @dataclass(eq=False)
 class Node:
-    """A text so far. `value` is the evaluator's, `q` and `visits` belong to the edge that leads here, `v` is what
-    follows from here on."""
+    """A partial text. `value` is the evaluator's; `q` and `visits` belong to the edge that leads here; `v` is V(s)."""
 
     step: Step = START
     parent: Node | None = None
@@ -67,12 +66,12 @@ class Node:
 
     @property
     def worth(self) -> float:
-        """The mean value of what was reached through this node: `value(s) + Q(s,a)`."""
+        """The mean value of the nodes reached through this one: `value(s) + Q(s,a)`, s its parent."""
         return self.q + (self.parent.value if self.parent else 0.0)
 
     @property
     def key(self) -> int:
-        """Names the node for a random draw, whatever grows beside its tree."""
+        """A seed for random draws at this node, independent of the other trees."""
         return self.tree << 32 | self.number
 
     def walk(self) -> Iterator[Node]:
@@ -84,7 +83,7 @@ class Node:
 
 Chains = Sequence[Sequence[Step]]
 Propose = Callable[[list[Node]], Sequence[Chains]]
-"""`propose(nodes)`: for each node, chains of steps that may follow it; a chain of several becomes nodes in a line."""
+"""`propose(nodes)`: for each node, chains of steps that may follow it; a chain becomes a path of nodes."""
 Evaluate = Callable[[list[Node]], Sequence[float]]
 
 
@@ -93,14 +92,14 @@ class SearchConfig:
     """How trees are searched.
 
     Args:
-        simulations: before every decision (or in all, where none is taken).
-        first: times as many before the first decision.
-        depth: steps at most.
+        simulations: simulations before every decision (or in total, without decisions).
+        first: factor on `simulations` before the first decision.
+        depth: most steps.
         c: weight of the prior in selection; 0 is greedy in Q.
         gamma: discount of V.
-        deep: a simulation expands down to the end of the text; else once, and goes on along what is there.
-        decide: moves on to the child that looked best and searches from there, to the end of the text.
-        unvisited: what a child without a visit counts in V.
+        deep: a simulation expands nodes down to the end of the text; else only one, then follows existing nodes.
+        decide: move to the best child and search from there, to the end of the text.
+        unvisited: weight of an unvisited child in V.
     """
 
     simulations: int = 64
@@ -121,7 +120,7 @@ class Tree:
     path: list[Node]
 
     def rows(self) -> list[dict[str, Any]]:
-        """As JSON, a row a node, parents first."""
+        """The tree as JSON rows, one per node, parents first."""
         nodes = list(self.root.walk())
         place, chosen = {id(n): i for i, n in enumerate(nodes)}, {id(n) for n in self.path}
         return [
@@ -135,7 +134,7 @@ class Tree:
 
     @staticmethod
     def of(rows: Sequence[Mapping[str, Any]], tree: int = 0) -> Tree:
-        """What `rows` gave."""
+        """Rebuild a tree from its `rows`."""
         nodes: list[Node] = []
         for i, row in enumerate(rows):
             parent = None if row["parent"] is None else nodes[row["parent"]]
@@ -146,110 +145,110 @@ class Tree:
         return Tree(nodes[0], [n for n, row in zip(nodes, rows, strict=True) if row["path"]])
 
 
-def search(numbers: Sequence[int], propose: Propose, evaluate: Evaluate, how: SearchConfig) -> list[Tree]:
-    """Grow one tree for each number, all side by side.
+def search(numbers: Sequence[int], propose: Propose, evaluate: Evaluate, config: SearchConfig) -> list[Tree]:
+    """Grow one tree for each number, all in lockstep.
 
     Args:
-        numbers: of the trees; a proposer finds the prompt by `Node.tree`.
-        propose: given nodes of different trees, what may follow each. A node with nothing to follow is an end.
-        evaluate: given new nodes, the value of each.
-        how: how many simulations, and of which kind.
+        numbers: the trees' numbers; a proposer looks up the prompt by `Node.tree`.
+        propose: for nodes of different trees, the steps that may follow each. A node without any is a leaf.
+        evaluate: for new nodes, the value of each.
+        config: number and kind of simulations.
     """
-    trees = [_Growing(Node(tree=n), how) for n in numbers]
-    live = [t for t in trees if t.wants is not None]
+    trees = [_Growing(Node(tree=n), config) for n in numbers]
+    live = [t for t in trees if t.pending is not None]
     while live:
         fresh: list[Node] = []
-        for tree, chains in zip(live, propose([t.asks() for t in live]), strict=True):
+        for tree, chains in zip(live, propose([t.pending_node() for t in live]), strict=True):
             fresh += tree.insert(chains)
         for node, value in zip(fresh, evaluate(fresh) if fresh else [], strict=True):
             node.value = float(value)
         for node in fresh:
             node.q = node.reward + (node.parent.v if node.parent else 0.0)
         for tree in live:
-            tree.go_on()
-        live = [t for t in live if t.wants is not None]
+            tree.advance()
+        live = [t for t in live if t.pending is not None]
     return [Tree(t.root, t.path) for t in trees]
 
 
 class _Growing:
-    """One tree of a search, halted wherever it wants a node expanded."""
+    """One tree of a search, paused whenever it needs a node expanded."""
 
-    def __init__(self, root: Node, how: SearchConfig) -> None:
+    def __init__(self, root: Node, config: SearchConfig) -> None:
         self.root, self.count = root, 1
         self.path = [root]
-        self.grower = _grow(self.path, how)
-        self.wants: Node | None = None
-        self.go_on()
+        self.grower = _grow(self.path, config)
+        self.pending: Node | None = None
+        self.advance()
 
-    def asks(self) -> Node:
-        """The node it wants expanded."""
-        assert self.wants is not None
-        return self.wants
+    def pending_node(self) -> Node:
+        """The node to expand next."""
+        assert self.pending is not None
+        return self.pending
 
-    def go_on(self) -> None:
-        """Search on until the next node is wanted, or to the end."""
-        self.wants = next(self.grower, None)
+    def advance(self) -> None:
+        """Search until the next node must be expanded, or to the end."""
+        self.pending = next(self.grower, None)
 
     def insert(self, chains: Chains) -> list[Node]:
-        """Put chains of steps below the wanted node; what is there already is not put twice. Returns what is new."""
+        """Add chains of steps below the pending node, reusing existing children; return the new nodes."""
         fresh = []
         for chain in chains:
-            at = self.asks()
+            at = self.pending_node()
             for step in chain:
-                known = next((c for c in at.children if c.step.tokens == step.tokens), None)
-                if known is None:
-                    known = Node(step, at, self.root.tree, self.count)
+                child = next((c for c in at.children if c.step.tokens == step.tokens), None)
+                if child is None:
+                    child = Node(step, at, self.root.tree, self.count)
                     self.count += 1
-                    at.children.append(known)
-                    fresh.append(known)
-                at = known
-        self.asks().expanded = True
+                    at.children.append(child)
+                    fresh.append(child)
+                at = child
+        self.pending_node().expanded = True
         return fresh
 
 
-def _grow(path: list[Node], how: SearchConfig) -> Generator[Node, None, None]:
-    """Search one tree; a node that is yielded is expanded when this goes on."""
+def _grow(path: list[Node], config: SearchConfig) -> Generator[Node, None, None]:
+    """Search one tree; a yielded node must be expanded before the generator resumes."""
     at = path[0]
-    while not _ends(at, how):
-        for _ in range(how.simulations * (how.first if len(path) == 1 else 1)):
+    while not _is_end(at, config):
+        for _ in range(config.simulations * (config.first if len(path) == 1 else 1)):
             node, grown = at, False
-            while not _ends(node, how):
-                if not node.expanded and (how.deep or not grown):
+            while not _is_end(node, config):
+                if not node.expanded and (config.deep or not grown):
                     yield node
                     grown = True
                 if not node.children:
                     break
-                node = select(node, how.c)
-            back_up(node, at, how)
-        if not how.decide or not at.children:
+                node = select(node, config.c)
+            back_up(node, at, config)
+        if not config.decide or not at.children:
             break
         at = decide(at)
         path.append(at)
 
 
-def _ends(node: Node, how: SearchConfig) -> bool:
-    return node.step.terminal or node.depth >= how.depth
+def _is_end(node: Node, config: SearchConfig) -> bool:
+    return node.step.terminal or node.depth >= config.depth
 
 
 def select(node: Node, c: float = 1.0) -> Node:
-    """The child that PUCT visits next; of equals the first."""
+    """The child that PUCT visits next; ties go to the first."""
     root = c * math.sqrt(node.visits)
     return max(node.children, key=lambda n: n.q + root * n.step.prior / (1 + n.visits))
 
 
-def back_up(node: Node, top: Node, how: SearchConfig) -> None:
-    """One more visit of `node` and of all above it up to `top`, with Q of every edge and V of every node between."""
+def back_up(node: Node, top: Node, config: SearchConfig) -> None:
+    """Add a visit to `node` and its ancestors up to `top`, updating Q of the edges and V of the nodes between."""
     node.visits += 1
     while node is not top and node.parent is not None:
-        node.q = node.reward + how.gamma * node.v
+        node.q = node.reward + config.gamma * node.v
         node = node.parent
         node.visits += 1
-        weights = [max(child.visits, how.unvisited) for child in node.children]
+        weights = [max(child.visits, config.unvisited) for child in node.children]
         node.v = sum(w * child.q for w, child in zip(weights, node.children, strict=True)) / sum(weights)
 
 
 def decide(node: Node) -> Node:
-    """The child to go on from: most visits times (1 + the gap of visits among its own children), then Q, then V."""
+    """The child to continue from: largest visits times (1 + the range of its children's visits), then Q, then V."""
 
     def rank(child: Node) -> tuple[float, float, float]:
         counts = [c.visits for c in child.children]
@@ -274,34 +273,34 @@ def pairs(
     seed: int = 0,
     unlike: Callable[[Node, Node], bool] | None = None,
 ) -> list[Pair]:
-    """The child of highest Q against another, for each node with two children or more.
+    """Pair the child of highest Q with another one, for each node with at least two children.
 
     Args:
         nodes: whose children are compared.
-        rule: the other is the one of lowest Q, the runner-up, or any at random.
-        gap: least difference of Q; equals are never a pair.
+        rule: the other child: lowest Q, the runner-up, or a random one.
+        gap: least difference of Q; children of equal Q are never paired.
         floor: least worth of the better one.
-        most: pairs at most, the first nodes' first.
-        seed: of the random rule, with the node's key.
-        unlike: `unlike(better, worse)` says whether the two differ in what matters; all do by default.
+        most: most pairs, taken in the order of `nodes`.
+        seed: of the random rule, together with the node's key.
+        unlike: `unlike(better, worse)`: whether the two differ in what matters; all do by default.
 
     Returns:
         Pairs whose tokens differ before either ends.
     """
-    found = []
+    out = []
     for node in nodes:
         if len(node.children) < 2:
             continue
-        best, *rest = sorted(node.children, key=lambda n: -n.q)  # stable: of equals the first proposed
-        chance = int(np.random.default_rng([seed, 51, node.key]).integers(len(rest)))
-        worse = rest[{"worst": -1, "second": 0, "random": chance}[rule]]
-        decided = best.q > worse.q and best.q - worse.q >= gap and best.worth >= floor
-        if decided and diverges(best, worse) is not None and (unlike is None or unlike(best, worse)):
-            found.append(Pair(best, worse))
-    return found[:most]
+        best, *others = sorted(node.children, key=lambda n: -n.q)  # stable: ties go to the first proposed
+        random = int(np.random.default_rng([seed, 51, node.key]).integers(len(others)))
+        worse = others[{"worst": -1, "second": 0, "random": random}[rule]]
+        separated = best.q > worse.q and best.q - worse.q >= gap and best.worth >= floor
+        if separated and diverges(best, worse) is not None and (unlike is None or unlike(best, worse)):
+            out.append(Pair(best, worse))
+    return out[:most]
 
 
 def diverges(a: Node, b: Node) -> int | None:
-    """How many leading tokens two steps share before they differ; None where one is the beginning of the other."""
+    """How many leading tokens two steps share before they differ; None where one is a prefix of the other."""
     both = zip(a.step.tokens, b.step.tokens, strict=False)
     return next((i for i, (x, y) in enumerate(both) if x != y), None)

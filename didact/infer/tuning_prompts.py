@@ -1,6 +1,6 @@
-"""Tuning as text: spaces, tasks and what was tried, in prompts for a model, and configurations read back.
+"""Tuning as text: prompts with the space, the task and past trials, and configurations parsed from answers.
 
-Source of the prompts' forms: Liu et al. 2024, arXiv:2402.03921; the wording is ours.
+Source of the prompts' forms: Liu et al. 2024, arXiv:2402.03921; with other wording.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from didact.data.spaces import Config, Space
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is tuned, in words.
+    """A description of what is tuned.
 
     Args:
-        model: whose hyperparameters they are.
-        task: what it does, on what data, by what metric; for context partial and full.
+        model: the model whose hyperparameters are tuned.
+        task: its task, data and metric; for context partial and full.
         details: statistics of the data and whatever else may help; for context full.
-        context: how much of this a prompt says: none (the model and the space), partial or full.
-        names: whether parameters have their names; else X1, X2, ...
-        style: words, or bare (almost none, for models trained from scratch).
+        context: how much of this is in a prompt: none (the model and the space), partial or full.
+        names: whether parameters keep their names; else X1, X2, ...
+        style: words, or bare (almost no words, for models trained from scratch).
     """
 
     model: str = "a model"
@@ -36,7 +36,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Trials:
-    """Configurations with their scores as they are shown, higher better unless `lower` (raw scores only)."""
+    """Configurations with the scores that the prompt shows; higher is better unless `lower` (raw scores only)."""
 
     configs: tuple[Config, ...]
     shown: tuple[float, ...]
@@ -49,39 +49,39 @@ class Trials:
 
 
 class Words:
-    """A space and a card as text, and answers read back."""
+    """Writes prompts for a space and a card, and parses answers."""
 
     def __init__(self, space: Space, card: Card) -> None:
         self.space, self.card, self.bare = space, card, card.style == "bare"
-        self.named = {p.name: p.name if card.names else f"X{i}" for i, p in enumerate(space.parameters, 1)}
+        self.display_names = {p.name: p.name if card.names else f"X{i}" for i, p in enumerate(space.parameters, 1)}
         self.shown = Space(tuple(
-            spaces.Parameter(self.named[p.name], p.type, p.low, p.high, p.log, p.choices,
-                             {self.named[k]: v for k, v in p.when.items()})
+            spaces.Parameter(self.display_names[p.name], p.type, p.low, p.high, p.log, p.choices,
+                             {self.display_names[k]: v for k, v in p.when.items()})
             for p in space.parameters
         ))  # fmt: skip
 
     def config(self, config: Config) -> str:
         """A configuration as text."""
-        named = {self.named[k]: v for k, v in config.items() if k in self.named}
-        return self.shown.written(named, "{name} {value}", " ") if self.bare else self.shown.written(named)
+        renamed = {self.display_names[k]: v for k, v in config.items() if k in self.display_names}
+        return self.shown.written(renamed, "{name} {value}", " ") if self.bare else self.shown.written(renamed)
 
     def read(self, text: str) -> dict[str, Any] | None:
-        """A configuration from an answer."""
-        found, names = self.shown.read(text), {v: k for k, v in self.named.items()}
-        return None if found is None else {names[k]: v for k, v in found.items()}
+        """Parse a configuration from an answer; None if there is none."""
+        config, names = self.shown.read(text), {v: k for k, v in self.display_names.items()}
+        return None if config is None else {names[k]: v for k, v in config.items()}
 
     def about(self) -> str:
         """The task, as far as the card's context goes, and the space."""
         card = self.card
-        told = [card.task] if card.context != "none" and card.task else []
-        told += [card.details] if card.context == "full" and card.details else []
+        facts = [card.task] if card.context != "none" and card.task else []
+        facts += [card.details] if card.context == "full" and card.details else []
         if self.bare:
-            return "".join(f"{text}\n" for text in told)
+            return "".join(f"{text}\n" for text in facts)
         lines = "\n".join(f"- {p.told()}" for p in self.shown.parameters)
-        return " ".join([f"Hyperparameters of {card.model} are tuned.", *told]) + f"\nThey are:\n{lines}\n\n"
+        return " ".join([f"Hyperparameters of {card.model} are tuned.", *facts]) + f"\nThey are:\n{lines}\n\n"
 
     def warm(self, count: int) -> str:
-        """Ask for configurations to begin with."""
+        """The prompt for initial configurations."""
         if self.bare:
             return self.about()
         return (
@@ -90,7 +90,7 @@ class Words:
         )
 
     def candidate(self, history: Trials, score: float, seed: int) -> str:
-        """Ask for a configuration of a wished score, after the history in an order of the seed."""
+        """The prompt for a configuration that reaches a target score, after the history in an order set by the seed."""
         rows = spaces.permuted(list(zip(history.configs, history.shown, strict=True)), seed)
         if self.bare:
             return self.about() + "".join(f"{number(s)} < {self.config(c)}\n" for c, s in rows) + f"{number(score)} <"
@@ -102,20 +102,20 @@ class Words:
         )
 
     def prediction(self, history: Trials, config: Config, seed: int, marks: Sequence[int] | None = None) -> str:
-        """Ask what a configuration scores; with `marks`, whether it is good (1) or not (0)."""
+        """The prompt for a configuration's score; with `marks`, for whether it is good (1) or not (0)."""
         values = history.shown if marks is None else marks
         rows = spaces.permuted(list(zip(history.configs, values, strict=True)), seed)
         if self.bare:
             sign = ">" if marks is None else "?"
             lines = "".join(f"{self.config(c)} {sign} {number(s)}\n" for c, s in rows)
             return f"{self.about()}{lines}{self.config(config)} {sign}"
-        asked = "Predict the performance of the last one" if marks is None else "Say of the last one whether it is good"
-        what, open_, shut = ("Performance", "## ", " ##") if marks is None else ("Good", "", "")
-        lines = "".join(f"Configuration: {self.config(c)}\n{what}: {open_}{number(s)}{shut}\n" for c, s in rows)
+        task = "Predict the performance of the last one" if marks is None else "Say of the last one whether it is good"
+        label, open_, shut = ("Performance", "## ", " ##") if marks is None else ("Good", "", "")
+        lines = "".join(f"Configuration: {self.config(c)}\n{label}: {open_}{number(s)}{shut}\n" for c, s in rows)
         form = "as a number in the same form" if marks is None else "1 or 0"
         return (
-            f"{self.about()}These were tried{self._better(history)}. {asked}, {form}.\n\n"
-            f"{lines}Configuration: {self.config(config)}\n{what}:{' ##' if marks is None else ''}"
+            f"{self.about()}These were tried{self._better(history)}. {task}, {form}.\n\n"
+            f"{lines}Configuration: {self.config(config)}\n{label}:{' ##' if marks is None else ''}"
         )
 
     @staticmethod
@@ -124,5 +124,5 @@ class Words:
 
 
 def number(value: float) -> str:
-    """A score as text: whole numbers as they are, others with six significant digits."""
+    """A score as text: integers without a point, others with six significant digits."""
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""A model whose parameters are a text: a learner predicts by it, an optimiser rewrites it from the errors.
+"""A model whose parameters are a text: a learner LM predicts with it, an optimiser LM rewrites it from the errors.
 
     yhat_m = LM(learner prompt(theta, x_m));   theta' = LM(optimiser prompt(theta, {(x_m, yhat_m, y_m)}))
 
@@ -31,20 +31,20 @@ ASKING = ask.Asking(max_new_tokens=1024, temperature=1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """How a text is learnt.
+    """How the text is trained.
 
     Args:
-        batch: examples of a step; 0 takes all.
+        batch: batch size; 0 takes all examples.
         epochs: passes over the examples.
-        memory: steps before this one that the optimiser is shown, prompt and answer (its momentum).
-        prefix: the task and the prior stay before every new text; else the new text stands alone.
-        candidates: texts asked for in a step, of which the best is taken: by the examples kept back, or the batch.
-        accept: a new text is taken only if it does better on the examples kept back.
-        validation: share of the examples kept back for that.
-        tell_loss: the optimiser is told the batch's loss too.
-        decimals: of numbers that are told and predicted.
-        advice: more for the optimiser: limits of the form, say.
-        words: full, or terse: texts and numbers alone, for models that were taught both tasks so.
+        memory: earlier steps that the optimiser is shown, prompt and answer (its momentum).
+        prefix: the task and the prior stay before every new text; else the new text replaces them.
+        candidates: texts sampled per step; the best by loss on the held-out examples, or the batch, is taken.
+        accept: a new text is taken only if it lowers the loss on the held-out examples.
+        validation: share of the examples held out for that.
+        tell_loss: show the optimiser the batch's loss too.
+        decimals: of numbers in prompts and predictions.
+        advice: further instructions for the optimiser, such as limits of the form.
+        words: full, or terse: texts and numbers alone, for models that were trained on both tasks in this form.
     """
 
     batch: Whole = 10
@@ -62,7 +62,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did: the text before it and its loss on the batch, whether a new one was taken, and why."""
+    """A record of one step: the text before it, its loss on the batch, whether a new text was accepted, and why."""
 
     step: int
     theta: str
@@ -77,11 +77,11 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
     """An estimator whose parameters are a text.
 
     Args:
-        lm: predicts.
-        optimiser: rewrites the text; `lm` where there is none.
-        task: the first text: what is to be predicted.
-        prior: what is known of it, in words.
-        learning: how.
+        lm: the learner.
+        optimiser: rewrites the text; `lm` by default.
+        task: the initial text: what is to be predicted.
+        prior: prior knowledge about it, in words.
+        learning: how the text is trained.
         asking: lengths, temperature, tries, budget.
         seed: of the order of examples and of draws.
     """
@@ -94,13 +94,13 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         self.learning, self.asking, self.seed = learning, asking, seed
 
     def fit(self, X: Iterable[Any], y: Iterable[Any]) -> VerbalModel:
-        """Learn the text (`theta_`); every step is kept in `steps_`, what was asked in `asker_` and `asked_`.
+        """Learn the text (`theta_`); `steps_` records every step, `asker_` and `asked_` the calls (learner, optimiser).
 
         Raises:
             UserError: no examples, or not one target for each.
         """
-        how = self.learning
-        xs, self.targets_ = [reading.shown(x, how.decimals) for x in X], reading.Targets(list(y), how.decimals)
+        config = self.learning
+        xs, self.targets_ = [reading.shown(x, config.decimals) for x in X], reading.Targets(list(y), config.decimals)
         if not xs or len(xs) != len(self.targets_.texts):
             raise UserError(f"{len(xs)} examples and {len(self.targets_.texts)} targets")
         self.asker_ = ask.Asker(self.lm, self.asking, self.seed)
@@ -109,57 +109,63 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
             self.asked_ = ask.Asker(self.optimiser, self.asking, self.seed, self.asker_.exchanges)
         self.first_ = " ".join(part for part in (self.task, self.prior) if part)
         self.theta_, self.steps_, self.known_ = self.first_, list[Step](), dict[str, str]()
-        self.inputs_, self.turns_, self.kept_loss_ = xs, list[str](), math.inf
+        self.inputs_, self.turns_, self.best_loss_ = xs, list[str](), math.inf
         draw = np.random.default_rng(self.seed)
         order = [int(i) for i in draw.permutation(len(xs))]
-        kept = round(how.validation * len(xs)) if how.accept or how.candidates > 1 else 0
-        if how.accept and not 0 < kept < len(xs):
-            raise UserError(f"accept keeps {how.validation:g} of {len(xs)} examples back, which is {kept}: give more")
-        self.kept_, trained = order[:kept], sorted(order[kept:])
-        if how.accept:
-            self.kept_loss_ = self._loss(self.kept_, self.theta_)
-        for _ in range(how.epochs):
-            order = [trained[int(i)] for i in draw.permutation(len(trained))] if how.batch else trained
-            for start in range(0, len(order), how.batch or len(order)):
-                self._step(order[start : start + (how.batch or len(order))])
+        held_out = round(config.validation * len(xs)) if config.accept or config.candidates > 1 else 0
+        if config.accept and not 0 < held_out < len(xs):
+            raise UserError(
+                f"accept holds out {config.validation:g} of {len(xs)} examples, which is {held_out}: give more"
+            )
+        self.kept_, trained = order[:held_out], sorted(order[held_out:])
+        if config.accept:
+            self.best_loss_ = self._loss(self.kept_, self.theta_)
+        for _ in range(config.epochs):
+            order = [trained[int(i)] for i in draw.permutation(len(trained))] if config.batch else trained
+            for start in range(0, len(order), config.batch or len(order)):
+                self._step(order[start : start + (config.batch or len(order))])
                 if self.asker_.ended or self.asked_.ended:
                     self.asker_.ended = True
                     return self
         return self
 
     def _step(self, batch: Sequence[int]) -> None:
-        """Predict a batch, have the text rewritten, take the new one or keep the old."""
-        how, said = self.learning, self._outputs([self.inputs_[i] for i in batch], batch, self.theta_)
+        """Predict a batch, let the optimiser rewrite the text, accept the new one or keep the old."""
+        config, outputs = self.learning, self._outputs([self.inputs_[i] for i in batch], batch, self.theta_)
         if self.asker_.ended:
             return
-        loss, unread = self.targets_.loss(said, batch)
-        rows = [(self.inputs_[i], text or "none", self.targets_.texts[i]) for i, text in zip(batch, said, strict=True)]
-        feedback = f"\n## The loss\n{loss:.4f}\n" if how.tell_loss else ""
-        prompt = verbal_words.optimisation(self._words, self.theta_, rows, how.advice and f"{how.advice} ", feedback)
-        found = self._proposed(ask.conversation(self._words.system, *self.turns_, prompt))
-        before, taken, why = self.theta_, False, ""
-        if found:
-            worth = [math.inf] * len(found)
-            if how.accept or how.candidates > 1:
-                worth = [self._loss(self.kept_ or batch, self._working(new.text)) for new in found]
-            best = int(np.argmin(worth))
-            known = not self.asker_.ended or math.isinf(worth[best])  # else what it is worth is not
-            why, taken = found[best].why, known and (not how.accept or worth[best] < self.kept_loss_)
-            if taken:
-                self.theta_, self.kept_loss_ = self._working(found[best].text), worth[best]
-            self.turns_ += [prompt, found[best].reply]
-            del self.turns_[: max(0, len(self.turns_) - 2 * how.memory)]
-        kept = self.kept_loss_ if how.accept else None
-        self.steps_.append(Step(len(self.steps_), before, loss, unread, kept, taken, why))
+        loss, unread = self.targets_.loss(outputs, batch)
+        rows = [
+            (self.inputs_[i], text or "none", self.targets_.texts[i]) for i, text in zip(batch, outputs, strict=True)
+        ]
+        feedback = f"\n## The loss\n{loss:.4f}\n" if config.tell_loss else ""
+        prompt = verbal_words.optimisation(
+            self._words, self.theta_, rows, config.advice and f"{config.advice} ", feedback
+        )
+        proposals = self._propose(ask.conversation(self._words.system, *self.turns_, prompt))
+        before, accepted, reason = self.theta_, False, ""
+        if proposals:
+            losses = [math.inf] * len(proposals)
+            if config.accept or config.candidates > 1:
+                losses = [self._loss(self.kept_ or batch, self._working(new.text)) for new in proposals]
+            best = int(np.argmin(losses))
+            measured = not self.asker_.ended or math.isinf(losses[best])  # else the budget ended first
+            reason, accepted = proposals[best].why, measured and (not config.accept or losses[best] < self.best_loss_)
+            if accepted:
+                self.theta_, self.best_loss_ = self._working(proposals[best].text), losses[best]
+            self.turns_ += [prompt, proposals[best].reply]
+            del self.turns_[: max(0, len(self.turns_) - 2 * config.memory)]
+        held_out_loss = self.best_loss_ if config.accept else None
+        self.steps_.append(Step(len(self.steps_), before, loss, unread, held_out_loss, accepted, reason))
 
-    def _proposed(self, asked: Messages) -> list[reading.Proposal]:
-        """The candidates that can be read."""
+    def _propose(self, prompt: Messages) -> list[reading.Proposal]:
+        """Sample candidate texts; drop those that cannot be parsed."""
         read, step = partial(reading.proposal, words=self._words), [len(self.steps_)]
-        drawn = (self.asked_.ask([asked], read, "optimiser", step) for _ in range(self.learning.candidates))
+        drawn = (self.asked_.ask([prompt], read, "optimiser", step) for _ in range(self.learning.candidates))
         return [new for (new,) in drawn if new is not None]
 
     def _outputs(self, xs: Sequence[str], items: Sequence[int], theta: str) -> list[str | None]:
-        """What the learner says of each input, as it is told: numbers rounded, labels as they are written."""
+        """The learner's output for each input as text: numbers rounded, labels as written; None if unreadable."""
         words, form = self._words, self.targets_.form(self._words)
         prompts = [ask.conversation(words.system, verbal_words.inference(words, theta, x, form)) for x in xs]
         return self.asker_.ask(prompts, lambda reply: self.targets_.read(reply, words), "learner", items)
@@ -175,13 +181,13 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         return WORDS[self.learning.words]
 
     def predict(self, X: Iterable[Any]) -> Any:
-        """The output for every input `(n,)`: numbers where the targets were, else texts; what is unreadable is the
-        commonest target, or their mean. What was predicted before is looked up."""
+        """The output for every input `(n,)`: numbers where the targets were, else texts; unreadable outputs become the
+        most frequent target, or the targets' mean. Earlier predictions are reused."""
         xs = [reading.shown(x, self.learning.decimals) for x in X]
         new = [x for x in dict.fromkeys(xs) if x not in self.known_]
-        said = self._outputs(new, range(len(new)), self.theta_)
+        outputs = self._outputs(new, range(len(new)), self.theta_)
         self.known_.update(
-            {x: self.targets_.usual if text is None else text for x, text in zip(new, said, strict=True)}
+            {x: self.targets_.usual if text is None else text for x, text in zip(new, outputs, strict=True)}
         )
         out = [self.known_[x] for x in xs]
         return np.array([float(text) for text in out]) if self.targets_.numbers else np.array(out)
@@ -193,11 +199,11 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
 
     def score(self, X: Iterable[Any], y: Iterable[Any]) -> float:
         """R squared of numbers, accuracy of labels."""
-        given, wanted = self.predict(X), list(y)
+        predictions, targets = self.predict(X), list(y)
         if not self.targets_.numbers:
-            return float(np.mean([str(a) == str(b) for a, b in zip(given, wanted, strict=True)]))
-        target = np.asarray(wanted, dtype=float)
-        return float(1 - np.mean((given - target) ** 2) / np.var(target))
+            return float(np.mean([str(a) == str(b) for a, b in zip(predictions, targets, strict=True)]))
+        target = np.asarray(targets, dtype=float)
+        return float(1 - np.mean((predictions - target) ** 2) / np.var(target))
 
     def history(self) -> list[dict[str, Any]]:
         """Every step as a row."""

@@ -1,1 +1,1 @@
-"""What models use and act in: a place to run the programs they write, environments, the web. Imports no torch."""
+"""Tools and environments for models: a sandbox for the programs they write, bandits, robots, web search. No torch."""

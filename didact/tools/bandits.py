@@ -1,8 +1,8 @@
-"""Bandits, many side by side, and the algorithms that are known to play them well.
+"""Batches of bandits, and the standard algorithms that play them.
 
-Every reward that an arm could pay at a step is drawn beforehand: players of one instance meet the same luck (common
-random numbers), so that they are compared in pairs. Algorithms read a `History` and nothing else: any player's states
-can be labelled with what an algorithm would have done there.
+Every reward that an arm could pay at a step is drawn beforehand: all players of an instance get the same rewards
+(common random numbers), which allows paired comparisons. Algorithms read only a `History`: any player's states can be
+labelled with the action that an algorithm would have taken there.
 
 Source of the settings: Nie et al. 2025, arXiv:2410.06238.
 """
@@ -26,17 +26,17 @@ Algorithm = Literal["ucb", "linucb", "thompson", "greedy", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class BanditConfig:
-    """Which bandits are played.
+    """The kind of bandits.
 
     Args:
         law: bernoulli (the best arm pays 1 with probability .5 + gap/2, the others with .5 - gap/2); gaussian (means
-            and rewards of sd `spread`); linear (contextual: a reward is a hidden vector of the arm times the context
-            that is shown); ratings (contextual: what users of a file gave to its most rated items).
-        arms: how many; of ratings, the most rated items.
-        gap: of bernoulli.
+            and rewards of sd `spread`); linear (contextual: the mean reward is a hidden vector of the arm times the
+            context); ratings (contextual: the ratings that users of a file gave to its most rated items).
+        arms: number of arms; for ratings, of the most rated items.
+        gap: difference of the success probabilities of bernoulli.
         spread: sd of gaussian means and rewards, and of linear rewards.
         horizon: pulls of an instance.
-        features: length of the context vector; of ratings, the rank of their completion.
+        features: length of the context vector; for ratings, the rank of the matrix completion.
         ratings: a CSV file of user,item,rating lines.
     """
 
@@ -61,7 +61,7 @@ class Bandits:
     expected: Array
     rewards: Array
     contexts: Array | None = None
-    names: tuple[str, ...] = ()  # of arms that have some of their own
+    names: tuple[str, ...] = ()  # of the arms, where they have names
 
     def __len__(self) -> int:
         return len(self.expected)
@@ -72,22 +72,22 @@ class Bandits:
         return np.asarray(self.expected.max(-1))
 
     def paid(self, step: int, actions: Array) -> Array:
-        """What these arms pay at a step, `(N,)`."""
+        """The rewards of these arms at a step, `(N,)`."""
         return np.asarray(self.rewards[np.arange(len(self)), step, actions])
 
     def context(self, step: int) -> Array | None:
-        """What is shown before a step, `(N, d)`."""
+        """The contexts shown before a step, `(N, d)`."""
         return None if self.contexts is None else np.asarray(self.contexts[:, step])
 
 
 def drawn(config: BanditConfig, count: int, seed: int, part: int = 0) -> Bandits:
-    """`count` instances; the i-th follows from seed, part and i alone. Of ratings, parts have no user in common.
+    """Draw `count` instances; the i-th depends only on seed, part and i. For ratings, parts have no user in common.
 
     Raises:
-        UserError: ratings that cannot be read, or of too few items or users.
+        UserError: the ratings cannot be read, or have too few items or users.
     """
     if config.law == "ratings":
-        return _rated(config, count, seed, part)
+        return _draw_ratings(config, count, seed, part)
     k, t = config.arms, config.horizon
     expected, rewards = np.empty((count, t, k)), np.empty((count, t, k))
     contexts = np.empty((count, t, config.features)) if config.law == "linear" else None
@@ -107,53 +107,53 @@ def drawn(config: BanditConfig, count: int, seed: int, part: int = 0) -> Bandits
     return Bandits(expected, rewards, contexts)
 
 
-def _rated(config: BanditConfig, count: int, seed: int, part: int) -> Bandits:
-    """Every step a user of this part (0 or 1) comes; the reward is the completed rating, the context the user's row of
-    the completion."""
-    users, matrix, names = _matrix(config)
-    left, scale, right = np.linalg.svd(np.where(np.isnan(matrix), np.nanmean(matrix, 0), matrix), full_matrices=False)
-    rank = min(config.features, len(scale))
-    completed, vectors = (left[:, :rank] * scale[:rank]) @ right[:rank], left[:, :rank] * np.sqrt(len(left))
-    mine = np.flatnonzero(np.random.default_rng([seed, 71]).permutation(users) % 2 == part % 2)
-    seen = np.stack([np.random.default_rng([seed, part, i]).choice(mine, config.horizon) for i in range(count)])
-    return Bandits(completed[seen], completed[seen], vectors[seen].round(2), names)
+def _draw_ratings(config: BanditConfig, count: int, seed: int, part: int) -> Bandits:
+    """Draw a user of this part (0 or 1) at every step; the reward is the completed rating, the context the user's row
+    of the low-rank factor."""
+    users, matrix, names = _rating_matrix(config)
+    u, s, vt = np.linalg.svd(np.where(np.isnan(matrix), np.nanmean(matrix, 0), matrix), full_matrices=False)
+    rank = min(config.features, len(s))
+    completed, vectors = (u[:, :rank] * s[:rank]) @ vt[:rank], u[:, :rank] * np.sqrt(len(u))
+    members = np.flatnonzero(np.random.default_rng([seed, 71]).permutation(users) % 2 == part % 2)
+    visitors = np.stack([np.random.default_rng([seed, part, i]).choice(members, config.horizon) for i in range(count)])
+    return Bandits(completed[visitors], completed[visitors], vectors[visitors].round(2), names)
 
 
-def _matrix(config: BanditConfig) -> tuple[int, Array, tuple[str, ...]]:
-    """Ratings of the most rated items by the users who rated one of them, `(users, K)`; NaN where there is none."""
+def _rating_matrix(config: BanditConfig) -> tuple[int, Array, tuple[str, ...]]:
+    """The number of users, the ratings of the most rated items `(users, K)` (NaN: missing), and the items' names."""
     if config.ratings is None:
         raise UserError("law = ratings needs a file of user,item,rating lines: --bandit.ratings FILE")
-    found: dict[tuple[str, str], float] = {}
+    ratings: dict[tuple[str, str], float] = {}
     try:
         with open(Path(config.ratings), encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.reader(file), 1):
                 try:
                     user, item, rating = (cell.strip() for cell in row[:3])
-                    found[user, item] = float(rating)
+                    ratings[user, item] = float(rating)
                 except ValueError:
-                    if number > 1:  # the first line may be a head
+                    if number > 1:  # the first line may be a header
                         raise UserError(f"{config.ratings}:{number}: not user,item,rating with a number") from None
     except OSError as error:
         raise UserError(f"{config.ratings}: {error.strerror}") from None
     counts: dict[str, int] = {}
-    for _, item in found:
+    for _, item in ratings:
         counts[item] = counts.get(item, 0) + 1
     items = sorted(counts, key=lambda item: (-counts[item], item))[: config.arms]
-    users = sorted({user for user, item in found if item in items})
+    users = sorted({user for user, item in ratings if item in items})
     if len(items) < config.arms or len(users) < 2:
         raise UserError(
             f"{config.ratings}: {len(items)} items and {len(users)} users are too few for {config.arms} arms"
         )
-    matrix = np.array([[found.get((user, item), np.nan) for item in items] for user in users])
+    matrix = np.array([[ratings.get((user, item), np.nan) for item in items] for user in users])
     return len(users), matrix, tuple(items)
 
 
-# --- what a player has seen, and what an algorithm makes of it -----------------------------------
+# --- histories, and the algorithms that act on them ----------------------------------------------
 
 
 @dataclass
 class History:
-    """What players of N instances have seen, and its sufficient statistics. `add` is the only way it changes."""
+    """The pulls and rewards of N instances so far, and their sufficient statistics. Changed only by `add`."""
 
     count: int
     arms: int
@@ -168,7 +168,7 @@ class History:
         self.moment = np.zeros((self.count, self.arms, self.features))
 
     def add(self, actions: Array, rewards: Array, context: Array | None = None) -> None:
-        """One pull of every instance."""
+        """Add one pull of every instance."""
         rows = np.arange(self.count)
         self.pulls[rows, actions] += 1
         self.sums[rows, actions] += rewards
@@ -181,7 +181,7 @@ class History:
 
     @property
     def means(self) -> Array:
-        """Average reward of every arm, 0 of one never pulled, `(N, K)`."""
+        """Average reward of every arm, 0 for one never pulled, `(N, K)`."""
         return np.asarray(self.sums / np.maximum(self.pulls, 1))
 
 
@@ -192,7 +192,7 @@ def terms(history: History, algorithm: Algorithm, alpha: NonNegative = 0.5, cont
         greedy  r / n
 
     with A = I + sum x x' and b = sum r x of the arm. An arm never pulled has an infinite bonus, so that each is pulled
-    once, in order. Thompson's and the random player's values are what they drew: see `choose`.
+    once, in order. Thompson and random have no such terms: see `choose`.
     """
     if algorithm == "linucb":
         assert context is not None
@@ -214,10 +214,10 @@ def choose(
     alpha: NonNegative = 0.5,
     context: Array | None = None,
 ) -> Array:
-    """The arm that an algorithm pulls next in every instance, `(N,)`: of equals the first, of linucb's one at random.
+    """The arm an algorithm pulls next in every instance, `(N,)`; ties go to the first, for linucb to a random one.
 
-    Thompson draws from Beta(1 + r, 1 + n - r), rewards in [0, 1] counting as shares of a success, and where one has
-    been outside from a normal of mean r / (n + 1) and variance 1 / (n + 1).
+    Thompson draws from Beta(1 + r, 1 + n - r), counting rewards in [0, 1] as fractional successes; if any reward was
+    outside, from a normal of mean r / (n + 1) and variance 1 / (n + 1).
     """
     shape = (history.count, history.arms)
     if algorithm == "random":

@@ -1,4 +1,4 @@
-"""Whether an answer solves its problem, where many answers do or the form varies. What is checked is never run.
+"""Check whether an answer solves its problem, where several answers or forms are right. Answers are never executed.
 
 `game24`: four numbers and + - * / make 24. `sorted-words`: the words of a list in alphabetical order.
 """
@@ -19,44 +19,44 @@ _LISTED = re.compile(r"^.*?list:\s*", re.IGNORECASE | re.DOTALL)
 
 
 def game24(solution: str, demo: Demo) -> bool:
-    """Whether a line of the solution is an expression of value 24 that has each of the prompt's last four numbers once.
+    """Whether a line of the solution is an expression of value 24 that uses the prompt's last four numbers once each.
 
-    `= 24` may follow, and words with a colon precede it.
+    `= 24` may follow it, and words with a colon may precede it.
     """
-    wanted = sorted(int(n) for n in re.findall(r"\d+", demo.prompt)[-4:])
-    return any(_makes(line, wanted) for line in solution.splitlines())
+    numbers = sorted(int(n) for n in re.findall(r"\d+", demo.prompt)[-4:])
+    return any(_solves(line, numbers) for line in solution.splitlines())
 
 
-def _makes(line: str, wanted: list[int]) -> bool:
+def _solves(line: str, numbers: list[int]) -> bool:
     text = line.translate(_SIGNS).rpartition(":")[2].strip().strip("`$*. ")
     text, _, value = text.partition("=")
     if value.strip() not in ("", str(TARGET)):
         return False
-    found = evaluated(text)
-    return found is not None and found[0] == TARGET and sorted(found[1]) == wanted
+    result = evaluated(text)
+    return result is not None and result[0] == TARGET and sorted(result[1]) == numbers
 
 
 def evaluated(text: str) -> tuple[Fraction, list[int]] | None:
-    """The exact value of an expression of whole numbers, + - * / and parentheses, and its numbers in order; None where
-    it is anything else, too long, or divides by 0."""
+    """The exact value of an expression of integers, + - * / and parentheses, and its numbers in order; None if it is
+    anything else, too long, or divides by 0."""
     if len(text) > LONGEST:
         return None
     numbers: list[int] = []
     try:
-        return _value(ast.parse(text.strip(), mode="eval").body, numbers), numbers
+        return _evaluate(ast.parse(text.strip(), mode="eval").body, numbers), numbers
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 
-def _value(node: ast.AST, numbers: list[int]) -> Fraction:
+def _evaluate(node: ast.AST, numbers: list[int]) -> Fraction:
     match node:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             numbers.append(value)
             return Fraction(value)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand, numbers)
+            return -_evaluate(operand, numbers)
         case ast.BinOp(left=left, op=op, right=right):
-            a, b = _value(left, numbers), _value(right, numbers)
+            a, b = _evaluate(left, numbers), _evaluate(right, numbers)
             match op:
                 case ast.Add():
                     return a + b
@@ -72,18 +72,18 @@ def _value(node: ast.AST, numbers: list[int]) -> Fraction:
 def sorted_words(solution: str, demo: Demo) -> bool:
     """Whether the solution is the words after the prompt's `List:` in alphabetical order.
 
-    They stand apart by white space or commas, or in a Python list; numbers of a list (`1.`) do not count.
+    They may be separated by white space or commas, or be a Python list; list numbers (`1.`) are ignored.
     """
-    wanted = sorted(_LISTED.sub("", demo.prompt).split())
-    return bool(wanted) and _words(solution) == wanted
+    expected = sorted(_LISTED.sub("", demo.prompt).split())
+    return bool(expected) and _words(solution) == expected
 
 
 def _words(text: str) -> list[str]:
     text = text.strip().strip("`").strip()
     if text.startswith("["):
         try:
-            found = ast.literal_eval(text)
-            return [str(word) for word in found] if isinstance(found, list) else []
+            items = ast.literal_eval(text)
+            return [str(word) for word in items] if isinstance(items, list) else []
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return []
     plain = re.sub(r"^\s*(?:\d+[.)]|[-*])\s+", "", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Formulas of one variable in a text, found and evaluated by their syntax; nothing is ever run."""
+"""Parse and evaluate formulas of one variable in a text by their syntax tree; nothing is executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 LONGEST = 300  # characters
 POWER = 16  # the largest exponent: numbers stay small
-_BEGUN = re.compile(r"(?:\by|\bf\(x\))\s*=\s*", re.IGNORECASE)
+_HEAD = re.compile(r"(?:\by|\bf\(x\))\s*=\s*", re.IGNORECASE)
 _IMPLIED = re.compile(r"(?<=[\d)])\s*(?=[a-wyz]*\(|x\b)")
 _SIGNS = str.maketrans({"^": "**", "²": "**2", "³": "**3", "·": "*", "−": "-", "≤": "<=", "≥": ">="})
 NAMES = {"pi": math.pi, "e": math.e}
@@ -31,13 +31,13 @@ SIGNS: dict[type, Callable[[float, float], float]] = {
 def found(text: str) -> Callable[[float], float] | None:
     """The last formula `y = ...` in a text as a function of x; None where there is none.
 
-    `3x`, `2(x + 1)`, `x^2` and `x²` are read as they are meant, as are `max(0, x - 2)` and `2x if x < 3 else 6`;
-    words after the formula end it.
+    `3x`, `2(x + 1)`, `x^2` and `x²` are understood, as are `max(0, x - 2)` and `2x if x < 3 else 6`; words after the
+    formula end it.
     """
-    for shown in reversed(_BEGUN.split(text)[1:]):
-        body = re.split(r"(?<![<>])=|[\n;]", shown)[0].translate(_SIGNS)
+    for tail in reversed(_HEAD.split(text)[1:]):
+        body = re.split(r"(?<![<>])=|[\n;]", tail)[0].translate(_SIGNS)
         words = body.split()
-        for length in range(len(words), 0, -1):  # the longest beginning that is a formula
+        for length in range(len(words), 0, -1):  # the longest prefix that is a formula
             if function := _function(" ".join(words[:length]).rstrip(".,")):
                 return function
     return None
@@ -48,22 +48,22 @@ def _function(text: str) -> Callable[[float], float] | None:
         return None
     try:
         tree = ast.parse(_IMPLIED.sub("*", text), mode="eval").body
-        _value(tree, 0.5)
+        _evaluate(tree, 0.5)
     except (ArithmeticError, ValueError):
-        pass  # not at this x, perhaps at others
+        pass  # undefined at this x, perhaps not at others
     except (SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
     def function(x: float) -> float:
         try:
-            return float(_value(tree, x))
+            return float(_evaluate(tree, x))
         except (ArithmeticError, ValueError):
             return math.nan
 
     return function
 
 
-def _value(node: ast.AST, x: float) -> float:
+def _evaluate(node: ast.AST, x: float) -> float:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return float(value)
@@ -71,30 +71,30 @@ def _value(node: ast.AST, x: float) -> float:
             return x
         case ast.Name(id=name) if name.lower() in NAMES:
             return NAMES[name.lower()]
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=of):
-            return -_value(of, x) if isinstance(sign, ast.USub) else _value(of, x)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return -_evaluate(operand, x) if isinstance(sign, ast.USub) else _evaluate(operand, x)
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            power = _value(right, x)
+            power = _evaluate(right, x)
             if abs(power) > POWER:
                 raise TypeError("too large a power")
-            return float(_value(left, x) ** power)
+            return float(_evaluate(left, x) ** power)
         case ast.BinOp(left=left, op=sign, right=right) if type(sign) in SIGNS:
-            return SIGNS[type(sign)](_value(left, x), _value(right, x))
-        case ast.Call(func=ast.Name(id=name), args=[of], keywords=[]) if name.lower() in CALLS:
-            return float(CALLS[name.lower()](_value(of, x)))
-        case ast.Call(func=ast.Name(id=name), args=[_, _, *_] as several, keywords=[]) if name.lower() in SEVERAL:
-            return float(SEVERAL[name.lower()](*[_value(of, x) for of in several]))
-        case ast.IfExp(test=test, body=body, orelse=other):
-            taken, left = (body, other) if _holds(test, x) else (other, body)
+            return SIGNS[type(sign)](_evaluate(left, x), _evaluate(right, x))
+        case ast.Call(func=ast.Name(id=name), args=[operand], keywords=[]) if name.lower() in CALLS:
+            return float(CALLS[name.lower()](_evaluate(operand, x)))
+        case ast.Call(func=ast.Name(id=name), args=[_, _, *_] as operands, keywords=[]) if name.lower() in SEVERAL:
+            return float(SEVERAL[name.lower()](*[_evaluate(operand, x) for operand in operands]))
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            branch, unused = (body, orelse) if _holds(test, x) else (orelse, body)
             with contextlib.suppress(ArithmeticError, ValueError):
-                _value(left, x)  # which must be a formula too
-            return _value(taken, x)
+                _evaluate(unused, x)  # it must be a formula too
+            return _evaluate(branch, x)
     raise TypeError("not a formula of x")
 
 
 def _holds(node: ast.AST, x: float) -> bool:
-    """A comparison, `x < 3` or `0 <= x < 3`."""
+    """Evaluate a comparison, `x < 3` or `0 <= x < 3`."""
     if not isinstance(node, ast.Compare) or any(type(order) not in ORDERS for order in node.ops):
         raise TypeError("not a comparison")
-    values = [_value(of, x) for of in (node.left, *node.comparators)]
+    values = [_evaluate(operand, x) for operand in (node.left, *node.comparators)]
     return all(ORDERS[type(order)](a, b) for order, a, b in zip(node.ops, values, values[1:], strict=False))

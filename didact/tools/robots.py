@@ -1,4 +1,4 @@
-"""Languages whose programs move a robot: what a word does to a state, and what may be asked of a state.
+"""Languages whose programs move a robot: the effect of each word on a state, and the labels of a state.
 
 A language is any object with `actions`, `step(state, action) -> state` (None where it crashes) and
 `labels(state) -> {name: value}`. States are plain JSON. `Grid` has four words, `Robot` three; `Karel` is Karel
@@ -27,29 +27,29 @@ class Language(Protocol):
         """The state after a word; None where it cannot be done."""
 
     def labels(self, state: Any) -> Mapping[str, Hashable]:
-        """What is asked of a state, by name."""
+        """The properties of a state that probes predict, by name."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A walker on a square of fields: a state is `[x, y, size]`; a step against the border does nothing."""
+    """A walker on a square grid: a state is `[x, y, size]`; a step against the border does nothing."""
 
     actions: ClassVar[tuple[str, ...]] = ("north", "east", "south", "west")
 
     def step(self, state: Any, action: str) -> Any:
-        """Go one field."""
+        """Move by one cell."""
         x, y, size = state
         dx, dy = FACING[self.actions.index(action)]
         return [min(max(x + dx, 0), size - 1), min(max(y + dy, 0), size - 1), size]
 
     def labels(self, state: Any) -> Mapping[str, Hashable]:
-        """Where it is."""
+        """Its position."""
         return {"position": tuple(state[:2])}
 
 
 @dataclass(frozen=True)
 class Robot:
-    """A robot on a square of fields: a state is `[x, y, facing, size]`; a move against the wall does nothing."""
+    """A robot on a square grid: a state is `[x, y, facing, size]`; a move against the wall does nothing."""
 
     actions: ClassVar[tuple[str, ...]] = ("left", "right", "move")
 
@@ -62,42 +62,42 @@ class Robot:
         return [min(max(x + dx, 0), size - 1), min(max(y + dy, 0), size - 1), facing, size]
 
     def labels(self, state: Any) -> Mapping[str, Hashable]:
-        """Where it looks, and where it is."""
+        """Its facing and position."""
         x, y, facing, _ = state
         return {"facing": facing, "position": (x, y)}
 
 
 @dataclass(frozen=True)
 class Karel:
-    """Karel: a state is `[x, y, facing, walls, markers, size]`; the border of the square is wall, beside the `walls`.
+    """Karel: a state is `[x, y, facing, walls, markers, size]`; the grid's border is wall too, besides `walls`.
 
-    It crashes into walls, and where there is no marker to pick.
+    Moving into a wall and picking a marker where there is none are crashes.
     """
 
     actions: ClassVar[tuple[str, ...]] = ("pick_marker", "put_marker", "turn_right", "turn_left", "move")
 
     def step(self, state: Any, action: str) -> Any:
-        """Do one thing, or crash (None)."""
+        """Apply one action; None if it crashes."""
         x, y, facing, walls, markers, size = state
         if action.startswith("turn"):
             return [x, y, (facing + (1 if action == "turn_right" else -1)) % 4, walls, markers, size]
         if action == "move":
             x, y = x + FACING[facing][0], y + FACING[facing][1]
             return None if _wall(x, y, walls, size) else [x, y, facing, walls, markers, size]
-        here = [x, y]
+        position = [x, y]
         if action == "put_marker":
-            return [x, y, facing, walls, sorted([*markers, here]), size]
-        if here not in markers:
+            return [x, y, facing, walls, sorted([*markers, position]), size]
+        if position not in markers:
             return None
-        rest = list(markers)
-        rest.remove(here)
-        return [x, y, facing, walls, rest, size]
+        remaining = list(markers)
+        remaining.remove(position)
+        return [x, y, facing, walls, remaining, size]
 
     def labels(self, state: Any) -> Mapping[str, Hashable]:
-        """Where it looks and is, what is in front of it, and which of the four fields beside it are walls."""
+        """Its facing and position, whether a wall is ahead, and which of the four neighbouring cells are walls."""
         x, y, facing, walls, _, size = state
-        beside = tuple(_wall(x + dx, y + dy, walls, size) for dx, dy in FACING)
-        return {"facing": facing, "position": (x, y), "wall_ahead": beside[facing], "walls_beside": beside}
+        walls_beside = tuple(_wall(x + dx, y + dy, walls, size) for dx, dy in FACING)
+        return {"facing": facing, "position": (x, y), "wall_ahead": walls_beside[facing], "walls_beside": walls_beside}
 
 
 def _wall(x: int, y: int, walls: Any, size: int) -> bool:
@@ -106,8 +106,8 @@ def _wall(x: int, y: int, walls: Any, size: int) -> bool:
 
 LANGUAGES: dict[str, Any] = {"grid": Grid, "robot": Robot, "karel": Karel}
 MARKERS = {"pick_marker": "put_marker", "put_marker": "pick_marker"}
-# Words dealt anew, `{word: the word whose meaning it has}`: bijections over the same states. A swap of the turns only
-# mirrors where it looks, and is a weak alternative.
+# Permuted meanings, `{word: the word whose meaning it gets}`: bijections over the same states. Swapping the two turns
+# only mirrors the facing, and is a weak alternative.
 ALTERNATIVES: dict[str, dict[str, dict[str, str]]] = {
     "grid": {
         "turned": {"north": "east", "east": "south", "south": "west", "west": "north"},
@@ -128,7 +128,8 @@ ALTERNATIVES: dict[str, dict[str, dict[str, str]]] = {
 def run(
     language: Language, start: Any, program: Sequence[str], meaning: Mapping[str, str] | None = None
 ) -> list[Any] | None:
-    """The states after each word of a program, read with the meanings of other words; None where it crashes."""
+    """Run a program, with the words' meanings permuted by `meaning`; return the state after each word, None if it
+    crashes."""
     out: list[Any] = []
     state = start
     for word in program:
@@ -140,5 +141,5 @@ def run(
 
 
 def dealt_anew(actions: Sequence[str]) -> dict[str, dict[str, str]]:
-    """An alternative for a language that names none: every word has the meaning of the next."""
+    """A default alternative for a language without one: every word gets the meaning of the next."""
     return {"turned": {word: actions[(i + 1) % len(actions)] for i, word in enumerate(actions)}}

@@ -1,8 +1,8 @@
 """Run Python that a model wrote: under bubblewrap, without network, home or environment, within limits.
 
-The program sees the system's libraries (read-only), four devices and an empty `/tmp` of its own, nothing else; it is
-another user in namespaces of its own, which end with it. Where bubblewrap cannot do that the program is refused, unless
-the user allows it to run as a plain process with the same limits on what it uses but with the user's rights.
+The program sees the system's libraries (read-only), four devices and an empty private `/tmp`, nothing else; it runs as
+another user in its own namespaces, which end with it. Where bubblewrap cannot do that the program is refused, unless
+the user allows it to run as a plain process with the same resource limits but with the user's rights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from didact.errors import UserError
 
 MIB = 1 << 20
 SHOWN = 1 << 16  # bytes of each output that are read
-FILES = 32  # open at once
+FILES = 32  # most open files
 INSIDE = "/tmp"
 PROGRAM = "/program.py"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache")
@@ -40,12 +40,12 @@ APART = (
     " --clearenv --hostname sandbox --cap-drop ALL"
 ).split()
 AS_USER = "--unshare-user --disable-userns --uid 65534 --gid 65534".split()
-# Root needs no user namespace, has Python perhaps where nobody else may look, and becomes another user before the
-# program starts: no limit on processes holds for root.
+# Root needs no user namespace, may have Python in a folder that others cannot read, and becomes another user before
+# the program starts: process limits do not apply to root.
 AS_ROOT = "--cap-add CAP_SETUID --cap-add CAP_SETGID".split()
-OTHERS = range(20_000, 60_000)  # ids, of which one drawn at random is nobody's
-# Limits hold from the program's first line on and no earlier: bubblewrap needs more than they leave. PYTHONHASHSEED
-# makes the order of sets the same in every run.
+OTHERS = range(20_000, 60_000)  # user ids; one drawn at random is very likely unused
+# Limits are set just before the program starts: bubblewrap itself needs more than they allow. PYTHONHASHSEED makes
+# the order of sets the same in every run.
 START = """import os, resource, sys
 for pair in sys.argv[3:]:
     name, most = pair.split("=")
@@ -56,11 +56,11 @@ if other := int(sys.argv[2]):
     os.setresuid(other, other, other)
 os.execve(sys.executable, [sys.executable, "-s", "-P", "-B", "-X", "utf8", sys.argv[1]], {"PYTHONHASHSEED": "0"})
 """
-# Memory that no limit on a process counts (System V segments, memfd), and doors to the kernel no program needs.
+# Calls for memory that no process limit counts (System V segments, memfd), and kernel interfaces no program needs.
 DENIED = {
     "x86_64": (0xC000003E, 56, (29, 30, 101, 165, 248, 250, 272, 298, 308, 319, 321, 323, 425, 435)),
     "aarch64": (0xC00000B7, 220, (194, 196, 117, 40, 217, 219, 97, 241, 268, 279, 280, 282, 425, 435)),
-}  # its name to the kernel; clone; shmget shmat ptrace mount add_key keyctl unshare perf_event_open setns memfd_create
+}  # architecture id; clone; shmget shmat ptrace mount add_key keyctl unshare perf_event_open setns memfd_create
 # bpf userfaultfd io_uring_setup clone3
 
 
@@ -69,10 +69,10 @@ class Limits:
     """What a program may use.
 
     Args:
-        seconds: from its start to its end, and of the processor for each of its processes.
-        memory_mb: of each process (MiB).
-        file_mb: of a file, and of all its files (MiB).
-        processes: at once, threads among them.
+        seconds: wall-clock time, and processor time of each of its processes.
+        memory_mb: memory of each process (MiB).
+        file_mb: size of a file, and of all files together (MiB).
+        processes: most processes at once, threads included.
     """
 
     seconds: Positive = 3.0
@@ -83,7 +83,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program printed (the first 64 KiB of each output), its exit code, and whether its time ran out."""
+    """What a program printed (the first 64 KiB of each output), its exit code, and whether it timed out."""
 
     stdout: str
     stderr: str
@@ -92,21 +92,23 @@ class Outcome:
 
     @property
     def failure(self) -> str:
-        """Why it did not end well, in a line; empty where it did."""
+        """Why it failed, in one line; empty where it succeeded."""
         if self.late:
             return "stopped: its time ran out"
         if not self.code:
             return ""
-        said = [line for line in self.stderr.split("\n") if line.strip()]
-        if said:
-            return untrusted.shown(" ".join(said[-1].split()))[:200]
-        ended = self.code - 128 if self.code > 128 else -self.code
-        return f"stopped by {signal.Signals(ended).name}" if ended in set(signal.Signals) else f"exit code {self.code}"
+        lines = [line for line in self.stderr.split("\n") if line.strip()]
+        if lines:
+            return untrusted.shown(" ".join(lines[-1].split()))[:200]
+        number = self.code - 128 if self.code > 128 else -self.code
+        return (
+            f"stopped by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {self.code}"
+        )
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Runs programs within limits; `plain` without bubblewrap, which the user allowed."""
+    """Runs programs within limits; `plain`: without bubblewrap, with the user's consent."""
 
     limits: Limits = Limits()
     plain: bool = False
@@ -119,56 +121,56 @@ class Sandbox:
         return ["code of the model ran with your rights (--allow-code), not in a sandbox"]
 
     def run(self, program: str) -> Outcome:
-        """Run a program to its end or to that of its time; none of its processes outlives it under bubblewrap."""
+        """Run a program until it ends or times out; under bubblewrap none of its processes outlives it."""
         with contextlib.ExitStack() as stack:
             out, err, source = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
             source.write(program.encode("utf-8", "replace"))
             source.seek(0)
-            opened = _plainly if self.plain else _wrapped
-            words, how = stack.enter_context(opened(source, self.limits))
+            enter = _plain_process if self.plain else _in_bubblewrap
+            command, options = stack.enter_context(enter(source, self.limits))
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={}, start_new_session=True, **how
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={}, start_new_session=True, **options
             )
             try:
-                late = _late(process, self.limits.seconds)
+                late = _timed_out(process, self.limits.seconds)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            return Outcome(_said(out), _said(err), process.returncode, late)
+            return Outcome(_read_output(out), _read_output(err), process.returncode, late)
 
 
 def opened(limits: Limits = Limits(), allow_code: bool = False) -> Sandbox:
-    """A sandbox, where there can be one; else what the user allows.
+    """A bubblewrap sandbox where that works; else a plain process if the user allows it.
 
     Raises:
-        UserError: bubblewrap is missing or can make no namespaces, and the user does not allow to go without.
+        UserError: bubblewrap is missing or cannot create namespaces, and `allow_code` is off.
     """
-    why = lacks()
-    if why and not allow_code:
+    reason = lacks()
+    if reason and not allow_code:
         raise UserError(
-            f"a model's programs run under bubblewrap only, and {why}; --allow-code runs them with your rights"
+            f"a model's programs run under bubblewrap only, and {reason}; --allow-code runs them with your rights"
         )
-    return Sandbox(limits, plain=bool(why))
+    return Sandbox(limits, plain=bool(reason))
 
 
 @functools.cache
 def lacks() -> str:
-    """Why there can be no sandbox here, with the mend; empty where there can. A tiny program is tried once."""
+    """Why bubblewrap cannot be used here and how to fix it; empty where it can. Runs a tiny program once."""
     if platform.machine() not in DENIED:
         return f"its filter of system calls is not written for {platform.machine()}"
     if shutil.which("bwrap") is None:
         return "it is not installed (apt-get install bubblewrap)"
     try:
-        tried = Sandbox(Limits(seconds=30)).run("print(6 * 7)")
+        outcome = Sandbox(Limits(seconds=30)).run("print(6 * 7)")
     except OSError as error:
         return f"it cannot be started ({error.strerror})"
-    if tried.stdout == "42\n":
+    if outcome.stdout == "42\n":
         return ""
-    return f"it cannot work here ({tried.failure}); it needs version 0.8 and user namespaces"
+    return f"it cannot work here ({outcome.failure}); it needs version 0.8 and user namespaces"
 
 
-def _late(process: subprocess.Popen[bytes], seconds: float) -> bool:
+def _timed_out(process: subprocess.Popen[bytes], seconds: float) -> bool:
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -176,75 +178,76 @@ def _late(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return False
 
 
-def _said(file: IO[bytes]) -> str:
+def _read_output(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read(SHOWN).decode(errors="replace")
 
 
-def _start(program: str, limits: Limits, other: int = 0, **more: int) -> list[str]:
-    """Python with limits in place, as `other` where that is a user; what the caller's own limits forbid stays so."""
-    most = {
+def _python_command(program: str, limits: Limits, uid: int = 0, **extra: int) -> list[str]:
+    """The command that runs Python within limits, as user `uid` unless 0; never above the caller's own hard limits."""
+    limits_by_name = {
         "RLIMIT_AS": limits.memory_mb * MIB, "RLIMIT_FSIZE": limits.file_mb * MIB, "RLIMIT_NOFILE": FILES,
-        "RLIMIT_CPU": max(1, round(limits.seconds)), "RLIMIT_CORE": 0, **more,
+        "RLIMIT_CPU": max(1, round(limits.seconds)), "RLIMIT_CORE": 0, **extra,
     }  # fmt: skip
-    hard = {name: resource.getrlimit(getattr(resource, name))[1] for name in most}
-    pairs = [f"{n}={m if hard[n] == resource.RLIM_INFINITY else min(m, hard[n])}" for n, m in most.items()]
-    return [_python(), "-I", "-S", "-c", START, program, str(other), *pairs]
+    hard = {name: resource.getrlimit(getattr(resource, name))[1] for name in limits_by_name}
+    pairs = [f"{n}={m if hard[n] == resource.RLIM_INFINITY else min(m, hard[n])}" for n, m in limits_by_name.items()]
+    return [_interpreter(), "-I", "-S", "-c", START, program, str(uid), *pairs]
 
 
-def _python() -> str:
+def _interpreter() -> str:
     """The interpreter below any virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @contextlib.contextmanager
-def _plainly(source: IO[bytes], limits: Limits) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """In an empty folder; no limit on processes, which would count all of the user's."""
+def _plain_process(source: IO[bytes], limits: Limits) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """A plain process in an empty folder; no limit on processes, since it would count all of the user's."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         program = Path(folder) / "program.py"
         program.write_bytes(source.read())
-        yield _start(str(program), limits), {"cwd": folder}
+        yield _python_command(str(program), limits), {"cwd": folder}
 
 
 @contextlib.contextmanager
-def _wrapped(source: IO[bytes], limits: Limits) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Under bubblewrap; without root one process of the user inside is bubblewrap's."""
-    own = [] if sys.base_prefix.startswith("/usr") else [sys.base_prefix]
-    places = [place for place in (*SYSTEM, *own) if os.path.exists(place)]
-    above = dict.fromkeys(str(folder) for place in places for folder in [*reversed(Path(place).parents)][1:])
-    mounts = [word for folder in above for word in ("--perms", "0755", "--dir", folder)]  # else nobody else may pass
+def _in_bubblewrap(source: IO[bytes], limits: Limits) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """A process under bubblewrap; without root, one of the processes inside is bubblewrap's own."""
+    extra = [] if sys.base_prefix.startswith("/usr") else [sys.base_prefix]
+    places = [place for place in (*SYSTEM, *extra) if os.path.exists(place)]
+    parents = dict.fromkeys(str(folder) for place in places for folder in [*reversed(Path(place).parents)][1:])
+    mounts = [word for folder in parents for word in ("--perms", "0755", "--dir", folder)]  # else others cannot enter
     mounts += [word for place in places for word in ("--ro-bind", place, place)]
     mounts += [word for device in DEVICES for word in ("--dev-bind", device, device)]
     mounts += ["--perms", "0444", "--ro-bind-data", str(source.fileno()), PROGRAM]
     mounts += ["--perms", "1777", "--size", str(limits.file_mb * MIB), "--tmpfs", INSIDE]
-    other = random.SystemRandom().choice(OTHERS) if os.geteuid() == 0 else 0
+    uid = random.SystemRandom().choice(OTHERS) if os.geteuid() == 0 else 0
     with tempfile.TemporaryFile() as rules:
         rules.write(_filter())
         rules.seek(0)
         end = ["--remount-ro", "/", "--chdir", INSIDE, "--seccomp", str(rules.fileno())]
-        start = _start(PROGRAM, limits, other, RLIMIT_NPROC=limits.processes + (not other))
-        words = [shutil.which("bwrap") or "bwrap", *APART, *(AS_ROOT if other else AS_USER), *mounts, *end, *start]
-        yield words, {"cwd": "/", "pass_fds": (source.fileno(), rules.fileno())}
+        start = _python_command(PROGRAM, limits, uid, RLIMIT_NPROC=limits.processes + (not uid))
+        command = [shutil.which("bwrap") or "bwrap", *APART, *(AS_ROOT if uid else AS_USER), *mounts, *end, *start]
+        yield command, {"cwd": "/", "pass_fds": (source.fileno(), rules.fileno())}
 
 
 def _filter() -> bytes:
-    """The denied system calls, and new user namespaces, as a seccomp filter: they fail as if the kernel had none."""
+    """A seccomp filter that denies system calls and new user namespaces: they fail as if not implemented."""
     architecture, clone, denied = DENIED[platform.machine()]
-    load, equal, least, any_of, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    refuse, allow, end = 0x00050026, 0x7FFF0000, 0x80000000  # not implemented; as usual; kill the process
-    number, of, first = 0, 4, 16  # where the kernel tells the call, the architecture and the first argument
+    load, jump_equal, jump_at_least, jump_any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
+    refuse, allow, kill = 0x00050026, 0x7FFF0000, 0x80000000  # not implemented; as usual; kill the process
+    call_at, arch_at, argument_at = 0, 4, 16  # offsets of call, architecture, argument
     last = len(denied)
     rules: Sequence[tuple[int, int, int, int]] = [
-        (load, 0, 0, of),
-        (equal, 1, 0, architecture),
-        (give, 0, 0, end),
-        (load, 0, 0, number),
-        (least, last + 4, 0, 0x40000000),  # the x32 calls: the same by other numbers
-        *((equal, last + 3 - i, 0, call) for i, call in enumerate(denied)),
-        (equal, 0, 1, clone),
-        (load, 0, 0, first),
-        (any_of, 1, 0, 0x10000000),  # after clone its flags, of which this is a user namespace; else a number below it
-        (give, 0, 0, allow),
-        (give, 0, 0, refuse),
+        (load, 0, 0, arch_at),
+        (jump_equal, 1, 0, architecture),
+        (ret, 0, 0, kill),
+        (load, 0, 0, call_at),
+        (jump_at_least, last + 4, 0, 0x40000000),  # x32 calls: the same calls under other numbers
+        *((jump_equal, last + 3 - i, 0, call) for i, call in enumerate(denied)),
+        (jump_equal, 0, 1, clone),
+        (load, 0, 0, argument_at),
+        # After clone its flags, with this bit for a user namespace; after any other call its number, which is smaller.
+        (jump_any_bit, 1, 0, 0x10000000),
+        (ret, 0, 0, allow),
+        (ret, 0, 0, refuse),
     ]
     return b"".join(struct.pack("=HBBI", *rule) for rule in rules)

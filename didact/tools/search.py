@@ -1,6 +1,6 @@
-"""Search: questions in, documents out, by an engine or a function of the user's; and the same again, from a file.
+"""Search for documents with an engine or a function of the user's, and replay searches from a file.
 
-A search is `search(questions, most) -> documents of each`, a list of `Passage`s. Imports no torch.
+A search is `search(questions, most)`: at most `most` documents (`Passage`s) for each question. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,122 +23,124 @@ Search = Callable[[Sequence[str], int], list[list[Passage]]]
 @dataclass
 class Engine:
     """A search engine that answers `GET address?q=...&format=json` with `{"results": [{"url", "title", "content"}]}`,
-    as SearXNG does. `lost` counts what could not be had, by reason."""
+    as SearXNG does. `lost` counts failed searches and pages, by reason."""
 
     address: str
     web: Web
     lost: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, questions: Sequence[str], most: int) -> list[list[Passage]]:
-        """Documents of each question; none where the engine fails, which is counted.
+        """Search for each question; no documents where the engine fails, which is counted.
 
         Raises:
-            UserError: it answers none of them.
+            UserError: the engine fails for all questions.
         """
-        place = self.address if urlsplit(self.address).path.strip("/") else f"{self.address.rstrip('/')}/search"
+        url = self.address if urlsplit(self.address).path.strip("/") else f"{self.address.rstrip('/')}/search"
         params = [{"q": q, "format": "json"} for q in questions]
-        answers = pages.get([place] * len(questions), self.web, params, trusted=True)
-        out, whys = [], []
+        answers = pages.get([url] * len(questions), self.web, params, trusted=True)
+        out, failures = [], []
         for got in answers:
-            rows, why = (None, got.why) if got.why else (_results(got.data), "no JSON with results")
+            rows, reason = (None, got.why) if got.why else (_results(got.data), "no JSON with results")
             out.append([p for row in rows or () if (p := _passage(row)) is not None][:most])
             if rows is None:
-                whys.append(why)
-                self._count({f"search: {why}": 1})
-        if questions and len(whys) == len(questions):
-            raise UserError(f"{self.address}: the search engine answers no question: {whys[0]}")
-        return [self._read(found) for found in out] if self.web.pages else out
+                failures.append(reason)
+                self._count({f"search: {reason}": 1})
+        if questions and len(failures) == len(questions):
+            raise UserError(f"{self.address}: the search engine answers no question: {failures[0]}")
+        return [self._read(passages) for passages in out] if self.web.pages else out
 
-    def _read(self, found: Sequence[Passage]) -> list[Passage]:
-        read, lost = pages.fetched(found, self.web)
-        self._count({f"page: {why}": n for why, n in lost.items()})
-        return read
+    def _read(self, results: Sequence[Passage]) -> list[Passage]:
+        passages, lost = pages.fetched(results, self.web)
+        self._count({f"page: {reason}": n for reason, n in lost.items()})
+        return passages
 
     def _count(self, lost: Mapping[str, int]) -> None:
-        for why, n in lost.items():
-            self.lost[why] = self.lost.get(why, 0) + n
+        for reason, n in lost.items():
+            self.lost[reason] = self.lost.get(reason, 0) + n
 
 
 def checked(function: Callable[..., Any], name: str) -> Search:
-    """A user's function of questions and a number, whose documents are texts, `Passage`s or `{"text", "url", "title"}`.
+    """Wrap a user's `function(questions, most)`, whose documents are texts, `Passage`s or `{"text", "url", "title"}`.
 
     Raises (when called):
-        UserError: it raised, or gave something else.
+        UserError: it raised, or returned something else.
     """
 
     def search(questions: Sequence[str], most: int) -> list[list[Passage]]:
         try:
-            given = [list(found) for found in function(list(questions), most)]
+            outputs = [list(documents) for documents in function(list(questions), most)]
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"search '{name}' raised {type(error).__name__}: {error}") from error
-        if len(given) != len(questions):
-            raise UserError(f"search '{name}' gave {len(given)} lists for {len(questions)} questions")
-        out = [[_passage({"text": d} if isinstance(d, str) else d) for d in found][:most] for found in given]
-        if (bad := next((i for i, found in enumerate(out) if None in found), None)) is not None:
-            raise UserError(f"search '{name}': a document of question {bad + 1} has no text: {given[bad][0]!r:.80}")
-        return [[p for p in found if p is not None] for found in out]
+        if len(outputs) != len(questions):
+            raise UserError(f"search '{name}' gave {len(outputs)} lists for {len(questions)} questions")
+        out = [[_passage({"text": d} if isinstance(d, str) else d) for d in documents][:most] for documents in outputs]
+        if (invalid := next((i for i, documents in enumerate(out) if None in documents), None)) is not None:
+            raise UserError(
+                f"search '{name}': a document of question {invalid + 1} has no text: {outputs[invalid][0]!r:.80}"
+            )
+        return [[p for p in documents if p is not None] for documents in out]
 
     return search
 
 
 class Frozen:
-    """The same search, which writes what it finds to a file; where the file is there, it is read and `search` unused.
+    """A search that writes its results to a file; if the file exists, results are read from it and `search` is unused.
 
-    What a run that was killed has found stands in `path.part`, and is not searched again.
+    Results of a run that was killed are in `path.part` and are not searched again.
     """
 
     def __init__(self, search: Search, path: str) -> None:
         self.search, self.place, self.part = search, Path(path), Path(f"{path}.part")
         self.whole = self.place.exists()
-        there = self.place if self.whole else self.part
-        self.known = _known(there) if there.exists() else {}
+        source = self.place if self.whole else self.part
+        self.known = _load(source) if source.exists() else {}
 
     def __call__(self, questions: Sequence[str], most: int) -> list[list[Passage]]:
         """Documents of each question, searched once.
 
         Raises:
-            UserError: the file is there and has no search for a question.
+            UserError: the file exists and has no results for a question.
         """
         missing = list(dict.fromkeys(q for q in questions if q not in self.known))
         if missing and self.whole:
-            raise UserError(f"{self.place} holds no search for {missing[0]!r:.80}: remove the file to search anew")
+            raise UserError(f"{self.place} has no results for {missing[0]!r:.80}: delete the file to search again")
         if missing:
             self.known.update(zip(missing, self.search(missing, most), strict=True))
-            rows = [{"question": q, "results": [as_row(p) for p in found]} for q, found in self.known.items()]
+            rows = [{"question": q, "results": [as_row(p) for p in passages]} for q, passages in self.known.items()]
             files.write_lines(self.part, untrusted.cleaned(rows))
         return [self.known[q][:most] for q in questions]
 
     def freeze(self) -> None:
-        """Say that the file is whole: the next run replays it."""
+        """Mark the file as complete: the next run replays it."""
         if self.part.exists():
             self.part.replace(self.place)
 
 
-def _known(place: Path) -> dict[str, list[Passage]]:
+def _load(place: Path) -> dict[str, list[Passage]]:
     out = {}
     for number, row in enumerate(files.read_lines(place), 1):
-        found = row.get("results") if isinstance(row, dict) else None
-        read = [_passage(r) for r in found] if isinstance(found, list) else [None]
-        if None in read or not isinstance(row.get("question"), str):
+        results = row.get("results") if isinstance(row, dict) else None
+        passages = [_passage(r) for r in results] if isinstance(results, list) else [None]
+        if None in passages or not isinstance(row.get("question"), str):
             raise UserError(f'{place}, line {number}: {{"question": ..., "results": [{{"text": ...}}]}} is expected')
-        out[row["question"]] = [p for p in read if p is not None]
+        out[row["question"]] = [p for p in passages if p is not None]
     return out
 
 
 def _results(data: bytes) -> list[Any] | None:
     """The results in an engine's answer; None where it is something else."""
     try:
-        told = json.loads(data)
+        reply = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    found = told.get("results") if isinstance(told, dict) else None
-    return found if isinstance(found, list) else None
+    results = reply.get("results") if isinstance(reply, dict) else None
+    return results if isinstance(results, list) else None
 
 
 def _passage(row: Any) -> Passage | None:
-    """A document as an engine or a user gives it; None where it has no text."""
+    """Convert a document of an engine or a user; None where it has no text."""
     if isinstance(row, Passage):
         return row
     if not isinstance(row, Mapping):
@@ -146,6 +148,6 @@ def _passage(row: Any) -> Passage | None:
     text = row.get("text", row.get("content", ""))
     if not isinstance(text, str) or ("text" in row and not text.strip()):
         return None
-    named = {name: row[name] for name in ("url", "title") if isinstance(row.get(name), str)}
+    fields = {name: row[name] for name in ("url", "title") if isinstance(row.get(name), str)}
     date = row.get("date", row.get("publishedDate"))
-    return Passage(text=text, **named, extra={"date": date} if isinstance(date, str) else {})
+    return Passage(text=text, **fields, extra={"date": date} if isinstance(date, str) else {})
