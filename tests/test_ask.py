@@ -34,6 +34,12 @@ def test_a_budget_ends_a_procedure_with_what_it_has():
     assert asker.warnings() == ["the budget ended after 3 calls: this is a partial result"]
 
 
+def test_a_budget_that_is_used_up_exactly_is_enough():
+    asker = ask.Asker(Scripted(lambda prompt, i: "1"), ask.Asking(calls=2))
+    assert asker.ask(["a", "b"], number) == [1, 1]
+    assert asker.findings()["complete"] and not asker.warnings() and asker.left == 0
+
+
 def test_retries_count_against_the_budget():
     lm = Scripted(lambda prompt, i: "?")
     asker = ask.Asker(lm, ask.Asking(calls=4, tries=3))

@@ -16,7 +16,6 @@ from didact.models.model import Model
 from didact.types import LM
 
 DRAWN = 32  # prompts answered for judges and samples
-SHOWN = 4  # of these shown
 
 
 def primary_of(

@@ -13,7 +13,7 @@ import numpy as np
 
 from didact.bounds import Count, Whole
 from didact.data import materials, retrieval, translation
-from didact.data.materials import LETTERS, Block, Material, Materials
+from didact.data.materials import LETTERS, Material, Materials
 from didact.evaluate import translation as scores
 from didact.infer.ask import Asker
 from didact.types import LM, Parallel, Record, UserError
@@ -107,9 +107,10 @@ class Translator:
             )
         room -= self._size(book) if book else 0
         sizes = [n + 1 for n in tokens([b.text for b in blocks])] if blocks else []
-        fitting: list[Block] = [blocks[i] for i in retrieval.fitting(range(len(blocks)), sizes, max(room, 0))[::-1]]
+        places = retrieval.fitting(range(len(blocks)), sizes, max(room, 0))[::-1]
+        fitting = [blocks[i] for i in places]
         self.cut[condition] = self.cut.get(condition, 0) + len(blocks) - len(fitting)
-        size = max(tokens(skeletons)) + sum(n for block, n in zip(blocks, sizes, strict=True) if block in fitting)
+        size = max(tokens(skeletons)) + sum(sizes[i] for i in places)
         self.sizes.setdefault(condition, []).append(size + (self._size(book) if book else 0))
         return materials.prompt(resources, sentence, fitting, book)
 

@@ -88,7 +88,9 @@ class Asker:
         out: list[T | None] = [None] * len(prompts)
         pending = list(range(len(prompts)))
         for attempt in range(self.how.tries):
-            pending = pending[: self.left]
+            affordable = pending[: self.left]
+            self.ended = self.ended or len(affordable) < len(pending)
+            pending = affordable
             if not pending:
                 break
             replies = self._generate([prompts[i] for i in pending], stop, attempt, overrides)
@@ -97,8 +99,6 @@ class Asker:
                 item = items[i] if items is not None else i
                 self.exchanges.append(Exchange(role, item, prompts[i], reply, out[i] is not None))
             pending = [i for i in pending if out[i] is None]
-            if self.how.calls is not None and len(self.exchanges) >= self.how.calls:
-                self.ended = True
         return out
 
     @property

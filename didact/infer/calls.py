@@ -274,7 +274,10 @@ class Caller:
             reply = await self._writer.put(
                 responses.Kept(key, self.url, name, job.endpoint, job.whole, job.draw, reply)
             )
-        return self._parse(job, reply)
+        try:  # the writer's reply is another process's where that was faster, and was never parsed here
+            return self._parse(job, reply)
+        except PassingError as error:
+            raise UserError(f"{self.url}: {error}; {self.resume()}") from None
 
     def _parse(self, job: Job, reply: Any) -> Any:
         """Parse an answer; warn at the first that is empty because its tokens ran out."""

@@ -71,7 +71,8 @@ def opened(folder: str | Path, device: str | None = None) -> Encoder:
         module, info = opening.opened("AutoModel", folder)
         tokenizer = opening.opened("AutoTokenizer", folder)
     except Exception as error:  # a config is untrusted, and transformers may fail on it anywhere
-        raise UserError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: cannot be loaded: {reason}") from None
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(
             f"{folder}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete"
@@ -80,10 +81,14 @@ def opened(folder: str | Path, device: str | None = None) -> Encoder:
     modes = [name for name, on in flags.items() if name.startswith("pooling_mode_") and on is True]
     if any(name not in POOLING for name in modes) or len(modes) > 1:
         raise UserError(f"{folder}: its vectors are pooled by {', '.join(modes)}; supported are {', '.join(POOLING)}")
-    length = min(limits.get("max_seq_length") or LONGEST, getattr(module.config, "max_position_embeddings", LONGEST))
+    limit = limits.get("max_seq_length") or LONGEST
+    if not isinstance(limit, int) or limit < 1:
+        raise UserError(f"{folder}: sentence_bert_config.json: max_seq_length {limit!r} is not a number of tokens")
+    length = min(limit, getattr(module.config, "max_position_embeddings", LONGEST))
     pooling = POOLING[modes[0]] if modes else "mean"
     return Encoder(module.to(load.device_of(device)).eval(), tokenizer, pooling, length)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    return files.read_json(path) if path.is_file() else {}
+    config = files.read_json(path) if path.is_file() else {}
+    return config if isinstance(config, dict) else {}

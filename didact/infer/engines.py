@@ -245,4 +245,5 @@ def _largest_gap(model: Model, prompt: tuple[int, ...], draw: Draw) -> float:
     reference = module(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
     module.train(training)
     reported = [{token: logp, **dict(top)} for token, logp, top in zip(draw.tokens, draw.logps, draw.top, strict=True)]
-    return max(abs(float(reference[i, t]) - logp) for i, row in enumerate(reported) for t, logp in row.items())
+    gaps = [abs(float(reference[i, t]) - logp) for i, row in enumerate(reported) for t, logp in row.items()]
+    return math.inf if any(map(math.isnan, gaps)) else max(gaps)  # `max` misses a NaN that is not the first

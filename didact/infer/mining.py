@@ -74,6 +74,8 @@ class Miner:
             targets = list(dict.fromkeys(t for _, t, _ in translations if t))
             returned = self._translated(targets, lexicon.turned(shots), not forward, f"words back, round {number}")
             back = {w: t for w, t, _ in returned}
+            if number and self.asker.ended:  # a round that the budget cut short does not replace a complete one
+                break
             pairs = lexicon.cycled(translations, back, how.copies)
             shots = sorted((p for p in pairs if p.kept), key=lambda p: -p.score)[: how.shots]
         return pairs

@@ -137,7 +137,7 @@ def warm_start(asker: Asker, words: Words, count: int) -> list[dict[str, Any]]:
 
     for _ in range(ROUNDS):
         missing = count - len(collected)
-        if missing <= 0 or asker.left == 0:
+        if missing <= 0 or asker.ended:
             break
         prompts = [words.warm(count)] * (missing if words.bare else 1)
         stop = ("\n",) if words.bare else ()
@@ -156,7 +156,7 @@ def candidates(
     excluded, collected = {words.space.key(c) for c in exclude}, dict[str, dict[str, Any]]()
     score = wished(history, search.alpha)
     for attempt in range(ROUNDS):
-        if len(collected) >= min(ENOUGH, search.candidates) or asker.left == 0:
+        if len(collected) >= min(ENOUGH, search.candidates) or asker.ended:
             break
         orders = [seed * 1009 + attempt * search.templates + i % search.templates for i in range(search.candidates)]
         prompts = [words.candidate(history, score, order) for order in orders]
