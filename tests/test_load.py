@@ -182,7 +182,7 @@ def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(start, tmp_pat
 
 def test_an_adapter_that_cannot_be_merged_is_one_line(start, tmp_path):
     adapter_of(start, tmp_path / "adapter", lora_bias=True)  # on layers without a bias
-    with pytest.raises(UserError, match=r"the adapter cannot be merged: .*--lora 1 goes on with it"):
+    with pytest.raises(UserError, match=r"the adapter cannot be merged: .*--lora 1 trains it further"):
         adapters.merged(load_model(tmp_path / "adapter", device="cpu"))
 
 
@@ -210,7 +210,7 @@ def test_what_an_adapter_start_becomes_is_one_line_and_result_json_says_what_eva
     words = f"run sft --model {tmp_path}/adapter --demos {data} --steps=3 --rows=2 --lr=.01".split()
     for more, line, form in (
         ([], "merged into it, and all weights are trained", "hf"),
-        (["--lora", "4"], "whose rank stays 2: --lora 4 starts no other", "peft"),
+        (["--lora", "4"], "whose rank stays 2: --lora 4 does not change it", "peft"),
     ):
         out = tmp_path / form
         assert cli.main([*words, *more, "--out", str(out)]) == 0

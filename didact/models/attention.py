@@ -36,13 +36,13 @@ class Seen(NamedTuple):
 
     def scores(self, last: int | None = None) -> Tensor:
         """Before the softmax and the mask, `(B, H, T, S)`; of the last places only, if asked."""
-        found = self.query[:, :, -(last or 0) :] @ self.key.transpose(-1, -2) * self.scale
-        return found if self.cap is None else torch.tanh(found / self.cap) * self.cap
+        scores = self.query[:, :, -(last or 0) :] @ self.key.transpose(-1, -2) * self.scale
+        return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
 
     def weights(self) -> Tensor:
         """Of the last place, after the softmax: `(B, H, S)`."""
-        found = self.scores(1)[:, :, 0]
-        return (found if self.mask is None else found + self.mask[:, :, -1]).softmax(-1)
+        scores = self.scores(1)[:, :, 0]
+        return (scores if self.mask is None else scores + self.mask[:, :, -1]).softmax(-1)
 
 
 @dataclass
@@ -65,38 +65,38 @@ def recorded(module: nn.Module) -> Iterator[Tape]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     layers, tape = insert.attentions(module), Tape()
-    number = {id(layer): i for i, layer in enumerate(layers)}
+    index_of = {id(layer): i for i, layer in enumerate(layers)}
     for layer in layers:
         if not hasattr(sys.modules[type(layer).__module__], "eager_attention_forward"):
             raise UserError(f"the attention of a {type(layer).__name__} cannot be looked into: use a llama or gpt2")
 
-    def attend(layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any) -> Any:
-        heads, weights = _eager(layer)(layer, query, key, value, mask, **given)
-        if number[id(layer)] == 0:
+    def attend(layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        heads, weights = _eager(layer)(layer, query, key, value, mask, **kwargs)
+        if index_of[id(layer)] == 0:
             tape.passes.append([])
         groups = query.shape[1] // key.shape[1]
         keys, values = (x.detach().repeat_interleave(groups, 1) for x in (key, value))
-        scale = given.get("scaling")
+        scale = kwargs.get("scaling")
         tape.passes[-1].append(
             Seen(query.detach(), keys, values, mask, 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
-                 given.get("softcap"), heads.detach())
+                 kwargs.get("softcap"), heads.detach())
         )  # fmt: skip
         return heads, weights
 
-    def keep(layer: nn.Module, args: Any, output: Any) -> None:
-        if number[id(layer)] == 0:
+    def keep_output(layer: nn.Module, args: Any, output: Any) -> None:
+        if index_of[id(layer)] == 0:
             tape.outputs.append([])
         tape.outputs[-1].append((output[0] if isinstance(output, tuple) else output).detach())
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
     configs: dict[int, Any] = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    with contextlib.ExitStack() as undo:
+    implementations = [(config, config._attn_implementation) for config in configs.values()]
+    with contextlib.ExitStack() as cleanup:
         for layer in layers:
-            undo.callback(layer.register_forward_hook(keep).remove)
-        for config, how in before:
-            undo.callback(setattr, config, "_attn_implementation", how)
+            cleanup.callback(layer.register_forward_hook(keep_output).remove)
+        for config, implementation in implementations:
+            cleanup.callback(setattr, config, "_attn_implementation", implementation)
             config._attn_implementation = NAME
         yield tape
 

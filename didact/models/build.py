@@ -61,7 +61,7 @@ def build(
     tied: bool = True,
     seed: int = 0,
     dropout: float = 0.0,
-    **more: Any,
+    **extra: Any,
 ) -> Model:
     """A model with random weights: `d` wide, `layers` deep, feed-forward `ffn` (4 d; 8/3 d where it is gated).
 
@@ -83,7 +83,7 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = getattr(hf, f"{name}{'TextConfig' if arch == 'gemma3' else 'Config'}")(
-            vocab_size=len(tokenizer), **(shape | ids | more)
+            vocab_size=len(tokenizer), **(shape | ids | extra)
         )
         if arch in ("t5", "bloom", "mamba"):  # positions without a limit: only `Model.context` reads it
             config.n_positions = context

@@ -56,13 +56,15 @@ def place(kind: str, *parts: str | bytes) -> Path | None:
 def private() -> Iterator[None]:
     """A private, empty cache: what an earlier run left must not stand in for work that is measured."""
     before = os.environ.get("DIDACT_CACHE")
-    with contextlib.ExitStack() as kept:
+    with contextlib.ExitStack() as stack:
         try:
-            fresh = kept.enter_context(tempfile.TemporaryDirectory(prefix="didact-cache-", ignore_cleanup_errors=True))
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="didact-cache-", ignore_cleanup_errors=True)
+            )
         except OSError as error:
             warn(f"no cache for this work: {error.strerror}")
-            fresh = "off"
-        os.environ["DIDACT_CACHE"] = fresh
+            folder = "off"
+        os.environ["DIDACT_CACHE"] = folder
         try:
             yield
         finally:
@@ -79,8 +81,8 @@ class Entry:
     """
 
     def __init__(self, kind: str, *parts: str | bytes) -> None:
-        where = place(kind, *parts)
-        self.path = where.with_suffix(".tensors") if where else None
+        path = place(kind, *parts)
+        self.path = path.with_suffix(".tensors") if path else None
 
     def read(self, *names: str) -> dict[str, Tensor] | None:
         """The tensors, or None where there are none of these names."""
@@ -107,7 +109,7 @@ class Entry:
             return
         raw = save(tensors)
         try:
-            with files.new_file(self.path) as beside:
-                beside.write_bytes(hashlib.sha256(raw).digest() + raw)
+            with files.new_file(self.path) as temporary:
+                temporary.write_bytes(hashlib.sha256(raw).digest() + raw)
         except OSError as error:
             warn(f"{self.path}: not kept in the cache: {error.strerror}")

@@ -57,41 +57,41 @@ def label_states(
     (`masks.forgetful`), which takes a model of `takes_trees`.
     """
     if isinstance(model, EnsembleModel):
-        each = [label_states(member, batch, past, hide) for member in model.members]
-        return torch.cat(each, -1) if _reads_head(model) else _combined(model, each)
+        parts = [label_states(member, batch, past, hide) for member in model.members]
+        return torch.cat(parts, -1) if _reads_head(model) else _combined(model, parts)
     inner = prefix.inner_of(model)
     if model.kind == "seq2seq":
-        return _at(_decoded(model, batch), batch)
+        return _at_labels(_decoded(model, batch), batch)
     if model.kind == "masked":
-        return _unmasked(model, batch.unrolled())
+        return _masked_logits(model, batch.unrolled())
     if batch.reach is not None and past is None and not takes_trees(model):
         batch = batch.unrolled()
-    kept = None
+    visible = None
     if hide[1] > 0:
         batch = batch.unrolled().chained()
-        kept = masks.forgetful(batch, hide)
-    given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        visible = masks.forgetful(batch, hide)
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if past is not None:
-        given["past_key_values"] = past.store
-        given["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.position.shape[1], 0), value=1)
+        inputs["past_key_values"] = past.store
+        inputs["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.position.shape[1], 0), value=1)
     if batch.reach is not None and takes_trees(model):
-        before = past.position if past is not None else None
-        given["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), before, kept)
-        given["position_ids"] = batch.position_ids
+        positions = past.position if past is not None else None
+        inputs["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), positions, visible)
+        inputs["position_ids"] = batch.position_ids
     if _reads_head(model):
-        return _at(inner.base_model(**given).last_hidden_state, batch)
-    logits = model.module(**given).logits
-    return _at(logits[:, logits.shape[1] - batch.input_ids.shape[1] :], batch)  # a learned prompt stands before
+        return _at_labels(inner.base_model(**inputs).last_hidden_state, batch)
+    logits = model.module(**inputs).logits
+    return _at_labels(logits[:, logits.shape[1] - batch.input_ids.shape[1] :], batch)  # a learned prompt stands before
 
 
-def _unmasked(model: Model, batch: Tokens) -> Tensor:
+def _masked_logits(model: Model, batch: Tokens) -> Tensor:
     """Logits of a masked language model, which reads a mask at every label token, all at once."""
     width = batch.input_ids.shape[1]
     line, place = batch.at // width, batch.at % width + 1
-    ids, there = (nn.functional.pad(v, (0, 1)) for v in (batch.input_ids, batch.attention_mask))
+    ids, mask = (nn.functional.pad(v, (0, 1)) for v in (batch.input_ids, batch.attention_mask))
     ids[line, place] = model.tokenizer.mask_token_id
-    there[line, place] = 1
-    logits: Tensor = model.module(input_ids=ids, attention_mask=there).logits
+    mask[line, place] = 1
+    logits: Tensor = model.module(input_ids=ids, attention_mask=mask).logits
     return logits[line, place]
 
 
@@ -172,8 +172,8 @@ def tokens(
     Returns:
         `{name: (N,)}`, in row-major order of the label tokens.
     """
-    named = dict(fns or {"logp": token_functions.logp})
-    return of_states(model, label_states(model, batch, hide=hide), batch.target, named, columns, reference)
+    functions = dict(fns or {"logp": token_functions.logp})
+    return of_states(model, label_states(model, batch, hide=hide), batch.target, functions, columns, reference)
 
 
 def of_states(
@@ -189,17 +189,17 @@ def of_states(
     if reference is not None:
         held["__ref"] = reference[1]
 
-    def piece(states: Tensor, target: Tensor, held: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        given: dict[str, Any] = {k: v for k, v in held.items() if k != "__ref"}
+    def piece(states: Tensor, target: Tensor, extras: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        kwargs: dict[str, Any] = {k: v for k, v in extras.items() if k != "__ref"}
         if reference is not None:
             with torch.no_grad():
-                given["ref_logits"] = logits_of(reference[0], held["__ref"])
+                kwargs["ref_logits"] = logits_of(reference[0], extras["__ref"])
         logits = logits_of(model, states)
-        return tuple(fn(logits, target, **given) for fn in named.values())
+        return tuple(fn(logits, target, **kwargs) for fn in named.values())
 
     width = int(getattr(model.text_config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
-    if width >= head.LARGE and _reads_head(model) and not _learns(model, held):
+    if width >= head.LARGE and _reads_head(model) and not _needs_gradient(model, held):
         weight = linear_head(model, states)
         if [*named.values()] == [token_functions.logp] and not held and weight is not None:
             return {name: head.logp(states, weight, target) for name in named}
@@ -210,8 +210,8 @@ def of_states(
     # Split, not sliced: the gradients of slices would each be as large as the whole.
     pieces = zip(*(v.split(size) for v in (states, target, *held.values())), strict=True)
     parts: list[tuple[Tensor, ...]] = []
-    for states_, target_, *rest in pieces:
-        part = (states_, target_, dict(zip(held, rest, strict=True)))
+    for states_part, target_part, *columns_ in pieces:
+        part = (states_part, target_part, dict(zip(held, columns_, strict=True)))
         parts.append(checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part))
     return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(named)}
 
@@ -244,7 +244,7 @@ def score(
     model.module.eval()
     try:
         if kv_cache is not None and takes_trees(model) and prefix.shares(model):
-            batches = _recalled(model, rows, batch_tokens, kv_cache)
+            batches = _batches_from_cache(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)
         with progress.Counted("scoring", len(rows)) as bar:
@@ -264,37 +264,39 @@ def _batches(model: Model, rows: Sequence[TokenizedExample], batch_tokens: int) 
             yield group, collate([rows[i] for i in group], model.kind, model.pad, model.start), None
         return
     rule = packing_of(model)
-    kept = prefix.shares(model) and (rule is not None or model.config.model_type not in TREE)
-    for run in packing.plan(rows, rule) if kept else [packing.Branches((), packing.trees(rows, rule))]:
+    cached = prefix.shares(model) and (rule is not None or model.config.model_type not in TREE)
+    for run in packing.plan(rows, rule) if cached else [packing.Branches((), packing.trees(rows, rule))]:
         past = None
         if run.prefix:
-            here = torch.arange(len(run.prefix), device=model.device)[None]
-            past = prefix.Past(_Shared.of(prefix.prefill(model, run.prefix)), here)
+            positions = torch.arange(len(run.prefix), device=model.device)[None]
+            past = prefix.Past(_SharedLayer.of(prefix.prefill(model, run.prefix)), positions)
         # Keys and values of the prefix are spread over the rows, a layer at a time: a quarter of a token each.
         lengths = [max(t.width, (t.width + len(run.prefix)) // 4) for t in run.trees]
-        for chosen in by_length(lengths, batch_tokens):
-            yield *_laid(rows, [run.trees[i] for i in chosen], model.pad), past
+        for indices in by_length(lengths, batch_tokens):
+            yield *_as_tensors(rows, [run.trees[i] for i in indices], model.pad), past
 
 
-def _recalled(model: Model, rows: Sequence[TokenizedExample], batch_tokens: int, kv_cache: KVCache) -> Iterator[Batch]:
+def _batches_from_cache(
+    model: Model, rows: Sequence[TokenizedExample], batch_tokens: int, kv_cache: KVCache
+) -> Iterator[Batch]:
     """Rows in batches of trees, each tree below what is known of its beginning; what a batch has read is kept."""
     trees = packing.trees(rows, packing_of(model))
     # As in `packing.plan`, no token that predicts a label is left out.
     free = [min(t.stem, *(len(rows[p.row].prompt) - 1 for p in t.paths), t.width) for t in trees]
-    for chosen in by_length([t.width for t in trees], batch_tokens):
+    for indices in by_length([t.width for t in trees], batch_tokens):
         # In the order in which a batch has them.
-        these = sorted(chosen, key=lambda i: trees[i].paths[0].row)
-        past = kv_cache.past([trees[i].ids.tolist() for i in these], [max(free[i], 0) for i in these])
+        group = sorted(indices, key=lambda i: trees[i].paths[0].row)
+        past = kv_cache.past([trees[i].ids.tolist() for i in group], [max(free[i], 0) for i in group])
         depths, width = past.depth.tolist(), past.position.shape[1]
-        below = [trees[i].below(depth) for i, depth in zip(these, depths, strict=True)]
-        yield *_laid(rows, below, model.pad), past
-        for line, (tree, depth) in enumerate(zip(below, depths, strict=True)):
+        remaining = [trees[i].below(depth) for i, depth in zip(group, depths, strict=True)]
+        yield *_as_tensors(rows, remaining, model.pad), past
+        for index, (tree, depth) in enumerate(zip(remaining, depths, strict=True)):
             for path in tree.paths:
                 columns = np.concatenate([np.arange(width - depth, width), path.spots + width])
-                kv_cache.keep(packing.read(rows[path.row]), past.store, line, torch.from_numpy(columns))
+                kv_cache.keep(packing.read(rows[path.row]), past.store, index, torch.from_numpy(columns))
 
 
-def _laid(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int) -> tuple[list[int], Tokens]:
+def _as_tensors(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int) -> tuple[list[int], Tokens]:
     """Some rows' trees as tensors, and which rows they are."""
     group = sorted(p.row for t in trees for p in t.paths)
     number = {row: n for n, row in enumerate(group)}
@@ -308,11 +310,13 @@ def _by_prompt(rows: Sequence[TokenizedExample], batch_tokens: int) -> list[list
     for i, row in enumerate(rows):
         members.setdefault(row.prompt, []).append(i)
     bundles: list[list[int]] = []
-    for mine in members.values():
-        mine.sort(key=lambda i: (-len(rows[i].completion), i))
+    for same_prompt in members.values():
+        same_prompt.sort(key=lambda i: (-len(rows[i].completion), i))
         # The decoder's keys of the prompt are made for each of its rows: a quarter of a token each.
-        size = max(1, batch_tokens // (len(rows[mine[0]].completion) + len(rows[mine[0]].prompt) // 4 + 1))
-        bundles += [mine[i : i + size] for i in range(0, len(mine), size)]
+        size = max(
+            1, batch_tokens // (len(rows[same_prompt[0]].completion) + len(rows[same_prompt[0]].prompt) // 4 + 1)
+        )
+        bundles += [same_prompt[i : i + size] for i in range(0, len(same_prompt), size)]
     lengths = [max(rows[i].size for i in b) for b in bundles]
     return [[i for b in g for i in bundles[b]] for g in by_length(lengths, batch_tokens, [len(b) for b in bundles])]
 
@@ -336,18 +340,18 @@ def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
     dtype = str(next(model.module.parameters()).dtype)
     source = Path(__file__).read_bytes()
     setup = f"{model.config} {getattr(model.module, 'peft_config', None)}"  # rotary base, LoRA's scale: not in weights
-    kept = cache.Entry("logp", model.fingerprint(), setup, repr(rows), dtype, source)
-    found = kept.read("logp")
-    whole = found is not None and found["logp"].shape == (len(rows),)
-    if spread.agreed(model.module, whole) and found is not None:
-        print(f"reference log-probs of {len(rows)} rows: from the cache {kept.path}", file=sys.stderr)
-        return found["logp"]
+    entry = cache.Entry("logp", model.fingerprint(), setup, repr(rows), dtype, source)
+    cached = entry.read("logp")
+    usable = cached is not None and cached["logp"].shape == (len(rows),)
+    if spread.agreed(model.module, usable) and cached is not None:
+        print(f"reference log-probs of {len(rows)} rows: from the cache {entry.path}", file=sys.stderr)
+        return cached["logp"]
     total, _ = row_logp(model, rows)
-    kept.write({"logp": total})
+    entry.write({"logp": total})
     return total
 
 
-class _Shared(prefix.Layer):
+class _SharedLayer(prefix.Layer):
     """Keys and values of one prefix that every row of a batch continues; spread over them, never grown."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -360,29 +364,29 @@ class _Shared(prefix.Layer):
     def of(store: prefix.Store) -> prefix.Store:
         """The store's one row, for any number of rows."""
         layers: Any = store.layers
-        return prefix.Store([_Shared(layer.keys, layer.values, layer.length) for layer in layers])
+        return prefix.Store([_SharedLayer(layer.keys, layer.values, layer.length) for layer in layers])
 
 
 def _decoded(model: Model, batch: Tokens) -> Tensor:
     """What the head of an encoder-decoder is applied to, `(R, U, d)`, or its logits `(R, U, V)`."""
-    ids, there, mine = batch.input_ids, batch.attention_mask, batch.source
+    ids, mask, source = batch.input_ids, batch.attention_mask, batch.source
     if not _reads_head(model):
-        if mine is not None:
-            ids, there = ids[mine], there[mine]
+        if source is not None:
+            ids, mask = ids[source], mask[source]
         return model.module(
-            input_ids=ids, attention_mask=there, decoder_input_ids=batch.decoder_input_ids, use_cache=False
+            input_ids=ids, attention_mask=mask, decoder_input_ids=batch.decoder_input_ids, use_cache=False
         ).logits
     inner = prefix.inner_of(model)
-    read = inner.get_encoder()(input_ids=ids, attention_mask=there).last_hidden_state
-    if mine is not None:  # a prompt that rows share was read once
-        read, there = read[mine], there[mine]
+    encoded = inner.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    if source is not None:  # a prompt that rows share was read once
+        encoded, mask = encoded[source], mask[source]
     states = inner.get_decoder()(
-        input_ids=batch.decoder_input_ids, encoder_hidden_states=read, encoder_attention_mask=there, use_cache=False
+        input_ids=batch.decoder_input_ids, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
     ).last_hidden_state
     return states * inner.model_dim**-0.5 if inner.config.scale_decoder_outputs else states
 
 
-def _at(states: Tensor, batch: Tokens) -> Tensor:
+def _at_labels(states: Tensor, batch: Tokens) -> Tensor:
     """States `(B, T, d)` at the label tokens, `(N, d)`."""
     return states.flatten(0, 1).index_select(0, batch.at)
 
@@ -390,11 +394,11 @@ def _at(states: Tensor, batch: Tokens) -> Tensor:
 def _combined(ensemble: EnsembleModel, states: Sequence[Tensor]) -> Tensor:
     """An ensemble's logits, from what `label_states` gave for each member; side by side they are of one type."""
 
-    def own(member: Model, states: Tensor) -> Tensor:
+    def member_logits(member: Model, states: Tensor) -> Tensor:
         return logits_of(member, states.to(next(p.dtype for p in member.module.parameters() if p.is_floating_point())))
 
-    first, *others = map(own, ensemble.members, states)
-    return ensemble.module.combined(first, others)
+    first, *rest = map(member_logits, ensemble.members, states)
+    return ensemble.module.combined(first, rest)
 
 
 def _width(model: Model) -> int:
@@ -408,18 +412,18 @@ def _reads_head(model: Model) -> bool:
     """Whether the head can be run apart, on label tokens only."""
     if isinstance(model, EnsembleModel):
         return all(map(_reads_head, model.members))
-    known = {"causal": LINEAR_HEAD | CAPPED_HEAD, "seq2seq": APART}.get(model.kind, set())
+    supported = {"causal": LINEAR_HEAD | CAPPED_HEAD, "seq2seq": APART}.get(model.kind, set())
     # What was put into a decoder leaves its head as it was, and says whose it is.
-    kind = getattr(model.config, "head_type", None) or getattr(model.config, "model_type", None)
-    return kind in known and not prefix.learned_prompt(model)
+    model_type = getattr(model.config, "head_type", None) or getattr(model.config, "model_type", None)
+    return model_type in supported and not prefix.learned_prompt(model)
 
 
-def _learns(model: Model, held: Mapping[str, Tensor]) -> bool:
+def _needs_gradient(model: Model, columns: Mapping[str, Tensor]) -> bool:
     """Whether a gradient is wanted in the head, or in what token functions are given beside its logits."""
     if isinstance(model, EnsembleModel):
-        return any(_learns(member, held) for member in model.members)
+        return any(_needs_gradient(member, columns) for member in model.members)
     layer = prefix.inner_of(model).get_output_embeddings()
-    return torch.is_grad_enabled() and any(x.requires_grad for x in (*layer.parameters(), *held.values()))
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (*layer.parameters(), *columns.values()))
 
 
 def _score_dtype(model: Model) -> torch.dtype:

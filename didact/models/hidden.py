@@ -46,22 +46,22 @@ class Store:
     @classmethod
     def create(cls, folder: str | Path | None, widths: Mapping[int, int], count: int, dtype: str = "float32") -> Store:
         """Room for vectors of layers, `{layer: width}`, which `put` fills; in a temporary folder by default."""
-        keeps = None if folder is not None else tempfile.TemporaryDirectory(prefix="didact-hidden-")
-        place = Path(folder if folder is not None else keeps.name)  # type: ignore[union-attr]
-        place.mkdir(parents=True, exist_ok=True)
-        made = cls(place, tuple(widths), count, tuple(widths.values()), dtype, keeps)
+        temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="didact-hidden-")
+        path = Path(folder if folder is not None else temporary.name)  # type: ignore[union-attr]
+        path.mkdir(parents=True, exist_ok=True)
+        store = cls(path, tuple(widths), count, tuple(widths.values()), dtype, temporary)
         for layer, width in widths.items():
-            with open(made.file(layer), "wb") as handle:
+            with open(store.file(layer), "wb") as handle:
                 handle.truncate(max(1, count * width * np.dtype(NUMPY[dtype]).itemsize))
-        told = {"layers": made.layers, "count": count, "widths": made.widths, "dtype": dtype}
-        files.write_json(place / "store.json", told)
-        return made
+        fields = {"layers": store.layers, "count": count, "widths": store.widths, "dtype": dtype}
+        files.write_json(path / "store.json", fields)
+        return store
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
         """A store that was written before."""
-        told = files.read_json(Path(folder) / "store.json")
-        return cls(Path(folder), tuple(told["layers"]), told["count"], tuple(told["widths"]), told["dtype"])
+        fields = files.read_json(Path(folder) / "store.json")
+        return cls(Path(folder), tuple(fields["layers"]), fields["count"], tuple(fields["widths"]), fields["dtype"])
 
     def file(self, layer: int) -> Path:
         """Where a layer's vectors are: raw numbers, row after row."""
@@ -99,9 +99,9 @@ class _File:
     def put(self, start: int, rows: np.ndarray) -> None:
         """Write rows from this number on."""
         self.handle.seek(start * self.row)
-        left = memoryview(rows.tobytes())
-        while left:
-            left = left[self.handle.write(left) :]
+        unwritten = memoryview(rows.tobytes())
+        while unwritten:
+            unwritten = unwritten[self.handle.write(unwritten) :]
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows of these numbers."""
@@ -137,16 +137,16 @@ def record(
     """
     if bad := next((n for n, row in enumerate(rows, 1) if not 0 < len(row) <= model.context), None):
         raise UserError(f"record {bad}: {len(rows[bad - 1])} tokens; the model takes 1 to {model.context}")
-    named = [[(i,) for i in range(len(row))] for row in rows] if units is None else units
-    starts = np.concatenate([[0], np.cumsum([len(own) for own in named])]).astype(int)
+    row_units = [[(i,) for i in range(len(row))] for row in rows] if units is None else units
+    starts = np.concatenate([[0], np.cumsum([len(vectors) for vectors in row_units])]).astype(int)
     store: Store | None = None
     for group, states in batches(model, rows):
         if store is None:
-            widths = {layer: states[layer].shape[-1] for layer in _wanted(layers, len(states))}
+            widths = {layer: states[layer].shape[-1] for layer in _layer_numbers(layers, len(states))}
             store = Store.create(folder, widths, int(starts[-1]), dtype)
         for layer in store.layers:
             for line, i in enumerate(group):
-                store.put(layer, int(starts[i]), pooled(states[layer][line], named[i]))
+                store.put(layer, int(starts[i]), pooled(states[layer][line], row_units[i]))
     if store is None:
         raise UserError("no rows to take hidden states of")
     return store
@@ -177,11 +177,11 @@ def batches(model: Model, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[
         with progress.Counted("reading", len(rows)) as bar:
             for group in by_length([len(row) for row in rows], 2 * forward.at_once(model)):
                 ids = padded([rows[i] for i in group], model.pad if model.processor is not None else 0)
-                there = padded([[1] * len(rows[i]) for i in group], 0)
-                made = body(
-                    input_ids=ids.to(model.device), attention_mask=there.to(model.device), output_hidden_states=True
+                mask = padded([[1] * len(rows[i]) for i in group], 0)
+                output = body(
+                    input_ids=ids.to(model.device), attention_mask=mask.to(model.device), output_hidden_states=True
                 )
-                yield group, made.hidden_states
+                yield group, output.hidden_states
                 bar.advance(len(group))
     finally:
         model.module.train(was)
@@ -201,9 +201,9 @@ def body_of(model: Model) -> Any:
     return inner.base_model
 
 
-def _wanted(layers: Sequence[int] | None, there: int) -> list[int]:
+def _layer_numbers(layers: Sequence[int] | None, count: int) -> list[int]:
     if layers is None:
-        return list(range(there))
-    if bad := next((layer for layer in layers if not -there <= layer < there), None):
-        raise UserError(f"layers: {bad}: the model has 0 (embeddings) to {there - 1}")
-    return sorted({layer % there for layer in layers})
+        return list(range(count))
+    if bad := next((layer for layer in layers if not -count <= layer < count), None):
+        raise UserError(f"layers: {bad}: the model has 0 (embeddings) to {count - 1}")
+    return sorted({layer % count for layer in layers})

@@ -43,20 +43,20 @@ class KVCache:
             row: its row there.
             columns: and columns, one for each token.
         """
-        named = tuple(tokens)
-        at = bisect.bisect_right(self._order, named)
-        if any(known[: len(named)] == named for known in self._order[max(at - 1, 0) : at + 1]):
+        key = tuple(tokens)
+        at = bisect.bisect_right(self._order, key)
+        if any(kept[: len(key)] == key for kept in self._order[max(at - 1, 0) : at + 1]):
             return
-        if at and named[: len(self._order[at - 1])] == self._order[at - 1]:
+        if at and key[: len(self._order[at - 1])] == self._order[at - 1]:
             at -= 1
             self._forget(self._order[at])
         layers = []
-        for own in store.layers:
-            keys, values = (x[row : row + 1, :, columns].clone() for x in (own.keys, own.values))
-            layers.append(Layer(keys, values, len(named)))
-        self._order.insert(at, named)
-        self._stores[named] = Store(layers)
-        self.held += _bytes(self._stores[named])
+        for layer in store.layers:
+            keys, values = (x[row : row + 1, :, columns].clone() for x in (layer.keys, layer.values))
+            layers.append(Layer(keys, values, len(key)))
+        self._order.insert(at, key)
+        self._stores[key] = Store(layers)
+        self.held += _bytes(self._stores[key])
         while self.held > self.most:
             self._forget(next(iter(self._stores)))
 
@@ -66,15 +66,15 @@ class KVCache:
 
     def past(self, rows: Sequence[Sequence[int]], most: Sequence[int], room: int = 0) -> Past:
         """The longest known beginning of every row, of at most `most[i]` tokens, and room for as many more."""
-        found = [self._find(tuple(row[:n])) for row, n in zip(rows, most, strict=True)]
-        width = max((depth for _, depth in found), default=0)
+        matches = [self._find(tuple(row[:n])) for row, n in zip(rows, most, strict=True)]
+        width = max((depth for _, depth in matches), default=0)
         if not width:
             return Past.none(len(rows))
-        some = next(known for known, depth in found if depth)
-        parts = [(self._stores[known if depth else some], [(0, 0, depth)]) for known, depth in found]
+        first = next(key for key, depth in matches if depth)
+        parts = [(self._stores[key if depth else first], [(0, 0, depth)]) for key, depth in matches]
         packed = prefix.packed(parts, room)
         device = packed.layers[0].keys.device
-        missing = torch.tensor([[width - depth] for _, depth in found], device=device)
+        missing = torch.tensor([[width - depth] for _, depth in matches], device=device)
         return Past(packed, torch.arange(width, device=device) - missing)
 
     def _find(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -82,11 +82,11 @@ class KVCache:
         at = bisect.bisect_left(self._order, tokens)
         best: tuple[int, ...] = ()
         depth = 0
-        for known in self._order[max(at - 1, 0) : at + 1]:
-            pairs = enumerate(zip(known, tokens, strict=False))
-            same = next((i for i, (a, b) in pairs if a != b), min(len(known), len(tokens)))
-            if same > depth:
-                best, depth = known, same
+        for key in self._order[max(at - 1, 0) : at + 1]:
+            pairs = enumerate(zip(key, tokens, strict=False))
+            common = next((i for i, (a, b) in pairs if a != b), min(len(key), len(tokens)))
+            if common > depth:
+                best, depth = key, common
         if depth:
             self._stores[best] = self._stores.pop(best)
         return best, depth
@@ -97,4 +97,4 @@ class KVCache:
 
 
 def _bytes(store: Store) -> int:
-    return sum(x.numel() * x.element_size() for own in store.layers for x in (own.keys, own.values))
+    return sum(x.numel() * x.element_size() for layer in store.layers for x in (layer.keys, layer.values))

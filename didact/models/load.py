@@ -49,7 +49,7 @@ def load(
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
-    model = _loaded(path, device, dtype, quantize, parallel)
+    model = _load(path, device, dtype, quantize, parallel)
     check_whole(path)
     return model
 
@@ -60,11 +60,11 @@ def check_whole(folder: str | Path) -> None:
     Raises:
         UserError: one differs from its SHA-256.
     """
-    if why := files.damage(folder, ".safetensors"):
-        raise UserError(f"{folder}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
+    if damage := files.damage(folder, ".safetensors"):
+        raise UserError(f"{folder}: damaged: {damage}; make it anew, or remove .didact.json if you changed it")
 
 
-def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str) -> Model:
+def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str) -> Model:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -72,13 +72,13 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
     places.check_dtype(dtype)
     places.check_quantize(quantize, path)
     places.check(path)
-    where = Path(path)
-    if (where / places.FILE).is_file():
-        if "ensemble" in files.read_json(where / places.FILE):
-            return logit_ensemble.load(where, lambda member: load(member, device, dtype))
-        return modules.load_module(where)
-    if (where / "adapter_config.json").exists():
-        return _load_adapter(where, device, dtype, quantize, parallel)
+    folder = Path(path)
+    if (folder / places.FILE).is_file():
+        if "ensemble" in files.read_json(folder / places.FILE):
+            return logit_ensemble.load(folder, lambda member: load(member, device, dtype))
+        return modules.load_module(folder)
+    if (folder / "adapter_config.json").exists():
+        return _load_adapter(folder, device, dtype, quantize, parallel)
     try:
         config = opening.opened("AutoConfig", path)
     except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
@@ -86,26 +86,28 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
         ) from None
     if any(str(name).endswith("ForSequenceClassification") for name in _architectures(config)):
-        raise UserError(_judges(path))
-    if bad := next((k for k, v in vars(config).items() if SIZES.match(k) and type(v) is int and v < 0), None):
-        raise UserError(f"{path}: cannot be loaded: {bad} of its configuration is negative")
-    drops = {k: v for k, v in vars(config).items() if k.endswith(("dropout", "pdrop")) and isinstance(v, int | float)}
-    if bad := next((k for k, v in drops.items() if not 0 <= v <= 1), None):
+        raise UserError(_reward_model_message(path))
+    if field := next((k for k, v in vars(config).items() if SIZES.match(k) and type(v) is int and v < 0), None):
+        raise UserError(f"{path}: cannot be loaded: {field} of its configuration is negative")
+    dropouts = {
+        k: v for k, v in vars(config).items() if k.endswith(("dropout", "pdrop")) and isinstance(v, int | float)
+    }
+    if field := next((k for k, v in dropouts.items() if not 0 <= v <= 1), None):
         raise UserError(
-            f"{path}: cannot be loaded: {bad} of its configuration is {drops[bad]}, which is no probability"
+            f"{path}: cannot be loaded: {field} of its configuration is {dropouts[field]}, which is no probability"
         )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     masked = any(str(name).endswith("ForMaskedLM") for name in _architectures(config))
     kind: Kind = "seq2seq" if seq2seq else "masked" if masked else "causal"
     auto = PARTS[kind]
     try:
-        _check_size(where, auto, config)
-        more = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
-        apart = parallel in ("fsdp2", "hsdp") and launch.world() > 1 and not quantize and not places.is_gguf(path)
-        if apart:
+        _check_size(folder, auto, config)
+        options = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
+        sharded = parallel in ("fsdp2", "hsdp") and launch.world() > 1 and not quantize and not places.is_gguf(path)
+        if sharded:
             module, info = spread.opened(auto, path, config, DTYPES[dtype], device_of(device), parallel)
         else:
-            module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **more)
+            module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **options)
         tokenizer = opening.opened("AutoTokenizer", path)
     except UserError:
         raise
@@ -113,36 +115,36 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
-    module = module.eval() if quantize or apart else module.to(device_of(device)).eval()
+    module = module.eval() if quantize or sharded else module.to(device_of(device)).eval()
     for part in module.modules() if quantize else ():
         if hasattr(part, "support_avx512bf16_for_cpu"):  # packed so at the first scoring, weights pass no gradient on
             part.support_avx512bf16_for_cpu = False
-    model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
+    model = Model(module, tokenizer, kind, str(path), _condition(folder), loaded_from=str(path))
     if places.is_gguf(path):
         adapters.placeless(model)  # peft opens no such file: an adapter on it is saved merged
         module.hf_quantizer = None  # its weights are unpacked, and are saved as any others
         del module.config.quantization_config
     _check_finite(model, str(path))
-    for line in _doubts(model):
+    for line in _warnings_of(model):
         print(f"{path}: {line}", file=sys.stderr)
     return model
 
 
-def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
+def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
     """The model `make` gives, kept on disk under the hash of `parts`; says so when it comes from there."""
-    place = cache.place(what, *parts)
+    place = cache.place(kind, *parts)
     if place is None:
         return make()
     if os.path.lexists(place):
         try:
-            if not files.mark(place) or (why := files.damage(place)):
-                raise UserError(why if files.mark(place) else "its .didact.json is missing or damaged")
+            if not files.mark(place) or (damage := files.damage(place)):
+                raise UserError(damage if files.mark(place) else "its .didact.json is missing or damaged")
             model = load(place, device="cpu")
         except (UserError, OSError) as error:
             cache.warn(f"{place}: the cache is damaged here ({error}); made anew")
-            _clear(place)
+            _remove(place)
         else:
-            print(f"{what} model: from the cache {place}", file=sys.stderr)
+            print(f"{kind} model: from the cache {place}", file=sys.stderr)
             return model
     model = make()
     try:
@@ -152,29 +154,29 @@ def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
     return model
 
 
-def _clear(place: Path) -> None:
+def _remove(place: Path) -> None:
     """Remove what stands at a place of the cache, which only its own names reach."""
     with contextlib.suppress(OSError):
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
 def _load_adapter(
-    where: Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str
+    folder: Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str
 ) -> Model:
     """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
-    if places.adapter_config(where).get("task_type") == "SEQ_CLS":
-        raise UserError(_judges(where))
-    base = places.base_of(where)
-    if (where / QUANTIZED).exists():
-        quantize = quantize or files.read_json(where / QUANTIZED)["quantize"]
+    if places.adapter_config(folder).get("task_type") == "SEQ_CLS":
+        raise UserError(_reward_model_message(folder))
+    base = places.base_of(folder)
+    if (folder / QUANTIZED).exists():
+        quantize = quantize or files.read_json(folder / QUANTIZED)["quantize"]
     model = adapters.merged(load(base, device, dtype, quantize, parallel))
-    module = put_on(model.module, where, base)
-    found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
-    _check_finite(found, str(where))
-    return found
+    module = put_on(model.module, folder, base)
+    adapted = Model(module, tokenizer_of(folder) or model.processor, model.kind, base, _condition(folder), str(folder))
+    _check_finite(adapted, str(folder))
+    return adapted
 
 
-def put_on(module: Any, where: Path, base: str) -> Any:
+def put_on(module: Any, folder: Path, base: str) -> Any:
     """The adapter of a folder on its start model's module, whose embeddings take the size of the adapter's own.
 
     Raises:
@@ -183,14 +185,14 @@ def put_on(module: Any, where: Path, base: str) -> Any:
     from peft import PeftModel
 
     try:
-        if (rows := _embedded(where, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
+        if (rows := _vocabulary_size(folder, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
             module.resize_token_embeddings(rows, mean_resizing=False)
         with warnings.catch_warnings(), parted.hidden(module):
             warnings.simplefilter("ignore", FutureWarning)  # peft's own, of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            wrapped: Any = PeftModel.from_pretrained(module, str(where))
+            wrapped: Any = PeftModel.from_pretrained(module, str(folder))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise UserError(f"{where}: the adapter cannot be put on {base}: {_first_line(error)}") from None
+        raise UserError(f"{folder}: the adapter cannot be put on {base}: {_first_line(error)}") from None
     # Where it was found: adapters trained on from this one name it, wherever they are written.
     wrapped.active_peft_config.base_model_name_or_path = base
     return wrapped.eval()
@@ -201,16 +203,16 @@ def tokenizer_of(adapter: Path) -> Any:
     return opening.opened("AutoTokenizer", adapter) if places.TOKENIZERS & {p.name for p in adapter.iterdir()} else None
 
 
-def _embedded(where: Path, module: Any) -> int | None:
+def _vocabulary_size(folder: Path, module: Any) -> int | None:
     """How many tokens the embeddings kept in an adapter's folder have; None where it keeps none."""
     from safetensors import safe_open
 
     layers = [layer for layer in (module.get_input_embeddings(), module.get_output_embeddings()) if layer is not None]
     names = {name for name, part in module.named_modules() if any(part is layer for layer in layers)}
-    with safe_open(where / "adapter_model.safetensors", "pt") as kept:
-        for key in kept.keys():  # noqa: SIM118  (it is no mapping)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no mapping)
             path, _, last = key.removeprefix("base_model.model.").rpartition(".")
-            shape = kept.get_slice(key).get_shape()
+            shape = file.get_slice(key).get_shape()
             if last == "weight" and path.removesuffix(".base_layer").removesuffix(".modules_to_save") in names:
                 return int(shape[0])
             if last == "lora_embedding_A" and path in names:
@@ -222,33 +224,33 @@ def _condition(folder: Path) -> Condition | None:
     """What the model of a folder is to be asked with, where it says so."""
     if not (folder / CONDITION).exists():
         return None
-    told = files.read_json(folder / CONDITION)
-    return Condition(**told | {"banned": tuple(told["banned"])})
+    fields = files.read_json(folder / CONDITION)
+    return Condition(**fields | {"banned": tuple(fields["banned"])})
 
 
-def _judges(path: str | Path) -> str:
+def _reward_model_message(path: str | Path) -> str:
     return f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}"
 
 
 def _architectures(config: Any) -> list[Any]:
-    named = getattr(config, "architectures", None)
-    return named if isinstance(named, list) else []
+    names = getattr(config, "architectures", None)
+    return names if isinstance(names, list) else []
 
 
 def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
     """See that the files hold about the weights the configuration describes, before memory is taken for those."""
     from safetensors import safe_open
 
-    held = 0
+    stored = 0
     for path in folder.glob("*.safetensors") if folder.is_dir() else ():
-        with safe_open(path, "pt") as kept:
-            held += sum(math.prod(kept.get_slice(key).get_shape()) for key in kept.keys())  # noqa: SIM118  (no mapping)
-    if held and not getattr(config, "quantization_config", None):  # whose weights are packed
+        with safe_open(path, "pt") as file:
+            stored += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  (no mapping)
+    if stored and not getattr(config, "quantization_config", None):  # whose weights are packed
         with torch.device("meta"):
             described = sum(p.numel() for p in opening.built(auto, config).parameters())
-        if described > 2 * held:
+        if described > 2 * stored:
             raise UserError(
-                f"{folder}: its configuration describes {described:,} weights, its files hold {held:,}: "
+                f"{folder}: its configuration describes {described:,} weights, its files hold {stored:,}: "
                 "the checkpoint is incomplete"
             )
 
@@ -259,7 +261,7 @@ def _check_finite(model: Model, path: str) -> None:
             raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
 
 
-def _doubts(model: Model) -> Iterator[str]:
+def _warnings_of(model: Model) -> Iterator[str]:
     """What a user should know of a model that works, but not as others do.
 
     Raises:

@@ -35,10 +35,10 @@ class Momentum(nn.Module):
     def __init__(self, heads: int, eta: float | list[float] = 0.5, gated: bool = True) -> None:
         super().__init__()
         self.spec: dict[str, Any] = {"heads": heads, "eta": eta, "gated": gated}
-        each = [eta] * heads if isinstance(eta, int | float) else list(eta)
-        if len(each) != heads or not all(0 <= e <= 1 for e in each):
+        etas = [eta] * heads if isinstance(eta, int | float) else list(eta)
+        if len(etas) != heads or not all(0 <= e <= 1 for e in etas):
             raise UserError(f"eta = {eta}: must lie in [0, 1], one for all or one for each of {heads} heads")
-        self.eta = tuple(each)
+        self.eta = tuple(etas)
         if gated:
             self.gate = nn.Parameter(torch.zeros(heads))
         else:
@@ -47,16 +47,20 @@ class Momentum(nn.Module):
     def forward(self, states: Tensor, reading: Reading, layer: nn.Module) -> Tensor:
         """What is added to the attention's output, `(B, T, D)`."""
         width = states.shape[1]
-        seen = reading.remember(projections.values(layer, states))
+        values = reading.remember(projections.values(layer, states))
         assert reading.documents is not None
-        size = int(getattr(layer, "head_dim", 0) or seen.shape[-1] // len(self.gate))
-        own = seen.view(*seen.shape[:2], -1, size)
-        every = own.repeat_interleave(len(self.gate) // own.shape[2], 2)  # heads that share values
-        gates = self.gate.to(every)
+        size = int(getattr(layer, "head_dim", 0) or values.shape[-1] // len(self.gate))
+        by_head = values.view(*values.shape[:2], -1, size)
+        per_query = by_head.repeat_interleave(len(self.gate) // by_head.shape[2], 2)  # heads that share values
+        gates = self.gate.to(per_query)
         summed = torch.cat(
-            [decayed(every[:, :, h], self.eta[h], reading.documents, width)[:, :, None] for h in range(len(gates))]
+            [decayed(per_query[:, :, h], self.eta[h], reading.documents, width)[:, :, None] for h in range(len(gates))]
             if len(set(self.eta)) > 1
-            else [decayed(every.flatten(2), self.eta[0], reading.documents, width).view(len(every), width, -1, size)],
+            else [
+                decayed(per_query.flatten(2), self.eta[0], reading.documents, width).view(
+                    len(per_query), width, -1, size
+                )
+            ],
             dim=2,
         )
         return projections.output(layer, (summed * gates[:, None]).flatten(2))
@@ -72,13 +76,13 @@ def decayed(values: Tensor, eta: float, documents: Tensor, queries: int | None =
         queries: Q; all by default.
     """
     width = values.shape[1]
-    asked = width if queries is None else queries
-    place = torch.arange(width, device=values.device)
-    apart = place[width - asked :, None] - place
-    before = apart > 0
-    weight = torch.where(before, torch.tensor(eta, dtype=torch.float64).to(values) ** apart.clamp(min=0), 0.0)
-    mine = documents[:, width - asked :, None] == documents[:, None]
-    return (weight * (mine & (documents[:, None] >= 0))).to(values) @ values
+    count = width if queries is None else queries
+    position = torch.arange(width, device=values.device)
+    distance = position[width - count :, None] - position
+    before = distance > 0
+    weight = torch.where(before, torch.tensor(eta, dtype=torch.float64).to(values) ** distance.clamp(min=0), 0.0)
+    same_document = documents[:, width - count :, None] == documents[:, None]
+    return (weight * (same_document & (documents[:, None] >= 0))).to(values) @ values
 
 
 def insert_momentum(model: Model, eta: float = 0.5, gated: bool = True) -> Model:

@@ -58,14 +58,14 @@ class NGramHead(nn.Module):
         if reading.tokens is None:
             raise UserError("n-gram heads read token ids: give the model input_ids, not inputs_embeds")
         normed = self.norm(states)
-        seen = reading.remember(normed)
+        earlier = reading.remember(normed)
         assert reading.ids is not None and reading.documents is not None
         if self.lookup == "zero":
             looked_up = torch.zeros_like(normed)
         else:
             # All columns of a document are the same 0-gram: its followers are what came before.
             n = self.n if self.lookup == "ngram" else 0
-            looked_up = look_up(seen, reading.ids, n, reading.documents, states.shape[1], self.boundary)
+            looked_up = look_up(earlier, reading.ids, n, reading.documents, states.shape[1], self.boundary)
         out: Tensor = self.found(looked_up) + self.own(normed)
         return out
 
@@ -79,18 +79,18 @@ def groups(ids: Tensor, n: int, documents: Tensor | None = None, boundary: int |
         documents = torch.zeros_like(ids)
     row = torch.arange(len(ids), device=ids.device)[:, None]
     _, group = (row * (int(documents.max()) + 2) + documents + 1).unique(return_inverse=True)
-    there = documents >= 0
+    exists = documents >= 0
     for step in range(n):
         if step:
             group = nn.functional.pad(group[:, :-1], (1, 0))
-            same = documents[:, 1:] == documents[:, :-1]
+            continues = documents[:, 1:] == documents[:, :-1]
             if boundary is not None:
-                same = same & (ids[:, 1:] != boundary)
+                continues = continues & (ids[:, 1:] != boundary)
             # The shorter gram that ended one earlier, in the same document.
-            there = there & nn.functional.pad(there[:, :-1] & same, (1, 0))
+            exists = exists & nn.functional.pad(exists[:, :-1] & continues, (1, 0))
         key = group * (int(ids.max()) + 2) + ids + 1
         _, group = key.unique(return_inverse=True)
-    return group.masked_fill(~there, -1)
+    return group.masked_fill(~exists, -1)
 
 
 def weights(
@@ -102,10 +102,10 @@ def weights(
     group = groups(ids, n, documents, boundary)
     width = ids.shape[1]
     last = slice(width - (width if queries is None else queries), width)
-    before = nn.functional.pad(group[:, :-1], (1, 0), value=-2)  # of the n-gram that position i follows
-    before = before.masked_fill((documents < 0) | (before < 0), -2)
+    followed = nn.functional.pad(group[:, :-1], (1, 0), value=-2)  # of the n-gram that position i follows
+    followed = followed.masked_fill((documents < 0) | (followed < 0), -2)
     t = torch.arange(width, device=ids.device)
-    match = (group[:, last, None] == before[:, None]) & (t < t[last, None])
+    match = (group[:, last, None] == followed[:, None]) & (t < t[last, None])
     match = match & (documents[:, last, None] == documents[:, None])
     return match.double() / match.sum(-1, keepdim=True).clamp(min=1)
 
@@ -120,12 +120,12 @@ def look_up(
 ) -> Tensor:
     """`A @ states (B, T, D)` of the last `queries` positions (all by default), summed in double precision."""
     width = states.shape[1]
-    asked = width if queries is None else queries
-    if asked <= FEW < width:
-        wide = states if states.dtype == torch.float64 else states.float()
-        return (weights(ids, n, documents, asked, boundary).to(wide) @ wide).to(states)
+    count = width if queries is None else queries
+    if count <= FEW < width:
+        precise = states if states.dtype == torch.float64 else states.float()
+        return (weights(ids, n, documents, count, boundary).to(precise) @ precise).to(states)
     out: Tensor = _LookUp.apply(states, plan(ids, n, documents, boundary))
-    return out[:, width - asked :]
+    return out[:, width - count :]
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class _LookUp(torch.autograd.Function):
         rows, width, size = states.shape
         flat, out = states.reshape(rows * width, size), torch.empty_like(states).view(rows * width, size)
         for part in _parts(size, rows * width):
-            taken = nn.functional.pad(flat[:, part].double(), (0, 0, 0, 1))[how.follower]
-            running = nn.functional.pad(taken.cumsum(0), (0, 0, 1, 0))
+            followers = nn.functional.pad(flat[:, part].double(), (0, 0, 0, 1))[how.follower]
+            running = nn.functional.pad(followers.cumsum(0), (0, 0, 1, 0))
             total = running[how.last] - running[how.first]
             out[how.order, part] = (total / how.count.clamp(min=1)[:, None]).to(states.dtype)
         return out.view_as(states)
@@ -189,14 +189,14 @@ class _LookUp(torch.autograd.Function):
         how, (grad,) = ctx.how, grads
         rows, width, size = grad.shape
         flat, out = grad.reshape(rows * width, size), torch.zeros_like(grad).view(rows * width, size)
-        real = how.follower < rows * width
+        has_follower = how.follower < rows * width
         for part in _parts(size, rows * width):
-            each = flat[how.order, part].double() / how.count.clamp(min=1)[:, None]
-            change = each.new_zeros(len(each) + 1, each.shape[1])
-            change.index_add_(0, how.last, each).index_add_(0, how.first, each, alpha=-1)
+            shares = flat[how.order, part].double() / how.count.clamp(min=1)[:, None]
+            change = shares.new_zeros(len(shares) + 1, shares.shape[1])
+            change.index_add_(0, how.last, shares).index_add_(0, how.first, shares, alpha=-1)
             # Place p is in the running sums of p + 1 and all later ones.
-            below = change.sum(0) - change.cumsum(0)
-            out[how.follower[real], part] = below[:-1][real].to(grad.dtype)
+            totals = change.sum(0) - change.cumsum(0)
+            out[how.follower[has_follower], part] = totals[:-1][has_follower].to(grad.dtype)
         return out.view_as(grad), None
 
 

@@ -82,8 +82,8 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
     if (folder / FILE).is_file():
         return
     names = {p.name for p in folder.iterdir()}
-    if odd := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
-        raise UserError(f"{odd}: neither file nor folder: a pipe would be waited for; remove it")
+    if special := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
+        raise UserError(f"{special}: neither file nor folder: a pipe would be waited for; remove it")
     if not names & {"config.json", "adapter_config.json"}:
         hint = " (its model is in the folder 'model' inside)" if "model" in names else ""
         raise UserError(f"{folder}: no config.json: not a model folder{hint}")
@@ -105,8 +105,8 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
 
 def leading(folder: Path) -> Path:
     """The folder of the first model, whose tokenizer it is, where several answer as one; else this one."""
-    told = files.read_json(folder / FILE) if (folder / FILE).is_file() else {}
-    return leading(Path(told["base"] or folder / "base")) if "ensemble" in told else folder
+    fields = files.read_json(folder / FILE) if (folder / FILE).is_file() else {}
+    return leading(Path(fields["base"] or folder / "base")) if "ensemble" in fields else folder
 
 
 def base_of(adapter: Path) -> str:
@@ -115,20 +115,20 @@ def base_of(adapter: Path) -> str:
     Raises:
         UserError: it names none, or a path where none is.
     """
-    named = adapter_config(adapter).get("base_model_name_or_path")
-    if not named:
+    name = adapter_config(adapter).get("base_model_name_or_path")
+    if not name:
         raise UserError(
             f"{adapter}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
         )
-    beside = [above / Path(named).name for above in adapter.absolute().parents[:2]]  # a run keeps it in `model`
-    places = (Path(named), adapter / named, adapter.parent / named, *beside)
-    found = next((str(place) for place in places if _is_other_model(place, adapter)), None)
-    if found is None and _is_path(named) and not Path(named).exists():
+    siblings = [above / Path(name).name for above in adapter.absolute().parents[:2]]  # a run keeps it in `model`
+    candidates = (Path(name), adapter / name, adapter.parent / name, *siblings)
+    base = next((str(place) for place in candidates if _is_other_model(place, adapter)), None)
+    if base is None and _is_path(name) and not Path(name).exists():
         raise UserError(
-            f"{adapter}: its start model {named} is not there: put it beside the adapter, or name its folder in the "
+            f"{adapter}: its start model {name} is not there: put it beside the adapter, or name its folder in the "
             "field 'base_model_name_or_path' of adapter_config.json"
         )
-    return found or str(named)
+    return base or str(name)
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -146,5 +146,5 @@ def _is_path(name: str | Path) -> bool:
 
 
 def _is_other_model(place: Path, adapter: Path) -> bool:
-    there = any((place / name).exists() for name in ("config.json", "adapter_config.json", FILE))
-    return there and place.resolve() != adapter.resolve()
+    is_model = any((place / name).exists() for name in ("config.json", "adapter_config.json", FILE))
+    return is_model and place.resolve() != adapter.resolve()

@@ -131,20 +131,20 @@ def packed(parts: Sequence[tuple[Store, Sequence[tuple[int, int, int]]]], room: 
     Returns:
         A store `width = max(last - first)` columns long; what lies before a shorter row is zero.
     """
-    pieces = [piece for _, taken in parts for piece in taken]
-    width = max(last - first for _, first, last in pieces)
+    all_pieces = [piece for _, pieces in parts for piece in pieces]
+    width = max(last - first for _, first, last in all_pieces)
     layers = []
-    for at, like in enumerate(parts[0][0].layers):
+    for index, layer in enumerate(parts[0][0].layers):
         pair = []
         for name in ("keys", "values"):
-            x = getattr(like, name)
-            out = x.new_zeros(len(pieces), x.shape[1], width + room, x.shape[3])
-            row = 0
-            for store, taken in parts:
-                source = getattr(store.layers[at], name)
-                for number, first, last in taken:
-                    out[row, :, width - (last - first) : width] = source[number, :, first:last]
-                    row += 1
+            x = getattr(layer, name)
+            out = x.new_zeros(len(all_pieces), x.shape[1], width + room, x.shape[3])
+            out_row = 0
+            for store, pieces in parts:
+                source = getattr(store.layers[index], name)
+                for row, first, last in pieces:
+                    out[out_row, :, width - (last - first) : width] = source[row, :, first:last]
+                    out_row += 1
             pair.append(out)
         layers.append(Layer(pair[0], pair[1], width))
     return Store(layers)
@@ -178,8 +178,8 @@ def common(rows: Sequence[Sequence[int]]) -> int:
     if len(rows) < 2:
         return 0
     shortest = min(map(len, rows))
-    same = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), shortest)
-    return max(0, min(same, shortest - 1))
+    count = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), shortest)
+    return max(0, min(count, shortest - 1))
 
 
 def prefill(model: Model, ids: Sequence[int]) -> Store:
@@ -218,11 +218,11 @@ def extend(model: Model, store: Store, rows: Sequence[Sequence[int]], position: 
         mask = torch.cat([position >= 0, position.new_ones(len(rows), width, dtype=torch.bool)], 1)
         first = position[:, -1:] + 1
     # Where a row ends, its logits are; the head is run at those columns only.
-    ends, which = (lengths - 1).unique(return_inverse=True)
+    ends, end_index = (lengths - 1).unique(return_inverse=True)
     logits = step(model, store, ids, first + columns, mask, keep=ends)
     if logits.shape[1] == width:
-        which = lengths - 1
-    return logits[torch.arange(len(rows), device=model.device), which]
+        end_index = lengths - 1
+    return logits[torch.arange(len(rows), device=model.device), end_index]
 
 
 def step(
@@ -238,10 +238,10 @@ def step(
         mask: which of the store's and these columns are real, `(B, past + T)`; None where all are.
         keep: columns `(k,)` whose logits are wanted, or how many at the end.
     """
-    more: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes(model.module) else {}
+    options: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes(model.module) else {}
     if "position_ids" in takes(model.module):
-        more["position_ids"] = positions.expand(len(ids), -1)
-    return model.module(input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True, **more).logits
+        options["position_ids"] = positions.expand(len(ids), -1)
+    return model.module(input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True, **options).logits
 
 
 def inner_of(model: Model) -> Any:

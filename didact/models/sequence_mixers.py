@@ -28,8 +28,8 @@ WAVES, HIDDEN, PITCH = 16, 64, 10.0  # of the network that makes its long filter
 def summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Fast weights: what query t reads of the matrix `W_t = sum_{s <= t} v_s k_s^T / t`. `(B, H, T, K)`."""
     k = F.normalize(k, dim=-1)
-    seen = torch.arange(1, q.shape[-2] + 1, device=q.device, dtype=q.dtype)[:, None]
-    return torch.tril(q @ k.transpose(-1, -2)) @ v / seen
+    counts = torch.arange(1, q.shape[-2] + 1, device=q.device, dtype=q.dtype)[:, None]
+    return torch.tril(q @ k.transpose(-1, -2)) @ v / counts
 
 
 # --- RetNet ----------------------------------------------------------------------------------
@@ -56,11 +56,11 @@ class Retention(nn.Module):
 def retained(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`sum_{s <= t} g^(t-s) (q_t . k_s) v_s`, queries and keys turned by their positions, `(B, H, T, K)`."""
     heads, length, size = q.shape[-3:]
-    turn = rotations(length, size // 2 * 2, q)
-    q, k = rotated(q, *turn), rotated(k, *turn)
+    angles = rotations(length, size // 2 * 2, q)
+    q, k = rotated(q, *angles), rotated(k, *angles)
     t = torch.arange(length, device=q.device, dtype=q.dtype)
-    kept = decays(heads, q)[:, None, None] ** (t[:, None] - t).clamp(min=0)
-    return torch.tril(q @ k.transpose(-1, -2) * kept) @ v
+    decay = decays(heads, q)[:, None, None] ** (t[:, None] - t).clamp(min=0)
+    return torch.tril(q @ k.transpose(-1, -2) * decay) @ v
 
 
 def decays(heads: int, like: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class TimeMix(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Mixed tokens `(B, T, width)`."""
         earlier = F.pad(tokens[:, :-1], (0, 0, 1, 0))
-        k, v, r = (to(torch.lerp(earlier, tokens, share)) for to, share in
+        k, v, r = (layer(torch.lerp(earlier, tokens, share)) for layer, share in
                    zip((self.key, self.value, self.gate), self.fresh, strict=True))  # fmt: skip
         return r.sigmoid() * faded(self.log_decay.exp(), self.bonus, k, v)
 
@@ -101,13 +101,13 @@ def faded(decay: Tensor, bonus: Tensor, k: Tensor, v: Tensor) -> Tensor:
         count = keys.shape[1]
         t = torch.arange(count + 1, device=k.device, dtype=k.dtype)  # the last stands for the piece that follows
         gap = (t[:, None] - 1 - t[:count])[..., None]
-        ago = keys[:, None] - gap * decay
-        now = torch.where(gap < 0, -torch.inf, ago)
-        now = torch.where(gap == -1, keys[:, None] + bonus, now)[:, :count]
-        log = torch.cat([torch.cat([now, ago[:, count:]], 1), (weight - t[:, None] * decay)[:, :, None]], 2)
-        mixed = torch.einsum("btsd,bsd->btd", log.softmax(2), torch.cat([values, mean], 1))
+        past = keys[:, None] - gap * decay
+        logits = torch.where(gap < 0, -torch.inf, past)
+        logits = torch.where(gap == -1, keys[:, None] + bonus, logits)[:, :count]
+        log_weights = torch.cat([torch.cat([logits, past[:, count:]], 1), (weight - t[:, None] * decay)[:, :, None]], 2)
+        mixed = torch.einsum("btsd,bsd->btd", log_weights.softmax(2), torch.cat([values, mean], 1))
         out.append(mixed[:, :count])
-        mean, weight = mixed[:, count:], log[:, count:].logsumexp(2)
+        mean, weight = mixed[:, count:], log_weights[:, count:].logsumexp(2)
     return torch.cat(out, 1)
 
 
@@ -132,10 +132,10 @@ class Hyena(nn.Module):
         """`h (T, width)`: the weight of what came 0, 1, ... tokens before."""
         weight = self.first.weight
         waves = torch.cat(rotations(length, WAVES, weight), -1)
-        made: Tensor = self.last((PITCH * self.second((PITCH * self.first(waves)).sin())).sin())
+        filters: Tensor = self.last((PITCH * self.second((PITCH * self.first(waves)).sin())).sin())
         t = torch.arange(length, device=weight.device, dtype=weight.dtype)[:, None]
-        reach = torch.logspace(0, 2.5, made.shape[1], device=weight.device, dtype=weight.dtype)
-        return made * torch.exp(-t / reach) / reach.sqrt()
+        lengths = torch.logspace(0, 2.5, filters.shape[1], device=weight.device, dtype=weight.dtype)
+        return filters * torch.exp(-t / lengths) / lengths.sqrt()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mixed tokens `(B, T, width)`."""
@@ -148,9 +148,9 @@ class Hyena(nn.Module):
 def convolved(z: Tensor, filters: Tensor) -> Tensor:
     """`sum_{s <= t} h_{t-s} z_s` of `(B, T, D)` and `(T, D)`, by the fast Fourier transform."""
     length = z.shape[1]
-    wide = 2 * length  # or the end would come round to the beginning
-    spectrum = torch.fft.rfft(z, wide, dim=1) * torch.fft.rfft(filters, wide, dim=0)
-    return torch.fft.irfft(spectrum, wide, dim=1)[:, :length]
+    padded = 2 * length  # or the end would come round to the beginning
+    spectrum = torch.fft.rfft(z, padded, dim=1) * torch.fft.rfft(filters, padded, dim=0)
+    return torch.fft.irfft(spectrum, padded, dim=1)[:, :length]
 
 
 # --- positions -------------------------------------------------------------------------------
@@ -166,5 +166,5 @@ def rotations(length: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
 def rotated(x: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
     """The first coordinates of `(..., T, K)` turned by their position, in pairs; the others as they are."""
     half = sine.shape[-1]
-    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, rest], -1)
+    a, b, unrotated = x.split([half, half, x.shape[-1] - 2 * half], -1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine, unrotated], -1)

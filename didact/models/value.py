@@ -21,12 +21,12 @@ def attached(model: Model) -> Model:
     kind = getattr(model.config, "model_type", None)
     if kind not in forward.LINEAR_HEAD | forward.CAPPED_HEAD:
         raise UserError(f"values are read from the states before the head, which is not known for {kind}")
-    made = copy_of(model)
-    module: Any = prefix.inner_of(made)
+    copied = copy_of(model)
+    module: Any = prefix.inner_of(copied)
     head = module.get_output_embeddings()
     module.value_head = nn.Linear(head.in_features, 1, bias=False).to(head.weight)
     nn.init.zeros_(module.value_head.weight)
-    return made
+    return copied
 
 
 def of_states(model: Model, states: Tensor) -> Tensor:

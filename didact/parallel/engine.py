@@ -45,11 +45,11 @@ class Engine:
     ) -> None:  # fmt: skip
         self.grid, self.micro, self.device, self.schedule = grid, micro, device, schedule
         self.partial: list[nn.Module] = []
-        own = next(module.parameters()).dtype
-        bare = stages.skeleton(module, own if own.itemsize >= 4 else torch.float32)
-        self.stage = stages.Stage(bare, grid.stage, grid.pp, precision)
+        dtype = next(module.parameters()).dtype
+        skeleton = stages.skeleton(module, dtype if dtype.itemsize >= 4 else torch.float32)
+        self.stage = stages.Stage(skeleton, grid.stage, grid.pp, precision)
         if grid.tp > 1:
-            self.partial = tensor.split(bare, grid.of("tp"))
+            self.partial = tensor.split(skeleton, grid.of("tp"))
         names = {id(p): name for name, p in self.stage.named().items()}
         for part in (*self.stage.layers, self.stage):  # one after the other, so that few are ever whole
             stages.fill(part, names, values, device)
@@ -62,7 +62,7 @@ class Engine:
         self.named = self.stage.named()
         self.ends = self._ends()
         self._pipe: tuple[int, Any] = (0, None)
-        self._now: Callable[[Tensor, Tensor], Tensor] = self._loss
+        self._loss_now: Callable[[Tensor, Tensor], Tensor] = self._loss
 
     def step(self, ids: Tensor, labels: Tensor) -> float:
         """Gradients of the mean loss over the label tokens of a batch `(B, T)`, the same on every process; the loss."""
@@ -72,11 +72,11 @@ class Engine:
 
     def own(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of this process's copy; rows without labels make them whole micro-batches, one a stage at least."""
-        each = max(-(-len(ids) // (self.grid.dp * self.micro)), self.grid.pp if self.grid.pp > 1 else 1) * self.micro
-        more = each * self.grid.dp - len(ids)
-        first = self.grid.rank("dp") * each
-        given = (F.pad(ids, (0, 0, 0, more)), F.pad(labels, (0, 0, 0, more), value=IGNORE))
-        tokens, targets = (x[first : first + each].to(self.device) for x in given)
+        count = max(-(-len(ids) // (self.grid.dp * self.micro)), self.grid.pp if self.grid.pp > 1 else 1) * self.micro
+        padding = count * self.grid.dp - len(ids)
+        first = self.grid.rank("dp") * count
+        padded = (F.pad(ids, (0, 0, 0, padding)), F.pad(labels, (0, 0, 0, padding), value=IGNORE))
+        tokens, targets = (x[first : first + count].to(self.device) for x in padded)
         return tokens, targets
 
     def backward(self, ids: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -110,9 +110,9 @@ class Engine:
 
     def norm(self) -> float:
         """Of all gradients together, a tied embedding's once."""
-        twice = self.stage.table if self.stage.shares and self.grid.last else None
-        own = [p.grad for name, p in self.named.items() if p.grad is not None and name != twice]
-        return tensor.norm(own, self.grid.dp * self.grid.tp, self.device)
+        skipped = self.stage.table if self.stage.shares and self.grid.last else None
+        gradients = [p.grad for name, p in self.named.items() if p.grad is not None and name != skipped]
+        return tensor.norm(gradients, self.grid.dp * self.grid.tp, self.device)
 
     def clip(self, limit: float) -> float:
         """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""
@@ -125,23 +125,23 @@ class Engine:
 
     def over_all(self, values: Iterable[float]) -> list[float]:
         """Sums over all processes."""
-        given = torch.tensor(list(values), dtype=torch.float64)
+        sums = torch.tensor(list(values), dtype=torch.float64)
         if self.grid.mesh is not None:
-            given = given.to(self.device)
-            dist.all_reduce(given)
-        return [float(v) for v in given]
+            sums = sums.to(self.device)
+            dist.all_reduce(sums)
+        return [float(v) for v in sums]
 
     @torch.no_grad()
     def whole(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p) -> dict[str, Tensor]:
         """All weights by name, or what `of` gives of them, on the CPU of the first process; the others get nothing."""
-        own = [name for name in self.named if not (self.stage.shares and self.grid.last and name == self.stage.table)]
+        names = [name for name in self.named if not (self.stage.shares and self.grid.last and name == self.stage.table)]
         first = self.grid.mesh is None or dist.get_rank() == 0
-        told: list[Any] = [None] * self.grid.pp
+        shapes_by_stage: list[Any] = [None] * self.grid.pp
         if self.grid.pp > 1:
-            shapes = [(name, self.named[name].shape, self.named[name].dtype) for name in own]
-            dist.all_gather_object(told, shapes, group=self.grid.of("pp").get_group())
+            shapes = [(name, self.named[name].shape, self.named[name].dtype) for name in names]
+            dist.all_gather_object(shapes_by_stage, shapes, group=self.grid.of("pp").get_group())
         out: dict[str, Tensor] = {}
-        for name in own:
+        for name in names:
             value = shards.whole(of(self.named[name])).detach()
             if self.grid.rank("dp") or self.grid.rank("tp"):
                 continue
@@ -151,7 +151,7 @@ class Engine:
                 dist.send(value.contiguous(), 0)
         if first:
             for number in range(1, self.grid.pp):
-                for name, shape, dtype in told[number]:
+                for name, shape, dtype in shapes_by_stage[number]:
                     buffer = torch.empty(shape, dtype=dtype, device=self.device)
                     dist.recv(buffer, number * self.grid.dp * self.grid.tp)
                     out[name] = buffer.cpu()
@@ -179,15 +179,15 @@ class Engine:
                 output_args=states,
                 group=self.grid.of("pp").get_group(),
             )  # fmt: skip
-            made = SCHEDULES[self.schedule](part, parts, loss_fn=lambda y, t: self._now(y, t), scale_grads=False)
-            self._pipe = (parts, made)
-        self._now = loss
+            schedule = SCHEDULES[self.schedule](part, parts, loss_fn=lambda y, t: self._loss_now(y, t), scale_grads=False)
+            self._pipe = (parts, schedule)
+        self._loss_now = loss
         return self._pipe[1]
 
     def _ends(self) -> Any:
         """The group of the first and the last stage, where both have a copy of a tied embedding."""
         if not (self.stage.tied and self.grid.pp > 1):
             return None
-        each, mine = self.grid.dp * self.grid.tp, dist.get_rank()
-        made = {k: dist.new_group([k, k + each * (self.grid.pp - 1)]) for k in range(each)}  # by all, in one order
-        return made[mine % each] if self.stage.shares else None
+        width, rank = self.grid.dp * self.grid.tp, dist.get_rank()
+        groups = {k: dist.new_group([k, k + width * (self.grid.pp - 1)]) for k in range(width)}  # by all, in one order
+        return groups[rank % width] if self.stage.shares else None

@@ -37,13 +37,13 @@ def sizes(text: str, option: str = "layout") -> tuple[int, int, int]:
     Raises:
         UserError: it is no layout.
     """
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found or not all(map(int, found.groups())):
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match or not all(map(int, match.groups())):
         names = f"{', '.join(NAMED)} or " if option == "parallel" else ""
         raise UserError(
             f"{option} = {text}: must be {names}PPxDPxTP, stages by copies by parts of a layer: 2x1x2 for 4 processes"
         )
-    pp, dp, tp = map(int, found.groups())
+    pp, dp, tp = map(int, match.groups())
     return pp, dp, tp
 
 
@@ -62,15 +62,15 @@ def several(said: str, environ: Mapping[str, str] | None = None) -> None:
     Raises:
         UserError: there is no launcher, or a layout takes more or fewer than it started.
     """
-    laid, there = parallel(said), world(environ)
-    count = math.prod(laid) if laid else 8
-    if said != "ddp" and there == 1:
+    layout, started = parallel(said), world(environ)
+    count = math.prod(layout) if layout else 8
+    if said != "ddp" and started == 1:
         raise UserError(
             f"parallel = {said}: goes with several processes: torchrun --nproc_per_node {max(count, 2)} -m didact run "
             f"... --parallel {said}"
         )
-    if laid and count != there:
-        raise UserError(f"parallel = {said}: takes {count} processes, and there are {there}: start {count}")
+    if layout and count != started:
+        raise UserError(f"parallel = {said}: takes {count} processes, and there are {started}: start {count}")
 
 
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:
@@ -84,20 +84,20 @@ def check(precision: str | None = None, environ: Mapping[str, str] | None = None
         UserError: the configuration shards or compiles the model, or names another precision.
     """
     env = os.environ if environ is None else environ
-    if found := next((told for name, told in PLUGINS.items() if env.get(name, "").lower() not in OFF), None):
+    if plugin := next((title for name, title in PLUGINS.items() if env.get(name, "").lower() not in OFF), None):
         raise UserError(
-            f"accelerate's configuration asks for {found}, which is not honoured: launch with torchrun or "
+            f"accelerate's configuration asks for {plugin}, which is not honoured: launch with torchrun or "
             "`accelerate launch --multi_gpu`, and give --parallel fsdp2 where memory is short"
         )
     if env.get("ACCELERATE_DYNAMO_BACKEND", "").lower() not in OFF:
         raise UserError(
             "accelerate's configuration asks for torch.compile, which is not honoured: take dynamo_backend out"
         )
-    asked = env.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    wanted = PRECISIONS.get(asked)
-    if asked not in OFF and not (wanted and precision in (None, wanted)):
-        mend = wanted or "bfloat16 or float32"
-        raise UserError(f"accelerate's configuration asks for {asked}, which is not honoured: give --precision {mend}")
+    mixed = env.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    supported = PRECISIONS.get(mixed)
+    if mixed not in OFF and not (supported and precision in (None, supported)):
+        advice = supported or "bfloat16 or float32"
+        raise UserError(f"accelerate's configuration asks for {mixed}, which is not honoured: give --precision {advice}")
 
 
 def alone(verb: str, environ: Mapping[str, str] | None = None) -> None:

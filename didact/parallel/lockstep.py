@@ -36,7 +36,7 @@ def behind(root: Any, since: Mapping[str, int]) -> Iterator[None]:
         since: as it was when the pass began.
     """
     root.reset_iter_state()
-    skipping = _Skipping({name: count - since.get(name, 0) for name, count in issued().items()})
+    skipping = _SkippingMode({name: count - since.get(name, 0) for name, count in issued().items()})
     try:
         with skipping:
             yield
@@ -44,12 +44,12 @@ def behind(root: Any, since: Mapping[str, int]) -> Iterator[None]:
         skipping.release()
 
 
-class _Skipping(TorchDispatchMode):
+class _SkippingMode(TorchDispatchMode):
     """The next collectives of each group, so many of them, are done by this process with itself alone."""
 
-    def __init__(self, left: dict[str, int]) -> None:
+    def __init__(self, remaining: dict[str, int]) -> None:
         super().__init__()
-        self.left = left
+        self.remaining = remaining
         self.groups: dict[str, Any] = {group.group_name: group for group in dist.distributed_c10d._world.pg_map}
         self.alone: dict[str, dist.ProcessGroup] = {}
 
@@ -58,17 +58,17 @@ class _Skipping(TorchDispatchMode):
         if DTensor in types:  # which breaks it up into what is seen here
             return NotImplemented
         if func.namespace in COLLECTIVES:
-            args = tuple(map(self._turned, args))
+            args = tuple(map(self._replaced, args))
         return func(*args, **(kwargs or {}))
 
-    def _turned(self, value: Any) -> Any:
+    def _replaced(self, value: Any) -> Any:
         boxed = isinstance(value, torch.ScriptObject) and str(value._type()).endswith("c10d.ProcessGroup")
         name = dist.ProcessGroup.unbox(value).group_name if boxed else value
-        if not isinstance(name, str) or self.left.get(name, 0) <= 0:
+        if not isinstance(name, str) or self.remaining.get(name, 0) <= 0:
             return value
-        self.left[name] -= 1
+        self.remaining[name] -= 1
         if name not in self.alone:
-            self.alone[name] = _alone(self.groups[name])
+            self.alone[name] = _solo_group(self.groups[name])
         return self.alone[name].boxed() if boxed else self.alone[name].group_name
 
     def release(self) -> None:
@@ -77,15 +77,15 @@ class _Skipping(TorchDispatchMode):
             c10d._unregister_process_group(group.group_name)
 
 
-def _alone(group: Any) -> Any:
+def _solo_group(group: Any) -> Any:
     """A group of the same size in which every process is this one."""
-    made: Any = dist.ProcessGroup(c10d.HashStore(), group.rank(), group.size())
+    solo: Any = dist.ProcessGroup(c10d.HashStore(), group.rank(), group.size())
     backend = c10d.FakeProcessGroup._create_internal(group.rank(), group.size())
     for device in group._device_types:
-        made._register_backend(device, dist.ProcessGroup.BackendType.CUSTOM, backend)
-    made._set_group_name(f"{group.group_name} alone")
-    c10d._register_process_group(made.group_name, made)
-    return made
+        solo._register_backend(device, dist.ProcessGroup.BackendType.CUSTOM, backend)
+    solo._set_group_name(f"{group.group_name} alone")
+    c10d._register_process_group(solo.group_name, solo)
+    return solo
 
 
 def _backends(group: Any) -> set[Any]:

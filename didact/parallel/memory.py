@@ -54,8 +54,8 @@ def state(count: int, policy: State, zero: int = 0, dp: int = 1, rank: int = 0) 
     """Bytes of the state of `count` weights on one of `dp` ranks: ZeRO 1 splits what the optimizer holds, 2 gradients
     too, 3 weights too.
     """
-    own = shard(count, dp, rank)
-    return State(*(size * (own if zero >= at else count) for size, at in zip(policy, (3, 2, 1), strict=True)))
+    owned = shard(count, dp, rank)
+    return State(*(size * (owned if zero >= level else count) for size, level in zip(policy, (3, 2, 1), strict=True)))
 
 
 def gathered(model: ModelSpec, layout: Layout, width: int) -> float:
@@ -78,28 +78,28 @@ def layer(
     """
     h, t, tokens = model.hidden, layout.tp, layout.micro * model.context
     mask = 1 if model.dropout else 0
-    whole = tokens * h * (_norms(model) * width + 2 * mask)
+    replicated = tokens * h * (_hidden_copies(model) * width + 2 * mask)
     block = block or model.each[0]
-    whole += tokens * block.more * width
-    split = tokens * width * _split(model)
+    replicated += tokens * block.more * width
+    split = tokens * width * _split_width(model)
     span = block.span(model.context)
     scores = tokens * model.heads * span * (width * (1 + mask) + mask)
     if fused or layout.recompute == "selective":
         scores = 0
-    return whole / (t if layout.sp else 1) + (split + scores) / t
+    return replicated / (t if layout.sp else 1) + (split + scores) / t
 
 
 def linear(model: ModelSpec) -> int:
     """Numbers a token that a layer keeps by its shape, scores and masks aside."""
-    return model.hidden * _norms(model) + _split(model)
+    return model.hidden * _hidden_copies(model) + _split_width(model)
 
 
-def _norms(model: ModelSpec) -> int:
+def _hidden_copies(model: ModelSpec) -> int:
     """Of hidden width: inputs of norms and of what follows; transformers' RMSNorm keeps what it normalised too."""
     return 6 if model.rms else 4
 
 
-def _split(model: ModelSpec) -> int:
+def _split_width(model: ModelSpec) -> int:
     inner = model.inner * (4 if model.gated else 2) * (model.active if model.experts else 1)
     return 2 * model.width + 2 * model.kv_width + inner
 

@@ -117,10 +117,10 @@ def over(kind: str, device: str) -> Over:
     launch.several(kind)
     world = launch.world()
     if sizes := launch.parallel(kind):
-        laid = grid(*sizes, torch.device(device))
-        assert laid.mesh is not None
-        relay = Relay(laid.pp, laid.dp * laid.tp, kind) if laid.pp > 1 else None
-        return Over(laid.of("dp"), laid.mesh["dp", "tp"]._flatten("stage"), laid, relay)
+        layout = grid(*sizes, torch.device(device))
+        assert layout.mesh is not None
+        relay = Relay(layout.pp, layout.dp * layout.tp, kind) if layout.pp > 1 else None
+        return Over(layout.of("dp"), layout.mesh["dp", "tp"]._flatten("stage"), layout, relay)
     if kind == "fsdp2":
         row = init_device_mesh(device, (world,), mesh_dim_names=("shard",))
         return Over(row, row)

@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from didact.errors import UserError
 from didact.parallel import shards
 
-_NUMBERS = itertools.count(1)  # of layers, the same in every process
+_LAYER_NUMBERS = itertools.count(1)  # of layers, the same in every process
 Spot = tuple[nn.Module, str, Any]
 Rows = Callable[[str, slice], Tensor]
 """Rows of a weight by its name in the whole module."""
@@ -32,7 +32,7 @@ class Whole:
     """The hooks of a layer that make it whole as it begins, and part it as it ends, however that is."""
 
     def __init__(self) -> None:
-        self.number, self.parts = next(_NUMBERS), list[Spot]()
+        self.number, self.parts = next(_LAYER_NUMBERS), list[Spot]()
 
     def __deepcopy__(self, memo: Any) -> Whole:
         return Whole()
@@ -43,15 +43,15 @@ class Whole:
         Raises:
             UserError: a gradient is wanted in them, which would be lost, or a process is at another layer.
         """
-        if self.parts or not (own := _spots(layer)):
+        if self.parts or not (spots := _spots(layer)):
             return
-        if torch.is_grad_enabled() and any(p.requires_grad for _, _, p in own):
+        if torch.is_grad_enabled() and any(p.requires_grad for _, _, p in spots):
             raise UserError(
                 "a gradient is wanted in weights that lie over processes where no training has them so: take ddp"
             )
-        whole = _gathered([p.detach() for _, _, p in own], self.number)
-        self.parts = own
-        for (part, name, _), value in zip(own, whole, strict=True):
+        weights = _all_gather([p.detach() for _, _, p in spots], self.number)
+        self.parts = spots
+        for (part, name, _), value in zip(spots, weights, strict=True):
             part._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     def part(self, *_: Any) -> None:
@@ -73,26 +73,26 @@ def laid(module: nn.Module, layers: Sequence[nn.Module], over: DeviceMesh, rows:
     """
     inside = {id(part) for layer in layers for part in layer.modules()}
     outer = {id(p) for part in module.modules() if id(part) not in inside for p in part._parameters.values()}
-    made: dict[int, nn.Parameter] = {}
+    built: dict[int, nn.Parameter] = {}
     for prefix, part in module.named_modules():
         for name, p in [(n, p) for n, p in part._parameters.items() if p is not None]:
             full = f"{prefix}.{name}" if prefix else name
-            if id(p) not in made:
-                parted = id(part) in inside and id(p) not in outer and p.dim() > 0
-                value = _part(full, p, over, rows, device) if parted else rows(full, slice(None)).to(device, p.dtype)
-                made[id(p)] = nn.Parameter(value, p.requires_grad)
-            part._parameters[name] = made[id(p)]
+            if id(p) not in built:
+                sharded = id(part) in inside and id(p) not in outer and p.dim() > 0
+                value = _local_part(full, p, over, rows, device) if sharded else rows(full, slice(None)).to(device, p.dtype)
+                built[id(p)] = nn.Parameter(value, p.requires_grad)
+            part._parameters[name] = built[id(p)]
     watched(layers)
 
 
-def _part(name: str, p: Tensor, over: DeviceMesh, rows: Rows, device: torch.device) -> Tensor:
+def _local_part(name: str, p: Tensor, over: DeviceMesh, rows: Rows, device: torch.device) -> Tensor:
     """This process's part of a weight."""
-    where = (*[Replicate()] * (over.ndim - 1), Shard(0))
-    shape, offset = compute_local_shape_and_global_offset(p.shape, over, where)
-    own = torch.empty(shape, dtype=p.dtype, device=device)
-    if own.numel():
-        own.copy_(rows(name, slice(offset[0], offset[0] + shape[0])))
-    return DTensor.from_local(own, over, where, run_check=False, shape=p.shape, stride=p.stride())
+    placements = (*[Replicate()] * (over.ndim - 1), Shard(0))
+    shape, offset = compute_local_shape_and_global_offset(p.shape, over, placements)
+    local = torch.empty(shape, dtype=p.dtype, device=device)
+    if local.numel():
+        local.copy_(rows(name, slice(offset[0], offset[0] + shape[0])))
+    return DTensor.from_local(local, over, placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
 def watched(layers: Sequence[nn.Module]) -> None:
@@ -114,8 +114,8 @@ def lifted(module: nn.Module) -> dict[str, Tensor]:
         for name, p in list(part._parameters.items()):
             if isinstance(p, DTensor):
                 held[f"{prefix}.{name}" if prefix else name] = p
-                shape = torch.empty(p.shape, dtype=p.dtype, device="meta")
-                part._parameters[name] = bare.setdefault(id(p), nn.Parameter(shape, p.requires_grad))
+                empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
+                part._parameters[name] = bare.setdefault(id(p), nn.Parameter(empty, p.requires_grad))
     return held
 
 
@@ -131,9 +131,9 @@ def returned(module: nn.Module, held: Mapping[str, Any], over: DeviceMesh) -> No
         )
     for prefix, part in module.named_modules() if held else ():
         for name, p in list(part._parameters.items()):
-            if (own := held.get(f"{prefix}.{name}" if prefix else name)) is not None and p is not None:
-                own = own.detach().clone() if p.requires_grad else own.detach()
-                part._parameters[name] = nn.Parameter(own, p.requires_grad)
+            if (local := held.get(f"{prefix}.{name}" if prefix else name)) is not None and p is not None:
+                local = local.detach().clone() if p.requires_grad else local.detach()
+                part._parameters[name] = nn.Parameter(local, p.requires_grad)
 
 
 @contextlib.contextmanager
@@ -142,16 +142,16 @@ def hidden(module: nn.Module) -> Iterator[None]:
 
     peft takes parts for those of tensor parallelism, and makes adapters of their size.
     """
-    own = _spots(module)
-    for part, name, p in own:
+    spots = _spots(module)
+    for part, name, p in spots:
         zeros = torch.zeros((), dtype=p.dtype, device=p.to_local().device).expand(p.shape)
         part._parameters[name] = nn.Parameter(zeros, p.requires_grad)
     try:
         yield
     finally:
-        for part, name, p in own:
-            now = part._parameters[name]
-            part._parameters[name] = p.requires_grad_(now is not None and now.requires_grad)
+        for part, name, p in spots:
+            replaced = part._parameters[name]
+            part._parameters[name] = p.requires_grad_(replaced is not None and replaced.requires_grad)
 
 
 @contextlib.contextmanager
@@ -185,24 +185,24 @@ def _spots(layer: nn.Module) -> list[Spot]:
     ]
 
 
-def _gathered(parts: Sequence[Any], number: int) -> list[Tensor]:
+def _all_gather(parts: Sequence[Any], number: int) -> list[Tensor]:
     """Whole weights of one layer, in one exchange, which says of which layer they are."""
     over = parts[0].device_mesh
     count = over.size(over.ndim - 1)
     rows = [-(-p.shape[0] // count) for p in parts]
     pieces = [torch.tensor([number], device=parts[0].to_local().device)]
-    for p, most in zip(parts, rows, strict=True):
-        own = p.to_local()
-        pieces.append(torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])]) if len(own) < most else own)
-    mine = torch.cat([piece.contiguous().view(torch.uint8).flatten() for piece in pieces])
+    for p, height in zip(parts, rows, strict=True):
+        local = p.to_local()
+        pieces.append(torch.cat([local, local.new_zeros(height - len(local), *local.shape[1:])]) if len(local) < height else local)
+    packed = torch.cat([piece.contiguous().view(torch.uint8).flatten() for piece in pieces])
     gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # as older torch has it
-    every = collectives.wait_tensor(gather(mine, 0, over.get_group(over.ndim - 1))).view(count, -1)
-    if (every[:, :8] != mine[:8]).any():
+    gathered = collectives.wait_tensor(gather(packed, 0, over.get_group(over.ndim - 1))).view(count, -1)
+    if (gathered[:, :8] != packed[:8]).any():
         raise UserError("processes are not in step: they run different layers of models that lie over all of them")
-    whole, at = [], 8
+    weights, offset = [], 8
     for p, piece in zip(parts, pieces[1:], strict=True):
         size = piece.numel() * piece.element_size()
-        own = every[:, at : at + size].clone().view(p.dtype).view(-1, *p.shape[1:])
-        whole.append(own[: p.shape[0]])
-        at += size
-    return whole
+        local = gathered[:, offset : offset + size].clone().view(p.dtype).view(-1, *p.shape[1:])
+        weights.append(local[: p.shape[0]])
+        offset += size
+    return weights

@@ -32,19 +32,19 @@ def order(layout: Layout, stage: int) -> list[Pass]:
     pp, v, m = layout.pp, layout.chunks, layout.micros
     count = m * v
 
-    def at(k: int, backward: bool) -> Pass:
+    def pass_of(k: int, backward: bool) -> Pass:
         if v == 1:
             return Pass(k, 0, backward)
-        group, within = divmod(k, pp * v)
-        chunk = within // pp
-        return Pass(group * pp + within % pp, v - 1 - chunk if backward else chunk, backward)
+        group, offset = divmod(k, pp * v)
+        chunk = offset // pp
+        return Pass(group * pp + offset % pp, v - 1 - chunk if backward else chunk, backward)
 
     if layout.schedule == "gpipe":
         warm = count
     else:
         warm = min(count, pp - stage - 1 if v == 1 else 2 * (pp - stage - 1) + (v - 1) * pp)
-    steady = [p for k in range(count - warm) for p in (at(warm + k, False), at(k, True))]
-    return [at(k, False) for k in range(warm)] + steady + [at(k, True) for k in range(count - warm, count)]
+    steady = [p for k in range(count - warm) for p in (pass_of(warm + k, False), pass_of(k, True))]
+    return [pass_of(k, False) for k in range(warm)] + steady + [pass_of(k, True) for k in range(count - warm, count)]
 
 
 def after(layout: Layout, stage: int, work: Pass) -> tuple[int, Pass] | None:
@@ -65,17 +65,17 @@ def simulate(layout: Layout, forward: float = 1.0, backward: float = 2.0) -> lis
 
     `forward` and `backward` are the seconds of a pass through a whole stage; a chunk takes its share of them.
     """
-    took = {False: forward / layout.chunks, True: backward / layout.chunks}
-    waiting = [order(layout, stage)[::-1] for stage in range(layout.pp)]
-    free, done = [0.0] * layout.pp, dict[tuple[int, Pass], float]()
+    duration = {False: forward / layout.chunks, True: backward / layout.chunks}
+    queues = [order(layout, stage)[::-1] for stage in range(layout.pp)]
+    free, finished = [0.0] * layout.pp, dict[tuple[int, Pass], float]()
     events: list[Event] = []
-    while any(waiting):
+    while any(queues):
         moved = False
-        for stage, todo in enumerate(waiting):
-            while todo and ((need := after(layout, stage, todo[-1])) is None or need in done):
-                work = todo.pop()
-                start = max(free[stage], done[need] if need else 0.0)
-                free[stage] = done[stage, work] = start + took[work.backward]
+        for stage, queue in enumerate(queues):
+            while queue and ((dependency := after(layout, stage, queue[-1])) is None or dependency in finished):
+                work = queue.pop()
+                start = max(free[stage], finished[dependency] if dependency else 0.0)
+                free[stage] = finished[stage, work] = start + duration[work.backward]
                 events.append(Event(stage, work, start, free[stage]))
                 moved = True
         assert moved, "a pipeline that waits for itself"

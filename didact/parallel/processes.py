@@ -62,8 +62,8 @@ def run(count: int, function: Callable[..., Any], *args: Any, patience: float = 
     }  # fmt: skip
     multiprocessing.get_context("forkserver").set_forkserver_preload(LOADED)  # once, in place of in every process
     with tempfile.TemporaryDirectory(prefix="didact-processes-") as folder:
-        given = (env, threads, folder, function, args)
-        context = start_processes(_one, given, count, join=False, daemon=True, start_method="forkserver")
+        job_args = (env, threads, folder, function, args)
+        context = start_processes(_worker, job_args, count, join=False, daemon=True, start_method="forkserver")
         try:
             _join(context, patience)
         except Exception as error:
@@ -93,19 +93,19 @@ def _join(context: ProcessContext, patience: float) -> None:
                 process.kill()
 
 
-def _one(
+def _worker(
     rank: int, env: dict[str, str], threads: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     os.environ.update(env | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     torch.set_num_threads(threads)
     try:
-        made = function(*args)
-        (Path(folder) / str(rank)).write_bytes(pickle.dumps(made))
+        result = function(*args)
+        (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
     except BaseException as error:
         line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        told = Failure(time.monotonic(), rank, line, traceback.format_exc(), isinstance(error, UserError))
+        failure = Failure(time.monotonic(), rank, line, traceback.format_exc(), isinstance(error, UserError))
         path = Path(folder) / f"{rank}.failed"
-        path.with_suffix(".part").write_bytes(pickle.dumps(told))
+        path.with_suffix(".part").write_bytes(pickle.dumps(failure))
         path.with_suffix(".part").rename(path)
         os._exit(1)  # no farewell to processes that will not answer
     finally:

@@ -35,10 +35,10 @@ class Relay:
     def __init__(self, count: int, width: int, name: str) -> None:
         self.number, column = divmod(dist.get_rank(), width)
         self.count, self.width, self.name = count, width, name
-        lines = [[k + stage * width for stage in range(count)] for k in range(width)]
-        ways = lines, lines, [[line[0], line[-1]] for line in lines]
-        made = [[dist.new_group(ranks) for ranks in way][column] for way in ways]  # by all, in one order
-        self.forth, self.back, self.ends = made
+        columns = [[k + stage * width for stage in range(count)] for k in range(width)]
+        rank_lists = columns, columns, [[line[0], line[-1]] for line in columns]
+        groups = [[dist.new_group(ranks) for ranks in ranks_of][column] for ranks_of in rank_lists]  # by all, in one order
+        self.forth, self.back, self.ends = groups
         self.passes: int | None = None  # of the micro-batch that is at work
         self.sent: dict[int, deque[tuple[Any, Tensor]]] = {1: deque(), -1: deque()}
 
@@ -52,13 +52,13 @@ class Relay:
         """Micro-batches whose backward pass may still be to come when the next one's forward pass begins (1F1B)."""
         return self.count - 1 - self.number
 
-    def run(self, compute: Callable[..., Any], *given: Any) -> Any:
+    def run(self, compute: Callable[..., Any], *args: Any) -> Any:
         """`compute(*given)` on the last stage; elsewhere what its backward pass begins at."""
         self.passes = 0
         try:
-            return compute(*given)
-        except Left as left:
-            return left.end
+            return compute(*args)
+        except Left as stopped:
+            return stopped.end
         finally:
             self.passes = None
 
@@ -87,26 +87,26 @@ class Relay:
 
     def receive(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, by: int) -> Tensor:
         """From the stage before (1) or the next one (-1)."""
-        room = torch.empty(shape, dtype=dtype, device=device)
-        dist.recv(room, dist.get_rank() - by * self.width, group=self.forth if by > 0 else self.back)
-        return room
+        buffer = torch.empty(shape, dtype=dtype, device=device)
+        dist.recv(buffer, dist.get_rank() - by * self.width, group=self.forth if by > 0 else self.back)
+        return buffer
 
     def wait(self) -> None:
         """Until all that was sent is there."""
-        for ways in self.sent.values():
-            while ways:
-                ways.popleft()[0].wait()
+        for queue in self.sent.values():
+            while queue:
+                queue.popleft()[0].wait()
 
     def joined(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every stage's whole tensors, by name: all call."""
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, {n: (t.shape, t.dtype) for n, t in own.items()}, group=self.forth)
+        shapes: list[Any] = [None] * self.count
+        dist.all_gather_object(shapes, {n: (t.shape, t.dtype) for n, t in own.items()}, group=self.forth)
         device, out = next(iter(own.values())).device, {}
-        for stage, theirs in enumerate(told):
-            for name, (shape, dtype) in theirs.items():
+        for stage, stage_shapes in enumerate(shapes):
+            for name, (shape, dtype) in stage_shapes.items():
                 if name not in out:
-                    mine = stage == self.number
-                    out[name] = own[name].contiguous() if mine else torch.empty(shape, dtype=dtype, device=device)
+                    is_own = stage == self.number
+                    out[name] = own[name].contiguous() if is_own else torch.empty(shape, dtype=dtype, device=device)
                     dist.broadcast(out[name], group_src=stage, group=self.forth)
         return out
 
@@ -128,8 +128,8 @@ class Enters(nn.Module):
         self.relay.enter()
         shape = torch.Size((*ids.shape, self.hidden))
         start = torch.zeros((), device=ids.device, requires_grad=True)  # so that a backward pass comes here
-        made: Tensor = _Come.apply(start, self.relay, shape, self.dtype)
-        return made
+        states: Tensor = _Receive.apply(start, self.relay, shape, self.dtype)
+        return states
 
 
 class Leaves(nn.Module):
@@ -143,11 +143,11 @@ class Leaves(nn.Module):
         """Does not return."""
         if self.relay.number == 0:
             self.relay.enter()
-        made: Tensor = _Go.apply(states.to(self.dtype), self.relay)
-        raise Left(made)
+        end: Tensor = _Send.apply(states.to(self.dtype), self.relay)
+        raise Left(end)
 
 
-class _Come(torch.autograd.Function):
+class _Receive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, start: Tensor, relay: Relay, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         ctx.relay = relay
@@ -159,7 +159,7 @@ class _Come(torch.autograd.Function):
         return torch.zeros((), device=grads[0].device), None, None, None
 
 
-class _Go(torch.autograd.Function):
+class _Send(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, relay: Relay) -> Tensor:
         ctx.relay, ctx.like = relay, (states.shape, states.dtype, states.device)

@@ -37,16 +37,16 @@ class Sharded:
     def __init__(self, module: nn.Module, over: Over, layers: Sequence[nn.Module]) -> None:
         self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
-        self.hollow = _hollow(module)
+        self.hollow = _without_memory(module)
         self.held = parted.lifted(module)
         self.module, self.root = module, _Root(module)
-        twice = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
-        self.shared = next((n for n, p in module.named_parameters() if p is twice), None)
+        tied = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
+        self.shared = next((n for n, p in module.named_parameters() if p is tied), None)
         self.partial = tensor.split_layers(module, over.parts) if over.parts else []
-        own = set(module.modules())
-        keeps = over.relay is None  # between the passes of a pipeline gathered weights stay
-        for part in filter(own.__contains__, layers):
-            fully_shard(part, mesh=over.layers, reshard_after_forward=keeps)
+        submodules = set(module.modules())
+        reshard = over.relay is None  # between the passes of a pipeline gathered weights stay
+        for part in filter(submodules.__contains__, layers):
+            fully_shard(part, mesh=over.layers, reshard_after_forward=reshard)
         fully_shard(self.root, mesh=over.rest)
         for part in self.root.modules():
             if isinstance(part, FSDPModule):
@@ -58,24 +58,24 @@ class Sharded:
         with self.open():  # the first pass says which module is the root
             self.root(lambda: None)
 
-    def __call__(self, compute: Callable[..., Any], *given: Any) -> Any:
+    def __call__(self, compute: Callable[..., Any], *args: Any) -> Any:
         """`compute(*given)`, in which the module may be used and whose tensors may be differentiated."""
-        return self.root(self.over.relay.run, compute, *given) if self.over.relay else self.root(compute, *given)
+        return self.root(self.over.relay.run, compute, *args) if self.over.relay else self.root(compute, *args)
 
     def settle(self) -> None:
         """Make gradients whole, after the last backward pass of a step: all processes call."""
         if self.over.relay:
             self.over.relay.wait()
-            named = dict(self.module.named_parameters())
-            if self.shared and named[self.shared].requires_grad:
-                dist.all_reduce(tensor.local(tensor.gradient(named[self.shared])), group=self.over.relay.ends)
+            parameters = dict(self.module.named_parameters())
+            if self.shared and parameters[self.shared].requires_grad:
+                dist.all_reduce(tensor.local(tensor.gradient(parameters[self.shared])), group=self.over.relay.ends)
         if self.over.parts is None:
             return
         tensor.complete(self.partial, self.over.parts)
         if not self.settled:  # what a plan forgets would go unnoticed
             self.settled = True
-            own = {n: p for n, p in self.module.named_parameters() if _on(p) == self.over.layers}
-            if name := tensor.unequal(own, self.over.parts):
+            replicated = {n: p for n, p in self.module.named_parameters() if _mesh_of(p) == self.over.layers}
+            if name := tensor.unequal(replicated, self.over.parts):
                 raise UserError(
                     f"parallel = {self.over.grid}: parts of a layer disagree on the gradient of "
                     f"{name}: this model's tensor-parallel plan is not complete: take fsdp2"
@@ -84,8 +84,8 @@ class Sharded:
     def norm(self, gradients: Mapping[str, Tensor]) -> float:
         """Of all gradients together, those of other stages too: all processes call."""
         relay = self.over.relay
-        once = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
-        return tensor.norm(once, self.over.stage, next(iter(gradients.values())).device)
+        unique = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
+        return tensor.norm(unique, self.over.stage, next(iter(gradients.values())).device)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -100,11 +100,11 @@ class Sharded:
     def gathered(self) -> nn.Module:
         """A module like the one before, with the weights of now, all of them or its parts: all processes call."""
         trained = {n: p.detach() for n, p in self.module.named_parameters() if n not in self.frozen}
-        now = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
+        weights = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
         if self.over.relay:
-            now = self.over.relay.joined(now)
-        now |= self.frozen
-        filled = {id(p): nn.Parameter(now[n], p.requires_grad) for n, p in self.hollow.named_parameters()}
+            weights = self.over.relay.joined(weights)
+        weights |= self.frozen
+        filled = {id(p): nn.Parameter(weights[n], p.requires_grad) for n, p in self.hollow.named_parameters()}
         for part in self.hollow.modules():
             for name, p in list(part.named_parameters(recurse=False, remove_duplicate=False)):
                 setattr(part, name, filled[id(p)])
@@ -118,11 +118,11 @@ class _Root(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, compute: Callable[..., Any], *given: Any) -> Any:
-        return compute(*given)
+    def forward(self, compute: Callable[..., Any], *args: Any) -> Any:
+        return compute(*args)
 
 
-def _hollow(module: nn.Module) -> nn.Module:
+def _without_memory(module: nn.Module) -> nn.Module:
     """A copy whose weights have shapes alone; weights that are one stay one."""
     empty: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
@@ -131,11 +131,11 @@ def _hollow(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, empty)
 
 
-def _on(p: Tensor) -> DeviceMesh | None:
+def _mesh_of(p: Tensor) -> DeviceMesh | None:
     return p.device_mesh if isinstance(p, DTensor) else None
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that this process holds of them."""
-    own = [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]
-    return sum(t.numel() * t.element_size() for t in own)
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]
+    return sum(t.numel() * t.element_size() for t in local)

@@ -46,9 +46,9 @@ def like(value: Tensor, other: Tensor | None) -> Tensor:
         return value
     if not isinstance(other, DTensor) or value.shape != other.shape:
         return value.to(other.device)
-    room = torch.empty_like(other, dtype=value.dtype, requires_grad=False)
-    place(room, value)
-    return room
+    buffer = torch.empty_like(other, dtype=value.dtype, requires_grad=False)
+    place(buffer, value)
+    return buffer
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def place(part: Tensor, value: Tensor) -> None:
         part.copy_(value)
         return
     shape, offset = compute_local_shape_and_global_offset(part.shape, part.device_mesh, part.placements)
-    spots = tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
-    part.to_local().copy_(value[spots])
+    region = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+    part.to_local().copy_(value[region])
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -73,21 +73,21 @@ def read(folder: Path, over: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     What belongs to no weight in `over` is left, unless that is empty.
     """
-    kept: Mapping[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
-    owned = {key: over.get(key.split("|")[0]) for key in kept}
-    room = {
-        key: _room(kept[key].size, kept[key].properties.dtype, weight)
-        for key, weight in owned.items()
+    metadata: Mapping[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
+    weights = {key: over.get(key.split("|")[0]) for key in metadata}
+    tensors = {
+        key: _empty_tensor(metadata[key].size, metadata[key].properties.dtype, weight)
+        for key, weight in weights.items()
         if weight is not None or not over
     }
     with _quiet():
-        state_dict_loader.load(room, storage_reader=FileSystemReader(folder))
-    return room
+        state_dict_loader.load(tensors, storage_reader=FileSystemReader(folder))
+    return tensors
 
 
-def _room(size: Any, dtype: torch.dtype, other: Tensor | None) -> Tensor:
-    if other is not None and other.shape == size:
-        return torch.empty_like(other, dtype=dtype, requires_grad=False)
+def _empty_tensor(size: Any, dtype: torch.dtype, weight: Tensor | None) -> Tensor:
+    if weight is not None and weight.shape == size:
+        return torch.empty_like(weight, dtype=dtype, requires_grad=False)
     return torch.empty(size, dtype=dtype)
 
 

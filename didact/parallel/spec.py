@@ -182,13 +182,13 @@ def stage(model: ModelSpec, layout: Layout, number: int) -> tuple[Block, ...]:
 
     What is left over goes to the stages behind the first, which holds the embedding and most micro-batches.
     """
-    each, parts = model.each, layout.pp * layout.chunks
-    size, over = divmod(len(each), parts)
-    if over and layout.uneven:
-        begins = [n * size + min(max(n - 1, 0), over) for n in range(parts + 1)]
-        return each[begins[number] : begins[number + 1]]
+    blocks, parts = model.each, layout.pp * layout.chunks
+    size, remainder = divmod(len(blocks), parts)
+    if remainder and layout.uneven:
+        starts = [n * size + min(max(n - 1, 0), remainder) for n in range(parts + 1)]
+        return blocks[starts[number] : starts[number + 1]]
     return tuple(
-        block for c in range(layout.chunks) for block in each[(c * layout.pp + number) * size :][:size]
+        block for c in range(layout.chunks) for block in blocks[(c * layout.pp + number) * size :][:size]
     )  # fmt: skip
 
 

@@ -62,17 +62,17 @@ class Stage(nn.Module):
             states = self.module.get_input_embeddings()(x)
             padding = None if self.pad is None else (x == self.pad)[..., None]
             x = states if padding is None else torch.where(padding, states.detach(), states)  # as in one process
-        given = {"inputs_embeds": x, "use_cache": False}
+        inputs = {"inputs_embeds": x, "use_cache": False}
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
             if self.number < self.count - 1:
-                return self.module.base_model(**given).last_hidden_state
-            return self.module(**given).logits
+                return self.module.base_model(**inputs).last_hidden_state
+            return self.module(**inputs).logits
 
     @property
     def layers(self) -> list[nn.Module]:
         """Its own."""
-        found = (part for part in self.module.base_model.modules() if isinstance(part, nn.ModuleList))
-        return [layer for layer in next(found) if not isinstance(layer, Through)]
+        lists = (part for part in self.module.base_model.modules() if isinstance(part, nn.ModuleList))
+        return [layer for layer in next(lists) if not isinstance(layer, Through)]
 
     @property
     def shares(self) -> bool:
@@ -81,30 +81,30 @@ class Stage(nn.Module):
 
     def named(self) -> dict[str, nn.Parameter]:
         """Its weights by the names they have in the whole model; a tied head bears that of the embedding."""
-        own = ((n.removeprefix("module."), p) for n, p in self.named_parameters())
-        return {self.table if self.shares and n == self.head else n: p for n, p in own}
+        parameters = ((n.removeprefix("module."), p) for n, p in self.named_parameters())
+        return {self.table if self.shares and n == self.head else n: p for n, p in parameters}
 
 
 def span(layers: int, number: int, count: int) -> range:
     """The layers of a stage; where their number does not divide, the stages behind the first have one more."""
-    size, over = divmod(layers, count)
-    begins = [n * size + min(max(n - 1, 0), over) for n in range(count + 1)]
-    return range(begins[number], begins[number + 1])
+    size, remainder = divmod(layers, count)
+    starts = [n * size + min(max(n - 1, 0), remainder) for n in range(count + 1)]
+    return range(starts[number], starts[number + 1])
 
 
 def cut(module: Any, number: int, count: int) -> None:
     """Take out of a model, in place, what other stages have."""
-    body, parts = module.base_model, PARTS[module.config.model_type]
-    layers = getattr(body, parts.layers)
-    own = span(len(layers), number, count)
+    body, names = module.base_model, PARTS[module.config.model_type]
+    layers = getattr(body, names.layers)
+    kept = span(len(layers), number, count)
     for i in range(len(layers)):
-        if i not in own:
+        if i not in kept:
             layers[i] = Through()
     if number:
-        for name in parts.before:
+        for name in names.before:
             setattr(body, name, Nothing() if name == "wpe" else Through())
     if number < count - 1:
-        setattr(body, parts.after, Through())
+        setattr(body, names.after, Through())
         module.set_output_embeddings(Through())
 
 
@@ -124,34 +124,34 @@ def relayed(module: Any, relay: Relay) -> nn.Parameter | None:
     Returns:
         The weight that the first and the last stage have both; None elsewhere and where there is none.
     """
-    body, parts, table = module.base_model, PARTS[module.config.model_type], module.get_input_embeddings().weight
+    body, names, table = module.base_model, PARTS[module.config.model_type], module.get_input_embeddings().weight
     tied = module.get_output_embeddings().weight is table
     cut(module, relay.number, relay.count)
     if relay.number:
         weight = table if tied and relay.last else None
-        setattr(body, parts.before[0], Enters(relay, module.config.hidden_size, table, weight))
+        setattr(body, names.before[0], Enters(relay, module.config.hidden_size, table, weight))
     if not relay.last:
-        setattr(body, parts.after, Leaves(relay, table))
+        setattr(body, names.after, Leaves(relay, table))
     return table if tied and relay.number in (0, relay.count - 1) else None
 
 
 def skeleton(module: Any, dtype: torch.dtype | None = None) -> Any:
     """A model of the same configuration, in training, whose weights take no memory; buffers are there."""
     with init_empty_weights(include_buffers=False):
-        made = type(module)(module.config)
-    made.tie_weights()  # which registering them without memory undid
-    return made.to(dtype or next(module.parameters()).dtype).train()
+        model = type(module)(module.config)
+    model.tie_weights()  # which registering them without memory undid
+    return model.to(dtype or next(module.parameters()).dtype).train()
 
 
 def fill(part: nn.Module, names: Mapping[int, str], values: Callable[[str], Tensor], device: torch.device) -> None:
     """Give a skeleton's weights memory on a device and `values(name)`, tied ones the same; buffers go there."""
-    made: dict[int, nn.Parameter] = {}
+    filled: dict[int, nn.Parameter] = {}
     for owner in part.modules():
         for name, p in list(owner.named_parameters(recurse=False)):
             if p.is_meta:
-                if id(p) not in made:
-                    made[id(p)] = nn.Parameter(torch.empty_like(p, device=device))
-                    shards.place(made[id(p)].data, values(names[id(p)]))
-                owner.register_parameter(name, made[id(p)])
+                if id(p) not in filled:
+                    filled[id(p)] = nn.Parameter(torch.empty_like(p, device=device))
+                    shards.place(filled[id(p)].data, values(names[id(p)]))
+                owner.register_parameter(name, filled[id(p)])
         for name, buffer in list(owner.named_buffers(recurse=False)):
             owner._buffers[name] = buffer.to(device)

@@ -37,15 +37,15 @@ def refusal(config: Any) -> str | None:
 def unfit(module: Any, parts: int) -> str | None:
     """Why this very model, or adapters on it, cannot be split into so many parts; None where it can."""
     config = inner(module).config
-    if why := refusal(config):
-        return why
-    for name, told in HEADS.items():
+    if reason := refusal(config):
+        return reason
+    for name, label in HEADS.items():
         if (count := getattr(config, name, None) or parts) % parts:
-            return f"{count} {told} do not divide into {parts} parts"
-    found = list(_planned(module))
-    if len(found) != len(config.base_model_tp_plan) * config.num_hidden_layers:
+            return f"{count} {label} do not divide into {parts} parts"
+    planned = list(_planned(module))
+    if len(planned) != len(config.base_model_tp_plan) * config.num_hidden_layers:
         return f"its layers are not those that the tensor-parallel plan of {config.model_type} knows"
-    for name, style, part in found:
+    for name, style, part in planned:
         layer = getattr(part, "base_layer", part)
         if style == PARTIAL:
             continue
@@ -114,8 +114,8 @@ def holders(p: Tensor, everyone: int) -> float:
 def norm(gradients: Iterable[Tensor], everyone: int, device: torch.device) -> float:
     """Of gradients together, however each lies over the processes; `everyone` are those of a stage. All call."""
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for each in gradients:
-        total += local(each).double().square().sum() / holders(each, everyone)
+    for grad in gradients:
+        total += local(grad).double().square().sum() / holders(grad, everyone)
     if dist.is_initialized():
         dist.all_reduce(total)
     return float(total.sqrt())
@@ -148,18 +148,18 @@ def unequal(named: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
     if not grads:
         return None
     sizes = torch.stack([g.double().square().sum().sqrt() for g in grads.values()])
-    ends = torch.stack([sizes, -sizes])
-    dist.all_reduce(ends, dist.ReduceOp.MAX, group=mesh.get_group())
-    return next((n for n, top, low in zip(grads, ends[0], -ends[1], strict=True) if top - low > SAME * top), None)
+    extremes = torch.stack([sizes, -sizes])
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group=mesh.get_group())
+    return next((n for n, top, low in zip(grads, extremes[0], -extremes[1], strict=True) if top - low > SAME * top), None)
 
 
 def _planned(module: Any) -> Iterator[tuple[str, str, Any]]:
     """What the plan names: `(name, style, module)`."""
     model = inner(module)
     for pattern, style in model.config.base_model_tp_plan.items():
-        wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
+        regex = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
         for name, part in model.base_model.named_modules():
-            if wanted.fullmatch(name):
+            if regex.fullmatch(name):
                 yield name, style, part
 
 

@@ -38,8 +38,8 @@ def flops(model: ModelSpec, batch: int, recompute: Recompute = "none") -> Flops:
     pairs = 2 * FORWARD * tokens * model.width * sum(block.span(model.context) for block in model.each)
     head = FORWARD * tokens * (model.head or model.vocab * model.hidden)
     train = (FORWARD + BACKWARD) / FORWARD
-    once = train * (dense + pairs + head)
-    return Flops(once + {"none": 0.0, "selective": pairs, "full": dense + pairs}[recompute], once)
+    model_flops = train * (dense + pairs + head)
+    return Flops(model_flops + {"none": 0.0, "selective": pairs, "full": dense + pairs}[recompute], model_flops)
 
 
 def bubble(layout: Layout) -> float:
@@ -58,15 +58,15 @@ def traffic(model: ModelSpec, layout: Layout, policy: State) -> Traffic:
     width, m, t, n = policy.weights, layout.micros, layout.tp, layout.dp
     states = layout.micro * model.context * model.hidden * width
     reduces = (6 if layout.recompute == "full" else 4) * slowest(model, layout) * m
-    passed = 2 * m * layout.chunks * states if layout.pp > 1 else 0
+    states_sent = 2 * m * layout.chunks * states if layout.pp > 1 else 0
     weights, gradients = policy.weights, policy.gradients
-    each = {
+    bytes_per_weight = {
         0: 2 * gradients, 1: gradients + weights, 2: m * gradients + weights, 3: m * (gradients + 2 * weights),
     }[layout.zero]  # fmt: skip
     return Traffic(
         tp=reduces * states * 2 * (t - 1) / t,
-        pp=passed,
-        dp=(n - 1) / n * memory.parameters(model, layout, 0) * each,
+        pp=states_sent,
+        dp=(n - 1) / n * memory.parameters(model, layout, 0) * bytes_per_weight,
     )
 
 
@@ -94,8 +94,8 @@ def seconds(model: ModelSpec, cluster: ClusterSpec, layout: Layout, policy: Stat
     compute /= layout.ranks * cluster.peak * cluster.efficiency
     sent, n = traffic(model, layout, policy), cluster.gpus_per_node
     # Ranks of a group lie a stride apart: it stays in a node where its whole extent does.
-    inside = {"tp": layout.tp <= n, "dp": layout.tp * layout.dp <= n, "pp": layout.ranks <= n}
-    told = {"compute": compute, "bubble": compute * bubble(layout)}
-    return told | {
-        name: size / (cluster.intra if inside[name] else cluster.inter) for name, size in sent._asdict().items()
+    in_node = {"tp": layout.tp <= n, "dp": layout.tp * layout.dp <= n, "pp": layout.ranks <= n}
+    times = {"compute": compute, "bubble": compute * bubble(layout)}
+    return times | {
+        name: size / (cluster.intra if in_node[name] else cluster.inter) for name, size in sent._asdict().items()
     }
