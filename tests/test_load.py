@@ -254,7 +254,7 @@ def test_a_reward_models_adapter_judges(start, tmp_path):
     asked = [d.prompt for d in DEMOS], [d.completion for d in DEMOS]
     want = rewards.score(Model(module, judge.processor, "encoder"), *asked)
     assert reward_functions.reward_of(str(tmp_path / "adapter"))(*asked) == pytest.approx(want, abs=1e-4)
-    assert "a reward model, which writes nothing" in complaint(tmp_path / "adapter")
+    assert "a reward model, which generates no text" in complaint(tmp_path / "adapter")
     adapter_of(start, tmp_path / "speaks")  # a language model's adapter is asked for a yes or no
     assert all(0 <= v <= 1 for v in reward_functions.reward_of(str(tmp_path / "speaks"))(*asked))
 
@@ -402,7 +402,7 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
     del model.config.context_length
     model.save(tmp_path)
     assert load_model(tmp_path).context == 512
-    assert "names a context length: 512 tokens are taken" in capsys.readouterr().err
+    assert "names a context length: 512 tokens are assumed" in capsys.readouterr().err
     model.processor = copy.deepcopy(model.processor)
     model.processor.model_max_length = 100
     assert model.context == 100

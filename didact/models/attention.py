@@ -1,7 +1,7 @@
-"""What attention layers do in a forward pass, recorded: queries, keys, values, scores before the softmax, outputs.
+"""Recording of attention layers in a forward pass: queries, keys, values, scores before the softmax, outputs.
 
-transformers' layers call one function of queries, keys, values and a mask; while recording, their own eager one is
-called, which has the scores.
+transformers' layers call one function of queries, keys, values and a mask; while recording, it is their own eager one,
+which computes the scores.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ NAME = "didact_recording"
 
 
 class Seen(NamedTuple):
-    """One layer in one pass: `query (B, H, T, d)`, `key` and `value (B, H, S, d)` spread over the heads that share
-    them, `mask (B, 1, T, S)` that is added to the scores, what the heads give `(B, T, H, d)`."""
+    """One layer in one pass: `query (B, H, T, d)`, `key` and `value (B, H, S, d)` repeated for the heads that share
+    them, `mask (B, 1, T, S)` that is added to the scores, output of the heads `(B, T, H, d)`."""
 
     query: Tensor
     key: Tensor
@@ -35,20 +35,20 @@ class Seen(NamedTuple):
     heads: Tensor
 
     def scores(self, last: int | None = None) -> Tensor:
-        """Before the softmax and the mask, `(B, H, T, S)`; of the last places only, if asked."""
+        """Scores before the softmax and the mask, `(B, H, T, S)`; of the `last` positions only, if given."""
         scores = self.query[:, :, -(last or 0) :] @ self.key.transpose(-1, -2) * self.scale
         return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
 
     def weights(self) -> Tensor:
-        """Of the last place, after the softmax: `(B, H, S)`."""
+        """Weights of the last position, after the softmax: `(B, H, S)`."""
         scores = self.scores(1)[:, :, 0]
         return (scores if self.mask is None else scores + self.mask[:, :, -1]).softmax(-1)
 
 
 @dataclass
 class Tape:
-    """What was seen since the block began: `passes[i]` are the layers of the i-th pass, `outputs[i]` what each added to
-    the stream's update `(B, T, D)`."""
+    """The record: `passes[i]` are the layers of the i-th pass, `outputs[i]` the output `(B, T, D)` that each added to
+    the residual stream."""
 
     passes: list[list[Seen]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
@@ -56,10 +56,10 @@ class Tape:
 
 @contextlib.contextmanager
 def recorded(module: nn.Module) -> Iterator[Tape]:
-    """Inside the block every pass of a decoder is put on the tape.
+    """Record every pass of a decoder inside the block.
 
     Raises:
-        UserError: its attention layers are not found, fused, or not of transformers' common interface.
+        UserError: its attention layers are not found, are fused, or do not use transformers' common interface.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -102,5 +102,5 @@ def recorded(module: nn.Module) -> Iterator[Tape]:
 
 
 def _eager(layer: nn.Module) -> Any:
-    """The function of a layer's own file: some cap scores, some have sinks."""
+    """The eager function of a layer's own source file: some cap scores, some have sinks."""
     return sys.modules[type(layer).__module__].eager_attention_forward

@@ -1,8 +1,8 @@
-"""Layers on frozen weights in fewer passes over memory, with gradients of their own, where a vocabulary is large.
+"""Fused LoRA layers and RMS norms on frozen weights, with custom gradients, for models with a large vocabulary.
 
-An adapter leaves the weights beneath it as they are, so that a layer needs the gradient of its input alone. Of peft's
-`W x + s B A x` and of transformers' RMS norms autograd makes many small operations, and on a CPU each of them reads and
-writes all of a layer's states. Here they are added up where they lie.
+Weights under an adapter are frozen, so that a layer needs only the gradient of its input. Autograd runs peft's
+`W x + s B A x` and transformers' RMS norms as many small operations, and on a CPU each of them reads and writes all of
+a layer's states. Here they accumulate in place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from didact.models.model import text_part
 
 @contextlib.contextmanager
 def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
-    """Inside, LoRA on linear layers and RMS norms that are not trained are computed so, equal up to rounding."""
+    """Use the fused forms inside, for LoRA on linear layers and frozen RMS norms; results are equal up to rounding."""
     forwards: dict[Any, Any] = {}
     if on and (getattr(text_part(getattr(module, "config", None)), "vocab_size", None) or 0) >= head.LARGE:
         from peft.tuners.lora.layer import Linear
@@ -38,7 +38,7 @@ def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
 
 
 def _lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A linear layer with one plain LoRA adapter at work; as peft does it where anything more is asked."""
+    """Run a linear layer with one plain active LoRA adapter; anything else falls back to peft's forward."""
     names, base = layer.active_adapters, layer.base_layer
     out: Tensor
     if len(names) == 1 and names[0] in layer.lora_A:
@@ -56,7 +56,7 @@ def _lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _is_plain_linear(layer: nn.Module, x: Tensor) -> bool:
-    """Whether nothing but a product of single or double precision happens in a linear layer."""
+    """Whether a linear layer is only a product in single or double precision."""
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
@@ -71,7 +71,7 @@ def _is_full_precision(x: Tensor) -> bool:
 
 
 class _LowRank(torch.autograd.Function):
-    """W x + b + s B A x, and its gradients in x, A and B."""
+    """`W x + b + s B A x`, and its gradients in x, A and B."""
 
     @staticmethod
     def forward(
@@ -97,7 +97,7 @@ class _LowRank(torch.autograd.Function):
 
 
 def _gain_offset(part: Any) -> float | None:
-    """What an RMS norm adds to its weight, 0 or 1; None for other layers. It is tried out, whatever its name."""
+    """Return what an RMS norm adds to its weight, 0 or 1; None for other layers. Tested on numbers, not by name."""
     eps = _eps(part)
     if eps is None or [n for n, _ in part.named_parameters()] != ["weight"] or part.weight.dim() != 1:
         return None
@@ -119,7 +119,7 @@ def _eps(part: Any) -> float | None:
 
 
 def _rms_forward(part: Any, x: Tensor, offset: float) -> Tensor:
-    """An RMS norm whose weight is not trained, in single precision; as it is where not."""
+    """Run an RMS norm with a frozen weight in single precision; anything else falls back to its own forward."""
     weight = part.weight
     out: Tensor
     if weight.requires_grad or type(weight) is not nn.Parameter or {x.dtype, weight.dtype} != {torch.float32}:
@@ -130,7 +130,7 @@ def _rms_forward(part: Any, x: Tensor, offset: float) -> Tensor:
 
 
 class _Normed(torch.autograd.Function):
-    """x r gain with r = 1 / sqrt(mean x^2 + eps), and its gradient in x: r (h - x r^2 mean(h x)) with h = grad gain."""
+    """`x r gain` with r = 1 / sqrt(mean x^2 + eps); gradient in x: `r (h - x r^2 mean(h x))` with h = grad gain."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:

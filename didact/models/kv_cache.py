@@ -1,8 +1,8 @@
-"""Keys and values of what a model has read, found again by its tokens: a row goes on where it leaves earlier rows.
+"""A prefix cache: keys and values of earlier rows, looked up by tokens; a row is run from where it first differs.
 
-A tree search reads the same beginnings over and over: a node's text is what its parent's was, and a step more. The
-rows are kept in the order of their tokens, so that the one with the longest common beginning is a neighbour. What is
-found this way is what vLLM's and SGLang's prefix caches find (Zheng et al. 2024, arXiv:2312.07104).
+A tree search reads the same prefixes over and over: a node's text is its parent's and one more step. Rows are kept
+sorted by their tokens, so that the one with the longest common prefix is a neighbour. It finds the same prefixes as
+the caches of vLLM and SGLang (Zheng et al. 2024, arXiv:2312.07104).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ MOST = 1 << 30  # bytes
 
 
 class KVCache:
-    """What one model has read, as long as its weights stay as they are.
+    """A prefix cache of one model, valid as long as its weights do not change.
 
     Args:
-        most: bytes of keys and values; what was not used for longest is forgotten first.
+        most: bytes of keys and values; the least recently used are evicted first.
     """
 
     def __init__(self, most: int = MOST) -> None:
         self.most, self.held = most, 0
-        self._order: list[tuple[int, ...]] = []  # sorted; none is the beginning of another
-        self._stores: dict[tuple[int, ...], Store] = {}  # the one used last is last
+        self._order: list[tuple[int, ...]] = []  # sorted; none is a prefix of another
+        self._stores: dict[tuple[int, ...], Store] = {}  # least recently used first
 
     def __len__(self) -> int:
         return len(self._order)
 
     def keep(self, tokens: Sequence[int], store: Store, row: int, columns: slice | Tensor) -> None:
-        """Keep a row.
+        """Add a row.
 
         Args:
-            tokens: what was read, from the first token on.
-            store: where its keys and values are.
-            row: its row there.
-            columns: and columns, one for each token.
+            tokens: the row's tokens, from the first on.
+            store: holds its keys and values.
+            row: its row in the store.
+            columns: its columns in the store, one per token.
         """
         key = tuple(tokens)
         at = bisect.bisect_right(self._order, key)
@@ -61,11 +61,11 @@ class KVCache:
             self._forget(next(iter(self._stores)))
 
     def depths(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        """How many tokens every row begins with are known, one of it always left over."""
+        """Return the length of every row's cached prefix, without its last token."""
         return [self._find(tuple(row[:-1]))[1] for row in rows]
 
     def past(self, rows: Sequence[Sequence[int]], most: Sequence[int], room: int = 0) -> Past:
-        """The longest known beginning of every row, of at most `most[i]` tokens, and room for as many more."""
+        """Return every row's longest cached prefix, of at most `most[i]` tokens, with `room` free columns."""
         matches = [self._find(tuple(row[:n])) for row, n in zip(rows, most, strict=True)]
         width = max((depth for _, depth in matches), default=0)
         if not width:
@@ -78,7 +78,7 @@ class KVCache:
         return Past(packed, torch.arange(width, device=device) - missing)
 
     def _find(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-        """The kept row that begins most like these tokens, and how many are alike."""
+        """Return the cached row with the longest common prefix, and its length."""
         at = bisect.bisect_left(self._order, tokens)
         best: tuple[int, ...] = ()
         depth = 0

@@ -28,7 +28,7 @@ DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
 PARTS: dict[Kind, opening.Part] = {
     "causal": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM", "masked": "AutoModelForMaskedLM"
 }  # fmt: skip
-SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # of a configuration's numbers
+SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # fields that may not be negative
 
 
 def load(
@@ -38,13 +38,13 @@ def load(
     """Load a transformers, PEFT or didact folder, a hub id or a GGUF file: safetensors only, no remote code.
 
     Args:
-        path: folder, hub id or FILE.gguf, whose weights are unpacked to `dtype`.
-        device: `cpu`, `cuda`, ...; the accelerator where there is one by default.
+        path: folder, hub id or FILE.gguf, whose weights are dequantised to `dtype`.
+        device: `cpu`, `cuda`, ...; by default the accelerator if there is one.
         dtype: float32, float64, bfloat16 or float16.
         quantize: hold the matrices of its layers in nf4 or int8, on which an adapter can be trained. An adapter that
             was trained on such weights is loaded on them again.
-        parallel: with `fsdp2` or `hsdp`, as in `Fit`, a transformers model's layers lie over the processes from the
-            start, and no process holds it whole; all of them do then the same with it, in the same order.
+        parallel: with `fsdp2` or `hsdp`, as in `Fit`, a transformers model's layers are sharded over the processes from
+            the start, and none holds it whole; all must then run the same calls on it, in the same order.
 
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
@@ -55,13 +55,13 @@ def load(
 
 
 def check_whole(folder: str | Path) -> None:
-    """Refuse a folder that didact saved and whose weights are not those any more.
+    """Refuse a folder that didact saved and whose weights have changed since.
 
     Raises:
-        UserError: one differs from its SHA-256.
+        UserError: a file differs from its SHA-256.
     """
     if damage := files.damage(folder, ".safetensors"):
-        raise UserError(f"{folder}: damaged: {damage}; make it anew, or remove .didact.json if you changed it")
+        raise UserError(f"{folder}: damaged: {damage}; save it again, or remove .didact.json if you changed it")
 
 
 def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str) -> Model:
@@ -81,7 +81,7 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
         return _load_adapter(folder, device, dtype, quantize, parallel)
     try:
         config = opening.opened("AutoConfig", path)
-    except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
+    except Exception as error:  # an invalid configuration can fail anywhere in transformers
         raise UserError(
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
         ) from None
@@ -94,7 +94,7 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
     }
     if field := next((k for k, v in dropouts.items() if not 0 <= v <= 1), None):
         raise UserError(
-            f"{path}: cannot be loaded: {field} of its configuration is {dropouts[field]}, which is no probability"
+            f"{path}: cannot be loaded: {field} of its configuration is {dropouts[field]}, which is not a probability"
         )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     masked = any(str(name).endswith("ForMaskedLM") for name in _architectures(config))
@@ -113,16 +113,16 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
         raise
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
-    if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
     module = module.eval() if quantize or sharded else module.to(device_of(device)).eval()
     for part in module.modules() if quantize else ():
-        if hasattr(part, "support_avx512bf16_for_cpu"):  # packed so at the first scoring, weights pass no gradient on
+        if hasattr(part, "support_avx512bf16_for_cpu"):  # else evaluation packs weights, which stops gradients
             part.support_avx512bf16_for_cpu = False
     model = Model(module, tokenizer, kind, str(path), _condition(folder), loaded_from=str(path))
     if places.is_gguf(path):
-        adapters.placeless(model)  # peft opens no such file: an adapter on it is saved merged
-        module.hf_quantizer = None  # its weights are unpacked, and are saved as any others
+        adapters.placeless(model)  # peft cannot open such a file: an adapter on it is saved merged
+        module.hf_quantizer = None  # its weights are dequantised, and are saved like any others
         del module.config.quantization_config
     _check_finite(model, str(path))
     for line in _warnings_of(model):
@@ -131,7 +131,7 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
 
 
 def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
-    """The model `make` gives, kept on disk under the hash of `parts`; says so when it comes from there."""
+    """Return the model that `make` builds, cached on disk by the hash of `parts`; log a hit."""
     place = cache.place(kind, *parts)
     if place is None:
         return make()
@@ -141,7 +141,7 @@ def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
                 raise UserError(damage if files.mark(place) else "its .didact.json is missing or damaged")
             model = load(place, device="cpu")
         except (UserError, OSError) as error:
-            cache.warn(f"{place}: the cache is damaged here ({error}); made anew")
+            cache.warn(f"{place}: the cache entry is damaged ({error}); building it again")
             _remove(place)
         else:
             print(f"{kind} model: from the cache {place}", file=sys.stderr)
@@ -150,12 +150,12 @@ def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
     try:
         model.save(place)
     except (UserError, OSError, SafetensorError) as error:
-        cache.warn(f"{place}: not kept in the cache: {_first_line(error)}")
+        cache.warn(f"{place}: not written to the cache: {_first_line(error)}")
     return model
 
 
 def _remove(place: Path) -> None:
-    """Remove what stands at a place of the cache, which only its own names reach."""
+    """Remove whatever is at a path of the cache, which is never a user's own."""
     with contextlib.suppress(OSError):
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
@@ -163,7 +163,7 @@ def _remove(place: Path) -> None:
 def _load_adapter(
     folder: Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str
 ) -> Model:
-    """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
+    """Load an adapter on its start model (merged if that is an adapter too), with its own tokenizer if it has one."""
     if places.adapter_config(folder).get("task_type") == "SEQ_CLS":
         raise UserError(_reward_model_message(folder))
     base = places.base_of(folder)
@@ -177,10 +177,10 @@ def _load_adapter(
 
 
 def put_on(module: Any, folder: Path, base: str) -> Any:
-    """The adapter of a folder on its start model's module, whose embeddings take the size of the adapter's own.
+    """Put the adapter of a folder on its start model's module, whose embeddings are resized to the adapter's.
 
     Raises:
-        UserError: it does not fit, or parts of it are missing.
+        UserError: it does not fit, or weights of it are missing.
     """
     from peft import PeftModel
 
@@ -193,18 +193,18 @@ def put_on(module: Any, folder: Path, base: str) -> Any:
             wrapped: Any = PeftModel.from_pretrained(module, str(folder))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise UserError(f"{folder}: the adapter cannot be put on {base}: {_first_line(error)}") from None
-    # Where it was found: adapters trained on from this one name it, wherever they are written.
+    # The path it was found at: adapters trained further from this one name it, wherever they are saved.
     wrapped.active_peft_config.base_model_name_or_path = base
     return wrapped.eval()
 
 
 def tokenizer_of(adapter: Path) -> Any:
-    """An adapter folder's own tokenizer; None where it has none."""
+    """Load an adapter folder's own tokenizer; None if it has none."""
     return opening.opened("AutoTokenizer", adapter) if places.TOKENIZERS & {p.name for p in adapter.iterdir()} else None
 
 
 def _vocabulary_size(folder: Path, module: Any) -> int | None:
-    """How many tokens the embeddings kept in an adapter's folder have; None where it keeps none."""
+    """Rows of the embeddings saved in an adapter's folder; None if it has none."""
     from safetensors import safe_open
 
     layers = [layer for layer in (module.get_input_embeddings(), module.get_output_embeddings()) if layer is not None]
@@ -221,7 +221,7 @@ def _vocabulary_size(folder: Path, module: Any) -> int | None:
 
 
 def _condition(folder: Path) -> Condition | None:
-    """What the model of a folder is to be asked with, where it says so."""
+    """The `Condition` saved with a model, if any."""
     if not (folder / CONDITION).exists():
         return None
     fields = files.read_json(folder / CONDITION)
@@ -229,7 +229,7 @@ def _condition(folder: Path) -> Condition | None:
 
 
 def _reward_model_message(path: str | Path) -> str:
-    return f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}"
+    return f"{path}: a reward model, which generates no text; use it as a judge: didact compare --judge {path}"
 
 
 def _architectures(config: Any) -> list[Any]:
@@ -238,14 +238,14 @@ def _architectures(config: Any) -> list[Any]:
 
 
 def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
-    """See that the files hold about the weights the configuration describes, before memory is taken for those."""
+    """Check that the files hold about as many weights as the configuration describes, before memory is allocated."""
     from safetensors import safe_open
 
     stored = 0
     for path in folder.glob("*.safetensors") if folder.is_dir() else ():
         with safe_open(path, "pt") as file:
             stored += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  (no mapping)
-    if stored and not getattr(config, "quantization_config", None):  # whose weights are packed
+    if stored and not getattr(config, "quantization_config", None):  # else the weights are packed
         with torch.device("meta"):
             described = sum(p.numel() for p in opening.built(auto, config).parameters())
         if described > 2 * stored:
@@ -262,7 +262,7 @@ def _check_finite(model: Model, path: str) -> None:
 
 
 def _warnings_of(model: Model) -> Iterator[str]:
-    """What a user should know of a model that works, but not as others do.
+    """Yield warnings about a model that can be used, with restrictions.
 
     Raises:
         UserError: the tokens that begin or end every text have no embedding.
@@ -277,16 +277,16 @@ def _warnings_of(model: Model) -> Iterator[str]:
     if count is not None and len(tokenizer) > count:
         yield f"the tokenizer has {len(tokenizer)} ids and the embedding {count} rows: texts with others are refused"
     if encode.answer_end(tokenizer) is None:
-        yield "the tokenizer has no end token: answers are learnt without an end, and go on to the longest allowed"
+        yield "the tokenizer has no end token: answers are trained without one and generated to the maximum length"
     if model.known_context is None:
         yield (
-            f"neither configuration nor tokenizer names a context length: {model.context} tokens are taken "
-            "(for another write model_max_length into its tokenizer_config.json)"
+            f"neither configuration nor tokenizer names a context length: {model.context} tokens are assumed "
+            "(to change that, set model_max_length in its tokenizer_config.json)"
         )
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name; without one the accelerator, where there is one; of several processes each its own.
+    """Return the device of this name, by default the accelerator if there is one; each of several processes its own.
 
     Raises:
         UserError: it cannot be used.
@@ -300,7 +300,7 @@ def device_of(name: str | None) -> torch.device:
             device = torch.device("cpu")
         if device.type != "cpu" and device.index is None and launch.world() > 1:
             device = torch.device(*launch.device(device.type, torch.accelerator.device_count()))
-            torch.accelerator.set_device_index(device)  # before anything is put there: the first would be filled by all
+            torch.accelerator.set_device_index(device)  # before any allocation: else all processes would use device 0
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' cannot be used: {_first_line(error)}") from None

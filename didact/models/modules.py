@@ -1,4 +1,4 @@
-"""Modules of our own that are saved in the `didact` format, and how they are read back."""
+"""didact's own modules, which are saved in the `didact` format, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def load_module(folder: str | Path) -> Model:
-    """Read back a `didact` folder that `Model.save` wrote for one of `MODULES`.
+    """Load a `didact` folder that `Model.save` wrote for one of `MODULES`.
 
     Raises:
         UserError: no such folder, an unknown module, or weights that do not fit.
@@ -41,7 +41,7 @@ def load_module(folder: str | Path) -> Model:
         raise UserError(
             f"{path}: not a didact model folder: {Path(error.filename or 'a file').name} is missing"
         ) from None
-    except Exception as error:  # safetensors and json each have their own
+    except Exception as error:  # safetensors and json raise different types
         raise UserError(f"{path}: cannot be read: {error}") from None
     kind = MODULES.get(str(fields.get("module")))
     if kind is None:
@@ -55,7 +55,7 @@ def load_module(folder: str | Path) -> Model:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The one saved beside the weights, where the module reads text."""
+    """The tokenizer saved beside the weights, if the module reads text."""
     if not (folder / "tokenizer_config.json").exists():
         return None
     tokenizer: PreTrainedTokenizerBase = opening.opened("AutoTokenizer", folder)
