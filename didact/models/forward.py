@@ -87,12 +87,12 @@ def label_states(
 def _masked_logits(model: Model, batch: Tokens) -> Tensor:
     """Logits of a masked language model with the mask token at all label tokens at once."""
     width = batch.input_ids.shape[1]
-    line, place = batch.at // width, batch.at % width + 1
+    row, column = batch.at // width, batch.at % width + 1
     ids, mask = (nn.functional.pad(v, (0, 1)) for v in (batch.input_ids, batch.attention_mask))
-    ids[line, place] = model.tokenizer.mask_token_id
-    mask[line, place] = 1
+    ids[row, column] = model.tokenizer.mask_token_id
+    mask[row, column] = 1
     logits: Tensor = model.module(input_ids=ids, attention_mask=mask).logits
-    return logits[line, place]
+    return logits[row, column]
 
 
 def takes_trees(model: Model) -> bool:
@@ -185,9 +185,9 @@ def of_states(
     reference: tuple[Model, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Compute token functions from the result of `label_states`, in chunks: `tokens` for callers that hold states."""
-    held = dict(columns or {})
+    extras = dict(columns or {})
     if reference is not None:
-        held["__ref"] = reference[1]
+        extras["__ref"] = reference[1]
 
     def piece(states: Tensor, target: Tensor, extras: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         kwargs: dict[str, Any] = {k: v for k, v in extras.items() if k != "__ref"}
@@ -199,19 +199,19 @@ def of_states(
 
     width = int(getattr(model.text_config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
-    if width >= head.LARGE and _reads_head(model) and not _needs_gradient(model, held):
+    if width >= head.LARGE and _reads_head(model) and not _needs_gradient(model, extras):
         weight = linear_head(model, states)
-        if [*named.values()] == [token_functions.logp] and not held and weight is not None:
+        if [*named.values()] == [token_functions.logp] and not extras and weight is not None:
             return {name: head.logp(states, weight, target) for name in named}
         if torch.is_grad_enabled() and states.requires_grad:
-            return dict(zip(named, head.values(piece, states, target, held, size), strict=True))
+            return dict(zip(named, head.values(piece, states, target, extras, size), strict=True))
     if len(target) <= size:
-        return dict(zip(named, piece(states, target, held), strict=True))
+        return dict(zip(named, piece(states, target, extras), strict=True))
     # Split, not sliced: the gradient of each slice would be as large as the whole.
-    pieces = zip(*(v.split(size) for v in (states, target, *held.values())), strict=True)
+    pieces = zip(*(v.split(size) for v in (states, target, *extras.values())), strict=True)
     parts: list[tuple[Tensor, ...]] = []
-    for states_part, target_part, *columns_ in pieces:
-        part = (states_part, target_part, dict(zip(held, columns_, strict=True)))
+    for states_part, target_part, *columns_part in pieces:
+        part = (states_part, target_part, dict(zip(extras, columns_part, strict=True)))
         parts.append(checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part))
     return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(named)}
 
@@ -241,7 +241,7 @@ def score(
     batch_tokens = batch_tokens or 4 * at_once(model)
     if not _reads_head(model):  # the plain path computes logits at all positions
         batch_tokens = min(batch_tokens, max(1, head.CHUNK // int(getattr(model.text_config, "vocab_size", None) or 1)))
-    was = model.module.training
+    was_training = model.module.training
     model.module.eval()
     try:
         if kv_cache is not None and takes_trees(model) and prefix.shares(model):
@@ -255,7 +255,7 @@ def score(
                 yield group, batch, of_states(model, states, batch.target, dict(fns or {"logp": token_functions.logp}))
                 bar.advance(len(group))
     finally:
-        model.module.train(was)
+        model.module.train(was_training)
 
 
 def _batches(model: Model, rows: Sequence[TokenizedExample], batch_tokens: int) -> Iterator[Batch]:
@@ -285,7 +285,7 @@ def _batches_from_cache(
     # As in `packing.plan`, tokens that predict a label are always run.
     free = [min(t.stem, *(len(rows[p.row].prompt) - 1 for p in t.paths), t.width) for t in trees]
     for indices in by_length([t.width for t in trees], batch_tokens):
-        # In the order of a batch.
+        # A batch orders its trees by their first row.
         group = sorted(indices, key=lambda i: trees[i].paths[0].row)
         past = kv_cache.past([trees[i].ids.tolist() for i in group], [max(free[i], 0) for i in group])
         depths, width = past.depth.tolist(), past.position.shape[1]
@@ -311,13 +311,11 @@ def _by_prompt(rows: Sequence[TokenizedExample], batch_tokens: int) -> list[list
     for i, row in enumerate(rows):
         members.setdefault(row.prompt, []).append(i)
     bundles: list[list[int]] = []
-    for same_prompt in members.values():
-        same_prompt.sort(key=lambda i: (-len(rows[i].completion), i))
+    for group in members.values():
+        group.sort(key=lambda i: (-len(rows[i].completion), i))
         # The decoder's keys of the prompt are computed for each of its rows: a quarter of a token each.
-        size = max(
-            1, batch_tokens // (len(rows[same_prompt[0]].completion) + len(rows[same_prompt[0]].prompt) // 4 + 1)
-        )
-        bundles += [same_prompt[i : i + size] for i in range(0, len(same_prompt), size)]
+        size = max(1, batch_tokens // (len(rows[group[0]].completion) + len(rows[group[0]].prompt) // 4 + 1))
+        bundles += [group[i : i + size] for i in range(0, len(group), size)]
     lengths = [max(rows[i].size for i in b) for b in bundles]
     return [[i for b in g for i in bundles[b]] for g in by_length(lengths, batch_tokens, [len(b) for b in bundles])]
 
@@ -335,7 +333,7 @@ def row_logp(
 
 
 def cached_row_logp(model: Model, rows: Sequence[TokenizedExample]) -> Tensor:
-    """Return `row_logp`'s sums, cached on disk by weights, configuration, rows, dtype and this source; log a hit."""
+    """Return `row_logp`'s sums, cached on disk by weights, configuration, rows, dtype and this source; print a hit."""
     if cache.folder() is None:
         return row_logp(model, rows)[0]
     dtype = str(next(model.module.parameters()).dtype)

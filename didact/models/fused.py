@@ -29,7 +29,7 @@ def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
         parts: list[Any] = [part for part in module.modules() if "forward" not in vars(part)]
         forwards = {part: _lora_forward for part in parts if type(part) is Linear}
         forwards |= {
-            part: functools.partial(_rms_forward, one=offset)
+            part: functools.partial(_rms_forward, offset=offset)
             for part in parts
             if (offset := _gain_offset(part)) is not None
         }
@@ -44,11 +44,11 @@ def _lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if len(names) == 1 and names[0] in layer.lora_A:
         name = names[0]
         down, up, drop = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-        special = args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
-        special = (
-            special or base.weight.requires_grad or up.bias is not None or (layer.training and getattr(drop, "p", 0.0))
+        extra = args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
+        extra = (
+            extra or base.weight.requires_grad or up.bias is not None or (layer.training and getattr(drop, "p", 0.0))
         )
-        if not special and all(_is_plain_linear(part, x) for part in (base, down, up)):
+        if not extra and all(_is_plain_linear(part, x) for part in (base, down, up)):
             out = _LowRank.apply(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
             return out
     out = type(layer).forward(layer, x, *args, **kwargs)

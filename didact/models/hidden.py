@@ -171,7 +171,7 @@ def batches(model: Model, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[
         UserError: the model returns none.
     """
     body = body_of(model)
-    was = model.module.training
+    was_training = model.module.training
     model.module.eval()
     try:
         with progress.Counted("reading", len(rows)) as bar:
@@ -184,7 +184,7 @@ def batches(model: Model, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[
                 yield group, output.hidden_states
                 bar.advance(len(group))
     finally:
-        model.module.train(was)
+        model.module.train(was_training)
 
 
 def body_of(model: Model) -> Any:

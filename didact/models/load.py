@@ -131,7 +131,7 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
 
 
 def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
-    """Return the model that `make` builds, cached on disk by the hash of `parts`; log a hit."""
+    """Return the model that `make` builds, cached on disk by the hash of `parts`; print a hit."""
     place = cache.place(kind, *parts)
     if place is None:
         return make()

@@ -51,16 +51,12 @@ class Momentum(nn.Module):
         assert reading.documents is not None
         size = int(getattr(layer, "head_dim", 0) or values.shape[-1] // len(self.gate))
         by_head = values.view(*values.shape[:2], -1, size)
-        per_query = by_head.repeat_interleave(len(self.gate) // by_head.shape[2], 2)  # heads that share values
-        gates = self.gate.to(per_query)
+        full = by_head.repeat_interleave(len(self.gate) // by_head.shape[2], 2)  # heads that share values
+        gates = self.gate.to(full)
         summed = torch.cat(
-            [decayed(per_query[:, :, h], self.eta[h], reading.documents, width)[:, :, None] for h in range(len(gates))]
+            [decayed(full[:, :, h], self.eta[h], reading.documents, width)[:, :, None] for h in range(len(gates))]
             if len(set(self.eta)) > 1
-            else [
-                decayed(per_query.flatten(2), self.eta[0], reading.documents, width).view(
-                    len(per_query), width, -1, size
-                )
-            ],
+            else [decayed(full.flatten(2), self.eta[0], reading.documents, width).view(len(full), width, -1, size)],
             dim=2,
         )
         return projections.output(layer, (summed * gates[:, None]).flatten(2))

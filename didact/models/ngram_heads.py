@@ -172,34 +172,34 @@ class _LookUp(torch.autograd.Function):
     """`A @ states`, backward `A^T @ gradient`, some columns of the states at a time."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, how: Plan) -> Tensor:
-        ctx.how = how
+    def forward(ctx: Any, states: Tensor, plan: Plan) -> Tensor:
+        ctx.plan = plan
         rows, width, size = states.shape
         flat, out = states.reshape(rows * width, size), torch.empty_like(states).view(rows * width, size)
         for part in _parts(size, rows * width):
-            followers = nn.functional.pad(flat[:, part].double(), (0, 0, 0, 1))[how.follower]
+            followers = nn.functional.pad(flat[:, part].double(), (0, 0, 0, 1))[plan.follower]
             running = nn.functional.pad(followers.cumsum(0), (0, 0, 1, 0))
-            total = running[how.last] - running[how.first]
-            out[how.order, part] = (total / how.count.clamp(min=1)[:, None]).to(states.dtype)
+            total = running[plan.last] - running[plan.first]
+            out[plan.order, part] = (total / plan.count.clamp(min=1)[:, None]).to(states.dtype)
         return out.view_as(states)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        how, (grad,) = ctx.how, grads
+        plan, (grad,) = ctx.plan, grads
         rows, width, size = grad.shape
         flat, out = grad.reshape(rows * width, size), torch.zeros_like(grad).view(rows * width, size)
-        has_follower = how.follower < rows * width
+        has_follower = plan.follower < rows * width
         for part in _parts(size, rows * width):
-            shares = flat[how.order, part].double() / how.count.clamp(min=1)[:, None]
+            shares = flat[plan.order, part].double() / plan.count.clamp(min=1)[:, None]
             change = shares.new_zeros(len(shares) + 1, shares.shape[1])
-            change.index_add_(0, how.last, shares).index_add_(0, how.first, shares, alpha=-1)
+            change.index_add_(0, plan.last, shares).index_add_(0, plan.first, shares, alpha=-1)
             # Place p is part of the running sums at p + 1 and all later places.
             totals = change.sum(0) - change.cumsum(0)
-            out[how.follower[has_follower], part] = totals[:-1][has_follower].to(grad.dtype)
+            out[plan.follower[has_follower], part] = totals[:-1][has_follower].to(grad.dtype)
         return out.view_as(grad), None
 
 
 def _parts(size: int, rows: int) -> list[slice]:
     step = max(1, CHUNK // max(rows, 1))
-    return [slice(at, min(at + step, size)) for at in range(0, size, step)]
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
