@@ -68,22 +68,22 @@ class SequenceLearner(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, raw: int | None = None, **config: Any) -> None:
         super().__init__()
-        given = SequenceConfig(**config)
-        self.spec = {"inputs": inputs, "outputs": outputs, "raw": raw, **asdict(given)}
-        self.inputs, self.outputs, self.given = inputs, outputs, given
+        settings = SequenceConfig(**config)
+        self.spec = {"inputs": inputs, "outputs": outputs, "raw": raw, **asdict(settings)}
+        self.inputs, self.outputs, self.given = inputs, outputs, settings
         # Units of a user's rows and targets: part of the model, so that a saved one takes them raw.
         self.register_buffer("mean", torch.zeros(raw or inputs))
         self.register_buffer("basis", torch.eye(raw or inputs, inputs))
         self.register_buffer("offset", torch.zeros(outputs))
         self.register_buffer("scale", torch.ones(outputs))
-        token_size = inputs + outputs if given.layout == "shifted" else max(inputs, outputs)
-        if given.mixer == "vsml":
-            self.body: nn.Module = VSML(inputs, outputs, given.width)
+        token_size = inputs + outputs if settings.layout == "shifted" else max(inputs, outputs)
+        if settings.mixer == "vsml":
+            self.body: nn.Module = VSML(inputs, outputs, settings.width)
         else:
-            self.read_in = nn.Linear(token_size, given.width)
-            self.body = Stack(given)
-            self.norm = nn.LayerNorm(given.width)
-            self.read_out = nn.Linear(given.width, outputs)
+            self.read_in = nn.Linear(token_size, settings.width)
+            self.body = Stack(settings)
+            self.norm = nn.LayerNorm(settings.width)
+            self.read_out = nn.Linear(settings.width, outputs)
             nn.init.zeros_(self.read_out.weight)  # the first guess is the same for every class
             nn.init.zeros_(self.read_out.bias)
 

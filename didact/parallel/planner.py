@@ -1,4 +1,4 @@
-"""Which layouts of a model over a cluster are legal, what each takes, which is the best, and why."""
+"""Legal layouts of a model on a cluster, their memory and time, the best, and the reasons for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from didact.parallel import memory, ramp, work
 from didact.parallel.memory import State
 from didact.parallel.spec import RECOMPUTES, ClusterSpec, Layout, ModelSpec
 
-SPARE = 1.1  # what an allocator holds beside what is asked of it
-CHUNKS = (1, 2, 4)  # interleavings that are tried
-MICROS = 32  # sequences of a micro-batch, at most
+SPARE = 1.1  # memory that an allocator reserves over what is requested
+CHUNKS = (1, 2, 4)  # interleavings to try
+MICROS = 32  # most sequences in a micro-batch
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be planned: a model, a cluster, sequences of a step, and how the engine keeps things."""
+    """A planning problem: a model, a cluster, sequences per step, bytes per weight, and whether attention is fused."""
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -44,12 +44,12 @@ class Job:
         if self.model.heads % (self.model.kv_heads or 1):
             raise UserError(f"heads {self.model.heads}, kv-heads {self.model.kv_heads}: kv-heads must divide heads")
         if not 0 <= self.model.active <= self.model.experts or (self.model.experts and not self.model.active):
-            raise UserError(f"experts {self.model.experts}, active {self.model.active}: give 1 to experts of them")
+            raise UserError(f"experts {self.model.experts}, active {self.model.active}: active must be 1 to experts")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a layout takes: bytes on the fullest rank by what they are for, seconds of a step by what they go to."""
+    """The cost of a layout: bytes on the fullest rank and seconds of a step, each by purpose."""
 
     layout: Layout
     stage: int
@@ -59,7 +59,7 @@ class Estimate:
 
     @property
     def bytes(self) -> float:
-        """On the fullest rank, with what an allocator holds beside it."""
+        """Bytes on the fullest rank, with the allocator's reserve."""
         return SPARE * sum(self.memory.values())
 
     @property
@@ -69,12 +69,12 @@ class Estimate:
 
     @property
     def rate(self) -> float:
-        """Operations a second and device, with what is computed again, as papers report them."""
+        """Operations per second and device, with recomputation, as papers report them."""
         return self.flops.hardware / (self.layout.ranks * self.step)
 
 
 def refusal(job: Job, layout: Layout) -> str | None:
-    """Why a layout cannot be run at all; None where it can."""
+    """Return why a layout cannot be run at all; None if it can."""
     model, tp, pp = job.model, layout.tp, layout.pp
     kv = model.kv_heads or model.heads
     if tp > job.cluster.gpus_per_node:
@@ -90,16 +90,16 @@ def refusal(job: Job, layout: Layout) -> str | None:
     if layout.batch % (layout.dp * layout.micro):
         return f"dp x micro = {layout.dp * layout.micro} does not divide the batch of {layout.batch}"
     if layout.chunks > 1 and (pp == 1 or layout.micros % pp or layout.schedule != "1f1b"):
-        return f"interleaving takes a pipeline, and micro-batches ({layout.micros}) that pp {pp} divides"
+        return f"interleaving needs a pipeline and micro-batches ({layout.micros}) divisible by pp {pp}"
     if layout.zero > 1 and pp > 1:
         return f"zero {layout.zero} with a pipeline: every micro-batch would move gradients or weights again"
     return None
 
 
 def estimate(job: Job, layout: Layout) -> Estimate:
-    """What a legal layout takes, by the stage whose rank is fullest."""
+    """Estimate the cost of a legal layout, with the memory of the stage whose ranks are fullest."""
     by_stage = {number: _memory(job, layout, number) for number in {0, min(1, layout.pp - 1), layout.pp - 1}}
-    # Stages further on hold no more than the second.
+    # Later stages hold no more than the second.
     fullest = max(by_stage, key=lambda number: sum(by_stage[number].values()))
     seconds = work.seconds(job.model, job.cluster, layout, job.policy)
     flops = work.flops(job.model, layout.batch, layout.recompute)
@@ -118,7 +118,7 @@ def _memory(job: Job, layout: Layout, number: int) -> dict[str, float]:
 
 
 def layouts(job: Job, fixed: Mapping[str, Any]) -> Iterator[Layout]:
-    """Every layout that is worth trying, with what is fixed as it is given."""
+    """Yield every layout worth trying that has the `fixed` values."""
     gpus = job.cluster.gpus
 
     def choices(name: str, values: Iterable[Any]) -> list[Any]:
@@ -144,7 +144,7 @@ def layouts(job: Job, fixed: Mapping[str, Any]) -> Iterator[Layout]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Layouts that are legal and fit, the fastest first; those that do not fit, the smallest first; why others fell."""
+    """Legal layouts that fit, fastest first; those that do not fit, smallest first; counts of reasons for refusals."""
 
     job: Job
     ranked: list[Estimate]
@@ -153,15 +153,15 @@ class Plan:
 
     @property
     def best(self) -> Estimate | None:
-        """The fastest that fits."""
+        """The fastest layout that fits."""
         return self.ranked[0] if self.ranked else None
 
 
 def plan(job: Job, fixed: Mapping[str, Any] | None = None) -> Plan:
-    """All layouts of a job, ranked by the seconds of a step; ties go to the one with less memory and traffic.
+    """Rank all layouts of a job by the seconds of a step; ties go to the one with less memory and traffic.
 
     Raises:
-        UserError: none is legal; the reasons are counted.
+        UserError: none is legal; the message has the most frequent reasons.
     """
     ranked: list[Estimate] = []
     large: list[Estimate] = []
@@ -181,7 +181,7 @@ def plan(job: Job, fixed: Mapping[str, Any] | None = None) -> Plan:
 
 
 def why(found: Plan) -> list[str]:
-    """What each other choice would cost the best layout: one sentence a choice, by its best layout of all."""
+    """Explain what changing each option of the best layout would cost: one line per value, for its best layout."""
     best = found.best
     if best is None:
         return []
@@ -207,7 +207,7 @@ def why(found: Plan) -> list[str]:
 
 
 def _slower(other: Estimate, best: Estimate) -> str:
-    """How much slower, and by what most."""
+    """Describe how much slower a layout is, and the main cause."""
     extra = {name: other.seconds[name] - best.seconds[name] for name in best.seconds}
     largest = max(extra, key=lambda name: extra[name])
     cause = {
@@ -220,16 +220,16 @@ def _slower(other: Estimate, best: Estimate) -> str:
 
 
 def spelled(layout: Layout) -> str:
-    """A layout as its options, without those that say nothing."""
+    """Format a layout as options, without those at their defaults."""
     text = f"pp {layout.pp}, dp {layout.dp}, tp {layout.tp}, micro {layout.micro}, recompute {layout.recompute}"
-    optional = {"zero": layout.zero, "chunks": layout.chunks if layout.chunks > 1 else 0}
-    return text + "".join(f", {name} {value}" for name, value in optional.items() if value) + (", sp" if layout.sp else "")
+    extra = {"zero": layout.zero, "chunks": layout.chunks if layout.chunks > 1 else 0}
+    return text + "".join(f", {name} {value}" for name, value in extra.items() if value) + (", sp" if layout.sp else "")
 
 
 def run(job: Job, layout: Layout, tokens: float, growth: tuple[int, int, float] | None = None) -> dict[str, float]:
-    """Steps and seconds of a run of so many tokens, with a ramp `(first, step, tokens)` where there is one.
+    """Return steps and seconds of a run over `tokens` tokens, with an optional batch ramp `(first, step, tokens)`.
 
-    A batch of the ramp that does not divide over the copies is rounded down to one that does.
+    A batch of the ramp that does not divide over the replicas is rounded down to one that does.
 
     Raises:
         UserError: the ramp does not lead from its first batch to the full one.
@@ -256,10 +256,10 @@ def run(job: Job, layout: Layout, tokens: float, growth: tuple[int, int, float] 
 
 
 def calibrated(job: Job, layout: Layout, measured: float) -> float:
-    """The efficiency at which a step of this layout takes the seconds that were measured.
+    """Return the efficiency at which a step of this layout takes the measured seconds.
 
     Raises:
-        UserError: it took less than what is sent alone, or than the peak allows.
+        UserError: it took less than communication alone, or than the peak allows.
     """
     at_peak = work.seconds(job.model, dataclasses.replace(job.cluster, efficiency=1.0), layout, job.policy)
     at_peak_computing = at_peak["compute"] + at_peak["bubble"]

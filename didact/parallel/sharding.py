@@ -1,8 +1,8 @@
-"""FSDP2: a module whose weights, gradients and optimizer state lie over the processes of a mesh while it is trained.
+"""FSDP2: a module whose weights, gradients and optimizer state are sharded over a mesh while it is trained.
 
-Layers are gathered one by one as they run (`fully_shard`); what is in none of them (embedding, last norm, head) is one
-group more, there while the loss is computed, so that a loss may read the head's weights by itself. Gradients are SUMS
-over processes: a loss is divided by the count of the whole batch already.
+Layers are gathered one by one as they run (`fully_shard`); all other weights (embedding, last norm, head) are one more
+group, gathered throughout the loss, so that a loss may read the head's weights directly. Gradients are SUMS over
+processes: losses are already divided by the count of the whole batch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from didact.parallel.mesh import Over
 
 
 class Sharded:
-    """A module in place over the processes of a mesh, until `gathered` gives one as it was before.
+    """A module that is sharded in place; `gathered` returns it as an ordinary module again.
 
     Args:
-        module: with all its weights, of which every process keeps its part, or with those parts (`parted`); tensors
-            that others hold too stay theirs.
+        module: with all its weights, of which every process keeps its part, or already in parts (`parted`); tensors
+            that are also referenced elsewhere are not changed.
         over: the processes.
-        layers: gathered apart, and split where `over` has parts; the rest of the module is one group.
+        layers: gathered one by one, and split if `over` has parts; the rest of the module is one group.
     """
 
     def __init__(self, module: nn.Module, over: Over, layers: Sequence[nn.Module]) -> None:
@@ -44,7 +44,7 @@ class Sharded:
         self.shared = next((n for n, p in module.named_parameters() if p is tied), None)
         self.partial = tensor.split_layers(module, over.parts) if over.parts else []
         submodules = set(module.modules())
-        reshard = over.relay is None  # between the passes of a pipeline gathered weights stay
+        reshard = over.relay is None  # a pipeline keeps gathered weights between its passes
         for part in filter(submodules.__contains__, layers):
             fully_shard(part, mesh=over.layers, reshard_after_forward=reshard)
         fully_shard(self.root, mesh=over.rest)
@@ -55,15 +55,15 @@ class Sharded:
         root: Any = self.root
         root.set_gradient_divide_factor(float(over.alike))
         parted.returned(module, self.held, over.layers)
-        with self.open():  # the first pass says which module is the root
+        with self.open():  # FSDP2 takes the first module to run as the root
             self.root(lambda: None)
 
     def __call__(self, compute: Callable[..., Any], *args: Any) -> Any:
-        """`compute(*given)`, in which the module may be used and whose tensors may be differentiated."""
+        """Return `compute(*args)`, which may run the module and whose result may be differentiated."""
         return self.root(self.over.relay.run, compute, *args) if self.over.relay else self.root(compute, *args)
 
     def settle(self) -> None:
-        """Make gradients whole, after the last backward pass of a step: all processes call."""
+        """Complete gradients after the last backward pass of a step: all processes must call it."""
         if self.over.relay:
             self.over.relay.wait()
             parameters = dict(self.module.named_parameters())
@@ -72,24 +72,24 @@ class Sharded:
         if self.over.parts is None:
             return
         tensor.complete(self.partial, self.over.parts)
-        if not self.settled:  # what a plan forgets would go unnoticed
+        if not self.settled:  # an incomplete plan would go unnoticed
             self.settled = True
             replicated = {n: p for n, p in self.module.named_parameters() if _mesh_of(p) == self.over.layers}
             if name := tensor.unequal(replicated, self.over.parts):
                 raise UserError(
                     f"parallel = {self.over.grid}: parts of a layer disagree on the gradient of "
-                    f"{name}: this model's tensor-parallel plan is not complete: take fsdp2"
+                    f"{name}: this model's tensor-parallel plan is not complete: use fsdp2"
                 )
 
     def norm(self, gradients: Mapping[str, Tensor]) -> float:
-        """Of all gradients together, those of other stages too: all processes call."""
+        """Return the norm of all gradients together, also of other stages: all processes must call it."""
         relay = self.over.relay
         unique = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
         return tensor.norm(unique, self.over.stage, next(iter(gradients.values())).device)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, the module can be used without gradients, as a whole one is: by all processes alike."""
+        """Gather the module inside, to be used without gradients like an ordinary one: by all processes alike."""
         root: Any = self.root
         root.unshard()
         try:
@@ -98,7 +98,7 @@ class Sharded:
             root.reshard()
 
     def gathered(self) -> nn.Module:
-        """A module like the one before, with the weights of now, all of them or its parts: all processes call."""
+        """Return the ordinary module with the current weights, whole or in parts as given: all must call it."""
         trained = {n: p.detach() for n, p in self.module.named_parameters() if n not in self.frozen}
         weights = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
         if self.over.relay:
@@ -112,7 +112,7 @@ class Sharded:
 
 
 class _Root(nn.Module):
-    """What holds the module: whatever is computed with it is computed in a forward pass of this."""
+    """Wraps the module, so that everything computed with it runs inside one forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class _Root(nn.Module):
 
 
 def _without_memory(module: nn.Module) -> nn.Module:
-    """A copy whose weights have shapes alone; weights that are one stay one."""
+    """Copy a module with its weights on the meta device; tied weights stay tied."""
     empty: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
         for p in module.parameters()
@@ -136,6 +136,6 @@ def _mesh_of(p: Tensor) -> DeviceMesh | None:
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that this process holds of them."""
+    """Bytes of the tensors that this process holds."""
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]
     return sum(t.numel() * t.element_size() for t in local)
