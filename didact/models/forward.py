@@ -180,7 +180,7 @@ def of_states(
     model: Model,
     states: Tensor,
     target: Tensor,
-    named: Mapping[str, Tokenwise],
+    functions: Mapping[str, Tokenwise],
     columns: Mapping[str, Tensor] | None = None,
     reference: tuple[Model, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -195,25 +195,25 @@ def of_states(
             with torch.no_grad():
                 kwargs["ref_logits"] = logits_of(reference[0], extras["__ref"])
         logits = logits_of(model, states)
-        return tuple(fn(logits, target, **kwargs) for fn in named.values())
+        return tuple(fn(logits, target, **kwargs) for fn in functions.values())
 
     width = int(getattr(model.text_config, "vocab_size", None) or states.shape[-1])
     size = max(1, CHUNK // width)
     if width >= head.LARGE and _reads_head(model) and not _needs_gradient(model, extras):
         weight = linear_head(model, states)
-        if [*named.values()] == [token_functions.logp] and not extras and weight is not None:
-            return {name: head.logp(states, weight, target) for name in named}
+        if [*functions.values()] == [token_functions.logp] and not extras and weight is not None:
+            return {name: head.logp(states, weight, target) for name in functions}
         if torch.is_grad_enabled() and states.requires_grad:
-            return dict(zip(named, head.values(piece, states, target, extras, size), strict=True))
+            return dict(zip(functions, head.values(piece, states, target, extras, size), strict=True))
     if len(target) <= size:
-        return dict(zip(named, piece(states, target, extras), strict=True))
+        return dict(zip(functions, piece(states, target, extras), strict=True))
     # Split, not sliced: the gradient of each slice would be as large as the whole.
     pieces = zip(*(v.split(size) for v in (states, target, *extras.values())), strict=True)
     parts: list[tuple[Tensor, ...]] = []
     for states_part, target_part, *columns_part in pieces:
         part = (states_part, target_part, dict(zip(extras, columns_part, strict=True)))
         parts.append(checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part))
-    return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(named)}
+    return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(functions)}
 
 
 @torch.no_grad()

@@ -56,21 +56,21 @@ def parallel(text: str) -> tuple[int, int, int] | None:
     return None if text in NAMED else sizes(text, "parallel")
 
 
-def several(said: str, environ: Mapping[str, str] | None = None) -> None:
+def several(kind: str, environ: Mapping[str, str] | None = None) -> None:
     """Refuse an option `parallel` that does not fit the number of processes.
 
     Raises:
         UserError: there is no launcher, or it started another number of processes than the layout needs.
     """
-    layout, started = parallel(said), world(environ)
+    layout, started = parallel(kind), world(environ)
     count = math.prod(layout) if layout else 8
-    if said != "ddp" and started == 1:
+    if kind != "ddp" and started == 1:
         raise UserError(
-            f"parallel = {said}: needs several processes: torchrun --nproc_per_node {max(count, 2)} -m didact run "
-            f"... --parallel {said}"
+            f"parallel = {kind}: needs several processes: torchrun --nproc_per_node {max(count, 2)} -m didact run "
+            f"... --parallel {kind}"
         )
     if layout and count != started:
-        raise UserError(f"parallel = {said}: needs {count} processes, but {started} were started: start {count}")
+        raise UserError(f"parallel = {kind}: needs {count} processes, but {started} were started: start {count}")
 
 
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:

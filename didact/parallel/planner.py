@@ -180,26 +180,26 @@ def plan(job: Job, fixed: Mapping[str, Any] | None = None) -> Plan:
     return Plan(job, ranked, large, refused)
 
 
-def why(found: Plan) -> list[str]:
+def why(planned: Plan) -> list[str]:
     """Explain what changing each option of the best layout would cost: one line per value, for its best layout."""
-    best = found.best
+    best = planned.best
     if best is None:
         return []
     out, explained = [], {best.layout}
     for name in ("tp", "pp", "dp", "micro", "recompute", "zero", "chunks"):
         chosen = getattr(best.layout, name)
-        alternatives = {getattr(e.layout, name) for e in [*found.ranked, *found.large]} - {chosen}
+        alternatives = {getattr(e.layout, name) for e in [*planned.ranked, *planned.large]} - {chosen}
         if name not in ("recompute", "zero"):  # the next smaller and the next larger one
             lower, higher = [v for v in alternatives if v < chosen], [v for v in alternatives if v > chosen]
             alternatives = {*([max(lower)] if lower else []), *([min(higher)] if higher else [])}
         for value in sorted(alternatives):
-            e = next(e for e in [*found.ranked, *found.large] if getattr(e.layout, name) == value)
+            e = next(e for e in [*planned.ranked, *planned.large] if getattr(e.layout, name) == value)
             if e.layout in explained:
                 continue
             explained.add(e.layout)
             cost = (
                 _slower(e, best)
-                if e.bytes <= found.job.cluster.memory
+                if e.bytes <= planned.job.cluster.memory
                 else f"does not fit: {e.bytes / 2**30:,.1f} GiB at least"
             )
             out.append(f"{name} {value} instead of {chosen}: {cost} ({spelled(e.layout)})")
@@ -262,11 +262,11 @@ def calibrated(job: Job, layout: Layout, measured: float) -> float:
         UserError: it took less than communication alone, or than the peak allows.
     """
     at_peak = work.seconds(job.model, dataclasses.replace(job.cluster, efficiency=1.0), layout, job.policy)
-    at_peak_computing = at_peak["compute"] + at_peak["bubble"]
-    computing = measured - (sum(at_peak.values()) - at_peak_computing)
-    if computing < at_peak_computing:
+    busy = at_peak["compute"] + at_peak["bubble"]
+    measured_busy = measured - (sum(at_peak.values()) - busy)
+    if measured_busy < busy:
         raise UserError(
             f"option --measured: {measured:g} s a step: the peak of the GPUs and their links allow "
             f"{sum(at_peak.values()):.3g} s at best; look at --peak, --intra and --inter"
         )
-    return at_peak_computing / computing
+    return busy / measured_busy

@@ -36,8 +36,8 @@ class Relay:
         self.number, column = divmod(dist.get_rank(), width)
         self.count, self.width, self.name = count, width, name
         columns = [[k + stage * width for stage in range(count)] for k in range(width)]
-        axes = columns, columns, [[line[0], line[-1]] for line in columns]
-        groups = [[dist.new_group(ranks) for ranks in lists][column] for lists in axes]  # all processes, same order
+        kinds = columns, columns, [[line[0], line[-1]] for line in columns]
+        groups = [[dist.new_group(ranks) for ranks in kind][column] for kind in kinds]  # all processes, same order
         self.forth, self.back, self.ends = groups
         self.passes: int | None = None  # forward passes of the current micro-batch; None outside of a loss
         self.sent: dict[int, deque[tuple[Any, Tensor]]] = {1: deque(), -1: deque()}

@@ -37,7 +37,7 @@ class Sharded:
     def __init__(self, module: nn.Module, over: Over, layers: Sequence[nn.Module]) -> None:
         self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
-        self.hollow = _without_memory(module)
+        self.template = _without_memory(module)
         self.held = parted.lifted(module)
         self.module, self.root = module, _Root(module)
         tied = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
@@ -104,11 +104,11 @@ class Sharded:
         if self.over.relay:
             weights = self.over.relay.joined(weights)
         weights |= self.frozen
-        filled = {id(p): nn.Parameter(weights[n], p.requires_grad) for n, p in self.hollow.named_parameters()}
-        for part in self.hollow.modules():
+        filled = {id(p): nn.Parameter(weights[n], p.requires_grad) for n, p in self.template.named_parameters()}
+        for part in self.template.modules():
             for name, p in list(part.named_parameters(recurse=False, remove_duplicate=False)):
                 setattr(part, name, filled[id(p)])
-        return self.hollow
+        return self.template
 
 
 class _Root(nn.Module):

@@ -142,9 +142,9 @@ def complete(partial: Iterable[nn.Module], mesh: DeviceMesh) -> None:
                 dist.all_reduce(local(p.grad), group=mesh.get_group())
 
 
-def unequal(named: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
+def unequal(weights: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
     """Return the first weight that all processes of `mesh` hold and whose gradient norm differs between them."""
-    grads = {n: local(p.grad) for n, p in named.items() if p.grad is not None}
+    grads = {n: local(p.grad) for n, p in weights.items() if p.grad is not None}
     if not grads:
         return None
     sizes = torch.stack([g.double().square().sum().sqrt() for g in grads.values()])
