@@ -68,7 +68,7 @@ def recorded(module: nn.Module) -> Iterator[Tape]:
     index_of = {id(layer): i for i, layer in enumerate(layers)}
     for layer in layers:
         if not hasattr(sys.modules[type(layer).__module__], "eager_attention_forward"):
-            raise UserError(f"the attention of a {type(layer).__name__} cannot be looked into: use a llama or gpt2")
+            raise UserError(f"the attention of a {type(layer).__name__} cannot be recorded: use a llama or gpt2")
 
     def attend(layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         heads, weights = _eager(layer)(layer, query, key, value, mask, **kwargs)

@@ -93,11 +93,11 @@ class Banded(nn.Module):
         self.config = cfg
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the decoder's."""
+        """Run the decoder."""
         return self.inner(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As the decoder's."""
+        """Run the decoder's `generate`."""
         return self.inner.generate(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -106,7 +106,7 @@ class Count:
         self.weights = weights
 
     def __call__(self, embedding: nn.Module, args: tuple[Any, ...]) -> None:
-        """Add one forward pass over `given[0]`, token ids of any shape."""
+        """Add one forward pass over `args[0]`, token ids of any shape."""
         count(args[0].numel(), self.weights, torch.is_grad_enabled())
 
 

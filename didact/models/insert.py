@@ -133,30 +133,30 @@ class Inserted(nn.Module):
 
     @property
     def generation_config(self) -> Any:
-        """The decoder's."""
+        """The decoder's generation configuration."""
         return getattr(self.base, "generation_config", None)
 
     def get_input_embeddings(self) -> Any:
-        """The decoder's."""
+        """Return the decoder's input embeddings."""
         decoder: Any = self.base
         return decoder.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """The decoder's."""
+        """Return the decoder's head."""
         decoder: Any = self.base
         return decoder.get_output_embeddings()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the decoder's."""
+        """Run the decoder."""
         return self.base(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As the decoder's."""
+        """Run the decoder's `generate`."""
         decoder: Any = self.base
         return decoder.generate(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Tied weights stay tied."""
+        """Load weights; tied ones stay tied."""
         out = super().load_state_dict(*args, **kwargs)
         getattr(self.base, "tie_weights", lambda: None)()
         return out
@@ -198,7 +198,9 @@ def attentions(decoder: Any) -> list[nn.Module]:
     """
     kernel = getattr(decoder.config, "_attn_implementation", "eager")
     if kernel not in ("eager", "sdpa"):
-        raise UserError(f"{kernel} attention cannot be looked into: load the model with eager or sdpa attention")
+        raise UserError(
+            f"{kernel} attention cannot be recorded or extended: load the model with eager or sdpa attention"
+        )
     out = []
     for number, block in enumerate(blocks(decoder)):
         candidates = [m for m in block.modules() if type(m).__name__.endswith(("Attention", "SelfAttention"))]

@@ -86,12 +86,12 @@ class EnsembleModel(Model):
 
     @property
     def context(self) -> int:
-        """The base's."""
+        """The base's context length."""
         return self.members[0].context
 
     @property
     def text_config(self) -> Any:
-        """The base's."""
+        """The base's text configuration."""
         return self.members[0].text_config
 
     def around(self, module: nn.Module) -> Model:

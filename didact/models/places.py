@@ -73,7 +73,7 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
     folder = Path(path)
     if is_gguf(path):
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"{path}: a GGUF file, which takes the package gguf: pip install didact[gguf]")
+            raise UserError(f"{path}: a GGUF file needs the package gguf: pip install didact[gguf]")
         return
     if not folder.is_dir():
         if folder.exists() or _is_path(path):
