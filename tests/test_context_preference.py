@@ -153,7 +153,7 @@ def test_a_reward_model_is_the_body_under_a_head_at_the_last_token(kind, tmp_pat
     assert together == pytest.approx(alone, abs=1e-5) and together[0] != together[1]
     model.save(tmp_path)
     assert reward_functions.reward_model(str(tmp_path))(prompts, answers) == pytest.approx(together, abs=1e-6)
-    with pytest.raises(UserError, match="a reward model, which writes nothing"):
+    with pytest.raises(UserError, match="a reward model, which generates no text"):
         load.load(tmp_path)
 
 

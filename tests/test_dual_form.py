@@ -208,7 +208,7 @@ def test_it_examines_a_users_model(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("mamba", "has no attention layer"), ("t5", "causal model"), ("bloom", "cannot be looked into")],
+    [("mamba", "has no attention layer"), ("t5", "causal model"), ("bloom", "cannot be recorded")],
 )
 def test_attention_that_cannot_be_looked_into_is_one_line(kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:

@@ -137,7 +137,7 @@ def test_what_heads_cannot_read_is_refused_in_one_line():
         model.module(input_ids=ids, attention_mask=torch.zeros(1, 1, ids.shape[1], ids.shape[1]))
     with pytest.raises(UserError, match="a cache that grows"):
         model.module.generate(ids, max_new_tokens=3, cache_implementation="static")
-    with pytest.raises(UserError, match="begin with an empty one"):
+    with pytest.raises(UserError, match="start from an empty cache"):
         cache = tiny("llama").module(input_ids=ids, use_cache=True).past_key_values
         model.module(input_ids=ids[:, :1], past_key_values=cache)
     with pytest.raises(UserError, match="no block 2"):

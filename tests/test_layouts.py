@@ -88,13 +88,13 @@ def test_what_reads_a_model_in_stages_otherwise_is_refused(looks, said):
 
 
 REFUSED = {
-    "no tensor-parallel plan of gpt2: take fsdp2": ("gpt2", {}),
+    "no tensor-parallel plan for gpt2": ("gpt2", {}),
     "1 heads of keys and values do not divide into 2 parts": ("gemma3", {}),
     "adafactor takes whole matrices": ("llama", {"optimizer": "adafactor"}),
-    "q_proj is no plain linear layer or LoRA on one": ("llama", {"lora": 2, "dora": True}),
+    "q_proj is not a plain linear layer or LoRA on one": ("llama", {"lora": 2, "dora": True}),
     "parts of a layer disagree on the gradient of model.layers.0.self_attn.q_norm.weight": ("qwen3", {}),
-    "takes 4 processes, and there are 2": ("llama", {"parallel": "1x2x2"}),
-    "stages are cut of causal models of gpt2, llama": ("opt", {"parallel": "2x1x1"}),
+    "needs 4 processes, but 2 were started": ("llama", {"parallel": "1x2x2"}),
+    "stages need a causal model of type gpt2, llama": ("opt", {"parallel": "2x1x1"}),
     "must be ddp, fsdp2, hsdp or PPxDPxTP": ("llama", {"parallel": "2x2"}),
 }
 

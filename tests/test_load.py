@@ -182,7 +182,7 @@ def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(start, tmp_pat
 
 def test_an_adapter_that_cannot_be_merged_is_one_line(start, tmp_path):
     adapter_of(start, tmp_path / "adapter", lora_bias=True)  # on layers without a bias
-    with pytest.raises(UserError, match=r"the adapter cannot be merged: .*--lora 1 goes on with it"):
+    with pytest.raises(UserError, match=r"the adapter cannot be merged: .*--lora 1 trains it further"):
         adapters.merged(load_model(tmp_path / "adapter", device="cpu"))
 
 
@@ -210,7 +210,7 @@ def test_what_an_adapter_start_becomes_is_one_line_and_result_json_says_what_eva
     words = f"run sft --model {tmp_path}/adapter --demos {data} --steps=3 --rows=2 --lr=.01".split()
     for more, line, form in (
         ([], "merged into it, and all weights are trained", "hf"),
-        (["--lora", "4"], "whose rank stays 2: --lora 4 starts no other", "peft"),
+        (["--lora", "4"], "whose rank stays 2: --lora 4 does not change it", "peft"),
     ):
         out = tmp_path / form
         assert cli.main([*words, *more, "--out", str(out)]) == 0
@@ -254,7 +254,7 @@ def test_a_reward_models_adapter_judges(start, tmp_path):
     asked = [d.prompt for d in DEMOS], [d.completion for d in DEMOS]
     want = rewards.score(Model(module, judge.processor, "encoder"), *asked)
     assert reward_functions.reward_of(str(tmp_path / "adapter"))(*asked) == pytest.approx(want, abs=1e-4)
-    assert "a reward model, which writes nothing" in complaint(tmp_path / "adapter")
+    assert "a reward model, which generates no text" in complaint(tmp_path / "adapter")
     adapter_of(start, tmp_path / "speaks")  # a language model's adapter is asked for a yes or no
     assert all(0 <= v <= 1 for v in reward_functions.reward_of(str(tmp_path / "speaks"))(*asked))
 
@@ -402,7 +402,7 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
     del model.config.context_length
     model.save(tmp_path)
     assert load_model(tmp_path).context == 512
-    assert "names a context length: 512 tokens are taken" in capsys.readouterr().err
+    assert "names a context length: 512 tokens are assumed" in capsys.readouterr().err
     model.processor = copy.deepcopy(model.processor)
     model.processor.model_max_length = 100
     assert model.context == 100

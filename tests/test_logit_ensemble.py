@@ -96,7 +96,7 @@ def test_an_ensemble_that_was_trained_is_one_and_its_weights_are_part_of_what_it
     found, before = (forward.row_logp(m, ROWS)[0] for m in (again, made))
     torch.testing.assert_close(found, forward.row_logp(trained, ROWS)[0])
     assert (found > before).all()
-    with pytest.raises(UserError, match="LoRA cannot be put on models that answer as one"):
+    with pytest.raises(UserError, match="LoRA cannot be put on an ensemble"):
         language.train(made, {"demos": rows}, language.nll, fit.replace(lora=2), quiet=True)
 
 

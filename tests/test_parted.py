@@ -155,7 +155,7 @@ def test_parts_are_those_of_the_whole(root, two):
 def test_what_would_be_wrong_in_silence_is_told(two):
     for _, _, lines, _ in two:
         gradient, unlike, other, apart = lines
-        assert gradient == unlike and gradient.startswith("a gradient is wanted in weights that lie over processes")
+        assert gradient == unlike and gradient.startswith("gradients were requested for weights that are sharded")
         assert "another way than it is trained in" in other and apart.startswith("processes are not in step")
 
 

@@ -49,5 +49,5 @@ def test_one_that_fails_ends_all_with_its_own_line(kind, error, said):
 
 
 def test_those_that_never_end_are_ended():
-    with pytest.raises(RuntimeError, match="not done in 1 s"):
+    with pytest.raises(RuntimeError, match="did not finish within 1 s"):
         processes.run(2, waiting, patience=1.0)

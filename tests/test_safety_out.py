@@ -405,7 +405,7 @@ def test_a_damaged_start_in_the_cache_is_made_anew(how, fresh, tmp_path, monkeyp
     (place,) = (tmp_path / "example").iterdir()
     how(place)
     assert load.kept("example", make, "a").fingerprint() == first and len(made) == 2
-    assert f"didact: {place}: the cache is damaged here" in capsys.readouterr().err
+    assert f"didact: {place}: the cache entry is damaged" in capsys.readouterr().err
     assert load.kept("example", make, "a").fingerprint() == first and len(made) == 2
 
 

@@ -1,1 +1,1 @@
-"""Load, build and wrap models; the label-token forward pass every method rests on."""
+"""Load, build and wrap models; the label-token forward pass that all methods use."""

@@ -1,4 +1,4 @@
-"""Attention in a band, put into a transformers model or built with one.
+"""Banded (sliding-window) attention, added to a transformers model or built into a new one.
 
 Sources: Child et al. 2019, arXiv:1904.10509, and Brown et al. 2020, arXiv:2005.14165, section 2.1.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def band(queries: int, keys: int, width: int, device: torch.device | str | None = None) -> Tensor:
-    """What a query may see, `(queries, keys)` bool: key j of query t where `t - width < j <= t`.
+    """The mask `(queries, keys)`, bool: query t sees key j if `t - width < j <= t`.
 
-    The queries are the last of the keys' positions, as they are behind a cache. A width of `keys` or more is dense
-    causal attention.
+    The queries are the last of the keys' positions, as with a cache. A width of `keys` or more is dense causal
+    attention.
     """
     t = torch.arange(keys - queries, keys, device=device)[:, None]
     j = torch.arange(keys, device=device)
@@ -33,34 +33,34 @@ def band(queries: int, keys: int, width: int, device: torch.device | str | None 
 
 
 class Band:
-    """A forward pre-hook of an attention layer: what its mask allows, and within the band only."""
+    """A forward pre-hook of an attention layer that restricts its mask to the band."""
 
     def __init__(self, width: int) -> None:
         self.width = width
 
-    def __call__(self, layer: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        """Positional and keyword arguments with the mask changed."""
-        states = args[0] if args else given["hidden_states"]
-        mask, past = given.get("attention_mask"), given.get("past_key_values")
+    def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        """Return positional and keyword arguments with the restricted mask."""
+        states = args[0] if args else kwargs["hidden_states"]
+        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         if mask is None:
             queries = states.shape[1]
             keys = queries + (int(past.get_seq_length(layer.layer_idx)) if past is not None else 0)
-            # A float mask: it is right under eager and under scaled-dot-product attention.
+            # A float mask: correct for both eager and scaled-dot-product attention.
             mask = torch.zeros(1, 1, queries, keys, dtype=states.dtype, device=states.device)
         allowed = band(mask.shape[-2], mask.shape[-1], self.width, mask.device)
         if mask.dtype == torch.bool:
-            return args, {**given, "attention_mask": mask & allowed}
-        return args, {**given, "attention_mask": mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)}
+            return args, {**kwargs, "attention_mask": mask & allowed}
+        return args, {**kwargs, "attention_mask": mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)}
 
 
 class Banded(nn.Module):
-    """A transformers decoder some of whose layers attend within a band; it is called, and generates, as that does.
+    """A transformers decoder with banded attention in some layers; called like the decoder, and generates like it.
 
     Args:
         config: of the decoder, as a mapping.
-        width: of the band.
-        layers: which layers have it: every odd one (the even ones stay dense), or all.
-        inner: the decoder itself; made from `config` by default.
+        width: of the band, in positions.
+        layers: the banded ones: every odd one (the even ones stay dense), or all.
+        inner: the decoder itself; built from `config` by default.
 
     Raises:
         UserError: its attention is neither eager nor sdpa, or its layers are not found.
@@ -79,39 +79,38 @@ class Banded(nn.Module):
             inner = opening.built("AutoModelForCausalLM", config)
         decoder: Any = inner
         self.inner = decoder
-        if (how := decoder.config._attn_implementation) not in ("eager", "sdpa"):
-            raise UserError(f"a band needs eager or sdpa attention, not {how}: the others take no mask of ours")
-        found = {m.layer_idx: m for m in decoder.modules() if type(m).__name__.endswith("Attention") and _placed(m)}
+        if (implementation := decoder.config._attn_implementation) not in ("eager", "sdpa"):
+            raise UserError(f"a band needs eager or sdpa attention, not {implementation}, which takes no custom mask")
+        found = {m.layer_idx: m for m in decoder.modules() if type(m).__name__.endswith("Attention") and _indexed(m)}
         if width < 1 or sorted(found) != list(range(decoder.config.num_hidden_layers)):
             raise UserError(f"no band of width {width} for a {type(decoder).__name__}: use a llama or gpt2 shape")
-        for at, layer in found.items():
-            if layers == "all" or at % 2:
+        for index, layer in found.items():
+            if layers == "all" or index % 2:
                 layer.register_forward_pre_hook(Band(width), with_kwargs=True)
-        # A type of its own, so that no fast path that is proven for the dense model is taken for this one.
-        own: Any = copy.deepcopy(decoder.config)
-        own.model_type, own.band = f"banded_{own.model_type}", [width, layers]
-        self.config = own
+        # Another model type, so that no fast path that is proven for the dense model is taken for this one.
+        cfg: Any = copy.deepcopy(decoder.config)
+        cfg.model_type, cfg.band = f"banded_{cfg.model_type}", [width, layers]
+        self.config = cfg
 
-    def forward(self, *args: Any, **given: Any) -> Any:
-        """As the decoder's."""
-        return self.inner(*args, **given)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the decoder."""
+        return self.inner(*args, **kwargs)
 
-    def generate(self, *args: Any, **given: Any) -> Any:
-        """As the decoder's."""
-        return self.inner.generate(*args, **given)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the decoder's `generate`."""
+        return self.inner.generate(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **given: Any) -> Any:
-        """Tied weights stay tied."""
-        out = super().load_state_dict(*args, **given)
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights; tied ones stay tied."""
+        out = super().load_state_dict(*args, **kwargs)
         self.inner.tie_weights()
         return out
 
 
 def banded(model: Model, width: int, layers: Literal["odd", "all"] = "odd") -> Model:
-    """A copy of a causal model (llama, gpt2 and their kin) whose odd layers see `width` positions.
+    """Return a copy of a causal model (llama, gpt2 and similar) whose odd layers see `width` positions.
 
-    Saved in the `didact` format: transformers cannot express the band of these types. What it can express is
-    `alternating`.
+    Saved in the `didact` format: transformers has no such band for these types. It has one for `alternating`.
     """
     inner = copy.deepcopy(model.module)
     return Model(Banded(model.config.to_dict(), width, layers, inner), model.processor, model.kind)
@@ -126,7 +125,7 @@ def alternating(
     width: int = 256,
     seed: int = 0,
 ) -> Model:
-    """GPT-3's architecture at any size: even layers dense, odd ones in a band; transformers' GPT-Neo expresses it.
+    """Build GPT-3's architecture at any size, as transformers' GPT-Neo: even layers dense, odd ones banded.
 
     Pre-LN blocks, learned positions, feed-forward 4 d. Weights are N(0, 0.02^2), those of projections into the
     residual stream divided by `sqrt(2 layers)`; GPT-Neo does not divide attention scores by `sqrt(d / heads)`, so
@@ -153,5 +152,5 @@ def alternating(
     return Model(module.eval(), tokenizer, "causal")
 
 
-def _placed(layer: nn.Module) -> bool:
+def _indexed(layer: nn.Module) -> bool:
     return isinstance(getattr(layer, "layer_idx", None), int)

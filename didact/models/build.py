@@ -1,4 +1,4 @@
-"""Small models from scratch, of any architecture in `Arch`, with a byte-level BPE trained on given text."""
+"""Small models from scratch, with any architecture in `Arch` and a byte-level BPE trained on given text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOS, EOS, PAD, UNKNOWN, MASK = "<s>", "</s>", "<pad>", "<unk>", "<mask>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with `<s>`, `</s>` and `<pad>`: no text is outside its vocabulary."""
+    """Train a byte-level BPE tokenizer with `<s>`, `</s>` and `<pad>`: it encodes any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
@@ -36,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for every word of texts, as white space parts them: for languages made up."""
+    """Build a tokenizer with one token per white-space separated word of the texts, for artificial languages."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = dict.fromkeys(word for text in texts for word in text.split())
@@ -61,11 +61,11 @@ def build(
     tied: bool = True,
     seed: int = 0,
     dropout: float = 0.0,
-    **more: Any,
+    **extra: Any,
 ) -> Model:
-    """A model with random weights: `d` wide, `layers` deep, feed-forward `ffn` (4 d; 8/3 d where it is gated).
+    """Build a model with random weights: `d` wide, `layers` deep, feed-forward `ffn` (4 d; 8/3 d if it is gated).
 
-    `more` goes to the transformers configuration as it is. Mamba has neither heads nor a feed-forward layer.
+    `extra` goes to the transformers configuration. Mamba has neither heads nor a feed-forward layer.
     """
     import transformers as hf
 
@@ -83,9 +83,9 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = getattr(hf, f"{name}{'TextConfig' if arch == 'gemma3' else 'Config'}")(
-            vocab_size=len(tokenizer), **(shape | ids | more)
+            vocab_size=len(tokenizer), **(shape | ids | extra)
         )
-        if arch in ("t5", "bloom", "mamba"):  # positions without a limit: only `Model.context` reads it
+        if arch in ("t5", "bloom", "mamba"):  # they have no limit of positions: only `Model.context` reads it
             config.n_positions = context
         module = getattr(hf, f"{name}{head}")(config)
     kind: Kind = "seq2seq" if arch == "t5" else "masked" if arch == "bert" else "causal"
@@ -133,6 +133,6 @@ def _shape(
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Long texts line by line: the trainer is quicker on many short strings."""
+    """Split long texts into lines: the trainer is faster on many short strings."""
     for text in texts:
         yield from text.splitlines(keepends=True) if len(text) > 10_000 else [text]

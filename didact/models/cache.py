@@ -1,6 +1,6 @@
-"""What is dear to compute and cannot change: tensors on disk, keyed by everything they depend on.
+"""A cache on disk for tensors that are expensive to compute, keyed by everything they depend on.
 
-The folder is `DIDACT_CACHE` (`~/.cache/didact` by default; `off` keeps nothing).
+The folder is `DIDACT_CACHE` (`~/.cache/didact` by default; `off` disables caching).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHA256 = 32  # bytes
 
 
 def folder() -> Path | None:
-    """Where caches live, or None where `DIDACT_CACHE=off`, or where there is no home to have one in."""
+    """Return the cache folder; None if `DIDACT_CACHE=off`, or if there is no home folder to put it in."""
     place = os.environ.get("DIDACT_CACHE") or "~/.cache/didact"
     try:
         return None if place == "off" else Path(place).expanduser()
@@ -36,14 +36,14 @@ _warned: set[str] = set()
 
 
 def warn(line: str) -> None:
-    """Tell, once in a process, what is wrong with a cache: it only ever costs the cache."""
+    """Print a problem with the cache, once per process: it never costs more than the cache."""
     if line not in _warned:
         _warned.add(line)
         print(f"didact: {line}", file=sys.stderr)
 
 
 def place(kind: str, *parts: str | bytes) -> Path | None:
-    """Where something of this kind is kept, named by the hash of its parts; None where caching is off."""
+    """Return the path of an entry of this kind, named by the hash of its parts; None if caching is off."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -54,15 +54,17 @@ def place(kind: str, *parts: str | bytes) -> Path | None:
 
 @contextlib.contextmanager
 def private() -> Iterator[None]:
-    """A private, empty cache: what an earlier run left must not stand in for work that is measured."""
+    """Use a private, empty cache inside: results of an earlier run must not replace work that is measured."""
     before = os.environ.get("DIDACT_CACHE")
-    with contextlib.ExitStack() as kept:
+    with contextlib.ExitStack() as stack:
         try:
-            fresh = kept.enter_context(tempfile.TemporaryDirectory(prefix="didact-cache-", ignore_cleanup_errors=True))
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="didact-cache-", ignore_cleanup_errors=True)
+            )
         except OSError as error:
             warn(f"no cache for this work: {error.strerror}")
-            fresh = "off"
-        os.environ["DIDACT_CACHE"] = fresh
+            folder = "off"
+        os.environ["DIDACT_CACHE"] = folder
         try:
             yield
         finally:
@@ -75,15 +77,15 @@ def private() -> Iterator[None]:
 class Entry:
     """One cached set of tensors: the SHA-256 of the rest of the file, then safetensors.
 
-    Whatever became of it, or of the disk, only costs the cache and is told in a line on stderr.
+    A damaged entry, or an error of the disk, only costs the cache and is reported in one line on stderr.
     """
 
     def __init__(self, kind: str, *parts: str | bytes) -> None:
-        where = place(kind, *parts)
-        self.path = where.with_suffix(".tensors") if where else None
+        path = place(kind, *parts)
+        self.path = path.with_suffix(".tensors") if path else None
 
     def read(self, *names: str) -> dict[str, Tensor] | None:
-        """The tensors, or None where there are none of these names."""
+        """Return the tensors, or None if there is no entry with these names."""
         if self.path is None:
             return None
         try:
@@ -98,16 +100,16 @@ class Entry:
                 tensors = load(raw[SHA256:])
                 if set(names) <= tensors.keys():
                     return tensors
-        warn(f"{self.path}: the cache is damaged here; made anew")
+        warn(f"{self.path}: the cache entry is damaged; computing it again")
         return None
 
     def write(self, tensors: dict[str, Tensor]) -> None:
-        """Keep them."""
+        """Write the entry."""
         if self.path is None:
             return
         raw = save(tensors)
         try:
-            with files.new_file(self.path) as beside:
-                beside.write_bytes(hashlib.sha256(raw).digest() + raw)
+            with files.new_file(self.path) as temporary:
+                temporary.write_bytes(hashlib.sha256(raw).digest() + raw)
         except OSError as error:
-            warn(f"{self.path}: not kept in the cache: {error.strerror}")
+            warn(f"{self.path}: not written to the cache: {error.strerror}")

@@ -1,9 +1,9 @@
-"""What models compute: tokens and floating-point operations of every forward pass, whoever makes it.
+"""The cost of models: tokens and floating-point operations of every forward pass in this process.
 
 A token counts once per forward pass of any model and three times when it is trained (forward and
-backward); padding counts, for it is computed; what a key/value cache holds does not, for it is not.
-Counting sits on the input embedding, which every pass goes through once, so sampling, references and
-scoring are all seen.
+backward); padding counts, for it is computed; tokens in a key/value cache do not, for they are not.
+A hook on the input embedding, which every pass goes through once, does the counting, so that sampling,
+references and scoring are all included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from didact.parallel.work import BACKWARD, FORWARD
 
 @dataclass(frozen=True)
 class Part:
-    """What a share of something took that grows with the steps of a training until it is whole."""
+    """The cost of a `share` of a precomputation whose extent grows with the training's steps, up to the whole."""
 
     tokens: int
     flops: float
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass
 class Meter:
-    """Tokens and operations since it was started, and when that was; `parts` are in them."""
+    """Tokens and operations since `began` (seconds), those of `parts` included."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -43,7 +43,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Wall time since it was started."""
+        """Wall time since the start."""
         return time.monotonic() - self.began
 
 
@@ -52,7 +52,7 @@ _RUNNING: list[Meter] = []
 
 @contextlib.contextmanager
 def metered() -> Iterator[Meter]:
-    """Count everything models compute inside; meters may nest."""
+    """Count everything that models compute inside; meters may nest."""
     meter = Meter()
     _RUNNING.append(meter)
     try:
@@ -63,17 +63,17 @@ def metered() -> Iterator[Meter]:
 
 @contextlib.contextmanager
 def partly(share: float) -> Iterator[None]:
-    """What is computed inside is this share of something that is only computed as far as training will see it."""
-    with metered() as own:
+    """Record the cost inside as a `Part`: this share of a precomputation that is done only as far as training needs."""
+    with metered() as meter:
         yield
-    part = Part(own.tokens, own.flops, own.seconds, share)
-    for meter in _RUNNING:
-        meter.parts.append(part)
+    part = Part(meter.tokens, meter.flops, meter.seconds, share)
+    for outer in _RUNNING:
+        outer.parts.append(part)
 
 
 @contextlib.contextmanager
 def unmetered() -> Iterator[None]:
-    """Count nothing inside: what looks at a training is none of its cost."""
+    """Count nothing inside: monitoring is not part of a training's cost."""
     running, _RUNNING[:] = list(_RUNNING), []
     try:
         yield
@@ -85,18 +85,18 @@ _SPENT: defaultdict[str, float] = defaultdict(float)
 
 
 @contextlib.contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Count the seconds inside as spent on `what`; where it nests in itself, the outermost counts."""
-    began, before = time.monotonic(), _SPENT[what]
+def timed(name: str) -> Iterator[None]:
+    """Add the seconds inside to those spent on `name`; if it is nested in itself, the outermost counts."""
+    start, before = time.monotonic(), _SPENT[name]
     try:
         yield
     finally:
-        _SPENT[what] = before + time.monotonic() - began
+        _SPENT[name] = before + time.monotonic() - start
 
 
-def spent(what: str) -> float:
-    """Seconds this process has spent on `what` so far."""
-    return _SPENT[what]
+def spent(name: str) -> float:
+    """Seconds that this process has spent on `name` so far."""
+    return _SPENT[name]
 
 
 class Count:
@@ -105,20 +105,20 @@ class Count:
     def __init__(self, weights: int) -> None:
         self.weights = weights
 
-    def __call__(self, embedding: nn.Module, given: tuple[Any, ...]) -> None:
-        """Add one forward pass over `given[0]`, token ids of any shape."""
-        count(given[0].numel(), self.weights, torch.is_grad_enabled())
+    def __call__(self, embedding: nn.Module, args: tuple[Any, ...]) -> None:
+        """Add one forward pass over `args[0]`, token ids of any shape."""
+        count(args[0].numel(), self.weights, torch.is_grad_enabled())
 
 
 def count(tokens: int, weights: int, trained: bool = False) -> None:
-    """Add a pass of a model of so many weights, wherever it was computed."""
+    """Add a pass of a model with `weights` weights, wherever it was computed."""
     for meter in _RUNNING:
         meter.tokens += tokens * (3 if trained else 1)
         meter.flops += tokens * weights * (FORWARD + BACKWARD * trained)
 
 
 def watch(module: Any) -> None:
-    """Count this model's forward passes from now on; once is enough, and a deep copy is counted too."""
+    """Count this model's forward passes from now on; repeated calls change nothing, and deep copies are counted too."""
     if not hasattr(module, "get_input_embeddings"):
         return
     embedding: Any = module.get_input_embeddings()
@@ -127,6 +127,6 @@ def watch(module: Any) -> None:
 
 
 def weights(module: nn.Module) -> int:
-    """How many it has, also where several are in a byte."""
+    """Number of weights, also where several are packed in a byte."""
     packed = [getattr(p, "quant_state", None) for p in module.parameters()]
     return sum(p.numel() if q is None else math.prod(q.shape) for p, q in zip(module.parameters(), packed, strict=True))

@@ -1,8 +1,8 @@
-"""Token functions on the head of a large vocabulary, their gradient made on the way forward.
+"""Token functions on the head of a large vocabulary, with the gradient computed in the forward pass.
 
-A token function depends on its own token's logits alone. So its derivative in them can be made while they are there
-and multiplied by the head at once: where no weight of the head is trained, no logits are kept or made again for the
-backward pass. That is two products with the head in place of three.
+A token function depends on its own token's logits alone. So its derivative can be computed while they are in memory
+and multiplied by the head at once: if no weight of the head is trained, no logits are kept or recomputed for the
+backward pass. That is two products with the head instead of three.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGE = 1 << 15  # tokens of a vocabulary from which on this is how it is done
+LARGE = 1 << 15  # smallest vocabulary, in tokens, for which this is used
 CHUNK = 1 << 26  # logits held at once by `logp` on an accelerator (256 MiB in float32)
 BLOCK = 1 << 20  # on a CPU: few enough to stay in its cache
-COLUMNS = 1 << 12  # fewest tokens of a vocabulary that are worth products of their own
+COLUMNS = 1 << 12  # fewest tokens of a vocabulary in one matrix product
 
 Columns = Mapping[str, Tensor]
 Piece = Callable[[Tensor, Tensor, Columns], Sequence[Tensor]]
-"""Token functions `(n,)` each, of hidden states `(n, d)`, label tokens `(n,)` and columns `(n, ...)`."""
+"""Computes token functions, each `(n,)`, from hidden states `(n, d)`, label tokens `(n,)` and columns `(n, ...)`."""
 
 
 def values(piece: Piece, states: Tensor, target: Tensor, columns: Columns, size: int) -> tuple[Tensor, ...]:
-    """Token functions `(N,)` each in chunks of `size` tokens, whose backward pass needs no logits.
+    """Compute token functions, each `(N,)`, in chunks of `size` tokens; their backward pass needs no logits.
 
     Args:
         piece: the functions; its result for a token depends on that token alone, and on nothing trained but `states`.
@@ -33,28 +33,28 @@ def values(piece: Piece, states: Tensor, target: Tensor, columns: Columns, size:
         columns: further tensors `(N, ...)` without gradient.
         size: tokens of a chunk.
     """
-    made: Any = _Values.apply(states, target, columns, piece, size)
-    return tuple(made)
+    results: Any = _Values.apply(states, target, columns, piece, size)
+    return tuple(results)
 
 
 class _Values(torch.autograd.Function):
-    """Values, with `d value / d states` `(N, d)` kept for each."""
+    """Values, with `d value / d states` `(N, d)` saved for each."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, target: Tensor, columns: Columns, piece: Piece, size: int) -> Any:
         parts: list[Sequence[Tensor]] = []
         slopes: list[list[Tensor]] = []
-        for at in range(0, len(target), size):
-            here = slice(at, at + size)
+        for start in range(0, len(target), size):
+            chunk = slice(start, start + size)
             with torch.enable_grad():
-                own = states[here].detach().requires_grad_()
-                found = piece(own, target[here], {name: column[here] for name, column in columns.items()})
-            each = [
-                torch.autograd.grad(v, own, torch.ones_like(v), n + 1 < len(found))[0] if v.requires_grad else None
-                for n, v in enumerate(found)
+                leaf = states[chunk].detach().requires_grad_()
+                results = piece(leaf, target[chunk], {name: column[chunk] for name, column in columns.items()})
+            grads = [
+                torch.autograd.grad(v, leaf, torch.ones_like(v), n + 1 < len(results))[0] if v.requires_grad else None
+                for n, v in enumerate(results)
             ]
-            slopes.append([torch.zeros_like(own) if slope is None else slope for slope in each])
-            parts.append([v.detach() for v in found])
+            slopes.append([torch.zeros_like(leaf) if slope is None else slope for slope in grads])
+            parts.append([v.detach() for v in results])
         ctx.save_for_backward(*(torch.cat(s) for s in zip(*slopes, strict=True)))
         return tuple(torch.cat(p) for p in zip(*parts, strict=True))
 
@@ -70,28 +70,28 @@ def logp(states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
     d logp / d states = W[target] - softmax(W states) W
     """
-    made: Any = _Logp.apply(states, weight, target)
-    return made
+    result: Any = _Logp.apply(states, weight, target)
+    return result
 
 
 def columns(rows: int, device: torch.device) -> int:
-    """For how many tokens of a vocabulary `logp` has the logits of so many rows at once."""
+    """Vocabulary tokens whose logits `logp` computes at once for `rows` rows."""
     return max(COLUMNS, (BLOCK if device.type == "cpu" else CHUNK) // max(1, rows))
 
 
 class _Logp(torch.autograd.Function):
-    """Some rows at a time."""
+    """Log-probs of the label tokens, some rows at a time."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        found = states.new_empty(len(states))
+        out = states.new_empty(len(states))
         slope = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         rows = CHUNK // COLUMNS
-        for at in range(0, len(states), rows):
-            here = slice(at, at + rows)
-            _softmax(states[here], weight, target[here], found[here], None if slope is None else slope[here])
+        for start in range(0, len(states), rows):
+            chunk = slice(start, start + rows)
+            _softmax(states[chunk], weight, target[chunk], out[chunk], None if slope is None else slope[chunk])
         ctx.save_for_backward(*([] if slope is None else [slope]))
-        return found
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -100,41 +100,43 @@ class _Logp(torch.autograd.Function):
         return grad[:, None] * slope, None, None
 
 
-def _softmax(states: Tensor, weight: Tensor, target: Tensor, found: Tensor, slope: Tensor | None) -> None:
-    """Put the log-probs of `target` into `found`, and their slope, block by block of the vocabulary.
+def _softmax(states: Tensor, weight: Tensor, target: Tensor, out: Tensor, slope: Tensor | None) -> None:
+    """Write the log-probs of `target` to `out` and their gradient to `slope`, block by block of the vocabulary.
 
-    Exponentials are relative to the greatest logit so far, and their sums are scaled down where a greater one comes
-    (Milakov and Gimelshein 2018, arXiv:1805.02867): a row's logits are never there all at once.
+    Exponentials are relative to the greatest logit so far, and their sums are rescaled when a greater one comes
+    (Milakov and Gimelshein 2018, arXiv:1805.02867): a row's logits are never all in memory at once.
     """
     size = columns(len(states), states.device)
-    room = states.new_empty(len(states), min(size, len(weight)))
-    top, total = torch.full_like(found, -torch.inf), torch.zeros_like(found)
-    said = torch.empty_like(found)
+    buffer = states.new_empty(len(states), min(size, len(weight)))
+    top, total = torch.full_like(out, -torch.inf), torch.zeros_like(out)
+    picked = torch.empty_like(out)
     if slope is not None:
         slope.zero_()
-    for at, block in zip(range(0, len(weight), size), weight.split(size), strict=True):
-        wide = len(block) == room.shape[1]
-        logits = torch.mm(states, block.t(), out=room if wide else None)
-        mine = (target >= at) & (target < at + len(block))
-        torch.where(mine, logits.gather(1, (target - at).clamp(0, len(block) - 1)[:, None])[:, 0], said, out=said)
-        higher = torch.maximum(top, logits.amax(-1))
-        less = (top - higher).exp_()
-        top = higher
-        total.mul_(less).add_(logits.sub_(top[:, None]).exp_().sum(-1))
+    for start, block in zip(range(0, len(weight), size), weight.split(size), strict=True):
+        fits = len(block) == buffer.shape[1]
+        logits = torch.mm(states, block.t(), out=buffer if fits else None)
+        here = (target >= start) & (target < start + len(block))
+        torch.where(
+            here, logits.gather(1, (target - start).clamp(0, len(block) - 1)[:, None])[:, 0], picked, out=picked
+        )
+        new_top = torch.maximum(top, logits.amax(-1))
+        shrink = (top - new_top).exp_()
+        top = new_top
+        total.mul_(shrink).add_(logits.sub_(top[:, None]).exp_().sum(-1))
         if slope is not None:
-            slope.mul_(less[:, None]).addmm_(logits, block)
-    torch.sub(said - top, total.log(), out=found)
+            slope.mul_(shrink[:, None]).addmm_(logits, block)
+    torch.sub(picked - top, total.log(), out=out)
     if slope is not None:
         slope.div_(total[:, None]).neg_().add_(weight[target])
 
 
 def at_once(vocabulary: int) -> int:
-    """How many rows of logits are worked on at a time: all of a small vocabulary, else what stays in a cache."""
+    """Rows of logits to process at a time: all for a small vocabulary, else as many as fit in a CPU cache."""
     return max(1, BLOCK // vocabulary) if vocabulary >= LARGE else 1 << 30
 
 
 def linear(layer: Any, states: Tensor) -> bool:
-    """Whether `layer` is no more than a product with its weight, in the type of `states`."""
+    """Whether `layer` is only a product with its weight, in the dtype of `states`."""
     return (
         type(layer) is nn.Linear
         and layer.bias is None

@@ -1,4 +1,4 @@
-"""Parts of a model that run in another way for a while."""
+"""Temporary replacement of the forward pass of submodules."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def running(ways: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, the forward pass of each part is the function given for it, of the part and its inputs."""
+    """Replace the forward pass of each submodule inside by `ways[submodule](submodule, *inputs)`."""
     for part, way in ways.items():
-        part.forward = types.MethodType(way, part)  # bound, so that a copy of the part runs itself
+        part.forward = types.MethodType(way, part)  # bound, so that a copy runs its own original forward
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Keys and values of what a model has read, found again by its tokens: a row goes on where it leaves earlier rows.
+"""A prefix cache: keys and values of earlier rows, looked up by tokens; a row is run from where it first differs.
 
-A tree search reads the same beginnings over and over: a node's text is what its parent's was, and a step more. The
-rows are kept in the order of their tokens, so that the one with the longest common beginning is a neighbour. What is
-found this way is what vLLM's and SGLang's prefix caches find (Zheng et al. 2024, arXiv:2312.07104).
+A tree search reads the same prefixes over and over: a node's text is its parent's and one more step. Rows are kept
+sorted by their tokens, so that the one with the longest common prefix is a neighbour. It finds the same prefixes as
+the caches of vLLM and SGLang (Zheng et al. 2024, arXiv:2312.07104).
 """
 
 from __future__ import annotations
@@ -20,73 +20,73 @@ MOST = 1 << 30  # bytes
 
 
 class KVCache:
-    """What one model has read, as long as its weights stay as they are.
+    """A prefix cache of one model, valid as long as its weights do not change.
 
     Args:
-        most: bytes of keys and values; what was not used for longest is forgotten first.
+        most: bytes of keys and values; the least recently used are evicted first.
     """
 
     def __init__(self, most: int = MOST) -> None:
         self.most, self.held = most, 0
-        self._order: list[tuple[int, ...]] = []  # sorted; none is the beginning of another
-        self._stores: dict[tuple[int, ...], Store] = {}  # the one used last is last
+        self._order: list[tuple[int, ...]] = []  # sorted; none is a prefix of another
+        self._stores: dict[tuple[int, ...], Store] = {}  # least recently used first
 
     def __len__(self) -> int:
         return len(self._order)
 
     def keep(self, tokens: Sequence[int], store: Store, row: int, columns: slice | Tensor) -> None:
-        """Keep a row.
+        """Add a row.
 
         Args:
-            tokens: what was read, from the first token on.
-            store: where its keys and values are.
-            row: its row there.
-            columns: and columns, one for each token.
+            tokens: the row's tokens, from the first on.
+            store: holds its keys and values.
+            row: its row in the store.
+            columns: its columns in the store, one per token.
         """
-        named = tuple(tokens)
-        at = bisect.bisect_right(self._order, named)
-        if any(known[: len(named)] == named for known in self._order[max(at - 1, 0) : at + 1]):
+        key = tuple(tokens)
+        at = bisect.bisect_right(self._order, key)
+        if any(kept[: len(key)] == key for kept in self._order[max(at - 1, 0) : at + 1]):
             return
-        if at and named[: len(self._order[at - 1])] == self._order[at - 1]:
+        if at and key[: len(self._order[at - 1])] == self._order[at - 1]:
             at -= 1
             self._forget(self._order[at])
         layers = []
-        for own in store.layers:
-            keys, values = (x[row : row + 1, :, columns].clone() for x in (own.keys, own.values))
-            layers.append(Layer(keys, values, len(named)))
-        self._order.insert(at, named)
-        self._stores[named] = Store(layers)
-        self.held += _bytes(self._stores[named])
+        for layer in store.layers:
+            keys, values = (x[row : row + 1, :, columns].clone() for x in (layer.keys, layer.values))
+            layers.append(Layer(keys, values, len(key)))
+        self._order.insert(at, key)
+        self._stores[key] = Store(layers)
+        self.held += _bytes(self._stores[key])
         while self.held > self.most:
             self._forget(next(iter(self._stores)))
 
     def depths(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        """How many tokens every row begins with are known, one of it always left over."""
+        """Return the length of every row's cached prefix, without its last token."""
         return [self._find(tuple(row[:-1]))[1] for row in rows]
 
     def past(self, rows: Sequence[Sequence[int]], most: Sequence[int], room: int = 0) -> Past:
-        """The longest known beginning of every row, of at most `most[i]` tokens, and room for as many more."""
-        found = [self._find(tuple(row[:n])) for row, n in zip(rows, most, strict=True)]
-        width = max((depth for _, depth in found), default=0)
+        """Return every row's longest cached prefix, of at most `most[i]` tokens, with `room` free columns."""
+        matches = [self._find(tuple(row[:n])) for row, n in zip(rows, most, strict=True)]
+        width = max((depth for _, depth in matches), default=0)
         if not width:
             return Past.none(len(rows))
-        some = next(known for known, depth in found if depth)
-        parts = [(self._stores[known if depth else some], [(0, 0, depth)]) for known, depth in found]
+        first = next(key for key, depth in matches if depth)
+        parts = [(self._stores[key if depth else first], [(0, 0, depth)]) for key, depth in matches]
         packed = prefix.packed(parts, room)
         device = packed.layers[0].keys.device
-        missing = torch.tensor([[width - depth] for _, depth in found], device=device)
+        missing = torch.tensor([[width - depth] for _, depth in matches], device=device)
         return Past(packed, torch.arange(width, device=device) - missing)
 
     def _find(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-        """The kept row that begins most like these tokens, and how many are alike."""
+        """Return the cached row with the longest common prefix, and its length."""
         at = bisect.bisect_left(self._order, tokens)
         best: tuple[int, ...] = ()
         depth = 0
-        for known in self._order[max(at - 1, 0) : at + 1]:
-            pairs = enumerate(zip(known, tokens, strict=False))
-            same = next((i for i, (a, b) in pairs if a != b), min(len(known), len(tokens)))
-            if same > depth:
-                best, depth = known, same
+        for key in self._order[max(at - 1, 0) : at + 1]:
+            pairs = enumerate(zip(key, tokens, strict=False))
+            common = next((i for i, (a, b) in pairs if a != b), min(len(key), len(tokens)))
+            if common > depth:
+                best, depth = key, common
         if depth:
             self._stores[best] = self._stores.pop(best)
         return best, depth
@@ -97,4 +97,4 @@ class KVCache:
 
 
 def _bytes(store: Store) -> int:
-    return sum(x.numel() * x.element_size() for own in store.layers for x in (own.keys, own.values))
+    return sum(x.numel() * x.element_size() for layer in store.layers for x in (layer.keys, layer.values))

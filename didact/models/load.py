@@ -28,7 +28,7 @@ DTYPES = {name: getattr(torch, name) for name in places.DTYPES}
 PARTS: dict[Kind, opening.Part] = {
     "causal": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM", "masked": "AutoModelForMaskedLM"
 }  # fmt: skip
-SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # of a configuration's numbers
+SIZES = re.compile("num_|n_|max_position|(hidden|vocab|intermediate)_size|d_model")  # fields that may not be negative
 
 
 def load(
@@ -38,33 +38,33 @@ def load(
     """Load a transformers, PEFT or didact folder, a hub id or a GGUF file: safetensors only, no remote code.
 
     Args:
-        path: folder, hub id or FILE.gguf, whose weights are unpacked to `dtype`.
-        device: `cpu`, `cuda`, ...; the accelerator where there is one by default.
+        path: folder, hub id or FILE.gguf, whose weights are dequantised to `dtype`.
+        device: `cpu`, `cuda`, ...; by default the accelerator if there is one.
         dtype: float32, float64, bfloat16 or float16.
         quantize: hold the matrices of its layers in nf4 or int8, on which an adapter can be trained. An adapter that
             was trained on such weights is loaded on them again.
-        parallel: with `fsdp2` or `hsdp`, as in `Fit`, a transformers model's layers lie over the processes from the
-            start, and no process holds it whole; all of them do then the same with it, in the same order.
+        parallel: with `fsdp2` or `hsdp`, as in `Fit`, a transformers model's layers are sharded over the processes from
+            the start, and none holds it whole; all must then run the same calls on it, in the same order.
 
     Raises:
         UserError: no such folder, no configuration, no tokenizer, only pickled weights, or damaged ones.
     """
-    model = _loaded(path, device, dtype, quantize, parallel)
+    model = _load(path, device, dtype, quantize, parallel)
     check_whole(path)
     return model
 
 
 def check_whole(folder: str | Path) -> None:
-    """Refuse a folder that didact saved and whose weights are not those any more.
+    """Refuse a folder that didact saved and whose weights have changed since.
 
     Raises:
-        UserError: one differs from its SHA-256.
+        UserError: a file differs from its SHA-256.
     """
-    if why := files.damage(folder, ".safetensors"):
-        raise UserError(f"{folder}: damaged: {why}; make it anew, or remove .didact.json if you changed it")
+    if damage := files.damage(folder, ".safetensors"):
+        raise UserError(f"{folder}: damaged: {damage}; save it again, or remove .didact.json if you changed it")
 
 
-def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str) -> Model:
+def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str) -> Model:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -72,145 +72,147 @@ def _loaded(path: str | Path, device: str | None, dtype: str, quantize: places.Q
     places.check_dtype(dtype)
     places.check_quantize(quantize, path)
     places.check(path)
-    where = Path(path)
-    if (where / places.FILE).is_file():
-        if "ensemble" in files.read_json(where / places.FILE):
-            return logit_ensemble.load(where, lambda member: load(member, device, dtype))
-        return modules.load_module(where)
-    if (where / "adapter_config.json").exists():
-        return _load_adapter(where, device, dtype, quantize, parallel)
+    folder = Path(path)
+    if (folder / places.FILE).is_file():
+        if "ensemble" in files.read_json(folder / places.FILE):
+            return logit_ensemble.load(folder, lambda member: load(member, device, dtype))
+        return modules.load_module(folder)
+    if (folder / "adapter_config.json").exists():
+        return _load_adapter(folder, device, dtype, quantize, parallel)
     try:
         config = opening.opened("AutoConfig", path)
-    except Exception as error:  # what a configuration says is a stranger's, and transformers trips over it anywhere
+    except Exception as error:  # an invalid configuration can fail anywhere in transformers
         raise UserError(
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
         ) from None
     if any(str(name).endswith("ForSequenceClassification") for name in _architectures(config)):
-        raise UserError(_judges(path))
-    if bad := next((k for k, v in vars(config).items() if SIZES.match(k) and type(v) is int and v < 0), None):
-        raise UserError(f"{path}: cannot be loaded: {bad} of its configuration is negative")
-    drops = {k: v for k, v in vars(config).items() if k.endswith(("dropout", "pdrop")) and isinstance(v, int | float)}
-    if bad := next((k for k, v in drops.items() if not 0 <= v <= 1), None):
+        raise UserError(_reward_model_message(path))
+    if field := next((k for k, v in vars(config).items() if SIZES.match(k) and type(v) is int and v < 0), None):
+        raise UserError(f"{path}: cannot be loaded: {field} of its configuration is negative")
+    dropouts = {
+        k: v for k, v in vars(config).items() if k.endswith(("dropout", "pdrop")) and isinstance(v, int | float)
+    }
+    if field := next((k for k, v in dropouts.items() if not 0 <= v <= 1), None):
         raise UserError(
-            f"{path}: cannot be loaded: {bad} of its configuration is {drops[bad]}, which is no probability"
+            f"{path}: cannot be loaded: {field} of its configuration is {dropouts[field]}, which is not a probability"
         )
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     masked = any(str(name).endswith("ForMaskedLM") for name in _architectures(config))
     kind: Kind = "seq2seq" if seq2seq else "masked" if masked else "causal"
     auto = PARTS[kind]
     try:
-        _check_size(where, auto, config)
-        more = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
-        apart = parallel in ("fsdp2", "hsdp") and launch.world() > 1 and not quantize and not places.is_gguf(path)
-        if apart:
+        _check_size(folder, auto, config)
+        options = opening.quantisation(quantize, DTYPES[dtype], device_of(device)) if quantize else {}
+        sharded = parallel in ("fsdp2", "hsdp") and launch.world() > 1 and not quantize and not places.is_gguf(path)
+        if sharded:
             module, info = spread.opened(auto, path, config, DTYPES[dtype], device_of(device), parallel)
         else:
-            module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **more)
+            module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **options)
         tokenizer = opening.opened("AutoTokenizer", path)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_first_line(error)}") from None
-    if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them at random
         raise UserError(f"{path}: {len(missing)} weights are missing, {missing[0]} first: the checkpoint is incomplete")
-    module = module.eval() if quantize or apart else module.to(device_of(device)).eval()
+    module = module.eval() if quantize or sharded else module.to(device_of(device)).eval()
     for part in module.modules() if quantize else ():
-        if hasattr(part, "support_avx512bf16_for_cpu"):  # packed so at the first scoring, weights pass no gradient on
+        if hasattr(part, "support_avx512bf16_for_cpu"):  # else evaluation packs weights, which stops gradients
             part.support_avx512bf16_for_cpu = False
-    model = Model(module, tokenizer, kind, str(path), _condition(where), loaded_from=str(path))
+    model = Model(module, tokenizer, kind, str(path), _condition(folder), loaded_from=str(path))
     if places.is_gguf(path):
-        adapters.placeless(model)  # peft opens no such file: an adapter on it is saved merged
-        module.hf_quantizer = None  # its weights are unpacked, and are saved as any others
+        adapters.placeless(model)  # peft cannot open such a file: an adapter on it is saved merged
+        module.hf_quantizer = None  # its weights are dequantised, and are saved like any others
         del module.config.quantization_config
     _check_finite(model, str(path))
-    for line in _doubts(model):
+    for line in _warnings_of(model):
         print(f"{path}: {line}", file=sys.stderr)
     return model
 
 
-def kept(what: str, make: Callable[[], Model], *parts: str) -> Model:
-    """The model `make` gives, kept on disk under the hash of `parts`; says so when it comes from there."""
-    place = cache.place(what, *parts)
+def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
+    """Return the model that `make` builds, cached on disk by the hash of `parts`; print a hit."""
+    place = cache.place(kind, *parts)
     if place is None:
         return make()
     if os.path.lexists(place):
         try:
-            if not files.mark(place) or (why := files.damage(place)):
-                raise UserError(why if files.mark(place) else "its .didact.json is missing or damaged")
+            if not files.mark(place) or (damage := files.damage(place)):
+                raise UserError(damage if files.mark(place) else "its .didact.json is missing or damaged")
             model = load(place, device="cpu")
         except (UserError, OSError) as error:
-            cache.warn(f"{place}: the cache is damaged here ({error}); made anew")
-            _clear(place)
+            cache.warn(f"{place}: the cache entry is damaged ({error}); building it again")
+            _remove(place)
         else:
-            print(f"{what} model: from the cache {place}", file=sys.stderr)
+            print(f"{kind} model: from the cache {place}", file=sys.stderr)
             return model
     model = make()
     try:
         model.save(place)
     except (UserError, OSError, SafetensorError) as error:
-        cache.warn(f"{place}: not kept in the cache: {_first_line(error)}")
+        cache.warn(f"{place}: not written to the cache: {_first_line(error)}")
     return model
 
 
-def _clear(place: Path) -> None:
-    """Remove what stands at a place of the cache, which only its own names reach."""
+def _remove(place: Path) -> None:
+    """Remove whatever is at a path of the cache, which is never a user's own."""
     with contextlib.suppress(OSError):
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
 def _load_adapter(
-    where: Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str
+    folder: Path, device: str | None, dtype: str, quantize: places.Quantize | None, parallel: str
 ) -> Model:
-    """An adapter on its start model (merged, where that is an adapter too), with its own tokenizer if it has one."""
-    if places.adapter_config(where).get("task_type") == "SEQ_CLS":
-        raise UserError(_judges(where))
-    base = places.base_of(where)
-    if (where / QUANTIZED).exists():
-        quantize = quantize or files.read_json(where / QUANTIZED)["quantize"]
+    """Load an adapter on its start model (merged if that is an adapter too), with its own tokenizer if it has one."""
+    if places.adapter_config(folder).get("task_type") == "SEQ_CLS":
+        raise UserError(_reward_model_message(folder))
+    base = places.base_of(folder)
+    if (folder / QUANTIZED).exists():
+        quantize = quantize or files.read_json(folder / QUANTIZED)["quantize"]
     model = adapters.merged(load(base, device, dtype, quantize, parallel))
-    module = put_on(model.module, where, base)
-    found = Model(module, tokenizer_of(where) or model.processor, model.kind, base, _condition(where), str(where))
-    _check_finite(found, str(where))
-    return found
+    module = put_on(model.module, folder, base)
+    adapted = Model(module, tokenizer_of(folder) or model.processor, model.kind, base, _condition(folder), str(folder))
+    _check_finite(adapted, str(folder))
+    return adapted
 
 
-def put_on(module: Any, where: Path, base: str) -> Any:
-    """The adapter of a folder on its start model's module, whose embeddings take the size of the adapter's own.
+def put_on(module: Any, folder: Path, base: str) -> Any:
+    """Put the adapter of a folder on its start model's module, whose embeddings are resized to the adapter's.
 
     Raises:
-        UserError: it does not fit, or parts of it are missing.
+        UserError: it does not fit, or weights of it are missing.
     """
     from peft import PeftModel
 
     try:
-        if (rows := _embedded(where, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
+        if (rows := _vocabulary_size(folder, module)) not in (None, module.get_input_embeddings().weight.shape[0]):
             module.resize_token_embeddings(rows, mean_resizing=False)
         with warnings.catch_warnings(), parted.hidden(module):
             warnings.simplefilter("ignore", FutureWarning)  # peft's own, of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            wrapped: Any = PeftModel.from_pretrained(module, str(where))
+            wrapped: Any = PeftModel.from_pretrained(module, str(folder))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise UserError(f"{where}: the adapter cannot be put on {base}: {_first_line(error)}") from None
-    # Where it was found: adapters trained on from this one name it, wherever they are written.
+        raise UserError(f"{folder}: the adapter cannot be put on {base}: {_first_line(error)}") from None
+    # The path it was found at: adapters trained further from this one name it, wherever they are saved.
     wrapped.active_peft_config.base_model_name_or_path = base
     return wrapped.eval()
 
 
 def tokenizer_of(adapter: Path) -> Any:
-    """An adapter folder's own tokenizer; None where it has none."""
+    """Load an adapter folder's own tokenizer; None if it has none."""
     return opening.opened("AutoTokenizer", adapter) if places.TOKENIZERS & {p.name for p in adapter.iterdir()} else None
 
 
-def _embedded(where: Path, module: Any) -> int | None:
-    """How many tokens the embeddings kept in an adapter's folder have; None where it keeps none."""
+def _vocabulary_size(folder: Path, module: Any) -> int | None:
+    """Rows of the embeddings saved in an adapter's folder; None if it has none."""
     from safetensors import safe_open
 
     layers = [layer for layer in (module.get_input_embeddings(), module.get_output_embeddings()) if layer is not None]
     names = {name for name, part in module.named_modules() if any(part is layer for layer in layers)}
-    with safe_open(where / "adapter_model.safetensors", "pt") as kept:
-        for key in kept.keys():  # noqa: SIM118  (it is no mapping)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no mapping)
             path, _, last = key.removeprefix("base_model.model.").rpartition(".")
-            shape = kept.get_slice(key).get_shape()
+            shape = file.get_slice(key).get_shape()
             if last == "weight" and path.removesuffix(".base_layer").removesuffix(".modules_to_save") in names:
                 return int(shape[0])
             if last == "lora_embedding_A" and path in names:
@@ -219,36 +221,36 @@ def _embedded(where: Path, module: Any) -> int | None:
 
 
 def _condition(folder: Path) -> Condition | None:
-    """What the model of a folder is to be asked with, where it says so."""
+    """The `Condition` saved with a model, if any."""
     if not (folder / CONDITION).exists():
         return None
-    told = files.read_json(folder / CONDITION)
-    return Condition(**told | {"banned": tuple(told["banned"])})
+    fields = files.read_json(folder / CONDITION)
+    return Condition(**fields | {"banned": tuple(fields["banned"])})
 
 
-def _judges(path: str | Path) -> str:
-    return f"{path}: a reward model, which writes nothing; it can judge: didact compare --judge {path}"
+def _reward_model_message(path: str | Path) -> str:
+    return f"{path}: a reward model, which generates no text; use it as a judge: didact compare --judge {path}"
 
 
 def _architectures(config: Any) -> list[Any]:
-    named = getattr(config, "architectures", None)
-    return named if isinstance(named, list) else []
+    names = getattr(config, "architectures", None)
+    return names if isinstance(names, list) else []
 
 
 def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
-    """See that the files hold about the weights the configuration describes, before memory is taken for those."""
+    """Check that the files hold about as many weights as the configuration describes, before memory is allocated."""
     from safetensors import safe_open
 
-    held = 0
+    stored = 0
     for path in folder.glob("*.safetensors") if folder.is_dir() else ():
-        with safe_open(path, "pt") as kept:
-            held += sum(math.prod(kept.get_slice(key).get_shape()) for key in kept.keys())  # noqa: SIM118  (no mapping)
-    if held and not getattr(config, "quantization_config", None):  # whose weights are packed
+        with safe_open(path, "pt") as file:
+            stored += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  (no mapping)
+    if stored and not getattr(config, "quantization_config", None):  # else the weights are packed
         with torch.device("meta"):
             described = sum(p.numel() for p in opening.built(auto, config).parameters())
-        if described > 2 * held:
+        if described > 2 * stored:
             raise UserError(
-                f"{folder}: its configuration describes {described:,} weights, its files hold {held:,}: "
+                f"{folder}: its configuration describes {described:,} weights, its files hold {stored:,}: "
                 "the checkpoint is incomplete"
             )
 
@@ -259,8 +261,8 @@ def _check_finite(model: Model, path: str) -> None:
             raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
 
 
-def _doubts(model: Model) -> Iterator[str]:
-    """What a user should know of a model that works, but not as others do.
+def _warnings_of(model: Model) -> Iterator[str]:
+    """Yield warnings about a model that can be used, with restrictions.
 
     Raises:
         UserError: the tokens that begin or end every text have no embedding.
@@ -275,16 +277,16 @@ def _doubts(model: Model) -> Iterator[str]:
     if count is not None and len(tokenizer) > count:
         yield f"the tokenizer has {len(tokenizer)} ids and the embedding {count} rows: texts with others are refused"
     if encode.answer_end(tokenizer) is None:
-        yield "the tokenizer has no end token: answers are learnt without an end, and go on to the longest allowed"
+        yield "the tokenizer has no end token: answers are trained without one and generated to the maximum length"
     if model.known_context is None:
         yield (
-            f"neither configuration nor tokenizer names a context length: {model.context} tokens are taken "
-            "(for another write model_max_length into its tokenizer_config.json)"
+            f"neither configuration nor tokenizer names a context length: {model.context} tokens are assumed "
+            "(to change that, set model_max_length in its tokenizer_config.json)"
         )
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of that name; without one the accelerator, where there is one; of several processes each its own.
+    """Return the device of this name, by default the accelerator if there is one; each of several processes its own.
 
     Raises:
         UserError: it cannot be used.
@@ -298,7 +300,7 @@ def device_of(name: str | None) -> torch.device:
             device = torch.device("cpu")
         if device.type != "cpu" and device.index is None and launch.world() > 1:
             device = torch.device(*launch.device(device.type, torch.accelerator.device_count()))
-            torch.accelerator.set_device_index(device)  # before anything is put there: the first would be filled by all
+            torch.accelerator.set_device_index(device)  # before any allocation: else all processes would use device 0
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{name}' cannot be used: {_first_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Several models that read the same tokens and answer as one: a `Model` that scores, generates, saves and loads."""
+"""Ensembles of models that read the same tokens: a `Model` that scores, generates, saves and loads as one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from didact.types import UserError
 
 
 class LogitEnsemble(nn.Module):
-    """A base whose logits are combined with those of others; subclasses say how.
+    """A base model whose logits are combined with those of others, as subclasses define.
 
     Args:
         base: a causal transformers model.
         others: further ones, with the same vocabulary.
-        spec: what `combined` needs beside logits, as JSON holds it.
+        spec: parameters of `combined`, as JSON.
     """
 
     def __init__(self, base: nn.Module, others: Sequence[nn.Module], **spec: Any) -> None:
@@ -31,46 +31,46 @@ class LogitEnsemble(nn.Module):
         self.base, self.others, self.spec = base, nn.ModuleList(others), spec
 
     def combined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The ensemble's logits, `(..., V)`, from those of each member."""
+        """Return the ensemble's logits, `(..., V)`, from those of each member."""
         raise NotImplementedError
 
-    def forward(self, logits_to_keep: int = 0, **given: Any) -> Any:
-        """As a transformers model, without a cache."""
-        out, *others = [_last(module, logits_to_keep, given) for module in (self.base, *self.others)]
-        out.logits = self.combined(out.logits, [other.logits for other in others])
+    def forward(self, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        """Run all members, without a cache; arguments and result are those of a transformers model."""
+        out, *others = [_last_logits(module, logits_to_keep, kwargs) for module in (self.base, *self.others)]
+        out.logits = self.combined(out.logits, [member.logits for member in others])
         return out
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_processor: Sequence[Any] = (), **how: Any
+        self, input_ids: Tensor, attention_mask: Tensor, logits_processor: Sequence[Any] = (), **kwargs: Any
     ) -> Any:
-        """The base's own `generate`, the others' logits combined with it before anything else."""
+        """Run the base's `generate`, with the others' logits combined in before any other logits processor."""
         from transformers import LogitsProcessorList
 
         def combine(read: Tensor, logits: Tensor) -> Tensor:
             new = read.shape[1] - attention_mask.shape[1]
-            there = nn.functional.pad(attention_mask, (0, new), value=1)
-            place = (there.cumsum(1) - 1).clamp(min=0)
-            given = {"input_ids": read, "attention_mask": there, "position_ids": place}
-            return self.combined(logits, [_last(other, 1, given).logits[:, -1] for other in self.others])
+            mask = nn.functional.pad(attention_mask, (0, new), value=1)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            inputs = {"input_ids": read, "attention_mask": mask, "position_ids": positions}
+            return self.combined(logits, [_last_logits(member, 1, inputs).logits[:, -1] for member in self.others])
 
         processors = LogitsProcessorList([combine, *logits_processor])
         base: Any = self.base
-        return base.generate(input_ids=input_ids, attention_mask=attention_mask, logits_processor=processors, **how)
+        return base.generate(input_ids=input_ids, attention_mask=attention_mask, logits_processor=processors, **kwargs)
 
 
 class Guided(LogitEnsemble):
     """`log p_base + sum_i alpha_i log p_i`: see `combine`. `spec` has `alphas` and `normalize`."""
 
     def combined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The guided policy's, not normalised."""
+        """Return the guided policy's logits, not normalised."""
         return combine(logits, list(zip(others, self.spec["alphas"], strict=True)), self.spec["normalize"])
 
 
 class Contrast(LogitEnsemble):
-    """`v - alpha relu(v_reinforced - v)`, the reinforced model's gain taken off. `spec` has `alpha`, `normalise`."""
+    """`v - alpha relu(v_reinforced - v)`: the reinforced model's gain subtracted. `spec` has `alpha`, `normalise`."""
 
     def combined(self, logits: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """The base's logits less what the other one says more often."""
+        """Return the base's logits less the amount by which the other model's exceed them."""
         alpha, normalise = self.spec["alpha"], self.spec["normalise"]
         return token_functions.generic_logits(logits, logits, others[0], alpha, True, normalise)
 
@@ -79,37 +79,37 @@ ENSEMBLES: dict[str, type[LogitEnsemble]] = {"Guided": Guided, "Contrast": Contr
 
 
 class EnsembleModel(Model):
-    """A model made of several `members`, the base first; it has the base's tokenizer, condition and context."""
+    """A model of several `members`, the base first; it has the base's tokenizer, condition and context."""
 
     module: LogitEnsemble
     members: list[Model]
 
     @property
     def context(self) -> int:
-        """The base's."""
+        """The base's context length."""
         return self.members[0].context
 
     @property
     def text_config(self) -> Any:
-        """The base's."""
+        """The base's text configuration."""
         return self.members[0].text_config
 
     def around(self, module: nn.Module) -> Model:
-        """Its members are those of the module."""
+        """Wrap another ensemble module, whose parts become the members."""
         whole: Any = module
-        made = EnsembleModel(module, self.processor, self.kind, self.base)
-        made.members = [m.around(of) for m, of in zip(self.members, (whole.base, *whole.others), strict=True)]
-        return made
+        model = EnsembleModel(module, self.processor, self.kind, self.base)
+        model.members = [m.around(part) for m, part in zip(self.members, (whole.base, *whole.others), strict=True)]
+        return model
 
     def fingerprint(self) -> str:
-        """Of the weights and of how they answer together."""
-        how = f"{super().fingerprint()} {type(self.module).__name__} {self.module.spec}"
-        return hashlib.sha256(how.encode()).hexdigest()[:16]
+        """Hash the weights and how they are combined."""
+        identity = f"{super().fingerprint()} {type(self.module).__name__} {self.module.spec}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> str:
-        """Write every member into a folder of its own, and how they are combined.
+        """Write every member into its own folder, and how they are combined.
 
-        A base that was loaded and not changed is not copied: its place is written down.
+        A base that was loaded and not changed is not copied: its path is recorded.
         """
         base, *others = self.members
         place = base.loaded_from
@@ -124,16 +124,16 @@ class EnsembleModel(Model):
                 place = str(Path(place).resolve())
             for number, member in enumerate(others, 1):
                 member.save(fresh / f"member-{number}")
-            told = {"kind": self.kind, "ensemble": type(self.module).__name__, "spec": self.module.spec}
-            files.write_json(fresh / places.FILE, told | {"base": place, "members": len(others)})
+            fields = {"kind": self.kind, "ensemble": type(self.module).__name__, "spec": self.module.spec}
+            files.write_json(fresh / places.FILE, fields | {"base": place, "members": len(others)})
         return "didact"
 
 
 def guided(base: Model, guides: Sequence[tuple[Model, float]], normalize: bool = False) -> EnsembleModel:
-    """The policy of a base that further models guide, token by token.
+    """Return the policy of a base model that further models guide, token by token.
 
     Raises:
-        UserError: another vocabulary, or a model that is not causal.
+        UserError: vocabularies differ, or a model is not causal.
     """
     check_all(base, [guide for guide, _ in guides])
     spec = {"alphas": [alpha for _, alpha in guides], "normalize": normalize}
@@ -143,12 +143,12 @@ def guided(base: Model, guides: Sequence[tuple[Model, float]], normalize: bool =
 def contrast(
     base: Model, reinforced: Model, alpha: float = 1.0, normalise: Literal["log_softmax", "raw"] = "raw"
 ) -> EnsembleModel:
-    """What a model says with what a second one says more often taken off, at every token: nothing is trained."""
+    """Return a model minus what a second one reinforces, at every token: nothing is trained."""
     return ensemble("Contrast", [base, reinforced], {"alpha": alpha, "normalise": normalise})
 
 
 def ensemble(name: str, members: Sequence[Model], spec: dict[str, Any]) -> EnsembleModel:
-    """Members as one model, combined as the class of that name does."""
+    """Return the members as one model, combined by the class `ENSEMBLES[name]`."""
     base, *others = members
     module = ENSEMBLES[name](base.module, [m.module for m in others], **spec)
     model = EnsembleModel(module.eval(), base.processor, base.kind, base.base, base.condition)
@@ -160,23 +160,23 @@ def load(folder: Path, open_model: Callable[[str], Model]) -> EnsembleModel:
     """Read back what `EnsembleModel.save` wrote; `open_model` loads a member.
 
     Raises:
-        UserError: the base is not where it was, or a member cannot be loaded.
+        UserError: the base model was moved, or a member cannot be loaded.
     """
-    told = files.read_json(folder / places.FILE)
-    if told.get("ensemble") not in ENSEMBLES:
-        known = ", ".join(ENSEMBLES)
-        raise UserError(f"{folder / places.FILE}: unknown ensemble '{told.get('ensemble')}': use one of {known}")
-    base = told["base"] or str(folder / "base")
+    fields = files.read_json(folder / places.FILE)
+    if fields.get("ensemble") not in ENSEMBLES:
+        allowed = ", ".join(ENSEMBLES)
+        raise UserError(f"{folder / places.FILE}: unknown ensemble '{fields.get('ensemble')}': use one of {allowed}")
+    base = fields["base"] or str(folder / "base")
     if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(f"{folder}: its base model {base} is not there any more; put it back, or edit {places.FILE}")
-    others = [open_model(str(folder / f"member-{n}")) for n in range(1, told["members"] + 1)]
-    return ensemble(told["ensemble"], [open_model(base), *others], told["spec"])
+        raise UserError(f"{folder}: its base model {base} no longer exists; put it back, or edit {places.FILE}")
+    others = [open_model(str(folder / f"member-{n}")) for n in range(1, fields["members"] + 1)]
+    return ensemble(fields["ensemble"], [open_model(base), *others], fields["spec"])
 
 
 def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: bool = False) -> Tensor:
     """`log p_base + sum_i alpha_i log p_i` over the common vocabulary, `(..., V)`; minus infinity beyond it.
 
-    Constants added to anyone's logits change nothing. The result is not normalised: its softmax is what is sampled.
+    Constants added to any model's logits change nothing. The result is not normalised: its softmax is sampled from.
 
     Args:
         base: logits `(..., V)`.
@@ -185,7 +185,7 @@ def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: boo
             temperature `t / (1 + sum alpha)` is the one above at temperature t.
 
     Raises:
-        UserError: weights that sum to -1 cannot be divided by.
+        UserError: the weights sum to -1 or less, so that their policy cannot be normalised.
     """
     width = min(base.shape[-1], *(logits.shape[-1] for logits, _ in guides), base.shape[-1])
     total = token_functions.wide(base).log_softmax(-1)[..., :width]
@@ -201,43 +201,43 @@ def combine(base: Tensor, guides: Sequence[tuple[Tensor, float]], normalize: boo
 
 
 def check_all(base: Model, guides: Sequence[Model]) -> None:
-    """`check` of every guide."""
+    """Apply `check` to every guide."""
     for number, guide in enumerate(guides, 1):
         check(base, guide, "the reward model" if len(guides) == 1 else f"reward model {number}")
 
 
 def check(base: Model, guide: Model, name: str = "the reward model") -> None:
-    """Whether a model can guide another: both causal, with one vocabulary (added tokens aside).
+    """Refuse a model that cannot guide another: both must be causal, with one vocabulary (added tokens aside).
 
     Raises:
-        UserError: it cannot; the first token in which they differ is named.
+        UserError: it cannot; the message names the first token that differs.
     """
     if base.kind != "causal" or guide.kind != "causal":
         raise UserError(f"guided decoding needs causal models: the base is {base.kind}, {name} {guide.kind}")
-    ours, theirs = (_vocabulary(m) for m in (base, guide))
-    differing = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+    base_tokens, guide_tokens = (_vocabulary(m) for m in (base, guide))
+    differing = sorted(i for i in base_tokens.keys() | guide_tokens.keys() if base_tokens.get(i) != guide_tokens.get(i))
     if differing:
         at = differing[0]
         sides = " and ".join(
-            f"{v[at]!r} {w}" if at in v else f"nothing {w}" for v, w in ((theirs, "there"), (ours, "here"))
+            f"{v[at]!r} {w}" if at in v else f"nothing {w}" for v, w in ((guide_tokens, "there"), (base_tokens, "here"))
         )
         raise UserError(
             f"{name}'s vocabulary is not the base model's: {len(differing)} tokens differ, token {at} is {sides}; "
-            "take a model with the same tokenizer"
+            "use a model with the same tokenizer"
         )
 
 
 def _vocabulary(model: Model) -> dict[int, str]:
-    """Tokens by id, without those added after the tokenizer was made (ours or a chat format's)."""
+    """Tokens by id, without those added after the tokenizer was trained (ours or a chat format's)."""
     added = set(model.tokenizer.get_added_vocab())
     return {i: token for token, i in model.tokenizer.get_vocab().items() if token not in added}
 
 
-def _last(module: Any, keep: int, given: dict[str, Any]) -> Any:
-    """A member's pass without a cache, logits of the last `keep` tokens alone (0: all); positions where it is told."""
-    takes = prefix.takes(module)
-    more = {"logits_to_keep": keep} if "logits_to_keep" in takes else {}
-    told = {name: value for name, value in given.items() if name != "position_ids" or name in takes}
-    out = module(**told | more | {"use_cache": False})
+def _last_logits(module: Any, keep: int, kwargs: dict[str, Any]) -> Any:
+    """Run a member without a cache; logits of the last `keep` tokens (0: all), positions only if it accepts them."""
+    accepted = prefix.takes(module)
+    options = {"logits_to_keep": keep} if "logits_to_keep" in accepted else {}
+    inputs = {name: value for name, value in kwargs.items() if name != "position_ids" or name in accepted}
+    out = module(**inputs | options | {"use_cache": False})
     out.logits = out.logits[:, -keep:]
     return out

@@ -1,6 +1,6 @@
-"""Arithmetic on whole models: task vectors, adapters weighed and negated, closed-form fusion, logits subtracted.
+"""Arithmetic on whole models: task vectors, scaled and negated adapters, closed-form fusion.
 
-A vector is `{parameter: tensor}` over the floating-point parameters; tied weights are there once. Sources: Ilharco et
+A vector is `{parameter: tensor}` over the floating-point parameters, tied weights once. Sources: Ilharco et
 al. 2023 (arXiv:2212.04089), Zhang et al. 2023 (arXiv:2306.14870), Hu et al. 2023 (arXiv:2308.08090), Jin et al. 2023
 (arXiv:2212.09849).
 """
@@ -28,58 +28,58 @@ def task_vector(tuned: Model, base: Model) -> Vector:
     Raises:
         UserError: the two do not have the same parameters.
     """
-    ours, theirs = _weights(adapters.merged(tuned)), _weights(adapters.merged(base))
-    shapes = {k: v.shape for k, v in ours.items()}, {k: v.shape for k, v in theirs.items()}
+    tuned_weights, base_weights = _weights(adapters.merged(tuned)), _weights(adapters.merged(base))
+    shapes = {k: v.shape for k, v in tuned_weights.items()}, {k: v.shape for k, v in base_weights.items()}
     if shapes[0] != shapes[1]:
-        raise UserError("a task vector is the difference of two models of one shape; these two differ")
-    return {k: v - theirs[k] for k, v in ours.items()}
+        raise UserError("a task vector needs two models with the same parameters and shapes; these differ")
+    return {k: v - base_weights[k] for k, v in tuned_weights.items()}
 
 
 @torch.no_grad()
 def moved(model: Model, vector: Mapping[str, Tensor], scale: float) -> Model:
-    """A copy at `theta + scale vector`; a negative scale takes away what the vector taught."""
-    other = adapters.placeless(copy_of(adapters.merged(model)))
-    weights = _weights(other)
+    """Return a copy at `theta + scale vector`; a negative scale removes what the vector taught."""
+    copied = adapters.placeless(copy_of(adapters.merged(model)))
+    weights = _weights(copied)
     for name, change in vector.items():
         weights[name].add_(change, alpha=scale)
-    return other
+    return copied
 
 
 def random_vector(vector: Mapping[str, Tensor], seed: int = 0) -> Vector:
-    """A vector of random directions, each tensor as long as the given one's: the control of task arithmetic."""
-    made = torch.Generator().manual_seed(seed)
+    """Draw a vector of random directions with the norm of each tensor: the control of task arithmetic."""
+    generator = torch.Generator().manual_seed(seed)
     out = {}
     for name, like in vector.items():
-        drawn = torch.randn(like.shape, generator=made, dtype=like.dtype).to(like.device)
+        drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
         out[name] = drawn * (like.norm() / drawn.norm().clamp(min=torch.finfo(like.dtype).tiny))
     return out
 
 
-def deficiency(bad: Mapping[str, Tensor], good: Mapping[str, Tensor]) -> Vector:
-    """Ext-Sub: of what an anti-expert learnt, the part an expert did not, row by row of every tensor.
+def deficiency(anti_expert: Mapping[str, Tensor], expert: Mapping[str, Tensor]) -> Vector:
+    """Ext-Sub: the part of an anti-expert's vector that an expert does not share, row by row of every tensor.
 
         u = g/|g| + b/|b|,   Ext(b) = b - (b.u)/(u.u) u
 
-    orthogonal to the shared direction u; 0 where both learnt the same, b itself where they learnt opposites.
+    of the anti-expert's b and the expert's g; orthogonal to the shared direction u, 0 if b = g, b itself if b = -g.
     """
     out = {}
-    for name, b in bad.items():
-        rows, other = (x.reshape(x.shape[0], -1) if x.dim() > 1 else x.reshape(1, -1) for x in (b, good[name]))
+    for name, b in anti_expert.items():
+        rows, good_rows = (x.reshape(x.shape[0], -1) if x.dim() > 1 else x.reshape(1, -1) for x in (b, expert[name]))
         tiny = torch.finfo(b.dtype).tiny
-        unit = [x / x.norm(dim=1, keepdim=True).clamp(min=tiny) for x in (rows, other)]
-        u = unit[0] + unit[1]
+        units = [x / x.norm(dim=1, keepdim=True).clamp(min=tiny) for x in (rows, good_rows)]
+        u = units[0] + units[1]
         square = u.square().sum(1, keepdim=True)
         share = (rows * u).sum(1, keepdim=True) / square.clamp(min=tiny)
-        # Opposite rows have no shared direction: what is left of u is rounding.
+        # Opposite rows have no shared direction: u is only rounding error.
         share = torch.where(square > torch.finfo(b.dtype).eps, share, torch.zeros_like(share))
         out[name] = (rows - share * u).reshape(b.shape)
     return out
 
 
 def regmean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float = 0.0) -> Tensor:
-    """One linear map for several inputs: `W = (sum_i G_i)^-1 sum_i G_i W_i`, `W_i (d, o)`, `G_i = X_i' X_i (d, d)`.
+    """Fuse linear maps: `W = (sum_i G_i)^-1 sum_i G_i W_i`, `W_i (d, o)`, `G_i = X_i' X_i (d, d)`.
 
-    It has the least squared distance to every `X_i W_i`. `ridge` is added to the diagonal, as a share of its mean.
+    It minimises `sum_i |X_i W - X_i W_i|^2`. `ridge` is added to the diagonal, as a share of its mean.
     """
     total = torch.stack(list(grams)).sum(0)
     total = total + ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=total.device)
@@ -87,11 +87,11 @@ def regmean(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float = 0
 
 
 def ia3(model: Model) -> Model:
-    """(IA)^3 vectors on keys, values and the feed-forward layer, all ones; `model`'s module is wrapped in place (an
-    adapter's merged weights are).
+    """Put (IA)^3 vectors, initially ones, on keys, values and the feed-forward layer; `model`'s module is wrapped in
+    place (an adapter is merged into a copy first).
 
     Raises:
-        UserError: peft does not know where they go in this architecture.
+        UserError: peft does not support them for this architecture.
     """
     import peft
 
@@ -107,26 +107,26 @@ def ia3(model: Model) -> Model:
 
 @torch.no_grad()
 def weighed(adapted: Model, weight: float) -> Model:
-    """A copy whose adapter counts `weight` times; -1 negates it.
+    """Return a copy whose adapter is scaled by `weight`; -1 negates it.
 
-    LoRA's product B A is scaled in ONE factor (negating both changes nothing), (IA)^3's distance from 1:
+    LoRA's product B A is scaled in ONE factor (negating both changes nothing), (IA)^3 in its distance from 1:
     `l -> 1 + weight (l - 1)`.
 
     Raises:
         UserError: there is no LoRA or (IA)^3 adapter.
     """
-    other = copy_of(adapted)
-    found = 0
-    for name, p in other.module.named_parameters():
+    scaled = copy_of(adapted)
+    count = 0
+    for name, p in scaled.module.named_parameters():
         if "lora_B." in name or "lora_embedding_B." in name:
             p.mul_(weight)
-            found += 1
+            count += 1
         elif "ia3_l." in name:
             p.copy_(1 + weight * (p - 1))
-            found += 1
-    if not found:
-        raise UserError("no LoRA or (IA)^3 adapter on this model to weigh")
-    return other
+            count += 1
+    if not count:
+        raise UserError("this model has no LoRA or (IA)^3 adapter to scale")
+    return scaled
 
 
 def _weights(model: Model) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class MixerConfig:
     """The architecture of a `LinearSelfAttention`.
 
     Args:
-        layers: how often the tokens are mixed; as many steps has the GD it is compared with (classic: one less).
+        layers: number of layers; the GD it is compared with takes as many steps (classic: one less).
         shared: all layers have the same weights.
         heads: attention heads; softmax needs two to come close to GD.
         key_size: width of a head's keys and values; d + o by default, and no less can represent a GD step.
@@ -36,9 +36,9 @@ class MixerConfig:
         readout: minus the query's y-slot, or a learned linear map.
         y_update_only: layers change y-slots only.
         layout: x and y of a row in one token (joint) or in two (classic).
-        features: width of an MLP applied to x first, for tasks that are not linear; 0 has none.
+        features: width of an MLP applied to x first, for tasks that are not linear; 0 for none.
         activation_clip: largest token entry after a layer; the paper has 10 for more than 3 layers.
-        init: scale of the initial weights' variance; small ones can stay long at a saddle.
+        init: scale of the initial weights' variance; training from small ones can stay long at a saddle.
     """
 
     layers: Count = 1
@@ -62,8 +62,8 @@ class LinearSelfAttention(nn.Module):
     Args:
         inputs: d.
         outputs: o.
-        layers: how often the tokens are mixed.
-        heads: of every layer.
+        layers: number of layers.
+        heads: attention heads of every layer.
         key_size: width of keys, queries and values of one head; D by default. Under d + o the
             gradient step cannot be represented.
         shared: every layer has the same weights (a recurrent or looped transformer).
@@ -72,12 +72,12 @@ class LinearSelfAttention(nn.Module):
         layer_norm: normalise the tokens before every layer.
         readout: `slot`, minus the query's y-slot; or `linear`, a learned map of the query token.
         y_update_only: layers change y-slots only.
-        layout: `joint`, one token (x_i, y_i) a row; or `classic`, x and y as tokens of their own,
+        layout: `joint`, one token (x_i, y_i) a row; or `classic`, x and y as separate tokens,
             padded to one width, with `positions` sinusoidal coordinates and an empty y-slot
             concatenated (the official code reads the last position coordinate in its place).
         positions: sinusoidal coordinates of the classic layout.
-        features: width of an MLP applied to x first (hidden width 4 x, GELU, residual); 0 has none.
-        activation_clip: tokens are clipped to this after every layer; None does not clip.
+        features: width of an MLP applied to x first (hidden width 4 x, GELU, residual); 0 for none.
+        activation_clip: tokens are clipped to this after every layer; None for no clipping.
         init: VarianceScaling of the weights is `init / layers` (truncated normal, fan-in).
     """
 
@@ -116,13 +116,13 @@ class LinearSelfAttention(nn.Module):
         self.width = width if layout == "joint" else max(width, outputs)
         size = self.width + outputs + (positions if layout == "classic" else 0)
         key = key_size or size
-        own = 1 if shared else layers
+        distinct = 1 if shared else layers
         scale = init / layers
-        self.wq = nn.Parameter(_variance_scaling((own, heads, size, key), scale, size))
-        self.wk = nn.Parameter(_variance_scaling((own, heads, size, key), scale, size))
-        self.wv = nn.Parameter(_variance_scaling((own, heads, size, key), scale, size))
-        self.p = nn.Parameter(_variance_scaling((own, heads, key, size), scale, heads * key))
-        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(own)) if layer_norm else None
+        self.wq = nn.Parameter(_variance_scaling((distinct, heads, size, key), scale, size))
+        self.wk = nn.Parameter(_variance_scaling((distinct, heads, size, key), scale, size))
+        self.wv = nn.Parameter(_variance_scaling((distinct, heads, size, key), scale, size))
+        self.p = nn.Parameter(_variance_scaling((distinct, heads, key, size), scale, heads * key))
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(distinct)) if layer_norm else None
         self.out = nn.Linear(size, outputs, bias=False) if readout == "linear" else None
         self.embed = nn.Linear(inputs, features) if features else None
         self.mlp = (
@@ -130,7 +130,7 @@ class LinearSelfAttention(nn.Module):
             if features
             else None
         )
-        # What one unit of the user's columns is: part of the model, so that a saved one takes raw numbers.
+        # Standardisation of the user's columns: part of the model, so that a saved one takes raw numbers.
         self.register_buffer("x_mean", torch.zeros(inputs))
         self.register_buffer("x_std", torch.ones(inputs))
         self.register_buffer("y_mean", torch.zeros(outputs))
@@ -149,7 +149,7 @@ class LinearSelfAttention(nn.Module):
         return read * self.y_std + self.y_mean
 
     def tokens(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        """Context and query as tokens `(B, T, D)`, the query last with `-W0 x` in its y-slot."""
+        """Lay out context and query as tokens `(B, T, D)`, the query last with `-W0 x` in its y-slot."""
         if self.embed is not None and self.mlp is not None:
             x, query = self.embed(x), self.embed(query)
             x, query = x + self.mlp(x), query + self.mlp(query)
@@ -158,21 +158,21 @@ class LinearSelfAttention(nn.Module):
             return torch.cat([torch.cat([x, y], -1), torch.cat([query, guess], -1)[:, None]], 1)
         rows = torch.stack([_padded(x, self.width), _padded(y, self.width, left=True)], 2).flatten(1, 2)
         rows = torch.cat([rows, _padded(query, self.width)[:, None]], 1)
-        where = sinusoids(rows.shape[1], self.positions).to(rows).expand(len(rows), -1, -1)
+        positions = sinusoids(rows.shape[1], self.positions).to(rows).expand(len(rows), -1, -1)
         slot = torch.cat([rows.new_zeros(len(rows), rows.shape[1] - 1, self.outputs), guess[:, None]], 1)
-        return torch.cat([rows, where, slot], -1)
+        return torch.cat([rows, positions, slot], -1)
 
     def mix(self, tokens: Tensor, layer: int) -> Tensor:
-        """One layer. The last one returns the query token only: nothing reads the others."""
-        at = 0 if self.shared else layer
-        normed = self.norms[at](tokens) if self.norms is not None else tokens
+        """Apply one layer. The last one returns the query token only: nothing reads the others."""
+        index = 0 if self.shared else layer
+        normed = self.norms[index](tokens) if self.norms is not None else tokens
         source = normed if self.include_query else normed[:, :-1]
         if layer == self.layers - 1:
             tokens, normed = tokens[:, -1:], normed[:, -1:]
         softmax = self.attention == "softmax" or (self.attention == "softmax-first" and layer == 0)
-        weights = attention_weights(_heads(normed, self.wq[at]), _heads(source, self.wk[at]), softmax)
-        mixed = (weights @ _heads(source, self.wv[at])).transpose(1, 2).flatten(2)
-        change = mixed @ self.p[at].flatten(0, 1)
+        weights = attention_weights(_heads(normed, self.wq[index]), _heads(source, self.wk[index]), softmax)
+        mixed = (weights @ _heads(source, self.wv[index])).transpose(1, 2).flatten(2)
+        change = mixed @ self.p[index].flatten(0, 1)
         if self.y_update_only:
             change = torch.cat([torch.zeros_like(change[..., : -self.outputs]), change[..., -self.outputs :]], -1)
         tokens = tokens + change
@@ -188,7 +188,7 @@ def first_guess(query: Tensor, start: Tensor) -> Tensor:
 
 
 def attention_weights(queries: Tensor, keys: Tensor, softmax: bool) -> Tensor:
-    """Scores `(B, H, T, S)` of `(B, H, T, K)` against `(B, H, S, K)`: products as they are, or softmax."""
+    """Weights `(B, H, T, S)` of keys `(B, H, S, K)` for queries `(B, H, T, K)`: plain products, or their softmax."""
     products = queries @ keys.transpose(-1, -2)
     return (products / math.sqrt(keys.shape[-1])).softmax(-1) if softmax else products
 
@@ -220,7 +220,7 @@ def constructed(
     gamma: float | Sequence[float] = 0.0,
     start: Tensor | None = None,
 ) -> LinearSelfAttention:
-    """Weights by hand (float64) that do one step of gradient descent, or of GD++, in every layer.
+    """Build weights (float64) that do one step of gradient descent, or of GD++, in every layer.
 
     On `L(W) = 1/(2N) sum_i ||W x_i - y_i||^2`: `Wq = Wk = diag(I, 0)`, value `(x_i, W0 x_i - y_i)`,
     `P = diag(-gamma I, (eta/N) I)`. A y-slot changes by `(eta/N) sum_i (W0 x_i - y_i)(x_i . x_j)`, which
@@ -230,66 +230,66 @@ def constructed(
         inputs: d.
         outputs: o.
         eta: step size; one for all layers (whose weights are then shared), or one a layer.
-        rows: N, how many rows the context has.
+        rows: N, rows of the context.
         layers: steps k.
         gamma: GD++'s input step, `x_j <- x_j - gamma sum_i x_i (x_i . x_j)`; one, or one a layer.
         start: W0 `(o, d)`, zero by default.
 
     Raises:
-        ValueError: step sizes do not match `layers`, or W0 stands beside gamma over several layers
-            (inputs move and W0's share of the residual would not).
+        ValueError: the number of step sizes does not match `layers`, or W0 is given with gamma over several layers
+            (inputs change and W0's share of the residual would not).
     """
     etas = [eta] if isinstance(eta, int | float) else list(eta)
     gammas = [gamma] if isinstance(gamma, int | float) else list(gamma)
-    own = max(len(etas), len(gammas))
-    if any(len(v) not in (1, own) for v in (etas, gammas)) or own not in (1, layers):
+    distinct = max(len(etas), len(gammas))
+    if any(len(v) not in (1, distinct) for v in (etas, gammas)) or distinct not in (1, layers):
         raise ValueError(f"{len(etas)} eta and {len(gammas)} gamma for {layers} layers: give one, or one a layer")
     if start is not None and layers > 1 and any(gammas):
         raise ValueError("GD++ over several layers starts from W0 = 0")
-    module = LinearSelfAttention(inputs, outputs, layers=layers, shared=own == 1).double()
+    module = LinearSelfAttention(inputs, outputs, layers=layers, shared=distinct == 1).double()
     x, y = slice(0, inputs), slice(inputs, None)
-    eye, one = torch.eye(inputs, dtype=torch.float64), torch.eye(outputs, dtype=torch.float64)
+    eye_x, eye_y = torch.eye(inputs, dtype=torch.float64), torch.eye(outputs, dtype=torch.float64)
     with torch.no_grad():
         for weight in module.parameters():
             weight.zero_()
-        module.wq[:, :, x, x] = module.wk[:, :, x, x] = module.wv[:, :, x, x] = eye
-        module.wv[:, :, y, y] = -one
+        module.wq[:, :, x, x] = module.wk[:, :, x, x] = module.wv[:, :, x, x] = eye_x
+        module.wv[:, :, y, y] = -eye_y
         if start is not None:
             module.start.copy_(start)
             module.wv[:, :, x, y] = module.start.T
-        for at in range(own):
-            module.p[at, :, x, x] = -gammas[at % len(gammas)] * eye
-            module.p[at, :, y, y] = etas[at % len(etas)] / rows * one
+        for index in range(distinct):
+            module.p[index, :, x, x] = -gammas[index % len(gammas)] * eye_x
+            module.p[index, :, y, y] = etas[index % len(etas)] / rows * eye_y
     return module.eval().requires_grad_(False)
 
 
 def interpolated(trained: LinearSelfAttention, eta: float, rows: int) -> LinearSelfAttention:
-    """Half-way between trained and constructed weights: works only where both do the same.
+    """Average trained and constructed weights: the result works only if both compute the same.
 
     The products `Wq Wk^T` and `Wv P` are averaged, after the trained pair is rescaled so that the mean
     of the first d diagonal entries of `Wq Wk^T` is 1 (which changes nothing it computes).
 
     Raises:
-        ValueError: the module has several heads, weights of its own in several layers, or is not plain.
+        ValueError: the module has several heads, separate weights in several layers, or is not plain.
     """
     if trained.wq.shape[:2] != (1, 1) or trained.layout != "joint" or trained.attention != "linear":
         raise ValueError("interpolation is defined for one head of linear attention on joint tokens")
     d, layers = trained.width, trained.layers
-    hand = constructed(d, trained.outputs, eta=eta, rows=rows, layers=layers).to(trained.wq)
+    built = constructed(d, trained.outputs, eta=eta, rows=rows, layers=layers).to(trained.wq)
     pairs = []
-    for module in (trained, hand):
+    for module in (trained, built):
         kq, vp = module.wq[0, 0] @ module.wk[0, 0].T, module.wv[0, 0] @ module.p[0, 0]
         size = kq.diagonal()[:d].mean()
         pairs.append((kq / size, vp * size))
     with torch.no_grad():
-        eye = torch.eye(len(hand.wq[0, 0])).to(hand.wq)
+        eye = torch.eye(len(built.wq[0, 0])).to(built.wq)
         for weight, value in (
-            (hand.wq, 0.5 * (pairs[0][0] + pairs[1][0])),
-            (hand.wv, 0.5 * (pairs[0][1] + pairs[1][1])),
+            (built.wq, 0.5 * (pairs[0][0] + pairs[1][0])),
+            (built.wv, 0.5 * (pairs[0][1] + pairs[1][1])),
         ):
             weight[0, 0] = value
-        hand.wk[0, 0] = hand.p[0, 0] = eye
-    return hand
+        built.wk[0, 0] = built.p[0, 0] = eye
+    return built
 
 
 def sinusoids(length: int, size: int) -> Tensor:
@@ -300,7 +300,7 @@ def sinusoids(length: int, size: int) -> Tensor:
 
 
 def _variance_scaling(shape: tuple[int, ...], scale: float, fan_in: int) -> Tensor:
-    # A normal truncated at 2 sigma has 0.8796 of its standard deviation left.
+    # Truncation at 2 sigma reduces the standard deviation of a normal to 0.8796 of it.
     std = math.sqrt(scale / fan_in) / 0.87962566103423978
     return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-2 * std, b=2 * std)
 
@@ -313,5 +313,5 @@ def _heads(tokens: Tensor, weight: Tensor) -> Tensor:
 
 
 def _padded(values: Tensor, width: int, left: bool = False) -> Tensor:
-    gap = width - values.shape[-1]
-    return nn.functional.pad(values, (gap, 0) if left else (0, gap))
+    padding = width - values.shape[-1]
+    return nn.functional.pad(values, (padding, 0) if left else (0, padding))

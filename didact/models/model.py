@@ -1,4 +1,4 @@
-"""`Model`: a module, what turns its inputs into tensors, and what kind of model it is."""
+"""`Model`: a module with its tokenizer and its kind, and how it is saved."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ CONTEXTS = (
 UNKNOWN_CONTEXT = 512
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder", "generator")
 CONDITION = "condition.json"  # beside the weights
-QUANTIZED = "quantize.json"  # beside an adapter: how the weights it was trained on were held
+QUANTIZED = "quantize.json"  # beside an adapter: the quantisation of the weights it was trained on
 
 
 @dataclass(eq=False)
 class Model:
     """A module with its tokenizer. A reference, an opponent or an expert is just another frozen `Model`.
 
-    `base` is the folder or hub id its training started from, where there was one; `loaded_from` the one these very
-    weights came from, which copies do not have. `condition` is what it is to be asked with; it goes where the weights
-    are saved, and copies that are trained on something else do not have it.
+    `base` is the folder or hub id that its training started from, if any; `loaded_from` the one that these exact
+    weights were read from, which copies do not have. `condition` is the text that its prompts must be put in; it is
+    saved with the weights, and copies that are trained on something else drop it.
     """
 
     module: nn.Module
@@ -57,24 +57,24 @@ class Model:
             self.processor = encode.fitted(self.processor, self._generation, self.embedded)
 
     def __repr__(self) -> str:
-        """Its kind, type and size, and where it came from."""
+        """Its kind, type, size and base."""
         size = f"{self.parameters:,} weights"
-        what = " ".join(filter(None, (self.kind, getattr(self.config, "model_type", ""))))
-        return f"Model({what}, {size}{f', from {self.base}' if self.base else ''})"
+        label = " ".join(filter(None, (self.kind, getattr(self.config, "model_type", ""))))
+        return f"Model({label}, {size}{f', from {self.base}' if self.base else ''})"
 
     def answer(
-        self, prompts: str | Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **more: Any
+        self, prompts: str | Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **options: Any
     ) -> Any:
-        """The model's answer to a prompt, or those to several; greedy at temperature 0.
+        """Return the completion of a prompt, or a list of them for several; greedy at temperature 0.
 
-        `more` are options of `infer.generate.generate`: `stop`, `top_p`, `seed`, ...
+        `options` are those of `infer.generate.generate`: `stop`, `top_p`, `seed`, ...
         """
-        asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        made = _infer("generate").generate(self, asked, max_new_tokens, temperature, **more)
-        return made[0] if isinstance(prompts, str) else made
+        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        completions = _infer("generate").generate(self, batch, max_new_tokens, temperature, **options)
+        return completions[0] if isinstance(prompts, str) else completions
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> Any:
-        """`Likelihood(logp, tokens)` of every (prompt, completion): SUM over its tokens, no end token, in nats."""
+        """Return `Likelihood(logp, tokens)` of every (prompt, completion): SUM over tokens, no end token, in nats."""
         return _infer("lm").of(self).score(pairs)
 
     @property
@@ -91,29 +91,29 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of its weights."""
         return next(self.module.parameters()).device
 
     @property
     def text_config(self) -> Any:
-        """The part of it that is about text, where a model of several modalities keeps that apart."""
+        """The configuration of its text model, which multi-modal models nest in theirs."""
         return text_part(self.config)
 
     @property
     def context(self) -> int:
-        """Most tokens it takes at once, by --max-length at most; `UNKNOWN_CONTEXT` where nobody says (`load` tells)."""
-        own = self.known_context or UNKNOWN_CONTEXT
-        return min(own, getattr(self.processor, "most", None) or own)
+        """The context length in tokens, at most --max-length; `UNKNOWN_CONTEXT` if none is declared (`load` warns)."""
+        limit = self.known_context or UNKNOWN_CONTEXT
+        return min(limit, getattr(self.processor, "most", None) or limit)
 
     @property
     def known_context(self) -> int | None:
-        """What its configuration says of that, else its tokenizer (whose sentinel for no limit says nothing)."""
+        """The context length that its configuration declares, else its tokenizer; None if neither does."""
         config = self.text_config
-        found = next((n for name in CONTEXTS if isinstance(n := getattr(config, name, None), int) and n > 0), None)
-        if found is not None:
-            return _stretched(found, getattr(config, "rope_parameters", None))
+        declared = next((n for name in CONTEXTS if isinstance(n := getattr(config, name, None), int) and n > 0), None)
+        if declared is not None:
+            return _scaled_context(declared, getattr(config, "rope_parameters", None))
         limit = self.processor.model_max_length if self.processor is not None else 0
-        return int(limit) if 0 < limit < 10**6 else None
+        return int(limit) if 0 < limit < 10**6 else None  # transformers writes 10^30 for no limit
 
     @property
     def generation_ends(self) -> list[int]:
@@ -128,7 +128,7 @@ class Model:
 
     @property
     def embedded(self) -> int | None:
-        """How many tokens it has embeddings for; None where that is not known."""
+        """Rows of the embedding table; None if unknown."""
         module: Any = self.module
         table = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
         weight = getattr(table, "weight", None)
@@ -136,18 +136,18 @@ class Model:
 
     @property
     def pad(self) -> int:
-        """The padding token; masked everywhere, so any id will do where none is named."""
-        named = int(self.tokenizer.pad_token_id or 0)
-        return named if named < (self.embedded or named + 1) else 0
+        """The id of the padding token. It is masked everywhere, so 0 will do where the tokenizer has none."""
+        pad_id = int(self.tokenizer.pad_token_id or 0)
+        return pad_id if pad_id < (self.embedded or pad_id + 1) else 0
 
     @property
     def start(self) -> int | None:
-        """What a seq2seq decoder starts from."""
+        """The token that a seq2seq decoder starts from."""
         return getattr(self.config, "decoder_start_token_id", None)
 
     @property
     def quantized(self) -> str | None:
-        """What bitsandbytes holds its matrices in, `nf4` or `int8`; None where they are plain."""
+        """The bitsandbytes type of its matrices, `nf4` or `int8`; None if they are not quantised."""
         module: Any = self.module
         inner = module.get_base_model() if hasattr(module, "get_base_model") else module
         kinds = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
@@ -155,23 +155,23 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """How many weights."""
+        """Number of weights."""
         return cost.weights(self.module)
 
     def ready(self, lora: int) -> Model:
-        """This model as a method trains it: an adapter is merged, unless LoRA (of a rank above 0) goes on with it."""
+        """Return the model to train: an adapter is merged, unless LoRA (rank above 0) continues to train it."""
         from didact.models import adapters
 
         return adapters.ready(self, lora)
 
     def around(self, module: nn.Module) -> Model:
-        """A model of this kind of another module, a copy of its own say; what it is asked with does not go along."""
+        """Wrap another module, such as a copy, with this tokenizer, kind and base; `condition` is dropped."""
         return Model(module, self.processor, self.kind, self.base)
 
     def fingerprint(self) -> str:
-        """SHA-256 over every weight's name and bytes: what caches, checkpoints and results are keyed by.
+        """SHA-256 (16 digits) over every weight's name and bytes: the key of caches, checkpoints and results.
 
-        All processes call where weights lie over them.
+        Collective if weights are sharded over processes.
         """
         digest = hashlib.sha256()
         for name, part in sorted(self.module.state_dict().items()):
@@ -187,11 +187,11 @@ class Model:
     def save(self, folder: str | Path) -> str:
         """Write weights, configuration and tokenizer; returns `hf`, `peft` or `didact`.
 
-        An adapter on weights that have no folder is merged: alone it could not be opened. Where weights lie over
-        processes all of them call, and the first one writes.
+        An adapter on weights that have no folder is merged: alone it could not be opened. Collective if weights are
+        sharded over processes, and then the first one writes.
 
         Raises:
-            UserError: files that didact did not write stand in the folder.
+            UserError: the folder holds files that didact did not write.
         """
         from didact.models import adapters, spread
 
@@ -218,8 +218,8 @@ class Model:
                 settings.suppress_tokens = [self.tokenizer.convert_tokens_to_ids(t) for t in self.condition.banned]
         turn = encode.turn_end(self.processor) if self.processor is not None else None
         if self.generation_ends and turn is not None and turn not in self.generation_ends:
-            named: Any = self.module.generation_config  # so that transformers stops where answers were taught to end
-            named.eos_token_id = [*self.generation_ends, turn]
+            generation: Any = self.module.generation_config  # so that transformers stops where trained answers end
+            generation.eos_token_id = [*self.generation_ends, turn]
         if isinstance(self.module, PeftModel | PreTrainedModel):
             logging.disable_progress_bar()
             self.module.save_pretrained(str(folder), state_dict=state)
@@ -238,30 +238,30 @@ class Model:
 
 
 def _infer(part: str) -> Any:
-    """A part of the floor above, which a model only calls upon."""
+    """Import a module of `didact.infer` late: that package imports this module."""
     return importlib.import_module(f"didact.infer.{part}")
 
 
 def text_part(config: Any) -> Any:
-    """The configuration of a model's text, or the whole where there is no such part."""
+    """Return the nested configuration of the text model, or the whole one if nothing is nested."""
     nested = [part for name in NESTED if hasattr(part := getattr(config, name, None), "to_dict")]
     return text_part(nested[0]) if nested else config
 
 
-def _stretched(limit: int, rope: Any) -> int:
-    """The context of rotary positions that are scaled beyond `limit`; other scalings are in the limit already."""
+def _scaled_context(limit: int, rope: Any) -> int:
+    """The context length with rotary positions scaled beyond `limit`; other scalings are in `limit` already."""
     if not isinstance(rope, Mapping) or rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
         return limit
     return max(limit, int((rope.get("original_max_position_embeddings") or limit) * (rope.get("factor") or 1)))
 
 
 def copy_of(model: Model) -> Model:
-    """A deep copy: teaching it leaves the original as it was."""
+    """Return a deep copy: training it leaves the original unchanged."""
     return model.around(copy.deepcopy(model.module))
 
 
 def sharing(model: Model) -> Model:
-    """A copy with the original's own weights, for an adapter that is trained on them while they stay as they are."""
+    """Return a copy that shares the original's weights, for an adapter that is trained while they stay frozen."""
     shared: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), p.requires_grad) if type(p) in (nn.Parameter, DTensor) else p  # or quantised
         for p in model.module.parameters()
@@ -270,7 +270,7 @@ def sharing(model: Model) -> Model:
 
 
 def frozen(model: Model) -> Model:
-    """A copy in eval mode without gradients: a reference."""
-    other = copy_of(model)
-    other.module.eval().requires_grad_(False)
-    return other
+    """Return a copy in eval mode without gradients, as a reference model."""
+    reference = copy_of(model)
+    reference.module.eval().requires_grad_(False)
+    return reference

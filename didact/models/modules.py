@@ -1,4 +1,4 @@
-"""Modules of our own that are saved in the `didact` format, and how they are read back."""
+"""didact's own modules, which are saved in the `didact` format, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def load_module(folder: str | Path) -> Model:
-    """Read back a `didact` folder that `Model.save` wrote for one of `MODULES`.
+    """Load a `didact` folder that `Model.save` wrote for one of `MODULES`.
 
     Raises:
         UserError: no such folder, an unknown module, or weights that do not fit.
     """
-    where = Path(folder)
+    path = Path(folder)
     try:
-        told: dict[str, Any] = files.read_json(where / "didact.json")
-        state = load_file(where / "model.safetensors")
+        fields: dict[str, Any] = files.read_json(path / "didact.json")
+        state = load_file(path / "model.safetensors")
     except FileNotFoundError as error:
         raise UserError(
-            f"{where}: not a didact model folder: {Path(error.filename or 'a file').name} is missing"
+            f"{path}: not a didact model folder: {Path(error.filename or 'a file').name} is missing"
         ) from None
-    except Exception as error:  # safetensors and json each have their own
-        raise UserError(f"{where}: cannot be read: {error}") from None
-    kind = MODULES.get(str(told.get("module")))
+    except Exception as error:  # safetensors and json raise different types
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    kind = MODULES.get(str(fields.get("module")))
     if kind is None:
-        raise UserError(f"{where}/didact.json: unknown module '{told.get('module')}': use one of {', '.join(MODULES)}")
+        raise UserError(f"{path}/didact.json: unknown module '{fields.get('module')}': use one of {', '.join(MODULES)}")
     try:
-        module = kind(**told["spec"])
+        module = kind(**fields["spec"])
         module.load_state_dict(state, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{where}: weights and didact.json do not fit: {str(error).splitlines()[0]}") from None
-    return Model(module.eval(), _tokenizer(where), told["kind"], str(where))
+        raise UserError(f"{path}: weights and didact.json do not fit: {str(error).splitlines()[0]}") from None
+    return Model(module.eval(), _tokenizer(path), fields["kind"], str(path))
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The one saved beside the weights, where the module reads text."""
+    """The tokenizer saved beside the weights, if the module reads text."""
     if not (folder / "tokenizer_config.json").exists():
         return None
-    made: PreTrainedTokenizerBase = opening.opened("AutoTokenizer", folder)
-    return made
+    tokenizer: PreTrainedTokenizerBase = opening.opened("AutoTokenizer", folder)
+    return tokenizer

@@ -1,13 +1,13 @@
 """N-gram heads: attention without weights that looks up what followed earlier occurrences of the last n tokens.
 
-With `M[t, j] = 1` where the n tokens that end at j are those that end at t, and j < t,
+With `M[t, j] = 1` if the n tokens that end at j equal those that end at t, and j < t,
 
     A[t, i] = M[t, i - 1] for i < t, every row divided by its sum (no match: a row of zeros),
     NGH_n(h)[t] = W1 (A h)[t] + W2 h[t],      h <- h + NGH_n(norm(h)).
 
-A head of n = 1 is an induction head. `weights` is that definition, quadratic in the length; `look_up` gives the same
-product without A: positions are sorted by the n-gram that ends there, and a running sum over every group of equals has
-the answer, in T log T time and memory proportional to T.
+A head with n = 1 is an induction head. `weights` is that definition, quadratic in the length; `look_up` computes the
+same product without A: positions are sorted by the n-gram that ends there, and a running sum over every group of equal
+ones gives the result, in T log T time and memory proportional to T.
 
 Source: Akyurek, Wang, Kim, Andreas 2024, arXiv:2401.12973.
 """
@@ -24,7 +24,7 @@ from didact.models.insert import Reading
 from didact.types import UserError
 
 Lookup = Literal["ngram", "zero", "uniform"]
-FEW = 8  # queries for which the row of A itself is cheaper than sorting all columns: what a decoding step has
+FEW = 8  # up to so many queries, as in a decoding step, rows of A itself are cheaper than sorting all columns
 CHUNK = 1 << 20  # entries of running sums held at once, in double precision
 
 
@@ -34,10 +34,10 @@ class NGramHead(nn.Module):
     Args:
         width: D of the decoder.
         n: tokens that must be equal.
-        lookup: what is looked up: the followers; for comparisons with as many weights, nothing (`zero`) or the mean of
-            all earlier states (`uniform`).
+        lookup: the states to look up: the followers; for baselines with as many weights, nothing (`zero`) or the mean
+            of all earlier states (`uniform`).
         boundary: a token that an n-gram may begin with, but not cross.
-        zero: begin as the identity.
+        zero: initialise as the identity.
     """
 
     def __init__(
@@ -54,58 +54,58 @@ class NGramHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, states: Tensor, reading: Reading, layer: nn.Module | None = None) -> Tensor:
-        """What the head adds, `(B, T, D)`."""
+        """Return what the head adds, `(B, T, D)`."""
         if reading.tokens is None:
             raise UserError("n-gram heads read token ids: give the model input_ids, not inputs_embeds")
         normed = self.norm(states)
-        seen = reading.remember(normed)
+        earlier = reading.remember(normed)
         assert reading.ids is not None and reading.documents is not None
         if self.lookup == "zero":
             looked_up = torch.zeros_like(normed)
         else:
-            # All columns of a document are the same 0-gram: its followers are what came before.
+            # All columns of a document are the same 0-gram: its followers are all earlier columns.
             n = self.n if self.lookup == "ngram" else 0
-            looked_up = look_up(seen, reading.ids, n, reading.documents, states.shape[1], self.boundary)
+            looked_up = look_up(earlier, reading.ids, n, reading.documents, states.shape[1], self.boundary)
         out: Tensor = self.found(looked_up) + self.own(normed)
         return out
 
 
 def groups(ids: Tensor, n: int, documents: Tensor | None = None, boundary: int | None = None) -> Tensor:
-    """Which n-gram ends at every position, `(B, T)`: equal numbers in a row are equal n-grams of one document.
+    """Number the n-gram that ends at every position, `(B, T)`; equal numbers in a row: equal n-grams of one document.
 
-    -1 where there is none: on padding, where the document is shorter, where one would cross a `boundary` token.
+    -1 if there is none: on padding, if fewer than n tokens precede in the document, or if it would cross `boundary`.
     """
     if documents is None:
         documents = torch.zeros_like(ids)
     row = torch.arange(len(ids), device=ids.device)[:, None]
     _, group = (row * (int(documents.max()) + 2) + documents + 1).unique(return_inverse=True)
-    there = documents >= 0
+    exists = documents >= 0
     for step in range(n):
         if step:
             group = nn.functional.pad(group[:, :-1], (1, 0))
-            same = documents[:, 1:] == documents[:, :-1]
+            continues = documents[:, 1:] == documents[:, :-1]
             if boundary is not None:
-                same = same & (ids[:, 1:] != boundary)
-            # The shorter gram that ended one earlier, in the same document.
-            there = there & nn.functional.pad(there[:, :-1] & same, (1, 0))
+                continues = continues & (ids[:, 1:] != boundary)
+            # The (n-1)-gram that ends one position earlier, in the same document.
+            exists = exists & nn.functional.pad(exists[:, :-1] & continues, (1, 0))
         key = group * (int(ids.max()) + 2) + ids + 1
         _, group = key.unique(return_inverse=True)
-    return group.masked_fill(~there, -1)
+    return group.masked_fill(~exists, -1)
 
 
 def weights(
     ids: Tensor, n: int, documents: Tensor | None = None, queries: int | None = None, boundary: int | None = None
 ) -> Tensor:
-    """A by its definition, `(B, Q, T)`, of the last `queries` positions (all by default)."""
+    """Compute A by its definition, `(B, Q, T)`, for the last `queries` positions (all by default)."""
     if documents is None:
         documents = torch.zeros_like(ids)
     group = groups(ids, n, documents, boundary)
     width = ids.shape[1]
     last = slice(width - (width if queries is None else queries), width)
-    before = nn.functional.pad(group[:, :-1], (1, 0), value=-2)  # of the n-gram that position i follows
-    before = before.masked_fill((documents < 0) | (before < 0), -2)
+    followed = nn.functional.pad(group[:, :-1], (1, 0), value=-2)  # n-gram that position i follows
+    followed = followed.masked_fill((documents < 0) | (followed < 0), -2)
     t = torch.arange(width, device=ids.device)
-    match = (group[:, last, None] == before[:, None]) & (t < t[last, None])
+    match = (group[:, last, None] == followed[:, None]) & (t < t[last, None])
     match = match & (documents[:, last, None] == documents[:, None])
     return match.double() / match.sum(-1, keepdim=True).clamp(min=1)
 
@@ -118,27 +118,27 @@ def look_up(
     queries: int | None = None,
     boundary: int | None = None,
 ) -> Tensor:
-    """`A @ states (B, T, D)` of the last `queries` positions (all by default), summed in double precision."""
+    """Compute `A @ states`, `(B, Q, D)`, for the last `queries` positions (all by default), summed in float64."""
     width = states.shape[1]
-    asked = width if queries is None else queries
-    if asked <= FEW < width:
-        wide = states if states.dtype == torch.float64 else states.float()
-        return (weights(ids, n, documents, asked, boundary).to(wide) @ wide).to(states)
+    count = width if queries is None else queries
+    if count <= FEW < width:
+        precise = states if states.dtype == torch.float64 else states.float()
+        return (weights(ids, n, documents, count, boundary).to(precise) @ precise).to(states)
     out: Tensor = _LookUp.apply(states, plan(ids, n, documents, boundary))
-    return out[:, width - asked :]
+    return out[:, width - count :]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Positions `(N = B T,)` sorted by their n-gram, and of every place in that order what is summed for it.
+    """Positions `(N = B T,)` sorted by their n-gram, and for every place in that order the range of its sum.
 
     Attributes:
         order: the positions themselves.
-        follower: the position after each, N where it has none.
-        first: place of the first equal n-gram.
-        last: place before which the sum ends: what the n-grams before this one were followed by, without the
-            position itself (where an n-gram follows itself by one).
-        count: how many followers that are.
+        follower: the position after each, N if it has none.
+        first: place of the first equal n-gram, where the sum starts.
+        last: place before which the sum ends: it covers the followers of earlier equal n-grams, without the position
+            itself (if an equal n-gram ended one token before).
+        count: number of followers in the sum.
     """
 
     order: Tensor
@@ -149,7 +149,7 @@ class Plan:
 
 
 def plan(ids: Tensor, n: int, documents: Tensor | None = None, boundary: int | None = None) -> Plan:
-    """How `look_up` sums: made once for the ids, whatever the states."""
+    """Compute the sums of `look_up` for these ids, independent of the states."""
     if documents is None:
         documents = torch.zeros_like(ids)
     size, width = ids.numel(), ids.shape[1]
@@ -169,37 +169,37 @@ def plan(ids: Tensor, n: int, documents: Tensor | None = None, boundary: int | N
 
 
 class _LookUp(torch.autograd.Function):
-    """`A @ states` and `A^T @ gradient`, some columns of the states at a time."""
+    """`A @ states`, backward `A^T @ gradient`, some columns of the states at a time."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, how: Plan) -> Tensor:
-        ctx.how = how
+    def forward(ctx: Any, states: Tensor, plan: Plan) -> Tensor:
+        ctx.plan = plan
         rows, width, size = states.shape
         flat, out = states.reshape(rows * width, size), torch.empty_like(states).view(rows * width, size)
         for part in _parts(size, rows * width):
-            taken = nn.functional.pad(flat[:, part].double(), (0, 0, 0, 1))[how.follower]
-            running = nn.functional.pad(taken.cumsum(0), (0, 0, 1, 0))
-            total = running[how.last] - running[how.first]
-            out[how.order, part] = (total / how.count.clamp(min=1)[:, None]).to(states.dtype)
+            followers = nn.functional.pad(flat[:, part].double(), (0, 0, 0, 1))[plan.follower]
+            running = nn.functional.pad(followers.cumsum(0), (0, 0, 1, 0))
+            total = running[plan.last] - running[plan.first]
+            out[plan.order, part] = (total / plan.count.clamp(min=1)[:, None]).to(states.dtype)
         return out.view_as(states)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        how, (grad,) = ctx.how, grads
+        plan, (grad,) = ctx.plan, grads
         rows, width, size = grad.shape
         flat, out = grad.reshape(rows * width, size), torch.zeros_like(grad).view(rows * width, size)
-        real = how.follower < rows * width
+        has_follower = plan.follower < rows * width
         for part in _parts(size, rows * width):
-            each = flat[how.order, part].double() / how.count.clamp(min=1)[:, None]
-            change = each.new_zeros(len(each) + 1, each.shape[1])
-            change.index_add_(0, how.last, each).index_add_(0, how.first, each, alpha=-1)
-            # Place p is in the running sums of p + 1 and all later ones.
-            below = change.sum(0) - change.cumsum(0)
-            out[how.follower[real], part] = below[:-1][real].to(grad.dtype)
+            shares = flat[plan.order, part].double() / plan.count.clamp(min=1)[:, None]
+            change = shares.new_zeros(len(shares) + 1, shares.shape[1])
+            change.index_add_(0, plan.last, shares).index_add_(0, plan.first, shares, alpha=-1)
+            # Place p is part of the running sums at p + 1 and all later places.
+            totals = change.sum(0) - change.cumsum(0)
+            out[plan.follower[has_follower], part] = totals[:-1][has_follower].to(grad.dtype)
         return out.view_as(grad), None
 
 
 def _parts(size: int, rows: int) -> list[slice]:
     step = max(1, CHUNK // max(rows, 1))
-    return [slice(at, min(at + step, size)) for at in range(0, size, step)]
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]

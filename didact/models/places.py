@@ -1,4 +1,4 @@
-"""Where models lie: what a folder must hold to be one, told before anything opens it. Imports no torch."""
+"""Paths of models: what a model folder must hold, checked before anything is opened. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ TOKENIZERS = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
 
 
 def check_dtype(name: str) -> None:
-    """Refuse a name that is no type of weights.
+    """Refuse a name that is no dtype of weights.
 
     Raises:
-        UserError: it is none.
+        UserError: it is unknown.
     """
     if name not in DTYPES:
         raise UserError(f"unknown dtype '{name}': use one of {', '.join(DTYPES)}")
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether this is a file of llama.cpp's, which holds configuration, tokenizer and (quantised) weights."""
+    """Whether this is a llama.cpp file, which holds configuration, tokenizer and (quantised) weights."""
     return str(path).endswith(".gguf") and Path(path).is_file()
 
 
 def check_device(name: str | None) -> None:
-    """Refuse a name that no device can have; whether it is there is seen when it is used.
+    """Refuse an impossible device name; whether the device exists is only known when it is used.
 
     Raises:
-        UserError: it is none.
+        UserError: no device can have this name.
     """
     if name is not None and not DEVICE.fullmatch(name):
-        raise UserError(f"device '{name}' cannot be used: its name is cpu, cuda, cuda:1, mps, xpu or so")
+        raise UserError(f"device '{name}' cannot be used: give a name such as cpu, cuda, cuda:1, mps or xpu")
 
 
 def check_quantize(name: str | None, path: str | Path) -> None:
-    """Refuse what weights cannot be held in here.
+    """Refuse a quantisation that these weights cannot be loaded in.
 
     Raises:
         UserError: it is unknown, the weights are in a GGUF file, or bitsandbytes is not installed.
@@ -52,7 +52,7 @@ def check_quantize(name: str | None, path: str | Path) -> None:
     if name is None:
         return
     if is_gguf(path):
-        raise UserError(f"{path}: the weights of a GGUF file are unpacked: save it as a folder to quantise them anew")
+        raise UserError(f"{path}: GGUF weights are loaded unquantised: save it as a folder and quantise that")
     if name not in QUANTIZE:
         raise UserError(f"quantize = {name}: use one of {', '.join(QUANTIZE)}")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -60,20 +60,20 @@ def check_quantize(name: str | None, path: str | Path) -> None:
 
 
 def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
-    """Refuse what cannot be a model: a path where nothing stands, a folder that lacks a part. Hub ids pass.
+    """Refuse what cannot be a model: a path that does not exist, a folder that lacks a part. Hub ids pass.
 
     Args:
         path: folder, hub id or GGUF file.
-        above: adapters that rest on it.
+        above: adapters whose start model it is.
 
     Raises:
         UserError: it is a file, or a folder without configuration, weights or tokenizer, or with pickled weights only,
-            or an adapter that rests on such or on itself.
+            or an adapter whose start model is such, or in a cycle of adapters.
     """
     folder = Path(path)
     if is_gguf(path):
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"{path}: a GGUF file, which takes the package gguf: pip install didact[gguf]")
+            raise UserError(f"{path}: a GGUF file needs the package gguf: pip install didact[gguf]")
         return
     if not folder.is_dir():
         if folder.exists() or _is_path(path):
@@ -82,8 +82,8 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
     if (folder / FILE).is_file():
         return
     names = {p.name for p in folder.iterdir()}
-    if odd := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
-        raise UserError(f"{odd}: neither file nor folder: a pipe would be waited for; remove it")
+    if special := next((p for p in folder.iterdir() if p.exists() and not (p.is_file() or p.is_dir())), None):
+        raise UserError(f"{special}: neither file nor folder: reading a pipe would hang; remove it")
     if not names & {"config.json", "adapter_config.json"}:
         hint = " (its model is in the folder 'model' inside)" if "model" in names else ""
         raise UserError(f"{folder}: no config.json: not a model folder{hint}")
@@ -99,40 +99,40 @@ def check(path: str | Path, above: tuple[Path, ...] = ()) -> None:
         )
     if "adapter_config.json" in names and adapter_config(folder).get("task_type") != "SEQ_CLS":
         if folder.resolve() in above:
-            raise UserError(f"{above[0]}: an adapter whose start model is, in the end, itself")
+            raise UserError(f"{above[0]}: an adapter that is, through its start models, based on itself")
         check(base_of(folder), (*above, folder.resolve()))
 
 
 def leading(folder: Path) -> Path:
-    """The folder of the first model, whose tokenizer it is, where several answer as one; else this one."""
-    told = files.read_json(folder / FILE) if (folder / FILE).is_file() else {}
-    return leading(Path(told["base"] or folder / "base")) if "ensemble" in told else folder
+    """Return the folder of an ensemble's base model, whose tokenizer it has; of other models the folder itself."""
+    fields = files.read_json(folder / FILE) if (folder / FILE).is_file() else {}
+    return leading(Path(fields["base"] or folder / "base")) if "ensemble" in fields else folder
 
 
 def base_of(adapter: Path) -> str:
-    """Where the start model of an adapter's folder is: at the path it names, beside it or its run, or a hub id.
+    """Find the start model of an adapter's folder: at the path it names, beside it or its run, or a hub id.
 
     Raises:
-        UserError: it names none, or a path where none is.
+        UserError: it names none, or a path that does not exist.
     """
-    named = adapter_config(adapter).get("base_model_name_or_path")
-    if not named:
+    name = adapter_config(adapter).get("base_model_name_or_path")
+    if not name:
         raise UserError(
             f"{adapter}/adapter_config.json: field 'base_model_name_or_path' is empty; fill in the start model's folder"
         )
-    beside = [above / Path(named).name for above in adapter.absolute().parents[:2]]  # a run keeps it in `model`
-    places = (Path(named), adapter / named, adapter.parent / named, *beside)
-    found = next((str(place) for place in places if _is_other_model(place, adapter)), None)
-    if found is None and _is_path(named) and not Path(named).exists():
+    siblings = [above / Path(name).name for above in adapter.absolute().parents[:2]]  # a run keeps it in `model`
+    candidates = (Path(name), adapter / name, adapter.parent / name, *siblings)
+    base = next((str(place) for place in candidates if _is_other_model(place, adapter)), None)
+    if base is None and _is_path(name) and not Path(name).exists():
         raise UserError(
-            f"{adapter}: its start model {named} is not there: put it beside the adapter, or name its folder in the "
+            f"{adapter}: its start model {name} is not there: put it beside the adapter, or name its folder in the "
             "field 'base_model_name_or_path' of adapter_config.json"
         )
-    return found or str(named)
+    return base or str(name)
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """What an adapter's folder says of it; empty where there is no adapter."""
+    """Read the configuration in an adapter's folder; empty if there is none."""
     path = folder / "adapter_config.json"
     try:
         return dict(files.read_json(path)) if path.exists() else {}
@@ -141,10 +141,10 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _is_path(name: str | Path) -> bool:
-    """Whether a name can be no hub id."""
+    """Whether a name cannot be a hub id."""
     return str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
 
 
 def _is_other_model(place: Path, adapter: Path) -> bool:
-    there = any((place / name).exists() for name in ("config.json", "adapter_config.json", FILE))
-    return there and place.resolve() != adapter.resolve()
+    is_model = any((place / name).exists() for name in ("config.json", "adapter_config.json", FILE))
+    return is_model and place.resolve() != adapter.resolve()

@@ -1,7 +1,7 @@
-"""A key/value cache with room at its end, and common prefixes that are run once.
+"""A key/value cache with preallocated columns, and common prefixes that are run once.
 
-`prefill` runs tokens once; `Store.select` gives each of its rows to as many branches as wanted. That is
-exact for the model types in `PROVEN` (the parity test goes through all of them); others take the plain path.
+`prefill` runs tokens once; `Store.select` copies its rows to any number of branches. That is exact for the
+model types in `PROVEN` (the parity test covers all of them); others take the plain path.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from didact.models.model import Model
 
-# Types whose forward is exact from a store: attention over all the keys it is given, positions from
-# `position_ids` or the mask. Sliding windows are kept by the mask, by column: every row is contiguous.
+# Types whose forward is exact from a store: attention over all given keys, positions from `position_ids`
+# or the mask. Sliding windows are applied by the mask, by column: every row is contiguous.
 PROVEN = {
     "llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt", "mistral", "gemma2", "gemma3_text", "bloom",
 }  # fmt: skip
@@ -27,8 +27,8 @@ class Layer(CacheLayerMixin):
     """Keys and values `(B, H, T, D)` of one layer; only the first `length` of their columns are filled.
 
     transformers' own dynamic layer copies everything at every token; here a token is written into the
-    room `Store.select` or `Store.packed` left. Without room the layer grows by concatenation, and
-    gradients go through.
+    free columns that `Store.select` or `packed` left. Without any the layer grows by concatenation, which
+    passes gradients.
     """
 
     is_sliding = False
@@ -53,7 +53,7 @@ class Layer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Begin with these columns, without room."""
+        """Start with these columns, without free ones."""
         self.keys, self.values, self.length = key_states, value_states, key_states.shape[-2]
         self.is_initialized = True
 
@@ -71,7 +71,7 @@ class Layer(CacheLayerMixin):
 
 
 class Store(Cache):
-    """One `Layer` for each layer of a model: what a forward takes as `past_key_values`."""
+    """The `past_key_values` of a model's forward, one `Layer` per layer."""
 
     layers: list[Any]  # of `Layer`
 
@@ -87,7 +87,7 @@ class Store(Cache):
         return self.get_seq_length()
 
     def select(self, index: Tensor, room: int = 0) -> Store:
-        """A store of its own with these rows `(n,)`, repeated or reordered at will, and `room` free columns."""
+        """Copy the rows `index (n,)`, with any repetition and order, to a new store with `room` free columns."""
         layers = []
         for layer in self.layers:
             keys, values = (x[:, :, : layer.length].index_select(0, index) for x in (layer.keys, layer.values))
@@ -98,12 +98,12 @@ class Store(Cache):
 
 
 class Past(NamedTuple):
-    """What the rows of a batch go on from.
+    """The cached prefixes that the rows of a batch continue.
 
     Attributes:
-        store: keys and values; of one row, where all rows go on from the same.
-        position: of every column for every row, `(B or 1, W)`; negative where the column is not the row's. Rows
-            end at the last column.
+        store: keys and values; one row if all rows continue the same prefix.
+        position: position of every column in every row, `(B or 1, W)`; negative if the column is not part of the row.
+            Rows end at the last column.
     """
 
     store: Store
@@ -111,40 +111,40 @@ class Past(NamedTuple):
 
     @staticmethod
     def none(rows: int = 1) -> Past:
-        """Rows that begin at the beginning."""
+        """Empty prefixes."""
         return Past(Store(), torch.zeros(rows, 0, dtype=torch.long))
 
     @property
     def depth(self) -> Tensor:
-        """Tokens of every row, `(B or 1,)`."""
+        """Length of every row's prefix in tokens, `(B or 1,)`."""
         return (self.position >= 0).sum(1)
 
 
 def packed(parts: Sequence[tuple[Store, Sequence[tuple[int, int, int]]]], room: int) -> Store:
-    """Rows of several stores in one, all ending at the same column, with `room` free columns after it.
+    """Pack rows of several stores into one, all ending at the same column, with `room` free columns after it.
 
     Args:
-        parts: stores, each with the pieces `(row, first, last)` that are taken from it: columns `first:last`
-            of that row become a row of the result.
-        room: columns that will be appended.
+        parts: stores, each with pieces `(row, first, last)` to take from it: columns `first:last` of that row
+            become a row of the result.
+        room: free columns for tokens to be appended.
 
     Returns:
-        A store `width = max(last - first)` columns long; what lies before a shorter row is zero.
+        A store `width = max(last - first)` columns long; a shorter row is padded with zeros on the left.
     """
-    pieces = [piece for _, taken in parts for piece in taken]
-    width = max(last - first for _, first, last in pieces)
+    all_pieces = [piece for _, pieces in parts for piece in pieces]
+    width = max(last - first for _, first, last in all_pieces)
     layers = []
-    for at, like in enumerate(parts[0][0].layers):
+    for index, layer in enumerate(parts[0][0].layers):
         pair = []
         for name in ("keys", "values"):
-            x = getattr(like, name)
-            out = x.new_zeros(len(pieces), x.shape[1], width + room, x.shape[3])
-            row = 0
-            for store, taken in parts:
-                source = getattr(store.layers[at], name)
-                for number, first, last in taken:
-                    out[row, :, width - (last - first) : width] = source[number, :, first:last]
-                    row += 1
+            x = getattr(layer, name)
+            out = x.new_zeros(len(all_pieces), x.shape[1], width + room, x.shape[3])
+            out_row = 0
+            for store, pieces in parts:
+                source = getattr(store.layers[index], name)
+                for row, first, last in pieces:
+                    out[out_row, :, width - (last - first) : width] = source[row, :, first:last]
+                    out_row += 1
             pair.append(out)
         layers.append(Layer(pair[0], pair[1], width))
     return Store(layers)
@@ -163,7 +163,7 @@ def shares(model: Model) -> bool:
 
 
 def learned_prompt(model: Model) -> bool:
-    """Whether an adapter puts tokens of its own before every row: only its own forward knows them."""
+    """Whether an adapter puts learned tokens before every row: only its own forward handles them."""
     tuned: Any = getattr(model.module, "active_peft_config", None)
     return bool(getattr(tuned, "is_prompt_learning", False) or getattr(tuned, "is_adaption_prompt", False))
 
@@ -174,23 +174,23 @@ def fixed_positions(config: Any) -> bool:
 
 
 def common(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with, at least one of each left over."""
+    """Return the length of the rows' common prefix, without the last token of any row."""
     if len(rows) < 2:
         return 0
     shortest = min(map(len, rows))
-    same = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), shortest)
-    return max(0, min(same, shortest - 1))
+    count = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), shortest)
+    return max(0, min(count, shortest - 1))
 
 
 def prefill(model: Model, ids: Sequence[int]) -> Store:
-    """Run one row of tokens and keep its keys and values."""
+    """Run one row of tokens and return its keys and values."""
     store = Store()
     extend(model, store, [ids])
     return store
 
 
 def expand(store: Store, n: int, room: int = 0) -> Store:
-    """Each row `n` times, row-major, with `room` free columns."""
+    """Repeat each row `n` times, row-major, with `room` free columns."""
     rows = store.layers[0].keys.shape[0]
     index = torch.arange(rows, device=store.layers[0].keys.device).repeat_interleave(n)
     return store.select(index, room)
@@ -199,14 +199,14 @@ def expand(store: Store, n: int, room: int = 0) -> Store:
 def extend(model: Model, store: Store, rows: Sequence[Sequence[int]], position: Tensor | None = None) -> Tensor:
     """Run one non-empty row of tokens after each row of a store; returns the logits after its last token, `(B, V)`.
 
-    The store (empty, or as many rows as given here) is changed in place. Rows are padded on the right, where causal
-    attention never looks; with their own last token, for transformers warns of pad tokens without a mask.
+    The store (empty, or with as many rows) is extended in place. Rows are padded on the right, which causal attention
+    never sees; with their own last token, since transformers warns about pad tokens without a mask.
 
     Args:
-        model: of a proven type.
-        store: what came before.
-        rows: what comes now.
-        position: of the store's columns, where its rows are not of one length (see `Past`).
+        model: of a type in `PROVEN`.
+        store: keys and values of earlier tokens.
+        rows: new tokens.
+        position: positions of the store's columns, if its rows differ in length (see `Past`).
     """
     past = store.length
     lengths = torch.tensor([len(r) for r in rows], device=model.device)
@@ -217,40 +217,40 @@ def extend(model: Model, store: Store, rows: Sequence[Sequence[int]], position: 
     if position is not None and past and bool((position < 0).any()):
         mask = torch.cat([position >= 0, position.new_ones(len(rows), width, dtype=torch.bool)], 1)
         first = position[:, -1:] + 1
-    # Where a row ends, its logits are; the head is run at those columns only.
-    ends, which = (lengths - 1).unique(return_inverse=True)
+    # The head is run only at columns where a row ends.
+    ends, end_index = (lengths - 1).unique(return_inverse=True)
     logits = step(model, store, ids, first + columns, mask, keep=ends)
     if logits.shape[1] == width:
-        which = lengths - 1
-    return logits[torch.arange(len(rows), device=model.device), which]
+        end_index = lengths - 1
+    return logits[torch.arange(len(rows), device=model.device), end_index]
 
 
 def step(
     model: Model, store: Store, ids: Tensor, positions: Tensor, mask: Tensor | None = None, keep: Tensor | int = 1
 ) -> Tensor:
-    """The model's forward on tokens `(B, T)` from a store; logits at the columns `keep`, where its head can choose.
+    """Run the model on tokens `(B, T)` from a store; logits at the columns `keep`, if its forward can select them.
 
     Args:
-        model: of a proven type.
-        store: what came before; the tokens are appended to it.
+        model: of a type in `PROVEN`.
+        store: keys and values of earlier tokens; these tokens' are appended.
         ids: tokens `(B, T)`.
         positions: their positions `(1 or B, T)`.
-        mask: which of the store's and these columns are real, `(B, past + T)`; None where all are.
-        keep: columns `(k,)` whose logits are wanted, or how many at the end.
+        mask: False at padding among the store's and these columns, `(B, past + T)`; None if there is none.
+        keep: columns `(k,)` whose logits are returned, or how many at the end.
     """
-    more: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes(model.module) else {}
+    options: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes(model.module) else {}
     if "position_ids" in takes(model.module):
-        more["position_ids"] = positions.expand(len(ids), -1)
-    return model.module(input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True, **more).logits
+        options["position_ids"] = positions.expand(len(ids), -1)
+    return model.module(input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True, **options).logits
 
 
 def inner_of(model: Model) -> Any:
-    """The transformers model inside a PEFT wrapper, or the module itself."""
+    """Return the transformers model inside a PEFT wrapper, or the module itself."""
     return _inner(model.module)
 
 
 def takes(module: Any) -> Collection[str]:
-    """What the forward of the transformers model in a module may be given, by name."""
+    """Return the names of the arguments that the forward of the (unwrapped) transformers model accepts."""
     return inspect.signature(type(_inner(module)).forward).parameters
 
 

@@ -1,9 +1,9 @@
 """Causal sequence models that learn in context: `(x (B, T, d), y (B, T, o)) -> (B, T, o)`, the prediction of y_t
-from x_1..x_t and y_1..y_{t-1} at every t. Any of several black boxes stands between the tokens and the readout.
+from x_1..x_t and y_1..y_{t-1} at every t, with any of several architectures between the tokens and the readout.
 
 Sources: Kirsch et al. 2022, arXiv:2212.04458, section 3 (shifted tokens, learners by state size); Garg et al. 2022,
 arXiv:2208.01066, and Panwar et al. 2024, section 2 (interleaved tokens); Kirsch and Schmidhuber 2021,
-arXiv:2012.14905 (VSML); the others' stand in `models.sequence_mixers`.
+arXiv:2012.14905 (VSML); those of the other mixers are in `models.sequence_mixers`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from didact.models.sequence_mixers import Hyena, Retention, TimeMix, rotated, ro
 Mixer = Literal["transformer", "lstm", "gru", "fast-weights", "retnet", "rwkv", "hyena", "vsml"]
 Layout = Literal["shifted", "interleaved"]
 Positions = Literal["rotary", "learned", "none"]
-LONGEST = 1024  # positions that are learned
-LAYERS: dict[str, Any] = {"retnet": Retention, "rwkv": TimeMix, "hyena": Hyena}  # they know positions by themselves
+LONGEST = 1024  # number of learned positions
+LAYERS: dict[str, Any] = {"retnet": Retention, "rwkv": TimeMix, "hyena": Hyena}  # they need no position encoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceConfig:
-    """A black box that learns in context.
+    """The architecture of a `SequenceLearner`.
 
     Args:
-        mixer: what tokens meet in: a causal transformer, LSTM or GRU layers, fast weights (a matrix that every token
+        mixer: the kind of layers: a causal transformer, LSTM or GRU layers, fast weights (a matrix that every token
             adds an outer product to), RetNet, RWKV, Hyena, or VSML (one small LSTM shared by all pairs of an input and
             a class).
         layers: of the mixer; VSML has one.
         width: of a token; VSML: of each small LSTM.
         heads: of a layer of a transformer, fast weights or RetNet.
-        mlp: the feed-forward part is so many times the width.
-        layout: `shifted`, one token (x_t, y_{t-1}) a row; or `interleaved`, x_t and y_t as tokens of their own.
-        positions: rotary on half of each head, learned, or none (the causal mask still tells the order).
+        mlp: width of the feed-forward part as a multiple of `width`.
+        layout: `shifted`, one token (x_t, y_{t-1}) a row; or `interleaved`, x_t and y_t as separate tokens.
+        positions: rotary on half of each head, learned, or none (the causal mask still gives the order).
     """
 
     mixer: Mixer = "transformer"
@@ -55,9 +55,9 @@ class SequenceLearner(nn.Module):
     """Maps rows and the targets before them to a prediction of every target.
 
     Args:
-        inputs: d, as the mixer sees it.
+        inputs: d, inputs of the mixer.
         outputs: o, targets or class slots of a row.
-        raw: how many numbers a user's row has, where `basis` maps them to d.
+        raw: numbers in a user's row, if `basis` maps them to d.
         config: fields of a `SequenceConfig`.
     """
 
@@ -68,31 +68,31 @@ class SequenceLearner(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, raw: int | None = None, **config: Any) -> None:
         super().__init__()
-        given = SequenceConfig(**config)
-        self.spec = {"inputs": inputs, "outputs": outputs, "raw": raw, **asdict(given)}
-        self.inputs, self.outputs, self.given = inputs, outputs, given
-        # What a user's rows and targets are measured in: part of the model, so that a saved one takes them raw.
+        settings = SequenceConfig(**config)
+        self.spec = {"inputs": inputs, "outputs": outputs, "raw": raw, **asdict(settings)}
+        self.inputs, self.outputs, self.given = inputs, outputs, settings
+        # Units of a user's rows and targets: part of the model, so that a saved one takes them raw.
         self.register_buffer("mean", torch.zeros(raw or inputs))
         self.register_buffer("basis", torch.eye(raw or inputs, inputs))
         self.register_buffer("offset", torch.zeros(outputs))
         self.register_buffer("scale", torch.ones(outputs))
-        token = inputs + outputs if given.layout == "shifted" else max(inputs, outputs)
-        if given.mixer == "vsml":
-            self.body: nn.Module = VSML(inputs, outputs, given.width)
+        token_size = inputs + outputs if settings.layout == "shifted" else max(inputs, outputs)
+        if settings.mixer == "vsml":
+            self.body: nn.Module = VSML(inputs, outputs, settings.width)
         else:
-            self.read_in = nn.Linear(token, given.width)
-            self.body = Stack(given)
-            self.norm = nn.LayerNorm(given.width)
-            self.read_out = nn.Linear(given.width, outputs)
+            self.read_in = nn.Linear(token_size, settings.width)
+            self.body = Stack(settings)
+            self.norm = nn.LayerNorm(settings.width)
+            self.read_out = nn.Linear(settings.width, outputs)
             nn.init.zeros_(self.read_out.weight)  # the first guess is the same for every class
             nn.init.zeros_(self.read_out.bias)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Predict every target: of classes the logits of their slots."""
+        """Predict every target; classes as logits of their slots."""
         return self.inner((x - self.mean) @ self.basis, (y - self.offset) / self.scale) * self.scale + self.offset
 
     def inner(self, x: Tensor, y: Tensor) -> Tensor:
-        """The same, of rows and targets in the units it was trained in."""
+        """Predict targets for rows and targets in the units of its training."""
         if self.given.mixer == "vsml":
             direct: Tensor = self.body(torch.cat([x, before(y)], -1))
             return direct
@@ -100,14 +100,14 @@ class SequenceLearner(nn.Module):
         return mixed if self.given.layout == "shifted" else mixed[:, ::2]
 
     def tokens(self, x: Tensor, y: Tensor) -> Tensor:
-        """`(B, T, d + o)` shifted, or `(B, 2 T, max(d, o))` interleaved; the target of row t stands behind row t."""
+        """Lay out `(B, T, d + o)` shifted, or `(B, 2 T, max(d, o))` interleaved, where target t follows row t."""
         if self.given.layout == "shifted":
             return torch.cat([x, before(y)], -1)
         wide = max(self.inputs, self.outputs)
         return torch.stack([F.pad(x, (0, wide - self.inputs)), F.pad(y, (0, wide - self.outputs))], 2).flatten(1, 2)
 
     def state_size(self, rows: int) -> int:
-        """Numbers that carry what was seen to the next row, after so many rows."""
+        """Size of the state, in numbers, that is carried to the next row after `rows` rows."""
         c, tokens = self.given, rows * (1 if self.given.layout == "shifted" else 2)
         return {
             "transformer": 2 * tokens * c.layers * c.width,
@@ -115,19 +115,19 @@ class SequenceLearner(nn.Module):
             "gru": c.layers * c.width,
             "fast-weights": c.layers * c.width * (c.width // c.heads),
             "retnet": c.layers * c.width * (c.width // c.heads),
-            "rwkv": 4 * c.layers * c.width,  # two sums, what scales them, the token before
+            "rwkv": 4 * c.layers * c.width,  # two sums, their scale, the token before
             "hyena": c.layers * c.width * tokens,
             "vsml": 2 * self.inputs * self.outputs * c.width,
         }[c.mixer]
 
 
 def before(y: Tensor) -> Tensor:
-    """What is known of the targets when row t is asked: y_{t-1}, and nothing at the first. `(B, T, o)`."""
+    """Shift the targets by one row: y_{t-1} at row t, zeros at the first. `(B, T, o)`."""
     return F.pad(y[:, :-1], (0, 0, 1, 0))
 
 
 def set_units(module: SequenceLearner, *, mean: Any = None, basis: Any = None, offset: Any = 0, scale: Any = 1) -> None:
-    """Let a trained module take a user's raw rows: `z = (x - mean) basis`, and targets in `offset + scale y`."""
+    """Let a trained module take a user's raw rows, `z = (x - mean) basis`, and targets `offset + scale y`."""
     with torch.no_grad():
         for name, value in (("mean", mean), ("basis", basis), ("offset", offset), ("scale", scale)):
             if value is not None:
@@ -154,7 +154,7 @@ class Stack(nn.Module):
                     nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The tokens mixed; nothing sees what comes after it."""
+        """Apply the layers; no token sees a later one."""
         if self.positions is not None:
             tokens = tokens + self.positions.weight[: tokens.shape[1]]
         turn = rotations(tokens.shape[1], self.turned, tokens) if self.turned else None
@@ -164,7 +164,7 @@ class Stack(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm layer in which tokens meet (attention with softmax, or any of the others) and a feed-forward part."""
+    """A pre-norm block: a mixer (softmax attention or any of the others), then a feed-forward part."""
 
     def __init__(self, c: SequenceConfig) -> None:
         super().__init__()
@@ -178,14 +178,14 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
 
     def forward(self, tokens: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """The layer (attention has queries and keys turned by `rotations`), then the feed-forward part, each added."""
+        """Add the mixer's output (attention with rotary positions `turn`), then the feed-forward part's."""
         normed = self.norm(tokens)
         tokens = tokens + self.out(self.own(normed) if self.own is not None else self.attended(normed, turn))
         changed: Tensor = tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
         return changed
 
     def attended(self, tokens: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What attention or fast weights read, `(B, T, width)`."""
+        """Return the output of attention or fast weights, `(B, T, width)`."""
         rows, length, width = tokens.shape
         qkv = self.qkv(tokens).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = (qkv[0], qkv[1]) if turn is None else rotated(qkv[:2], *turn).unbind()
@@ -195,10 +195,10 @@ class Block(nn.Module):
 
 
 class VSML(nn.Module):
-    """One small LSTM shared by all pairs (input a, class b): few weights, much state.
+    """One small LSTM shared by all pairs (input a, class b): few weights, large state.
 
     Pair (a, b) reads input a, label b of the row before, the mean message of its class and that of its input; the
-    logit of class b is read off the mean of its pairs. A new assignment of inputs or classes changes nothing.
+    logit of class b is the mean of its pairs' readouts. It is invariant to permutations of inputs and classes.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, messages: int = 8) -> None:
@@ -209,7 +209,7 @@ class VSML(nn.Module):
         self.read = nn.Linear(width, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `(B, T, outputs)` of tokens `(B, T, inputs + outputs)`."""
+        """Return logits `(B, T, outputs)` for tokens `(B, T, inputs + outputs)`."""
         count, pairs = len(tokens), (len(tokens), self.inputs, self.outputs)
         x, y = tokens.split([self.inputs, self.outputs], -1)
         state = (tokens.new_zeros(math.prod(pairs), self.width),) * 2
@@ -218,8 +218,8 @@ class VSML(nn.Module):
             h = state[0].view(*pairs, self.width)
             to_class = self.forth(h).mean(1, keepdim=True).expand(*pairs, -1)
             to_input = self.back(h).mean(2, keepdim=True).expand(*pairs, -1)
-            seen = torch.stack([x[:, t, :, None].expand(pairs), y[:, t, None, :].expand(pairs)], -1)
-            read = torch.cat([seen, to_class, to_input], -1).view(math.prod(pairs), -1)
-            state = self.cell(read, state)
+            pair_inputs = torch.stack([x[:, t, :, None].expand(pairs), y[:, t, None, :].expand(pairs)], -1)
+            cell_inputs = torch.cat([pair_inputs, to_class, to_input], -1).view(math.prod(pairs), -1)
+            state = self.cell(cell_inputs, state)
             out.append(self.read(state[0]).view(count, self.inputs, self.outputs).mean(1))
         return torch.stack(out, 1)

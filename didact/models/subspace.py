@@ -1,4 +1,4 @@
-"""The syntactic subspace as a module: a projection of hidden states, and what is read off it."""
+"""The syntactic probe as a module: a projection of hidden states, and the tree heights and labels read off it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Subspace(nn.Module):
-    """The probe: `P (d, rank)`, `C (rank, labels)`, `U (rank, leaf labels)`, all drawn uniformly from +-0.05."""
+    """The probe: `P (d, rank)`, `C (rank, labels)`, `U (rank, leaf labels)`, all initialised uniformly in +-0.05."""
 
     mean: Tensor
     scale: Tensor
@@ -23,12 +23,12 @@ class Subspace(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def units(self, vectors: Tensor) -> None:
-        """Measure vectors from the mean of these `(n, d)`, in units of their root mean square: one for all numbers."""
+        """Standardise inputs by the mean of these vectors `(n, d)` and one root mean square over all their entries."""
         self.mean.copy_(vectors.mean(0))
         self.scale.copy_((vectors - self.mean).square().mean().sqrt().clamp_min(1e-6))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `(B, n, d)`: heights `(B, n - 1)`, scores of labels `(B, n - 1, C)` and of leaf labels `(B, n, U)`."""
+        """From `(B, n, d)`: heights `(B, n - 1)`, logits of labels `(B, n - 1, C)` and of leaf labels `(B, n, U)`."""
         z = ((states - self.mean) / self.scale) @ self.p
         diff = z[:, 1:] - z[:, :-1]
         return diff.square().sum(-1), diff @ self.c, z @ self.u

@@ -1,4 +1,4 @@
-"""A model as it was before it learnt anything: what a probe finds there, it found by itself."""
+"""Untrained copies of a model, the baseline for probes: what a probe finds there was not learnt by the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from didact.models.model import Model
 
 
 def untrained(model: Model, seed: int = 0, keep_embeddings: bool = False) -> Model:
-    """The same architecture with fresh weights; where embeddings are kept, with all that stands outside its blocks."""
+    """Return the same architecture with new random weights; `keep_embeddings` keeps all weights outside its blocks."""
     inner: Any = prefix.inner_of(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -25,7 +25,7 @@ def untrained(model: Model, seed: int = 0, keep_embeddings: bool = False) -> Mod
                 config.__dict__.pop(name, None)
             fresh = type(inner)(config)
     if keep_embeddings:
-        inside = tuple(f"{name}." for name, part in fresh.named_modules() if isinstance(part, nn.ModuleList))
-        kept = {n: p for n, p in inner.state_dict().items() if not n.startswith(inside)}
-        fresh.load_state_dict(kept, strict=False)
+        block_names = tuple(f"{name}." for name, part in fresh.named_modules() if isinstance(part, nn.ModuleList))
+        outside = {n: p for n, p in inner.state_dict().items() if not n.startswith(block_names)}
+        fresh.load_state_dict(outside, strict=False)
     return Model(fresh.to(model.device, next(inner.parameters()).dtype).eval(), model.processor, model.kind)

@@ -13,29 +13,29 @@ from didact.models.model import Model, copy_of
 
 
 def with_tokens(model: Model, tokens: Sequence[str], noise: float = 0.01, seed: int = 0) -> Model:
-    """A copy of a model that knows these control tokens too, each one id, which no decoding shows.
+    """Return a copy of a model with these control tokens, each one id, added; decoded text leaves them out.
 
     A new token's embedding (and its row of an untied head) is the mean of the old ones + noise N(0, 1). A token that
-    the vocabulary has already keeps its embedding.
+    is already in the vocabulary keeps its embedding.
     """
-    made = copy_of(model)
+    extended = copy_of(model)
     tokenizer: Any = copy.deepcopy(model.tokenizer)
-    before = len(tokenizer)
+    old_count = len(tokenizer)
     tokenizer.add_tokens(list(tokens), special_tokens=True)
-    module: Any = made.module
-    old = module.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > old:  # some vocabularies are padded: then there is room
+    module: Any = extended.module
+    rows = module.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:  # a padded embedding may have free rows
         module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tables = {id(t.weight): t.weight for t in (module.get_input_embeddings(), module.get_output_embeddings()) if t}
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in tables.values():
-            new = torch.randn(len(tokenizer) - before, weight.shape[1], generator=draw).to(weight)
-            weight[before : len(tokenizer)] = weight[:before].mean(0) + noise * new
-    return dataclasses.replace(made, processor=tokenizer)  # which is told of the embeddings it has now
+            drawn = torch.randn(len(tokenizer) - old_count, weight.shape[1], generator=generator).to(weight)
+            weight[old_count : len(tokenizer)] = weight[:old_count].mean(0) + noise * drawn
+    return dataclasses.replace(extended, processor=tokenizer)  # fits the tokenizer to the new embeddings
 
 
 def ids(model: Model, tokens: Sequence[str]) -> list[int]:
-    """The ids of tokens, each of which is one."""
+    """Return the ids of tokens that are each one id."""
     tokenizer: Any = model.tokenizer
     return [int(tokenizer.convert_tokens_to_ids(t)) for t in tokens]

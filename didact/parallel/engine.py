@@ -1,7 +1,7 @@
-"""Training steps of a model over pipeline stages, copies and parts of a layer: torch's own parts, joined.
+"""Training steps over pipeline stages, replicas and tensor-parallel parts, built from torch's own implementations.
 
 Every process gets the whole batch, takes its rows, and divides the SUM of their losses by the label tokens of the
-whole; gradients are summed over micro-batches and copies. So unequal lengths weigh what they weigh in one process.
+whole; gradients are summed over micro-batches and replicas. So rows of unequal length weigh the same as in one process.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from didact.parallel import shards, stages, tensor
 from didact.parallel.mesh import Grid
 
 IGNORE = -100
-DIVIDE = 1.0  # what sums over copies are divided by: the loss is divided already
+DIVIDE = 1.0  # gradient divisor of FSDP: the loss is divided already
 SCHEDULES: dict[str, Any] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 
 
 class Engine:
-    """One process's part of a model, which takes steps with the others.
+    """One process's part of a model, trained in step with the others.
 
     Args:
-        module: a causal model of transformers, perhaps without memory; it stays as it is.
+        module: a causal transformers model, possibly on the meta device; it is not changed.
         grid: of the processes.
-        values: a whole weight by its name, at the start.
+        values: returns a whole initial weight by its name.
         micro: rows of a micro-batch.
         device: of this process.
         schedule: of the pipeline.
-        precision: bfloat16 for mixed precision; None computes as wide as the weights, which are float32 at least.
+        precision: bfloat16 for mixed precision; None computes in the dtype of the weights, at least float32.
     """
 
     def __init__(
@@ -45,42 +45,42 @@ class Engine:
     ) -> None:  # fmt: skip
         self.grid, self.micro, self.device, self.schedule = grid, micro, device, schedule
         self.partial: list[nn.Module] = []
-        own = next(module.parameters()).dtype
-        bare = stages.skeleton(module, own if own.itemsize >= 4 else torch.float32)
-        self.stage = stages.Stage(bare, grid.stage, grid.pp, precision)
+        dtype = next(module.parameters()).dtype
+        skeleton = stages.skeleton(module, dtype if dtype.itemsize >= 4 else torch.float32)
+        self.stage = stages.Stage(skeleton, grid.stage, grid.pp, precision)
         if grid.tp > 1:
-            self.partial = tensor.split(bare, grid.of("tp"))
+            self.partial = tensor.split(skeleton, grid.of("tp"))
         names = {id(p): name for name, p in self.stage.named().items()}
-        for part in (*self.stage.layers, self.stage):  # one after the other, so that few are ever whole
+        for part in (*self.stage.layers, self.stage):  # one by one, so that few are whole at a time
             stages.fill(part, names, values, device)
             if grid.dp > 1:
                 fully_shard(part, mesh=grid.of("dp"), reshard_after_forward=grid.pp == 1)
         for part in self.stage.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(DIVIDE)
-                part.set_force_sum_reduction_for_comms(True)  # gloo knows no product with a sum
+                part.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
         self.named = self.stage.named()
         self.ends = self._ends()
         self._pipe: tuple[int, Any] = (0, None)
-        self._now: Callable[[Tensor, Tensor], Tensor] = self._loss
+        self._loss_now: Callable[[Tensor, Tensor], Tensor] = self._loss
 
     def step(self, ids: Tensor, labels: Tensor) -> float:
-        """Gradients of the mean loss over the label tokens of a batch `(B, T)`, the same on every process; the loss."""
+        """Compute gradients of the mean loss over the label tokens of the same batch `(B, T)` everywhere; return it."""
         count = int((labels != IGNORE).sum())
         total = self.backward(*self.own(ids, labels), count)
         return self.over_all([float(total) if self.grid.last and not self.grid.rank("tp") else 0.0])[0]
 
     def own(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of this process's copy; rows without labels make them whole micro-batches, one a stage at least."""
-        each = max(-(-len(ids) // (self.grid.dp * self.micro)), self.grid.pp if self.grid.pp > 1 else 1) * self.micro
-        more = each * self.grid.dp - len(ids)
-        first = self.grid.rank("dp") * each
-        given = (F.pad(ids, (0, 0, 0, more)), F.pad(labels, (0, 0, 0, more), value=IGNORE))
-        tokens, targets = (x[first : first + each].to(self.device) for x in given)
+        """Return this replica's rows, padded by rows without labels to whole micro-batches, at least one per stage."""
+        count = max(-(-len(ids) // (self.grid.dp * self.micro)), self.grid.pp if self.grid.pp > 1 else 1) * self.micro
+        padding = count * self.grid.dp - len(ids)
+        first = self.grid.rank("dp") * count
+        padded = (F.pad(ids, (0, 0, 0, padding)), F.pad(labels, (0, 0, 0, padding), value=IGNORE))
+        tokens, targets = (x[first : first + count].to(self.device) for x in padded)
         return tokens, targets
 
     def backward(self, ids: Tensor, labels: Tensor, count: int) -> Tensor:
-        """Gradients of the summed loss of own rows over `count`, and that loss; 0 where another stage computes it."""
+        """Compute gradients of the own rows' summed loss / `count`; return that loss, 0 if computed elsewhere."""
         parts = len(ids) // self.micro
         losses: list[Tensor] = []
 
@@ -109,13 +109,13 @@ class Engine:
         )
 
     def norm(self) -> float:
-        """Of all gradients together, a tied embedding's once."""
-        twice = self.stage.table if self.stage.shares and self.grid.last else None
-        own = [p.grad for name, p in self.named.items() if p.grad is not None and name != twice]
-        return tensor.norm(own, self.grid.dp * self.grid.tp, self.device)
+        """Return the norm of all gradients together, a tied embedding's once."""
+        skipped = self.stage.table if self.stage.shares and self.grid.last else None
+        gradients = [p.grad for name, p in self.named.items() if p.grad is not None and name != skipped]
+        return tensor.norm(gradients, self.grid.dp * self.grid.tp, self.device)
 
     def clip(self, limit: float) -> float:
-        """Shrink gradients to a norm of `limit` at most (0: leave them); the norm they had."""
+        """Clip gradients to a norm of `limit` (0: no clipping); return the norm before."""
         norm = self.norm()
         if 0 < limit < norm + 1e-6:
             for p in self.named.values():
@@ -124,24 +124,24 @@ class Engine:
         return norm
 
     def over_all(self, values: Iterable[float]) -> list[float]:
-        """Sums over all processes."""
-        given = torch.tensor(list(values), dtype=torch.float64)
+        """Sum each value over all processes."""
+        sums = torch.tensor(list(values), dtype=torch.float64)
         if self.grid.mesh is not None:
-            given = given.to(self.device)
-            dist.all_reduce(given)
-        return [float(v) for v in given]
+            sums = sums.to(self.device)
+            dist.all_reduce(sums)
+        return [float(v) for v in sums]
 
     @torch.no_grad()
     def whole(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p) -> dict[str, Tensor]:
-        """All weights by name, or what `of` gives of them, on the CPU of the first process; the others get nothing."""
-        own = [name for name in self.named if not (self.stage.shares and self.grid.last and name == self.stage.table)]
+        """Gather all weights by name, or `of(weight)`, on the CPU of the first process; the others get nothing."""
+        names = [name for name in self.named if not (self.stage.shares and self.grid.last and name == self.stage.table)]
         first = self.grid.mesh is None or dist.get_rank() == 0
-        told: list[Any] = [None] * self.grid.pp
+        shapes_by_stage: list[Any] = [None] * self.grid.pp
         if self.grid.pp > 1:
-            shapes = [(name, self.named[name].shape, self.named[name].dtype) for name in own]
-            dist.all_gather_object(told, shapes, group=self.grid.of("pp").get_group())
+            shapes = [(name, self.named[name].shape, self.named[name].dtype) for name in names]
+            dist.all_gather_object(shapes_by_stage, shapes, group=self.grid.of("pp").get_group())
         out: dict[str, Tensor] = {}
-        for name in own:
+        for name in names:
             value = shards.whole(of(self.named[name])).detach()
             if self.grid.rank("dp") or self.grid.rank("tp"):
                 continue
@@ -151,14 +151,14 @@ class Engine:
                 dist.send(value.contiguous(), 0)
         if first:
             for number in range(1, self.grid.pp):
-                for name, shape, dtype in told[number]:
+                for name, shape, dtype in shapes_by_stage[number]:
                     buffer = torch.empty(shape, dtype=dtype, device=self.device)
                     dist.recv(buffer, number * self.grid.dp * self.grid.tp)
                     out[name] = buffer.cpu()
         return out if first else {}
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Sum over a micro-batch's label tokens; of logits that lie on several processes, without gathering them."""
+        """Sum the loss over a micro-batch's label tokens; logits split over processes are not gathered."""
         flat = logits.flatten(0, 1)
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
         if self.grid.tp > 1:
@@ -166,7 +166,7 @@ class Engine:
         return shards.whole(F.cross_entropy(flat, target.flatten(), ignore_index=IGNORE, reduction="sum"))
 
     def _pipeline(self, parts: int, ids: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
-        """The schedule of so many micro-batches, kept while their number stays."""
+        """Return the pipeline schedule for `parts` micro-batches, reused while their number is the same."""
         if self._pipe[0] != parts:
             config, weight = self.stage.module.config, next(iter(self.named.values()))
             tokens = torch.empty((self.micro, ids.shape[1]), dtype=torch.long, device="meta")
@@ -179,15 +179,15 @@ class Engine:
                 output_args=states,
                 group=self.grid.of("pp").get_group(),
             )  # fmt: skip
-            made = SCHEDULES[self.schedule](part, parts, loss_fn=lambda y, t: self._now(y, t), scale_grads=False)
-            self._pipe = (parts, made)
-        self._now = loss
+            built = SCHEDULES[self.schedule](part, parts, loss_fn=lambda y, t: self._loss_now(y, t), scale_grads=False)
+            self._pipe = (parts, built)
+        self._loss_now = loss
         return self._pipe[1]
 
     def _ends(self) -> Any:
-        """The group of the first and the last stage, where both have a copy of a tied embedding."""
+        """Return the group of the first and the last stage, if both have a copy of a tied embedding."""
         if not (self.stage.tied and self.grid.pp > 1):
             return None
-        each, mine = self.grid.dp * self.grid.tp, dist.get_rank()
-        made = {k: dist.new_group([k, k + each * (self.grid.pp - 1)]) for k in range(each)}  # by all, in one order
-        return made[mine % each] if self.stage.shares else None
+        width, rank = self.grid.dp * self.grid.tp, dist.get_rank()
+        groups = {k: dist.new_group([k, k + width * (self.grid.pp - 1)]) for k in range(width)}  # all call, in order
+        return groups[rank % width] if self.stage.shares else None

@@ -1,4 +1,4 @@
-"""What a launcher (`torchrun`, `accelerate launch`) asked for, by the environment it leaves to its processes."""
+"""The launcher's (`torchrun`, `accelerate launch`) settings, read from the environment of its processes."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ NAMED = ("ddp", "fsdp2", "hsdp")
 
 
 def world(environ: Mapping[str, str] | None = None) -> int:
-    """How many processes there are: 1 without a launcher."""
+    """Return the number of processes: 1 without a launcher."""
     return _number("WORLD_SIZE", 1, os.environ if environ is None else environ)
 
 
 def on_node(environ: Mapping[str, str] | None = None) -> int:
-    """How many processes of them this node has."""
+    """Return the number of processes on this node."""
     env = os.environ if environ is None else environ
     return _number("LOCAL_WORLD_SIZE", world(env), env)
 
 
 def sizes(text: str, option: str = "layout") -> tuple[int, int, int]:
-    """`2x1x2` as stages, copies and parts.
+    """Parse a layout such as `2x1x2` into stages, replicas and tensor-parallel parts.
 
     Raises:
-        UserError: it is no layout.
+        UserError: it is not a layout.
     """
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-    if not found or not all(map(int, found.groups())):
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match or not all(map(int, match.groups())):
         names = f"{', '.join(NAMED)} or " if option == "parallel" else ""
         raise UserError(
-            f"{option} = {text}: must be {names}PPxDPxTP, stages by copies by parts of a layer: 2x1x2 for 4 processes"
+            f"{option} = {text}: must be {names}PPxDPxTP (stages x replicas x parts of a layer): 2x1x2 for 4 processes"
         )
-    pp, dp, tp = map(int, found.groups())
+    pp, dp, tp = map(int, match.groups())
     return pp, dp, tp
 
 
 def parallel(text: str) -> tuple[int, int, int] | None:
-    """The layout that a `parallel` names; None where it is a word.
+    """Parse the layout in an option `parallel`; None if it is a name such as ddp.
 
     Raises:
         UserError: it is neither.
@@ -56,52 +56,52 @@ def parallel(text: str) -> tuple[int, int, int] | None:
     return None if text in NAMED else sizes(text, "parallel")
 
 
-def several(said: str, environ: Mapping[str, str] | None = None) -> None:
-    """Refuse to lay a model over other processes than there are.
+def several(kind: str, environ: Mapping[str, str] | None = None) -> None:
+    """Refuse an option `parallel` that does not fit the number of processes.
 
     Raises:
-        UserError: there is no launcher, or a layout takes more or fewer than it started.
+        UserError: there is no launcher, or it started another number of processes than the layout needs.
     """
-    laid, there = parallel(said), world(environ)
-    count = math.prod(laid) if laid else 8
-    if said != "ddp" and there == 1:
+    layout, started = parallel(kind), world(environ)
+    count = math.prod(layout) if layout else 8
+    if kind != "ddp" and started == 1:
         raise UserError(
-            f"parallel = {said}: goes with several processes: torchrun --nproc_per_node {max(count, 2)} -m didact run "
-            f"... --parallel {said}"
+            f"parallel = {kind}: needs several processes: torchrun --nproc_per_node {max(count, 2)} -m didact run "
+            f"... --parallel {kind}"
         )
-    if laid and count != there:
-        raise UserError(f"parallel = {said}: takes {count} processes, and there are {there}: start {count}")
+    if layout and count != started:
+        raise UserError(f"parallel = {kind}: needs {count} processes, but {started} were started: start {count}")
 
 
 def check(precision: str | None = None, environ: Mapping[str, str] | None = None) -> None:
-    """Refuse what a launcher's configuration asks for and training here would not do.
+    """Refuse settings of a launcher's configuration that training would ignore.
 
     Args:
-        precision: of the training, where it is known.
+        precision: of the training, if known.
         environ: of the process.
 
     Raises:
         UserError: the configuration shards or compiles the model, or names another precision.
     """
     env = os.environ if environ is None else environ
-    if found := next((told for name, told in PLUGINS.items() if env.get(name, "").lower() not in OFF), None):
+    if plugin := next((title for name, title in PLUGINS.items() if env.get(name, "").lower() not in OFF), None):
         raise UserError(
-            f"accelerate's configuration asks for {found}, which is not honoured: launch with torchrun or "
+            f"accelerate's configuration asks for {plugin}, which didact ignores: launch with torchrun or "
             "`accelerate launch --multi_gpu`, and give --parallel fsdp2 where memory is short"
         )
     if env.get("ACCELERATE_DYNAMO_BACKEND", "").lower() not in OFF:
         raise UserError(
-            "accelerate's configuration asks for torch.compile, which is not honoured: take dynamo_backend out"
+            "accelerate's configuration asks for torch.compile, which didact ignores: remove dynamo_backend from it"
         )
-    asked = env.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    wanted = PRECISIONS.get(asked)
-    if asked not in OFF and not (wanted and precision in (None, wanted)):
-        mend = wanted or "bfloat16 or float32"
-        raise UserError(f"accelerate's configuration asks for {asked}, which is not honoured: give --precision {mend}")
+    mixed = env.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    supported = PRECISIONS.get(mixed)
+    if mixed not in OFF and not (supported and precision in (None, supported)):
+        advice = supported or "bfloat16 or float32"
+        raise UserError(f"accelerate's configuration asks for {mixed}, which didact ignores: give --precision {advice}")
 
 
 def alone(verb: str, environ: Mapping[str, str] | None = None) -> None:
-    """Refuse a verb that several processes would each do by themselves while their trainings wait for each other.
+    """Refuse several processes for a verb that each would run alone, while their trainings wait for each other.
 
     Raises:
         UserError: a launcher started several.
@@ -111,7 +111,7 @@ def alone(verb: str, environ: Mapping[str, str] | None = None) -> None:
 
 
 def device(kind: str, count: int, environ: Mapping[str, str] | None = None) -> tuple[str, int | None]:
-    """The device of this process, `(kind, number)`, of `count` on its node; no number without a launcher.
+    """Return this process's device `(kind, index)` of `count` on its node; no index without a launcher.
 
     Raises:
         UserError: this node has more processes than devices.
@@ -132,4 +132,4 @@ def _number(name: str, default: int, env: Mapping[str, str]) -> int:
     try:
         return int(env.get(name, default))
     except ValueError:
-        raise UserError(f"the variable {name} is '{env[name]}': a whole number is expected") from None
+        raise UserError(f"the environment variable {name} is '{env[name]}': must be a whole number") from None

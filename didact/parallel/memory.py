@@ -1,4 +1,4 @@
-"""Bytes that training keeps on every rank: weights, gradients and moments, activations, logits."""
+"""Memory of training on every rank, in bytes: weights, gradients and moments, activations, logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from didact.parallel.spec import Block, Layout, ModelSpec, padded, stage
 
 
 class State(NamedTuple):
-    """Bytes of one weight: itself, its gradient, and what the optimizer holds of it (master copy, two moments)."""
+    """Bytes per weight: the weight itself, its gradient, and the optimizer's state (master copy, two moments)."""
 
     weights: int
     gradients: int
@@ -16,7 +16,7 @@ class State(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return sum(self)
 
 
@@ -29,12 +29,12 @@ POLICIES = {
 
 
 def kept(width: int, moments: int) -> State:
-    """Of a weight of `width` bytes: gradient and moments in float32 at least, a float32 copy of a narrower weight."""
+    """Return the state of a weight of `width` bytes: gradient, moments (float32 at least), master copy if narrower."""
     return State(width, max(width, 4), max(width, 4) * moments + (4 if width < 4 else 0))
 
 
 def parameters(model: ModelSpec, layout: Layout, number: int, vocab: int | None = None) -> int:
-    """Weights on a rank of a stage: matrices split over `tp`, norms and row-parallel biases whole.
+    """Return the number of weights on a rank of a stage: matrices split over `tp`, norms and row-parallel biases whole.
 
     A tied head is the embedding where both are on one stage, and a copy of it on the last stage otherwise.
     """
@@ -46,20 +46,20 @@ def parameters(model: ModelSpec, layout: Layout, number: int, vocab: int | None 
 
 
 def shard(count: int, parts: int, part: int = 0) -> int:
-    """Of `count` things split over `parts`, how many this part has; the first take what is left over."""
+    """Return how many of `count` things split over `parts` a part has; the first parts take the remainder."""
     return count // parts + (part < count % parts)
 
 
 def state(count: int, policy: State, zero: int = 0, dp: int = 1, rank: int = 0) -> State:
-    """Bytes of the state of `count` weights on one of `dp` ranks: ZeRO 1 splits what the optimizer holds, 2 gradients
-    too, 3 weights too.
+    """Return the bytes of the state of `count` weights on one of `dp` ranks: ZeRO 1 splits the optimizer's state, 2
+    also gradients, 3 also weights.
     """
-    own = shard(count, dp, rank)
-    return State(*(size * (own if zero >= at else count) for size, at in zip(policy, (3, 2, 1), strict=True)))
+    owned = shard(count, dp, rank)
+    return State(*(size * (owned if zero >= level else count) for size, level in zip(policy, (3, 2, 1), strict=True)))
 
 
 def gathered(model: ModelSpec, layout: Layout, width: int) -> float:
-    """Bytes of weights that ZeRO 3 gathers: what is in no layer throughout a pass, and a layer with the next one."""
+    """Return the bytes of weights that ZeRO 3 gathers: those outside of layers during a whole pass, and two layers."""
     if layout.zero < 3 or layout.dp == 1:
         return 0.0
     sizes = [block.sharded // layout.tp + block.replicated for block in model.each]
@@ -69,45 +69,45 @@ def gathered(model: ModelSpec, layout: Layout, width: int) -> float:
 def layer(
     model: ModelSpec, layout: Layout, block: Block | None = None, *, width: int = 2, fused: bool = False
 ) -> float:
-    """Bytes that one layer keeps of a micro-batch for its backward pass, without full recomputation.
+    """Return the bytes that one layer saves of a micro-batch for its backward pass, without full recomputation.
 
     In half precision with dropout `s b h (10 + 24 / t + 5 a s / (h t))`: inputs of both norms, of the projections and
     of the feed-forward layer, and two masks are on all t ranks, unless sequence parallelism splits them; queries, keys,
-    values, what attention gives, and both sides of the nonlinearity are split. The last term, softmax, its mask and
-    what is left of it, is not kept by fused attention or selective recomputation. `width` is of a number in bytes.
+    values, attention output, and both sides of the nonlinearity are split. The last term, softmax, its dropout mask and
+    output, is not saved by fused attention or selective recomputation. `width` is bytes per number.
     """
     h, t, tokens = model.hidden, layout.tp, layout.micro * model.context
     mask = 1 if model.dropout else 0
-    whole = tokens * h * (_norms(model) * width + 2 * mask)
+    replicated = tokens * h * (_hidden_copies(model) * width + 2 * mask)
     block = block or model.each[0]
-    whole += tokens * block.more * width
-    split = tokens * width * _split(model)
+    replicated += tokens * block.more * width
+    split = tokens * width * _split_width(model)
     span = block.span(model.context)
     scores = tokens * model.heads * span * (width * (1 + mask) + mask)
     if fused or layout.recompute == "selective":
         scores = 0
-    return whole / (t if layout.sp else 1) + (split + scores) / t
+    return replicated / (t if layout.sp else 1) + (split + scores) / t
 
 
 def linear(model: ModelSpec) -> int:
-    """Numbers a token that a layer keeps by its shape, scores and masks aside."""
-    return model.hidden * _norms(model) + _split(model)
+    """Return the numbers per token that a layer saves by its shape, without scores and masks."""
+    return model.hidden * _hidden_copies(model) + _split_width(model)
 
 
-def _norms(model: ModelSpec) -> int:
-    """Of hidden width: inputs of norms and of what follows; transformers' RMSNorm keeps what it normalised too."""
+def _hidden_copies(model: ModelSpec) -> int:
+    """Saved tensors of hidden width: inputs of norms and of what follows; RMSNorm also saves its normalised states."""
     return 6 if model.rms else 4
 
 
-def _split(model: ModelSpec) -> int:
+def _split_width(model: ModelSpec) -> int:
     inner = model.inner * (4 if model.gated else 2) * (model.active if model.experts else 1)
     return 2 * model.width + 2 * model.kv_width + inner
 
 
 def inflight(layout: Layout, number: int) -> float:
-    """Micro-batches whose activations a stage of this number holds at once, for all of its layers.
+    """Return how many micro-batches' activations a stage holds at once, in units of all of its layers.
 
-    One forward, one backward: `min(m, pp - i)`; GPipe: m; interleaved, the first stage `pp (1 + (pp - 1) / (pp v))`.
+    1F1B: `min(m, pp - i)`; GPipe: m; interleaved, the first stage `pp (1 + (pp - 1) / (pp v))`.
     """
     pp, v, m = layout.pp, layout.chunks, layout.micros
     if layout.schedule == "gpipe":
@@ -118,9 +118,9 @@ def inflight(layout: Layout, number: int) -> float:
 
 
 def activations(model: ModelSpec, layout: Layout, number: int = 0, *, width: int = 2, fused: bool = False) -> float:
-    """Bytes of activations on a rank of a stage, all micro-batches in flight.
+    """Return the bytes of activations on a rank of a stage, for all micro-batches in flight.
 
-    Full recomputation keeps the input of every layer, `2 s b h`, and one layer's whole set while it is run again.
+    Full recomputation saves the input of every layer, `2 s b h`, and one layer's activations while it is recomputed.
     """
     blocks = stage(model, layout, number)
     sizes = [layer(model, layout, block, width=width, fused=fused) for block in blocks]
@@ -131,5 +131,5 @@ def activations(model: ModelSpec, layout: Layout, number: int = 0, *, width: int
 
 
 def logits(model: ModelSpec, layout: Layout) -> float:
-    """Bytes of a micro-batch's logits in float32, on the last stage."""
+    """Return the bytes of a micro-batch's logits in float32, on the last stage."""
     return 4.0 * layout.micro * model.context * padded(model, layout.tp) / layout.tp

@@ -1,4 +1,4 @@
-"""The order in which a pipeline's stages work, and what comes of it event by event."""
+"""The schedule of a pipeline's stages, and its simulation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from didact.parallel.spec import Layout
 
 
 class Pass(NamedTuple):
-    """A micro-batch's way through one chunk of a stage."""
+    """A micro-batch's forward or backward pass through one chunk of a stage."""
 
     micro: int
     chunk: int
@@ -16,7 +16,7 @@ class Pass(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A pass, on which stage and when."""
+    """A pass with its stage and times."""
 
     stage: int
     work: Pass
@@ -25,30 +25,30 @@ class Event(NamedTuple):
 
 
 def order(layout: Layout, stage: int) -> list[Pass]:
-    """What a stage does, in order: all forward then all backward (GPipe), or one of each in turn after a warm-up.
+    """Return a stage's passes in order: all forward then all backward (GPipe), or alternating after a warm-up (1F1B).
 
-    Interleaved, micro-batches go through a stage's chunks in groups of `pp`, whose number they must be a multiple of.
+    Interleaved, micro-batches go through a stage's chunks in groups of `pp`, which must divide their number.
     """
     pp, v, m = layout.pp, layout.chunks, layout.micros
     count = m * v
 
-    def at(k: int, backward: bool) -> Pass:
+    def pass_of(k: int, backward: bool) -> Pass:
         if v == 1:
             return Pass(k, 0, backward)
-        group, within = divmod(k, pp * v)
-        chunk = within // pp
-        return Pass(group * pp + within % pp, v - 1 - chunk if backward else chunk, backward)
+        group, offset = divmod(k, pp * v)
+        chunk = offset // pp
+        return Pass(group * pp + offset % pp, v - 1 - chunk if backward else chunk, backward)
 
     if layout.schedule == "gpipe":
         warm = count
     else:
         warm = min(count, pp - stage - 1 if v == 1 else 2 * (pp - stage - 1) + (v - 1) * pp)
-    steady = [p for k in range(count - warm) for p in (at(warm + k, False), at(k, True))]
-    return [at(k, False) for k in range(warm)] + steady + [at(k, True) for k in range(count - warm, count)]
+    steady = [p for k in range(count - warm) for p in (pass_of(warm + k, False), pass_of(k, True))]
+    return [pass_of(k, False) for k in range(warm)] + steady + [pass_of(k, True) for k in range(count - warm, count)]
 
 
 def after(layout: Layout, stage: int, work: Pass) -> tuple[int, Pass] | None:
-    """The pass, and its stage, whose result this one waits for; None where it waits for nothing."""
+    """Return the pass whose result this one waits for, with its stage; None if there is none."""
     last, v = layout.pp - 1, layout.chunks
     micro, chunk, backward = work
     if not backward:
@@ -61,29 +61,29 @@ def after(layout: Layout, stage: int, work: Pass) -> tuple[int, Pass] | None:
 
 
 def simulate(layout: Layout, forward: float = 1.0, backward: float = 2.0) -> list[Event]:
-    """Every pass with its times: a stage begins one when it is free and what the pass waits for is done.
+    """Return every pass with its times: a stage starts one when it is free and the pass's input is ready.
 
     `forward` and `backward` are the seconds of a pass through a whole stage; a chunk takes its share of them.
     """
-    took = {False: forward / layout.chunks, True: backward / layout.chunks}
-    waiting = [order(layout, stage)[::-1] for stage in range(layout.pp)]
-    free, done = [0.0] * layout.pp, dict[tuple[int, Pass], float]()
+    duration = {False: forward / layout.chunks, True: backward / layout.chunks}
+    queues = [order(layout, stage)[::-1] for stage in range(layout.pp)]
+    free, finished = [0.0] * layout.pp, dict[tuple[int, Pass], float]()
     events: list[Event] = []
-    while any(waiting):
+    while any(queues):
         moved = False
-        for stage, todo in enumerate(waiting):
-            while todo and ((need := after(layout, stage, todo[-1])) is None or need in done):
-                work = todo.pop()
-                start = max(free[stage], done[need] if need else 0.0)
-                free[stage] = done[stage, work] = start + took[work.backward]
+        for stage, queue in enumerate(queues):
+            while queue and ((dependency := after(layout, stage, queue[-1])) is None or dependency in finished):
+                work = queue.pop()
+                start = max(free[stage], finished[dependency] if dependency else 0.0)
+                free[stage] = finished[stage, work] = start + duration[work.backward]
                 events.append(Event(stage, work, start, free[stage]))
                 moved = True
-        assert moved, "a pipeline that waits for itself"
+        assert moved, "deadlock in the pipeline schedule"
     return events
 
 
 def idle(events: list[Event]) -> float:
-    """Time the pipeline stands idle over the time its busiest stage computes."""
+    """Return the pipeline's idle time over the computing time of its busiest stage."""
     busy: dict[int, float] = {}
     for event in events:
         busy[event.stage] = busy.get(event.stage, 0.0) + event.end - event.start

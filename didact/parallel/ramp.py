@@ -1,4 +1,4 @@
-"""Batches that grow in steps while a run goes on."""
+"""Batch-size ramp-up: batches that grow in steps during a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def batch(consumed: float, first: int, step: int, full: int, samples: float) -> int:
-    """Sequences of the batch after `consumed` ones: `first + floor(consumed / per) step`, `full` after `samples`.
+    """Return the batch size after `consumed` sequences: `first + floor(consumed / per) step`, `full` after `samples`.
 
     `per = samples / ((full - first) / step)`, so that every size but the full one has the same share of the ramp.
     """
@@ -17,7 +17,7 @@ def batch(consumed: float, first: int, step: int, full: int, samples: float) -> 
 
 
 def steps(first: int, step: int, full: int, samples: float, total: float) -> Iterator[tuple[int, int]]:
-    """Every size of batch and how many steps a run of `total` sequences has of it, by the rule of `batch`."""
+    """Yield each batch size and its number of steps in a run of `total` sequences, by the rule of `batch`."""
     consumed = 0.0
     while consumed < total:
         size = batch(consumed, first, step, full, samples)

@@ -1,8 +1,8 @@
-"""States handed from stage to stage in the forward pass of any loss, and gradients back in its backward pass.
+"""Pipeline parallelism for any loss: states are sent from stage to stage forward, and gradients backward.
 
 torch's own schedules take micro-batches of one shape and a loss of the last stage's output alone. Here a method's loss
 runs on every stage until the states leave it, and on the last one to its end: all stages have the micro-batch, so that
-each knows the shape of what comes.
+each knows the shape of what it receives.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from didact.errors import UserError
 
 
-class Left(Exception):  # noqa: N818  (nothing is wrong)
-    """The states are gone: what a loss would do with them is done on the last stage."""
+class Left(Exception):  # noqa: N818  (not an error)
+    """The states have been sent on: the rest of the loss is computed on the last stage."""
 
     def __init__(self, end: Tensor) -> None:
         super().__init__()
@@ -27,50 +27,50 @@ class Left(Exception):  # noqa: N818  (nothing is wrong)
 
 
 class Relay:
-    """One process's place in a pipeline of `count` stages, each of `width` processes; all processes make theirs.
+    """One process's place in a pipeline of `count` stages of `width` processes; the constructor is collective.
 
-    States and gradients go by groups of their own: on one, a send of one would wait for a receipt of the other.
+    States and gradients use separate groups: on one, a send of states would wait for a receive of gradients.
     """
 
     def __init__(self, count: int, width: int, name: str) -> None:
         self.number, column = divmod(dist.get_rank(), width)
         self.count, self.width, self.name = count, width, name
-        lines = [[k + stage * width for stage in range(count)] for k in range(width)]
-        ways = lines, lines, [[line[0], line[-1]] for line in lines]
-        made = [[dist.new_group(ranks) for ranks in way][column] for way in ways]  # by all, in one order
-        self.forth, self.back, self.ends = made
-        self.passes: int | None = None  # of the micro-batch that is at work
+        columns = [[k + stage * width for stage in range(count)] for k in range(width)]
+        kinds = columns, columns, [[line[0], line[-1]] for line in columns]
+        groups = [[dist.new_group(ranks) for ranks in kind][column] for kind in kinds]  # all processes, same order
+        self.forth, self.back, self.ends = groups
+        self.passes: int | None = None  # forward passes of the current micro-batch; None outside of a loss
         self.sent: dict[int, deque[tuple[Any, Tensor]]] = {1: deque(), -1: deque()}
 
     @property
     def last(self) -> bool:
-        """Whether losses are computed here."""
+        """Whether this is the last stage, which computes losses."""
         return self.number == self.count - 1
 
     @property
     def ahead(self) -> int:
-        """Micro-batches whose backward pass may still be to come when the next one's forward pass begins (1F1B)."""
+        """Micro-batches whose backward pass may be pending when the next one's forward pass begins (1F1B)."""
         return self.count - 1 - self.number
 
-    def run(self, compute: Callable[..., Any], *given: Any) -> Any:
-        """`compute(*given)` on the last stage; elsewhere what its backward pass begins at."""
+    def run(self, compute: Callable[..., Any], *args: Any) -> Any:
+        """Return `compute(*args)` on the last stage; on others a tensor to start its backward pass from."""
         self.passes = 0
         try:
-            return compute(*given)
-        except Left as left:
-            return left.end
+            return compute(*args)
+        except Left as stopped:
+            return stopped.end
         finally:
             self.passes = None
 
     def enter(self) -> None:
-        """The body is run.
+        """Count a run of the body.
 
         Raises:
-            UserError: outside of a loss, or a second time within one.
+            UserError: it is outside of a loss, or the second within one.
         """
         if self.passes is None:
             raise UserError(
-                f"parallel = {self.name}: something looks at the model while it is trained, of which every process "
+                f"parallel = {self.name}: the model is run outside of the training loss, but every process only "
                 "has one stage: give 1 stage"
             )
         self.passes += 1
@@ -78,43 +78,43 @@ class Relay:
             raise UserError(f"parallel = {self.name}: this loss runs the model twice on a micro-batch: give 1 stage")
 
     def send(self, tensor: Tensor, by: int) -> None:
-        """To the next stage (1) or the one before (-1); returns at once."""
+        """Send to the next stage (1) or the one before (-1), without waiting."""
         tensor = tensor.detach().contiguous()
         group = self.forth if by > 0 else self.back
-        if len(self.sent[by]) > 2 * self.count:  # in the order of the passes no more can be on their way
+        if len(self.sent[by]) > 2 * self.count:  # the order of passes allows no more in flight
             self.sent[by].popleft()[0].wait()
         self.sent[by].append((dist.isend(tensor, dist.get_rank() + by * self.width, group=group), tensor))
 
     def receive(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, by: int) -> Tensor:
-        """From the stage before (1) or the next one (-1)."""
-        room = torch.empty(shape, dtype=dtype, device=device)
-        dist.recv(room, dist.get_rank() - by * self.width, group=self.forth if by > 0 else self.back)
-        return room
+        """Receive from the stage before (1) or the next one (-1)."""
+        buffer = torch.empty(shape, dtype=dtype, device=device)
+        dist.recv(buffer, dist.get_rank() - by * self.width, group=self.forth if by > 0 else self.back)
+        return buffer
 
     def wait(self) -> None:
-        """Until all that was sent is there."""
-        for ways in self.sent.values():
-            while ways:
-                ways.popleft()[0].wait()
+        """Wait until everything sent has arrived."""
+        for queue in self.sent.values():
+            while queue:
+                queue.popleft()[0].wait()
 
     def joined(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every stage's whole tensors, by name: all call."""
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, {n: (t.shape, t.dtype) for n, t in own.items()}, group=self.forth)
+        """Gather every stage's whole tensors, by name: all processes must call it."""
+        shapes: list[Any] = [None] * self.count
+        dist.all_gather_object(shapes, {n: (t.shape, t.dtype) for n, t in own.items()}, group=self.forth)
         device, out = next(iter(own.values())).device, {}
-        for stage, theirs in enumerate(told):
-            for name, (shape, dtype) in theirs.items():
+        for stage, stage_shapes in enumerate(shapes):
+            for name, (shape, dtype) in stage_shapes.items():
                 if name not in out:
-                    mine = stage == self.number
-                    out[name] = own[name].contiguous() if mine else torch.empty(shape, dtype=dtype, device=device)
+                    is_own = stage == self.number
+                    out[name] = own[name].contiguous() if is_own else torch.empty(shape, dtype=dtype, device=device)
                     dist.broadcast(out[name], group_src=stage, group=self.forth)
         return out
 
 
 class Enters(nn.Module):
-    """In the place of an embedding: the states of the stage before, for token ids `(B, T)`.
+    """In place of an embedding: receives the states of the stage before, for token ids `(B, T)`.
 
-    The last stage has the embedding's weight where it is the head's too, by the name that it has in the model.
+    If the head is tied, the last stage holds the embedding's weight, by its name in the model.
     """
 
     def __init__(self, relay: Relay, hidden: int, like: Tensor, weight: nn.Parameter | None) -> None:
@@ -124,30 +124,30 @@ class Enters(nn.Module):
             self.weight = weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Waits for them."""
+        """Wait for the states and return them."""
         self.relay.enter()
         shape = torch.Size((*ids.shape, self.hidden))
-        start = torch.zeros((), device=ids.device, requires_grad=True)  # so that a backward pass comes here
-        made: Tensor = _Come.apply(start, self.relay, shape, self.dtype)
-        return made
+        start = torch.zeros((), device=ids.device, requires_grad=True)  # so that backward reaches this
+        states: Tensor = _Receive.apply(start, self.relay, shape, self.dtype)
+        return states
 
 
 class Leaves(nn.Module):
-    """In the place of the last norm: hands the states to the next stage."""
+    """In place of the last norm: sends the states to the next stage."""
 
     def __init__(self, relay: Relay, like: Tensor) -> None:
         super().__init__()
         self.relay, self.dtype = relay, like.dtype
 
     def forward(self, states: Tensor) -> Tensor:
-        """Does not return."""
+        """Send the states; raises `Left`."""
         if self.relay.number == 0:
             self.relay.enter()
-        made: Tensor = _Go.apply(states.to(self.dtype), self.relay)
-        raise Left(made)
+        end: Tensor = _Send.apply(states.to(self.dtype), self.relay)
+        raise Left(end)
 
 
-class _Come(torch.autograd.Function):
+class _Receive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, start: Tensor, relay: Relay, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         ctx.relay = relay
@@ -159,7 +159,7 @@ class _Come(torch.autograd.Function):
         return torch.zeros((), device=grads[0].device), None, None, None
 
 
-class _Go(torch.autograd.Function):
+class _Send(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, relay: Relay) -> Tensor:
         ctx.relay, ctx.like = relay, (states.shape, states.dtype, states.device)

@@ -1,8 +1,8 @@
-"""FSDP2: a module whose weights, gradients and optimizer state lie over the processes of a mesh while it is trained.
+"""FSDP2: a module whose weights, gradients and optimizer state are sharded over a mesh while it is trained.
 
-Layers are gathered one by one as they run (`fully_shard`); what is in none of them (embedding, last norm, head) is one
-group more, there while the loss is computed, so that a loss may read the head's weights by itself. Gradients are SUMS
-over processes: a loss is divided by the count of the whole batch already.
+Layers are gathered one by one as they run (`fully_shard`); all other weights (embedding, last norm, head) are one more
+group, gathered throughout the loss, so that a loss may read the head's weights directly. Gradients are SUMS over
+processes: losses are already divided by the count of the whole batch.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from didact.parallel.mesh import Over
 
 
 class Sharded:
-    """A module in place over the processes of a mesh, until `gathered` gives one as it was before.
+    """A module that is sharded in place; `gathered` returns it as an ordinary module again.
 
     Args:
-        module: with all its weights, of which every process keeps its part, or with those parts (`parted`); tensors
-            that others hold too stay theirs.
+        module: with all its weights, of which every process keeps its part, or already in parts (`parted`); tensors
+            that are also referenced elsewhere are not changed.
         over: the processes.
-        layers: gathered apart, and split where `over` has parts; the rest of the module is one group.
+        layers: gathered one by one, and split if `over` has parts; the rest of the module is one group.
     """
 
     def __init__(self, module: nn.Module, over: Over, layers: Sequence[nn.Module]) -> None:
         self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
-        self.hollow = _hollow(module)
+        self.template = _without_memory(module)
         self.held = parted.lifted(module)
         self.module, self.root = module, _Root(module)
-        twice = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
-        self.shared = next((n for n, p in module.named_parameters() if p is twice), None)
+        tied = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
+        self.shared = next((n for n, p in module.named_parameters() if p is tied), None)
         self.partial = tensor.split_layers(module, over.parts) if over.parts else []
-        own = set(module.modules())
-        keeps = over.relay is None  # between the passes of a pipeline gathered weights stay
-        for part in filter(own.__contains__, layers):
-            fully_shard(part, mesh=over.layers, reshard_after_forward=keeps)
+        submodules = set(module.modules())
+        reshard = over.relay is None  # a pipeline keeps gathered weights between its passes
+        for part in filter(submodules.__contains__, layers):
+            fully_shard(part, mesh=over.layers, reshard_after_forward=reshard)
         fully_shard(self.root, mesh=over.rest)
         for part in self.root.modules():
             if isinstance(part, FSDPModule):
@@ -55,41 +55,41 @@ class Sharded:
         root: Any = self.root
         root.set_gradient_divide_factor(float(over.alike))
         parted.returned(module, self.held, over.layers)
-        with self.open():  # the first pass says which module is the root
+        with self.open():  # FSDP2 takes the first module to run as the root
             self.root(lambda: None)
 
-    def __call__(self, compute: Callable[..., Any], *given: Any) -> Any:
-        """`compute(*given)`, in which the module may be used and whose tensors may be differentiated."""
-        return self.root(self.over.relay.run, compute, *given) if self.over.relay else self.root(compute, *given)
+    def __call__(self, compute: Callable[..., Any], *args: Any) -> Any:
+        """Return `compute(*args)`, which may run the module and whose result may be differentiated."""
+        return self.root(self.over.relay.run, compute, *args) if self.over.relay else self.root(compute, *args)
 
     def settle(self) -> None:
-        """Make gradients whole, after the last backward pass of a step: all processes call."""
+        """Complete gradients after the last backward pass of a step: all processes must call it."""
         if self.over.relay:
             self.over.relay.wait()
-            named = dict(self.module.named_parameters())
-            if self.shared and named[self.shared].requires_grad:
-                dist.all_reduce(tensor.local(tensor.gradient(named[self.shared])), group=self.over.relay.ends)
+            parameters = dict(self.module.named_parameters())
+            if self.shared and parameters[self.shared].requires_grad:
+                dist.all_reduce(tensor.local(tensor.gradient(parameters[self.shared])), group=self.over.relay.ends)
         if self.over.parts is None:
             return
         tensor.complete(self.partial, self.over.parts)
-        if not self.settled:  # what a plan forgets would go unnoticed
+        if not self.settled:  # an incomplete plan would go unnoticed
             self.settled = True
-            own = {n: p for n, p in self.module.named_parameters() if _on(p) == self.over.layers}
-            if name := tensor.unequal(own, self.over.parts):
+            replicated = {n: p for n, p in self.module.named_parameters() if _mesh_of(p) == self.over.layers}
+            if name := tensor.unequal(replicated, self.over.parts):
                 raise UserError(
                     f"parallel = {self.over.grid}: parts of a layer disagree on the gradient of "
-                    f"{name}: this model's tensor-parallel plan is not complete: take fsdp2"
+                    f"{name}: this model's tensor-parallel plan is not complete: use fsdp2"
                 )
 
     def norm(self, gradients: Mapping[str, Tensor]) -> float:
-        """Of all gradients together, those of other stages too: all processes call."""
+        """Return the norm of all gradients together, also of other stages: all processes must call it."""
         relay = self.over.relay
-        once = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
-        return tensor.norm(once, self.over.stage, next(iter(gradients.values())).device)
+        unique = [g for n, g in gradients.items() if not (relay and relay.last and n == self.shared)]
+        return tensor.norm(unique, self.over.stage, next(iter(gradients.values())).device)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, the module can be used without gradients, as a whole one is: by all processes alike."""
+        """Gather the module inside, to be used without gradients like an ordinary one: by all processes alike."""
         root: Any = self.root
         root.unshard()
         try:
@@ -98,32 +98,32 @@ class Sharded:
             root.reshard()
 
     def gathered(self) -> nn.Module:
-        """A module like the one before, with the weights of now, all of them or its parts: all processes call."""
+        """Return the ordinary module with the current weights, whole or in parts as given: all must call it."""
         trained = {n: p.detach() for n, p in self.module.named_parameters() if n not in self.frozen}
-        now = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
+        weights = {n: p if n in self.held else shards.whole(p) for n, p in trained.items()}
         if self.over.relay:
-            now = self.over.relay.joined(now)
-        now |= self.frozen
-        filled = {id(p): nn.Parameter(now[n], p.requires_grad) for n, p in self.hollow.named_parameters()}
-        for part in self.hollow.modules():
+            weights = self.over.relay.joined(weights)
+        weights |= self.frozen
+        filled = {id(p): nn.Parameter(weights[n], p.requires_grad) for n, p in self.template.named_parameters()}
+        for part in self.template.modules():
             for name, p in list(part.named_parameters(recurse=False, remove_duplicate=False)):
                 setattr(part, name, filled[id(p)])
-        return self.hollow
+        return self.template
 
 
 class _Root(nn.Module):
-    """What holds the module: whatever is computed with it is computed in a forward pass of this."""
+    """Wraps the module, so that everything computed with it runs inside one forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, compute: Callable[..., Any], *given: Any) -> Any:
-        return compute(*given)
+    def forward(self, compute: Callable[..., Any], *args: Any) -> Any:
+        return compute(*args)
 
 
-def _hollow(module: nn.Module) -> nn.Module:
-    """A copy whose weights have shapes alone; weights that are one stay one."""
+def _without_memory(module: nn.Module) -> nn.Module:
+    """Copy a module with its weights on the meta device; tied weights stay tied."""
     empty: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), p.requires_grad)
         for p in module.parameters()
@@ -131,11 +131,11 @@ def _hollow(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, empty)
 
 
-def _on(p: Tensor) -> DeviceMesh | None:
+def _mesh_of(p: Tensor) -> DeviceMesh | None:
     return p.device_mesh if isinstance(p, DTensor) else None
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that this process holds of them."""
-    own = [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]
-    return sum(t.numel() * t.element_size() for t in own)
+    """Bytes of the tensors that this process holds."""
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]
+    return sum(t.numel() * t.element_size() for t in local)

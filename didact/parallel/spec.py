@@ -9,15 +9,15 @@ from typing import Literal
 Recompute = Literal["none", "selective", "full"]
 Schedule = Literal["1f1b", "gpipe"]
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-PADDED = 128  # what a vocabulary that tensor parallelism splits is a multiple of, on every rank
+PADDED = 128  # tensor parallelism pads every rank's part of the vocabulary to a multiple of this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """One layer: `sharded` weights that tensor parallelism splits, `replicated` ones that every rank has, `matmul`
-    those a token is multiplied with (of a mixture only the active experts'), `window` positions it attends to at most:
-    None all of them, 0 where it has no attention. `more` are half-precision numbers a token that its code keeps for
-    the backward pass beside what the formula of the shape says.
+    those that a token is multiplied with (of a mixture only the active experts'), `window` most positions it attends
+    to: None for all, 0 for a layer without attention. `more` are half-precision numbers per token that its code saves
+    for the backward pass in addition to the formula (`memory.linear`).
     """
 
     sharded: int
@@ -27,16 +27,16 @@ class Block:
     more: int = 0
 
     def span(self, context: int) -> int:
-        """Positions it attends to in a sequence of this length."""
+        """Return the positions that it attends to in a sequence of this length."""
         return context if self.window is None else min(self.window, context)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A causal model's shape; by default GPT-2's kind: biases, LayerNorm, learned positions, a tied head, dropout.
+    """A causal model's shape; by default like GPT-2: biases, LayerNorm, learned positions, a tied head, dropout.
 
     `blocks`, `embedding`, `last` and `head` (weights outside the layers that tokens are multiplied with) are exact
-    counts of a built model, where there is one.
+    counts of a built model, if there is one.
     """
 
     layers: int
@@ -63,39 +63,39 @@ class ModelSpec:
 
     @property
     def width(self) -> int:
-        """Of all heads together."""
+        """Width of all heads together."""
         return self.heads * (self.head_dim or self.hidden // self.heads)
 
     @property
     def kv_width(self) -> int:
-        """Of all heads of keys together, and of values."""
+        """Width of all key heads together, which is that of the value heads."""
         return self.width // self.heads * (self.kv_heads or self.heads)
 
     @property
     def inner(self) -> int:
-        """Width of the feed-forward layer: 4 hidden where it is not given."""
+        """Width of the feed-forward layer; 4 hidden by default."""
         return self.ffn or 4 * self.hidden
 
     @property
     def each(self) -> tuple[Block, ...]:
-        """The layers, by their exact counts or by the shape."""
+        """The layers: exact counts if there are any, else from the shape."""
         return self.blocks or (self._block(),) * self.layers
 
     @property
     def before(self) -> int:
-        """Weights of embeddings that every rank of the first stage has whole: positions."""
+        """Weights before the layers that every rank of the first stage has whole: position embeddings."""
         if self.embedding is not None:
             return self.embedding - self.vocab * self.hidden
         return self.context * self.hidden if self.positions else 0
 
     @property
     def after(self) -> int:
-        """Weights behind the last layer and before the head: the final norm."""
+        """Weights between the last layer and the head: the final norm."""
         return self.last if self.last is not None else self.hidden * (1 if self.rms else 2)
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied head once."""
+        """All weights, a tied head once."""
         table = self.vocab * self.hidden
         inside = sum(block.sharded + block.replicated for block in self.each)
         return inside + table * (1 if self.tied else 2) + self.before + self.after
@@ -114,8 +114,8 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """Devices: `memory` bytes and `peak` operations a second of each, `intra` and `inter` bytes a second that each can
-    send within its node and beyond it; `efficiency` is the share of the peak that matrix products reach.
+    """Devices: `memory` bytes and `peak` operations per second of each, `intra` and `inter` bytes per second that each
+    can send within its node and between nodes; `efficiency` is the share of the peak that matrix products reach.
     """
 
     gpus: int
@@ -129,11 +129,11 @@ class ClusterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a model lies on a cluster: `pp` stages, `dp` copies, `tp` parts of a layer; `micro` sequences a pass.
+    """A parallel layout: `pp` stages, `dp` replicas, `tp` parts of a layer; micro-batches of `micro` sequences.
 
-    `uneven` stages differ by a layer where their number does not divide, and the slowest sets the pace. `chunks` is how
-    many parts of a stage are interleaved, `sp` whether what tensor parallelism leaves whole is split
-    along the sequence, `zero` the stage of ZeRO over the copies.
+    `uneven` stages differ by one layer if the layers do not divide, and the slowest sets the pace. `chunks` is the
+    number of interleaved parts of a stage, `sp` sequence parallelism of what tensor parallelism leaves whole, `zero`
+    the ZeRO stage over the replicas.
     """
 
     pp: int = 1
@@ -150,12 +150,12 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """Devices it needs."""
+        """Number of devices."""
         return self.pp * self.dp * self.tp
 
     @property
     def micros(self) -> int:
-        """Micro-batches of a step that every pipeline runs."""
+        """Micro-batches per step of every pipeline."""
         return self.batch // (self.dp * self.micro)
 
 
@@ -173,32 +173,32 @@ GPUS = {  # dense bfloat16, NVLink in one direction, a network card a GPU
 
 
 def padded(model: ModelSpec, tp: int) -> int:
-    """Entries of the vocabulary with what makes it divide over `tp` ranks; as it is on one."""
+    """Size of the vocabulary, padded to divide over `tp` ranks; unpadded for one."""
     return model.vocab if tp == 1 else math.ceil(model.vocab / (PADDED * tp)) * PADDED * tp
 
 
 def stage(model: ModelSpec, layout: Layout, number: int) -> tuple[Block, ...]:
-    """The layers of a stage; interleaved, every chunk takes the next ones of the model.
+    """Return the layers of a stage; interleaved, every chunk takes the next ones of the model.
 
-    What is left over goes to the stages behind the first, which holds the embedding and most micro-batches.
+    Layers left over go to the stages after the first, which holds the embedding and most micro-batches.
     """
-    each, parts = model.each, layout.pp * layout.chunks
-    size, over = divmod(len(each), parts)
-    if over and layout.uneven:
-        begins = [n * size + min(max(n - 1, 0), over) for n in range(parts + 1)]
-        return each[begins[number] : begins[number + 1]]
+    blocks, parts = model.each, layout.pp * layout.chunks
+    size, remainder = divmod(len(blocks), parts)
+    if remainder and layout.uneven:
+        starts = [n * size + min(max(n - 1, 0), remainder) for n in range(parts + 1)]
+        return blocks[starts[number] : starts[number + 1]]
     return tuple(
-        block for c in range(layout.chunks) for block in each[(c * layout.pp + number) * size :][:size]
+        block for c in range(layout.chunks) for block in blocks[(c * layout.pp + number) * size :][:size]
     )  # fmt: skip
 
 
 def slowest(model: ModelSpec, layout: Layout) -> int:
-    """Layers of the stage that has most."""
+    """Number of layers of the largest stage."""
     return math.ceil(len(model.each) / layout.pp)
 
 
 def within(model: ModelSpec, context: int) -> ModelSpec:
-    """The same model on sequences of another length; learned positions stay as many as they were."""
+    """Return the model with another sequence length and the same learned positions."""
     if context == model.context:
         return model
     return replace(model, context=context, embedding=model.vocab * model.hidden + model.before)

@@ -1,4 +1,4 @@
-"""Layers of a transformers model split over processes, by the plan that its configuration brings."""
+"""Tensor parallelism: layers of a transformers model split over processes, by the plan in its configuration."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 STYLES: dict[str, Callable[[], ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
-PARTIAL = "replicated_with_grad_allreduce"  # whole in every process, which sees its own heads only
-SAME = 1e-2  # of a gradient's norm: kernels of an accelerator add up in no fixed order
+PARTIAL = "replicated_with_grad_allreduce"  # whole in every process, with gradients from its own heads only
+SAME = 1e-2  # tolerance of a gradient's norm: accelerator kernels add up in no fixed order
 HEADS = {"num_attention_heads": "attention heads", "num_key_value_heads": "heads of keys and values"}
 
 
 def inner(module: Any) -> Any:
-    """The transformers model that adapters are on."""
+    """Return the transformers model inside an adapter, or the module itself."""
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def refusal(config: Any) -> str | None:
-    """Why layers of such a model cannot be split; None where they can."""
+    """Return why layers of a model with this configuration cannot be split; None if they can."""
     plan = getattr(config, "base_model_tp_plan", None)
     if not plan:
-        return f"transformers has no tensor-parallel plan of {config.model_type}"
+        return f"transformers has no tensor-parallel plan for {config.model_type}"
     if unknown := sorted(set(plan.values()) - STYLES.keys() - {PARTIAL}):
-        return f"the tensor-parallel plan of {config.model_type} asks for {', '.join(unknown)}"
+        return f"the tensor-parallel plan of {config.model_type} needs unsupported styles: {', '.join(unknown)}"
     return None
 
 
 def unfit(module: Any, parts: int) -> str | None:
-    """Why this very model, or adapters on it, cannot be split into so many parts; None where it can."""
+    """Return why this model, or adapters on it, cannot be split into `parts` parts; None if it can."""
     config = inner(module).config
-    if why := refusal(config):
-        return why
-    for name, told in HEADS.items():
+    if reason := refusal(config):
+        return reason
+    for name, label in HEADS.items():
         if (count := getattr(config, name, None) or parts) % parts:
-            return f"{count} {told} do not divide into {parts} parts"
-    found = list(_planned(module))
-    if len(found) != len(config.base_model_tp_plan) * config.num_hidden_layers:
-        return f"its layers are not those that the tensor-parallel plan of {config.model_type} knows"
-    for name, style, part in found:
+            return f"{count} {label} do not divide into {parts} parts"
+    planned = list(_planned(module))
+    if len(planned) != len(config.base_model_tp_plan) * config.num_hidden_layers:
+        return f"its layers do not match the tensor-parallel plan of {config.model_type}"
+    for name, style, part in planned:
         layer = getattr(part, "base_layer", part)
         if style == PARTIAL:
             continue
         if type(layer) is not nn.Linear or (layer is not part and not _plain_lora(part)):
-            return f"{name} is no plain linear layer or LoRA on one"
+            return f"{name} is not a plain linear layer or LoRA on one"
         if (width := layer.out_features if style == "colwise" else layer.in_features) % parts:
             return f"the width {width} of {name} does not divide into {parts} parts"
     return None
 
 
 def split_layers(module: Any, mesh: DeviceMesh) -> list[nn.Module]:
-    """Split the layers of a causal model in place by its plan, and LoRA on them as what it is on.
+    """Split the layers of a causal model in place by its plan, and LoRA in the same way as the layer that it is on.
 
     Returns:
-        Modules whose weights stay whole and whose gradients are terms of a sum over `mesh`.
+        Modules whose weights stay whole and whose gradients must be summed over `mesh`.
     """
     partial = []
     for _, style, part in list(_planned(module)):
@@ -74,7 +74,7 @@ def split_layers(module: Any, mesh: DeviceMesh) -> list[nn.Module]:
 
 
 def split(module: Any, mesh: DeviceMesh) -> list[nn.Module]:
-    """Split a causal model in place: its layers by its plan, embedding and head by the entries of the vocabulary.
+    """Split a causal model in place: its layers by its plan, embedding and head by vocabulary.
 
     Logits stay split over the vocabulary.
     """
@@ -91,19 +91,19 @@ def split(module: Any, mesh: DeviceMesh) -> list[nn.Module]:
 
 
 def logits(local: Tensor, mesh: DeviceMesh, vocab: int) -> DTensor:
-    """A process's part of the logits `(N, V / tp)` as what it is a part of, `(N, V)`."""
+    """Wrap a process's part of the logits, `(N, V / tp)`, as the whole `(N, V)`."""
     shape = torch.Size((local.shape[0], vocab))
     return DTensor.from_local(local, mesh, [Shard(1)], run_check=False, shape=shape, stride=(vocab, 1))
 
 
 @torch.no_grad()
 def local(p: Tensor) -> Tensor:
-    """This process's part."""
+    """Return this process's part."""
     return p.to_local() if isinstance(p, DTensor) else p
 
 
 def holders(p: Tensor, everyone: int) -> float:
-    """How many of the processes of a stage have the same part of a weight."""
+    """Return how many of the processes of a stage hold the same part of a weight."""
     if not isinstance(p, DTensor):
         return everyone
     for placed, size in zip(p.placements, p.device_mesh.shape, strict=True):
@@ -112,39 +112,39 @@ def holders(p: Tensor, everyone: int) -> float:
 
 
 def norm(gradients: Iterable[Tensor], everyone: int, device: torch.device) -> float:
-    """Of gradients together, however each lies over the processes; `everyone` are those of a stage. All call."""
+    """Return the norm of gradients together, sharded or not; `everyone` is the size of a stage. All must call it."""
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for each in gradients:
-        total += local(each).double().square().sum() / holders(each, everyone)
+    for grad in gradients:
+        total += local(grad).double().square().sum() / holders(grad, everyone)
     if dist.is_initialized():
         dist.all_reduce(total)
     return float(total.sqrt())
 
 
 def gradient(p: nn.Parameter) -> Tensor:
-    """Of a weight; zeros where it has none yet."""
+    """Return the gradient of a weight; set to zeros if it has none."""
     if p.grad is None:
         p.grad = torch.zeros_like(p)
     return p.grad
 
 
 def settle(p: nn.Parameter) -> None:
-    """Lay a gradient out as its weight is: autograd may leave it whole, or as terms of a sum."""
+    """Redistribute a gradient like its weight: autograd may leave it replicated, or as partial sums."""
     if isinstance(p, DTensor) and isinstance(p.grad, DTensor) and p.grad.placements != p.placements:
         p.grad = p.grad.redistribute(placements=p.placements)
 
 
 def complete(partial: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    """Sum over `mesh` the gradients of which every process has a term: once, after the last backward pass."""
+    """Sum partial gradients over `mesh`: once, after the last backward pass."""
     for part in partial:
         for p in part.parameters():
             if p.grad is not None:
                 dist.all_reduce(local(p.grad), group=mesh.get_group())
 
 
-def unequal(named: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
-    """The first of some weights that all processes of `mesh` have whose gradient is another one in one of them."""
-    grads = {n: local(p.grad) for n, p in named.items() if p.grad is not None}
+def unequal(weights: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
+    """Return the first weight that all processes of `mesh` hold and whose gradient norm differs between them."""
+    grads = {n: local(p.grad) for n, p in weights.items() if p.grad is not None}
     if not grads:
         return None
     sizes = torch.stack([g.double().square().sum().sqrt() for g in grads.values()])
@@ -154,12 +154,12 @@ def unequal(named: Mapping[str, Tensor], mesh: DeviceMesh) -> str | None:
 
 
 def _planned(module: Any) -> Iterator[tuple[str, str, Any]]:
-    """What the plan names: `(name, style, module)`."""
+    """Yield the modules in the plan: `(name, style, module)`."""
     model = inner(module)
     for pattern, style in model.config.base_model_tp_plan.items():
-        wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
+        regex = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
         for name, part in model.base_model.named_modules():
-            if wanted.fullmatch(name):
+            if regex.fullmatch(name):
                 yield name, style, part
 
 
