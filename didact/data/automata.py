@@ -1,9 +1,9 @@
-"""Deterministic automata as tables, and what they say of the next symbol: exactly, and of a pool of them by Bayes.
+"""Deterministic automata as tables, and their next-symbol distributions: exact, and Bayesian over a pool.
 
-A table `(S, V)` holds for each state and symbol the state that follows, -1 where the symbol cannot come; the start is
-state 0, every state accepts, and from a state each possible symbol is equally likely. A prompt is several strings of
-one automaton with a separator between them, in which it starts anew: symbols are 0 to V - 1, the separator is V, what
-lies behind the end is V + 1.
+A table `(S, V)` holds the next state for each state and symbol, -1 where the symbol is impossible; the start is state
+0, every state accepts, and the possible symbols of a state are equally likely. A prompt is several strings of one
+automaton with a separator between them, which resets it to the start: symbols are 0 to V - 1, the separator is V, and
+padding after the end is V + 1.
 
 Source: Akyurek, Wang, Kim, Andreas 2024, arXiv:2401.12973, section 3.
 """
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 
 def states(tables: Table, ids: Table) -> Table:
-    """The state before each token, `(B, T)`: of automata `(B, S, V)` reading tokens `(B, T)`; -1 once they cannot."""
+    """State before each token, `(B, T)`, of automata `(B, S, V)` on tokens `(B, T)`; -1 after an impossible symbol."""
     rows, symbols = np.arange(len(ids)), tables.shape[2]
     now, out = np.zeros(len(ids), dtype=np.int64), np.empty(ids.shape, dtype=np.int64)
     for t, token in enumerate(ids.T):
@@ -34,14 +34,14 @@ def states(tables: Table, ids: Table) -> Table:
 
 
 def after(tables: Table, ids: Table) -> Table:
-    """The state after each token that is a symbol, `(B, T)`; -1 elsewhere."""
+    """State after each token that is a symbol, `(B, T)`; -1 elsewhere."""
     at, symbol = states(tables, ids), np.minimum(ids, tables.shape[2] - 1)
     gone = tables[np.arange(len(ids))[:, None], np.maximum(at, 0), symbol]
     return np.where((at >= 0) & (ids < tables.shape[2]), gone, -1)
 
 
 def following(tables: Table, ids: Table) -> Array:
-    """The true distribution of every token that is a symbol, before it is seen: `(B, T, V)`; zero elsewhere."""
+    """True distribution of every token that is a symbol, given those before it, `(B, T, V)`; zero elsewhere."""
     at = states(tables, ids)
     possible = tables[np.arange(len(ids))[:, None], np.maximum(at, 0)] >= 0
     possible &= ((at >= 0) & (ids < tables.shape[2]))[..., None]
@@ -50,14 +50,14 @@ def following(tables: Table, ids: Table) -> Array:
 
 
 def posterior(pool: Table, ids: Table, prior: Array | None = None) -> Array:
-    """What is to be expected of every symbol by who knows only that the automaton is one of a pool, `(B, T, V)`.
+    """Bayesian next-symbol distribution if the automaton is only known to be one of a pool, `(B, T, V)`.
 
         p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | state),   w_k ~ prior_k prod_s p_k(x_s | state)
 
     Args:
         pool: automata `(K, S, V)`.
         ids: prompts `(B, T)`.
-        prior: of every automaton `(K,)`; equal by default.
+        prior: probability of every automaton `(K,)`; uniform by default.
     """
     count, _, symbols = pool.shape
     each = np.arange(count)
@@ -80,15 +80,15 @@ def posterior(pool: Table, ids: Table, prior: Array | None = None) -> Array:
 
 
 def minimal(tables: Table) -> Table:
-    """The same languages by their smallest automata, states numbered as they are first met from the start.
+    """Minimise automata: smallest tables of the same languages, states numbered by first visit from the start.
 
-    Two automata have one language just if these tables are equal. Automata `(B, S, V)` in and out; states that are not
-    there have no symbols.
+    Two automata have the same language exactly if these tables are equal. Automata `(B, S, V)` in and out; unused
+    states have no symbols.
     """
     count, size, symbols = tables.shape
     rows = np.arange(count)[:, None, None]
     there = tables >= 0
-    same = (there[:, :, None] == there[:, None]).all(-1)  # states are alike until a symbol tells them apart
+    same = (there[:, :, None] == there[:, None]).all(-1)  # states are equal until a symbol separates them
     while True:
         left, right = np.maximum(tables, 0)[:, :, None], np.maximum(tables, 0)[:, None]
         agree = same[rows[..., None], left, right] | ~there[:, :, None]
@@ -96,7 +96,7 @@ def minimal(tables: Table) -> Table:
         if (finer == same).all():
             break
         same = finer
-    stands = same.argmax(-1)  # the first of those alike
+    stands = same.argmax(-1)  # the first of the equal states represents them
     merged = np.where(there, stands[rows, np.maximum(tables, 0)], -1)
     number, met = np.full((count, size), -1), np.ones(count, dtype=np.int64)
     order = np.zeros((count, size), dtype=np.int64)
@@ -116,15 +116,15 @@ def minimal(tables: Table) -> Table:
 
 
 def marks(tables: Table) -> list[bytes]:
-    """What tells the languages of minimal automata apart."""
+    """Keys of minimal automata: equal for equal languages."""
     return [table[(table >= 0).any(1)].tobytes() for table in tables]
 
 
 def table(told: Any, symbols: Mapping[str, int], where: str) -> Table:
-    """One automaton as a record's metadata have it, `[{"a": 1, "b": 2}, ...]`: a state each, `{symbol: next state}`.
+    """Parse an automaton from a record's metadata, `[{"a": 1, "b": 2}, ...]`: one `{symbol: next state}` per state.
 
     Raises:
-        UserError: it is no such list, or names a state or symbol that is not there.
+        UserError: it is not such a list, or names an unknown state or symbol.
     """
     if not isinstance(told, Sequence) or not told or not all(isinstance(state, Mapping) and state for state in told):
         raise UserError(f"{where}: 'automaton' must be a list of states, each {{symbol: next state}} and none empty")
@@ -143,6 +143,6 @@ def table(told: Any, symbols: Mapping[str, int], where: str) -> Table:
 
 
 def stacked(tables: Sequence[Table]) -> Table:
-    """Automata of different sizes in one array `(B, S, V)`."""
+    """Stack automata of different sizes into one array `(B, S, V)`."""
     size = max(len(t) for t in tables)
     return np.stack([np.pad(t, ((0, size - len(t)), (0, 0)), constant_values=-1) for t in tables])

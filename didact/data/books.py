@@ -1,4 +1,4 @@
-"""Books as rows of text: an EPUB by its chapters, in the order they are read in; a PDF by its pages."""
+"""Books as rows of text: an EPUB by its chapters in reading order, a PDF by its pages."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Row = dict[str, Any]
 
 
 def rows(path: Path, raw: bytes) -> Iterator[tuple[str, Row]]:
-    """The parts of an EPUB or a PDF that have text, with the number of their chapter or page.
+    """Yield the chapters of an EPUB or pages of a PDF that have text, with their number.
 
     Raises:
-        UserError: no reader is installed, it is no such book, is encrypted, or has no text.
+        UserError: the reader is not installed; the file is not such a book, is encrypted, or has no text.
     """
     kind = path.suffix.lower()[1:]
     found = False
@@ -39,7 +39,7 @@ def rows(path: Path, raw: bytes) -> Iterator[tuple[str, Row]]:
             found = True
             yield f"{path}:{number}", {"text": text.strip(), "chapter" if kind == "epub" else "page": number}
     if not found:
-        scanned = ": pages that are pictures must be recognised first (OCR)" if kind == "pdf" else ""
+        scanned = ": run OCR on scanned pages first" if kind == "pdf" else ""
         raise UserError(f"{path}: no text in it{scanned}")
 
 
@@ -61,9 +61,9 @@ def _pages(path: Path, raw: bytes) -> Iterator[str]:
 
 
 def _chapters(path: Path, raw: bytes) -> Iterator[str]:
-    """By the packages' own table: a container names the package file, whose spine names the chapters in order.
+    """Yield the chapters in order: the container names the package file, whose spine lists them.
 
-    Read with the standard library: the common package for it is under a licence (AGPL) that would bind its users.
+    Read with the standard library: the licence of the common package for it (AGPL) would bind users of this one.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as packed:
@@ -104,7 +104,7 @@ def _said(error: Exception) -> str:
 
 
 def _plain(page: str) -> str:
-    """A chapter's text: a line for every block, cells of a table apart."""
+    """A chapter's text: one line per block, table cells separated by `|`."""
     shown = BLOCKS.sub("\n", CELLS.sub("\t", HIDDEN.sub(" ", page).replace("\n", " ")))
     text = html.unescape(TAGS.sub("", shown))
     lines = (" | ".join(" ".join(cell.split()) for cell in line.strip().split("\t")) for line in text.split("\n"))

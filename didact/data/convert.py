@@ -1,4 +1,4 @@
-"""Records of one kind serving where another is wanted: what a comparison needs to give every arm the same data."""
+"""Convert records of one kind into another, so that every arm of a comparison gets the same data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Have = Mapping[str, Sequence[Any]]
 
 
 def serve(kind: str, have: Have) -> Sequence[Record] | None:
-    """Records of `kind`: those at hand, or made of another kind where that loses nothing it needs; else None.
+    """Return records of `kind`: those present, or converted from another kind that has all it needs; else None.
 
-    A demonstration is the better answer of a pair, a completion judged good, or a refinement. A pair is
+    A demonstration is the chosen side of a pair, a completion judged good, or a refinement. A pair is
     the best and the worst completion of one prompt. A judged completion is either side of a pair.
     """
     if have.get(kind):
@@ -26,22 +26,22 @@ def serve(kind: str, have: Have) -> Sequence[Record] | None:
 
 
 def of_kind(kind: str, given: Have) -> Sequence[Record] | None:
-    """Records of `kind` among those given under any name, or made of them; None where there are none."""
+    """Return records of `kind` among those given under any name, or converted from them; None if there are none."""
     several = [rows for rows in given.values() if isinstance(rows, Sequence) and rows]
     kinds = {type(rows[0]).__name__.lower(): rows for rows in reversed(several)}
     return serve(kind, kinds)
 
 
 def inputs(name: str, needs: Mapping[str, Mapping[str, Any]], have: Have) -> dict[str, Sequence[Any]]:
-    """For each parameter of a method the records given for it by name or kind, or made of another kind.
+    """Map each parameter of a method to the records given for it by name or kind, or converted from another kind.
 
     Args:
-        name: of the arm.
-        needs: its parameters, as the catalogue has them; models are left out.
+        name: name of the arm.
+        needs: its parameters, as in the catalogue; models are left out.
         have: records by parameter or kind.
 
     Raises:
-        UserError: one that it requires cannot be had from these.
+        UserError: these records cannot fill a required parameter.
     """
     given: dict[str, Sequence[Any]] = {}
     for parameter, need in needs.items():
@@ -91,7 +91,7 @@ def _scored_sides(pairs: Sequence[Preference]) -> list[Record]:
 
 
 def _extremes(scored: Sequence[Scored]) -> list[Record]:
-    """The best against the worst completion of every prompt; a prompt whose scores are all equal gives none."""
+    """Pair the best with the worst completion of every prompt; a prompt whose scores are all equal gives none."""
     of: dict[str, list[Scored]] = defaultdict(list)
     for s in scored:
         of[s.prompt].append(s)

@@ -1,5 +1,5 @@
-"""Conversations in all forms they are kept in, to prompts and answers: lists of `{role, content}` turns as TRL and chat
-services have them, `{from, value}` as ShareGPT has, whole dialogues beside their prompts. Imports no torch.
+"""Convert conversations in the common formats to prompts and answers: lists of `{role, content}` turns (TRL, chat
+services), of `{from, value}` turns (ShareGPT), whole dialogues beside their prompts. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from didact.types import Messages, Reply, UserError, thought
 
 Turns = Literal["last", "all"]
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "observation": "tool"}
-PARTS = ("text", "input_text", "output_text")  # what services call a part of a content that is text
-ANSWERS = ("completion", "chosen", "rejected", "refinement")  # what may be given as one assistant turn
+PARTS = ("text", "input_text", "output_text")  # types of a content's parts that are text
+ANSWERS = ("completion", "chosen", "rejected", "refinement")  # fields that may hold one assistant turn
 TALK = ("user", "assistant")
-TURN = "\n\nAssistant:"  # how dialogues in plain text begin an answer
-# Fields that are likely a prompt under another name: a pair that has one is not to be split, but mapped.
+TURN = "\n\nAssistant:"  # starts an answer in plain-text dialogues
+# Likely prompts under other names: a pair with one of these fields needs a --map and is not split.
 ASKED = ("question", "instruction", "input", "query", "problem", "user")
 
 
 def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """Lists of `{role, content}` turns, as TRL and chat services have them, to prompts and answers; in place."""
+    """Convert lists of `{role, content}` turns (TRL, chat services) to prompts and answers, in place."""
     if "prompt" in known:
         _served(values)
         name = next((n for n in fields.SYNONYMS["messages"] if _are_said(values.get(n))), None)
@@ -55,7 +55,7 @@ def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def _served(values: dict[str, Any]) -> None:
-    """A pair as OpenAI's fine-tuning takes it, with what was asked in `input`; in place."""
+    """Convert a pair in the format of OpenAI's fine-tuning, with the prompt in `input`, in place."""
     asked = values.get("input")
     if isinstance(asked, dict) and "messages" in asked and "preferred_output" in values:
         names = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
@@ -65,8 +65,8 @@ def _served(values: dict[str, Any]) -> None:
 
 
 def _begun(values: dict[str, Any]) -> None:
-    """A system message and earlier exchanges that stand beside a prompt (LLaMA-Factory, Axolotl) as its first turns; in
-    place. A system message that the prompt has itself stays alone.
+    """Put a system message and earlier exchanges given beside a prompt (LLaMA-Factory, Axolotl) before its turns, in
+    place. If the prompt has a system message of its own, only that one is kept.
     """
     system, history, prompt = (values.get(name) for name in ("system", "history", "prompt"))
     pairs = history if isinstance(history, list) and all(map(formats.is_pair, history)) else []
@@ -83,7 +83,7 @@ def _begun(values: dict[str, Any]) -> None:
 
 
 def answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterator[Any]:
-    """A row with `messages` as one for each assistant turn that something precedes; any other, and `last`, as it is."""
+    """Split a row with `messages` into one per assistant turn that has turns before it; other rows, or `last`, stay."""
     names = [(rename or {}).get("messages", "messages"), *fields.SYNONYMS["messages"]]
     name = next((n for n in names if isinstance(row, Mapping) and n in row), names[0])
     messages = row.get(name) if isinstance(row, Mapping) else None
@@ -99,7 +99,7 @@ def answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterat
 
 
 def _tools(value: Any) -> list[dict[str, Any]]:
-    """The tools a conversation offers, or none."""
+    """Parse the tools a conversation offers; empty if there are none."""
     if isinstance(value, str) and value.strip():
         value = formats.decoded(value)
     if value is None or value == "":
@@ -110,19 +110,19 @@ def _tools(value: Any) -> list[dict[str, Any]]:
 
 
 def _are_tools(value: Any) -> bool:
-    """Whether a value is tools, and nothing else that a column may be called so for."""
+    """Whether a value is a list of tools, and not another column of that name."""
     with contextlib.suppress(UserError):
         return bool(_tools(value))
     return False
 
 
 def _function(function: dict[str, Any]) -> dict[str, Any]:
-    """A function, or its call, as tools have it: OpenAI's first form had it bare."""
+    """Wrap a function, or a call of one, in the form of tools: OpenAI's first format had it bare."""
     return {"type": "function", "function": function}
 
 
 def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
-    """A dialogue as what stands before the last answer, and that answer; what follows it answers nothing."""
+    """Split a dialogue into the turns before its last answer and that answer; turns after it are dropped."""
     if isinstance(messages, str):  # a cell of a table
         messages = formats.decoded(messages)
     turns = _turns("messages", messages)
@@ -133,17 +133,17 @@ def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
 
 
 def _learnt(turn: Mapping[str, Any]) -> bool:
-    """Whether a turn is an answer, and none of weight 0, which OpenAI's fine-tuning reads and does not learn."""
+    """Whether a turn is an answer to learn: not one of weight 0, which OpenAI's fine-tuning only reads."""
     return turn.get("role") == "assistant" and turn.get("weight") != 0
 
 
 def _asks(value: Any) -> bool:
-    """Whether a value is turns of which the last is not an answer yet."""
+    """Whether a value is a list of turns that does not end in an answer."""
     return _are_said(value) and _with_content(value[-1]).get("role") != "assistant"
 
 
 def _said_inside(prompt: Any, values: Mapping[str, Any]) -> bool:
-    """Whether `messages` are all there is to read: beside no prompt, or (UltraChat) one that is a turn of theirs."""
+    """Whether `messages` hold prompt and answer: no prompt is given, or (UltraChat) it is one of their turns."""
     if prompt is None or values.get("completion") is not None:
         return prompt is None
     return (
@@ -154,7 +154,7 @@ def _said_inside(prompt: Any, values: Mapping[str, Any]) -> bool:
 
 
 def _split_pair(values: dict[str, Any]) -> None:
-    """Two whole dialogues to the prompt they share and how each goes on (hh-rlhf has such pairs); in place."""
+    """Split two whole dialogues into the prompt they share and their continuations (as in hh-rlhf), in place."""
     chosen, rejected = values.get("chosen"), values.get("rejected")
     if are_turns(chosen) and are_turns(rejected):
         shared = min(_shared(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
@@ -167,14 +167,14 @@ def _split_pair(values: dict[str, Any]) -> None:
         if border >= 0:
             border += len(TURN)
         elif not set(ASKED) & set(values):
-            limit = min(shared, len(chosen) - 1, len(rejected) - 1)  # both sides go on
+            limit = min(shared, len(chosen) - 1, len(rejected) - 1)  # both sides must go on
             border = max((i for i in range(limit + 1) if chosen[i - 1 : i].isspace()), default=0)
         if border > 0:
             values["prompt"], values["chosen"], values["rejected"] = chosen[:border], chosen[border:], rejected[border:]
 
 
 def _repeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """A prompt in text beside whole dialogues (UltraFeedback has such pairs): these say what was asked; in place."""
+    """Take the prompt from whole dialogues rather than the text beside them (as in UltraFeedback), in place."""
     if "chosen" in known:
         sides = [values.get("chosen"), values.get("rejected")]
         if all(are_turns(side) and len(side) > 1 for side in sides):
@@ -184,7 +184,7 @@ def _repeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def _unrepeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """Answers that begin with the turns of their prompt, without them; in place."""
+    """Remove the prompt's turns from answers that start with them, in place."""
     asked = values["prompt"]
     for name in set(ANSWERS) & set(known):
         said = values.get(name)
@@ -193,17 +193,17 @@ def _unrepeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many items (or letters) two lists (or texts) begin with alike."""
+    """Length of the common prefix of two lists or texts."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def are_turns(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether a value is a list of objects, as conversations are."""
+    """Whether a value is a non-empty list of objects, as conversations are."""
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
 def _turns(name: str, value: Any) -> list[dict[str, Any]]:
-    """A list of turns, each with a role and a text."""
+    """Normalise and check a list of turns, each with a role and a text."""
     if not isinstance(value, list) or not value:
         raise UserError(f'field \'{name}\' must be a list of turns, {{"role": ..., "content": ...}}')
     value = [_with_content(turn) for turn in value]
@@ -216,13 +216,13 @@ def _turns(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def _are_said(value: Any) -> bool:
-    """Whether a value is a list of turns that say who speaks."""
+    """Whether a value is a list of turns with a speaker each."""
     return are_turns(value) and all({"role", "from"} & turn.keys() for turn in value)
 
 
 def _with_content(turn: Any) -> Any:
-    """A turn with our names for ShareGPT's and those of OpenAI's first form, its text in one piece and the arguments of
-    its calls as what their JSON says; one that only calls tools says nothing, and services leave that out."""
+    """Normalise a turn: our names for ShareGPT's and those of OpenAI's first format, its text in one piece, its calls'
+    arguments parsed from JSON. A turn that only calls tools gets an empty text, which services leave out."""
     if not isinstance(turn, dict):
         return turn
     turn = {k: v for k, v in turn.items() if v is not None}
@@ -245,10 +245,10 @@ def _with_content(turn: Any) -> Any:
 
 
 def _part(part: Any) -> str:
-    """The text of a part of a content.
+    """The text of one part of a turn's content.
 
     Raises:
-        UserError: it is none.
+        UserError: the part is not text.
     """
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if kind not in PARTS or not isinstance(part.get("text"), str):
@@ -257,7 +257,7 @@ def _part(part: Any) -> str:
 
 
 def _called(call: dict[str, Any]) -> dict[str, Any]:
-    """A call whose arguments, where they stand as text, are what that says: templates write them as JSON themselves."""
+    """Parse a call's arguments where they are JSON text: templates convert them to JSON themselves."""
     if isinstance(inner := call.get("function"), dict):
         return call | {"function": _called(inner)}
     given = call.get("arguments")

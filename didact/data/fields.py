@@ -1,4 +1,4 @@
-"""Fields under other names: what others call ours, and what can be read without being told. Imports no torch."""
+"""Field names and layouts of other data sets, and their conversion to ours. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from didact.data import words
 from didact.types import UserError
 
-HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
-# Names under which other data sets have our fields, likeliest first: offered as --map.
+HALVES = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs
+# Our fields' names in other data sets, most likely first: suggested as --map.
 SYNONYMS = {
     "prompt": ("question", "instruction", "input", "query", "problem", "source", "text", "sentence", "utterance"),
     "completion": ("answer", "output", "response", "solution", "target", "summary"),
@@ -26,18 +26,18 @@ SYNONYMS = {
     "paraphrased": ("paraphrased_answer",),
     "perturbed": ("perturbed_answer",),
 }  # fmt: skip
-# What is classified, and what as: read as a demonstration whose choices are the labels of the file.
+# Texts and their class labels: read as demonstrations whose choices are the labels of the file.
 TEXTS = ("text", "sentence", "utterance", "tweet", "review", "question", "query")
 LABELS = (
     "label", "label_text", "category", "intent", "class", "coarse", "fine", "coarse_label", "fine_label",
     "label_coarse", "label_fine", "label-coarse", "label-fine", "sentiment", "topic", "emotion",
 )  # fmt: skip
-OTHERS = ("messages", "instruction", "chosen", "answers")  # beside which a label is not the answer
+OTHERS = ("messages", "instruction", "chosen", "answers")  # beside one of these a label is not the answer
 MOST_CHOICES = 256
 
 
 def renamed(there: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-    """`{ours: theirs}` for fields that are wanted and stand in a file under a usual other name."""
+    """Return `{our name: the file's}` for needed fields that a file has under another common name."""
     plain = {name.lower(): name for name in there}
     names = {ours: next((plain[t] for t in _names(ours) if t in plain), None) for ours in wanted if ours not in plain}
     found = {ours: theirs for ours, theirs in names.items() if theirs}
@@ -51,13 +51,13 @@ def _names(ours: str) -> tuple[str, ...]:
 
 
 def classes(completions: Sequence[str]) -> list[str]:
-    """The labels that texts were classified as; empty where they are too many for that, or each has its own."""
+    """The distinct labels of classified texts; empty if too many, or more than one for every two texts."""
     found = words.distinct(sorted(completions))
     return found if 2 <= len(found) <= MOST_CHOICES and 2 * len(found) <= len(completions) else []
 
 
 def missing(name: str, row: Mapping[str, Any], wanted: Iterable[str]) -> str:
-    """What to say of a line without a field that it needs: what the line has, and the --map that would fit."""
+    """The error message for a line without a required field: the fields it has, and the --map that would fit."""
     fits = renamed(row, wanted)
     near = f"; this line has {', '.join(map(repr, list(row)[:6]))}" if row else ""
     mend = ",".join(f"{ours}={theirs}" for ours, theirs in fits.items()) if name in fits else f"{name}=YOUR_FIELD"
@@ -65,7 +65,7 @@ def missing(name: str, row: Mapping[str, Any], wanted: Iterable[str]) -> str:
 
 
 def labels(row: Mapping[str, Any], rename: Mapping[str, str]) -> list[str]:
-    """The fields that may say what a row is classified as, where it is to be read as a demonstration."""
+    """The fields that may hold a row's class label, if it can be read as a demonstration."""
     if (named := rename.get("completion")) or "completion" in row:
         return [named] if named in LABELS and named in row else []
     asked = "prompt" in rename or any(name in row for name in ("prompt", *TEXTS))
@@ -76,10 +76,10 @@ def labels(row: Mapping[str, Any], rename: Mapping[str, str]) -> list[str]:
 
 
 def label_of(row: Mapping[str, Any], rename: Mapping[str, str]) -> str | None:
-    """The one that does; None where none does.
+    """The field that holds a row's class label; None if there is none.
 
     Raises:
-        UserError: several do.
+        UserError: several fields may hold it.
     """
     found = labels(row, rename)
     if len(found) > 1:
@@ -89,7 +89,7 @@ def label_of(row: Mapping[str, Any], rename: Mapping[str, str]) -> str | None:
 
 
 def labelled(values: dict[str, Any], rename: Mapping[str, str]) -> None:
-    """A text with its label to a prompt and a completion, a label's number as its digits; in place."""
+    """Turn a text and its label into prompt and completion, an integer label into its digits; in place."""
     name = label_of(values, rename)
     if name is None:
         return
@@ -101,9 +101,9 @@ def labelled(values: dict[str, Any], rename: Mapping[str, str]) -> None:
 
 
 def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping[str, str]) -> None:
-    """An instruction with its input (Alpaca) or context (Dolly) to a prompt, the output to its completion; in place.
+    """Turn instruction and input (Alpaca) or context (Dolly) into the prompt, the output into its completion; in place.
 
-    Also where a prompt is renamed from the instruction: what it is about belongs to it.
+    Also if the prompt is renamed from the instruction: its input or context is part of the prompt then too.
     """
     names, used = {name.lower(): name for name in reversed(values)}, set(rename.values())
     asked = names.get("instruction", "instruction")
@@ -124,7 +124,7 @@ def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping
 
 
 def points(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """The points of a function to what is asked and answered, or tried and scored; in place.
+    """Turn the points of a function into prompt and completion, or configuration and score; in place.
 
     A point is `x` with a number as its `y`, or a prompt and a completion that are both numbers, which become text.
     """
@@ -144,27 +144,27 @@ def _number(value: Any) -> bool:
 
 
 def judged(values: Mapping[str, Any]) -> None:
-    """Refuse an answer that was found bad as a demonstration.
+    """Refuse an answer labelled bad as a demonstration.
 
     Raises:
-        UserError: it is one.
+        UserError: the answer is labelled bad.
     """
     if any(values.get(name) is False for name in ("label", "kto_tag")):
         raise UserError(
-            "this answer was found bad ('label' is false), and is no demonstration: give good ones alone, or the "
+            "this answer is labelled bad ('label' is false) and cannot be a demonstration: give only good ones, or the "
             "file as --judged to a method that takes both (kto)"
         )
 
 
 def answers(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """Answers with their places, as SQuAD has them, to a list of texts; in place."""
+    """Turn answers with their positions (SQuAD) into a list of texts; in place."""
     given = values.get("answers")
     if "answers" in known and isinstance(given, dict) and isinstance(given.get("text"), list):
         values["answers"] = given["text"]
 
 
 def sound(name: str, value: Any, numbers: bool = True) -> None:
-    """No NaN, infinity or half surrogate pair anywhere inside: neither a float nor a tokenizer takes them."""
+    """Refuse NaN, infinities, integers too large for a float, and half surrogate pairs anywhere inside a value."""
     stack = [value]
     while stack:
         item = stack.pop()
@@ -173,6 +173,6 @@ def sound(name: str, value: Any, numbers: bool = True) -> None:
         elif isinstance(item, dict):
             stack.extend([*item, *item.values()])
         elif isinstance(item, str) and HALVES.search(item):
-            raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; mend the escape")
+            raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; fix the escape")
         elif numbers and isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
-            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")
+            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or fix the number")

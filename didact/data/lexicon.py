@@ -1,4 +1,4 @@
-"""Word pairs of two languages: mined and checked in a cycle, used word by word, compared with a dictionary. Pure."""
+"""Bilingual word pairs: mined and cycle-checked, applied word by word, compared with a dictionary. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from didact.data import spans, words
 
 @dataclass(frozen=True)
 class Pair:
-    """A word, its translation, how sure the model was of it, and why it was rejected; empty where it was kept."""
+    """A word, its translation, the model's confidence, and the reason for its rejection; empty if it was kept."""
 
     source: str
     target: str
@@ -20,18 +20,18 @@ class Pair:
 
     @property
     def kept(self) -> bool:
-        """Whether it passed."""
+        """Whether it passed the check."""
         return not self.reason
 
 
 def frequent(texts: Iterable[str], most: int) -> list[str]:
-    """The most frequent words in lower case, those of letters alone; equals in the order in which they come."""
+    """The most frequent words of letters only, in lower case; ties in order of first occurrence."""
     counts = Counter(w for text in texts for word in words.words(text) if (w := folded(word)).isalpha())
     return [w for w, _ in counts.most_common(most)]
 
 
 def folded(word: str) -> str:
-    """What words are compared by: without case, white space around and punctuation at their ends."""
+    """Normalise a word for comparison: without case, surrounding white space and punctuation at its ends."""
     inside = words.words(word)
     text = word if not inside else word[word.find(inside[0]) : word.rfind(inside[-1]) + len(inside[-1])]
     return words.folded(text).strip().casefold()
@@ -40,11 +40,11 @@ def folded(word: str) -> str:
 def cycled(
     found: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
 ) -> list[Pair]:
-    """Which translations lead back to their word.
+    """Check which translations lead back to their word.
 
     Args:
-        found: words, their translations (None where there was none that could be read) and how sure each is.
-        back: the translation back of every translation.
+        found: words, their translations (None if there was none that could be parsed) and the confidence of each.
+        back: the back-translation of every translation.
         copies: whether a word may be its own translation: copied both ways, it always passes the check.
     """
     out = []
@@ -62,7 +62,7 @@ def cycled(
 
 
 def united(*directions: Sequence[Pair]) -> list[Pair]:
-    """Pairs of several rounds, one for each source word: kept before rejected, then the surest, then the first."""
+    """Merge the pairs of several rounds, one per source word: kept before rejected, then most confident, then first."""
     best: dict[str, Pair] = {}
     for pair in (p for some in directions for p in some):
         known = best.get(folded(pair.source))
@@ -72,7 +72,7 @@ def united(*directions: Sequence[Pair]) -> list[Pair]:
 
 
 def turned(pairs: Iterable[Pair]) -> list[Pair]:
-    """The same pairs from the other language; of two with one target the surest."""
+    """Swap source and target of pairs; of those with the same target, keep the most confident."""
     best: dict[str, Pair] = {}
     for p in pairs:
         known = best.get(folded(p.target))
@@ -82,11 +82,11 @@ def turned(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def word_by_word(text: str, dictionary: Mapping[str, str]) -> str:
-    """Every word replaced by its translation, in place; a word that has none stays as it is, and so does all else.
+    """Replace every word by its translation, where it is; words without one and all other text stay.
 
     Args:
         text: a sentence. In scripts without spaces the longest entries are taken first.
-        dictionary: by `folded` words.
+        dictionary: translations by `folded` word.
     """
     out, at = "", 0
     for first, last in _spans(text, dictionary):
@@ -96,12 +96,12 @@ def word_by_word(text: str, dictionary: Mapping[str, str]) -> str:
 
 
 def words_of(text: str, dictionary: Mapping[str, str]) -> list[str]:
-    """The words of a text, as `word_by_word` sees them."""
+    """The words of a text, as `word_by_word` splits it."""
     return [text[first:last] for first, last in _spans(text, dictionary)]
 
 
 def _spans(text: str, dictionary: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Where the words of a text stand; a run of letters of a script without spaces is cut by the dictionary."""
+    """Spans of the words of a text; a run of letters of a script without spaces is split by the dictionary."""
     longest = max(map(len, dictionary), default=1)
     out: list[tuple[int, int]] = []
     for match in spans.WORD.finditer(text):
@@ -118,8 +118,8 @@ def _spans(text: str, dictionary: Mapping[str, str]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mined pairs against a dictionary, in shares: of the pairs about words it has, those it has too; and of its words
-    that were asked for, those that were found."""
+    """Mined pairs compared with a dictionary: precision over the pairs whose source word it has, recall over its
+    requested words, and the number of these (`known`)."""
 
     precision: float
     recall: float
@@ -127,7 +127,7 @@ class Accuracy:
 
 
 def accuracy(pairs: Iterable[Pair], gold: Iterable[tuple[str, str]], asked: Iterable[str]) -> Accuracy:
-    """Of the pairs kept; a word may have several translations in the dictionary."""
+    """Evaluate the kept pairs; a word may have several translations in the dictionary."""
     of: dict[str, set[str]] = defaultdict(set)
     for source, target in gold:
         of[folded(source)].add(folded(target))

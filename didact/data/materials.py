@@ -1,6 +1,6 @@
-"""What is known of a language, and which of it goes before a sentence: words, sentence pairs, passages of a book. Pure.
+"""Reference material on a language, and its choice for a sentence: words, sentence pairs, passages of a book. Pure.
 
-Entries are found word by word, by the longest common substring (`retrieval.Substrings`).
+Entries are looked up word by word, by the longest common substring (`retrieval.Substrings`).
 Source: Tanzer et al. 2023, arXiv:2309.16575 (which says subsequence, and takes substrings).
 """
 
@@ -21,24 +21,24 @@ LETTERS: dict[str, Material] = {"W": "wordlist", "S": "pairs", "G": "passages", 
 By = Literal["lcs", "bm25", "embedding"]
 STRIPPED = re.compile(r"[.,]")
 CANARY = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|canary.*(?:guid|string)", re.IGNORECASE)
-MARK = "big-bench-canary"  # a field of records that are no data
-SHORTEST = 3  # words of a sentence that is taken out of a book: shorter ones are phrases
+MARK = "big-bench-canary"  # a field that marks records that are not data
+SHORTEST = 3  # fewest words of a sentence that is cut out of a book: shorter ones are phrases
 
 
 def asked_words(sentence: str) -> list[str]:
-    """The words that are looked up: without full stops and commas, between blanks; letters of scripts without these."""
+    """The words to look up: split at blanks, without full stops and commas; scripts without blanks letter by letter."""
     plain = STRIPPED.sub("", sentence.strip())
     return words.tokens(plain) if any(map(words.alone, plain)) else plain.split()
 
 
 class Lookup:
-    """The nearest of some texts to a query, the best first and of equals the first; no query is looked up twice.
+    """Finds the nearest texts to a query, best first, ties in order; results are cached.
 
     Args:
-        texts: to be found.
+        texts: the texts to search.
         by: lcs, bm25, or embedding.
-        embedder: for the last.
-        case: whether capital letters count.
+        embedder: for `embedding`.
+        case: whether matching is case-sensitive.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Lookup:
 
     @functools.cached_property
     def nearest(self) -> Callable[[Sequence[str], int], retrieval.Hits]:
-        """The k nearest to every query; the index is made when it is first asked for."""
+        """The search for the k nearest texts of every query; the index is built on first use."""
         pool = [self._flat(t) for t in self.texts]
         if self.by != "embedding" or self.embedder is None:
             return (retrieval.BM25 if self.by == "bm25" else retrieval.Substrings)(pool).nearest
@@ -57,7 +57,7 @@ class Lookup:
         return lambda asked, k: retrieval.nearest(retrieval.embedded(embedder, asked), vectors, k)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[list[int]]:
-        """Places of the k nearest to every query; what has nothing in common is not near."""
+        """Indices of the k nearest texts of every query, without those that have nothing in common with it."""
         asked = [self._flat(q) for q in queries]
         if new := [q for q in dict.fromkeys(asked) if (q, k) not in self.known]:
             hits = self.nearest(new, k)
@@ -71,8 +71,8 @@ class Lookup:
 
 
 def chunks(sizes: Sequence[int], size: int, overlap: int) -> list[tuple[int, int]]:
-    """Windows over units of so many tokens each: at most `size` tokens, a new one beginning `size - overlap` tokens
-    after the last; the first that reaches the end is the last."""
+    """Windows over units of these token counts: at most `size` tokens each, starting `size - overlap` tokens after the
+    previous start; the first window that reaches the end is the last."""
     starts = [0]
     for n in sizes:
         starts.append(starts[-1] + n)
@@ -91,7 +91,7 @@ def chunks(sizes: Sequence[int], size: int, overlap: int) -> list[tuple[int, int
 
 
 class Block(NamedTuple):
-    """A part of a prompt: of which material, and its text."""
+    """A part of a prompt: its kind of material and its text."""
 
     material: Material
     text: str
@@ -99,18 +99,18 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Materials:
-    """All there is of a language, one way.
+    """All material on a language, for one direction of translation.
 
     Args:
         source: the language that is translated from.
-        target: the other one.
+        target: the language that is translated to.
         wordlist: words and their translations; `pos` in `extra` is shown.
         pairs: sentences and their translations.
-        passages: of the book.
+        passages: passages of the book.
         explanations: passages of the book without the sentences of `pairs`.
-        book: the whole of it.
-        case: whether capital letters count where words are looked up.
-        finders: of passages and explanations; by substrings where there is none.
+        book: the whole book.
+        case: whether words are looked up case-sensitively.
+        finders: lookups by kind of material; by substrings where there is none.
     """
 
     source: str
@@ -124,18 +124,18 @@ class Materials:
     finders: Mapping[str, Lookup] = field(default_factory=dict, compare=False)
 
     def back(self) -> Materials:
-        """The same the other way."""
+        """The same material for the other direction."""
         turned = [[turn(p) for p in some] for some in (self.wordlist, self.pairs)]
         return replace(self, source=self.target, target=self.source, wordlist=turned[0], pairs=turned[1])
 
     @property
     def there(self) -> list[Material]:
-        """Which of them there are."""
+        """The kinds of material that are not empty."""
         return [m for m in LETTERS.values() if getattr(self, m)]
 
     @functools.cached_property
     def found(self) -> dict[str, Lookup]:
-        """What looks each of them up."""
+        """The lookup of each kind of material."""
         keys: dict[str, Sequence[str]] = {m: [p.source for p in getattr(self, m)] for m in ("wordlist", "pairs")}
         keys |= {"passages": self.passages, "explanations": self.explanations}
         return {m: self.finders.get(m) or Lookup(texts, case=self.case) for m, texts in keys.items() if texts}
@@ -143,15 +143,15 @@ class Materials:
     def blocks(
         self, sentence: str, used: Sequence[Material], words_each: int, pairs_each: int, passages: int, once: bool
     ) -> list[Block]:
-        """What is shown for a sentence, in order: entries for every word, pairs for every word, passages.
+        """The blocks shown for a sentence, in order: entries for every word, pairs for every word, passages.
 
         Args:
-            sentence: to be translated.
-            used: the materials.
-            words_each: entries for a word.
-            pairs_each: sentence pairs for a word.
-            passages: of the book.
-            once: nothing twice.
+            sentence: the sentence to translate.
+            used: kinds of material to use.
+            words_each: number of entries per word.
+            pairs_each: number of sentence pairs per word.
+            passages: number of passages.
+            once: drop repeated blocks.
         """
         out: list[Block] = []
         each: dict[Material, int] = {"wordlist": words_each, "pairs": pairs_each}
@@ -177,7 +177,7 @@ class Materials:
 
 
 def prompt(of: Materials, sentence: str, blocks: Sequence[Block], book: str = "") -> str:
-    """What is asked: the book first, which is the same for all sentences; then the task, what was found, and again the
+    """Build a prompt: first the book, which is the same for all sentences; then the task, the blocks, and again the
     sentence with its translation to follow. Without any material it is the plain prompt."""
     query = translation.asked(sentence, of.source, of.target)
     if not blocks and not book:
@@ -197,7 +197,7 @@ def prompt(of: Materials, sentence: str, blocks: Sequence[Block], book: str = ""
 
 
 def turn(pair: Parallel) -> Parallel:
-    """A pair the other way."""
+    """Swap the languages of a pair."""
     return Parallel(
         source=pair.target, target=pair.source, source_lang=pair.target_lang, target_lang=pair.source_lang,
         extra=pair.extra,
@@ -205,15 +205,15 @@ def turn(pair: Parallel) -> Parallel:
 
 
 def back_to_front(record: Parallel, names: tuple[str, str]) -> bool:
-    """Whether a record says that it goes from the second language to the first."""
+    """Whether a record's languages say that it goes from the second language to the first."""
     return names[0] != names[1] and (record.source_lang == names[1] or record.target_lang == names[0])
 
 
 def ways(
     test: Sequence[Parallel], names: tuple[str, str], direction: Literal["given", "back", "both"]
 ) -> dict[str, list[Parallel]]:
-    """What is translated `forward`, from the first language to the second, and `back`: as the records say, the other
-    way, or both."""
+    """Test items translated `forward`, from the first language to the second, and `back`: in the direction of the
+    records, the other one, or both."""
     out: dict[str, list[Parallel]] = {"forward": [], "back": []}
     for record in test:
         way = "back" if back_to_front(record, names) else "forward"
@@ -226,19 +226,19 @@ def ways(
 
 
 def facing(records: Sequence[Parallel], names: tuple[str, str]) -> list[Parallel]:
-    """All of them from the first language to the second."""
+    """Turn all records to go from the first language to the second."""
     return [turn(p) if back_to_front(p, names) else p for p in records]
 
 
 def apart(pairs: Sequence[Parallel], test: Sequence[Parallel]) -> list[Parallel]:
-    """Pairs that are no canary and of which neither side is a sentence of the test; words of one are no sentence."""
+    """Drop canaries and pairs with a side that is a sentence of the test; single words do not count as sentences."""
     held = {_flat(side) for p in test for side in (p.source, p.target) if len(side.split()) > 1}
     return [p for p in pairs if MARK not in p.extra and not {_flat(p.source), _flat(p.target)} & held]
 
 
 def cleaned(book: str, held: Sequence[Parallel], canary: str = "") -> tuple[str, int]:
-    """A book without lines that hold a canary, and without the sentences of `held` (in either language, wherever lines
-    end); and how many places that were."""
+    """Remove lines with a canary and the sentences of `held` (in either language, also across lines) from a book;
+    also return the number of places removed."""
     lines = book.splitlines()
     kept = [line for line in lines if not (CANARY.search(line) or (canary and canary in line))]
     text, found = "\n".join(kept), len(lines) - len(kept)
@@ -255,7 +255,7 @@ def cleaned(book: str, held: Sequence[Parallel], canary: str = "") -> tuple[str,
 
 
 def word_by_word(of: Materials, sentence: str) -> str:
-    """The baseline: every word's exact entry, in the sentence's order; what has none is copied."""
+    """The baseline: replace every word by its exact entry, in order; words without one are copied."""
     known: dict[str, str] = {}
     for p in of.wordlist:
         known.setdefault(_flat(p.source), p.target)
@@ -263,5 +263,5 @@ def word_by_word(of: Materials, sentence: str) -> str:
 
 
 def _flat(text: str) -> str:
-    """Words in lower case, one blank between two."""
+    """Words in lower case, joined by single blanks."""
     return " ".join(w.casefold() for w in words.words(text))

@@ -1,4 +1,4 @@
-"""Programs to trees by tree-sitter, in any language it has a grammar for, and functions out of a folder of sources."""
+"""Parse programs to trees by tree-sitter, in any language with a grammar, and extract functions from a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from didact.data.trees import Leaf, Node
 from didact.types import Text, UserError
 
-STRING = re.compile(r"string$|string_literal|char_literal")  # nodes that are one token, whatever stands in them
+STRING = re.compile(r"string$|string_literal|char_literal")  # nodes that are one token, whatever they contain
 FUNCTION = re.compile(r"(function|method).*(definition|declaration|item)$")
 EXTRA = ("python", "javascript", "go")  # grammars that come with didact[code]
 SUFFIXES = {
@@ -23,7 +23,7 @@ SUFFIXES = {
     "cpp": ".cpp", "ruby": ".rb", "php": ".php",
 }  # fmt: skip
 NO_LIBRARY = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "node_modules"}
-MOST = 200_000  # characters of a source file; longer ones are data
+MOST = 200_000  # most characters of a source file; longer ones are data
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def parser(language: str) -> Any:
     """Tree-sitter's parser of a language, whose grammar is the package `tree-sitter-LANGUAGE`.
 
     Raises:
-        UserError: tree-sitter or the grammar is not installed, or the two do not go together.
+        UserError: tree-sitter or the grammar is not installed, or their versions do not match.
     """
     name = language.lower().replace("-", "_")
     try:
@@ -48,7 +48,7 @@ def parser(language: str) -> Any:
 
 
 def parse(text: str, language: str) -> tuple[str, Node] | None:
-    """The program without comments and docstrings, and its tree; None where it does not parse or is one token."""
+    """The program without comments and docstrings, and its tree; None if it does not parse or is one token."""
     read = parser(language)
     code = text.encode()
     root = read.parse(code).root_node
@@ -56,7 +56,7 @@ def parse(text: str, language: str) -> tuple[str, Node] | None:
         return None
     if cuts := list(_remarks(root)):
         for start, end in reversed(cuts):
-            # Words on both sides of a remark stay two; where a line ends in it, some languages end a statement.
+            # Keep the words around a comment apart, and a line end in it, which ends a statement in some languages.
             code = code[:start] + (b"\n" if b"\n" in code[start:end] else b" ") + code[end:]
         code = b"\n".join(line.rstrip() for line in code.splitlines() if line.strip())
         root = read.parse(code).root_node
@@ -65,16 +65,16 @@ def parse(text: str, language: str) -> tuple[str, Node] | None:
     plain = code.decode()
     try:
         tree = _tree(root, plain if plain.isascii() else None, code)
-    except RecursionError:  # an expression of many hundred terms
+    except RecursionError:  # an expression of many hundreds of terms
         return None
     return (plain, tree) if isinstance(tree, Node) else None
 
 
 def functions(folder: str | Path, language: str, seed: int = 0) -> Iterator[Text]:
-    """Functions of the sources in a folder, each once, from files in random order, as they are asked for.
+    """Yield the functions of the sources in a folder, each once, from files in random order.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no functions.
     """
     suffix = SUFFIXES.get(language, f".{language}")
     root = Path(folder)
@@ -95,7 +95,7 @@ def functions(folder: str | Path, language: str, seed: int = 0) -> Iterator[Text
 
 
 def library() -> Path:
-    """Where Python's standard library is."""
+    """The folder of Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
@@ -113,7 +113,7 @@ def _functions(text: str, language: str) -> Iterator[str]:
 
 
 def _remarks(root: Any) -> Iterator[tuple[int, int]]:
-    """Byte ranges of comments, and of strings that stand as a statement of their own where a block begins."""
+    """Yield the byte ranges of comments, and of docstrings: strings that are the first statement of a block."""
     waiting, found = [root], []
     while waiting:
         node = waiting.pop()
@@ -127,7 +127,7 @@ def _remarks(root: Any) -> Iterator[tuple[int, int]]:
 
 
 def _tree(node: Any, plain: str | None, code: bytes) -> Node | Leaf | None:
-    """The node as a tree of ours, in characters; None where nothing of the text is below it."""
+    """Convert a node to our tree, in characters; None if it covers no text."""
     if node.start_byte == node.end_byte:
         return None
     if not node.children or STRING.search(node.type):

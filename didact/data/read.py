@@ -1,4 +1,4 @@
-"""Files to records, with every mistake named by file, line and field. Imports no torch."""
+"""Read files into records; errors name the file, line and field. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from didact.data.dialogues import Turns
 from didact.types import RECORDS, Demo, Preference, Record, Trial, UserError
 
 R = TypeVar("R", bound=Record)
-CANARY = "big-bench-canary"  # the only field of a row that marks a benchmark's file and is no record
+CANARY = "big-bench-canary"  # a row with this field alone marks a benchmark's file and is not a record
 SHOWN = 20  # bad lines listed before the rest are only counted
 
 
@@ -27,10 +27,10 @@ class Records(list[R]):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.places: list[str] = []  # where each stands, `file:line`
+        self.places: list[str] = []  # location of each record, `file:line`
 
     def __repr__(self) -> str:
-        """How many of which kind, from where, and the first: a notebook shows a file in a line."""
+        """Number and kind of the records, their file and the first one, in one line for notebooks."""
         kind = type(self[0]).__name__ if self else "no"
         first = f", first {self[0]!r:.200}" if self else ""
         return f"Records({len(self):,} {kind}{f' from {self.path}' if self.path else ''}{first})"
@@ -47,13 +47,13 @@ def read(
     """Read a file, a folder of `datasets` or a hub reference into records of one kind.
 
     Args:
-        path: what to read; `data.formats` lists what there is. Empty lines are ignored.
+        path: what to read; `data.formats` lists the formats. Empty lines are ignored.
         kind: a record class or its name (`demo`, `text`, `preference`, ...).
-        rename: the file's field for a record's, `{"prompt": "question"}`.
+        rename: the file's name for a record's field, `{"prompt": "question"}`.
         skip_bad: drop bad lines and count them in `.dropped` instead of raising.
         turns: which assistant turns of `messages` are completions; `all` makes a record of each, after all that
             precedes it.
-        unanswered: a demonstration may lack its completion, which is then empty: a question to be answered.
+        unanswered: allow demonstrations without a completion, which is then empty: questions to be answered.
 
     Raises:
         UserError: the file is missing, empty, binary, or has bad lines (the first 20 are listed).
@@ -90,11 +90,11 @@ def read(
     return records
 
 
-_AHEAD: dict[Any, Any] = {}  # what `ahead` read and nobody has asked for yet
+_AHEAD: dict[Any, Any] = {}  # records that `ahead` read and `read` has not returned yet
 
 
 def ahead(path: str | Path, kind: str, *how: Any) -> Records[Any]:
-    """The same as `read`, which gives these records once more at no cost as long as the file stays as it is."""
+    """Read records, and cache them for the next `read` with these arguments while the file is unchanged."""
     records: Records[Any] = read(path, kind, *how)
     _AHEAD[_key(path, RECORDS[kind], *how)] = records
     return records
@@ -114,13 +114,13 @@ def _key(
 
 
 def _with_choices(demos: Sequence[Any]) -> list[Any]:
-    """Demonstrations that were classified, each with all labels of the file as its choices, unless it has its own."""
+    """Give classification demonstrations all labels of the file as choices, unless they have their own."""
     labels = fields.classes([d.completion for d in demos])
     return [dataclasses.replace(d, choices=labels) if labels and d.choices is None else d for d in demos]
 
 
 def listed(problems: Sequence[tuple[str, str]]) -> str:
-    """The bad lines as `(place, what is wrong)`: what is wrong with many once, with how many; then the mend."""
+    """Format bad lines, given as `(location, error)`: each error once, with its number of lines; then a hint."""
     places: dict[str, list[str]] = {}
     for place, problem in problems:
         places.setdefault(problem, []).append(place)
@@ -131,12 +131,12 @@ def listed(problems: Sequence[tuple[str, str]]) -> str:
 
 
 def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -> R:
-    """One line of JSON to one record."""
+    """Parse one line of JSON into a record."""
     return from_row(formats.decoded(line), record, rename)
 
 
 def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None = None, unanswered: bool = False) -> R:
-    """A mapping to one record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
+    """Convert a mapping to a record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
     if isinstance(row, UserError):
         raise row
     if not isinstance(row, Mapping):
@@ -177,7 +177,7 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
 
 
 def _shown(value: Any) -> Any:
-    """A value with binary anywhere in it as Python writes it."""
+    """Convert binary anywhere in a value to its Python representation."""
     if isinstance(value, dict):
         return {k: _shown(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -225,7 +225,7 @@ def _fits(value: Any, option: Any) -> bool:
 
 
 def _part(option: Any) -> type[Record] | None:
-    """The record a field of this type is a list of, where it is one (a trajectory's steps, a text's segments)."""
+    """The record type of a field that is a list of records (a trajectory's steps, a text's segments), else None."""
     inner = typing.get_args(option) if typing.get_origin(option) is list else ()
     return inner[0] if inner and isinstance(inner[0], type) and issubclass(inner[0], Record) else None
 
@@ -238,7 +238,7 @@ def _nested(name: str, at: int, item: Any, part: type[Record]) -> Record:
 
 
 def _typed(text: Any, options: tuple[Any, ...]) -> Any:
-    """A table's cell as its field's type; what does not fit stays text, for the check to name."""
+    """Convert a table's cell to its field's type; what does not fit stays text, for the check to report."""
     if str in options:
         return text
     if bool in options:
@@ -251,7 +251,7 @@ def _typed(text: Any, options: tuple[Any, ...]) -> Any:
 
 _WORDS = {
     str: "text",
-    bytes: "binary that is no UTF-8 text",
+    bytes: "binary that is not UTF-8 text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",

@@ -1,4 +1,4 @@
-"""Documents as segments with scores, higher is better: scored, cut at a threshold, marked with control tokens. Pure."""
+"""Documents as scored segments, higher is better: scoring, thresholds, marking with control tokens. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUTS = {"sentences": spans.sentences, "lines": spans.lines}
 def scored(
     texts: Sequence[Text], score: Callable[[Sequence[str]], Sequence[float]] | None, split: Split
 ) -> list[Document]:
-    """Documents as segments with scores: by the scorer, else their own. Texts without segments are cut for a scorer.
+    """Documents as scored segments: by the scorer, for which texts without segments are split, else their own scores.
 
     Raises:
         UserError: no text; a document has neither segments nor a score, and there is no scorer.
@@ -44,7 +44,7 @@ def mean(document: Document) -> float:
 
 
 def threshold(told: str | float, values: Sequence[float]) -> float:
-    """A number, or the quantile of `values` it names: `q0.5` is the median.
+    """Parse a threshold: a number, or a quantile of `values`, where `q0.5` is the median.
 
     Raises:
         UserError: it is neither.
@@ -60,7 +60,7 @@ def threshold(told: str | float, values: Sequence[float]) -> float:
 
 
 def marked(documents: Sequence[Document], limit: float, marks: Sequence[str], drop: float, seed: int) -> list[Document]:
-    """Documents with the control token of its score before every segment, but for a share `drop` of them."""
+    """Put the control token of its score before every segment, except for a share `drop` of them."""
     draw = np.random.default_rng([seed, 143])
     out = []
     for document in documents:
@@ -72,7 +72,7 @@ def marked(documents: Sequence[Document], limit: float, marks: Sequence[str], dr
 
 
 def mark_of(value: float, limit: float, marks: Sequence[str]) -> str:
-    """The control token of a score; the threshold itself is aligned."""
+    """The control token of a score; a score at the threshold counts as aligned."""
     return marks[0] if value >= limit else marks[1]
 
 

@@ -1,11 +1,11 @@
-"""Spaces of configurations: read from a file, written as text for a model, and read back strictly from its answers.
+"""Hyperparameter spaces: read from a file, written as text for a model, and parsed strictly from its answers.
 
     {"lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": true}, "layers": {"type": "int", "low": 1, "high": 8},
      "optimizer": {"choices": ["adam", "sgd"]},
      "momentum": {"type": "float", "low": 0, "high": 1, "when": {"optimizer": ["sgd"]}}}
 
-A number is written with the digits that its range can tell apart (a thousandth of it; of a log scale three significant
-ones), not by its lower bound: that of [0, 1] has none, and every value would read 0 or 1.
+A number is written with the digits that its range resolves (a thousandth of it; on a log scale three significant
+digits), not with those of its lower bound: for [0, 1] that has no decimals, and every value would read 0 or 1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FIELDS = {"type", "low", "high", "log", "choices", "when"}
 
 @dataclass(frozen=True)
 class Parameter:
-    """One hyperparameter: a number of a range, on a log scale perhaps, or one of some choices.
+    """One hyperparameter: a number in a range, possibly on a log scale, or one of some choices.
 
-    `when` says for which values of others it is there at all.
+    `when` gives the values of other parameters under which it is active.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Parameter:
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def written(self, value: Any) -> str:
-        """A value as text."""
+        """Format a value."""
         if self.type == "choice":
             return str(value)
         if self.type == "int":
@@ -52,7 +52,7 @@ class Parameter:
         return f"{value:.{max(0, 3 - math.floor(math.log10(self.high - self.low)))}f}"
 
     def read(self, text: str) -> Any:
-        """A value from text; None where it is none, or lies outside the range."""
+        """Parse a value; None if it is invalid or outside the range."""
         text = text.strip(" '\"`")
         if self.type == "choice":
             return next((c for c in self.choices if str(c).casefold() == text.casefold()), None)
@@ -67,7 +67,7 @@ class Parameter:
         return number
 
     def drawn(self, rng: np.random.Generator) -> Any:
-        """A random value, uniform on its own scale."""
+        """Draw a random value, uniform on the parameter's scale."""
         if self.type == "choice":
             return self.choices[int(rng.integers(len(self.choices)))]
         low, high = (self.low - 0.5, self.high + 0.5) if self.type == "int" and not self.log else (self.low, self.high)
@@ -75,7 +75,7 @@ class Parameter:
         return min(max(round(value), int(self.low)), int(self.high)) if self.type == "int" else value
 
     def told(self) -> str:
-        """Its range in words."""
+        """Describe the parameter's range in words."""
         if self.type == "choice":
             text = "one of " + ", ".join(map(str, self.choices))
         else:
@@ -88,21 +88,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """Parameters in an order in which those a condition names come before it."""
+    """Parameters in an order in which those that a condition names come first."""
 
     parameters: tuple[Parameter, ...]
 
     def active(self, config: Config) -> list[Parameter]:
-        """Those that are there, given the values of the others."""
+        """The parameters that are active under a configuration's values."""
         return [p for p in self.parameters if all(config.get(k) in v for k, v in p.when.items())]
 
     def valid(self, config: Config) -> bool:
-        """Whether it has exactly the parameters it must have, each in its range."""
+        """Whether a configuration has exactly the active parameters, each in its range."""
         names = [p.name for p in self.active(config)]
         return set(config) == set(names) and all(p.read(str(config[p.name])) is not None for p in self.active(config))
 
     def drawn(self, rng: np.random.Generator) -> dict[str, Any]:
-        """A random configuration."""
+        """Draw a random configuration."""
         config: dict[str, Any] = {}
         for p in self.parameters:
             if all(config.get(k) in v for k, v in p.when.items()):
@@ -110,20 +110,20 @@ class Space:
         return config
 
     def written(self, config: Config, pair: str = "{name}: {value}", joint: str = ", ") -> str:
-        """A configuration as text."""
+        """Format a configuration."""
         return joint.join(
             pair.format(name=p.name, value=p.written(config[p.name])) for p in self.parameters if p.name in config
         )
 
     def key(self, config: Config) -> str:
-        """Equal for configurations that read alike."""
+        """A key that is equal for configurations with the same text."""
         return self.written(config)
 
     def read(self, text: str) -> dict[str, Any] | None:
-        """A configuration from text: every parameter that must be there, by its name; None where one cannot be read.
+        """Parse a configuration: every active parameter by its name; None if one cannot be parsed.
 
-        What a name is followed by counts, with or without a colon, quotes and braces; parameters that are not there
-        for these values are left out.
+        A value follows its name, with or without a colon, quotes and braces; parameters that are not active under
+        these values are left out.
         """
         config: dict[str, Any] = {}
         for p in self.parameters:
@@ -132,7 +132,7 @@ class Space:
             found = re.search(rf"(?<![\w.]){re.escape(p.name)}['\"]?(?:\s*[:=]\s*|\s+)([^,;}}#\n]+)", text)
             given = found[1] if found else ""
             value = p.read(given)
-            if value is None and " " in given.strip():  # names and values that only spaces stand between
+            if value is None and " " in given.strip():  # names and values separated by spaces alone
                 value = p.read(given.split()[0])
             if value is None:
                 return None
@@ -141,10 +141,10 @@ class Space:
 
 
 def space_of(text: str) -> Space:
-    """A space from a JSON file, or from JSON itself.
+    """Read a space from a JSON file, or from JSON text.
 
     Raises:
-        UserError: it cannot be read; the file, the parameter, what is wrong and the mend.
+        UserError: it cannot be read; the message names the file, the parameter, the error and the fix.
     """
     where = "space"
     try:
@@ -162,10 +162,10 @@ def space_of(text: str) -> Space:
 
 
 def ordered(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Parameters after those that their conditions name.
+    """Sort parameters after those that their conditions name.
 
     Raises:
-        UserError: a condition names none of them, or they name each other.
+        UserError: a condition names an unknown parameter, or conditions form a cycle.
     """
     left, out = list(parameters), list[Parameter]()
     while left:
@@ -173,7 +173,7 @@ def ordered(parameters: Iterable[Parameter]) -> list[Parameter]:
         ready = next((p for p in left if p.when.keys() <= known), None)
         if ready is None:
             names = sorted({k for p in left for k in p.when} - known)
-            raise UserError(f"space: {left[0].name}: `when` names {', '.join(names)}, which no parameter before it is")
+            raise UserError(f"space: {left[0].name}: `when` names {', '.join(names)}, unknown or in a cycle")
         left.remove(ready)
         out.append(ready)
     return out
@@ -205,10 +205,10 @@ def _parameter(name: str, row: Any, where: str) -> Parameter:
 
 
 def _number(given: Any) -> float:
-    """A number as it stands in JSON; NaN of what is none."""
+    """A JSON number as a float; NaN if it is not a number."""
     return float(given) if isinstance(given, int | float) and not isinstance(given, bool) else math.nan
 
 
 def permuted(rows: Sequence[Any], seed: int) -> list[Any]:
-    """Rows in an order that follows from the seed."""
+    """Shuffle rows by the seed."""
     return [rows[i] for i in np.random.default_rng([seed, 31]).permutation(len(rows))]

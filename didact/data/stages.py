@@ -1,4 +1,4 @@
-"""What a pipeline found at every stage, in a folder: to be looked at, and taken up again by the same run."""
+"""Results of a pipeline's stages in a folder: to be inspected, and to resume the same run from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDENTITY = "run.json"
 
 
 class Stages:
-    """A folder of JSONL files, one a stage; an empty name keeps nothing.
+    """A folder of JSONL files, one per stage; with an empty name nothing is stored.
 
     Raises:
         UserError: the folder holds the stages of another run.
@@ -32,12 +32,12 @@ class Stages:
                 files.write_json(place, who)
 
     def of(self, name: str, kind: type[T], make: Callable[[], Sequence[T]]) -> list[T]:
-        """The rows of a stage: as they were written, else made and written.
+        """The rows of a stage: read if it is stored, else computed and stored.
 
         Args:
-            name: of the file.
-            kind: a dataclass, what a row is.
-            make: gives the rows.
+            name: name of the file.
+            kind: dataclass of a row.
+            make: computes the rows.
         """
         place = self._place(name)
         if place is not None and place.exists():
@@ -50,7 +50,7 @@ class Stages:
         return made
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write a stage that is not taken up again."""
+        """Store a stage that is not resumed from."""
         if (place := self._place(name)) is not None:
             files.write_lines(place, untrusted.cleaned([dict(row) for row in rows]))
 
