@@ -95,15 +95,15 @@ def translate(text: str, anchors: Mapping[str, str]) -> Translation:
         return Translation(text, text, ())
     longest = sorted(terms, key=lambda t: (-len(t), t))
     pattern = re.compile(forms.whole("|".join(map(re.escape, longest))), re.IGNORECASE)
-    out, done, replaced = "", 0, []
-    for found in pattern.finditer(text):
-        term, counterpart = terms.get(found[0].lower(), (found[0], found[0]))
-        out += text[done : found.start()]
-        counterpart = _cased(found[0], term, counterpart)
-        replaced.append(Replaced(found.start(), found.end(), len(out), term, counterpart))
+    out, end, replaced = "", 0, []
+    for match in pattern.finditer(text):
+        term, counterpart = terms.get(match[0].lower(), (match[0], match[0]))
+        out += text[end : match.start()]
+        counterpart = _cased(match[0], term, counterpart)
+        replaced.append(Replaced(match.start(), match.end(), len(out), term, counterpart))
         out += counterpart
-        done = found.end()
-    return Translation(text, out + text[done:], tuple(replaced))
+        end = match.end()
+    return Translation(text, out + text[end:], tuple(replaced))
 
 
 def blocks(tokenizer: Any, texts: Sequence[str], anchors: Mapping[str, str], length: int, context: int) -> list[Block]:
@@ -119,10 +119,10 @@ def blocks(tokenizer: Any, texts: Sequence[str], anchors: Mapping[str, str], len
         for text in texts
         for piece, last in _pieces(tokenizer, text, length - 2)  # room for the start and end tokens
     ]
-    kept = [b for b in out if b.row.completion]
-    if not kept:
+    nonempty = [b for b in out if b.row.completion]
+    if not nonempty:
         raise UserError("target: no text to forget")
-    return kept
+    return nonempty
 
 
 def extract(
@@ -135,27 +135,27 @@ def extract(
     term of general text with the most similar neighbours, by cosine of the counts of the words before and after;
     each counterpart is used once while unused ones remain.
     """
-    ours, theirs = _terms(target), _terms(general)
-    n_ours, n_theirs = sum(map(_words, target)) or 1, sum(map(_words, general)) or 1
+    terms, generic = _terms(target), _terms(general)
+    n_target, n_general = sum(map(_words, target)) or 1, sum(map(_words, general)) or 1
 
     def score(term: str) -> float:
-        n, n_other = ours[term].total() if term in ours else 0, theirs[term].total() if term in theirs else 0
-        return math.log((n + 0.5) / n_ours) - math.log((n_other + 0.5) / n_theirs)
+        n, n_other = terms[term].total() if term in terms else 0, generic[term].total() if term in generic else 0
+        return math.log((n + 0.5) / n_target) - math.log((n_other + 0.5) / n_general)
 
-    found = [t for t, near in ours.items() if near.total() >= 2 * least and score(t) >= math.log(ratio)]
+    frequent = [t for t, near in terms.items() if near.total() >= 2 * least and score(t) >= math.log(ratio)]
     # A word that only occurs inside a longer term is not a term itself.
-    found = [t for t in found if not any(t != o and t in o.split() and ours[o] >= ours[t] for o in found)]
-    chosen = sorted(found, key=lambda t: (-ours[t].total(), t))[:most]
-    pool = [t for t in theirs if t not in chosen and score(t) < 0]
-    used: Counter[str] = Counter()
+    frequent = [t for t in frequent if not any(t != o and t in o.split() and terms[o] >= terms[t] for o in frequent)]
+    chosen = sorted(frequent, key=lambda t: (-terms[t].total(), t))[:most]
+    pool = [t for t in generic if t not in chosen and score(t) < 0]
+    uses: Counter[str] = Counter()
     out = {}
     for term in chosen:
-        alike = [p for p in pool if p[0].isupper() == term[0].isupper()]
-        if alike:
-            least_used = min(used[p] for p in alike)
-            free = [p for p in alike if used[p] == least_used]
-            out[term] = max(free, key=lambda p: (_cosine(ours[term], theirs[p]), theirs[p].total(), p))
-            used[out[term]] += 1
+        same_case = [p for p in pool if p[0].isupper() == term[0].isupper()]
+        if same_case:
+            least_used = min(uses[p] for p in same_case)
+            free = [p for p in same_case if uses[p] == least_used]
+            out[term] = max(free, key=lambda p: (_cosine(terms[term], generic[p]), generic[p].total(), p))
+            uses[out[term]] += 1
     return out
 
 
@@ -192,23 +192,23 @@ def _pieces(tokenizer: Any, text: str, length: int) -> Iterator[tuple[str, bool]
 
 def _block(tokenizer: Any, text: str, anchors: Mapping[str, str], last: bool, length: int, context: int) -> Block:
     translated = translate(text, anchors)
-    ids, at = _offsets(tokenizer, text)
-    other_ids, other_at = _offsets(tokenizer, translated.text)
+    ids, offsets = _offsets(tokenizer, text)
+    other_ids, other_offsets = _offsets(tokenizer, translated.text)
     # Tokens match if they start at the same character; byte tokens of one letter match by their rank.
-    spots = {spot: k for k, spot in enumerate(_spots(other_at))}
+    label_at = {start_rank: k for k, start_rank in enumerate(_ranked_starts(other_offsets))}
     to = []
-    for first, number in _spots(at):
-        there = translated.place(first)
-        to.append(spots.get((there, number), -1) if there is not None else -1)
+    for first, rank in _ranked_starts(offsets):
+        position = translated.place(first)
+        to.append(label_at.get((position, rank), -1) if position is not None else -1)
     anchor, repeated = [-1] * len(ids), [False] * len(ids)
     seen: set[str] = set()
     alias: list[tuple[int, tuple[int, ...]]] = []
     for k, r in enumerate(translated.replaced):
-        for j, (first, end) in enumerate(at):
+        for j, (first, end) in enumerate(offsets):
             if end > r.first and first < r.last:
                 anchor[j], repeated[j] = k, r.term in seen
         if r.term not in seen and r.counterpart.lower() != r.term.lower():
-            after = next((j for j, (first, _) in enumerate(at) if first >= r.last), len(ids))
+            after = next((j for j, (first, _) in enumerate(offsets) if first >= r.last), len(ids))
             alias.append((after, _beginnings(tokenizer, r)))
         seen.add(r.term)
     if last and tokenizer.eos_token_id is not None:
@@ -231,16 +231,16 @@ def _row(start: list[int], ids: list[int]) -> TokenizedExample:
 
 
 def _offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(read["input_ids"]), [(int(a), int(b)) for a, b in read["offset_mapping"]]
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoding["input_ids"]), [(int(a), int(b)) for a, b in encoding["offset_mapping"]]
 
 
-def _spots(offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _ranked_starts(offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Yield where each token starts, and its rank among the tokens that start there (the bytes of one letter)."""
-    seen: Counter[int] = Counter()
+    ranks: Counter[int] = Counter()
     for first, _ in offsets:
-        yield first, seen[first]
-        seen[first] += 1
+        yield first, ranks[first]
+        ranks[first] += 1
 
 
 def _begins_word(text: str, at: int) -> bool:
@@ -256,12 +256,12 @@ def _beginnings(tokenizer: Any, r: Replaced) -> tuple[int, ...]:
     return tuple(sorted(first(r.counterpart) - first(r.term)))
 
 
-def _cased(found: str, term: str, counterpart: str) -> str:
-    if found == term:
+def _cased(occurrence: str, term: str, counterpart: str) -> str:
+    if occurrence == term:
         return counterpart
-    if found.isupper():
+    if occurrence.isupper():
         return counterpart.upper()
-    return counterpart.lower() if found.islower() else counterpart[:1].upper() + counterpart[1:]
+    return counterpart.lower() if occurrence.islower() else counterpart[:1].upper() + counterpart[1:]
 
 
 def _terms(texts: Sequence[str]) -> dict[str, Counter[tuple[int, str]]]:

@@ -73,60 +73,60 @@ class Votes:
 
     def best(self, among: NDArray[np.int64] | None = None) -> int | None:
         """Return the unselected item with the most votes, of all or of `among` in its order; None if there is none."""
-        at = np.arange(len(self.taken)) if among is None else among
-        at = at[~self.taken[at]]
-        if not len(at):
+        candidates = np.arange(len(self.taken)) if among is None else among
+        candidates = candidates[~self.taken[candidates]]
+        if not len(candidates):
             return None
-        votes = self.scores[at]
-        return int(at[np.argmax(votes >= votes.max() - SAME * max(1.0, abs(votes.max())))])
+        votes = self.scores[candidates]
+        return int(candidates[np.argmax(votes >= votes.max() - SAME * max(1.0, abs(votes.max())))])
 
 
-def voted(graph: NDArray[np.int32], most: int, rho: float = 10.0, votes: Votes | None = None) -> list[int]:
-    """Fast vote-k: select the item with the most votes, `most` times."""
+def voted(graph: NDArray[np.int32], count: int, rho: float = 10.0, votes: Votes | None = None) -> list[int]:
+    """Fast vote-k: select the item with the most votes, `count` times."""
     votes, out = votes or Votes(graph, rho), list[int]()
-    while len(out) < most and (item := votes.best()) is not None:
+    while len(out) < count and (item := votes.best()) is not None:
         votes.take(item)
         out.append(item)
     return out
 
 
 def voted_in_buckets(
-    graph: NDArray[np.int32], first: Sequence[int], confidence: Sequence[float], most: int, rho: float = 10.0,
+    graph: NDArray[np.int32], first: Sequence[int], confidence: Sequence[float], count: int, rho: float = 10.0,
     seed: int = 0,
 ) -> list[int]:  # fmt: skip
     """The second step of vote-k: `first`, then one item of every bucket of similar confidence, least confident first.
 
-    The pool is sorted by confidence, with `first` last, and its first nine tenths are cut into `most - len(first)`
+    The pool is sorted by confidence, with `first` last, and its first nine tenths are cut into `count - len(first)`
     buckets. Votes are discounted for `first` and after every pick. If there are too few buckets, the remaining items
     are drawn at random.
     """
     votes, n, out = Votes(graph, rho), len(graph), list(first)
     for item in first:
         votes.take(item)
-    rest = most - len(first)
+    buckets = count - len(first)
     order = np.argsort(np.where(votes.taken, np.inf, np.asarray(confidence, float)), kind="stable")
-    size = int(COVERED * n / rest) if rest > 0 else 0
-    for i in range(rest if size else 0):
+    size = int(COVERED * n / buckets) if buckets > 0 else 0
+    for i in range(buckets if size else 0):
         if (best := votes.best(order[i * size : (i + 1) * size])) is not None:
             votes.take(best)
             out.append(best)
-    left = np.flatnonzero(~votes.taken)
-    return out + np.random.default_rng([seed, 61]).permutation(left)[: most - len(out)].tolist()
+    unselected = np.flatnonzero(~votes.taken)
+    return out + np.random.default_rng([seed, 61]).permutation(unselected)[: count - len(out)].tolist()
 
 
-def diverse(vectors: Vectors, most: int, seed: int = 0) -> list[int]:
+def diverse(vectors: Vectors, count: int, seed: int = 0) -> list[int]:
     """Start from a random text, then repeatedly add the one with the lowest summed cosine to those selected."""
     n = vectors.shape[0]
-    out = [int(np.random.default_rng([seed, 62]).integers(n))] if n and most else []
-    total, taken = np.zeros(n), np.zeros(n, dtype=bool)
-    while out and len(out) < min(most, n):
-        taken[out[-1]] = True
+    out = [int(np.random.default_rng([seed, 62]).integers(n))] if n and count else []
+    total, selected = np.zeros(n), np.zeros(n, dtype=bool)
+    while out and len(out) < min(count, n):
+        selected[out[-1]] = True
         total += _against(vectors, slice(out[-1], out[-1] + 1))[0]
-        out.append(int(np.argmin(np.where(taken, np.inf, total))))
+        out.append(int(np.argmin(np.where(selected, np.inf, total))))
     return out
 
 
-def covering(vectors: Vectors, most: int) -> list[int]:
+def covering(vectors: Vectors, count: int) -> list[int]:
     """Facility location: repeatedly add the text that most raises the summed best cosine of all texts to the selection.
 
     Gains only fall, so a text whose recomputed gain still leads is the best one (lazy greedy, exact).
@@ -137,21 +137,21 @@ def covering(vectors: Vectors, most: int) -> list[int]:
     gains = [(_against(vectors, slice(i, i + step)).astype(float) - best).clip(0).sum(1) for i in range(0, n, step)]
     heap = [(-float(g), i, 0) for i, g in enumerate(np.concatenate(gains) if gains else [])]
     heapq.heapify(heap)
-    while heap and len(out) < most:
-        _, item, seen = heapq.heappop(heap)
-        near = _against(vectors, slice(item, item + 1))[0].astype(float)
-        if seen == len(out):
+    while heap and len(out) < count:
+        _, item, n_selected = heapq.heappop(heap)
+        cosines = _against(vectors, slice(item, item + 1))[0].astype(float)
+        if n_selected == len(out):
             out.append(item)
-            best = np.maximum(best, near)
+            best = np.maximum(best, cosines)
         else:
-            heapq.heappush(heap, (-float((near - best).clip(0).sum()), item, len(out)))
+            heapq.heappush(heap, (-float((cosines - best).clip(0).sum()), item, len(out)))
     return out
 
 
-def _against(vectors: Vectors, at: slice) -> Floats:
+def _against(vectors: Vectors, rows: slice) -> Floats:
     """Cosines of some rows with all rows, `(rows, n)`."""
-    made = vectors[at] @ vectors.T
-    return np.asarray(made if isinstance(made, np.ndarray) else made.todense())
+    cosines = vectors[rows] @ vectors.T
+    return np.asarray(cosines if isinstance(cosines, np.ndarray) else cosines.todense())
 
 
 def _by_cells(vectors: Vectors, k: int) -> NDArray[np.int32]:
@@ -170,9 +170,9 @@ def _by_cells(vectors: Vectors, k: int) -> NDArray[np.int32]:
     index.nprobe = PROBES
     out = np.empty((n, k), np.int32)
     for first in range(0, n, 1 << 16):
-        found = index.search(dense[first : first + (1 << 16)], k + 1)[1]
-        own = np.arange(first, first + len(found))[:, None]
-        last = np.where((found == own).any(1), found.shape[1], k)[:, None]  # drop the text itself, or else the farthest
-        kept = (found != own) & (np.arange(k + 1) < last)
-        out[first : first + len(found)] = found[kept].reshape(-1, k)
+        hits = index.search(dense[first : first + (1 << 16)], k + 1)[1]
+        own = np.arange(first, first + len(hits))[:, None]
+        last = np.where((hits == own).any(1), hits.shape[1], k)[:, None]  # drop the text itself, or else the farthest
+        keep = (hits != own) & (np.arange(k + 1) < last)
+        out[first : first + len(hits)] = hits[keep].reshape(-1, k)
     return out

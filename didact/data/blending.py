@@ -28,9 +28,9 @@ class Blend:
 
     def next(self, among: Sequence[int] | None = None) -> int:
         """Return the index of the next source, of those in `among`."""
-        seen = max(sum(self.taken), 1)
-        left = [i for i in (range(len(self.weights)) if among is None else among) if self.weights[i] > 0]
-        return max(left, key=lambda d: (self.weights[d] * seen - self.taken[d], -d))
+        total = max(sum(self.taken), 1)
+        available = [i for i in (range(len(self.weights)) if among is None else among) if self.weights[i] > 0]
+        return max(available, key=lambda d: (self.weights[d] * total - self.taken[d], -d))
 
     def took(self, source: int, size: float = 1) -> None:
         """Count `size` as taken from a source."""

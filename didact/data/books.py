@@ -33,12 +33,12 @@ def rows(path: Path, raw: bytes) -> Iterator[tuple[str, Row]]:
         UserError: the reader is not installed; the file is not such a book, is encrypted, or has no text.
     """
     kind = path.suffix.lower()[1:]
-    found = False
+    has_text = False
     for number, text in enumerate(_pages(path, raw) if kind == "pdf" else _chapters(path, raw), 1):
         if text.strip():
-            found = True
+            has_text = True
             yield f"{path}:{number}", {"text": text.strip(), "chapter" if kind == "epub" else "page": number}
-    if not found:
+    if not has_text:
         scanned = ": run OCR on scanned pages first" if kind == "pdf" else ""
         raise UserError(f"{path}: no text in it{scanned}")
 
@@ -57,7 +57,7 @@ def _pages(path: Path, raw: bytes) -> Iterator[str]:
     except UserError:
         raise
     except Exception as error:  # a damaged file may raise anything in the reader
-        raise UserError(f"{path}: not a PDF that can be read: {_said(error)}") from None
+        raise UserError(f"{path}: not a PDF that can be read: {_describe(error)}") from None
 
 
 def _chapters(path: Path, raw: bytes) -> Iterator[str]:
@@ -74,9 +74,9 @@ def _chapters(path: Path, raw: bytes) -> Iterator[str]:
             package = ElementTree.fromstring(_unpacked(packed, CONTAINER)).find(".//{*}rootfile")
             place = "" if package is None else package.get("full-path", "")
             table = ElementTree.fromstring(_unpacked(packed, place))
-            named = {item.get("id"): item.get("href", "") for item in table.iterfind(".//{*}manifest/{*}item")}
+            hrefs = {item.get("id"): item.get("href", "") for item in table.iterfind(".//{*}manifest/{*}item")}
             for item in table.iterfind(".//{*}spine/{*}itemref"):
-                if href := named.get(item.get("idref")):
+                if href := hrefs.get(item.get("idref")):
                     name = posixpath.normpath(posixpath.join(posixpath.dirname(place), unquote(href)))
                     yield _plain(_unpacked(packed, name).decode("utf-8", "replace"))
     except (
@@ -88,7 +88,7 @@ def _chapters(path: Path, raw: bytes) -> Iterator[str]:
         OSError,
         EOFError,
     ) as error:
-        raise UserError(f"{path}: not an EPUB that can be read: {_said(error)}") from None
+        raise UserError(f"{path}: not an EPUB that can be read: {_describe(error)}") from None
 
 
 def _unpacked(packed: zipfile.ZipFile, name: str) -> bytes:
@@ -99,13 +99,13 @@ def _unpacked(packed: zipfile.ZipFile, name: str) -> bytes:
     return out
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__} {error}".splitlines()[0]
 
 
 def _plain(page: str) -> str:
     """A chapter's text: one line per block, table cells separated by `|`."""
-    shown = BLOCKS.sub("\n", CELLS.sub("\t", HIDDEN.sub(" ", page).replace("\n", " ")))
-    text = html.unescape(TAGS.sub("", shown))
+    separated = BLOCKS.sub("\n", CELLS.sub("\t", HIDDEN.sub(" ", page).replace("\n", " ")))
+    text = html.unescape(TAGS.sub("", separated))
     lines = (" | ".join(" ".join(cell.split()) for cell in line.strip().split("\t")) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)

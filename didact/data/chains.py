@@ -58,16 +58,16 @@ def chained(group: Group, kind: str, good: str, bad: str) -> tuple[str, list[tup
     group lacks such answers."""
     phrases = [(good if level == 1 else bad) if words is None else words for level, words, _ in group.answers]
     steps = [(phrase, text) for phrase, (_, _, text) in zip(phrases, group.answers, strict=True)]
-    fine = [level > 0 for level, _, _ in group.answers]
+    not_worst = [level > 0 for level, _, _ in group.answers]
     if kind in ("p", "n"):
-        at = 0 if kind == "p" else -1
-        if fine[at] != (kind == "p"):
+        index = 0 if kind == "p" else -1
+        if not_worst[index] != (kind == "p"):
             return None
-        return group.prompt, [steps[at]], [fine[at]]
+        return group.prompt, [steps[index]], [not_worst[index]]
     if len(steps) < 2:
         return None
-    turn = {"pn": 1, "np": -1}[kind]
-    return group.prompt, steps[::turn], fine[::turn]
+    direction = {"pn": 1, "np": -1}[kind]
+    return group.prompt, steps[::direction], not_worst[::direction]
 
 
 def encoded(
@@ -95,28 +95,28 @@ def encoded(
     Raises:
         UserError: no chain is left.
     """
-    if (last := encode.answer_end(tokenizer)) is None:
+    if (end_id := encode.answer_end(tokenizer)) is None:
         raise UserError("this tokenizer has no end token (eos_token), with which every answer of a chain ends: set one")
-    draw = np.random.default_rng([seed, 153])
+    rng = np.random.default_rng([seed, 153])
     out = Encoded(counts=dict.fromkeys([*chains, "left out"], 0))
     for group in groups:
         for name in chains:
-            chain = chained(group, name, *phrases[int(draw.integers(len(phrases)))])
+            chain = chained(group, name, *phrases[int(rng.integers(len(phrases)))])
             if chain is None:
                 continue
-            prompt, steps, fine = chain
+            prompt, steps, not_worst = chain
             try:
                 row, learnt = encode.chain(tokenizer, prompt, steps, kind, context)
             except UserError:
                 out.counts["left out"] += 1
                 continue
             # Every answer ends with its end token, so the number of ends before a token is the index of its answer.
-            ends = torch.tensor(row.completion).eq(last)
-            number = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
+            ends = torch.tensor(row.completion).eq(end_id)
+            answer = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
             mask = torch.tensor(learnt)
             out.items.append((row,))
-            out.learnt.append(mask * (number == len(steps) - 1) if last_only else mask)
-            out.good.append(torch.tensor(fine)[number])
+            out.learnt.append(mask * (answer == len(steps) - 1) if last_only else mask)
+            out.good.append(torch.tensor(not_worst)[answer])
             out.counts[name] += 1
     if not out.items:
         raise UserError("no chain fits the model's context, or this feedback gives no chain of these kinds")
@@ -125,11 +125,11 @@ def encoded(
 
 def _rated(ratings: Sequence[Scored]) -> list[Group]:
     """Group rated answers by prompt, best to worst, one per score; a prompt with a single score is left out."""
-    of: dict[str, dict[float, str]] = collections.defaultdict(dict)
+    by_prompt: dict[str, dict[float, str]] = collections.defaultdict(dict)
     for r in ratings:
-        of[r.prompt].setdefault(r.score, r.completion)
+        by_prompt[r.prompt].setdefault(r.score, r.completion)
     out = []
-    for prompt, scores in of.items():
+    for prompt, scores in by_prompt.items():
         order, last = sorted(scores, reverse=True), len(scores) - 1
         answers = [
             (1 - i / last, None if i in (0, last) else RANKED.format(rank=i + 1, count=len(order)), scores[s])

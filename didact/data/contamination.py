@@ -76,8 +76,8 @@ def audit(items: Sequence[str], corpus: Iterable[str], n: int | None = None) -> 
     n = n or gram_length(items)
     grams = [_grams(words(item), n) for item in items]
     owners: dict[Gram, list[int]] = {}
-    for i, of in enumerate(grams):
-        for gram in of:
+    for i, item_grams in enumerate(grams):
+        for gram in item_grams:
             owners.setdefault(gram, []).append(i)
     where: list[int | None] = [None] * len(items)
     finder = Finder(owners, n)
@@ -117,11 +117,11 @@ def remove(
         cutter.count(document)
     pieces, source, dropped, collisions = [], [], [], 0
     for number, document in enumerate(documents):
-        kept, cuts = cutter.cut(document)
+        remaining, cuts = cutter.cut(document)
         collisions += cuts
-        pieces += kept
-        source += [number] * len(kept)
-        if cuts and not kept:
+        pieces += remaining
+        source += [number] * len(remaining)
+        if cuts and not remaining:
             dropped.append(number)
     return Removal(pieces, source, collisions, dropped)
 
@@ -146,37 +146,37 @@ class Cutter:
     ) -> None:  # fmt: skip
         self.window, self.shortest, self.most_pieces, self.common = window, shortest, most_pieces, common
         self.sentences = sentences
-        known: dict[int, set[Gram]] = {n: set()}
+        by_size: dict[int, set[Gram]] = {n: set()}
         for item in benchmark:
-            said = words(item)
-            size = len(said) if whole and whole <= len(said) < n else n
-            known.setdefault(size, set()).update(_grams(said, size))
-        self.finders = [Finder(grams, size) for size, grams in known.items()]
+            tokens = words(item)
+            size = len(tokens) if whole and whole <= len(tokens) < n else n
+            by_size.setdefault(size, set()).update(_grams(tokens, size))
+        self.finders = [Finder(grams, size) for size, grams in by_size.items()]
         self.counts: collections.Counter[Gram] = collections.Counter()
 
     def count(self, document: str) -> None:
         """Add a document to the document counts of its n-grams."""
-        self.counts.update({gram for _, gram in self._found(document)})
+        self.counts.update({gram for _, gram in self._matches(document)})
 
     def cut(self, document: str) -> tuple[list[str], int]:
         """Return the remaining pieces of a document (the document itself if nothing is cut) and the number of cuts."""
-        found = [(at, at + len(gram)) for at, gram in self._found(document) if self.counts[gram] <= self.common]
-        if not found:
+        spans = [(at, at + len(gram)) for at, gram in self._matches(document) if self.counts[gram] <= self.common]
+        if not spans:
             return [document], 0
-        cuts = self._merged(document, sorted(found))
-        left = _rest(document, cuts)
-        kept = [p for p in left if len(p) >= self.shortest] if len(left) <= self.most_pieces else []
-        return kept, len(cuts)
+        cuts = self._merged(document, sorted(spans))
+        parts = _between(document, cuts)
+        remaining = [p for p in parts if len(p) >= self.shortest] if len(parts) <= self.most_pieces else []
+        return remaining, len(cuts)
 
-    def _found(self, document: str) -> list[tuple[int, Gram]]:
-        said = words(document)
-        return [hit for finder in self.finders for hit in finder(said)]
+    def _matches(self, document: str) -> list[tuple[int, Gram]]:
+        tokens = words(document)
+        return [hit for finder in self.finders for hit in finder(tokens)]
 
-    def _merged(self, document: str, found: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _merged(self, document: str, matches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Character spans to cut: the words of each match with a window around them, merged where they overlap."""
         spans = list(_spans(document))
         out: list[tuple[int, int]] = []
-        for first, after in found:
+        for first, after in matches:
             low, high = max(0, spans[first][0] - self.window), min(len(document), spans[after - 1][1] + self.window)
             if self.sentences:
                 low = max((m.end() for m in SENTENCE.finditer(document, 0, low)), default=0)
@@ -198,30 +198,32 @@ def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10
     Raises:
         UserError: the package datasketch is not installed.
     """
-    seen = fuzzy.package().MinHashLSH(threshold=similar, num_perm=hashes)
-    known: dict[int, set[Gram]] = {}
+    index = fuzzy.package().MinHashLSH(threshold=similar, num_perm=hashes)
+    earlier: dict[int, set[Gram]] = {}
     out: list[int | None] = []
     for number, text in enumerate(texts):
-        said = words(text)
-        grams = _grams(said, min(n, max(1, len(said))))
+        tokens = words(text)
+        grams = _grams(tokens, min(n, max(1, len(tokens))))
         sketch = fuzzy.sketch((" ".join(gram) for gram in grams), hashes)
-        like = [i for i in sorted(seen.query(sketch)) if len(grams & known[i]) >= similar * len(grams | known[i])]
-        out.append(like[0] if like else None)
-        if not like:
-            known[number] = grams
-            seen.insert(number, sketch)
+        matches = [
+            i for i in sorted(index.query(sketch)) if len(grams & earlier[i]) >= similar * len(grams | earlier[i])
+        ]
+        out.append(matches[0] if matches else None)
+        if not matches:
+            earlier[number] = grams
+            index.insert(number, sketch)
     return out
 
 
 def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:
     """Whether any of an item's phrases occurs in the text, up to white space and case."""
-    found = [False] * len(phrases)
-    wanted = [[" ".join(forms.folded(p.lower()).split()) for p in group] for group in phrases]
+    hits = [False] * len(phrases)
+    normalised = [[" ".join(forms.folded(p.lower()).split()) for p in group] for group in phrases]
     for document in corpus:
         text = " ".join(forms.folded(document.lower()).split())
-        for i, group in enumerate(wanted):
-            found[i] = found[i] or any(re.search(forms.whole(re.escape(p)), text) for p in group)
-    return found
+        for i, group in enumerate(normalised):
+            hits[i] = hits[i] or any(re.search(forms.whole(re.escape(p)), text) for p in group)
+    return hits
 
 
 def keep_probability(score: ArrayLike, alpha: float = 9.0) -> NDArray[np.float64]:
@@ -247,19 +249,17 @@ def _grams(text: Sequence[str], n: int) -> set[Gram]:
 def _spans(document: str) -> Iterator[tuple[int, int]]:
     """Yield the character span of each of `words(document)`."""
     for match in re.finditer(r"\S+", document):
-        said = match.group()
-        if len(found := words(said)) == 1:
+        run = match.group()
+        if len(parts := words(run)) == 1:
             yield match.span()
-        elif found:  # a script without spaces: letter by letter, each up to the next
-            letters = [i for i, c in enumerate(said) if words(c)]
-            begin = [
-                i for before, i in itertools.pairwise(letters) if forms.alone(said[i]) or forms.alone(said[before])
-            ]
-            for start, end in itertools.pairwise([0, *begin, len(said)]):
+        elif parts:  # a script without spaces: letter by letter, each up to the next
+            letters = [i for i, c in enumerate(run) if words(c)]
+            starts = [i for before, i in itertools.pairwise(letters) if forms.alone(run[i]) or forms.alone(run[before])]
+            for start, end in itertools.pairwise([0, *starts, len(run)]):
                 yield match.start() + start, match.start() + end
 
 
-def _rest(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:
+def _between(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:
     """The non-empty parts between the cuts."""
     edges = [0, *(edge for cut in cuts for edge in cut), len(document)]
     parts = [document[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]

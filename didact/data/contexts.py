@@ -29,18 +29,18 @@ def asked(prompt: str, context: str | None, template: str = TEMPLATE) -> str:
     return template.format(prompt=prompt, context=context) if context else prompt
 
 
-def checked(template: str, fields: Sequence[str] = ("prompt", "context"), what: str = "template") -> str:
+def checked(template: str, fields: Sequence[str] = ("prompt", "context"), option: str = "template") -> str:
     """Return the template if it has these fields and no others.
 
     Raises:
         UserError: it lacks one of these fields, or has others.
     """
     with contextlib.suppress(KeyError, IndexError, ValueError):
-        made = template.format(**{name: f"\0{name}" for name in fields})
-        if all(f"\0{name}" in made for name in fields):
+        filled = template.format(**{name: f"\0{name}" for name in fields})
+        if all(f"\0{name}" in filled for name in fields):
             return template
     names = " and ".join(f"{{{name}}}" for name in fields)
-    raise UserError(f"{what} {template!r}: it needs the field{'s' * (len(fields) > 1)} {names}, and no others")
+    raise UserError(f"{option} {template!r}: it needs the field{'s' * (len(fields) > 1)} {names}, and no others")
 
 
 def both_ways(row: Any) -> Iterator[Any]:
@@ -52,29 +52,29 @@ def both_ways(row: Any) -> Iterator[Any]:
     if not isinstance(row, Mapping) or not {"response_a", "response_b"} <= set(row) or "chosen" in row:
         yield row
         return
-    found = [(sort, side) for sort in SORTS for side in SIDES if row.get(f"{sort}_{side}")]
-    used = {"response_a", "response_b", *(f"{sort}_{side}" for sort in SORTS for side in SIDES)}
-    rest = {k: v for k, v in row.items() if k not in used}
-    for sort, side in found:
+    present = [(sort, side) for sort in SORTS for side in SIDES if row.get(f"{sort}_{side}")]
+    converted = {"response_a", "response_b", *(f"{sort}_{side}" for sort in SORTS for side in SIDES)}
+    others = {k: v for k, v in row.items() if k not in converted}
+    for sort, side in present:
         first, second = ("response_a", "response_b") if side == "x" else ("response_b", "response_a")
-        yield rest | {
+        yield others | {
             "chosen": row[first], "rejected": row[second], "context": row[f"{sort}_{side}"], "sort": sort,
         }  # fmt: skip
-    if not found:
+    if not present:
         yield row
 
 
 def reversals(preferences: Sequence[Preference]) -> tuple[list[tuple[int, int]], list[int]]:
     """Indices of the reversal pairs, and of the records that have no partner."""
-    waiting: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    unpaired: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     pairs: list[tuple[int, int]] = []
     partnered: set[int] = set()
     for i, p in enumerate(preferences):
         if not p.context:
             continue
-        if other := waiting[p.prompt, p.rejected, p.chosen]:
-            pairs.append((other.pop(0), i))
+        if partners := unpaired[p.prompt, p.rejected, p.chosen]:
+            pairs.append((partners.pop(0), i))
             partnered.update(pairs[-1])
         else:
-            waiting[p.prompt, p.chosen, p.rejected].append(i)
+            unpaired[p.prompt, p.chosen, p.rejected].append(i)
     return pairs, [i for i in range(len(preferences)) if i not in partnered]

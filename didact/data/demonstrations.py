@@ -82,9 +82,9 @@ def gold(record: Demo) -> int:
     return choices.index(words.key(record.completion))
 
 
-def assemble(description: str, shown: Sequence[str], last: str, separator: str = "\n\n") -> str:
+def assemble(description: str, examples: Sequence[str], last: str, separator: str = "\n\n") -> str:
     """Join description, demonstrations and query by the separator, skipping empty parts."""
-    return separator.join(part for part in (description.rstrip(" "), *shown, last) if part)
+    return separator.join(part for part in (description.rstrip(" "), *examples, last) if part)
 
 
 class Sampler:
@@ -109,12 +109,12 @@ class Sampler:
 
     def __call__(self, item: Demo, index: int, draw: int = 0) -> list[int]:
         """Return the indices drawn for one item."""
-        same = set(self.where.get(key(item), ()))
+        excluded = set(self.where.get(key(item), ()))
         rng = np.random.default_rng([self.seed, draw, index if self.fresh else 0, 175])
         # A shared draw must not depend on the item, so it has spares for the most that any item may exclude.
-        spare = len(same) if self.fresh else max((len(v) for v in self.where.values()), default=0)
+        spare = len(excluded) if self.fresh else max((len(v) for v in self.where.values()), default=0)
         drawn = rng.choice(self.size, min(self.size, self.most + spare), replace=False)
-        return [int(i) for i in drawn if int(i) not in same][: self.most]
+        return [int(i) for i in drawn if int(i) not in excluded][: self.most]
 
 
 def key(record: Demo) -> str:
