@@ -21,63 +21,63 @@ TURN = "\n\nAssistant:"  # starts an answer in plain-text dialogues
 ASKED = ("question", "instruction", "input", "query", "problem", "user")
 
 
-def conversations(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+def conversations(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
     """Convert lists of `{role, content}` turns (TRL, chat services) to prompts and answers, in place."""
-    if "prompt" in known:
-        _served(values)
-        name = next((n for n in fields.SYNONYMS["messages"] if _are_said(values.get(n))), None)
+    if "prompt" in schema:
+        _openai_pair(values)
+        name = next((n for n in fields.SYNONYMS["messages"] if _have_speakers(values.get(n))), None)
         if name and "messages" not in values and values.get("prompt") is None:
-            values["messages" if "completion" in known else "prompt"] = values.pop(name)
-        for name in set(ANSWERS) & set(known):
-            if isinstance(said := values.get(name), dict) and _are_said([said]):
-                values[name] = [said]  # one turn, not in a list
-        if "chosen" in known and values.get("prompt") is None and _asks(values.get("messages")):
+            values["messages" if "completion" in schema else "prompt"] = values.pop(name)
+        for name in set(ANSWERS) & set(schema):
+            if isinstance(turn := values.get(name), dict) and _have_speakers([turn]):
+                values[name] = [turn]  # one turn, not in a list
+        if "chosen" in schema and values.get("prompt") is None and _is_unanswered(values.get("messages")):
             values["prompt"] = values.pop("messages")
-        if "completion" in known and "messages" in values and _said_inside(values.get("prompt"), values):
+        if "completion" in schema and "messages" in values and _is_in_messages(values.get("prompt"), values):
             values["prompt"], values["completion"] = _last_turn(values.pop("messages"))
-        if values.get("prompt") is None and "chosen" in known:
+        if values.get("prompt") is None and "chosen" in schema:
             _split_pair(values)
         if isinstance(values.get("prompt"), str):
-            _repeated(values, known)
-        _begun(values)
-        tools = values.get("tools") or [_function(each) for each in values.get("functions") or () if are_turns([each])]
+            _take_prompt(values, schema)
+        _add_history(values)
+        tools = values.get("tools") or [_function(f) for f in values.get("functions") or () if are_turns([f])]
         if type(values.get("prompt")) is str and _are_tools(tools):
             values["prompt"] = [{"role": "user", "content": values["prompt"]}]
         if are_turns(values.get("prompt")):
-            _unrepeated(values, known)
+            _strip_prompt(values, schema)
             values["prompt"] = Messages(_turns("prompt", values["prompt"]), _tools(tools))
-        for name in set(ANSWERS) & set(known):
+        for name in set(ANSWERS) & set(schema):
             if are_turns(values.get(name)):
                 values[name] = _answer(name, _turns(name, values[name]))
-    if "segments" in known and values.get("text") is None and isinstance(values.get("segments"), list):
+    if "segments" in schema and values.get("text") is None and isinstance(values.get("segments"), list):
         texts = [part.get("text") for part in values["segments"] if isinstance(part, Mapping)]
         values["text"] = "".join(text for text in texts if isinstance(text, str)) or None
 
 
-def _served(values: dict[str, Any]) -> None:
+def _openai_pair(values: dict[str, Any]) -> None:
     """Convert a pair in the format of OpenAI's fine-tuning, with the prompt in `input`, in place."""
-    asked = values.get("input")
-    if isinstance(asked, dict) and "messages" in asked and "preferred_output" in values:
+    request = values.get("input")
+    if isinstance(request, dict) and "messages" in request and "preferred_output" in values:
         names = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
         values |= {ours: values.pop(theirs) for theirs, ours in names.items() if theirs in values}
-        values |= {"prompt": asked["messages"], "tools": asked.get("tools")}
+        values |= {"prompt": request["messages"], "tools": request.get("tools")}
         del values["input"]
 
 
-def _begun(values: dict[str, Any]) -> None:
+def _add_history(values: dict[str, Any]) -> None:
     """Put a system message and earlier exchanges given beside a prompt (LLaMA-Factory, Axolotl) before its turns, in
     place. If the prompt has a system message of its own, only that one is kept.
     """
     system, history, prompt = (values.get(name) for name in ("system", "history", "prompt"))
     pairs = history if isinstance(history, list) and all(map(formats.is_pair, history)) else []
-    said = isinstance(system, str) and bool(system.strip())
-    if not (said or pairs) or not (isinstance(prompt, str) or are_turns(prompt)):
+    has_system = isinstance(system, str) and bool(system.strip())
+    if not (has_system or pairs) or not (isinstance(prompt, str) or are_turns(prompt)):
         return
     turns = prompt if are_turns(prompt) else [{"role": "user", "content": prompt}]
-    own = turns[:1] if turns[0].get("role") == "system" else []
-    first = own or [{"role": "system", "content": system}] * said
+    system_turn = turns[:1] if turns[0].get("role") == "system" else []
+    first = system_turn or [{"role": "system", "content": system}] * has_system
     talk = [{"role": role, "content": text} for pair in pairs for role, text in zip(TALK, pair, strict=True)]
-    values["prompt"] = [*first, *talk, *turns[len(own) :]]
+    values["prompt"] = [*first, *talk, *turns[len(system_turn) :]]
     for name in ("system", "history"):
         values.pop(name, None)
 
@@ -89,8 +89,8 @@ def answered(row: Any, rename: Mapping[str, str] | None, turns: Turns) -> Iterat
     messages = row.get(name) if isinstance(row, Mapping) else None
     if isinstance(messages, str) and isinstance(row, formats.Cells):
         messages = formats.decoded(messages)
-    turned = [_with_content(t) for t in messages] if are_turns(messages) else []
-    ends = [i for i, t in enumerate(turned) if i and _learnt(t)]
+    normalised = [_with_content(t) for t in messages] if are_turns(messages) else []
+    ends = [i for i, t in enumerate(normalised) if i and _is_answer(t)]
     if turns == "last" or not isinstance(messages, list) or not ends:
         yield row
         return
@@ -126,29 +126,29 @@ def _last_turn(messages: Any) -> tuple[list[dict[str, Any]], Any]:
     if isinstance(messages, str):  # a cell of a table
         messages = formats.decoded(messages)
     turns = _turns("messages", messages)
-    last = max((i for i, turn in enumerate(turns) if _learnt(turn)), default=0)
+    last = max((i for i, turn in enumerate(turns) if _is_answer(turn)), default=0)
     if last == 0:
         raise UserError("field 'messages' must hold an assistant turn with something before it")
     return turns[:last], turns[last : last + 1]
 
 
-def _learnt(turn: Mapping[str, Any]) -> bool:
+def _is_answer(turn: Mapping[str, Any]) -> bool:
     """Whether a turn is an answer to learn: not one of weight 0, which OpenAI's fine-tuning only reads."""
     return turn.get("role") == "assistant" and turn.get("weight") != 0
 
 
-def _asks(value: Any) -> bool:
+def _is_unanswered(value: Any) -> bool:
     """Whether a value is a list of turns that does not end in an answer."""
-    return _are_said(value) and _with_content(value[-1]).get("role") != "assistant"
+    return _have_speakers(value) and _with_content(value[-1]).get("role") != "assistant"
 
 
-def _said_inside(prompt: Any, values: Mapping[str, Any]) -> bool:
+def _is_in_messages(prompt: Any, values: Mapping[str, Any]) -> bool:
     """Whether `messages` hold prompt and answer: no prompt is given, or (UltraChat) it is one of their turns."""
     if prompt is None or values.get("completion") is not None:
         return prompt is None
     return (
         isinstance(prompt, str)
-        and _are_said(values["messages"])
+        and _have_speakers(values["messages"])
         and any(str(_with_content(turn).get("content")).strip() == prompt.strip() for turn in values["messages"])
     )
 
@@ -173,23 +173,23 @@ def _split_pair(values: dict[str, Any]) -> None:
             values["prompt"], values["chosen"], values["rejected"] = chosen[:border], chosen[border:], rejected[border:]
 
 
-def _repeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+def _take_prompt(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
     """Take the prompt from whole dialogues rather than the text beside them (as in UltraFeedback), in place."""
-    if "chosen" in known:
+    if "chosen" in schema:
         sides = [values.get("chosen"), values.get("rejected")]
         if all(are_turns(side) and len(side) > 1 for side in sides):
             _split_pair(values)
-    elif are_turns(said := values.get("completion")) and len(said) > 1:
-        values["prompt"], values["completion"] = said[:-1], said[-1:]
+    elif are_turns(dialogue := values.get("completion")) and len(dialogue) > 1:
+        values["prompt"], values["completion"] = dialogue[:-1], dialogue[-1:]
 
 
-def _unrepeated(values: dict[str, Any], known: Mapping[str, Any]) -> None:
+def _strip_prompt(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
     """Remove the prompt's turns from answers that start with them, in place."""
-    asked = values["prompt"]
-    for name in set(ANSWERS) & set(known):
-        said = values.get(name)
-        if are_turns(said) and len(said) > len(asked) and said[: len(asked)] == asked:
-            values[name] = said[len(asked) :]
+    prompt = values["prompt"]
+    for name in set(ANSWERS) & set(schema):
+        answer = values.get(name)
+        if are_turns(answer) and len(answer) > len(prompt) and answer[: len(prompt)] == prompt:
+            values[name] = answer[len(prompt) :]
 
 
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -215,7 +215,7 @@ def _turns(name: str, value: Any) -> list[dict[str, Any]]:
     return value
 
 
-def _are_said(value: Any) -> bool:
+def _have_speakers(value: Any) -> bool:
     """Whether a value is a list of turns with a speaker each."""
     return are_turns(value) and all({"role", "from"} & turn.keys() for turn in value)
 
@@ -227,8 +227,8 @@ def _with_content(turn: Any) -> Any:
         return turn
     turn = {k: v for k, v in turn.items() if v is not None}
     if "from" in turn and "role" not in turn:
-        said = {k: v for k, v in turn.items() if k not in ("from", "value")}
-        turn = said | {"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
+        others = {k: v for k, v in turn.items() if k not in ("from", "value")}
+        turn = others | {"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
         if turn["role"] == "function_call" and isinstance(turn["content"], str):
             called = formats.decoded(turn["content"])
             calls = [_function(call) for call in (called if isinstance(called, list) else [called])]
@@ -240,7 +240,7 @@ def _with_content(turn: Any) -> Any:
     if isinstance(turn.get("content"), list):
         turn["content"] = "\n".join(map(_part, turn["content"]))
     if are_turns(calls := turn.get("tool_calls")):
-        turn |= {"content": turn.get("content") or "", "tool_calls": [_called(call) for call in calls]}
+        turn |= {"content": turn.get("content") or "", "tool_calls": [_with_arguments(call) for call in calls]}
     return turn
 
 
@@ -256,14 +256,14 @@ def _part(part: Any) -> str:
     return str(part["text"])
 
 
-def _called(call: dict[str, Any]) -> dict[str, Any]:
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """Parse a call's arguments where they are JSON text: templates convert them to JSON themselves."""
     if isinstance(inner := call.get("function"), dict):
-        return call | {"function": _called(inner)}
-    given = call.get("arguments")
+        return call | {"function": _with_arguments(inner)}
+    arguments = call.get("arguments")
     with contextlib.suppress(UserError):
-        if isinstance(given, str) and isinstance(said := formats.decoded(given), dict):
-            return call | {"arguments": said}
+        if isinstance(arguments, str) and isinstance(parsed := formats.decoded(arguments), dict):
+            return call | {"arguments": parsed}
     return call
 
 

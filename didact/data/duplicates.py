@@ -21,16 +21,16 @@ def near_pairs(texts: Sequence[str], share: float) -> list[tuple[int, int]]:
     that share these are compared (prefix filtering, Chaudhuri et al., 2006, with a longer prefix).
     Identical texts are left out.
     """
-    shaped = [" ".join(words.folded(text.casefold()).split())[:LETTERS] for text in texts]
-    pieces = [{t[i : i + GRAM] for i in range(max(1, len(t) - GRAM + 1))} for t in shaped]
+    normalised = [" ".join(words.folded(text.casefold()).split())[:LETTERS] for text in texts]
+    pieces = [{t[i : i + GRAM] for i in range(max(1, len(t) - GRAM + 1))} for t in normalised]
     counts = Counter(piece for part in pieces for piece in part)
     index: dict[str, list[int]] = defaultdict(list)
     out = []
     for j, own in enumerate(pieces):
-        least = math.ceil(share * len(own) - 1e-9)
-        rarest = sorted(own, key=lambda piece: (counts[piece], piece))[: len(own) - least + SHARED]
-        met = Counter(i for piece in rarest for i in index[piece])
-        for i in sorted(i for i, n in met.items() if n >= min(SHARED, least)):
+        required = math.ceil(share * len(own) - 1e-9)
+        rarest = sorted(own, key=lambda piece: (counts[piece], piece))[: len(own) - required + SHARED]
+        shared = Counter(i for piece in rarest for i in index[piece])
+        for i in sorted(i for i, n in shared.items() if n >= min(SHARED, required)):
             common = len(own & pieces[i])
             if common >= share * (len(own) + len(pieces[i]) - common) - 1e-9 and texts[i] != texts[j]:
                 out.append((i, j))

@@ -84,8 +84,8 @@ def _fitted(
 
 def limit(tokenizer: PreTrainedTokenizerBase, most: int | None, side: str) -> None:
     """Limit rows of this tokenizer's models to `most` tokens, below their context, and set where prompts are cut."""
-    known: Any = tokenizer
-    known.most, known.cut_side = most, side
+    target: Any = tokenizer
+    target.most, target.cut_side = most, side
 
 
 def clipped(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], room: int) -> list[int]:
@@ -110,30 +110,30 @@ def rows(
 
     The number of truncated prompts is printed on standard error.
     """
-    out, cut = [], 0
+    out, n_cut = [], 0
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
             head, body = parts(tokenizer, prompt, completion, kind, end, condition)
             out.append(_fitted(tokenizer, head, body, kind, context))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
-        cut += len(head) + len(body) > out[-1].size
+        n_cut += len(head) + len(body) > out[-1].size
     if not out:
         raise UserError(f"{name}: no records")
-    tell_cut(tokenizer, name, cut, len(out), context)
+    tell_cut(tokenizer, name, n_cut, len(out), context)
     return out
 
 
 def tell_cut(tokenizer: PreTrainedTokenizerBase | None, name: str, cut: int, total: int, context: int) -> None:
     """Print once on standard error how many prompts are truncated; nothing if none is."""
     if cut:
-        _say(
+        _warn_once(
             f"{name}: {cut} of {total} prompts are cut on the {_side(tokenizer)} to fit the context of {context} tokens"
         )
 
 
 @functools.cache
-def _say(line: str) -> None:
+def _warn_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -149,27 +149,27 @@ def chain(
     Raises:
         UserError: a completion is empty, or all are longer than the context.
     """
-    last = answer_end(tokenizer)
-    end = [last] if last is not None else []
-    ended = str(tokenizer.convert_ids_to_tokens(last)) if last is not None else ""
-    more: list[int] = []
+    end_id = answer_end(tokenizer)
+    end = [end_id] if end_id is not None else []
+    end_text = str(tokenizer.convert_ids_to_tokens(end_id)) if end_id is not None else ""
+    tail: list[int] = []
     learnt: list[float] = []
     for (_, before), (phrase, completion) in itertools.pairwise(steps):
-        seen = prompt if is_control(tokenizer, phrase) else phrase or prompt
-        texts = (ended or before, *cut(phrase, join(seen, completion, kind)))
+        preceding = prompt if is_control(tokenizer, phrase) else phrase or prompt
+        texts = (end_text or before, *cut(phrase, join(preceding, completion, kind)))
         _, cue, body = pieces(tokenizer, texts)
         body = body + end if completion else []
-        more += cue + body
+        tail += cue + body
         learnt += [0.0] * len(cue) + [1.0] * len(body)
-    (phrase, completion), room = steps[0], context - len(more)
+    (phrase, completion), room = steps[0], context - len(tail)
     if room < 2:
         raise UserError(
-            f"the chain has {len(more)} tokens after its first completion and the model's context {context}"
+            f"the chain has {len(tail)} tokens after its first completion and the model's context {context}"
         )
     first = row(tokenizer, prompt, completion, kind, room, condition=Condition(after=phrase))
     if kind == "causal" and len(first.prompt) < len(_ids(tokenizer, cut(phrase, "")[0])) + bool(prompt):
         raise UserError(f"the model's context of {context} leaves no room for a prompt before the phrase")
-    return TokenizedExample(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
+    return TokenizedExample(first.prompt, (*first.completion, *tail)), [1.0] * len(first.completion) + learnt
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[TokenizedExample]:
@@ -234,13 +234,13 @@ def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bo
         return [_ids(tokenizer, whole)]
     ends = list(itertools.accumulate(map(len, texts[:-1])))
     if getattr(tokenizer, "is_fast", False):
-        read = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
-        places: list[tuple[int, int]] = read["offset_mapping"]
-        last = len(places)
-        while special and last > 1 and places[last - 1] == (0, 0):  # special tokens after the text
+        encoding = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+        last = len(offsets)
+        while special and last > 1 and offsets[last - 1] == (0, 0):  # special tokens after the text
             last -= 1
-        ids = list(read["input_ids"][:last])
-        cuts = [bisect.bisect_right(places, end, hi=last, key=lambda place: place[1]) for end in ends]
+        ids = list(encoding["input_ids"][:last])
+        cuts = [bisect.bisect_right(offsets, end, hi=last, key=lambda offset: offset[1]) for end in ends]
     else:
         start = _start(tokenizer) if special else []
         ids = start + _ids(tokenizer, whole)
@@ -250,14 +250,14 @@ def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bo
 
 def located(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
     """Token ids of a text as they are within a longer one, and their character offsets, None if unknown."""
-    before = PROBE if text[:1].isspace() else "\n"
+    prefix = PROBE if text[:1].isspace() else "\n"
     if not getattr(tokenizer, "is_fast", False):
-        return pieces(tokenizer, (before, text))[1], None
-    read = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
-    places: list[tuple[int, int]] = read["offset_mapping"]
-    n = len(before)
-    at = bisect.bisect_right(places, n, key=lambda place: place[1])
-    return list(read["input_ids"][at:]), [(max(0, a - n), b - n) for a, b in places[at:]]
+        return pieces(tokenizer, (prefix, text))[1], None
+    encoding = tokenizer(prefix + text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+    n = len(prefix)
+    first = bisect.bisect_right(offsets, n, key=lambda offset: offset[1])
+    return list(encoding["input_ids"][first:]), [(max(0, a - n), b - n) for a, b in offsets[first:]]
 
 
 def cut(prompt: str, completion: str) -> tuple[str, str]:
@@ -282,8 +282,8 @@ def prompt_ids(
 
 def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, kind: str) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of its direct continuation, with nothing between them and no end token."""
-    asked, special = _read(tokenizer, prompt)
-    return _cut_ids(tokenizer, asked, text, special, kind)
+    opened, special = _read(tokenizer, prompt)
+    return _cut_ids(tokenizer, opened, text, special, kind)
 
 
 # --- which ids a model has embeddings for ----------------------------------------------------
@@ -294,14 +294,14 @@ def fitted(tokenizer: PreTrainedTokenizerBase, settings: Any, count: int | None)
 
     In place, unless the tokenizer already belongs to a model with other values: then a copy is returned.
     """
-    known: Any = tokenizer
+    target: Any = tokenizer
     if settings is None and count is None:
         return tokenizer
-    theirs = (_generation_ends(tokenizer), getattr(tokenizer, "embedded", None))
-    if hasattr(tokenizer, "embedded") and theirs != (ends_of(settings, count), count):
-        known = copy.copy(tokenizer)
-    known.generation, known.embedded = settings, count
-    return cast("PreTrainedTokenizerBase", known)
+    previous = (_generation_ends(tokenizer), getattr(tokenizer, "embedded", None))
+    if hasattr(tokenizer, "embedded") and previous != (ends_of(settings, count), count):
+        target = copy.copy(tokenizer)
+    target.generation, target.embedded = settings, count
+    return cast("PreTrainedTokenizerBase", target)
 
 
 def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
@@ -311,9 +311,9 @@ def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
         UserError: there is one.
     """
     count = getattr(tokenizer, "embedded", None)
-    if count is not None and (alien := next((i for i in ids if i >= count), None)) is not None:
-        token = tokenizer.convert_ids_to_tokens(alien)
-        raise UserError(f"the model has no embedding of the token {token!r} in the text (id {alien} >= {count})")
+    if count is not None and (unknown := next((i for i in ids if i >= count), None)) is not None:
+        token = tokenizer.convert_ids_to_tokens(unknown)
+        raise UserError(f"the model has no embedding of the token {token!r} in the text (id {unknown} >= {count})")
 
 
 # --- where answers end -----------------------------------------------------------------------
@@ -321,8 +321,8 @@ def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
 
 def ends_of(settings: Any, count: int | None = None) -> list[int]:
     """The end tokens of a generation configuration that have embeddings."""
-    named = getattr(settings, "eos_token_id", None)
-    return [i for i in ([named] if isinstance(named, int) else named or []) if count is None or i < count]
+    ends = getattr(settings, "eos_token_id", None)
+    return [i for i in ([ends] if isinstance(ends, int) else ends or []) if count is None or i < count]
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -333,8 +333,8 @@ def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """All tokens a model may end an answer with: those of its generation configuration, the tokenizer's own, and the
     one with which the chat template ends a turn."""
-    named = (*_generation_ends(tokenizer), tokenizer.eos_token_id, turn_end(tokenizer))
-    return frozenset(end for end in named if end is not None)
+    ends = (*_generation_ends(tokenizer), tokenizer.eos_token_id, turn_end(tokenizer))
+    return frozenset(end for end in ends if end is not None)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -342,11 +342,11 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         return None
-    known: Any = tokenizer
+    target: Any = tokenizer
     if getattr(tokenizer, "turn_end_of", None) != repr(template):
-        known.turn_end_of, known.turn_end = repr(template), _turn_end(tokenizer)
-    found: int | None = known.turn_end
-    return found
+        target.turn_end_of, target.turn_end = repr(template), _turn_end(tokenizer)
+    end: int | None = target.turn_end
+    return end
 
 
 def _generation_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -354,14 +354,14 @@ def _generation_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    said = "didact"
+    answer = "didact"
     try:
-        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": said})
-        _, found, tail = chat.render(tokenizer, turns).rpartition(said)
+        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
+        _, separator, tail = chat.render(tokenizer, turns).rpartition(answer)
     except UserError:
         return None
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((i for i in _ids(tokenizer, tail) if i in special), None) if found else None
+    return next((i for i in _ids(tokenizer, tail) if i in special), None) if separator else None
 
 
 def _end_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -381,32 +381,32 @@ def parts(
     condition: Condition | None = None,
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of its completion with its end token, without truncation."""
-    last = answer_end(tokenizer)
+    end_id = answer_end(tokenizer)
     words = condition or Condition()
-    if completion and _templated(asked := templates.introduced(prompt, words.before, words.place), tokenizer):
-        before, after = chat.rendered(tokenizer, asked, completion, _end_words(tokenizer))
-        head, body = _cut_ids(tokenizer, before + _cue(tokenizer, asked, words.after), after, False, kind)
+    if completion and _templated(opened := templates.introduced(prompt, words.before, words.place), tokenizer):
+        before, after = chat.rendered(tokenizer, opened, completion, _end_words(tokenizer))
+        head, body = _cut_ids(tokenizer, before + _cue(tokenizer, opened, words.after), after, False, kind)
         if body and body[-1] in (turn_end(tokenizer), tokenizer.eos_token_id):
-            last = body.pop()
+            end_id = body.pop()
     else:
         # Control tokens do not count for white space: the completion is joined to the text before them.
-        seen = prompt if is_control(tokenizer, words.after) else words.after or prompt
+        preceding = prompt if is_control(tokenizer, words.after) else words.after or prompt
         text, special = _read(tokenizer, prompt, condition)
-        head, body = _cut_ids(tokenizer, text, join(seen, completion, kind), special, kind)
+        head, body = _cut_ids(tokenizer, text, join(preceding, completion, kind), special, kind)
     if not completion or not body:
         raise UserError("the completion is empty: nothing to learn or score")
-    return head, [*body, last] if end and last is not None else body
+    return head, [*body, end_id] if end and end_id is not None else body
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, prompt: str, condition: Condition | None = None) -> tuple[str, bool]:
     """The text a model reads before its completion, and whether the tokenizer's start token is still to be added."""
     words = condition or Condition()
-    asked = templates.introduced(prompt, words.before, words.place)
-    cue = _cue(tokenizer, asked, words.after) if words.after else ""
-    if _templated(asked, tokenizer):
-        return chat.render(tokenizer, asked.turns, asked.tools, add_generation_prompt=True) + cue, False
+    opened = templates.introduced(prompt, words.before, words.place)
+    cue = _cue(tokenizer, opened, words.after) if words.after else ""
+    if _templated(opened, tokenizer):
+        return chat.render(tokenizer, opened.turns, opened.tools, add_generation_prompt=True) + cue, False
     start = tokenizer.bos_token
-    return asked + cue, not (start and asked.startswith(str(start)))
+    return opened + cue, not (start and opened.startswith(str(start)))
 
 
 def _cut_ids(

@@ -64,20 +64,20 @@ def rows(source: str | Path) -> Iterator[Found]:
     Raises:
         UserError: the source is missing, cannot be read, or is not what its name says.
     """
-    most = int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
-    for place, row in _rows(source, most):
+    limit = int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
+    for place, row in _rows(source, limit):
         texts = row.items() if isinstance(row, Mapping) else ()
-        long = next((k for k, v in texts if isinstance(v, str) and len(v) > most), None)
-        yield place, row if long is None else _too_long(f"field '{long}'", most)
+        overlong = next((k for k, v in texts if isinstance(v, str) and len(v) > limit), None)
+        yield place, row if overlong is None else _too_long(f"field '{overlong}'", limit)
 
 
-def _rows(source: str | Path, most: int) -> Iterator[Found]:
+def _rows(source: str | Path, limit: int) -> Iterator[Found]:
     name = str(source)
     path = Path(source)
     if name.startswith(HUB) or path.is_dir() or _split(name)[0].is_dir():
         inside = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
         if inside and all(p.is_file() and p.suffix.lower() in PROSE for p in inside):
-            return itertools.chain.from_iterable(_rows(p, most) for p in inside)
+            return itertools.chain.from_iterable(_rows(p, limit) for p in inside)
         return _dataset(name)
     split = ""
     if not path.exists() and _split(name)[0].is_file():
@@ -93,40 +93,40 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     if table:
         return _table(name, text, "," if kind == ".csv" else "\t")
     first = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    if first in ("{", "[") or split or (kind == ".json" and (first[:1] == "[" or not _lined(first, text))):
+    if first in ("{", "[") or split or (kind == ".json" and (first[:1] == "[" or not _is_json_lines(first, text))):
         return _document(name, text, split)
     if kind in PROSE and not isinstance(_object(first), Mapping):
         return iter([(f"{name}:1", {"text": text})] if text.strip() else [])
-    return _lines(name, text, most)
+    return _lines(name, text, limit)
 
 
 def streamed(source: str | Path) -> Iterator[Found]:
     """As `rows`, but read a `.jsonl` file, compressed or not, line by line."""
-    path, most = Path(source), int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
+    path, limit = Path(source), int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
     packed = path.suffix.lower() == ".gz"
     if (path.with_suffix("") if packed else path).suffix.lower() != ".jsonl" or not path.is_file():
         return rows(source)
     with contextlib.suppress(UserError):
-        first = next(_handled(path, packed), (1, ""))[1].strip()
+        first = next(_numbered_lines(path, packed), (1, ""))[1].strip()
         if not first or first[0] != "{" or isinstance(_object(first), UserError):
             return rows(source)  # values over several lines, or an error to be located
     return (
-        (f"{source}:{number}", _object(line) if len(line) <= most else _too_long("the line", most))
-        for number, line in _handled(path, packed)
+        (f"{source}:{number}", _object(line) if len(line) <= limit else _too_long("the line", limit))
+        for number, line in _numbered_lines(path, packed)
         if line.strip()
     )
 
 
-def _handled(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
+def _numbered_lines(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not empty with their numbers, decompressing up to a limit."""
     limit = max(1 << 26, int(path.stat().st_size * _setting("DIDACT_SWELLING", SWELLING)))
-    seen = number = 0
+    unpacked = number = 0
     opened: Any = gzip.open if packed else open
     try:
         with opened(path, "rb") as handle:
             for number, raw in enumerate(handle, 1):
-                seen += len(raw)
-                if packed and seen > limit:
+                unpacked += len(raw)
+                if packed and unpacked > limit:
                     raise UserError(
                         f"{path}:{number}: unpacks to more than {limit >> 20:,} MiB; set DIDACT_SWELLING higher"
                     )
@@ -135,8 +135,8 @@ def _handled(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number}: not UTF-8 text; convert the file first") from None
     except (OSError, EOFError, zlib.error) as error:
-        why = "not a gzip file, or a truncated one" if packed else f"cannot be read: {error}"
-        raise UserError(f"{path}: {why}") from None
+        reason = "not a gzip file, or a truncated one" if packed else f"cannot be read: {error}"
+        raise UserError(f"{path}: {reason}") from None
 
 
 def fingerprint(source: str | Path) -> str:
@@ -166,14 +166,14 @@ def decoded(text: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=lambda name: math.nan)
 
 
-def _lines(name: str, text: str, most: int) -> Iterator[Found]:
+def _lines(name: str, text: str, limit: int) -> Iterator[Found]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{name}:{number}", _object(line) if len(line) <= most else _too_long("the line", most)
+            yield f"{name}:{number}", _object(line) if len(line) <= limit else _too_long("the line", limit)
 
 
-def _too_long(what: str, most: int) -> UserError:
-    return UserError(f"{what} has more than {most / 1e6:g} million characters; split it, or set DIDACT_LONGEST higher")
+def _too_long(name: str, limit: int) -> UserError:
+    return UserError(f"{name} has more than {limit / 1e6:g} million characters; split it, or set DIDACT_LONGEST higher")
 
 
 def _setting(name: str, default: float) -> float:
@@ -191,7 +191,7 @@ def _object(line: str) -> Row:
         return problem
 
 
-def _lined(first: str, text: str) -> bool:
+def _is_json_lines(first: str, text: str) -> bool:
     """Whether a text is JSON lines: its first line is a value, and more follow."""
     return bool(text.strip() != first and not isinstance(_object(first), UserError))
 
@@ -234,20 +234,20 @@ def splits_of(path: str | Path) -> list[str]:
     try:
         next(iter(rows(path)), None)
     except UserError as error:
-        named = re.search(r"name one of its splits, .*:SPLIT: (.*)$", str(error))
-        if named and Path(path).is_file():
-            return named[1].split(", ")
+        match = re.search(r"name one of its splits, .*:SPLIT: (.*)$", str(error))
+        if match and Path(path).is_file():
+            return match[1].split(", ")
         raise
     return []
 
 
 def _stream(name: str, text: str, at: int, end: str) -> Iterator[Found]:
     """Yield concatenated JSON values up to `end`, each with the line it starts on; an error in one ends them."""
-    line, counted = 1, 0
+    line, counted_to = 1, 0
     while True:
         while text[at : at + 1] in BETWEEN:
             at += 1
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted_to = line + text.count("\n", counted_to, at), at
         if at == len(text):
             if end:
                 raise UserError(f"{name}:{line}: not valid JSON: the array is not closed")
@@ -277,8 +277,8 @@ def _table(name: str, text: str, delimiter: str) -> Iterator[Found]:
             return
         if cells and not header:
             header = cells
-            if twice := next((c for c in header if header.count(c) > 1), None):
-                raise UserError(f"{name}:{line}: two columns are called '{twice}'; rename one")
+            if duplicate := next((c for c in header if header.count(c) > 1), None):
+                raise UserError(f"{name}:{line}: two columns are called '{duplicate}'; rename one")
         elif cells:
             row: Row = Cells({k: v for k, v in zip(header, cells, strict=False) if v.strip()})
             if len(cells) > len(header):
@@ -307,12 +307,12 @@ def _text(path: Path, expected: str) -> str:
 
 def _unpacked(path: Path, raw: bytes) -> bytes:
     """Decompress a gzip file, up to a limit."""
-    most = max(1 << 26, int(len(raw) * _setting("DIDACT_SWELLING", SWELLING)))
+    limit = max(1 << 26, int(len(raw) * _setting("DIDACT_SWELLING", SWELLING)))
     with gzip.open(io.BytesIO(raw)) as packed:
-        out = packed.read(most + 1)
-    if len(out) > most:
+        out = packed.read(limit + 1)
+    if len(out) > limit:
         raise UserError(
-            f"{path}: unpacks to more than {most >> 20:,} MiB, {most // len(raw):,} times its size; "
+            f"{path}: unpacks to more than {limit >> 20:,} MiB, {limit // len(raw):,} times its size; "
             "set DIDACT_SWELLING higher if that is intended"
         )
     return out
@@ -365,24 +365,24 @@ def _loaded(name: str) -> Any:
     folder, split = _split(name)
     try:
         if name.startswith(HUB):
-            where, *config, split = name.removeprefix(HUB).split(":") if name.count(":") in (2, 3) else ["", ""]
-            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where):
+            repo, *config, split = name.removeprefix(HUB).split(":") if name.count(":") in (2, 3) else ["", ""]
+            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
                 raise UserError(f"{name}: hub:NAME:SPLIT is expected, as in hub:owner/name:train")
-            return datasets.load_dataset(where, *config, split=split)
+            return datasets.load_dataset(repo, *config, split=split)
         saved = any((folder / f).is_file() for f in ("state.json", "dataset_dict.json"))
-        found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
+        dataset = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
     except UserError:
         raise
     except Exception as error:  # whatever a reader of some format, a server or a cache raises
-        mend = "; connect, or give a local file" if isinstance(error, ConnectionError) else ""
-        raise UserError(f"{name}: cannot be read: {_first_line(error)}{mend}") from None
-    if not isinstance(found, dict):
-        return found
-    if not split and len(found) == 1:
-        (split,) = found
-    if split not in found:
-        raise UserError(f"{name}: name one of its splits, {folder}:SPLIT: {', '.join(found)}")
-    return found[split]
+        hint = "; connect, or give a local file" if isinstance(error, ConnectionError) else ""
+        raise UserError(f"{name}: cannot be read: {_first_line(error)}{hint}") from None
+    if not isinstance(dataset, dict):
+        return dataset
+    if not split and len(dataset) == 1:
+        (split,) = dataset
+    if split not in dataset:
+        raise UserError(f"{name}: name one of its splits, {folder}:SPLIT: {', '.join(dataset)}")
+    return dataset[split]
 
 
 def _split(name: str) -> tuple[Path, str]:

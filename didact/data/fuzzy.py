@@ -77,31 +77,31 @@ class Groups:
         self.compared = 0
         self._index = package().MinHashLSH(num_perm=self.hashes, params=(bands, rows))
         self._parent: dict[int, int] = {}
-        self._same: dict[str, int] = {}
+        self._by_digest: dict[str, int] = {}
         self.pieces = functools.lru_cache(HELD)(lambda number: pieces(text(number)))
 
     def add(self, number: int, text: str) -> None:
         """Add a document; numbers must rise, and the first of a group is the one to keep."""
         self._parent[number] = number
         plain = " ".join(words.folded(text.casefold()).split())
-        if (first := self._same.setdefault(_digest(plain), number)) != number:
+        if (first := self._by_digest.setdefault(_digest(plain), number)) != number:
             self._join(first, number)  # of identical texts only the first is indexed
             return
         own = self.pieces(number)
         hashed = sketch(own, self.hashes)
-        for other in sorted(self._index.query(hashed)):
-            if self.first(other) == self.first(number):
+        for candidate in sorted(self._index.query(hashed)):
+            if self.first(candidate) == self.first(number):
                 continue  # already in one group: another pair would change nothing
             self.compared += 1
-            if similarity(own, self.pieces(other), self.by) >= self.similar:
-                self._join(other, number)
+            if similarity(own, self.pieces(candidate), self.by) >= self.similar:
+                self._join(candidate, number)
         self._index.insert(number, hashed)
 
     def first(self, number: int) -> int:
         """The first document of a document's group."""
-        while (up := self._parent[number]) != number:
-            self._parent[number] = self._parent[up]
-            number = up
+        while (parent := self._parent[number]) != number:
+            self._parent[number] = self._parent[parent]
+            number = parent
         return number
 
     def all(self) -> dict[int, list[int]]:

@@ -43,24 +43,24 @@ def apart(path: str | None, records: Iterable[Record], measured: Sequence[str]) 
         UserError: a record or a measured text occurs in the replayed text.
     """
     name, replayed = f"--replay-from {path}" if path else "--replay", texts(path, "replay")
-    for what, items in (("tested records", [_said(r) for r in records]), ("texts of --retention", list(measured))):
-        said = [f" {' '.join(contamination.words(text))} " for text in replayed]
+    for kind, items in (("tested records", [_text_of(r) for r in records]), ("texts of --retention", list(measured))):
+        plain = [f" {' '.join(contamination.words(text))} " for text in replayed]
         audit = contamination.audit(items, replayed)
-        found = [bool(dirty) or _stands(item, audit.n, said) for item, dirty in zip(items, audit.dirty, strict=True)]
-        if any(found):
+        leaked = [bool(dirty) or _occurs(item, audit.n, plain) for item, dirty in zip(items, audit.dirty, strict=True)]
+        if any(leaked):
             raise UserError(
-                f"{name}: holds {sum(found)} of {len(items)} {what} (e.g. {items[found.index(True)][:60]!r}): "
+                f"{name}: holds {sum(leaked)} of {len(items)} {kind} (e.g. {items[leaked.index(True)][:60]!r}): "
                 "what is trained on cannot be tested"
             )
 
 
-def _stands(item: str, n: int, said: Sequence[str]) -> bool:
+def _occurs(item: str, n: int, corpus: Sequence[str]) -> bool:
     """Whether a record with fewer words than an n-gram occurs whole in a text."""
     own = contamination.words(item)
-    return PHRASE <= len(own) < n and any(f" {' '.join(own)} " in text for text in said)
+    return PHRASE <= len(own) < n and any(f" {' '.join(own)} " in text for text in corpus)
 
 
-def _said(record: Record) -> str:
+def _text_of(record: Record) -> str:
     """The text fields of a record, joined."""
     values = (getattr(record, f.name) for f in dataclasses.fields(record))
     return " ".join(str(v) for v in values if isinstance(v, str | Messages))

@@ -68,8 +68,8 @@ class Wording:
         try:
             self.text(self.best)
         except (KeyError, IndexError, ValueError):
-            known = "{goal}, {attribute}, {low} and {high}"
-            raise UserError(f"template {self.template!r}: its fields are {known}; double all other braces") from None
+            names = "{goal}, {attribute}, {low} and {high}"
+            raise UserError(f"template {self.template!r}: its fields are {names}; double all other braces") from None
         if not self.scale[0] < self.scale[1]:
             raise UserError(f"scale = {printed(self.scale[0])} {printed(self.scale[1])}: the lower end comes first")
 
@@ -84,8 +84,8 @@ class Wording:
         names = self.attributes or (OVERALL,)
         lines = []
         for line in self.template.split("\n"):
-            told = list(zip(names, goal, strict=True)) if "{goal}" in line else [("", 0.0)]
-            lines += [line.format(goal=printed(g), attribute=name, low=low, high=high) for name, g in told]
+            entries = list(zip(names, goal, strict=True)) if "{goal}" in line else [("", 0.0)]
+            lines += [line.format(goal=printed(g), attribute=name, low=low, high=high) for name, g in entries]
         return "\n".join(lines)
 
     def prompt(self, prompt: str, goal: Goal) -> str:
@@ -95,8 +95,8 @@ class Wording:
 
     def condition(self, goal: Goal) -> Condition:
         """The condition that states this goal."""
-        said = self.text(goal)
-        return Condition(before=f"{said}{self.joint}" if said else "", place=self.place)
+        text = self.text(goal)
+        return Condition(before=f"{text}{self.joint}" if text else "", place=self.place)
 
 
 def scores_of(preferences: Sequence[Preference], attributes: Sequence[str] = ()) -> list[Sides]:
@@ -115,9 +115,9 @@ def scores_of(preferences: Sequence[Preference], attributes: Sequence[str] = ())
 
 def _scores(number: int, pair: Preference, side: Literal["chosen", "rejected"], attributes: Sequence[str]) -> Goal:
     """The scores of one side."""
-    held = pair.extra.get(f"{side}_scores")
-    of = held if isinstance(held, dict) else {}
-    fields = [(of.get(a), f"'{a}' in '{side}_scores'") for a in attributes]
+    raw = pair.extra.get(f"{side}_scores")
+    by_name = raw if isinstance(raw, dict) else {}
+    fields = [(by_name.get(a), f"'{a}' in '{side}_scores'") for a in attributes]
     out = []
     for value, field in fields or [(getattr(pair, f"{side}_score"), f"'{side}_score'")]:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
@@ -139,12 +139,12 @@ def on_scale(
     low, high = scale
     a, b = span or scale
 
-    def one(score: float) -> float:
+    def scaled(score: float) -> float:
         x = low + (score - a) / (b - a) * (high - low) if span else score
         x = round(x / step) * step if step else x
         return min(high, max(low, round(x, 9)))
 
-    return [(tuple(map(one, chosen)), tuple(map(one, rejected))) for chosen, rejected in scores]
+    return [(tuple(map(scaled, chosen)), tuple(map(scaled, rejected))) for chosen, rejected in scores]
 
 
 def reach(scores: Sequence[Sides]) -> tuple[float, float]:
@@ -153,10 +153,10 @@ def reach(scores: Sequence[Sides]) -> tuple[float, float]:
     Raises:
         UserError: there are none.
     """
-    every = [x for sides in scores for side in sides for x in side]
-    if not every:
+    values = [x for sides in scores for side in sides for x in side]
+    if not values:
         raise UserError("preferences: no records")
-    return min(every), max(every)
+    return min(values), max(values)
 
 
 def span_of(scores: Sequence[Sides], scale: tuple[float, float]) -> tuple[float, float] | None:
@@ -209,35 +209,35 @@ def relabelled(
     Returns:
         Records whose `extra` has the `goal` (if there is one) and the `pair`'s number; scores are the goals.
     """
-    kept = [i for i, sides in enumerate(goals) if gap(sides) > min_gap]
+    retained = [i for i, sides in enumerate(goals) if gap(sides) > min_gap]
     dropped = np.random.default_rng([seed, 97]).random((2, len(preferences))) < dropout
     out = []
     for second in (False, True) if reverse else (False,):
-        for i in kept:
-            turned = second and not legacy_nosys
-            out.append(_under(preferences[i], goals[i], wording, i, second, turned, bool(dropped[int(second), i])))
+        for i in retained:
+            swapped = second and not legacy_nosys
+            out.append(_under(preferences[i], goals[i], wording, i, second, swapped, bool(dropped[int(second), i])))
     return out
 
 
 def _under(
-    pair: Preference, sides: Sides, wording: Wording, number: int, second: bool, turned: bool, plain: bool
+    pair: Preference, sides: Sides, wording: Wording, number: int, second: bool, swapped: bool, plain: bool
 ) -> Preference:
     """Make one record: the pair under its first or second side's goal, possibly swapped, or without a goal."""
     goal = sides[int(second)]
     of_one = len(goal) == 1
-    told: dict[str, Any] = {} if plain else {"goal": goal[0] if of_one else list(goal)}
-    made = dataclasses.replace(
+    goal_field: dict[str, Any] = {} if plain else {"goal": goal[0] if of_one else list(goal)}
+    record = dataclasses.replace(
         pair, prompt=pair.prompt if plain else wording.prompt(pair.prompt, goal),
         chosen_score=sides[0][0] if of_one else None, rejected_score=sides[1][0] if of_one else None,
-        extra=pair.extra | {"pair": number} | told,
+        extra=pair.extra | {"pair": number} | goal_field,
     )  # fmt: skip
-    return turned_round(made) if turned and not plain else made
+    return turned_round(record) if swapped and not plain else record
 
 
 def counts(records: Sequence[Preference]) -> dict[str, int]:
     """Number of records per goal; with several attributes, per combination."""
-    named = sorted(r.extra["goal"] for r in records if "goal" in r.extra)
-    return dict(Counter(" ".join(map(printed, g)) if isinstance(g, list) else printed(g) for g in named))
+    goals = sorted(r.extra["goal"] for r in records if "goal" in r.extra)
+    return dict(Counter(" ".join(map(printed, g)) if isinstance(g, list) else printed(g) for g in goals))
 
 
 def turned_round(pair: Preference) -> Preference:

@@ -87,8 +87,8 @@ def names_of(view: View, arms: int, own: Sequence[str] = ()) -> tuple[str, ...]:
 
 def introduction(view: View, names: Sequence[str]) -> str:
     """The instruction before the history."""
-    told = SCENARIOS[view.scenario]
-    text = told.instruction.format(k=len(names)) + (BALANCE.format(unit=told.unit) if view.detailed else "")
+    scenario = SCENARIOS[view.scenario]
+    text = scenario.instruction.format(k=len(names)) + (BALANCE.format(unit=scenario.unit) if view.detailed else "")
     return f"{text}\n\n" if text else ""
 
 
@@ -96,14 +96,16 @@ def summary(
     view: View, names: Sequence[str], pulls: Any, sums: Any, step: int, bonus: Any = None, value: Any = None
 ) -> str:
     """One instance's history by arm, `(K,)` each, and the question, with the algorithm's terms if given."""
-    told = SCENARIOS[view.scenario]
-    line = told.summary if bonus is None else told.guided
+    scenario = SCENARIOS[view.scenario]
+    line = scenario.summary if bonus is None else scenario.guided
     means = np.asarray(sums) / (np.asarray(pulls) + 1e-6)
     lines = []
     for k, name in enumerate(names):
-        own = {} if bonus is None else _numbers(bonus=float(bonus[k]), value=float(value[k]))
-        lines.append(line.format(name=name, unit=told.unit, n=int(pulls[k]), **_numbers(mean=float(means[k])), **own))
-    return _asked(told, names, lines, step)
+        terms = {} if bonus is None else _numbers(bonus=float(bonus[k]), value=float(value[k]))
+        lines.append(
+            line.format(name=name, unit=scenario.unit, n=int(pulls[k]), **_numbers(mean=float(means[k])), **terms)
+        )
+    return _with_question(scenario, names, lines, step)
 
 
 def raw(
@@ -119,13 +121,13 @@ def raw(
     `contexts`, if given, has one text more than there are pulls, and so has `guides`, an algorithm's (bonus, value)
     before each pull: the last belongs to the choice to be made.
     """
-    told = SCENARIOS[view.scenario]
+    scenario = SCENARIOS[view.scenario]
     first, lines = max(0, len(actions) - LINES), []
     for i in range(first, len(actions)):
-        before = _before(told, names, contexts, guides, i)
-        lines.append(before + told.raw.format(name=names[actions[i]], unit=told.unit, reward=float(rewards[i])))
-    now = _before(told, names, contexts, guides, len(actions)).rstrip()
-    return _asked(told, names, [*lines, now] if now else lines, len(actions))
+        before = _prefix(scenario, names, contexts, guides, i)
+        lines.append(before + scenario.raw.format(name=names[actions[i]], unit=scenario.unit, reward=float(rewards[i])))
+    current = _prefix(scenario, names, contexts, guides, len(actions)).rstrip()
+    return _with_question(scenario, names, [*lines, current] if current else lines, len(actions))
 
 
 def read(text: str, names: Sequence[str]) -> int | None:
@@ -134,8 +136,8 @@ def read(text: str, names: Sequence[str]) -> int | None:
     Names are compared without regard to case; if one starts with another, the longer match counts.
     """
     line = next((part.strip(" .*\"'`:") for part in text.strip().splitlines() if part.strip()), "").casefold()
-    held = [k for k, name in enumerate(names) if line.startswith(name.casefold())]
-    best = max(held, key=lambda k: len(names[k]), default=None)
+    matches = [k for k, name in enumerate(names) if line.startswith(name.casefold())]
+    best = max(matches, key=lambda k: len(names[k]), default=None)
     if best is None or line[len(names[best]) :][:1].isalnum():
         return None
     return best
@@ -151,25 +153,25 @@ def demonstrated(examples: Sequence[tuple[str, str]], view: View) -> str:
     if not examples:
         return ""
     joint = "\n" if view.scenario == "bare" else "\n\n----\n\n"
-    told = "" if view.scenario == "bare" else "These were the best choices in other games of the kind.\n\n"
-    return told + "".join(f"{prompt} {answer}{joint}" for prompt, answer in examples)
+    heading = "" if view.scenario == "bare" else "These were the best choices in other games of the kind.\n\n"
+    return heading + "".join(f"{prompt} {answer}{joint}" for prompt, answer in examples)
 
 
-def _asked(told: Scenario, names: Sequence[str], lines: Sequence[str], step: int) -> str:
-    head = told.header.format(step=step) if step else ""
-    return head + told.joint.join(lines) + told.query.format(unit=told.unit, names=", ".join(names))
+def _with_question(scenario: Scenario, names: Sequence[str], lines: Sequence[str], step: int) -> str:
+    head = scenario.header.format(step=step) if step else ""
+    return head + scenario.joint.join(lines) + scenario.query.format(unit=scenario.unit, names=", ".join(names))
 
 
-def _before(told: Scenario, names: Sequence[str], contexts: Sequence[str], guides: Sequence[Any], at: int) -> str:
-    parts = [told.context.format(context=contexts[at])] if contexts else []
+def _prefix(scenario: Scenario, names: Sequence[str], contexts: Sequence[str], guides: Sequence[Any], at: int) -> str:
+    parts = [scenario.context.format(context=contexts[at])] if contexts else []
     if guides:
         bonus, value = guides[at]
-        each = (f'"{n}": [{_two(b)}, {_two(v)}]' for n, b, v in zip(names, bonus, value, strict=True))
-        parts.append("{" + ", ".join(each) + "} ")
+        terms = (f'"{n}": [{_fixed(b)}, {_fixed(v)}]' for n, b, v in zip(names, bonus, value, strict=True))
+        parts.append("{" + ", ".join(terms) + "} ")
     return "".join(parts)
 
 
-def _two(number: float) -> str:
+def _fixed(number: float) -> str:
     return f"{number:.2f}"
 
 

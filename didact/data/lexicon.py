@@ -24,10 +24,10 @@ class Pair:
         return not self.reason
 
 
-def frequent(texts: Iterable[str], most: int) -> list[str]:
+def frequent(texts: Iterable[str], limit: int) -> list[str]:
     """The most frequent words of letters only, in lower case; ties in order of first occurrence."""
     counts = Counter(w for text in texts for word in words.words(text) if (w := folded(word)).isalpha())
-    return [w for w, _ in counts.most_common(most)]
+    return [w for w, _ in counts.most_common(limit)]
 
 
 def folded(word: str) -> str:
@@ -38,17 +38,17 @@ def folded(word: str) -> str:
 
 
 def cycled(
-    found: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
+    translations: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
 ) -> list[Pair]:
     """Check which translations lead back to their word.
 
     Args:
-        found: words, their translations (None if there was none that could be parsed) and the confidence of each.
+        translations: words, their translations (None if none could be parsed) and the confidence of each.
         back: the back-translation of every translation.
         copies: whether a word may be its own translation: copied both ways, it always passes the check.
     """
     out = []
-    for source, target, score in found:
+    for source, target, score in translations:
         returned = None if target is None else back.get(target)
         reason = ""
         if target is None or not folded(target):
@@ -65,8 +65,8 @@ def united(*directions: Sequence[Pair]) -> list[Pair]:
     """Merge the pairs of several rounds, one per source word: kept before rejected, then most confident, then first."""
     best: dict[str, Pair] = {}
     for pair in (p for some in directions for p in some):
-        known = best.get(folded(pair.source))
-        if known is None or (pair.kept, pair.score) > (known.kept, known.score):
+        current = best.get(folded(pair.source))
+        if current is None or (pair.kept, pair.score) > (current.kept, current.score):
             best[folded(pair.source)] = pair
     return list(best.values())
 
@@ -75,8 +75,8 @@ def turned(pairs: Iterable[Pair]) -> list[Pair]:
     """Swap source and target of pairs; of those with the same target, keep the most confident."""
     best: dict[str, Pair] = {}
     for p in pairs:
-        known = best.get(folded(p.target))
-        if known is None or p.score > known.score:
+        current = best.get(folded(p.target))
+        if current is None or p.score > current.score:
             best[folded(p.target)] = p
     return [Pair(p.target, p.source, p.score, p.reason) for p in best.values()]
 
@@ -126,12 +126,14 @@ class Accuracy:
     known: int
 
 
-def accuracy(pairs: Iterable[Pair], gold: Iterable[tuple[str, str]], asked: Iterable[str]) -> Accuracy:
+def accuracy(pairs: Iterable[Pair], gold: Iterable[tuple[str, str]], requested: Iterable[str]) -> Accuracy:
     """Evaluate the kept pairs; a word may have several translations in the dictionary."""
-    of: dict[str, set[str]] = defaultdict(set)
+    translations: dict[str, set[str]] = defaultdict(set)
     for source, target in gold:
-        of[folded(source)].add(folded(target))
-    there = {folded(word) for word in asked} & of.keys()
-    kept = [p for p in pairs if p.kept and folded(p.source) in there]
-    right = {folded(p.source) for p in kept if folded(p.target) in of[folded(p.source)]}
-    return Accuracy(len(right) / len(kept) if kept else 0.0, len(right) / len(there) if there else 0.0, len(there))
+        translations[folded(source)].add(folded(target))
+    sources = {folded(word) for word in requested} & translations.keys()
+    mined = [p for p in pairs if p.kept and folded(p.source) in sources]
+    hits = {folded(p.source) for p in mined if folded(p.target) in translations[folded(p.source)]}
+    return Accuracy(
+        len(hits) / len(mined) if mined else 0.0, len(hits) / len(sources) if sources else 0.0, len(sources)
+    )

@@ -44,7 +44,7 @@ class Lookup:
     def __init__(
         self, texts: Sequence[str], by: By = "lcs", embedder: retrieval.Embedder | None = None, case: bool = False
     ) -> None:
-        self.size, self.case, self.known = len(texts), case, dict[tuple[str, int], list[int]]()
+        self.size, self.case, self._cache = len(texts), case, dict[tuple[str, int], list[int]]()
         self.texts, self.by, self.embedder = texts, by, embedder
 
     @functools.cached_property
@@ -54,16 +54,16 @@ class Lookup:
         if self.by != "embedding" or self.embedder is None:
             return (retrieval.BM25 if self.by == "bm25" else retrieval.Substrings)(pool).nearest
         embedder, vectors = self.embedder, retrieval.embedded(self.embedder, pool)
-        return lambda asked, k: retrieval.nearest(retrieval.embedded(embedder, asked), vectors, k)
+        return lambda queries, k: retrieval.nearest(retrieval.embedded(embedder, queries), vectors, k)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[list[int]]:
         """Indices of the k nearest texts of every query, without those that have nothing in common with it."""
-        asked = [self._flat(q) for q in queries]
-        if new := [q for q in dict.fromkeys(asked) if (q, k) not in self.known]:
+        normalised = [self._flat(q) for q in queries]
+        if new := [q for q in dict.fromkeys(normalised) if (q, k) not in self._cache]:
             hits = self.nearest(new, k)
             for query, places, scores in zip(new, *hits, strict=True):
-                self.known[query, k] = [int(i) for i, s in zip(places, scores, strict=True) if i >= 0 and s > 0]
-        return [self.known[q, k] for q in asked]
+                self._cache[query, k] = [int(i) for i, s in zip(places, scores, strict=True) if i >= 0 and s > 0]
+        return [self._cache[q, k] for q in normalised]
 
     def _flat(self, text: str) -> str:
         text = " ".join(words.folded(text).split())
@@ -85,8 +85,8 @@ def chunks(sizes: Sequence[int], size: int, overlap: int) -> list[tuple[int, int
         out.append((first, last))
         if last == len(sizes):
             break
-        wanted = starts[first] + size - overlap
-        first = max(first + 1, next(i for i in range(first + 1, last + 1) if starts[i] >= wanted or i == last))
+        target = starts[first] + size - overlap
+        first = max(first + 1, next(i for i in range(first + 1, last + 1) if starts[i] >= target or i == last))
     return out
 
 
@@ -154,19 +154,19 @@ class Materials:
             once: drop repeated blocks.
         """
         out: list[Block] = []
-        each: dict[Material, int] = {"wordlist": words_each, "pairs": pairs_each}
-        each |= {"passages": passages, "explanations": passages}
-        for material, k in each.items():
+        counts: dict[Material, int] = {"wordlist": words_each, "pairs": pairs_each}
+        counts |= {"passages": passages, "explanations": passages}
+        for material, k in counts.items():
             if material not in used or material not in self.found:
                 continue
-            asked = asked_words(sentence) if material in ("wordlist", "pairs") else [sentence]
-            places = [i for some in self.found[material](asked, k) for i in some]
+            queries = asked_words(sentence) if material in ("wordlist", "pairs") else [sentence]
+            places = [i for some in self.found[material](queries, k) for i in some]
             out += [Block(material, self._text(material, i)) for i in places]
         return list(dict.fromkeys(out)) if once else out
 
     def _text(self, material: Material, at: int) -> str:
-        shown: Any = getattr(self, material)[at]
-        return self._entry(shown) if material == "wordlist" else self._pair(shown) if material == "pairs" else shown
+        item: Any = getattr(self, material)[at]
+        return self._entry(item) if material == "wordlist" else self._pair(item) if material == "pairs" else item
 
     def _entry(self, pair: Parallel) -> str:
         pos = pair.extra.get("pos")
@@ -191,8 +191,8 @@ def prompt(of: Materials, sentence: str, blocks: Sequence[Block], book: str = ""
     task = f"Translate this sentence from {of.source} to {of.target}: {translation.one_line(sentence)}"
     parts = [f"A grammar:\n{book}", task] if book else [task]
     for name, head in heads.items():
-        if mine := [b.text for b in blocks if b.material == name]:
-            parts.append("\n".join([head, *(mine if name == "wordlist" else [f"---\n{t}" for t in mine])]))
+        if entries := [b.text for b in blocks if b.material == name]:
+            parts.append("\n".join([head, *(entries if name == "wordlist" else [f"---\n{t}" for t in entries])]))
     return "\n\n".join([*parts, query])
 
 
@@ -217,11 +217,11 @@ def ways(
     out: dict[str, list[Parallel]] = {"forward": [], "back": []}
     for record in test:
         way = "back" if back_to_front(record, names) else "forward"
-        other = "forward" if way == "back" else "back"
+        opposite = "forward" if way == "back" else "back"
         if direction != "back":
             out[way].append(record)
         if direction != "given":
-            out[other].append(turn(record))
+            out[opposite].append(turn(record))
     return {way: items for way, items in out.items() if items}
 
 
@@ -240,26 +240,26 @@ def cleaned(book: str, held: Sequence[Parallel], canary: str = "") -> tuple[str,
     """Remove lines with a canary and the sentences of `held` (in either language, also across lines) from a book;
     also return the number of places removed."""
     lines = book.splitlines()
-    kept = [line for line in lines if not (CANARY.search(line) or (canary and canary in line))]
-    text, found = "\n".join(kept), len(lines) - len(kept)
+    clean = [line for line in lines if not (CANARY.search(line) or (canary and canary in line))]
+    text, removed = "\n".join(clean), len(lines) - len(clean)
     sizes: dict[int, list[str]] = defaultdict(list)
     for side in dict.fromkeys(side for p in held for side in (p.source, p.target)):
         sizes[len(contamination.words(side))].append(side)
     for n, sentences in sizes.items():
         if n >= SHORTEST:
-            left = contamination.remove(
+            removal = contamination.remove(
                 [text], sentences, n=n, window=0, shortest=1, most_pieces=len(text) + 1, common=len(text) + 1
             )
-            text, found = "\n".join(left.pieces), found + left.collisions
-    return text, found
+            text, removed = "\n".join(removal.pieces), removed + removal.collisions
+    return text, removed
 
 
 def word_by_word(of: Materials, sentence: str) -> str:
     """The baseline: replace every word by its exact entry, in order; words without one are copied."""
-    known: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for p in of.wordlist:
-        known.setdefault(_flat(p.source), p.target)
-    return " ".join(known.get(_flat(w), w) for w in asked_words(sentence))
+        entries.setdefault(_flat(p.source), p.target)
+    return " ".join(entries.get(_flat(w), w) for w in asked_words(sentence))
 
 
 def _flat(text: str) -> str:

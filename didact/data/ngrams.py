@@ -28,22 +28,22 @@ class Finder:
 
     def __call__(self, text: Sequence[str]) -> list[tuple[int, Gram]]:
         """All occurrences, in order."""
-        spots = len(text) - self.n + 1
-        if spots < 1 or not len(self.hashes):
+        windows = len(text) - self.n + 1
+        if windows < 1 or not len(self.hashes):
             return []
         ids = np.fromiter((self.number.get(w, 0) for w in text), dtype=np.uint64, count=len(text))
         # No n-gram has an unknown word: only runs of n known words are hashed.
         unknown = np.concatenate([[0], np.cumsum(ids == 0)])
-        at = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])
-        if not len(at):
+        starts = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])
+        if not len(starts):
             return []
         mixed = _mixed(ids)
-        value = np.zeros(len(at), dtype=np.uint64)
+        value = np.zeros(len(starts), dtype=np.uint64)
         for k in range(self.n):
-            value += mixed[at + k] * self.powers[k]
-        place = np.minimum(np.searchsorted(self.hashes, value), len(self.hashes) - 1)
-        likely = at[self.hashes[place] == value].tolist()
-        return [(i, gram) for i in likely if (gram := tuple(text[i : i + self.n])) in self.grams]
+            value += mixed[starts + k] * self.powers[k]
+        index = np.minimum(np.searchsorted(self.hashes, value), len(self.hashes) - 1)
+        candidates = starts[self.hashes[index] == value].tolist()
+        return [(i, gram) for i in candidates if (gram := tuple(text[i : i + self.n])) in self.grams]
 
 
 def _mixed(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:

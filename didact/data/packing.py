@@ -46,8 +46,8 @@ class Packing:
 
     def joins(self, width: int, shared: int, own: int, past: int = 0) -> bool:
         """Whether a row of `shared + own` tokens joins a tree of `width` tokens that holds the shared ones."""
-        apart = self.cost(width, past) + self.cost(shared + own, past)
-        return shared >= self.share and self.cost(width + own, past) < apart
+        separate = self.cost(width, past) + self.cost(shared + own, past)
+        return shared >= self.share and self.cost(width + own, past) < separate
 
     def cost(self, width: int, past: int = 0) -> int:
         """Cost of a physical row after `past` cached tokens, in token pairs of attention."""
@@ -103,12 +103,12 @@ def trees(rows: Sequence[TokenizedExample], packing: Packing | None) -> list[Tre
 
     The paths of a row are numbered by its place in `rows`.
     """
-    seen = [np.asarray(read(r), dtype=np.int64) for r in rows]
+    tokens = [np.asarray(read(r), dtype=np.int64) for r in rows]
     if packing is None:
-        return [_grow([i], seen, [0]) for i in range(len(rows))]
-    order, common = _sorted(rows, seen)
-    spans = _joined([len(seen[i]) for i in order], common, packing)
-    return [_grow(order[a:b], seen, common[a:b]) for a, b in spans]
+        return [_grow([i], tokens, [0]) for i in range(len(rows))]
+    order, common = _sorted(rows, tokens)
+    spans = _joined([len(tokens[i]) for i in order], common, packing)
+    return [_grow(order[a:b], tokens, common[a:b]) for a, b in spans]
 
 
 class Branches(NamedTuple):
@@ -129,15 +129,15 @@ def plan(rows: Sequence[TokenizedExample], packing: Packing | None, prefix: int 
     """
     if not rows:
         return []
-    seen = [np.asarray(read(r), dtype=np.int64) for r in rows]
-    order, common = _sorted(rows, seen)
+    tokens = [np.asarray(read(r), dtype=np.int64) for r in rows]
+    order, common = _sorted(rows, tokens)
     # Only tokens before the one that predicts a row's first label may be cached.
     free = np.array([max(len(rows[i].prompt) - 1, 0) for i in order])
-    plot = _Plot([len(seen[i]) for i in order], np.array(common), free, packing, prefix)
+    plot = _Plot([len(tokens[i]) for i in order], np.array(common), free, packing, prefix)
     alone: list[Tree] = []
     out: list[Branches] = []
     for depth, spans in plot.best(0, len(order))[1]:
-        grown = [_grow(order[a:b], seen, common[a:b]) for a, b in spans]
+        grown = [_grow(order[a:b], tokens, common[a:b]) for a, b in spans]
         if depth:
             out.append(Branches(tuple(grown[0].ids[:depth].tolist()), [t.below(depth) for t in grown]))
         else:
@@ -161,10 +161,10 @@ def packed(group: Sequence[Tree]) -> list[Tree]:
     return [_side_by_side(b) for b in bins]
 
 
-def _sorted(rows: Sequence[TokenizedExample], seen: Sequence[Ints]) -> tuple[list[int], list[int]]:
+def _sorted(rows: Sequence[TokenizedExample], tokens: Sequence[Ints]) -> tuple[list[int], list[int]]:
     """Rows in lexicographic, hence depth-first, order, and how many leading tokens each shares with the one before."""
     order = sorted(range(len(rows)), key=lambda i: (read(rows[i]), i))
-    return order, [0, *(_shared(seen[i], seen[j]) for i, j in itertools.pairwise(order))]
+    return order, [0, *(_shared(tokens[i], tokens[j]) for i, j in itertools.pairwise(order))]
 
 
 def _shared(a: Ints, b: Ints) -> int:
@@ -202,17 +202,17 @@ class _Plot(NamedTuple):
         once, or the best of each part if the rows are cut wherever they share least."""
         if last - first == 1:
             return self._trees(first, last, 0)
-        found = [self._trees(first, last, 0)]
+        options = [self._trees(first, last, 0)]
         edges = self.common[first + 1 : last]
         depth = int(min(edges.min(), self.free[first:last].min()))
         if depth >= self.prefix:
-            found.append(self._trees(first, last, depth))
+            options.append(self._trees(first, last, depth))
         # Depths count in units of 16 tokens, so that the recursion is at most context / 16 calls deep.
         cuts = np.flatnonzero(edges // 16 == edges.min() // 16) + first + 1
         if len(cuts) + 1 < last - first:
             parts = [self.best(a, b) for a, b in zip([first, *cuts], [*cuts, last], strict=True)]
-            found.append((sum(cost for cost, _ in parts), [run for _, runs in parts for run in runs]))
-        return min(found, key=lambda f: f[0])
+            options.append((sum(cost for cost, _ in parts), [run for _, runs in parts for run in runs]))
+        return min(options, key=lambda f: f[0])
 
     def _trees(self, first: int, last: int, past: int) -> tuple[int, list[Run]]:
         common = [0, *self.common[first + 1 : last].tolist()]
@@ -225,18 +225,18 @@ class _Plot(NamedTuple):
         return cost + (rule.cost(past) + self.prefix * rule.attention if past else 0), [(past, spans)]
 
 
-def _grow(order: Sequence[int], seen: Sequence[Ints], common: Iterable[int]) -> Tree:
+def _grow(order: Sequence[int], tokens: Sequence[Ints], common: Iterable[int]) -> Tree:
     """Build the tree of sorted rows; row k shares `common[k]` leading tokens with row k - 1."""
-    ids, positions = [seen[order[0]][:0]], [seen[order[0]][:0]]
+    ids, positions = [tokens[order[0]][:0]], [tokens[order[0]][:0]]
     spots, width, paths = np.zeros(0, dtype=np.int64), 0, []
     cuts: list[tuple[Ints, int]] = []
     for k, (i, shared) in enumerate(zip(order, common, strict=True)):
         shared = shared if k else 0
-        new = seen[i][shared:]
+        new = tokens[i][shared:]
         cuts.append((spots[shared:], width))
         spots = np.concatenate([spots[:shared], np.arange(width, width + len(new))])
         ids.append(new)
-        positions.append(np.arange(shared, len(seen[i])))
+        positions.append(np.arange(shared, len(tokens[i])))
         width += len(new)
         paths.append(Path(i, spots))
     reach = np.full(width, width, dtype=np.int64)

@@ -27,15 +27,15 @@ def of(documents: Iterable[Passage], sentences: int = 6) -> list[Passage]:
 def telling(paragraphs: Sequence[Passage], question: str, answers: Sequence[str], shortest: int = 5) -> set[str]:
     """Addresses (or texts, without one) of pages that contain a question of at least `shortest` words and its answer:
     such a page may be the test itself."""
-    asked = _flat(question)
-    if len(asked.split()) < shortest:
+    query = _flat(question)
+    if len(query.split()) < shortest:
         return set()
-    whole: dict[str, str] = {}
+    pages: dict[str, str] = {}
     for p in paragraphs:
         name = p.url or p.text
-        whole[name] = f"{whole.get(name, '')} {_flat(p.text)} "
+        pages[name] = f"{pages.get(name, '')} {_flat(p.text)} "
     return {
-        name for name, text in whole.items() if asked in text and any(f" {_flat(a)} " in text for a in answers if a)
+        name for name, text in pages.items() if query in text and any(f" {_flat(a)} " in text for a in answers if a)
     }
 
 

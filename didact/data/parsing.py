@@ -40,9 +40,9 @@ def parser(language: str) -> Any:
     except ImportError:
         package = "'didact[code]'" if language in EXTRA else f"tree-sitter tree-sitter-{language}"
         raise UserError(f"language {language}: needs tree-sitter and its grammar: pip install {package}") from None
-    found = getattr(grammar, "language", None) or getattr(grammar, f"language_{name}", None)
+    language_function = getattr(grammar, "language", None) or getattr(grammar, f"language_{name}", None)
     try:
-        return core.Parser(core.Language(found()))  # type: ignore[misc]  # a grammar has no types
+        return core.Parser(core.Language(language_function()))  # type: ignore[misc]  # a grammar has no types
     except (TypeError, ValueError) as error:  # no grammar in it, or one of another version
         raise UserError(f"language {language}: tree-sitter cannot use its grammar: {error}") from None
 
@@ -54,7 +54,7 @@ def parse(text: str, language: str) -> tuple[str, Node] | None:
     root = read.parse(code).root_node
     if root.has_error:
         return None
-    if cuts := list(_remarks(root)):
+    if cuts := list(_comments(root)):
         for start, end in reversed(cuts):
             # Keep the words around a comment apart, and a line end in it, which ends a statement in some languages.
             code = code[:start] + (b"\n" if b"\n" in code[start:end] else b" ") + code[end:]
@@ -101,29 +101,29 @@ def library() -> Path:
 
 def _functions(text: str, language: str) -> Iterator[str]:
     code = text.encode()
-    waiting = [parser(language).parse(code).root_node]
-    while waiting:
-        node = waiting.pop()
+    stack = [parser(language).parse(code).root_node]
+    while stack:
+        node = stack.pop()
         if FUNCTION.search(node.type):
             line = code.rfind(b"\n", 0, node.start_byte) + 1
             indent = code[line : node.start_byte]
             yield textwrap.dedent((indent if not indent.strip() else b"").decode() + node.text.decode())
         else:
-            waiting += reversed(node.named_children)
+            stack += reversed(node.named_children)
 
 
-def _remarks(root: Any) -> Iterator[tuple[int, int]]:
+def _comments(root: Any) -> Iterator[tuple[int, int]]:
     """Yield the byte ranges of comments, and of docstrings: strings that are the first statement of a block."""
-    waiting, found = [root], []
-    while waiting:
-        node = waiting.pop()
+    stack, ranges = [root], []
+    while stack:
+        node = stack.pop()
         first = node.parent is not None and node.parent.type in ("module", "block") and node.prev_named_sibling is None
         docstring = node.type == "expression_statement" and [c.type for c in node.children] == ["string"] and first
         if "comment" in node.type or docstring:
-            found.append((node.start_byte, node.end_byte))
+            ranges.append((node.start_byte, node.end_byte))
         else:
-            waiting += node.children
-    yield from sorted(found)
+            stack += node.children
+    yield from sorted(ranges)
 
 
 def _tree(node: Any, plain: str | None, code: bytes) -> Node | Leaf | None:
@@ -132,7 +132,7 @@ def _tree(node: Any, plain: str | None, code: bytes) -> Node | Leaf | None:
         return None
     if not node.children or STRING.search(node.type):
         return _leaf(node, plain, code)
-    children = tuple(made for child in node.children if (made := _tree(child, plain, code)) is not None)
+    children = tuple(tree for child in node.children if (tree := _tree(child, plain, code)) is not None)
     return Node(node.type, children) if children else _leaf(node, plain, code)
 
 

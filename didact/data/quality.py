@@ -45,27 +45,27 @@ class Classifier:
             label = [True] * len(trusted[fold::FOLDS]) + [False] * len(others[fold::FOLDS])
             model = LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear", random_state=seed)
             self._folds.append(model.fit(self._hashed.transform(part), label))
-        for good, texts in ((True, trusted), (False, others)):
+        for is_trusted, texts in ((True, trusted), (False, others)):
             for fold in range(FOLDS):
-                scored += [(float(s), good) for s in self.score(texts[fold::FOLDS], fold)]
+                scored += [(float(s), is_trusted) for s in self.score(texts[fold::FOLDS], fold)]
         self.auc = auc(scored)
 
     def score(self, texts: Sequence[str], fold: int) -> NDArray[np.float64]:
         """Probabilities for texts of one fold, `(texts,)` in [0, 1]."""
         if not texts:
             return np.zeros(0)
-        other = self._folds[(fold + 1) % FOLDS]
-        return np.asarray(other.predict_proba(self._hashed.transform(texts))[:, 1], dtype=float)
+        classifier = self._folds[(fold + 1) % FOLDS]
+        return np.asarray(classifier.predict_proba(self._hashed.transform(texts))[:, 1], dtype=float)
 
 
 def auc(scored: Sequence[tuple[float, bool]]) -> float:
     """The area under the ROC curve: how often a trusted document scores above another one."""
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score([good for _, good in scored], [score for score, _ in scored]))
+    return float(roc_auc_score([is_trusted for _, is_trusted in scored], [score for score, _ in scored]))
 
 
 def _features(text: str) -> list[str]:
     """Words and pairs of successive words, in lower case."""
-    said = words.words(text.lower())
-    return said + [f"{a} {b}" for a, b in itertools.pairwise(said)]
+    tokens = words.words(text.lower())
+    return tokens + [f"{a} {b}" for a, b in itertools.pairwise(tokens)]

@@ -25,8 +25,8 @@ class Records(list[R]):
     path: str | None = None
     dropped: int = 0
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, *records: Any) -> None:
+        super().__init__(*records)
         self.places: list[str] = []  # location of each record, `file:line`
 
     def __repr__(self) -> str:
@@ -67,14 +67,14 @@ def read(
     records.path = str(path)
     problems: list[tuple[str, str]] = []
     labels = False
-    for place, found in formats.rows(path):
-        if isinstance(found, Mapping) and set(found) == {CANARY}:
+    for place, raw in formats.rows(path):
+        if isinstance(raw, Mapping) and set(raw) == {CANARY}:
             continue
         try:
             labels = labels or (
-                record is Demo and isinstance(found, Mapping) and bool(fields.label_of(found, rename or {}))
+                record is Demo and isinstance(raw, Mapping) and bool(fields.label_of(raw, rename or {}))
             )
-            for row in contexts.both_ways(found) if record is Preference else dialogues.answered(found, rename, turns):
+            for row in contexts.both_ways(raw) if record is Preference else dialogues.answered(raw, rename, turns):
                 records.append(from_row(row, record, rename, unanswered))
                 records.places.append(place)
         except UserError as problem:
@@ -82,8 +82,8 @@ def read(
     if problems and not skip_bad:
         raise UserError(listed(problems))
     if not records:
-        why = f"all {len(problems)} lines are bad" if problems else "it is empty"
-        raise UserError(f"{path}: no {record.__name__} record in it: {why}")
+        reason = f"all {len(problems)} lines are bad" if problems else "it is empty"
+        raise UserError(f"{path}: no {record.__name__} record in it: {reason}")
     records.dropped = len(problems)
     if labels:
         records[:] = _with_choices(records)
@@ -93,10 +93,10 @@ def read(
 _AHEAD: dict[Any, Any] = {}  # records that `ahead` read and `read` has not returned yet
 
 
-def ahead(path: str | Path, kind: str, *how: Any) -> Records[Any]:
+def ahead(path: str | Path, kind: str, *options: Any) -> Records[Any]:
     """Read records, and cache them for the next `read` with these arguments while the file is unchanged."""
-    records: Records[Any] = read(path, kind, *how)
-    _AHEAD[_key(path, RECORDS[kind], *how)] = records
+    records: Records[Any] = read(path, kind, *options)
+    _AHEAD[_key(path, RECORDS[kind], *options)] = records
     return records
 
 
@@ -108,8 +108,8 @@ def _key(
     turns: Turns,
     unanswered: bool = False,
 ) -> Any:
-    at = next((p for p in (Path(path), Path(str(path).rpartition(":")[0])) if p.is_file()), None)
-    stamp = (at.stat().st_mtime_ns, at.stat().st_size) if at else None
+    file = next((p for p in (Path(path), Path(str(path).rpartition(":")[0])) if p.is_file()), None)
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file else None
     return str(path), record, tuple(sorted((rename or {}).items())), skip_bad, turns, unanswered, stamp
 
 
@@ -124,10 +124,10 @@ def listed(problems: Sequence[tuple[str, str]]) -> str:
     places: dict[str, list[str]] = {}
     for place, problem in problems:
         places.setdefault(problem, []).append(place)
-    lines = [f"{at[0]}{f' and {len(at) - 1} more' if at[1:] else ''}: {why}" for why, at in places.items()]
-    rest = sum(len(at) for at in list(places.values())[SHOWN:])
-    more = [f"... and {rest} more bad lines"] if rest else []
-    return "\n".join([*lines[:SHOWN], *more, "(--skip-bad drops and counts such lines)"])
+    lines = [f"{at[0]}{f' and {len(at) - 1} more' if at[1:] else ''}: {problem}" for problem, at in places.items()]
+    omitted = sum(len(at) for at in list(places.values())[SHOWN:])
+    footer = [f"... and {omitted} more bad lines"] if omitted else []
+    return "\n".join([*lines[:SHOWN], *footer, "(--skip-bad drops and counts such lines)"])
 
 
 def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -> R:
@@ -142,46 +142,46 @@ def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None
     if not isinstance(row, Mapping):
         raise UserError(f"a JSON object is expected, not {_name(row)}")
     kind: Any = record
-    values, known = dict(row), _fields(kind)
-    fields.instructed(values, known, rename or {})
+    values, schema = dict(row), _fields(kind)
+    fields.instructed(values, schema, rename or {})
     if record is Demo:
         fields.labelled(values, rename or {})
-    for mine, theirs in (rename or {}).items():
+    for ours, theirs in (rename or {}).items():
         if theirs in values:
-            values[mine] = values.pop(theirs)
+            values[ours] = values.pop(theirs)
     if isinstance(row, formats.Cells):
-        values |= {k: _typed(v, known[k][0]) for k, v in values.items() if k in known}
+        values |= {k: _typed(v, schema[k][0]) for k, v in values.items() if k in schema}
     if record in (Demo, Trial):
-        fields.points(values, known)
-    dialogues.conversations(values, known)
-    fields.answers(values, known)
+        fields.points(values, schema)
+    dialogues.conversations(values, schema)
+    fields.answers(values, schema)
     if record is Demo:
         fields.judged(values)
-    found: dict[str, Any] = {}
-    for name, (types_, required) in known.items():
+    parsed: dict[str, Any] = {}
+    for name, (types_, required) in schema.items():
         value = values.pop(name, None)
         if value is None:
             if unanswered and record is Demo and name == "completion":
                 value = ""
             elif required:
-                raise UserError(fields.missing(name, row, [n for n, (_, must) in known.items() if must]))
+                raise UserError(fields.missing(name, row, [n for n, (_, must) in schema.items() if must]))
             else:
                 continue
-        found[name] = _checked(name, value, types_)
+        parsed[name] = _checked(name, value, types_)
     extra = values.pop("extra", {})
     extra = values | (extra if isinstance(extra, dict) else {"extra": extra})
     for name, value in extra.items():
-        extra[name] = value = _shown(value)
+        extra[name] = value = _printable(value)
         fields.sound(name, [name, value], numbers=False)
-    return record(**found, extra={k: v for k, v in extra.items() if k not in found})
+    return record(**parsed, extra={k: v for k, v in extra.items() if k not in parsed})
 
 
-def _shown(value: Any) -> Any:
+def _printable(value: Any) -> Any:
     """Convert binary anywhere in a value to its Python representation."""
     if isinstance(value, dict):
-        return {k: _shown(v) for k, v in value.items()}
+        return {k: _printable(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_shown(v) for v in value]
+        return [_printable(v) for v in value]
     return str(value) if isinstance(value, bytes) else value
 
 
@@ -205,11 +205,11 @@ def _checked(name: str, value: Any, options: tuple[Any, ...]) -> Any:
         if _fits(value, option):
             fields.sound(name, value)
             return float(value) if option is float else value
-    wanted = " or ".join(_type_name(option) for option in options if option is not type(None))
-    mend = (
-        " (in a table, write it as JSON)" if isinstance(value, str) and wanted.startswith(("a list", "an obj")) else ""
+    kinds = " or ".join(_type_name(option) for option in options if option is not type(None))
+    hint = (
+        " (in a table, write it as JSON)" if isinstance(value, str) and kinds.startswith(("a list", "an obj")) else ""
     )
-    raise UserError(f"field '{name}' must be {wanted}, not {_name(value)}{mend}")
+    raise UserError(f"field '{name}' must be {kinds}, not {_name(value)}{hint}")
 
 
 def _fits(value: Any, option: Any) -> bool:

@@ -57,12 +57,12 @@ class TfIdf:
     def __init__(self, texts: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self.made = TfidfVectorizer(analyzer=terms)
-        self.made.fit(texts if any(map(terms, texts)) else [NOTHING])
+        self._vectorizer = TfidfVectorizer(analyzer=terms)
+        self._vectorizer.fit(texts if any(map(terms, texts)) else [NOTHING])
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """One sparse row per text."""
-        return self.made.transform(texts) if texts else sparse.csr_array((0, len(self.made.vocabulary_)))
+        return self._vectorizer.transform(texts) if texts else sparse.csr_array((0, len(self._vectorizer.vocabulary_)))
 
 
 class Scorer:
@@ -96,9 +96,9 @@ class BM25(Scorer):
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self.made = CountVectorizer(analyzer=terms)
-        some = texts if any(map(terms, texts)) else [*texts, NOTHING]
-        counts = sparse.csr_array(self.made.fit_transform(some)[: len(texts)].astype(np.float64))
+        self._vectorizer = CountVectorizer(analyzer=terms)
+        corpus = texts if any(map(terms, texts)) else [*texts, NOTHING]
+        counts = sparse.csr_array(self._vectorizer.fit_transform(corpus)[: len(texts)].astype(np.float64))
         length = np.asarray(counts.sum(1)).ravel()
         holding = np.asarray((counts > 0).sum(0)).ravel()
         idf = np.log1p((len(texts) - holding + 0.5) / (holding + 0.5))
@@ -111,7 +111,7 @@ class BM25(Scorer):
         """`(queries, texts)`."""
         if not queries:
             return np.zeros((0, self.size))
-        return np.asarray((sparse.csr_array(self.made.transform(queries)) @ self.weights.T).todense())
+        return np.asarray((sparse.csr_array(self._vectorizer.transform(queries)) @ self.weights.T).todense())
 
 
 class Substrings(Scorer):
@@ -147,15 +147,15 @@ def embedded(embedder: Embedder, texts: Sequence[str]) -> Vectors:
     Raises:
         UserError: the embedder does not give one vector per text, or gives one that is not finite.
     """
-    made = embedder(texts)
-    made = made if sparse.issparse(made) else np.asarray(made)
-    if made.ndim != 2 or made.shape[0] != len(texts):
-        raise UserError(f"embedder: {len(texts)} texts gave an array of shape {made.shape}, not one row per text")
-    if not np.issubdtype(made.dtype, np.floating):
-        made = made.astype(np.float64)
-    if not np.isfinite(made.data if sparse.issparse(made) else made).all():
+    vectors = embedder(texts)
+    vectors = vectors if sparse.issparse(vectors) else np.asarray(vectors)
+    if vectors.ndim != 2 or vectors.shape[0] != len(texts):
+        raise UserError(f"embedder: {len(texts)} texts gave an array of shape {vectors.shape}, not one row per text")
+    if not np.issubdtype(vectors.dtype, np.floating):
+        vectors = vectors.astype(np.float64)
+    if not np.isfinite(vectors.data if sparse.issparse(vectors) else vectors).all():
         raise UserError("embedder: a vector has values that are not finite")
-    return unit(made)
+    return unit(vectors)
 
 
 def unit(vectors: Vectors) -> Vectors:
@@ -181,11 +181,11 @@ def nearest(
         query_ids: id of every query.
         pool_ids: id of every row of the pool; both or neither.
     """
-    across = pool.T
+    transposed = pool.T
 
     def scores(at: slice) -> Any:
-        made = queries[at] @ across
-        return np.asarray(made.todense()) if sparse.issparse(made) else made
+        products = queries[at] @ transposed
+        return np.asarray(products.todense()) if sparse.issparse(products) else products
 
     return _best(scores, queries.shape[0], pool.shape[0], k, query_ids, pool_ids)
 
@@ -223,20 +223,20 @@ def _best(
     pool_ids: Sequence[Hashable] | None,
 ) -> Hits:
     """The k best columns of every row of scores, which are computed some rows at a time."""
-    where: dict[Hashable, list[int]] = defaultdict(list)
+    positions: dict[Hashable, list[int]] = defaultdict(list)
     for j, name in enumerate(pool_ids if pool_ids is not None and query_ids is not None else ()):
-        where[name].append(j)
+        positions[name].append(j)
     index, score = np.full((m, k), NONE), np.full((m, k), -np.inf)
-    step, found = max(1, CHUNK // max(n, 1)), min(k, n)
-    for first in range(0, m if found else 0, step):
+    step, count = max(1, CHUNK // max(n, 1)), min(k, n)
+    for first in range(0, m if count else 0, step):
         at = slice(first, min(first + step, m))
-        some = np.array(scores(at))
-        for row, i in enumerate(range(first, at.stop) if where else ()):
-            some[row, where.get(query_ids[i] if query_ids is not None else None, [])] = -np.inf
-        best = _largest(some, found)
-        value = np.take_along_axis(some, best, 1)
-        index[at, :found] = np.where(value == -np.inf, NONE, best)
-        score[at, :found] = value
+        block = np.array(scores(at))
+        for row, i in enumerate(range(first, at.stop) if positions else ()):
+            block[row, positions.get(query_ids[i] if query_ids is not None else None, [])] = -np.inf
+        best = _largest(block, count)
+        value = np.take_along_axis(block, best, 1)
+        index[at, :count] = np.where(value == -np.inf, NONE, best)
+        score[at, :count] = value
     return Hits(index, score)
 
 

@@ -28,8 +28,8 @@ def scored(
         raise UserError("texts: no text")
     if score is not None:
         parts = [[s.text for s in t.segments] if t.segments else CUTS[split](t.text) for t in texts]
-        given = iter(score([part for some in parts for part in some]))
-        return [[(part, next(given)) for part in some] for some in parts]
+        scores = iter(score([part for group in parts for part in group]))
+        return [[(part, next(scores)) for part in group] for group in parts]
     for number, t in enumerate(texts, 1):
         if not t.segments and t.score is None:
             raise UserError(
@@ -43,20 +43,20 @@ def mean(document: Document) -> float:
     return sum(value for _, value in document) / len(document)
 
 
-def threshold(told: str | float, values: Sequence[float]) -> float:
+def threshold(value: str | float, values: Sequence[float]) -> float:
     """Parse a threshold: a number, or a quantile of `values`, where `q0.5` is the median.
 
     Raises:
         UserError: it is neither.
     """
-    words = str(told)
+    text = str(value)
     try:
-        number = float(words.removeprefix("q"))
+        number = float(text.removeprefix("q"))
     except ValueError:
         number = float("nan")
-    if number != number or (words.startswith("q") and not 0 <= number <= 1):
-        raise UserError(f"threshold '{words}': a number or a quantile, q0 to q1, is expected")
-    return float(np.quantile(values, number)) if words.startswith("q") else number
+    if number != number or (text.startswith("q") and not 0 <= number <= 1):
+        raise UserError(f"threshold '{text}': a number or a quantile, q0 to q1, is expected")
+    return float(np.quantile(values, number)) if text.startswith("q") else number
 
 
 def marked(documents: Sequence[Document], limit: float, marks: Sequence[str], drop: float, seed: int) -> list[Document]:

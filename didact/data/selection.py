@@ -40,10 +40,10 @@ def top(
         trim: share of every group left out beforehand, the highest in `suspect`.
         suspect: the score by default.
     """
-    doubt = score if suspect is None else suspect
+    suspicion = score if suspect is None else suspect
     out: list[int] = []
     for group in dict.fromkeys(groups):
-        mine = sorted((i for i, g in enumerate(groups) if g == group), key=lambda i: (-doubt[i], i))
-        kept = sorted(mine[math.floor(trim * len(mine) + 1e-9) :], key=lambda i: (-score[i], i))
-        out += kept[: math.floor(ratio * len(mine) + 1e-9)]
+        members = sorted((i for i, g in enumerate(groups) if g == group), key=lambda i: (-suspicion[i], i))
+        ranked = sorted(members[math.floor(trim * len(members) + 1e-9) :], key=lambda i: (-score[i], i))
+        out += ranked[: math.floor(ratio * len(members) + 1e-9)]
     return out

@@ -58,23 +58,23 @@ def pick(
         how: see `Pick`.
         seed: seed of random picks.
     """
-    size, few = len(sources), 0
+    size, fell_back = len(sources), 0
     pairs = np.asarray(alike, dtype=float)
-    words = retrieval.BM25(sources).scores(queries) if how.how in ("topk-bm25", "bm25") else near
+    lexical = retrieval.BM25(sources).scores(queries) if how.how in ("topk-bm25", "bm25") else near
     out = []
     for q in range(len(queries)):
-        by = pairs if how.on == "pair" else near[q]
-        passed = np.flatnonzero(by >= segments.threshold(how.tau, by.tolist())) if size else np.zeros(0, dtype=int)
+        sim = pairs if how.on == "pair" else near[q]
+        passed = np.flatnonzero(sim >= segments.threshold(how.tau, sim.tolist())) if size else np.zeros(0, dtype=int)
         if len(passed) < min(how.shots, size):
-            few += 1
-            passed = np.sort(np.argsort(-by, kind="stable")[: how.shots])
+            fell_back += 1
+            passed = np.sort(np.argsort(-sim, kind="stable")[: how.shots])
         if how.how == "random":
             chosen = np.random.default_rng([seed, q, 2410]).permutation(passed)[: how.shots]
         else:
-            some = _first(passed, near[q], how.near) if how.how == "topk-bm25" else passed
-            chosen = _first(some, (near if how.how == "topk" else words)[q], how.shots)
+            nearest = _first(passed, near[q], how.near) if how.how == "topk-bm25" else passed
+            chosen = _first(nearest, (near if how.how == "topk" else lexical)[q], how.shots)
         out.append([int(i) for i in chosen[::-1]])
-    return Picked(out, few)
+    return Picked(out, fell_back)
 
 
 def _first(places: NDArray[np.int64], scores: Floats, k: int) -> NDArray[np.int64]:

@@ -129,11 +129,11 @@ class Space:
         for p in self.parameters:
             if any(config.get(k) not in v for k, v in p.when.items()):
                 continue
-            found = re.search(rf"(?<![\w.]){re.escape(p.name)}['\"]?(?:\s*[:=]\s*|\s+)([^,;}}#\n]+)", text)
-            given = found[1] if found else ""
-            value = p.read(given)
-            if value is None and " " in given.strip():  # names and values separated by spaces alone
-                value = p.read(given.split()[0])
+            match = re.search(rf"(?<![\w.]){re.escape(p.name)}['\"]?(?:\s*[:=]\s*|\s+)([^,;}}#\n]+)", text)
+            written = match[1] if match else ""
+            value = p.read(written)
+            if value is None and " " in written.strip():  # names and values separated by spaces alone
+                value = p.read(written.split()[0])
             if value is None:
                 return None
             config[p.name] = value
@@ -146,19 +146,19 @@ def space_of(text: str) -> Space:
     Raises:
         UserError: it cannot be read; the message names the file, the parameter, the error and the fix.
     """
-    where = "space"
+    source = "space"
     try:
         if not text.lstrip().startswith("{"):
-            where = text
-            text = Path(where).read_text(encoding="utf-8")
+            source = text
+            text = Path(source).read_text(encoding="utf-8")
         rows = json.loads(text)
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror}: a JSON file of parameters is expected") from None
+        raise UserError(f"{source}: {error.strerror}: a JSON file of parameters is expected") from None
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
+        raise UserError(f"{source}: not JSON: {error}") from None
     if not isinstance(rows, dict) or not rows:
-        raise UserError(f"{where}: a JSON object {{parameter: {{...}}}} is expected")
-    return Space(tuple(ordered(_parameter(name, row, where) for name, row in rows.items())))
+        raise UserError(f"{source}: a JSON object {{parameter: {{...}}}} is expected")
+    return Space(tuple(ordered(_parameter(name, row, source) for name, row in rows.items())))
 
 
 def ordered(parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -167,46 +167,46 @@ def ordered(parameters: Iterable[Parameter]) -> list[Parameter]:
     Raises:
         UserError: a condition names an unknown parameter, or conditions form a cycle.
     """
-    left, out = list(parameters), list[Parameter]()
-    while left:
-        known = {p.name for p in out}
-        ready = next((p for p in left if p.when.keys() <= known), None)
+    remaining, out = list(parameters), list[Parameter]()
+    while remaining:
+        placed = {p.name for p in out}
+        ready = next((p for p in remaining if p.when.keys() <= placed), None)
         if ready is None:
-            names = sorted({k for p in left for k in p.when} - known)
-            raise UserError(f"space: {left[0].name}: `when` names {', '.join(names)}, unknown or in a cycle")
-        left.remove(ready)
+            names = sorted({k for p in remaining for k in p.when} - placed)
+            raise UserError(f"space: {remaining[0].name}: `when` names {', '.join(names)}, unknown or in a cycle")
+        remaining.remove(ready)
         out.append(ready)
     return out
 
 
-def _parameter(name: str, row: Any, where: str) -> Parameter:
-    def wrong(text: str) -> UserError:
-        return UserError(f"{where}: {name}: {text}")
+def _parameter(name: str, row: Any, source: str) -> Parameter:
+    def error(text: str) -> UserError:
+        return UserError(f"{source}: {name}: {text}")
 
     if not isinstance(row, dict) or row.keys() - FIELDS:
-        raise wrong(f"an object with {', '.join(sorted(FIELDS))} is expected")
+        raise error(f"an object with {', '.join(sorted(FIELDS))} is expected")
     when = row.get("when", {})
     if not isinstance(when, dict):
-        raise wrong('`when` is an object {parameter: [values]}, {"optimizer": ["sgd"]}')
+        raise error('`when` is an object {parameter: [values]}, {"optimizer": ["sgd"]}')
     conditions = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
     if "choices" in row:
         if not isinstance(row["choices"], list) or len(set(map(str, row["choices"]))) < max(1, len(row["choices"])):
-            raise wrong("`choices` is a list of different values")
+            raise error("`choices` is a list of different values")
         return Parameter(name, "choice", choices=tuple(row["choices"]), when=conditions)
     kind, log = row.get("type", "float"), bool(row.get("log", False))
     low, high = (_number(row.get(end)) for end in ("low", "high"))
     if kind not in ("int", "float"):
-        raise wrong(f"type {kind!r}: int, float, or `choices` in its place")
+        raise error(f"type {kind!r}: int, float, or `choices` in its place")
     if not low < high:
-        raise wrong("`low` and `high` are numbers, the lower first")
+        raise error("`low` and `high` are numbers, the lower first")
     if log and low <= 0:
-        raise wrong(f"low = {low:g}: a log scale begins above 0")
+        raise error(f"low = {low:g}: a log scale begins above 0")
     return Parameter(name, kind, low, high, log, when=conditions)
 
 
-def _number(given: Any) -> float:
+def _number(value: Any) -> float:
     """A JSON number as a float; NaN if it is not a number."""
-    return float(given) if isinstance(given, int | float) and not isinstance(given, bool) else math.nan
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def permuted(rows: Sequence[Any], seed: int) -> list[Any]:

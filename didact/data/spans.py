@@ -77,13 +77,13 @@ def recurring(text: str, longest: int = LONGEST, stop_words: frozenset[str] = ST
     not overlap), has a word that is not a stop word, crosses no sentence end, and is maximal: one whose every
     occurrence lies inside a longer recurring span is left out.
     """
-    kept: dict[str, list[Span]] = {}
+    out: dict[str, list[Span]] = {}
     covered: list[Span] = []
     for spans in (grams for _, grams in sorted(ngrams(text, longest).items(), reverse=True)):
         places: dict[str, list[Span]] = {}
         for first, last in spans:
             places.setdefault(text[first:last], []).append((first, last))
-        found = {
+        maximal = {
             span: at
             for span, at in places.items()
             if len(at) > 1
@@ -91,9 +91,9 @@ def recurring(text: str, longest: int = LONGEST, stop_words: frozenset[str] = ST
             and any(w.lower() not in stop_words for w in WORD.findall(span))
             and not all(any(a <= first and last <= b for a, b in covered) for first, last in at)
         }
-        kept |= found
-        covered += [place for at in found.values() for place in at]
-    return kept
+        out |= maximal
+        covered += [place for at in maximal.values() for place in at]
+    return out
 
 
 def recurring_place(text: str, rng: np.random.Generator, later: bool = False, longest: int = LONGEST) -> Span | None:
@@ -102,22 +102,22 @@ def recurring_place(text: str, rng: np.random.Generator, later: bool = False, lo
     The span is drawn uniformly, then the occurrence, among those that some other one does not overlap (`later`: that
     some other one precedes).
     """
-    found = recurring(text, longest)
-    if not found:
+    recurrent = recurring(text, longest)
+    if not recurrent:
         return None
-    places = found[sorted(found)[rng.integers(len(found))]]
+    places = recurrent[sorted(recurrent)[rng.integers(len(recurrent))]]
     first, last = places[0], places[-1]
-    whole = [p for p in places if first[1] <= p[0] or (p[1] <= last[0] and not later)]
-    return whole[rng.integers(len(whole))]
+    candidates = [p for p in places if first[1] <= p[0] or (p[1] <= last[0] and not later)]
+    return candidates[rng.integers(len(candidates))]
 
 
 def random_place(text: str, rng: np.random.Generator, later: bool = False, longest: int = LONGEST) -> Span | None:
     """The control: draw any span with as many words as a recurring span of this text (`later`: not at its beginning);
     None if nothing recurs."""
-    found = recurring(text, longest)
-    if not found:
+    recurrent = recurring(text, longest)
+    if not recurrent:
         return None
-    length = len(WORD.findall(sorted(found)[rng.integers(len(found))]))
+    length = len(WORD.findall(sorted(recurrent)[rng.integers(len(recurrent))]))
     spans = ngrams(text, longest)[length][int(later) :]
     return spans[rng.integers(len(spans))] if spans else None
 
@@ -151,6 +151,6 @@ def masked(text: str, spans: Sequence[Span], marks: Sequence[str]) -> Masked:
     for (first, last), mark in zip(order, marks, strict=True):
         out += text[at:first] + mark
         at = last
-    taken = [text[a:b] for a, b in order]
-    named = taken[0] if len(taken) == 1 else "".join(m + t for m, t in zip(marks, taken, strict=True))
-    return Masked(out + text[at:], named)
+    texts = [text[a:b] for a, b in order]
+    answer = texts[0] if len(texts) == 1 else "".join(m + t for m, t in zip(marks, texts, strict=True))
+    return Masked(out + text[at:], answer)

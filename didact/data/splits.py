@@ -60,12 +60,12 @@ def held_out(keys: Sequence[str], share: float) -> set[int]:
 
 def by_prompt(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:
     """Split records into held-out and remaining ones: a random share of the prompts, with all their records."""
-    of = keys(records)
-    prompts = list(dict.fromkeys(of))
-    draw = np.random.default_rng([seed, 98])
-    out = {prompts[i] for i in draw.permutation(len(prompts))[: int(share * len(prompts))]}
-    both = list(zip(of, records, strict=True))
-    return [r for key, r in both if key in out], [r for key, r in both if key not in out]
+    prompt_keys = keys(records)
+    prompts = list(dict.fromkeys(prompt_keys))
+    rng = np.random.default_rng([seed, 98])
+    held = {prompts[i] for i in rng.permutation(len(prompts))[: int(share * len(prompts))]}
+    keyed = list(zip(prompt_keys, records, strict=True))
+    return [r for key, r in keyed if key in held], [r for key, r in keyed if key not in held]
 
 
 def _hash(key: str) -> str:

@@ -23,13 +23,13 @@ class Stages:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder) if folder else None
-        who = {k: v for k, v in registry.identity().items() if k != "source"}
+        identity = {k: v for k, v in registry.identity().items() if k != "source"}
         if self.folder is not None:
             place = self.folder / IDENTITY
-            if place.exists() and files.read_json(place) != who:
+            if place.exists() and files.read_json(place) != identity:
                 raise UserError(f"{folder} holds the stages of another run: choose another folder, or remove it")
             if not place.exists():
-                files.write_json(place, who)
+                files.write_json(place, identity)
 
     def of(self, name: str, kind: type[T], make: Callable[[], Sequence[T]]) -> list[T]:
         """The rows of a stage: read if it is stored, else computed and stored.
@@ -45,9 +45,9 @@ class Stages:
                 return [kind(**row) for row in files.read_lines(place)]
             except TypeError as error:
                 raise UserError(f"{place}: not rows of this stage: {error}; {files.MEND}") from None
-        made = list(make())
-        self.write(name, (dataclasses.asdict(row) for row in made))  # type: ignore[call-overload]  # a row is one
-        return made
+        rows = list(make())
+        self.write(name, (dataclasses.asdict(row) for row in rows))  # type: ignore[call-overload]  # a row is one
+        return rows
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Store a stage that is not resumed from."""

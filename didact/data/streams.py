@@ -104,12 +104,12 @@ class Tokens:
         column = torch.arange(len(at), device=at.device) - starts[row]
         width = int(counts.max())
         ids = self.input_ids.new_zeros(len(counts), width)
-        there = self.attention_mask.new_zeros(len(counts), width)
+        mask = self.attention_mask.new_zeros(len(counts), width)
         ids[row, column] = self.input_ids.view(-1)[at]
-        there[row, column] = 1
+        mask[row, column] = 1
         depth = column.new_zeros(self.input_ids.numel())
         depth[at] = column
-        return Tokens(ids, there, self.row * width + depth[self.at], self.target, self.row)
+        return Tokens(ids, mask, self.row * width + depth[self.at], self.target, self.row)
 
     def chained(self) -> Tokens:
         """The same with `reach` also for plain rows, so that a row's mask is that of a tree with one path."""
@@ -157,8 +157,8 @@ def collate(
     source = torch.tensor([prompts[r.prompt] for r in rows]) if len(prompts) < len(rows) else None
     shifted = padded([(first, *r.completion[:-1]) for r in rows], pad)
     spots = [np.arange(len(r.completion)) + i * shifted.shape[1] for i, r in enumerate(rows)]
-    ids, there = padded(list(prompts), pad), padded([[1] * len(p) for p in prompts], 0)
-    return Tokens(ids, there, *_labels(rows, spots), shifted, source)
+    ids, mask = padded(list(prompts), pad), padded([[1] * len(p) for p in prompts], 0)
+    return Tokens(ids, mask, *_labels(rows, spots), shifted, source)
 
 
 def of_trees(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int = 0) -> Tokens:
@@ -172,13 +172,13 @@ def of_trees(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int =
         for path in tree.paths:
             n = len(rows[path.row].completion)
             spots[path.row] = path.spots[len(path.spots) - n :] + line * width
-    ids, there = padded([t.ids for t in trees], pad), padded([np.ones(t.width) for t in trees], 0)
+    ids, mask = padded([t.ids for t in trees], pad), padded([np.ones(t.width) for t in trees], 0)
     if plain:
-        return Tokens(ids, there, *_labels(rows, spots))
+        return Tokens(ids, mask, *_labels(rows, spots))
     position, reach = padded([t.position for t in trees], 0), padded([t.reach for t in trees], 0)
     # Padding attends to itself, so that no row of the mask is empty: kernels differ on such rows.
-    reach = torch.where(there.bool(), reach, torch.arange(1, width + 1))
-    return Tokens(ids, there, *_labels(rows, spots), position_ids=position, reach=reach)
+    reach = torch.where(mask.bool(), reach, torch.arange(1, width + 1))
+    return Tokens(ids, mask, *_labels(rows, spots), position_ids=position, reach=reach)
 
 
 def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | None = None) -> list[list[int]]:
@@ -187,15 +187,15 @@ def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | N
     Member i is `rows[i]` physical rows (one by default) of at most `lengths[i]` tokens.
     """
     groups: list[list[int]] = []
-    held = 0
+    total = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        more = rows[i] if rows is not None else 1
-        if groups and (held + more) * lengths[groups[-1][0]] <= micro_tokens:
+        count = rows[i] if rows is not None else 1
+        if groups and (total + count) * lengths[groups[-1][0]] <= micro_tokens:
             groups[-1].append(i)
-            held += more
+            total += count
         else:
             groups.append([i])
-            held = more
+            total = count
     return groups
 
 
@@ -247,8 +247,8 @@ class Batch:
                 sizes[f"{name}.rows"] = len(items)
                 sizes[f"{name}.tokens"] = sum(len(r.completion) for item in items for r in item)
                 sizes[f"{name}.seen"] = sum(r.size - (self.kind == "causal") for item in items for r in item)
-            for what in ("rows", "tokens", "seen"):
-                sizes[what] = sum(v for k, v in sizes.items() if k.endswith(f".{what}"))
+            for unit in ("rows", "tokens", "seen"):
+                sizes[unit] = sum(v for k, v in sizes.items() if k.endswith(f".{unit}"))
             object.__setattr__(self, "sizes", sizes)
 
     def shard(self, rank: int, world: int) -> Batch:
@@ -266,27 +266,27 @@ class Batch:
         for name, items in self.items.items():
             if not items:
                 continue
-            laid = [self._laid(item) for item in items]
-            widths, lines = [max(widths) for widths, _ in laid], [len(widths) for widths, _ in laid]
+            layouts = [self._layout(item) for item in items]
+            widths, lines = [max(widths) for widths, _ in layouts], [len(widths) for widths, _ in layouts]
             groups = [list(range(len(items)))] if micro_tokens is None else by_length(widths, micro_tokens, lines)
             arity = len(items[0])
             for group in groups:
                 rows = [r for i in group for r in items[i]]
                 index = torch.tensor([self.index[name][i] for i in group])
-                out.append(MicroBatch(name, self._tokens(rows, [laid[i][1] for i in group], arity), index, arity))
+                out.append(MicroBatch(name, self._tokens(rows, [layouts[i][1] for i in group], arity), index, arity))
         return out
 
-    def _laid(self, item: ExampleGroup) -> tuple[list[int], list[Tree]]:
+    def _layout(self, item: ExampleGroup) -> tuple[list[int], list[Tree]]:
         """The widths of an item's physical rows, and its trees."""
         if self.kind == "seq2seq":
             return [r.size for r in item], []
         trees = tree_layout(item, self.packing)
         return [t.width for t in trees], trees
 
-    def _tokens(self, rows: Sequence[TokenizedExample], laid: Sequence[list[Tree]], arity: int) -> Tokens:
+    def _tokens(self, rows: Sequence[TokenizedExample], layouts: Sequence[list[Tree]], arity: int) -> Tokens:
         if self.kind == "seq2seq":
             return collate(rows, self.kind, self.pad, self.start)
-        trees = [t.renumbered(n * arity) for n, item in enumerate(laid) for t in item]
+        trees = [t.renumbered(n * arity) for n, item in enumerate(layouts) for t in item]
         if self.packing is not None and self.packing.pack and len(fewer := packed(trees)) * 8 <= len(trees) * 7:
             trees = fewer
         return of_trees(rows, trees, self.pad)

@@ -69,18 +69,18 @@ def with_alternates(records: Sequence[Demo], refusals: Sequence[str] = REFUSALS,
     return [r.alternate or refusals[i] for r, i in zip(records, draw, strict=True)]
 
 
-def as_chat(records: Sequence[R], asked: Chat) -> list[R]:
+def as_chat(records: Sequence[R], choice: Chat) -> list[R]:
     """Records whose prompts are all conversations (`template`), all plain text (`plain`), or as they are (`auto`).
 
     A text becomes one user turn; a conversation becomes its `User: ...` lines.
     """
 
     def prompt(text: str) -> str:
-        if asked == "plain":
+        if choice == "plain":
             return str(text)
         return text if isinstance(text, Messages) else Messages([{"role": "user", "content": text}])
 
     def changed(record: Any) -> Any:
         return dataclasses.replace(record, prompt=prompt(record.prompt)) if hasattr(record, "prompt") else record
 
-    return list(records) if asked == "auto" else [changed(record) for record in records]
+    return list(records) if choice == "auto" else [changed(record) for record in records]

@@ -13,19 +13,19 @@ PROMPT = re.compile(r"[^\n:]+: (.*)\n[^\n:]+:")
 
 def names(records: Sequence[Parallel], source: str = "", target: str = "") -> tuple[str, str]:
     """Names of the two languages: as given, as in the records, else Source and Target."""
-    said = next(((r.source_lang, r.target_lang) for r in records if r.source_lang or r.target_lang), (None, None))
-    return source or said[0] or SOURCE, target or said[1] or TARGET
+    languages = next(((r.source_lang, r.target_lang) for r in records if r.source_lang or r.target_lang), (None, None))
+    return source or languages[0] or SOURCE, target or languages[1] or TARGET
 
 
-def asked(text: str, source: str, target: str, shown: Iterable[tuple[str, str]] = ()) -> str:
+def asked(text: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
     """Build a prompt: pairs of sentences in two lines each, then the sentence, and the target language's name."""
-    blocks = [f"{source}: {one_line(x)}\n{target}: {one_line(y)}\n\n" for x, y in shown]
+    blocks = [f"{source}: {one_line(x)}\n{target}: {one_line(y)}\n\n" for x, y in examples]
     return "".join(blocks) + f"{source}: {one_line(text)}\n{target}:"
 
 
-def asked_word(word: str, source: str, target: str, shown: Iterable[tuple[str, str]] = ()) -> str:
+def asked_word(word: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
     """Build a prompt for a word."""
-    return asked(word, f"{source} word", f"{target} word", shown)
+    return asked(word, f"{source} word", f"{target} word", examples)
 
 
 def prompt(record: Parallel) -> str:
@@ -35,8 +35,8 @@ def prompt(record: Parallel) -> str:
 
 def sentence(prompt: str) -> str:
     """The sentence in a prompt without examples; a text that is not such a prompt is the sentence itself."""
-    found = PROMPT.fullmatch(prompt)
-    return one_line(found[1] if found else prompt)
+    match = PROMPT.fullmatch(prompt)
+    return one_line(match[1] if match else prompt)
 
 
 def read(reply: str, target: str = "") -> str | None:

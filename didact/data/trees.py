@@ -88,14 +88,14 @@ def constituents(code: Code) -> list[Constituent]:
 
 def _segments(code: Code) -> Iterator[tuple[int, int, list[str]]]:
     d = np.asarray(code.d, dtype=float)
-    waiting = [(0, len(code.u) - 1)]
-    while waiting:
-        first, last = waiting.pop()
+    stack = [(0, len(code.u) - 1)]
+    while stack:
+        first, last = stack.pop()
         label = code.u[first]
         if first < last:
             at = first + int(np.argmax(d[first:last]))
             label = code.c[at]
-            waiting += [(at + 1, last), (first, at)]
+            stack += [(at + 1, last), (first, at)]
             if label == EMPTY and (first, last) == (0, len(code.u) - 1):
                 label = BAD_ROOT
         if label != EMPTY:
@@ -104,20 +104,20 @@ def _segments(code: Code) -> Iterator[tuple[int, int, list[str]]]:
 
 def decode(code: Code, places: Sequence[Leaf] | None = None) -> Node:
     """Decode the tree, over leaves at these places (by default their numbers)."""
-    there = places if places is not None else [Leaf(i, i + 1) for i in range(len(code.u))]
-    found = [*constituents(code)] or [Constituent(BAD_ROOT, 0, len(code.u) - 1)]
+    terminals = places if places is not None else [Leaf(i, i + 1) for i in range(len(code.u))]
+    spans = [*constituents(code)] or [Constituent(BAD_ROOT, 0, len(code.u) - 1)]
 
     def children(first: int, last: int, at: int) -> tuple[tuple[Node | Leaf, ...], int]:
         """The children of a span, from constituent number `at` on, and the number of the next constituent."""
         out: list[Node | Leaf] = []
         while first <= last:
-            if at < len(found) and found[at].first == first and found[at].last <= last:
-                label, _, end = found[at]
+            if at < len(spans) and spans[at].first == first and spans[at].last <= last:
+                label, _, end = spans[at]
                 inside, at = children(first, end, at + 1)
                 out.append(Node(label, inside))
                 first = end + 1
             else:
-                out.append(there[first])
+                out.append(terminals[first])
                 first += 1
         return tuple(out), at
 
@@ -139,9 +139,9 @@ def score(predicted: Sequence[Constituent], true: Sequence[Constituent], officia
     The official code counts every predicted one that is among the true ones, so that predicting one twice raises the
     recall (`official`).
     """
-    found = Counter(predicted)
-    known = Counter(true)
-    hits = sum(n for c, n in found.items() if c in known) if official else (found & known).total()
+    counts = Counter(predicted)
+    true_counts = Counter(true)
+    hits = sum(n for c, n in counts.items() if c in true_counts) if official else (counts & true_counts).total()
     precision, recall = (hits / max(1, len(side)) for side in (predicted, true))
     return Score(precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0)
 
@@ -151,16 +151,16 @@ def control(codes: Sequence[Code], words: Sequence[Sequence[Hashable]], seed: in
 
     A small random number per word keeps the heights distinct.
     """
-    draw = np.random.default_rng([seed, 19])
+    rng = np.random.default_rng([seed, 19])
     splits = [pair for code in codes for pair in zip(code.d, code.c, strict=True)]
     tops = [label for code in codes for label in code.u]
-    known: dict[Hashable, tuple[float, str, str]] = {}
+    assigned: dict[Hashable, tuple[float, str, str]] = {}
     for word in dict.fromkeys(word for row in words for word in row):
-        height, label = splits[draw.integers(len(splits))]
-        known[word] = (height + 0.5 * draw.random(), label, tops[draw.integers(len(tops))])
+        height, label = splits[rng.integers(len(splits))]
+        assigned[word] = (height + 0.5 * rng.random(), label, tops[rng.integers(len(tops))])
     out = []
     for row in words:
-        own = [known[word] for word in row]
+        own = [assigned[word] for word in row]
         out.append(Code(tuple(d for d, _, _ in own[1:]), tuple(c for _, c, _ in own[1:]), tuple(u for _, _, u in own)))
     return out
 
@@ -168,7 +168,7 @@ def control(codes: Sequence[Code], words: Sequence[Sequence[Hashable]], seed: in
 # --- nested lists in records ---------------------------------------------------------------------
 
 
-def of_lists(told: Any, text: str) -> Node:
+def of_lists(value: Any, text: str) -> Node:
     """Parse a tree of nested lists, `["sum", "a", ["product", "b", "*", "c"]]`, whose strings are the text's tokens.
 
     Raises:
@@ -189,7 +189,7 @@ def of_lists(told: Any, text: str) -> Node:
         return Node(part[0], tuple(read(child) for child in part[1:]))
 
     try:
-        tree = read(told)
+        tree = read(value)
     except RecursionError:
         raise UserError("field 'tree': nested too deeply") from None
     if isinstance(tree, Leaf) or text[at:].strip():

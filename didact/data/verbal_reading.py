@@ -25,8 +25,8 @@ def shown(value: Any, decimals: int) -> str:
 
 def number(text: str) -> float | None:
     """The first number in a text; None where there is none."""
-    found = NUMBER.search(text)
-    value = float(found[0].replace(",", "").replace("−", "-")) if found else math.nan
+    match = NUMBER.search(text)
+    value = float(match[0].replace(",", "").replace("−", "-")) if match else math.nan
     return value if math.isfinite(value) else None
 
 
@@ -34,8 +34,8 @@ def _after(reply: str, mark: str) -> tuple[str, str] | None:
     """The text before and after the mark of the last line that starts with it; None if no line does."""
     if not mark:
         return "", reply.strip()
-    found = list(re.finditer(rf"^[ \t#*]*{re.escape(mark)}[ \t*]*", reply, re.MULTILINE | re.IGNORECASE))
-    return (reply[: found[-1].start()].strip(), reply[found[-1].end() :].strip()) if found else None
+    matches = list(re.finditer(rf"^[ \t#*]*{re.escape(mark)}[ \t*]*", reply, re.MULTILINE | re.IGNORECASE))
+    return (reply[: matches[-1].start()].strip(), reply[matches[-1].end() :].strip()) if matches else None
 
 
 class Proposal(NamedTuple):
@@ -48,10 +48,10 @@ class Proposal(NamedTuple):
 
 def proposal(reply: str, words: Words) -> Proposal | None:
     """Parse an optimiser's answer; None if it proposes nothing."""
-    found = _after(reply, words.descriptions)
-    if found is None or not (text := found[1].strip().strip("[]").strip()):
+    parts = _after(reply, words.descriptions)
+    if parts is None or not (text := parts[1].strip().strip("[]").strip()):
         return None
-    return Proposal(text, found[0].removeprefix("Reasoning:").strip(), reply)
+    return Proposal(text, parts[0].removeprefix("Reasoning:").strip(), reply)
 
 
 class Targets:
@@ -59,9 +59,9 @@ class Targets:
 
     def __init__(self, values: Sequence[Any], decimals: int) -> None:
         self.decimals = decimals
-        given = [_exact(value) for value in values]
-        self.numbers = bool(values) and all(value is not None for value in given)
-        self.values = [value for value in given if value is not None] if self.numbers else []
+        parsed = [_exact(value) for value in values]
+        self.numbers = bool(values) and all(value is not None for value in parsed)
+        self.values = [value for value in parsed if value is not None] if self.numbers else []
         self.texts = [
             shown(value if self.numbers else texts.key(str(value)), decimals) for value in (self.values or values)
         ]
@@ -77,28 +77,28 @@ class Targets:
     def form(self, words: Words) -> str:
         """The description of an output's form, for the prompt."""
         kind = words.numbers if self.numbers else words.labels
-        what = filled(kind, decimals=str(self.decimals), labels=", ".join(self.labels))
-        return filled(words.form, what=what)
+        output = filled(kind, decimals=str(self.decimals), labels=", ".join(self.labels))
+        return filled(words.form, what=output)
 
     def read(self, reply: str, words: Words) -> str | None:
         """Parse the output in a learner's answer, formatted as a target; None if there is none."""
-        found = _after(reply, words.output)
-        if found is None:
+        parts = _after(reply, words.output)
+        if parts is None:
             return None
-        line = found[1].partition("\n")[0]
+        line = parts[1].partition("\n")[0]
         if self.numbers:
             value = number(line)
             return None if value is None else shown(value, self.decimals)
-        said = texts.key(line).strip("[]\"'`*. ").casefold()
-        return next((label for label in self.labels if texts.key(label).casefold() == said), None)
+        answer = texts.key(line).strip("[]\"'`*. ").casefold()
+        return next((label for label in self.labels if texts.key(label).casefold() == answer), None)
 
     def loss(self, outputs: Sequence[str | None], items: Sequence[int]) -> tuple[float, int]:
         """Mean squared error, or share of wrong labels, and the number of unreadable outputs: these count as the mean
         target, or as wrong."""
         unread = sum(text is None for text in outputs)
         if self.numbers:
-            said = [float(self.usual if text is None else text) for text in outputs]
-            errors = [(a - self.values[int(i)]) ** 2 for a, i in zip(said, items, strict=True)]
+            predictions = [float(self.usual if text is None else text) for text in outputs]
+            errors = [(a - self.values[int(i)]) ** 2 for a, i in zip(predictions, items, strict=True)]
         else:
             errors = [float(text != self.texts[int(i)]) for text, i in zip(outputs, items, strict=True)]
         return sum(errors) / len(errors), unread
