@@ -64,7 +64,7 @@ def test_a_book_is_read_as_text_epub_or_pdf(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("g.epub", "not an EPUB"), ("g.pdf", "not a PDF"), ("g.txt", "empty"), ("e.pdf", "pictures")]
+    ("name", "why"), [("g.epub", "not an EPUB"), ("g.pdf", "not a PDF"), ("g.txt", "empty"), ("e.pdf", "OCR")]
 )
 def test_a_damaged_or_empty_book_is_one_line(tmp_path, name, why):
     place = tmp_path / name

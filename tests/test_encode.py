@@ -490,13 +490,13 @@ def test_thought_is_rendered_or_refused_by_line(tokenizer, fresh, tmp_path):
     assert encode.row(tokenizer, records[0].prompt, records[0].completion, "causal", 4096).completion == encode.row(
         tokenizer, str(records[0].prompt), "<think>\nClouds.\n</think>\n\nRain.", "causal", 4096
     ).completion  # fmt: skip
-    with pytest.raises(UserError, match=r"talk\.jsonl:1: .* does not show the thought of turn 2;"):
+    with pytest.raises(UserError, match=r"talk\.jsonl:1: .* does not show the reasoning of turn 2;"):
         usable(records, records, speaker(fresh, chatty(tokenizer)), False)
     records[:] = [Demo(prompt=talk("Weather?"), completion="<think>Clouds.</think>Rain.")]
     with pytest.raises(UserError, match=r"talk\.jsonl:1: .* leaves out a part of the answer"):
         usable(records, records, speaker(fresh, chatty(tokenizer, STRIPS)), False)
     assert usable(records, records, speaker(fresh, chatty(tokenizer)), False)
-    with pytest.raises(UserError, match="does not show what turn 2 says beside its calls"):
+    with pytest.raises(UserError, match="does not show the text of turn 2 beside its calls"):
         chat.rendered(chatty(tokenizer, ONE_OF_THEM), Messages([ASKS]), Reply(called(CALL, "A moment.")))
 
 

@@ -290,7 +290,7 @@ def test_recorded_games_are_read_strictly():
 
 def test_views_and_oracles_that_do_not_go_with_the_bandits_are_refused():
     linear = BanditConfig(law="linear", horizon=5)
-    with pytest.raises(UserError, match="take raw or guided"):
+    with pytest.raises(UserError, match="use raw or guided"):
         control.evolve_prompt(Scripted(write=summing), bandit=linear)
     with pytest.raises(UserError, match="linucb needs a bandit with contexts"):
         control.evolve_prompt(Scripted(write=summing), oracle="linucb", bandit=SHORT)

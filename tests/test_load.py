@@ -411,7 +411,7 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
 def test_prompts_that_lose_tokens_are_counted(fresh, capsys):
     model = fresh("llama")
     pairs = [("where " * 100, "Tarn"), ("where", "Tarn")]
-    encode._say.cache_clear()
+    encode._warn_once.cache_clear()
     for _ in range(2):
         encode.rows(model.tokenizer, pairs, "causal", model.context, "demos")
     generate.generate(model, [p for p, _ in pairs], max_new_tokens=4)

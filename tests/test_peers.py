@@ -79,7 +79,7 @@ def test_an_answer_of_weight_0_is_read_and_not_learnt(tmp_path):
 def test_an_answer_that_was_found_bad_is_no_demonstration(tmp_path):
     rows = [{"prompt": ASKED, "completion": SAID, "label": True}, {"prompt": ASKED, "completion": BAD, "label": False}]
     path = write(tmp_path, *rows)
-    with pytest.raises(UserError, match=r":2: this answer was found bad .*--judged"):
+    with pytest.raises(UserError, match=r":2: this answer is labelled bad .*--judged"):
         read(path)
     assert [d.completion for d in read(path, skip_bad=True)] == [SAID]
     assert [j.label for j in read(path, "judged")] == [True, False]

@@ -804,7 +804,7 @@ def test_binary_columns_are_text_or_refused_by_name(tmp_path):
     (made,) = read(written(prompt=[b"Wo?"], completion=["Zürich".encode()], picture=[picture]))
     assert (made.prompt, made.completion) == ("Wo?", "Zürich")
     json.dumps(made.extra)  # kept, in a form that can be written
-    with pytest.raises(UserError, match=r"b\.parquet:1: field 'completion' must be text, not binary that is no UTF-8"):
+    with pytest.raises(UserError, match=r"b\.parquet:1: field 'completion' must be text, not binary that is not UTF-8"):
         read(written(prompt=[b"Wo?"], completion=[picture]))
 
 

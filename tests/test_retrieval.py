@@ -106,7 +106,7 @@ def test_what_fits_stands_with_the_best_last():
 
 @pytest.mark.parametrize(
     ("made", "message"),
-    [(np.zeros(2), "shape"), (np.zeros((3, 2)), "one row a text"), (np.array([[1.0], [math.nan]]), "finite")],
+    [(np.zeros(2), "shape"), (np.zeros((3, 2)), "not one row per text"), (np.array([[1.0], [math.nan]]), "finite")],
 )
 def test_what_an_embedder_must_not_give_is_told(made, message):
     with pytest.raises(UserError, match=f"^embedder: .*{message}"):

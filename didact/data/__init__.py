@@ -1,1 +1,1 @@
-"""From files to records, from records to token rows, from rows to batches that are pure in (seed, step)."""
+"""Files to records, records to token rows, rows to batches; a batch is a pure function of (seed, step)."""

@@ -1,4 +1,4 @@
-"""Books as rows of text: an EPUB by its chapters, in the order they are read in; a PDF by its pages."""
+"""Books as rows of text: an EPUB by its chapters in reading order, a PDF by its pages."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ Row = dict[str, Any]
 
 
 def rows(path: Path, raw: bytes) -> Iterator[tuple[str, Row]]:
-    """The parts of an EPUB or a PDF that have text, with the number of their chapter or page.
+    """Yield the chapters of an EPUB or pages of a PDF that have text, with their number.
 
     Raises:
-        UserError: no reader is installed, it is no such book, is encrypted, or has no text.
+        UserError: the reader is not installed; the file is not such a book, is encrypted, or has no text.
     """
     kind = path.suffix.lower()[1:]
-    found = False
+    has_text = False
     for number, text in enumerate(_pages(path, raw) if kind == "pdf" else _chapters(path, raw), 1):
         if text.strip():
-            found = True
+            has_text = True
             yield f"{path}:{number}", {"text": text.strip(), "chapter" if kind == "epub" else "page": number}
-    if not found:
-        scanned = ": pages that are pictures must be recognised first (OCR)" if kind == "pdf" else ""
+    if not has_text:
+        scanned = ": run OCR on scanned pages first" if kind == "pdf" else ""
         raise UserError(f"{path}: no text in it{scanned}")
 
 
@@ -57,13 +57,13 @@ def _pages(path: Path, raw: bytes) -> Iterator[str]:
     except UserError:
         raise
     except Exception as error:  # a damaged file may raise anything in the reader
-        raise UserError(f"{path}: not a PDF that can be read: {_said(error)}") from None
+        raise UserError(f"{path}: not a PDF that can be read: {_describe(error)}") from None
 
 
 def _chapters(path: Path, raw: bytes) -> Iterator[str]:
-    """By the packages' own table: a container names the package file, whose spine names the chapters in order.
+    """Yield the chapters in order: the container names the package file, whose spine lists them.
 
-    Read with the standard library: the common package for it is under a licence (AGPL) that would bind its users.
+    Read with the standard library: the licence of the common package for it (AGPL) would bind users of this one.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as packed:
@@ -74,9 +74,9 @@ def _chapters(path: Path, raw: bytes) -> Iterator[str]:
             package = ElementTree.fromstring(_unpacked(packed, CONTAINER)).find(".//{*}rootfile")
             place = "" if package is None else package.get("full-path", "")
             table = ElementTree.fromstring(_unpacked(packed, place))
-            named = {item.get("id"): item.get("href", "") for item in table.iterfind(".//{*}manifest/{*}item")}
+            hrefs = {item.get("id"): item.get("href", "") for item in table.iterfind(".//{*}manifest/{*}item")}
             for item in table.iterfind(".//{*}spine/{*}itemref"):
-                if href := named.get(item.get("idref")):
+                if href := hrefs.get(item.get("idref")):
                     name = posixpath.normpath(posixpath.join(posixpath.dirname(place), unquote(href)))
                     yield _plain(_unpacked(packed, name).decode("utf-8", "replace"))
     except (
@@ -88,7 +88,7 @@ def _chapters(path: Path, raw: bytes) -> Iterator[str]:
         OSError,
         EOFError,
     ) as error:
-        raise UserError(f"{path}: not an EPUB that can be read: {_said(error)}") from None
+        raise UserError(f"{path}: not an EPUB that can be read: {_describe(error)}") from None
 
 
 def _unpacked(packed: zipfile.ZipFile, name: str) -> bytes:
@@ -99,13 +99,13 @@ def _unpacked(packed: zipfile.ZipFile, name: str) -> bytes:
     return out
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__} {error}".splitlines()[0]
 
 
 def _plain(page: str) -> str:
-    """A chapter's text: a line for every block, cells of a table apart."""
-    shown = BLOCKS.sub("\n", CELLS.sub("\t", HIDDEN.sub(" ", page).replace("\n", " ")))
-    text = html.unescape(TAGS.sub("", shown))
+    """A chapter's text: one line per block, table cells separated by `|`."""
+    separated = BLOCKS.sub("\n", CELLS.sub("\t", HIDDEN.sub(" ", page).replace("\n", " ")))
+    text = html.unescape(TAGS.sub("", separated))
     lines = (" | ".join(" ".join(cell.split()) for cell in line.strip().split("\t")) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)

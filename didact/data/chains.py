@@ -1,4 +1,4 @@
-"""Chains of feedback: answers to one prompt in one sequence, each after words that say how good it is."""
+"""Chains of hindsight: answers to one prompt in one sequence, each after a phrase that rates it."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ COMMENTED = "An answer of which was said: {feedback}\nAnswer:"
 
 
 class Group(NamedTuple):
-    """One prompt, and its answers from best to worst: how good each is (1 best, 0 worst), its words, its text."""
+    """One prompt and its answers from best to worst, each as (rating from 1 best to 0 worst, phrase, text)."""
 
     prompt: str
-    answers: list[tuple[float, str | None, str]]  # words are None where they are the good or the bad phrase
+    answers: list[tuple[float, str | None, str]]  # phrase None stands for the good or the bad phrase
 
 
 @dataclass
 class Encoded:
-    """Chains as rows.
+    """Chains as token rows.
 
     Args:
         items: groups of one row.
-        learnt: for each label token of a row whether it is learnt, 1 or 0.
-        good: whether its answer is not the worst.
-        counts: chains of each kind, and those longer than the context, which are left out.
+        learnt: for each label token of a row, 1 if it is learnt, else 0.
+        good: for each label token, whether its answer is not the worst.
+        counts: number of chains of each kind, and of those left out as longer than the context.
     """
 
     items: list[ExampleGroup] = field(default_factory=list)
@@ -48,26 +48,26 @@ class Encoded:
 
 
 def groups(preferences: Sequence[Preference], ratings: Sequence[Scored], critiques: Sequence[Critique]) -> list[Group]:
-    """The answers of every prompt, of any kind of feedback."""
+    """Group answers by prompt, from any kind of feedback."""
     pairs = [Group(p.prompt, [(1.0, None, p.chosen), (0.0, None, p.rejected)]) for p in preferences]
     return [*pairs, *_rated(ratings), *(_commented(c) for c in critiques)]
 
 
 def chained(group: Group, kind: str, good: str, bad: str) -> tuple[str, list[tuple[str, str]], list[bool]] | None:
-    """A group as one kind of chain: prompt, phrases with answers, and which of them are not the worst; None where it
-    has no such answers."""
+    """Build one kind of chain: prompt, (phrase, answer) steps, and whether each answer is not the worst; None if the
+    group lacks such answers."""
     phrases = [(good if level == 1 else bad) if words is None else words for level, words, _ in group.answers]
     steps = [(phrase, text) for phrase, (_, _, text) in zip(phrases, group.answers, strict=True)]
-    fine = [level > 0 for level, _, _ in group.answers]
+    not_worst = [level > 0 for level, _, _ in group.answers]
     if kind in ("p", "n"):
-        at = 0 if kind == "p" else -1
-        if fine[at] != (kind == "p"):
+        index = 0 if kind == "p" else -1
+        if not_worst[index] != (kind == "p"):
             return None
-        return group.prompt, [steps[at]], [fine[at]]
+        return group.prompt, [steps[index]], [not_worst[index]]
     if len(steps) < 2:
         return None
-    turn = {"pn": 1, "np": -1}[kind]
-    return group.prompt, steps[::turn], fine[::turn]
+    direction = {"pn": 1, "np": -1}[kind]
+    return group.prompt, steps[::direction], not_worst[::direction]
 
 
 def encoded(
@@ -80,56 +80,56 @@ def encoded(
     last_only: bool = False,
     seed: int = 0,
 ) -> Encoded:
-    """Every kind of chain of every group, tokenised.
+    """Tokenise every kind of chain of every group.
 
     Args:
-        tokenizer: of the model.
-        kind: of the model, causal or seq2seq.
-        context: of the model; longer chains are left out.
+        tokenizer: the model's tokenizer.
+        kind: the model's kind, causal or seq2seq.
+        context: the model's context length; longer chains are left out.
         groups: see `groups`.
         chains: kinds of chains.
-        phrases: words for good and for bad answers; of several pairs one is drawn for a chain.
+        phrases: pairs of a good and a bad phrase; one pair is drawn per chain.
         last_only: only the last answer of a chain is learnt.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         UserError: no chain is left.
     """
-    if (last := encode.answer_end(tokenizer)) is None:
-        raise UserError("this tokenizer has no end token, which ends every answer of a chain: give it one (eos_token)")
-    draw = np.random.default_rng([seed, 153])
+    if (end_id := encode.answer_end(tokenizer)) is None:
+        raise UserError("this tokenizer has no end token (eos_token), with which every answer of a chain ends: set one")
+    rng = np.random.default_rng([seed, 153])
     out = Encoded(counts=dict.fromkeys([*chains, "left out"], 0))
     for group in groups:
         for name in chains:
-            chain = chained(group, name, *phrases[int(draw.integers(len(phrases)))])
+            chain = chained(group, name, *phrases[int(rng.integers(len(phrases)))])
             if chain is None:
                 continue
-            prompt, steps, fine = chain
+            prompt, steps, not_worst = chain
             try:
                 row, learnt = encode.chain(tokenizer, prompt, steps, kind, context)
             except UserError:
                 out.counts["left out"] += 1
                 continue
-            # Answers come one after the other, each ended by its end token, so the count of ends says whose it is.
-            ends = torch.tensor(row.completion).eq(last)
-            number = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
+            # Every answer ends with its end token, so the number of ends before a token is the index of its answer.
+            ends = torch.tensor(row.completion).eq(end_id)
+            answer = (ends.cumsum(0) - ends.long()).clamp(max=len(steps) - 1)
             mask = torch.tensor(learnt)
             out.items.append((row,))
-            out.learnt.append(mask * (number == len(steps) - 1) if last_only else mask)
-            out.good.append(torch.tensor(fine)[number])
+            out.learnt.append(mask * (answer == len(steps) - 1) if last_only else mask)
+            out.good.append(torch.tensor(not_worst)[answer])
             out.counts[name] += 1
     if not out.items:
-        raise UserError("no chain fits the model's context, or none of these kinds can be made of this feedback")
+        raise UserError("no chain fits the model's context, or this feedback gives no chain of these kinds")
     return out
 
 
 def _rated(ratings: Sequence[Scored]) -> list[Group]:
-    """Answers of a prompt from best to worst, one of each score; a prompt whose answers are all alike gives nothing."""
-    of: dict[str, dict[float, str]] = collections.defaultdict(dict)
+    """Group rated answers by prompt, best to worst, one per score; a prompt with a single score is left out."""
+    by_prompt: dict[str, dict[float, str]] = collections.defaultdict(dict)
     for r in ratings:
-        of[r.prompt].setdefault(r.score, r.completion)
+        by_prompt[r.prompt].setdefault(r.score, r.completion)
     out = []
-    for prompt, scores in of.items():
+    for prompt, scores in by_prompt.items():
         order, last = sorted(scores, reverse=True), len(scores) - 1
         answers = [
             (1 - i / last, None if i in (0, last) else RANKED.format(rank=i + 1, count=len(order)), scores[s])
@@ -141,6 +141,6 @@ def _rated(ratings: Sequence[Scored]) -> list[Group]:
 
 
 def _commented(c: Critique) -> Group:
-    """The comment says what the answer is; a refinement is the better one."""
+    """Use the comment as the answer's phrase; a refinement is the better answer."""
     better: list[tuple[float, str | None, str]] = [(1.0, None, c.refinement)] if c.refinement else []
     return Group(c.prompt, [*better, (0.0, COMMENTED.format(feedback=c.feedback.strip()), c.completion)])

@@ -1,4 +1,4 @@
-"""Whether test items stand in training text, and how they are taken out of it. Pure functions over strings.
+"""Find test items in training text and cut them out of it. Pure functions over strings.
 
 Words are compared in lower case without punctuation.
 
@@ -23,12 +23,12 @@ from didact.data import fuzzy
 from didact.data import words as forms
 from didact.data.ngrams import Finder, Gram
 
-SENTENCE = re.compile(r"[.!?。！？]")  # where one ends
+SENTENCE = re.compile(r"[.!?。！？]")  # characters that end one
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Which items share n words in a row with the text: `dirty (items,)`, and `where`, the first document of each."""
+    """Items that share an n-gram with the text: `dirty (items,)`, and `where`, each item's first matching document."""
 
     n: int
     dirty: NDArray[np.bool_]
@@ -36,15 +36,15 @@ class Audit:
 
     @property
     def share(self) -> float:
-        """Of dirty items."""
+        """Share of items that are dirty."""
         return float(self.dirty.mean()) if len(self.dirty) else 0.0
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What is left of documents: `pieces` of text with the number of their document in `source`.
+    """The remaining text of documents: `pieces`, with the index of their document in `source`.
 
-    `collisions` is how many places were cut, `dropped` the documents of which nothing is left.
+    `collisions` is the number of places cut, `dropped` lists the documents of which nothing is left.
     """
 
     pieces: list[str]
@@ -54,30 +54,30 @@ class Removal:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case without punctuation, in one normal form; letters of scripts without spaces one by one."""
+    """Words in lower case and normal form without punctuation; scripts without spaces are split into letters."""
     return forms.tokens(forms.folded(text.lower()).translate(_punctuation()))
 
 
 def gram_length(items: Sequence[str], low: int = 8, high: int = 13) -> int:
-    """How many words in a row count as an overlap: the 5th percentile of item lengths in words, within [8, 13]."""
+    """Length in words of an n-gram that counts as overlap: the 5th percentile of item lengths, within [8, 13]."""
     if not items:
         return high
     return int(np.clip(np.percentile([len(words(item)) for item in items], 5), low, high))
 
 
 def audit(items: Sequence[str], corpus: Iterable[str], n: int | None = None) -> Audit:
-    """An item is dirty if ANY of its n-grams stands in the text, else clean; one with fewer than n words has none.
+    """Mark an item as dirty if ANY of its n-grams occurs in the text; an item with fewer than n words has none.
 
     Args:
-        items: test items, with everything that makes them up.
+        items: test items, each with all its text.
         corpus: training documents.
-        n: words of an overlap; by default from the items' lengths.
+        n: length of the n-grams in words; by default from the items' lengths.
     """
     n = n or gram_length(items)
     grams = [_grams(words(item), n) for item in items]
     owners: dict[Gram, list[int]] = {}
-    for i, of in enumerate(grams):
-        for gram in of:
+    for i, item_grams in enumerate(grams):
+        for gram in item_grams:
             owners.setdefault(gram, []).append(i)
     where: list[int | None] = [None] * len(items)
     finder = Finder(owners, n)
@@ -98,46 +98,46 @@ def remove(
     most_pieces: int = 10,
     common: int = 10,
 ) -> Removal:
-    """Documents without what they share with a benchmark.
+    """Cut out of documents what they share with a benchmark.
 
-    Every n-gram of words that both have is cut out with `window` characters on each side, which splits the
+    Every n-gram of words that occurs in both is cut out with `window` characters on each side, which splits the
     document there.
 
     Args:
         documents: training text.
         benchmark: test items.
-        n: words of a collision.
+        n: length of the n-grams in words.
         window: characters cut on each side.
         shortest: pieces with fewer characters are dropped.
-        most_pieces: a document split into more pieces (before short ones are dropped) goes whole.
-        common: n-grams in more documents than this are phrases of the language and stay.
+        most_pieces: a document split into more pieces (before short ones are dropped) is dropped whole.
+        common: n-grams in more documents than this are common phrases and stay.
     """
     cutter = Cutter(benchmark, n=n, window=window, shortest=shortest, most_pieces=most_pieces, common=common)
     for document in documents:
         cutter.count(document)
     pieces, source, dropped, collisions = [], [], [], 0
     for number, document in enumerate(documents):
-        kept, cuts = cutter.cut(document)
+        remaining, cuts = cutter.cut(document)
         collisions += cuts
-        pieces += kept
-        source += [number] * len(kept)
-        if cuts and not kept:
+        pieces += remaining
+        source += [number] * len(remaining)
+        if cuts and not remaining:
             dropped.append(number)
     return Removal(pieces, source, collisions, dropped)
 
 
 class Cutter:
-    """Takes test items out of documents that are given one by one, twice: all are counted, then all are cut.
+    """Cuts test items out of documents in two passes over them: `count` all, then `cut` all.
 
     Args:
         benchmark: test items.
-        n: words of a collision.
+        n: length of the n-grams in words.
         window: characters cut on each side.
         shortest: pieces with fewer characters are dropped.
-        most_pieces: a document split into more pieces goes whole.
+        most_pieces: a document split into more pieces is dropped whole.
         common: n-grams in more documents than this stay.
-        whole: items of fewer than n words but at least this many are looked for as they are; 0 leaves them out.
-        sentences: cuts go on to the end of a sentence on both sides, so that no piece begins or ends within one.
+        whole: items of fewer than n words but at least this many are matched as a whole; 0 ignores them.
+        sentences: extend cuts to a sentence end on both sides, so that no piece starts or ends within a sentence.
     """
 
     def __init__(
@@ -146,37 +146,37 @@ class Cutter:
     ) -> None:  # fmt: skip
         self.window, self.shortest, self.most_pieces, self.common = window, shortest, most_pieces, common
         self.sentences = sentences
-        known: dict[int, set[Gram]] = {n: set()}
+        by_size: dict[int, set[Gram]] = {n: set()}
         for item in benchmark:
-            said = words(item)
-            size = len(said) if whole and whole <= len(said) < n else n
-            known.setdefault(size, set()).update(_grams(said, size))
-        self.finders = [Finder(grams, size) for size, grams in known.items()]
+            tokens = words(item)
+            size = len(tokens) if whole and whole <= len(tokens) < n else n
+            by_size.setdefault(size, set()).update(_grams(tokens, size))
+        self.finders = [Finder(grams, size) for size, grams in by_size.items()]
         self.counts: collections.Counter[Gram] = collections.Counter()
 
     def count(self, document: str) -> None:
-        """Note in how many documents each n-gram stands."""
-        self.counts.update({gram for _, gram in self._found(document)})
+        """Add a document to the document counts of its n-grams."""
+        self.counts.update({gram for _, gram in self._matches(document)})
 
     def cut(self, document: str) -> tuple[list[str], int]:
-        """What is left of a document, the document itself where nothing was cut, and how many places were."""
-        found = [(at, at + len(gram)) for at, gram in self._found(document) if self.counts[gram] <= self.common]
-        if not found:
+        """Return the remaining pieces of a document (the document itself if nothing is cut) and the number of cuts."""
+        spans = [(at, at + len(gram)) for at, gram in self._matches(document) if self.counts[gram] <= self.common]
+        if not spans:
             return [document], 0
-        cuts = self._merged(document, sorted(found))
-        left = _rest(document, cuts)
-        kept = [p for p in left if len(p) >= self.shortest] if len(left) <= self.most_pieces else []
-        return kept, len(cuts)
+        cuts = self._merged(document, sorted(spans))
+        parts = _between(document, cuts)
+        remaining = [p for p in parts if len(p) >= self.shortest] if len(parts) <= self.most_pieces else []
+        return remaining, len(cuts)
 
-    def _found(self, document: str) -> list[tuple[int, Gram]]:
-        said = words(document)
-        return [hit for finder in self.finders for hit in finder(said)]
+    def _matches(self, document: str) -> list[tuple[int, Gram]]:
+        tokens = words(document)
+        return [hit for finder in self.finders for hit in finder(tokens)]
 
-    def _merged(self, document: str, found: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Spans of characters to cut: the words of each find with a window around them, joined where they overlap."""
+    def _merged(self, document: str, matches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Character spans to cut: the words of each match with a window around them, merged where they overlap."""
         spans = list(_spans(document))
         out: list[tuple[int, int]] = []
-        for first, after in found:
+        for first, after in matches:
             low, high = max(0, spans[first][0] - self.window), min(len(document), spans[after - 1][1] + self.window)
             if self.sentences:
                 low = max((m.end() for m in SENTENCE.finditer(document, 0, low)), default=0)
@@ -189,43 +189,45 @@ class Cutter:
 
 
 def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10, n: int = 5) -> list[int | None]:
-    """For every text the number of an earlier one it nearly repeats, None where it is the first of its kind.
+    """For every text, the index of an earlier near duplicate, or None.
 
-    Two texts are near duplicates where `|A & B| / |A | B| >= similar` for their sets of runs of n words. Only pairs
-    that MinHash LSH with `hashes` permutations puts into one bucket are looked at, so that some are missed: the fewer
-    hashes, the more. None is called so wrongly. A text that is dropped is compared with no further one.
+    Two texts are near duplicates if `|A & B| / |A | B| >= similar` for their sets of word n-grams. Only pairs that
+    MinHash LSH with `hashes` permutations puts into one bucket are compared, so some are missed, more with fewer
+    hashes; there are no false positives. Later texts are not compared with one that is itself a near duplicate.
 
     Raises:
         UserError: the package datasketch is not installed.
     """
-    seen = fuzzy.package().MinHashLSH(threshold=similar, num_perm=hashes)
-    known: dict[int, set[Gram]] = {}
+    index = fuzzy.package().MinHashLSH(threshold=similar, num_perm=hashes)
+    earlier: dict[int, set[Gram]] = {}
     out: list[int | None] = []
     for number, text in enumerate(texts):
-        said = words(text)
-        grams = _grams(said, min(n, max(1, len(said))))
+        tokens = words(text)
+        grams = _grams(tokens, min(n, max(1, len(tokens))))
         sketch = fuzzy.sketch((" ".join(gram) for gram in grams), hashes)
-        like = [i for i in sorted(seen.query(sketch)) if len(grams & known[i]) >= similar * len(grams | known[i])]
-        out.append(like[0] if like else None)
-        if not like:
-            known[number] = grams
-            seen.insert(number, sketch)
+        matches = [
+            i for i in sorted(index.query(sketch)) if len(grams & earlier[i]) >= similar * len(grams | earlier[i])
+        ]
+        out.append(matches[0] if matches else None)
+        if not matches:
+            earlier[number] = grams
+            index.insert(number, sketch)
     return out
 
 
 def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:
-    """Whether any of an item's phrases stands in the text as it is, white space and case aside."""
-    found = [False] * len(phrases)
-    wanted = [[" ".join(forms.folded(p.lower()).split()) for p in group] for group in phrases]
+    """Whether any of an item's phrases occurs in the text, up to white space and case."""
+    hits = [False] * len(phrases)
+    normalised = [[" ".join(forms.folded(p.lower()).split()) for p in group] for group in phrases]
     for document in corpus:
         text = " ".join(forms.folded(document.lower()).split())
-        for i, group in enumerate(wanted):
-            found[i] = found[i] or any(re.search(forms.whole(re.escape(p)), text) for p in group)
-    return found
+        for i, group in enumerate(normalised):
+            hits[i] = hits[i] or any(re.search(forms.whole(re.escape(p)), text) for p in group)
+    return hits
 
 
 def keep_probability(score: ArrayLike, alpha: float = 9.0) -> NDArray[np.float64]:
-    """`(2 - s)^-alpha`: how often a document of quality s in [0, 1] is kept, `P(Lomax(alpha) > 1 - s)`."""
+    """Probability of keeping a document of quality s in [0, 1]: `(2 - s)^-alpha = P(Lomax(alpha) > 1 - s)`."""
     return np.asarray(2.0 - np.asarray(score, dtype=float)) ** -alpha
 
 
@@ -235,7 +237,7 @@ def quality_filter(scores: ArrayLike, seed: int = 0, alpha: float = 9.0) -> NDAr
 
 
 def drawn(scores: ArrayLike, rng: np.random.Generator, alpha: float = 9.0) -> NDArray[np.bool_]:
-    """The same by a generator that goes on from the documents before."""
+    """As `quality_filter`, with a generator carried on from the documents before."""
     s = np.asarray(scores, dtype=float)
     return np.asarray(rng.pareto(alpha, s.shape) > 1 - s)
 
@@ -245,22 +247,20 @@ def _grams(text: Sequence[str], n: int) -> set[Gram]:
 
 
 def _spans(document: str) -> Iterator[tuple[int, int]]:
-    """Where each of `words(document)` stands."""
+    """Yield the character span of each of `words(document)`."""
     for match in re.finditer(r"\S+", document):
-        said = match.group()
-        if len(found := words(said)) == 1:
+        run = match.group()
+        if len(parts := words(run)) == 1:
             yield match.span()
-        elif found:  # a script without spaces: letter by letter, each up to where the next begins
-            letters = [i for i, c in enumerate(said) if words(c)]
-            begin = [
-                i for before, i in itertools.pairwise(letters) if forms.alone(said[i]) or forms.alone(said[before])
-            ]
-            for start, end in itertools.pairwise([0, *begin, len(said)]):
+        elif parts:  # a script without spaces: letter by letter, each up to the next
+            letters = [i for i, c in enumerate(run) if words(c)]
+            starts = [i for before, i in itertools.pairwise(letters) if forms.alone(run[i]) or forms.alone(run[before])]
+            for start, end in itertools.pairwise([0, *starts, len(run)]):
                 yield match.start() + start, match.start() + end
 
 
-def _rest(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:
-    """What is left between the cuts."""
+def _between(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:
+    """The non-empty parts between the cuts."""
     edges = [0, *(edge for cut in cuts for edge in cut), len(document)]
     parts = [document[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
     return [part for part in parts if part]
@@ -268,5 +268,5 @@ def _rest(document: str, cuts: Sequence[tuple[int, int]]) -> list[str]:
 
 @functools.cache
 def _punctuation() -> dict[int, None]:
-    """Everything Unicode calls punctuation or a symbol, to be struck out."""
+    """A translation table that deletes everything Unicode calls punctuation or a symbol."""
     return {c: None for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c))[0] in "PS"}

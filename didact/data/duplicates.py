@@ -1,4 +1,4 @@
-"""Texts that nearly repeat each other, exactly and without torch or numpy."""
+"""Exact search for near-duplicate texts, without torch or numpy."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 
 from didact.data import words
 
-LETTERS = 1_000  # of a text that are compared
-GRAM = 5  # letters that are one feature: words would do for some languages only
-SHARED = 10  # rare features two near duplicates must both have among their rarest; more is slower, fewer too
+LETTERS = 1_000  # characters of a text that are compared
+GRAM = 5  # characters of an n-gram; words would suit only some languages
+SHARED = 10  # n-grams two candidates must share among their rarest; both more and fewer are slower
 
 
 def near_pairs(texts: Sequence[str], share: float) -> list[tuple[int, int]]:
-    """Pairs of texts whose sets of five-letter pieces A, B have `|A & B| / |A | B| >= share`, `(earlier, later)`.
+    """Pairs `(earlier, later)` of texts whose sets of character 5-grams A, B have `|A & B| / |A | B| >= share`.
 
-    Exact, and fast where most pieces are rare. Such a pair has `share |A|` pieces in common, so that
+    Exact, and fast where most n-grams are rare. Such a pair has `share |A|` n-grams in common, so that
     `SHARED` of them are among the `(1 - share) |A| + SHARED` rarest of A, and likewise of B: only texts
-    that meet there are compared (prefix filtering, Chaudhuri et al., 2006, with a longer prefix).
-    Texts that are the same word for word are left out.
+    that share these are compared (prefix filtering, Chaudhuri et al., 2006, with a longer prefix).
+    Identical texts are left out.
     """
-    shaped = [" ".join(words.folded(text.casefold()).split())[:LETTERS] for text in texts]
-    pieces = [{t[i : i + GRAM] for i in range(max(1, len(t) - GRAM + 1))} for t in shaped]
+    normalised = [" ".join(words.folded(text.casefold()).split())[:LETTERS] for text in texts]
+    pieces = [{t[i : i + GRAM] for i in range(max(1, len(t) - GRAM + 1))} for t in normalised]
     counts = Counter(piece for part in pieces for piece in part)
     index: dict[str, list[int]] = defaultdict(list)
     out = []
     for j, own in enumerate(pieces):
-        least = math.ceil(share * len(own) - 1e-9)
-        rarest = sorted(own, key=lambda piece: (counts[piece], piece))[: len(own) - least + SHARED]
-        met = Counter(i for piece in rarest for i in index[piece])
-        for i in sorted(i for i, n in met.items() if n >= min(SHARED, least)):
+        required = math.ceil(share * len(own) - 1e-9)
+        rarest = sorted(own, key=lambda piece: (counts[piece], piece))[: len(own) - required + SHARED]
+        shared = Counter(i for piece in rarest for i in index[piece])
+        for i in sorted(i for i, n in shared.items() if n >= min(SHARED, required)):
             common = len(own & pieces[i])
             if common >= share * (len(own) + len(pieces[i]) - common) - 1e-9 and texts[i] != texts[j]:
                 out.append((i, j))

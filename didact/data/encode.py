@@ -1,10 +1,10 @@
 """Records to token rows: a prompt that is read and a completion that is scored.
 
-The two are joined by one space unless either side brings white space of its own, tokenised as one text, and cut where
-the completion begins (an encoder-decoder reads two texts). What stands over the border goes with the completion, and so
-does white space at the end of the prompt's last line: tokenizers begin a word with its space. The token that ends an
+The two are joined by one space unless either side has white space there, tokenised as one text, and split where the
+completion begins (an encoder-decoder reads two texts). A token across the border goes with the completion, and so does
+white space at the end of the prompt's last line: tokenizers start a word with its space. The token that ends an
 answer is a label too: the first end token of the model's generation configuration, else the tokenizer's; in a
-conversation what the chat template ends a turn with.
+conversation, the token with which the chat template ends a turn.
 
 A prompt of `Messages` is rendered by the tokenizer's chat template where there is one, and is plain
 text (`User: ...`) where there is none.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\r\n")
-PROBE = "a"  # stands for a completion where there is none yet: line ends are other tokens at the end of a text
+PROBE = "a"  # stands in for a completion: at the end of a text, line ends are other tokens
 
 
 class TokenizedExample(NamedTuple):
@@ -39,7 +39,7 @@ class TokenizedExample(NamedTuple):
 
     @property
     def size(self) -> int:
-        """All its tokens."""
+        """Number of tokens of both."""
         return len(self.prompt) + len(self.completion)
 
 
@@ -54,8 +54,8 @@ def row(
 ) -> TokenizedExample:
     """Tokenise one prompt and completion for a model of this `kind` (`causal` or `seq2seq`).
 
-    A prompt too long for the context loses tokens on its left (or as `limit` says); a completion too long raises. The
-    words of a `condition` belong to the prompt.
+    A prompt too long for the context loses tokens on its left (or on the side set by `limit`); a completion too long
+    raises. The words of a `condition` belong to the prompt.
 
     Raises:
         UserError: the completion is empty or alone longer than the context.
@@ -66,7 +66,7 @@ def row(
 def _fitted(
     tokenizer: PreTrainedTokenizerBase, head: list[int], body: list[int], kind: str, context: int
 ) -> TokenizedExample:
-    """Both parts as they fit into the context."""
+    """Truncate the prompt so that both parts fit into the context."""
     check_known(tokenizer, [*head, *body])
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
@@ -83,13 +83,13 @@ def _fitted(
 
 
 def limit(tokenizer: PreTrainedTokenizerBase, most: int | None, side: str) -> None:
-    """Have models of this tokenizer take `most` tokens at most, below their context, and cut prompts on this side."""
-    known: Any = tokenizer
-    known.most, known.cut_side = most, side
+    """Limit rows of this tokenizer's models to `most` tokens, below their context, and set where prompts are cut."""
+    target: Any = tokenizer
+    target.most, target.cut_side = most, side
 
 
 def clipped(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], room: int) -> list[int]:
-    """As many tokens of a prompt as there is room for, less on the side that is cut: its left, or what `limit` says."""
+    """Truncate a prompt to `room` tokens, on its left or on the side set by `limit`."""
     return list(ids[:room] if _side(tokenizer) == "right" else ids[-room:])
 
 
@@ -106,70 +106,70 @@ def rows(
     condition: Condition | None = None,
     end: bool = True,
 ) -> list[TokenizedExample]:
-    """Tokenise many; an error names the record's number in `name`, or says that there is none.
+    """Tokenise many pairs; an error names the record's number in `name`, or says that there are no records.
 
-    Prompts that lose tokens are counted in a line on standard error.
+    The number of truncated prompts is printed on standard error.
     """
-    out, cut = [], 0
+    out, n_cut = [], 0
     for number, (prompt, completion) in enumerate(pairs, 1):
         try:
             head, body = parts(tokenizer, prompt, completion, kind, end, condition)
             out.append(_fitted(tokenizer, head, body, kind, context))
         except UserError as error:
             raise UserError(f"{name}: record {number}: {error}") from None
-        cut += len(head) + len(body) > out[-1].size
+        n_cut += len(head) + len(body) > out[-1].size
     if not out:
         raise UserError(f"{name}: no records")
-    tell_cut(tokenizer, name, cut, len(out), context)
+    tell_cut(tokenizer, name, n_cut, len(out), context)
     return out
 
 
 def tell_cut(tokenizer: PreTrainedTokenizerBase | None, name: str, cut: int, total: int, context: int) -> None:
-    """Say once on standard error that prompts lose tokens; nothing where none does."""
+    """Print once on standard error how many prompts are truncated; nothing if none is."""
     if cut:
-        _say(
+        _warn_once(
             f"{name}: {cut} of {total} prompts are cut on the {_side(tokenizer)} to fit the context of {context} tokens"
         )
 
 
 @functools.cache
-def _say(line: str) -> None:
+def _warn_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 def chain(
     tokenizer: PreTrainedTokenizerBase, prompt: str, steps: Sequence[tuple[str, str]], kind: str, context: int
 ) -> tuple[TokenizedExample, list[float]]:
-    """One prompt and several completions in turn, each after its phrase: the row, and which label tokens are to learn.
+    """Tokenise one prompt with several (phrase, completion) steps: the row, and which of its label tokens are learnt.
 
     `prompt phrase_1 y_1 </s> phrase_2 y_2 </s> ...`: the first phrase belongs to the prompt; the others are label
-    tokens with a 0, every completion with its end token has a 1. An empty last completion is not there, nor its end:
-    that is how the next one is asked for.
+    tokens with weight 0, completions and their end tokens have 1. An empty last completion is left out with its end
+    token, so that a model generates it.
 
     Raises:
         UserError: a completion is empty, or all are longer than the context.
     """
-    last = answer_end(tokenizer)
-    end = [last] if last is not None else []
-    ended = str(tokenizer.convert_ids_to_tokens(last)) if last is not None else ""
-    more: list[int] = []
+    end_id = answer_end(tokenizer)
+    end = [end_id] if end_id is not None else []
+    end_text = str(tokenizer.convert_ids_to_tokens(end_id)) if end_id is not None else ""
+    tail: list[int] = []
     learnt: list[float] = []
     for (_, before), (phrase, completion) in itertools.pairwise(steps):
-        seen = prompt if is_control(tokenizer, phrase) else phrase or prompt
-        texts = (ended or before, *cut(phrase, join(seen, completion, kind)))
+        preceding = prompt if is_control(tokenizer, phrase) else phrase or prompt
+        texts = (end_text or before, *cut(phrase, join(preceding, completion, kind)))
         _, cue, body = pieces(tokenizer, texts)
         body = body + end if completion else []
-        more += cue + body
+        tail += cue + body
         learnt += [0.0] * len(cue) + [1.0] * len(body)
-    (phrase, completion), room = steps[0], context - len(more)
+    (phrase, completion), room = steps[0], context - len(tail)
     if room < 2:
         raise UserError(
-            f"the chain has {len(more)} tokens after its first completion and the model's context {context}"
+            f"the chain has {len(tail)} tokens after its first completion and the model's context {context}"
         )
     first = row(tokenizer, prompt, completion, kind, room, condition=Condition(after=phrase))
     if kind == "causal" and len(first.prompt) < len(_ids(tokenizer, cut(phrase, "")[0])) + bool(prompt):
         raise UserError(f"the model's context of {context} leaves no room for a prompt before the phrase")
-    return TokenizedExample(first.prompt, (*first.completion, *more)), [1.0] * len(first.completion) + learnt
+    return TokenizedExample(first.prompt, (*first.completion, *tail)), [1.0] * len(first.completion) + learnt
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[TokenizedExample]:
@@ -180,9 +180,9 @@ def windows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: in
 def scored_windows(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[Sequence[tuple[str, float]]], length: int, end: float = 0.0
 ) -> tuple[list[TokenizedExample], list[list[float]]]:
-    """The same for documents in parts, each with a score: rows, and of each row its label tokens' scores.
+    """As `windows`, for documents in scored parts: rows, and the scores of each row's label tokens.
 
-    Every token of a part bears its score, one over a border the later part's, the token that ends a document `end`.
+    Every token has the score of its part (of the later one if it crosses a border), a document's end token `end`.
     """
     stream: list[int] = []
     scores: list[float] = []
@@ -206,12 +206,12 @@ def scored_windows(
 
 
 def truncated(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]], context: int) -> int:
-    """How many records lose prompt tokens in `row`."""
+    """Number of records that lose prompt tokens in `row`."""
     return sum(n > context for n in sizes(tokenizer, pairs))
 
 
 def sizes(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[tuple[str, str]]) -> list[int]:
-    """Tokens of each prompt and its completion together, before any is cut."""
+    """Number of tokens of each prompt with its completion, before truncation."""
     both = (parts(tokenizer, prompt, completion, "causal", True) for prompt, completion in pairs)
     return [len(head) + len(body) for head, body in both]
 
@@ -224,23 +224,23 @@ def join(prompt: str, completion: str, kind: str) -> str:
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    """Token ids of one text given in pieces, cut at their borders; a token over a border goes with what follows.
+    """Tokenise one text given in pieces, and split its ids there; a token across a border goes with the later piece.
 
-    Without the tokenizer's special tokens, or with those it puts before a text. Where a tokenizer cannot tell which
-    characters a token stands for, a border is where the text's tokens part from those of what precedes it alone.
+    Without the tokenizer's special tokens, or with those it puts before a text (`special`). If a tokenizer gives no
+    character offsets, a border is where the ids diverge from those of the preceding text alone.
     """
     whole = "".join(texts)
     if len(texts) == 1 and not special:
         return [_ids(tokenizer, whole)]
     ends = list(itertools.accumulate(map(len, texts[:-1])))
     if getattr(tokenizer, "is_fast", False):
-        read = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
-        places: list[tuple[int, int]] = read["offset_mapping"]
-        last = len(places)
-        while special and last > 1 and places[last - 1] == (0, 0):  # what it puts behind a text
+        encoding = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+        last = len(offsets)
+        while special and last > 1 and offsets[last - 1] == (0, 0):  # special tokens after the text
             last -= 1
-        ids = list(read["input_ids"][:last])
-        cuts = [bisect.bisect_right(places, end, hi=last, key=lambda place: place[1]) for end in ends]
+        ids = list(encoding["input_ids"][:last])
+        cuts = [bisect.bisect_right(offsets, end, hi=last, key=lambda offset: offset[1]) for end in ends]
     else:
         start = _start(tokenizer) if special else []
         ids = start + _ids(tokenizer, whole)
@@ -249,19 +249,19 @@ def pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bo
 
 
 def located(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-    """Token ids of a text as it stands inside another, and which characters each stands for, where that is known."""
-    before = PROBE if text[:1].isspace() else "\n"
+    """Token ids of a text as they are within a longer one, and their character offsets, None if unknown."""
+    prefix = PROBE if text[:1].isspace() else "\n"
     if not getattr(tokenizer, "is_fast", False):
-        return pieces(tokenizer, (before, text))[1], None
-    read = tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
-    places: list[tuple[int, int]] = read["offset_mapping"]
-    n = len(before)
-    at = bisect.bisect_right(places, n, key=lambda place: place[1])
-    return list(read["input_ids"][at:]), [(max(0, a - n), b - n) for a, b in places[at:]]
+        return pieces(tokenizer, (prefix, text))[1], None
+    encoding = tokenizer(prefix + text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+    n = len(prefix)
+    first = bisect.bisect_right(offsets, n, key=lambda offset: offset[1])
+    return list(encoding["input_ids"][first:]), [(max(0, a - n), b - n) for a, b in offsets[first:]]
 
 
 def cut(prompt: str, completion: str) -> tuple[str, str]:
-    """What is read and what is scored of a prompt and the text that goes on from it, as it stands."""
+    """Split a prompt and its direct continuation into the text read and the text scored, blanks between going along."""
     head = prompt.rstrip(BLANKS)
     return head, prompt[len(head) :] + completion
 
@@ -269,8 +269,8 @@ def cut(prompt: str, completion: str) -> tuple[str, str]:
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, kind: str, condition: Condition | None = None
 ) -> list[int]:
-    """A prompt as a model of this kind reads it before its completion: with the tokenizer's start token, without an end
-    token if causal; then with what a `condition` puts after it."""
+    """Token ids of a prompt as a model of this kind reads it before its completion: with the tokenizer's start token,
+    without an end token if causal, and with the words that a `condition` puts after it."""
     text, special = _read(tokenizer, prompt, condition)
     if not text:
         return _start(tokenizer)
@@ -281,60 +281,60 @@ def prompt_ids(
 
 
 def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, kind: str) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of a text that goes on from it as it stands, nothing put between, no end token."""
-    asked, special = _read(tokenizer, prompt)
-    return _cut_ids(tokenizer, asked, text, special, kind)
+    """Token ids of a prompt and of its direct continuation, with nothing between them and no end token."""
+    opened, special = _read(tokenizer, prompt)
+    return _cut_ids(tokenizer, opened, text, special, kind)
 
 
-# --- what a model knows of its tokenizer's ids -----------------------------------------------
+# --- which ids a model has embeddings for ----------------------------------------------------
 
 
 def fitted(tokenizer: PreTrainedTokenizerBase, settings: Any, count: int | None) -> PreTrainedTokenizerBase:
-    """A tokenizer that knows its model: the generation configuration, and how many tokens have embeddings.
+    """Attach a model's generation configuration and its number of token embeddings to the tokenizer.
 
-    It is told in place, but for one that belongs to another sort of model already: that is copied.
+    In place, unless the tokenizer already belongs to a model with other values: then a copy is returned.
     """
-    known: Any = tokenizer
+    target: Any = tokenizer
     if settings is None and count is None:
         return tokenizer
-    theirs = (_generation_ends(tokenizer), getattr(tokenizer, "embedded", None))
-    if hasattr(tokenizer, "embedded") and theirs != (ends_of(settings, count), count):
-        known = copy.copy(tokenizer)
-    known.generation, known.embedded = settings, count
-    return cast("PreTrainedTokenizerBase", known)
+    previous = (_generation_ends(tokenizer), getattr(tokenizer, "embedded", None))
+    if hasattr(tokenizer, "embedded") and previous != (ends_of(settings, count), count):
+        target = copy.copy(tokenizer)
+    target.generation, target.embedded = settings, count
+    return cast("PreTrainedTokenizerBase", target)
 
 
 def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
     """Refuse tokens that the model has no embedding for.
 
     Raises:
-        UserError: one has none.
+        UserError: there is one.
     """
     count = getattr(tokenizer, "embedded", None)
-    if count is not None and (alien := next((i for i in ids if i >= count), None)) is not None:
-        token = tokenizer.convert_ids_to_tokens(alien)
-        raise UserError(f"the model has no embedding of the token {token!r} ({alien} of {count}), which is in the text")
+    if count is not None and (unknown := next((i for i in ids if i >= count), None)) is not None:
+        token = tokenizer.convert_ids_to_tokens(unknown)
+        raise UserError(f"the model has no embedding of the token {token!r} in the text (id {unknown} >= {count})")
 
 
 # --- where answers end -----------------------------------------------------------------------
 
 
 def ends_of(settings: Any, count: int | None = None) -> list[int]:
-    """The end tokens of a generation configuration, as far as there are embeddings for them."""
-    named = getattr(settings, "eos_token_id", None)
-    return [i for i in ([named] if isinstance(named, int) else named or []) if count is None or i < count]
+    """The end tokens of a generation configuration that have embeddings."""
+    ends = getattr(settings, "eos_token_id", None)
+    return [i for i in ([ends] if isinstance(ends, int) else ends or []) if count is None or i < count]
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that ends an answer, as a label: the first of the generation configuration's, else the tokenizer's."""
+    """The end token of an answer as a label: the first of the generation configuration's, else the tokenizer's."""
     return next(iter(_generation_ends(tokenizer)), tokenizer.eos_token_id)
 
 
 def stops(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All tokens a model may end an answer with: those of its generation configuration, the tokenizer's own, and what
-    the chat template ends a turn with."""
-    named = (*_generation_ends(tokenizer), tokenizer.eos_token_id, turn_end(tokenizer))
-    return frozenset(end for end in named if end is not None)
+    """All tokens a model may end an answer with: those of its generation configuration, the tokenizer's own, and the
+    one with which the chat template ends a turn."""
+    ends = (*_generation_ends(tokenizer), tokenizer.eos_token_id, turn_end(tokenizer))
+    return frozenset(end for end in ends if end is not None)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -342,11 +342,11 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         return None
-    known: Any = tokenizer
+    target: Any = tokenizer
     if getattr(tokenizer, "turn_end_of", None) != repr(template):
-        known.turn_end_of, known.turn_end = repr(template), _turn_end(tokenizer)
-    found: int | None = known.turn_end
-    return found
+        target.turn_end_of, target.turn_end = repr(template), _turn_end(tokenizer)
+    end: int | None = target.turn_end
+    return end
 
 
 def _generation_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -354,14 +354,14 @@ def _generation_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    said = "didact"
+    answer = "didact"
     try:
-        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": said})
-        _, found, tail = chat.render(tokenizer, turns).rpartition(said)
+        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
+        _, separator, tail = chat.render(tokenizer, turns).rpartition(answer)
     except UserError:
         return None
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((i for i in _ids(tokenizer, tail) if i in special), None) if found else None
+    return next((i for i in _ids(tokenizer, tail) if i in special), None) if separator else None
 
 
 def _end_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -380,39 +380,39 @@ def parts(
     end: bool,
     condition: Condition | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of its completion with its end token, nothing cut."""
-    last = answer_end(tokenizer)
+    """Token ids of a prompt and of its completion with its end token, without truncation."""
+    end_id = answer_end(tokenizer)
     words = condition or Condition()
-    if completion and _templated(asked := templates.introduced(prompt, words.before, words.place), tokenizer):
-        before, after = chat.rendered(tokenizer, asked, completion, _end_words(tokenizer))
-        head, body = _cut_ids(tokenizer, before + _cue(tokenizer, asked, words.after), after, False, kind)
+    if completion and _templated(opened := templates.introduced(prompt, words.before, words.place), tokenizer):
+        before, after = chat.rendered(tokenizer, opened, completion, _end_words(tokenizer))
+        head, body = _cut_ids(tokenizer, before + _cue(tokenizer, opened, words.after), after, False, kind)
         if body and body[-1] in (turn_end(tokenizer), tokenizer.eos_token_id):
-            last = body.pop()
+            end_id = body.pop()
     else:
-        # A control token is not there for white space: the completion joins what stands before it.
-        seen = prompt if is_control(tokenizer, words.after) else words.after or prompt
+        # Control tokens do not count for white space: the completion is joined to the text before them.
+        preceding = prompt if is_control(tokenizer, words.after) else words.after or prompt
         text, special = _read(tokenizer, prompt, condition)
-        head, body = _cut_ids(tokenizer, text, join(seen, completion, kind), special, kind)
+        head, body = _cut_ids(tokenizer, text, join(preceding, completion, kind), special, kind)
     if not completion or not body:
         raise UserError("the completion is empty: nothing to learn or score")
-    return head, [*body, last] if end and last is not None else body
+    return head, [*body, end_id] if end and end_id is not None else body
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, prompt: str, condition: Condition | None = None) -> tuple[str, bool]:
-    """The text a model reads before its completion, and whether the tokenizer's start token is still to come."""
+    """The text a model reads before its completion, and whether the tokenizer's start token is still to be added."""
     words = condition or Condition()
-    asked = templates.introduced(prompt, words.before, words.place)
-    cue = _cue(tokenizer, asked, words.after) if words.after else ""
-    if _templated(asked, tokenizer):
-        return chat.render(tokenizer, asked.turns, asked.tools, add_generation_prompt=True) + cue, False
+    opened = templates.introduced(prompt, words.before, words.place)
+    cue = _cue(tokenizer, opened, words.after) if words.after else ""
+    if _templated(opened, tokenizer):
+        return chat.render(tokenizer, opened.turns, opened.tools, add_generation_prompt=True) + cue, False
     start = tokenizer.bos_token
-    return asked + cue, not (start and asked.startswith(str(start)))
+    return opened + cue, not (start and opened.startswith(str(start)))
 
 
 def _cut_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, special: bool, kind: str
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of what goes on from it; an encoder-decoder reads two texts."""
+    """Token ids of a prompt and of its continuation; an encoder-decoder reads two texts."""
     if kind == "causal":
         head, body = pieces(tokenizer, cut(prompt, text), special)
         return head, body
@@ -421,12 +421,12 @@ def _cut_ids(
 
 
 def is_control(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether a text is one token of its own that was added to the tokenizer."""
+    """Whether a text is a single token that was added to the tokenizer."""
     return bool(text) and text in tokenizer.get_added_vocab()
 
 
 def _cue(tokenizer: PreTrainedTokenizerBase, prompt: str, after: str) -> str:
-    """Words put after a prompt: joined as a completion is, but for control tokens, which join anything."""
+    """Words put after a prompt: joined as a completion is, except control tokens, which follow it directly."""
     return after if is_control(tokenizer, after) else join(prompt, after, "causal")
 
 
@@ -439,7 +439,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text."""
+    """The special tokens that the tokenizer puts before a text."""
     if getattr(tokenizer, "is_fast", False):
         return pieces(tokenizer, ("", PROBE), special=True)[0]
     ids = list(tokenizer("")["input_ids"])
@@ -448,5 +448,5 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""Fields under other names: what others call ours, and what can be read without being told. Imports no torch."""
+"""Field names and layouts of other data sets, and their conversion to ours. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from didact.data import words
 from didact.types import UserError
 
-HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
-# Names under which other data sets have our fields, likeliest first: offered as --map.
+HALVES = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs
+# Our fields' names in other data sets, most likely first: suggested as --map.
 SYNONYMS = {
     "prompt": ("question", "instruction", "input", "query", "problem", "source", "text", "sentence", "utterance"),
     "completion": ("answer", "output", "response", "solution", "target", "summary"),
@@ -26,23 +26,23 @@ SYNONYMS = {
     "paraphrased": ("paraphrased_answer",),
     "perturbed": ("perturbed_answer",),
 }  # fmt: skip
-# What is classified, and what as: read as a demonstration whose choices are the labels of the file.
+# Texts and their class labels: read as demonstrations whose choices are the labels of the file.
 TEXTS = ("text", "sentence", "utterance", "tweet", "review", "question", "query")
 LABELS = (
     "label", "label_text", "category", "intent", "class", "coarse", "fine", "coarse_label", "fine_label",
     "label_coarse", "label_fine", "label-coarse", "label-fine", "sentiment", "topic", "emotion",
 )  # fmt: skip
-OTHERS = ("messages", "instruction", "chosen", "answers")  # beside which a label is not the answer
+OTHERS = ("messages", "instruction", "chosen", "answers")  # beside one of these a label is not the answer
 MOST_CHOICES = 256
 
 
-def renamed(there: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-    """`{ours: theirs}` for fields that are wanted and stand in a file under a usual other name."""
-    plain = {name.lower(): name for name in there}
-    names = {ours: next((plain[t] for t in _names(ours) if t in plain), None) for ours in wanted if ours not in plain}
-    found = {ours: theirs for ours, theirs in names.items() if theirs}
+def renamed(present: Iterable[str], needed: Iterable[str]) -> dict[str, str]:
+    """Return `{our name: the file's}` for needed fields that a file has under another common name."""
+    lower = {name.lower(): name for name in present}
+    names = {ours: next((lower[t] for t in _names(ours) if t in lower), None) for ours in needed if ours not in lower}
+    fits = {ours: theirs for ours, theirs in names.items() if theirs}
     return {
-        ours: theirs for ours, theirs in found.items() if list(found.values()).index(theirs) == list(found).index(ours)
+        ours: theirs for ours, theirs in fits.items() if list(fits.values()).index(theirs) == list(fits).index(ours)
     }
 
 
@@ -51,45 +51,45 @@ def _names(ours: str) -> tuple[str, ...]:
 
 
 def classes(completions: Sequence[str]) -> list[str]:
-    """The labels that texts were classified as; empty where they are too many for that, or each has its own."""
-    found = words.distinct(sorted(completions))
-    return found if 2 <= len(found) <= MOST_CHOICES and 2 * len(found) <= len(completions) else []
+    """The distinct labels of classified texts; empty if too many, or more than one for every two texts."""
+    distinct = words.distinct(sorted(completions))
+    return distinct if 2 <= len(distinct) <= MOST_CHOICES and 2 * len(distinct) <= len(completions) else []
 
 
-def missing(name: str, row: Mapping[str, Any], wanted: Iterable[str]) -> str:
-    """What to say of a line without a field that it needs: what the line has, and the --map that would fit."""
-    fits = renamed(row, wanted)
-    near = f"; this line has {', '.join(map(repr, list(row)[:6]))}" if row else ""
-    mend = ",".join(f"{ours}={theirs}" for ours, theirs in fits.items()) if name in fits else f"{name}=YOUR_FIELD"
-    return f"field '{name}' is missing{near} (--map {mend} renames)"
+def missing(name: str, row: Mapping[str, Any], needed: Iterable[str]) -> str:
+    """The error message for a line without a required field: the fields it has, and the --map that would fit."""
+    fits = renamed(row, needed)
+    present = f"; this line has {', '.join(map(repr, list(row)[:6]))}" if row else ""
+    mapping = ",".join(f"{ours}={theirs}" for ours, theirs in fits.items()) if name in fits else f"{name}=YOUR_FIELD"
+    return f"field '{name}' is missing{present} (--map {mapping} renames)"
 
 
 def labels(row: Mapping[str, Any], rename: Mapping[str, str]) -> list[str]:
-    """The fields that may say what a row is classified as, where it is to be read as a demonstration."""
-    if (named := rename.get("completion")) or "completion" in row:
-        return [named] if named in LABELS and named in row else []
-    asked = "prompt" in rename or any(name in row for name in ("prompt", *TEXTS))
-    if not asked or any(name in row for name in (*OTHERS, *SYNONYMS["completion"], *SYNONYMS["messages"])):
+    """The fields that may hold a row's class label, if it can be read as a demonstration."""
+    if (field := rename.get("completion")) or "completion" in row:
+        return [field] if field in LABELS and field in row else []
+    has_text = "prompt" in rename or any(name in row for name in ("prompt", *TEXTS))
+    if not has_text or any(name in row for name in (*OTHERS, *SYNONYMS["completion"], *SYNONYMS["messages"])):
         return []
-    found = [name for name in LABELS if name in row]
-    return ["label_text"] if "label_text" in found else found
+    candidates = [name for name in LABELS if name in row]
+    return ["label_text"] if "label_text" in candidates else candidates
 
 
 def label_of(row: Mapping[str, Any], rename: Mapping[str, str]) -> str | None:
-    """The one that does; None where none does.
+    """The field that holds a row's class label; None if there is none.
 
     Raises:
-        UserError: several do.
+        UserError: several fields may hold it.
     """
-    found = labels(row, rename)
-    if len(found) > 1:
-        names = ", ".join(map(repr, found))
-        raise UserError(f"several fields may be the label, {names}: choose one with --map completion={found[0]}")
-    return next(iter(found), None)
+    candidates = labels(row, rename)
+    if len(candidates) > 1:
+        names = ", ".join(map(repr, candidates))
+        raise UserError(f"several fields may be the label, {names}: choose one with --map completion={candidates[0]}")
+    return next(iter(candidates), None)
 
 
 def labelled(values: dict[str, Any], rename: Mapping[str, str]) -> None:
-    """A text with its label to a prompt and a completion, a label's number as its digits; in place."""
+    """Turn a text and its label into prompt and completion, an integer label into its digits; in place."""
     name = label_of(values, rename)
     if name is None:
         return
@@ -100,43 +100,43 @@ def labelled(values: dict[str, Any], rename: Mapping[str, str]) -> None:
     values[rename.get("completion", "completion")] = str(label) if type(label) is int else label
 
 
-def instructed(values: dict[str, Any], known: Mapping[str, Any], rename: Mapping[str, str]) -> None:
-    """An instruction with its input (Alpaca) or context (Dolly) to a prompt, the output to its completion; in place.
+def instructed(values: dict[str, Any], schema: Mapping[str, Any], rename: Mapping[str, str]) -> None:
+    """Turn instruction and input (Alpaca) or context (Dolly) into the prompt, the output into its completion; in place.
 
-    Also where a prompt is renamed from the instruction: what it is about belongs to it.
+    Also if the prompt is renamed from the instruction: its input or context is part of the prompt then too.
     """
-    names, used = {name.lower(): name for name in reversed(values)}, set(rename.values())
-    asked = names.get("instruction", "instruction")
-    told = values.get(asked)
-    if "prompt" not in known or not isinstance(told, str) or rename.get("prompt", asked) != asked:
+    names, mapped = {name.lower(): name for name in reversed(values)}, set(rename.values())
+    field = names.get("instruction", "instruction")
+    instruction = values.get(field)
+    if "prompt" not in schema or not isinstance(instruction, str) or rename.get("prompt", field) != field:
         return
-    if "prompt" in values or ("messages" in values and "completion" in known):
+    if "prompt" in values or ("messages" in values and "completion" in schema):
         return
-    del values[asked]
-    about = [names[n] for n in ("input", "context") if n in names and (n == "input" or "completion" in known)]
-    given = next((n for n in about if n not in used and isinstance(values[n], str) and values[n].strip()), None)
-    values["prompt"] = told if given is None else f"{told}\n\n{values.pop(given)}"
-    if about and values.get(about[0]) == "":
-        del values[about[0]]
-    if "completion" in known and "completion" not in values and "completion" not in rename:
-        said = next((names[n] for n in ("output", "response") if n in names), None)
-        values |= {"completion": values.pop(said)} if said else {}
+    del values[field]
+    inputs = [names[n] for n in ("input", "context") if n in names and (n == "input" or "completion" in schema)]
+    extra = next((n for n in inputs if n not in mapped and isinstance(values[n], str) and values[n].strip()), None)
+    values["prompt"] = instruction if extra is None else f"{instruction}\n\n{values.pop(extra)}"
+    if inputs and values.get(inputs[0]) == "":
+        del values[inputs[0]]
+    if "completion" in schema and "completion" not in values and "completion" not in rename:
+        output = next((names[n] for n in ("output", "response") if n in names), None)
+        values |= {"completion": values.pop(output)} if output else {}
 
 
-def points(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """The points of a function to what is asked and answered, or tried and scored; in place.
+def points(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    """Turn the points of a function into prompt and completion, or configuration and score; in place.
 
     A point is `x` with a number as its `y`, or a prompt and a completion that are both numbers, which become text.
     """
-    asked, answer = ("config", "score") if "config" in known else ("prompt", "completion")
-    sort = dict if asked == "config" else str
+    source, target = ("config", "score") if "config" in schema else ("prompt", "completion")
+    kind = dict if source == "config" else str
     x, y = values.get("x"), values.get("y")
-    if asked not in values and answer not in values and _number(y) and (isinstance(x, sort) or _number(x)):
-        values |= {asked: values.pop("x"), answer: values.pop("y")}
-    elif not (_number(values.get(asked)) and _number(values.get(answer))):
+    if source not in values and target not in values and _number(y) and (isinstance(x, kind) or _number(x)):
+        values |= {source: values.pop("x"), target: values.pop("y")}
+    elif not (_number(values.get(source)) and _number(values.get(target))):
         return
-    if sort is str:
-        values |= {name: v if isinstance(v := values[name], str) else json.dumps(v) for name in (asked, answer)}
+    if kind is str:
+        values |= {name: v if isinstance(v := values[name], str) else json.dumps(v) for name in (source, target)}
 
 
 def _number(value: Any) -> bool:
@@ -144,27 +144,27 @@ def _number(value: Any) -> bool:
 
 
 def judged(values: Mapping[str, Any]) -> None:
-    """Refuse an answer that was found bad as a demonstration.
+    """Refuse an answer labelled bad as a demonstration.
 
     Raises:
-        UserError: it is one.
+        UserError: the answer is labelled bad.
     """
     if any(values.get(name) is False for name in ("label", "kto_tag")):
         raise UserError(
-            "this answer was found bad ('label' is false), and is no demonstration: give good ones alone, or the "
+            "this answer is labelled bad ('label' is false) and cannot be a demonstration: give only good ones, or the "
             "file as --judged to a method that takes both (kto)"
         )
 
 
-def answers(values: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """Answers with their places, as SQuAD has them, to a list of texts; in place."""
-    given = values.get("answers")
-    if "answers" in known and isinstance(given, dict) and isinstance(given.get("text"), list):
-        values["answers"] = given["text"]
+def answers(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    """Turn answers with their positions (SQuAD) into a list of texts; in place."""
+    value = values.get("answers")
+    if "answers" in schema and isinstance(value, dict) and isinstance(value.get("text"), list):
+        values["answers"] = value["text"]
 
 
 def sound(name: str, value: Any, numbers: bool = True) -> None:
-    """No NaN, infinity or half surrogate pair anywhere inside: neither a float nor a tokenizer takes them."""
+    """Refuse NaN, infinities, integers too large for a float, and half surrogate pairs anywhere inside a value."""
     stack = [value]
     while stack:
         item = stack.pop()
@@ -173,6 +173,6 @@ def sound(name: str, value: Any, numbers: bool = True) -> None:
         elif isinstance(item, dict):
             stack.extend([*item, *item.values()])
         elif isinstance(item, str) and HALVES.search(item):
-            raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; mend the escape")
+            raise UserError(f"field {name!r} holds half a surrogate pair, which no tokenizer takes; fix the escape")
         elif numbers and isinstance(item, int | float) and not abs(item) <= sys.float_info.max:
-            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or mend the number")
+            raise UserError(f"field '{name}' holds NaN or an infinity; remove the line or fix the number")

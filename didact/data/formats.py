@@ -1,16 +1,16 @@
-"""Rows from every format people keep data in, each with the place it came from. Imports no torch.
+"""Rows of files in the common data formats, each with its location. Imports no torch.
 
     FILE.jsonl, FILE.json    one JSON object a line, or over several lines; or one array of them
     FILE.json[:SPLIT]        an object of arrays, `{"train": [...], ...}`; a pair in one is a text and its label
     FILE.csv, FILE.tsv       a header line, then a row each; every cell is text (`Cells`)
-    FILE.txt, FILE.md        one document, as it is (unless it is JSON lines); a folder of such has one a file
+    FILE.txt, FILE.md        one document (unless it is JSON lines); a folder of such files has one document per file
     FILE.epub, FILE.pdf      a row for every chapter or page that has text; a PDF needs pypdf (`didact[books]`)
     FILE.parquet             needs pyarrow, which comes with `datasets`
     FILE.jsonl.gz ...        any of the text formats, compressed
     FOLDER[:SPLIT]           what `datasets` saved, or data files it can read
     hub:NAME[:CONFIG]:SPLIT  a data set on the hub, through `datasets`; its code is never run
 
-What is wrong with one row stands in that row's place as a `UserError`, so that a reader can go on.
+The error of one row is yielded in its place as a `UserError`, so that a reader can go on.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from didact.types import UserError
 
 HUB = "hub:"
 CELL = 1 << 30  # characters in one cell of a table; the csv module's own limit is below a long document
-LONGEST = 16  # million characters in one line or field, or what DIDACT_LONGEST says: no context takes more
-SWELLING = 100  # times its size that a .gz file may unpack to, or what DIDACT_SWELLING says; 64 MiB it always may
+LONGEST = 16  # million characters in one line or field, more than any context takes; DIDACT_LONGEST overrides it
+SWELLING = 100  # times its size that a .gz file may unpack to (or 64 MiB if more); DIDACT_SWELLING overrides it
 
 PROSE = (".txt", ".md")
-BETWEEN = tuple(" \t\r\n,")  # what may stand between the items of an array
+BETWEEN = tuple(" \t\r\n,")  # allowed between the items of an array
 
 SPLITS = re.compile(  # names of the arrays in a file that has several, or one
     r"(\w+[_-])?(train(ing)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?|data|rows|examples|records)([_-]\w+)?",
@@ -53,31 +53,31 @@ Found = tuple[str, Row]
 
 
 class Cells(dict[str, Any]):
-    """A row of a table without types: every value is text, and empty cells are left out."""
+    """A row of an untyped table: every value is text, and empty cells are left out."""
 
 
 def rows(source: str | Path) -> Iterator[Found]:
-    """Every row of a file, folder or hub reference, with its place as `source:line`; one that is too long as its error.
+    """Yield every row of a file, folder or hub reference with its location `source:line`; an overlong one as an error.
 
     Lines are counted in text formats, rows from 1 in the others and in splits.
 
     Raises:
         UserError: the source is missing, cannot be read, or is not what its name says.
     """
-    most = int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
-    for place, row in _rows(source, most):
+    limit = int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
+    for place, row in _rows(source, limit):
         texts = row.items() if isinstance(row, Mapping) else ()
-        long = next((k for k, v in texts if isinstance(v, str) and len(v) > most), None)
-        yield place, row if long is None else _too_long(f"field '{long}'", most)
+        overlong = next((k for k, v in texts if isinstance(v, str) and len(v) > limit), None)
+        yield place, row if overlong is None else _too_long(f"field '{overlong}'", limit)
 
 
-def _rows(source: str | Path, most: int) -> Iterator[Found]:
+def _rows(source: str | Path, limit: int) -> Iterator[Found]:
     name = str(source)
     path = Path(source)
     if name.startswith(HUB) or path.is_dir() or _split(name)[0].is_dir():
         inside = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
         if inside and all(p.is_file() and p.suffix.lower() in PROSE for p in inside):
-            return itertools.chain.from_iterable(_rows(p, most) for p in inside)
+            return itertools.chain.from_iterable(_rows(p, limit) for p in inside)
         return _dataset(name)
     split = ""
     if not path.exists() and _split(name)[0].is_file():
@@ -93,40 +93,40 @@ def _rows(source: str | Path, most: int) -> Iterator[Found]:
     if table:
         return _table(name, text, "," if kind == ".csv" else "\t")
     first = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    if first in ("{", "[") or split or (kind == ".json" and (first[:1] == "[" or not _lined(first, text))):
+    if first in ("{", "[") or split or (kind == ".json" and (first[:1] == "[" or not _is_json_lines(first, text))):
         return _document(name, text, split)
     if kind in PROSE and not isinstance(_object(first), Mapping):
         return iter([(f"{name}:1", {"text": text})] if text.strip() else [])
-    return _lines(name, text, most)
+    return _lines(name, text, limit)
 
 
 def streamed(source: str | Path) -> Iterator[Found]:
-    """The same rows; those of a `.jsonl` file, packed or not, without holding more of it than a line."""
-    path, most = Path(source), int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
+    """As `rows`, but read a `.jsonl` file, compressed or not, line by line."""
+    path, limit = Path(source), int(_setting("DIDACT_LONGEST", LONGEST) * 1e6)
     packed = path.suffix.lower() == ".gz"
     if (path.with_suffix("") if packed else path).suffix.lower() != ".jsonl" or not path.is_file():
         return rows(source)
     with contextlib.suppress(UserError):
-        first = next(_handled(path, packed), (1, ""))[1].strip()
+        first = next(_numbered_lines(path, packed), (1, ""))[1].strip()
         if not first or first[0] != "{" or isinstance(_object(first), UserError):
-            return rows(source)  # values over several lines, or a mistake that has a place
+            return rows(source)  # values over several lines, or an error to be located
     return (
-        (f"{source}:{number}", _object(line) if len(line) <= most else _too_long("the line", most))
-        for number, line in _handled(path, packed)
+        (f"{source}:{number}", _object(line) if len(line) <= limit else _too_long("the line", limit))
+        for number, line in _numbered_lines(path, packed)
         if line.strip()
     )
 
 
-def _handled(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, the first that is not empty first; one that is no text ends them."""
+def _numbered_lines(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty with their numbers, decompressing up to a limit."""
     limit = max(1 << 26, int(path.stat().st_size * _setting("DIDACT_SWELLING", SWELLING)))
-    seen = number = 0
+    unpacked = number = 0
     opened: Any = gzip.open if packed else open
     try:
         with opened(path, "rb") as handle:
             for number, raw in enumerate(handle, 1):
-                seen += len(raw)
-                if packed and seen > limit:
+                unpacked += len(raw)
+                if packed and unpacked > limit:
                     raise UserError(
                         f"{path}:{number}: unpacks to more than {limit >> 20:,} MiB; set DIDACT_SWELLING higher"
                     )
@@ -135,12 +135,12 @@ def _handled(path: Path, packed: bool) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number}: not UTF-8 text; convert the file first") from None
     except (OSError, EOFError, zlib.error) as error:
-        why = "not a gzip file, or only half of one" if packed else f"cannot be read: {error}"
-        raise UserError(f"{path}: {why}") from None
+        reason = "not a gzip file, or a truncated one" if packed else f"cannot be read: {error}"
+        raise UserError(f"{path}: {reason}") from None
 
 
 def fingerprint(source: str | Path) -> str:
-    """SHA-256 of a file's bytes; of the rows themselves where the source is a folder or on the hub.
+    """SHA-256 of a file's bytes, or of its rows if the source is a folder or on the hub.
 
     Raises:
         UserError: the source cannot be read.
@@ -154,7 +154,7 @@ def fingerprint(source: str | Path) -> str:
 
 
 def decoded(text: str) -> Any:
-    """A JSON value; what is none raises `UserError`. NaN and infinities are let through, for the field to be named."""
+    """Parse JSON; invalid JSON raises `UserError`. NaN and infinities pass, for the later check to name the field."""
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -166,18 +166,18 @@ def decoded(text: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=lambda name: math.nan)
 
 
-def _lines(name: str, text: str, most: int) -> Iterator[Found]:
+def _lines(name: str, text: str, limit: int) -> Iterator[Found]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{name}:{number}", _object(line) if len(line) <= most else _too_long("the line", most)
+            yield f"{name}:{number}", _object(line) if len(line) <= limit else _too_long("the line", limit)
 
 
-def _too_long(what: str, most: int) -> UserError:
-    return UserError(f"{what} has more than {most / 1e6:g} million characters; split it, or set DIDACT_LONGEST higher")
+def _too_long(name: str, limit: int) -> UserError:
+    return UserError(f"{name} has more than {limit / 1e6:g} million characters; split it, or set DIDACT_LONGEST higher")
 
 
 def _setting(name: str, default: float) -> float:
-    """A limit that the environment may raise."""
+    """Read a limit that an environment variable may override."""
     try:
         return float(os.environ.get(name, default))
     except ValueError:
@@ -191,18 +191,18 @@ def _object(line: str) -> Row:
         return problem
 
 
-def _lined(first: str, text: str) -> bool:
-    """Whether a text has one value a line, by its first, and more than one."""
+def _is_json_lines(first: str, text: str) -> bool:
+    """Whether a text is JSON lines: its first line is a value, and more follow."""
     return bool(text.strip() != first and not isinstance(_object(first), UserError))
 
 
 def _document(name: str, text: str, split: str) -> Iterator[Found]:
-    """The items of one JSON array, values one after another, or the items of a split of one object."""
+    """Yield the items of one JSON array, of a split of one object, or of concatenated values."""
     if text.lstrip().startswith("["):
         return _stream(name, text, text.index("[") + 1, "]")
     try:
         whole = _DECODER.decode(text.strip())
-    except (ValueError, RecursionError):  # several values, or a mistake that has a line
+    except (ValueError, RecursionError):  # several values, or an error to be located
         whole = None
     splits = [k for k, v in whole.items() if isinstance(v, list)] if isinstance(whole, dict) else []
     if split or (splits and all(SPLITS.fullmatch(k) for k in splits)):
@@ -216,7 +216,7 @@ def _document(name: str, text: str, split: str) -> Iterator[Found]:
 
 
 def _paired(item: Any) -> Any:
-    """An item of a split; a pair of texts is a text and its label (CLINC has such)."""
+    """An item of a split; a pair of texts becomes a text and its label (as in CLINC)."""
     return {"text": item[0], "label": item[1]} if is_pair(item) else item
 
 
@@ -226,28 +226,28 @@ def is_pair(item: Any) -> bool:
 
 
 def splits_of(path: str | Path) -> list[str]:
-    """The names of the splits of a JSON file that is an object of several; none of any other file.
+    """Names of the splits of a JSON file that is an object of several; empty for any other file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         next(iter(rows(path)), None)
     except UserError as error:
-        named = re.search(r"name one of its splits, .*:SPLIT: (.*)$", str(error))
-        if named and Path(path).is_file():
-            return named[1].split(", ")
+        match = re.search(r"name one of its splits, .*:SPLIT: (.*)$", str(error))
+        if match and Path(path).is_file():
+            return match[1].split(", ")
         raise
     return []
 
 
 def _stream(name: str, text: str, at: int, end: str) -> Iterator[Found]:
-    """JSON values one after another up to `end`, each with the line it begins on; a mistake in one ends them."""
-    line, counted = 1, 0
+    """Yield concatenated JSON values up to `end`, each with the line it starts on; an error in one ends them."""
+    line, counted_to = 1, 0
     while True:
         while text[at : at + 1] in BETWEEN:
             at += 1
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted_to = line + text.count("\n", counted_to, at), at
         if at == len(text):
             if end:
                 raise UserError(f"{name}:{line}: not valid JSON: the array is not closed")
@@ -272,13 +272,13 @@ def _table(name: str, text: str, delimiter: str) -> Iterator[Found]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{name}:{line}: not a table: {error}; mend the quotes") from None
+            raise UserError(f"{name}:{line}: not a table: {error}; fix the quotes") from None
         if cells is None:
             return
         if cells and not header:
             header = cells
-            if twice := next((c for c in header if header.count(c) > 1), None):
-                raise UserError(f"{name}:{line}: two columns are called '{twice}'; rename one")
+            if duplicate := next((c for c in header if header.count(c) > 1), None):
+                raise UserError(f"{name}:{line}: two columns are called '{duplicate}'; rename one")
         elif cells:
             row: Row = Cells({k: v for k, v in zip(header, cells, strict=False) if v.strip()})
             if len(cells) > len(header):
@@ -295,7 +295,7 @@ def _text(path: Path, expected: str) -> str:
         try:
             raw = _unpacked(path, raw)
         except (OSError, EOFError, zlib.error):
-            raise UserError(f"{path}: not a gzip file, or only half of one") from None
+            raise UserError(f"{path}: not a gzip file, or a truncated one") from None
     if b"\0" in raw:
         raise UserError(f"{path}: a binary file; {expected} is expected")
     try:
@@ -306,22 +306,22 @@ def _text(path: Path, expected: str) -> str:
 
 
 def _unpacked(path: Path, raw: bytes) -> bytes:
-    """What a gzip file holds, as long as it is no more than a limit."""
-    most = max(1 << 26, int(len(raw) * _setting("DIDACT_SWELLING", SWELLING)))
+    """Decompress a gzip file, up to a limit."""
+    limit = max(1 << 26, int(len(raw) * _setting("DIDACT_SWELLING", SWELLING)))
     with gzip.open(io.BytesIO(raw)) as packed:
-        out = packed.read(most + 1)
-    if len(out) > most:
+        out = packed.read(limit + 1)
+    if len(out) > limit:
         raise UserError(
-            f"{path}: unpacks to more than {most >> 20:,} MiB, {most // len(raw):,} times its size; "
-            "set DIDACT_SWELLING higher if that is meant"
+            f"{path}: unpacks to more than {limit >> 20:,} MiB, {limit // len(raw):,} times its size; "
+            "set DIDACT_SWELLING higher if that is intended"
         )
     return out
 
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, and cannot be read twice
-            raise UserError(f"{path}: not a file; save what a pipe or device gives to one")
+        if path.exists() and not path.is_file():  # reading a pipe would block, and it cannot be read twice
+            raise UserError(f"{path}: not a file; save the output of a pipe or device to one")
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -359,41 +359,41 @@ def _loaded(name: str) -> Any:
     """The data set behind `hub:NAME[:CONFIG]:SPLIT` or `FOLDER[:SPLIT]`."""
     import datasets
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what came of them is told below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the final error is reported below
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     folder, split = _split(name)
     try:
         if name.startswith(HUB):
-            where, *config, split = name.removeprefix(HUB).split(":") if name.count(":") in (2, 3) else ["", ""]
-            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", where):
+            repo, *config, split = name.removeprefix(HUB).split(":") if name.count(":") in (2, 3) else ["", ""]
+            if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
                 raise UserError(f"{name}: hub:NAME:SPLIT is expected, as in hub:owner/name:train")
-            return datasets.load_dataset(where, *config, split=split)
+            return datasets.load_dataset(repo, *config, split=split)
         saved = any((folder / f).is_file() for f in ("state.json", "dataset_dict.json"))
-        found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
+        dataset = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
     except UserError:
         raise
     except Exception as error:  # whatever a reader of some format, a server or a cache raises
-        mend = "; connect, or give a local file" if isinstance(error, ConnectionError) else ""
-        raise UserError(f"{name}: cannot be read: {_first_line(error)}{mend}") from None
-    if not isinstance(found, dict):
-        return found
-    if not split and len(found) == 1:
-        (split,) = found
-    if split not in found:
-        raise UserError(f"{name}: name one of its splits, {folder}:SPLIT: {', '.join(found)}")
-    return found[split]
+        hint = "; connect, or give a local file" if isinstance(error, ConnectionError) else ""
+        raise UserError(f"{name}: cannot be read: {_first_line(error)}{hint}") from None
+    if not isinstance(dataset, dict):
+        return dataset
+    if not split and len(dataset) == 1:
+        (split,) = dataset
+    if split not in dataset:
+        raise UserError(f"{name}: name one of its splits, {folder}:SPLIT: {', '.join(dataset)}")
+    return dataset[split]
 
 
 def _split(name: str) -> tuple[Path, str]:
-    """`FOLDER:SPLIT` apart; a folder whose own name has a colon is that folder."""
+    """Split `FOLDER:SPLIT`; an existing folder whose name has a colon is kept whole."""
     folder, colon, split = name.rpartition(":")
     return (Path(folder), split) if colon and not Path(name).is_dir() else (Path(name), "")
 
 
 def _cell(value: Any) -> Any:
-    """A value as JSON has it, NaN apart; what JSON lacks (times, pictures) as text. Binary that is no UTF-8 text stays
-    so, for a reader that wants it to refuse; fields that only other rows of the column have are none of this one's."""
+    """Convert a value to JSON types, NaN aside; types JSON lacks (times, images) become text. Binary that is not UTF-8
+    text stays, for the field check to refuse; a struct's null fields, which other rows of the column have, go."""
     if isinstance(value, bytes):
         try:
             return value.decode()

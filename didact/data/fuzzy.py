@@ -1,8 +1,8 @@
-"""Documents that nearly repeat each other, found among many: MinHash, verified, and grouped.
+"""Near-duplicate documents in large collections: MinHash candidates, verified and grouped.
 
-Pieces are runs of five characters, the last one included. Two documents meet where they agree in all rows of a band of
-their MinHashes, which those with a share J of their pieces in common do with probability `1 - (1 - J^r)^b`; then the
-true share is counted, so that none is grouped wrongly. Groups are what is joined by such pairs, directly or not.
+Pieces are character 5-grams, the last one included. Two documents are candidates if all rows of one band of their
+MinHashes agree, which has probability `1 - (1 - J^r)^b` at Jaccard similarity J; then the exact similarity is
+computed, so that there are no false positives. Groups are the connected components of such pairs.
 
 Sources: Smith et al. 2022, arXiv:2201.11990, section 3; Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4.
 """
@@ -19,11 +19,11 @@ from didact.types import UserError
 
 Measure = Literal["union", "min", "max"]
 GRAM = 5  # characters of a piece
-HELD = 2048  # documents whose pieces are kept while candidates are verified
+HELD = 2048  # documents whose pieces are cached while candidates are verified
 
 
 def pieces(text: str, n: int = GRAM) -> set[str]:
-    """Runs of n characters, white space, case and normal forms aside; a shorter text is one piece."""
+    """Character n-grams, up to white space, case and normal form; a shorter text is one piece."""
     plain = " ".join(words.folded(text.casefold()).split())
     return {plain[i : i + n] for i in range(max(1, len(plain) - n + 1))}
 
@@ -35,12 +35,12 @@ def similarity(a: set[str], b: set[str], by: Measure = "union") -> float:
 
 
 def probability(similar: float, bands: int = 10, rows: int = 10) -> float:
-    """Of two documents with this share of their pieces in common to be compared at all: `1 - (1 - J^r)^b`."""
+    """Probability that two documents of this similarity are compared at all: `1 - (1 - J^r)^b`."""
     return 1 - (1 - similar**rows) ** bands
 
 
 def package() -> Any:
-    """datasketch.
+    """Import datasketch.
 
     Raises:
         UserError: it is not installed.
@@ -60,14 +60,14 @@ def sketch(parts: Iterable[str], hashes: int) -> Any:
 
 
 class Groups:
-    """Documents given one after another, joined where they nearly repeat each other.
+    """Groups of near duplicates among documents that are added one by one.
 
     Args:
-        text: gives a document's text again by its number; what is kept here is only its MinHash.
-        similar: share of pieces from which two are near duplicates.
-        bands: of hashes; two documents are compared where they agree in one.
-        rows: hashes of a band.
-        by: what the share is of.
+        text: returns a document's text by its number; only its MinHash is stored here.
+        similar: similarity from which two documents are near duplicates.
+        bands: bands of hashes; two documents are compared if they agree in one.
+        rows: hashes per band.
+        by: the denominator of the similarity.
     """
 
     def __init__(
@@ -77,31 +77,31 @@ class Groups:
         self.compared = 0
         self._index = package().MinHashLSH(num_perm=self.hashes, params=(bands, rows))
         self._parent: dict[int, int] = {}
-        self._same: dict[str, int] = {}
+        self._by_digest: dict[str, int] = {}
         self.pieces = functools.lru_cache(HELD)(lambda number: pieces(text(number)))
 
     def add(self, number: int, text: str) -> None:
-        """Take one more document; numbers rise, and the first of a group is the one to keep."""
+        """Add a document; numbers must rise, and the first of a group is the one to keep."""
         self._parent[number] = number
         plain = " ".join(words.folded(text.casefold()).split())
-        if (first := self._same.setdefault(_digest(plain), number)) != number:
-            self._join(first, number)  # of texts that are the same only the first is looked for
+        if (first := self._by_digest.setdefault(_digest(plain), number)) != number:
+            self._join(first, number)  # of identical texts only the first is indexed
             return
         own = self.pieces(number)
         hashed = sketch(own, self.hashes)
-        for other in sorted(self._index.query(hashed)):
-            if self.first(other) == self.first(number):
-                continue  # joined already: another pair would change nothing
+        for candidate in sorted(self._index.query(hashed)):
+            if self.first(candidate) == self.first(number):
+                continue  # already in one group: another pair would change nothing
             self.compared += 1
-            if similarity(own, self.pieces(other), self.by) >= self.similar:
-                self._join(other, number)
+            if similarity(own, self.pieces(candidate), self.by) >= self.similar:
+                self._join(candidate, number)
         self._index.insert(number, hashed)
 
     def first(self, number: int) -> int:
         """The first document of a document's group."""
-        while (up := self._parent[number]) != number:
-            self._parent[number] = self._parent[up]
-            number = up
+        while (parent := self._parent[number]) != number:
+            self._parent[number] = self._parent[parent]
+            number = parent
         return number
 
     def all(self) -> dict[int, list[int]]:

@@ -1,6 +1,6 @@
-"""General text: a little prose, facts, code and dialogue of our own, to see what training broke and to mix into it.
+"""General text: a little embedded prose, facts, code and dialogue, to measure retention on and to replay in training.
 
-What is measured on and what is trained on are different texts, so that replay does not flatter. Imports no torch.
+The two uses have different texts, so that replay does not inflate the measured retention. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from didact.data.read import read
 from didact.types import Messages, Record, Text, UserError
 
 FILE = Path(__file__).with_name("general.jsonl")
-PHRASE = 3  # words of a record that is too short for n-grams, from which its standing in a text is no chance
+PHRASE = 3  # fewest words of a record too short for n-grams whose occurrence in a text is no coincidence
 
 
 def texts(path: str | None, use: Literal["keep", "replay"]) -> list[str]:
-    """The texts of a file of one's own, else the embedded ones that are for measuring (`keep`) or for training.
+    """The texts of the user's file, else the embedded ones for measuring (`keep`) or for training (`replay`).
 
     Raises:
         UserError: the file cannot be read, or holds no text.
@@ -32,35 +32,35 @@ def texts(path: str | None, use: Literal["keep", "replay"]) -> list[str]:
 
 
 def apart(path: str | None, records: Iterable[Record], measured: Sequence[str]) -> None:
-    """Refuse to replay text that is tested, or that is measured as general text.
+    """Refuse to replay text that is tested on, or on which retention is measured.
 
     Args:
-        path: the file that is replayed; None for the embedded texts.
-        records: that are tested.
-        measured: texts that retention is measured on.
+        path: the replayed file; None for the embedded texts.
+        records: the tested records.
+        measured: the texts on which retention is measured.
 
     Raises:
-        UserError: a record, or a measured text, stands in what is replayed.
+        UserError: a record or a measured text occurs in the replayed text.
     """
     name, replayed = f"--replay-from {path}" if path else "--replay", texts(path, "replay")
-    for what, items in (("tested records", [_said(r) for r in records]), ("texts of --retention", list(measured))):
-        said = [f" {' '.join(contamination.words(text))} " for text in replayed]
+    for kind, items in (("tested records", [_text_of(r) for r in records]), ("texts of --retention", list(measured))):
+        plain = [f" {' '.join(contamination.words(text))} " for text in replayed]
         audit = contamination.audit(items, replayed)
-        found = [bool(dirty) or _stands(item, audit.n, said) for item, dirty in zip(items, audit.dirty, strict=True)]
-        if any(found):
+        leaked = [bool(dirty) or _occurs(item, audit.n, plain) for item, dirty in zip(items, audit.dirty, strict=True)]
+        if any(leaked):
             raise UserError(
-                f"{name}: holds {sum(found)} of {len(items)} {what} (as {items[found.index(True)][:60]!r}): "
+                f"{name}: holds {sum(leaked)} of {len(items)} {kind} (e.g. {items[leaked.index(True)][:60]!r}): "
                 "what is trained on cannot be tested"
             )
 
 
-def _stands(item: str, n: int, said: Sequence[str]) -> bool:
-    """Whether a record with fewer words than an n-gram stands in a text as a whole."""
+def _occurs(item: str, n: int, corpus: Sequence[str]) -> bool:
+    """Whether a record with fewer words than an n-gram occurs whole in a text."""
     own = contamination.words(item)
-    return PHRASE <= len(own) < n and any(f" {' '.join(own)} " in text for text in said)
+    return PHRASE <= len(own) < n and any(f" {' '.join(own)} " in text for text in corpus)
 
 
-def _said(record: Record) -> str:
-    """What a record says, field after field."""
+def _text_of(record: Record) -> str:
+    """The text fields of a record, joined."""
     values = (getattr(record, f.name) for f in dataclasses.fields(record))
     return " ".join(str(v) for v in values if isinstance(v, str | Messages))

@@ -1,4 +1,4 @@
-"""What was done and what came of it, as text: a history of choices for a model that makes the next one. Pure.
+"""Bandit histories as text: past choices and their rewards, for a model that makes the next choice. Pure.
 
 Source of the three forms: Nie et al. 2025, arXiv:2410.06238; the wording is ours.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from didact.types import UserError
 
 Form = Literal["raw", "summary", "guided"]
-LINES = 1000  # of a raw history, the last ones
+LINES = 1000  # most lines of a raw history, the last ones
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRST")
 CLOTHES = tuple(
     f"{adjective} {noun}"
@@ -33,7 +33,7 @@ BALANCE = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """How a bandit is told: what it is about, what an arm is called, and a line of each form of history."""
+    """How a bandit is worded: the setting, the word for an arm, the arms' names, and a line of each form of history."""
 
     instruction: str
     unit: str
@@ -57,7 +57,7 @@ SCENARIOS = {
     "buttons": Scenario("There are {k} buttons, and each pays a reward when it is pressed.", "button", COLOURS),
     "ads": Scenario("You show one of {k} advertisements to every reader of a page, who then follows it or not.",
                     "advertisement", LETTERS),
-    # As few tokens as can be: numbers in hundredths, for small models.
+    # As few tokens as possible: numbers in hundredths, for small models.
     "bare": Scenario("", "", LETTERS, "", "{name} {reward:g}", "{name} {n} {mean100}",
                      "{name} {n} {value100} {bonus100}", "{context} ", " ?", " "),
 }  # fmt: skip
@@ -69,10 +69,10 @@ class View:
 
     Args:
         form: raw (every choice with its reward), summary (how often each arm was pulled, and its average reward), or
-            guided (the summary with the algorithm's exploration bonus and value). With contexts it is raw or guided:
-            the two terms then stand beside every past choice and the one to come.
+            guided (the summary with the algorithm's exploration bonus and value). With contexts it must be raw or
+            guided, which then gives the two terms with every past choice and the next one.
         scenario: videos, clothes, buttons, ads, or bare (almost no words, for models trained from scratch).
-        detailed: the instruction says that exploring and exploiting are to be balanced.
+        detailed: the instruction asks to balance exploration and exploitation.
     """
 
     form: Form = "summary"
@@ -81,29 +81,31 @@ class View:
 
 
 def names_of(view: View, arms: int, own: Sequence[str] = ()) -> tuple[str, ...]:
-    """What the arms are called: their own names, or the scenario's."""
+    """The arms' names: their own, or the scenario's."""
     return tuple(own) or SCENARIOS[view.scenario].names[:arms]
 
 
 def introduction(view: View, names: Sequence[str]) -> str:
-    """What stands before everything."""
-    told = SCENARIOS[view.scenario]
-    text = told.instruction.format(k=len(names)) + (BALANCE.format(unit=told.unit) if view.detailed else "")
+    """The instruction before the history."""
+    scenario = SCENARIOS[view.scenario]
+    text = scenario.instruction.format(k=len(names)) + (BALANCE.format(unit=scenario.unit) if view.detailed else "")
     return f"{text}\n\n" if text else ""
 
 
 def summary(
     view: View, names: Sequence[str], pulls: Any, sums: Any, step: int, bonus: Any = None, value: Any = None
 ) -> str:
-    """One instance's history by arm, `(K,)` each, and the question; with the algorithm's terms where they are given."""
-    told = SCENARIOS[view.scenario]
-    line = told.summary if bonus is None else told.guided
+    """One instance's history by arm, `(K,)` each, and the question, with the algorithm's terms if given."""
+    scenario = SCENARIOS[view.scenario]
+    line = scenario.summary if bonus is None else scenario.guided
     means = np.asarray(sums) / (np.asarray(pulls) + 1e-6)
     lines = []
     for k, name in enumerate(names):
-        own = {} if bonus is None else _numbers(bonus=float(bonus[k]), value=float(value[k]))
-        lines.append(line.format(name=name, unit=told.unit, n=int(pulls[k]), **_numbers(mean=float(means[k])), **own))
-    return _asked(told, names, lines, step)
+        terms = {} if bonus is None else _numbers(bonus=float(bonus[k]), value=float(value[k]))
+        lines.append(
+            line.format(name=name, unit=scenario.unit, n=int(pulls[k]), **_numbers(mean=float(means[k])), **terms)
+        )
+    return _with_question(scenario, names, lines, step)
 
 
 def raw(
@@ -116,26 +118,26 @@ def raw(
 ) -> str:
     """One instance's history by pull, and the question.
 
-    `contexts` has one text more than there were pulls, and so have `guides`, an algorithm's (bonus, value) before each
-    pull, where they are given: the last is what is to be answered.
+    `contexts`, if given, has one text more than there are pulls, and so has `guides`, an algorithm's (bonus, value)
+    before each pull: the last belongs to the choice to be made.
     """
-    told = SCENARIOS[view.scenario]
+    scenario = SCENARIOS[view.scenario]
     first, lines = max(0, len(actions) - LINES), []
     for i in range(first, len(actions)):
-        before = _before(told, names, contexts, guides, i)
-        lines.append(before + told.raw.format(name=names[actions[i]], unit=told.unit, reward=float(rewards[i])))
-    now = _before(told, names, contexts, guides, len(actions)).rstrip()
-    return _asked(told, names, [*lines, now] if now else lines, len(actions))
+        before = _prefix(scenario, names, contexts, guides, i)
+        lines.append(before + scenario.raw.format(name=names[actions[i]], unit=scenario.unit, reward=float(rewards[i])))
+    current = _prefix(scenario, names, contexts, guides, len(actions)).rstrip()
+    return _with_question(scenario, names, [*lines, current] if current else lines, len(actions))
 
 
 def read(text: str, names: Sequence[str]) -> int | None:
-    """Which of the names an answer is: the answer alone, or the name that its first line begins with; None of another.
+    """Index of the name that the first line of an answer starts with; None if there is none.
 
-    Names are compared without regard to case; where one begins with another, the longer one is meant.
+    Names are compared without regard to case; if one starts with another, the longer match counts.
     """
     line = next((part.strip(" .*\"'`:") for part in text.strip().splitlines() if part.strip()), "").casefold()
-    held = [k for k, name in enumerate(names) if line.startswith(name.casefold())]
-    best = max(held, key=lambda k: len(names[k]), default=None)
+    matches = [k for k, name in enumerate(names) if line.startswith(name.casefold())]
+    best = max(matches, key=lambda k: len(names[k]), default=None)
     if best is None or line[len(names[best]) :][:1].isalnum():
         return None
     return best
@@ -147,42 +149,42 @@ def shown(context: Any) -> str:
 
 
 def demonstrated(examples: Sequence[tuple[str, str]], view: View) -> str:
-    """Prompts without their instruction, with the best answers, to stand after the instruction."""
+    """Example prompts without their instruction, with the best answers, to follow the instruction."""
     if not examples:
         return ""
     joint = "\n" if view.scenario == "bare" else "\n\n----\n\n"
-    told = "" if view.scenario == "bare" else "These were the best choices in other games of the kind.\n\n"
-    return told + "".join(f"{prompt} {answer}{joint}" for prompt, answer in examples)
+    heading = "" if view.scenario == "bare" else "These were the best choices in other games of the kind.\n\n"
+    return heading + "".join(f"{prompt} {answer}{joint}" for prompt, answer in examples)
 
 
-def _asked(told: Scenario, names: Sequence[str], lines: Sequence[str], step: int) -> str:
-    head = told.header.format(step=step) if step else ""
-    return head + told.joint.join(lines) + told.query.format(unit=told.unit, names=", ".join(names))
+def _with_question(scenario: Scenario, names: Sequence[str], lines: Sequence[str], step: int) -> str:
+    head = scenario.header.format(step=step) if step else ""
+    return head + scenario.joint.join(lines) + scenario.query.format(unit=scenario.unit, names=", ".join(names))
 
 
-def _before(told: Scenario, names: Sequence[str], contexts: Sequence[str], guides: Sequence[Any], at: int) -> str:
-    parts = [told.context.format(context=contexts[at])] if contexts else []
+def _prefix(scenario: Scenario, names: Sequence[str], contexts: Sequence[str], guides: Sequence[Any], at: int) -> str:
+    parts = [scenario.context.format(context=contexts[at])] if contexts else []
     if guides:
         bonus, value = guides[at]
-        each = (f'"{n}": [{_two(b)}, {_two(v)}]' for n, b, v in zip(names, bonus, value, strict=True))
-        parts.append("{" + ", ".join(each) + "} ")
+        terms = (f'"{n}": [{_fixed(b)}, {_fixed(v)}]' for n, b, v in zip(names, bonus, value, strict=True))
+        parts.append("{" + ", ".join(terms) + "} ")
     return "".join(parts)
 
 
-def _two(number: float) -> str:
+def _fixed(number: float) -> str:
     return f"{number:.2f}"
 
 
 def _numbers(**numbers: float) -> dict[str, Any]:
-    """Numbers by name, and in hundredths by `name100`."""
+    """Numbers by name, and in hundredths as `name100`."""
     return numbers | {f"{k}100": "inf" if np.isinf(x) else f"{100 * x:.0f}" for k, x in numbers.items()}
 
 
 def checked(view: View, contextual: bool) -> None:
-    """Refuse a form that cannot be.
+    """Refuse a form that is impossible.
 
     Raises:
-        UserError: a summary of what was done in contexts.
+        UserError: a summary of choices with contexts.
     """
     if contextual and view.form == "summary":
-        raise UserError("view.form = summary: choices in contexts have none: take raw or guided")
+        raise UserError("view.form = summary: not possible with contexts: use raw or guided")

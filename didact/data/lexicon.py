@@ -1,4 +1,4 @@
-"""Word pairs of two languages: mined and checked in a cycle, used word by word, compared with a dictionary. Pure."""
+"""Bilingual word pairs: mined and cycle-checked, applied word by word, compared with a dictionary. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from didact.data import spans, words
 
 @dataclass(frozen=True)
 class Pair:
-    """A word, its translation, how sure the model was of it, and why it was rejected; empty where it was kept."""
+    """A word, its translation, the model's confidence, and the reason for its rejection; empty if it was kept."""
 
     source: str
     target: str
@@ -20,35 +20,35 @@ class Pair:
 
     @property
     def kept(self) -> bool:
-        """Whether it passed."""
+        """Whether it passed the check."""
         return not self.reason
 
 
-def frequent(texts: Iterable[str], most: int) -> list[str]:
-    """The most frequent words in lower case, those of letters alone; equals in the order in which they come."""
+def frequent(texts: Iterable[str], limit: int) -> list[str]:
+    """The most frequent words of letters only, in lower case; ties in order of first occurrence."""
     counts = Counter(w for text in texts for word in words.words(text) if (w := folded(word)).isalpha())
-    return [w for w, _ in counts.most_common(most)]
+    return [w for w, _ in counts.most_common(limit)]
 
 
 def folded(word: str) -> str:
-    """What words are compared by: without case, white space around and punctuation at their ends."""
+    """Normalise a word for comparison: without case, surrounding white space and punctuation at its ends."""
     inside = words.words(word)
     text = word if not inside else word[word.find(inside[0]) : word.rfind(inside[-1]) + len(inside[-1])]
     return words.folded(text).strip().casefold()
 
 
 def cycled(
-    found: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
+    translations: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
 ) -> list[Pair]:
-    """Which translations lead back to their word.
+    """Check which translations lead back to their word.
 
     Args:
-        found: words, their translations (None where there was none that could be read) and how sure each is.
-        back: the translation back of every translation.
+        translations: words, their translations (None if none could be parsed) and the confidence of each.
+        back: the back-translation of every translation.
         copies: whether a word may be its own translation: copied both ways, it always passes the check.
     """
     out = []
-    for source, target, score in found:
+    for source, target, score in translations:
         returned = None if target is None else back.get(target)
         reason = ""
         if target is None or not folded(target):
@@ -62,31 +62,31 @@ def cycled(
 
 
 def united(*directions: Sequence[Pair]) -> list[Pair]:
-    """Pairs of several rounds, one for each source word: kept before rejected, then the surest, then the first."""
+    """Merge the pairs of several rounds, one per source word: kept before rejected, then most confident, then first."""
     best: dict[str, Pair] = {}
     for pair in (p for some in directions for p in some):
-        known = best.get(folded(pair.source))
-        if known is None or (pair.kept, pair.score) > (known.kept, known.score):
+        current = best.get(folded(pair.source))
+        if current is None or (pair.kept, pair.score) > (current.kept, current.score):
             best[folded(pair.source)] = pair
     return list(best.values())
 
 
 def turned(pairs: Iterable[Pair]) -> list[Pair]:
-    """The same pairs from the other language; of two with one target the surest."""
+    """Swap source and target of pairs; of those with the same target, keep the most confident."""
     best: dict[str, Pair] = {}
     for p in pairs:
-        known = best.get(folded(p.target))
-        if known is None or p.score > known.score:
+        current = best.get(folded(p.target))
+        if current is None or p.score > current.score:
             best[folded(p.target)] = p
     return [Pair(p.target, p.source, p.score, p.reason) for p in best.values()]
 
 
 def word_by_word(text: str, dictionary: Mapping[str, str]) -> str:
-    """Every word replaced by its translation, in place; a word that has none stays as it is, and so does all else.
+    """Replace every word by its translation, where it is; words without one and all other text stay.
 
     Args:
         text: a sentence. In scripts without spaces the longest entries are taken first.
-        dictionary: by `folded` words.
+        dictionary: translations by `folded` word.
     """
     out, at = "", 0
     for first, last in _spans(text, dictionary):
@@ -96,12 +96,12 @@ def word_by_word(text: str, dictionary: Mapping[str, str]) -> str:
 
 
 def words_of(text: str, dictionary: Mapping[str, str]) -> list[str]:
-    """The words of a text, as `word_by_word` sees them."""
+    """The words of a text, as `word_by_word` splits it."""
     return [text[first:last] for first, last in _spans(text, dictionary)]
 
 
 def _spans(text: str, dictionary: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Where the words of a text stand; a run of letters of a script without spaces is cut by the dictionary."""
+    """Spans of the words of a text; a run of letters of a script without spaces is split by the dictionary."""
     longest = max(map(len, dictionary), default=1)
     out: list[tuple[int, int]] = []
     for match in spans.WORD.finditer(text):
@@ -118,20 +118,22 @@ def _spans(text: str, dictionary: Mapping[str, str]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mined pairs against a dictionary, in shares: of the pairs about words it has, those it has too; and of its words
-    that were asked for, those that were found."""
+    """Mined pairs compared with a dictionary: precision over the pairs whose source word it has, recall over its
+    requested words, and the number of these (`known`)."""
 
     precision: float
     recall: float
     known: int
 
 
-def accuracy(pairs: Iterable[Pair], gold: Iterable[tuple[str, str]], asked: Iterable[str]) -> Accuracy:
-    """Of the pairs kept; a word may have several translations in the dictionary."""
-    of: dict[str, set[str]] = defaultdict(set)
+def accuracy(pairs: Iterable[Pair], gold: Iterable[tuple[str, str]], requested: Iterable[str]) -> Accuracy:
+    """Evaluate the kept pairs; a word may have several translations in the dictionary."""
+    translations: dict[str, set[str]] = defaultdict(set)
     for source, target in gold:
-        of[folded(source)].add(folded(target))
-    there = {folded(word) for word in asked} & of.keys()
-    kept = [p for p in pairs if p.kept and folded(p.source) in there]
-    right = {folded(p.source) for p in kept if folded(p.target) in of[folded(p.source)]}
-    return Accuracy(len(right) / len(kept) if kept else 0.0, len(right) / len(there) if there else 0.0, len(there))
+        translations[folded(source)].add(folded(target))
+    sources = {folded(word) for word in requested} & translations.keys()
+    mined = [p for p in pairs if p.kept and folded(p.source) in sources]
+    hits = {folded(p.source) for p in mined if folded(p.target) in translations[folded(p.source)]}
+    return Accuracy(
+        len(hits) / len(mined) if mined else 0.0, len(hits) / len(sources) if sources else 0.0, len(sources)
+    )

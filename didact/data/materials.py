@@ -1,6 +1,6 @@
-"""What is known of a language, and which of it goes before a sentence: words, sentence pairs, passages of a book. Pure.
+"""Reference material on a language, and its choice for a sentence: words, sentence pairs, passages of a book. Pure.
 
-Entries are found word by word, by the longest common substring (`retrieval.Substrings`).
+Entries are looked up word by word, by the longest common substring (`retrieval.Substrings`).
 Source: Tanzer et al. 2023, arXiv:2309.16575 (which says subsequence, and takes substrings).
 """
 
@@ -21,49 +21,49 @@ LETTERS: dict[str, Material] = {"W": "wordlist", "S": "pairs", "G": "passages", 
 By = Literal["lcs", "bm25", "embedding"]
 STRIPPED = re.compile(r"[.,]")
 CANARY = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|canary.*(?:guid|string)", re.IGNORECASE)
-MARK = "big-bench-canary"  # a field of records that are no data
-SHORTEST = 3  # words of a sentence that is taken out of a book: shorter ones are phrases
+MARK = "big-bench-canary"  # a field that marks records that are not data
+SHORTEST = 3  # fewest words of a sentence that is cut out of a book: shorter ones are phrases
 
 
 def asked_words(sentence: str) -> list[str]:
-    """The words that are looked up: without full stops and commas, between blanks; letters of scripts without these."""
+    """The words to look up: split at blanks, without full stops and commas; scripts without blanks letter by letter."""
     plain = STRIPPED.sub("", sentence.strip())
     return words.tokens(plain) if any(map(words.alone, plain)) else plain.split()
 
 
 class Lookup:
-    """The nearest of some texts to a query, the best first and of equals the first; no query is looked up twice.
+    """Finds the nearest texts to a query, best first, ties in order; results are cached.
 
     Args:
-        texts: to be found.
+        texts: the texts to search.
         by: lcs, bm25, or embedding.
-        embedder: for the last.
-        case: whether capital letters count.
+        embedder: for `embedding`.
+        case: whether matching is case-sensitive.
     """
 
     def __init__(
         self, texts: Sequence[str], by: By = "lcs", embedder: retrieval.Embedder | None = None, case: bool = False
     ) -> None:
-        self.size, self.case, self.known = len(texts), case, dict[tuple[str, int], list[int]]()
+        self.size, self.case, self._cache = len(texts), case, dict[tuple[str, int], list[int]]()
         self.texts, self.by, self.embedder = texts, by, embedder
 
     @functools.cached_property
     def nearest(self) -> Callable[[Sequence[str], int], retrieval.Hits]:
-        """The k nearest to every query; the index is made when it is first asked for."""
+        """The search for the k nearest texts of every query; the index is built on first use."""
         pool = [self._flat(t) for t in self.texts]
         if self.by != "embedding" or self.embedder is None:
             return (retrieval.BM25 if self.by == "bm25" else retrieval.Substrings)(pool).nearest
         embedder, vectors = self.embedder, retrieval.embedded(self.embedder, pool)
-        return lambda asked, k: retrieval.nearest(retrieval.embedded(embedder, asked), vectors, k)
+        return lambda queries, k: retrieval.nearest(retrieval.embedded(embedder, queries), vectors, k)
 
     def __call__(self, queries: Sequence[str], k: int) -> list[list[int]]:
-        """Places of the k nearest to every query; what has nothing in common is not near."""
-        asked = [self._flat(q) for q in queries]
-        if new := [q for q in dict.fromkeys(asked) if (q, k) not in self.known]:
+        """Indices of the k nearest texts of every query, without those that have nothing in common with it."""
+        normalised = [self._flat(q) for q in queries]
+        if new := [q for q in dict.fromkeys(normalised) if (q, k) not in self._cache]:
             hits = self.nearest(new, k)
             for query, places, scores in zip(new, *hits, strict=True):
-                self.known[query, k] = [int(i) for i, s in zip(places, scores, strict=True) if i >= 0 and s > 0]
-        return [self.known[q, k] for q in asked]
+                self._cache[query, k] = [int(i) for i, s in zip(places, scores, strict=True) if i >= 0 and s > 0]
+        return [self._cache[q, k] for q in normalised]
 
     def _flat(self, text: str) -> str:
         text = " ".join(words.folded(text).split())
@@ -71,8 +71,8 @@ class Lookup:
 
 
 def chunks(sizes: Sequence[int], size: int, overlap: int) -> list[tuple[int, int]]:
-    """Windows over units of so many tokens each: at most `size` tokens, a new one beginning `size - overlap` tokens
-    after the last; the first that reaches the end is the last."""
+    """Windows over units of these token counts: at most `size` tokens each, starting `size - overlap` tokens after the
+    previous start; the first window that reaches the end is the last."""
     starts = [0]
     for n in sizes:
         starts.append(starts[-1] + n)
@@ -85,13 +85,13 @@ def chunks(sizes: Sequence[int], size: int, overlap: int) -> list[tuple[int, int
         out.append((first, last))
         if last == len(sizes):
             break
-        wanted = starts[first] + size - overlap
-        first = max(first + 1, next(i for i in range(first + 1, last + 1) if starts[i] >= wanted or i == last))
+        target = starts[first] + size - overlap
+        first = max(first + 1, next(i for i in range(first + 1, last + 1) if starts[i] >= target or i == last))
     return out
 
 
 class Block(NamedTuple):
-    """A part of a prompt: of which material, and its text."""
+    """A part of a prompt: its kind of material and its text."""
 
     material: Material
     text: str
@@ -99,18 +99,18 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Materials:
-    """All there is of a language, one way.
+    """All material on a language, for one direction of translation.
 
     Args:
         source: the language that is translated from.
-        target: the other one.
+        target: the language that is translated to.
         wordlist: words and their translations; `pos` in `extra` is shown.
         pairs: sentences and their translations.
-        passages: of the book.
+        passages: passages of the book.
         explanations: passages of the book without the sentences of `pairs`.
-        book: the whole of it.
-        case: whether capital letters count where words are looked up.
-        finders: of passages and explanations; by substrings where there is none.
+        book: the whole book.
+        case: whether words are looked up case-sensitively.
+        finders: lookups by kind of material; by substrings where there is none.
     """
 
     source: str
@@ -124,18 +124,18 @@ class Materials:
     finders: Mapping[str, Lookup] = field(default_factory=dict, compare=False)
 
     def back(self) -> Materials:
-        """The same the other way."""
+        """The same material for the other direction."""
         turned = [[turn(p) for p in some] for some in (self.wordlist, self.pairs)]
         return replace(self, source=self.target, target=self.source, wordlist=turned[0], pairs=turned[1])
 
     @property
     def there(self) -> list[Material]:
-        """Which of them there are."""
+        """The kinds of material that are not empty."""
         return [m for m in LETTERS.values() if getattr(self, m)]
 
     @functools.cached_property
     def found(self) -> dict[str, Lookup]:
-        """What looks each of them up."""
+        """The lookup of each kind of material."""
         keys: dict[str, Sequence[str]] = {m: [p.source for p in getattr(self, m)] for m in ("wordlist", "pairs")}
         keys |= {"passages": self.passages, "explanations": self.explanations}
         return {m: self.finders.get(m) or Lookup(texts, case=self.case) for m, texts in keys.items() if texts}
@@ -143,30 +143,30 @@ class Materials:
     def blocks(
         self, sentence: str, used: Sequence[Material], words_each: int, pairs_each: int, passages: int, once: bool
     ) -> list[Block]:
-        """What is shown for a sentence, in order: entries for every word, pairs for every word, passages.
+        """The blocks shown for a sentence, in order: entries for every word, pairs for every word, passages.
 
         Args:
-            sentence: to be translated.
-            used: the materials.
-            words_each: entries for a word.
-            pairs_each: sentence pairs for a word.
-            passages: of the book.
-            once: nothing twice.
+            sentence: the sentence to translate.
+            used: kinds of material to use.
+            words_each: number of entries per word.
+            pairs_each: number of sentence pairs per word.
+            passages: number of passages.
+            once: drop repeated blocks.
         """
         out: list[Block] = []
-        each: dict[Material, int] = {"wordlist": words_each, "pairs": pairs_each}
-        each |= {"passages": passages, "explanations": passages}
-        for material, k in each.items():
+        counts: dict[Material, int] = {"wordlist": words_each, "pairs": pairs_each}
+        counts |= {"passages": passages, "explanations": passages}
+        for material, k in counts.items():
             if material not in used or material not in self.found:
                 continue
-            asked = asked_words(sentence) if material in ("wordlist", "pairs") else [sentence]
-            places = [i for some in self.found[material](asked, k) for i in some]
+            queries = asked_words(sentence) if material in ("wordlist", "pairs") else [sentence]
+            places = [i for some in self.found[material](queries, k) for i in some]
             out += [Block(material, self._text(material, i)) for i in places]
         return list(dict.fromkeys(out)) if once else out
 
     def _text(self, material: Material, at: int) -> str:
-        shown: Any = getattr(self, material)[at]
-        return self._entry(shown) if material == "wordlist" else self._pair(shown) if material == "pairs" else shown
+        item: Any = getattr(self, material)[at]
+        return self._entry(item) if material == "wordlist" else self._pair(item) if material == "pairs" else item
 
     def _entry(self, pair: Parallel) -> str:
         pos = pair.extra.get("pos")
@@ -177,7 +177,7 @@ class Materials:
 
 
 def prompt(of: Materials, sentence: str, blocks: Sequence[Block], book: str = "") -> str:
-    """What is asked: the book first, which is the same for all sentences; then the task, what was found, and again the
+    """Build a prompt: first the book, which is the same for all sentences; then the task, the blocks, and again the
     sentence with its translation to follow. Without any material it is the plain prompt."""
     query = translation.asked(sentence, of.source, of.target)
     if not blocks and not book:
@@ -191,13 +191,13 @@ def prompt(of: Materials, sentence: str, blocks: Sequence[Block], book: str = ""
     task = f"Translate this sentence from {of.source} to {of.target}: {translation.one_line(sentence)}"
     parts = [f"A grammar:\n{book}", task] if book else [task]
     for name, head in heads.items():
-        if mine := [b.text for b in blocks if b.material == name]:
-            parts.append("\n".join([head, *(mine if name == "wordlist" else [f"---\n{t}" for t in mine])]))
+        if entries := [b.text for b in blocks if b.material == name]:
+            parts.append("\n".join([head, *(entries if name == "wordlist" else [f"---\n{t}" for t in entries])]))
     return "\n\n".join([*parts, query])
 
 
 def turn(pair: Parallel) -> Parallel:
-    """A pair the other way."""
+    """Swap the languages of a pair."""
     return Parallel(
         source=pair.target, target=pair.source, source_lang=pair.target_lang, target_lang=pair.source_lang,
         extra=pair.extra,
@@ -205,63 +205,63 @@ def turn(pair: Parallel) -> Parallel:
 
 
 def back_to_front(record: Parallel, names: tuple[str, str]) -> bool:
-    """Whether a record says that it goes from the second language to the first."""
+    """Whether a record's languages say that it goes from the second language to the first."""
     return names[0] != names[1] and (record.source_lang == names[1] or record.target_lang == names[0])
 
 
 def ways(
     test: Sequence[Parallel], names: tuple[str, str], direction: Literal["given", "back", "both"]
 ) -> dict[str, list[Parallel]]:
-    """What is translated `forward`, from the first language to the second, and `back`: as the records say, the other
-    way, or both."""
+    """Test items translated `forward`, from the first language to the second, and `back`: in the direction of the
+    records, the other one, or both."""
     out: dict[str, list[Parallel]] = {"forward": [], "back": []}
     for record in test:
         way = "back" if back_to_front(record, names) else "forward"
-        other = "forward" if way == "back" else "back"
+        opposite = "forward" if way == "back" else "back"
         if direction != "back":
             out[way].append(record)
         if direction != "given":
-            out[other].append(turn(record))
+            out[opposite].append(turn(record))
     return {way: items for way, items in out.items() if items}
 
 
 def facing(records: Sequence[Parallel], names: tuple[str, str]) -> list[Parallel]:
-    """All of them from the first language to the second."""
+    """Turn all records to go from the first language to the second."""
     return [turn(p) if back_to_front(p, names) else p for p in records]
 
 
 def apart(pairs: Sequence[Parallel], test: Sequence[Parallel]) -> list[Parallel]:
-    """Pairs that are no canary and of which neither side is a sentence of the test; words of one are no sentence."""
+    """Drop canaries and pairs with a side that is a sentence of the test; single words do not count as sentences."""
     held = {_flat(side) for p in test for side in (p.source, p.target) if len(side.split()) > 1}
     return [p for p in pairs if MARK not in p.extra and not {_flat(p.source), _flat(p.target)} & held]
 
 
 def cleaned(book: str, held: Sequence[Parallel], canary: str = "") -> tuple[str, int]:
-    """A book without lines that hold a canary, and without the sentences of `held` (in either language, wherever lines
-    end); and how many places that were."""
+    """Remove lines with a canary and the sentences of `held` (in either language, also across lines) from a book;
+    also return the number of places removed."""
     lines = book.splitlines()
-    kept = [line for line in lines if not (CANARY.search(line) or (canary and canary in line))]
-    text, found = "\n".join(kept), len(lines) - len(kept)
+    clean = [line for line in lines if not (CANARY.search(line) or (canary and canary in line))]
+    text, removed = "\n".join(clean), len(lines) - len(clean)
     sizes: dict[int, list[str]] = defaultdict(list)
     for side in dict.fromkeys(side for p in held for side in (p.source, p.target)):
         sizes[len(contamination.words(side))].append(side)
     for n, sentences in sizes.items():
         if n >= SHORTEST:
-            left = contamination.remove(
+            removal = contamination.remove(
                 [text], sentences, n=n, window=0, shortest=1, most_pieces=len(text) + 1, common=len(text) + 1
             )
-            text, found = "\n".join(left.pieces), found + left.collisions
-    return text, found
+            text, removed = "\n".join(removal.pieces), removed + removal.collisions
+    return text, removed
 
 
 def word_by_word(of: Materials, sentence: str) -> str:
-    """The baseline: every word's exact entry, in the sentence's order; what has none is copied."""
-    known: dict[str, str] = {}
+    """The baseline: replace every word by its exact entry, in order; words without one are copied."""
+    entries: dict[str, str] = {}
     for p in of.wordlist:
-        known.setdefault(_flat(p.source), p.target)
-    return " ".join(known.get(_flat(w), w) for w in asked_words(sentence))
+        entries.setdefault(_flat(p.source), p.target)
+    return " ".join(entries.get(_flat(w), w) for w in asked_words(sentence))
 
 
 def _flat(text: str) -> str:
-    """Words in lower case, one blank between two."""
+    """Words in lower case, joined by single blanks."""
     return " ".join(w.casefold() for w in words.words(text))

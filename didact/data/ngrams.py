@@ -1,7 +1,7 @@
-"""Where any of many n-grams stands in a text.
+"""Find the occurrences of many n-grams in a text.
 
-Only words that the n-grams have get a number; n numbers in a row are hashed, and where a hash is that of an n-gram, the
-words themselves are compared: no false positives.
+Only words of the n-grams get an id; n ids in a row are hashed, and where a hash equals that of an n-gram, the words
+themselves are compared: no false positives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers never lose bits
 
 
 class Finder:
-    """Where any of some n-grams stands in a list of words: `finder(words)` gives `[(position, gram)]`."""
+    """Finds n-grams in a list of words: `finder(words)` returns `[(position, gram)]`."""
 
     def __init__(self, grams: Iterable[Gram], n: int) -> None:
         self.grams, self.n = set(grams), n
@@ -27,23 +27,23 @@ class Finder:
         self.hashes = np.sort((_mixed(ids) * self.powers).sum(1, dtype=np.uint64))
 
     def __call__(self, text: Sequence[str]) -> list[tuple[int, Gram]]:
-        """All places, in order."""
-        spots = len(text) - self.n + 1
-        if spots < 1 or not len(self.hashes):
+        """All occurrences, in order."""
+        windows = len(text) - self.n + 1
+        if windows < 1 or not len(self.hashes):
             return []
         ids = np.fromiter((self.number.get(w, 0) for w in text), dtype=np.uint64, count=len(text))
-        # A word the benchmark has not ends every run over it: only runs of n known words are hashed.
+        # No n-gram has an unknown word: only runs of n known words are hashed.
         unknown = np.concatenate([[0], np.cumsum(ids == 0)])
-        at = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])
-        if not len(at):
+        starts = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])
+        if not len(starts):
             return []
         mixed = _mixed(ids)
-        value = np.zeros(len(at), dtype=np.uint64)
+        value = np.zeros(len(starts), dtype=np.uint64)
         for k in range(self.n):
-            value += mixed[at + k] * self.powers[k]
-        place = np.minimum(np.searchsorted(self.hashes, value), len(self.hashes) - 1)
-        likely = at[self.hashes[place] == value].tolist()
-        return [(i, gram) for i in likely if (gram := tuple(text[i : i + self.n])) in self.grams]
+            value += mixed[starts + k] * self.powers[k]
+        index = np.minimum(np.searchsorted(self.hashes, value), len(self.hashes) - 1)
+        candidates = starts[self.hashes[index] == value].tolist()
+        return [(i, gram) for i in candidates if (gram := tuple(text[i : i + self.n])) in self.grams]
 
 
 def _mixed(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:

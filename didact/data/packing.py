@@ -1,13 +1,13 @@
-"""How rows lie in a forward pass: every physical row holds trees of tokens, and a shared prefix is stored once.
+"""Layout of rows in a forward pass: every physical row holds trees of tokens, and a shared prefix is stored once.
 
 Two rows that begin with the same tokens (the sides of a preference, the choices of an item, demonstrations
 shared by many items) are one path and then two branches. A token attends to itself and the tokens before it on
-its own path; its position is its depth. The tokens of a tree lie in depth-first order, so that one number a
-token says who may see it: the token at j is seen from i where `j <= i < reach[j]`, `reach[j]` being the index
-after the last token below j. Unrelated documents in one physical row are trees side by side, under the same rule.
+its own path; its position is its depth. The tokens of a tree are in depth-first order, so that one number per
+token gives the mask: token i attends to token j if `j <= i < reach[j]`, `reach[j]` being the index after the last
+token below j. Unrelated documents in one physical row are trees side by side, under the same rule.
 
-Nothing above this module knows: a label token is predicted at the last token before it on its path, wherever
-that lies, and label tokens are in the order of their rows.
+Callers need not know the layout: a label token is predicted at the last token before it on its path, wherever
+that is, and label tokens are in the order of their rows.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from didact.data.encode import TokenizedExample
 
 Ints = NDArray[np.int64]
 Span = tuple[int, int]
-Run = tuple[int, list[Span]]  # tokens of a prefix run once, and the trees that follow it
+Run = tuple[int, list[Span]]  # length of a prefix that is run once, and the rows of each tree after it
 
 
 @dataclass(frozen=True)
 class Packing:
-    """When rows share.
+    """When rows share a prefix or a physical row.
 
     Attributes:
         attention: width at which attention costs as much as the rest of a layer, in tokens (about six times
             the hidden size). A branch joins a tree where that costs less than a row of its own: masked
             attention between branches is still computed.
-        share: shortest prefix that is worth a mask of our own.
+        share: shortest prefix that is worth a custom mask.
         pack: put short trees side by side into one physical row, as wide as the widest of the batch, where that
             saves an eighth of the rows. Measured with rows sorted by length it costs nothing and gives up to a third.
     """
@@ -45,17 +45,17 @@ class Packing:
     pack: bool = True
 
     def joins(self, width: int, shared: int, own: int, past: int = 0) -> bool:
-        """Whether a row of `shared + own` tokens joins a tree `width` wide that holds the shared ones."""
-        apart = self.cost(width, past) + self.cost(shared + own, past)
-        return shared >= self.share and self.cost(width + own, past) < apart
+        """Whether a row of `shared + own` tokens joins a tree of `width` tokens that holds the shared ones."""
+        separate = self.cost(width, past) + self.cost(shared + own, past)
+        return shared >= self.share and self.cost(width + own, past) < separate
 
     def cost(self, width: int, past: int = 0) -> int:
-        """Work of a physical row after `past` cached tokens, in tokens by tokens of attention."""
+        """Cost of a physical row after `past` cached tokens, in token pairs of attention."""
         return width * (self.attention + past + width)
 
 
 class Path(NamedTuple):
-    """One row in a tree: which row, and the index of each token it reads."""
+    """One row in a tree: its number, and the index of each token it reads."""
 
     row: int
     spots: Ints
@@ -71,12 +71,12 @@ class Tree(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Physical tokens."""
+        """Number of physical tokens."""
         return len(self.ids)
 
     @property
     def stem(self) -> int:
-        """Leading tokens that all its paths read."""
+        """Number of leading tokens that all its paths read."""
         return int((self.reach == self.width).cumprod().sum())
 
     def renumbered(self, first: int) -> Tree:
@@ -84,7 +84,7 @@ class Tree(NamedTuple):
         return self._replace(paths=tuple(Path(p.row + first, p.spots) for p in self.paths))
 
     def below(self, depth: int) -> Tree:
-        """What hangs below the first `depth` tokens, where all its paths share them. Positions stay."""
+        """The subtrees below the first `depth` tokens, which all its paths share. Positions stay."""
         return Tree(
             self.ids[depth:],
             self.position[depth:],
@@ -94,50 +94,50 @@ class Tree(NamedTuple):
 
 
 def read(row: TokenizedExample) -> tuple[int, ...]:
-    """What a causal model reads of a row: all but the last token, which is only a label."""
+    """The tokens a causal model reads of a row: all but the last, which is only a label."""
     return (row.prompt + row.completion)[:-1]
 
 
 def trees(rows: Sequence[TokenizedExample], packing: Packing | None) -> list[Tree]:
-    """Rows laid out in as few tokens as their prefixes allow; one tree a row without a layout.
+    """Lay out rows in as few tokens as their shared prefixes allow; without a packing, one tree per row.
 
     The paths of a row are numbered by its place in `rows`.
     """
-    seen = [np.asarray(read(r), dtype=np.int64) for r in rows]
+    tokens = [np.asarray(read(r), dtype=np.int64) for r in rows]
     if packing is None:
-        return [_grow([i], seen, [0]) for i in range(len(rows))]
-    order, common = _sorted(rows, seen)
-    spans = _joined([len(seen[i]) for i in order], common, packing)
-    return [_grow(order[a:b], seen, common[a:b]) for a, b in spans]
+        return [_grow([i], tokens, [0]) for i in range(len(rows))]
+    order, common = _sorted(rows, tokens)
+    spans = _joined([len(tokens[i]) for i in order], common, packing)
+    return [_grow(order[a:b], tokens, common[a:b]) for a, b in spans]
 
 
 class Branches(NamedTuple):
-    """Trees that all begin with the same `prefix`, which is run once (it may be empty)."""
+    """Trees that all start with the same `prefix`, which is run once (it may be empty)."""
 
     prefix: tuple[int, ...]
     trees: list[Tree]
 
 
 def plan(rows: Sequence[TokenizedExample], packing: Packing | None, prefix: int = 64) -> list[Branches]:
-    """Lay out rows for scoring: trees where branches may share a mask, and beneath them prefixes run only once.
+    """Lay out rows for scoring: trees whose branches share a mask, and common prefixes that are run only once.
 
     Args:
         rows: any rows; equal beginnings are found by sorting their tokens.
-        layout: when branches join a tree; None where the model takes no tree mask (all trees are chains).
-        prefix: fewest tokens of a prefix run apart, and what the pass for it costs besides, in tokens. No label
-            is predicted inside one.
+        packing: when branches join a tree; None if the model takes no tree mask (all trees are chains).
+        prefix: fewest tokens of a prefix that is run by itself, and the overhead of the pass for it, in tokens. No
+            label is predicted inside one.
     """
     if not rows:
         return []
-    seen = [np.asarray(read(r), dtype=np.int64) for r in rows]
-    order, common = _sorted(rows, seen)
-    # No more of a row may be cached than comes before the token that predicts its first label.
+    tokens = [np.asarray(read(r), dtype=np.int64) for r in rows]
+    order, common = _sorted(rows, tokens)
+    # Only tokens before the one that predicts a row's first label may be cached.
     free = np.array([max(len(rows[i].prompt) - 1, 0) for i in order])
-    plot = _Plot([len(seen[i]) for i in order], np.array(common), free, packing, prefix)
+    plot = _Plot([len(tokens[i]) for i in order], np.array(common), free, packing, prefix)
     alone: list[Tree] = []
     out: list[Branches] = []
     for depth, spans in plot.best(0, len(order))[1]:
-        grown = [_grow(order[a:b], seen, common[a:b]) for a, b in spans]
+        grown = [_grow(order[a:b], tokens, common[a:b]) for a, b in spans]
         if depth:
             out.append(Branches(tuple(grown[0].ids[:depth].tolist()), [t.below(depth) for t in grown]))
         else:
@@ -161,10 +161,10 @@ def packed(group: Sequence[Tree]) -> list[Tree]:
     return [_side_by_side(b) for b in bins]
 
 
-def _sorted(rows: Sequence[TokenizedExample], seen: Sequence[Ints]) -> tuple[list[int], list[int]]:
-    """Rows in lexicographic order, which is depth-first order, and how many tokens each shares with the one before."""
+def _sorted(rows: Sequence[TokenizedExample], tokens: Sequence[Ints]) -> tuple[list[int], list[int]]:
+    """Rows in lexicographic, hence depth-first, order, and how many leading tokens each shares with the one before."""
     order = sorted(range(len(rows)), key=lambda i: (read(rows[i]), i))
-    return order, [0, *(_shared(seen[i], seen[j]) for i, j in itertools.pairwise(order))]
+    return order, [0, *(_shared(tokens[i], tokens[j]) for i, j in itertools.pairwise(order))]
 
 
 def _shared(a: Ints, b: Ints) -> int:
@@ -174,7 +174,7 @@ def _shared(a: Ints, b: Ints) -> int:
 
 
 def _joined(lengths: Sequence[int], common: Sequence[int], packing: Packing | None, past: int = 0) -> list[Span]:
-    """Spans of sorted rows that make one tree each, below their first `past` tokens."""
+    """Spans of sorted rows that form one tree each, below their first `past` tokens."""
     spans: list[Span] = []
     width = 0
     for at, (length, shared) in enumerate(zip(lengths, common, strict=True)):
@@ -189,7 +189,7 @@ def _joined(lengths: Sequence[int], common: Sequence[int], packing: Packing | No
 
 
 class _Plot(NamedTuple):
-    """Sorted rows by their lengths, by what each shares with the one before and by how much of it may be cached."""
+    """Sorted rows: their lengths, the prefix each shares with the one before, and how much of each may be cached."""
 
     lengths: list[int]
     common: Ints
@@ -198,21 +198,21 @@ class _Plot(NamedTuple):
     prefix: int
 
     def best(self, first: int, last: int) -> tuple[int, list[Run]]:
-        """The least work for rows `first..last` and the runs it takes: trees alone, trees after a common prefix
-        run once, or the best for each part where the rows are cut wherever they share least."""
+        """The least cost of rows `first..last`, and its runs: trees alone, trees after a common prefix that is run
+        once, or the best of each part if the rows are cut wherever they share least."""
         if last - first == 1:
             return self._trees(first, last, 0)
-        found = [self._trees(first, last, 0)]
+        options = [self._trees(first, last, 0)]
         edges = self.common[first + 1 : last]
         depth = int(min(edges.min(), self.free[first:last].min()))
         if depth >= self.prefix:
-            found.append(self._trees(first, last, depth))
-        # Sixteen tokens more or less are one depth, so that this is never more than context / 16 calls deep.
+            options.append(self._trees(first, last, depth))
+        # Depths count in units of 16 tokens, so that the recursion is at most context / 16 calls deep.
         cuts = np.flatnonzero(edges // 16 == edges.min() // 16) + first + 1
         if len(cuts) + 1 < last - first:
             parts = [self.best(a, b) for a, b in zip([first, *cuts], [*cuts, last], strict=True)]
-            found.append((sum(cost for cost, _ in parts), [run for _, runs in parts for run in runs]))
-        return min(found, key=lambda f: f[0])
+            options.append((sum(cost for cost, _ in parts), [run for _, runs in parts for run in runs]))
+        return min(options, key=lambda f: f[0])
 
     def _trees(self, first: int, last: int, past: int) -> tuple[int, list[Run]]:
         common = [0, *self.common[first + 1 : last].tolist()]
@@ -225,22 +225,22 @@ class _Plot(NamedTuple):
         return cost + (rule.cost(past) + self.prefix * rule.attention if past else 0), [(past, spans)]
 
 
-def _grow(order: Sequence[int], seen: Sequence[Ints], common: Iterable[int]) -> Tree:
-    """The tree of sorted rows; `common[k]` tokens of row k are those of row k - 1."""
-    ids, positions = [seen[order[0]][:0]], [seen[order[0]][:0]]
+def _grow(order: Sequence[int], tokens: Sequence[Ints], common: Iterable[int]) -> Tree:
+    """Build the tree of sorted rows; row k shares `common[k]` leading tokens with row k - 1."""
+    ids, positions = [tokens[order[0]][:0]], [tokens[order[0]][:0]]
     spots, width, paths = np.zeros(0, dtype=np.int64), 0, []
     cuts: list[tuple[Ints, int]] = []
     for k, (i, shared) in enumerate(zip(order, common, strict=True)):
         shared = shared if k else 0
-        new = seen[i][shared:]
+        new = tokens[i][shared:]
         cuts.append((spots[shared:], width))
         spots = np.concatenate([spots[:shared], np.arange(width, width + len(new))])
         ids.append(new)
-        positions.append(np.arange(shared, len(seen[i])))
+        positions.append(np.arange(shared, len(tokens[i])))
         width += len(new)
         paths.append(Path(i, spots))
     reach = np.full(width, width, dtype=np.int64)
-    for cut, end in cuts:  # what is cut off here is not seen from here on
+    for cut, end in cuts:  # tokens from `end` on do not attend to what was cut off there
         reach[cut] = end
     return Tree(np.concatenate(ids), np.concatenate(positions), reach, tuple(paths))
 

@@ -1,4 +1,4 @@
-"""Programs to trees by tree-sitter, in any language it has a grammar for, and functions out of a folder of sources."""
+"""Parse programs to trees by tree-sitter, in any language with a grammar, and extract functions from a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from didact.data.trees import Leaf, Node
 from didact.types import Text, UserError
 
-STRING = re.compile(r"string$|string_literal|char_literal")  # nodes that are one token, whatever stands in them
+STRING = re.compile(r"string$|string_literal|char_literal")  # nodes that are one token, whatever they contain
 FUNCTION = re.compile(r"(function|method).*(definition|declaration|item)$")
 EXTRA = ("python", "javascript", "go")  # grammars that come with didact[code]
 SUFFIXES = {
@@ -23,7 +23,7 @@ SUFFIXES = {
     "cpp": ".cpp", "ruby": ".rb", "php": ".php",
 }  # fmt: skip
 NO_LIBRARY = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "node_modules"}
-MOST = 200_000  # characters of a source file; longer ones are data
+MOST = 200_000  # most characters of a source file; longer ones are data
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def parser(language: str) -> Any:
     """Tree-sitter's parser of a language, whose grammar is the package `tree-sitter-LANGUAGE`.
 
     Raises:
-        UserError: tree-sitter or the grammar is not installed, or the two do not go together.
+        UserError: tree-sitter or the grammar is not installed, or their versions do not match.
     """
     name = language.lower().replace("-", "_")
     try:
@@ -40,23 +40,23 @@ def parser(language: str) -> Any:
     except ImportError:
         package = "'didact[code]'" if language in EXTRA else f"tree-sitter tree-sitter-{language}"
         raise UserError(f"language {language}: needs tree-sitter and its grammar: pip install {package}") from None
-    found = getattr(grammar, "language", None) or getattr(grammar, f"language_{name}", None)
+    language_function = getattr(grammar, "language", None) or getattr(grammar, f"language_{name}", None)
     try:
-        return core.Parser(core.Language(found()))  # type: ignore[misc]  # a grammar has no types
+        return core.Parser(core.Language(language_function()))  # type: ignore[misc]  # a grammar has no types
     except (TypeError, ValueError) as error:  # no grammar in it, or one of another version
         raise UserError(f"language {language}: tree-sitter cannot use its grammar: {error}") from None
 
 
 def parse(text: str, language: str) -> tuple[str, Node] | None:
-    """The program without comments and docstrings, and its tree; None where it does not parse or is one token."""
+    """The program without comments and docstrings, and its tree; None if it does not parse or is one token."""
     read = parser(language)
     code = text.encode()
     root = read.parse(code).root_node
     if root.has_error:
         return None
-    if cuts := list(_remarks(root)):
+    if cuts := list(_comments(root)):
         for start, end in reversed(cuts):
-            # Words on both sides of a remark stay two; where a line ends in it, some languages end a statement.
+            # Keep the words around a comment apart, and a line end in it, which ends a statement in some languages.
             code = code[:start] + (b"\n" if b"\n" in code[start:end] else b" ") + code[end:]
         code = b"\n".join(line.rstrip() for line in code.splitlines() if line.strip())
         root = read.parse(code).root_node
@@ -65,16 +65,16 @@ def parse(text: str, language: str) -> tuple[str, Node] | None:
     plain = code.decode()
     try:
         tree = _tree(root, plain if plain.isascii() else None, code)
-    except RecursionError:  # an expression of many hundred terms
+    except RecursionError:  # an expression of many hundreds of terms
         return None
     return (plain, tree) if isinstance(tree, Node) else None
 
 
 def functions(folder: str | Path, language: str, seed: int = 0) -> Iterator[Text]:
-    """Functions of the sources in a folder, each once, from files in random order, as they are asked for.
+    """Yield the functions of the sources in a folder, each once, from files in random order.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no functions.
     """
     suffix = SUFFIXES.get(language, f".{language}")
     root = Path(folder)
@@ -95,44 +95,44 @@ def functions(folder: str | Path, language: str, seed: int = 0) -> Iterator[Text
 
 
 def library() -> Path:
-    """Where Python's standard library is."""
+    """The folder of Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _functions(text: str, language: str) -> Iterator[str]:
     code = text.encode()
-    waiting = [parser(language).parse(code).root_node]
-    while waiting:
-        node = waiting.pop()
+    stack = [parser(language).parse(code).root_node]
+    while stack:
+        node = stack.pop()
         if FUNCTION.search(node.type):
             line = code.rfind(b"\n", 0, node.start_byte) + 1
             indent = code[line : node.start_byte]
             yield textwrap.dedent((indent if not indent.strip() else b"").decode() + node.text.decode())
         else:
-            waiting += reversed(node.named_children)
+            stack += reversed(node.named_children)
 
 
-def _remarks(root: Any) -> Iterator[tuple[int, int]]:
-    """Byte ranges of comments, and of strings that stand as a statement of their own where a block begins."""
-    waiting, found = [root], []
-    while waiting:
-        node = waiting.pop()
+def _comments(root: Any) -> Iterator[tuple[int, int]]:
+    """Yield the byte ranges of comments, and of docstrings: strings that are the first statement of a block."""
+    stack, ranges = [root], []
+    while stack:
+        node = stack.pop()
         first = node.parent is not None and node.parent.type in ("module", "block") and node.prev_named_sibling is None
         docstring = node.type == "expression_statement" and [c.type for c in node.children] == ["string"] and first
         if "comment" in node.type or docstring:
-            found.append((node.start_byte, node.end_byte))
+            ranges.append((node.start_byte, node.end_byte))
         else:
-            waiting += node.children
-    yield from sorted(found)
+            stack += node.children
+    yield from sorted(ranges)
 
 
 def _tree(node: Any, plain: str | None, code: bytes) -> Node | Leaf | None:
-    """The node as a tree of ours, in characters; None where nothing of the text is below it."""
+    """Convert a node to our tree, in characters; None if it covers no text."""
     if node.start_byte == node.end_byte:
         return None
     if not node.children or STRING.search(node.type):
         return _leaf(node, plain, code)
-    children = tuple(made for child in node.children if (made := _tree(child, plain, code)) is not None)
+    children = tuple(tree for child in node.children if (tree := _tree(child, plain, code)) is not None)
     return Node(node.type, children) if children else _leaf(node, plain, code)
 
 

@@ -1,4 +1,4 @@
-"""How much a document is like trusted ones: a linear classifier of which words and pairs of words stand in it, hashed.
+"""How similar a document is to trusted ones: a linear classifier on hashed words and pairs of words.
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendix A; Smith et al. 2022, arXiv:2201.11990, section 3.
 """
@@ -20,10 +20,10 @@ FOLDS = 2
 
 
 class Classifier:
-    """`score(texts, fold)`: the probability that a text is a trusted one, by a classifier that saw none of its fold.
+    """`score(texts, fold)`: the probability that a text is a trusted one, by a classifier trained without its fold.
 
-    Documents are of fold 0 and 1 in turn. One classifier learns from each fold and scores the other, so that a document
-    is not taken for a bad one because the classifier learnt so.
+    Documents belong to folds 0 and 1 in turn. A classifier is trained on each fold and scores the other, so that no
+    document is scored by a classifier that learnt its label.
     """
 
     def __init__(self, trusted: Sequence[str], others: Sequence[str], seed: int = 0) -> None:
@@ -45,27 +45,27 @@ class Classifier:
             label = [True] * len(trusted[fold::FOLDS]) + [False] * len(others[fold::FOLDS])
             model = LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear", random_state=seed)
             self._folds.append(model.fit(self._hashed.transform(part), label))
-        for good, texts in ((True, trusted), (False, others)):
+        for is_trusted, texts in ((True, trusted), (False, others)):
             for fold in range(FOLDS):
-                scored += [(float(s), good) for s in self.score(texts[fold::FOLDS], fold)]
+                scored += [(float(s), is_trusted) for s in self.score(texts[fold::FOLDS], fold)]
         self.auc = auc(scored)
 
     def score(self, texts: Sequence[str], fold: int) -> NDArray[np.float64]:
-        """Of texts of one fold, `(texts,)` in [0, 1]."""
+        """Probabilities for texts of one fold, `(texts,)` in [0, 1]."""
         if not texts:
             return np.zeros(0)
-        other = self._folds[(fold + 1) % FOLDS]
-        return np.asarray(other.predict_proba(self._hashed.transform(texts))[:, 1], dtype=float)
+        classifier = self._folds[(fold + 1) % FOLDS]
+        return np.asarray(classifier.predict_proba(self._hashed.transform(texts))[:, 1], dtype=float)
 
 
 def auc(scored: Sequence[tuple[float, bool]]) -> float:
-    """How often a trusted document scores above another: the area under the ROC curve."""
+    """The area under the ROC curve: how often a trusted document scores above another one."""
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score([good for _, good in scored], [score for score, _ in scored]))
+    return float(roc_auc_score([is_trusted for _, is_trusted in scored], [score for score, _ in scored]))
 
 
 def _features(text: str) -> list[str]:
-    """Words and pairs of words that follow each other, in lower case."""
-    said = words.words(text.lower())
-    return said + [f"{a} {b}" for a, b in itertools.pairwise(said)]
+    """Words and pairs of successive words, in lower case."""
+    tokens = words.words(text.lower())
+    return tokens + [f"{a} {b}" for a, b in itertools.pairwise(tokens)]

@@ -1,4 +1,4 @@
-"""Files to records, with every mistake named by file, line and field. Imports no torch."""
+"""Read files into records; errors name the file, line and field. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from didact.data.dialogues import Turns
 from didact.types import RECORDS, Demo, Preference, Record, Trial, UserError
 
 R = TypeVar("R", bound=Record)
-CANARY = "big-bench-canary"  # the only field of a row that marks a benchmark's file and is no record
+CANARY = "big-bench-canary"  # a row with this field alone marks a benchmark's file and is not a record
 SHOWN = 20  # bad lines listed before the rest are only counted
 
 
@@ -25,12 +25,12 @@ class Records(list[R]):
     path: str | None = None
     dropped: int = 0
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.places: list[str] = []  # where each stands, `file:line`
+    def __init__(self, *records: Any) -> None:
+        super().__init__(*records)
+        self.places: list[str] = []  # location of each record, `file:line`
 
     def __repr__(self) -> str:
-        """How many of which kind, from where, and the first: a notebook shows a file in a line."""
+        """Number and kind of the records, their file and the first one, in one line for notebooks."""
         kind = type(self[0]).__name__ if self else "no"
         first = f", first {self[0]!r:.200}" if self else ""
         return f"Records({len(self):,} {kind}{f' from {self.path}' if self.path else ''}{first})"
@@ -47,13 +47,13 @@ def read(
     """Read a file, a folder of `datasets` or a hub reference into records of one kind.
 
     Args:
-        path: what to read; `data.formats` lists what there is. Empty lines are ignored.
+        path: what to read; `data.formats` lists the formats. Empty lines are ignored.
         kind: a record class or its name (`demo`, `text`, `preference`, ...).
-        rename: the file's field for a record's, `{"prompt": "question"}`.
+        rename: the file's name for a record's field, `{"prompt": "question"}`.
         skip_bad: drop bad lines and count them in `.dropped` instead of raising.
         turns: which assistant turns of `messages` are completions; `all` makes a record of each, after all that
             precedes it.
-        unanswered: a demonstration may lack its completion, which is then empty: a question to be answered.
+        unanswered: allow demonstrations without a completion, which is then empty: questions to be answered.
 
     Raises:
         UserError: the file is missing, empty, binary, or has bad lines (the first 20 are listed).
@@ -67,14 +67,14 @@ def read(
     records.path = str(path)
     problems: list[tuple[str, str]] = []
     labels = False
-    for place, found in formats.rows(path):
-        if isinstance(found, Mapping) and set(found) == {CANARY}:
+    for place, raw in formats.rows(path):
+        if isinstance(raw, Mapping) and set(raw) == {CANARY}:
             continue
         try:
             labels = labels or (
-                record is Demo and isinstance(found, Mapping) and bool(fields.label_of(found, rename or {}))
+                record is Demo and isinstance(raw, Mapping) and bool(fields.label_of(raw, rename or {}))
             )
-            for row in contexts.both_ways(found) if record is Preference else dialogues.answered(found, rename, turns):
+            for row in contexts.both_ways(raw) if record is Preference else dialogues.answered(raw, rename, turns):
                 records.append(from_row(row, record, rename, unanswered))
                 records.places.append(place)
         except UserError as problem:
@@ -82,21 +82,21 @@ def read(
     if problems and not skip_bad:
         raise UserError(listed(problems))
     if not records:
-        why = f"all {len(problems)} lines are bad" if problems else "it is empty"
-        raise UserError(f"{path}: no {record.__name__} record in it: {why}")
+        reason = f"all {len(problems)} lines are bad" if problems else "it is empty"
+        raise UserError(f"{path}: no {record.__name__} record in it: {reason}")
     records.dropped = len(problems)
     if labels:
         records[:] = _with_choices(records)
     return records
 
 
-_AHEAD: dict[Any, Any] = {}  # what `ahead` read and nobody has asked for yet
+_AHEAD: dict[Any, Any] = {}  # records that `ahead` read and `read` has not returned yet
 
 
-def ahead(path: str | Path, kind: str, *how: Any) -> Records[Any]:
-    """The same as `read`, which gives these records once more at no cost as long as the file stays as it is."""
-    records: Records[Any] = read(path, kind, *how)
-    _AHEAD[_key(path, RECORDS[kind], *how)] = records
+def ahead(path: str | Path, kind: str, *options: Any) -> Records[Any]:
+    """Read records, and cache them for the next `read` with these arguments while the file is unchanged."""
+    records: Records[Any] = read(path, kind, *options)
+    _AHEAD[_key(path, RECORDS[kind], *options)] = records
     return records
 
 
@@ -108,80 +108,80 @@ def _key(
     turns: Turns,
     unanswered: bool = False,
 ) -> Any:
-    at = next((p for p in (Path(path), Path(str(path).rpartition(":")[0])) if p.is_file()), None)
-    stamp = (at.stat().st_mtime_ns, at.stat().st_size) if at else None
+    file = next((p for p in (Path(path), Path(str(path).rpartition(":")[0])) if p.is_file()), None)
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file else None
     return str(path), record, tuple(sorted((rename or {}).items())), skip_bad, turns, unanswered, stamp
 
 
 def _with_choices(demos: Sequence[Any]) -> list[Any]:
-    """Demonstrations that were classified, each with all labels of the file as its choices, unless it has its own."""
+    """Give classification demonstrations all labels of the file as choices, unless they have their own."""
     labels = fields.classes([d.completion for d in demos])
     return [dataclasses.replace(d, choices=labels) if labels and d.choices is None else d for d in demos]
 
 
 def listed(problems: Sequence[tuple[str, str]]) -> str:
-    """The bad lines as `(place, what is wrong)`: what is wrong with many once, with how many; then the mend."""
+    """Format bad lines, given as `(location, error)`: each error once, with its number of lines; then a hint."""
     places: dict[str, list[str]] = {}
     for place, problem in problems:
         places.setdefault(problem, []).append(place)
-    lines = [f"{at[0]}{f' and {len(at) - 1} more' if at[1:] else ''}: {why}" for why, at in places.items()]
-    rest = sum(len(at) for at in list(places.values())[SHOWN:])
-    more = [f"... and {rest} more bad lines"] if rest else []
-    return "\n".join([*lines[:SHOWN], *more, "(--skip-bad drops and counts such lines)"])
+    lines = [f"{at[0]}{f' and {len(at) - 1} more' if at[1:] else ''}: {problem}" for problem, at in places.items()]
+    omitted = sum(len(at) for at in list(places.values())[SHOWN:])
+    footer = [f"... and {omitted} more bad lines"] if omitted else []
+    return "\n".join([*lines[:SHOWN], *footer, "(--skip-bad drops and counts such lines)"])
 
 
 def parse(line: str, record: type[R], rename: Mapping[str, str] | None = None) -> R:
-    """One line of JSON to one record."""
+    """Parse one line of JSON into a record."""
     return from_row(formats.decoded(line), record, rename)
 
 
 def from_row(row: formats.Row, record: type[R], rename: Mapping[str, str] | None = None, unanswered: bool = False) -> R:
-    """A mapping to one record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
+    """Convert a mapping to a record; unknown fields go to `extra`, a wrong or missing one raises `UserError`."""
     if isinstance(row, UserError):
         raise row
     if not isinstance(row, Mapping):
         raise UserError(f"a JSON object is expected, not {_name(row)}")
     kind: Any = record
-    values, known = dict(row), _fields(kind)
-    fields.instructed(values, known, rename or {})
+    values, schema = dict(row), _fields(kind)
+    fields.instructed(values, schema, rename or {})
     if record is Demo:
         fields.labelled(values, rename or {})
-    for mine, theirs in (rename or {}).items():
+    for ours, theirs in (rename or {}).items():
         if theirs in values:
-            values[mine] = values.pop(theirs)
+            values[ours] = values.pop(theirs)
     if isinstance(row, formats.Cells):
-        values |= {k: _typed(v, known[k][0]) for k, v in values.items() if k in known}
+        values |= {k: _typed(v, schema[k][0]) for k, v in values.items() if k in schema}
     if record in (Demo, Trial):
-        fields.points(values, known)
-    dialogues.conversations(values, known)
-    fields.answers(values, known)
+        fields.points(values, schema)
+    dialogues.conversations(values, schema)
+    fields.answers(values, schema)
     if record is Demo:
         fields.judged(values)
-    found: dict[str, Any] = {}
-    for name, (types_, required) in known.items():
+    parsed: dict[str, Any] = {}
+    for name, (types_, required) in schema.items():
         value = values.pop(name, None)
         if value is None:
             if unanswered and record is Demo and name == "completion":
                 value = ""
             elif required:
-                raise UserError(fields.missing(name, row, [n for n, (_, must) in known.items() if must]))
+                raise UserError(fields.missing(name, row, [n for n, (_, must) in schema.items() if must]))
             else:
                 continue
-        found[name] = _checked(name, value, types_)
+        parsed[name] = _checked(name, value, types_)
     extra = values.pop("extra", {})
     extra = values | (extra if isinstance(extra, dict) else {"extra": extra})
     for name, value in extra.items():
-        extra[name] = value = _shown(value)
+        extra[name] = value = _printable(value)
         fields.sound(name, [name, value], numbers=False)
-    return record(**found, extra={k: v for k, v in extra.items() if k not in found})
+    return record(**parsed, extra={k: v for k, v in extra.items() if k not in parsed})
 
 
-def _shown(value: Any) -> Any:
-    """A value with binary anywhere in it as Python writes it."""
+def _printable(value: Any) -> Any:
+    """Convert binary anywhere in a value to its Python representation."""
     if isinstance(value, dict):
-        return {k: _shown(v) for k, v in value.items()}
+        return {k: _printable(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_shown(v) for v in value]
+        return [_printable(v) for v in value]
     return str(value) if isinstance(value, bytes) else value
 
 
@@ -205,11 +205,11 @@ def _checked(name: str, value: Any, options: tuple[Any, ...]) -> Any:
         if _fits(value, option):
             fields.sound(name, value)
             return float(value) if option is float else value
-    wanted = " or ".join(_type_name(option) for option in options if option is not type(None))
-    mend = (
-        " (in a table, write it as JSON)" if isinstance(value, str) and wanted.startswith(("a list", "an obj")) else ""
+    kinds = " or ".join(_type_name(option) for option in options if option is not type(None))
+    hint = (
+        " (in a table, write it as JSON)" if isinstance(value, str) and kinds.startswith(("a list", "an obj")) else ""
     )
-    raise UserError(f"field '{name}' must be {wanted}, not {_name(value)}{mend}")
+    raise UserError(f"field '{name}' must be {kinds}, not {_name(value)}{hint}")
 
 
 def _fits(value: Any, option: Any) -> bool:
@@ -225,7 +225,7 @@ def _fits(value: Any, option: Any) -> bool:
 
 
 def _part(option: Any) -> type[Record] | None:
-    """The record a field of this type is a list of, where it is one (a trajectory's steps, a text's segments)."""
+    """The record type of a field that is a list of records (a trajectory's steps, a text's segments), else None."""
     inner = typing.get_args(option) if typing.get_origin(option) is list else ()
     return inner[0] if inner and isinstance(inner[0], type) and issubclass(inner[0], Record) else None
 
@@ -238,7 +238,7 @@ def _nested(name: str, at: int, item: Any, part: type[Record]) -> Record:
 
 
 def _typed(text: Any, options: tuple[Any, ...]) -> Any:
-    """A table's cell as its field's type; what does not fit stays text, for the check to name."""
+    """Convert a table's cell to its field's type; what does not fit stays text, for the check to report."""
     if str in options:
         return text
     if bool in options:
@@ -251,7 +251,7 @@ def _typed(text: Any, options: tuple[Any, ...]) -> Any:
 
 _WORDS = {
     str: "text",
-    bytes: "binary that is no UTF-8 text",
+    bytes: "binary that is not UTF-8 text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",

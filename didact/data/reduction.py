@@ -1,4 +1,4 @@
-"""Rows of numbers centred, scaled, and reduced to their principal components."""
+"""Centre and scale rows of numbers, and reduce them to their principal components."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Reduction(NamedTuple):
 
 
 def fitted(x: Array, most: int, whiten: bool = False) -> Reduction:
-    """Columns of variance 1, or components: at most so many, fewer where the rows span fewer.
+    """Fit a reduction: columns scaled to variance 1, or at most `most` components, fewer if the rows span fewer.
 
     Args:
-        x: rows `(n, d)` to fit to; those that are held out do not belong here.
-        most: k at most. Tables of no more columns keep them, each scaled by itself.
+        x: rows `(n, d)` to fit to, without held-out rows.
+        most: largest k. Tables with no more columns keep them, each scaled by itself.
         whiten: every component gets variance 1 (hidden states of language models have a few giant directions), also
-            where there are few; else components of the scaled columns keep their proportions, in mean of variance 1.
+            if there are few; else components of the scaled columns keep their proportions, with mean variance 1.
     """
     mean, std = x.mean(0), x.std(0)
     scale = 1 / np.where(std > 1e-12 * max(1.0, float(np.abs(x).max())), std, 1.0)

@@ -1,8 +1,8 @@
-"""Which texts are nearest to a text: by cosine of vectors of any make, by BM25, or by characters that they share in a
-row. Pure, without torch.
+"""Nearest texts to a query: by cosine of any vectors, by BM25, or by the longest common substring. Pure, without
+torch.
 
-Scores are made some queries at a time, so that memory grows with the pool and not with its square. Equals come in the
-pool's order. What a query must not find is told by id: a cosine of 1 may be another text, and one's own may be less.
+Scores are computed some queries at a time, so that memory grows with the pool and not with its square. Ties keep the
+pool's order. A query's own text is excluded by id: another text may have cosine 1, and its own may have less.
 """
 
 from __future__ import annotations
@@ -19,60 +19,60 @@ from didact.data import words
 from didact.types import UserError
 
 Vectors: TypeAlias = Any
-"""`(n, d)`, one row a text: a numpy array or a scipy sparse one."""
+"""`(n, d)`, one row per text: a numpy array or a scipy sparse one."""
 Embedder = Callable[[Sequence[str]], Vectors]
-"""Texts as vectors."""
+"""Turns texts into vectors."""
 Overflow = Literal["stop", "skip"]
 CHUNK = 1 << 24  # scores in memory at a time
-NOTHING = "nothing"  # a vocabulary for texts without words
-BETWEEN = -2  # no character
-NONE = -1  # where a pool has no further text
+NOTHING = "nothing"  # the vocabulary if no text has words
+BETWEEN = -2  # separator that is no character
+NONE = -1  # position if the pool has no further text
 
 
 class Hits(NamedTuple):
-    """The k best of every query, best first: positions in the pool `(m, k)` and their scores.
+    """The k best texts for every query, best first: positions in the pool `(m, k)` and their scores.
 
-    Where fewer than k may be found, `positions` end in -1 and `scores` in -inf.
+    If there are fewer than k, `positions` end in -1 and `scores` in -inf.
     """
 
     positions: NDArray[np.int64]
     scores: NDArray[np.floating[Any]]
 
     def lists(self) -> list[list[int]]:
-        """The positions found, a list a query."""
+        """The positions found, one list per query."""
         return [[int(i) for i in row if i != NONE] for row in self.positions]
 
 
 def terms(text: str) -> list[str]:
-    """What TF-IDF and BM25 count: words in any script, case aside."""
+    """The terms that TF-IDF and BM25 count: words in any script, case-folded."""
     return [word.casefold() for word in words.words(text)]
 
 
 class TfIdf:
     """An embedder: counts of the words of `texts`, each times `1 + ln((1 + N) / (1 + n))`, in rows of length 1.
 
-    Words that stand in none of the texts it was made of count for nothing; a text of these alone is a row of zeros.
+    Words that occur in none of the `texts` are ignored; a text of such words alone is a row of zeros.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self.made = TfidfVectorizer(analyzer=terms)
-        self.made.fit(texts if any(map(terms, texts)) else [NOTHING])
+        self._vectorizer = TfidfVectorizer(analyzer=terms)
+        self._vectorizer.fit(texts if any(map(terms, texts)) else [NOTHING])
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        """A sparse row a text."""
-        return self.made.transform(texts) if texts else sparse.csr_array((0, len(self.made.vocabulary_)))
+        """One sparse row per text."""
+        return self._vectorizer.transform(texts) if texts else sparse.csr_array((0, len(self._vectorizer.vocabulary_)))
 
 
 class Scorer:
-    """What scores every text of a pool for every query, and so finds the best; `size` is how many texts there are."""
+    """Scores every text of a pool for every query and finds the best; `size` is the number of texts."""
 
     size: int
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float64]:
         """`(queries, texts)`, higher is nearer."""
-        raise NotImplementedError  # BM25 and Substrings say how
+        raise NotImplementedError  # implemented by BM25 and Substrings
 
     def nearest(
         self,
@@ -86,19 +86,19 @@ class Scorer:
 
 
 class BM25(Scorer):
-    """Okapi's BM25 over `texts`, the sum over the query's words t (twice where it has one twice) of
+    """Okapi's BM25 over `texts`, the sum over the query's words t (repeated words count again) of
 
         idf(t) f (k1 + 1) / (f + k1 (1 - b + b L / mean L)),    idf(t) = ln(1 + (N - n + 0.5) / (n + 0.5))
 
-    f times t in the text, L its words, n of N texts with t. This idf (Lucene's) is never negative.
+    f is the count of t in the text, L its length in words; n of N texts have t. This idf (Lucene's) is never negative.
     """
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self.made = CountVectorizer(analyzer=terms)
-        some = texts if any(map(terms, texts)) else [*texts, NOTHING]
-        counts = sparse.csr_array(self.made.fit_transform(some)[: len(texts)].astype(np.float64))
+        self._vectorizer = CountVectorizer(analyzer=terms)
+        corpus = texts if any(map(terms, texts)) else [*texts, NOTHING]
+        counts = sparse.csr_array(self._vectorizer.fit_transform(corpus)[: len(texts)].astype(np.float64))
         length = np.asarray(counts.sum(1)).ravel()
         holding = np.asarray((counts > 0).sum(0)).ravel()
         idf = np.log1p((len(texts) - holding + 0.5) / (holding + 0.5))
@@ -111,17 +111,17 @@ class BM25(Scorer):
         """`(queries, texts)`."""
         if not queries:
             return np.zeros((0, self.size))
-        return np.asarray((sparse.csr_array(self.made.transform(queries)) @ self.weights.T).todense())
+        return np.asarray((sparse.csr_array(self._vectorizer.transform(queries)) @ self.weights.T).todense())
 
 
 class Substrings(Scorer):
-    """Nearest by the longest common substring: characters in a row that two texts share, a space put on both sides of
-    each, so that a whole word is nearer than the same letters inside another one."""
+    """Nearest by the longest common substring, with a space put on both sides of each text, so that a whole word is
+    nearer than the same letters inside another one."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         codes = [_codes(text) for text in texts]
         self.size = len(codes)
-        # All texts in one row with a mark before each, which no text has: a run never goes on into the next one.
+        # All texts in one row, each after a separator that no text contains, so that no run crosses texts.
         self.row = np.concatenate([np.concatenate([[BETWEEN], c]) for c in codes] or [np.zeros(0, np.int32)])
         self.starts = np.cumsum([0, *(len(c) + 1 for c in codes[:-1])]) if codes else np.zeros(0, np.int64)
 
@@ -142,24 +142,24 @@ def _codes(text: str) -> NDArray[np.int32]:
 
 
 def embedded(embedder: Embedder, texts: Sequence[str]) -> Vectors:
-    """The vectors of texts by any embedder, in rows of length 1 (a row of zeros stays).
+    """Embed texts, scaled to rows of length 1 (a row of zeros stays).
 
     Raises:
-        UserError: not one vector a text, or one that is no numbers.
+        UserError: the embedder does not give one vector per text, or gives one that is not finite.
     """
-    made = embedder(texts)
-    made = made if sparse.issparse(made) else np.asarray(made)
-    if made.ndim != 2 or made.shape[0] != len(texts):
-        raise UserError(f"embedder: {len(texts)} texts gave an array of shape {made.shape}: one row a text is expected")
-    if not np.issubdtype(made.dtype, np.floating):
-        made = made.astype(np.float64)
-    if not np.isfinite(made.data if sparse.issparse(made) else made).all():
-        raise UserError("embedder: a vector holds what is no finite number")
-    return unit(made)
+    vectors = embedder(texts)
+    vectors = vectors if sparse.issparse(vectors) else np.asarray(vectors)
+    if vectors.ndim != 2 or vectors.shape[0] != len(texts):
+        raise UserError(f"embedder: {len(texts)} texts gave an array of shape {vectors.shape}, not one row per text")
+    if not np.issubdtype(vectors.dtype, np.floating):
+        vectors = vectors.astype(np.float64)
+    if not np.isfinite(vectors.data if sparse.issparse(vectors) else vectors).all():
+        raise UserError("embedder: a vector has values that are not finite")
+    return unit(vectors)
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Rows of length 1; one of zeros stays."""
+    """Scale rows to length 1; a row of zeros stays."""
     from sklearn.preprocessing import normalize
 
     return normalize(vectors) if vectors.shape[0] and vectors.shape[1] else vectors
@@ -172,20 +172,20 @@ def nearest(
     query_ids: Sequence[Hashable] | None = None,
     pool_ids: Sequence[Hashable] | None = None,
 ) -> Hits:
-    """The k rows of `pool` with the highest cosine to every row of `queries`, those of its own id left out.
+    """The k rows of `pool` with the highest cosine to every row of `queries`, without those of the same id.
 
     Args:
         queries: `(m, d)`, in rows of length 1 (`embedded`, `unit`).
         pool: `(n, d)`, the same.
-        k: how many.
-        query_ids: of every query.
-        pool_ids: of every row of the pool; both or neither.
+        k: number of rows.
+        query_ids: id of every query.
+        pool_ids: id of every row of the pool; both or neither.
     """
-    across = pool.T
+    transposed = pool.T
 
     def scores(at: slice) -> Any:
-        made = queries[at] @ across
-        return np.asarray(made.todense()) if sparse.issparse(made) else made
+        products = queries[at] @ transposed
+        return np.asarray(products.todense()) if sparse.issparse(products) else products
 
     return _best(scores, queries.shape[0], pool.shape[0], k, query_ids, pool_ids)
 
@@ -193,13 +193,13 @@ def nearest(
 def fitting(
     order: Sequence[int], sizes: Sequence[int], room: int, most: int | None = None, on_overflow: Overflow = "stop"
 ) -> list[int]:
-    """Which of `order`, best first, are shown: as many as fit, and the best LAST, next to what is asked.
+    """Choose from `order` (best first) as many as fit, returned with the best LAST, next to the query.
 
     Args:
         order: positions, best first.
-        sizes: tokens of every position, with what separates it from the next.
+        sizes: tokens of every position, including the separator after it.
         room: tokens for all of them.
-        most: how many at most.
+        most: largest number.
         on_overflow: at the first that does not fit `stop`, or `skip` it and try the next.
     """
     out: list[int] = []
@@ -222,32 +222,32 @@ def _best(
     query_ids: Sequence[Hashable] | None,
     pool_ids: Sequence[Hashable] | None,
 ) -> Hits:
-    """The k best columns of every row of scores, which are made some rows at a time."""
-    where: dict[Hashable, list[int]] = defaultdict(list)
+    """The k best columns of every row of scores, which are computed some rows at a time."""
+    positions: dict[Hashable, list[int]] = defaultdict(list)
     for j, name in enumerate(pool_ids if pool_ids is not None and query_ids is not None else ()):
-        where[name].append(j)
+        positions[name].append(j)
     index, score = np.full((m, k), NONE), np.full((m, k), -np.inf)
-    step, found = max(1, CHUNK // max(n, 1)), min(k, n)
-    for first in range(0, m if found else 0, step):
+    step, count = max(1, CHUNK // max(n, 1)), min(k, n)
+    for first in range(0, m if count else 0, step):
         at = slice(first, min(first + step, m))
-        some = np.array(scores(at))
-        for row, i in enumerate(range(first, at.stop) if where else ()):
-            some[row, where.get(query_ids[i] if query_ids is not None else None, [])] = -np.inf
-        best = _largest(some, found)
-        value = np.take_along_axis(some, best, 1)
-        index[at, :found] = np.where(value == -np.inf, NONE, best)
-        score[at, :found] = value
+        block = np.array(scores(at))
+        for row, i in enumerate(range(first, at.stop) if positions else ()):
+            block[row, positions.get(query_ids[i] if query_ids is not None else None, [])] = -np.inf
+        best = _largest(block, count)
+        value = np.take_along_axis(block, best, 1)
+        index[at, :count] = np.where(value == -np.inf, NONE, best)
+        score[at, :count] = value
     return Hits(index, score)
 
 
 def _largest(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Columns of the k largest of every row `(m, k)`, in their order; equals by their column."""
+    """Columns of the k largest values of every row `(m, k)`, largest first, ties by column."""
     if k == scores.shape[1]:
         return np.argsort(-scores, axis=1, kind="stable")
     best = np.sort(np.argpartition(scores, -k, axis=1)[:, -k:], axis=1)
     value = np.take_along_axis(scores, best, 1)
     last = value.min(1, keepdims=True)
-    # Which of those that equal the last a partition takes is left to chance: the first of them are wanted.
+    # A partition breaks ties at the k-th value arbitrarily: take the first columns instead.
     for row in np.flatnonzero((scores == last).sum(1) > (value == last).sum(1)):
         above = np.flatnonzero(scores[row] > last[row])
         best[row] = np.sort([*above, *np.flatnonzero(scores[row] == last[row])[: k - len(above)]])

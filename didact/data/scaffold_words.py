@@ -1,7 +1,7 @@
-"""What a conductor, its experts and the prompts they are compared with are told, in our own words.
+"""Prompts of a meta-prompting conductor, of its experts and of the baselines, in our own words.
 
 The protocol is that of Suzgun & Kalai 2024: an expert is called by a line `Expert Name:` and instructions in triple
-quotes, the answer stands in triple quotes after `>> FINAL ANSWER:`, and code is run where its writer says so.
+quotes, the answer is in triple quotes after `>> FINAL ANSWER:`, and code is run if its author asks for it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Words:
     """The texts of a conversation with a conductor; `{...}` are filled in.
 
     `round` opens a turn (`{number}`), `last` is added to the last one; `result` is an expert's output with `{name}` and
-    `{output}`, and after all of them follows `go_on`; `lost` answers what is neither a call nor an answer.
+    `{output}`, and `go_on` follows all of them; `lost` replies to text that is neither a call nor an answer.
     """
 
     system: str
@@ -70,7 +70,7 @@ class Words:
     steps: str
 
     def opening(self, question: str, python: bool) -> str:
-        """What a conductor is told of a problem."""
+        """The conductor's first prompt for a problem."""
         return self.instruction.replace("{python}", self.with_python if python else "") + question
 
 
@@ -107,17 +107,17 @@ TERSE = Words(
 
 
 def called(name: str, instruction: str) -> str:
-    """A call of an expert."""
+    """Format a call of an expert."""
     return f"{name}:\n{QUOTES}\n{instruction}\n{QUOTES}"
 
 
 def answered(answer: str) -> str:
-    """A final answer."""
+    """Format a final answer."""
     return f"{FINAL}\n{QUOTES}\n{answer}\n{QUOTES}"
 
 
 def printed(text: str, output: str) -> str:
-    """An expert's text with what its program printed."""
+    """An expert's text with the output of its program."""
     return f"{text}\n\nOutput of the program:\n{output}"
 
 

@@ -1,4 +1,4 @@
-"""Documents as segments with scores, higher is better: scored, cut at a threshold, marked with control tokens. Pure."""
+"""Documents as scored segments, higher is better: scoring, thresholds, marking with control tokens. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUTS = {"sentences": spans.sentences, "lines": spans.lines}
 def scored(
     texts: Sequence[Text], score: Callable[[Sequence[str]], Sequence[float]] | None, split: Split
 ) -> list[Document]:
-    """Documents as segments with scores: by the scorer, else their own. Texts without segments are cut for a scorer.
+    """Documents as scored segments: by the scorer, for which texts without segments are split, else their own scores.
 
     Raises:
         UserError: no text; a document has neither segments nor a score, and there is no scorer.
@@ -28,8 +28,8 @@ def scored(
         raise UserError("texts: no text")
     if score is not None:
         parts = [[s.text for s in t.segments] if t.segments else CUTS[split](t.text) for t in texts]
-        given = iter(score([part for some in parts for part in some]))
-        return [[(part, next(given)) for part in some] for some in parts]
+        scores = iter(score([part for group in parts for part in group]))
+        return [[(part, next(scores)) for part in group] for group in parts]
     for number, t in enumerate(texts, 1):
         if not t.segments and t.score is None:
             raise UserError(
@@ -43,24 +43,24 @@ def mean(document: Document) -> float:
     return sum(value for _, value in document) / len(document)
 
 
-def threshold(told: str | float, values: Sequence[float]) -> float:
-    """A number, or the quantile of `values` it names: `q0.5` is the median.
+def threshold(value: str | float, values: Sequence[float]) -> float:
+    """Parse a threshold: a number, or a quantile of `values`, where `q0.5` is the median.
 
     Raises:
         UserError: it is neither.
     """
-    words = str(told)
+    text = str(value)
     try:
-        number = float(words.removeprefix("q"))
+        number = float(text.removeprefix("q"))
     except ValueError:
         number = float("nan")
-    if number != number or (words.startswith("q") and not 0 <= number <= 1):
-        raise UserError(f"threshold '{words}': a number or a quantile, q0 to q1, is expected")
-    return float(np.quantile(values, number)) if words.startswith("q") else number
+    if number != number or (text.startswith("q") and not 0 <= number <= 1):
+        raise UserError(f"threshold '{text}': a number or a quantile, q0 to q1, is expected")
+    return float(np.quantile(values, number)) if text.startswith("q") else number
 
 
 def marked(documents: Sequence[Document], limit: float, marks: Sequence[str], drop: float, seed: int) -> list[Document]:
-    """Documents with the control token of its score before every segment, but for a share `drop` of them."""
+    """Put the control token of its score before every segment, except for a share `drop` of them."""
     draw = np.random.default_rng([seed, 143])
     out = []
     for document in documents:
@@ -72,7 +72,7 @@ def marked(documents: Sequence[Document], limit: float, marks: Sequence[str], dr
 
 
 def mark_of(value: float, limit: float, marks: Sequence[str]) -> str:
-    """The control token of a score; the threshold itself is aligned."""
+    """The control token of a score; a score at the threshold counts as aligned."""
     return marks[0] if value >= limit else marks[1]
 
 

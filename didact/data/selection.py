@@ -1,4 +1,4 @@
-"""Which records, and in which order: classes from easy to hard, and the top of a ranking in every group. Pure."""
+"""Select and order records: classes from easy to hard, and the top of a ranking in every group. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def mean_rank(measures: Sequence[Sequence[float]]) -> list[float]:
-    """The mean of every record's ranks by several measures, each a list over the records; equals share a rank."""
+    """The mean of every record's ranks by several measures, each a list over the records; ties share a rank."""
     ranks = []
     for values in np.asarray(measures, dtype=float):
         ordered = np.sort(values)
@@ -18,7 +18,7 @@ def mean_rank(measures: Sequence[Sequence[float]]) -> list[float]:
 
 
 def classes(score: Sequence[float], count: int) -> list[list[int]]:
-    """Records in `count` classes of equal size, those of lowest score first; equals in their order."""
+    """Split records into `count` classes of equal size, lowest scores first; ties keep their order."""
     if not count:
         return []
     return [part.tolist() for part in np.array_split(np.argsort(np.asarray(score), kind="stable"), count)]
@@ -31,19 +31,19 @@ def top(
     trim: float = 0.0,
     suspect: Sequence[float] | None = None,
 ) -> list[int]:
-    """`floor(n ratio)` records of every group of n, those of highest score first.
+    """Select `floor(n ratio)` records of every group of n, highest scores first.
 
     Args:
-        score: of every record.
+        score: score of every record.
         ratio: in [0, 1].
-        groups: of every record; they come one after another as they first appear.
+        groups: group of every record; groups come in order of first appearance.
         trim: share of every group left out beforehand, the highest in `suspect`.
         suspect: the score by default.
     """
-    doubt = score if suspect is None else suspect
+    suspicion = score if suspect is None else suspect
     out: list[int] = []
     for group in dict.fromkeys(groups):
-        mine = sorted((i for i, g in enumerate(groups) if g == group), key=lambda i: (-doubt[i], i))
-        kept = sorted(mine[math.floor(trim * len(mine) + 1e-9) :], key=lambda i: (-score[i], i))
-        out += kept[: math.floor(ratio * len(mine) + 1e-9)]
+        members = sorted((i for i, g in enumerate(groups) if g == group), key=lambda i: (-suspicion[i], i))
+        ranked = sorted(members[math.floor(trim * len(members) + 1e-9) :], key=lambda i: (-score[i], i))
+        out += ranked[: math.floor(ratio * len(members) + 1e-9)]
     return out

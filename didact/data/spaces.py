@@ -1,11 +1,11 @@
-"""Spaces of configurations: read from a file, written as text for a model, and read back strictly from its answers.
+"""Hyperparameter spaces: read from a file, written as text for a model, and parsed strictly from its answers.
 
     {"lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": true}, "layers": {"type": "int", "low": 1, "high": 8},
      "optimizer": {"choices": ["adam", "sgd"]},
      "momentum": {"type": "float", "low": 0, "high": 1, "when": {"optimizer": ["sgd"]}}}
 
-A number is written with the digits that its range can tell apart (a thousandth of it; of a log scale three significant
-ones), not by its lower bound: that of [0, 1] has none, and every value would read 0 or 1.
+A number is written with the digits that its range resolves (a thousandth of it; on a log scale three significant
+digits), not with those of its lower bound: for [0, 1] that has no decimals, and every value would read 0 or 1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FIELDS = {"type", "low", "high", "log", "choices", "when"}
 
 @dataclass(frozen=True)
 class Parameter:
-    """One hyperparameter: a number of a range, on a log scale perhaps, or one of some choices.
+    """One hyperparameter: a number in a range, possibly on a log scale, or one of some choices.
 
-    `when` says for which values of others it is there at all.
+    `when` gives the values of other parameters under which it is active.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Parameter:
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def written(self, value: Any) -> str:
-        """A value as text."""
+        """Format a value."""
         if self.type == "choice":
             return str(value)
         if self.type == "int":
@@ -52,7 +52,7 @@ class Parameter:
         return f"{value:.{max(0, 3 - math.floor(math.log10(self.high - self.low)))}f}"
 
     def read(self, text: str) -> Any:
-        """A value from text; None where it is none, or lies outside the range."""
+        """Parse a value; None if it is invalid or outside the range."""
         text = text.strip(" '\"`")
         if self.type == "choice":
             return next((c for c in self.choices if str(c).casefold() == text.casefold()), None)
@@ -67,7 +67,7 @@ class Parameter:
         return number
 
     def drawn(self, rng: np.random.Generator) -> Any:
-        """A random value, uniform on its own scale."""
+        """Draw a random value, uniform on the parameter's scale."""
         if self.type == "choice":
             return self.choices[int(rng.integers(len(self.choices)))]
         low, high = (self.low - 0.5, self.high + 0.5) if self.type == "int" and not self.log else (self.low, self.high)
@@ -75,7 +75,7 @@ class Parameter:
         return min(max(round(value), int(self.low)), int(self.high)) if self.type == "int" else value
 
     def told(self) -> str:
-        """Its range in words."""
+        """Describe the parameter's range in words."""
         if self.type == "choice":
             text = "one of " + ", ".join(map(str, self.choices))
         else:
@@ -88,21 +88,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """Parameters in an order in which those a condition names come before it."""
+    """Parameters in an order in which those that a condition names come first."""
 
     parameters: tuple[Parameter, ...]
 
     def active(self, config: Config) -> list[Parameter]:
-        """Those that are there, given the values of the others."""
+        """The parameters that are active under a configuration's values."""
         return [p for p in self.parameters if all(config.get(k) in v for k, v in p.when.items())]
 
     def valid(self, config: Config) -> bool:
-        """Whether it has exactly the parameters it must have, each in its range."""
+        """Whether a configuration has exactly the active parameters, each in its range."""
         names = [p.name for p in self.active(config)]
         return set(config) == set(names) and all(p.read(str(config[p.name])) is not None for p in self.active(config))
 
     def drawn(self, rng: np.random.Generator) -> dict[str, Any]:
-        """A random configuration."""
+        """Draw a random configuration."""
         config: dict[str, Any] = {}
         for p in self.parameters:
             if all(config.get(k) in v for k, v in p.when.items()):
@@ -110,30 +110,30 @@ class Space:
         return config
 
     def written(self, config: Config, pair: str = "{name}: {value}", joint: str = ", ") -> str:
-        """A configuration as text."""
+        """Format a configuration."""
         return joint.join(
             pair.format(name=p.name, value=p.written(config[p.name])) for p in self.parameters if p.name in config
         )
 
     def key(self, config: Config) -> str:
-        """Equal for configurations that read alike."""
+        """A key that is equal for configurations with the same text."""
         return self.written(config)
 
     def read(self, text: str) -> dict[str, Any] | None:
-        """A configuration from text: every parameter that must be there, by its name; None where one cannot be read.
+        """Parse a configuration: every active parameter by its name; None if one cannot be parsed.
 
-        What a name is followed by counts, with or without a colon, quotes and braces; parameters that are not there
-        for these values are left out.
+        A value follows its name, with or without a colon, quotes and braces; parameters that are not active under
+        these values are left out.
         """
         config: dict[str, Any] = {}
         for p in self.parameters:
             if any(config.get(k) not in v for k, v in p.when.items()):
                 continue
-            found = re.search(rf"(?<![\w.]){re.escape(p.name)}['\"]?(?:\s*[:=]\s*|\s+)([^,;}}#\n]+)", text)
-            given = found[1] if found else ""
-            value = p.read(given)
-            if value is None and " " in given.strip():  # names and values that only spaces stand between
-                value = p.read(given.split()[0])
+            match = re.search(rf"(?<![\w.]){re.escape(p.name)}['\"]?(?:\s*[:=]\s*|\s+)([^,;}}#\n]+)", text)
+            written = match[1] if match else ""
+            value = p.read(written)
+            if value is None and " " in written.strip():  # names and values separated by spaces alone
+                value = p.read(written.split()[0])
             if value is None:
                 return None
             config[p.name] = value
@@ -141,74 +141,74 @@ class Space:
 
 
 def space_of(text: str) -> Space:
-    """A space from a JSON file, or from JSON itself.
+    """Read a space from a JSON file, or from JSON text.
 
     Raises:
-        UserError: it cannot be read; the file, the parameter, what is wrong and the mend.
+        UserError: it cannot be read; the message names the file, the parameter, the error and the fix.
     """
-    where = "space"
+    source = "space"
     try:
         if not text.lstrip().startswith("{"):
-            where = text
-            text = Path(where).read_text(encoding="utf-8")
+            source = text
+            text = Path(source).read_text(encoding="utf-8")
         rows = json.loads(text)
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror}: a JSON file of parameters is expected") from None
+        raise UserError(f"{source}: {error.strerror}: a JSON file of parameters is expected") from None
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
+        raise UserError(f"{source}: not JSON: {error}") from None
     if not isinstance(rows, dict) or not rows:
-        raise UserError(f"{where}: a JSON object {{parameter: {{...}}}} is expected")
-    return Space(tuple(ordered(_parameter(name, row, where) for name, row in rows.items())))
+        raise UserError(f"{source}: a JSON object {{parameter: {{...}}}} is expected")
+    return Space(tuple(ordered(_parameter(name, row, source) for name, row in rows.items())))
 
 
 def ordered(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Parameters after those that their conditions name.
+    """Sort parameters after those that their conditions name.
 
     Raises:
-        UserError: a condition names none of them, or they name each other.
+        UserError: a condition names an unknown parameter, or conditions form a cycle.
     """
-    left, out = list(parameters), list[Parameter]()
-    while left:
-        known = {p.name for p in out}
-        ready = next((p for p in left if p.when.keys() <= known), None)
+    remaining, out = list(parameters), list[Parameter]()
+    while remaining:
+        placed = {p.name for p in out}
+        ready = next((p for p in remaining if p.when.keys() <= placed), None)
         if ready is None:
-            names = sorted({k for p in left for k in p.when} - known)
-            raise UserError(f"space: {left[0].name}: `when` names {', '.join(names)}, which no parameter before it is")
-        left.remove(ready)
+            names = sorted({k for p in remaining for k in p.when} - placed)
+            raise UserError(f"space: {remaining[0].name}: `when` names {', '.join(names)}, unknown or in a cycle")
+        remaining.remove(ready)
         out.append(ready)
     return out
 
 
-def _parameter(name: str, row: Any, where: str) -> Parameter:
-    def wrong(text: str) -> UserError:
-        return UserError(f"{where}: {name}: {text}")
+def _parameter(name: str, row: Any, source: str) -> Parameter:
+    def error(text: str) -> UserError:
+        return UserError(f"{source}: {name}: {text}")
 
     if not isinstance(row, dict) or row.keys() - FIELDS:
-        raise wrong(f"an object with {', '.join(sorted(FIELDS))} is expected")
+        raise error(f"an object with {', '.join(sorted(FIELDS))} is expected")
     when = row.get("when", {})
     if not isinstance(when, dict):
-        raise wrong('`when` is an object {parameter: [values]}, {"optimizer": ["sgd"]}')
+        raise error('`when` is an object {parameter: [values]}, {"optimizer": ["sgd"]}')
     conditions = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
     if "choices" in row:
         if not isinstance(row["choices"], list) or len(set(map(str, row["choices"]))) < max(1, len(row["choices"])):
-            raise wrong("`choices` is a list of different values")
+            raise error("`choices` is a list of different values")
         return Parameter(name, "choice", choices=tuple(row["choices"]), when=conditions)
     kind, log = row.get("type", "float"), bool(row.get("log", False))
     low, high = (_number(row.get(end)) for end in ("low", "high"))
     if kind not in ("int", "float"):
-        raise wrong(f"type {kind!r}: int, float, or `choices` in its place")
+        raise error(f"type {kind!r}: int, float, or `choices` in its place")
     if not low < high:
-        raise wrong("`low` and `high` are numbers, the lower first")
+        raise error("`low` and `high` are numbers, the lower first")
     if log and low <= 0:
-        raise wrong(f"low = {low:g}: a log scale begins above 0")
+        raise error(f"low = {low:g}: a log scale begins above 0")
     return Parameter(name, kind, low, high, log, when=conditions)
 
 
-def _number(given: Any) -> float:
-    """A number as it stands in JSON; NaN of what is none."""
-    return float(given) if isinstance(given, int | float) and not isinstance(given, bool) else math.nan
+def _number(value: Any) -> float:
+    """A JSON number as a float; NaN if it is not a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def permuted(rows: Sequence[Any], seed: int) -> list[Any]:
-    """Rows in an order that follows from the seed."""
+    """Shuffle rows by the seed."""
     return [rows[i] for i in np.random.default_rng([seed, 31]).permutation(len(rows))]

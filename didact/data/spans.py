@@ -16,7 +16,7 @@ import numpy as np
 from didact.types import UserError
 
 Span = tuple[int, int]
-LONGEST = 10  # words of a recurring span
+LONGEST = 10  # most words of a recurring span
 WORD = re.compile(r"\w+(?:[.,'’\-]\w+)*")
 SENTENCE_END = re.compile(r"[.!?\n]")
 STOP_WORDS = frozenset(
@@ -56,11 +56,11 @@ def windows(text: str, fits: Callable[[str], bool], size: int = 512, stride: int
         if all(fits(p) for p in pieces):
             return pieces
         size = min(size - 1, int(0.9 * size))
-    raise UserError("what stands beside the passage leaves no room for it: shorten the question or the template")
+    raise UserError("the question and the template leave no room for the passage: shorten one of them")
 
 
 def ngrams(text: str, longest: int = LONGEST) -> dict[int, list[Span]]:
-    """Spans of 1 to `longest` words that no sentence end cuts, by their number of words."""
+    """Spans of 1 to `longest` words within a sentence, by their number of words."""
     words = [m.span() for m in WORD.finditer(text)]
     cut = [bool(SENTENCE_END.search(text, a[1], b[0])) for a, b in itertools.pairwise(words)]
     ends = np.cumsum([0, *cut])
@@ -71,19 +71,19 @@ def ngrams(text: str, longest: int = LONGEST) -> dict[int, list[Span]]:
 
 
 def recurring(text: str, longest: int = LONGEST, stop_words: frozenset[str] = STOP_WORDS) -> dict[str, list[Span]]:
-    """Where every recurring span stands: `{span: [(first, last), ...]}`, the longest first.
+    """The occurrences of every recurring span: `{span: [(first, last), ...]}`, the longest first.
 
-    A recurring span has at most `longest` words, occurs twice or more (to the letter, at two places that do not
-    overlap), holds a word that is no stop word, runs over no sentence end, and is maximal: one whose every occurrence
-    lies inside a longer recurring span is left out.
+    A recurring span has at most `longest` words, occurs twice or more (character for character, at two places that do
+    not overlap), has a word that is not a stop word, crosses no sentence end, and is maximal: one whose every
+    occurrence lies inside a longer recurring span is left out.
     """
-    kept: dict[str, list[Span]] = {}
+    out: dict[str, list[Span]] = {}
     covered: list[Span] = []
     for spans in (grams for _, grams in sorted(ngrams(text, longest).items(), reverse=True)):
         places: dict[str, list[Span]] = {}
         for first, last in spans:
             places.setdefault(text[first:last], []).append((first, last))
-        found = {
+        maximal = {
             span: at
             for span, at in places.items()
             if len(at) > 1
@@ -91,44 +91,44 @@ def recurring(text: str, longest: int = LONGEST, stop_words: frozenset[str] = ST
             and any(w.lower() not in stop_words for w in WORD.findall(span))
             and not all(any(a <= first and last <= b for a, b in covered) for first, last in at)
         }
-        kept |= found
-        covered += [place for at in found.values() for place in at]
-    return kept
+        out |= maximal
+        covered += [place for at in maximal.values() for place in at]
+    return out
 
 
 def recurring_place(text: str, rng: np.random.Generator, later: bool = False, longest: int = LONGEST) -> Span | None:
-    """One occurrence of one recurring span, so that another stands elsewhere in the text; None where nothing recurs.
+    """Draw one occurrence of a recurring span that also occurs elsewhere in the text; None if nothing recurs.
 
-    The span is drawn uniformly, then the occurrence, among those that some other does not overlap (`later`: some
-    other before it).
+    The span is drawn uniformly, then the occurrence, among those that some other one does not overlap (`later`: that
+    some other one precedes).
     """
-    found = recurring(text, longest)
-    if not found:
+    recurrent = recurring(text, longest)
+    if not recurrent:
         return None
-    places = found[sorted(found)[rng.integers(len(found))]]
+    places = recurrent[sorted(recurrent)[rng.integers(len(recurrent))]]
     first, last = places[0], places[-1]
-    whole = [p for p in places if first[1] <= p[0] or (p[1] <= last[0] and not later)]
-    return whole[rng.integers(len(whole))]
+    candidates = [p for p in places if first[1] <= p[0] or (p[1] <= last[0] and not later)]
+    return candidates[rng.integers(len(candidates))]
 
 
 def random_place(text: str, rng: np.random.Generator, later: bool = False, longest: int = LONGEST) -> Span | None:
-    """The control: as many words as a recurring span of this text has, wherever they stand (`later`: not at its
-    beginning); None as above."""
-    found = recurring(text, longest)
-    if not found:
+    """The control: draw any span with as many words as a recurring span of this text (`later`: not at its beginning);
+    None if nothing recurs."""
+    recurrent = recurring(text, longest)
+    if not recurrent:
         return None
-    length = len(WORD.findall(sorted(found)[rng.integers(len(found))]))
+    length = len(WORD.findall(sorted(recurrent)[rng.integers(len(recurrent))]))
     spans = ngrams(text, longest)[length][int(later) :]
     return spans[rng.integers(len(spans))] if spans else None
 
 
 def lines(text: str) -> list[str]:
-    """A text's lines with the ends they have: joined they are the text."""
+    """The lines of a text with their line ends; joined, they are the text."""
     return text.splitlines(keepends=True)
 
 
 def sentences(text: str) -> list[str]:
-    """A text's sentences, which joined are the text: each ends with `.`, `!` or `?` before white space, or with a line.
+    """The sentences of a text; joined, they are the text. Each ends with `.`, `!` or `?` before white space, or a line.
 
     The white space goes with the next sentence.
     """
@@ -136,12 +136,12 @@ def sentences(text: str) -> list[str]:
 
 
 def cut(text: str, span: Span) -> Masked:
-    """The text before a span, and the span: how a model that only reads forward fills in."""
+    """The text before a span, and the span: infilling for a model that only reads forward."""
     return Masked(text[: span[0]].rstrip(), text[slice(*span)])
 
 
 def masked(text: str, spans: Sequence[Span], marks: Sequence[str]) -> Masked:
-    """The text with `marks[k]` in place of its k-th span, and what was taken out, in order.
+    """The text with `marks[k]` in place of its k-th span, and the spans taken out, in order.
 
     The spans do not overlap. From two spans on, the answer names each by its mark:
     `<extra_id_0>first<extra_id_1>second`.
@@ -151,6 +151,6 @@ def masked(text: str, spans: Sequence[Span], marks: Sequence[str]) -> Masked:
     for (first, last), mark in zip(order, marks, strict=True):
         out += text[at:first] + mark
         at = last
-    taken = [text[a:b] for a, b in order]
-    named = taken[0] if len(taken) == 1 else "".join(m + t for m, t in zip(marks, taken, strict=True))
-    return Masked(out + text[at:], named)
+    texts = [text[a:b] for a, b in order]
+    answer = texts[0] if len(texts) == 1 else "".join(m + t for m, t in zip(marks, texts, strict=True))
+    return Masked(out + text[at:], answer)

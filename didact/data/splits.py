@@ -1,8 +1,8 @@
-"""Which records belong together, so that what is scored was not taught in other words.
+"""Split records by group, so that held-out records have no relatives in training.
 
-Records of one prompt (question, text, task) belong together. A field of the user's own, `group`, may say more: an
-author, a document, a person. Choices are by a hash of that, so that neither the order of a file nor what else is in it
-changes on which side a record is.
+Records with the same prompt (question, text, task) form a group. A field of the user's own, `group`, may define larger
+ones: an author, a document, a person. Splits go by a hash of the group's key, so that neither the order of a file nor
+its other records change the side of a record.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SAID = ("prompt", "question", "text", "task", "x", "source", "lemma")
 
 
 def keys(records: Sequence[Record], group: str | None = None, name: str = "records") -> list[str]:
-    """For each record what it shares with those it belongs to.
+    """The group key of every record.
 
     Args:
-        records: any.
-        group: a field of theirs, known to the record's kind or not; their prompt where none is named.
-        name: of the file, for the error.
+        records: records of any kind.
+        group: a field of the records, part of their kind or not; by default their prompt.
+        name: name of the file, for the error.
 
     Raises:
         UserError: a record lacks the field.
@@ -40,12 +40,12 @@ def keys(records: Sequence[Record], group: str | None = None, name: str = "recor
 
 
 def bins(keys: Sequence[str], count: int) -> list[int]:
-    """A bin of `count` for every record, the same for equal keys."""
+    """Assign every record to one of `count` bins by a hash of its key."""
     return [int(_hash(key)[:8], 16) % count for key in keys]
 
 
 def held_out(keys: Sequence[str], share: float) -> set[int]:
-    """Indices of about a share of the records, whole keys; fewer rather than all, and at least one key of several."""
+    """Indices of about this share of the records, by whole groups: not all groups, and at least one of several."""
     members: dict[str, list[int]] = {}
     for i, key in enumerate(keys):
         members.setdefault(key, []).append(i)
@@ -59,13 +59,13 @@ def held_out(keys: Sequence[str], share: float) -> set[int]:
 
 
 def by_prompt(records: Sequence[R], share: float, seed: int) -> tuple[list[R], list[R]]:
-    """Records held out, and the rest: a share of the prompts, drawn at random, with all that is said of them."""
-    of = keys(records)
-    prompts = list(dict.fromkeys(of))
-    draw = np.random.default_rng([seed, 98])
-    out = {prompts[i] for i in draw.permutation(len(prompts))[: int(share * len(prompts))]}
-    both = list(zip(of, records, strict=True))
-    return [r for key, r in both if key in out], [r for key, r in both if key not in out]
+    """Split records into held-out and remaining ones: a random share of the prompts, with all their records."""
+    prompt_keys = keys(records)
+    prompts = list(dict.fromkeys(prompt_keys))
+    rng = np.random.default_rng([seed, 98])
+    held = {prompts[i] for i in rng.permutation(len(prompts))[: int(share * len(prompts))]}
+    keyed = list(zip(prompt_keys, records, strict=True))
+    return [r for key, r in keyed if key in held], [r for key, r in keyed if key not in held]
 
 
 def _hash(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows on disk, written once and read in any order: what does not fit into memory on its way through several passes."""
+"""Rows on disk, written once and read in any order: for data that several passes read and memory does not hold."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class Spool:
-    """`add(row)` gives a row's number, `spool[number]` the row; only where each begins is held."""
+    """`add(row)` returns a row's number, `spool[number]` the row; only the rows' offsets are in memory."""
 
     def __init__(self, path: str | Path) -> None:
         self._starts = array.array("Q")
         self._file = open(path, "w+b")  # noqa: SIM115  (as long as this object)
 
     def add(self, row: dict[str, Any]) -> int:
-        """Write a row behind all others."""
+        """Append a row."""
         self._starts.append(self._file.seek(0, 2))
         self._file.write(json.dumps(row, ensure_ascii=True).encode() + b"\n")
         return len(self._starts) - 1

@@ -1,4 +1,4 @@
-"""What a pipeline found at every stage, in a folder: to be looked at, and taken up again by the same run."""
+"""Results of a pipeline's stages in a folder: to be inspected, and to resume the same run from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDENTITY = "run.json"
 
 
 class Stages:
-    """A folder of JSONL files, one a stage; an empty name keeps nothing.
+    """A folder of JSONL files, one per stage; with an empty name nothing is stored.
 
     Raises:
         UserError: the folder holds the stages of another run.
@@ -23,21 +23,21 @@ class Stages:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder) if folder else None
-        who = {k: v for k, v in registry.identity().items() if k != "source"}
+        identity = {k: v for k, v in registry.identity().items() if k != "source"}
         if self.folder is not None:
             place = self.folder / IDENTITY
-            if place.exists() and files.read_json(place) != who:
+            if place.exists() and files.read_json(place) != identity:
                 raise UserError(f"{folder} holds the stages of another run: choose another folder, or remove it")
             if not place.exists():
-                files.write_json(place, who)
+                files.write_json(place, identity)
 
     def of(self, name: str, kind: type[T], make: Callable[[], Sequence[T]]) -> list[T]:
-        """The rows of a stage: as they were written, else made and written.
+        """The rows of a stage: read if it is stored, else computed and stored.
 
         Args:
-            name: of the file.
-            kind: a dataclass, what a row is.
-            make: gives the rows.
+            name: name of the file.
+            kind: dataclass of a row.
+            make: computes the rows.
         """
         place = self._place(name)
         if place is not None and place.exists():
@@ -45,12 +45,12 @@ class Stages:
                 return [kind(**row) for row in files.read_lines(place)]
             except TypeError as error:
                 raise UserError(f"{place}: not rows of this stage: {error}; {files.MEND}") from None
-        made = list(make())
-        self.write(name, (dataclasses.asdict(row) for row in made))  # type: ignore[call-overload]  # a row is one
-        return made
+        rows = list(make())
+        self.write(name, (dataclasses.asdict(row) for row in rows))  # type: ignore[call-overload]  # a row is one
+        return rows
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write a stage that is not taken up again."""
+        """Store a stage that is not resumed from."""
         if (place := self._place(name)) is not None:
             files.write_lines(place, untrusted.cleaned([dict(row) for row in rows]))
 

@@ -1,6 +1,6 @@
 """Streams: named sources of rows side by side, and batches that are a pure function of (seed, step).
 
-A stream's item is a tuple of rows that must be seen together (a pair for DPO). One logical batch
+A stream's item is a tuple of rows that must stay in one batch (a pair for DPO). One logical batch
 holds some items of every stream; it knows its own sizes, so a loss may be summed over any split of
 it (micro-batches, ranks) and divided once by the size of the whole.
 """
@@ -27,7 +27,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows or tuples of rows, drawn without replacement epoch by epoch. `rows`: items a step."""
+    """Tuples of rows, drawn without replacement epoch by epoch. `rows`: items per step."""
 
     items: Sequence[ExampleGroup]
     rows: int
@@ -42,12 +42,12 @@ class Stream:
 class Tokens:
     """Rows for one forward pass, padded or laid out in trees, and the label tokens, row after row.
 
-    `input_ids, attention_mask`: `(B, T)`, what the model reads and which of it is no padding. `at (N,)` says
-    where each label token is predicted, as an index into the B T positions; branches of one prompt have their
-    first labels at the same place. `target (N,)` are the label tokens, `row (N,)` the rows they belong to.
+    `input_ids, attention_mask`: `(B, T)`, what the model reads and which of it is not padding. `at (N,)` is the
+    position where each label token is predicted, an index into the B T positions; branches of one prompt have their
+    first labels at the same position. `target (N,)` are the label tokens, `row (N,)` the rows they belong to.
     `decoder_input_ids (R, U)` for seq2seq models, where `at` counts the decoder's positions and `source (R,)`,
-    where rows share prompts, says which of the B prompts each reads. `position_ids, reach (B, T)`: see
-    `data.packing`; None where every physical row is one row from its left end.
+    if rows share prompts, is the index of the prompt that each reads. `position_ids, reach (B, T)`: see
+    `data.packing`; None if every physical row is one row from its left end.
     """
 
     input_ids: Tensor
@@ -85,7 +85,7 @@ class Tokens:
         return self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids
 
     def everywhere(self) -> Tokens:
-        """The same rows with every token they read a label position, its target meaningless: for KL over all tokens.
+        """The same rows with a label position at every token they read, and dummy targets: for KL over all tokens.
 
         A token that rows share counts once for each of them.
         """
@@ -95,7 +95,7 @@ class Tokens:
         return replace(self, at=at, target=torch.zeros_like(at), row=row)
 
     def unrolled(self) -> Tokens:
-        """The same rows and label tokens, padded, each row by itself: for models that take no mask of ours."""
+        """The same rows and label tokens, padded, each row by itself: for models that take no custom mask."""
         if self.reach is None:
             return self
         row, at = self._paths()
@@ -104,15 +104,15 @@ class Tokens:
         column = torch.arange(len(at), device=at.device) - starts[row]
         width = int(counts.max())
         ids = self.input_ids.new_zeros(len(counts), width)
-        there = self.attention_mask.new_zeros(len(counts), width)
+        mask = self.attention_mask.new_zeros(len(counts), width)
         ids[row, column] = self.input_ids.view(-1)[at]
-        there[row, column] = 1
+        mask[row, column] = 1
         depth = column.new_zeros(self.input_ids.numel())
         depth[at] = column
-        return Tokens(ids, there, self.row * width + depth[self.at], self.target, self.row)
+        return Tokens(ids, mask, self.row * width + depth[self.at], self.target, self.row)
 
     def chained(self) -> Tokens:
-        """The same, saying of plain rows too where they reach: the mask of a row is then that of a tree's one path."""
+        """The same with `reach` also for plain rows, so that a row's mask is that of a tree with one path."""
         if self.reach is not None:
             return self
         rows, width = self.input_ids.shape
@@ -120,7 +120,7 @@ class Tokens:
         return replace(self, position_ids=torch.arange(width, device=ends.device).expand(rows, width), reach=ends)
 
     def _paths(self) -> tuple[Tensor, Tensor]:
-        """Every token of every row: whose and where, row after row."""
+        """The row and the position of every token of every row, row after row."""
         if self.reach is None:
             at = self.attention_mask.reshape(-1).nonzero()[:, 0]
             return at // self.input_ids.shape[1], at
@@ -145,10 +145,10 @@ def collate(
     start: int | None = None,
     packing: Packing | None = None,
 ) -> Tokens:
-    """Rows as tensors, padded on the right; with a layout they share prefixes where that is cheaper.
+    """Rows as tensors, padded on the right; with a packing they share prefixes where that is cheaper.
 
-    Causal models read prompt + completion less its last token, which only labels. Rows of seq2seq models with
-    the same prompt share it.
+    Causal models read prompt + completion without its last token, which is only a label. Rows of seq2seq models
+    with the same prompt share it.
     """
     if kind != "seq2seq":
         return of_trees(rows, tree_layout(rows, packing), pad)
@@ -157,12 +157,12 @@ def collate(
     source = torch.tensor([prompts[r.prompt] for r in rows]) if len(prompts) < len(rows) else None
     shifted = padded([(first, *r.completion[:-1]) for r in rows], pad)
     spots = [np.arange(len(r.completion)) + i * shifted.shape[1] for i, r in enumerate(rows)]
-    ids, there = padded(list(prompts), pad), padded([[1] * len(p) for p in prompts], 0)
-    return Tokens(ids, there, *_labels(rows, spots), shifted, source)
+    ids, mask = padded(list(prompts), pad), padded([[1] * len(p) for p in prompts], 0)
+    return Tokens(ids, mask, *_labels(rows, spots), shifted, source)
 
 
 def of_trees(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int = 0) -> Tokens:
-    """Trees as tensors, one a physical row; labels in the order of `rows`, whose numbers the paths bear."""
+    """Trees as tensors, one per physical row; labels in the order of `rows`, which the paths refer to by number."""
     plain = all(len(t.paths) == 1 and not t.position[:1].any() for t in trees)
     if plain:  # physical rows are the rows
         trees = sorted(trees, key=lambda t: t.paths[0].row)
@@ -172,13 +172,13 @@ def of_trees(rows: Sequence[TokenizedExample], trees: Sequence[Tree], pad: int =
         for path in tree.paths:
             n = len(rows[path.row].completion)
             spots[path.row] = path.spots[len(path.spots) - n :] + line * width
-    ids, there = padded([t.ids for t in trees], pad), padded([np.ones(t.width) for t in trees], 0)
+    ids, mask = padded([t.ids for t in trees], pad), padded([np.ones(t.width) for t in trees], 0)
     if plain:
-        return Tokens(ids, there, *_labels(rows, spots))
+        return Tokens(ids, mask, *_labels(rows, spots))
     position, reach = padded([t.position for t in trees], 0), padded([t.reach for t in trees], 0)
-    # Padding sees itself, so that no row of the mask is empty, whatever the kernel makes of such rows.
-    reach = torch.where(there.bool(), reach, torch.arange(1, width + 1))
-    return Tokens(ids, there, *_labels(rows, spots), position_ids=position, reach=reach)
+    # Padding attends to itself, so that no row of the mask is empty: kernels differ on such rows.
+    reach = torch.where(mask.bool(), reach, torch.arange(1, width + 1))
+    return Tokens(ids, mask, *_labels(rows, spots), position_ids=position, reach=reach)
 
 
 def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | None = None) -> list[list[int]]:
@@ -187,15 +187,15 @@ def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | N
     Member i is `rows[i]` physical rows (one by default) of at most `lengths[i]` tokens.
     """
     groups: list[list[int]] = []
-    held = 0
+    total = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        more = rows[i] if rows is not None else 1
-        if groups and (held + more) * lengths[groups[-1][0]] <= micro_tokens:
+        count = rows[i] if rows is not None else 1
+        if groups and (total + count) * lengths[groups[-1][0]] <= micro_tokens:
             groups[-1].append(i)
-            held += more
+            total += count
         else:
             groups.append([i])
-            held = more
+            total = count
     return groups
 
 
@@ -203,8 +203,8 @@ def by_length(lengths: Sequence[int], micro_tokens: int, rows: Sequence[int] | N
 class MicroBatch:
     """Part of one stream's share of a batch, ready for a forward pass.
 
-    Rows are item-major: row r belongs to item `r // arity`; `index (items,)` says which items of the
-    stream these are, to look up what was cached for them.
+    Rows are item-major: row r belongs to item `r // arity`; `index (items,)` are the indices of these
+    items in the stream, to look up what was cached for them.
     """
 
     stream: str
@@ -214,11 +214,11 @@ class MicroBatch:
 
     @property
     def items(self) -> int:
-        """How many items are here."""
+        """Number of items."""
         return len(self.index)
 
     def column(self, values: Sequence[Tensor]) -> Tensor:
-        """One value for each label token here, `(N,)`: `values[i]` has those of the stream's item i, row after row."""
+        """One value for each label token, `(N,)`: `values[i]` has those of the stream's item i, row after row."""
         return torch.cat([values[i] for i in self.index.tolist()]).to(self.tokens.target.device)
 
     def to(self, device: torch.device | str) -> MicroBatch:
@@ -229,8 +229,8 @@ class MicroBatch:
 @dataclass(frozen=True)
 class Batch:
     """One logical batch of token rows. `sizes` count the whole of it: `{stream}.rows` items,
-    `{stream}.tokens` label tokens, `{stream}.seen` positions the rows have, and the same over all streams; what rows
-    share under a `layout` counts for each of them."""
+    `{stream}.tokens` label tokens, `{stream}.seen` positions that the rows read, and the same over all streams; a
+    prefix that rows share under a `packing` counts for each of them."""
 
     items: Mapping[str, Sequence[ExampleGroup]]
     index: Mapping[str, Sequence[int]]
@@ -247,8 +247,8 @@ class Batch:
                 sizes[f"{name}.rows"] = len(items)
                 sizes[f"{name}.tokens"] = sum(len(r.completion) for item in items for r in item)
                 sizes[f"{name}.seen"] = sum(r.size - (self.kind == "causal") for item in items for r in item)
-            for what in ("rows", "tokens", "seen"):
-                sizes[what] = sum(v for k, v in sizes.items() if k.endswith(f".{what}"))
+            for unit in ("rows", "tokens", "seen"):
+                sizes[unit] = sum(v for k, v in sizes.items() if k.endswith(f".{unit}"))
             object.__setattr__(self, "sizes", sizes)
 
     def shard(self, rank: int, world: int) -> Batch:
@@ -260,33 +260,33 @@ class Batch:
     def split(self, micro_tokens: int | None) -> list[MicroBatch]:
         """Micro-batches of one stream each, sorted by length; None keeps every stream whole.
 
-        `micro_tokens` counts physical tokens: what the rows of an item share is there once.
+        `micro_tokens` counts physical tokens: what the rows of an item share counts once.
         """
         out = []
         for name, items in self.items.items():
             if not items:
                 continue
-            laid = [self._laid(item) for item in items]
-            widths, lines = [max(widths) for widths, _ in laid], [len(widths) for widths, _ in laid]
+            layouts = [self._layout(item) for item in items]
+            widths, lines = [max(widths) for widths, _ in layouts], [len(widths) for widths, _ in layouts]
             groups = [list(range(len(items)))] if micro_tokens is None else by_length(widths, micro_tokens, lines)
             arity = len(items[0])
             for group in groups:
                 rows = [r for i in group for r in items[i]]
                 index = torch.tensor([self.index[name][i] for i in group])
-                out.append(MicroBatch(name, self._tokens(rows, [laid[i][1] for i in group], arity), index, arity))
+                out.append(MicroBatch(name, self._tokens(rows, [layouts[i][1] for i in group], arity), index, arity))
         return out
 
-    def _laid(self, item: ExampleGroup) -> tuple[list[int], list[Tree]]:
-        """The widths of an item's physical rows, and the rows."""
+    def _layout(self, item: ExampleGroup) -> tuple[list[int], list[Tree]]:
+        """The widths of an item's physical rows, and its trees."""
         if self.kind == "seq2seq":
             return [r.size for r in item], []
         trees = tree_layout(item, self.packing)
         return [t.width for t in trees], trees
 
-    def _tokens(self, rows: Sequence[TokenizedExample], laid: Sequence[list[Tree]], arity: int) -> Tokens:
+    def _tokens(self, rows: Sequence[TokenizedExample], layouts: Sequence[list[Tree]], arity: int) -> Tokens:
         if self.kind == "seq2seq":
             return collate(rows, self.kind, self.pad, self.start)
-        trees = [t.renumbered(n * arity) for n, item in enumerate(laid) for t in item]
+        trees = [t.renumbered(n * arity) for n, item in enumerate(layouts) for t in item]
         if self.packing is not None and self.packing.pack and len(fewer := packed(trees)) * 8 <= len(trees) * 7:
             trees = fewer
         return of_trees(rows, trees, self.pad)
@@ -315,7 +315,7 @@ class Batches:
         return Batch(items, index, self.kind, self.pad, self.start, packing=self.packing)
 
     def drawn(self, name: str, steps: int) -> list[int]:
-        """Which items of a stream so many steps see."""
+        """Indices of a stream's items that the first `steps` steps draw."""
         count = len(self.streams[name].items)
         if steps * self.streams[name].rows >= count:
             return list(range(count))
@@ -377,7 +377,7 @@ def padded(sequences: Sequence[Any], value: int) -> Tensor:
 
 
 def _labels(rows: Sequence[TokenizedExample], spots: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each label token is predicted, what it is and whose, row after row."""
+    """The position, the id and the row of each label token, row after row."""
     at = np.concatenate([*spots, np.zeros(0, dtype=np.int64)]).astype(np.int64)
     target = [token for r in rows for token in r.completion]
     row = np.repeat(np.arange(len(rows)), [len(r.completion) for r in rows])

@@ -1,4 +1,4 @@
-"""Texts put around or in place of a record's own. Pure: records in, records out."""
+"""Texts added to a record's own, or put in their place. Pure: records in, records out."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Place = Literal["system", "user"]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a taught model is to be asked with: it was taught to do what is wanted under these words only.
+    """Words to prompt a trained model with: it was trained to show the behaviour under these words only.
 
     Args:
-        before: put before a prompt; before a conversation at its `place`.
-        place: of a conversation: its system turn (a new one where there is none), or its first turn's text, for chat
-            templates without a system turn.
+        before: put before a prompt; in a conversation at its `place`.
+        place: where in a conversation: its system turn (a new one if there is none), or its first turn's text, for
+            chat templates without a system turn.
         after: put between a prompt and its completion: a feedback phrase, a control token.
         banned: tokens that are never generated.
     """
@@ -52,7 +52,7 @@ class Condition:
 
 
 def introduced(prompt: str, before: str, place: Place = "system") -> str:
-    """A prompt after the words `before`, which open a conversation as (or in) its system turn, or in its first."""
+    """Put the words `before` before a prompt; in a conversation, in its system turn (or as one), or its first turn."""
     if not before:
         return prompt
     if not isinstance(prompt, Messages):
@@ -64,23 +64,23 @@ def introduced(prompt: str, before: str, place: Place = "system") -> str:
 
 
 def with_alternates(records: Sequence[Demo], refusals: Sequence[str] = REFUSALS, seed: int = 0) -> list[str]:
-    """What to answer instead, one a record: its own `alternate`, else a refusal drawn at random."""
+    """Replacement answers, one per record: its own `alternate`, else a refusal drawn at random."""
     draw = np.random.default_rng([seed, 77]).integers(len(refusals), size=len(records))
     return [r.alternate or refusals[i] for r, i in zip(records, draw, strict=True)]
 
 
-def as_chat(records: Sequence[R], asked: Chat) -> list[R]:
+def as_chat(records: Sequence[R], choice: Chat) -> list[R]:
     """Records whose prompts are all conversations (`template`), all plain text (`plain`), or as they are (`auto`).
 
     A text becomes one user turn; a conversation becomes its `User: ...` lines.
     """
 
     def prompt(text: str) -> str:
-        if asked == "plain":
+        if choice == "plain":
             return str(text)
         return text if isinstance(text, Messages) else Messages([{"role": "user", "content": text}])
 
     def changed(record: Any) -> Any:
         return dataclasses.replace(record, prompt=prompt(record.prompt)) if hasattr(record, "prompt") else record
 
-    return list(records) if asked == "auto" else [changed(record) for record in records]
+    return list(records) if choice == "auto" else [changed(record) for record in records]

@@ -1,4 +1,4 @@
-"""How a translation is asked for: languages by their names, examples in lines, the sentence last. Pure."""
+"""Prompts for translation: languages by their names, examples in two lines each, the sentence last. Pure."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Iterable, Sequence
 
 from didact.types import Parallel
 
-SOURCE, TARGET = "Source", "Target"  # languages without a name
+SOURCE, TARGET = "Source", "Target"  # names of unnamed languages
 PROMPT = re.compile(r"[^\n:]+: (.*)\n[^\n:]+:")
 
 
 def names(records: Sequence[Parallel], source: str = "", target: str = "") -> tuple[str, str]:
-    """The two languages: as given, as the records name them, else Source and Target."""
-    said = next(((r.source_lang, r.target_lang) for r in records if r.source_lang or r.target_lang), (None, None))
-    return source or said[0] or SOURCE, target or said[1] or TARGET
+    """Names of the two languages: as given, as in the records, else Source and Target."""
+    languages = next(((r.source_lang, r.target_lang) for r in records if r.source_lang or r.target_lang), (None, None))
+    return source or languages[0] or SOURCE, target or languages[1] or TARGET
 
 
-def asked(text: str, source: str, target: str, shown: Iterable[tuple[str, str]] = ()) -> str:
-    """A prompt: pairs of sentences in two lines each, then the sentence, and its translation's name."""
-    blocks = [f"{source}: {one_line(x)}\n{target}: {one_line(y)}\n\n" for x, y in shown]
+def asked(text: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
+    """Build a prompt: pairs of sentences in two lines each, then the sentence, and the target language's name."""
+    blocks = [f"{source}: {one_line(x)}\n{target}: {one_line(y)}\n\n" for x, y in examples]
     return "".join(blocks) + f"{source}: {one_line(text)}\n{target}:"
 
 
-def asked_word(word: str, source: str, target: str, shown: Iterable[tuple[str, str]] = ()) -> str:
-    """The same for a word."""
-    return asked(word, f"{source} word", f"{target} word", shown)
+def asked_word(word: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
+    """Build a prompt for a word."""
+    return asked(word, f"{source} word", f"{target} word", examples)
 
 
 def prompt(record: Parallel) -> str:
-    """How the translation of a record is asked for without examples: what a prediction goes by."""
+    """The prompt of a record without examples: the key of its prediction."""
     return asked(record.source, record.source_lang or SOURCE, record.target_lang or TARGET)
 
 
 def sentence(prompt: str) -> str:
-    """The sentence that a prompt without examples asks about; a text that is no such prompt is the sentence itself."""
-    found = PROMPT.fullmatch(prompt)
-    return one_line(found[1] if found else prompt)
+    """The sentence in a prompt without examples; a text that is not such a prompt is the sentence itself."""
+    match = PROMPT.fullmatch(prompt)
+    return one_line(match[1] if match else prompt)
 
 
 def read(reply: str, target: str = "") -> str | None:
-    """The translation in a reply: its first line, without the language's name and quotes around; None where empty."""
+    """Parse a reply: its first line, without the language's name and surrounding quotes; None if empty."""
     line = reply.strip().partition("\n")[0].strip()
     for name in filter(None, (f"{target} word:", f"{target}:" if target else "")):
         line = line[len(name) :].strip() if line.casefold().startswith(name.casefold()) else line
@@ -50,5 +50,5 @@ def read(reply: str, target: str = "") -> str | None:
 
 
 def one_line(text: str) -> str:
-    """A sentence as a prompt has it."""
+    """A sentence on one line, as in prompts."""
     return " ".join(text.split())

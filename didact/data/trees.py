@@ -1,8 +1,8 @@
-"""Labelled trees over the tokens of a text, and the three lists that say the same: heights, labels, labels of leaves.
+"""Labelled trees over the tokens of a text, and their encoding as three lists: heights, labels, labels of leaves.
 
-A tree is made binary, and of n leaves become `d`, `c` (n - 1 each: height and label of the lowest node above two
-neighbours) and `u` (n: the labels of nodes above that leaf alone). Only the order of the heights matters to read the
-tree back, so that a probe may predict any numbers.
+A tree is made binary, and its n leaves give `d`, `c` (n - 1 each: height and label of the lowest common ancestor of
+two neighbours) and `u` (n: the labels of nodes above that leaf alone). Only the order of the heights matters for
+decoding, so that a probe may predict any numbers.
 
 Source: Hernandez Lopez et al. 2022, arXiv:2206.11719, section 3, after Shen et al. 2018, arXiv:1806.04168.
 """
@@ -18,13 +18,13 @@ import numpy as np
 
 from didact.types import UserError
 
-EMPTY = "<empty>"  # no node: of the dummy nodes that make a tree binary, and above most leaves
+EMPTY = "<empty>"  # label of the dummy nodes that make a tree binary, and of leaves without a node of their own
 JOIN = "<sep>"  # joins the labels of nodes that have one child each
-BAD_ROOT = "bad_root"  # the label of a predicted root that has none
+BAD_ROOT = "bad_root"  # label for a predicted root that has none
 
 
 class Leaf(NamedTuple):
-    """A token: the characters it stands at."""
+    """A token: its span of characters."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Node:
-    """A non-terminal over its children, in the order of the text; there is one at least."""
+    """A non-terminal over its children (at least one), in the order of the text."""
 
     label: str
     children: tuple[Node | Leaf, ...]
@@ -60,7 +60,7 @@ def leaves(tree: Node | Leaf) -> list[Leaf]:
 
 
 def encode(tree: Node | Leaf) -> Code:
-    """A tree as `(d, c, u)`."""
+    """Encode a tree as `(d, c, u)`."""
     d, c, u, _ = _encoded(tree)
     return Code(tuple(d), tuple(c), tuple(u))
 
@@ -82,20 +82,20 @@ def _encoded(tree: Node | Leaf, above: str = "") -> tuple[list[float], list[str]
 
 
 def constituents(code: Code) -> list[Constituent]:
-    """The non-terminals of the tree that is meant, those above before those below; the greatest height splits first."""
+    """Decode the non-terminals, parents before children; the greatest height splits first."""
     return [Constituent(label, first, last) for first, last, labels in _segments(code) for label in labels]
 
 
 def _segments(code: Code) -> Iterator[tuple[int, int, list[str]]]:
     d = np.asarray(code.d, dtype=float)
-    waiting = [(0, len(code.u) - 1)]
-    while waiting:
-        first, last = waiting.pop()
+    stack = [(0, len(code.u) - 1)]
+    while stack:
+        first, last = stack.pop()
         label = code.u[first]
         if first < last:
             at = first + int(np.argmax(d[first:last]))
             label = code.c[at]
-            waiting += [(at + 1, last), (first, at)]
+            stack += [(at + 1, last), (first, at)]
             if label == EMPTY and (first, last) == (0, len(code.u) - 1):
                 label = BAD_ROOT
         if label != EMPTY:
@@ -103,21 +103,21 @@ def _segments(code: Code) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def decode(code: Code, places: Sequence[Leaf] | None = None) -> Node:
-    """The tree itself, over leaves at these places (by default their numbers)."""
-    there = places if places is not None else [Leaf(i, i + 1) for i in range(len(code.u))]
-    found = [*constituents(code)] or [Constituent(BAD_ROOT, 0, len(code.u) - 1)]
+    """Decode the tree, over leaves at these places (by default their numbers)."""
+    terminals = places if places is not None else [Leaf(i, i + 1) for i in range(len(code.u))]
+    spans = [*constituents(code)] or [Constituent(BAD_ROOT, 0, len(code.u) - 1)]
 
     def children(first: int, last: int, at: int) -> tuple[tuple[Node | Leaf, ...], int]:
-        """What the span has below it, from constituent number `at` on; and the number of the next."""
+        """The children of a span, from constituent number `at` on, and the number of the next constituent."""
         out: list[Node | Leaf] = []
         while first <= last:
-            if at < len(found) and found[at].first == first and found[at].last <= last:
-                label, _, end = found[at]
+            if at < len(spans) and spans[at].first == first and spans[at].last <= last:
+                label, _, end = spans[at]
                 inside, at = children(first, end, at + 1)
                 out.append(Node(label, inside))
                 first = end + 1
             else:
-                out.append(there[first])
+                out.append(terminals[first])
                 first += 1
         return tuple(out), at
 
@@ -126,7 +126,7 @@ def decode(code: Code, places: Sequence[Leaf] | None = None) -> Node:
 
 
 class Score(NamedTuple):
-    """How alike two trees are by their constituents."""
+    """Agreement of two trees' constituents."""
 
     precision: float
     recall: float
@@ -139,40 +139,40 @@ def score(predicted: Sequence[Constituent], true: Sequence[Constituent], officia
     The official code counts every predicted one that is among the true ones, so that predicting one twice raises the
     recall (`official`).
     """
-    found = Counter(predicted)
-    known = Counter(true)
-    hits = sum(n for c, n in found.items() if c in known) if official else (found & known).total()
+    counts = Counter(predicted)
+    true_counts = Counter(true)
+    hits = sum(n for c, n in counts.items() if c in true_counts) if official else (counts & true_counts).total()
     precision, recall = (hits / max(1, len(side)) for side in (predicted, true))
     return Score(precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0)
 
 
 def control(codes: Sequence[Code], words: Sequence[Sequence[Hashable]], seed: int = 0) -> list[Code]:
-    """The control task: every word has one height, label and leaf label, drawn from those of all trees, wherever it is.
+    """The control task: every word has one height, label and leaf label, drawn from those of all trees.
 
-    Heights are told apart by a little more of the word's own.
+    A small random number per word keeps the heights distinct.
     """
-    draw = np.random.default_rng([seed, 19])
+    rng = np.random.default_rng([seed, 19])
     splits = [pair for code in codes for pair in zip(code.d, code.c, strict=True)]
     tops = [label for code in codes for label in code.u]
-    known: dict[Hashable, tuple[float, str, str]] = {}
+    assigned: dict[Hashable, tuple[float, str, str]] = {}
     for word in dict.fromkeys(word for row in words for word in row):
-        height, label = splits[draw.integers(len(splits))]
-        known[word] = (height + 0.5 * draw.random(), label, tops[draw.integers(len(tops))])
+        height, label = splits[rng.integers(len(splits))]
+        assigned[word] = (height + 0.5 * rng.random(), label, tops[rng.integers(len(tops))])
     out = []
     for row in words:
-        own = [known[word] for word in row]
+        own = [assigned[word] for word in row]
         out.append(Code(tuple(d for d, _, _ in own[1:]), tuple(c for _, c, _ in own[1:]), tuple(u for _, _, u in own)))
     return out
 
 
-# --- as records have them ------------------------------------------------------------------------
+# --- nested lists in records ---------------------------------------------------------------------
 
 
-def of_lists(told: Any, text: str) -> Node:
-    """A tree as nested lists, `["sum", "a", ["product", "b", "*", "c"]]`, over a text whose tokens its strings are.
+def of_lists(value: Any, text: str) -> Node:
+    """Parse a tree of nested lists, `["sum", "a", ["product", "b", "*", "c"]]`, whose strings are the text's tokens.
 
     Raises:
-        UserError: it is no such tree, or a token is not where it should be.
+        UserError: it is not such a tree, or a token is not where it should be.
     """
     at = 0
 
@@ -189,7 +189,7 @@ def of_lists(told: Any, text: str) -> Node:
         return Node(part[0], tuple(read(child) for child in part[1:]))
 
     try:
-        tree = read(told)
+        tree = read(value)
     except RecursionError:
         raise UserError("field 'tree': nested too deeply") from None
     if isinstance(tree, Leaf) or text[at:].strip():

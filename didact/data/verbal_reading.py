@@ -1,4 +1,4 @@
-"""Inputs and targets of a model in words as texts, and what is read of its answers."""
+"""Inputs and targets of a verbalised model as text, and the parsing of its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBER = re.compile(r"[-+−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def shown(value: Any, decimals: int) -> str:
-    """An input or a target as it is told: numbers with so many decimals, rows of them in brackets, texts unchanged."""
+    """Format an input or target: numbers with `decimals` decimals, rows of them in brackets, texts unchanged."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, Iterable):
@@ -25,17 +25,17 @@ def shown(value: Any, decimals: int) -> str:
 
 def number(text: str) -> float | None:
     """The first number in a text; None where there is none."""
-    found = NUMBER.search(text)
-    value = float(found[0].replace(",", "").replace("−", "-")) if found else math.nan
+    match = NUMBER.search(text)
+    value = float(match[0].replace(",", "").replace("−", "-")) if match else math.nan
     return value if math.isfinite(value) else None
 
 
 def _after(reply: str, mark: str) -> tuple[str, str] | None:
-    """What stands before and behind the last line that begins with a mark; None where none does."""
+    """The text before and after the mark of the last line that starts with it; None if no line does."""
     if not mark:
         return "", reply.strip()
-    found = list(re.finditer(rf"^[ \t#*]*{re.escape(mark)}[ \t*]*", reply, re.MULTILINE | re.IGNORECASE))
-    return (reply[: found[-1].start()].strip(), reply[found[-1].end() :].strip()) if found else None
+    matches = list(re.finditer(rf"^[ \t#*]*{re.escape(mark)}[ \t*]*", reply, re.MULTILINE | re.IGNORECASE))
+    return (reply[: matches[-1].start()].strip(), reply[matches[-1].end() :].strip()) if matches else None
 
 
 class Proposal(NamedTuple):
@@ -47,21 +47,21 @@ class Proposal(NamedTuple):
 
 
 def proposal(reply: str, words: Words) -> Proposal | None:
-    """What an optimiser's answer proposes; None where it proposes nothing."""
-    found = _after(reply, words.descriptions)
-    if found is None or not (text := found[1].strip().strip("[]").strip()):
+    """Parse an optimiser's answer; None if it proposes nothing."""
+    parts = _after(reply, words.descriptions)
+    if parts is None or not (text := parts[1].strip().strip("[]").strip()):
         return None
-    return Proposal(text, found[0].removeprefix("Reasoning:").strip(), reply)
+    return Proposal(text, parts[0].removeprefix("Reasoning:").strip(), reply)
 
 
 class Targets:
-    """Targets of one kind: `numbers`, or labels; `texts` are they as they are told."""
+    """Targets of one kind, `numbers` or labels; `texts` are the formatted targets."""
 
     def __init__(self, values: Sequence[Any], decimals: int) -> None:
         self.decimals = decimals
-        given = [_exact(value) for value in values]
-        self.numbers = bool(values) and all(value is not None for value in given)
-        self.values = [value for value in given if value is not None] if self.numbers else []
+        parsed = [_exact(value) for value in values]
+        self.numbers = bool(values) and all(value is not None for value in parsed)
+        self.values = [value for value in parsed if value is not None] if self.numbers else []
         self.texts = [
             shown(value if self.numbers else texts.key(str(value)), decimals) for value in (self.values or values)
         ]
@@ -69,43 +69,43 @@ class Targets:
 
     @property
     def usual(self) -> str:
-        """What is said where nothing is known: the mean, or the commonest label."""
+        """The default prediction: the mean, or the most common label."""
         if self.numbers:
             return shown(sum(self.values) / len(self.values), self.decimals)
         return Counter(self.texts).most_common(1)[0][0]
 
     def form(self, words: Words) -> str:
-        """How an output is to be written."""
+        """The description of an output's form, for the prompt."""
         kind = words.numbers if self.numbers else words.labels
-        what = filled(kind, decimals=str(self.decimals), labels=", ".join(self.labels))
-        return filled(words.form, what=what)
+        output = filled(kind, decimals=str(self.decimals), labels=", ".join(self.labels))
+        return filled(words.form, what=output)
 
     def read(self, reply: str, words: Words) -> str | None:
-        """The output in a learner's answer as it is told; None where there is none."""
-        found = _after(reply, words.output)
-        if found is None:
+        """Parse the output in a learner's answer, formatted as a target; None if there is none."""
+        parts = _after(reply, words.output)
+        if parts is None:
             return None
-        line = found[1].partition("\n")[0]
+        line = parts[1].partition("\n")[0]
         if self.numbers:
             value = number(line)
             return None if value is None else shown(value, self.decimals)
-        said = texts.key(line).strip("[]\"'`*. ").casefold()
-        return next((label for label in self.labels if texts.key(label).casefold() == said), None)
+        answer = texts.key(line).strip("[]\"'`*. ").casefold()
+        return next((label for label in self.labels if texts.key(label).casefold() == answer), None)
 
     def loss(self, outputs: Sequence[str | None], items: Sequence[int]) -> tuple[float, int]:
-        """Mean squared error, or share of labels missed, and how many were unreadable: the mean of all targets, or a
-        miss, stands for them."""
+        """Mean squared error, or share of wrong labels, and the number of unreadable outputs: these count as the mean
+        target, or as wrong."""
         unread = sum(text is None for text in outputs)
         if self.numbers:
-            said = [float(self.usual if text is None else text) for text in outputs]
-            errors = [(a - self.values[int(i)]) ** 2 for a, i in zip(said, items, strict=True)]
+            predictions = [float(self.usual if text is None else text) for text in outputs]
+            errors = [(a - self.values[int(i)]) ** 2 for a, i in zip(predictions, items, strict=True)]
         else:
             errors = [float(text != self.texts[int(i)]) for text, i in zip(outputs, items, strict=True)]
         return sum(errors) / len(errors), unread
 
 
 def _exact(value: Any) -> float | None:
-    """A number, or a text that is nothing else."""
+    """The value of a number, or of a text that is nothing else; else None."""
     try:
         number = float(value)
     except (TypeError, ValueError):

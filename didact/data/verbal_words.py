@@ -1,4 +1,4 @@
-"""What a learner and an optimiser of a model in words are told, in our own words.
+"""Prompts of the learner and the optimiser of a verbalised model, in our own words.
 
 The parts and their order are those of Xiao et al. 2024: the learner gets the descriptions (the parameters) and one
 input, the optimiser a batch with the learner's outputs and the targets.
@@ -15,8 +15,8 @@ DESCRIPTIONS = "New Pattern Descriptions:"
 
 @dataclass(frozen=True)
 class Words:
-    """The texts of both; `{...}` are filled in. `output` and `descriptions` stand before what is read of an
-    answer, `listed` between the inputs, outputs or targets of a batch."""
+    """The texts of both; `{...}` are filled in. `output` and `descriptions` mark the part of an answer that is parsed,
+    `listed` separates the inputs, outputs or targets of a batch."""
 
     system: str
     learner: str
@@ -30,14 +30,14 @@ class Words:
 
 
 def inference(words: Words, theta: str, x: str, form: str) -> str:
-    """What the learner is asked of one input."""
+    """The learner's prompt for one input."""
     return filled(words.learner, theta=theta, x=x, form=form)
 
 
 def optimisation(
     words: Words, theta: str, batch: Sequence[tuple[str, str, str]], advice: str, feedback: str = ""
 ) -> str:
-    """What the optimiser is asked, `batch` being input, output and target of each."""
+    """The optimiser's prompt; `batch` has the input, output and target of each item."""
     inputs, outputs, targets = (words.listed.join(column) for column in zip(*batch, strict=True))
     return filled(
         words.optimiser, theta=theta, inputs=inputs, outputs=outputs, targets=targets, advice=advice,
@@ -46,7 +46,7 @@ def optimisation(
 
 
 def filled(text: str, **values: str) -> str:
-    """A text with its `{names}` filled in at once: what is filled in is not looked at again."""
+    """Fill in the `{names}` of a text in one pass: inserted text is not scanned again."""
     out, rest = [], text
     while rest:
         before, brace, after = rest.partition("{")

@@ -1,7 +1,7 @@
-"""Words of a text in any script: what measures of overlap count. Pure, without torch or numpy.
+"""Words of a text in any script, as measures of overlap count them. Pure, without torch or numpy.
 
-A word is a run of letters, digits and their marks; scripts that put no spaces between words (Chinese, Japanese, Thai,
-Lao, Khmer, Burmese, Tibetan, Javanese ...) are cut letter by letter, each with its marks.
+A word is a run of letters, digits and their combining marks; scripts that put no spaces between words (Chinese,
+Japanese, Thai, Lao, Khmer, Burmese, Tibetan, Javanese ...) are cut letter by letter, each with its marks.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ _LETTER = re.compile(f"[{UNSPACED}]")
 
 
 def alone(letter: str) -> bool:
-    """Whether a letter is of a script that puts no spaces between words."""
+    """Whether a letter belongs to a script that puts no spaces between words."""
     return bool(_LETTER.match(letter))
 
 
 def foreign(text: str) -> bool:
-    """Whether any of its letters or digits is beyond ASCII: tools made for English drop it."""
+    """Whether any letter or digit of a text is beyond ASCII: tools made for English drop it."""
     return not text.isascii() and any(c > "\x7f" and unicodedata.category(c)[0] in "LMN" for c in text)
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in one normal form, in the case they have."""
+    """The words of a text in one normal form; case is kept."""
     return _cut(text, lambda c: unicodedata.category(c)[0] in "LN")
 
 
 def tokens(text: str) -> list[str]:
-    """What stands between white space, punctuation with it; letters of scripts without spaces one by one."""
+    """Tokens between white space, punctuation included; scripts without spaces are split into letters."""
     return _cut(text, lambda c: not c.isspace()) if foreign(text) else text.split()
 
 
 def whole(pattern: str) -> str:
-    """A regular expression that finds what `pattern` does where it is no part of a longer word."""
+    """A regular expression that matches `pattern` where it is not part of a longer word."""
     marks = _marks()
     before = rf"(?<![^\W{UNSPACED}])(?<!(?![{UNSPACED}])[{marks}])"
     return rf"{before}(?:{pattern})(?![^\W{UNSPACED}])(?![{marks}])"
@@ -48,27 +48,27 @@ def whole(pattern: str) -> str:
 
 @functools.cache
 def _marks() -> str:
-    """All marks, as a regular expression's class has them: Python takes them for no part of a word."""
+    """All combining marks, for a character class: Python does not count them as parts of words."""
     return "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 
 
 def folded(text: str) -> str:
-    """A text by which two are compared: one normal form, so that an accent is the same letter however it is written."""
+    """Normalise a text for comparison: an accented letter is the same however it is encoded."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def key(text: str) -> str:
-    """What answers, choices and labels are compared by: to the letter, but for white space around and normal forms."""
+    """The comparison key of answers, choices and labels: exact up to surrounding white space and normal form."""
     return folded(text).strip()
 
 
 def label(value: Any) -> Any:
-    """The class that a value stands for: a text by its key, any other as it is."""
+    """The class of a value: the key of a text, any other value itself."""
     return key(value) if isinstance(value, str) else value
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """Texts in their order, the first of those that are compared as one."""
+    """Texts in their order, only the first of those with the same key."""
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(key(text), text)
@@ -77,12 +77,12 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 def _cut(text: str, inside: Callable[[str], bool]) -> list[str]:
     out: list[str] = []
-    grows = inword = False  # whether the last one may go on; whether the last character is of it
+    grows = inword = False  # whether the last word may grow; whether the last character belongs to it
     for c in folded(text):
-        if unicodedata.category(c) == "Cf":  # not seen: of the direction of writing, or between joined letters
+        if unicodedata.category(c) == "Cf":  # invisible: direction marks and joiners
             continue
         if unicodedata.category(c)[0] == "M":
-            if inword:  # a mark goes with what it marks
+            if inword:  # a combining mark belongs to the character before it
                 out[-1] += c
             continue
         inword = alone(c) or inside(c)
