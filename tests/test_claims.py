@@ -668,7 +668,7 @@ def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_pat
     before = path.read_text()
     lines = runner.verify("slow-toy", tmp_path)
     assert [line.split(":")[0] for line in lines] == ["a.m", "c.m", "b.m"]
-    assert lines[0] == f"a.m: was {arms['a']['m'][0]}, is {card['arms']['a']['m'][0]}" and "is not there" in lines[1]
+    assert lines[0] == f"a.m: was {arms['a']['m'][0]}, is {card['arms']['a']['m'][0]}" and "is missing" in lines[1]
     assert path.read_text() == before
     decided = [{**card["tests"][0], "null": 0.5}]
     runner.write(card | {"tests": decided}, tmp_path)
