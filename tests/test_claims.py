@@ -688,7 +688,7 @@ def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measure
     assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
     renewed = files.read_json(path)
     assert renewed["verified"]["against"] == "the card's code on this machine" and renewed["arms"] == arms
-    with pytest.raises(UserError, match=r"intact-0.json: not there; at the card's commit: didact claim slow-toy"):
+    with pytest.raises(UserError, match=r"intact-0.json: missing; at the card's commit run: didact claim slow-toy"):
         runner.verify("slow-toy", tmp_path, tmp_path / "nothing")
     runner.write(card | {"sources_sha256": "other code"}, tmp_path)
     with pytest.raises(UserError, match="not measured by the code of the card"):

@@ -242,7 +242,7 @@ def verify(method: str, folder: str | Path = "scoreboard", against: str | Path |
         arms = files.plain(_unit(claim, None, seed, card["tier"], None, {})["arms"])
     first = {arm: {m: column[0] for m, column in columns.items()} for arm, columns in card["arms"].items()}
     expected = {
-        f"{arm}.{m}": value for arm, columns in _reference(card, against, first).items() for m, value in columns.items()
+        f"{arm}.{m}": v for arm, columns in _reference(card, against, first).items() for m, v in columns.items()
     }
     measured = {f"{arm}.{metric}": value for arm, columns in arms.items() for metric, value in columns.items()}
     differences = _differences(expected, measured)
@@ -266,9 +266,7 @@ def _reference(card: Mapping[str, Any], against: str | Path | None, first: Any) 
         return first
     path = Path(against) / card["method"] / f"intact-{card['seeds'][0]}.json"
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file; run at the card's commit: didact claim {card['method']} --keep {against}"
-        )
+        raise UserError(f"{path}: missing; at the card's commit run: didact claim {card['method']} --keep {against}")
     saved = files.read_json(path)
     if saved["identity"]["code"]["sources_sha256"] != card["sources_sha256"]:
         raise UserError(f"{path}: not measured by the code of the card")

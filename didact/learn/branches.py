@@ -19,7 +19,7 @@ from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.types import AnswerCheck, Demo, Preference
 
-BESIDE = 64  # trees searched in one batch: a kill loses at most these
+CHUNK = 64  # trees searched in one batch: a kill loses at most these
 
 Value = Callable[[list[int], list[Node], list[str], KVCache], Sequence[float]]
 """`value(demos, nodes, texts, kv_cache)`: the value of each new node, given the index of its prompt, the node, its text
@@ -73,7 +73,7 @@ def searched(
             for k, (i, t) in enumerate(zip(chunk, trees, strict=True))
         ]
 
-    return current.chunks("trees", len(index), make, BESIDE)
+    return current.chunks("trees", len(index), make, CHUNK)
 
 
 def collected(

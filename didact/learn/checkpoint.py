@@ -87,11 +87,11 @@ def save(
 
 
 def load(
-    folder: str | Path, identity: dict[str, Any], over: Mapping[str, Tensor] | None = None
+    folder: str | Path, identity: dict[str, Any], like: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], State] | None:
     """Load the newest undamaged checkpoint in `folder`, or None where there is no checkpoint.
 
-    With `over`, load only the tensors of its weights, sharded as `over[name]` is, however many processes wrote them.
+    With `like`, load only the tensors of its weights, sharded as `like[name]` is, however many processes wrote them.
     Damaged checkpoints are renamed to `damaged-step-N`, with a line on stderr.
 
     Raises:
@@ -102,7 +102,7 @@ def load(
     damaged: list[tuple[Path, str]] = []
     for path in reversed(_all(root)):
         try:
-            weights, state, saved = _read(path, over or {})
+            weights, state, saved = _read(path, like or {})
         except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
             damaged.append((path, f"{path.name}: {(str(error) or type(error).__name__).splitlines()[0]}"))
             continue
@@ -141,48 +141,48 @@ def remove(folder: str | Path) -> None:
         Path(folder).rmdir()
 
 
-def _read(place: Path, over: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
+def _read(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State, dict[str, Any]]:
     """Read one checkpoint and the identity of its run; damage raises whatever the readers raise."""
-    if not files.mark(place):
+    if not files.mark(path):
         raise ValueError("its .didact.json is missing or damaged")
-    if reason := files.damage(place):
+    if reason := files.damage(path):
         raise ValueError(reason)
-    fields = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    fields = json.loads((path / "state.json").read_text(encoding="utf-8"))
     identity = fields.pop("identity")
-    if (place / shards.FOLDER).is_dir():
-        tensors = shards.read(place / shards.FOLDER, over)
+    if (path / shards.FOLDER).is_dir():
+        tensors = shards.read(path / shards.FOLDER, like)
         weights = {k: v for k, v in tensors.items() if "|" not in k}
         optimizer = {k: v for k, v in tensors.items() if "|" in k}
     else:
-        weights, optimizer = load_file(place / "weights.safetensors"), load_file(place / "optimizer.safetensors")
-        if over:
-            weights = {k: shards.like(v, over[k]) for k, v in weights.items() if k in over}
-            owned = {k: over.get(k.split("|")[0]) for k in optimizer}
+        weights, optimizer = load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors")
+        if like:
+            weights = {k: shards.like(v, like[k]) for k, v in weights.items() if k in like}
+            owned = {k: like.get(k.split("|")[0]) for k in optimizer}
             optimizer = {k: shards.like(optimizer[k], weight) for k, weight in owned.items() if weight is not None}
     return weights, State(optimizer=optimizer, **fields), identity
 
 
 @contextlib.contextmanager
-def _new_folder(place: Path, spread: bool) -> Iterator[Path]:
-    """Yield a new folder to fill, by all processes if `spread`; the first one creates it and moves it to `place`."""
+def _new_folder(path: Path, spread: bool) -> Iterator[Path]:
+    """Yield a new folder to fill, by all processes if `spread`; the first one creates it and moves it to `path`."""
     if not spread:
-        with files.new_folder(place) as target:
+        with files.new_folder(path) as target:
             yield target
         return
-    with files.new_folder(place) if distributed.here()[0] == 0 else contextlib.nullcontext(place) as created:
+    with files.new_folder(path) if distributed.here()[0] == 0 else contextlib.nullcontext(path) as created:
         yield Path(distributed.from_first([str(created)])[0])
         distributed.wait()
     distributed.wait()
 
 
-def _set_aside(place: Path, reason: str) -> None:
+def _set_aside(path: Path, reason: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # only one process renames
-        aside = place.with_name(f"damaged-{place.name}")
+        aside = path.with_name(f"damaged-{path.name}")
         while os.path.lexists(aside):
             aside = aside.with_name(f"{aside.name}-again")
         with contextlib.suppress(OSError):
-            os.replace(place, aside)
-        print(f"didact: {place.parent}: {reason}", file=sys.stderr)
+            os.replace(path, aside)
+        print(f"didact: {path.parent}: {reason}", file=sys.stderr)
 
 
 @contextlib.contextmanager

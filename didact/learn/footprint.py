@@ -27,7 +27,7 @@ def of(model: Model, fit: Fit, longest: int) -> dict[str, int]:
     What a forward pass saves for the backward pass is measured on a few tokens, without running the backward pass.
     Where `fit.parallel` shards a model over the processes of a launcher, the bytes are those of one process.
     """
-    held = weights(model)
+    weight_bytes = weights(model)
     student = sharing(model)
     if fit.lora and not adapters.adapted(model):
         student = adapters.lora(student, fit.lora, fit.lora_alpha, fit.seed, fit.lora_targets, 0.0, fit.dora)
@@ -36,8 +36,8 @@ def of(model: Model, fit: Fit, longest: int) -> dict[str, int]:
     state = sum(_trained_bytes(p, MOMENTS[fit.optimizer]) for p in student.module.parameters() if p.requires_grad)
     tokens = max(fit.micro_tokens or forward.at_once(model), longest)
     parts = {
-        "process": max(0, resident() - held) if model.device.type == "cpu" else 0,
-        "weights": held if fit.lora else 2 * held,  # an adapter needs no copy of the weights
+        "process": max(0, resident() - weight_bytes) if model.device.type == "cpu" else 0,
+        "weights": weight_bytes if fit.lora else 2 * weight_bytes,  # an adapter needs no copy of the weights
         "gradients_and_moments": state,
         "activations": int(HEAP * tokens * _saved_bytes(student, fit)) + _logit_bytes(student, tokens),
     }
@@ -54,11 +54,11 @@ def _sharded(model: Model, fit: Fit, state: int) -> dict[str, int]:
     """
     pp, _, tp = launch.parallel(fit.parallel) or (1, 1, 1)
     parts = launch.on_node() if fit.parallel == "hsdp" else launch.world()
-    held, layers = weights(model), [sum(map(_bytes, part.parameters())) for part in spread.layers(model.module)]
-    outside = held - sum(layers)
+    total, layers = weights(model), [sum(map(_bytes, part.parameters())) for part in spread.layers(model.module)]
+    outside = total - sum(layers)
     gathered = (sum(layers) / pp if pp > 1 else 2 * max(layers, default=0)) / tp + outside
-    start = held if pp * tp > 1 else sum(layers) / parts + outside  # stages and parts need the whole start model
-    shard = held / parts if pp * tp > 1 or not fit.lora else 0
+    start = total if pp * tp > 1 else sum(layers) / parts + outside  # stages and parts load the whole start model
+    shard = total / parts if pp * tp > 1 or not fit.lora else 0
     grads = 0 if fit.lora else gathered
     return {"weights": int(start + shard + gathered), "gradients_and_moments": int(state / parts + grads)}
 

@@ -168,7 +168,7 @@ class Rows:
         """The logical batch of a step."""
         n = len(self.rows)
         positions = range(self.recipe.plan[step], self.recipe.plan[step + 1])
-        index = [int(self._order(spot // n)[spot % n]) for spot in positions]
+        index = [int(self._order(p // n)[p % n]) for p in positions]
         return Batch({"text": [(self.rows[i],) for i in index]}, {"text": index}, "causal", self.pad)
 
     def _shuffled(self, epoch: int) -> Any:

@@ -90,10 +90,8 @@ def labelled(
         prefix = f"{option}: record {number}"
         if len(record.x) != len(record.y) or not record.x:
             raise UserError(f"{prefix}: {len(record.x)} rows of 'x' and {len(record.y)} of 'y'")
-        if invalid := [y for y in record.y if y is None or isinstance(y, float | list | dict)]:
-            raise UserError(
-                f"{prefix}: field 'y': {invalid[0]!r} is not a class: give a word or a whole number per row"
-            )
+        if bad := [y for y in record.y if y is None or isinstance(y, float | list | dict)]:
+            raise UserError(f"{prefix}: field 'y': {bad[0]!r} is not a class: give a word or a whole number per row")
         texts = [isinstance(x, str) for x in record.x]
         if any(texts) and embed is None:
             raise UserError(f"{prefix}: field 'x' holds texts: give --model, whose hidden states stand for them")

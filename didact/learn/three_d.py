@@ -92,38 +92,38 @@ def train(
     """
     launch.check(fit.precision)
     start = time.monotonic()
-    part = engine.Engine(
+    worker = engine.Engine(
         model.module, grid, values, micro=micro_rows(grid, recipe, fit), device=device, schedule=schedule,
         precision=torch.bfloat16 if fit.precision == "bfloat16" else None,
     )  # fmt: skip
-    optimizer = adam(part, fit)
+    optimizer = adam(worker, fit)
     hooks, batch_at, steps = list(hooks), Rows(rows, recipe, fit.seed, model), recipe.steps
     folder = Path(fit.folder) / "pretrain" if fit.folder else None
-    identity = _identity(model, rows, recipe, fit) if folder else {}
+    run_id = _identity(model, rows, recipe, fit) if folder else {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.peers())
         stack.enter_context(checkpoint.alone(folder if _is_first() else None))
-        state = taken_back(folder, part, optimizer, identity) if folder else State()
+        state = taken_back(folder, worker, optimizer, run_id) if folder else State()
         for hook, saved in zip(hooks, state.hooks, strict=False):
             hook.restore(saved)
         for hook in hooks:
             stack.callback(hook.release)
         interrupt = stack.enter_context(interrupts.after_the_step(folder is not None))
         stack.enter_context(torch.random.fork_rng())
-        stack.enter_context(recompute.layers(part.stage, fit.checkpointing))
+        stack.enter_context(recompute.layers(worker.stage, fit.checkpointing))
         bar = stack.enter_context(Bar("pretrain", steps, state.step, quiet=not _is_first()))
         last_save = time.monotonic()
         for step in range(state.step, steps):
             batch = batch_at(step)
-            view = Step(part.stage.module, step, steps, {}, batch, optimizer, Masters(part.named))
+            view = Step(worker.stage.module, step, steps, {}, batch, optimizer, Masters(worker.named))
             for hook in hooks:
                 hook.before(view)
             for group in optimizer.param_groups:
                 group["lr"] = fit.lr * recipe.rate(step)
             torch.manual_seed((fit.seed * 1_000_003 + step) * grid.pp * grid.dp * grid.tp + _rank(grid))
             ids, labels = tensors([group[0] for group in batch.items["text"]], recipe.window)
-            loss = part.step(ids, labels)
-            log = {"step": step + 1, "loss": loss, "nll": loss, "grad_norm": part.clip(fit.clip)}
+            loss = worker.step(ids, labels)
+            log = {"step": step + 1, "loss": loss, "nll": loss, "grad_norm": worker.clip(fit.clip)}
             view.log = log | {"lr": fit.lr * recipe.rate(step), "rows": len(ids)}
             if bad := [k for k, v in log.items() if not math.isfinite(v)]:
                 raise UserError(f"pretrain: {', '.join(bad)} became NaN or infinite at step {step + 1}: lower the rate")
@@ -136,18 +136,18 @@ def train(
             stop = [bool(hook.after(view)) for hook in hooks]
             due = fit.save_every is not None and state.step % fit.save_every == 0
             due |= time.monotonic() - last_save >= 60 * fit.save_minutes and _is_first()
-            ended, signalled, write = part.over_all([any(stop), interrupt.signum is not None, due])
+            ended, signalled, write = worker.over_all([any(stop), interrupt.signum is not None, due])
             if last := state.step == steps or bool(ended):
                 for hook in hooks:
                     hook.end(view)
                 state.step = steps
             if folder and (last or signalled or write):
                 state.hooks = [hook.state() for hook in hooks]
-                keep(folder, part, optimizer, state, identity)
+                keep(folder, worker, optimizer, state, run_id)
                 last_save = time.monotonic()
             if last or signalled:
                 break
-    weights = part.whole()
+    weights = worker.whole()
     size = sum(p.numel() for p in model.module.parameters())
     cost = Cost(tokens=3 * state.tokens, flops=6.0 * size * state.tokens, seconds=time.monotonic() - start)
     return TrainResult(_model(model, weights, device, grid), state.history, cost, state)
@@ -169,12 +169,12 @@ def micro_rows(grid: Grid, recipe: Recipe, fit: Fit) -> int:
     return max(1, min(limit, (fit.micro_tokens or MICRO_TOKENS) // recipe.window))
 
 
-def adam(part: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
+def adam(worker: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
     """Return Adam with a parameter group per kind of weight and mesh; only matrices have weight decay."""
     if fit.optimizer not in ("adamw", "adam"):
         raise UserError(f"optimizer = {fit.optimizer}: this training takes adamw or adam")
     groups: dict[Any, list[nn.Parameter]] = defaultdict(list)
-    for p in part.named.values():
+    for p in worker.named.values():
         groups[p.dim() >= 2, getattr(p, "device_mesh", None)].append(p)
     optimizer_class: Any = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
     param_groups = [{"params": ps, "weight_decay": fit.weight_decay * decays} for (decays, _), ps in groups.items()]
@@ -182,23 +182,23 @@ def adam(part: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
 
 
 def keep(
-    folder: Path, part: engine.Engine, optimizer: torch.optim.Optimizer, state: State, identity: dict[str, Any]
+    folder: Path, worker: engine.Engine, optimizer: torch.optim.Optimizer, state: State, run_id: dict[str, Any]
 ) -> None:
     """Write a checkpoint under the whole model's names, every process its part."""
-    slots = checkpoint.optimizer_tensors(optimizer, {p: name for name, p in part.named.items()})
+    slots = checkpoint.optimizer_tensors(optimizer, {p: name for name, p in worker.named.items()})
     several = distributed.here()[1] > 1
-    checkpoint.save(folder, part.named, dataclasses.replace(state, optimizer=slots), identity, spread=several)
+    checkpoint.save(folder, worker.named, dataclasses.replace(state, optimizer=slots), run_id, spread=several)
 
 
-def taken_back(folder: Path, part: engine.Engine, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> State:
+def taken_back(folder: Path, worker: engine.Engine, optimizer: torch.optim.Optimizer, run_id: dict[str, Any]) -> State:
     """Restore the newest checkpoint of a folder, whatever layout wrote it; a new state where there is none."""
-    if (loaded := checkpoint.load(folder, identity, part.named)) is None:
+    if (loaded := checkpoint.load(folder, run_id, worker.named)) is None:
         return State()
     weights, state = loaded
     with torch.no_grad():
-        for name, p in part.named.items():
+        for name, p in worker.named.items():
             p.copy_(weights[name])
-    checkpoint.restore_optimizer(optimizer, state.optimizer, part.named)
+    checkpoint.restore_optimizer(optimizer, state.optimizer, worker.named)
     return dataclasses.replace(state, optimizer={})
 
 
