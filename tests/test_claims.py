@@ -668,7 +668,7 @@ def test_a_card_that_differs_is_left_and_told_number_by_number(slow_toy, tmp_pat
     before = path.read_text()
     lines = runner.verify("slow-toy", tmp_path)
     assert [line.split(":")[0] for line in lines] == ["a.m", "c.m", "b.m"]
-    assert lines[0] == f"a.m: was {arms['a']['m'][0]}, is {card['arms']['a']['m'][0]}" and "is not there" in lines[1]
+    assert lines[0] == f"a.m: was {arms['a']['m'][0]}, is {card['arms']['a']['m'][0]}" and "is missing" in lines[1]
     assert path.read_text() == before
     decided = [{**card["tests"][0], "null": 0.5}]
     runner.write(card | {"tests": decided}, tmp_path)
@@ -688,7 +688,7 @@ def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measure
     assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
     renewed = files.read_json(path)
     assert renewed["verified"]["against"] == "the card's code on this machine" and renewed["arms"] == arms
-    with pytest.raises(UserError, match=r"intact-0.json: not there; at the card's commit: didact claim slow-toy"):
+    with pytest.raises(UserError, match=r"intact-0.json: missing; at the card's commit run: didact claim slow-toy"):
         runner.verify("slow-toy", tmp_path, tmp_path / "nothing")
     runner.write(card | {"sources_sha256": "other code"}, tmp_path)
     with pytest.raises(UserError, match="not measured by the code of the card"):

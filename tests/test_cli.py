@@ -394,7 +394,7 @@ def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
     step = int(max(tmp_path.glob("out/checkpoints/npo/step-*")).name.removeprefix("step-"))
     assert (
         process.exitcode == 130
-        and f"the same command goes on from step {step} of npo" in (tmp_path / "log").read_text()
+        and f"the same command resumes from step {step} of npo" in (tmp_path / "log").read_text()
     )
 
 
@@ -407,7 +407,7 @@ def test_a_signal_that_finds_nothing_kept_says_so(signum, code, place, tmp_path,
         found, err = said(capsys, *run_words(place, tmp_path / "out"))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (found, err) == (code, "didact: interrupted; no checkpoint was written yet: the same command begins anew\n")
+    assert (found, err) == (code, "didact: interrupted; no checkpoint was written yet: the same command starts over\n")
 
 
 def test_after_the_end_only_the_result_stays_readable_as_the_umask_says(place, tmp_path, capsys):

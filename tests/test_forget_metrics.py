@@ -321,6 +321,6 @@ def test_a_label_in_two_normal_forms_is_one_class():
     assert streams.labels.tolist() == [[1, 0, 1]] and streams.names == ["Bar", one]
     assert Targets([one, two, "Bar"], 2).labels == ["Bar", one]
     rows = [([0.0], one, 1), ([1.0], two, 2), ([2.0], "Bar", 3)]
-    assert task_pools._set("drinks", rows, None, "examples").y.tolist() == [1, 1, 0]
+    assert task_pools._data_set("drinks", rows, None, "examples").y.tolist() == [1, 1, 0]
     episode = Episode((Demo(prompt="?", completion=two, choices=[one, "Bar"]),), ())
     assert dual_form.relabelled(episode, 0).demos[0].completion == "Bar"

@@ -308,8 +308,8 @@ def test_reduction_is_fitted_to_training_rows_only() -> None:
     [
         ([], "no records"),
         ([Example(x=[[1.0, math.nan], [1.0, 2.0]], y=["a", "b"])], "record 1: field 'x': holds NaN"),
-        ([Example(x=[[1.0], [2.0]], y=["a", None])], "record 1: field 'y': None is no class"),
-        ([Example(x=[[1.0], [2.0]], y=[0.5, 1.5])], "record 1: field 'y': 0.5 is no class"),
+        ([Example(x=[[1.0], [2.0]], y=["a", None])], "record 1: field 'y': None is not a class"),
+        ([Example(x=[[1.0], [2.0]], y=[0.5, 1.5])], "record 1: field 'y': 0.5 is not a class"),
         ([Example(x=["a", "b"], y=["a", "b"])], "give --model"),
         ([Example(x=[[1.0], [2.0]], y=["a", "a"])], "'data' has one class"),
         ([Example(x=[[1.0], [2.0]], y=["a"])], "record 1: 2 rows of 'x' and 1 of 'y'"),

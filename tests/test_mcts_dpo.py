@@ -392,7 +392,7 @@ def test_a_text_that_no_token_contains_ends_no_step():
 
 def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(tmp_path, monkeypatch):
     model = start()
-    monkeypatch.setattr(branches, "BESIDE", 6)
+    monkeypatch.setattr(branches, "CHUNK", 6)
     how = HABIT | {"rounds": 2, "batch": 12, "filter": False}
     fit = Fit(lr=3e-3, epochs=1, rows=8, schedule="constant")
 

@@ -181,7 +181,7 @@ def test_a_signal_is_heard_once_the_step_at_work_is_kept(signum, tmp_path, monke
     finally:
         signal.signal(signum, before)
     assert heard == [signum] and [p.name for p in (tmp_path / "b/toy").glob("*step-*")] == ["step-00000002"]
-    assert checkpoint.told(tmp_path) == "the same command goes on from step 2 of b/toy"
+    assert checkpoint.told(tmp_path) == "the same command resumes from step 2 of b/toy"
     again, history = run(tmp_path / "b", hooks=[Hook()])
     alone, whole = run(tmp_path / "a")
     assert torch.equal(again.w, alone.w) and history == whole
@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(how, tmp
     again, same = run(tmp_path)
     assert torch.equal(again.w, done.w) and same == history
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("didact: ")]
-    assert "step-00000004: " in told and told.endswith("going on from step-00000003")
+    assert "step-00000004: " in told and told.endswith("resuming from step-00000003")
     assert {p.name for p in (tmp_path / "toy").glob("*step-*")} == {
         "damaged-step-00000004",
         "step-00000003",
@@ -358,7 +358,7 @@ def small_disk(tmp_path):
 def survives(folder, message, step):
     name = f"step-{step:08d}"
     assert message.startswith(f"{folder / 'toy'}: saving failed: ")
-    assert f"the checkpoint {name} before it is kept and the same command resumes from it" in message
+    assert f"the checkpoint {name} before it is intact and the same command resumes from it" in message
     assert [p.name for p in (folder / "toy").glob("*step-*")] == [name]
     weights, state = checkpoint.load(
         folder / "toy", json.loads((folder / "toy" / name / "state.json").read_text())["identity"]

@@ -183,7 +183,7 @@ def test_rows_of_unequal_lengths_are_filled_up_without_labels():
 @pytest.mark.parametrize(
     ("kind", "layout", "world", "said"),
     [("llama", "2x1", 2, "PPxDPxTP"), ("llama", "2x1x2", 1, "torchrun --nproc_per_node 4"),
-     ("llama", "1x1x8", 8, "does not divide 2 heads; 8 processes serve as 1x8x1, 1x4x2, 2x4x1, 2x2x2"),
+     ("llama", "1x1x8", 8, "does not divide 2 heads; layouts for 8 processes: 1x8x1, 1x4x2, 2x4x1, 2x2x2"),
      ("llama", "4x1x1", 4, "does not divide 2 layers"), ("gpt2", "1x1x2", 2, "gpt2: give 1 part"),
      ("gemma2", "2x1x1", 2, "this is gemma2: give 1 stage")],
 )  # fmt: skip

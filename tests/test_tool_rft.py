@@ -302,7 +302,7 @@ def test_what_there_must_be(fresh):
 
 def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path, monkeypatch):
     completions, asked = generate.completions, []
-    monkeypatch.setattr(branches, "BESIDE", 4)
+    monkeypatch.setattr(branches, "CHUNK", 4)
 
     def run(folder=None):
         fit = Fit(lr=1e-3, steps=2, rows=8, folder=folder)

@@ -105,30 +105,30 @@ def _occurrences(node: ast.AST, scope: Scope) -> Iterator[Occurrence]:
 
 
 def _function(node: Function | ast.Lambda, scope: Scope) -> Iterator[Occurrence]:
-    inside, given = Scope("function", scope), node.args
-    parameters = [*given.posonlyargs, *given.args, *filter(None, [given.vararg]), *given.kwonlyargs]
-    parameters += filter(None, [given.kwarg])
+    local, arguments = Scope("function", scope), node.args
+    parameters = [*arguments.posonlyargs, *arguments.args, *filter(None, [arguments.vararg]), *arguments.kwonlyargs]
+    parameters += filter(None, [arguments.kwarg])
     if isinstance(node, ast.Lambda):
         body: list[ast.AST] = [node.body]
     else:
         yield Occurrence(node, "name", scope, True)
         yield from _all([*node.decorator_list, *filter(None, [node.returns])], scope)
-        inside.fixed = {parameter.arg for parameter in parameters}
+        local.fixed = {parameter.arg for parameter in parameters}
         body = [*node.body]
-    yield from _all([*given.defaults, *filter(None, given.kw_defaults)], scope)
+    yield from _all([*arguments.defaults, *filter(None, arguments.kw_defaults)], scope)
     for parameter in parameters:
         yield from _all(filter(None, [parameter.annotation]), scope)
-        yield Occurrence(parameter, "arg", inside, True)
-    yield from _all(body, inside)
+        yield Occurrence(parameter, "arg", local, True)
+    yield from _all(body, local)
 
 
 def _comprehension(node: Comprehension, scope: Scope) -> Iterator[Occurrence]:
-    inside = Scope("comprehension", scope)
+    local = Scope("comprehension", scope)
     yield from _occurrences(node.generators[0].iter, scope)
     for n, generator in enumerate(node.generators):
-        yield from _all([generator.target, *([generator.iter] if n else []), *generator.ifs], inside)
+        yield from _all([generator.target, *([generator.iter] if n else []), *generator.ifs], local)
     results = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-    yield from _all(results, inside)
+    yield from _all(results, local)
 
 
 def _all(nodes: Iterable[ast.AST], scope: Scope) -> Iterator[Occurrence]:

@@ -1,4 +1,4 @@
-"""The example `didact compare` uses: pairs of answers to a sorting task, and a model that gives both kinds alike."""
+"""The example of `didact compare`: pairs of answers to a sorting task, and a model that gives both equally often."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """What an embedded comparison needs: `options` by method, `fit` for every arm."""
+    """What the embedded comparison needs: `options` by method, `fit` for every arm."""
 
     arms: tuple[str, ...]
     model: Model
@@ -29,7 +29,7 @@ class Example:
 
 
 def example() -> Example:
-    """Four methods on a model of 60k weights; at this size the papers' rates and betas change nothing."""
+    """Four methods on a model of 60k weights; at this size the papers' rates and betas have no effect."""
     return Example(
         arms=("sft", "dpo", "kto", "hindsight"),
         model=hindsight.start(SEED, 300),

@@ -1,4 +1,4 @@
-"""What claims share: start models, constructors of tests, and what is measured of a model."""
+"""What claims share: start models, measures of a model, and constructors of tests."""
 
 from __future__ import annotations
 
@@ -22,61 +22,61 @@ from didact.models import build, cache, forward, load
 from didact.models.model import Model
 from didact.types import Demo, Fit, Result
 
-KEPT = 64  # values of one function, or models: more than the seeds of a tier need
+KEPT = 64  # cached values of one function, or models: more than the seeds of a tier need
 T = TypeVar("T")
 
 # --- start models --------------------------------------------------------------------------------
 
 
 def shared(compute: Callable[..., T]) -> Callable[..., T]:
-    """Decorator: computed once for a seed's arms and sabotages, none of which may touch it. Arguments must hash."""
+    """Decorator: compute once for a seed's arms and sabotages, which must not modify it. Arguments must be hashable."""
     return functools.lru_cache(maxsize=KEPT)(compute)
 
 
 def blank(arch: build.Arch, texts: Iterable[str] = (), vocabulary: int = 259, **shape: Any) -> Model:
-    """Random weights of a shape (`build.build`), and a tokenizer trained on texts: bytes alone where there are none."""
+    """A model with random weights (`build.build`), and a tokenizer trained on texts: bytes alone if there are none."""
     return build.build(arch, build.train_tokenizer(texts, vocabulary), **shape)
 
 
 def tuned(base: Model, demos: Sequence[Demo], fit: Fit) -> Model:
-    """Where most claims start: supervised fine-tuning, kept."""
+    """Fine-tune `base` on demonstrations, where most claims start; cached."""
     return kept(lambda: model_of(baselines.sft(base, demos, fit=fit)), *identity(base), demos, fit)
 
 
 def pretrained(base: Model, rows: Sequence[encode.TokenizedExample], fit: Fit, stream: str = "texts") -> Model:
-    """A copy of `base` that read rows by plain next-token loss."""
+    """Train a copy of `base` on rows by plain next-token loss."""
 
-    def reading(student: Model, micro: Any) -> Mapping[str, training_loop.Term]:
+    def loss(student: Model, micro: Any) -> Mapping[str, training_loop.Term]:
         return {"nll": language.cross_entropy(student, micro)}
 
-    return language.train(base, {stream: language.single(rows)}, reading, fit, quiet=True).model
+    return language.train(base, {stream: language.single(rows)}, loss, fit, quiet=True).model
 
 
 _models: dict[Path, Model] = {}
 
 
 def kept(make: Callable[[], Model], *parts: Any) -> Model:
-    """What `make` trains on one thread; kept on disk and in the process under `parts` and the training loop's code."""
+    """Run `make` on one thread; cached on disk and in the process, by `parts` and the code of the training loop."""
     names = [*map(repr, parts), inspect.getsource(training_loop)]
-    place = cache.place("example", *names)
-    if place is None or place not in _models:
+    path = cache.place("example", *names)
+    if path is None or path not in _models:
         with episodes.one_thread():
             model = load.kept("example", make, *names)
-        if place is None:
+        if path is None:
             return model
         while len(_models) >= KEPT:
             del _models[next(iter(_models))]
-        _models[place] = model
-    return _models[place]
+        _models[path] = model
+    return _models[path]
 
 
 def identity(model: Model) -> tuple[str, str]:
-    """Of weights and vocabulary, for `kept`."""
+    """Return what identifies weights and vocabulary, for `kept`."""
     return model.fingerprint(), repr(sorted(model.tokenizer.get_vocab().items()))
 
 
 def model_of(result: Result, name: str = "model") -> Model:
-    """The model a method gave."""
+    """Return a model from a method's result."""
     model = result.models[name]
     assert isinstance(model, Model)
     return model
@@ -88,9 +88,9 @@ def model_of(result: Result, name: str = "model") -> Model:
 def sampled(
     model: Model, prompts: Sequence[Any], tokens: int, seed: int = 0, temperature: float = 1.0, rows: int = 256
 ) -> list[str]:
-    """One answer to each prompt (texts or token ids), at most `tokens` long."""
-    how = generate.SamplingConfig(max_new_tokens=tokens, temperature=temperature, seed=seed, rows=rows)
-    return [texts[0] for texts in generate.sample(model, prompts, 1, how)]
+    """Sample one answer to each prompt (text or token ids), at most `tokens` long."""
+    config = generate.SamplingConfig(max_new_tokens=tokens, temperature=temperature, seed=seed, rows=rows)
+    return [texts[0] for texts in generate.sample(model, prompts, 1, config)]
 
 
 def logp(model: Model, pairs: Iterable[Demo | tuple[str, str]]) -> tuple[Tensor, Tensor]:
@@ -100,13 +100,13 @@ def logp(model: Model, pairs: Iterable[Demo | tuple[str, str]]) -> tuple[Tensor,
 
 
 def mean(values: Iterable[Any]) -> float:
-    """Of numbers or truth values; NaN of none."""
+    """Mean of numbers or booleans; NaN if there are none."""
     return float(np.mean(list(values)))
 
 
-def turned(*args: Any, right: Any = tree.pairs, **more: Any) -> list[tree.Pair]:
+def turned(*args: Any, right: Any = tree.pairs, **kwargs: Any) -> list[tree.Pair]:
     """Sabotage: `tree.pairs` with better and worse swapped."""
-    return [tree.Pair(pair.worse, pair.better) for pair in right(*args, **more)]
+    return [tree.Pair(pair.worse, pair.better) for pair in right(*args, **kwargs)]
 
 
 # --- tests ---------------------------------------------------------------------------------------
@@ -130,13 +130,13 @@ def _test(
 
 
 def difference(name: str, a: str, b: str, unit: str = "", **options: Any) -> Test:
-    """`a` is more than `b`, by seed. Options of all four: `less`, `log` (null and margin are logs then), `null`,
-    `margin`, `reported` (decides nothing)."""
+    """`a` is more than `b`, paired by seed. Options of all four: `less`, `log` (null and margin are then logs), `null`,
+    `margin`, `reported` (does not count for the verdict)."""
     return _test("difference", name, a, b, unit, **options)
 
 
 def ratio(name: str, a: str, b: str, below: float = 1.0, effect: float = 1.0, **options: Any) -> Test:
-    """`a / b < below`, on the log scale; `effect` is the smallest ratio of interest beyond that."""
+    """`a / b < below`, on the log scale; `effect` is the smallest further ratio of interest."""
     return difference(name, a, b, null=math.log(below), margin=math.log(effect), log=True, less=True, **options)
 
 

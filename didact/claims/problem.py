@@ -14,8 +14,8 @@ from didact.types import LM, Record
 class Problem:
     """Model, records by parameter, and the options that differ from the paper's at this size (the run prints them).
 
-    `protocol` holds what scoring needs beside them: a gold model, records no training saw. Where no model that is made
-    in a minute could do what a procedure asks, `model` is a rule that can, and says so by its name.
+    `protocol` holds what scoring needs besides: a gold model, held-out records. Where no model that trains in a minute
+    could do the task of a procedure, `model` is a hand-written rule that can, and its name says so.
     """
 
     model: Model | LM | None = None

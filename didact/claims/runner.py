@@ -23,18 +23,18 @@ from didact.types import UserError
 
 Tier = Literal["smoke", "quick", "full", "real"]
 Measured = Mapping[str, Mapping[str, float]]
-"""What one seed gives: `{arm: {metric: value}}`."""
+"""Result of one seed: `{arm: {metric: value}}`."""
 
 FEWEST: Mapping[str, int] = {"smoke": 1, "quick": 5, "full": 10, "real": 3}
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A way to break the method that its claim must notice.
+    """A way to break the method that its claim must detect.
 
     Args:
         name: what is broken, in a few words.
-        breaks: the test that must notice.
+        breaks: the test that must detect it.
         metric: `arm.metric` that must get worse where the intact test does not hold (see `verdict.detect`).
         patch: `{"package.module:attribute": replacement}`, in force while the claim runs.
         options: keyword arguments for the claim's `run`.
@@ -52,14 +52,14 @@ class Claim:
     """A paper's central claim as an experiment.
 
     Args:
-        method: whose claim it is.
-        text: the claim in a sentence or two, with the paper's words for things.
+        method: method of the claim.
+        text: the claim in a sentence or two, in the paper's terms.
         run: `run(seed, tier, **options)`: every arm trained and measured on one seed, pure in its arguments;
             a function of the claim's own module. The runner calls it on one thread, with a private cache.
         tests: what the seeds decide.
         gates: competence gates, made by `lab.gate`.
         sabotages: at least two, from the paper's card.
-        seeds: how many of each tier, where more than `FEWEST`: 0, 1, 2 ... (tune on seeds from 1000 on).
+        seeds: number of seeds per tier, if more than `FEWEST`: 0, 1, 2 ... (tune on seeds from 1000 on).
     """
 
     method: str
@@ -90,7 +90,7 @@ class Claim:
 
 
 class Job(NamedTuple):
-    """One seed of a claim, intact or under a sabotage of this name, kept in a folder."""
+    """One seed of a claim, intact or under a sabotage of this name, saved in a folder."""
 
     method: str
     tier: Tier
@@ -100,18 +100,18 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What is told of it."""
+        """Name of the job in messages."""
         return f"{self.method}, {self.sabotage or 'intact'}, seed {self.seed}"
 
 
 def jobs(claim: Claim, tier: Tier, sabotage: bool, folder: str) -> list[Job]:
-    """What `run` would measure."""
-    named = [None, *(s.name for s in claim.sabotages if sabotage and tier != "smoke")]
-    return [Job(claim.method, tier, folder, name, seed) for name in named for seed in _seeds(claim, tier)]
+    """Return the jobs that `run` would measure."""
+    variants = [None, *(s.name for s in claim.sabotages if sabotage and tier != "smoke")]
+    return [Job(claim.method, tier, folder, name, seed) for name in variants for seed in _seeds(claim, tier)]
 
 
 def do(job: Job) -> dict[str, Any]:
-    """Measure one and keep it, for a `run` on that folder. What fails is left to that: it knows what it means."""
+    """Measure a job and save it for a `run` on its folder. Errors are ignored: `run` meets them again, and reports."""
     claim = load(job.method, job.tier)
     broken = next((s for s in claim.sabotages if s.name == job.sabotage), None)
     with contextlib.suppress(Exception), cache.private():
@@ -124,8 +124,8 @@ def _seeds(claim: Claim, tier: Tier) -> range:
 
 
 def _identity(claim: Claim, tier: Tier) -> dict[str, Any]:
-    on = {"model": real.identity()} if tier == "real" else {}
-    return {"method": claim.method, "tier": tier, "code": _code(claim), "versions": _versions(), **on}
+    model = {"model": real.identity()} if tier == "real" else {}
+    return {"method": claim.method, "tier": tier, "code": _code(claim), "versions": _versions(), **model}
 
 
 def run(
@@ -138,12 +138,12 @@ def run(
         tier: smoke has one short seed and gives no verdict (and runs no sabotage); real is for claims on a pre-trained
             model (`load(method, "real")`), whose fingerprint stands in the card.
         sabotage: whether to run the sabotages too.
-        folder: keeps every finished seed; the same call after a kill takes them from there.
-        quiet: no progress.
+        folder: where every finished seed is saved; the same call after a kill reads them from there.
+        quiet: show no progress.
 
     Returns:
-        The scoreboard's card. `seconds` are the processor's for the intact claim, sabotages left out. A sabotage that
-        crashed, gave NaN or missed a competence gate is not detected and carries its `error`.
+        The scoreboard's card. `seconds` is processor time of the intact claim, without sabotages. A sabotage that
+        crashed, gave NaN or missed a competence gate is not detected and has its `error`.
     """
     if tier not in get_args(Tier):
         raise UserError(f"tier '{tier}': choose from {', '.join(get_args(Tier))}")
@@ -170,19 +170,19 @@ def run(
 
         arms = measure(None)
         tests = [t.row(arms) for t in (*claim.gates, *claim.tests)]
-        shown = [_sabotaged(claim, s, arms, measure) for s in sabotages]
+        sabotage_rows = [_sabotaged(claim, s, arms, measure) for s in sabotages]
     return {
         "method": claim.method,
         "tier": tier,
         "claim": claim.text,
         "arms": arms,
         "tests": tests,
-        "sabotage": shown,
+        "sabotage": sabotage_rows,
         "verdict": None if tier == "smoke" else verdict.verdict(tests),
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
         "versions": identity["versions"],
-        "measured": _now(),
+        "measured": _timestamp(),
         **({"model": identity["model"]} if tier == "real" else {}),
         **identity["code"],
     }
@@ -192,7 +192,7 @@ def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
     """Put a card on the scoreboard, `folder/<method>.json`.
 
     Raises:
-        UserError: a file of that name stands there which is no card.
+        UserError: there is a file of that name that is not a card.
     """
     path = place(card["method"], folder, card["tier"])
     files.write_json(path, card)
@@ -200,37 +200,38 @@ def write(card: Mapping[str, Any], folder: str | Path = "scoreboard") -> Path:
 
 
 def place(method: str, folder: str | Path, tier: Tier = "quick") -> Path:
-    """Where a method's card stands, or may be put: those of the tier real in a folder of their own.
+    """Path of a method's card, existing or not; cards of the tier real have their own folder.
 
     Raises:
-        UserError: a file of that name stands there which is no card.
+        UserError: there is a file of that name that is not a card.
     """
     path = Path(folder) / ("real" if tier == "real" else "") / f"{method}.json"
     try:
-        ours = not path.exists() or "sources_sha256" in files.read_json(path)
+        is_card = not path.exists() or "sources_sha256" in files.read_json(path)
     except (UserError, OSError, LookupError, TypeError):
-        ours = False
-    if not ours:
-        raise UserError(f"{path}: not a card that didact wrote, and not replaced: choose another --scoreboard")
+        is_card = False
+    if not is_card:
+        raise UserError(f"{path}: not a card that didact wrote, so it is not replaced: choose another --scoreboard")
     return path
 
 
 def verify(method: str, folder: str | Path = "scoreboard", against: str | Path | None = None) -> list[str]:
-    """Measure the first seed of a card again, intact. Equal to the bit, the card is for the code as it is now.
+    """Measure the first seed of a card again, intact. If it is equal bit for bit, the card holds for the current code.
 
-    It then gets today's hashes and `verified: {seed, date, versions}`, and keeps its numbers and its date.
+    The card then gets today's hashes and `verified: {seed, date, versions}`, and keeps its numbers and its date.
 
     Args:
-        method: whose card.
-        folder: of the cards.
-        against: where a processor rounds otherwise than that of the card: a folder in which the card's own code kept
-            the seed on this machine (`didact claim METHOD --keep FOLDER`). The seed is then compared with that one.
+        method: method of the card.
+        folder: folder of the cards.
+        against: for a processor that rounds differently from the card's: a folder with the seed as the card's own code
+            measured it on this machine (`didact claim METHOD --keep FOLDER`). The seed is then compared with that one.
 
     Returns:
-        What differs: every other number, and tests that the claim decides otherwise now. The card is left as it is.
+        The differences: every number that changed, and tests that are now decided differently. With any, the card is
+        not changed.
 
     Raises:
-        UserError: there is no card of the method, or `against` has not the seed as the card's code measured it.
+        UserError: there is no card of the method, or `against` does not have the seed as the card's code measured it.
     """
     path, claim = Path(folder) / f"{method}.json", load(method)
     if not path.exists():
@@ -240,47 +241,49 @@ def verify(method: str, folder: str | Path = "scoreboard", against: str | Path |
     with cache.private():
         arms = files.plain(_unit(claim, None, seed, card["tier"], None, {})["arms"])
     first = {arm: {m: column[0] for m, column in columns.items()} for arm, columns in card["arms"].items()}
-    was = {f"{arm}.{m}": value for arm, columns in _kept(card, against, first).items() for m, value in columns.items()}
-    now = {f"{arm}.{metric}": value for arm, columns in arms.items() for metric, value in columns.items()}
-    differs = _differences(was, now)
-    if not differs:
-        known = {arm: {m: [math.nan if v is None else v for v in column] for m, column in columns.items()}
+    expected = {
+        f"{arm}.{m}": v for arm, columns in _reference(card, against, first).items() for m, v in columns.items()
+    }
+    measured = {f"{arm}.{metric}": value for arm, columns in arms.items() for metric, value in columns.items()}
+    differences = _differences(expected, measured)
+    if not differences:
+        stored = {arm: {m: [math.nan if v is None else v for v in column] for m, column in columns.items()}
                  for arm, columns in card["arms"].items()}  # fmt: skip
-        rows = [t.row(known) for t in (*claim.gates, *claim.tests)]
-        differs = _differences(*({row["name"]: {k: row[k] for k in DECIDES} for row in some}
-                                 for some in (card["tests"], rows)))  # fmt: skip
-    if not differs:
-        verified = {"seed": seed, "date": _now(), "versions": _versions()}
+        rows = [t.row(stored) for t in (*claim.gates, *claim.tests)]
+        differences = _differences(*({row["name"]: {k: row[k] for k in DECIDES} for row in table}
+                                 for table in (card["tests"], rows)))  # fmt: skip
+    if not differences:
+        verified = {"seed": seed, "date": _timestamp(), "versions": _versions()}
         if against:
             verified["against"] = "the card's code on this machine"
         write(card | _code(claim) | {"verified": verified}, folder)
-    return differs
+    return differences
 
 
-def _kept(card: Mapping[str, Any], against: str | Path | None, first: Any) -> Any:
-    """The arms of the card's first seed: of the card, or as its code measured them on this machine."""
+def _reference(card: Mapping[str, Any], against: str | Path | None, first: Any) -> Any:
+    """The arms of the card's first seed: from the card, or as its code measured them on this machine."""
     if against is None:
         return first
     path = Path(against) / card["method"] / f"intact-{card['seeds'][0]}.json"
     if not path.exists():
-        raise UserError(f"{path}: not there; at the card's commit: didact claim {card['method']} --keep {against}")
-    kept = files.read_json(path)
-    if kept["identity"]["code"]["sources_sha256"] != card["sources_sha256"]:
-        raise UserError(f"{path}: was not measured by the code of the card")
-    if kept["arms"].keys() != first.keys():
+        raise UserError(f"{path}: missing; at the card's commit run: didact claim {card['method']} --keep {against}")
+    saved = files.read_json(path)
+    if saved["identity"]["code"]["sources_sha256"] != card["sources_sha256"]:
+        raise UserError(f"{path}: not measured by the code of the card")
+    if saved["arms"].keys() != first.keys():
         raise UserError(f"{path}: has other arms than the card")
-    return kept["arms"]
+    return saved["arms"]
 
 
 DECIDES = ("kind", "null", "direction", "margin", "level", "gates", "outcome")
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = dict.fromkeys((*was, *now))
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    names = dict.fromkeys((*before, *after))
     return [
-        f"{name}: was {was.get(name, 'not there')}, is {now.get(name, 'not there')}"
+        f"{name}: was {before.get(name, 'missing')}, is {after.get(name, 'missing')}"
         for name in names
-        if name not in was or name not in now or was[name] != now[name]
+        if name not in before or name not in after or before[name] != after[name]
     ]
 
 
@@ -291,10 +294,10 @@ def stale(path: str | Path) -> bool:
 
 
 def drifted(path: str | Path) -> bool:
-    """Whether shared code changed since, and only that: the card still holds for its method as it was measured."""
+    """Whether only shared code changed since: the method's own code is still the one that was measured."""
     card = files.read_json(path)
-    now = _code(load(card["method"], card["tier"]))
-    return card["sources_sha256"] == now["sources_sha256"] and card.get("core_sha256") != now["core_sha256"]
+    code = _code(load(card["method"], card["tier"]))
+    return card["sources_sha256"] == code["sources_sha256"] and card.get("core_sha256") != code["core_sha256"]
 
 
 def stalest(count: int, folder: str | Path = "scoreboard") -> list[str]:
@@ -302,14 +305,14 @@ def stalest(count: int, folder: str | Path = "scoreboard") -> list[str]:
 
     def age(method: str) -> tuple[bool, bool, str]:
         path = Path(folder) / f"{method}.json"
-        there = path.exists()
-        return there, there and not stale(path), files.read_json(path)["measured"] if there else ""
+        exists = path.exists()
+        return exists, exists and not stale(path), files.read_json(path)["measured"] if exists else ""
 
     return sorted(claims(), key=age)[:count]
 
 
 def state(method: str, folder: str | Path = "scoreboard") -> dict[str, Any]:
-    """One row of the list of claims: verdict, tier, when it was measured, and whether its code changed since."""
+    """A row of the list of claims: verdict, tier, date of the measurement, and whether the code changed since."""
     path = Path(folder) / f"{method}.json"
     if not path.exists():
         return {"method": method, "verdict": None, "tier": None, "measured": None, "code": "not measured"}
@@ -318,51 +321,51 @@ def state(method: str, folder: str | Path = "scoreboard") -> dict[str, Any]:
 
 
 def claims() -> dict[str, str]:
-    """`{method: module of its claim}`: every `didact.claims.<family>.<method>` that has a method; others help them."""
-    here, methods = Path(__file__).parent, Path(__file__).parent.parent / "methods"
-    places = [p.relative_to(here) for p in sorted(here.glob("*/[!_]*.py"))]
+    """`{method: module of its claim}`: every `didact.claims.<family>.<method>` with a method; others are helpers."""
+    root, methods = Path(__file__).parent, Path(__file__).parent.parent / "methods"
+    places = [p.relative_to(root) for p in sorted(root.glob("*/[!_]*.py"))]
     places = [p for p in places if (methods / p).exists()]
     return {p.stem.replace("_", "-"): f"didact.claims.{p.parent}.{p.stem}" for p in places}
 
 
 def load(method: str, tier: str = "quick") -> Claim:
-    """The `CLAIM` of a method; for the tier real that on a pre-trained model.
+    """Import the `CLAIM` of a method; for the tier real the one on a pre-trained model.
 
     Raises:
         UserError: the method has no claim, or none of the tier.
     """
-    found = claims()
-    if method not in found:
-        raise UserError(f"no claim for '{method}'; there is one for each of: {', '.join(found)}")
+    modules = claims()
+    if method not in modules:
+        raise UserError(f"no claim for '{method}'; there is one for each of: {', '.join(modules)}")
     if tier == "real":
-        if method not in (able := real.claims(found)):
+        if method not in (available := real.claims(modules)):
             raise UserError(
-                f"{method} has no claim on a pre-trained model; there is one for each of: {', '.join(able)}"
+                f"{method} has no claim on a pre-trained model; there is one for each of: {', '.join(available)}"
             )
-        return importlib.import_module(f"{found[method]}_real").CLAIM
-    return importlib.import_module(found[method]).CLAIM
+        return importlib.import_module(f"{modules[method]}_real").CLAIM
+    return importlib.import_module(modules[method]).CLAIM
 
 
 def exit_code(card: Mapping[str, Any]) -> int:
-    """What `didact claim` exits with: 0 holds (or smoke), 1 fails, 3 inconclusive.
+    """Exit code of `didact claim`: 0 holds (or smoke), 1 fails, 3 inconclusive.
 
-    A claim that holds and does not notice a sabotage says nothing: inconclusive.
+    A claim that holds but does not detect a sabotage is inconclusive.
     """
     code = verdict.EXIT[card["verdict"]]
     return code or (0 if all(row["detected"] for row in card["sabotage"]) else verdict.EXIT["inconclusive"])
 
 
 def sources_sha256(*modules: str) -> str:
-    """Hash of the own code of a method's and a claim's modules."""
+    """Return the hash of the own code of a method's and a claim's modules."""
     return sources.sha256(*modules)[0]
 
 
 @contextlib.contextmanager
 def patched(patch: Mapping[str, Any]) -> Iterator[None]:
-    """Replace `package.module:attribute` by name inside the block. Works because floors call `module.function(...)`.
+    """Replace each `package.module:attribute` inside the block. Works because callers write `module.function(...)`.
 
     Raises:
-        AttributeError: there is nothing of that name to replace.
+        AttributeError: there is no attribute of that name.
     """
     with contextlib.ExitStack() as undo:
         for target, replacement in patch.items():
@@ -374,19 +377,19 @@ def patched(patch: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _unit(
-    claim: Claim, broken: Sabotage | None, seed: int, tier: Tier, folder: str | Path | None, who: Mapping[str, Any]
+    claim: Claim, broken: Sabotage | None, seed: int, tier: Tier, folder: str | Path | None, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One seed, intact or broken: read if it was finished before under the same code, else measured and kept."""
+    """One seed, intact or broken: read if it was finished before under the same code, else measured and saved."""
     variant = broken.name.replace(" ", "-") if broken else "intact"
     path = Path(folder) / f"{variant}-{seed}.json" if folder else None
     if path and path.exists():
-        kept = files.read_json(path)
-        if isinstance(kept, dict) and kept.get("identity") == who:
-            return kept
-    began = time.process_time()
+        saved = files.read_json(path)
+        if isinstance(saved, dict) and saved.get("identity") == identity:
+            return saved
+    start = time.process_time()
     with patched(broken.patch if broken else {}), episodes.one_thread():
         arms = claim.run(seed, tier, **(broken.options if broken else {}))
-    unit = {"identity": who, "arms": arms, "seconds": time.process_time() - began}
+    unit = {"identity": identity, "arms": arms, "seconds": time.process_time() - start}
     if path:
         files.write_json(path, unit)
     return unit
@@ -395,12 +398,12 @@ def _unit(
 def _sabotaged(
     claim: Claim, broken: Sabotage, intact: verdict.Arms, measure: Callable[[Sabotage], verdict.Arms]
 ) -> dict[str, Any]:
-    """One row of the card. Whatever stops a sabotaged run is no detection: the test never got to see it."""
+    """A sabotage's row of the card. A sabotaged run that raises is not detected: the test never saw its numbers."""
     row = {"name": broken.name, "breaks": broken.breaks}
     test = next(t for t in claim.tests if t.name == broken.breaks)
     try:
         arms = measure(broken)
-        for gate in claim.gates:  # of what was run: a sabotage may leave out arms that it does not touch
+        for gate in claim.gates:  # of the arms that ran: a sabotage may leave out arms that it does not affect
             if (
                 gate.a.rpartition(".")[0] in arms
                 and gate.row(intact)["outcome"] == "holds" != gate.row(arms)["outcome"]
@@ -409,15 +412,15 @@ def _sabotaged(
         return row | verdict.detect(test, intact, arms, broken.metric)
     except Exception as error:
         error_line = f"{type(error).__name__}: {error}"
-        nothing = dict.fromkeys(("estimate", "interval", "intact", "sabotaged"))
-        return row | nothing | {"detected": False, "error": error_line}
+        empty = dict.fromkeys(("estimate", "interval", "intact", "sabotaged"))
+        return row | empty | {"detected": False, "error": error_line}
 
 
 def _code(claim: Claim) -> dict[str, str]:
     return dict(zip(("sources_sha256", "core_sha256"), sources.sha256(*claim.modules), strict=True))
 
 
-def _now() -> str:
+def _timestamp() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

@@ -1,8 +1,8 @@
-"""Hashes of the code a claim's numbers come from. Imports are read, nothing is executed.
+"""Hashes of the code a claim's numbers come from. Imports are parsed, nothing is executed.
 
-Everything of didact that the modules of a claim and its method reach counts, through any number of imports. What is
-reached of `methods`, `worlds`, `objectives` and the families of `claims` is the claim's own, the rest is the core.
-Comments, docstrings, layout and names of local variables do not count (`canonical`); imports inside functions,
+All code of didact that the modules of a claim and its method reach counts, through any number of imports. Reached code
+in `methods`, `worlds`, `objectives` and the families of `claims` is the claim's own, the rest is the core. Comments,
+docstrings, layout and names of local variables do not count (`canonical`); imports inside functions,
 `"didact.module:name"` in strings, methods taken from their family (`alignment.spin`) and data files that a module names
 do.
 """
@@ -27,10 +27,10 @@ NAMED = re.compile(r"didact(\.\w+)+(:\w+)?")
 
 
 def sha256(*modules: str) -> tuple[str, str]:
-    """Hashes of the own code of these modules, and of the core under it.
+    """Hashes of the own code of these modules, and of the core code that they reach.
 
     Raises:
-        ModuleNotFoundError: there is no source of one of them.
+        ModuleNotFoundError: one of them has no source.
     """
     reached = _reached(modules)
     own = {name for name in reached if name in modules or OWN.match(name)}
@@ -48,22 +48,22 @@ def _digest(modules: Iterable[str]) -> str:
 
 
 def _data(name: str, source: str) -> list[Path]:
-    """Files beside a module that it names: its data."""
+    """Data files that a module's strings name, in the folder of the module."""
     path = _file(name)
     texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
-    named = {text for text in texts if isinstance(text, str) and DATA.fullmatch(text)}
-    return [beside for text in sorted(named) if path and (beside := path.with_name(text)).is_file()]
+    names = {text for text in texts if isinstance(text, str) and DATA.fullmatch(text)}
+    return [file for text in sorted(names) if path and (file := path.with_name(text)).is_file()]
 
 
 def _reached(modules: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += filter(None, map(_module_of, _names(_source(name))))
-    return found
+    reached: set[str] = set()
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
+        if name not in reached:
+            reached.add(name)
+            pending += filter(None, map(_module_of, _names(_source(name))))
+    return reached
 
 
 def _source(name: str) -> str:
@@ -74,18 +74,18 @@ def _source(name: str) -> str:
 
 
 def _file(name: str) -> Path | None:
-    """Of a module of didact by its path alone, since `find_spec` imports the packages above."""
-    top, *rest = name.split(".")
-    if top != "didact":
+    """Path of a module's source; of didact's found by name alone, since `find_spec` imports the parent packages."""
+    package, *rest = name.split(".")
+    if package != "didact":
         spec = importlib.util.find_spec(name)
         return Path(spec.origin) if spec and spec.origin else None
-    here = ROOT.joinpath(*rest)
-    return next((p for p in (here.with_name(f"{here.name}.py"), here / "__init__.py") if p.exists()), None)
+    base = ROOT.joinpath(*rest)
+    return next((p for p in (base.with_name(f"{base.name}.py"), base / "__init__.py") if p.exists()), None)
 
 
 def _module_of(full: str) -> str | None:
-    """The module that a dotted name is in. Of a package only what is taken from it counts, not its `__init__`: the
-    families load their methods there."""
+    """The module that a dotted name is in. In a package it is the module that defines the name, not the `__init__` that
+    loads it: the families load their methods there."""
     parts = full.split(".")
     if len(parts) > 2 and (method := _methods(ROOT).get((parts[1], parts[2]))):
         return method
@@ -95,9 +95,9 @@ def _module_of(full: str) -> str | None:
         if path and path.name != "__init__.py":
             return name
         if path:
-            inside = sorted(path.parent.glob("*.py"))
-            stems = [p.stem for p in inside if parts[n:] and parts[n] in _defined(p.read_text())]
-            return next((name if stem == "__init__" else f"{name}.{stem}" for stem in stems), None)
+            files = sorted(path.parent.glob("*.py"))
+            modules = [p.stem for p in files if parts[n:] and parts[n] in _defined(p.read_text())]
+            return next((name if stem == "__init__" else f"{name}.{stem}" for stem in modules), None)
     return None
 
 
@@ -110,7 +110,7 @@ def _methods(root: Path) -> dict[tuple[str, str], str]:
 
 @functools.cache
 def _names(source: str) -> frozenset[str]:
-    """Full dotted names of didact that a module uses: what it imports, and attributes of that."""
+    """Full dotted names of didact that a module uses: its imports, and attributes of these."""
     bound: dict[str, str] = {}
     attributes: set[tuple[str, str]] = set()
     names: set[str] = set()
@@ -129,7 +129,7 @@ def _names(source: str) -> frozenset[str]:
 
 @functools.cache
 def _defined(source: str) -> frozenset[str]:
-    """What a module defines at its top."""
+    """Names that a module defines at its top level."""
     names: set[str] = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -30,8 +30,8 @@ class Test:
         equivalence  holds if the 90 % interval is inside null +- margin, fails if it is wholly outside
         exact        holds if every seed's v is within margin of null
 
-    `direction="less"` mirrors the first two. Where a difference both holds and fails (surely there, surely
-    smaller than anybody cares), it fails. Too few seeds, or a value that is NaN, is inconclusive.
+    `direction="less"` mirrors the first two. Where a difference both holds and fails (significant, but significantly
+    smaller than the margin), it fails. Too few seeds, or a value that is NaN, is inconclusive.
 
     Args:
         name: what the scoreboard calls it.
@@ -72,13 +72,13 @@ class Test:
 
     def values(self, arms: Arms) -> list[float]:
         """`v`, one per seed."""
-        first = [self._scale(x) for x in column(arms, self.a)]
+        values = [self._scale(x) for x in column(arms, self.a)]
         if self.b is None:
-            return first
-        return [x - self._scale(y) for x, y in zip(first, column(arms, self.b), strict=True)]
+            return values
+        return [x - self._scale(y) for x, y in zip(values, column(arms, self.b), strict=True)]
 
     def row(self, arms: Arms) -> dict[str, Any]:
-        """The test decided: a row of the scoreboard."""
+        """Decide the test; return a row of the scoreboard."""
         values = self.values(arms)
         level = self.level or (0.90 if self.kind == "equivalence" else 0.95)
         interval = statistics.mean_interval(values, level)
@@ -122,7 +122,7 @@ class Test:
 
 
 def verdict(rows: Iterable[Mapping[str, Any]]) -> Outcome:
-    """What decided tests add up to.
+    """Combine decided tests into a verdict.
 
     Inconclusive if a competence gate is not reached; else fails if any gating test fails, holds if
     all hold, and is inconclusive otherwise (or where nothing gates).
@@ -137,7 +137,7 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> Outcome:
 
 
 def detect(test: Test, intact: Arms, sabotaged: Arms, metric: str | None = None) -> dict[str, Any]:
-    """Whether a sabotage shows: `{estimate, interval, intact, sabotaged, detected}`, intact minus sabotaged by seed.
+    """Whether a sabotage is detected: `{estimate, interval, intact, sabotaged, detected}`, intact - sabotaged by seed.
 
     Where the intact test holds it must not hold sabotaged, and the 95 % t interval of the paired differences of the
     test's value must exclude 0 in the direction that breaks it: against `direction`, or away from `null` for tests of

@@ -1,1 +1,1 @@
-"""The one training loop and what it rests on: schedules, checkpoints."""
+"""The training loop and what it builds on: gradients, schedules, checkpoints, hooks."""

@@ -1,4 +1,4 @@
-"""A round's searched trees of steps, and the pairs of steps they give to train on."""
+"""Tree search over solution steps in a round, and the preference pairs of steps that the trees give."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from didact.models.kv_cache import KVCache
 from didact.models.model import Model
 from didact.types import AnswerCheck, Demo, Preference
 
-BESIDE = 64  # trees that grow side by side, and are lost to a kill together
+CHUNK = 64  # trees searched in one batch: a kill loses at most these
 
 Value = Callable[[list[int], list[Node], list[str], KVCache], Sequence[float]]
-"""`value(demos, nodes, texts, memory)`: what each new node is worth, given its prompt's number, its text so far and
-what the searching model has read."""
+"""`value(demos, nodes, texts, kv_cache)`: the value of each new node, given the index of its prompt, the node, its text
+so far and the key-value cache of the searching model."""
 
 
 class Branch(NamedTuple):
     """Two steps that follow the same tokens, as rows (better, worse), as nodes and as a record.
 
-    `share` is one over the number of branches of its tree: summed with it, every tree counts once.
+    `share` is 1 / (number of branches of its tree): with this weight every tree counts once.
     """
 
     item: ExampleGroup
@@ -40,40 +40,40 @@ class Branch(NamedTuple):
 
 
 def searched(
-    now: Round,
+    current: Round,
     index: Sequence[int],
     proposer: Callable[[Sequence[int], int], Steps | Pieces],
     value: Value,
-    how: tree.SearchConfig,
+    config: tree.SearchConfig,
 ) -> list[dict[str, Any]]:
-    """One tree a prompt, kept in the round's folder: what an earlier start finished is not searched again.
+    """Search one tree per prompt; trees saved in the round's folder by an earlier start are not searched again.
 
     Args:
-        now: the round.
-        index: the prompts, by their numbers.
-        proposer: `proposer(numbers, seed)` proposes steps for these prompts' trees, numbered from 0.
-        value: of new nodes.
-        how: to search.
+        current: the round.
+        index: indices of the prompts.
+        proposer: `proposer(index, seed)` returns what proposes steps for these prompts' trees, numbered from 0.
+        value: evaluates new nodes.
+        config: settings of the search.
 
     Returns:
-        For each prompt its number (`demo`), its `tree` (see `tree.Tree.rows`) and the `tokens` it cost.
+        For each prompt its index (`demo`), its `tree` (see `tree.Tree.rows`) and the `tokens` spent on it.
     """
 
     def make(start: int, stop: int) -> list[dict[str, Any]]:
-        part = index[start:stop]
-        actor = proposer(part, now.fit.seed * 1_000_003 + start)
+        chunk = index[start:stop]
+        policy = proposer(chunk, current.fit.seed * 1_000_003 + start)
 
         def evaluate(nodes: list[Node]) -> Sequence[float]:
-            texts = [steps.text(now.model.tokenizer, node) for node in nodes]
-            return value([part[node.tree] for node in nodes], nodes, texts, actor.kv_cache)
+            texts = [steps.text(current.model.tokenizer, node) for node in nodes]
+            return value([chunk[node.tree] for node in nodes], nodes, texts, policy.kv_cache)
 
-        grown = tree.search(range(len(part)), actor.propose, evaluate, how)
+        trees = tree.search(range(len(chunk)), policy.propose, evaluate, config)
         return [
-            {"demo": i, "tree": t.rows(), "tokens": actor.spent[k]}
-            for k, (i, t) in enumerate(zip(part, grown, strict=True))
+            {"demo": i, "tree": t.rows(), "tokens": policy.spent[k]}
+            for k, (i, t) in enumerate(zip(chunk, trees, strict=True))
         ]
 
-    return now.chunks("trees", len(index), make, BESIDE)
+    return current.chunks("trees", len(index), make, CHUNK)
 
 
 def collected(
@@ -85,73 +85,75 @@ def collected(
     number: int = 0,
     trimmed: bool = False,
 ) -> list[Branch]:
-    """The branches of trees.
+    """Collect the branches of trees.
 
     Args:
-        trees: what `searched` gave, or some of it.
-        model: its tokenizer reads the steps.
+        trees: rows from `searched`.
+        model: its tokenizer decodes the steps.
         demos: all prompts.
-        rows: the same, encoded.
-        pick: which pairs of a tree.
-        number: of the round; the records say it.
-        trimmed: rows begin where the two differ: tokens both begin with cancel in a margin of sums.
+        rows: the prompts, encoded, in the same order.
+        pick: chooses the pairs of a tree.
+        number: number of the round, for the records.
+        trimmed: move the tokens that both steps begin with into the prompt: they cancel in a margin of sums.
 
     Returns:
         Records have `q_better`, `q_worse`, `n_better`, `n_worse` (visits), `given` (the better step is the reference's)
-        and `round`; their scores are the mean values of what was reached through each side.
+        and `round`; their scores are the mean values of the nodes reached through each step.
     """
     out = []
-    for place, row in enumerate(trees):
+    for position, row in enumerate(trees):
         demo, body = demos[row["demo"]], rows[row["demo"]].prompt
-        found = pick(Tree.of(row["tree"], place))
-        for better, worse in found:
+        pairs = pick(Tree.of(row["tree"], position))
+        for better, worse in pairs:
             before = better.parent.tokens if better.parent else ()
             k = (tree.diverges(better, worse) or 0) if trimmed else 0
             head = (*body, *before, *better.step.tokens[:k])
-            opening = text(model, before)
+            prefix = text(model, before)
             record = Preference(
-                prompt=demo.prompt + encode.join(demo.prompt, opening, model.kind) if opening else demo.prompt,
+                prompt=demo.prompt + encode.join(demo.prompt, prefix, model.kind) if prefix else demo.prompt,
                 chosen=text(model, better.step.tokens), rejected=text(model, worse.step.tokens),
                 chosen_score=better.worth, rejected_score=worse.worth,
                 extra={"q_better": better.q, "q_worse": worse.q, "n_better": better.visits, "n_worse": worse.visits,
                        "given": better.step.given, "round": number},
             )  # fmt: skip
             item = (TokenizedExample(head, better.step.tokens[k:]), TokenizedExample(head, worse.step.tokens[k:]))
-            out.append(Branch(item, better, worse, record, 1 / len(found)))
+            out.append(Branch(item, better, worse, record, 1 / len(pairs)))
     return out
 
 
-def data(found: Sequence[Branch], about: Mapping[str, Any], columns: Mapping[str, Tensor] | None = None) -> RoundData:
-    """Branches as what a round trains on, with a `share` of each by which every tree counts once, 1 on average."""
-    share = torch.tensor([b.share for b in found])
-    tensors = {"share": share * len(found) / share.sum(), **(columns or {})}
-    return RoundData([b.item for b in found], dict(about), [b.record for b in found], tensors)
+def data(
+    branches: Sequence[Branch], stats: Mapping[str, Any], columns: Mapping[str, Tensor] | None = None
+) -> RoundData:
+    """Return branches as training data of a round, with weights `share` (mean 1) by which every tree counts once."""
+    share = torch.tensor([b.share for b in branches])
+    tensors = {"share": share * len(branches) / share.sum(), **(columns or {})}
+    return RoundData([b.item for b in branches], dict(stats), [b.record for b in branches], tensors)
 
 
 def solved(trees: Sequence[Mapping[str, Any]], model: Model, demos: Sequence[Demo], check: AnswerCheck) -> list[bool]:
-    """Whether the text that each search decided on comes to an end, and to the right answer."""
+    """Whether the text that each search decided on is complete and has the right answer."""
     ends = [(Tree.of(row["tree"]).path[-1], demos[row["demo"]]) for row in trees]
     return [end.step.terminal and check(steps.text(model.tokenizer, end), demo) for end, demo in ends]
 
 
 def unsure(better: int, worse: int) -> float:
-    """How unsure a pair is by the visits of its steps: `min(1/2, N_l / (N_w + N_l))`."""
+    """Uncertainty of a pair from the visits of its steps: `min(1/2, N_l / (N_w + N_l))`."""
     return min(0.5, worse / (better + worse)) if better + worse else 0.5
 
 
-def stats(trees: Sequence[Mapping[str, Any]], found: Sequence[Branch]) -> dict[str, float]:
-    """How many trees and branches, nodes of a tree, and the tokens all have cost."""
+def stats(trees: Sequence[Mapping[str, Any]], branches: Sequence[Branch]) -> dict[str, float]:
+    """Numbers of trees, branches, nodes per tree, and tokens spent in all."""
     return {
-        "trees": len(trees), "pairs": len(found), "nodes": sum(len(row["tree"]) for row in trees) / len(trees),
+        "trees": len(trees), "pairs": len(branches), "nodes": sum(len(row["tree"]) for row in trees) / len(trees),
         "tokens": sum(row["tokens"] for row in trees),
     }  # fmt: skip
 
 
 def differ(model: Model, read: Callable[[str], object] = str) -> Callable[[Node, Node], bool]:
-    """Whether two steps are different things to read, not just different tokens."""
+    """Return a predicate: do two steps differ as text (after `read`), and not only in their tokens?"""
     return lambda a, b: read(text(model, a.step.tokens)) != read(text(model, b.step.tokens))
 
 
 def text(model: Model, tokens: Sequence[int]) -> str:
-    """Tokens without the special ones."""
+    """Decode tokens, without the special ones."""
     return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -1,4 +1,4 @@
-"""How promising partial solutions are: by the searching model's own word, by a reward model, or all alike."""
+"""How promising partial solutions are: as the searching model judges, as a reward model scores, or 1 for all."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ASKED = (
 )
 
 Promise = Callable[[Model, Sequence[str], Sequence[str], Sequence[str], KVCache], list[float]]
-"""`promise(model, questions, examples, solutions, kv_cache)`: of every partial solution, in [0, 1]."""
+"""`promise(model, questions, examples, solutions, kv_cache)`: a value in [0, 1] for every partial solution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Critic:
-    """Who says how promising a partial solution is.
+    """What judges how promising a partial solution is.
 
     Args:
-        by: `self`, `none` (1 for all), a reward model's folder or module:function (its sigmoid).
-        hint: the model is asked with the reference solution in sight.
-        asked: how it is asked, with {question}, {example} (the hint) and {solution}; the paper's question if empty.
-        good: the answers that mean yes; the probability of all of them counts.
+        by: `self` (the model), `none` (1 for all), a reward model's folder or module:function (its sigmoid).
+        hint: show the model the reference solution with the question.
+        asked: template of the question, with {question}, {example} (the hint) and {solution}; the paper's if empty.
+        good: the answers that mean yes; their probabilities are added.
     """
 
     by: str = "self"
@@ -43,15 +43,15 @@ class Critic:
 
 
 def promise(critic: Critic) -> Promise:
-    """The function that asks a critic.
+    """Return the function that asks a critic.
 
     Raises:
-        UserError: there is no such folder or function; when called, the question has a field that is not there.
+        UserError: there is no such folder or function; when called, the question names an unknown field.
     """
-    form = critic.asked or QUESTION + (EXAMPLE if critic.hint else "") + ASKED
+    template = critic.asked or QUESTION + (EXAMPLE if critic.hint else "") + ASKED
     reward = None if critic.by in ("self", "none") else reward_functions.reward_of(critic.by, "critic.by")
 
-    def of(
+    def judge(
         model: Model, questions: Sequence[str], examples: Sequence[str], solutions: Sequence[str], kv_cache: KVCache
     ) -> list[float]:
         if reward is not None:
@@ -61,14 +61,14 @@ def promise(critic: Critic) -> Promise:
         fields = [
             {"question": q, "example": e, "solution": s} for q, e, s in zip(questions, examples, solutions, strict=True)
         ]
-        prompts = [yesno.fill(form, each, "critic.asked") for each in fields]
+        prompts = [yesno.fill(template, values, "critic.asked") for values in fields]
         return rank.expected(model, prompts, dict.fromkeys(critic.good, 1.0), kv_cache)
 
-    return of
+    return judge
 
 
 def valued(node: Node, promise: float, right: bool | None, official: bool, reference: tuple[int, ...]) -> float:
-    """A new node's value `C + O`: its promise, and 1 or -1 where it ends right or wrong.
+    """Return a new node's value `C + O`: its promise, plus 1 or -1 where the solution ends right or wrong.
 
     Args:
         node: the node.

@@ -1,4 +1,4 @@
-"""Several processes that train one model: what each of them makes, all of them have."""
+"""Communication between the processes that train one model: ranks, gathered values, lost peers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOST = re.compile(
 
 
 def on_cpu(module: nn.Module) -> bool:
-    """Whether all of a module's weights lie on the CPU: then the processes talk there too."""
+    """Whether all of a module's weights are on the CPU: then the processes communicate there too."""
     return all(p.device.type == "cpu" for p in module.parameters())
 
 
 def rank(module: nn.Module) -> tuple[int, int]:
-    """This process's number and how many there are; 0 of 1 without a launcher."""
+    """Rank of this process and number of processes, (0, 1) without a launcher; starts communication if need be."""
     if launch.world() == 1:
         return 0, 1
     state = PartialState(cpu=on_cpu(module))
@@ -33,45 +33,45 @@ def rank(module: nn.Module) -> tuple[int, int]:
 
 
 def here() -> tuple[int, int]:
-    """The same of the processes that have found each other."""
+    """Rank and world size of the process group, (0, 1) while none is initialised."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def from_first(values: list[Any]) -> list[Any]:
-    """The first process's values."""
-    held = [values]
+    """Return the first process's values in every process."""
+    shared = [values]
     if dist.is_initialized():
-        dist.broadcast_object_list(held)
-    return held[0]
+        dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 def joined(values: list[Any]) -> list[Any]:
-    """All processes' values, in the order of the processes."""
+    """Return all processes' values in every process, in the order of the ranks."""
     if not dist.is_initialized():
         return values
-    made: list[list[Any]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(made, values)
-    return [value for theirs in made for value in theirs]
+    gathered: list[list[Any]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, values)
+    return [value for part in gathered for value in part]
 
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """What torch raises inside because another process ended is one line, which leaves the word to that process.
+    """Replace the errors that torch raises inside when another process ended by one line that points to that process.
 
     Raises:
-        UserError: it did.
+        UserError: another process ended.
     """
     try:
         yield
     except RuntimeError as error:
         if launch.world() > 1 and LOST.search(str(error)):
             raise UserError(
-                "another process of this training ended, and this one with it: its own line says why"
+                "another process of this training ended, so this one stops: see the error of that process"
             ) from None
         raise
 
 
 def wait() -> None:
-    """Until all are here."""
+    """Wait until all processes have come this far."""
     if dist.is_initialized():
         dist.barrier()

@@ -27,28 +27,28 @@ Units = tuple[Array, Array, Array, Array]
 
 
 class Sampler(Protocol):
-    """Draws tasks, pure in its arguments: a world, or a `Pool` of the user's."""
+    """Draws tasks, pure in its arguments: a world, or a `Pool` of the user's tasks."""
 
     def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
-        """Draw so many tasks."""
+        """Draw `tasks` tasks."""
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """A block or, as a decorator, a function on one thread.
+    """Run a block or, as a decorator, a function on one thread.
 
-    Small products lose by threads: on a busy machine two are thirty times slower than one.
+    Small matrix products lose by threading: on a busy machine two threads are thirty times slower than one.
     """
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def batches(sampler: Sampler, seed: int, rows: int) -> Callable[[int], Tensors]:
-    """`batch_at` for `fit`: tasks drawn anew every step."""
+    """Return the `batch_at` of `fit` that draws fresh tasks every step."""
     return lambda step: sampler((seed, step), rows)
 
 
@@ -82,12 +82,12 @@ def meta_train(
     loss: loop.LossFn = task_loss,
     hooks: Iterable[loop.Hook] = (),
 ) -> list[Run]:
-    """Train `build()` from `restarts` different weights on the same draws; best TRAINING loss first.
+    """Train `build()` from `restarts` different initial weights on the same draws; best TRAINING loss first.
 
     Small weights start near a saddle that some seeds do not leave for thousands of steps.
 
     Raises:
-        UserError: `fit` counts epochs, and the sampler draws fresh tasks for ever.
+        UserError: `fit` counts epochs, and the sampler draws fresh tasks without end.
     """
     tasks = len(sampler) if isinstance(sampler, Pool) else 0
     if fit.steps is None and not tasks:
@@ -110,14 +110,14 @@ def meta_train(
 
 @dataclass(frozen=True)
 class Pool:
-    """A user's tasks, drawn with replacement. The context is a random `context` of a task's rows.
+    """A user's tasks, drawn with replacement. The context of a task is `context` of its rows, chosen at random.
 
-    A task without a query of its own lends another of its rows, a different one at every draw.
+    A task without a query uses another of its rows as the query, a different one at every draw.
 
     Args:
-        x: one `(n, d)` array a task.
-        y: one `(n, o)` array a task.
-        query: `(d,)` and target `(o,)` of a task, or None.
+        x: one `(n, d)` array per task.
+        y: one `(n, o)` array per task.
+        query: `(d,)` and target `(o,)` of each task, or None.
         context: N, how many rows a context has.
     """
 
@@ -128,15 +128,15 @@ class Pool:
 
     @classmethod
     def of(cls, records: Sequence[Example], context: int | None = None) -> Pool:
-        """Check and collect records. `context` is by default the most that every task offers.
+        """Check and collect records. `context` is by default as large as every task allows.
 
         Raises:
-            UserError: a record that is not a table of finite numbers, has another d or o than the
-                first, half a query, or too few rows. It is named by its place, counted from 1.
+            UserError: a record is not a table of finite numbers, has another d or o than the first, half a
+                query, or too few rows. The message has the record's number, counted from 1.
         """
         if not records:
             raise UserError("tasks: there are no records")
-        parsed = [_parsed(record, number) for number, record in enumerate(records, 1)]
+        parsed = [_parse(record, number) for number, record in enumerate(records, 1)]
         first = (parsed[0][0].shape[1], parsed[0][1].shape[1])
         for number, (x, y, _) in enumerate(parsed, 1):
             if (x.shape[1], y.shape[1]) != first:
@@ -144,13 +144,13 @@ class Pool:
                     f"tasks: record {number}: rows of {x.shape[1]} inputs and {y.shape[1]} targets; record 1 has "
                     f"{first[0]} and {first[1]}, and all tasks must have the same"
                 )
-        room = [len(x) - (q is None) for x, _, q in parsed]
-        size = min(room) if context is None else context
+        sizes = [len(x) - (q is None) for x, _, q in parsed]
+        size = min(sizes) if context is None else context
         if context is not None and context < 1:
             raise UserError(f"context = {context}: must be at least 1")
-        for number, has in enumerate(room, 1):
-            if has < max(size, 1):
-                raise UserError(f"tasks: record {number}: {has} rows beside the query; {max(size, 1)} are needed")
+        for number, available in enumerate(sizes, 1):
+            if available < max(size, 1):
+                raise UserError(f"tasks: record {number}: {available} rows beside the query; {max(size, 1)} are needed")
         return cls([p[0] for p in parsed], [p[1] for p in parsed], [p[2] for p in parsed], size)
 
     def __len__(self) -> int:
@@ -169,12 +169,12 @@ class Pool:
         """
         marks = self._marks()
         distinct = sorted(set(marks))
-        held = set(distinct[: round(share * len(distinct))])
-        if len(held) < 2 or len(distinct) - len(held) < 2:
+        held_out = set(distinct[: round(share * len(distinct))])
+        if len(held_out) < 2 or len(distinct) - len(held_out) < 2:
             raise UserError(
                 f"tasks: {len(distinct)} different tasks with {share:.0%} held out leave fewer than two on one side"
             )
-        sides = [[i for i, m in enumerate(marks) if (m in held) == side] for side in (False, True)]
+        sides = [[i for i, m in enumerate(marks) if (m in held_out) == side] for side in (False, True)]
         return self._some(sides[0]), self._some(sides[1])
 
     def units(self) -> Units:
@@ -183,31 +183,31 @@ class Pool:
         return x.mean(0), _positive(x.std(0)), y.mean(0), _positive(y.std(0))
 
     def standardized(self, units: Units) -> Pool:
-        """The same tasks in these units."""
+        """Return the tasks in these units."""
         x_mean, x_std, y_mean, y_std = units
         query = [q and ((q[0] - x_mean) / x_std, (q[1] - y_mean) / y_std) for q in self.query]
         return Pool([(v - x_mean) / x_std for v in self.x], [(v - y_mean) / y_std for v in self.y], query, self.context)
 
     def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
-        """Draw tasks; all of them once, in order, when as many are asked for as there are."""
+        """Draw tasks; if `tasks` is the size of the pool, every task once and in order."""
         rng = np.random.default_rng(list(seed))
-        task = np.arange(len(self)) if tasks == len(self) else rng.integers(len(self), size=tasks)
-        x, y, real, own, query, target = (part[task] for part in self._padded)
+        chosen = np.arange(len(self)) if tasks == len(self) else rng.integers(len(self), size=tasks)
+        x, y, real, own, query, target = (part[chosen] for part in self._padded)
         order = np.argsort(np.where(real, rng.random(real.shape), np.inf), axis=1)
-        each, rows, spare = np.arange(tasks), order[:, : self.context], order[:, min(self.context, x.shape[1] - 1)]
+        index, rows, spare = np.arange(tasks), order[:, : self.context], order[:, min(self.context, x.shape[1] - 1)]
         parts = {
-            "x": x[each[:, None], rows],
-            "y": y[each[:, None], rows],
-            "query": np.where(own, query, x[each, spare]),
-            "target": np.where(own, target, y[each, spare]),
+            "x": x[index[:, None], rows],
+            "y": y[index[:, None], rows],
+            "query": np.where(own, query, x[index, spare]),
+            "target": np.where(own, target, y[index, spare]),
         }
         return Tensors({name: torch.from_numpy(v.astype(np.float32)) for name, v in parts.items()})
 
     @functools.cached_property
     def _padded(self) -> tuple[Any, ...]:
-        """`x (T, n, d), y (T, n, o)`, which rows are real, which tasks have a query, and those queries."""
+        """`x (T, n, d), y (T, n, o)`, which rows are not padding, which tasks have a query, and those queries."""
         longest = max(len(x) for x in self.x)
-        x, y = (np.stack([_longer(v, longest) for v in values]) for values in (self.x, self.y))
+        x, y = (np.stack([_padded_to(v, longest) for v in values]) for values in (self.x, self.y))
         real = np.arange(longest) < np.array([len(v) for v in self.x])[:, None]
         own = np.array([[q is not None] for q in self.query])
         none = (np.zeros(x.shape[2]), np.zeros(y.shape[2]))
@@ -226,39 +226,39 @@ class Pool:
 def sides(
     tasks: Sequence[Example] | Sampler, share: float, context: int | None = None, standardize: bool = False
 ) -> tuple[Sampler, Sampler, Units | None]:
-    """What to train on, what to report on, and the units both are in. A sampler's fresh draws serve as both.
+    """Return the sampler to train on, the one to report on (for a given sampler the same), and the units of both.
 
     Raises:
-        UserError: as `Pool`; or options for records beside a sampler.
+        UserError: as `Pool.of`; or options for records together with a sampler.
     """
     if callable(tasks):
         if context is not None or standardize:
-            raise UserError("context and standardize are for records: a sampler draws what it draws")
+            raise UserError("context and standardize are for records, and a sampler was given: leave them out")
         return tasks, tasks, None
-    train, held = Pool.of(tasks, context).split(share)
+    train, held_out = Pool.of(tasks, context).split(share)
     if not standardize:
-        return train, held, None
+        return train, held_out, None
     units = train.units()
-    return train.standardized(units), held.standardized(units), units
+    return train.standardized(units), held_out.standardized(units), units
 
 
-def _parsed(record: Example, number: int) -> tuple[Array, Array, tuple[Array, Array] | None]:
-    where = f"tasks: record {number}"
-    x, y = numbers(record.x, f"{where}: field 'x'"), numbers(record.y, f"{where}: field 'y'")
+def _parse(record: Example, number: int) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    prefix = f"tasks: record {number}"
+    x, y = numbers(record.x, f"{prefix}: field 'x'"), numbers(record.y, f"{prefix}: field 'y'")
     x, y = (x[:, None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
     if x.ndim != 2 or y.ndim != 2 or not x.size or not y.size:
-        raise UserError(f"{where}: 'x' must be rows of numbers and 'y' one number (or list of numbers) a row")
+        raise UserError(f"{prefix}: 'x' must be rows of numbers and 'y' one number (or list of numbers) a row")
     if len(x) != len(y):
-        raise UserError(f"{where}: {len(x)} rows of 'x' and {len(y)} of 'y'")
+        raise UserError(f"{prefix}: {len(x)} rows of 'x' and {len(y)} of 'y'")
     if (record.x_query is None) != (record.y_query is None):
-        raise UserError(f"{where}: 'x_query' and 'y_query' come together")
+        raise UserError(f"{prefix}: 'x_query' and 'y_query' come together")
     if record.x_query is None:
         return x, y, None
-    query = numbers(record.x_query, f"{where}: field 'x_query'").reshape(-1)
-    target = numbers(record.y_query, f"{where}: field 'y_query'").reshape(-1)
-    for name, value, wide in (("x_query", query, x.shape[1]), ("y_query", target, y.shape[1])):
-        if len(value) != wide:
-            raise UserError(f"{where}: '{name}' has {len(value)} numbers, a row has {wide}")
+    query = numbers(record.x_query, f"{prefix}: field 'x_query'").reshape(-1)
+    target = numbers(record.y_query, f"{prefix}: field 'y_query'").reshape(-1)
+    for name, value, width in (("x_query", query, x.shape[1]), ("y_query", target, y.shape[1])):
+        if len(value) != width:
+            raise UserError(f"{prefix}: '{name}' has {len(value)} numbers, a row has {width}")
     return x, y, (query, target)
 
 
@@ -266,7 +266,7 @@ def numbers(value: Any, where: str) -> Array:
     """Rows of finite numbers as an array.
 
     Raises:
-        UserError: they are none; `where` begins the message.
+        UserError: they are not; the message begins with `where`.
     """
     try:
         array = np.asarray(value)
@@ -276,7 +276,7 @@ def numbers(value: Any, where: str) -> Array:
         raise UserError(f"{where}: must hold numbers only (encode classes one-hot)")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        raise UserError(f"{where}: holds NaN or an infinity; remove the row or mend the number")
+        raise UserError(f"{where}: holds NaN or an infinity; remove the row or correct the number")
     return array
 
 
@@ -284,5 +284,5 @@ def _positive(std: Array) -> Array:
     return np.where(std > 0, std, 1.0)
 
 
-def _longer(rows: Array, length: int) -> Array:
+def _padded_to(rows: Array, length: int) -> Array:
     return np.pad(rows, ((0, length - len(rows)), (0, 0)))

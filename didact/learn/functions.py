@@ -1,7 +1,7 @@
 """Function classes that an in-context regressor is trained on, and their mixtures: `x (B, T, d)`, `y (B, T, 1)`.
 
-A class is called as `cls(seed, prompts)` and is pure in both. What is Gaussian in its weights, `f(x) = w . phi(x)` with
-`w ~ N(mean, std^2)`, has an exact posterior mean in closed form (`evaluate.references.bayes`), and so has a mixture.
+A class is called as `cls(seed, prompts)` and is pure in both. Classes with Gaussian weights, `f(x) = w . phi(x)` with
+`w ~ N(mean, std^2)`, have an exact posterior mean in closed form (`evaluate.references.bayes`), and so have mixtures.
 
 Sources: Panwar et al. 2024, openreview HX5ujdsSon, sections 2-5; Garg et al. 2022, arXiv:2208.01066, section 2.
 """
@@ -30,13 +30,13 @@ Basis = Literal["linear", "fourier", "haar", "monomials"]
 
 @dataclass(frozen=True, kw_only=True)
 class Functions:
-    """What all classes have.
+    """Base of all function classes.
 
     Args:
-        dim: d; with the fourier and haar basis 1.
-        rows: T.
-        noise: standard deviation of what is added to every target.
-        used: so many of the inputs; the others are 0. All by default.
+        dim: number of inputs d; 1 with the fourier and haar basis.
+        rows: rows of a prompt T.
+        noise: standard deviation of the noise added to every target.
+        used: number of inputs that are not set to 0; all by default.
     """
 
     dim: int = 20
@@ -49,7 +49,7 @@ class Functions:
         return rng.standard_normal((count, self.rows, self.dim))
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """`f(x)` of one function a prompt, `(count, T)`."""
+        """`f(x)` for one random function per prompt, `(count, T)`."""
         raise NotImplementedError
 
     def drawn(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
@@ -73,9 +73,9 @@ class Gaussian(Functions):
             `size` levels; `monomials`: the products named by `supports`.
         size: K or the levels.
         half_width: L; inputs of one dimension are uniform in (-L, L).
-        mean: of every weight, or of each.
-        std: of every weight, or of each.
-        supports: the coordinates whose product each monomial is.
+        mean: of the weights, one number for all or one for each.
+        std: of the weights, one number for all or one for each.
+        supports: for each monomial the coordinates that it multiplies.
     """
 
     basis: Basis = "linear"
@@ -86,13 +86,13 @@ class Gaussian(Functions):
     supports: tuple[tuple[int, ...], ...] = ()
 
     def inputs(self, rng: np.random.Generator, count: int) -> Array:
-        """Uniform where the basis is one of an interval."""
+        """Uniform for a basis on an interval, else standard normal."""
         if self.basis in ("fourier", "haar"):
             return rng.uniform(-self.half_width, self.half_width, (count, self.rows, 1))
         return super().inputs(rng, count)
 
     def features(self, x: Any) -> Any:
-        """phi of `(..., d)`, numpy or torch, as the same: `(..., F)`."""
+        """phi of x `(..., d)`, as `(..., F)`; a numpy array or a torch tensor, as x is."""
         lib: Any = torch if isinstance(x, torch.Tensor) else np
         if self.basis == "linear":
             return x
@@ -104,14 +104,14 @@ class Gaussian(Functions):
             return lib.stack([lib.ones_like(z), *waves], -1) / math.sqrt(self.size)
         u, parts = (z + 1) / 2, [lib.ones_like(z)]
         for level in range(self.size):
-            for at in range(2**level):
-                v = u * 2**level - at
+            for shift in range(2**level):
+                v = u * 2**level - shift
                 parts.append(2 ** (level / 2) * (1.0 * ((v >= 0) & (v < 0.5)) - 1.0 * ((v >= 0.5) & (v < 1))))
         return lib.stack(parts, -1)
 
     @property
     def width(self) -> int:
-        """F."""
+        """F, the number of features."""
         sizes = {"linear": self.dim, "fourier": 1 + 2 * self.size, "haar": 2**self.size}
         return sizes.get(self.basis, len(self.supports))
 
@@ -120,7 +120,7 @@ class Gaussian(Functions):
         return tuple(np.broadcast_to(np.asarray(v, float), (self.width,)).copy() for v in (self.mean, self.std))  # type: ignore[return-value]
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """Fresh weights a prompt."""
+        """Draw fresh weights for every prompt."""
         mean, std = self.prior()
         w = mean + std * rng.standard_normal((len(x), self.width))
         return (self.features(x) @ w[..., None])[..., 0]
@@ -133,9 +133,9 @@ class Sparse(Functions):
     active: int = 3
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """Fresh weights a prompt."""
-        kept = rng.random((len(x), self.dim)).argsort(1) < self.active
-        return _linear(x, kept * rng.standard_normal((len(x), self.dim)))
+        """Draw fresh weights for every prompt."""
+        active = rng.random((len(x), self.dim)).argsort(1) < self.active
+        return _linear(x, active * rng.standard_normal((len(x), self.dim)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class Signs(Functions):
     """Weights in {-1, +1}, outputs over sqrt(d)."""
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """Fresh signs a prompt."""
+        """Draw fresh signs for every prompt."""
         return _linear(x, rng.choice([-1.0, 1.0], (len(x), self.dim))) / math.sqrt(self.dim)
 
 
@@ -154,7 +154,7 @@ class Laplace(Functions):
     scale: float = 1.0
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """Fresh weights a prompt."""
+        """Draw fresh weights for every prompt."""
         return _linear(x, rng.laplace(scale=self.scale, size=(len(x), self.dim)))
 
 
@@ -165,7 +165,7 @@ class LowRank(Functions):
     rank: int = 1
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """A fresh matrix a prompt."""
+        """Draw a fresh matrix for every prompt."""
         side = math.isqrt(self.dim)
         if side * side != self.dim:
             raise ValueError(f"dim = {self.dim}: the weights are a square matrix, so it must be a square")
@@ -175,20 +175,20 @@ class LowRank(Functions):
 
 @dataclass(frozen=True, kw_only=True)
 class Tree(Functions):
-    """A full binary tree of `depth`: every node asks the sign of one coordinate, every leaf is N(0, 1)."""
+    """A full binary tree of `depth`: every node tests the sign of one coordinate, every leaf is N(0, 1)."""
 
     depth: int = 4
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """A fresh tree a prompt."""
-        each, node = np.arange(len(x))[:, None], np.zeros(x.shape[:2], dtype=int)
-        asks = rng.integers(self.dim, size=(len(x), 2**self.depth - 1))
+        """Draw a fresh tree for every prompt."""
+        prompt, node = np.arange(len(x))[:, None], np.zeros(x.shape[:2], dtype=int)
+        coordinates = rng.integers(self.dim, size=(len(x), 2**self.depth - 1))
         leaves = rng.standard_normal((len(x), 2**self.depth))
         for _ in range(self.depth):
-            asked = np.take_along_axis(x, asks[each, node][..., None], 2)[..., 0]
-            node = 2 * node + 1 + (asked > 0)
-        found: Array = leaves[each, node - (2**self.depth - 1)]
-        return found
+            tested = np.take_along_axis(x, coordinates[prompt, node][..., None], 2)[..., 0]
+            node = 2 * node + 1 + (tested > 0)
+        values: Array = leaves[prompt, node - (2**self.depth - 1)]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class Network(Functions):
     hidden: int = 100
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """A fresh network a prompt."""
+        """Draw a fresh network for every prompt."""
         first = rng.standard_normal((len(x), self.dim, self.hidden))
         return _linear(np.maximum(x @ first, 0), rng.standard_normal((len(x), self.hidden))) / math.sqrt(
             self.hidden / 2 * self.dim
@@ -210,8 +210,8 @@ class Pool(Functions):
     """Linear regression whose weights are one of `tasks`, drawn once from N(0, I): task diversity.
 
     Args:
-        tasks: how many.
-        seed: of the pool.
+        tasks: number of functions in the pool.
+        seed: seed of the pool.
     """
 
     tasks: int = 128
@@ -223,16 +223,16 @@ class Pool(Functions):
         return np.random.default_rng([self.seed, self.tasks]).standard_normal((self.tasks, self.dim))
 
     def values(self, rng: np.random.Generator, x: Array) -> Array:
-        """One of them a prompt."""
+        """Draw one function of the pool for every prompt."""
         return _linear(x, self.weights[rng.integers(self.tasks, size=len(x))])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A class drawn for every prompt with its weight, then one of its functions.
+    """A class drawn by weight for every prompt, then one of its functions.
 
     Args:
-        parts: classes of one number of inputs and rows.
+        parts: classes with equal numbers of inputs and rows.
         alpha: their weights; equal by default.
         per_batch: one class for a whole batch, as the official code draws it.
     """
@@ -258,45 +258,45 @@ class Mixture:
         return raw / raw.sum()
 
     def __call__(self, seed: int | Sequence[int], tasks: int) -> Tensors:
-        """Draw prompts; `part (B,)` says of which class each is."""
+        """Draw prompts; `part (B,)` is the index of the class of each."""
         rng = np.random.default_rng(seed)
         part = rng.choice(len(self.parts), size=1 if self.per_batch else tasks, p=self.shares)
         part = np.broadcast_to(part, (tasks,))
         first = self.parts[0]
         x, y = np.empty((tasks, first.rows, first.dim)), np.empty((tasks, first.rows))
-        for number, one in enumerate(self.parts):
-            if (here := part == number).any():
-                x[here], y[here] = one.drawn(rng, int(here.sum()))
+        for number, functions in enumerate(self.parts):
+            if (chosen := part == number).any():
+                x[chosen], y[chosen] = functions.drawn(rng, int(chosen.sum()))
         batch = as_batch(x, y)
         return Tensors({**batch.tensors, "part": torch.from_numpy(part.copy())})
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """A class or mixture; training sees 5 inputs and 11 rows of it at first, and one and two more every so many steps.
+    """A class or mixture shown with 5 inputs and 11 rows at first, and one input and two rows more every `every` steps.
 
-    A batch's seed ends with its step.
+    The last number of a batch's seed is its step.
     """
 
     law: Any
     every: int
 
     def __call__(self, seed: Sequence[int], tasks: int) -> Tensors:
-        """Draw a batch of that step."""
+        """Draw the batch of a step."""
         stage = seed[-1] // self.every
-        shown = {"used": min(5 + stage, self.law.dim), "rows": min(11 + 2 * stage, self.law.rows)}
-        parts = [dataclasses.replace(p, **shown) for p in getattr(self.law, "parts", (self.law,))]
+        limits = {"used": min(5 + stage, self.law.dim), "rows": min(11 + 2 * stage, self.law.rows)}
+        parts = [dataclasses.replace(p, **limits) for p in getattr(self.law, "parts", (self.law,))]
         law = dataclasses.replace(self.law, parts=tuple(parts)) if isinstance(self.law, Mixture) else parts[0]
         drawn: Tensors = law(seed, tasks)
         return drawn
 
 
-def supports(dim: int, size: int = 3, most: int | None = None, seed: int = 0) -> list[tuple[int, ...]]:
-    """Sets of `size` coordinates: all of them, or so many at random."""
-    every = list(itertools.combinations(range(dim), size))
-    if most is None or most >= len(every):
-        return every
-    return [every[i] for i in sorted(np.random.default_rng(seed).permutation(len(every))[:most])]
+def supports(dim: int, size: int = 3, limit: int | None = None, seed: int = 0) -> list[tuple[int, ...]]:
+    """Sets of `size` coordinates: all of them, or `limit` at random."""
+    subsets = list(itertools.combinations(range(dim), size))
+    if limit is None or limit >= len(subsets):
+        return subsets
+    return [subsets[i] for i in sorted(np.random.default_rng(seed).permutation(len(subsets))[:limit])]
 
 
 def as_batch(x: Array, y: Array) -> Tensors:
@@ -307,8 +307,8 @@ def as_batch(x: Array, y: Array) -> Tensors:
 
 def position_loss(module: nn.Module, batch: Tensors) -> loop.Terms:
     """`(prediction - y)^2`, the mean over all positions and prompts."""
-    apart = (module(batch["x"], batch["y"]) - batch["y"]).square()
-    return {"mse": loop.Term(apart.sum() / batch["y"].shape[1], "rows")}
+    errors = (module(batch["x"], batch["y"]) - batch["y"]).square()
+    return {"mse": loop.Term(errors.sum() / batch["y"].shape[1], "rows")}
 
 
 def _linear(x: Array, w: Array) -> Array:

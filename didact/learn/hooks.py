@@ -1,4 +1,4 @@
-"""What is called around every step of a training: hooks, and what they see."""
+"""Hooks, which are called around every training step, and the view of the step that they get."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from didact.parallel.relay import Relay
 class Step:
     """What a hook sees: the module, the step just done (or about to be), its log row and batch, and the optimizer.
 
-    The optimizer steps on `masters.of(weight)`, which where weights are narrow is a copy of the weight.
+    The optimizer updates `masters.of(weight)`, a float32 copy of the weight where weights are narrower.
     """
 
     module: nn.Module
@@ -31,14 +31,14 @@ class Step:
     relay: Relay | None = None
 
     def weights(self) -> dict[str, Tensor]:
-        """What is trained, whole and on the CPU: all processes call."""
+        """Return the trained weights, whole and on the CPU; all processes must call this."""
         whole = {n: shards.whole(p.detach()) for n, p in self.masters.named.items()}
         whole = self.relay.joined(whole) if self.relay else whole
         return {n: p.cpu().contiguous().clone() for n, p in whole.items()}
 
     @torch.no_grad()
     def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Take back what `weights` gave."""
+        """Set the trained weights to `weights`, as returned by the method `weights`."""
         for n, p in self.masters.named.items():
             p.copy_(shards.like(weights[n], p))
 
@@ -46,7 +46,7 @@ class Step:
 class Hook:
     """Override what you need. `after` returning True stops training; `state` is checkpointed.
 
-    Every process calls it. `inside`: it changes weights or the optimizer's state by itself, which it needs whole.
+    Every process calls it. `inside`: the hook edits weights or optimizer state, and needs them whole.
     """
 
     inside = False
@@ -61,13 +61,13 @@ class Hook:
         """Called after the last step of a phase, before its last checkpoint."""
 
     def release(self) -> None:
-        """Called when training stops, however it stops: what a step borrowed goes back."""
+        """Called when training stops, however it stops: undo temporary changes of a step."""
 
     def state(self) -> Any:
-        """JSON state that `restore` brings back."""
+        """Return JSON state for `restore`."""
 
     def restore(self, state: Any) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
 
 
 class StopWhen(Hook):
@@ -91,33 +91,33 @@ class every(Hook):  # noqa: N801  (reads as a verb where it is used)
     def before(self, step: Step) -> None:
         """Look once before training."""
         if step.step == 0 and not self.rows:
-            self._look(step, 0)
+            self._record(step, 0)
 
     def after(self, step: Step) -> None:
         """Look every `steps` steps and at the end."""
-        done = step.step + 1
-        if done % self.steps == 0 or done == step.steps:
-            self._look(step, done)
+        steps_done = step.step + 1
+        if steps_done % self.steps == 0 or steps_done == step.steps:
+            self._record(step, steps_done)
 
     def state(self) -> Any:
         """The rows so far."""
         return self.rows
 
     def restore(self, state: Any) -> None:
-        """Take back the rows."""
+        """Restore the rows."""
         self.rows = state
 
-    def _look(self, step: Step, done: int) -> None:
-        was = step.module.training
+    def _record(self, step: Step, steps_done: int) -> None:
+        was_training = step.module.training
         step.module.eval()
         with torch.no_grad():
-            self.rows.append({"step": done, **self.look(step)})
-        step.module.train(was)
+            self.rows.append({"step": steps_done, **self.look(step)})
+        step.module.train(was_training)
 
 
 class NoDropout(Hook):
     """Trains without dropout: the log-probs of the model and of its frozen copy then agree where the weights do."""
 
     def before(self, step: Step) -> None:
-        """Nothing but dropout tells the two modes of a language model apart."""
+        """Switch to evaluation mode, which in language models differs by dropout alone."""
         step.module.eval()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a model is trained: the step at work is finished and kept first."""
+"""Ctrl-C and SIGTERM during training: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
-class Asked:
-    """Which signal asked the loop to stop, if one did."""
+class Interrupt:
+    """The signal that asked the loop to stop, if there was one."""
 
     signum: int | None = None
 
 
 @contextlib.contextmanager
-def after_the_step(active: bool) -> Iterator[Asked]:
-    """Inside the block a first signal is only noted; after it, and for a second one, it does what it did before.
+def after_the_step(active: bool) -> Iterator[Interrupt]:
+    """Only note a first signal inside the block; it takes effect after the block, a second one at once.
 
-    Signals that are ignored, or that other code than Python's handles, stay so; only the main thread can take them.
+    Signals that are ignored, or handled outside of Python, stay so; only the main thread can receive them.
     """
-    asked = Asked()
-    before: dict[signal.Signals, Any] = {}
+    interrupt = Interrupt()
+    handlers: dict[signal.Signals, Any] = {}
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        asked.signum = signum
-        print("didact: stopping once this step is done and kept (again: at once)", file=sys.stderr, flush=True)
+    def handle(signum: int, frame: FrameType | None) -> None:
+        interrupt.signum = signum
+        print("didact: stopping after this step is saved (interrupt again to stop now)", file=sys.stderr, flush=True)
         restore()
 
     def restore() -> None:
-        while before:
-            signal.signal(*before.popitem())
+        while handlers:
+            signal.signal(*handlers.popitem())
 
     if active:
         with contextlib.suppress(ValueError):  # another thread than the main one
             for signum in SIGNALS:
-                if (now := signal.getsignal(signum)) not in (signal.SIG_IGN, None):
-                    before[signum] = now
-                    signal.signal(signum, note)
+                if (handler := signal.getsignal(signum)) not in (signal.SIG_IGN, None):
+                    handlers[signum] = handler
+                    signal.signal(signum, handle)
     try:
-        yield asked
+        yield interrupt
     finally:
         restore()
-    if asked.signum is not None:
-        signal.raise_signal(asked.signum)
+    if interrupt.signum is not None:
+        signal.raise_signal(interrupt.signum)

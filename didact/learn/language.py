@@ -1,4 +1,4 @@
-"""Teaching language models: streams of rows in, a taught copy out; and the loss terms methods share."""
+"""Training of language models: streams of rows in, a trained copy out; and the loss terms that methods share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from didact.parallel import launch, mesh, stages, tensor
 from didact.parallel.sharding import Sharded
 from didact.types import Cost, Fit, Result, UserError
 
-REPLAY = "replay"  # the stream of general text, and its term
+REPLAY = "replay"  # name of the stream of general text and of its loss term
 Loss = Callable[[Model, MicroBatch], Mapping[str, Term]]
 
 
@@ -40,9 +40,9 @@ class TrainResult:
     state: State
 
     def result(self, **parts: Any) -> Result:
-        """This training as a method's result; `parts` are its findings, records, warnings, or a model in its place."""
-        made: dict[str, Any] = {"models": {"model": self.model}, "history": self.history, "cost": self.cost}
-        return Result(**made | parts)
+        """Return this training as a method's result; `parts` (findings, records, ...) extend or replace its fields."""
+        fields: dict[str, Any] = {"models": {"model": self.model}, "history": self.history, "cost": self.cost}
+        return Result(**fields | parts)
 
 
 def train(
@@ -59,20 +59,20 @@ def train(
 ) -> TrainResult:
     """Train a copy of `model` (or a LoRA adapter on it) on streams of items, `fit.rows` of each a step.
 
-    An epoch is a pass over the first stream. The given model stays as it was, so that it can serve as the reference;
-    an adapter is merged first, or goes on under LoRA (`adapters.ready`) or, whatever it is, with `keep`. `loss` gives
-    the terms of a micro-batch, one function for all streams or one for each.
+    An epoch is a pass over the first stream. `model` is not changed, so that it can serve as the reference; an adapter
+    on it is merged first, or trained further under LoRA (`adapters.ready`) or, of any kind, with `keep`. `loss` returns
+    the terms of a micro-batch: one function for all streams, or one for each.
     """
     for stream, items in streams.items():
         if not items:
             raise UserError(f"{stream}: no records")
-    began = time.monotonic()
+    start = time.monotonic()
     model = model if keep else adapters.ready(model, fit.lora)
     if model.quantized and not fit.lora:
         raise UserError(f"weights in {model.quantized} cannot be trained: train an adapter on them (lora = 8)")
     spread = fit.parallel != "ddp"
     if spread and model.quantized:
-        raise UserError(f"parallel = {fit.parallel}: weights in {model.quantized} cannot lie over processes: take ddp")
+        raise UserError(f"parallel = {fit.parallel}: weights in {model.quantized} cannot be sharded: use ddp")
     student = sharing(model) if spread or (fit.lora and not adapters.adapted(model)) else copy_of(model)
     if fit.lora:
         student = adapters.lora(
@@ -82,23 +82,23 @@ def train(
         adapters.placeless(student)
         if not any(p.requires_grad for p in student.module.parameters()):
             student.module.requires_grad_(True)
-    first = len(next(iter(streams.values())))
-    beside = replayed(model, fit)
-    mixed = {k: registry.digest(f"{fit.replay} {s}") for k, s in beside.items()}
+    count = len(next(iter(streams.values())))
+    replay = replayed(model, fit)
+    replay_digests = {k: registry.digest(f"{fit.replay} {s}") for k, s in replay.items()}
     batches = Batches(
-        {k: Stream(items, fit.rows) for k, items in streams.items()} | beside, fit.seed, model.kind, model.pad,
+        {k: Stream(items, fit.rows) for k, items in streams.items()} | replay, fit.seed, model.kind, model.pad,
         model.start, forward.packing_of(student, fit.packing),
     )  # fmt: skip
 
     def loss_fn(module: nn.Module, micro: MicroBatch) -> Mapping[str, Term]:
-        if micro.stream in beside:
+        if micro.stream in replay:
             return {REPLAY: cross_entropy(student, micro, weight=fit.replay / (1 - fit.replay))}
-        of = loss[micro.stream] if isinstance(loss, Mapping) else loss
-        return of(student, micro)
+        stream_loss = loss[micro.stream] if isinstance(loss, Mapping) else loss
+        return stream_loss(student, micro)
 
-    steps, warmup = fit.total_steps(first), fit.warmup_count(first)
+    steps, warmup = fit.total_steps(count), fit.warmup_count(count)
     fit = fit.replace(micro_tokens=fit.micro_tokens or forward.at_once(student))
-    known = identity(model, streams, fit) | mixed
+    run_id = identity(model, streams, fit) | replay_digests
     with (
         sharding(student, fit) as sharded,
         fused.layers(student.module, not spread),
@@ -106,37 +106,37 @@ def train(
     ):
         history, state = loop.fit(
             student.module, batches, loss_fn, fit.replace(replay=0.0), hooks, steps=steps, warmup=warmup,
-            coupled=coupled, name=name, identity=known, quiet=quiet, sharded=sharded,
+            coupled=coupled, name=name, identity=run_id, quiet=quiet, sharded=sharded,
         )  # fmt: skip
     student.module.eval()
     cost = Cost(
-        tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - began
+        tokens=3 * state.tokens, flops=6.0 * student.parameters * state.tokens, seconds=time.monotonic() - start
     )
     return TrainResult(student, history, cost, state)
 
 
 @contextlib.contextmanager
 def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
-    """Inside, the student's weights lie over the processes as `fit.parallel` says; after it each has all of them.
+    """Shard the student's weights over the processes inside the block, as `fit.parallel` says; gather them after it.
 
     Raises:
-        UserError: there are other processes than that takes, the optimizer takes weights whole, or the model's layers
+        UserError: the number of processes does not fit, the optimizer needs whole weights, or the model's layers
             cannot be split.
     """
     if fit.parallel == "ddp":
         yield None
         return
     if fit.optimizer == "adafactor":  # its factors are sums over rows and columns
-        raise UserError(f"parallel = {fit.parallel}: adafactor takes whole matrices: adamw, adam or sgd")
+        raise UserError(f"parallel = {fit.parallel}: adafactor takes whole matrices: use adamw, adam or sgd")
     launch.several(fit.parallel)
     pp, _, tp = launch.parallel(fit.parallel) or (1, 1, 1)
-    why = stages.refusal(prefix.inner_of(student), pp) if pp > 1 else None
+    reason = stages.refusal(prefix.inner_of(student), pp) if pp > 1 else None
     if pp > 1 and prefix.learned_prompt(student):
-        why = "a learned prompt lies in no stage"
+        reason = "a learned prompt belongs to no stage"
     if tp > 1:
-        why = why or tensor.unfit(student.module, tp)
-    if why:
-        raise UserError(f"parallel = {fit.parallel}: {why}: take fsdp2")
+        reason = reason or tensor.unfit(student.module, tp)
+    if reason:
+        raise UserError(f"parallel = {fit.parallel}: {reason}: take fsdp2")
     distributed.rank(student.module)
     over = mesh.over(fit.parallel, student.device.type)
     sharded = Sharded(student.module, over, spread.layers(student.module))
@@ -145,7 +145,7 @@ def sharding(student: Model, fit: Fit) -> Iterator[Sharded | None]:
 
 
 def replayed(model: Model, fit: Fit) -> dict[str, Stream]:
-    """General text beside a training's own streams, `fit.replay` of the examples of a step; nothing without it."""
+    """Return the stream of general text that is mixed in, `fit.replay` of the examples of a step; none if that is 0."""
     if not fit.replay:
         return {}
     texts = general.texts(fit.replay_from, "replay")
@@ -164,7 +164,7 @@ def nll(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
 
 
 def sft(student: Model, micro: MicroBatch, weight: float) -> Mapping[str, Term]:
-    """The same beside another loss, as the term `sft` of this weight."""
+    """Return the loss of fine-tuning as the term `sft`, with a weight, to be added to another loss."""
     return {"sft": cross_entropy(student, micro, weight=weight)}
 
 
@@ -175,14 +175,14 @@ def cross_entropy(model: Model, micro: MicroBatch, per: str | None = None, weigh
 
 
 def weighted_cross_entropy(model: Model, micro: MicroBatch, first: Tensor, weight: float) -> Term:
-    """Next-token loss where the first label tokens of every row, `first (items,)` many, count only `weight`.
+    """Next-token loss in which the first `first (items,)` label tokens of every row have weight `weight`.
 
     It is divided by the number of label tokens, not by the sum of their weights.
     """
     logp, row = forward.tokens(model, micro.tokens)["logp"], micro.tokens.row
     counts = torch.bincount(row, minlength=micro.items)
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    weights = torch.where(place < first[row], weight, 1.0).to(logp)
+    position = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    weights = torch.where(position < first[row], weight, 1.0).to(logp)
     return Term(-(weights * logp).sum(), f"{micro.stream}.tokens")
 
 
@@ -198,16 +198,16 @@ def token_mean(
 
     `reference` is a frozen model whose `ref_logits` the function takes.
     """
-    everywhere = everywhere and model.kind == "causal"  # a decoder predicts at its labels only
-    spots = micro.tokens.everywhere() if everywhere else micro.tokens
-    against = None
+    everywhere = everywhere and model.kind == "causal"  # an encoder-decoder predicts its labels only
+    positions = micro.tokens.everywhere() if everywhere else micro.tokens
+    frozen = None
     if reference is not None:
-        was = reference.module.training
+        was_training = reference.module.training
         reference.module.eval()  # a reference has no dropout
         with torch.no_grad():
-            against = (reference, forward.label_states(reference, spots))
-        reference.module.train(was)
-    values = forward.tokens(model, spots, {"value": fn}, reference=against)["value"]
+            frozen = (reference, forward.label_states(reference, positions))
+        reference.module.train(was_training)
+    values = forward.tokens(model, positions, {"value": fn}, reference=frozen)["value"]
     return Term(values.sum(), f"{micro.stream}.{'seen' if everywhere else 'tokens'}", weight)
 
 
@@ -221,19 +221,19 @@ def sequence_logp(model: Model, micro: MicroBatch) -> tuple[Tensor, Tensor]:
 
 
 def reference_logp(reference: Model, items: Sequence[ExampleGroup]) -> Tensor:
-    """The same for all items under a frozen model, `(items, arity)`, computed once (and cached on disk)."""
+    """Log-probs of all rows of all items under a frozen model, `(items, arity)`, computed once and cached on disk."""
     arity = len(items[0])
     total = forward.cached_row_logp(reference, [r for item in items for r in item])
     return total.view(-1, arity).to(next(reference.module.parameters()).dtype)
 
 
 def group_logp(model: Model, items: Sequence[ExampleGroup]) -> Tensor:
-    """The same under any model, not cached, float64."""
+    """Log-probs of all rows of all items under any model, `(items, arity)`, not cached, float64."""
     return forward.row_logp(model, [r for item in items for r in item])[0].view(len(items), -1)
 
 
 def identity(model: Model, data: Any, fit: Fit) -> dict[str, str]:
-    """What a checkpoint belongs to: the start's weights, and the data where no method's call says so."""
+    """Identify the run of a checkpoint: the start model's weights, and the data unless the method's call names them."""
     if not fit.folder:
         return {}
     return {"weights": model.fingerprint()} | ({} if registry.identity() else {"data": registry.digest(data)})

@@ -1,4 +1,4 @@
-"""Which stages, copies and parts a training runs over: as asked for where that is legal, else what the planner says."""
+"""Layout (pipeline stages, copies, parts of a layer) of a training: the requested one if legal, or the planner's."""
 
 from __future__ import annotations
 
@@ -18,48 +18,46 @@ from didact.parallel.spec import ClusterSpec, Layout, within
 from didact.types import Fit, UserError
 
 
-def chosen(model: Model, asked: str | None, fit: Fit, window: int, device: torch.device) -> Grid:
-    """The grid of a layout `PPxDPxTP`; by default of the planner's best for the processes there are.
+def chosen(model: Model, layout: str | None, fit: Fit, window: int, device: torch.device) -> Grid:
+    """Return the grid of a layout `PPxDPxTP`; by default of the planner's best for the running processes.
 
-    Where `fit.parallel` names one it is that, and where it asks for FSDP2 they are copies that share the weights.
+    `fit.parallel` may name the layout instead; for FSDP2 it is copies that share the weights.
 
     Raises:
-        UserError: what is asked for is not legal; what is, is told.
+        UserError: the layout is not legal; the message lists those that are.
     """
     world = launch.world()
     if fit.parallel != "ddp":
         launch.several(fit.parallel)
-        if asked or fit.parallel == "hsdp":
-            raise UserError(
-                f"parallel = {fit.parallel}: this training takes a layout in its place: 1x{world}x1 is FSDP2"
-            )
-        asked = fit.parallel if launch.parallel(fit.parallel) else f"1x{world}x1"
-    sizes = launch.sizes(asked) if asked else (1, 1, 1)
-    if asked and (count := sizes[0] * sizes[1] * sizes[2]) != world:
-        there = "is 1" if world == 1 else f"are {world}"
+        if layout or fit.parallel == "hsdp":
+            raise UserError(f"parallel = {fit.parallel}: this training takes a layout instead: 1x{world}x1 is FSDP2")
+        layout = fit.parallel if launch.parallel(fit.parallel) else f"1x{world}x1"
+    sizes = launch.sizes(layout) if layout else (1, 1, 1)
+    if layout and (count := sizes[0] * sizes[1] * sizes[2]) != world:
+        running = "is 1" if world == 1 else f"are {world}"
         raise UserError(
-            f"layout = {asked}: takes {count} processes, and there {there}: start {count} "
+            f"layout = {layout}: takes {count} processes, and there {running}: start {count} "
             f"(torchrun --nproc_per_node {count} -m didact ...)"
         )
     if world > 1:
         job = _job(model, fit.rows, window, device)
-        if asked and (why := refusal(model, job, *sizes)):
-            legal = ", ".join("x".join(map(str, each)) for each in _legal(model, job))
-            raise UserError(f"layout = {asked}: {why}; {world} processes serve as {legal or 'none'}")
-        if not asked:
+        if layout and (reason := refusal(model, job, *sizes)):
+            legal = ", ".join("x".join(map(str, grid_sizes)) for grid_sizes in _legal(model, job))
+            raise UserError(f"layout = {layout}: {reason}; layouts for {world} processes: {legal or 'none'}")
+        if not layout:
             sizes = _best(model, job)
     return mesh.grid(*sizes, device)
 
 
 def refusal(model: Model, job: Job, pp: int, dp: int, tp: int) -> str | None:
-    """Why a model cannot be trained so; None where it can. Batches are filled up, so that they always divide."""
+    """Say why a layout cannot train a model, None where it can. Batches are padded, so that they always divide."""
     kind = str(model.config.model_type)
     if pp > 1 and kind not in stages.PARTS:
-        return f"stages are cut of {', '.join(sorted(stages.PARTS))}, and this is {kind}: give 1 stage"
-    if tp > 1 and (why := tensor.refusal(model.config)):
-        return f"{why}: give 1 part"
-    whole = -(-job.batch // dp) * dp
-    return planner.refusal(job, Layout(pp=pp, dp=dp, tp=tp, batch=whole))
+        return f"stages are possible for {', '.join(sorted(stages.PARTS))}, and this is {kind}: give 1 stage"
+    if tp > 1 and (reason := tensor.refusal(model.config)):
+        return f"{reason}: give 1 part"
+    padded = -(-job.batch // dp) * dp
+    return planner.refusal(job, Layout(pp=pp, dp=dp, tp=tp, batch=padded))
 
 
 def _legal(model: Model, job: Job) -> Iterator[tuple[int, int, int]]:
@@ -71,14 +69,14 @@ def _legal(model: Model, job: Job) -> Iterator[tuple[int, int, int]]:
 
 
 def _best(model: Model, job: Job) -> tuple[int, int, int]:
-    """The planner's fastest of what can be trained here, else what needs least."""
-    able = set(_legal(model, job))
+    """Return the fastest layout of the planner that can be trained here, else the one that needs least memory."""
+    legal = set(_legal(model, job))
     fixed: dict[str, Any] = {"recompute": "none", "chunks": 1, "sp": False}
-    found = planner.plan(job, fixed)
-    for told in (*found.ranked, *found.large):
-        if (sizes := (told.layout.pp, told.layout.dp, told.layout.tp)) in able:
+    plan = planner.plan(job, fixed)
+    for candidate in (*plan.ranked, *plan.large):
+        if (sizes := (candidate.layout.pp, candidate.layout.dp, candidate.layout.tp)) in legal:
             return sizes
-    raise UserError(f"{job.cluster.gpus} processes serve this model in no layout: start fewer")
+    raise UserError(f"no layout of {job.cluster.gpus} processes can train this model: start fewer")
 
 
 def _job(model: Model, rows: int, window: int, device: torch.device) -> Job:
@@ -86,10 +84,10 @@ def _job(model: Model, rows: int, window: int, device: torch.device) -> Job:
     node = launch.on_node()
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _memory() / node
     cluster = ClusterSpec(gpus=world, gpus_per_node=node, memory=float(memory))
-    whole = -(-rows // world) * world
-    return Job(within(shape.of(model.config), window), cluster, whole, POLICIES["fp32"])
+    padded = -(-rows // world) * world
+    return Job(within(shape.of(model.config), window), cluster, padded, POLICIES["fp32"])
 
 
 def _memory() -> float:
-    """Bytes of this machine."""
+    """Bytes of this machine's memory."""
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from didact.parallel import shards
 
-SLOT = "|master"  # what their names end with in a checkpoint
+SLOT = "|master"  # suffix of their names in a checkpoint
 
 
 class Masters:
-    """What the optimizer steps on, by name: weights of 32 bits and more themselves, float32 copies of the others."""
+    """The tensors that the optimizer updates, by name: weights of 32 bits or more, float32 copies of the others."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         self.named = named
@@ -26,23 +26,23 @@ class Masters:
         self.copies = [(n, self.all[n], p) for n, p in named.items() if self.all[n] is not p]
 
     def of(self, weight: Tensor) -> Tensor:
-        """What the optimizer steps on for a weight."""
+        """Return the tensor that the optimizer updates for a weight."""
         return next((copy for _, copy, p in self.copies if p is weight), weight)
 
     def groups(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Parameter groups with the copies in place of what they stand for."""
-        of = {p: self.all[n] for n, p in self.named.items()}
-        return [{**group, "params": [of.get(p, p) for p in group["params"]]} for group in groups]
+        """Return parameter groups with the copies in place of their weights."""
+        tensors = {p: self.all[n] for n, p in self.named.items()}
+        return [{**group, "params": [tensors.get(p, p) for p in group["params"]]} for group in groups]
 
     def take_gradients(self) -> None:
-        """The weights' gradients become the copies'."""
+        """Move the weights' gradients to the copies."""
         for _, copy, p in self.copies:
             copy.grad = None if p.grad is None else p.grad.float()
             p.grad = None
 
     @torch.no_grad()
     def give(self) -> None:
-        """The weights become the copies, rounded."""
+        """Set the weights to the copies, rounded."""
         for _, copy, p in self.copies:
             p.copy_(copy)
 
@@ -51,10 +51,10 @@ class Masters:
         return {n + SLOT: copy.detach().clone() for n, copy, _ in self.copies}
 
     @torch.no_grad()
-    def restore(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take back the copies whose rounding the weights are; the others begin at the weights. Gives what is left."""
+    def restore(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Restore copies that round to the weights, set the others to the weights; return the remaining tensors."""
         for n, copy, p in self.copies:
-            was = kept.get(n + SLOT)
-            same = was is not None and bool(shards.whole((was.to(p.dtype) == p).all()))
-            copy.copy_(was if same and was is not None else p)
-        return {k: v for k, v in kept.items() if not k.endswith(SLOT)}
+            saved = tensors.get(n + SLOT)
+            matches = saved is not None and bool(shards.whole((saved.to(p.dtype) == p).all()))
+            copy.copy_(saved if matches and saved is not None else p)
+        return {k: v for k, v in tensors.items() if not k.endswith(SLOT)}

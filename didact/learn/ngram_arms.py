@@ -1,7 +1,7 @@
-"""The same model with n-gram heads and without, taught side by side on the same rows: what heads are compared with.
+"""Arms of a comparison of n-gram heads: the same model with heads and without, trained on the same rows.
 
-`heads` looks followers up; `control` has the same weights and looks nothing up; `uniform` looks up the mean of all
-earlier states; `plain` has no more weights than the model. New heads of all arms start from the same numbers.
+`heads` looks up what followed an n-gram; `control` has the same weights and looks nothing up; `uniform` looks up the
+mean of all earlier states; `plain` adds no weights to the model. New heads of all arms start from the same weights.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LOOKUPS: dict[str, Lookup] = {"heads": "ngram", "control": "zero", "uniform": "u
 
 
 def start(arch: Arch, tokenizer: Any, layers: int, width: int, window: int, seed: int) -> Model:
-    """A new model, of our layers or of transformers' Llama, GPT-2 or Mamba, with a head of attention for 16 of its
-    width."""
+    """Build a new model, of our layers or of transformers' Llama, GPT-2 or Mamba, with one attention head per 16 of
+    its width."""
     if kind := BUILT.get(arch):
         heads = max(1, width // 16)
         if width % heads:
@@ -46,7 +46,7 @@ def start(arch: Arch, tokenizer: Any, layers: int, width: int, window: int, seed
 def arm(
     name: Arm, model: Model, sizes: Sequence[int], at: int, zero: bool, seed: int, boundary: int | None = None
 ) -> Model:
-    """A copy of a model as this arm has it: heads of these sizes in a row behind block `at`, begun at `zero` or not."""
+    """Copy a model for an arm: heads of these n-gram sizes in a row behind block `at`, initialised at `zero` or not."""
     if name == "plain":
         return copy_of(model)
     width = int(model.text_config.hidden_size)
@@ -60,30 +60,30 @@ def train(
     name: Arm, model: Model, rows: Sequence[TokenizedExample], fit: Fit, alone: bool, only: Sequence[int] | None = None,
     hooks: Sequence[Hook] = (),
 ) -> TrainResult:  # fmt: skip
-    """Teach a copy of an arm to predict rows.
+    """Train a copy of an arm to predict rows.
 
     Args:
-        name: of the arm.
-        model: as `arm` made it.
-        rows: what it reads and predicts.
-        fit: training.
-        alone: what was inserted is trained, the rest of the model stays as it is.
-        only: tokens that are predicted; all by default. The loss is divided by all tokens.
+        name: name of the arm.
+        model: model of the arm, from `arm`.
+        rows: training rows.
+        fit: how to train.
+        alone: train only the inserted heads; the rest of the model is frozen.
+        only: tokens whose loss counts; all by default. The loss is divided by the number of all tokens.
         hooks: called around every step.
     """
     if fit.lora:
-        raise UserError("n-gram heads are trained whole: leave lora at 0")
-    kept = torch.tensor(sorted(only)) if only is not None else None
+        raise UserError("n-gram heads cannot be trained with LoRA: leave lora at 0")
+    ids = torch.tensor(sorted(only)) if only is not None else None
 
     def loss(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         logp = forward.tokens(student, micro.tokens)["logp"]
-        counts: Tensor | float = 1.0 if kept is None else torch.isin(micro.tokens.target, kept.to(logp.device)).to(logp)
+        counts: Tensor | float = 1.0 if ids is None else torch.isin(micro.tokens.target, ids.to(logp.device)).to(logp)
         return {"nll": Term(-(logp * counts).sum(), f"{micro.stream}.tokens")}
 
     model = copy_of(model)
     if alone:
         body: Any = model.module
         body.base.requires_grad_(False)
-    made = language.train(model, {"text": language.single(rows)}, loss, fit, hooks=hooks, name=name)
-    made.model.module.requires_grad_(True)
-    return made
+    trained = language.train(model, {"text": language.single(rows)}, loss, fit, hooks=hooks, name=name)
+    trained.model.module.requires_grad_(True)
+    return trained

@@ -24,9 +24,9 @@ from didact.types import Fit, Preference
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`loss(logp, ref_logp, index)`: log-probs `(B, k)` of each group's rows under the model and under the reference (zeros
-without one), and which groups of the stream these are `(B,)`; gives a loss a group, `(B,)`."""
+without one), and the indices of these groups in the stream `(B,)`; returns one loss per group, `(B,)`."""
 Log = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
-"""Numbers to log from the same arguments, detached: one a group, `(B,)` each."""
+"""Numbers to log from the same arguments, detached: one per group, `(B,)` each."""
 
 
 def groups(model: Model, preferences: Sequence[Preference], name: str = "preferences") -> list[ExampleGroup]:
@@ -39,20 +39,20 @@ def groups(model: Model, preferences: Sequence[Preference], name: str = "prefere
 
 
 def reference_of(
-    reference: Model | Tensor | None, items: Sequence[ExampleGroup], model: Model, seen: Sequence[int] | None = None
+    reference: Model | Tensor | None, items: Sequence[ExampleGroup], model: Model, drawn: Sequence[int] | None = None
 ) -> Tensor | None:
     """Log-probs `(N, k)` under a reference, on the model's device: computed once, or as given.
 
-    Those of items that training will not see are not computed; `seen` are the others, by their numbers.
+    Only those of the items that training draws are computed: `drawn` are their indices, all by default.
     """
     if isinstance(reference, Model):
-        chosen = list(range(len(items)) if seen is None else seen)
+        chosen = list(range(len(items)) if drawn is None else drawn)
         if not chosen:
             return None
         with cost.partly(len(chosen) / len(items)):
-            found = language.reference_logp(reference, [items[i] for i in chosen])
-        reference = found.new_full((len(items), found.shape[1]), torch.nan)
-        reference[chosen] = found
+            logp = language.reference_logp(reference, [items[i] for i in chosen])
+        reference = logp.new_full((len(items), logp.shape[1]), torch.nan)
+        reference[chosen] = logp
     return None if reference is None else reference.to(model.device)
 
 
@@ -66,35 +66,35 @@ def terms(
     mean: bool = False,
     log: Log | None = None,
 ) -> Loss:
-    """The loss terms of a stream of groups.
+    """Return the function that computes the loss terms of a stream of groups.
 
     Args:
         loss: see `PairLoss`.
         ref: log-probs of all groups under the reference, `(N, k)`; None gives the loss zeros.
-        name: of the term.
-        weight: of the term.
+        name: name of the term.
+        weight: weight of the term.
         share: weight of every group, `(N,)`; 1 by default.
         mean: log-probs are means over a row's tokens; sums otherwise.
         log: further numbers for the history.
     """
 
-    def of(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
+    def compute(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         logp, count = language.sequence_logp(student, micro)
-        was = torch.zeros_like(logp) if ref is None else ref[micro.index]
+        ref_logp = torch.zeros_like(logp) if ref is None else ref[micro.index]
         if mean:
-            logp, was = logp / count, was / count
-        losses = loss(logp, was, micro.index)
+            logp, ref_logp = logp / count, ref_logp / count
+        losses = loss(logp, ref_logp, micro.index)
         if share is not None:
             losses = share.to(losses.device)[micro.index].to(losses) * losses
         rows = f"{micro.stream}.rows"
-        logged = log(logp.detach(), was, micro.index) if log else {}
+        logged = log(logp.detach(), ref_logp, micro.index) if log else {}
         return {name: Term(losses.sum(), rows, weight)} | {k: Term(v.sum(), rows, 0.0) for k, v in logged.items()}
 
-    return of
+    return compute
 
 
 def margins(scale: float) -> Log:
-    """Logs the scaled `margin` of a pair's log-ratios, and the `accuracy`: how often it is above 0."""
+    """Log the scaled `margin` of a pair's log-ratios, and the `accuracy`: how often it is above 0."""
 
     def log(logp: Tensor, ref: Tensor, index: Tensor) -> Mapping[str, Tensor]:
         margin = scale * preference.margin(logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1])
@@ -120,7 +120,7 @@ def train(
     loss_name: str | None = None,
     stream: str = "pairs",
 ) -> TrainResult:
-    """A copy of `model` trained by `loss` on N groups of k rows, which may be any that follow the same tokens.
+    """Train a copy of `model` by `loss` on N groups of k rows, any continuations of the same tokens.
 
     Args:
         model: a causal or seq2seq model.
@@ -134,17 +134,17 @@ def train(
         beside: further streams with their losses: demonstrations, records to retain.
         coupled: the loss couples the groups of a batch, which is then never split.
         hooks: called around every step.
-        name: of the phase, which names its checkpoints.
-        loss_name: of the loss in the history; the phase's by default.
+        name: name of the phase and of its checkpoints.
+        loss_name: name of the loss in the history; the phase's by default.
         stream: name of the groups' stream.
     """
     order = Batches({stream: Stream(items, fit.rows)}, fit.seed)
     ref = reference_of(reference, items, model, order.drawn(stream, fit.total_steps(len(items))))
-    others = dict(beside or {})
+    extra = dict(beside or {})
     losses = {stream: terms(loss, ref, name=loss_name or name, share=share, mean=mean, log=log)}
     return language.train(
-        model, {stream: items} | {k: rows for k, (rows, _) in others.items()},
-        losses | {k: their for k, (_, their) in others.items()}, fit, coupled=coupled, hooks=hooks, name=name,
+        model, {stream: items} | {k: rows for k, (rows, _) in extra.items()},
+        losses | {k: term for k, (_, term) in extra.items()}, fit, coupled=coupled, hooks=hooks, name=name,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Pre-training from text by GPT-3's recipe: everything is counted in tokens.
+"""Pre-training from text by GPT-3's recipe, in which everything is counted in tokens.
 
 Rate and batch are functions of the tokens seen, so that the plan of a run (how many rows each step has, which ones,
 at what rate) is made before it starts, and a step is a pure function of (seed, step).
@@ -36,12 +36,12 @@ class Recipe:
     Args:
         total: tokens of the run.
         window: tokens of a row, the model's context.
-        rows: of the full batch.
+        rows: rows of the full batch.
         first: tokens of the first batch (not scaled).
-        warmup: tokens of the linear warm-up, of a run of 300B.
-        end: tokens after which the rate stays at its floor, of a run of 300B.
-        ramp: tokens over which the batch grows, of a run of 300B.
-        floor: of the rate, a share of its peak.
+        warmup: tokens of the linear warm-up, in a run of 300B.
+        end: tokens after which the rate stays at its floor, in a run of 300B.
+        ramp: tokens over which the batch grows, in a run of 300B.
+        floor: lowest rate, as a share of the peak.
     """
 
     total: float
@@ -81,7 +81,7 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Of the run."""
+        """Steps of the run."""
         return len(self.plan) - 1
 
     def rate(self, step: int) -> float:
@@ -90,22 +90,22 @@ class Recipe:
 
 
 def recipe_for(steps: int, window: int, rows: int, kind: Any = Recipe, **more: Any) -> Recipe:
-    """The recipe whose plan has this many steps: the ramp makes a run shorter than its full batches."""
+    """Return the recipe whose plan has this many steps; with a ramp its total is less than `steps` full batches."""
     low, high = 0.0, float(steps * rows)
     while high - low > 0.25:
-        middle = (low + high) / 2
-        if kind(total=middle * window, window=window, rows=rows, **more).steps < steps:
-            low = middle
+        total = (low + high) / 2
+        if kind(total=total * window, window=window, rows=rows, **more).steps < steps:
+            low = total
         else:
-            high = middle
-    found: Recipe = kind(total=high * window, window=window, rows=rows, **more)
-    return found
+            high = total
+    recipe: Recipe = kind(total=high * window, window=window, rows=rows, **more)
+    return recipe
 
 
 def packed(model: Model, texts: Sequence[str], window: int, seed: int = 0) -> list[TokenizedExample]:
-    """Documents in random order, joined by the end token and cut into full windows; attention is not masked between.
+    """Join documents in random order by the end token and cut them into full windows; attention crosses documents.
 
-    What is left at the end and fills no window is dropped, unless it is all there is.
+    An incomplete window at the end is dropped, unless it is the only one.
     """
     order = np.random.default_rng([seed, 62]).permutation(len(texts))
     rows = encode.windows(model.tokenizer, [texts[i] for i in order], window)
@@ -121,32 +121,32 @@ def pretrain(
 
     Rows are drawn without replacement epoch by epoch. The log has the rate, and `rows`, the batch.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     student = copy_of(model) if fit.parallel == "ddp" else sharing(model)
     student.module.requires_grad_(True)
-    known = language.identity(model, [rows, repr(recipe)], fit)
+    run_id = language.identity(model, [rows, repr(recipe)], fit)
     with language.sharding(student, fit) as sharded:
         history, state = loop.fit(
             student.module, Rows(rows, recipe, fit.seed, model),
             lambda module, micro: language.nll(student, micro), fit.replace(schedule="constant"),
-            [ByTokens(recipe), *hooks], steps=recipe.steps, name="pretrain", identity=known, sharded=sharded,
+            [ByTokens(recipe), *hooks], steps=recipe.steps, name="pretrain", identity=run_id, sharded=sharded,
         )  # fmt: skip
     student.module.eval()
     flops = 6.0 * student.parameters * state.tokens
-    cost = Cost(tokens=3 * state.tokens, flops=flops, seconds=time.monotonic() - began)
+    cost = Cost(tokens=3 * state.tokens, flops=flops, seconds=time.monotonic() - start)
     return TrainResult(student, history, cost, state)
 
 
 def result(trained: TrainResult, recipe: Recipe, windows: int, **findings: Any) -> Result:
-    """A pre-training as a method's result: loss, rate and batch by tokens, and how much of the corpus was read."""
+    """Return a pre-training as a method's result: loss, rate and batch by tokens, and the epochs over the corpus."""
     history = trained.history
-    seen = [int(n) * recipe.window for n in recipe.plan[1:]][: len(history)]
-    named = {"loss": ("nll", "nats a token"), "rate": ("lr", "learning rate"), "batch": ("rows", "rows")}
+    tokens = [int(n) * recipe.window for n in recipe.plan[1:]][: len(history)]
+    columns = {"loss": ("nll", "nats a token"), "rate": ("lr", "learning rate"), "batch": ("rows", "rows")}
     curves = {
-        name: {"x": seen, "y": [row[key] for row in history], "xlabel": "tokens", "ylabel": label}
-        for name, (key, label) in named.items()
+        name: {"x": tokens, "y": [row[key] for row in history], "xlabel": "tokens", "ylabel": label}
+        for name, (key, label) in columns.items()
     }
-    told = {
+    summary = {
         "curves": curves, "steps": recipe.steps, "windows": windows, "epochs": recipe.plan[-1] / windows,
         "scale": recipe.scale,
     }  # fmt: skip
@@ -154,7 +154,7 @@ def result(trained: TrainResult, recipe: Recipe, windows: int, **findings: Any) 
     loss = Metric(
         after=tail, before=history[0]["nll"], unit="nats", better="lower", help="training loss, last 20 steps"
     )
-    return trained.result(findings=told | findings, metrics={"loss": loss})
+    return trained.result(findings=summary | findings, metrics={"loss": loss})
 
 
 class Rows:
@@ -167,8 +167,8 @@ class Rows:
     def __call__(self, step: int) -> Batch:
         """The logical batch of a step."""
         n = len(self.rows)
-        spots = range(self.recipe.plan[step], self.recipe.plan[step + 1])
-        index = [int(self._order(spot // n)[spot % n]) for spot in spots]
+        positions = range(self.recipe.plan[step], self.recipe.plan[step + 1])
+        index = [int(self._order(p // n)[p % n]) for p in positions]
         return Batch({"text": [(self.rows[i],) for i in index]}, {"text": index}, "causal", self.pad)
 
     def _shuffled(self, epoch: int) -> Any:
@@ -182,11 +182,11 @@ class ByTokens(Hook):
         self.recipe = recipe
 
     def before(self, step: Step) -> None:
-        """For this step only."""
+        """Scale the rate of this step."""
         for group in step.optimizer.param_groups:
             group["scale"] = self.recipe.rate(step.step)
 
     def after(self, step: Step) -> None:
-        """The loop knows the constant rate only."""
+        """Correct the logged rate, for the loop knows only the constant one, and log the rows."""
         step.log["lr"] *= self.recipe.rate(step.step)
         step.log["rows"] = self.recipe.plan[step.step + 1] - self.recipe.plan[step.step]

@@ -1,4 +1,4 @@
-"""Layers that are run again in the backward pass, in place of keeping what they made."""
+"""Activation checkpointing: layers run again in the backward pass instead of keeping their activations."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from didact.types import UserError
 
 @contextlib.contextmanager
 def layers(module: nn.Module, on: bool = True) -> Iterator[None]:
-    """Every layer of a transformers model keeps only its inputs inside, in training and in evaluation mode.
+    """Inside the block every layer of a transformers model keeps only its inputs, in training and in evaluation mode.
 
-    Transformers' own switch does so in training mode only, and methods that train without dropout have the other.
+    Transformers' own switch works in training mode only, and methods without dropout train in evaluation mode.
 
     Raises:
-        UserError: the model has no such layers.
+        UserError: the model has no layers that support it.
     """
-    chosen = spread.layers(module) if on else []
-    if on and not chosen:
-        raise UserError("checkpointing: transformers cannot run this model's layers again; leave it out")
-    with instead.running(dict.fromkeys(chosen, _run)):
+    supported = spread.layers(module) if on else []
+    if on and not supported:
+        raise UserError("checkpointing: transformers does not support it for this model; leave it out")
+    with instead.running(dict.fromkeys(supported, _run)):
         yield
 
 
 def _run(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    plain = types.MethodType(type(layer).forward, layer)
+    run_forward = types.MethodType(type(layer).forward, layer)
     if not torch.is_grad_enabled():
-        return plain(*args, **kwargs)
-    return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+        return run_forward(*args, **kwargs)
+    return checkpoint(run_forward, *args, use_reentrant=False, **kwargs)

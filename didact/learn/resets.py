@@ -1,9 +1,9 @@
-"""Weight forgetting: rows of the embeddings are drawn anew while a model trains.
+"""Weight forgetting: rows of the embeddings are reset while a model trains.
 
-What a model knows of a word by heart is lost with its row, so it must learn to tell from context what is needed.
-Active forgetting does so every k steps to the end, temporary forgetting for the first N steps only, and probabilistic
-forgetting at every step for some tokens of its batch and for that step only, which suits a model that is trained
-already: its embeddings stay bit for bit.
+What a model has memorised of a word is lost with its row, so it must learn to infer from context what it needs. Active
+forgetting resets rows every k steps to the end, temporary forgetting for the first N steps only, and probabilistic
+forgetting at every step for some tokens of its batch and for that step only, which suits a model that is already
+trained: its embeddings stay the same bit for bit.
 
 Sources: Chen et al. 2023, arXiv:2307.01163; Anand et al. 2024, arXiv:2406.00053.
 """
@@ -33,22 +33,22 @@ Mode = Literal["none", "active", "temporary", "probabilistic"]
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetConfig:
-    """Which embeddings are forgotten when.
+    """Which embeddings are reset, and when.
 
     Args:
         mode: active (every `every` steps to the end), temporary (the same before step `until`), probabilistic (at every
             step, for that step; embeddings are frozen), or none.
-        every: steps between two resets; shorter than the model needs to learn its words by heart again.
+        every: steps between two resets; fewer than the model needs to memorise its words again.
         until: first step of temporary forgetting without a reset.
-        share: of the rows that are forgotten at a time, by chance; 1 by default, 0.1 where probabilistic.
+        share: of the rows that are reset at a time, drawn at random; 1 by default, 0.1 where probabilistic.
         rows: all, those of the step's batch, or rare: of tokens seen fewer than `below` times in the training records;
             by default the batch's where probabilistic, else all.
-        below: what is rare.
+        below: occurrences below which a token is rare.
         draw: new rows: initial N(0, initializer_range^2); matched, with the mean and deviation of the table's rows; or
-            permuted, the rows dealt anew.
-        moments: the optimizer forgets what it knows of these rows.
-        restart: the embeddings' rate begins its schedule anew at a reset.
-        untie: the output head gets weights of its own first.
+            permuted, the same rows shuffled.
+        moments: also reset the optimizer's moments of these rows.
+        restart: restart the schedule of the embeddings' learning rate at a reset.
+        untie: first give the output head its own weights.
     """
 
     mode: Mode = "temporary"
@@ -64,50 +64,50 @@ class ForgetConfig:
 
 
 def due(config: ForgetConfig, step: int, steps: int) -> bool:
-    """Whether embeddings are drawn anew before this step of so many: floor((N - 1) / k) times before step N."""
+    """Whether embeddings are reset before step `step` of `steps`: floor((N - 1) / k) times before step N."""
     end = {"active": steps, "temporary": min(steps, config.until)}.get(config.mode, 0)
     return 0 < step < end and step % config.every == 0
 
 
 def tables(module: nn.Module) -> list[nn.Parameter]:
-    """The embeddings, and the head's weights where it has its own: the same storage is one table.
+    """Return the embedding table, and the output head's weights unless they share its storage.
 
     Raises:
         UserError: the model has no token embeddings.
     """
-    given: Any = module
-    given = given.get_base_model() if hasattr(given, "get_base_model") else given
-    layer: Any = given.get_input_embeddings() if hasattr(given, "get_input_embeddings") else None
+    inner: Any = module
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    layer: Any = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
     if not isinstance(getattr(layer, "weight", None), nn.Parameter):
         raise UserError(f"{type(module).__name__}: has no token embeddings to forget")
-    head: Any = given.get_output_embeddings()
-    own = head is not None and head.weight.data_ptr() != layer.weight.data_ptr()
-    return [layer.weight, *([head.weight] if own else [])]
+    head: Any = inner.get_output_embeddings()
+    untied = head is not None and head.weight.data_ptr() != layer.weight.data_ptr()
+    return [layer.weight, *([head.weight] if untied else [])]
 
 
 def ready(model: Model, config: ForgetConfig, lora: int = 0) -> Model:
-    """A model as this kind of forgetting trains it: a copy where embeddings are frozen or the head is untied.
+    """Prepare a model for this kind of forgetting: a copy where embeddings are frozen or the head is untied.
 
     Raises:
-        UserError: an adapter is to be trained, whose embeddings are not, in a mode that trains them.
+        UserError: LoRA, under which embeddings are frozen, in a mode that trains them.
     """
     if lora and config.mode in ("active", "temporary"):
         raise UserError(f"forget.mode = {config.mode}: under lora embeddings are not trained: use probabilistic")
     if not config.untie and (config.mode != "probabilistic" or lora):
         return model
-    made = copy_of(model)
-    inner: Any = prefix.inner_of(made)
+    prepared = copy_of(model)
+    inner: Any = prefix.inner_of(prepared)
     if config.untie and len(tables(inner)) == 1 and (head := inner.get_output_embeddings()) is not None:
         head.weight = nn.Parameter(head.weight.detach().clone())
         inner.config.tie_word_embeddings = False
     if config.mode == "probabilistic" and not lora:
-        made.module.requires_grad_(True)
+        prepared.module.requires_grad_(True)
         for table in tables(inner):
             table.requires_grad_(False)
-    return made
+    return prepared
 
 
-# --- drawing rows anew -----------------------------------------------------------------------
+# --- resetting rows --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def fresh(table: Tensor, rows: Tensor, draw: Draw, deviation: float, generator: 
 
 @contextlib.contextmanager
 def redrawn(model: Model, rows: Sequence[int], draw: Draw, seed: int = 0) -> Iterator[None]:
-    """Inside the block these tokens have rows that no training saw, the same in embeddings and head."""
+    """Give these tokens untrained rows inside the block, the same in embeddings and head."""
     borrowed = Borrowed()
     borrowed.take(model.module, torch.tensor(sorted(rows), dtype=torch.long), draw, torch.Generator().manual_seed(seed))
     try:
@@ -133,7 +133,7 @@ def redrawn(model: Model, rows: Sequence[int], draw: Draw, seed: int = 0) -> Ite
 
 
 class Borrowed:
-    """Rows that stand in for others until they are given back."""
+    """Rows of tables that are replaced until they are given back."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -141,16 +141,16 @@ class Borrowed:
     @torch.no_grad()
     def take(self, module: nn.Module, rows: Tensor, draw: Draw, generator: torch.Generator) -> None:
         """Put new rows into every table of a module, the same into each."""
-        both = tables(module)
-        new = fresh(both[0], rows, draw, _deviation(module), generator)
-        for table in both:
-            at = rows.to(table.device)
-            self.kept.append((table, at, table[at].clone()))
-            table[at] = new.to(table)
+        targets = tables(module)
+        new = fresh(targets[0], rows, draw, _deviation(module), generator)
+        for table in targets:
+            index = rows.to(table.device)
+            self.kept.append((table, index, table[index].clone()))
+            table[index] = new.to(table)
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Every row as it was."""
+        """Restore every replaced row."""
         while self.kept:
             table, rows, values = self.kept.pop()
             table[rows] = values
@@ -161,16 +161,16 @@ def _deviation(module: nn.Module) -> float:
 
 
 def tokens_of(batch: Any) -> list[int]:
-    """The different tokens of a logical batch, without padding, in order."""
+    """Return the distinct tokens of a logical batch, without padding, sorted."""
     return sorted({t for items in batch.items.values() for item in items for row in item for t in (*row[0], *row[1])})
 
 
 def counts(rows: Sequence[TokenizedExample], size: int) -> Tensor:
-    """How often every token occurs in rows, `(size,)`."""
-    found = Counter(t for row in rows for t in (*row.prompt, *row.completion))
+    """Count how often every token occurs in rows, `(size,)`."""
+    counter = Counter(t for row in rows for t in (*row.prompt, *row.completion))
     out = torch.zeros(size, dtype=torch.long)
-    if found:
-        out[torch.tensor(list(found))] = torch.tensor(list(found.values()))
+    if counter:
+        out[torch.tensor(list(counter))] = torch.tensor(list(counter.values()))
     return out
 
 
@@ -178,24 +178,24 @@ def counts(rows: Sequence[TokenizedExample], size: int) -> Tensor:
 
 
 class Forgetting(Hook):
-    """Forgets as `config` says. What is drawn depends on the seed and the step alone: the same on every rank.
+    """Resets embeddings as `config` says. Draws depend on the seed and the step alone: the same on every rank.
 
     Args:
-        config: when, which, and what comes instead.
-        fit: the schedule that the embeddings' rate begins anew, and the seed.
-        warmup: its steps of warm-up.
-        seen: how often every token occurs in the training records; for rare ones.
+        config: which rows are reset, when, and to what.
+        fit: its seed, and its schedule, which the embeddings' rate restarts.
+        warmup: number of warm-up steps.
+        token_counts: how often every token occurs in the training records, to find rare ones.
     """
 
     inside = True
 
-    def __init__(self, config: ForgetConfig, fit: Fit, warmup: int = 0, seen: Tensor | None = None) -> None:
-        self.config, self.fit, self.warmup, self.seen = config, fit, warmup, seen
+    def __init__(self, config: ForgetConfig, fit: Fit, warmup: int = 0, token_counts: Tensor | None = None) -> None:
+        self.config, self.fit, self.warmup, self.token_counts = config, fit, warmup, token_counts
         self.borrowed = Borrowed()
         self.count, self.last = 0, 0
 
     def before(self, step: Step) -> None:
-        """Draw rows anew where it is time."""
+        """Reset rows where a reset is due."""
         if self.config.mode == "probabilistic":
             self.borrowed.take(step.module, *self._drawn(step))
         elif self.config.mode != "none":
@@ -212,15 +212,15 @@ class Forgetting(Hook):
         self.release()
 
     def release(self) -> None:
-        """Give back what a step borrowed."""
+        """Restore the rows that a step replaced."""
         self.borrowed.give_back()
 
     def state(self) -> Any:
-        """How many resets there were, and the last."""
+        """Number of resets, and the step of the last."""
         return [self.count, self.last]
 
     def restore(self, state: Any) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.count, self.last = state
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ class Forgetting(Hook):
         if master is not table:
             table[rows] = master[rows].to(table)
         if self.config.moments and len(rows) == len(table):
-            step.optimizer.state.pop(master, None)  # its count of steps too
+            step.optimizer.state.pop(master, None)  # with its step count
         elif self.config.moments:
             for slot in step.optimizer.state.get(master, {}).values():
                 if isinstance(slot, Tensor) and slot.shape[:1] == table.shape[:1]:
@@ -239,21 +239,21 @@ class Forgetting(Hook):
         self.count, self.last = self.count + 1, step.step
 
     def _drawn(self, step: Step) -> tuple[Tensor, Draw, torch.Generator]:
-        """The rows to forget before this step, and how new ones are drawn."""
+        """Return the rows to reset before this step, and how new ones are drawn."""
         config, generator = self.config, torch.Generator().manual_seed(self.fit.seed * 1_000_003 + step.step)
-        passing = config.mode == "probabilistic"
-        which = config.rows or ("batch" if passing else "all")
-        if which == "batch":
+        per_step = config.mode == "probabilistic"
+        selection = config.rows or ("batch" if per_step else "all")
+        if selection == "batch":
             rows = torch.tensor(tokens_of(step.batch), dtype=torch.long)
-        elif which == "rare" and self.seen is not None:
-            rows = (self.seen < config.below).nonzero()[:, 0]
+        elif selection == "rare" and self.token_counts is not None:
+            rows = (self.token_counts < config.below).nonzero()[:, 0]
         else:
             rows = torch.arange(len(tables(step.module)[0]))
-        share = config.share if config.share is not None else 0.1 if passing else 1.0
+        share = config.share if config.share is not None else 0.1 if per_step else 1.0
         return rows[torch.rand(len(rows), generator=generator) < share], config.draw, generator
 
     def _restart(self, step: Step, master: Tensor) -> None:
-        """The embeddings' share of the rate: what their own schedule says now, over what that of the rest says."""
+        """Scale the embeddings' rate by the factor of their restarted schedule over that of the common schedule."""
         groups: list[dict[str, Any]] = step.optimizer.param_groups
         group = next(g for g in groups if any(p is master for p in g["params"]))
         if len(group["params"]) > 1:
@@ -261,11 +261,11 @@ class Forgetting(Hook):
             group = {k: v for k, v in group.items() if k != "params"} | {"params": [master]}
             step.optimizer.add_param_group(group)
             group = step.optimizer.param_groups[-1]
-        theirs, own = (
+        common, restarted = (
             schedules.factor(self.fit.schedule, at, step.steps, self.warmup)
             for at in (step.step, step.step - self.last)
         )
-        group["scale"] = own / theirs if theirs else 1.0
+        group["scale"] = restarted / common if common else 1.0
 
 
 def train(
@@ -273,14 +273,14 @@ def train(
     rows: Sequence[TokenizedExample],
     config: ForgetConfig,
     fit: Fit,
-    seen: Tensor,
+    token_counts: Tensor,
     hooks: Sequence[Hook] = (),
     name: str = "train",
 ) -> tuple[language.TrainResult, Forgetting]:
-    """Train a copy of a model on rows by plain next-token loss while it forgets; `seen` as in `counts`."""
-    forgetting = Forgetting(config, fit, fit.warmup_count(len(rows)), seen)
+    """Train a copy of a model on rows by plain next-token loss with resets; `token_counts` are those of `counts`."""
+    forgetting = Forgetting(config, fit, fit.warmup_count(len(rows)), token_counts)
     start = ready(model, config, fit.lora)
-    made = language.train(
+    trained = language.train(
         start, {"text": language.single(rows)}, language.nll, fit, hooks=[forgetting, *hooks], name=name
     )
-    return made, forgetting
+    return trained, forgetting

@@ -1,4 +1,4 @@
-"""Rewards from what a user names: a function, a reward model's folder, a language model that says yes or no."""
+"""Rewards that a user can name: a function, a reward model's folder, a language model that answers yes or no."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from didact.models.model import Model
 from didact.types import Reward, UserError
 
 
-def reward_of(given: str | Reward, what: str = "reward") -> Reward:
-    """A reward from `module:function`, from a folder, or a function itself.
+def reward_of(source: str | Reward, option: str = "reward") -> Reward:
+    """Return a reward from `module:function`, from a folder, or from a function itself.
 
-    A folder holds a sequence-classification model, or a language model that says yes or no (what `ilf` leaves
-    in `model-reward`).
+    A folder holds a sequence-classification model, or a language model that answers yes or no (which `ilf` saves
+    as `model-reward`).
 
     Raises:
-        UserError: there is no such module, function or folder; `what` is the option's name.
+        UserError: there is no such module, function or folder; `option` names the option.
     """
-    if not isinstance(given, str):
-        return functions.checked(given, what)
-    if given and Path(given).is_dir():
-        return by_yesno(load.load(given), given) if _is_language_model(Path(given)) else reward_model(given)
-    return functions.checked(functions.imported(given, what, "module:function or a reward model's folder"), given)
+    if not isinstance(source, str):
+        return functions.checked(source, option)
+    if source and Path(source).is_dir():
+        return by_yesno(load.load(source), source) if _is_language_model(Path(source)) else reward_model(source)
+    return functions.checked(functions.imported(source, option, "module:function or a reward model's folder"), source)
 
 
 def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD) -> Reward:
-    """P(yes, it is a good answer) of a language model taught to say so."""
+    """P(yes, it is a good answer) of a language model that was trained for this question."""
 
     def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         fields = [{"prompt": str(p), "completion": c} for p, c in zip(prompts, completions, strict=True)]
@@ -43,25 +43,25 @@ def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD
 
 
 def reward_model(folder: str) -> Reward:
-    """The single logit of a transformers sequence-classification model on prompt and completion."""
+    """The single logit of a transformers sequence-classification model for prompt and completion."""
     return functions.checked(functools.partial(rewards.score, opened(folder)), folder)
 
 
 def opened(folder: str, device: str | None = None) -> Model:
-    """A reward model's folder as a model of kind `encoder`, on `device` (the accelerator where there is one).
+    """Open a reward model's folder as a model of kind `encoder`, on `device` (by default the accelerator, if any).
 
     Raises:
         UserError: there is none, it has several outputs, or the device cannot be used.
     """
-    where = Path(folder)
-    adapter = where.is_dir() and bool(places.adapter_config(where))
-    base = places.base_of(where) if adapter else folder
+    path = Path(folder)
+    adapter = path.is_dir() and bool(places.adapter_config(path))
+    base = places.base_of(path) if adapter else folder
     try:
         module: Any
         module, _ = opening.opened("AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {}))
-        tokenizer: Any = (load.tokenizer_of(where) if adapter else None) or opening.opened("AutoTokenizer", base)
-        if adapter:  # its head is among what it keeps
-            module = load.put_on(module, where, base).merge_and_unload()
+        tokenizer: Any = (load.tokenizer_of(path) if adapter else None) or opening.opened("AutoTokenizer", base)
+        if adapter:  # the head is saved with the adapter
+            module = load.put_on(module, path, base).merge_and_unload()
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a reward model: {str(error).splitlines()[0]}") from None
     if module.config.num_labels != 1:
@@ -83,8 +83,8 @@ def _is_language_model(folder: Path) -> bool:
 
 def _architectures(folder: Path) -> list[str]:
     if adapter := places.adapter_config(folder):
-        judges = adapter.get("task_type") == "SEQ_CLS"
-        return ["AdapterForSequenceClassification"] if judges else _architectures(Path(places.base_of(folder)))
+        is_classifier = adapter.get("task_type") == "SEQ_CLS"
+        return ["AdapterForSequenceClassification"] if is_classifier else _architectures(Path(places.base_of(folder)))
     try:
         return [str(name) for name in files.read_json(folder / "config.json").get("architectures") or ()]
     except (OSError, UserError, AttributeError, TypeError):

@@ -1,7 +1,7 @@
 """Reward models: a scalar head on a causal model, Bradley-Terry on pairs, and their scores.
 
-The head is transformers' own sequence classification with one label, read at the last token, so what is taught here
-opens wherever such models do.
+The head is transformers' own sequence classification with one label, read at the last token, so models trained here
+open wherever such models do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Pair = tuple[str, str, str]
 
 
 def headed(model: Model, seed: int = 0) -> Model:
-    """The model's body under a new scalar head (near 0), as a model of kind `encoder`; the given one stays as it was.
+    """Copy the model's body under a new scalar head (near 0), as a model of kind `encoder`.
 
     Raises:
         UserError: transformers has no sequence classification for its type, or it is an encoder-decoder.
@@ -48,7 +48,7 @@ def headed(model: Model, seed: int = 0) -> Model:
             module: Any = opening.built("AutoModelForSequenceClassification", config)
         except ValueError:
             raise UserError(
-                f"a reward model needs a causal model with a classification head, which {kind} has not"
+                f"a reward model needs a causal model with a classification head, which {kind} does not have"
             ) from None
     body: Any = adapters.merged(model).module
     module.base_model.load_state_dict({n: shards.whole(w) for n, w in body.base_model.state_dict().items()})
@@ -57,9 +57,9 @@ def headed(model: Model, seed: int = 0) -> Model:
 
 
 def padded(module: Any, tokenizer: Any) -> Any:
-    """The same module, of one mind with its tokenizer on padding: its head reads the last token that is none."""
+    """Set the module's padding token to its tokenizer's: the head reads the last token that is not padding."""
     if tokenizer.pad_token_id is None and tokenizer.eos_token is None:
-        raise UserError("the tokenizer has neither padding nor end token, by which a reward model finds a text's end")
+        raise UserError("the tokenizer has no padding and no end token: a reward model needs one to find a text's end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     module.config.pad_token_id = tokenizer.pad_token_id
@@ -69,14 +69,13 @@ def padded(module: Any, tokenizer: Any) -> Any:
 def row(model: Model, prompt: str, completion: str) -> TokenizedExample:
     """Prompt and completion as one text whose last token is read, cut on the left (but the start token) to fit.
 
-    The text is what the reward model's own chat template writes, whatever the policy reads; with a space between the
-    two where it has none. As a row of label tokens it has one meaningless label behind it, for batches leave a row's
-    last token unread.
+    The text is written by the reward model's own chat template, not the policy's; without one, with a space between
+    the two. The row ends with one dummy label, since models do not read the last token of a row.
     """
     tokenizer = model.tokenizer
-    spoken = chat.dialogue(tokenizer, prompt, completion)
-    text = f"{prompt} {completion}" if spoken is None else spoken
-    ids = list(tokenizer(text, add_special_tokens=spoken is None)["input_ids"])
+    dialogue = chat.dialogue(tokenizer, prompt, completion)
+    text = f"{prompt} {completion}" if dialogue is None else dialogue
+    ids = list(tokenizer(text, add_special_tokens=dialogue is None)["input_ids"])
     room = min(model.context, tokenizer.model_max_length)
     if len(ids) > room:
         start = ids[:1] if ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
@@ -92,12 +91,12 @@ def rewards(model: Model, tokens: streams.Tokens) -> Tensor:
 
 @torch.no_grad()
 def score(model: Model, prompts: Sequence[str], completions: Sequence[str], batch_tokens: int = 8192) -> list[float]:
-    """The reward of every completion of its prompt."""
+    """Return the reward of every completion, given its prompt."""
     rows = [row(model, p, c) for p, c in zip(prompts, completions, strict=True)]
     out = [0.0] * len(rows)
     for group in streams.by_length([r.size for r in rows], batch_tokens):
-        given = streams.collate([rows[i] for i in group], "encoder", model.pad).to(model.device)
-        for i, value in zip(group, rewards(model, given).tolist(), strict=True):
+        batch = streams.collate([rows[i] for i in group], "encoder", model.pad).to(model.device)
+        for i, value in zip(group, rewards(model, batch).tolist(), strict=True):
             out[i] = value
     return out
 
@@ -110,17 +109,17 @@ def train(
     hooks: Sequence[Hook] = (),
     name: str = "reward",
 ) -> TrainResult:
-    """A copy of a reward model taught by Bradley-Terry, `L = -mean log sigmoid(r_w - r_l)`, over all pairs of a step.
+    """Train a copy of a reward model by Bradley-Terry, `L = -mean log sigmoid(r_w - r_l)`, over all pairs of a step.
 
     Args:
         model: from `headed`.
-        pairs: streams of groups of pairs that are read in one step, all groups of a stream alike in number.
+        pairs: streams of groups of pairs that are read in one step; all groups of a stream have the same size.
         fit: how to train; `fit.rows` groups of every stream a step.
         hooks: called around every step.
-        name: of the phase.
+        name: name of the phase.
 
     Returns:
-        The taught reward model, plain weights also after LoRA; the history has `bt` and `accuracy`.
+        The trained reward model, plain weights also after LoRA; the history has `bt` and `accuracy`.
     """
     rows: dict[str, list[ExampleGroup]] = {
         stream: [tuple(row(model, p, c) for p, *sides in group for c in sides) for group in groups]
@@ -128,14 +127,14 @@ def train(
     }
 
     def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        given = rewards(student, micro.tokens).view(micro.items, -1, 2)
-        margin = given[..., 0] - given[..., 1]
-        each = 1 / margin.shape[1]  # a group's pairs share its weight
+        scores = rewards(student, micro.tokens).view(micro.items, -1, 2)
+        margin = scores[..., 0] - scores[..., 1]
+        share = 1 / margin.shape[1]  # a group's pairs share its weight
         return {
-            "bt": Term(preference.pairwise(margin).sum() * each, "rows"),
-            "accuracy": Term((margin > 0).to(margin).sum().detach() * each, "rows", 0.0),
+            "bt": Term(preference.pairwise(margin).sum() * share, "rows"),
+            "accuracy": Term((margin > 0).to(margin).sum().detach() * share, "rows", 0.0),
         }
 
-    taught = language.train(model, rows, terms, fit, hooks=hooks, name=name)
-    taught.model = adapters.merged(taught.model)
-    return taught
+    trained = language.train(model, rows, terms, fit, hooks=hooks, name=name)
+    trained.model = adapters.merged(trained.model)
+    return trained

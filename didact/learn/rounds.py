@@ -52,42 +52,42 @@ class Round:
     def chunks(
         self, name: str, count: int, make: Callable[[int, int], list[Any]], size: int | None = None
     ) -> list[Any]:
-        """JSON values 0 to `count`, made `size` (`CHUNK`) at a time by `make(start, stop)` and kept in `name.jsonl`.
+        """Return `count` JSON values, made `size` (`CHUNK`) at a time by `make(start, stop)` and saved in `name.jsonl`.
 
-        What a finished chunk of an earlier start holds is read and not made again. Of several processes each makes
-        every so many-th chunk, all have all of them, and the first one writes.
+        Chunks that an earlier start finished are read, not made again. Several processes divide the chunks among
+        them; all return all values, and the first one writes.
         """
         size = size or CHUNK
         rank, world = distributed.rank(self.model.module)
-        lies = spread.lies(self.model.module)  # then all take part in whatever it makes
-        share = 1 if lies else world
-        path = self.folder / f"{name}.jsonl" if self.folder and rank == 0 else None
-        kept = _whole(path, count, size) if path else []
-        kept = distributed.from_first(kept) if world > 1 else kept
-        wave = size * share
-        with Bar(f"round {self.number}: {name}", -(-count // wave), len(kept) // wave, quiet=rank > 0) as bar:
-            for start in range(len(kept), count, wave):
-                first = min(start + rank * size, count) if share > 1 else start
-                fresh = make(first, min(first + size, count)) if first < count else []
-                fresh = distributed.joined(fresh) if share > 1 else fresh
-                if path:
-                    with open(path, "a", encoding="utf-8") as out:
-                        out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in fresh))
+        sharded = spread.lies(self.model.module)  # sharded weights: all processes make every chunk together
+        parts = 1 if sharded else world
+        file = self.folder / f"{name}.jsonl" if self.folder and rank == 0 else None
+        values = _read_chunks(file, count, size) if file else []
+        values = distributed.from_first(values) if world > 1 else values
+        wave = size * parts
+        with Bar(f"round {self.number}: {name}", -(-count // wave), len(values) // wave, quiet=rank > 0) as bar:
+            for start in range(len(values), count, wave):
+                first = min(start + rank * size, count) if parts > 1 else start
+                new = make(first, min(first + size, count)) if first < count else []
+                new = distributed.joined(new) if parts > 1 else new
+                if file:
+                    with open(file, "a", encoding="utf-8") as out:
+                        out.write("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in new))
                         out.flush()
                         os.fsync(out.fileno())
-                kept += fresh
+                values += new
                 bar.advance()
-        return kept
+        return values
 
     def samples(
-        self, prompts: Sequence[Sequence[int]], n: int, how: SamplingConfig, name: str = "samples"
+        self, prompts: Sequence[Sequence[int]], n: int, config: SamplingConfig, name: str = "samples"
     ) -> list[list[Completion]]:
-        """`n` completions of every prompt (token ids) by this round's model; they follow from its seed alone."""
+        """Sample `n` completions of every prompt (token ids) from this round's model; its seed determines them."""
 
         def make(start: int, stop: int) -> list[Any]:
-            seeded = SamplingConfig(**vars(how) | {"seed": self.fit.seed * 1_000_003 + start})
-            made = generate.completions(self.model, prompts[start:stop], n, seeded)
-            return [[[c.text, list(c.tokens), c.logp] for c in row] for row in made]
+            seeded = SamplingConfig(**vars(config) | {"seed": self.fit.seed * 1_000_003 + start})
+            completions = generate.completions(self.model, prompts[start:stop], n, seeded)
+            return [[[c.text, list(c.tokens), c.logp] for c in row] for row in completions]
 
         return [
             [Completion(text, tuple(tokens), logp) for text, tokens, logp in row]
@@ -95,9 +95,9 @@ class Round:
         ]
 
     def steered(
-        self, prompts: Sequence[str], instructions: Sequence[str], n: int, how: SamplingConfig, name: str = "samples"
+        self, prompts: Sequence[str], instructions: Sequence[str], n: int, config: SamplingConfig, name: str = "samples"
     ) -> list[list[Completion]]:
-        """The same, every completion of a prompt behind one of the instructions, drawn at random."""
+        """Sample as `samples` does, with a random one of the instructions before the prompt of every completion."""
         drawn = np.random.default_rng([self.fit.seed, 94]).integers(len(instructions), size=(len(prompts), n))
         texts = [
             templates.introduced(prompt, f"{instructions[i]}\n\n", "user")
@@ -105,11 +105,11 @@ class Round:
             for i in row
         ]
         ids = [encode.prompt_ids(self.model.tokenizer, text, self.model.kind) for text in texts]
-        flat = [row[0] for row in self.samples(ids, 1, how, name)]
+        flat = [row[0] for row in self.samples(ids, 1, config, name)]
         return [flat[at : at + n] for at in range(0, len(flat), n)]
 
     def mean_nll(self, rows: Sequence[TokenizedExample]) -> list[float]:
-        """-log p of each row's labels under this round's model, mean over its tokens; kept in the folder as `nll`."""
+        """-log p of each row's labels under this round's model, mean over its tokens; saved in the folder as `nll`."""
 
         def measure(start: int, stop: int) -> list[Any]:
             total, count = forward.row_logp(self.model, rows[start:stop])
@@ -120,12 +120,12 @@ class Round:
     def rewards(
         self, prompts: Sequence[str], completions: Sequence[Sequence[Completion]], reward: Reward, name: str = "rewards"
     ) -> Any:
-        """The reward of every prompt's completions, `(prompts, n)`."""
+        """Return the rewards of every prompt's completions, `(prompts, n)`."""
 
         def make(start: int, stop: int) -> list[Any]:
             rows = completions[start:stop]
-            asked = [p for p, row in zip(prompts[start:stop], rows, strict=True) for _ in row]
-            values = iter(reward(asked, [c.text for row in rows for c in row]))
+            repeated = [p for p, row in zip(prompts[start:stop], rows, strict=True) for _ in row]
+            values = iter(reward(repeated, [c.text for row in rows for c in row]))
             return [[next(values) for _ in row] for row in rows]
 
         return np.array(self.chunks(name, len(completions), make), dtype=float)
@@ -137,8 +137,8 @@ class RoundData:
 
     Args:
         items: groups of rows.
-        stats: what they are like, for the findings.
-        records: the same as records, for the user.
+        stats: statistics of the items, for the findings.
+        records: the items as records, for the user.
         columns: a tensor with a value, or a row of them, for each item.
     """
 
@@ -158,10 +158,10 @@ class RoundsResult:
     cost: Cost = field(default_factory=Cost)
 
     def result(self, **parts: Any) -> Result:
-        """The rounds as a method's result: all records, each round's stats; `parts` replace or add to them."""
-        made: dict[str, Any] = {"models": {"model": self.model}, "history": self.history, "cost": self.cost}
+        """Return the rounds as a method's result: all records, each round's stats; `parts` extend or replace them."""
+        fields: dict[str, Any] = {"models": {"model": self.model}, "history": self.history, "cost": self.cost}
         stats = {"rounds": [{"round": n, **r.stats} for n, r in enumerate(self.data)]}
-        return Result(**made | {"records": self.records or None, "findings": stats} | parts)
+        return Result(**fields | {"records": self.records or None, "findings": stats} | parts)
 
     @property
     def records(self) -> list[Any]:
@@ -180,20 +180,20 @@ def run_rounds(
     scheduled: bool = False,
     hooks: Sequence[Hook] = (),
 ) -> RoundsResult:
-    """Run `count` rounds from `model`, which stays as it was.
+    """Run `count` rounds from `model`, which is not changed.
 
     A LoRA adapter is merged when its model is promoted, so that the next round starts from plain weights, which are
-    then its frozen opponent too. More rounds than before may be asked of the same folder; it goes on after the last.
+    then its frozen opponent too. The same folder may be continued later with a larger `count`.
 
     Args:
         model: where round 0 starts.
-        count: how many rounds.
-        collect: samples and makes training data; called in every round, also in finished ones, where all of it is read.
+        count: number of rounds.
+        collect: samples and makes training data; also called in finished rounds, where it reads what was saved.
         train: trains a copy of `round.model` under `round.fit` (and with `hooks`) on what was collected.
-        fit: of every round; rounds differ in its seed.
-        name: of the folder.
-        scheduled: rounds depend on how many there are (the option `rounds`): no more may be asked of a folder then.
-        hooks: given to every training; their state goes from round to round.
+        fit: how to train in every round; rounds differ in its seed.
+        name: name of the folder.
+        scheduled: rounds depend on their number (the option `rounds`), so a folder cannot be continued with more.
+        hooks: called in every training; their state carries over from round to round.
 
     Raises:
         UserError: the folder holds rounds of another model, or with other options.
@@ -203,98 +203,100 @@ def run_rounds(
         engine.begin(model, fit)
     root = Path(fit.folder) / name if fit.folder else None
     if root:
-        how = {k: v for k, v in vars(fit).items() if k not in MEMORY}
+        options = {k: v for k, v in vars(fit).items() if k not in MEMORY}
         call = {k: v for k, v in registry.identity().items() if k != "rounds" or scheduled}
         call |= {"engine": "vllm"} if engine else {}
-        who = {**how, **call, "weights": model.fingerprint(), "hooks": len(hooks)}  # by all, over whom it may lie
+        run_id = {**options, **call, "weights": model.fingerprint(), "hooks": len(hooks)}  # by all: it may be sharded
         if rank == 0:
-            _same(root, who)
-    rounds_result: RoundsResult = RoundsResult(model)
+            _check_identity(root, run_id)
+    outcome: RoundsResult = RoundsResult(model)
     for number in range(count):
-        here = root / f"round-{number}" if root else None
-        if here:
-            here.mkdir(parents=True, exist_ok=True)
-        seeded = fit.replace(seed=fit.seed + APART * number, folder=str(here) if here else None)
-        now = Round(number, rounds_result.model, seeded, here)
-        with engines.collecting(now.model):
-            rounds_result.data.append(collect(now))
-        over = rounds_result.model.module.state_dict() if spread.lies(model.module) else None
-        kept = checkpoint.load(here / "promoted", {}, over) if here else None
-        if kept:
-            promoted, state = kept
-            rounds_result.model = copy_of(adapters.merged(model))
-            rounds_result.model.module.load_state_dict(promoted)
-            rounds_result.model.module.eval()
-            for hook, was in zip(hooks, state.hooks, strict=True):
-                hook.restore(was)
+        folder = root / f"round-{number}" if root else None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        seeded = fit.replace(seed=fit.seed + APART * number, folder=str(folder) if folder else None)
+        current = Round(number, outcome.model, seeded, folder)
+        with engines.collecting(current.model):
+            outcome.data.append(collect(current))
+        weights = outcome.model.module.state_dict() if spread.lies(model.module) else None
+        saved = checkpoint.load(folder / "promoted", {}, weights) if folder else None
+        if saved:
+            promoted, state = saved
+            outcome.model = copy_of(adapters.merged(model))
+            outcome.model.module.load_state_dict(promoted)
+            outcome.model.module.eval()
+            for hook, hook_state in zip(hooks, state.hooks, strict=True):
+                hook.restore(hook_state)
         else:
-            taught = train(now, rounds_result.data[-1])
-            rounds_result.model, state = adapters.merged(taught.model), taught.state
-            if here and (rank == 0 or spread.lies(rounds_result.model.module)):
-                told = State(number, {}, [h.state() for h in hooks], None, taught.history, state.tokens)
-                checkpoint.save(here / "promoted", rounds_result.model.module.state_dict(), told, {})
+            trained = train(current, outcome.data[-1])
+            outcome.model, state = adapters.merged(trained.model), trained.state
+            if folder and (rank == 0 or spread.lies(outcome.model.module)):
+                promotion = State(number, {}, [h.state() for h in hooks], None, trained.history, state.tokens)
+                checkpoint.save(folder / "promoted", outcome.model.module.state_dict(), promotion, {})
         if world > 1:  # no process reads a round's folder while another writes there
             distributed.wait()
-        if here and rank == 0:  # what training kept to go on from is of no use any more
-            for stray in [p for p in here.iterdir() if p.is_dir() and p.name != "promoted"]:
-                checkpoint.remove(stray)
-        done = len(rounds_result.history)
-        rounds_result.history += [{**row, "round": number, "step": done + row["step"]} for row in state.history]
-        rounds_result.cost.tokens += 3 * state.tokens
-        rounds_result.cost.flops += 6.0 * model.parameters * state.tokens
-    return rounds_result
+        if folder and rank == 0:  # the checkpoints of the round's training are no longer needed
+            for leftover in [p for p in folder.iterdir() if p.is_dir() and p.name != "promoted"]:
+                checkpoint.remove(leftover)
+        steps_done = len(outcome.history)
+        outcome.history += [{**row, "round": number, "step": steps_done + row["step"]} for row in state.history]
+        outcome.cost.tokens += 3 * state.tokens
+        outcome.cost.flops += 6.0 * model.parameters * state.tokens
+    return outcome
 
 
 def turn(number: int, size: int, count: int, seed: int) -> list[int]:
-    """Which `size` of `count` prompts a round has: they are gone through in shuffled passes, round after round."""
+    """Indices of a round's `size` of `count` prompts: rounds go through all prompts in shuffled passes."""
     return in_passes(number * size, size, count, (seed, 55))
 
 
 def in_passes(first: int, size: int, count: int, key: Sequence[int]) -> list[int]:
-    """`size` of `count` records from place `first` on, where all are gone through in shuffled passes.
+    """Indices of `size` of `count` records, from position `first` on in a sequence of shuffled passes over all.
 
-    Pass e is shuffled by the key and e.
+    Pass e is shuffled by the seed `(*key, e)`.
     """
     passes = range(first // count, -(-(first + max(size, 1)) // count))
     order = [int(i) for e in passes for i in np.random.default_rng([*key, e]).permutation(count)]
     return order[first - passes[0] * count :][:size]
 
 
-def constant_rate(now: Round, fit: Fit, count: int) -> Fit:
-    """A round's fit where the schedule of `fit` runs over all `count` rounds: the rate is constant within one."""
+def constant_rate(current: Round, fit: Fit, count: int) -> Fit:
+    """Return a round's fit where the schedule of `fit` spans all `count` rounds and is constant within each."""
     warm = min(round(fit.warmup * count), count - 1) if fit.warmup_steps is None else fit.warmup_steps
-    rate = fit.lr * schedules.factor(fit.schedule, now.number, count, warm)
-    return now.fit.replace(lr=rate, schedule="constant", warmup_steps=0)
+    rate = fit.lr * schedules.factor(fit.schedule, current.number, count, warm)
+    return current.fit.replace(lr=rate, schedule="constant", warmup_steps=0)
 
 
 def phases(steps: int, first: int, every: int) -> list[tuple[int, int]]:
-    """First step and length of every phase of a training: the `first` steps, then `every` at a time."""
+    """First step and length of every phase of a training: `first` steps, then `every` at a time."""
     starts = [0, *range(first, steps, every)]
     return [(a, min(b, steps) - a) for a, b in zip(starts, [*starts[1:], steps], strict=True)]
 
 
-def phase_fit(now: Round, fit: Fit, phases: Sequence[tuple[int, int]], warmup: int) -> Fit:
-    """A round's fit where rounds are phases of one schedule: it has the rate of its first step throughout.
+def phase_fit(current: Round, fit: Fit, phases: Sequence[tuple[int, int]], warmup: int) -> Fit:
+    """Return a round's fit where rounds are phases of one schedule: the rate of its first step throughout.
 
-    The first phase warms up over `warmup` steps; one that is alone follows the schedule of `fit`.
+    The first phase warms up over `warmup` steps; a single phase follows the schedule of `fit`.
     """
-    first, length = phases[now.number]
+    first, length = phases[current.number]
     if len(phases) == 1:
-        return now.fit.replace(steps=length)
+        return current.fit.replace(steps=length)
     rate = fit.lr * schedules.factor(fit.schedule, first, sum(phases[-1]), warmup if first else 0)
-    return now.fit.replace(steps=length, lr=rate, schedule="constant", warmup=0.0, warmup_steps=0 if first else warmup)
+    return current.fit.replace(
+        steps=length, lr=rate, schedule="constant", warmup=0.0, warmup_steps=0 if first else warmup
+    )
 
 
 def untrained(model: Model) -> TrainResult:
-    """A round that had nothing to teach: the model stays."""
+    """Return the result of a round without training data: the model is not changed."""
     return TrainResult(model, [], Cost(), State())
 
 
 def as_sampled(row: TokenizedExample, model: Model, max_new_tokens: int) -> TokenizedExample:
-    """A demonstration as sampling could have given it: with the same prompt and cut where sampling stops.
+    """Cut a demonstration as sampling would have: the same prompt, and an answer that ends where sampling stops.
 
-    Both sides of a pair then end by one rule: the end token is there where the answer came to it within the room,
-    and nowhere else. The prompt loses tokens on its left (but the start token) where generation's would.
+    Both sides of a pair then end by one rule: with an end token if the answer fits into the room, else without.
+    The prompt is cut on its left (but for the start token) where generation would cut it.
     """
     head, body = row.prompt, row.completion
     if model.kind == "causal":
@@ -307,20 +309,20 @@ def as_sampled(row: TokenizedExample, model: Model, max_new_tokens: int) -> Toke
 
 
 def sampled_prompts(model: Model, prompts: Iterable[str], max_new_tokens: int) -> list[tuple[int, ...]]:
-    """Prompts as sampling reads them: cut where an answer needs the room."""
+    """Return prompts as sampling reads them, cut to leave room for an answer."""
     rows = [TokenizedExample(tuple(encode.prompt_ids(model.tokenizer, p, model.kind)), ()) for p in prompts]
     return [as_sampled(row, model, max_new_tokens).prompt for row in rows]
 
 
 def answer_groups(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Completion]]) -> list[ExampleGroup]:
-    """Every prompt with all of its completions as a group."""
+    """Return every prompt with all of its completions as a group."""
     return [
         tuple(TokenizedExample(tuple(p), c.tokens) for c in row) for p, row in zip(prompts, completions, strict=True)
     ]
 
 
 def pair_stats(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str, float]:
-    """Pairs of a real and an own answer: lengths and ends of both sides, share of equal ones."""
+    """Statistics of pairs of a real and a sampled answer: lengths and ends of both sides, share of equal pairs."""
     stats: dict[str, float] = {"pairs": len(items)}
     for side, name in enumerate(("real", "own")):
         stats |= {f"{k}_{name}": v for k, v in length_stats([item[side] for item in items], ends).items()}
@@ -328,20 +330,20 @@ def pair_stats(items: Sequence[ExampleGroup], ends: frozenset[int]) -> dict[str,
 
 
 def length_stats(rows: Sequence[TokenizedExample], ends: frozenset[int]) -> dict[str, float]:
-    """Mean length of answers in tokens, and the share that comes to an end."""
+    """Mean length of answers in tokens, and the share that ends with an end token."""
     lengths, ended = [len(r.completion) for r in rows], [r.completion[-1] in ends for r in rows]
     return {"length": sum(lengths) / len(rows), "ended": sum(ended) / len(rows)}
 
 
 def course(history: Sequence[Mapping[str, Any]], number: int, *columns: str) -> dict[str, float]:
-    """Columns of the history in the first and the last batch of a round; empty where nothing was trained."""
+    """Return columns of the history for the first and the last batch of a round; empty if it had no training."""
     rows = [row for row in history if row["round"] == number]
     ends = {"first": rows[0], "last": rows[-1]} if rows else {}
     return {f"{column}_{when}": row[column] for when, row in ends.items() for column in columns}
 
 
-def _whole(path: Path, count: int, size: int) -> list[Any]:
-    """The finished chunks of a file, up to the first line that is not whole; the file is cut to them."""
+def _read_chunks(path: Path, count: int, size: int) -> list[Any]:
+    """Read the finished chunks of a file, up to the first incomplete line, and truncate the file to them."""
     if not path.exists():
         return []
     lines, values = path.read_bytes().splitlines(keepends=True), []
@@ -352,20 +354,20 @@ def _whole(path: Path, count: int, size: int) -> list[Any]:
             break
         if not line.endswith(b"\n"):
             values.pop()
-    whole = count if len(values) >= count else len(values) - len(values) % size
-    os.truncate(path, sum(map(len, lines[:whole])))
-    return values[:whole]
+    finished = count if len(values) >= count else len(values) - len(values) % size
+    os.truncate(path, sum(map(len, lines[:finished])))
+    return values[:finished]
 
 
-def _same(root: Path, identity: Mapping[str, Any]) -> None:
-    """Begin rounds in a folder, or go on with the same ones."""
-    mine = json.loads(json.dumps(files.plain(identity)))
+def _check_identity(root: Path, identity: Mapping[str, Any]) -> None:
+    """Write the identity of new rounds into a folder, or check that the rounds in it have the same one."""
+    expected = json.loads(json.dumps(files.plain(identity)))
     files.sweep(root)
     path = root / "identity.json"
-    theirs = files.read_json(path) if path.exists() else None
-    if theirs is None:
-        files.write_json(path, mine)
-    elif differing := [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]:
+    saved = files.read_json(path) if path.exists() else None
+    if saved is None:
+        files.write_json(path, expected)
+    elif differing := [k for k in {**expected, **saved} if expected.get(k) != saved.get(k)]:
         raise UserError(
             f"{root}: rounds with another {', '.join(differing)} were begun here; "
             "finish them, choose another --out, or remove the folder"

@@ -6,7 +6,7 @@ import math
 
 from didact.types import Schedule
 
-DECAY_SHARE = 0.2  # of a wsd run
+DECAY_SHARE = 0.2  # share of a wsd run in which the rate falls
 
 
 def factor(schedule: Schedule, step: int, steps: int, warmup: int = 0) -> float:
@@ -17,13 +17,13 @@ def factor(schedule: Schedule, step: int, steps: int, warmup: int = 0) -> float:
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
     if schedule == "linear":
-        return max(0.0, 1 - done)
+        return max(0.0, 1 - progress)
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if schedule == "wsd":
-        return min(1.0, max(0.0, (1 - done) / DECAY_SHARE))
+        return min(1.0, max(0.0, (1 - progress) / DECAY_SHARE))
     return 1.0
 
 

@@ -1,4 +1,4 @@
-"""Rows that teach a model to answer from what it reads: recurring spans of raw text, questions with their answers."""
+"""Rows that train a model to extract answers from its context: recurring spans of raw text, and questions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def rss_rows(
     model: Model, passages: Sequence[Text], form: PromptFormat, select: str = "recurring", longest: int = spans.LONGEST,
     limit: int = 512, seed: int = 0,
 ) -> tuple[list[TokenizedExample], int]:  # fmt: skip
-    """Recurring-span examples as token rows, one a passage (or piece of one), and how many pieces have none."""
+    """Return recurring-span examples as rows, one per passage (or piece of one), and the number of pieces without."""
     rng = np.random.default_rng([seed, 2021])
-    place = {"recurring": spans.recurring_place, "random": spans.random_place}[select]
+    find_place = {"recurring": spans.recurring_place, "random": spans.random_place}[select]
     forward = model.kind == "causal"
     if not forward and not form.bos:
-        raise UserError("an encoder-decoder fills in at a token: give --bos, a token of its tokenizer")
-    mark = "" if forward else str(model.tokenizer.convert_ids_to_tokens(form.bos[0]))
-    room = min(limit, model.context) - 4  # the end, and what the tokenizer and the mark add
+        raise UserError("an encoder-decoder fills in a span at a mask token: give --bos, a token of its tokenizer")
+    mask = "" if forward else str(model.tokenizer.convert_ids_to_tokens(form.bos[0]))
+    room = min(limit, model.context) - 4  # for the end token, the mask and what the tokenizer adds
 
     def fits(text: str) -> bool:
         return len(qa_prompts.text_ids(model, text)) <= room
@@ -34,11 +34,11 @@ def rss_rows(
     rows, without = [], 0
     for passage in passages:
         for piece in spans.windows(passage.text, fits, stride=10**9):
-            at = place(piece, rng, forward, longest)
-            if at is None:
+            place = find_place(piece, rng, forward, longest)
+            if place is None:
                 without += 1
                 continue
-            text, span = spans.cut(piece, at) if forward else spans.masked(piece, [at], [mark])
+            text, span = spans.cut(piece, place) if forward else spans.masked(piece, [place], [mask])
             prompt = encode.prompt_ids(model.tokenizer, text, model.kind)
             rows.append(TokenizedExample(tuple(prompt), (*form.bos, *qa_prompts.text_ids(model, span), form.end)))
     if not rows:
@@ -49,7 +49,7 @@ def rss_rows(
 def tuning_rows(
     model: Model, numbered: Sequence[tuple[int, QA]], form: PromptFormat, search: SearchConfig
 ) -> Iterator[TokenizedExample]:
-    """Numbered questions with their first answers as rows; one whose answer no window holds gives none.
+    """Yield rows of numbered questions with their first answers; skip questions whose answer is in no window.
 
     Raises:
         UserError: a question without an answer.
@@ -60,6 +60,6 @@ def tuning_rows(
         target = (*form.bos, *qa_prompts.text_ids(model, q.answers[0]), form.end)
         limit = min(search.limit, model.context - (len(target) if model.kind == "causal" else 0))
         windows = qa_prompts.encode_windows(model, form, q.context, q.question, limit, search.window, search.stride)
-        holds = [w for w in windows if len(windows) == 1 or q.answers[0] in w.context]
-        if holds:
-            yield TokenizedExample(holds[0].prompt, target)
+        matches = [w for w in windows if len(windows) == 1 or q.answers[0] in w.context]
+        if matches:
+            yield TokenizedExample(matches[0].prompt, target)

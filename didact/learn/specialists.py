@@ -1,4 +1,4 @@
-"""Specialists: copies fine-tuned on one set of demonstrations, whose weights or outputs are then computed with."""
+"""Specialists: copies fine-tuned on one set of demonstrations, whose weights or outputs are then combined."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from didact.types import Demo, Fit
 
 
 def rows(model: Model, demos: Sequence[Demo], name: str = "data") -> list[TokenizedExample]:
-    """Prompts and completions as token rows; an error names the record's number in `name`."""
+    """Return prompts and completions as token rows; an error names the record's number in `name`."""
     return encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], model.kind, model.context, name)
 
 
 def streams(model: Model, **sets: Sequence[Demo]) -> dict[str, list[ExampleGroup]]:
-    """A stream of single rows for every named set."""
+    """Return a stream of single rows for every named set."""
     return {name: language.single(rows(model, demos, name)) for name, demos in sets.items()}
 
 
 def tune(
     model: Model, demos: Sequence[Demo], fit: Fit, hooks: Sequence[Hook], name: str, keep: bool = False
 ) -> TrainResult:
-    """A copy fine-tuned on completions; a LoRA is a new one, for its weights are computed with.
+    """Fine-tune a copy on completions; LoRA trains a new adapter, since its weights are used in arithmetic.
 
-    With `keep` an adapter that was put on the model is what is trained.
+    With `keep` the adapter already on the model is trained.
     """
     start = model if keep else adapters.merged(model)
     rows = streams(model, **{name: demos})

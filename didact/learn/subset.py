@@ -23,9 +23,9 @@ class Tuning:
     """How a few rows are learnt: without decay, clipping, warm-up or dropout, at a constant rate, in float32.
 
     Args:
-        lr: the rate.
+        lr: learning rate.
         epochs: passes over the rows.
-        batch: rows a step, in their order; None takes all at once.
+        batch: rows per step, in their order; None takes all at once.
         optimizer: plain SGD, or Adam.
         per: what the loss is a mean over: rows (of the sum over their label tokens) or label tokens.
     """
@@ -37,33 +37,33 @@ class Tuning:
     per: Literal["rows", "tokens"] = "rows"
 
 
-def epochs(model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample], how: Tuning) -> Generator[float]:
-    """Train these parts of the model in place; yields its mean loss after every epoch, while the weights are so.
+def epochs(model: Model, parts: Sequence[Part], rows: Sequence[TokenizedExample], tuning: Tuning) -> Generator[float]:
+    """Train these parts of the model in place; yield the mean loss of every epoch, with its weights in the model.
 
-    When the iterator ends or is closed, every weight is what it was, bit for bit.
+    When the iterator ends or is closed, every weight is restored bit for bit.
     """
-    known = [(p, p.requires_grad, p.grad) for p in model.module.parameters()]
-    before = [part.weight.detach().clone() for part in parts]
-    was, mine = model.module.training, {id(part.weight) for part in parts}
-    for p, _, _ in known:
-        p.requires_grad_(id(p) in mine)
+    saved = [(p, p.requires_grad, p.grad) for p in model.module.parameters()]
+    values = [part.weight.detach().clone() for part in parts]
+    was_training, trained = model.module.training, {id(part.weight) for part in parts}
+    for p, _, _ in saved:
+        p.requires_grad_(id(p) in trained)
     masters = Masters({str(i): part.weight for i, part in enumerate(parts)})
-    optimizer = (torch.optim.SGD if how.optimizer == "sgd" else torch.optim.Adam)(masters.all.values(), lr=how.lr)
-    size = how.batch or len(rows)
+    optimizer = (torch.optim.SGD if tuning.optimizer == "sgd" else torch.optim.Adam)(masters.all.values(), lr=tuning.lr)
+    size = tuning.batch or len(rows)
     model.module.eval()
     try:
-        for _ in range(how.epochs):
+        for _ in range(tuning.epochs):
             batches = [rows[at : at + size] for at in range(0, len(rows), size)]
-            losses = [_step(model, parts, batch, optimizer, masters, how.per) for batch in batches]
+            losses = [_step(model, parts, batch, optimizer, masters, tuning.per) for batch in batches]
             yield sum(losses) / len(losses)
     finally:
         with torch.no_grad():
-            for part, value in zip(parts, before, strict=True):
+            for part, value in zip(parts, values, strict=True):
                 part.weight.copy_(value)
-        for p, wanted, grad in known:
-            p.requires_grad_(wanted)
+        for p, requires_grad, grad in saved:
+            p.requires_grad_(requires_grad)
             p.grad = grad
-        model.module.train(was)
+        model.module.train(was_training)
 
 
 def _step(

@@ -1,7 +1,7 @@
-"""Pre-training over pipeline stages, copies and parts of a layer (`parallel.engine`): the loop around the steps.
+"""Pre-training with pipeline, data and tensor parallelism (`parallel.engine`): the loop around the steps.
 
-Rate, batch and rows of a step are a `pretrain.Recipe`'s, as in one process. What the loop decides by its clock, a
-signal or a hook, all processes decide together.
+Rate, batch and rows of a step are those of a `pretrain.Recipe`, as in one process. Decisions that depend on the clock,
+a signal or a hook are made by all processes together.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from didact.progress import Bar
 from didact.types import Cost, Fit, UserError
 
 OWN = ("layout", "pipeline")  # options that change where a step is computed, and not what
-RESIDUAL = ("o_proj", "down_proj", "c_proj")  # what leads back into the residual stream
+RESIDUAL = ("o_proj", "down_proj", "c_proj")  # projections into the residual stream
 MICRO_TOKENS = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stepwise(Recipe):
-    """A recipe whose batch grows in steps of `more` rows, and whose counts are those of a run of `of` tokens."""
+    """A recipe whose batch grows in steps of `more` rows, and whose token counts are for a run of `of` tokens."""
 
     more: int = 32
     of: float = 270e9
@@ -59,8 +59,8 @@ class Stepwise(Recipe):
 
 
 def drawn(module: nn.Module, seed: int) -> Callable[[str], Tensor]:
-    """First weights by name: normal with deviation sqrt(1 / (3 H)), over sqrt(2 L) where they lead back into the
-    residual stream; norms at one, biases at zero. Each is drawn by itself, so that no layout changes it.
+    """Return initial weights by name: normal with deviation sqrt(1 / (3 H)), over sqrt(2 L) in projections into the
+    residual stream; norms at one, biases at zero. Each has its own seed, so that it is the same in all layouts.
     """
     config: Any = module.config
     shapes = {name: (p.shape, p.dtype) for name, p in module.named_parameters()}
@@ -70,10 +70,10 @@ def drawn(module: nn.Module, seed: int) -> Callable[[str], Tensor]:
         shape, dtype = shapes[name]
         if len(shape) < 2:
             return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=dtype)
-        back = any(f".{part}." in name for part in RESIDUAL)
-        scale = deviation / math.sqrt(2 * config.num_hidden_layers) if back else deviation
-        source = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
-        return torch.empty(shape, dtype=dtype).normal_(0.0, scale, generator=source)
+        into_residual = any(f".{part}." in name for part in RESIDUAL)
+        scale = deviation / math.sqrt(2 * config.num_hidden_layers) if into_residual else deviation
+        generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+        return torch.empty(shape, dtype=dtype).normal_(0.0, scale, generator=generator)
 
     return value
 
@@ -82,79 +82,79 @@ def train(
     model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fit: Fit, grid: Grid, device: torch.device,
     hooks: Sequence[Hook] = (), *, schedule: Literal["1f1b", "gpipe"] = "1f1b", values: Callable[[str], Tensor],
 ) -> TrainResult:  # fmt: skip
-    """Train a model's shape from the weights that `values` gives, over the processes of a grid.
+    """Train a model of this architecture from the weights that `values` returns, over the processes of a grid.
 
     Returns:
         The trained model on the first process; on the others one without weights.
 
     Raises:
-        UserError: the loss or gradient became NaN or infinite, or another training is at work in the folder.
+        UserError: the loss or gradient became NaN or infinite, or another training writes to the folder.
     """
     launch.check(fit.precision)
-    began = time.monotonic()
-    part = engine.Engine(
+    start = time.monotonic()
+    worker = engine.Engine(
         model.module, grid, values, micro=micro_rows(grid, recipe, fit), device=device, schedule=schedule,
         precision=torch.bfloat16 if fit.precision == "bfloat16" else None,
     )  # fmt: skip
-    optimizer = adam(part, fit)
+    optimizer = adam(worker, fit)
     hooks, batch_at, steps = list(hooks), Rows(rows, recipe, fit.seed, model), recipe.steps
     folder = Path(fit.folder) / "pretrain" if fit.folder else None
-    who = _identity(model, rows, recipe, fit) if folder else {}
-    with contextlib.ExitStack() as held:
-        held.enter_context(distributed.peers())
-        held.enter_context(checkpoint.alone(folder if _first() else None))
-        now = taken_back(folder, part, optimizer, who) if folder else State()
-        for hook, kept in zip(hooks, now.hooks, strict=False):
-            hook.restore(kept)
+    run_id = _identity(model, rows, recipe, fit) if folder else {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.peers())
+        stack.enter_context(checkpoint.alone(folder if _is_first() else None))
+        state = taken_back(folder, worker, optimizer, run_id) if folder else State()
+        for hook, saved in zip(hooks, state.hooks, strict=False):
+            hook.restore(saved)
         for hook in hooks:
-            held.callback(hook.release)
-        asked = held.enter_context(interrupts.after_the_step(folder is not None))
-        held.enter_context(torch.random.fork_rng())
-        held.enter_context(recompute.layers(part.stage, fit.checkpointing))
-        bar = held.enter_context(Bar("pretrain", steps, now.step, quiet=not _first()))
-        saved = time.monotonic()
-        for step in range(now.step, steps):
+            stack.callback(hook.release)
+        interrupt = stack.enter_context(interrupts.after_the_step(folder is not None))
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(recompute.layers(worker.stage, fit.checkpointing))
+        bar = stack.enter_context(Bar("pretrain", steps, state.step, quiet=not _is_first()))
+        last_save = time.monotonic()
+        for step in range(state.step, steps):
             batch = batch_at(step)
-            view = Step(part.stage.module, step, steps, {}, batch, optimizer, Masters(part.named))
+            view = Step(worker.stage.module, step, steps, {}, batch, optimizer, Masters(worker.named))
             for hook in hooks:
                 hook.before(view)
             for group in optimizer.param_groups:
                 group["lr"] = fit.lr * recipe.rate(step)
             torch.manual_seed((fit.seed * 1_000_003 + step) * grid.pp * grid.dp * grid.tp + _rank(grid))
             ids, labels = tensors([group[0] for group in batch.items["text"]], recipe.window)
-            loss = part.step(ids, labels)
-            log = {"step": step + 1, "loss": loss, "nll": loss, "grad_norm": part.clip(fit.clip)}
+            loss = worker.step(ids, labels)
+            log = {"step": step + 1, "loss": loss, "nll": loss, "grad_norm": worker.clip(fit.clip)}
             view.log = log | {"lr": fit.lr * recipe.rate(step), "rows": len(ids)}
             if bad := [k for k, v in log.items() if not math.isfinite(v)]:
                 raise UserError(f"pretrain: {', '.join(bad)} became NaN or infinite at step {step + 1}: lower the rate")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            now.history.append(view.log)
-            now.tokens += len(ids) * recipe.window
-            now.step = step + 1
+            state.history.append(view.log)
+            state.tokens += len(ids) * recipe.window
+            state.step = step + 1
             bar.advance(loss, len(ids) * recipe.window)
             stop = [bool(hook.after(view)) for hook in hooks]
-            due = fit.save_every is not None and now.step % fit.save_every == 0
-            due |= time.monotonic() - saved >= 60 * fit.save_minutes and _first()
-            ended, signalled, write = part.over_all([any(stop), asked.signum is not None, due])
-            if last := now.step == steps or bool(ended):
+            due = fit.save_every is not None and state.step % fit.save_every == 0
+            due |= time.monotonic() - last_save >= 60 * fit.save_minutes and _is_first()
+            ended, signalled, write = worker.over_all([any(stop), interrupt.signum is not None, due])
+            if last := state.step == steps or bool(ended):
                 for hook in hooks:
                     hook.end(view)
-                now.step = steps
+                state.step = steps
             if folder and (last or signalled or write):
-                now.hooks = [hook.state() for hook in hooks]
-                keep(folder, part, optimizer, now, who)
-                saved = time.monotonic()
+                state.hooks = [hook.state() for hook in hooks]
+                keep(folder, worker, optimizer, state, run_id)
+                last_save = time.monotonic()
             if last or signalled:
                 break
-    weights = part.whole()
+    weights = worker.whole()
     size = sum(p.numel() for p in model.module.parameters())
-    cost = Cost(tokens=3 * now.tokens, flops=6.0 * size * now.tokens, seconds=time.monotonic() - began)
-    return TrainResult(_model(model, weights, device, grid), now.history, cost, now)
+    cost = Cost(tokens=3 * state.tokens, flops=6.0 * size * state.tokens, seconds=time.monotonic() - start)
+    return TrainResult(_model(model, weights, device, grid), state.history, cost, state)
 
 
 def tensors(rows: Sequence[TokenizedExample], window: int) -> tuple[Tensor, Tensor]:
-    """Token ids and labels `(B, window)`; what a row does not fill has no label."""
+    """Return token ids and labels `(B, window)`; padding has no label."""
     ids, labels = torch.zeros((len(rows), window), dtype=torch.long), torch.full((len(rows), window), IGNORE)
     for i, row in enumerate(rows):
         whole, begin = torch.tensor(row.prompt + row.completion), max(0, len(row.prompt) - 1)
@@ -165,42 +165,44 @@ def tensors(rows: Sequence[TokenizedExample], window: int) -> tuple[Tensor, Tens
 
 def micro_rows(grid: Grid, recipe: Recipe, fit: Fit) -> int:
     """Rows of a micro-batch: what `fit.micro_tokens` allows, and few enough that every stage has one."""
-    each = math.ceil(recipe.rows / (grid.dp * grid.pp))
-    return max(1, min(each, (fit.micro_tokens or MICRO_TOKENS) // recipe.window))
+    limit = math.ceil(recipe.rows / (grid.dp * grid.pp))
+    return max(1, min(limit, (fit.micro_tokens or MICRO_TOKENS) // recipe.window))
 
 
-def adam(part: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
-    """Adam over groups of one kind of weight each, on one mesh each: matrices decay."""
+def adam(worker: engine.Engine, fit: Fit) -> torch.optim.Optimizer:
+    """Return Adam with a parameter group per kind of weight and mesh; only matrices have weight decay."""
     if fit.optimizer not in ("adamw", "adam"):
         raise UserError(f"optimizer = {fit.optimizer}: this training takes adamw or adam")
     groups: dict[Any, list[nn.Parameter]] = defaultdict(list)
-    for p in part.named.values():
+    for p in worker.named.values():
         groups[p.dim() >= 2, getattr(p, "device_mesh", None)].append(p)
-    made: Any = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
-    each = [{"params": ps, "weight_decay": fit.weight_decay * decays} for (decays, _), ps in groups.items()]
-    return made(each, lr=fit.lr, betas=fit.betas, eps=fit.eps)
+    optimizer_class: Any = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
+    param_groups = [{"params": ps, "weight_decay": fit.weight_decay * decays} for (decays, _), ps in groups.items()]
+    return optimizer_class(param_groups, lr=fit.lr, betas=fit.betas, eps=fit.eps)
 
 
-def keep(folder: Path, part: engine.Engine, optimizer: torch.optim.Optimizer, now: State, who: dict[str, Any]) -> None:
+def keep(
+    folder: Path, worker: engine.Engine, optimizer: torch.optim.Optimizer, state: State, run_id: dict[str, Any]
+) -> None:
     """Write a checkpoint under the whole model's names, every process its part."""
-    slots = checkpoint.optimizer_tensors(optimizer, {p: name for name, p in part.named.items()})
-    many = distributed.here()[1] > 1
-    checkpoint.save(folder, part.named, dataclasses.replace(now, optimizer=slots), who, spread=many)
+    slots = checkpoint.optimizer_tensors(optimizer, {p: name for name, p in worker.named.items()})
+    several = distributed.here()[1] > 1
+    checkpoint.save(folder, worker.named, dataclasses.replace(state, optimizer=slots), run_id, spread=several)
 
 
-def taken_back(folder: Path, part: engine.Engine, optimizer: torch.optim.Optimizer, who: dict[str, Any]) -> State:
-    """Go on from the newest checkpoint of a folder, whatever layout wrote it; from the start where there is none."""
-    if (found := checkpoint.load(folder, who, part.named)) is None:
+def taken_back(folder: Path, worker: engine.Engine, optimizer: torch.optim.Optimizer, run_id: dict[str, Any]) -> State:
+    """Restore the newest checkpoint of a folder, whatever layout wrote it; a new state where there is none."""
+    if (loaded := checkpoint.load(folder, run_id, worker.named)) is None:
         return State()
-    weights, state = found
+    weights, state = loaded
     with torch.no_grad():
-        for name, p in part.named.items():
+        for name, p in worker.named.items():
             p.copy_(weights[name])
-    checkpoint.restore_optimizer(optimizer, state.optimizer, part.named)
+    checkpoint.restore_optimizer(optimizer, state.optimizer, worker.named)
     return dataclasses.replace(state, optimizer={})
 
 
-def _first() -> bool:
+def _is_first() -> bool:
     """Whether this is the first of all processes."""
     return distributed.here()[0] == 0
 
@@ -208,10 +210,10 @@ def _first() -> bool:
 def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fit: Fit) -> dict[str, Any]:
     """What must be equal for a checkpoint to be resumed; layouts may differ."""
     call = {k: v for k, v in registry.identity().items() if k not in OWN}
-    bare = next(model.module.parameters()).is_meta
-    whose = {} if bare else language.identity(model, [rows, repr(recipe)], fit)
-    of = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in loop.MEMORY}
-    return {**of, "steps": recipe.steps, **call, **whose}
+    is_meta = next(model.module.parameters()).is_meta
+    data = {} if is_meta else language.identity(model, [rows, repr(recipe)], fit)
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(fit).items() if k not in loop.MEMORY}
+    return {**options, "steps": recipe.steps, **call, **data}
 
 
 def _rank(grid: Grid) -> int:
@@ -219,12 +221,12 @@ def _rank(grid: Grid) -> int:
 
 
 def _model(start: Model, weights: dict[str, Tensor], device: torch.device, grid: Grid) -> Model:
-    """The trained model: whole and as narrow as it was, on the CPU where no device had it whole."""
+    """Return the trained model, whole and in its original dtype; on the CPU where no device had it whole."""
     module: Any = start.module
-    made = stages.skeleton(module)
-    if _first():
-        names = {id(p): name for name, p in made.named_parameters()}
-        stages.fill(made, names, weights.__getitem__, device if grid.mesh is None else torch.device("cpu"))
-    made.to(next(module.parameters()).dtype)
-    made.generation_config = module.generation_config
-    return Model(made.eval(), start.processor, start.kind, start.base)
+    trained = stages.skeleton(module)
+    if _is_first():
+        names = {id(p): name for name, p in trained.named_parameters()}
+        stages.fill(trained, names, weights.__getitem__, device if grid.mesh is None else torch.device("cpu"))
+    trained.to(next(module.parameters()).dtype)
+    trained.generation_config = module.generation_config
+    return Model(trained.eval(), start.processor, start.kind, start.base)

@@ -1,4 +1,4 @@
-"""Training curves where people already look at them: TensorBoard, or Weights & Biases without a network."""
+"""Training curves in TensorBoard, or in Weights & Biases without a network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Kind = Literal["tensorboard", "wandb"]
 
 
 def tracker(kind: Kind, folder: str | Path, config: Mapping[str, Any]) -> Hook:
-    """A hook that logs what `history.jsonl` has of every step.
+    """Return a hook that logs every step's row of `history.jsonl`.
 
     Args:
         kind: `tensorboard` (event files in `folder/tensorboard`) or `wandb` (offline runs in
             `folder/wandb`, which `wandb sync` sends).
-        folder: of the run.
-        config: what the run is, shown beside its curves; nested values are written as text.
+        folder: folder of the run.
+        config: description of the run, shown with its curves; nested values are written as text.
 
     Raises:
         UserError: the package is not installed.
@@ -37,9 +37,9 @@ def tracker(kind: Kind, folder: str | Path, config: Mapping[str, Any]) -> Hook:
 
 
 class Tracker(Hook):
-    """Logs every step under its number among all steps this hook has seen, over all phases of a run.
+    """Logs every step, counted over all phases of a run.
 
-    A resumed run goes on in the same curve: what a killed run logged after its last checkpoint is replaced.
+    A resumed run continues the same curve: what a killed run logged after its last checkpoint is replaced.
     """
 
     def __init__(self, kind: Kind, folder: Path, config: Mapping[str, Any]) -> None:
@@ -57,26 +57,26 @@ class Tracker(Hook):
         self._open.log(values, step=self.steps)
 
     def state(self) -> Any:
-        """How many steps are logged, and the name of the run."""
+        """Number of logged steps, and the name of the run."""
         return {"steps": self.steps, "run": self.run}
 
     def restore(self, state: Any) -> None:
-        """Go on from there."""
+        """Continue from a saved state."""
         self.steps, self.run = state["steps"], state["run"]
 
     def _start(self) -> GeneralTracker:
         PartialState()  # trackers ask it which process they are in
         config = {k: v if isinstance(v, str | int | float) else str(files.plain(v)) for k, v in self.config.items()}
         if self.kind == "tensorboard":
-            # Events from this step on that an earlier, killed process left are not shown.
-            made: Any = TensorBoardTracker("tensorboard", self.folder, purge_step=self.steps)
-            made.start()
-            made.writer.add_text("config", "".join(f"    {k}: {v}\n" for k, v in config.items()), self.steps)
+            # Hide events from this step on that an earlier, killed process left.
+            started: Any = TensorBoardTracker("tensorboard", self.folder, purge_step=self.steps)
+            started.start()
+            started.writer.add_text("config", "".join(f"    {k}: {v}\n" for k, v in config.items()), self.steps)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            how = {"dir": str(self.folder), "mode": "offline", "id": self.run, "resume": "allow" if self.run else None}
-            made = WandBTracker("didact", **how, settings={"silent": True, "console": "off"})
-            made.start()
-            made.store_init_configuration(config)
-            self.run = made.run.id
-        return made
+            init = {"dir": str(self.folder), "mode": "offline", "id": self.run, "resume": "allow" if self.run else None}
+            started = WandBTracker("didact", **init, settings={"silent": True, "console": "off"})
+            started.start()
+            started.store_init_configuration(config)
+            self.run = started.run.id
+        return started

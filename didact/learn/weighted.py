@@ -1,4 +1,4 @@
-"""Losses on text whose label tokens bear scores, higher is better: each makes a loss of a stream of rows.
+"""Losses on text with a score for every label token, higher is better: each function returns a stream's loss.
 
 Columns hold one value for every label token of every row. Means are over all label tokens. Source: Korbak et al. 2023,
 arXiv:2302.08582.

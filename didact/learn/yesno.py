@@ -1,4 +1,4 @@
-"""A reward model that is a language model: trained to say yes to the better and no to the worse of two answers.
+"""A language model as reward model: trained to answer yes for the better and no for the worse of two answers.
 
     L = sum w CE / count(w != 0),   w = 1 on the answer's tokens and `prompt_weight` on the question's
 
@@ -23,7 +23,7 @@ from didact.learn.language import Loss, TrainResult
 from didact.models.model import Model
 from didact.types import Fit, Preference, UserError
 
-FEWEST = 10  # pairs below which none is kept for testing
+FEWEST = 10  # pairs below which none is held out for testing
 
 
 def train(
@@ -45,9 +45,9 @@ def train(
     rows = []
     for number, pair in enumerate(preferences, 1):
         for text, word in ((pair.chosen, question.yes), (pair.rejected, question.no)):
-            asked = yesno.fill(question.template, {"prompt": str(pair.prompt), "completion": text}, "question")
+            prompt = yesno.fill(question.template, {"prompt": str(pair.prompt), "completion": text}, "question")
             try:
-                rows.append(encode.row(model.tokenizer, asked, f" {word}", model.kind, model.context, end=False))
+                rows.append(encode.row(model.tokenizer, prompt, f" {word}", model.kind, model.context, end=False))
             except UserError as error:
                 raise UserError(f"preferences: record {number}: {error}") from None
     items, loss = weighted(rows, prompt_weight, "answers", model)
@@ -57,22 +57,22 @@ def train(
 def trained(
     model: Model, preferences: Sequence[Preference], fit: Fit, prompt_weight: float = 0.0
 ) -> tuple[TrainResult | None, dict[str, Any]]:
-    """A reward model, and how often it is right on every fifth pair, which is kept from its training.
+    """Train a reward model and measure its accuracy on every fifth pair, which is held out.
 
-    Of few pairs all are trained on and tested on; without pairs there is no reward model.
+    If there are few pairs, all are used for training and for testing; without pairs there is no reward model.
     """
-    enough = len(preferences) >= FEWEST
-    pairs = [p for i, p in enumerate(preferences) if i % 5 or not enough]
+    hold_out = len(preferences) >= FEWEST
+    pairs = [p for i, p in enumerate(preferences) if i % 5 or not hold_out]
     if not pairs:
         return None, {}
     result = train(model, pairs, fit, prompt_weight=prompt_weight)
-    tested = preferences[::5] if enough else pairs
-    right = accuracy(result.model, tested)
-    return result, {"accuracy": right, "pairs": len(tested), "trained_on": len(pairs)}
+    test_pairs = preferences[::5] if hold_out else pairs
+    score = accuracy(result.model, test_pairs)
+    return result, {"accuracy": score, "pairs": len(test_pairs), "trained_on": len(pairs)}
 
 
 def accuracy(model: Model, preferences: Sequence[Preference], question: Question = yesno.GOOD) -> float:
-    """How often yes is likelier for the chosen answer than for the rejected one; a tie is half."""
+    """How often yes is more likely for the chosen answer than for the rejected one; a tie counts half."""
     sides = [
         [{"prompt": str(p.prompt), "completion": text} for p, text in zip(preferences, texts, strict=True)]
         for texts in ([p.chosen for p in preferences], [p.rejected for p in preferences])
@@ -84,20 +84,20 @@ def accuracy(model: Model, preferences: Sequence[Preference], question: Question
 def weighted(
     rows: Sequence[TokenizedExample], prompt_weight: float, stream: str, model: Model
 ) -> tuple[list[ExampleGroup], Loss]:
-    """Items and their loss `sum w CE / count(w != 0)`: completions count 1, prompts `prompt_weight`.
+    """Return items and their loss `sum w CE / count(w != 0)`: w is 1 on completions and `prompt_weight` on prompts.
 
     Raises:
-        UserError: a prompt's weight for an encoder, which predicts no prompt.
+        UserError: `prompt_weight` for an encoder-decoder, which does not predict prompts.
     """
     if not prompt_weight:
         return language.single(rows), language.nll
     if model.kind != "causal":
         raise UserError(f"prompt_weight = {prompt_weight}: only a causal model predicts its prompts")
-    heads = torch.tensor([len(r.prompt) - 1 for r in rows])
-    whole = [TokenizedExample(r.prompt[:1], r.prompt[1:] + r.completion) for r in rows]
+    prefix_lengths = torch.tensor([len(r.prompt) - 1 for r in rows])
+    joined = [TokenizedExample(r.prompt[:1], r.prompt[1:] + r.completion) for r in rows]
 
     def loss(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        first = heads.to(micro.index.device)[micro.index]
+        first = prefix_lengths.to(micro.index.device)[micro.index]
         return {"nll": language.weighted_cross_entropy(student, micro, first, prompt_weight)}
 
-    return language.single(whole), loss
+    return language.single(joined), loss
