@@ -61,7 +61,7 @@ def evolve(
 
         L = -(1/N) sum over label tokens of log pi(a* | history as text)
 
-    ucb pulls every arm once, in order, then argmax_a of r_a / n_a + sqrt(alpha log(t) / n_a) (of the two forms in use,
+    ucb pulls every arm once, in order, then `argmax_a r_a / n_a + sqrt(alpha log(t) / n_a)` (of the two forms in use,
     that of the authors' code; alpha inside the root); with contexts it is LinUCB. Expected regret is scored before and
     after on unseen instances, against the oracle and other algorithms on the same random rewards.
 

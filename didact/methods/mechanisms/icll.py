@@ -65,7 +65,7 @@ def icll(
     has the same weights and looks nothing up, `uniform` averages all earlier states, `plain` has no heads. Arms are
     compared on held-out documents. If records include the automaton that generated their strings
     (`metadata: {"automaton": [{"a": 1, "b": 2}, ...]}`, strings between `|`), held-out languages are compared with it,
-    by the share of possible first choices and the distance of the distributions, next to n-grams with back-off, n-grams
+    by the share of possible first choices and the distance of distributions, next to n-grams with back-off, n-grams
     smoothed by a network trained on the training languages, and Baum-Welch; the report says which of these a model is
     like.
 
