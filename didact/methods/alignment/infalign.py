@@ -128,9 +128,8 @@ def infalign(
 
     def collect(now: Round) -> RoundData:
         if now.number == 0 and calibration != "none":
-            reference_round = dataclasses.replace(
-                now, fit=now.fit.replace(seed=now.fit.seed + 1)
-            )  # samples that are not trained on
+            # Another seed: these samples are not trained on.
+            reference_round = dataclasses.replace(now, fit=now.fit.replace(seed=now.fit.seed + 1))
             state["reference"] = rated(reference_round, "reference", k)[1]
         completions, raw = rated(now, "samples", samples)
         c = rewards.calibrated(raw, state["reference"], calibration)

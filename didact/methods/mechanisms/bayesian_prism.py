@@ -73,7 +73,7 @@ def bayesian_prism(
         tasks: prompts: labels `y`, an input `x` for each or for none, and the name of their `task`.
         model: a causal language model to examine on them; or a learner that this method trained and saved, to examine
             on `functions`.
-        functions: what is learned in context.
+        functions: function classes to learn in context.
         learner: architecture of the sequence model.
         prior: pseudo-count of every label in the Dirichlet-categorical.
         prompts: number of prompts in the report, never seen in training.

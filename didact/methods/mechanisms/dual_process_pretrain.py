@@ -53,7 +53,7 @@ def dual_process_pretrain(
 
     Args:
         corpus: documents; a part is held out.
-        model: the model of which a copy is trained.
+        model: the model to train; left unchanged, a copy is trained.
         forget: which embeddings are forgotten, and when.
         beside: also train without forgetting.
         window: tokens of a training row; no more than the model's context.

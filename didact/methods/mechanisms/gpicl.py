@@ -62,7 +62,7 @@ def gpicl(
         x_t = A x_bar_t,   y_t = rho(y_bar_t),   A_ij ~ N(0, 1/d),
         loss = - mean over tasks and all positions t of log p(y_t | x_1..t, y_1..t-1),
 
-    read by a causal sequence model as tokens (x_t, y_t-1). Few tasks are memorised or told apart; with enough of them
+    read by a causal sequence model as tokens (x_t, y_t-1). Few tasks are memorised or identified; with enough of them
     the model learns to learn. The report tells which, on training tasks, fresh tasks and new data sets, compared with
     neighbours, centroids, logistic regression and networks trained by gradient steps on the same rows, an untrained
     copy and random labels.

@@ -125,7 +125,7 @@ def icll(
             continue
         run = ngram_arms.train(name, arm, rows, fit, heads_only, prompts.symbols.tolist() if prompts else None, hooks)
         arms[name] = run.model
-        result.history = result.history or run.history  # of the arm with heads
+        result.history = result.history or run.history  # that of `heads`, the first arm
         result.cost.tokens += run.cost.tokens
         result.cost.flops += run.cost.flops
     initial = {"given": base} if base is not None and (whole or "plain" not in against) else {}

@@ -71,12 +71,12 @@ def internet_augmented(
         poe            w1 log p(a | q, p) + w2 log p(q | a, p) + w3 log p(a | p) + w4 log p(p | q)
 
     chooses the answer; p(p | q) are the paragraphs' scores over their sum. A question with `choices` has those as
-    candidates. A model that cannot score (most chat servers) ranks by how often an answer was sampled, weighted by p(p
-    | q). A page's text only enters the prompts of its own question, as one line.
+    candidates. A model that cannot score (most chat servers) ranks by how often an answer was sampled, weighted by
+    `p(p | q)`. A page's text only enters the prompts of its own question, as one line.
 
     Args:
         model: generates, and scores, except to rank by frequency; local or a server.
-        test: questions; `answers` are accepted besides the completion.
+        test: questions; `answers` are accepted in addition to the completion.
         demos: question, answer and, as `context`, the paragraph with the answer; one is retrieved if there is none.
         passages: documents to search in, if there is no `search`.
         dev: questions on which poe's weights are chosen, from 0, 0.5 and 1.

@@ -54,7 +54,7 @@ def llambo(
 ) -> Result:
     """Tune an expensive objective in few trials, with a language model's prior knowledge of such problems.
 
-    From a description of the task the model names `start` configurations; then, again and again, it is shown the trials
+    From a description of the task the model names `start` configurations; then, repeatedly, it is shown the trials
     so far and asked for candidates that reach
 
         s' = s_best + alpha (s_best - s_worst)        (scores standardised, higher is better)

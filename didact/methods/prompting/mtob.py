@@ -82,7 +82,7 @@ def mtob(
         shown: how much of each material is in the prompt.
         source_lang: the language's name in prompts; by default from the records of `test`.
         target_lang: the same for the target language.
-        canary: text that marks what must not be trained on or shown, besides the usual ones.
+        canary: text that marks what must not be trained on or shown, in addition to the usual markers.
         asking: how the model is asked; the paper's temperature is 0.05.
         seed: random seed of all draws.
 

@@ -61,7 +61,7 @@ def verbalized_ml(
         train: inputs (`prompt`) and targets (`completion`).
         questions: inputs to predict afterwards; those with a completion are scored.
         optimizer: what rewrites the text: the learner, a folder, or a served model's address.
-        task: what is to be predicted, in words.
+        task: description of what to predict.
         prior: prior knowledge, in words; stays in front of every text (unless `learning.prefix` is off), so that a
             wrong one is never unlearned.
         learning: batches, epochs, memory, candidates, the gate.

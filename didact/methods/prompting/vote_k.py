@@ -83,7 +83,7 @@ def vote_k(
         choices: the possible labels; by default the `choices` of the labels or of the test.
         retrieval: demonstrations of a question: similar (the most similar last) or random.
         shots: maximum number of demonstrations.
-        tokens: maximum length of a prompt, besides the context.
+        tokens: maximum length of a prompt in tokens, in addition to the context's limit.
         on_overflow: at the first demonstration that does not fit stop, or skip it.
         separator: text between demonstrations, and before the query.
         max_new_tokens: maximum length of a free answer.

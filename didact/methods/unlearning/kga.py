@@ -68,7 +68,7 @@ def kga(
         count = len(micro.tokens.target)
         if not align:
             return {"gap": gap._replace(weight=-1.0)}
-        # Coupled: the whole stream is here, so this mean is the batch's.
+        # Coupled: the micro-batch has the whole stream, so this mean is the batch's.
         distance = (gap.sum / count - target_gap).abs()
         return {"align": Term(distance * micro.items, "forget.rows"), "gap": gap._replace(weight=0.0)}
 

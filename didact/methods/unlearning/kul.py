@@ -61,7 +61,7 @@ def kul(
             current, {"forget": language.single(part)}, _ascent, fit.replace(rows=min(fit.rows, len(part))),
             hooks=[*hooks, *rule], name=f"kul-{number}",
         )  # fmt: skip
-        # Adapters do not stack, and one on weights that are saved nowhere could not be loaded.
+        # Adapters cannot be stacked, and one on weights that are saved nowhere could not be loaded.
         current = adapters.merged(trained.model) if fit.lora and size < len(rows) else trained.model
         result.history += trained.history
         result.cost.tokens += trained.cost.tokens

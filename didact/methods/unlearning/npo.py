@@ -116,7 +116,7 @@ def npo(
     def on_retain(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if active == "kl":
             return {"retain": penalty(student, micro)}
-        per = "tokens" if loss == "idk" else "retain.tokens"  # the code's one mixed batch of refusals and retain
+        per = "tokens" if loss == "idk" else "retain.tokens"  # the official code mixes both in one batch
         return {"retain": language.cross_entropy(student, micro, per, retain_weight)}
 
     def by_token(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
@@ -131,7 +131,7 @@ def npo(
         """The loss of each forget record, `(B,)`; columns are answer, refusal, mismatch."""
         if loss == "ga":
             return logp[:, 0]
-        if loss == "simnpo":  # of means over tokens
+        if loss == "simnpo":  # takes means over tokens
             return preference.simnpo(logp[:, 0], beta, delta)
         if loss == "npo":
             return preference.npo(logp[:, 0], ref[:, 0], beta)
