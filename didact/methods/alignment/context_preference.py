@@ -63,7 +63,7 @@ def context_preference(
     `didact compare --judge` takes.
 
     Args:
-        model: a causal model with such a class in transformers; its body is trained under a new head.
+        model: a causal model that has this class in transformers; its body is trained under a new head.
         preferences: pairs, with a `context` or without.
         read: `context`; `none` removes the contexts from the same pairs; `general` trains only on pairs without one.
         paired: put both records of a reversal pair in one step; `fit.rows` counts such a pair once.

@@ -76,7 +76,7 @@ def self_mining(
         sentences: number of target sentences to back-translate, drawn at random.
         rounds: rounds of back-translation: the second shows the most similar pairs of the first.
         pick: how demonstrations are chosen.
-        similarity: measure of similar sentences: model (means of its hidden states, less each language's own mean),
+        similarity: measure of similar sentences: model (means of its hidden states, minus each language's mean),
             lexicon (words in common, by the mined dictionary), an encoder's folder, or `module:function`, which turns
             texts into vectors; auto is model for a local model, and lexicon for a server.
         asking: how the model is asked.

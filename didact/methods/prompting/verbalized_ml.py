@@ -53,8 +53,8 @@ def verbalized_ml(
         yhat_m = LM(theta, x_m);   new = LM(theta, {(x_m, yhat_m, y_m)}, its last steps);   theta = theta_0 + " " + new
 
     No loss is needed; it is computed for the report. Targets that are all numbers make a regression (mean squared
-    error), others a classification. If the last text has a formula (`y = 3x + 4`), it is also computed exactly: what
-    the learner loses beyond that is its arithmetic.
+    error), others a classification. If the last text has a formula (`y = 3x + 4`), it is also computed exactly: the
+    learner's loss beyond that is due to its arithmetic.
 
     Args:
         model: the learner, and the optimiser if no other is given.
