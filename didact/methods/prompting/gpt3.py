@@ -56,8 +56,8 @@ def gpt3(
     """Measure what a model can do from a description and K demonstrations, without changing a weight.
 
     Every test item follows K demonstrations drawn for it from `train` (the first K of one draw, so that a larger K
-    extends a smaller one; never an item that asks the same). Items with `choices` are answered by the choice c of highest score
-    given the prompt x, items without are generated and compared:
+    extends a smaller one; never an item that asks the same). Items with `choices` are answered by the choice c of
+    highest score given the prompt x, items without are generated and compared:
 
         token          (1/n_c) sum_t log p(c_t | x, c_<t)        the paper's default; n_c tokens
         sum            log p(c | x)                              lm-eval's acc
