@@ -108,8 +108,8 @@ def internet_augmented(
     """
     start_time = time.monotonic()
     lm = language_models.need(model, "generate", by=NAME)
-    cannot_score = language_models.lacks(lm, "score")
-    final_rule: Rule = "rag" if cannot_score else rule
+    no_scores = language_models.lacks(lm, "score")
+    final_rule: Rule = "rag" if no_scores else rule
     library = evidence.Library(
         evidence.opened(search, passages, web), passages or (), documents, sentences, paragraphs, ranker, web.until,
         keep_leaks,
@@ -122,8 +122,8 @@ def internet_augmented(
         prompter,
         library,
         samples,
-        () if cannot_score else EXPERTS[rule],
-        final_rule == "rag" and not cannot_score,
+        () if no_scores else EXPERTS[rule],
+        final_rule == "rag" and not no_scores,
         mean,
     )
     if dev and final_rule == "poe":
@@ -146,6 +146,6 @@ def internet_augmented(
         samples=[
             {"prompt": o.item.prompt, "before": o.closed or "", "after": answers[o.item.prompt]} for o in outcomes[:8]
         ],
-        warnings=open_book_findings.warned(reader, outcomes, cannot_score) + asker.warnings(),
+        warnings=open_book_findings.warned(reader, outcomes, no_scores) + asker.warnings(),
         cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip
