@@ -1,6 +1,6 @@
-"""Policy gradients for answers as a whole: leave-one-out baselines, and rewards less a KL penalty.
+"""Policy gradients on whole answers: leave-one-out baselines and KL-penalised rewards.
 
-With n answers y_1 .. y_n to a prompt, drawn from the policy as it was (`old`), and rewards R:
+With n answers y_1 .. y_n to a prompt, sampled from the old policy (log-probs `old`), and rewards R:
 
     r_i = R_i - beta (old_i - ref_i)              the penalty's mean is beta KL(old || ref), SUM over tokens
     A_i = r_i - mean of the others' r             RLOO (Ahmadian et al., 2024): unbiased, no value model
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 def penalised(reward: Tensor, old: Tensor, ref: Tensor, beta: float) -> Tensor:
-    """Rewards less the KL penalty of every answer; log-probs are SUMS over tokens, in nats."""
+    """Rewards minus each answer's KL penalty; log-probs are SUMS over tokens, in nats."""
     return reward - beta * (old - ref)
 
 
 def leave_one_out(reward: Tensor) -> Tensor:
-    """Advantages over the mean of the prompt's other answers, `(B, n) -> (B, n)`, n at least 2."""
+    """Advantages: each reward minus the mean of the prompt's other answers, `(B, n) -> (B, n)`, n at least 2."""
     n = reward.shape[-1]
     return (reward - reward.mean(-1, keepdim=True)) * (n / (n - 1))
 
 
 def clipped(logp: Tensor, old: Tensor, advantage: Tensor, clip: float = 0.2) -> Tensor:
-    """The clipped surrogate loss of every answer (Schulman et al., 2017), for answers as a whole: `(...) -> (...)`."""
+    """PPO's clipped surrogate loss (Schulman et al., 2017), with one ratio per answer: `(...) -> (...)`."""
     ratio = (logp - old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 

@@ -1,4 +1,4 @@
-"""From label tokens to records: sums and means by `index_add`, whatever the padding or packing was."""
+"""Reduce values per label token to sums and means per record, with `index_add`: independent of padding and packing."""
 
 from __future__ import annotations
 

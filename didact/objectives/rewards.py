@@ -1,10 +1,10 @@
-"""Rewards made ready for how a policy will be decoded: calibrated, transformed (InfAlign, Balashankar et al., 2024).
+"""Calibrate and transform rewards for the way a policy will be decoded (InfAlign, Balashankar et al., 2024).
 
-A calibrated reward C is the share of the reference's answers to the same prompt that are worse, ties half: in [0, 1],
-of mean 1/2 under the reference, unchanged by any increasing map of the reward. An inference procedure turns a policy
-into `T(pi)(y) ∝ pi(y) g(C_pi(y))`; best-of-N has g(u) = N u^(N-1). Where C is continuous the policy
-`ref exp(Phi(C) / beta)` has the density `f ∝ exp(Phi / beta)` of C, whatever the prompt, and all win rates and the KL
-follow from f: `Curve`. Densities live on a grid of midpoints of [0, 1]. Plain numpy in float64; no gradient goes here.
+The calibrated reward C is the share of the reference's answers to the same prompt with a lower reward, ties
+counting half: in [0, 1], of mean 1/2 under the reference, unchanged by any increasing map of the reward. A decoding
+procedure turns a policy into `T(pi)(y) ∝ pi(y) g(C_pi(y))`; best-of-N has g(u) = N u^(N-1). For continuous C the policy
+`ref exp(Phi(C) / beta)` gives C the density `f ∝ exp(Phi / beta)`, whatever the prompt, and all win rates and the KL
+follow from f: see `Curve`. Densities live on a grid of midpoints of [0, 1]. Numpy in float64, without gradients.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ GRID = 2000
 
 @dataclass(frozen=True)
 class Procedure:
-    """What is done with a policy at inference.
+    """A decoding procedure, applied to a policy at inference.
 
     Args:
-        name: `sample`, `bon:4`, `won:4` or what one likes.
+        name: `sample`, `bon:4`, `won:4`, or any label of a custom one.
         g: density on [0, 1] that reweighs answers by their calibrated reward, integral 1.
         cdf: its integral from 0.
         n: answers drawn; negative where the worst is kept.
@@ -43,10 +43,10 @@ class Procedure:
 
 @functools.cache
 def procedure(name: str) -> Procedure:
-    """The procedure of a name: `sample`, `bon:N` (best of N) or `won:N` (worst of N).
+    """Return a procedure by name: `sample`, `bon:N` (best of N) or `won:N` (worst of N).
 
     Raises:
-        UserError: none of these.
+        UserError: any other name.
     """
     kind, _, number = name.partition(":")
     if name == "sample":
@@ -60,7 +60,7 @@ def procedure(name: str) -> Procedure:
 
 
 def custom(name: str, g: Callable[[Array], Array]) -> Procedure:
-    """A procedure from any density g on [0, 1]; it is normalised, and integrated numerically.
+    """Build a procedure from any density g on [0, 1]; it is normalised, and integrated numerically.
 
     Raises:
         ValueError: g is negative somewhere or zero everywhere.
@@ -71,21 +71,23 @@ def custom(name: str, g: Callable[[Array], Array]) -> Procedure:
         raise ValueError(f"procedure '{name}': g must not be negative, nor zero everywhere")
     total = values.mean()
     edges = np.linspace(0, 1, GRID + 1)
-    summed = np.concatenate([[0.0], np.cumsum(values) / values.sum()])
-    return Procedure(name, lambda x: np.asarray(g(x)) / total, lambda x: np.interp(x, edges, summed))
+    cumulative = np.concatenate([[0.0], np.cumsum(values) / values.sum()])
+    return Procedure(name, lambda x: np.asarray(g(x)) / total, lambda x: np.interp(x, edges, cumulative))
 
 
 def calibrate(reward: Array, reference: Array, weight: Array | None = None) -> Array:
-    """C: the reference's share of worse answers plus half of the equal ones, `(..., n), (..., K) -> (..., n)`.
+    """C: the share of worse reference answers plus half of the equal ones, `(..., n), (..., K) -> (..., n)`.
 
     Args:
-        reward: of answers.
-        reference: of the reference's answers to the same prompts.
-        weight: probabilities of those `(..., K)`; equal where none are given.
+        reward: rewards of the answers.
+        reference: rewards of the reference's answers to the same prompts.
+        weight: probabilities of the reference's answers, `(..., K)`; equal by default.
     """
-    if weight is None and np.ndim(reference) == 1:  # without the table of both, which many references make too large
-        ordered = np.sort(np.asarray(reference, float))
-        return sum(np.searchsorted(ordered, reward, side) for side in ("left", "right")) / (2 * len(ordered))
+    if weight is None and np.ndim(reference) == 1:  # avoids an (n, K) table, which is too large for many references
+        sorted_reference = np.sort(np.asarray(reference, float))
+        return sum(np.searchsorted(sorted_reference, reward, side) for side in ("left", "right")) / (
+            2 * len(sorted_reference)
+        )
     r, z = np.asarray(reward, float)[..., :, None], np.asarray(reference, float)[..., None, :]
     worse = (z < r) + 0.5 * (z == r)
     if weight is None:
@@ -94,8 +96,8 @@ def calibrate(reward: Array, reference: Array, weight: Array | None = None) -> A
 
 
 def calibrated(reward: Array, reference: Array, by: Calibration) -> Array:
-    """C of answers `(prompts, n)` against the reference's rewards `(prompts, k)`: those to the same prompt, to all
-    prompts (`global`), or the rewards as they are (`none`)."""
+    """C of answers `(prompts, n)`, calibrated by the reference's rewards `(prompts, k)` on the same `prompt` or on all
+    prompts (`global`); `none` returns the rewards unchanged."""
     if by == "none":
         return reward
     if by == "global":
@@ -106,11 +108,11 @@ def calibrated(reward: Array, reference: Array, by: Calibration) -> Array:
 def transform(u: Array, name: Transform, t: float = 10.0, floor: float = 0.0) -> Array:
     """Phi of calibrated rewards: `identity` u, `log` log max(u, floor), `exp` sign(t) exp(t u) over its maximum.
 
-    exp is divided by its largest magnitude on [0, 1], which only rescales beta: e^10 would make any step diverge. At
-    t = 0 it is its limit, the identity, but for a constant and a scale: best for sampling, whose exponent that is.
+    exp is divided by its largest magnitude on [0, 1], which only rescales beta: with e^10 any step would diverge. At
+    t = 0 it is the identity, its limit up to a constant and a scale, which is the best transform for plain sampling.
 
     Raises:
-        ValueError: the fixed point, which needs more: `fixed_point`.
+        ValueError: `fixed-point`, which `fixed_point` solves for.
     """
     u = np.asarray(u, dtype=float)
     if name == "identity" or (name == "exp" and t == 0):
@@ -123,11 +125,11 @@ def transform(u: Array, name: Transform, t: float = 10.0, floor: float = 0.0) ->
 
 
 def recommended(to: Procedure) -> float:
-    """The exponent the paper recommends: 5 for N = 2 and 10 for N = 4, negative for the worst of N; 0 for sampling."""
+    """The exponent the paper recommends: 5 for N = 2, 10 for N = 4, negative for the worst of N; 0 for sampling."""
     return 2.5 * to.n if abs(to.n) > 1 else 0.0
 
 
-# --- where C is continuous -------------------------------------------------------------------
+# --- continuous C ----------------------------------------------------------------------------
 
 
 def grid() -> Array:
@@ -149,12 +151,12 @@ class Curve:
         return float(np.mean(f * np.log(np.maximum(f, 1e-300))))
 
     def win_rate(self, to: Procedure) -> float:
-        """Of the policy over the reference, both decoded by the procedure: `1 - int G(F(u)) g(u) du`."""
+        """Win rate against the reference, both decoded by the procedure: `1 - int G(F(u)) g(u) du`."""
         return float(1 - np.mean(to.cdf(self.cdf) * to.g(grid())))
 
 
 def curve(phi: Array, beta: float) -> Curve:
-    """The policy `ref exp(Phi / beta)`: `phi (GRID,)` is Phi on the grid."""
+    """The curve of the policy `ref exp(Phi / beta)`, with `phi (GRID,)` the values of Phi on the grid."""
     scaled = np.asarray(phi, float) / beta
     f = np.exp(scaled - scaled.max())
     f = f / f.mean()
@@ -162,30 +164,30 @@ def curve(phi: Array, beta: float) -> Curve:
 
 
 def gradient(now: Curve, to: Procedure) -> Array:
-    """What the win rate gains by a little more of every u, `-int_v^1 g(F(u)) g(u) du` on the grid."""
+    """Derivative of the win rate by the density at every u, `-int_v^1 g(F(u)) g(u) du` on the grid."""
     step = to.g(now.cdf) * to.g(grid()) / GRID
     return -(np.cumsum(step[::-1])[::-1] - 0.5 * step)
 
 
 @functools.lru_cache(maxsize=256)
 def _solved(to: Procedure, beta: float, start: float) -> Array:
-    phi, level = gradient(curve(np.zeros(GRID), 1.0), to), max(start, beta)
+    phi, beta_now = gradient(curve(np.zeros(GRID), 1.0), to), max(start, beta)
     while True:
-        eta = min(0.5, 0.5 * level)  # larger steps oscillate, and to a wrong answer
+        eta = min(0.5, 0.5 * beta_now)  # larger steps oscillate, around a wrong solution
         for _ in range(20_000):
-            moved = gradient(curve(phi, level), to) - phi
-            phi = phi + eta * moved
-            if np.abs(moved).max() < 1e-9:
+            change = gradient(curve(phi, beta_now), to) - phi
+            phi = phi + eta * change
+            if np.abs(change).max() < 1e-9:
                 break
-        if level <= beta:
+        if beta_now <= beta:
             return phi
-        level = max(beta, 0.7 * level)  # worst-of-N is not concave: the solution is followed from a large beta down
+        beta_now = max(beta, 0.7 * beta_now)  # worst-of-N is not concave: follow the solution from a large beta down
 
 
 def fixed_point(to: Procedure, beta: float, start: float = 2.0) -> Array:
-    """Phi on the grid at which `ref exp(Phi / beta)` maximises the win rate under the procedure less beta KL.
+    """Phi on the grid at which `ref exp(Phi / beta)` maximises the win rate under the procedure minus beta KL.
 
-    Damped iteration of Phi <- `gradient`, followed from `start` down to beta.
+    Damped fixed-point iteration Phi <- `gradient`, annealed from `start` down to beta.
     """
     if not beta > 0:
         raise UserError(f"beta = {beta}: must be above 0")
@@ -193,9 +195,9 @@ def fixed_point(to: Procedure, beta: float, start: float = 2.0) -> Array:
 
 
 def at_kl(phi: Array, target: float) -> tuple[float, Curve]:
-    """The beta at which a transform's policy is `target` nats from the reference, by bisection, and its curve."""
+    """Find by bisection the beta at which the policy's KL to the reference is `target` nats, and the curve."""
     phi = np.asarray(phi, float) / np.abs(phi).max()
-    low, high = -12.0, 12.0  # of log beta
+    low, high = -12.0, 12.0  # bounds of log beta
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (low, middle) if curve(phi, np.exp(middle)).kl < target else (middle, high)

@@ -1,7 +1,7 @@
-"""Token functions `f(logits (n, V), target (n,), **columns) -> (n,)`: what needs the whole distribution.
+"""Token functions `f(logits (n, V), target (n,), **columns) -> (n,)`: values that need the whole distribution.
 
-`models.tokens` maps them over label tokens in chunks; none of them sees a model. Source of each in
-its docstring.
+`models.forward.tokens` maps them over label tokens in chunks; none of them sees a model. Each docstring
+names its source.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def weighted_ascent(logits: Tensor, target: Tensor, *, beta: float = 1.0) -> Ten
 def unlikelihood(logits: Tensor, target: Tensor, *, good: Tensor, alpha: float = 1.0) -> Tensor:
     """Likelihood of good tokens, unlikelihood of the others (Welleck et al., 2020, arXiv:1908.04319); `good (n,)` bool.
 
-    -log p where good, else -alpha log(max(1 - p, 1e-20))
+    -log p if good, else -alpha log(max(1 - p, 1e-20))
     """
     log_p = logp(logits, target)
-    away = -torch.log((-torch.expm1(log_p)).clamp(min=1e-20))
-    return torch.where(good, -log_p, alpha * away)
+    penalty = -torch.log((-torch.expm1(log_p)).clamp(min=1e-20))
+    return torch.where(good, -log_p, alpha * penalty)
 
 
 def undial(logits: Tensor, target: Tensor, *, ref_logits: Tensor, beta: float = 10.0) -> Tensor:
@@ -87,11 +87,11 @@ def generic_logits(
     relu: bool = True,
     normalise: Literal["log_softmax", "raw"] = "log_softmax",
 ) -> Tensor:
-    """What a model would say had it not read a text (Who's Harry Potter, equation 1): three times `(n, V)` to one.
+    """Predict as a model that never read a text (Who's Harry Potter, equation 1); all logits are `(n, V)`.
 
         v = v_translated - alpha relu(v_reinforced - v_base)
 
-    A constant added to one model's logits changes `raw` results, for relu is not shift-invariant; `log_softmax`
+    A constant added to one model's logits changes `raw` results, because relu is not shift-invariant; `log_softmax`
     takes log-probs in place of logits.
     """
     if normalise == "log_softmax":
@@ -101,7 +101,7 @@ def generic_logits(
 
 
 def labelled(logits: Tensor, target: Tensor, *, label: Tensor) -> Tensor:
-    """Cross-entropy to labels `(n,)` other than the text's own; 0 where the label is -100."""
+    """Cross-entropy to the given labels `(n,)` in place of the text's tokens; 0 where the label is -100."""
     return F.cross_entropy(wide(logits), label, reduction="none", ignore_index=-100)
 
 
@@ -111,7 +111,7 @@ def softly_labelled(logits: Tensor, target: Tensor, *, goal: Tensor, kept: Tenso
 
 
 def wide(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
+    """Cast half precision to float32; leave float32 and float64 unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

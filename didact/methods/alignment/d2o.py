@@ -1,4 +1,4 @@
-"""Distributional dispreference optimisation: away from bad answers, held by the model's own, no good ones needed."""
+"""Distributional dispreference optimisation (D2O): learn from bad answers only, anchored by the model's own answers."""
 
 from __future__ import annotations
 
@@ -66,43 +66,43 @@ def d2o(
     fit: Fit = Fit(lr=1e-4, epochs=1, rows=4, schedule="constant", lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Stop a model from giving answers that were found bad, when nobody wrote good ones.
+    """Train a model away from answers labelled bad, without any good answers.
 
-    K answers of the model's own to the same prompt, the anchors, hold it where it is while the bad answer y_l goes:
+    K answers sampled from the model itself, the anchors, keep it in place while the bad answer y_l is pushed down:
 
         z = (beta / K) sum_i [logp(y_i) - ref_minus(y_i)] - alpha [logp(y_l) - ref_plus(y_l)]
         L = -mean log sigmoid(z)
 
     logp is the SUM over an answer's tokens; both references are frozen, and z = 0 at the start. Anchors are averaged
-    INSIDE the sigmoid. They are not assumed to be good. After `offline_steps` they are drawn anew from the
-    model as it is then, every `every` steps, and the reference that is `latest` is that model too. Each such phase
-    has the learning rate that `fit.schedule` gives at its first step, and begins the optimiser afresh; with LoRA the
+    INSIDE the sigmoid and need not be good. After the first `offline_steps` steps, and then every `every` steps, a new
+    phase begins: anchors are sampled from the current model, which also becomes the reference set to `latest`. Each
+    phase has the learning rate that `fit.schedule` gives at its first step, and a fresh optimiser; with LoRA the
     adapter is merged between phases.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         judged: answers with the label false; those labelled true are not trained on.
         loss: d2o; `instance` averages outside the sigmoid (K pairs); `npo` and `ga` have no anchors.
-        k: anchors of a prompt.
-        beta: scale of the anchors' side; 0 leaves NPO.
-        alpha: scale of the bad answer's side.
-        draw: anchors of later phases: of the model as it came (`offline`), as it is (`online`), or half each (`mixed`).
-        offline_steps: of the first phase.
-        every: steps of a further phase.
-        ref_minus: the reference of the anchors, which knows more of what is bad.
-        ref_plus: the reference of the bad answers, which knows less of it.
-        steering: instructions; one at random stands before the prompt while an anchor is sampled, not in training.
+        k: anchors per prompt.
+        beta: scale of the anchor term; 0 leaves NPO.
+        alpha: scale of the bad answer's term.
+        draw: anchors of later phases: of the initial model (`offline`), the current one (`online`), or half each.
+        offline_steps: steps of the first phase.
+        every: steps of each later phase.
+        ref_minus: reference for the anchors, meant to be the more harmful one.
+        ref_plus: reference for the bad answers, meant to be the less harmful one.
+        steering: instructions; a random one precedes the prompt while an anchor is sampled, not in training.
         keep: `keep(prompt, answer)` says whether an anchor may be used; a prompt without any is left out.
         normalize: `token` takes means over tokens, not sums (not the paper's; scale beta and alpha by the length).
-        max_new_tokens: of an answer, anchors and bad ones alike.
-        temperature: at which anchors are sampled.
-        top_p: nucleus they are sampled from.
-        fit: how to train; `steps` are those of all phases together.
+        max_new_tokens: maximum length of an answer, anchors and bad ones alike.
+        temperature: sampling temperature of the anchors.
+        top_p: nucleus from which anchors are sampled.
+        fit: how to train; `steps` counts all phases together.
         hooks: called around every step.
 
     Returns:
-        The model; `findings["phases"]`: records, the share of anchors kept, their mean length, how many came to an
-        end. The history has the log-prob of the bad answers and both sides of z.
+        The model; `findings["phases"]`: records, share of anchors kept, their mean length, share that reached the end
+        token. The history has the log-prob of the bad answers and both terms of z.
 
     Raises:
         UserError: no record is labelled false; no anchor was kept; an answer longer than the context; NaN in the loss.
@@ -119,31 +119,33 @@ def d2o(
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
 
     def anchors(now: Round, index: Sequence[int]) -> list[list[TokenizedExample]]:
-        """K rows of every prompt, of which some are kept; half of a mixed phase's are the first model's."""
+        """Sample K anchors per prompt and drop unusable ones; in a mixed phase the initial model samples half."""
         old = k // 2 if draw == "mixed" and now.number else 0
-        drawn = []
+        sampled = []
         for source, name, n in ((now, "now", k - old), (dataclasses.replace(now, model=model), "first", old)):
             if n and steering:
-                drawn.append(source.steered([bad[i].prompt for i in index], steering, n, sampling, name))
+                sampled.append(source.steered([bad[i].prompt for i in index], steering, n, sampling, name))
             elif n:
-                drawn.append(source.samples([negatives[i].prompt for i in index], n, sampling, name))
-        found = [(negatives[i].prompt, i, itertools.chain(*row)) for i, *row in zip(index, *drawn, strict=True)]
-        usable = keep or (lambda prompt, answer: True)
-        return [[TokenizedExample(p, c.tokens) for c in row if usable(bad[i].prompt, c.text)] for p, i, row in found]
+                sampled.append(source.samples([negatives[i].prompt for i in index], n, sampling, name))
+        groups = [(negatives[i].prompt, i, itertools.chain(*row)) for i, *row in zip(index, *sampled, strict=True)]
+        accepts = keep or (lambda prompt, answer: True)
+        return [[TokenizedExample(p, c.tokens) for c in row if accepts(bad[i].prompt, c.text)] for p, i, row in groups]
 
     def collect(now: Round) -> RoundData:
         first, length = phases[now.number]
         index = sorted(set(round_loop.in_passes(first * fit.rows, length * fit.rows, len(bad), (fit.seed, 93))))
         if not anchored:
             return RoundData([(negatives[i],) for i in index], {"records": len(index)})
-        kept = [(i, a) for i, a in zip(index, anchors(now, index), strict=True) if a]
-        if not kept:
+        usable = [(i, a) for i, a in zip(index, anchors(now, index), strict=True) if a]
+        if not usable:
             raise UserError("d2o: `keep` left no anchor of any prompt")
-        drawn = [row for _, a in kept for row in a]
-        counts = {"records": len(kept), "dropped": len(index) - len(kept), "kept": len(drawn) / (k * len(index))}
-        share = torch.tensor([[1 / len(a)] * len(a) + [0.0] * (k - len(a)) for _, a in kept], dtype=torch.float64)
-        items = [(negatives[i], *a, *[a[-1]] * (k - len(a))) for i, a in kept]
-        return RoundData(items, counts | round_loop.length_stats(drawn, generate.ends(model)), columns={"share": share})
+        sampled = [row for _, a in usable for row in a]
+        counts = {"records": len(usable), "dropped": len(index) - len(usable), "kept": len(sampled) / (k * len(index))}
+        share = torch.tensor([[1 / len(a)] * len(a) + [0.0] * (k - len(a)) for _, a in usable], dtype=torch.float64)
+        items = [(negatives[i], *a, *[a[-1]] * (k - len(a))) for i, a in usable]
+        return RoundData(
+            items, counts | round_loop.length_stats(sampled, generate.ends(model)), columns={"share": share}
+        )
 
     def train(now: Round, data: RoundData) -> TrainResult:
         minus, plus = ({"start": model, "latest": now.model}[r] for r in (ref_minus, ref_plus))
@@ -159,9 +161,9 @@ def d2o(
             return preference.d2o(logp[:, 1:], logp[:, 0], was[:, 1:], was[:, 0], beta, alpha, share[index], average)
 
         def log(logp: Tensor, was: Tensor, index: Tensor) -> Mapping[str, Tensor]:
-            moved = logp - was
-            sides = {"logp_negative": logp[:, 0], "negative": alpha * moved[:, 0].sum()}
-            return sides | ({"anchors": beta * (share[index] * moved[:, 1:]).sum()} if anchored else {})
+            log_ratio = logp - was
+            sides = {"logp_negative": logp[:, 0], "negative": alpha * log_ratio[:, 0].sum()}
+            return sides | ({"anchors": beta * (share[index] * log_ratio[:, 1:]).sum()} if anchored else {})
 
         return pairs.train(
             now.model, data.items, record_loss, round_loop.phase_fit(now, fit, phases, fit.warmup_count(len(bad))),
@@ -170,7 +172,7 @@ def d2o(
         )  # fmt: skip
 
     outcome = round_loop.run_rounds(model, len(phases), collect, train, fit, name="d2o", hooks=hooks)
-    stats = [{"first_step": at, "steps": n, **d.stats} for (at, n), d in zip(phases, outcome.data, strict=True)]
+    stats = [{"first_step": start, "steps": n, **d.stats} for (start, n), d in zip(phases, outcome.data, strict=True)]
     unused = len(judged) - len(bad)
     warnings = [f"{unused} records labelled true are not trained on"] if unused else []
     return outcome.result(findings={"phases": stats}, warnings=warnings)

@@ -1,4 +1,4 @@
-"""GenARM: a reward model that is itself a language model, and guides a frozen one token by token."""
+"""GenARM: an autoregressive reward model guides the decoding of a frozen language model, token by token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "harmless": {"beta_r": 0.01},
     "hinge": {"loss": "hinge"},
 }  # fmt: skip
-UNEQUAL = 1.5  # a side this many times as long as the other is told
+UNEQUAL = 1.5  # warn if one side is this many times as long as the other
 
 
 @method(
@@ -54,7 +54,7 @@ def genarm(
     fit: Fit = Fit(lr=5e-4, epochs=1, rows=32, schedule="cosine", warmup=0.02, weight_decay=0.05, lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Make a model answer as people prefer while its weights stay untouched: a reward model guides every token.
+    """Align a model to preferences without changing its weights: a reward model guides every token it decodes.
 
     The reward of an answer IS its log-prob under a language model p_arm, which learns from pairs without a reference:
 
@@ -64,25 +64,25 @@ def genarm(
 
         log pi(v | x, y<t) = log p(v | x, y<t) + sum_i alpha_i log p_arm_i(v | x, y<t) - log Z(x, y<t)
 
-    with one more pass of the small model a token. It is normalised token by token, so it is not the optimum of
-    KL-regularised reward maximisation, which knows what a prefix may still become. An untrained copy of the base as
-    p_arm sharpens the base to temperature 1/(1 + alpha): what guidance gains is to be seen against that.
+    at the cost of one forward pass of p_arm per token. Normalisation is per token, so this is not the optimum of
+    KL-regularised reward maximisation, which accounts for the continuations of a prefix. An untrained copy of the base
+    as p_arm sharpens the base to temperature 1/(1 + alpha): that is the control to compare with.
 
-    What comes out is the guided model: it scores, generates, saves and loads as any other. Its folder holds p_arm, an
-    ordinary model but not one to be asked by itself, in `member-1`, and where the base is. For transformers
+    The result is the guided model: it scores, generates, saves and loads like any other. Its folder holds p_arm (an
+    ordinary model, but not one to use alone) in `member-1`, and the location of the base. For transformers
     `infer.guide.GuidedDecoder(base, [(arm, 1.0), ...])` is a logits processor.
 
     Args:
-        model: the base, causal, whose answers are guided; it stays as it was.
-        preferences: pairs of answers; of unequal lengths the longer rejected ones are cheaply pushed down.
+        model: the causal base model whose answers are guided; left unchanged.
+        preferences: pairs of answers; where lengths differ, longer rejected answers are pushed down by length alone.
         arm: folder or hub id of a model that becomes the reward model, of any size (weak-to-strong) but with the base's
-            vocabulary; a copy of the base where none is given.
-        alpha: weight of the reward model at decoding, 1 / beta of the paper.
-        others: folders of further reward models that guide too, as earlier runs left them in `model/member-1`.
-        other_alphas: their weights; 1 each where none are given.
+            vocabulary; by default a copy of the base.
+        alpha: weight of the reward model at decoding, 1 / beta in the paper.
+        others: folders of further reward models for guidance, as earlier runs saved them in `model/member-1`.
+        other_alphas: their weights; 1 each by default.
         normalize: divide by the sum of weights, the base's 1 included: flatter, not the paper's policy.
         beta_r: scale of the reward in training.
-        gamma: margin that z must exceed.
+        gamma: target margin.
         label_smoothing: share of pairs assumed to be labelled the wrong way round.
         loss: l(z): logistic, or hinge max(0, 1 - z).
         length_normalization: S is the mean over tokens (in the official code for tests only).
@@ -93,14 +93,14 @@ def genarm(
         The guided model; findings: the mean lengths of both sides.
 
     Raises:
-        UserError: an option is out of range; a vocabulary that is not the base's; a completion longer than the
-            context; the loss became NaN.
+        UserError: an option is out of range; a vocabulary that is not the base's; a completion longer than the context;
+            the loss became NaN.
     """
     if other_alphas and len(other_alphas) != len(others):
         raise UserError(f"other_alphas: {len(other_alphas)} weights for {len(others)} other reward models")
     start = load.load(arm, str(model.device)) if arm else model
-    further = [load.load(folder, str(model.device)) for folder in others]
-    for name, guide in zip([arm or "the reward model", *others], [start, *further], strict=True):
+    other_arms = [load.load(folder, str(model.device)) for folder in others]
+    for name, guide in zip([arm or "the reward model", *others], [start, *other_arms], strict=True):
         logit_ensemble.check(model, guide, name)
     alphas = [alpha, *(other_alphas or [1.0] * len(others))]
     if normalize and sum(alphas) <= -1:
@@ -114,7 +114,7 @@ def genarm(
         start, items, reward_loss, fit, mean=length_normalization, log=pairs.margins(beta_r),
         hooks=[NoDropout(), *hooks], name="genarm",
     )  # fmt: skip
-    guided = logit_ensemble.guided(model, list(zip([trained.model, *further], alphas, strict=True)), normalize)
+    guided = logit_ensemble.guided(model, list(zip([trained.model, *other_arms], alphas, strict=True)), normalize)
     chosen, rejected = (sum(len(item[side].completion) for item in items) / len(items) for side in (0, 1))
     return trained.result(
         models={"model": guided},
@@ -124,7 +124,7 @@ def genarm(
 
 
 def _warnings(chosen: float, rejected: float) -> list[str]:
-    """A sum over tokens rewards the shorter side for its length alone."""
+    """Warn of unequal lengths: a sum over tokens rewards the shorter side for its length alone."""
     if max(chosen, rejected) <= UNEQUAL * min(chosen, rejected):
         return []
     return [

@@ -1,4 +1,4 @@
-"""Chain of hindsight: good and bad answers in one sequence, each after words that say which it is."""
+"""Chain of hindsight: good and bad answers in one sequence, each after a phrase that says which it is."""
 
 from __future__ import annotations
 
@@ -65,45 +65,45 @@ def hindsight(
     fit: Fit = Fit(lr=2e-5, epochs=1, rows=256, schedule="cosine", warmup=0.2, betas=(0.9, 0.95), weight_decay=1e-4),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Learn from good and bad answers at once, by likelihood alone, and ask for the good kind afterwards.
+    """Train on good and bad answers by likelihood, each after a phrase that rates it, then prompt for good ones.
 
-    Every group of answers to a prompt x becomes a sequence for each kind of chain:
+    Every group of answers to a prompt x becomes one sequence per kind of chain:
 
         p   x GOOD y_w </s>                 pn  x GOOD y_w </s> BAD y_l </s>
         n   x BAD y_l </s>                  np  x BAD y_l </s> GOOD y_w </s>
 
     and the loss is the mean over sequences of the mean of -log p over the tokens of their answers and end tokens:
-    prompt and phrases carry no loss. The trained model is asked with GOOD after every prompt, which its folder says
-    (`condition.json`): without it, it answers badly more often than before.
+    prompt and phrases carry no loss. The trained model is prompted with GOOD after every prompt, which its folder says
+    (`condition.json`): without it, the model gives bad answers more often than before.
 
-    Comparisons, ratings and comments may be given together. Rated answers are chained from best to worst (or the
-    other way), those between the ends called by their rank; of answers rated alike the first is taken. A
-    comment stands in the place of BAD, and the refinement, where there is one, after GOOD.
+    Comparisons, ratings and comments can be combined. Rated answers are chained from best to worst (or the reverse),
+    those in between introduced by their rank; of equally rated answers only the first is used. A comment takes the
+    place of BAD, and the refinement, if there is one, follows GOOD.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
-        preferences: pairs.
-        ratings: rated answers, those with the same prompt belonging together.
-        critiques: answers with a comment, and perhaps a refinement.
+        model: a causal or seq2seq model; left unchanged.
+        preferences: pairs of answers.
+        ratings: rated answers; those with the same prompt form a group.
+        critiques: answers with a comment, and optionally a refinement.
         general: text for ordinary language modelling in the same steps, so that nothing else is lost.
-        chains: kinds of sequences made of every group.
-        good: GOOD; of several one is drawn for a chain, with its `bad`. The first is asked with. A phrase like
-            `<|good|>` becomes a token of its own.
-        bad: BAD, one for each of `good`.
+        chains: kinds of sequences made from every group.
+        good: GOOD phrases; of several, one is drawn per chain, with its `bad`. The first one is used in prompts. A
+            phrase like `<|good|>` becomes a token of its own.
+        bad: BAD phrases, one for each of `good`.
         loss_on: all answers of a chain, or its last.
-        unlikelihood: where above 0, the loss of the worst answers is -log(1 - p) with this weight, not -log p.
+        unlikelihood: if above 0, the loss of the worst answers is -log(1 - p) with this weight, not -log p.
         past_masking: range of the share of past tokens hidden at random from each token, so that the second answer is
             not copied from the first.
         general_weight: weight of the loss on `general`.
-        block: label tokens of its rows.
+        block: label tokens per row of `general`.
         fit: how to train; rows are chains.
         hooks: called around every step.
 
     Returns:
-        The model, with its `condition`; findings: chains of each kind, and those too long that were left out.
+        The model, with its `condition`; findings: number of chains of each kind, and of those left out as too long.
 
     Raises:
-        UserError: no feedback; phrases that do not pair up; no chain fits the context; the loss became NaN.
+        UserError: no feedback; numbers of `good` and `bad` differ; no chain fits the context; the loss became NaN.
     """
     if len(good) != len(bad):
         raise UserError(f"{len(good)} good phrases and {len(bad)} bad ones: every good one needs its bad one")
@@ -128,12 +128,12 @@ def hindsight(
     if high and not forward.takes_trees(start):
         warnings.append("past tokens are not masked: this type of model takes no mask of ours")
         low = high = 0.0
-    away = {"loss": functools.partial(token_functions.unlikelihood, alpha=unlikelihood)}
+    token_losses = {"loss": functools.partial(token_functions.unlikelihood, alpha=unlikelihood)}
 
     def on_chains(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         if unlikelihood:
             columns = {"good": micro.column(rows.good)}
-            loss = forward.tokens(student, micro.tokens, away, columns, hide=(low, high))["loss"]
+            loss = forward.tokens(student, micro.tokens, token_losses, columns, hide=(low, high))["loss"]
         else:
             loss = -forward.tokens(student, micro.tokens, hide=(low, high))["logp"]
         means = reduce.masked_row_mean(loss, micro.column(rows.learnt), micro.tokens.row, micro.items)
@@ -144,7 +144,7 @@ def hindsight(
 
     losses = {"feedback": on_chains, "general": on_general}
     trained = language.train(start, streams, losses, fit, hooks=hooks, name="hindsight")
-    asked = adapters.merged(trained.model) if fit.lora and control else trained.model
-    asked.condition = Condition(after=good[0], banned=tuple(control)) if good[0] else None
+    final = adapters.merged(trained.model) if fit.lora and control else trained.model
+    final.condition = Condition(after=good[0], banned=tuple(control)) if good[0] else None
     findings = {"groups": len(groups), "chains": rows.counts, "asked_with": good[0]}
-    return trained.result(models={"model": asked}, findings=findings, warnings=warnings)
+    return trained.result(models={"model": final}, findings=findings, warnings=warnings)

@@ -1,4 +1,4 @@
-"""Imitation learning from language feedback: learn the answers that do what people said was wrong with one's own."""
+"""Imitation learning from language feedback (ILF): fine-tune on refinements that do what the feedback asks for."""
 
 from __future__ import annotations
 
@@ -68,55 +68,55 @@ def ilf(
     fit: Fit = Fit(lr=5e-5, epochs=1, rows=32, schedule="linear"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Learn from what people say is wrong with the model's answers, a sentence each, and need no feedback afterwards.
+    """Fine-tune a model on refinements of its answers that follow written feedback, one sentence on each answer.
 
-    A round takes answers x0 to prompts c and feedback f on them, and
+    Each round takes answers x0 to prompts c with feedback f on them, and
 
         refines   x1_i ~ p_refiner(. | c, x0, f),   i = 1 .. n
         selects   x1 = argmax_i s_i,   s_i = mean over wordings of P(yes) / (P(yes) + P(no))
         trains    L = -mean over the label tokens of log p(x1 | c)
 
-    s asks a language model whether x1_i does what f asks for (InstructRM). Round 0 has the records' own answers and
-    feedback; in later ones the model as it then is answers, and `feedback` must say who judges that.
-    Before training it is measured how often feedback is taken up, by what was selected, by a random refinement and by
-    one made without seeing the feedback. A refiner that cannot follow feedback shows there, and a warning says so.
+    s asks a language model whether x1_i incorporates f (InstructRM). Round 0 uses the answers and the feedback of the
+    records; in later rounds the current model answers, and `feedback` names the critic of these answers. Before
+    training it measures how often feedback is incorporated: by the selected refinement, by a random one, and by one
+    written without seeing the feedback. A warning says if the refiner does not follow feedback.
 
-    With `preferences` a reward model is trained beside it, a language model that says yes or no to an answer, and
-    `predict` draws `best_of_n` answers and gives the one with the highest reward.
+    With `preferences` a reward model is trained too, a language model that says yes or no to an answer, and `predict`
+    samples `best_of_n` answers and returns the one with the highest reward.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
-        critiques: prompts with an answer and what is wrong with it; `refinement` is needed by target gold alone.
+        model: a causal or seq2seq model; left unchanged.
+        critiques: prompts with an answer and feedback on it; only target gold needs their `refinement`.
         preferences: pairs of answers for the reward model, which selector `reward` then uses too.
-        rounds: of refining and training; more than one needs `feedback`.
-        n: refinements of every answer.
-        selector: judge; cosine of feedback and refinement in hidden states; reward; random; the longest; log-prob
-            under the refiner, mean over tokens.
-        refine_with: nothing leaves the feedback out, the paper's control.
-        refining: how refinements are asked for, drawn, scored and kept.
-        refiner: start, policy (the model as the round began), a folder, or a served model's address.
-        judge: the same choice, for selector judge, embedding (its hidden states) and what is measured.
-        feedback: who says what is wrong from round 1 on: module:function (prompts and answers to texts), start,
-            policy, a folder, an address.
+        rounds: rounds of refining and training; more than one needs `feedback`.
+        n: refinements per answer.
+        selector: judge; embedding, cosine of feedback and refinement in hidden states; reward; random; length, the
+            longest; logp, mean log-prob per token under the refiner.
+        refine_with: nothing hides the feedback from the refiner, the paper's control.
+        refining: how refinements are prompted for, sampled, scored and selected.
+        refiner: start (the initial model), policy (the round's first model), a folder, or a served model's address.
+        judge: the same choice, for selectors judge and embedding (its hidden states) and for the measurements.
+        feedback: the critic from round 1 on: module:function (prompts and answers to texts), start, policy, a folder,
+            an address.
         reward: module:function, a sequence-classification folder, or the `model-reward` of an earlier run.
-        check: module:function (answers, feedback, refinements) that knows whether feedback was taken up; the
-            judge's word is measured where there is none.
+        check: module:function (answers, feedback, refinements) that says whether feedback was incorporated; by default
+            the judge says so.
         target: what is trained on: the refinement; feedback and then the refinement; the initial answer (a control);
             the records' own refinements (gold).
-        finetune_from: every round trains the start model, or goes on from the previous round's.
-        window: a round trains on the refinements of all rounds so far, or on its own.
-        prompt_weight: of the loss on the prompt's tokens, also of the reward model.
-        best_of_n: answers `predict` draws where there is a reward model or a reward.
+        finetune_from: train the initial model in every round, or continue from the previous round's.
+        window: train on the refinements of all rounds so far, or on the current round's.
+        prompt_weight: weight of the loss on the prompt's tokens, also for the reward model.
+        best_of_n: answers `predict` samples if there is a reward model or a reward.
         fit: how to train in every round, and the reward model.
         hooks: called around every step.
 
     Returns:
-        The model, and `reward` beside it where preferences were given; all critiques with the `refinement` trained on
-        (`extra`: round, score, candidates); `findings["rounds"]`: what was drawn, left out and taken up; and how often
-        the reward model is right on every fifth pair, which it was not trained on.
+        The model, and with preferences `reward`, the reward model; all critiques with the `refinement` trained on
+        (`extra`: round, score, candidates); `findings["rounds"]`: records left out, rates of incorporated feedback; the
+        reward model's accuracy on every fifth pair, which is held out.
 
     Raises:
-        UserError: a part is missing; a user's function raises or gives nonsense; no refinement is left.
+        UserError: a part is missing; a user's function raises or returns invalid values; no refinement is left.
     """
     if refining.temperature == 0 and n > 1:
         raise UserError(f"refining.temperature = 0: {n} refinements would all be the same; it goes with n = 1 only")
@@ -147,7 +147,7 @@ def ilf(
         return data
 
     def train(now: Round, data: RoundData) -> TrainResult:
-        answers = [pair for one in (collected if window == "all" else collected[-1:]) for pair in one]
+        answers = [pair for pairs in (collected if window == "all" else collected[-1:]) for pair in pairs]
         rows = encode.rows(model.tokenizer, answers, model.kind, model.context, "refinements")
         items, loss = reward_models.weighted(rows, prompt_weight, "refinements", model)
         start = model if finetune_from == "start" else now.model
@@ -156,7 +156,7 @@ def ilf(
     outcome = round_loop.run_rounds(model, rounds, collect, train, fit, name="ilf", hooks=hooks)
 
     def predict(prompts: Sequence[str]) -> list[str]:
-        """The best of `best_of_n` answers by the reward."""
+        """Return the best of `best_of_n` answers by the reward."""
         sampling = refining.sampling(fit.seed)
         return [p.text for p in best_of.best_of(outcome.model, prompts, best_of_n, score, how=sampling)]
 

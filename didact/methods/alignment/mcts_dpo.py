@@ -1,4 +1,4 @@
-"""MCTS-DPO: a tree search with the policy itself says which step of a solution is better, and DPO moves the policy."""
+"""MCTS-DPO: step-level preferences from a tree search with the policy itself, trained on with DPO."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from didact.types import AnswerCheck, Demo, Fit, Result, UserError
 
 PRESETS: dict[str, dict[str, object]] = {
     "offline": {"online": False},
-    "instance": {"search.depth": 1},  # whole solutions are the actions: DPO on solutions, weighed by visits
-    "unhinted": {"search.include_gt": False, "critic.hint": False},  # no reference solution, neither searched nor told
+    "instance": {"search.depth": 1},  # whole solutions as actions: DPO on solutions, weighted by visits
+    "unhinted": {"search.include_gt": False, "critic.hint": False},  # no reference solution in search or hint
     "plain": {"smoothing": False},
     "choice": {"search.root_actions": 4, "search.depth": 4, "search.step_tokens": 32,
                "fit.lr": 2e-6, "fit.warmup": 0.2},
@@ -68,59 +68,59 @@ def mcts_dpo(
     fit: Fit = Fit(lr=1e-6, epochs=1, rows=64, schedule="cosine", warmup=0.03, weight_decay=0.05),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Make a model that works problems out in steps better at it, from problems with checkable answers alone.
+    """Improve a model's step-by-step problem solving from problems with checkable answers alone.
 
-    In every round the policy searches a tree of steps for each of `batch` prompts. Of a partial solution s
+    In every round the policy searches a tree of steps for each of `batch` prompts. A partial solution s has
 
-        value(s) = C(s) + O(s),    O = +1, -1 for a right, wrong end and 0 before it,    C in [0, 1],
+        value(s) = C(s) + O(s),    O = +1, -1 at a right, wrong end and 0 before it,    C in [0, 1],
 
-    with C the probability that the searching model itself calls it good, the reference solution before it. Steps are
-    visited by PUCT; Q and V add up the gains of value (`infer.tree`). After its simulations a search goes on from the
-    best step. Each decision gives a pair of steps, y_w of the highest Q and y_l of the lowest, N_w and N_l times
-    visited, and
+    where C is the probability that the searching model itself calls s good, with the reference solution in its prompt.
+    Steps are selected by PUCT; Q and V sum the changes of value (`infer.tree`). After its simulations a search moves on
+    to the best step. Each such decision gives a pair of steps, y_w of the highest Q and y_l of the lowest, visited N_w
+    and N_l times, and
 
         L = -(1 - a) log sigmoid(z) - a log sigmoid(-z),    a = min(1/2, N_l / (N_w + N_l))
         z = beta [(logp - ref)(y_w) - (logp - ref)(y_l)],   logp: SUM over tokens from the first that differs
 
-    whose minimum is at z = log(N_w / N_l): equal visits teach nothing. Every tree weighs the same. Then the moved
+    whose minimum is at z = log(N_w / N_l): equal visits teach nothing. Every tree weighs the same. Then the updated
     policy searches the next prompts.
 
-    A reference solution is the completion (after the explanation, if there is one) of two steps or more. Its steps are
-    searched too, and it is the hint before C; without one the hint is `The answer is ...`. Dropout is off. The schedule
-    runs over the rounds; the rate is constant within one. Two steps are one only if their tokens are equal.
+    A reference solution is a completion (with its explanation, if any) of two steps or more. Its steps are part of the
+    search, and it is the hint for C; otherwise the hint is `The answer is ...`. Dropout is off. The schedule runs over
+    the rounds; the rate is constant within one. Two steps are one only if their tokens are equal.
 
     Args:
-        model: a causal model, tuned to write solutions in steps; it stays as it was.
-        demos: prompts and answers: `answers` if given, else what the completion comes to.
-        rounds: searches, each followed by training; as many as one pass over the prompts takes, if not given.
-        batch: prompts of a round, all of them if there are fewer.
-        online: the policy as it is searches; otherwise always the first.
-        search: how trees are searched; `search.include_gt` puts the reference solution's steps among those searched.
-        critic: who gives C: the model itself, asked in words, a reward model, or nobody.
-        answer: who checks answers: `final` (what follows #, `answer is`; or the last line), `number` (the last), or
-            `module:function` of a solution and a Demo.
+        model: a causal model, tuned to write solutions in steps; left unchanged.
+        demos: prompts and answers: `answers` if given, else the final answer of the completion.
+        rounds: rounds of search and training; by default one pass over the prompts.
+        batch: prompts per round, all of them if there are fewer.
+        online: search with the current policy; otherwise always with the initial model.
+        search: how trees are searched; `search.include_gt` adds the reference solution's steps to the tree.
+        critic: what gives C: the model itself, asked in words, a reward model, or nothing.
+        answer: how answers are checked: `final` (what follows #, `answer is`; or the last line), `number` (the last),
+            or `module:function` of a solution and a Demo.
         filter: use only trees whose chosen solution is right.
-        rule: whom the best step is compared with: the worst, the second best, or any.
-        most: pairs of a tree at most.
+        rule: what the best step is paired with: the worst, the second best, or any.
+        most: maximum number of pairs per tree.
         loss: `ipo` is (h - 1/(2 beta))^2, h the margin of MEANS over tokens.
         smoothing: a as above; 0 otherwise.
         beta: scale of the margin.
-        reference: ref is the model as it came, or as the round began.
-        sft_weight: weight of the demonstrations' next-token loss beside L.
-        official: as the code: C / max(depth - 3, 1), the parent's value where that is 0, O of 5/4 for a right end
+        reference: ref is the initial model, or the model at the start of the round.
+        sft_weight: weight of the demonstrations' next-token loss, added to L.
+        official: as in the code: C / max(depth - 3, 1), the parent's value where that is 0, O of 5/4 for a right end
             that is not the reference's, unvisited steps count once in V, 4 times the simulations at the root.
         fit: how to train one round.
         hooks: called around every step of every round.
 
     Returns:
         The policy; the pairs as preferences with `n_better`, `n_worse`, `q_better`, `q_worse`, `given` and `round`;
-        `findings["rounds"]`: trees, pairs, tokens, how often the solution was right, the better step the reference's.
+        `findings["rounds"]`: trees, pairs, tokens, share of right solutions, share of better steps from the reference.
 
     Raises:
         UserError: no token ends a step; no round gave a pair; no such checker or critic.
     """
     closing = steps.closers(model.tokenizer, [s.replace("\\n", "\n") for s in search.step])
-    check, promise = answers.checker(answer), critics.promise(critic)
+    check, rate_promise = answers.checker(answer), critics.promise(critic)
     texts = [answers.reference(d) for d in demos]
     solutions = [(d.prompt, text) for d, text in zip(demos, texts, strict=True)]
     rows = encode.rows(model.tokenizer, solutions, model.kind, model.context, "demos")
@@ -135,38 +135,38 @@ def mcts_dpo(
 
         def proposer(part: Sequence[int], seed: int) -> policy.Steps:
             prompts = {k: rows[i].prompt for k, i in enumerate(part)}
-            given = {k: references[i] for k, i in enumerate(part) if search.include_gt}
-            return policy.Steps(searcher, prompts, closing, search, seed, given)
+            reference_steps = {k: references[i] for k, i in enumerate(part) if search.include_gt}
+            return policy.Steps(searcher, prompts, closing, search, seed, reference_steps)
 
         def value(at: list[int], nodes: list[tree.Node], texts: list[str], kv_cache: KVCache) -> list[float]:
-            likely = promise(searcher, [demos[i].prompt for i in at], [examples[i] for i in at], texts, kv_cache)
+            promises = rate_promise(searcher, [demos[i].prompt for i in at], [examples[i] for i in at], texts, kv_cache)
             return [
                 critics.valued(n, x, check(t, demos[i]) if n.step.terminal else None, official, rows[i].completion)
-                for n, x, t, i in zip(nodes, likely, texts, at, strict=True)
+                for n, x, t, i in zip(nodes, promises, texts, at, strict=True)
             ]
 
         def pick(grown: tree.Tree) -> list[tree.Pair]:
             return tree.pairs(grown.path, rule, most=most, seed=now.fit.seed, unlike=branches.differ(model))
 
-        turn = round_loop.turn(now.number, batch, len(demos), fit.seed)
-        trees = branches.searched(now, turn, proposer, value, config)
+        index = round_loop.turn(now.number, batch, len(demos), fit.seed)
+        trees = branches.searched(now, index, proposer, value, config)
         right = branches.solved(trees, model, demos, check)
-        used = [row for row, ok in zip(trees, right, strict=True) if ok or not filter]
-        found = branches.collected(used, model, demos, rows, pick, now.number, trimmed=True)
-        unsure = torch.tensor([branches.unsure(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in found])
-        of_gt = torch.tensor([b.better.step.given for b in found], dtype=torch.float64).mean()
-        stats = {"right": sum(right) / len(right), "alpha": float(unsure.mean()), "share_of_gt_in_better": float(of_gt)}
-        return branches.data(found, branches.stats(trees, found) | stats, {"unsure": unsure})
+        usable = [row for row, ok in zip(trees, right, strict=True) if ok or not filter]
+        picked = branches.collected(usable, model, demos, rows, pick, now.number, trimmed=True)
+        alphas = torch.tensor([branches.unsure(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in picked])
+        of_gt = torch.tensor([b.better.step.given for b in picked], dtype=torch.float64).mean()
+        stats = {"right": sum(right) / len(right), "alpha": float(alphas.mean()), "share_of_gt_in_better": float(of_gt)}
+        return branches.data(picked, branches.stats(trees, picked) | stats, {"unsure": alphas})
 
     def train(now: Round, data: RoundData) -> TrainResult:
         if not data.items:
             return round_loop.untrained(now.model)
-        by_name = preference.named(loss, beta, label_smoothing=data.columns["unsure"])
-        beside = {"demos": (language.single(rows), functools.partial(language.sft, weight=sft_weight))}
+        pair_loss = preference.named(loss, beta, label_smoothing=data.columns["unsure"])
+        sft_stream = {"demos": (language.single(rows), functools.partial(language.sft, weight=sft_weight))}
         return pairs.train(
-            now.model, data.items, by_name.loss, round_loop.constant_rate(now, fit, rounds),
+            now.model, data.items, pair_loss.loss, round_loop.constant_rate(now, fit, rounds),
             reference=model if reference == "initial" else now.model, mean=loss == "ipo",
-            share=data.columns["share"], log=pairs.margins(beta), beside=beside if sft_weight else {},
+            share=data.columns["share"], log=pairs.margins(beta), beside=sft_stream if sft_weight else {},
             hooks=[NoDropout(), *hooks], loss_name=loss,
         )  # fmt: skip
 

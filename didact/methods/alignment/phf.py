@@ -1,4 +1,4 @@
-"""Pre-training with human preferences: objectives that see the score of what they learn from."""
+"""Pre-training with human preferences (PHF): objectives that use a score of every segment of text."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def phf(
     fit: Fit = Fit(lr=5e-4, epochs=1, rows=64, warmup=0.01, weight_decay=0.1),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Pre-train on text of mixed quality so that the model knows the bad text and does not write it.
+    """Pre-train on text of mixed quality so that the model learns from bad text without writing it.
 
-    Every segment of a document has a score R, higher is better (the paper's misalignment score is -R), which is that
-    of its tokens. With t the threshold, p the probability of a token and means over all label tokens:
+    Every segment of a document has a score R, higher is better (the paper's misalignment score is -R), shared by all
+    its tokens. With t the threshold, p the probability of a token and means over all label tokens:
 
         conditional     -log p, after <|aligned|> before every segment with R >= t, <|misaligned|> before the others
         mle             -log p
@@ -74,49 +74,51 @@ def phf(
         rwr             -min(e^(R / beta), 1000) log p
         awr             -(1 - w) min(e^((R - V) / beta), 1000) log p + w (R - V)^2,    V = -sigmoid(v . h)
 
-    A conditional model is asked with <|aligned|> after the prompt and never generates its control tokens; both are
+    A conditional model is prompted with <|aligned|> after the prompt and never generates its control tokens; both are
     saved with the model (`condition.json`). Other tools do not read it: put the token after the prompt, suppress both.
 
     Args:
-        model: a causal model, untrained or not; it stays as it was.
-        texts: documents with `segments` or a `score`; with a scorer their own scores are not read.
+        model: a causal model, untrained or not; left unchanged.
+        texts: documents with `segments` or a `score`; with a scorer their own scores are ignored.
         objective: see above.
-        scorer: `module:function`, which gives a list of texts one number each, higher is better.
+        scorer: `module:function` from a list of texts to one number each, higher is better.
         score: the same, as a function.
-        split: where a scorer's texts have no segments: into sentences or lines.
+        split: how a scorer's texts without segments are split: into sentences or lines.
         threshold: t: a number, or a quantile of the training scores, `q0.5`.
-        tokens: the two control tokens, added to the vocabulary where it lacks them.
+        tokens: the two control tokens, added to the vocabulary if missing.
         drop: share of segments without a control token.
-        ban: tokens the conditional model never generates; where the good one is not banned, it begins every segment.
+        ban: tokens the conditional model never generates; if the good one is allowed, it begins every segment.
         alpha: weight of the unlikelihood of bad tokens.
-        beta: temperature of the rewards; the larger, the more like mle.
+        beta: temperature of the rewards; the larger, the closer to mle.
         value_weight: w of awr.
-        mle_share: share of the steps that are mle, before the objective begins (fine-tuning with feedback).
-        block: label tokens of a row; documents are joined by the end token and cut.
+        mle_share: share of the steps trained with mle before the objective begins (fine-tuning with feedback).
+        block: label tokens per row; documents are joined by the end token and cut.
         fit: how to train.
         hooks: called around every step.
 
     Returns:
-        The model, with its `condition`; findings: the threshold and what it keeps or calls good.
+        The model, with its `condition`; findings: the threshold, and how many documents and segments reach it.
 
     Raises:
-        UserError: no score; a threshold that is none, or that no document reaches; the loss became NaN.
+        UserError: no score; a threshold that is invalid, or that no document reaches; the loss became NaN.
     """
     if tokens[0] == tokens[1]:
         raise UserError(f"tokens = {tokens[0]} {tokens[1]}: two different control tokens are expected")
     judge = functions.scorer(scorer or score) if scorer or score else None  # type: ignore[arg-type]  # one is given
     documents = segments.scored(texts, judge, split)
     values = [v for d in documents for _, v in d]
-    cut = [segments.mean(d) for d in documents] if objective == "filter" else values
-    limit, best = segments.threshold(threshold, cut), max(values)
-    kept = [d for d, v in zip(documents, cut, strict=True) if v >= limit] if objective == "filter" else documents
-    if not kept:
+    compared = [segments.mean(d) for d in documents] if objective == "filter" else values
+    limit, best = segments.threshold(threshold, compared), max(values)
+    selected = (
+        [d for d, v in zip(documents, compared, strict=True) if v >= limit] if objective == "filter" else documents
+    )
+    if not selected:
         raise UserError(f"threshold {threshold}: no document has a mean score of {limit:g} or more")
 
     def packed(
         reader: Model, documents: Sequence[segments.Document]
     ) -> tuple[list[encode.TokenizedExample], list[list[float]]]:
-        # The token that ends a document bears the best score of all: to end is never bad.
+        # A document's end token gets the highest score of all: ending is never bad.
         mixed = segments.shuffled(documents, fit.seed)
         return encode.scored_windows(reader.tokenizer, mixed, min(block, model.context), best)
 
@@ -130,21 +132,21 @@ def phf(
 
     plain, _ = packed(model, documents)
     steps, warmup = fit.total_steps(len(plain)), fit.warmup_count(len(plain))
-    first = round(mle_share * steps)
+    mle_steps = round(mle_share * steps)
     start, cost, history = model, Cost(), []
-    if first:
-        begun = fit.replace(steps=first, warmup_steps=min(warmup, first))
-        mle = language.train(model, {"text": language.single(plain)}, language.nll, begun, hooks=hooks, name="mle")
+    if mle_steps:
+        mle_fit = fit.replace(steps=mle_steps, warmup_steps=min(warmup, mle_steps))
+        mle = language.train(model, {"text": language.single(plain)}, language.nll, mle_fit, hooks=hooks, name="mle")
         start, cost, history = adapters.merged(mle.model) if fit.lora else mle.model, mle.cost, mle.history
     if objective == "conditional":
         start = vocabulary.with_tokens(start, tokens, seed=fit.seed)
-        kept = segments.marked(kept, limit, tokens, drop, fit.seed)
+        selected = segments.marked(selected, limit, tokens, drop, fit.seed)
     if objective == "awr":
         start = value.attached(start)
-    rows, scores = packed(start, kept)
+    rows, scores = packed(start, selected)
     trained = language.train(
         start, {"text": language.single(rows)}, loss(scores),
-        fit.replace(steps=steps - first, warmup_steps=warmup), hooks=hooks, name="phf",
+        fit.replace(steps=steps - mle_steps, warmup_steps=warmup), hooks=hooks, name="phf",
     )  # fmt: skip
     final = adapters.merged(trained.model) if fit.lora else trained.model
     if objective == "awr":
@@ -153,11 +155,12 @@ def phf(
         final.condition = Condition(after=tokens[0], banned=tuple(tokens if ban == "both" else tokens[1:]))
     return trained.result(
         models={"model": final}, history=[*history, *trained.history], cost=cost + trained.cost,
-        warnings=_warnings(objective, values, cut, limit),
+        warnings=_warnings(objective, values, compared, limit),
         findings={
-            "objective": objective, "threshold": limit, "documents": len(documents), "kept": len(kept),
+            "objective": objective, "threshold": limit, "documents": len(documents), "kept": len(selected),
             "segments": len(values), "aligned": float(np.mean(np.array(values) >= limit)), "lowest": min(values),
-            "highest": best, "label_tokens": sum(len(r.completion) for r in rows), "steps": [first, steps - first],
+            "highest": best, "label_tokens": sum(len(r.completion) for r in rows),
+            "steps": [mle_steps, steps - mle_steps],
         },
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Reward-augmented preferences: every pair under the goals its own two scores are, so that a goal steers the model."""
+"""Reward-augmented preferences: relabel each pair under its two scores as goals, so that a goal steers the model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def reward_augmented(
 ) -> Result:
     """Use the scores of preference pairs, so that good rejected answers are not penalised nor bad chosen ones rewarded.
 
-    Under a goal g an answer of score r is worth R = -(g - r)^2. So a pair (y_w, y_l) with scores r_w and r_l gives
+    Under a goal g an answer of score r is worth R = -(g - r)^2. A pair (y_w, y_l) with scores r_w and r_l thus gives
     two records, whose prompt x asks for a score:
 
         (x + r_w, y_w over y_l)        (x + r_l, y_l over y_w)
@@ -73,38 +73,38 @@ def reward_augmented(
 
         L = -mean log sigmoid(beta ((logp_+ - ref_+) - (logp_- - ref_-)))
 
-    logp is the SUM over an answer's tokens, ref the model as it came, on the same prompt with its goal. The trained
-    model is asked for the top of the scale: that is its `condition`, which is saved with it and which every verb uses.
-    Other tools need `findings["asked"]` before a prompt (in its system turn); without it the model answers as the
-    average of its pairs. `predict` asks for any goal.
+    logp is the SUM over an answer's tokens, ref the initial model, on the same prompt with its goal. The trained model
+    is prompted for the top of the scale: this `condition` is saved with it, and all didact commands apply it. Other
+    tools need `findings["asked"]` before a prompt (in its system turn); without it the model answers like the average
+    of its pairs. `predict` takes any goal.
 
     An epoch has twice as many records as there are pairs: compare with plain DPO at equal steps.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
+        model: a causal or seq2seq model; left unchanged, a trained copy is returned.
         preferences: pairs with `chosen_score` and `rejected_score`.
         loss: dpo, ipo, or simpo (means over tokens, no reference).
         beta: scale of the margin; 0.01 with millions of pairs, 0.1 to 0.5 for small models.
-        label_smoothing: of dpo, the share of records assumed to be the wrong way round.
-        gamma: of simpo, the margin asked for.
-        scores: `given` with the pairs, or `implicit`: the loss trains on the plain pairs first, and
-            beta (logp - ref_logp) of that model, stretched over the scale, are the scores.
-        span: lowest and highest possible of the given scores, to be stretched over the scale; by default they are on
-            the scale already, or else the lowest and the highest of them are taken (a warning says so).
+        label_smoothing: for dpo, the share of records assumed to be the wrong way round.
+        gamma: for simpo, the target margin.
+        scores: `given` with the pairs, or `implicit`: the loss first trains on the plain pairs, and that
+            model's beta (logp - ref_logp), stretched over the scale, are the scores.
+        span: lowest and highest possible given score, stretched over the scale. By default scores are used as they are
+            if all are on the scale, and otherwise stretched from their own lowest and highest (with a warning).
         step: goals are rounded to multiples of it; 0 does not round.
         noise: standard deviation of noise on the given scores.
-        min_gap: pairs whose goals lie no further apart are dropped; below 0 ties stay too, with both orders.
-        reverse: also the records under the rejected side's goal, turned round.
-        share: of the pairs used, drawn at random.
-        dropout: share of records that stay pairs without a goal.
-        wording: how a goal is put, and the scale of goals.
-        legacy_nosys: as the official script for models without a system turn: answers are not turned round.
+        min_gap: pairs whose goals are no further apart are dropped; below 0 ties are kept too, in both orders.
+        reverse: also add the records under the rejected side's goal, with the sides swapped.
+        share: share of the pairs used, drawn at random.
+        dropout: share of records without a goal.
+        wording: how a goal is worded, and the scale of goals.
+        legacy_nosys: as the official script for models without a system turn: sides are not swapped.
         fit: how to train.
         hooks: called around every step of the last training.
 
     Returns:
-        The model; `predict(prompts, goal)`; the records trained on, with their `goal`; `findings`: what to put before a
-        prompt, what was dropped, how often each goal is asked for.
+        The model; `predict(prompts, goal)`; the records trained on, with their `goal`; `findings`: the text to put
+        before a prompt, the number of dropped pairs, how often each goal occurs.
 
     Raises:
         UserError: a pair has no scores; all pairs are ties; the loss became NaN.
@@ -113,38 +113,38 @@ def reward_augmented(
         raise UserError(f"span = {' '.join(map(goals.printed, span))}: two numbers, the lower one first")
     if scores == "implicit" and wording.attributes:
         raise UserError("scores = implicit: they are one number a side; leave out wording.attributes")
-    draw = np.random.default_rng([fit.seed, 96])
-    kept = sorted(draw.permutation(len(preferences))[: max(1, round(share * len(preferences)))])
-    used, warnings, cost = [preferences[i] for i in kept], [], Cost()
-    by_name = preference.named(loss, beta, gamma, label_smoothing)
+    rng = np.random.default_rng([fit.seed, 96])
+    indices = sorted(rng.permutation(len(preferences))[: max(1, round(share * len(preferences)))])
+    pool, warnings, cost = [preferences[i] for i in indices], [], Cost()
+    pair_loss = preference.named(loss, beta, gamma, label_smoothing)
 
     def train(records: Sequence[Preference], name: str, hooks: Sequence[Hook] = ()) -> TrainResult:
         return pairs.train(
-            model, pairs.groups(model, records), by_name.loss, fit, reference=model if by_name.reference else None,
-            mean=by_name.mean, log=pairs.margins(beta), hooks=hooks, name=name, loss_name=loss,
+            model, pairs.groups(model, records), pair_loss.loss, fit, reference=model if pair_loss.reference else None,
+            mean=pair_loss.mean, log=pairs.margins(beta), hooks=hooks, name=name, loss_name=loss,
         )  # fmt: skip
 
     if scores == "implicit":
-        first = train(used, "implicit")
-        cost = first.cost
-        rewards = pairs.implicit_rewards(first.model, model, used, beta).tolist()
-        given: list[Sides] = [((chosen,), (rejected,)) for chosen, rejected in rewards]
-        stretch: tuple[float, float] | None = goals.reach(given)
+        implicit_run = train(pool, "implicit")
+        cost = implicit_run.cost
+        rewards = pairs.implicit_rewards(implicit_run.model, model, pool, beta).tolist()
+        raw_scores: list[Sides] = [((chosen,), (rejected,)) for chosen, rejected in rewards]
+        stretch: tuple[float, float] | None = goals.reach(raw_scores)
     else:
-        given = goals.noisy(goals.scores_of(used, wording.attributes), noise, fit.seed)
+        raw_scores = goals.noisy(goals.scores_of(pool, wording.attributes), noise, fit.seed)
         stretch = (float(span[0]), float(span[1])) if span else None
-        if not span and not noise and (stretch := goals.span_of(given, wording.scale)):
+        if not span and not noise and (stretch := goals.span_of(raw_scores, wording.scale)):
             ends = " to ".join(map(goals.printed, stretch))
             warnings.append(f"scores from {ends} were stretched over the scale: say what they lie between with --span")
     if stretch and stretch[0] == stretch[1]:
         raise UserError("all scores are the same: there is no goal to tell apart")
-    named = goals.on_scale(given, wording.scale, stretch, step)
+    goal_pairs = goals.on_scale(raw_scores, wording.scale, stretch, step)
     records = goals.relabelled(
-        used, named, wording, min_gap=min_gap, reverse=reverse, dropout=dropout, legacy_nosys=legacy_nosys,
+        pool, goal_pairs, wording, min_gap=min_gap, reverse=reverse, dropout=dropout, legacy_nosys=legacy_nosys,
         seed=fit.seed,
     )  # fmt: skip
     if not records:
-        raise UserError(f"all {len(used)} pairs are ties: lower min_gap or step")
+        raise UserError(f"all {len(pool)} pairs are ties: lower min_gap or step")
     trained = train(records, "train", hooks)
     return trained.result(
         models={"model": dataclasses.replace(trained.model, condition=wording.condition(wording.best))},
@@ -153,9 +153,9 @@ def reward_augmented(
         findings={
             "asked": wording.text(wording.best),
             "place": wording.place,
-            "pairs": len(used),
-            "dropped": sum(goals.gap(sides) <= min_gap for sides in named),
-            "turned_over": sum(chosen < rejected for chosen, rejected in named),
+            "pairs": len(pool),
+            "dropped": sum(goals.gap(sides) <= min_gap for sides in goal_pairs),
+            "turned_over": sum(chosen < rejected for chosen, rejected in goal_pairs),
             "records": len(records),
             "goals": goals.counts(records),
         },
@@ -165,10 +165,10 @@ def reward_augmented(
 
 
 def _predict(model: Model, wording: Wording) -> Callable[..., list[str]]:
-    """Answers under a goal, the highest by default; options as `infer.generate` has them."""
+    """Answer under a goal, the highest by default; options are those of `infer.generate`."""
 
     def predict(prompts: Sequence[str], goal: float | Sequence[float] | None = None, **how: Any) -> list[str]:
-        wanted = wording.best if goal is None else tuple(goal) if isinstance(goal, Sequence) else (float(goal),)
-        return generate.generate(model, [wording.prompt(p, wanted) for p in prompts], **how)
+        target = wording.best if goal is None else tuple(goal) if isinstance(goal, Sequence) else (float(goal),)
+        return generate.generate(model, [wording.prompt(p, target) for p in prompts], **how)
 
     return predict

@@ -1,4 +1,4 @@
-"""Self-play fine-tuning: the model against the model it was a round ago, on demonstrations alone."""
+"""Self-play fine-tuning (SPIN): the model against its previous round, on demonstrations alone."""
 
 from __future__ import annotations
 
@@ -63,38 +63,38 @@ def spin(
 ) -> Result:
     """Get more out of demonstrations a model was already tuned on, without preferences or a reward.
 
-    In every round the model as the round began, the opponent p_t, answers the prompts, and the new one learns to
-    tell people's answers y from those y':
+    In every round the model at the start of the round, the opponent p_t, answers the prompts, and the new one learns to
+    tell the demonstrated answers y from those answers y':
 
         L = mean l(lam [(logp(y) - logp_t(y)) - (logp(y') - logp_t(y'))]),    l(u) = log(1 + e^-u)
 
-    logp is the SUM over an answer's tokens. What comes out is the next round's opponent. A model that answers as
-    the demonstrations do has nothing to tell apart: there L = log 2 stays. Solved to its end a round reaches
-    p ∝ p_t (p_data / p_t)^(1/lam), so lam = 1 lands on the demonstrations' distribution, larger lam goes part of the
+    logp is the SUM over an answer's tokens. The result is the next round's opponent. For a model that already answers
+    like the demonstrations the two cannot be told apart, and L stays at log 2. Trained to convergence a round reaches
+    `p ∝ p_t (p_data / p_t)^(1/lam)`, so lam = 1 lands on the demonstrations' distribution, larger lam goes part of the
     way, and lam < 1/2 overshoots it: the paper's 0.1 relies on few, small steps.
 
     Answers of both sides are cut after `max_new_tokens`, so that neither length nor end token gives a side away.
-    Dropout is off. The paper's RMSprop is Adam with betas (0, 0.99), but for Adam's bias correction.
+    Dropout is off. The paper's RMSprop is Adam with betas (0, 0.99), except for Adam's bias correction.
 
     Args:
-        model: a causal or seq2seq model, tuned on the demonstrations already; it stays as it was.
-        demos: prompts with the answers of people.
+        model: a causal or seq2seq model, already tuned on the demonstrations; left unchanged.
+        demos: prompts with answers written by people.
         rounds: how often the opponent is replaced.
-        lam: of every round; the last goes on for further ones.
-        lr_factors: share of `fit.lr` in every round; the last goes on.
+        lam: one value per round; the last one also serves further rounds.
+        lr_factors: factor of `fit.lr` per round; the last one also serves further rounds.
         loss: l: logistic, hinge max(0, 1 - u), exponential e^-u, correlation 1 - u.
         window: pairs of a round: its own and the `previous` one's (the official code), its own, or all so far.
-        samples: answers of the opponent to every prompt; each makes a pair.
-        max_new_tokens: of an answer, both sides.
-        temperature: at which the opponent answers.
-        sft_weight: weight of -logp(y) beside L, in the loss; 0 in the paper.
+        samples: the opponent's answers per prompt; each makes a pair.
+        max_new_tokens: maximum length of an answer, both sides.
+        temperature: sampling temperature of the opponent.
+        sft_weight: weight of -logp(y), added to L; 0 in the paper.
         reference_free: leave logp_t out of L.
-        fit: how to train one round, which is laid over its own pairs and those of the window.
+        fit: how to train one round; epochs and schedule cover all pairs of the window.
         hooks: called around every step of every round.
 
     Returns:
-        The last round's model; all pairs as preferences, with their `round`; `findings["rounds"]`: lengths, ends
-        and log-probs of both sides. The history has `real` and `own`, lam times the log-ratios of the two sides.
+        The last round's model; all pairs as preferences, with their `round`; `findings["rounds"]`: lengths, share
+        with an end token and log-probs by side. The history has `real` and `own`, lam times each side's log-ratio.
 
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
@@ -120,11 +120,11 @@ def spin(
 
     def train(now: Round, data: RoundData) -> TrainResult:
         first = {"current": now.number, "previous": max(0, now.number - 1), "all": 0}[window]
-        scale = _of(lam, now.number)
+        scale = _of_round(lam, now.number)
 
         def pair_loss(logp: Tensor, ref: Tensor, index: Tensor) -> Tensor:
-            against = torch.zeros_like(ref) if reference_free else ref
-            losses = preference.spin(logp[:, 0], logp[:, 1], against[:, 0], against[:, 1], scale, loss)
+            reference = torch.zeros_like(ref) if reference_free else ref
+            losses = preference.spin(logp[:, 0], logp[:, 1], reference[:, 0], reference[:, 1], scale, loss)
             return losses - sft_weight * logp[:, 0] if sft_weight else losses
 
         def log(logp: Tensor, ref: Tensor, index: Tensor) -> Mapping[str, Tensor]:
@@ -134,17 +134,17 @@ def spin(
                 "logp_real": logp[:, 0], "logp_own": logp[:, 1],
             }  # fmt: skip
 
-        # The reference is what this round starts from, for pairs that an earlier opponent answered too.
+        # The reference is this round's starting model, also for pairs that an earlier opponent answered.
         return pairs.train(
-            now.model, [item for older in collected[first:] for item in older], pair_loss,
-            now.fit.replace(lr=_of(lr_factors, now.number) * fit.lr), reference=now.model, log=log,
+            now.model, [item for round_items in collected[first:] for item in round_items], pair_loss,
+            now.fit.replace(lr=_of_round(lr_factors, now.number) * fit.lr), reference=now.model, log=log,
             hooks=[NoDropout(), *hooks], loss_name="spin",
         )  # fmt: skip
 
     outcome = round_loop.run_rounds(model, rounds, collect, train, fit, name="spin", hooks=hooks)
     findings = [
         {
-            "round": n, "lam": _of(lam, n), "lr": _of(lr_factors, n) * fit.lr, **r.stats,
+            "round": n, "lam": _of_round(lam, n), "lr": _of_round(lr_factors, n) * fit.lr, **r.stats,
             **round_loop.course(outcome.history, n, "logp_real", "logp_own", "accuracy", "margin"),
         }
         for n, r in enumerate(outcome.data)
@@ -152,19 +152,19 @@ def spin(
     return outcome.result(findings={"rounds": findings}, warnings=_warnings(outcome.data))
 
 
-def _of(values: Sequence[float], number: int) -> float:
-    """A round's value; the last goes on."""
+def _of_round(values: Sequence[float], number: int) -> float:
+    """Return a round's value; rounds beyond the list get the last one."""
     return float(values[min(number, len(values) - 1)])
 
 
 def _warnings(data: Sequence[RoundData]) -> list[str]:
-    """Where the sides can be told apart by their ends alone."""
+    """Warn of rounds in which the end token alone tells the two sides apart."""
     out = []
-    for number, m in enumerate(data):
-        gap = abs(m.stats["ended_real"] - m.stats["ended_own"])
+    for number, r in enumerate(data):
+        gap = abs(r.stats["ended_real"] - r.stats["ended_own"])
         if gap > 0.5:
             out.append(
-                f"round {number}: {m.stats['ended_real']:.0%} of the demonstrations and {m.stats['ended_own']:.0%} of "
+                f"round {number}: {r.stats['ended_real']:.0%} of the demonstrations and {r.stats['ended_own']:.0%} of "
                 "the model's answers come to an end: raise max_new_tokens, or tune the model first"
             )
     return out

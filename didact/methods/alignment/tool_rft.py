@@ -1,4 +1,4 @@
-"""iTool: where tuning on more tool calls stops paying, a tree search finds the fragments that are still wrong."""
+"""iTool: tree search finds the fragments of tool calls that are still wrong after tuning, for preference training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "response": {"search.group": 1000, "search.depth": 1},  # whole answers are compared
     "official": {"rounds": 1, "judge": "self", "search.depth": 2, "search.group": 1},
 }
-ANSWERED = 64  # of the selected prompts, for the report of errors
+ANSWERED = 64  # selected prompts that are answered greedily, to report errors
 
 
 @method(
@@ -71,43 +71,43 @@ def tool_rft(
     fit: Fit = Fit(lr=1e-6, epochs=2, rows=8, schedule="cosine", warmup=0.1, lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Make tool calls right to the last parameter, from demonstrations of requests and their calls.
+    """Get tool calls right down to the last parameter, from demonstrations of requests and their calls.
 
-    Warm-up: the demonstrations in `bins` classes of difficulty, tuned on from easy to hard. Then, in every round, the
-    prompts whose right answer the model finds least likely, ppl = exp(mean nll of its tokens), are searched: a tree
-    of fragments, cut at delimiters, out of the model's own continuations. The fragment of highest value, y_w, and
-    that of lowest, y_l, after the same beginning x are a pair, and
+    Warm-up: tune on the demonstrations in `bins` classes of difficulty, from easy to hard. Then, in every round, the
+    prompts whose right answer the model finds least likely, ppl = exp(mean nll of its tokens), are searched: a tree of
+    fragments, cut at delimiters, from the model's own continuations. The fragment of highest value, y_w, and that of
+    lowest, y_l, after the same prefix x are a pair, and
 
         L = -log sigmoid(beta [mean logp(y_w | x) - mean logp(y_l | x)] - gamma),      means over the fragment's tokens
 
-    Values are +1 while all that was said begins the right answer (an ended one: has the same calls, arguments in any
+    The value is +1 while the text so far begins the right answer (once ended: has the same calls, arguments in any
     order) and -1 from the first wrong fragment on; or with `judge="self"` the model's own verdict on the five criteria
-    of the paper, the right answer before it: (1.0 pA + 0.1 pB - 1.0 pC - 2.0 pD) / 4.
+    of the paper, given the right answer: (1.0 pA + 0.1 pB - 1.0 pC - 2.0 pD) / 4.
 
-    Values are means over visits and fragments token ids as sampled; the code sums the one and joins the other with
-    blanks. A pair must differ in more than white space and quotes.
+    Values are means over visits, and fragments are token ids as sampled; the official code sums values and joins
+    fragments with blanks. A pair must differ in more than white space and quotes.
 
     Args:
-        model: a causal model that knows what calls look like; it stays as it was.
+        model: a causal model that knows the format of calls; left unchanged.
         demos: prompts with tool schemas and a request; completions `[f(a=1, b='x')]`, or plain answers.
-        rounds: of selection, search and training.
-        bins: classes of difficulty of the warm-up; 0 leaves it out.
+        rounds: rounds of selection, search and training.
+        bins: classes of difficulty in the warm-up; 0 skips it.
         warm_lr: learning rate of the warm-up.
         warm_epochs: passes over each class.
-        difficulty: of a demonstration; by default the mean rank of its number of tools (`extra["tools"]`, or
+        difficulty: difficulty of a demonstration; by default the mean rank of its number of tools (`extra["tools"]`, or
             `"name"` in the prompt), the prompt's length and the number of calls.
         select: prompts of the highest ppl, any at random, or those of the lowest.
-        ratio: share that is selected, of answers with `)` and of the others apart.
+        ratio: share that is selected, separately among answers with `)` and the others.
         trim: share of the highest ppl that is left out, where labels may be wrong.
         search: the trees; fragments are cut at `delimiters`, `group` of them to a step.
-        judge: `ast` compares with the right answer, `self` asks the model, `words` is the code's first guess, of words
-            a fragment shares with the right answer.
-        gap: least difference of value of a pair.
-        floor: least value of the better side.
-        most: pairs of a round at most.
+        judge: `ast` compares with the right answer, `self` asks the model, `words` is the official code's first
+            estimate, from the words a fragment shares with the right answer.
+        gap: minimum difference in value within a pair.
+        floor: minimum value of the better side.
+        most: maximum number of pairs per round.
         loss: simpo; dpo (SUMS) and ipo (means) have the round's first model as reference; orpo has none.
-        beta: scale of the margin; of orpo, weight of the odds.
-        gamma: the margin SimPO wants.
+        beta: scale of the margin; for orpo, weight of the odds.
+        gamma: for simpo, the target margin.
         fit: how to train one round.
         hooks: called around every step of every round.
 
@@ -122,8 +122,8 @@ def tool_rft(
         raise UserError(f"bins = {bins}: there are {len(demos)} demonstrations to put into classes")
     answers = [(d.prompt, d.completion) for d in demos]
     rows = encode.rows(model.tokenizer, answers, model.kind, model.context, "demos")
-    hard = [difficulty(d) for d in demos] if difficulty else tool_calls.difficulties(demos)
-    classes = selection.classes(hard, bins)
+    hardness = [difficulty(d) for d in demos] if difficulty else tool_calls.difficulties(demos)
+    classes = selection.classes(hardness, bins)
 
     def collect(now: Round) -> RoundData:
         if now.number < len(classes):
@@ -149,32 +149,32 @@ def tool_rft(
         room = max(search.max_new_tokens, *(len(rows[i].completion) for i in index))
         prompts = [rows[i].prompt for i in index[:ANSWERED]]
         greedy = now.samples(prompts, 1, SamplingConfig(max_new_tokens=room), "answers")
-        found = branches.collected(trees, model, demos, rows, pick, now.number - len(classes))[:most]
-        wrong = [tool_calls.errors(g.text, demos[i].completion) for (g,), i in zip(greedy, index, strict=False)]
-        stats = branches.stats(trees, found) | {
+        step_pairs = branches.collected(trees, model, demos, rows, pick, now.number - len(classes))[:most]
+        errors = [tool_calls.errors(g.text, demos[i].completion) for (g,), i in zip(greedy, index, strict=False)]
+        stats = branches.stats(trees, step_pairs) | {
             "selected": len(index), "ppl": float(np.exp(np.mean(nll))),
             "ppl_selected": float(np.exp(np.mean([nll[i] for i in index]))),
-            "errors": tool_calls.tally(wrong),
+            "errors": tool_calls.tally(errors),
         }  # fmt: skip
-        return branches.data(found, stats)
+        return branches.data(step_pairs, stats)
 
     def train(now: Round, data: RoundData) -> TrainResult:
         if now.number < len(classes):
-            warm = now.fit.replace(lr=warm_lr, epochs=warm_epochs, steps=None)
-            return language.train(now.model, {"demos": data.items}, language.nll, warm, hooks=hooks)
+            warm_fit = now.fit.replace(lr=warm_lr, epochs=warm_epochs, steps=None)
+            return language.train(now.model, {"demos": data.items}, language.nll, warm_fit, hooks=hooks)
         if not data.items:
             return round_loop.untrained(now.model)
-        by_name = preference.named(loss, beta, gamma)
+        pair_loss = preference.named(loss, beta, gamma)
         return pairs.train(
-            now.model, data.items, by_name.loss, now.fit, reference=now.model if by_name.reference else None,
-            mean=by_name.mean or loss == "ipo", log=pairs.margins(beta), hooks=[NoDropout(), *hooks], loss_name=loss,
+            now.model, data.items, pair_loss.loss, now.fit, reference=now.model if pair_loss.reference else None,
+            mean=pair_loss.mean or loss == "ipo", log=pairs.margins(beta), hooks=[NoDropout(), *hooks], loss_name=loss,
         )  # fmt: skip
 
     outcome = round_loop.run_rounds(model, len(classes) + rounds, collect, train, fit, name="tool-rft", hooks=hooks)
     warmed, searches = outcome.data[: len(classes)], outcome.data[len(classes) :]
     if not any(r.items for r in searches):
         right = searches[0].stats["errors"]["exact"]
-        why = f"no search gave a pair ({right:.0%} of the selected prompts are answered right)"
-        raise UserError(f"tool-rft: {why}: tune on demos first, or raise ratio, search.actions or search.temperature")
+        cause = f"no search gave a pair ({right:.0%} of the selected prompts are answered right)"
+        raise UserError(f"tool-rft: {cause}: tune on demos first, or raise ratio, search.actions or search.temperature")
     stats = [{"round": n, **r.stats} for n, r in enumerate(searches)]
     return outcome.result(findings={"warm_up": [r.stats for r in warmed], "rounds": stats})

@@ -1,1 +1,1 @@
-"""What people use today, to compare with."""
+"""Methods in common use today, to compare with."""

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: the preference baseline people use today."""
+"""Direct preference optimisation (DPO): the standard preference baseline."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def dpo(
 
         L = -mean log sigmoid(beta ((logp_w - ref_w) - (logp_l - ref_l)))
 
-    logp is the SUM over completion tokens; ref is the model as it came.
+    logp is the SUM over completion tokens; ref is the initial model.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
+        model: a causal or seq2seq model; left unchanged, a trained copy is returned.
         preferences: prompts with a chosen and a rejected completion.
-        beta: how far the model may move from where it came from; larger stays closer.
+        beta: strength of the pull towards the initial model; larger stays closer.
         label_smoothing: the share of pairs assumed to be labelled the wrong way round.
         fit: how to train.
         hooks: called around every step.

@@ -1,4 +1,4 @@
-"""Plain few-shot prompting: what people do before they teach anything."""
+"""Plain few-shot prompting: the baseline without any training."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ def few_shot(
 ) -> Result:
     """Answer with K demonstrations in the prompt, drawn at random for every question.
 
-    Where there is no `test`, the demonstrations themselves are asked, each left out of its own prompt.
+    Without `test` the demonstrations themselves are the test items, each left out of its own prompt.
 
     Args:
         model: scores choices, or generates free answers; causal, seq2seq or a server.
-        demos: what to draw from.
-        test: items to score; with `choices` the likeliest is the answer, without a text is generated.
+        demos: records to draw demonstrations from.
+        test: items to score; with `choices` the most likely one is the answer, otherwise a text is generated.
         shots: K.
-        rule: how choices are scored: mean over tokens, sum, mean over characters, or less the choice's own
-            likelihood (unconditional).
-        description: said once before the demonstrations.
-        separator: between demonstrations, and before the query.
-        metric: of free answers: exact to the letter, normalised as in SQuAD, or token f1.
-        max_new_tokens: of a free answer.
-        stop: a free answer ends before it; empty does not stop.
-        seed: of the draws.
+        rule: how choices are scored: mean over tokens, sum, mean over characters, or less the choice's own likelihood
+            (unconditional).
+        description: text before the demonstrations.
+        separator: text between demonstrations, and before the query.
+        metric: for free answers: exact to the letter, normalised as in SQuAD, token f1, or bleu.
+        max_new_tokens: maximum length of a free answer.
+        stop: a free answer ends before this text; empty does not stop.
+        seed: random seed of the draws.
 
     Returns:
-        `predict(prompts, choices=None)`, which gives an answer for each; metrics against no demonstration.
+        `predict(prompts, choices=None)`, which gives one answer per prompt; metrics compared with zero-shot.
 
     Raises:
-        UserError: choices and a model that cannot score, a right answer that is no choice.
+        UserError: choices and a model that cannot score, a right answer that is not among the choices.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     setup = Setup(
         shots=(0, shots) if shots else (0,), description=description, separator=separator, metric=metric,
         max_new_tokens=max_new_tokens, stop=stop, beams=1, seed=seed,
     )  # fmt: skip
     result = fewshot.evaluate(model, test or demos, demos if test else None, None, None, setup, rule, "few-shot")
     result.predict = fewshot.predictor(model, demos, shots, setup, rule, "few-shot")
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: what most people do today."""
+"""Supervised fine-tuning (SFT) on demonstrations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sft(
         L = -(1/N) sum over the batch's N label tokens of log p(token | what precedes it)
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
+        model: a causal or seq2seq model; left unchanged, a trained copy is returned.
         demos: prompts with the completions to learn.
         loss_on: completion tokens, or all tokens of prompt and completion (causal models).
         fit: how to train.

@@ -1,4 +1,4 @@
-"""SimPO: preferences without a reference model, by the mean log-prob that sampling itself goes by."""
+"""SimPO: preference optimisation without a reference model, on mean log-probs per token."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def simpo(
 
         L = -mean log sigmoid(beta (logp_w / |y_w| - logp_l / |y_l|) - gamma)
 
-    The reward of a completion is its MEAN log-prob, which no length inflates. Nothing holds the model where it came
-    from but a small learning rate: the first thing to search.
+    The reward of a completion is its MEAN log-prob, which does not grow with length. Only a small learning rate keeps
+    the model near its start: tune the learning rate first.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
+        model: a causal or seq2seq model; left unchanged, a trained copy is returned.
         preferences: prompts with a chosen and a rejected completion.
         beta: scale of the mean log-probs.
-        gamma: the margin asked for between the scaled means.
+        gamma: target margin between the scaled means.
         fit: how to train.
         hooks: called around every step.
 

@@ -1,4 +1,4 @@
-"""EVOLvE at inference: a model plays bandits from a history, an algorithm's terms, or demonstrations in its prompt."""
+"""EVOLvE at inference: a model plays bandits with a history, an algorithm's terms, or demonstrations in its prompt."""
 
 from __future__ import annotations
 
@@ -51,58 +51,59 @@ def evolve_prompt(
     asking: Asking = Asking(max_new_tokens=acting.TOKENS, tries=1),
     seed: int = 0,
 ) -> Result:
-    """Measure how a model explores, and help it by its prompt alone.
+    """Measure how well a model explores, and improve it by its prompt alone.
 
-    In every step of `trials` games side by side the model is asked which arm to pull, after what it has seen: a
-    history of all pulls (view.form raw), a summary by arm (summary), or the summary with the two terms whose sum
-    UCB maximises (guided). With `shots` the prompt begins with so many steps of a game that the oracle plays: every
-    second one after its first two. An answer that names no arm is replaced by a random one, and counted as invalid.
+    In every step of `trials` parallel games the model is asked which arm to pull, given what it has seen: a history of
+    all pulls (view.form raw), a summary per arm (summary), or the summary with the two terms whose sum UCB maximises
+    (guided). With `shots` the prompt begins with as many steps of a game played by the oracle: every second step after
+    the first two. An answer that names no arm is replaced by a random one, and counted as invalid.
 
     Args:
         model: a local model or a server.
-        oracle: whose terms a guided view shows, and who plays the demonstrations.
-        alpha: how much it explores.
-        bandit: what is played.
-        view: what the model sees of the history.
+        oracle: the algorithm whose terms a guided view shows, and which plays the demonstrations.
+        alpha: how much the oracle explores.
+        bandit: the bandits to play.
+        view: how the history is shown to the model.
         shots: demonstrations in the prompt; 5 in the paper.
-        trials: games, played on the same luck by every player.
-        plain: play the same games from a raw history without demonstrations too: the numbers "before".
+        trials: number of games, with the same random rewards for every player.
+        plain: also play the same games from a raw history without demonstrations: the numbers "before".
         asking: how the model is asked.
-        seed: of the games.
+        seed: random seed of the games.
 
     Returns:
-        metrics beside plain asking, findings: model and algorithms beside one another; the games as trajectories,
-        which `evolve --episodes` can teach; the transcript.
+        metrics compared with plain prompting; findings: the model and the algorithms side by side; the games as
+        trajectories, which `evolve --episodes` can train on; the transcript.
 
     Raises:
-        UserError: a view or an oracle that does not go with the bandits.
+        UserError: a view or an oracle that does not fit the bandits.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     teacher = Oracle(oracle, alpha)
     asker = Asker(language_models.need(model, "generate", by=NAME), asking, seed)
     world = regret.world_of(bandit, trials, seed)
-    names = acting.begin(world, view, teacher).names
+    arm_names = acting.begin(world, view, teacher).names
     before = acting.examples(bandits.drawn(bandit, 1, seed), view, teacher, shots, seed)
 
     def answer(prompts: Sequence[str]) -> list[str | None]:
-        said = asker.ask(prompts, lambda text: text if histories.read(text, names) is not None else None, "player",
-                         stop=("\n",))  # fmt: skip
-        return ["" if text is None and not asker.ended else text for text in said]
+        replies = asker.ask(
+            prompts, lambda text: text if histories.read(text, arm_names) is not None else None, "player", stop=("\n",)
+        )
+        return ["" if text is None and not asker.ended else text for text in replies]
 
     def game(view: View, before: str = "") -> Played:
         return acting.played(world, answer, view, teacher, seed, before)
 
-    shown = game(view, before)
-    asked_plainly = plain and (shots > 0 or view.form != "raw") and not asker.ended
-    games = {"model": shown} | ({"plain": game(dataclasses.replace(view, form="raw"))} if asked_plainly else {})
-    against = regret.rivals(world, teacher, seed)
-    found = {name: regret.measures(world, played, against, bandit.gap) for name, played in games.items()}
+    main_game = game(view, before)
+    run_plain = plain and (shots > 0 or view.form != "raw") and not asker.ended
+    games = {"model": main_game} | ({"plain": game(dataclasses.replace(view, form="raw"))} if run_plain else {})
+    rivals = regret.rivals(world, teacher, seed)
+    measured = {name: regret.measures(world, played, rivals, bandit.gap) for name, played in games.items()}
     result = Result(
-        records=list(acting.trajectories(world, shown, view)),
+        records=list(acting.trajectories(world, main_game, view)),
         transcript=list(asker.demos()),
-        findings=asker.findings() | {"players": regret.standings(world, games | against, bandit.gap)},
-        metrics=measures.metrics(found.get("plain"), found["model"]),
+        findings=asker.findings() | {"players": regret.standings(world, games | rivals, bandit.gap)},
+        metrics=measures.metrics(measured.get("plain"), measured["model"]),
         warnings=asker.warnings(),
     )
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result

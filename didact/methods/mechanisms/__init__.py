@@ -1,1 +1,1 @@
-"""See how a model learns."""
+"""Study how a model learns."""

@@ -54,47 +54,47 @@ def bayesian_prism(
     restarts: Count = 1,
     fit: Fit = Fit(lr=1e-4, steps=500_000, rows=64, schedule="cosine", warmup_steps=2000, clip=1.0),
 ) -> Result:
-    """Ask whether in-context learning is Bayesian inference under the mixture of training.
+    """Test whether in-context learning is Bayesian inference under the training mixture.
 
     Without a model a causal transformer is trained on prompts x_1, f(x_1), x_2, ... with f drawn from function classes,
-    by the mean over all positions of `(prediction - y)^2`. What is best is the posterior mean, of a mixture
+    on the mean over all positions of `(prediction - y)^2`. The best predictor is the posterior mean, for a mixture
 
         sum_k beta_k E_k[f(x) | prompt],    beta_k ~ alpha_k p_k(labels so far),
 
-    exact where there is a closed form: the report says how far the learner is from it, from each part, ridge, least
-    squares and others, by position; the excess over the exact loss, which stops the run where it is negative; the
+    exact where there is a closed form. The report has, by position, the learner's distance from it, from each
+    component, ridge, least squares and others; the excess over the exact loss (the run stops if it is negative); the
     weights it implies, the class it recognises, its spectrum, and prompts from outside the mixture.
 
-    With a language model and `tasks` nothing is trained: its distribution over labels is held against the
-    Dirichlet-categorical of the labels before (prompts without inputs), or the mixture of one specialist a task.
+    With a language model and `tasks` nothing is trained: its distribution over labels is compared with the
+    Dirichlet-categorical of the previous labels (prompts without inputs), or with the mixture of one specialist per
+    task.
 
     Args:
-        tasks: prompts: labels `y`, an input `x` each or none at all, and the name of the `task` they are of.
-        model: a causal language model to be examined on them; or a learner that this method trained and saved, to be
-            examined on `functions`.
-        functions: what is learned in context.
-        learner: the black box.
-        prior: of every label in the Dirichlet-categorical.
-        prompts: in the report, that training never sees.
+        tasks: prompts: labels `y`, an input `x` for each or for none, and the name of their `task`.
+        model: a causal language model to examine on them; or a learner that this method trained and saved, to examine
+            on `functions`.
+        functions: function classes to learn in context.
+        learner: architecture of the sequence model.
+        prior: pseudo-count of every label in the Dirichlet-categorical.
+        prompts: number of prompts in the report, never seen in training.
         weights_after: rows after which implied weights are read; 0 is half of a prompt.
-        looks: how often training is looked at, on prompts of its own and from outside: does it forget?
-        restarts: trainings from different weights; the one of lowest TRAINING loss is kept.
+        looks: number of evaluations during training, on prompts from inside and outside the mixture.
+        restarts: trainings from different weights; the one with the lowest TRAINING loss is kept.
         fit: training.
 
     Returns:
         `models["learner"]` and `predict(x (N, d), y (N,), query (M, d))` where one is trained; findings.
 
     Raises:
-        UserError: tasks without a model, labels of several tokens, classes that do not go together; or a loss below the
+        UserError: tasks without a model, labels of several tokens, incompatible function classes; or a loss below the
             exact floor.
-
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     if tasks or (model is not None and model.kind != "module"):
         if model is None or model.kind == "module" or not tasks:
             raise UserError("tasks and a language model go together: give --tasks and --model, or neither to train one")
         result = stream_report.examine(model, tasks, prior)
-        result.cost.seconds = time.monotonic() - began
+        result.cost.seconds = time.monotonic() - start_time
         return result
     law = function_laws.law(functions, fit.seed)
     outside = function_laws.elsewhere(functions, fit.seed)
@@ -106,8 +106,8 @@ def bayesian_prism(
         def build() -> SequenceLearner:
             return SequenceLearner(law.dim, 1, **shape)
 
-        shown = function_laws.taught(functions, law)
-        runs = episodes.meta_train(build, shown, fit, restarts, loss=prism_report.LOSS, hooks=watch.hooks)
+        sampler = function_laws.taught(functions, law)
+        runs = episodes.meta_train(build, sampler, fit, restarts, loss=prism_report.LOSS, hooks=watch.hooks)
         module: Any = runs[0].module
         result.history = runs[0].history
         result.findings["training_loss"] = [run.training_loss for run in runs]
@@ -120,5 +120,5 @@ def bayesian_prism(
     result.predict = prism_report.predictor(module)
     result.metrics, result.warnings = prism_report.metrics(result.findings, prompts)
     result.figures = prism_report.pictures(result.findings)
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result

@@ -41,35 +41,35 @@ def dual_form(
     separator: str = "\n",
     seed: int = 0,
 ) -> Result:
-    """Compare what demonstrations do to your model's attention with what fine-tuning on the same demonstrations does.
+    """Compare how demonstrations change a model's attention with how fine-tuning on the same demonstrations does.
 
     Without softmax, attention over demonstrations X' is an update of weights,
-    `(W_ZSL + sum_i (W_V x'_i)(W_K x'_i)^T) q`, as a step of gradient descent is. Whether the two updates are alike is
-    measured, at the last token of the query and with n(.) a vector at length 1:
+    `(W_ZSL + sum_i (W_V x'_i)(W_K x'_i)^T) q`, as a step of gradient descent is. The similarity of the two updates is
+    measured at the last token of the query, with n(.) a vector scaled to length 1:
 
-        Rec2FTP  of the answers fine-tuning repairs, the share that demonstrations repair too
+        Rec2FTP  of the answers that fine-tuning corrects, the share that demonstrations correct too
         SimAOU   cos(n(h_ICL) - n(h_ZSL), n(h_FT) - n(h_ZSL)) of every attention layer's output h
         SimAM    cos of the scores, before the softmax, of the query's own tokens
-        Kendall  tau of the demonstrations' tokens by ICL's attention and by FT's queries
+        Kendall  tau between ICL's attention to the demonstrations' tokens and that of FT's queries
 
-    Each stands beside its controls: the same with wrong labels, with other text of the same length, in an untrained
-    copy of the model, and random. A similarity that a control explains is told as not supported. Keys and values alone
-    are tuned, by plain SGD, one demonstration at a time in the prompt's order, and put back bit for bit.
+    Each is reported with controls: the same with wrong labels, with other text of the same length, in an untrained copy
+    of the model, and random. A similarity that a control explains is reported as not supported. Only keys and values
+    are tuned, by plain SGD, one demonstration at a time in the prompt's order, and are then restored bit for bit.
 
     Args:
-        model: causal, with attention that can be looked into (eager or sdpa).
-        train: demonstrations are drawn from it. Where records name a `task`, a draw is of one task.
+        model: a causal model whose attention can be read (eager or sdpa).
+        train: records to draw demonstrations from. If records name a `task`, each draw is from one task.
         test: queries, with `choices`.
-        shots: K.
-        ways: which projections are tuned: letters of q, k, v, and perhaps a layer (`kv@middle`).
-        lrs: rates to try; the one that learns most on some draws is taken.
-        epochs: of fine-tuning.
-        loss: of the whole text, or of the label alone.
-        draws: of demonstrations: the unit of every interval.
+        shots: K, the number of demonstrations in a draw.
+        ways: projections to tune: letters of q, k, v, and optionally a layer (`kv@middle`).
+        lrs: learning rates to try; the one that learns most on some draws is chosen.
+        epochs: epochs of fine-tuning.
+        loss: loss of fine-tuning, on the whole text or on the label alone.
+        draws: number of draws of demonstrations: the unit of every confidence interval.
         held: share of the draws on which the rate is chosen.
-        queries: of each draw, at most.
-        separator: between demonstrations.
-        seed: of the draws and controls.
+        queries: maximum number of queries per draw.
+        separator: text between demonstrations.
+        seed: random seed of the draws and controls.
 
     Returns:
         findings: the measures with controls and intervals, by layer, and the verdict.
@@ -77,19 +77,19 @@ def dual_form(
     Raises:
         UserError: too few records, records without choices, a prompt longer than the context, fused attention.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     reader = three_way.LanguageReader(model, separator.replace("\\n", "\n"), loss)
     labels = three_way.labels(train)
     train, test = three_way.checked(train, "train", labels), three_way.checked(test, "test", labels)
-    drawn = [e for e, _ in three_way.episodes(train, test, shots, queries, max(draws, 3), seed)]
+    episodes = [e for e, _ in three_way.episodes(train, test, shots, queries, max(draws, 3), seed)]
     way = Way.of(ways, Tuning(lr=lrs[0], epochs=epochs, per="tokens" if loss == "text" else "rows"))
-    told = dual_study.findings(dual_study.study(reader, drawn, way, lrs, held, seed))
-    result = Result(findings=told, figures=dual_study.pictures(told))
-    result.metrics = _metrics(told)
-    if not told["learnt"]:
-        accuracy = {k: round(told["measures"][k]["estimate"], 2) for k in ("zero", "icl", "tuned")}
+    findings = dual_study.findings(dual_study.study(reader, episodes, way, lrs, held, seed))
+    result = Result(findings=findings, figures=dual_study.pictures(findings))
+    result.metrics = _metrics(findings)
+    if not findings["learnt"]:
+        accuracy = {k: round(findings["measures"][k]["estimate"], 2) for k in ("zero", "icl", "tuned")}
         result.warnings.append(f"not both learn the task ({accuracy}): the similarities say nothing; try other --lrs")
-    result.cost.tokens, result.cost.seconds = reader.tokens_read, time.monotonic() - began
+    result.cost.tokens, result.cost.seconds = reader.tokens_read, time.monotonic() - start_time
     return result
 
 

@@ -1,4 +1,4 @@
-"""Momentum attention (Dai et al. 2023), trained from scratch or inserted into a model that is trained already."""
+"""Momentum attention (Dai et al. 2023), trained from scratch or inserted into a trained model."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ def dual_form_momentum(
     vocabulary: Count = 50_257,
     fit: Fit = Fit(lr=3e-4, rows=32, betas=(0.9, 0.98), schedule="linear"),
 ) -> Result:
-    """Give every attention layer a decayed sum of past values, and say what that is worth.
+    """Add a decayed sum of past values to every attention layer, and measure what it gains.
 
         MoAttn(q_t) = Attn(q_t) + g sum_{i < t} eta^(t - i) v_i
 
-    A new model has g = 1 and is trained so, as in the paper. Into a model that is trained already it is inserted with
-    one gate a head, begun at 0, so that nothing changes before training (ours). Both arms, with momentum and without,
-    start from the same weights and read the same rows in the same order; perplexity is that of text neither saw.
+    A new model has g = 1 and is trained that way, as in the paper. In a trained model it is inserted with one gate per
+    head, initialised to 0, so that nothing changes before training (ours). Both arms, with momentum and without, start
+    from the same weights and read the same rows in the same order; perplexity is on text neither has seen.
 
     Args:
         corpus: documents to train on.
         model: a causal model to insert momentum into; by default one is built.
-        test: documents to measure on; by default a share of the corpus, which is not trained on.
+        test: documents to evaluate on; by default a share of the corpus, which is not trained on.
         eta: the decay.
-        gates_only: train the gates and leave the model as it is; needs a model.
-        held: share of the documents kept to measure on, where `test` is not given.
-        layers: of a new model; the paper's size by default.
+        gates_only: train the gates and freeze the model; needs a model.
+        held: share of the documents held out for evaluation if `test` is not given.
+        layers: layers of a new model; the paper's size by default.
         d: its width.
-        heads: of its attention.
-        context: tokens of a window.
-        vocabulary: of the byte-level BPE trained on the corpus.
+        heads: its attention heads.
+        context: tokens per window.
+        vocabulary: size of the byte-level BPE trained on the corpus.
         fit: training of both arms.
 
     Returns:
@@ -71,19 +71,19 @@ def dual_form_momentum(
     Raises:
         UserError: too little text, a width that the heads do not divide, attention whose values are not found.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     if gates_only and model is None:
         raise UserError("gates_only: a new model has no gates; give --model")
     texts = [t.text for t in corpus]
     if test is None:
         order = np.random.default_rng([fit.seed, 211]).permutation(len(texts)).tolist()
-        kept = max(1, round(held * len(texts)))
-        if len(texts) <= kept:
+        held_count = max(1, round(held * len(texts)))
+        if len(texts) <= held_count:
             raise UserError("corpus: one document cannot be trained and measured on: give --test, or more documents")
-        unseen, texts = [texts[i] for i in order[:kept]], [texts[i] for i in order[kept:]]
+        unseen, texts = [texts[i] for i in order[:held_count]], [texts[i] for i in order[held_count:]]
     else:
         unseen = [t.text for t in test]
-    given = model is not None
+    pretrained = model is not None
     if model is None:
         if d % heads:
             raise UserError(f"d = {d}, heads = {heads}: heads must divide d")
@@ -91,8 +91,8 @@ def dual_form_momentum(
         model = build.build("gpt2", tokenizer, d, layers, heads, context=context + 1, seed=fit.seed)
     window = min(context, model.context - 1)
     rows = language.single(encode.windows(model.tokenizer, texts, window))
-    starts = {"momentum": momentum.insert_momentum(model, eta, gated=given), "plain": model}
-    arms, history, result = {"start": copy_of(model)} if given else {}, {}, Result()
+    starts = {"momentum": momentum.insert_momentum(model, eta, gated=pretrained), "plain": model}
+    arms, history, result = {"start": copy_of(model)} if pretrained else {}, {}, Result()
     for name, start in starts.items():
         if gates_only:
             if name == "plain":
@@ -103,19 +103,19 @@ def dual_form_momentum(
         arms[name], history[name] = trained.model, [row["nll"] for row in trained.history]
         result.cost += trained.cost
         result.history = result.history or trained.history
-    against = "start" if gates_only else "plain"
-    order_ = {n: arms[n] for n in ("momentum", against, *(a for a in arms if a not in ("momentum", against)))}
-    found = perplexity.findings(order_, unseen, window)
+    baseline = "start" if gates_only else "plain"
+    ordered = {n: arms[n] for n in ("momentum", baseline, *(a for a in arms if a not in ("momentum", baseline)))}
+    scores = perplexity.findings(ordered, unseen, window)
     result.models = {"model": arms["momentum"]}
-    gates = [mixer.gate.tolist() for mixer in arms["momentum"].module.mixers] if given else None  # type: ignore[union-attr]
-    result.findings = {"perplexity": found, "eta": eta, "against": against, **({"gates": gates} if gates else {})}
+    gates = [mixer.gate.tolist() for mixer in arms["momentum"].module.mixers] if pretrained else None  # type: ignore[union-attr]
+    result.findings = {"perplexity": scores, "eta": eta, "against": baseline, **({"gates": gates} if gates else {})}
     result.figures = [_curves(history)] + ([_gates(gates)] if gates else [])
-    here, other = found["arms"]["momentum"], found["arms"][against]
+    ours, base = scores["arms"]["momentum"], scores["arms"][baseline]
     result.metrics["nats"] = Metric(
-        after=here["estimate"], before=other["estimate"], n=found["documents"], unit="nats a token",
-        ci=(here["low"], here["high"]), better="lower", help=f"of unseen documents; before: {against}",
+        after=ours["estimate"], before=base["estimate"], n=scores["documents"], unit="nats a token",
+        ci=(ours["low"], ours["high"]), better="lower", help=f"of unseen documents; before: {baseline}",
     )  # fmt: skip
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result
 
 

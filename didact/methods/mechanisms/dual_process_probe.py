@@ -1,4 +1,4 @@
-"""Is a word's class in a model's states that of the word, or of its place? (Anand et al. 2024)."""
+"""Do hidden states take a word's class from the word itself, or from its context? (Anand et al. 2024)."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def dual_process_probe(
     probe: ProbeConfig = ProbeConfig(),
     seed: int = 0,
 ) -> Result:
-    """Ask of every layer of a model whether it takes a word's part of speech from the word or from its context.
+    """Probe every layer of a model for whether it takes a word's part of speech from the word or from its context.
 
-    Probes learn the class of words from the hidden states at their last tokens. On held-out sentences they are asked
-    about the word as it stands (seen), about a token in its place whose embedding was never trained (unseen: only the
-    place can tell), and about a word of another class there (conflict: the place says one class, the word another).
-    Beside each layer stand a control task, in which every word has a class of its own drawn by chance, and an untrained
-    copy of the model. A causal model sees the words before and the word itself, a masked one all others too.
+    Probes learn the class of words from the hidden states at their last tokens. On held-out sentences they are tested
+    on the word itself (seen), on a token in its place whose embedding was never trained (unseen: only the context can
+    tell), and on a word of another class there (conflict: the context implies one class, the word another). Each layer
+    is compared with a control task, in which every word has a class drawn at random, and with an untrained copy of the
+    model. A causal model sees the words before and the word itself, a masked one all others too.
 
     Args:
         texts: records with their words and a tag of each, as fields beside `text`.
-        model: a causal or masked model; it stays as it is.
+        model: a causal or masked model; left unchanged.
         words: the field with the words.
         tags: the field with their tags.
-        classes: the tags told apart, by chance equally often each.
-        layers: which are probed, 0 the embeddings; all by default. Negative ones count from the last.
-        most: words probed.
+        classes: tags to tell apart, sampled equally often.
+        layers: layers to probe, 0 the embeddings; all by default. Negative ones count from the last.
+        most: maximum number of words.
         probe: the classifier.
-        seed: of the words, the split and the probes.
+        seed: random seed of the words, the split and the probes.
 
     Returns:
         Findings by model and layer; metrics at the layer that reads seen words best.
@@ -69,50 +69,52 @@ def dual_process_probe(
     Raises:
         UserError: a record without words or tags, a class without words, or a model without hidden states.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     if len(classes) < 2:
         raise UserError(f"classes = {' '.join(classes)}: a probe tells two at least apart")
     fields = (words, tags)
     chosen, names = word_probes.words(texts, fields, classes, most, seed)
-    given, chosen = word_probes.rows(model, chosen, word_probes.lexicon(texts, fields, classes), seed)
-    found = {
-        name: word_probes.examine(one, chosen, given, probe, layers, seed)
-        for name, one in (("model", model), ("untrained", untrained(model, seed)))
+    word_rows, chosen = word_probes.rows(model, chosen, word_probes.lexicon(texts, fields, classes), seed)
+    results = {
+        name: word_probes.examine(probed, chosen, word_rows, probe, layers, seed)
+        for name, probed in (("model", model), ("untrained", untrained(model, seed)))
     }
-    best = max(found["model"], key=lambda layer: found["model"][layer]["seen"]["estimate"])
-    ours, theirs = found["model"][best], found["untrained"][best]
+    best = max(results["model"], key=lambda layer: results["model"][layer]["seen"]["estimate"])
+    best_scores, control_scores = results["model"][best], results["untrained"][best]
     result = Result(
         findings={
-            "words": len(chosen), "classes": names, "guessing": 1 / len(names), "best_layer": best, "layers": found,
+            "words": len(chosen), "classes": names, "guessing": 1 / len(names), "best_layer": best, "layers": results,
         },
         metrics={
             f"{name}_accuracy": Metric(
-                after=ours[name]["estimate"], before=theirs[name]["estimate"], n=len(chosen),
-                ci=(ours[name]["low"], ours[name]["high"]), better="" if name == "place" else "higher",
+                after=best_scores[name]["estimate"], before=control_scores[name]["estimate"], n=len(chosen),
+                ci=(best_scores[name]["low"], best_scores[name]["high"]), better="" if name == "place" else "higher",
                 help=f"{text}; before: an untrained copy",
             )
             for name, text in HELP.items()
         },
-        figures=_drawn(found, best, 1 / len(names)),
+        figures=_plots(results, best, 1 / len(names)),
     )  # fmt: skip
-    if ours["selectivity"]["low"] <= 0:
+    if best_scores["selectivity"]["low"] <= 0:
         result.warnings.append(
             f"layer {best}: the control task is read as well as the classes: the probe learns words by heart, so that "
             "its accuracy says nothing of the model"
         )
-    both = [(found["model"][n]["trained_unseen"], found["untrained"][n]["trained_unseen"]) for n in found["model"]]
-    if all(one["low"] <= other["estimate"] for one, other in both):
+    unseen_scores = [
+        (results["model"][n]["trained_unseen"], results["untrained"][n]["trained_unseen"]) for n in results["model"]
+    ]
+    if all(trained["low"] <= control["estimate"] for trained, control in unseen_scores):
         result.warnings.append(
             "no layer tells the classes of unseen words better than one of an untrained copy: nothing here shows that "
             "the model tells them from context"
         )
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result
 
 
-def _drawn(found: dict[str, Any], best: int, guessing: float) -> list[figures.Figure]:
-    """The word by layer, the place by layer, and which of the two wins."""
-    shown = {
+def _plots(found: dict[str, Any], best: int, guessing: float) -> list[figures.Figure]:
+    """Plot by layer the accuracy from the word and from its context, and which of the two wins in a conflict."""
+    panels = {
         "A word's class, read off the hidden states of each layer": (
             "", {"the word in its place": ("model", "seen"), "control task": ("model", "control"),
                  "untrained copy": ("untrained", "seen")},
@@ -124,18 +126,18 @@ def _drawn(found: dict[str, Any], best: int, guessing: float) -> list[figures.Fi
         ),
     }  # fmt: skip
     curves = []
-    for title, (note, named) in shown.items():
+    for title, (note, series) in panels.items():
         lines = []
-        for name, (model, what) in named.items():
-            columns = ([one[what][end] for one in found[model].values()] for end in structural_report.ENDS)
+        for name, (model, condition) in series.items():
+            columns = ([scores[condition][end] for scores in found[model].values()] for end in structural_report.ENDS)
             lines.append(figures.Line(name, list(found[model]), *columns))
         levels = {"guessing": guessing}
         curves.append(figures.Curves(title=title, x="layer", y="share right", lines=lines, levels=levels, note=note))
-    said = {"place": "the place's class", "word": "the word's class"}
+    answers = {"place": "the place's class", "word": "the word's class"}
     bars = [
-        structural_report.bar(text, found[model][best][what], group)
+        structural_report.bar(text, found[model][best][condition], group)
         for model, group in (("model", "the model"), ("untrained", "untrained copy"))
-        for what, text in said.items()
+        for condition, text in answers.items()
     ]
     title = f"A word of another class in the place: what layer {best} says"
     return [*curves, figures.Bars(title=title, x="share of words", bars=bars)]

@@ -57,45 +57,45 @@ def gpicl(
 ) -> Result:
     """Meta-train a classifier that learns new classes from examples in its context, without a gradient step.
 
-    Labelled data become very many tasks: a random linear map of the inputs and a random place for every class,
+    Labelled data become very many tasks: a random linear map of the inputs and a random label for every class,
 
         x_t = A x_bar_t,   y_t = rho(y_bar_t),   A_ij ~ N(0, 1/d),
         loss = - mean over tasks and all positions t of log p(y_t | x_1..t, y_1..t-1),
 
-    read by a causal sequence model as tokens (x_t, y_t-1). Few tasks are learned by heart or told apart; with enough
-    of them what is learned is how to learn. The report tells which, on tasks of training, fresh tasks and new data
-    sets, beside neighbours, centroids, logistic regression and networks trained by gradient steps on the same rows, an
-    untrained copy and random labels.
+    read by a causal sequence model as tokens (x_t, y_t-1). Few tasks are memorised or identified; with enough of them
+    the model learns to learn. The report tells which, on training tasks, fresh tasks and new data sets, compared with
+    neighbours, centroids, logistic regression and networks trained by gradient steps on the same rows, an untrained
+    copy and random labels.
 
     Args:
         datasets: base data: rows `x` (numbers, or texts) with classes `y`; records of one `task` are one data set.
-        new: data sets that training has nothing of, on which it is tested too.
-        model: whose frozen hidden states stand for texts (their means, whitened).
-        learner: the black box.
-        tasks: how many tasks there are, the same again and again; 0 draws fresh ones for ever.
-        slots: places for classes; a data set of more gives each task so many of its classes.
-        length: rows of a sequence.
-        bias: share of every batch whose classes keep their places, which shortens the plateau of the loss.
+        new: data sets kept out of training, to test on as well.
+        model: model whose frozen hidden states represent texts (their means, whitened).
+        learner: architecture of the sequence model.
+        tasks: number of different training tasks; 0 draws fresh ones without end.
+        slots: number of labels; of a data set with more classes each task takes as many.
+        length: rows per sequence.
+        bias: share of every batch whose classes keep their labels, which shortens the plateau of the loss.
         curriculum: share of training over which the bias falls to 0; at 0 it stays.
-        natural: share of every batch whose inputs are not mapped: better at these data, less general.
-        features: most columns; principal components of the training rows where there are more.
+        natural: share of every batch whose inputs are not mapped: better on these data, less general.
+        features: maximum number of columns; if there are more, principal components of the training rows.
         held_out: share of the rows of every class kept for the report, by a hash of their content.
-        sequences: of every pool in the report.
-        phases: further trainings, over sizes, numbers of tasks and black boxes: the map of what is learned where.
+        sequences: sequences per pool in the report.
+        phases: further trainings, over sizes, numbers of tasks and architectures: the map of what is learned where.
         fit: training. The loss can stay at its plateau for thousands of steps: do not stop it early.
 
     Returns:
         `models["learner"]`; `predict(x (N, d), y (N,), query (M, d))` or with texts; findings.
 
     Raises:
-        UserError: rows and classes that do not fit, NaN, texts without a model; or a leak: more right than possible.
-
+        UserError: rows and classes that do not fit, NaN, texts without a model; or a leak: higher accuracy than
+            possible.
     """
-    began = time.monotonic()
-    reading = None if model is None else lambda texts: embed.embed(model, texts).double().numpy()
-    data = classify.prepared(datasets, new, reading, held_out, features)
+    start_time = time.monotonic()
+    encode = None if model is None else lambda texts: embed.embed(model, texts).double().numpy()
+    data = classify.prepared(datasets, new, encode, held_out, features)
     pool = task_pools.TaskPool(data.train, length, slots, tasks, fit.seed)
-    examined = data.pools(pool)
+    pools = data.pools(pool)
     shape = {"raw": len(data.reduction.mean), **dataclasses.asdict(learner)}
 
     def build(**changes: Any) -> sequence.SequenceLearner:
@@ -105,25 +105,25 @@ def gpicl(
         return task_pools.law(tasks, bias, natural, curriculum * steps)
 
     steps = fit.total_steps(0)
-    plateau = in_context.Plateau(examined["unseen"], fit.seed, steps)
+    plateau = in_context.Plateau(pools["unseen"], fit.seed, steps)
     run = episodes.meta_train(build, law(pool, steps), fit, loss=task_pools.class_loss, hooks=(plateau,))[0]
     module: Any = run.module
-    found = in_context.examine(module, untrained(build, fit.seed), examined, sequences, fit.seed)
-    result = Result(history=run.history, findings=found.findings)
+    report = in_context.examine(module, untrained(build, fit.seed), pools, sequences, fit.seed)
+    result = Result(history=run.history, findings=report.findings)
     result.findings |= {
-        "regime": found.regime,
-        "chance": found.chance,
+        "regime": report.regime,
+        "chance": report.chance,
         "plateau_exit_step": plateau.left,
         "parameters": sum(p.numel() for p in module.parameters()),
         "state_size": module.state_size(length),
         "training_loss": run.training_loss,
-        "map": mapped(phases, build, law, examined, pool, fit, sequences),
+        "map": mapped(phases, build, law, pools, pool, fit, sequences),
     }
     sequence.set_units(module, mean=data.reduction.mean, basis=data.reduction.basis)
     result.models = {"learner": Model(module, kind="module")}
-    result.predict = classify.predictor(module, reading, length)
-    result.metrics, result.warnings = classify.metrics(found, sequences)
-    result.figures = classify_pictures.pictures(result.findings, found.chance)
+    result.predict = classify.predictor(module, encode, length)
+    result.metrics, result.warnings = classify.metrics(report, sequences)
+    result.figures = classify_pictures.pictures(result.findings, report.chance)
     result.cost.tokens = 3 * len(run.history) * fit.rows * length
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result

@@ -49,39 +49,39 @@ def icl_vs_gd(
     separator: str = "\n",
     seed: int = 0,
 ) -> Result:
-    """Say whether demonstrations in the prompt do to your model what fine-tuning on the same demonstrations does.
+    """Test whether demonstrations in the prompt change a model's predictions as fine-tuning on them does.
 
-    K demonstrations stand before a query (ICL), or the model is fine-tuned on them and asked the query alone (GD), its
-    weights being put back bit for bit. At the answer's place, over the whole vocabulary,
+    K demonstrations precede a query (ICL), or the model is fine-tuned on them and asked the query alone (GD), and its
+    weights are then restored bit for bit. At the answer's position, over the whole vocabulary,
 
         overlap = |top_k(p_ICL) & top_k(p_GD)| / k,
-        cosine  = sum_O p q / sqrt(sum_O p^2 sum_O q^2 + k - |O|),   O the tokens that both have,
+        cosine  = sum_O p q / sqrt(sum_O p^2 sum_O q^2 + k - |O|),   O the tokens in both top k,
 
-    each placed between a floor and a ceiling: `(s(ICL, GD) - s(ICL, nothing)) / (s(ICL, ICL in another order) -
-    s(ICL, nothing))`. Rate and epoch are those of some draws most similar to ICL among those that learnt; the others
-    are reported. How much the order of the demonstrations changes an answer is measured of both. The verdict is
+    each placed between a floor and a ceiling: `(s(ICL, GD) - s(ICL, nothing)) / (s(ICL, ICL in another order) - s(ICL,
+    nothing))`. Rate and epoch are chosen on some draws, as the most similar to ICL among those that learnt; the other
+    draws are reported. Sensitivity to the order of the demonstrations is measured for both. The verdict is
     indistinguishable only if both similarities reach the ceiling and order matters equally, by equivalence tests.
 
     Args:
-        model: causal; any decoder of transformers.
-        train: demonstrations are drawn from it. Where records name a `task`, a draw is of one task.
-        test: queries, with `choices`; a query is never asked behind a demonstration that asks the same.
+        model: a causal model; any decoder of transformers.
+        train: records to draw demonstrations from. If records name a `task`, each draw is from one task.
+        test: queries, with `choices`; a query never follows a demonstration that asks the same.
         shots: every K to compare at.
-        ways: of fine-tuning: `all` weights, `lora`, or letters of q, k, v and perhaps a layer (`kv`, `v@middle`);
-            behind `/full` all demonstrations make one step, otherwise each its own, in their order.
-        lrs: rates to try.
-        epochs: to try, up to this many.
+        ways: fine-tunings to compare: `all` weights, `lora`, or letters of q, k, v with an optional layer (`kv`,
+            `v@middle`); with `/full` appended all demonstrations make one step, otherwise each its own, in their order.
+        lrs: learning rates to try.
+        epochs: maximum number of epochs; all up to it are tried.
         optimizer: plain SGD, or Adam.
-        loss: of the label alone, or of the whole text.
-        draws: of demonstrations: the unit of every interval.
+        loss: loss of fine-tuning, on the label alone or on the whole text.
+        draws: number of draws of demonstrations: the unit of every confidence interval.
         held: share of the draws on which rate and epoch are chosen.
-        queries: of each draw, at most.
-        orders: of each draw's demonstrations.
-        top: k of the likeliest tokens that are compared.
-        margin: of the equivalence: so much of the way from floor to ceiling may be missing.
+        queries: maximum number of queries per draw.
+        orders: orders of each draw's demonstrations that are compared.
+        top: k, the number of likeliest tokens that are compared.
+        margin: margin of the equivalence: this share of the way from floor to ceiling may be missing.
         layers: draws on which blocks are scaled, left out and permuted, as steps of gradient descent could be.
-        separator: between demonstrations.
-        seed: of draws and orders.
+        separator: text between demonstrations.
+        seed: random seed of draws and orders.
 
     Returns:
         findings: verdicts, similarities with controls, order sensitivities, the whole grid, weights near zero.
@@ -89,32 +89,32 @@ def icl_vs_gd(
     Raises:
         UserError: too few records, records without choices, a prompt longer than the context, projections not found.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     reader = three_way.LanguageReader(model, separator.replace("\\n", "\n"), loss)
     labels = three_way.labels(train)
     train, test = three_way.checked(train, "train", labels), three_way.checked(test, "test", labels)
     tuning = Tuning(lr=lrs[0], epochs=epochs, optimizer=optimizer, per="rows" if loss == "label" else "tokens")
-    how = equivalence.Comparison(
+    comparison = equivalence.Comparison(
         ways={w: three_way.Way.of(w, tuning) for w in ways}, rates=lrs, held=held, orders=orders, top=top,
         margin=margin, seed=seed,
     )  # fmt: skip
     result = Result()
     by_shots: dict[str, Any] = {}
     for k in shots:
-        drawn = three_way.episodes(train, test, k, queries, max(draws, 3), seed)
-        by_shots[str(k)] = equivalence.findings(equivalence.compare(reader, drawn, how), how)
-    told = by_shots[str(max(shots))]
+        draw_pairs = three_way.episodes(train, test, k, queries, max(draws, 3), seed)
+        by_shots[str(k)] = equivalence.findings(equivalence.compare(reader, draw_pairs, comparison), comparison)
+    findings = by_shots[str(max(shots))]
     result.findings = {
-        "verdict": equivalence.sentence(told),
+        "verdict": equivalence.sentence(findings),
         "shots": by_shots,
         "small_weights": layer_tests.small_weights(model),
     }
     if layers:
-        some = [episode for episode, _ in drawn[:layers]]
-        result.findings["layers"] = layer_tests.interventions(reader, some, seed)
-    result.metrics, result.figures = _metrics(told), equivalence.pictures(told)
-    result.warnings = equivalence.warnings(told)
-    result.cost.tokens, result.cost.seconds = reader.tokens_read, time.monotonic() - began
+        episodes = [episode for episode, _ in draw_pairs[:layers]]
+        result.findings["layers"] = layer_tests.interventions(reader, episodes, seed)
+    result.metrics, result.figures = _metrics(findings), equivalence.pictures(findings)
+    result.warnings = equivalence.warnings(findings)
+    result.cost.tokens, result.cost.seconds = reader.tokens_read, time.monotonic() - start_time
     return result
 
 

@@ -50,105 +50,110 @@ def program_semantics(
     probe: ProbeConfig = ProbeConfig(),
     seed: int = 0,
 ) -> Result:
-    """Say whether a model's states hold what the program it writes means, or only its form.
+    """Test whether a model's states encode the meaning of the program it writes, or only its form.
 
-    The model writes a program for every specification. Of each word i the state it was predicted from is kept, the mean
-    over layers. A probe reads off it what is true after word i + offset when the program is run, which the text says
-    nowhere. Were the probe to do the running, it could run it by any rules: so the same programs are run with the
-    words' meanings dealt anew, and a fresh probe of the same kind is trained on the same vectors,
+    The model writes a program for every specification. For each word i the state that predicted it is recorded, the
+    mean over layers. A probe reads off it what is true after word i + offset when the program is run, which the text
+    does not say. If the probe did the interpreting itself, it could do so by any rules: so the same programs are run
+    with permuted word meanings, and a fresh probe of the same kind is trained on the same vectors,
 
         gap = accuracy(original) - accuracy(alternative) > 0   rejects "the states hold only form".
 
-    Beside it stand a control task (labels that are a function of the words so far), an untrained copy of the model
-    reading the same programs, and the commonest label. Parts and intervals keep specifications whole.
+    Further controls are a control task (labels that are a function of the words so far), an untrained copy of the model
+    reading the same programs, and the commonest label. Splits and intervals keep specifications whole.
 
     Args:
         model: a causal model that writes programs.
-        programs: specifications (`prompt`) and a program that fits each (`completion`), with the states that it leads
-            from and to (fields `starts` and `ends`, as many of each; the program is traced from the first).
-        language: what words mean: grid, robot, karel, or your own `module:function`, which gives an object with
-            `actions`, `step(state, action) -> state` (None: crash), `labels(state) -> {name: value}`, and perhaps
+        programs: specifications (`prompt`) and a correct program for each (`completion`), with the states before and
+            after it (fields `starts` and `ends`, lists of equal length; the program is traced from the first).
+        language: meaning of the words: grid, robot, karel, or your own `module:function`, which gives an object with
+            `actions`, `step(state, action) -> state` (None: crash), `labels(state) -> {name: value}`, and optionally
             `alternatives`, `{name: {word: word whose meaning it takes}}`.
-        source: whose programs are probed: the model's own, or those given.
-        offsets: how many words later (or, negative, earlier) the state is that is read.
-        layers: those that a state is the mean of; all by default, 0 the embeddings.
-        only_correct: probe only programs that do what is asked.
-        by_layer: also probe every layer by itself.
-        max_new_tokens: tokens a program may have.
+        source: programs to probe: the model's own, or those given.
+        offsets: how many words later (or, negative, earlier) the probed state is.
+        layers: layers that states are averaged over; all by default, 0 the embeddings.
+        only_correct: probe only programs that meet their specification.
+        by_layer: also probe every layer separately.
+        max_new_tokens: maximum length of a program, in tokens.
         probe: the probe and its training.
-        seed: of the split, the probes, the control task and the untrained copy.
+        seed: random seed of the split, the probes, the control task and the untrained copy.
 
     Returns:
-        Findings: the share of programs that do what is asked; by label and offset, accuracies and gaps; lengths.
+        Findings: the share of correct programs; by label and offset, accuracies and gaps; lengths.
 
     Raises:
-        UserError: a record lacks its states, the language is unknown, an alternative is no bijection, or too few of
-            the programs can be run.
-
+        UserError: a record lacks its states, the language is unknown, an alternative is no bijection, or too few of the
+            programs can be run.
     """
-    began = time.monotonic()
-    known = _language(language)
-    names = (
-        getattr(known, "alternatives", None) or robots.ALTERNATIVES.get(language) or robots.dealt_anew(known.actions)
+    start_time = time.monotonic()
+    interpreter = _language(language)
+    alternatives = (
+        getattr(interpreter, "alternatives", None)
+        or robots.ALTERNATIVES.get(language)
+        or robots.dealt_anew(interpreter.actions)
     )
-    semantics.check_meanings(names, known.actions)
-    meanings: dict[str, Mapping[str, str]] = {TRUE: {}, **names}
-    given = [semantics.parsed(demo.completion, known) for demo in programs]
-    texts = given if source == "given" else semantics.written(model, programs, known, max_new_tokens)
-    made, left, right = semantics.programs(model, programs, texts, known, meanings)
-    correct = sum(p.correct for p in made)
-    probed = [p for p in made if p.correct or not only_correct]
+    semantics.check_meanings(alternatives, interpreter.actions)
+    meanings: dict[str, Mapping[str, str]] = {TRUE: {}, **alternatives}
+    given_programs = [semantics.parsed(demo.completion, interpreter) for demo in programs]
+    texts = given_programs if source == "given" else semantics.written(model, programs, interpreter, max_new_tokens)
+    runnable, skipped, meets_spec = semantics.programs(model, programs, texts, interpreter, meanings)
+    correct = sum(p.correct for p in runnable)
+    probed = [p for p in runnable if p.correct or not only_correct]
     if len({p.spec for p in probed}) < 3:
-        raise UserError(f"{len(probed)} of {len(programs)} programs can be run: a probe takes three ({left})")
+        raise UserError(f"{len(probed)} of {len(programs)} programs can be run: a probe takes three ({skipped})")
     specs = [p.spec for p in probed for _ in p.words]
     parts = probes.split(specs, probe.test, probe.valid, seed)
-    tasks = semantics.labels(probed, known, list(meanings), offsets)
-    found, stores = {}, {}
-    for name, of in (("trained", model), ("untrained", untrained.untrained(model, seed))):
+    tasks = semantics.labels(probed, interpreter, list(meanings), offsets)
+    contents, stores = {}, {}
+    for name, subject in (("trained", model), ("untrained", untrained.untrained(model, seed))):
         store = stores[name] = hidden.record(
-            of, [p.ids for p in probed], [[(i,) for i in p.places] for p in probed], layers or None
+            subject, [p.ids for p in probed], [[(i,) for i in p.places] for p in probed], layers or None
         )
-        read = functools.partial(store.take, layers=store.layers)
-        found[name] = semantics.contents(read, probed, tasks, parts, probe, seed)
+        vectors = functools.partial(store.take, layers=store.layers)
+        contents[name] = semantics.contents(vectors, probed, tasks, parts, probe, seed)
 
     result = Result()
     result.findings = {
-        "programs": {"specifications": len(programs), "run": len(made), **left, "words": len(specs)},
-        "correct": statistics.mean_interval(right)._asdict(),
+        "programs": {"specifications": len(programs), "run": len(runnable), **skipped, "words": len(specs)},
+        "correct": statistics.mean_interval(meets_spec)._asdict(),
         "words": {
-            "of correct programs": float(np.mean([len(p.words) for p in made if p.correct])) if correct else None,
-            "of given programs": float(np.mean([float(len(words)) for words in given if words] or [math.nan])),
+            "of correct programs": float(np.mean([len(p.words) for p in runnable if p.correct])) if correct else None,
+            "of given programs": float(np.mean([float(len(words)) for words in given_programs if words] or [math.nan])),
         },
         "content": {
-            f"{name} {offset:+d}": semantics.told(content, found["untrained"][name, offset], list(names))
-            for (name, offset), content in found["trained"].items()
+            f"{name} {offset:+d}": semantics.told(content, contents["untrained"][name, offset], list(alternatives))
+            for (name, offset), content in contents["trained"].items()
         },
     }
-    both = found["trained"], found["untrained"]
-    result.figures = [semantic_figures.bars(*both, name, list(names)) for name in dict.fromkeys(n for n, _ in both[0])]
+    by_model = contents["trained"], contents["untrained"]
+    result.figures = [
+        semantic_figures.bars(*by_model, name, list(alternatives)) for name in dict.fromkeys(n for n, _ in by_model[0])
+    ]
     if by_layer:
-        result.findings["by_layer"], drawn = semantic_figures.by_layer(stores, probed, tasks, parts, probe, seed)
-        result.figures += drawn
-    first = next(iter(found["trained"].values()))
-    least = min((first.gap(name) for name in names), key=lambda gap: gap.estimate)
+        result.findings["by_layer"], layer_figures = semantic_figures.by_layer(
+            stores, probed, tasks, parts, probe, seed
+        )
+        result.figures += layer_figures
+    first = next(iter(contents["trained"].values()))
+    smallest_gap = min((first.gap(name) for name in alternatives), key=lambda gap: gap.estimate)
     accuracy = first.accuracy()
     result.metrics = {
-        "correct": Metric(after=statistics.mean_interval(right).estimate, n=len(right), better="higher",
+        "correct": Metric(after=statistics.mean_interval(meets_spec).estimate, n=len(meets_spec), better="higher",
                           help="programs that do what is asked"),
         "content": Metric(after=accuracy.estimate, before=first.majority, ci=accuracy[1:], better="higher",
                           help="probe accuracy of the first label and offset; before: the commonest label"),
-        "gap": Metric(after=least.estimate, ci=least[1:], better="higher",
+        "gap": Metric(after=smallest_gap.estimate, ci=smallest_gap[1:], better="higher",
                       help="how much better the original meaning is read than the nearest alternative"),
     }  # fmt: skip
     result.cost.tokens = 2 * sum(len(p.ids) for p in probed)
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result
 
 
 def _language(name: str) -> Any:
     if name in robots.LANGUAGES:
         return robots.LANGUAGES[name]()
-    found = functions.imported(name, "language")()
-    if missing := [part for part in ("actions", "step", "labels") if not hasattr(found, part)]:
+    interpreter = functions.imported(name, "language")()
+    if missing := [part for part in ("actions", "step", "labels") if not hasattr(interpreter, part)]:
         raise UserError(f"language '{name}': has no {', '.join(missing)}")
-    return found
+    return interpreter

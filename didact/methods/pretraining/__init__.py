@@ -1,1 +1,1 @@
-"""Training a model from text, at any size."""
+"""Train a model from text, at any size."""

@@ -1,4 +1,4 @@
-"""Recurring span selection: pre-training on raw text that makes a model answer from what it reads."""
+"""Recurring span selection: pre-training on raw text for extractive question answering."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def exact_extract_rss(
     fit: Fit = Fit(lr=5e-5, rows=32, schedule="constant", optimizer="adafactor"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Train a model to answer from what it reads, on raw text: recurring span selection.
+    """Train a model on raw text to answer from its input, by recurring span selection.
 
-    Of each passage one span that recurs is chosen, one of its occurrences is taken out, and the model learns to give
-    it back; since another stands in the passage, copying pays:
+    In each passage one recurring span is chosen, one of its occurrences is removed, and the model learns to restore it;
+    since another occurrence is left in the passage, copying pays:
 
         L = -(1/N) sum over the batch's N target tokens of log p(token | passage without the span, target so far)
 
     An encoder-decoder reads the passage with <extra_id_0> in the span's place and answers <extra_id_0> span
-    <extra_id_1>. A decoder-only model (not in the paper) reads up to an occurrence that is not the first, and
-    continues with the span and its end. Passages are cut where they are longer than the model reads, before spans
-    are looked for, so that the other occurrence is always in sight.
+    <extra_id_1>. A decoder-only model (not in the paper) reads up to an occurrence that is not the first, and continues
+    with the span and its end. Passages longer than the model's input are cut before spans are selected, so that the
+    other occurrence is always visible.
 
     Args:
-        model: causal or seq2seq; it stays as it was, a trained copy is returned.
+        model: causal or seq2seq; left unchanged, a trained copy is returned.
         passages: raw text.
         select: recurring spans, or random spans of the same lengths from the same passages, the control.
-        longest: words of a span at most.
-        template: prompt of the questions it will be asked; no question is seen in training.
+        longest: maximum number of words in a span.
+        template: prompt of the questions asked later; no question is seen in training.
         bos: constant first token of an answer: a token, none, or auto (<extra_id_0> for seq2seq).
         end: token after an answer: a token, eos, newline, or auto (<extra_id_1> for seq2seq, else eos).
-        limit: tokens of a passage at most.
+        limit: maximum number of tokens in a passage.
         fit: how to train; an epoch is one span of each passage.
         hooks: called around every step.
 

@@ -1,4 +1,4 @@
-"""Few-shot tuning of a model that answers from a passage."""
+"""Few-shot tuning for extractive question answering."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def exact_extract_tune(
     fit: Fit = Fit(lr=5e-5, steps=512, rows=32, schedule="constant", optimizer="adafactor"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Tune a model on a few questions and their first answers, in the form it is asked in.
+    """Tune a model on a few questions and their first answers, in the prompt format used at inference.
 
         L = -(1/N) sum over the batch's N target tokens (constant first token and end too) of log p(token | prompt)
 
-    A passage longer than the model reads is cut to the first window that holds the answer; without one the question
-    is left out. The paper trains with Adafactor at a constant rate, 512 steps of 32, for 16 to 1,024 questions.
+    A passage longer than the model's input is cut to the first window that has the answer; without one the question is
+    left out. The paper trains with Adafactor at a constant rate, 512 steps of 32, for 16 to 1,024 questions.
 
     Args:
-        model: causal or seq2seq; it stays as it was, a trained copy is returned.
-        questions: with at least one answer each; the first is learned.
-        examples: how many questions to draw; 0 takes all.
+        model: causal or seq2seq; left unchanged, a trained copy is returned.
+        questions: questions with at least one answer each; the first is learned.
+        examples: number of questions to draw; 0 takes all.
         template: prompt with {context} and {question}.
         bos: constant first token of an answer: a token, none, or auto (<extra_id_0> for seq2seq).
         end: token after an answer: a token, eos, newline, or auto (<extra_id_1> for seq2seq, else eos).
@@ -57,9 +57,9 @@ def exact_extract_tune(
         UserError: a question without an answer; the loss became NaN.
     """
     form = qa_prompts.prompt_format(model, template, bos, end)
-    drawn = np.random.default_rng([fit.seed, 42]).permutation(len(questions))[: examples or None]
-    rows = list(span_rows.tuning_rows(model, [(int(i), questions[i]) for i in sorted(drawn)], form, search))
+    indices = np.random.default_rng([fit.seed, 42]).permutation(len(questions))[: examples or None]
+    rows = list(span_rows.tuning_rows(model, [(int(i), questions[i]) for i in sorted(indices)], form, search))
     trained = language.train(model, {"questions": language.single(rows)}, language.nll, fit, hooks=hooks, name="tune")
-    lost = len(drawn) - len(rows)
-    text = f"{lost} of {len(drawn)} questions left out: no window holds their answer"
-    return trained.result(warnings=[text] if lost else [])
+    left_out = len(indices) - len(rows)
+    text = f"{left_out} of {len(indices)} questions left out: no window holds their answer"
+    return trained.result(warnings=[text] if left_out else [])

@@ -55,56 +55,56 @@ def gpt3(
 ) -> Result:
     """Measure what a model can do from a description and K demonstrations, without changing a weight.
 
-    Every test item stands behind K demonstrations drawn for it from `train` (the first K of one draw, so the
-    curve over K adds to what is there; never an item that asks the same). Items with `choices` are answered by the
-    choice c of highest score given the prompt x, items without are generated and compared:
+    Every test item follows K demonstrations drawn for it from `train` (the first K of one draw, so that a larger K
+    extends a smaller one; never an item that asks the same). Items with `choices` are answered by the choice c of
+    highest score given the prompt x, items without are generated and compared:
 
         token          (1/n_c) sum_t log p(c_t | x, c_<t)        the paper's default; n_c tokens
         sum            log p(c | x)                              lm-eval's acc
         character      log p(c | x) / characters of c            lm-eval's acc_norm
         unconditional  log p(c | x) - log p(c | answer_context)  ARC, OpenBookQA, RACE
 
-    K is chosen on `dev` where it is given, and never on test; all K are shown. Intervals are clustered by item
-    and draw (`evaluate.statistics.two_way`). With a `corpus` every item is audited: it is dirty if N words in a row of
-    it stand there, N the 5th percentile of item lengths within [8, 13].
+    K is chosen on `dev` if it is given, and never on test; all K are reported. Intervals are clustered by item and draw
+    (`evaluate.statistics.two_way`). With a `corpus` every item is audited: it is dirty if N consecutive words of it
+    occur there, N the 5th percentile of item lengths within [8, 13].
 
     Args:
         model: scores choices, or generates free answers; causal, seq2seq or a server.
-        test: items; `choices` makes one a choice, `answers` are further accepted free answers, `instruction`
-            is a description of its own.
-        train: what demonstrations are drawn from; else dev, else the other test items.
+        test: items; with `choices` multiple choice, `answers` are further accepted free answers, `instruction` is a
+            description of its own.
+        train: source of the demonstrations; else dev, else the other test items.
         dev: items on which K (and with rule auto the rule) is chosen.
         corpus: what the model was trained on, to audit the items.
         shots: every K to measure.
-        draws: how often demonstrations are drawn for each item.
-        fresh: an own draw for every item, as the paper has it; else one for all (lm-eval's way, another protocol).
+        draws: number of draws of demonstrations for each item.
+        fresh: a separate draw for every item, as in the paper; else one for all (lm-eval's protocol).
         rule: how choices are scored; auto takes token or unconditional, by dev.
-        framing: answer follows the prompt; cloze asks for a passage's last word (`... ____. ->`, LAMBADA); partial
-            puts every choice at the prompt's `_` and scores the text after it (Winogrande).
-        description: said once before everything; alone it is the zero-shot prompt.
-        separator: between demonstrations, and before the query; `\\n` is a line break.
-        answer_context: what asks for an answer and nothing else, for unconditional.
-        metric: of free answers: exact to the letter, normalised as in SQuAD, token f1, or bleu of
-            each answer by itself (in [0, 1]).
-        beams: beam search's width for free answers (a server's are greedy).
+        framing: answer follows the prompt; cloze asks for a passage's last word (`... ____. ->`, LAMBADA); partial puts
+            every choice at the prompt's `_` and scores the text after it (Winogrande).
+        description: text once before everything; alone it is the zero-shot prompt.
+        separator: text between demonstrations, and before the query; `\\n` is a line break.
+        answer_context: prompt that only asks for an answer, for unconditional.
+        metric: for free answers: exact to the letter, normalised as in SQuAD, token f1, or bleu of each answer by
+            itself (in [0, 1]).
+        beams: width of beam search for free answers (a server's are greedy).
         length_penalty: its alpha; a hypothesis of n tokens scores logp / ((5 + n) / 6)^alpha.
-        max_new_tokens: of a free answer.
-        stop: a free answer ends before it; empty does not stop.
-        seed: of the draws.
+        max_new_tokens: maximum length of a free answer.
+        stop: a free answer ends before this text; empty does not stop.
+        seed: random seed of the draws.
 
     Returns:
-        findings (curves over K by every rule, gains, what was chosen, contamination), metrics, and one record an
-        item with its scores.
+        findings (curves over K by every rule, gains, what was chosen, contamination), metrics, and one record per item
+        with its scores.
 
     Raises:
-        UserError: choices and a model that cannot score, records of mixed kinds, a right answer that is no choice.
+        UserError: choices and a model that cannot score, records of mixed kinds, a right answer not among the choices.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     setup = Setup(
         shots=tuple(shots), draws=draws, fresh=fresh, framing=framing, description=description, separator=separator,
         answer_context=answer_context, metric=metric, beams=beams, length_penalty=length_penalty,
         max_new_tokens=max_new_tokens, stop=stop, seed=seed,
     )  # fmt: skip
     result = fewshot.evaluate(model, test, train, dev, corpus, setup, rule, "gpt3")
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result

@@ -1,4 +1,4 @@
-"""GPT-3's filter of training text: test items, near duplicates and documents of low quality go (Brown et al. 2020)."""
+"""GPT-3's training data filter: test items, near duplicates and low-quality documents (Brown et al. 2020)."""
 
 from __future__ import annotations
 
@@ -36,56 +36,55 @@ def gpt3_clean(
     hashes: Annotated[int, Ge(2)] = 10,
     seed: int = 0,
 ) -> Result:
-    """Take test items out of training text, before anything is trained on it.
+    """Remove test items from training text, before anything is trained on it.
 
-    Every run of n words that a document shares with an item (lower case, no punctuation) is cut out with a window
-    of characters on both sides. Runs that stand in more than `common` documents are phrases of the language and
-    stay. With `quality`, documents are first drawn by their `score` s in [0, 1]: kept with probability
-    (2 - s)^-9, which is `pareto(9) > 1 - s`. With `similar`, documents that nearly repeat an earlier one go then,
-    found by MinHash LSH.
+    Every run of n words that a document shares with an item (lower case, no punctuation) is cut out with a window of
+    characters on both sides. Runs that occur in more than `common` documents are common phrases and stay. With
+    `quality`, documents are first drawn by their `score` s in [0, 1]: kept with probability (2 - s)^-9, which is
+    `pareto(9) > 1 - s`. With `similar`, near duplicates of earlier documents are removed next, found by MinHash LSH.
 
     Args:
         corpus: documents; with `quality` each needs its score.
-        test: items that must not stand in them.
-        n: words of an overlap.
-        window: characters cut on each side of one.
+        test: items to remove from them.
+        n: words in an overlap.
+        window: characters cut on each side of an overlap.
         shortest: pieces with fewer characters are dropped.
-        most_pieces: documents split into more are dropped whole.
-        common: runs of words in more documents than this are left.
+        most_pieces: documents split into more pieces are dropped whole.
+        common: runs of words in more documents than this are left in.
         quality: draw documents by their score.
-        similar: share of their runs of 5 words that two documents have in common from which the later goes; 0 keeps
-            all. The paper does not say its own.
-        hashes: of MinHash; more miss fewer.
-        seed: of that draw.
+        similar: Jaccard similarity of two documents' runs of 5 words from which the later one is removed; 0 keeps all.
+            The paper does not state its value.
+        hashes: number of MinHash permutations; with more, fewer duplicates are missed.
+        seed: random seed of that draw.
 
     Returns:
-        records, the documents that are left, split where something was cut; findings count what went.
+        records, the documents that are left, split where something was cut; findings count what was removed.
 
     Raises:
         UserError: nothing to do, a document without score.
     """
     if test is None and not quality and not similar:
         raise UserError("nothing to do: give --test to remove its items, --quality to filter by score, or --similar")
-    kept = list(corpus)
+    docs = list(corpus)
     findings: dict[str, Any] = {"documents": len(corpus)}
     if quality:
         if missing := [i for i, t in enumerate(corpus, 1) if t.score is None or not 0 <= t.score <= 1]:
             raise UserError(f"corpus: record {missing[0]}: quality needs a score in [0, 1] of every document")
-        drawn = contamination.quality_filter([t.score or 0.0 for t in corpus], seed)
-        kept = [t for t, keep in zip(corpus, drawn, strict=True) if keep]
-        findings["filtered"] = len(corpus) - len(kept)
+        mask = contamination.quality_filter([t.score or 0.0 for t in corpus], seed)
+        docs = [t for t, keep in zip(corpus, mask, strict=True) if keep]
+        findings["filtered"] = len(corpus) - len(docs)
     if similar:
-        first = contamination.near_duplicates([t.text for t in kept], similar, hashes)
-        findings["duplicates"] = sum(at is not None for at in first)
-        kept = [t for t, at in zip(kept, first, strict=True) if at is None]
-    records: list[Record] = list(kept)
+        originals = contamination.near_duplicates([t.text for t in docs], similar, hashes)
+        findings["duplicates"] = sum(at is not None for at in originals)
+        docs = [t for t, at in zip(docs, originals, strict=True) if at is None]
+    records: list[Record] = list(docs)
     if test is not None:
         items = [f"{r.prompt} {r.completion}" for r in test]
-        left = contamination.remove(
-            [t.text for t in kept], items, n=n, window=window, shortest=shortest, most_pieces=most_pieces, common=common
+        cleaned = contamination.remove(
+            [t.text for t in docs], items, n=n, window=window, shortest=shortest, most_pieces=most_pieces, common=common
         )
-        records = [dataclasses.replace(kept[i], text=p) for p, i in zip(left.pieces, left.source, strict=True)]
-        findings |= {"collisions": left.collisions, "dropped": len(left.dropped)}
+        records = [dataclasses.replace(docs[i], text=p) for p, i in zip(cleaned.pieces, cleaned.source, strict=True)]
+        findings |= {"collisions": cleaned.collisions, "dropped": len(cleaned.dropped)}
     characters = sum(len(t.text) for t in corpus)
     remaining = sum(len(r.text) for r in records if isinstance(r, Text))
     findings |= {"pieces": len(records), "characters": characters, "characters_left": remaining}

@@ -12,9 +12,9 @@ from didact.models.model import Model
 from didact.registry import method
 from didact.types import Fit, Result, Text, UserError
 
-# Layers, width, heads, rows of 2,048 tokens in the full batch (0.5M to 3.2M tokens), peak rate, and the ramp, of
-# which the paper says 4 to 12 billion tokens, more for larger models. 13B has 5,140 there, which 40 heads of 128 do
-# not make.
+# Layers, width, heads, rows of 2,048 tokens in the full batch (0.5M to 3.2M tokens), peak rate, and the ramp, which
+# the paper gives as 4 to 12 billion tokens, more for larger models. Its width of 13B, 5,140, is not that of 40 heads of
+# 128.
 SIZES = {
     "125M": (12, 768, 12, 256, 6e-4, 4e9),
     "350M": (24, 1024, 16, 256, 3e-4, 4e9),
@@ -66,25 +66,25 @@ def gpt3_pretrain(
         rate     lr n / warmup_tokens, then a cosine to floor lr at decay_tokens, then constant
         batch    from first_tokens linearly to fit.rows windows over the first `ramp` tokens
 
-    Documents are put in random order, joined by the end token and cut into full windows without a mask between
-    them; windows are drawn without replacement. AdamW (0.9, 0.95), clip 1, decay 0.1. Even layers are dense, odd ones
-    see `band` positions; the paper does not publish its band.
+    Documents are shuffled, joined by the end token and cut into full windows without a mask between them; windows are
+    drawn without replacement. AdamW (0.9, 0.95), clip 1, decay 0.1. Even layers are dense, odd ones attend to `band`
+    positions; the paper does not publish its band.
 
     Args:
         corpus: documents.
-        model: a causal model to go on from, with its own shape and tokenizer; by default one is built.
-        layers: of the new model.
+        model: a causal model to continue from, with its own shape and tokenizer; by default one is built.
+        layers: number of layers of a new model.
         d: its width; the feed-forward layer is 4 d.
-        heads: of its attention.
-        context: tokens of a window.
-        band: positions an odd layer sees.
-        vocabulary: of the byte-level BPE trained on the corpus.
-        total_tokens: of the run; by default `fit.steps` steps, else `fit.epochs` passes over the corpus.
-        first_tokens: of the first batch; not scaled.
-        warmup_tokens: of a run of 300 billion.
-        decay_tokens: of a run of 300 billion.
-        ramp: tokens, of a run of 300 billion.
-        floor: of the rate, a share of its peak.
+        heads: its attention heads.
+        context: tokens per window.
+        band: positions an odd layer attends to.
+        vocabulary: size of the byte-level BPE trained on the corpus.
+        total_tokens: tokens of the run; by default `fit.steps` steps, else `fit.epochs` passes over the corpus.
+        first_tokens: tokens of the first batch; not scaled.
+        warmup_tokens: tokens of the warm-up, for a run of 300 billion.
+        decay_tokens: tokens until the rate reaches its floor, for a run of 300 billion.
+        ramp: tokens over which the batch grows, for a run of 300 billion.
+        floor: final rate, as a share of its peak.
         fit: peak rate, rows of the full batch, Adam, clip, decay; its schedule and warm-up are not used.
         hooks: called around every step.
 

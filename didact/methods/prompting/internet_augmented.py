@@ -1,4 +1,4 @@
-"""Internet-augmented few-shot prompting (Lazaridou et al. 2022): answer beside each of many passages, then rerank."""
+"""Internet-augmented few-shot prompting (Lazaridou et al. 2022): answer from each of many passages, then rerank."""
 
 from __future__ import annotations
 
@@ -59,44 +59,44 @@ def internet_augmented(
     web: Web = Web(),
     seed: int = 0,
 ) -> Result:
-    """Answer questions beside passages found for them, without changing a weight.
+    """Answer questions from retrieved passages, without changing a weight.
 
-    A search (or your own documents) gives documents for a question, which are cut into paragraphs; those nearest to the
-    question are read one at a time: `Evidence: ... Question: ... Answer:` after demonstrations of the same form. Every
-    answer a drawn beside a passage p is scored by the same model, in three more orders of the fields, and
+    A search engine (or your own documents) gives documents for a question, which are cut into paragraphs; the nearest
+    to the question are read one at a time: `Evidence: ... Question: ... Answer:` after demonstrations of the same form.
+    Every answer a sampled from a passage p is scored by the same model, in three more orders of the fields, and one of
 
         direct         log p(a | q, p)
         rag            log sum_p p(p | q) p(a | q, p)
         noisy-channel  log p(q | a, p) + log p(a | p) - log p(q | p)
         poe            w1 log p(a | q, p) + w2 log p(q | a, p) + w3 log p(a | p) + w4 log p(p | q)
 
-    chooses one; p(p | q) are the paragraphs' scores over their sum. A question with `choices` has those as candidates.
-    A model that cannot score (most chat servers) ranks by how often an answer was drawn, weighted by p(p | q). What a
-    page says stands in its own question's prompts alone, as one line.
+    chooses the answer; p(p | q) are the paragraphs' scores over their sum. A question with `choices` has those as
+    candidates. A model that cannot score (most chat servers) ranks by how often an answer was sampled, weighted by
+    `p(p | q)`. A page's text only enters the prompts of its own question, as one line.
 
     Args:
-        model: generates, and scores for every rule but the share of draws; local or a server.
-        test: questions; `answers` are accepted beside the completion.
-        demos: question, answer and, as `context`, the paragraph that tells; one is looked up where there is none.
-        passages: documents to look in, where there is no `search`.
-        dev: questions on which poe's weights are chosen, of 0, 0.5 and 1.
-        search: a SearXNG-like engine (`http://localhost:8080`), or `module:function`, which gives a list of questions
-            and a number a list of documents each: texts, or `{"text", "url", "title", "date"}`.
-        ranker: which paragraphs are near: tfidf (cosine) or bm25.
-        documents: of a search, for each question.
-        sentences: of a paragraph.
-        paragraphs: read for each question.
-        samples: answers drawn beside each.
-        shots: demonstrations at most; as many as fit the context.
-        rule: which answer is given.
-        weights: of poe's four experts.
+        model: generates, and scores, except to rank by frequency; local or a server.
+        test: questions; `answers` are accepted in addition to the completion.
+        demos: question, answer and, as `context`, the paragraph with the answer; one is retrieved if there is none.
+        passages: documents to search in, if there is no `search`.
+        dev: questions on which poe's weights are chosen, from 0, 0.5 and 1.
+        search: a SearXNG-like engine (`http://localhost:8080`), or `module:function`, which takes a list of questions
+            and a number and gives a list of documents each: texts, or `{"text", "url", "title", "date"}`.
+        ranker: how paragraphs are ranked: tfidf (cosine) or bm25.
+        documents: documents retrieved for each question.
+        sentences: sentences per paragraph.
+        paragraphs: paragraphs read for each question.
+        samples: answers sampled from each paragraph.
+        shots: maximum number of demonstrations; as many as fit the context.
+        rule: which rule chooses the answer.
+        weights: weights of poe's four experts.
         mean: log-probs of answers are means over their tokens, which favours short ones less.
-        closed_book: answer without passages too, of as many draws; for the findings.
-        keep_leaks: keep documents of a search in which a test question stands with its answer; they are counted either
-            way, and your own passages are kept.
-        asking: how answers are drawn.
-        web: how search and pages are read, and where results are frozen.
-        seed: of the draws.
+        closed_book: also answer without passages, from as many samples; for the findings.
+        keep_leaks: keep search results that have a test question with its answer; they are counted either way, and your
+            own passages are kept.
+        asking: how answers are sampled.
+        web: how search and pages are read, and the file that freezes results for replay.
+        seed: random seed of the samples.
 
     Returns:
         `predict(prompts)`; records with the `prediction`, its `passage` and `url`, how many passages gave it and its
@@ -104,42 +104,48 @@ def internet_augmented(
         candidate.
 
     Raises:
-        UserError: nothing to search, a search that answers nothing, frozen results that lack a question.
+        UserError: nothing to search, a search without results, frozen results that lack a question.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     lm = language_models.need(model, "generate", by=NAME)
-    lacking = language_models.lacks(lm, "score")
-    used: Rule = "rag" if lacking else rule
+    no_scores = language_models.lacks(lm, "score")
+    final_rule: Rule = "rag" if no_scores else rule
     library = evidence.Library(
         evidence.opened(search, passages, web), passages or (), documents, sentences, paragraphs, ranker, web.until,
         keep_leaks,
     )  # fmt: skip
     asker = ask.Asker(lm, asking, seed)
-    shown = open_book.shown(list(demos or ())[:shots], library)
-    prompter = open_book.Prompter(lm, shown, asking.max_new_tokens)
+    examples = open_book.shown(list(demos or ())[:shots], library)
+    prompter = open_book.Prompter(lm, examples, asking.max_new_tokens)
     reader = open_book.Reader(
-        asker, prompter, library, samples, () if lacking else EXPERTS[rule], used == "rag" and not lacking, mean
+        asker,
+        prompter,
+        library,
+        samples,
+        () if no_scores else EXPERTS[rule],
+        final_rule == "rag" and not no_scores,
+        mean,
     )
-    if dev and used == "poe":
-        tried = [(o.table, o.right()) for o in reader.read(dev) if o.table]
-        weights = rerank.tuned([table for table, _ in tried], [right for _, right in tried])
+    if dev and final_rule == "poe":
+        scored = [(o.table, o.right()) for o in reader.read(dev) if o.table]
+        weights = rerank.tuned([table for table, _ in scored], [right for _, right in scored])
     outcomes = reader.read(test or (), closed_book)
     library.freeze()
-    answers = {o.item.prompt: o.said(used, weights) for o in outcomes}
+    answers = {o.item.prompt: o.said(final_rule, weights) for o in outcomes}
 
     def predict(prompts: Sequence[str]) -> list[str]:
         new = [Demo(prompt=p, completion="") for p in dict.fromkeys(prompts) if p not in answers]
-        answers.update((o.item.prompt, o.said(used, weights)) for o in reader.read(new))
+        answers.update((o.item.prompt, o.said(final_rule, weights)) for o in reader.read(new))
         return [answers[p] for p in prompts]
 
-    how = {"rule": used, "weights": weights, "lost": library.lost}
+    settings = {"rule": final_rule, "weights": weights, "lost": library.lost}
     return Result(
-        predict=predict, records=[open_book_findings.cited(o, used, weights) for o in outcomes],
+        predict=predict, records=[open_book_findings.cited(o, final_rule, weights) for o in outcomes],
         transcript=list(asker.demos()),
-        findings=asker.findings() | open_book_findings.findings(outcomes, used, weights) | how,
+        findings=asker.findings() | open_book_findings.findings(outcomes, final_rule, weights) | settings,
         samples=[
             {"prompt": o.item.prompt, "before": o.closed or "", "after": answers[o.item.prompt]} for o in outcomes[:8]
         ],
-        warnings=open_book_findings.warned(reader, outcomes, lacking) + asker.warnings(),
-        cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - began),
+        warnings=open_book_findings.warned(reader, outcomes, no_scores) + asker.warnings(),
+        cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""LLAMBO: hyperparameters tuned by a language model that knows something about such problems (Liu et al. 2024)."""
+"""LLAMBO: hyperparameter tuning with a language model's prior knowledge of such problems (Liu et al. 2024)."""
 
 from __future__ import annotations
 
@@ -52,88 +52,88 @@ def llambo(
     asking: Asking = Asking(max_new_tokens=500, tries=1),
     seed: int = 0,
 ) -> Result:
-    """Tune what is expensive to try, with few trials and a model that has read about such things.
+    """Tune an expensive objective in few trials, with a language model's prior knowledge of such problems.
 
-    The model names `start` configurations from what it is told of the task; then, again and again, it is shown what
-    was tried and asked for candidates that reach
+    From a description of the task the model names `start` configurations; then, repeatedly, it is shown the trials
+    so far and asked for candidates that reach
 
         s' = s_best + alpha (s_best - s_worst)        (scores standardised, higher is better)
 
-    predicts what each would score (mean m and deviation d of several answers, the history in several orders), and the
-    one of largest expected improvement  (m - s_best) Phi(z) + d phi(z),  z = (m - s_best) / d,  is tried. Where its
-    answers cannot be read, or the calls are used up, Optuna's TPE proposes; how often is a finding.
+    predicts the score of each (mean m and deviation d of several answers, the history in several orders), and the one
+    of largest expected improvement `(m - s_best) Phi(z) + d phi(z)`, `z = (m - s_best) / d`, is tried. If its answers
+    cannot be read, or the call budget is used up, Optuna's TPE proposes; the findings say how often.
 
-    With an `objective` the loop is run. Without one it says what to try next after the `history`: `suggest` trials
-    without a score, to be filled in and given again.
+    With an `objective` the loop is run. Without one it suggests what to try after the `history`: `suggest` trials
+    without a score, to be filled in and passed back.
 
     Args:
         model: a local model or a server.
-        history: trials so far: `{"config": {...}, "score": 0.83}`, without a score where one failed.
+        history: trials so far: `{"config": {...}, "score": 0.83}`, without a score if one failed.
         space: a JSON file of parameters, `{"lr": {"type": "float", "low": 1e-5, "high": 0.1, "log": true}}`: int,
-            float or `choices`, with `when` for those that are there for some values of others only; or the JSON itself.
+            float or `choices`, with `when` for those that exist only for some values of others; or the JSON itself.
         objective: your function `module:function`, from a configuration (a dict) to a number.
         lower: whether a lower score is better.
-        trials: of the objective, those of the start among them.
-        start: trials to begin with.
-        suggest: what to try next, where there is no objective.
-        warm: the model names the first trials; else they are random.
-        against: searches that know nothing of the task, each run beside it for as many trials, which costs as many of
-            the objective: random, tpe or gp (a Gaussian process).
-        card: what is tuned, in words.
+        trials: evaluations of the objective, initial trials included.
+        start: number of initial trials.
+        suggest: number of suggestions if there is no objective.
+        warm: the model names the initial trials; else they are random.
+        against: searches without knowledge of the task, each run for as many trials of the objective, for comparison:
+            random, tpe or gp (a Gaussian process).
+        card: description of what is tuned.
         search: how the next trial is found.
         asking: how the model is asked, and how many calls at most.
-        seed: of everything drawn.
+        seed: random seed of all draws.
 
     Returns:
         records: the trials in order, each with its `source` (warm start, model, fallback, random) and, of the model's
-        own, what it `predicted` (mean and standard deviation); findings: the best, the course of it beside those of
-        `against`, how well the predictions know what they do not know (coverage of 90 % intervals, their width), and
-        what was asked; the transcript.
+        own, what it `predicted` (mean and standard deviation); findings: the best trial, the best score so far by
+        trial, the best of `against`, calibration of the predictions (coverage of 90 % intervals, their width), and the
+        calls; the transcript.
 
     Raises:
         UserError: a space or a history that cannot be read, an objective that raises or gives no number.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     if not space:
         raise UserError(f"{NAME} needs to know what is tuned: --space FILE, a JSON file of parameters")
-    known = spaces.space_of(space)
+    parameters = spaces.space_of(space)
     if search.surrogate == "generative":
         language_models.need(model, "top_logprobs", by=f"{NAME} with the generative surrogate")
     lm = language_models.need(model, "generate", by=NAME)
     score = _objective(objective)
-    from didact.infer import sampler as samplers  # optuna, which an extra installs
+    from didact.infer import sampler as samplers  # imports optuna, an optional extra
 
     study, proposer = samplers.begun(
-        lm, known, [(dict(t.config), t.score) for t in history or ()], lower, card=card, how=search, asking=asking,
+        lm, parameters, [(dict(t.config), t.score) for t in history or ()], lower, card=card, how=search, asking=asking,
         start=start if score else max(start, suggest), warm=warm, seed=seed,
     )  # fmt: skip
-    tried = []
+    runs = []
     for _ in range(trials if score else suggest):
-        trial, config, value = samplers.tried(study, known, score)
+        trial, config, value = samplers.tried(study, parameters, score)
         mean, std = proposer.predictions.get(trial.number, (math.nan, math.nan))
         guess = {"predicted": [mean, std]} if math.isfinite(mean) else {}
-        tried.append(Trial(config=config, score=value, extra={"source": proposer.sources[trial.number]} | guess))
-    result = Result(records=list(tried), transcript=list(proposer.asker.demos()), warnings=proposer.asker.warnings())
-    sources = [t.extra["source"] for t in tried]
-    scored = [t for t in [*(history or ()), *tried] if t.score is not None]
-    side = min if lower else max
+        runs.append(Trial(config=config, score=value, extra={"source": proposer.sources[trial.number]} | guess))
+    result = Result(records=list(runs), transcript=list(proposer.asker.demos()), warnings=proposer.asker.warnings())
+    sources = [t.extra["source"] for t in runs]
+    scored = [t for t in [*(history or ()), *runs] if t.score is not None]
+    best_of = min if lower else max
     result.findings = proposer.asker.findings() | {
         "sources": {s: sources.count(s) for s in dict.fromkeys(sources)},
-        "best": _row(side(scored, key=_score)) if scored else None,
-        "course": [side(_score(t) for t in scored[: n + 1]) for n in range(len(scored))],
-        "next": None if score else [t.config for t in tried],
+        "best": _row(best_of(scored, key=_score)) if scored else None,
+        "course": [best_of(_score(t) for t in scored[: n + 1]) for n in range(len(scored))],
+        "next": None if score else [t.config for t in runs],
     }
-    if guessed := [t for t in tried if t.score is not None and "predicted" in t.extra]:
-        means, stds = zip(*(t.extra["predicted"] for t in guessed), strict=True)
-        found = tuning.calibration(means, stds, list(map(_score, guessed)))
-        result.findings["predictions"] = {"trials": len(guessed)} | found
+    if predicted := [t for t in runs if t.score is not None and "predicted" in t.extra]:
+        means, stds = zip(*(t.extra["predicted"] for t in predicted), strict=True)
+        calibration = tuning.calibration(means, stds, list(map(_score, predicted)))
+        result.findings["predictions"] = {"trials": len(predicted)} | calibration
     if scored and score:
-        begun = [(dict(t.config), t.score) for t in history or ()]
-        best = {NAME: side(map(_score, scored))}
+        past = [(dict(t.config), t.score) for t in history or ()]
+        best = {NAME: best_of(map(_score, scored))}
         for name in against:
-            rival = samplers.rival(name, known, begun, lower, start, seed)
-            values = [samplers.tried(rival, known, score)[2] for _ in range(trials)]
-            best[name] = side(v for v in [*values, *(s for _, s in begun)] if v is not None)
+            rival = samplers.rival(name, parameters, past, lower, start, seed)
+            values = [samplers.tried(rival, parameters, score)[2] for _ in range(trials)]
+            best[name] = best_of(v for v in [*values, *(s for _, s in past)] if v is not None)
         result.findings["best_after_as_many_trials"] = best
         sense: Any = "lower" if lower else "higher"
         result.metrics = {
@@ -142,9 +142,9 @@ def llambo(
                                                    help=f"the same less what {name} found in as many trials")
                for name in against},
         }  # fmt: skip
-    if lost := sources.count("fallback"):
-        result.warnings.append(f"{lost:,} of {len(tried):,} trials are TPE's: the model named no new configuration")
-    result.cost.seconds = time.monotonic() - began
+    if count := sources.count("fallback"):
+        result.warnings.append(f"{count:,} of {len(runs):,} trials are TPE's: the model named no new configuration")
+    result.cost.seconds = time.monotonic() - start_time
     return result
 
 
@@ -157,7 +157,7 @@ def _row(trial: Trial) -> Mapping[str, Any]:
 
 
 def _objective(given: str | Objective | None) -> Callable[[dict[str, Any]], float | None] | None:
-    """The user's function; what is no finite number counts as a failed trial."""
+    """Wrap the user's function; a result that is not a finite number counts as a failed trial."""
     if given is None:
         return None
     function = functions.imported(given, "objective") if isinstance(given, str) else given

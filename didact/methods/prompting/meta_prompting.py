@@ -17,7 +17,7 @@ from didact.registry import method
 from didact.tools import sandbox
 from didact.types import LM, AnswerCheck, Demo, Result
 
-NAMES = 20  # of experts that findings name
+NAMES = 20  # maximum number of experts listed in the findings
 
 
 @method(
@@ -56,35 +56,36 @@ def meta_prompting(
     allow_code: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Have a model conduct experts, which are itself with nothing but the task they are given, and answer then.
+    """Answer with a model that conducts experts: copies of itself that see nothing but the task they are given.
 
-    The conductor is told, alike for every problem, to break it into parts and call experts by name with complete
-    instructions. Each call is a conversation of its own: an expert sees its instructions, never the problem, the
-    conductor's words or another expert (fresh eyes). Outputs go back to the conductor, which goes on until it answers
+    The conductor has the same instructions for every problem: break it into parts and call experts by name with
+    complete instructions. Each call is a conversation of its own: an expert sees its instructions, never the problem,
+    the conductor's words or another expert (fresh eyes). Outputs go back to the conductor, which continues until it
+    answers
 
         H_0 = [system, problem];   y_t = LM(H_t);   H_{t+1} = H_t + [y_t, outputs of the calls in y_t]
 
-    A reply with a call and an answer is a call. Expert Python writes programs, which are run in a sandbox without
+    A reply with both a call and an answer is a call. Expert Python writes programs, which run in a sandbox without
     network, home or environment (`tools.sandbox`), and what they print is added to its output. The other scaffolds are
-    what the paper compares with, and self-consistency, which it does not: at as many calls it is the fair baseline.
+    the paper's baselines, and self-consistency, which is not in the paper: at as many calls it is the fair baseline.
 
-    The transcript (transcript.jsonl) has the exchanges of questions that were answered rightly, conductor's and
-    experts', to train on.
+    The transcript (transcript.jsonl) has the exchanges of correctly answered questions, conductor's and experts', to
+    train on.
 
     Args:
         model: follows instructions; a local model or a server.
         questions: problems to answer; those with a completion (or `answers`) are checked.
-        scaffold: how it is asked: by a conductor; plainly; in steps; as an expert, always the same or described by
-            the model for the question; as several people in one conversation; or in steps several times, of which
-            the commonest answer counts.
-        rules: of conductor and experts.
-        draws: answers to a question for self-consistency.
-        check: who says that an answer is right: `final`, `number`, `game24`, `sorted-words`, or `module:function` of
-            an answer and a Demo.
-        asking: lengths, temperature and budget of all questions.
-        limits: of a program.
-        allow_code: where there is no sandbox run programs with your rights; else they are refused.
-        seed: of draws.
+        scaffold: how it is asked: by a conductor; plainly; in steps; as an expert, always the same or described by the
+            model for the question; as several people in one conversation; or in steps several times, with a majority
+            vote.
+        rules: rules of conductor and experts.
+        draws: samples per question for self-consistency.
+        check: how an answer is checked: `final`, `number`, `game24`, `sorted-words`, or `module:function` of an answer
+            and a Demo.
+        asking: lengths, temperature, and the budget of all questions together.
+        limits: resource limits of a program.
+        allow_code: run programs with your rights if there is no sandbox; else they are refused.
+        seed: random seed of the samples.
 
     Returns:
         `predict(prompts)`, the questions with their predictions as records, and findings: calls, rounds, the experts
@@ -93,44 +94,44 @@ def meta_prompting(
     Raises:
         UserError: Python is to be run and there is no sandbox.
     """
-    began = time.monotonic()
-    verdict = answers.checker(check)
+    start_time = time.monotonic()
+    is_right = answers.checker(check)
     box = sandbox.opened(limits, allow_code) if scaffold == "meta" and rules.python else None
     asker = ask.Asker(need(model, "generate", by="meta-prompting"), asking, seed)
-    found: dict[str, conductor.Talk] = {}
+    talk_by_prompt: dict[str, conductor.Talk] = {}
 
     def predict(prompts: Sequence[str]) -> list[str]:
-        new = [p for p in dict.fromkeys(prompts) if p not in found]
-        texts, first = [conductor.problem(p) for p in new], len(found)
+        new = [p for p in dict.fromkeys(prompts) if p not in talk_by_prompt]
+        texts, first = [conductor.problem(p) for p in new], len(talk_by_prompt)
         if scaffold == "meta":
             talks = conductor.conduct(asker, texts, rules, box, first)
         else:
-            given = scaffolds.answers(asker, texts, scaffold, rules.texts, draws, first)
-            talks = [conductor.Talk(q, answer=a) for q, a in zip(texts, given, strict=True)]
-        found.update(zip(new, talks, strict=True))
-        return [found[p].answer or "" for p in prompts]
+            replies = scaffolds.answers(asker, texts, scaffold, rules.texts, draws, first)
+            talks = [conductor.Talk(q, answer=a) for q, a in zip(texts, replies, strict=True)]
+        talk_by_prompt.update(zip(new, talks, strict=True))
+        return [talk_by_prompt[p].answer or "" for p in prompts]
 
-    asked = list(questions or ())
-    given = predict([q.prompt for q in asked])
-    known = [bool(q.completion or q.answers or check not in ("final", "number")) for q in asked]
-    right = [bool(k and a and verdict(a, q)) for k, a, q in zip(known, given, asked, strict=True)]
-    order = {prompt: i for i, prompt in enumerate(found)}
-    wrong = {order[q.prompt] for q, k, r in zip(asked, known, right, strict=True) if k and not r}
-    talks = [found[q.prompt] for q in asked]
+    items = list(questions or ())
+    predictions = predict([q.prompt for q in items])
+    checkable = [bool(q.completion or q.answers or check not in ("final", "number")) for q in items]
+    right = [bool(k and a and is_right(a, q)) for k, a, q in zip(checkable, predictions, items, strict=True)]
+    order = {prompt: i for i, prompt in enumerate(talk_by_prompt)}
+    failed = {order[q.prompt] for q, k, r in zip(items, checkable, right, strict=True) if k and not r}
+    talks = [talk_by_prompt[q.prompt] for q in items]
     records = [
         dataclasses.replace(q, extra=q.extra | {"prediction": a, "rounds": t.rounds} | ({"right": r} if k else {}))
-        for q, a, t, r, k in zip(asked, given, talks, right, known, strict=True)
+        for q, a, t, r, k in zip(items, predictions, talks, right, checkable, strict=True)
     ]
     findings: dict[str, Any] = {
         "answered": sum(t.answer is not None for t in talks) / max(1, len(talks)),
-        "right": sum(right) / sum(known) if any(known) else None,
+        "right": sum(right) / sum(checkable) if any(checkable) else None,
         "rounds": sum(t.rounds for t in talks) / max(1, len(talks)),
         "experts": dict(Counter(name for t in talks for name in t.experts).most_common(NAMES)),
     }
     result = Result(
         records=list(records), predict=predict, findings=asker.findings() | findings,
-        transcript=list(asker.demos(lambda exchange: exchange.item not in wrong)),
+        transcript=list(asker.demos(lambda exchange: exchange.item not in failed)),
         warnings=asker.warnings() + (box.warnings if box else []),
     )  # fmt: skip
-    result.cost.seconds, result.cost.calls = time.monotonic() - began, len(asker.exchanges)
+    result.cost.seconds, result.cost.calls = time.monotonic() - start_time, len(asker.exchanges)
     return result

@@ -58,87 +58,88 @@ def mtob(
     asking: Asking = Asking(max_new_tokens=128),
     seed: int = 0,
 ) -> Result:
-    """Translate a language the model has never seen from what is written about it, and see which material helps.
+    """Translate a language the model has never seen from reference material, and measure which material helps.
 
-    For every word of a sentence the dictionary entries and the example sentences with the longest substring in common
-    stand in the prompt, and the passages of the book that are nearest to the whole sentence. Every set of the
-    materials given is a condition of its own, `-` none of them; the last condition answers. Sentences of the test are
-    taken out of pairs and book, and canaries out of all. That a book helps need not be its explanations: E are its
+    The prompt has, for every word of a sentence, the dictionary entries and the example sentences with the longest
+    substring in common, and the passages of the book that are nearest to the whole sentence. Every set of the given
+    materials is a condition of its own, `-` none of them; the last condition gives the answers. Test sentences are
+    removed from pairs and book, and canaries from all. If a book helps, it need not be by its explanations: E are its
     passages without the sentences of `pairs`.
 
     Args:
         model: generates; local or a server.
         test: sentences to translate; their targets are only scored against. A record whose languages are those of the
             first one turned around is translated the other way.
-        wordlist: words (or short entries) with translations, a pair each, a table of two columns say; a field `pos` is
+        wordlist: words (or short entries) with one translation each, a table of two columns say; a field `pos` is
             shown. Records of the other direction are turned around.
         pairs: example sentences with translations.
         book: a grammar, as one document or its parts: a text file, an EPUB or a PDF among others.
         conditions: sets of materials: W (wordlist), S (pairs), G (passages of the book), E (passages without the
-            sentences of pairs) and B (the whole book) joined by +, or - for none; where not given, all sets of W, S, G.
-        direction: of translation: as the records of test have it, back, or both.
-        retrieval: of passages: lcs, the longest common substring with the sentence; bm25; or by vectors, the means of
-            the model's hidden states (model) or what `module:function` makes of texts.
-        shown: how much of each material.
-        source_lang: the language's name in prompts; else what the records of `test` say.
-        target_lang: the same.
-        canary: text that marks what must not be trained on or shown, beside the usual ones.
+            sentences of pairs) and B (the whole book) joined by +, or - for none; by default all sets of W, S, G.
+        direction: direction of translation: as the records of test have it, back, or both.
+        retrieval: how passages are found: lcs, the longest common substring with the sentence; bm25; or by vectors, the
+            means of the model's hidden states (model) or the output of `module:function` for a list of texts.
+        shown: how much of each material is in the prompt.
+        source_lang: the language's name in prompts; by default from the records of `test`.
+        target_lang: the same for the target language.
+        canary: text that marks what must not be trained on or shown, in addition to the usual markers.
         asking: how the model is asked; the paper's temperature is 0.05.
-        seed: of what is drawn.
+        seed: random seed of all draws.
 
     Returns:
         `predict(prompts)`, the last condition's answers; records with the translation of every condition; findings by
         direction: chrF and exact matches of every condition, of copied sources and of the dictionary word by word, and
-        what one more material gains, with its interval.
+        the gain of each further material, with its interval.
 
     Raises:
         UserError: a condition whose material is missing, a book that does not fit the context.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     lm = language_models.need(model, "generate", by=NAME)
     test = [p for p in test or () if materials.MARK not in p.extra]
-    own = translation.names([*test, *(pairs or ()), *(wordlist or ())])  # which say which way a record goes
-    names = source_lang or own[0], target_lang or own[1]
+    languages = translation.names([*test, *(pairs or ()), *(wordlist or ())])  # they decide a record's direction
+    names = source_lang or languages[0], target_lang or languages[1]
     asker = ask.Asker(lm, asking, seed)
     translator = worth.Translator(asker, shown)
     whole, places = materials.cleaned("\n\n".join(t.text for t in book or ()), test, canary)
-    left = {name: materials.apart(some or (), test) for name, some in (("wordlist", wordlist), ("pairs", pairs))}
-    by: Any = retrieval if retrieval in ("lcs", "bm25") else "embedding"
-    embedder = embed.embedder(retrieval, model) if by == "embedding" else None
-    words, sentences = (materials.facing(left[name], own) for name in ("wordlist", "pairs"))
-    forward = worth.gathered(lm, names, words, sentences, whole, shown, by, embedder)
-    of = {"forward": forward, "back": forward.back()}
-    asked = worth.conditions(forward, conditions)
+    clean = {name: materials.apart(some or (), test) for name, some in (("wordlist", wordlist), ("pairs", pairs))}
+    measure: Any = retrieval if retrieval in ("lcs", "bm25") else "embedding"
+    embedder = embed.embedder(retrieval, model) if measure == "embedding" else None
+    words, sentences = (materials.facing(clean[name], languages) for name in ("wordlist", "pairs"))
+    forward = worth.gathered(lm, names, words, sentences, whole, shown, measure, embedder)
+    materials_of = {"forward": forward, "back": forward.back()}
+    chosen = worth.conditions(forward, conditions)
 
     def translate(way: str, sentences: Sequence[str]) -> dict[str, list[str]]:
-        out = {c: translator.translate(of[way], sentences, c) for c in reversed(asked)}  # should the budget end
-        return {c: out[c] for c in asked}
+        # The last condition, which answers, goes first in case the budget ends.
+        out = {c: translator.translate(materials_of[way], sentences, c) for c in reversed(chosen)}
+        return {c: out[c] for c in chosen}
 
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     records: list[Record] = []
-    said: dict[str, str] = {}
-    for way, items in materials.ways(test, own, direction).items():
+    cache: dict[str, str] = {}
+    for way, items in materials.ways(test, languages, direction).items():
         out = translate(way, [translation.one_line(p.source) for p in items])
-        found[way] = worth.findings(out, of[way], items, seed)
-        records += worth.records(items, out, of[way])
-        said.update(zip(map(translation.prompt, items), out[asked[-1]], strict=True))
+        scores[way] = worth.findings(out, materials_of[way], items, seed)
+        records += worth.records(items, out, materials_of[way])
+        cache.update(zip(map(translation.prompt, items), out[chosen[-1]], strict=True))
 
     def predict(prompts: Sequence[str]) -> list[str]:
-        new = [p for p in dict.fromkeys(prompts) if p not in said]
-        into = tuple(f"\n{name}:" for name in (own[0], names[0]))
+        new = [p for p in dict.fromkeys(prompts) if p not in cache]
+        into = tuple(f"\n{name}:" for name in (languages[0], names[0]))
         back = {p: p.endswith(into) or (direction == "back" and "\n" not in p) for p in new}
         for way, some in (("forward", [p for p in new if not back[p]]), ("back", [p for p in new if back[p]])):
             sentences = [translation.sentence(p) for p in some]
-            said.update(zip(some, translator.translate(of[way], sentences, asked[-1]), strict=True))
-        return [said[p] for p in prompts]
+            cache.update(zip(some, translator.translate(materials_of[way], sentences, chosen[-1]), strict=True))
+        return [cache[p] for p in prompts]
 
     dropped = {
-        "places of the book": places, "entries": len(wordlist or ()) - len(left["wordlist"]),
-        "pairs": len(pairs or ()) - len(left["pairs"]),
+        "places of the book": places, "entries": len(wordlist or ()) - len(clean["wordlist"]),
+        "pairs": len(pairs or ()) - len(clean["pairs"]),
     }  # fmt: skip
-    told = {"conditions": asked, "answered_by": asked[-1], "left_out": dropped, "tokens": translator.mean_sizes()}
+    summary = {"conditions": chosen, "answered_by": chosen[-1], "left_out": dropped, "tokens": translator.mean_sizes()}
     return Result(
-        predict=predict, records=records, transcript=list(asker.demos()), findings=asker.findings() | told | found,
-        warnings=worth.warned(found, translator, dropped) + asker.warnings(),
-        cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - began),
+        predict=predict, records=records, transcript=list(asker.demos()), findings=asker.findings() | summary | scores,
+        warnings=worth.warned(scores, translator, dropped) + asker.warnings(),
+        cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip

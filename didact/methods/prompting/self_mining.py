@@ -56,77 +56,79 @@ def self_mining(
     stages: str = "",
     seed: int = 0,
 ) -> Result:
-    """Translate with demonstrations that the model makes itself of unpaired text, without changing a weight.
+    """Translate with demonstrations that the model mines from unpaired text, without changing a weight.
 
-    Words: the source text's frequent words are translated and back; those that come back to themselves are kept, and
-    stand as examples when all are translated once more. Sentences: source sentences rendered word by word by that
-    dictionary stand as examples when the model translates natural target sentences back; so every pair has a natural
-    target and a synthetic source. Each test sentence gets the pairs that are alike enough (tau), near to it (vectors)
-    and share its words (BM25), the best last.
+    Words: frequent words of the source text are translated and translated back; those that return to themselves are
+    kept, and serve as examples when all are translated once more. Sentences: source sentences rendered word by word
+    with that dictionary serve as examples when the model back-translates natural target sentences; so every pair has a
+    natural target and a synthetic source. Each test sentence gets the pairs that are similar enough (tau), near to it
+    (vectors) and share its words (BM25), the best last.
 
     Args:
         model: generates; local or a server. One that scores says how sure it is of a word.
         source: sentences of the source language.
         target: sentences of the target language, unpaired; those that are references of `test` are left out.
         test: sentences to translate; their targets are only scored against.
-        dictionary: word pairs to measure the mined ones against; nothing is learnt from them.
-        source_lang: the language's name in prompts; else what the records of `test` say.
-        target_lang: the same.
+        dictionary: word pairs to score the mined ones against; nothing is learnt from them.
+        source_lang: the language's name in prompts; by default from the records of `test`.
+        target_lang: the same for the target language.
         words: how the dictionary is mined.
-        sentences: of the target text that are translated back, drawn at random.
-        rounds: of translating them back: the second shows the likest pairs of the first.
+        sentences: number of target sentences to back-translate, drawn at random.
+        rounds: rounds of back-translation: the second shows the most similar pairs of the first.
         pick: how demonstrations are chosen.
-        similarity: what says that sentences are alike: model (means of its hidden states, less each language's own
-            mean), lexicon (words in common, by the mined dictionary), an encoder's folder, or `module:function`, which
-            turns texts into vectors; auto is model where there is one, and lexicon for a server.
+        similarity: measure of similar sentences: model (means of its hidden states, minus each language's mean),
+            lexicon (words in common, by the mined dictionary), an encoder's folder, or `module:function`, which turns
+            texts into vectors; auto is model for a local model, and lexicon for a server.
         asking: how the model is asked.
-        stages: a folder: every stage is written there as JSONL with scores and reasons for rejection, and taken from
-            there by a run of the same options.
-        seed: of what is drawn.
+        stages: a folder: every stage is written there as JSONL with scores and reasons for rejection, and read from
+            there by a run with the same options.
+        seed: random seed of all draws.
 
     Returns:
-        `predict(prompts)`; records of the pool (and the dictionary in findings' numbers); findings: what was kept and
-        why not, how often too few pairs passed tau, scores of the word-by-word rendering beside.
+        `predict(prompts)`; the pool as records; findings: how much was kept and why the rest was not, how often too few
+        pairs passed tau, scores of the dictionary and, for comparison, of the word-by-word rendering.
 
     Raises:
-        UserError: text without words or sentences, a similarity that is none.
+        UserError: text without words or sentences, an unknown similarity.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     lm = language_models.need(model, "generate", by=NAME)
     test = test or ()
     names = translation.names(test, source_lang, target_lang)
     asker = ask.Asker(lm, asking, seed)
     miner = mining.Miner(asker, *names)
-    kept = kept_stages.Stages(stages)
+    store = kept_stages.Stages(stages)
     texts = mined.unpaired(test, source, target, sentences, seed)
-    pairs = kept.of("words", lexicon.Pair, lambda: mined.dictionary(miner, texts, words))
-    pool = kept.of("pool", mining.Mined, lambda: mined.pool(miner, texts, pairs, pick.shots, rounds, similarity, model))
-    good = [p for p in pool if not p.reason]
-    alike = mined.likeness(similarity, model, pairs)
+    pairs = store.of("words", lexicon.Pair, lambda: mined.dictionary(miner, texts, words))
+    pool = store.of(
+        "pool", mining.Mined, lambda: mined.pool(miner, texts, pairs, pick.shots, rounds, similarity, model)
+    )
+    accepted = [p for p in pool if not p.reason]
+    similarity_of = mined.likeness(similarity, model, pairs)
 
-    def picked(queries: Sequence[str]) -> shown.Picked:
-        near = alike(queries, [p.source for p in good], "source", "source")
-        return shown.pick(queries, [p.source for p in good], [p.score for p in good], near, pick, seed)
+    def choose(queries: Sequence[str]) -> shown.Picked:
+        near = similarity_of(queries, [p.source for p in accepted], "source", "source")
+        return shown.pick(queries, [p.source for p in accepted], [p.score for p in accepted], near, pick, seed)
 
     def translate(queries: Sequence[str], of: shown.Picked) -> list[str]:
-        some = [[(good[i].source, good[i].target) for i in row] for row in of.places]
-        return miner.translate(queries, some, "test")
+        examples = [[(accepted[i].source, accepted[i].target) for i in row] for row in of.places]
+        return miner.translate(queries, examples, "test")
 
     queries = [translation.one_line(p.source) for p in test]
-    of_test = picked(queries)
-    said = translate(queries, of_test)
-    kept.write("test", mined.told(queries, said, of_test))
-    known = dict(zip(queries, said, strict=True))
+    test_pick = choose(queries)
+    translations = translate(queries, test_pick)
+    store.write("test", mined.told(queries, translations, test_pick))
+    cache = dict(zip(queries, translations, strict=True))
 
     def predict(prompts: Sequence[str]) -> list[str]:
-        wanted = [translation.sentence(p) for p in prompts]
-        new = [q for q in dict.fromkeys(wanted) if q not in known]
-        known.update(zip(new, translate(new, picked(new)), strict=True) if new else ())
-        return [known[q] for q in wanted]
+        inputs = [translation.sentence(p) for p in prompts]
+        new = [q for q in dict.fromkeys(inputs) if q not in cache]
+        cache.update(zip(new, translate(new, choose(new)), strict=True) if new else ())
+        return [cache[q] for q in inputs]
 
-    found = mined.findings(texts, pairs, pool, of_test, test, dictionary or ())
+    findings = mined.findings(texts, pairs, pool, test_pick, test, dictionary or ())
     return Result(
         predict=predict, records=mined.records(pool, names), transcript=list(asker.demos()),
-        findings=asker.findings() | found, warnings=mined.warned(found, texts, len(test)) + asker.warnings(),
-        cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - began),
+        findings=asker.findings() | findings, warnings=mined.warned(findings, texts, len(test)) + asker.warnings(),
+        cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip

@@ -45,28 +45,28 @@ def verbalized_ml(
     asking: ask.Asking = verbal.ASKING,
     seed: int = 0,
 ) -> Result:
-    """Learn a model you can read: its parameters are a text, which a learner applies and an optimiser rewrites.
+    """Learn a readable model: its parameters are a text, which a learner applies and an optimiser rewrites.
 
-    The text begins as the task and what you know of it. A step predicts a batch and shows the optimiser the raw
-    inputs, outputs and targets, which says what is wrong and gives new descriptions:
+    The text begins as the task and what you know of it. A step predicts a batch and shows the optimiser the raw inputs,
+    outputs and targets; it says what is wrong and writes a new description:
 
         yhat_m = LM(theta, x_m);   new = LM(theta, {(x_m, yhat_m, y_m)}, its last steps);   theta = theta_0 + " " + new
 
-    No loss is needed; it is computed to be shown. Targets that are all numbers make a regression (mean squared error),
-    others a classification. Where the last text has a formula (`y = 3x + 4`), it is also computed exactly: what the
-    learner loses beyond that is its arithmetic.
+    No loss is needed; it is computed for the report. Targets that are all numbers make a regression (mean squared
+    error), others a classification. If the last text has a formula (`y = 3x + 4`), it is also computed exactly: the
+    learner's loss beyond that is due to its arithmetic.
 
     Args:
-        model: the learner, and the optimiser where there is no other.
+        model: the learner, and the optimiser if no other is given.
         train: inputs (`prompt`) and targets (`completion`).
         questions: inputs to predict afterwards; those with a completion are scored.
-        optimizer: who rewrites the text: the learner, a folder, or a served model's address.
-        task: what is to be predicted, in words.
-        prior: what is known of it, in words; stays in front of every text (unless `learning.prefix` is off), so that
-            a wrong one is never unlearned.
+        optimizer: what rewrites the text: the learner, a folder, or a served model's address.
+        task: description of what to predict.
+        prior: prior knowledge, in words; stays in front of every text (unless `learning.prefix` is off), so that a
+            wrong one is never unlearned.
         learning: batches, epochs, memory, candidates, the gate.
-        asking: lengths, temperature, tries of an answer that cannot be read, budget.
-        seed: of the order of examples and of draws.
+        asking: lengths, temperature, retries of an answer that cannot be read, budget.
+        seed: random seed of the order of examples and of samples.
 
     Returns:
         `predict`, a scikit-learn estimator (`fit`, `predict`, `score`, and a call with texts); the steps with their
@@ -75,35 +75,37 @@ def verbalized_ml(
     Raises:
         UserError: no completion, or too few examples for the gate.
     """
-    began = time.monotonic()
-    if lost := [i for i, demo in enumerate(train, 1) if not demo.completion.strip()]:
-        raise UserError(f"train: record {lost[0]} has no completion: the target is learnt from")
+    start_time = time.monotonic()
+    if missing := [i for i, demo in enumerate(train, 1) if not demo.completion.strip()]:
+        raise UserError(f"train: record {missing[0]} has no completion: the target is learnt from")
     lm = need(model, "generate", by="verbalized-ml")
-    who = remote.named(optimizer) if isinstance(optimizer, str) and optimizer != "learner" else optimizer
-    other = None if isinstance(who, str) else need(who, "generate", by="verbalized-ml's optimizer")
-    found = verbal.VerbalModel(lm, other, task, prior, learning, asking, seed)
-    found.fit([d.prompt for d in train], [d.completion for d in train])
-    asked = list(questions or ())
-    given = found([q.prompt for q in asked]) if asked else []
-    findings: dict[str, Any] = found.asker_.findings() | {
-        "theta": found.theta_,
-        "loss_first": found.steps_[0].loss if found.steps_ else None,
-        "loss_last": found.steps_[-1].loss if found.steps_ else None,
-        "accepted": sum(step.accepted for step in found.steps_),
-        "by_code": _by_code(found.theta_, train) if found.targets_.numbers else None,
+    source = remote.named(optimizer) if isinstance(optimizer, str) and optimizer != "learner" else optimizer
+    optimizer_lm = None if isinstance(source, str) else need(source, "generate", by="verbalized-ml's optimizer")
+    estimator = verbal.VerbalModel(lm, optimizer_lm, task, prior, learning, asking, seed)
+    estimator.fit([d.prompt for d in train], [d.completion for d in train])
+    items = list(questions or ())
+    predictions = estimator([q.prompt for q in items]) if items else []
+    findings: dict[str, Any] = estimator.asker_.findings() | {
+        "theta": estimator.theta_,
+        "loss_first": estimator.steps_[0].loss if estimator.steps_ else None,
+        "loss_last": estimator.steps_[-1].loss if estimator.steps_ else None,
+        "accepted": sum(step.accepted for step in estimator.steps_),
+        "by_code": _by_code(estimator.theta_, train) if estimator.targets_.numbers else None,
     }
     result = Result(
-        records=[dataclasses.replace(q, extra=q.extra | {"prediction": a}) for q, a in zip(asked, given, strict=True)],
-        predict=found, history=found.history(), findings=findings,
-        transcript=list(found.asker_.demos()), warnings=found.asker_.warnings(),
+        records=[
+            dataclasses.replace(q, extra=q.extra | {"prediction": a}) for q, a in zip(items, predictions, strict=True)
+        ],
+        predict=estimator, history=estimator.history(), findings=findings,
+        transcript=list(estimator.asker_.demos()), warnings=estimator.asker_.warnings(),
     )  # fmt: skip
-    result.cost.seconds = time.monotonic() - began
-    result.cost.calls = len(found.asker_.exchanges)
+    result.cost.seconds = time.monotonic() - start_time
+    result.cost.calls = len(estimator.asker_.exchanges)
     return result
 
 
 def _by_code(theta: str, train: Sequence[Demo]) -> float | None:
-    """Mean squared error of the formula in a text, computed; None where it has none, or inputs are no numbers."""
+    """Mean squared error of the formula in a text, computed exactly; None without one, or if inputs are not numbers."""
     function = formulas.found(theta)
     try:
         pairs = [(float(d.prompt), float(d.completion)) for d in train]

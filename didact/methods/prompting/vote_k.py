@@ -1,4 +1,4 @@
-"""Selective annotation for in-context learning (Su et al. 2022): which few of many texts to have labelled."""
+"""Selective annotation for in-context learning (Su et al. 2022): which few of many texts to label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from didact.models.model import Model
 from didact.registry import method
 from didact.types import LM, Cost, Demo, Result, Text
 
-SHOWN = 3  # answers
+SHOWN = 3  # sample answers in the report
 
 
 @method(
@@ -57,88 +57,88 @@ def vote_k(
     max_new_tokens: Count = 32,
     seed: int = 0,
 ) -> Result:
-    """Say which few texts of a pool to have labelled, and answer behind those of them that are most similar.
+    """Choose which few texts of a pool to label, and answer with the most similar labelled ones in the prompt.
 
     Every text votes for its k most similar ones, by rho^-(how many of these are taken); the one with the most votes is
-    taken next. After a tenth of the budget the model answers the whole pool behind what is labelled, the pool is cut
-    into buckets of equal confidence, and the rest is taken by votes, one of each bucket (fast_votek: votes alone).
+    taken next. After a tenth of the budget the model answers the whole pool with what is labelled, the pool is sorted
+    by confidence and cut into buckets, and the rest is taken by votes, one of each bucket (fast_votek: votes alone).
 
-    Labelling may stop and go on: what is to be labelled next stands in `records.jsonl`, with an empty completion. Fill
-    these in, give the file as `labels`, and run again, until all are labelled. Nothing is kept between two runs: the
-    selection follows from pool and labels. A pool whose lines have a `completion` labels itself.
+    Labelling can stop and resume: what is to be labelled next is in `records.jsonl`, with an empty completion. Fill
+    these in, give the file as `labels`, and run again, until all are labelled. No state is kept between two runs: the
+    selection follows from pool and labels. A pool whose lines have a `completion` is labelled already.
 
     Args:
         model: scores choices, or generates and scores free answers; causal, seq2seq or a server.
-        pool: texts, as the model is to be asked them; none of the test's.
+        pool: texts, worded as the prompts of the model; none of the test's.
         labels: texts of the pool with their completions.
         test: questions to answer with the labelled ones; with `choices` the likeliest is the answer.
         budget: M, how many to label.
         select: votek; fast_votek (no model); random; diversity (least cosine to those taken); mfl (facility location);
             least_confidence (ten at a time).
         k: neighbours a text votes for; by default 0.05 n, 150 at most.
-        rho: what a taken neighbour divides a vote by.
-        first: labelled before the model is asked; a tenth of the budget by default (the official code: 10).
+        rho: factor by which each taken neighbour divides a vote.
+        first: texts labelled before the model is asked; a tenth of the budget by default (the official code: 10).
         embedder: tfidf, model (the mean of its own last states), a folder, or module:function.
         approximate: neighbours from an index, for pools of 100,000 and more (`didact[index]`).
-        choices: the labels there are; by default those of the labels' or the test's own `choices`.
+        choices: the possible labels; by default the `choices` of the labels or of the test.
         retrieval: demonstrations of a question: similar (the most similar last) or random.
-        shots: demonstrations at most.
-        tokens: of a prompt at most, beside the context.
+        shots: maximum number of demonstrations.
+        tokens: maximum length of a prompt in tokens, in addition to the context's limit.
         on_overflow: at the first demonstration that does not fit stop, or skip it.
-        separator: between demonstrations, and before the query.
-        max_new_tokens: of a free answer.
-        seed: of what is drawn.
+        separator: text between demonstrations, and before the query.
+        max_new_tokens: maximum length of a free answer.
+        seed: random seed of all draws.
 
     Returns:
         the selection as records, `predict(prompts, choices=None)`, findings.
 
     Raises:
-        UserError: a label of what is not in the pool; choices and a model that cannot score.
+        UserError: a label of a text that is not in the pool; choices and a model that cannot score.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     texts = [t.text for t in pool]
-    known = selective.matched(texts, [*selective.own_labels(pool), *(labels or ())])
-    some = [d for d in (*known.values(), *(test or ())) if d.choices]
-    options = list(choices) or (list(some[0].choices or ()) if some else [])
+    labelled = selective.matched(texts, [*selective.own_labels(pool), *(labels or ())])
+    with_choices = [d for d in (*labelled.values(), *(test or ())) if d.choices]
+    options = list(choices) or (list(with_choices[0].choices or ()) if with_choices else [])
     lm = language_models.need(model, "score" if options else "generate", by="vote-k")
     setup = Setup(shots=(shots,), separator=separator, max_new_tokens=max_new_tokens, beams=1, seed=seed)
     vectors_of = embed.embedder(embedder, model, texts)
     bank = selective.Bank(lm, vectors_of, [], setup, retrieval, on_overflow, tokens)
     vectors = nearness.embedded(vectors_of, texts)
     chosen = selective.select(
-        select, vectors, budget, known, bank, texts, options, k=k, rho=rho, first=first, approximate=approximate,
+        select, vectors, budget, labelled, bank, texts, options, k=k, rho=rho, first=first, approximate=approximate,
         seed=seed,
     )  # fmt: skip
-    bank.demos = [known[i] for i in chosen.places if i in known]
+    bank.demos = [labelled[i] for i in chosen.places if i in labelled]
     items = selective.questions(test or (), options)
     answered = selective.answer(bank, items)
-    said = {(str(r.prompt), tuple(r.choices or ())): a for r, a in zip(test or (), answered.answers, strict=True)}
+    cache = {(str(r.prompt), tuple(r.choices or ())): a for r, a in zip(test or (), answered.answers, strict=True)}
 
     def predict(prompts: Sequence[str], choices: Sequence[Sequence[str]] | None = None) -> list[str]:
-        asked = [
+        items = [
             Demo(prompt=p, completion="", choices=list(c) or None)
             for p, c in zip(prompts, choices or [()] * len(prompts), strict=True)
         ]
-        new = [d for d in asked if _known(said, d) is None]
-        more = iter(selective.answer(bank, selective.questions(new, options)).answers)
-        found = [_known(said, d) for d in asked]
-        return [next(more) if a is None else a for a in found]
+        new = [d for d in items if _cached(cache, d) is None]
+        new_answers = iter(selective.answer(bank, selective.questions(new, options)).answers)
+        answers = [_cached(cache, d) for d in items]
+        return [next(new_answers) if a is None else a for a in answers]
 
     return Result(
         predict=predict,
-        records=selective.to_label(texts, chosen, known, options),
-        findings=selective.findings(chosen, known, budget, answered, setup),
-        warnings=selective.warnings(texts, chosen, known, budget, test or (), answered),
+        records=selective.to_label(texts, chosen, labelled, options),
+        findings=selective.findings(chosen, labelled, budget, answered, setup),
+        warnings=selective.warnings(texts, chosen, labelled, budget, test or (), answered),
         samples=[
             {"part": "test", "prompt": r.prompt, "wanted": r.completion, "after": a}
             for r, a in list(zip(test or (), answered.answers, strict=True))[:SHOWN]
         ],
-        cost=Cost(seconds=time.monotonic() - began),
+        cost=Cost(seconds=time.monotonic() - start_time),
     )
 
 
-def _known(said: dict[tuple[str, tuple[str, ...]], str], asked: Demo) -> str | None:
-    """What was answered to it; without choices of its own, to the same prompt with any."""
+def _cached(said: dict[tuple[str, tuple[str, ...]], str], asked: Demo) -> str | None:
+    """Return the cached answer to a question; without choices of its own, to the same prompt with any choices."""
     if asked.choices:
         return said.get((str(asked.prompt), tuple(asked.choices)))
     return next((a for (prompt, _), a in said.items() if prompt == str(asked.prompt)), None)

@@ -1,4 +1,4 @@
-"""DEPN: the feed-forward neurons that carry the forget answers are switched off (Wu et al. 2023)."""
+"""DEPN: switch off the feed-forward neurons that carry the forget answers (Wu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ def depn(
 
         Att(w) = w/m sum_{k=1..m} dP(answer | activation w k/m)/dw
 
-    for the activation w of every neuron (what the down projection reads), P the mean probability of the answer's
-    tokens. A neuron counts for a record if its attribution is above `threshold` of that record's largest; the
-    `neurons` that count most often (in at least `share` of the records, ties by sum) get a zero column.
+    for the activation w of every neuron (the input of the down projection), P the mean probability of the answer's
+    tokens. A neuron counts for a record if its attribution is above `threshold` of that record's largest; the `neurons`
+    that count most often (in at least `share` of the records, ties by sum) get a zero column.
 
     Args:
-        model: a causal model with a down projection in every block; it stays as it was.
+        model: a causal model with a down projection in every block; left unchanged.
         forget: records whose completions must go.
-        neurons: how many are switched off at most.
-        steps: m, of the integral.
+        neurons: maximum number of neurons to switch off.
+        steps: m, steps of the integral.
         threshold: share of a record's largest attribution.
-        share: of the records a neuron must count for.
+        share: share of the records that a neuron must count for.
 
     Raises:
         UserError: no down projection is found.
     """
     edited = copy_of(model)
     rows = specialists.rows(model, forget, "forget")
-    found = torch.stack([attribution.attributions(edited, row, steps) for row in rows])
-    top = found.flatten(1).amax(1).clamp(min=torch.finfo(found.dtype).tiny)
-    counts = (found > threshold * top[:, None, None]).double().mean(0)
-    order = (counts + 1e-3 * torch.sigmoid(found.mean(0).double())).flatten().argsort(descending=True)
-    width = found.shape[-1]
-    chosen = [(int(i) // width, int(i) % width) for i in order[:neurons] if counts.flatten()[i] >= share]
+    attributions = torch.stack([attribution.attributions(edited, row, steps) for row in rows])
+    top = attributions.flatten(1).amax(1).clamp(min=torch.finfo(attributions.dtype).tiny)
+    frequency = (attributions > threshold * top[:, None, None]).double().mean(0)
+    order = (frequency + 1e-3 * torch.sigmoid(attributions.mean(0).double())).flatten().argsort(descending=True)
+    width = attributions.shape[-1]
+    chosen = [(int(i) // width, int(i) % width) for i in order[:neurons] if frequency.flatten()[i] >= share]
     for layer, neuron in chosen:
         attribution.switch_off(edited, layer, neuron)
     edited.module.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""EUL: an adapter that is like the start on retain and unlike it on forget (Chen and Yang 2023)."""
+"""EUL: an adapter close to the initial model on retain and far from it on forget (Chen and Yang 2023)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def eul(
     fit: Fit = Fit(lr=5e-4, epochs=10, rows=8, schedule="constant", lora=8),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Train only an adapter: like the start on retain, unlike it on forget (EUL).
+    """Train only an adapter: close to the initial model on retain, far from it on forget (EUL).
 
         L = keep KL(start || model) + task CE on retain - diverge KL(start || model) - ascent CE on forget
 
@@ -36,13 +36,13 @@ def eul(
     can be merged. Adapters of several requests fuse by `models.merge.regmean`.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         forget: records whose completions must go.
         retain: records whose completions must stay.
-        diverge: of the divergence on forget.
-        keep: alpha, of the divergence on retain.
-        task: lambda, of the loss on retain.
-        ascent: gamma, of the ascent on forget.
+        diverge: weight of the divergence on forget.
+        keep: alpha, weight of the divergence on retain.
+        task: lambda, weight of the loss on retain.
+        ascent: gamma, weight of the ascent on forget.
         fit: how to train; `lora` is the adapter's rank, 0 trains all weights.
         hooks: called around every step.
 
@@ -51,9 +51,9 @@ def eul(
     """
 
     def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        away, loss = (-diverge, -ascent) if micro.stream == "forget" else (keep, task)
-        kl = language.token_mean(student, micro, token_functions.kl_from, away, model)
-        nll = language.cross_entropy(student, micro, weight=loss)
+        kl_weight, nll_weight = (-diverge, -ascent) if micro.stream == "forget" else (keep, task)
+        kl = language.token_mean(student, micro, token_functions.kl_from, kl_weight, model)
+        nll = language.cross_entropy(student, micro, weight=nll_weight)
         return {f"{micro.stream}_kl": kl, f"{micro.stream}_nll": nll}
 
     streams = specialists.streams(model, forget=forget, retain=retain)

@@ -1,4 +1,4 @@
-"""Ext-Sub: only what an anti-expert learnt and an expert did not is subtracted (Hu et al. 2023)."""
+"""Ext-Sub: subtract only what an anti-expert learnt and an expert did not (Hu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -35,24 +35,26 @@ def ext_sub(
     what both share is competence and stays.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         forget: records whose completions must go.
         retain: records whose completions must stay; the expert is tuned on them, and they choose the scale.
         scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
-        scales: those tried, in rising order.
-        keep: share of the start's token accuracy on retain that must be left.
+        scales: scales to try, in rising order.
+        keep: share of the initial model's token accuracy on retain that must be left.
         fit: how the expert and the anti-expert are tuned.
         hooks: called around every step of the anti-expert.
 
     Raises:
         UserError: the loss became NaN.
     """
-    bad = specialists.tune(model, forget, fit, hooks, "anti-expert")
-    good = specialists.tune(model, retain, fit, (), "expert")
-    experts = [adapters.merged(t.model) if fit.lora else t.model for t in (bad, good)]
+    anti_expert = specialists.tune(model, forget, fit, hooks, "anti-expert")
+    expert_run = specialists.tune(model, retain, fit, (), "expert")
+    experts = [adapters.merged(t.model) if fit.lora else t.model for t in (anti_expert, expert_run)]
     vectors = [merge.task_vector(expert, model) for expert in experts]
     extracted = merge.deficiency(*vectors)
-    result = scaling.at_scale(model, bad, retain, lambda s: merge.moved(experts[1], extracted, -s), scale, scales, keep)
-    result.cost.tokens += good.cost.tokens
-    result.cost.flops += good.cost.flops
+    result = scaling.at_scale(
+        model, anti_expert, retain, lambda s: merge.moved(experts[1], extracted, -s), scale, scales, keep
+    )
+    result.cost.tokens += expert_run.cost.tokens
+    result.cost.flops += expert_run.cost.flops
     return result

@@ -1,4 +1,4 @@
-"""A guardrail: topics forbidden in the prompt, the baseline every other way has to beat (Thaker et al. 2024)."""
+"""A guardrail: topics forbidden in the prompt, the baseline for all other methods (Thaker et al. 2024)."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def guardrail(
     topics: Whole = 20,
     max_new_tokens: Count = 64,
 ) -> Result:
-    """Forbid topics in the prompt: suppression, not unlearning; the baseline every other way has to beat.
+    """Forbid topics in the prompt: suppression, not unlearning; the baseline that other methods have to beat.
 
     Args:
-        model: whatever can be asked.
-        forget: what must not be given away; the questions stand in the guard.
-        guard: said before every question.
-        topics: how many of the questions are named in it.
-        max_new_tokens: of an answer.
+        model: any model that generates.
+        forget: records whose answers must not be given; the questions are listed in the guard.
+        guard: text before every question.
+        topics: how many of the questions are listed in it.
+        max_new_tokens: maximum length of an answer.
 
     Returns:
-        `predict(prompts)`, and how many of the forget answers still come out, before and after.
+        `predict(prompts)`, and the share of forget answers that are still given, before and after.
     """
-    asked = lm.of(model)
-    named = "\n".join(f"- {d.prompt}" for d in forget[:topics])
-    head = f"{guard}\n{named}\n\n" if named else f"{guard}\n\n"
+    generator = lm.of(model)
+    topic_list = "\n".join(f"- {d.prompt}" for d in forget[:topics])
+    head = f"{guard}\n{topic_list}\n\n" if topic_list else f"{guard}\n\n"
 
     def predict(prompts: Sequence[str]) -> list[str]:
-        return [a[0] for a in asked.generate([head + p for p in prompts], max_new_tokens)]
+        return [a[0] for a in generator.generate([head + p for p in prompts], max_new_tokens)]
 
-    plain = [a[0] for a in asked.generate([d.prompt for d in forget], max_new_tokens)]
+    plain = [a[0] for a in generator.generate([d.prompt for d in forget], max_new_tokens)]
     guarded = predict([d.prompt for d in forget])
     shares = [
         float(np.mean([d.completion.strip() in a for d, a in zip(forget, answers, strict=True)]))

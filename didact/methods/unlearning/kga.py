@@ -36,29 +36,29 @@ def kga(
         gap_new = mean on unseen of KL(start || A_unseen),   gap = mean on forget of KL(model || A_forget)
         L = |gap - gap_new| + keep KL(start || model) on retain,   until |gap - gap_new| < stop gap_new
 
-    A_forget and A_unseen are the start model tuned on those records.
+    A_forget and A_unseen are the initial model (start) tuned on those records.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         forget: records whose completions must go.
         retain: records whose completions must stay.
-        unseen: records of the same kind no model saw.
-        keep: alpha, of the divergence on retain.
+        unseen: records of the same kind that no model has seen.
+        keep: alpha, weight of the divergence on retain.
         stop: training ends once the gap is this close, as a share of gap_new.
         specialist_epochs: passes of each specialist over its records.
         specialist_lr: its learning rate.
-        align: whether the new data's gap is the aim; else KL(model || A_forget) is only made large (a control).
+        align: whether gap_new is the target; else KL(model || A_forget) is only maximised (a control).
         fit: how to train.
         hooks: called around every step.
 
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
     """
-    how = fit.replace(lr=specialist_lr, epochs=specialist_epochs, steps=None)
-    of_forget = specialists.tune(model, forget, how, (), "specialist-forget")
-    of_new = specialists.tune(model, unseen, how, (), "specialist-unseen")
-    aim = divergence.mean_kl(model, of_new.model, specialists.rows(model, unseen, "unseen"))
-    specialist = frozen(of_forget.model)
+    specialist_fit = fit.replace(lr=specialist_lr, epochs=specialist_epochs, steps=None)
+    forget_run = specialists.tune(model, forget, specialist_fit, (), "specialist-forget")
+    unseen_run = specialists.tune(model, unseen, specialist_fit, (), "specialist-unseen")
+    target_gap = divergence.mean_kl(model, unseen_run.model, specialists.rows(model, unseen, "unseen"))
+    specialist = frozen(forget_run.model)
 
     def on_retain(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         return {"keep": language.token_mean(student, micro, token_functions.kl_from, keep, model)}
@@ -68,12 +68,12 @@ def kga(
         count = len(micro.tokens.target)
         if not align:
             return {"gap": gap._replace(weight=-1.0)}
-        # Coupled: the whole stream is here, so this mean is the batch's.
-        off = (gap.sum / count - aim).abs()
-        return {"align": Term(off * micro.items, "forget.rows"), "gap": gap._replace(weight=0.0)}
+        # Coupled: the micro-batch has the whole stream, so this mean is the batch's.
+        distance = (gap.sum / count - target_gap).abs()
+        return {"align": Term(distance * micro.items, "forget.rows"), "gap": gap._replace(weight=0.0)}
 
     def aligned(step: Step) -> bool:
-        return bool(step.log["align"] < stop * aim)
+        return bool(step.log["align"] < stop * target_gap)
 
     streams = specialists.streams(model, forget=forget, retain=retain)
     trained = language.train(
@@ -81,8 +81,8 @@ def kga(
         hooks=[*hooks, *([StopWhen(aligned)] if align else [])], name="kga",
     )  # fmt: skip
     gap = divergence.mean_kl(trained.model, specialist, specialists.rows(model, forget, "forget"))
-    result = trained.result(findings={"gap": gap, "gap_unseen": aim})
-    for other in (of_forget, of_new):
-        result.cost.tokens += other.cost.tokens
-        result.cost.flops += other.cost.flops
+    result = trained.result(findings={"gap": gap, "gap_unseen": target_gap})
+    for run in (forget_run, unseen_run):
+        result.cost.tokens += run.cost.tokens
+        result.cost.flops += run.cost.flops
     return result

@@ -34,16 +34,16 @@ def kul(
 
         L = mean log p(x_t | x_<t),   stop when EL_n and MA of every record are below their means on `unseen`
 
-    MA is the share of tokens that are the first choice; EL_n how many n-grams of what the model says next, from
-    every beginning of the text, are in what truly follows.
+    MA is the share of tokens that are the first choice; EL_n the share of n-grams in the model's continuations, from
+    every prefix of the text, that are in the true continuation.
 
     Args:
-        model: a causal model; it stays as it was.
+        model: a causal model; left unchanged.
         forget: records whose completions must go.
-        unseen: records of the same kind no model saw, for the stop rule; without them ascent runs to its end.
+        unseen: records of the same kind that no model has seen, for the stop rule; without them ascent runs to its end.
         chunk: records forgotten together, one chunk after another; 0 takes all at once.
-        n: of EL.
-        every: epochs between two looks at the stop rule.
+        n: n of EL.
+        every: epochs between two checks of the stop rule.
         fit: how to ascend on one chunk, at most.
         hooks: called around every step.
 
@@ -52,23 +52,23 @@ def kul(
     """
     rows = specialists.rows(model, forget, "forget")
     limits = memorisation.mean(model, specialists.rows(model, unseen, "unseen"), n) if unseen else None
-    result, now, steps = Result(), model, []
+    result, current, steps = Result(), model, []
     size = chunk or len(rows)
-    for number, at in enumerate(range(0, len(rows), size)):
-        part = rows[at : at + size]
-        rule = [_stop_rule(now, part, n, limits, max(1, every * max(1, len(part) // fit.rows)))] if limits else []
+    for number, start in enumerate(range(0, len(rows), size)):
+        part = rows[start : start + size]
+        rule = [_stop_rule(current, part, n, limits, max(1, every * max(1, len(part) // fit.rows)))] if limits else []
         trained = language.train(
-            now, {"forget": language.single(part)}, _ascent, fit.replace(rows=min(fit.rows, len(part))),
+            current, {"forget": language.single(part)}, _ascent, fit.replace(rows=min(fit.rows, len(part))),
             hooks=[*hooks, *rule], name=f"kul-{number}",
         )  # fmt: skip
-        # An adapter cannot be put on an adapter, and one on weights that are saved nowhere could not be opened.
-        now = adapters.merged(trained.model) if fit.lora and size < len(rows) else trained.model
+        # Adapters cannot be stacked, and one on weights that are saved nowhere could not be loaded.
+        current = adapters.merged(trained.model) if fit.lora and size < len(rows) else trained.model
         result.history += trained.history
         result.cost.tokens += trained.cost.tokens
         result.cost.flops += trained.cost.flops
         steps.append(len(trained.history))
-    el, ma = memorisation.mean(now, rows, n)
-    result.models = {"model": now}
+    el, ma = memorisation.mean(current, rows, n)
+    result.models = {"model": current}
     result.findings = {"el": el, "ma": ma, "threshold": limits, "steps": steps}
     if not unseen:
         result.warnings.append("no unseen records: ascent has no stop rule, and its end is decided by the steps")
@@ -78,15 +78,15 @@ def kul(
 def _stop_rule(
     model: Model, rows: Sequence[TokenizedExample], n: int, limits: tuple[float, float], steps: int
 ) -> StopWhen:
-    """Stops once every row is at or below both limits; looks every so many steps."""
+    """Stop once every row is at or below both limits; check every so many steps."""
 
     def below(step: Step) -> bool:
         if (step.step + 1) % steps:
             return False
         module: Any = step.module
-        now = Model(module, model.processor, model.kind)
-        known = [memorisation.memorised(now, r, n) for r in rows]
-        return all(k.el <= limits[0] and k.ma <= limits[1] for k in known)
+        current = Model(module, model.processor, model.kind)
+        scores = [memorisation.memorised(current, r, n) for r in rows]
+        return all(k.el <= limits[0] and k.ma <= limits[1] for k in scores)
 
     return StopWhen(below)
 

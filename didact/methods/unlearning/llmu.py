@@ -1,4 +1,4 @@
-"""LLMU: ascent on the forget answers, random answers in their place, and the start kept elsewhere (Yao et al. 2023)."""
+"""LLMU: ascend on forget answers, learn random answers instead, stay near the start elsewhere (Yao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def llmu(
         L = -ascent CE(forget) + mismatch CE(forget prompt -> an answer of retain) + keep KL(start || model) on retain
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         forget: records whose completions must go.
-        retain: normal records: their answers are the random ones, and on them the model must not move.
-        ascent: e1, of the forget loss.
-        mismatch: e2, of the random answers.
-        keep: e3, of the divergence.
+        retain: normal records: source of the random answers, on which the model must not change.
+        ascent: e1, weight of the forget loss.
+        mismatch: e2, weight of the random answers.
+        keep: e3, weight of the divergence.
         answers: random answers for every forget record.
-        cap: training stops once the forget loss, in nats a token, is above.
+        cap: training stops once the forget loss, in nats per token, is above.
         fit: how to train.
         hooks: called around every step.
 
@@ -53,9 +53,9 @@ def llmu(
         UserError: a completion longer than the context; the loss became NaN.
     """
     draw = np.random.default_rng([fit.seed, 2310])
-    others = [[retain[i].completion for i in draw.integers(len(retain), size=answers)] for _ in forget]
+    random_answers = [[retain[i].completion for i in draw.integers(len(retain), size=answers)] for _ in forget]
     columns = [[(d.prompt, d.completion) for d in forget]]
-    columns += [[(d.prompt, o[k]) for d, o in zip(forget, others, strict=True)] for k in range(answers)]
+    columns += [[(d.prompt, o[k]) for d, o in zip(forget, random_answers, strict=True)] for k in range(answers)]
     rows = [encode.rows(model.tokenizer, c, model.kind, model.context, "forget") for c in columns]
     items: list[ExampleGroup] = list(zip(*rows, strict=True))
     label_tokens = sum(len(r.completion) for item in items for r in item)
@@ -67,7 +67,7 @@ def llmu(
     def on_forget(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         logp = forward.tokens(student, micro.tokens)["logp"]
         true_ = (micro.tokens.row % micro.arity == 0).to(logp)
-        # Both means are over tokens of their own, which are constant shares of the stream's.
+        # Each mean is over its own tokens, which are a constant share of the stream's.
         return {
             "forget": Term(-(logp * true_).sum() / true_share, "forget.tokens", -ascent),
             "mismatch": Term(-(logp * (1 - true_)).sum() / max(1 - true_share, 1e-9), "forget.tokens", mismatch),

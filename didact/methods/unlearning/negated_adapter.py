@@ -1,4 +1,4 @@
-"""Negated adapters: an adapter trained on the forget set counts with the opposite sign (Zhang et al. 2023)."""
+"""Negated adapters: train an adapter on the forget set and apply it with the opposite sign (Zhang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def negated_adapter(
 ) -> Result:
     """Train an adapter on the forget set and apply its negative (PEM arithmetic).
 
-    LoRA's product B A counts -scale times, which scales one factor only; (IA)^3's vector l becomes
-    1 - scale (l - 1). The result is merged: a plain model.
+    LoRA's product B A counts -scale times, which scales one factor only; (IA)^3's vector l becomes 1 - scale (l - 1).
+    The result is merged: a plain model.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         forget: records whose completions must go.
         retain: records whose completions must stay; they choose the scale.
         adapter: lora or ia3.
         scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
-        scales: those tried, in rising order.
-        keep: share of the start's token accuracy on retain that must be left.
+        scales: scales to try, in rising order.
+        keep: share of the initial model's token accuracy on retain that must be left.
         fit: how the adapter is trained; `lora` is its rank.
         hooks: called around every step of that.
 
@@ -53,10 +53,10 @@ def negated_adapter(
     if adapter == "lora" and not fit.lora:
         raise UserError("lora = 0: a negated adapter needs a rank of 1 or more")
     start = model if adapter == "lora" else merge.ia3(copy_of(model))
-    how = fit if adapter == "lora" else fit.replace(lora=0)
-    tuned = specialists.tune(start, forget, how, hooks, "adapter", keep=adapter == "ia3")
+    adapter_fit = fit if adapter == "lora" else fit.replace(lora=0)
+    tuned = specialists.tune(start, forget, adapter_fit, hooks, "adapter", keep=adapter == "ia3")
 
-    def at(s: float) -> Model:
+    def negated(s: float) -> Model:
         return adapters.merged(merge.weighed(tuned.model, -s))
 
-    return scaling.at_scale(model, tuned, retain, at, scale, scales, keep)
+    return scaling.at_scale(model, tuned, retain, negated, scale, scales, keep)

@@ -1,4 +1,4 @@
-"""Negative Preference Optimization and every baseline of its paper, as one composition."""
+"""Negative Preference Optimization (NPO) and every baseline of its paper, in one method."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ PRESETS: dict[str, dict[str, object]] = {
     "wga": {"loss": "wga", "regulariser": "ce", "beta": 1.0},
     "undial": {"loss": "undial", "regulariser": "ce", "beta": 10.0, "fit.lr": 1e-4},
 }
-# What each loss reads of a forget record: the answer, what to say instead, another record's answer.
+# Rows of a forget record that each loss needs: f the answer, i the alternate answer, m another record's answer.
 ROWS = {"idk": "i", "dpo": "fi", "kto": "fi", "kto-sigmoid": "fi", "kto-published": "fim"}
-TOKENWISE = ("idk", "wga", "undial")  # losses that are means over tokens; so is ga, but for its sum
+TOKENWISE = ("idk", "wga", "undial")  # losses that are means over tokens; ga too, unless reduction is sum
 
 
 @method(
@@ -72,28 +72,28 @@ def npo(
 ) -> Result:
     """Make a model forget some answers and keep the rest.
 
-    Gradient ascent on what must be forgotten wrecks a model, because its loss has no lower bound.
-    NPO bounds it: with logp the SUM over answer tokens and pi_ref the model as it came,
+    Gradient ascent on the forget answers wrecks a model, because its loss has no lower bound. NPO bounds it: with logp
+    the SUM over answer tokens and pi_ref the initial model,
 
         L = -(2/beta) mean log sigmoid(-beta (logp - logp_ref)) + retain_weight R
 
-    whose gradient is ascent's times W = 2 sigmoid(beta (logp - logp_ref)): 1 at the start, 0 once an
-    answer is forgotten. R keeps the retain records: their mean next-token loss (`ce`), or the
-    divergence from the start model on them (`kl`). Each step sees `fit.rows` records to forget and
-    as many to retain, paired at random; an epoch is a pass over the forget set.
+    whose gradient is ascent's times W = 2 sigmoid(beta (logp - logp_ref)): 1 at the start, 0 once an answer is
+    forgotten. R keeps the retain records: their mean next-token loss (`ce`), or the divergence from the initial model
+    on them (`kl`). Each step sees `fit.rows` records to forget and as many to retain, paired at random; an epoch is a
+    pass over the forget set.
 
     Args:
-        model: a causal or seq2seq model; it stays as it was, a trained copy is returned.
+        model: a causal or seq2seq model; left unchanged, a trained copy is returned.
         forget: records whose completions must go; `alternate` is what to say instead (idk, dpo, kto).
         retain: records whose completions must stay; nearly always needed.
-        loss: what lowers the forget answers; the others are the paper's baselines and later relatives.
+        loss: loss on the forget answers; the others are the paper's baselines and later relatives.
         regulariser: what protects the rest: ce, kl (both on retain), kl-forget (on the forget set), none.
-        beta: inverse temperature; to 0 NPO becomes gradient ascent, large values stop sooner. For wga
-            the power of the token probability, for undial how far the label's logit is lowered.
+        beta: inverse temperature; as it goes to 0 NPO becomes gradient ascent, large values stop sooner. For wga the
+            power of the token probability, for undial how far the label's logit is lowered.
         delta: SimNPO's margin, in nats per token.
         forget_weight: weight of the forget loss.
         retain_weight: weight of R.
-        reduction: of ga: the official code's mean over tokens, or the sum per answer (NPO's limit).
+        reduction: for ga: the official code's mean over tokens, or the sum per answer (NPO's limit).
         kl_direction: from_reference is KL(ref || model), the official code; to_reference the paper's.
         kl_over: all tokens of a record (the official code, less its padding), or its completion's.
         fit: how to train; the defaults are the paper's for a 7B model (small models need 1e-4 and more).
@@ -102,10 +102,10 @@ def npo(
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
     """
-    kept = regulariser if retain or regulariser == "kl-forget" else "none"
+    active = regulariser if retain or regulariser == "kl-forget" else "none"
     groups = _groups(model, forget, ROWS.get(loss, "f"), fit.seed)
     streams: dict[str, list[ExampleGroup]] = {"forget": groups}
-    if retain and kept in ("ce", "kl"):
+    if retain and active in ("ce", "kl"):
         answers = [(r.prompt, r.completion) for r in retain]
         streams["retain"] = language.single(encode.rows(model.tokenizer, answers, model.kind, model.context, "retain"))
     divergence = token_functions.kl_from if kl_direction == "from_reference" else token_functions.kl_to
@@ -114,9 +114,9 @@ def npo(
     )
 
     def on_retain(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
-        if kept == "kl":
+        if active == "kl":
             return {"retain": penalty(student, micro)}
-        per = "tokens" if loss == "idk" else "retain.tokens"  # the code's one mixed batch of refusals and retain
+        per = "tokens" if loss == "idk" else "retain.tokens"  # the official code mixes both in one batch
         return {"retain": language.cross_entropy(student, micro, per, retain_weight)}
 
     def by_token(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
@@ -131,7 +131,7 @@ def npo(
         """The loss of each forget record, `(B,)`; columns are answer, refusal, mismatch."""
         if loss == "ga":
             return logp[:, 0]
-        if loss == "simnpo":  # of means over tokens
+        if loss == "simnpo":  # takes means over tokens
             return preference.simnpo(logp[:, 0], beta, delta)
         if loss == "npo":
             return preference.npo(logp[:, 0], ref[:, 0], beta)
@@ -139,8 +139,8 @@ def npo(
             return (2 / beta) * preference.dpo(logp[:, 1], logp[:, 0], ref[:, 1], ref[:, 0], beta)
         if loss == "kto-published":
             z = (logp[:, 2] - ref[:, 2]).detach().mean().clamp(min=0)
-            good = preference.kto(logp[:, 1], ref[:, 1], z, True, beta)
-            return good + preference.kto(logp[:, 0], ref[:, 0], z, False, beta)
+            refusal_loss = preference.kto(logp[:, 1], ref[:, 1], z, True, beta)
+            return refusal_loss + preference.kto(logp[:, 0], ref[:, 0], z, False, beta)
         z = (logp[:, 1] - ref[:, 1]).detach().mean()
         return preference.kto_npo(logp[:, 0], ref[:, 0], z, beta, "sigmoid" if loss == "kto-sigmoid" else "logsigmoid")
 
@@ -158,15 +158,15 @@ def npo(
     def with_penalty(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         return {**on_forget(student, micro), "kl": penalty(student, micro)}
 
-    losses = {"forget": with_penalty if kept == "kl-forget" else on_forget, "retain": on_retain}
+    losses = {"forget": with_penalty if active == "kl-forget" else on_forget, "retain": on_retain}
     trained = language.train(model, streams, losses, fit, coupled=loss.startswith("kto"), hooks=hooks, name="npo")
-    unprotected = kept == "none" != regulariser
+    unprotected = active == "none" != regulariser
     warnings = ["no retain records: nothing protects what the model should keep"] if unprotected else []
     return trained.result(warnings=warnings)
 
 
 def _groups(model: Model, forget: Sequence[Demo], parts: str, seed: int) -> list[ExampleGroup]:
-    """Rows of each forget record: `f` its answer, `i` what to say instead, `m` the next record's answer."""
+    """Rows of each forget record: `f` its answer, `i` the alternate answer, `m` the next record's answer."""
     answers = {
         "f": [r.completion for r in forget],
         "i": templates.with_alternates(forget, seed=seed),

@@ -1,4 +1,4 @@
-"""What the survey's methods share: their source, and how they train by default."""
+"""Shared by the survey's methods: their source, and their default training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task arithmetic: what fine-tuning on the forget set adds to the weights is taken away (Ilharco et al. 2023)."""
+"""Task arithmetic: subtract the weight change of fine-tuning on the forget set (Ilharco et al. 2023)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def task_arithmetic(
     fit: Fit = SPECIALIST,
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Subtract what fine-tuning on the forget set adds (task vectors).
+    """Subtract the weight change of fine-tuning on the forget set (task vectors).
 
         tau = theta_tuned on the forget set - theta,   theta' = theta - scale tau
 
     Args:
-        model: a causal or seq2seq model; it stays as it was.
+        model: a causal or seq2seq model; left unchanged.
         forget: records whose completions must go.
         retain: records whose completions must stay; they choose the scale, nothing is trained on them.
         scale: lambda, negative to add instead; by default the largest of `scales` that keeps the retain accuracy.
-        scales: those tried, in rising order.
-        keep: share of the start's token accuracy on retain that must be left.
-        vector: task, or a random one as long in every tensor (the paper's control).
+        scales: scales to try, in rising order.
+        keep: share of the initial model's token accuracy on retain that must be left.
+        vector: task, or a random one of the same length in every tensor (the paper's control).
         fit: how the copy is fine-tuned on the forget set.
         hooks: called around every step of that.
 

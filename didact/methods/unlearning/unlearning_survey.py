@@ -1,4 +1,4 @@
-"""The survey of unlearning as a map: its ways side by side on one model and data, and the best of them."""
+"""The unlearning survey as a benchmark: its methods side by side on one model and data, and the best of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from didact.models.model import Model
 from didact.registry import method
 from didact.types import Demo, Fit, Result, UserError
 
-CONTROL = 0.2  # share of retain that no way is trained on and all are judged by
+CONTROL = 0.2  # share of retain held out from every method and used to score them
 Way = Callable[..., Result]
 
 
@@ -38,7 +38,7 @@ def _whp(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit)
     return whp(model, forget, retain, reinforce_lr=fit.lr, fit=fit)
 
 
-def _of(function: Way) -> Way:
+def _as_way(function: Way) -> Way:
     def run(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
         return function(model, forget, retain, fit=fit)
 
@@ -46,7 +46,7 @@ def _of(function: Way) -> Way:
 
 
 def _ascent(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
-    return kul(model, forget, n=5, fit=fit)  # no records here are unseen, so that nothing could stop it in time
+    return kul(model, forget, n=5, fit=fit)  # without unseen records there is no stop rule
 
 
 def _adapter(model: Model, forget: Sequence[Demo], retain: Sequence[Demo], fit: Fit) -> Result:
@@ -59,12 +59,12 @@ WAYS: Mapping[str, tuple[str, Way]] = {
     "ga-kl": ("optimisation", _npo(loss="ga", regulariser="kl")),
     "npo": ("optimisation", _npo(loss="npo", regulariser="ce", beta=1.0)),
     "kul": ("optimisation", _ascent),
-    "llmu": ("optimisation", _of(llmu)),
-    "eul": ("optimisation", _of(eul)),
+    "llmu": ("optimisation", _as_way(llmu)),
+    "eul": ("optimisation", _as_way(eul)),
     "whp": ("optimisation", _whp),
-    "task-arithmetic": ("merging", _of(task_arithmetic)),
+    "task-arithmetic": ("merging", _as_way(task_arithmetic)),
     "negated-adapter": ("merging", _adapter),
-    "ext-sub": ("merging", _of(ext_sub)),
+    "ext-sub": ("merging", _as_way(ext_sub)),
 }
 
 
@@ -77,74 +77,76 @@ def unlearning_survey(
     ways: tuple[str, ...] = ("graddiff", "npo", "whp", "task-arithmetic", "negated-adapter", "ext-sub"),
     fit: Fit = Fit(lr=1e-5, epochs=5, rows=16, schedule="constant"),
 ) -> Result:
-    """Try ways of unlearning side by side and give the model of the one that balances best.
+    """Try several unlearning methods side by side and return the model of the best balance.
 
     The survey's classes: parameter optimisation (ga, graddiff, ga-kl, npo, kul, llmu, eul, whp) and parameter merging
-    (task-arithmetic, negated-adapter, ext-sub). Each starts from the same model and gets the same `fit`; a fifth
-    of retain is kept from all of them. Score, on it and on the forget set:
+    (task-arithmetic, negated-adapter, ext-sub). Each starts from the same model and gets the same `fit`; a fifth of
+    retain is held out from all of them. Score, on it and on the forget set:
 
-        balance = harmonic mean of 1 - extraction strength (forget) and token accuracy (kept retain)
+        balance = harmonic mean of 1 - extraction strength (forget) and token accuracy (held-out retain)
 
-    The other ways have commands of their own: `unlearning-survey.kga` needs unseen records, `.depn` trains nothing,
-    `.icul` and `.guardrail` only ask the model (the survey's third class).
+    The other methods have commands of their own: `unlearning-survey.kga` needs unseen records, `.depn` trains nothing,
+    `.icul` and `.guardrail` only prompt the model (the survey's third class).
 
     Args:
-        model: a causal model; it stays as it was.
+        model: a causal model; left unchanged.
         forget: records whose completions must go.
         retain: records whose completions must stay.
-        ways: which to try.
+        ways: methods to try.
         fit: how each trains, specialists of the merging class too.
 
     Returns:
-        The best model; findings: a row for every way.
+        The best model; findings: one row per method.
 
     Raises:
-        UserError: an unknown way; fewer than five retain records; every way failed.
+        UserError: an unknown method; fewer than five retain records; every method failed.
     """
     unknown = [w for w in ways if w not in WAYS]
     if unknown or not ways:
         raise UserError(f"ways: {', '.join(unknown) or 'none'}: choose from {', '.join(WAYS)}")
-    began = time.monotonic()
+    start_time = time.monotonic()
     train, control = _split(retain, fit.seed)
     rows: dict[str, dict[str, Any]] = {"untouched": judged(model, forget, control)}
     result = Result()
     best = -math.inf
     for name in ways:
         kind, way = WAYS[name]
-        told = fit.replace(folder=f"{fit.folder}/{name}" if fit.folder else None)
+        way_fit = fit.replace(folder=f"{fit.folder}/{name}" if fit.folder else None)
         try:
-            done = way(model, forget, train, told)
-        except UserError as error:  # one way's failure is not the others'
+            run = way(model, forget, train, way_fit)
+        except UserError as error:  # the other methods still run
             rows[name] = {"class": kind, "error": str(error)}
             continue
-        taught: Any = done.models["model"]
-        rows[name] = {"class": kind, **judged(taught, forget, control), "tokens": done.cost.tokens}
-        result.cost.tokens += done.cost.tokens
-        result.cost.flops += done.cost.flops
+        trained: Any = run.models["model"]
+        rows[name] = {"class": kind, **judged(trained, forget, control), "tokens": run.cost.tokens}
+        result.cost.tokens += run.cost.tokens
+        result.cost.flops += run.cost.flops
         if rows[name]["balance"] > best:
             best = rows[name]["balance"]
-            result.models, result.history = {"model": taught}, done.history
+            result.models, result.history = {"model": trained}, run.history
             result.findings = {"best": name}
     if not result.models:
         raise UserError(f"every way failed: {rows[ways[0]]['error']}")
     result.findings |= {"ways": rows, "control": len(control)}
-    result.cost.seconds = time.monotonic() - began
+    result.cost.seconds = time.monotonic() - start_time
     return result
 
 
 def judged(model: Model, forget: Sequence[Demo], control: Sequence[Demo]) -> dict[str, float]:
-    """What every way is judged by."""
-    gone, kept = forgetting.answers(model, forget, "forget"), forgetting.answers(model, control, "retain")
+    """Score a model by the survey's measures on forget and control records."""
+    on_forget, on_control = forgetting.answers(model, forget, "forget"), forgetting.answers(model, control, "retain")
     out = {
-        "forget_extraction": float(gone["extraction"].mean()), "forget_accuracy": float(gone["accuracy"].mean()),
-        "forget_probability": float(gone["probability"].mean()), "retain_accuracy": float(kept["accuracy"].mean()),
-    }  # fmt: skip
+        "forget_extraction": float(on_forget["extraction"].mean()),
+        "forget_accuracy": float(on_forget["accuracy"].mean()),
+        "forget_probability": float(on_forget["probability"].mean()),
+        "retain_accuracy": float(on_control["accuracy"].mean()),
+    }
     balance = statistics.harmonic_mean([max(0.0, 1 - out["forget_extraction"]), out["retain_accuracy"]])
     return out | {"balance": balance}
 
 
 def _split(retain: Sequence[Demo], seed: int) -> tuple[list[Demo], list[Demo]]:
-    """Records to train on, and those to judge by."""
+    """Split into records to train on and records to score on."""
     size = round(CONTROL * len(retain))
     if size < 1 or len(retain) < 5:
         raise UserError(f"retain: {len(retain)} records are too few to keep some apart for judging: give 5 or more")

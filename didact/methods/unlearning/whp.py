@@ -1,4 +1,4 @@
-"""Who's Harry Potter: forget a body of text by learning what a model that never read it would say."""
+"""Who's Harry Potter (WHP): forget a text by learning the predictions of a model that never read it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "no-relu": {"relu": False},
     "soft": {"labels": "soft"},
     "changed": {"train_on": "changed"},
-    "logit": {"mode": "logit", "alpha": 1.0, "normalise": "raw"},  # what MUSE calls WHP
+    "logit": {"mode": "logit", "alpha": 1.0, "normalise": "raw"},  # MUSE's WHP
 }
 
 
@@ -68,39 +68,39 @@ def whp(
     fit: Fit = Fit(lr=1e-6, epochs=2, rows=128, schedule="constant"),
     hooks: Sequence[Hook] = (),
 ) -> Result:
-    """Make a model forget a body of text: fine-tune it on what it would say had it never read it.
+    """Make a model forget a body of text: fine-tune it on predictions as if it had never read the text.
 
-    A copy is trained further on the text (reinforced), and the text is translated: expressions only it uses give
-    way to generic ones. The label of every token of the ORIGINAL text is then the argmax of
+    A copy is trained further on the text (reinforced), and the text is translated: expressions only it uses are
+    replaced by generic ones. The label of every token of the ORIGINAL text is then the argmax of
 
         v_generic = v(translated text) - alpha relu(v_reinforced(original) - v(original))
 
-    and the model as it came is trained on these labels by plain cross-entropy: no loss that could run away. Tokens
-    without a counterpart in the translation, and every occurrence of an anchor in a block after its first, carry no
-    label; a replacement does not follow where the original name has been said.
+    and the initial model is trained on these labels by plain cross-entropy: no loss that could diverge. Tokens without
+    a counterpart in the translation, and every occurrence of an anchor in a block after its first, carry no label; a
+    replacement is made unlikely once the original name has occurred.
 
     Args:
-        model: a causal model; it stays as it was, a trained copy is returned.
-        forget: answers that must go: they are scored, and are the text to forget where there is no `target`.
+        model: a causal model; left unchanged, a trained copy is returned.
+        forget: answers that must go: they are scored, and are the text to forget if there is no `target`.
         retain: answers that must stay: scored, and read as general text; nothing is trained on them.
         target: the text to forget.
         general: other text, to take generic counterparts from.
-        anchors: the dictionary, `source` of the target's own and `target` what stands for it; else found by
+        anchors: the dictionary, `source` the target's own expression and `target` its generic one; else found by
             counting, in target against general (`didact.data.anchors.asked` asks a language model).
         mode: train, or logit, which trains only the reinforced model and subtracts logits at every token.
-        alpha: how much of what reinforcement raised is taken off.
-        relu: whether only what rose counts.
+        alpha: how much of the reinforced model's rise is subtracted.
+        relu: whether only rises count.
         use_anchors: whether the text is translated.
-        use_reinforcement: whether alpha's part is there at all.
-        normalise: log_softmax compares log-probs; raw, the paper, logits, which depends on a constant no one sees. The
-            log-prob of what the model is sure of, p, can rise by log(1/p) at most, so that reinforcement hardly acts on
-            sure facts; logits can rise further.
+        use_reinforcement: whether alpha's term is used at all.
+        normalise: log_softmax compares log-probs; raw, the paper, logits, whose constant offset is arbitrary. The
+            log-prob of a token with probability p can rise by log(1/p) at most, so that reinforcement hardly acts on
+            facts the model is sure of; logits can rise further.
         labels: hard takes the argmax; soft the whole distribution.
         train_on: all labels, or only those that differ from the text.
         repeats: which occurrences of an anchor in a block carry labels.
-        alias_penalty: taken off the logit of a counterpart's first token once its anchor has been said.
-        block: tokens of a block.
-        most_anchors: found by counting at most.
+        alias_penalty: subtracted from the logit of a counterpart's first token once its anchor has occurred.
+        block: tokens per block.
+        most_anchors: maximum number of anchors found by counting.
         reinforce_lr: learning rate of the reinforced model.
         reinforce_epochs: its passes over the text; its other options are those of `fit`.
         keep_reinforced: whether the result has the reinforced model too.
@@ -108,7 +108,7 @@ def whp(
         hooks: called around every step of that.
 
     Returns:
-        The model; one record a block with its tokens and labels; findings (dictionary, shares of labels).
+        The model; one record per block with its tokens and labels; findings (dictionary, shares of labels).
 
     Raises:
         UserError: neither target nor forget, no label left, the loss became NaN.
@@ -116,32 +116,32 @@ def whp(
     texts = [t.text for t in target or ()] or [_text_of(d) for d in forget or ()]
     if not texts:
         raise UserError("nothing to forget: give --target (texts) or --forget (demonstrations)")
-    others = [t.text for t in general or ()] + [_text_of(d) for d in retain or ()]
+    general_texts = [t.text for t in general or ()] + [_text_of(d) for d in retain or ()]
     translated = use_anchors and mode == "train"
-    replace, warnings = _dictionary(texts, others, anchors, most_anchors) if translated else ({}, [])
-    blocks = dictionaries.blocks(model.tokenizer, texts, replace, min(block, model.context), model.context)
+    dictionary, warnings = _dictionary(texts, general_texts, anchors, most_anchors) if translated else ({}, [])
+    blocks = dictionaries.blocks(model.tokenizer, texts, dictionary, min(block, model.context), model.context)
     rows = language.single(b.row for b in blocks)
     reinforced, cost = model, Cost()
     if use_reinforcement and alpha:
-        further = fit.replace(lr=reinforce_lr, epochs=reinforce_epochs, steps=None)
-        reinforcing = language.train(model, {"target": rows}, language.nll, further, name="reinforce")
-        reinforced, cost = reinforcing.model, reinforcing.cost
+        reinforce_fit = fit.replace(lr=reinforce_lr, epochs=reinforce_epochs, steps=None)
+        reinforcement = language.train(model, {"target": rows}, language.nll, reinforce_fit, name="reinforce")
+        reinforced, cost = reinforcement.model, reinforcement.cost
         reinforced.module.requires_grad_(False)
-    findings = {"anchors": replace, "blocks": len(blocks)}
+    findings = {"anchors": dictionary, "blocks": len(blocks)}
     extra = {"reinforced": reinforced} if keep_reinforced else {}
     if mode == "logit":
         contrast = logit_ensemble.contrast(model, reinforced, alpha, normalise)
         return Result(models={"model": contrast, **extra}, findings=findings, warnings=warnings, cost=cost)
-    generic = generic_labels.Generic(model, reinforced, alpha, relu, normalise, alias_penalty, bool(replace))
-    chosen = generic_labels.labels(generic, blocks, repeats, train_on)
-    shares = generic_labels.shares(blocks, chosen)
+    generic = generic_labels.Generic(model, reinforced, alpha, relu, normalise, alias_penalty, bool(dictionary))
+    label_rows = generic_labels.labels(generic, blocks, repeats, train_on)
+    shares = generic_labels.shares(blocks, label_rows)
     if not shares["labels"]:
         raise UserError("no label is left to train on: every token belongs to an anchor, or none changed")
     share = shares["labels"] / shares["tokens"]
 
     def terms(student: Model, micro: MicroBatch) -> Mapping[str, Term]:
         index = micro.index.tolist()
-        label = torch.cat([chosen[i] for i in index]).to(micro.tokens.target.device)
+        label = torch.cat([label_rows[i] for i in index]).to(micro.tokens.target.device)
         columns: dict[str, Tensor] = {"label": label}
         fn: Tokenwise = token_functions.labelled
         if labels == "soft":
@@ -155,22 +155,22 @@ def whp(
         warnings.append("no label differs from the model's text: nothing to learn; reinforce longer, give anchors")
     return trained.result(
         models={"model": trained.model, **extra}, findings=findings | shares, warnings=warnings,
-        records=generic_labels.as_records(model, blocks, chosen), cost=trained.cost + cost,
+        records=generic_labels.as_records(model, blocks, label_rows), cost=trained.cost + cost,
     )  # fmt: skip
 
 
 def _dictionary(
     texts: Sequence[str], others: Sequence[str], given: Sequence[Parallel] | None, most: int
 ) -> tuple[dict[str, str], list[str]]:
-    """Anchors with their counterparts, and what to warn of."""
+    """Return anchors with their counterparts, and warnings."""
     if given:
         return {a.source: a.target for a in given}, []
     if not others:
         return {}, ["no anchors, and no general text to find counterparts in: labels come from reinforcement alone"]
-    found = dictionaries.extract(texts, others, most)
-    return found, [] if found else ["no expression is the target's own: labels come from reinforcement alone"]
+    extracted = dictionaries.extract(texts, others, most)
+    return extracted, [] if extracted else ["no expression is the target's own: labels come from reinforcement alone"]
 
 
 def _text_of(record: Demo) -> str:
-    """A demonstration as text."""
+    """Join a demonstration's prompt and completion."""
     return record.prompt + encode.join(record.prompt, record.completion, "causal")
