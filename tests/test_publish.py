@@ -33,7 +33,7 @@ def run(fresh, world, tmp_path_factory):
 
 def test_an_adapter_is_merged_and_says_the_same(run, capsys):
     assert cli.main(["merge", str(run / "run"), "--out", str(run / "whole")]) == 0
-    assert "nats a token apart" in capsys.readouterr().out
+    assert "nats per token" in capsys.readouterr().out
     whole, adapter = load.load(run / "whole"), load.load(run / "run" / "model")
     assert not adapters.adapted(whole) and adapters.adapted(adapter)
     ids = torch.tensor([whole.tokenizer("Where was Noor born?")["input_ids"]])
