@@ -138,7 +138,7 @@ def test_a_key_that_no_header_takes_is_refused_unseen(monkeypatch, key, source):
     if source == "variable" and "\0" not in key:
         monkeypatch.setenv("OPENAI_API_KEY", key)
         key = None
-    with pytest.raises(UserError, match="copy it anew") as error:
+    with pytest.raises(UserError, match="copy it again") as error:
         didact.connect("http://127.0.0.1:9/v1", "m", key=key)
     assert "abc" not in str(error.value) and "\n" not in str(error.value)
 

@@ -253,7 +253,7 @@ def other(project):
 def test_a_second_run_in_one_out_is_refused_until_the_first_is_dead(project, other, capsys):
     err = refused(capsys, sft("mine"), project)
     assert f"another run is using mine: process {other.pid} on {platform.node()} since " in err
-    assert err.strip().endswith("; wait, or choose another --out")
+    assert err.strip().endswith("; wait for it, or choose another --out")
     other.kill()
     other.wait()
     assert cli.main(sft("mine")) == 0
