@@ -264,7 +264,7 @@ def _check_quantized(request: Comparison, arms: Arms) -> None:
         raise UserError(f"--quantize {request.quantize}: goes with --model; other models are scored unquantized")
     whole = [a.name for a in arms if isinstance(a, compare.Arm) and a.trains and not a.adapter(request.fit)]
     if whole:
-        raise UserError(f"--quantize {request.quantize}: quantized weights cannot be trained, only an adapter: "
+        raise UserError(f"--quantize {request.quantize}: quantized weights are not trained, only an adapter: "
                         f"--lora 8 ({whole[0]} has none)")  # fmt: skip
 
 

@@ -40,9 +40,7 @@ def merge(
         after, _ = scoring.text_logp(load.load(fresh, device, dtype), sample)
         gap = float(np.abs((after - logp) / count).max())
         if not gap < (AGREE if dtype in ("float32", "float64") else 0.1):
-            raise UserError(
-                f"{folder}: merged, it differs by {gap:.2g} nats per token: not saved (try --dtype float32)"
-            )
+            raise UserError(f"{folder}: merged, differs by {gap:.2g} nats per token: not saved (try --dtype float32)")
         card_file = place / card.NAME
         if card_file.exists():  # the adapter's card, adapted to merged weights
             text = card_file.read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
