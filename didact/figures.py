@@ -94,7 +94,7 @@ class Heat(Figure):
 
 @dataclass(frozen=True)
 class Bar:
-    """A number with its interval, if any; bars of one `group` stand together under its name."""
+    """A number with its interval, if any; bars of one `group` are drawn together under its name."""
 
     name: str
     estimate: float | None

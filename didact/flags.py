@@ -66,10 +66,10 @@ def meant(name: str, known: Iterable[str], data: Sequence[str] = ()) -> str:
     plain, known = name.replace("_", "-"), [o.replace("_", "-") for o in known]
     if plain in DATA and data and plain not in known:
         return f": give files of records by their own options: {', '.join('--' + d.replace('_', '-') for d in data)}"
-    elsewhere = {theirs: ours for theirs, ours in ELSEWHERE.items() if _near(ours, known)}
-    match = _near(plain, [*known, *elsewhere], 0.7)
-    return f": did you mean --{_near(elsewhere.get(match, match), known)}?" if match else ""
+    elsewhere = {theirs: ours for theirs, ours in ELSEWHERE.items() if _closest(ours, known)}
+    match = _closest(plain, [*known, *elsewhere], 0.7)
+    return f": did you mean --{_closest(elsewhere.get(match, match), known)}?" if match else ""
 
 
-def _near(name: str, known: Sequence[str], cut: float = 0.8) -> str:
+def _closest(name: str, known: Sequence[str], cut: float = 0.8) -> str:
     return next(iter(difflib.get_close_matches(name, known, 1, cut)), "")

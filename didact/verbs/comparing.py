@@ -96,7 +96,7 @@ def _run(
     }  # fmt: skip
     files.write_json(out / "leaderboard.json", board)
     card.of_comparison(board, out, {arm.name: f"models/{work.plain_name(arm.name)}" for arm in arms})
-    with contextlib.suppress(OSError):  # another process may be at work there
+    with contextlib.suppress(OSError):  # another process may still use it
         (out / "checkpoints").rmdir()
     return board
 

@@ -111,9 +111,9 @@ def prepare(request: Request) -> Job:
                 fit, provenance["lr"] = fit.replace(lr=rate), "model size"
         first = next(iter(train.values()), ())
         # For documents, the method itself decides what a row is.
-        if first and not isinstance(first[0], Text) and (doubt := rates.told(model, fit, len(first))):
-            notes.append(doubt)
-            warnings.append(doubt)
+        if first and not isinstance(first[0], Text) and (warning := rates.told(model, fit, len(first))):
+            notes.append(warning)
+            warnings.append(warning)
     for name in entry["protocol"]:
         if protocols.named(name).records(scored):
             own.check(metrics, protocols.named(name), scored)

@@ -90,8 +90,8 @@ def _fits(model: Model, memory: Mapping[str, int], disk: Mapping[str, int], out:
     lacks = []
     needed = memory["at_most_in_all"] * (launch.on_node() if model.device.type == "cpu" else 1)  # all on this node
     if needed > (free := free_memory(model.device)):
-        mend = "--lora 8, --dtype bfloat16, a smaller --micro-tokens or --max-length, or a smaller model"
-        lacks.append(f"memory {_gib(needed)}, {_gib(free)} free ({mend})")
+        hint = "--lora 8, --dtype bfloat16, a smaller --micro-tokens or --max-length, or a smaller model"
+        lacks.append(f"memory {_gib(needed)}, {_gib(free)} free ({hint})")
     if disk["at_most_in_all"] > (free := shutil.disk_usage(near).free):
         lacks.append(f"disk {_gib(disk['at_most_in_all'])}, {_gib(free)} free at {near} (--lora 8, or another --out)")
     return f"NO: {'; '.join(lacks)}" if lacks else "yes"

@@ -184,9 +184,9 @@ def _filter(work: Work) -> None:
             indices = [i for i, number in enumerate(part) if fold.get(number, 0) == held_fold]
             scores[indices] = classifier.score([work.spool[part[i]]["text"] for i in indices], held_fold)
         keep = contamination.drawn(scores, draws, spec.alpha)
-        place = np.minimum((scores * BINS).astype(int), BINS - 1)
+        bin_index = np.minimum((scores * BINS).astype(int), BINS - 1)
         np.add.at(
-            bins, place, np.stack([np.ones(len(part)), keep, contamination.keep_probability(scores, spec.alpha)], 1)
+            bins, bin_index, np.stack([np.ones(len(part)), keep, contamination.keep_probability(scores, spec.alpha)], 1)
         )
         for number, score, is_kept in zip(part, scores, keep, strict=True):
             if is_kept:

@@ -191,7 +191,7 @@ def _scoring(job: Job) -> Scoring | None:
     if not isinstance(job.model, Model) and not job.entry["answers"]:
         return None
     records = {name: rows for name, rows in job.scored.items() if name != "gold"}
-    options = {n: p.default for n, p in signature(job.function) if n in _names(job)} | job.options
+    options = {n: p.default for n, p in signature(job.function) if n in _option_names(job)} | job.options
     return Scoring(
         records=records, start=cast(Model, job.model), gold=job.scored.get("gold"), seed=job.request.seed,
         options=options,
@@ -310,7 +310,7 @@ def _identity(request: Request) -> dict[str, Any]:
     fields = {k: v for k, v in vars(request).items() if k not in excluded}
     fields["fit"] = {k: v for k, v in request.fit.items() if k not in MEMORY}
     fields |= {"generate_with": "an engine"} if request.generate_with else {}  # another address may resume
-    argv = [untrusted.without_credentials(word) for word in request.argv]  # the checks see the last of a repeated flag
+    argv = [untrusted.without_credentials(word) for word in request.argv]  # only the last of repeated flags is checked
     return {"verb": "run", "method": request.method, "preset": request.preset, "request": fields, "argv": argv}
 
 
@@ -362,7 +362,9 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
     fit = {k: v for k, v in vars(job.fit).items() if k != "folder"} if job.entry["fit"] else {}
     values = (
         files.plain(
-            registry.flatten({n: p.default for n, p in signature(job.function) if n in _names(job)} | job.options)
+            registry.flatten(
+                {n: p.default for n, p in signature(job.function) if n in _option_names(job)} | job.options
+            )
         )
         | fit
     )
@@ -371,7 +373,7 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
     if isinstance(job.model, remote.Remote):
         model = {"path": job.model.address, "fingerprint": None, "counts": vars(job.model.counts)}
     elif job.model is not None:
-        fingerprint = job.model.fingerprint() if isinstance(job.model, Model) else job.model.name  # a rule
+        fingerprint = job.model.fingerprint() if isinstance(job.model, Model) else job.model.name  # rule-based
         model = {"path": request.model or "embedded example", "fingerprint": fingerprint}
     device = str(job.model.device) if isinstance(job.model, Model) else "cpu"
     return {
@@ -399,7 +401,7 @@ def _report(job: Job, result: Result, written: Mapping[str, str]) -> dict[str, A
     }
 
 
-def _names(job: Job) -> set[str]:
+def _option_names(job: Job) -> set[str]:
     return {o["name"] for o in job.entry["options"]}
 
 

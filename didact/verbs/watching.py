@@ -96,7 +96,7 @@ def check(every: int | None, keep_best: bool, entry: Mapping[str, Any], takes: s
     """Check the options for evaluation during training.
 
     Raises:
-        UserError: the method has no hooks or no records to score on, or the best step is to be kept of none.
+        UserError: the method has no hooks or no records to score on, or --keep-best is given without --evaluate-every.
     """
     if keep_best and not every:
         raise UserError("--keep-best needs --evaluate-every N: it keeps the best of the evaluated steps")

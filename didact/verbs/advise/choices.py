@@ -89,8 +89,8 @@ def _renaming(inputs: Mapping[str, File]) -> list[str]:
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
     """Rank choices: first those whose parameters the files are named after, then those whose kind of record they are,
-    then those that use most files; a parameter that is no kind of record (`forget`) needs a file of its name. Choices
-    that lack something come last, those that lack least first."""
+    then those that use most files; a file of another name is a poor fit for a parameter that is no kind of record
+    (`forget`). Choices that lack something come last, those that lack least first."""
 
     def key(choice: Choice) -> tuple[Any, ...]:
         entry = catalogue.entry(choice.method)
@@ -163,7 +163,7 @@ def _assign(needs: Mapping[str, Any], files: Sequence[File]) -> dict[str, File]:
     for name, need in sorted(needs.items(), key=lambda item: not item[1]["required"]):
         free = [f for f in files if f not in inputs.values() and need["kind"] in f.kinds and _role(f) not in needs]
         if name not in inputs and free:
-            inputs[name] = min(free, key=lambda f: (_is_test(f), _role(f) is not None, f.kinds.index(need["kind"])))
+            inputs[name] = min(free, key=lambda f: (_split_order(f), _role(f) is not None, f.kinds.index(need["kind"])))
     return inputs
 
 
@@ -182,8 +182,8 @@ def _words(file: File) -> set[str]:
     return set(re.split(r"[^a-z]+", Path(file.path).name.lower()))
 
 
-def _is_test(file: File) -> int:
-    """Order: training files by name, then others, then test files."""
+def _split_order(file: File) -> int:
+    """Return a sort key: 0 for files named as training data, 1 for others, 2 for test files."""
     return 1 + bool(TESTS & _words(file)) - bool({"train", "training"} & _words(file))
 
 
