@@ -36,7 +36,7 @@ _LAZY |= dict.fromkeys(
     ),
     "didact.types",
 )
-_PARTS = {path.stem for path in Path(__file__).parent.iterdir()}
+_SUBMODULES = {path.stem for path in Path(__file__).parent.iterdir()}
 
 
 class Family:
@@ -59,18 +59,18 @@ class Family:
 
 def _families() -> dict[str, Family]:
     catalogue = importlib.import_module("didact.catalogue")
-    found: dict[str, dict[str, str]] = {}
+    functions: dict[str, dict[str, str]] = {}
     for entry in catalogue.read().values():
-        found.setdefault(entry["family"], {})[entry["function"]] = entry["module"]
-    return {family: Family(functions) for family, functions in found.items()}
+        functions.setdefault(entry["family"], {})[entry["function"]] = entry["module"]
+    return {family: Family(methods) for family, methods in functions.items()}
 
 
 def __getattr__(name: str) -> Any:
-    """Load parts on first use: `import didact` alone imports no torch and reads no file."""
+    """Load attributes on first use: `import didact` alone imports no torch and reads no file."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    # A part that is about to be imported is no family: looking for one would import it in a circle.
-    if not name.startswith("_") and name not in _PARTS and (family := _families().get(name)):
+    # A submodule that is about to be imported is no family: looking for one here would be a circular import.
+    if not name.startswith("_") and name not in _SUBMODULES and (family := _families().get(name)):
         globals()[name] = family
         return family
     raise AttributeError(f"module 'didact' has no attribute '{name}'")

@@ -2,7 +2,7 @@
 
     def npo(..., beta: Positive = 0.1, draws: Annotated[int, Interval(ge=1, le=64)] = 4)
 
-`describe` puts a bound into words for `--help` and the docs, `violation` says what is wrong with a value. Pure.
+`describe` puts a bound into words for `--help` and the docs, `violation` says how a value breaks it. Pure.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
-"""A share that leaves something."""
+"""A share that is not the whole."""
 PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 Smoothing = Annotated[float, Interval(ge=0, lt=0.5)]
-"""A share of labels assumed wrong: half of them would say nothing."""
+"""A share of labels assumed wrong: with half of them wrong, labels would carry no information."""
 
 
 hints_of: Callable[[Any], dict[str, Any]] = functools.cache(
@@ -36,53 +36,53 @@ hints_of: Callable[[Any], dict[str, Any]] = functools.cache(
 
 
 def describe(hint: Any) -> str:
-    """The bounds of an annotation in words, as in `must be ...`; empty where there are none."""
-    own = _own(hint)
-    limits = [_words(m) for m in own if not isinstance(m, MinLen | MaxLen)]
-    low, high = (next((m for m in own if isinstance(m, kind)), None) for kind in (Gt | Ge, Lt | Le))
+    """Return the bounds of an annotation in words, as in `must be ...`; empty if there are none."""
+    limits = _limits_of(hint)
+    parts = [_words(m) for m in limits if not isinstance(m, MinLen | MaxLen)]
+    low, high = (next((m for m in limits if isinstance(m, kind)), None) for kind in (Gt | Ge, Lt | Le))
     if low is not None and high is not None:
-        left, right = "(["[isinstance(low, Ge)], ")]"[isinstance(high, Le)]
-        limits = [f"in {left}{_number(_edge(low))}, {_number(_edge(high))}{right}"]
-    sizes = [_words(m) for m in own if isinstance(m, MinLen | MaxLen)]
+        opening, closing = "(["[isinstance(low, Ge)], ")]"[isinstance(high, Le)]
+        parts = [f"in {opening}{_number(_edge(low))}, {_number(_edge(high))}{closing}"]
+    sizes = [_words(m) for m in limits if isinstance(m, MinLen | MaxLen)]
     each = next((d for inner in _inner(hint) if (d := describe(inner))), "")
     if typing.get_origin(_bare(hint)) in (types.UnionType, typing.Union):
-        return " and ".join(limits) or each
-    return ", ".join([*sizes, *limits, *([f"each {each}"] if each else [])])
+        return " and ".join(parts) or each
+    return ", ".join([*sizes, *parts, *([f"each {each}"] if each else [])])
 
 
 def violation(hint: Any, value: Any) -> str | None:
-    """What `value` must be and is not; None where it keeps every bound of its annotation."""
+    """Return `must be ...` for a value outside a bound of its annotation; None if it is within all."""
     if value is None:
         return None
-    own = _own(hint)
-    if own and not all(_keeps(m, value) for m in own):
+    limits = _limits_of(hint)
+    if limits and not all(_is_within(m, value) for m in limits):
         return f"must be {describe(hint)}"
     bare = _bare(hint)
-    if (names := _names(bare)) and isinstance(value, str) and value not in names:
-        return f"must be one of {', '.join(names)}"
+    if (choices := _choices(bare)) and isinstance(value, str) and value not in choices:
+        return f"must be one of {', '.join(choices)}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        found = violations(hints_of(type(value)), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-        return next((f"{name} = {getattr(value, name)!r}: {text}" for name, text in found), None)
-    many = isinstance(value, Sequence) and not isinstance(value, str)
+        broken = violations(hints_of(type(value)), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        return next((f"{name} = {getattr(value, name)!r}: {text}" for name, text in broken), None)
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
     for inner in _inner(hint):
         if typing.get_origin(bare) in (types.UnionType, typing.Union):
             checked = inner is not type(None) and typing.get_origin(inner) is not typing.Literal
             if checked and (text := violation(inner, value)):
                 return text
-        elif many and (text := next(filter(None, (violation(inner, item) for item in value)), None)):
+        elif is_list and (text := next(filter(None, (violation(inner, item) for item in value)), None)):
             return f"must be {describe(hint)}" if describe(inner) else text
     return None
 
 
 def violations(hints: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """`(name, what it must be)` of every value that breaks a bound of its annotation."""
+    """Yield `(name, what it must be)` for every value outside a bound of its annotation."""
     for name, value in values.items():
         if name in hints and (text := violation(hints[name], value)):
             yield name, text
 
 
-def _names(bare: Any) -> list[str]:
-    """The texts that an annotation of literals allows; none where it allows any text."""
+def _choices(bare: Any) -> list[str]:
+    """Return the texts that an annotation of literals allows; empty if it allows any text."""
     union = typing.get_origin(bare) in (types.UnionType, typing.Union)
     parts = [_bare(part) for part in typing.get_args(bare)] if union else [bare]
     literals = [part for part in parts if typing.get_origin(part) is typing.Literal]
@@ -95,8 +95,8 @@ def _bare(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-def _own(hint: Any) -> list[BaseMetadata]:
-    """The bounds on an annotation itself, intervals taken apart."""
+def _limits_of(hint: Any) -> list[BaseMetadata]:
+    """Return the bounds on an annotation itself, intervals split into their two ends."""
     if typing.get_origin(hint) is not Annotated:
         return []
     parts = [list(m) if isinstance(m, GroupedMetadata) else [m] for m in typing.get_args(hint)[1:]]
@@ -109,13 +109,13 @@ def _inner(hint: Any) -> list[Any]:
     return [] if plain else [a for a in typing.get_args(bare) if a is not Ellipsis]
 
 
-def _keeps(bound: BaseMetadata, value: Any) -> bool:
-    """Whether a value is within a bound. NaN is within none, and neither is infinity: nothing can be done with it."""
+def _is_within(bound: BaseMetadata, value: Any) -> bool:
+    """Whether a value is within a bound. NaN and infinity are within none: neither is usable."""
     if isinstance(bound, MinLen | MaxLen):
         size = len(value) if isinstance(value, Sequence) else -1
         return size >= bound.min_length if isinstance(bound, MinLen) else 0 <= size <= bound.max_length
     if not isinstance(value, int | float):
-        return True  # text in a union: bounds are of numbers
+        return True  # text in a union: bounds apply to numbers only
     limit = _edge(bound)
     inside = {Gt: value > limit, Ge: value >= limit, Lt: value < limit, Le: value <= limit}
     return math.isfinite(value) and inside[type(bound)]

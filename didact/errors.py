@@ -1,13 +1,13 @@
-"""What is told to the user in one line."""
+"""Errors that the user sees as one line."""
 
 
 class UserError(Exception):
-    """The user's input is wrong: the message names the place and the mend; the command line exits 2."""
+    """The user's input is wrong: the message says where and how to fix it; the command line exits 2."""
 
 
 class BudgetError(UserError):
-    """The calls or tokens that were allowed are used up."""
+    """The budget of calls or tokens is used up."""
 
 
 class TerminatedError(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM); handled as Ctrl-C is."""
+    """The process received SIGTERM; handled like Ctrl-C."""

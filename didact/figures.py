@@ -1,9 +1,9 @@
-"""Pictures a method declares: what to draw, as data; the page of a run draws them.
+"""Figures that a method declares as data; the report page of a run draws them.
 
     result.figures.append(figures.Curves(title="Loss", x="examples", y="loss", lines=[figures.Line("ours", x, y)]))
 
-`figure.save("picture.svg")` writes one by itself, and a notebook shows it. Numbers may be lists, arrays or tensors; a
-NaN leaves a gap. Every axis says in words what it is, with its unit; whatever is named stands beside its mark.
+`figure.save("picture.svg")` writes one alone, and a notebook shows it. Numbers may be lists, arrays or tensors; a
+NaN leaves a gap. Every axis has a label with its unit; names are written beside their marks.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from didact import files
 from didact.errors import UserError
 
 Numbers = Sequence[float | None]
-Tree = Any  # a word's place in the sentence, or (label, [trees])
+Tree = Any  # a word's index, or (label, [trees])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What all have: a title, and a sentence under the picture that says how to read it."""
+    """Base of all figures: a title, and a note under the picture on how to read it."""
 
     title: str
     note: str = ""
 
     def svg(self) -> str:
-        """The picture by itself, in the light or dark of whoever looks at it."""
-        drawn: str = importlib.import_module(".report.drawing", "didact").alone(as_row(self))
-        return drawn
+        """Return the picture as SVG; it follows the viewer's light or dark theme."""
+        picture: str = importlib.import_module(".report.drawing", "didact").alone(as_row(self))
+        return picture
 
-    _repr_svg_ = svg  # what notebooks ask for
+    _repr_svg_ = svg  # the name that notebooks look for
 
     def save(self, path: str | Path) -> None:
         """Write the picture as an SVG file."""
-        with files.new_file(path) as beside:
-            beside.write_text(self.svg(), encoding="utf-8")
+        with files.new_file(path) as temporary:
+            temporary.write_text(self.svg(), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves(Figure):
-    """Lines with bands on labelled axes. `levels` are named lines across: a floor, chance; `log` is about x."""
+    """Lines with bands on labelled axes. `levels` are named horizontal lines: a floor, chance; `log`: logarithmic x."""
 
     x: str
     y: str
@@ -72,9 +72,9 @@ class Curves(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class Heat(Figure):
-    """A number for every row and column, as shade: a phase map, attention. `value` says what it is.
+    """A number for every row and column, as shade: a phase map, attention. `value` is the numbers' label.
 
-    `ends` are the values of no and full shade; those of the numbers by default.
+    `ends` are the values of no and full shade; by default the least and the greatest number.
     """
 
     x: str
@@ -86,15 +86,15 @@ class Heat(Figure):
     ends: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        wide = {len(row) for row in self.values}
-        if len(self.values) != len(self.rows) or wide - {len(self.columns)}:
-            shape = f"{len(self.values)} x {' or '.join(map(str, sorted(wide)))}"
+        widths = {len(row) for row in self.values}
+        if len(self.values) != len(self.rows) or widths - {len(self.columns)}:
+            shape = f"{len(self.values)} x {' or '.join(map(str, sorted(widths)))}"
             raise UserError(f"heat map '{self.title}': {len(self.rows)} x {len(self.columns)} names, {shape} values")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A number with its interval, if any; bars of one `group` stand together under its name."""
+    """A number with its interval, if any; bars of one `group` are drawn together under its name."""
 
     name: str
     estimate: float | None
@@ -105,7 +105,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Figure):
-    """Bars from 0 with intervals; `x` says what they measure, `levels` are named lines: a floor, chance."""
+    """Bars from 0 with intervals; `x` is their label, `levels` are named lines: a floor, chance."""
 
     x: str
     bars: Sequence[Bar]
@@ -114,7 +114,7 @@ class Bars(Figure):
 
 @dataclass(frozen=True)
 class Points:
-    """Dots of one kind; `names`, where given, stand beside each."""
+    """Dots of one kind; `names`, if given, are written beside them."""
 
     name: str
     x: Numbers
@@ -138,9 +138,9 @@ class Scatter(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class Trees(Figure):
-    """Trees over the same words, one beside the other; the first is the true one, and what differs from it is marked.
+    """Trees over the same words, side by side; the first is the true one, and differences from it are marked.
 
-    A tree is a word's place, or a pair of a label and the trees below it: `("call", [0, ("args", [1, 2])])`.
+    A tree is a word's index, or a pair of a label and the trees below it: `("call", [0, ("args", [1, 2])])`.
     """
 
     words: Sequence[str]
@@ -149,7 +149,7 @@ class Trees(Figure):
 
 @dataclass(frozen=True)
 class Span:
-    """Time that something takes in one row; spans of one `kind` look alike."""
+    """A stretch of time in one row; spans of one `kind` look alike."""
 
     row: int
     start: float
@@ -160,7 +160,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline(Figure):
-    """Who does what when: a row for each, spans of time in it. `x` says what time is counted in."""
+    """Who does what when: a row for each, with spans of time. `x` is the unit of time."""
 
     x: str
     rows: Sequence[str]
@@ -176,15 +176,15 @@ PARTS = {"lines": Line, "bars": Bar, "points": Points, "spans": Span}
 
 
 def as_row(figure: Figure) -> dict[str, Any]:
-    """What is written of a figure: its `kind` and its fields, as JSON has them."""
+    """Return a figure as JSON: its `kind` and its fields."""
     return {"kind": type(figure).__name__.lower(), **files.plain(figure)}
 
 
 def read(folder: str | Path) -> list[Figure]:
-    """The figures of a run's folder.
+    """Read the figures of a run's folder.
 
     Raises:
-        UserError: it holds none, or `figures.json` is not as it was written.
+        UserError: it holds none, or `figures.json` is damaged.
     """
     path = Path(folder) / "figures.json"
     if not path.exists():
@@ -197,11 +197,11 @@ def read(folder: str | Path) -> list[Figure]:
 
 
 def of_row(row: Mapping[str, Any]) -> Figure:
-    """The figure that `as_row` wrote."""
+    """Return the figure that `as_row` wrote."""
     kind = KINDS[row["kind"]]
-    named = {f.name for f in fields(kind)}
-    given = {name: value for name, value in row.items() if name in named}
+    names = {f.name for f in fields(kind)}
+    arguments = {name: value for name, value in row.items() if name in names}
     for name, part in PARTS.items():
-        if name in given:
-            given[name] = [part(**piece) for piece in given[name]]
-    return kind(**given)
+        if name in arguments:
+            arguments[name] = [part(**piece) for piece in arguments[name]]
+    return kind(**arguments)

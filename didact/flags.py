@@ -1,4 +1,4 @@
-"""Options as they are spelled: hyphens or underscores, and what the option of another library is called here. Pure."""
+"""Spelling of options: hyphens or underscores, and the names that other libraries use for them. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from didact.errors import UserError
 
-DATA = (  # what others call records, and what other methods do
+DATA = (  # names for files of records in other libraries and in other methods
     "data", "dataset", "datasets", "dataset-name", "dataset-dir", "data-path", "train-file", "train-data",
     "train-dataset", "file", "demo", "demos", "preference", "preferences", "judged", "scored", "text", "texts",
 )  # fmt: skip
-# What TRL, transformers and lm-eval call it, and what it is called here.
+# An option's name in TRL, transformers or lm-eval: its name here.
 ELSEWHERE = {
     "learning-rate": "lr", "num-train-epochs": "epochs", "num-epochs": "epochs", "max-steps": "steps",
     "per-device-train-batch-size": "rows", "train-batch-size": "rows", "batch-size": "rows",
@@ -38,15 +38,15 @@ ELSEWHERE = {
 
 
 def spelled(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()) -> list[str]:
-    """Options as they are known, with hyphens or underscores.
+    """Normalise option names, written with hyphens or underscores, to the known ones.
 
     Args:
-        words: of a command line.
+        words: the words of a command line.
         known: its options, as `--name`.
-        data: those of them that name a file of records, which others call `--data`.
+        data: those options that take a file of records, which other libraries call `--data`.
 
     Raises:
-        UserError: one is unknown; the nearest is named.
+        UserError: an option is unknown; the message names the nearest.
     """
     by_plain = {o.lstrip("-").replace("_", "-"): o for o in known}
     out = []
@@ -62,14 +62,14 @@ def spelled(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()
 
 
 def meant(name: str, known: Iterable[str], data: Sequence[str] = ()) -> str:
-    """`: did you mean --lr?`, where an option is spelled almost so, or another library's word for one of these."""
+    """Return `: did you mean --lr?` for a near miss or another library's name of a known option; else nothing."""
     plain, known = name.replace("_", "-"), [o.replace("_", "-") for o in known]
     if plain in DATA and data and plain not in known:
-        return f": records are given by what they are: {', '.join('--' + d.replace('_', '-') for d in data)}"
-    elsewhere = {there: ours for there, ours in ELSEWHERE.items() if _near(ours, known)}
-    near = _near(plain, [*known, *elsewhere], 0.7)
-    return f": did you mean --{_near(elsewhere.get(near, near), known)}?" if near else ""
+        return f": give files of records by their own options: {', '.join('--' + d.replace('_', '-') for d in data)}"
+    elsewhere = {theirs: ours for theirs, ours in ELSEWHERE.items() if _closest(ours, known)}
+    match = _closest(plain, [*known, *elsewhere], 0.7)
+    return f": did you mean --{_closest(elsewhere.get(match, match), known)}?" if match else ""
 
 
-def _near(name: str, known: Sequence[str], cut: float = 0.8) -> str:
+def _closest(name: str, known: Sequence[str], cut: float = 0.8) -> str:
     return next(iter(difflib.get_close_matches(name, known, 1, cut)), "")

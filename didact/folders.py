@@ -1,8 +1,8 @@
-"""Whose a folder is, and who is at work in it.
+"""Ownership of output folders, and locks on them.
 
-A folder is ours only by the `.didact.json` that didact wrote when it made it; what stands in another is never touched.
-One process works on a thing at a time. On one machine flock tells, which ends with the process; where a folder that
-several machines share does not carry flock, who has not touched the file of its claim for a minute counts as dead.
+didact owns a folder only if it has the `.didact.json` written when didact created it; others are never touched.
+One process at a time works on a folder, or on one name in it. On one machine this is an flock, which ends with the
+process; on a shared file system without flock, a process that has not touched its claim for a minute counts as dead.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from didact.errors import UserError
 
 LOCK = ".didact-lock"
 HELD = re.compile(r"\.didact-held-[0-9a-f]{8}-(?P<name>.*)", re.DOTALL)
-BEAT, LEASE = 10.0, 60.0  # seconds between two touches, and without one until a claim counts as given up
+BEAT, LEASE = 10.0, 60.0  # seconds between two touches of a claim, and without one until it counts as abandoned
 
 
 def check(folder: str | Path, kind: str) -> None:
-    """Refuse a folder that is not ours to write a run, a comparison, ... into.
+    """Refuse a folder that didact may not write a result of this kind (a run, a comparison, ...) into.
 
     Raises:
-        UserError: it holds what didact did not write, or what another verb did.
+        UserError: it holds files that didact did not write, or the output of another verb.
     """
     place = Path(folder)
     try:
@@ -40,24 +40,24 @@ def check(folder: str | Path, kind: str) -> None:
             if place.exists() or place.is_symlink():
                 raise UserError(f"{folder}: not a folder; choose another")
             return
-        told = files.mark(place).get("kind")
-        others = [p.name for p in place.iterdir() if not _own(p.name)]
+        marked = files.mark(place).get("kind")
+        names = [p.name for p in place.iterdir() if not _is_bookkeeping(p.name)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
-    if told not in (kind, None):
-        raise UserError(f"{folder} holds what another verb of didact wrote ({told}): choose another")
-    if told is None and others:
+    if marked not in (kind, None):
+        raise UserError(f"{folder} holds the output of another didact verb ({marked}): choose another folder")
+    if marked is None and names:
         raise UserError(
-            f"{folder}: not empty and not made by didact ({min(others)} stands there), so nothing in it is touched: "
-            "choose another (what an earlier version wrote can be moved away)"
+            f"{folder}: not empty and not made by didact (it holds {min(names)}), so it is left untouched: "
+            "choose another folder (or move away the output of an earlier version)"
         )
 
 
 def enter(folder: str | Path, kind: str) -> None:
-    """Make a folder ours, or go on in one that is.
+    """Create and mark a folder for results of this kind, or accept one marked so.
 
     Raises:
-        UserError: it is not ours (see `check`), or cannot be written.
+        UserError: it may not be used (see `check`), or cannot be written.
     """
     check(folder, kind)
     try:
@@ -69,56 +69,56 @@ def enter(folder: str | Path, kind: str) -> None:
 
 
 def join(folder: str | Path, names: Sequence[str]) -> None:
-    """Make ready to write these names into a folder that may hold other things.
+    """Prepare to write these names into a folder that may hold other files.
 
     Raises:
-        UserError: one stands there already, and didact did not write it.
+        UserError: one of them exists already, and didact did not write it.
     """
-    place, told = Path(folder), files.mark(folder)
-    kind = told.get("kind", "result")
+    place, mark = Path(folder), files.mark(folder)
+    kind = mark.get("kind", "result")
     if kind == "files":
-        raise UserError(f"{folder}: a folder of one thing, a model or a checkpoint: choose another folder")
-    ours = told.get("names", ()) if kind == "result" else names
-    if taken := [name for name in names if name not in ours and os.path.lexists(place / name)]:
-        raise UserError(f"{place / taken[0]}: didact did not write it, and will not replace it: choose another folder")
+        raise UserError(f"{folder}: the folder of a single model or checkpoint: choose another folder")
+    own = mark.get("names", ()) if kind == "result" else names
+    if clash := [name for name in names if name not in own and os.path.lexists(place / name)]:
+        raise UserError(f"{place / clash[0]}: didact did not write it, and will not replace it: choose another folder")
     if kind == "result":
-        files.write_mark(place, "result", names=sorted({*ours, *names}))
+        files.write_mark(place, "result", names=sorted({*own, *names}))
 
 
 def apart(folder: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
-    """Refuse a folder to write into that is one of these files and folders, in one, or around one.
+    """Refuse an output folder that is one of these named inputs, lies in one, or contains one.
 
     Raises:
-        UserError: it is; the message has the name that comes with the input.
+        UserError: it does; the message has the input's name.
     """
     place = Path(folder).resolve()
     for name, path in inputs:
-        given = path.resolve()
-        how = "is" if place == given else "lies in" if given in place.parents else "holds"
-        if how != "holds" or place in given.parents:
-            raise UserError(f"--out {folder} {how} the input {name} {path}, which must stay as it is: choose another")
+        source = path.resolve()
+        relation = "is" if place == source else "lies in" if source in place.parents else "holds"
+        if relation != "holds" or place in source.parents:
+            raise UserError(f"--out {folder} {relation} the input {name} {path}, which must not change: choose another")
 
 
 @contextlib.contextmanager
 def at_work(folder: str | Path, kind: str, shared: bool = False) -> Iterator[None]:
-    """Inside the block a folder is ours and this process alone, or those that share it, at work there.
+    """Mark the folder and hold its lock inside the block, alone or together with others that ask for it `shared`.
 
     Raises:
-        UserError: it is not ours, cannot be written, or another process is at work in it.
+        UserError: it may not be used, cannot be written, or another process holds it.
     """
     enter(folder, kind)
-    with claimed(folder, shared=shared) as other:
-        if other is not None:
-            raise UserError(f"another run is at work in {folder}: {other}; wait, or choose another --out")
+    with claimed(folder, shared=shared) as holder:
+        if holder is not None:
+            raise UserError(f"another run is using {folder}: {holder}; wait for it, or choose another --out")
         yield
 
 
 @contextlib.contextmanager
 def alone(folder: str | Path, name: str) -> Iterator[None]:
-    """The same for one name in a folder, waiting until it is free."""
+    """Hold the lock on one name in a folder inside the block; wait until it is free."""
     while True:
-        with claimed(folder, name) as other:
-            if other is None:
+        with claimed(folder, name) as holder:
+            if holder is None:
                 yield
                 return
         time.sleep(0.1)
@@ -126,49 +126,49 @@ def alone(folder: str | Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(folder: str | Path, name: str = "", shared: bool = False) -> Iterator[str | None]:
-    """Who else is at work on `name` in `folder` (`process 12 on host since ...`); None where it is this process's now.
+    """Claim `name` in `folder`; yield None, or the process that holds it already (`process 12 on host since ...`).
 
-    A claim ends with the block, or with the process. Shared ones exclude only those that are not.
+    A claim ends with the block, or with the process. Shared claims exclude only those that are not shared.
 
     Raises:
         UserError: the folder cannot be written.
     """
     root = Path(folder)
     token = secrets.token_hex(4)
-    beside, mine = root / f".didact-tmp-{token}-held", root / f".didact-held-{token}-{name}"
-    told = {
-        "pid": os.getpid(), "host": platform.node(), "kernel": _kernel(), "shared": shared,
+    temporary, claim = root / f".didact-tmp-{token}-held", root / f".didact-held-{token}-{name}"
+    details = {
+        "pid": os.getpid(), "host": platform.node(), "kernel": _boot_id(), "shared": shared,
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }  # fmt: skip
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
-            with open(root / LOCK, "a", encoding="utf-8") as turn:
-                with contextlib.suppress(OSError):  # a file system without locks: claims are seen by their files
-                    fcntl.flock(turn, fcntl.LOCK_EX)
+            with open(root / LOCK, "a", encoding="utf-8") as lock:
+                with contextlib.suppress(OSError):  # a file system without locks: claims still have their files
+                    fcntl.flock(lock, fcntl.LOCK_EX)
                 files.sweep(root, "held")
-                handle = held.enter_context(open(beside, "wb", buffering=0))
-                held.callback(mine.unlink, missing_ok=True)
+                handle = stack.enter_context(open(temporary, "wb", buffering=0))
+                stack.callback(claim.unlink, missing_ok=True)
                 files.locked(handle.fileno(), fcntl.LOCK_EX)
-                handle.write(json.dumps(told).encode())
-                beside.rename(mine)  # whole from the first: a claim that says nothing could not be told to be dead
-                now = mine.stat().st_mtime  # by the file server's clock
-                others = [_holder(path, now) for path in root.glob(".didact-held-*") if path != mine
-                          and (found := HELD.fullmatch(path.name)) and found["name"] == name]  # fmt: skip
+                handle.write(json.dumps(details).encode())
+                temporary.rename(claim)  # complete from the start: an empty claim could not be recognised as dead
+                now = claim.stat().st_mtime  # by the file server's clock
+                holders = [_live_holder(path, now) for path in root.glob(".didact-held-*") if path != claim
+                          and (match := HELD.fullmatch(path.name)) and match["name"] == name]  # fmt: skip
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-        for other in others:
-            if other is not None and not (shared and other.get("shared")):
-                held.close()
-                yield f"process {other.get('pid')} on {other.get('host')} since {other.get('since')}"
+        for holder in holders:
+            if holder is not None and not (shared and holder.get("shared")):
+                stack.close()
+                yield f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
                 return
         stop = threading.Event()
-        threading.Thread(target=_beat, args=(mine, stop), daemon=True).start()
-        held.callback(stop.set)
+        threading.Thread(target=_keep_alive, args=(claim, stop), daemon=True).start()
+        stack.callback(stop.set)
         yield None
 
 
-def _holder(path: Path, now: float) -> dict[str, Any] | None:
-    """What a claim's file says, where its process is alive; that of a dead one is removed."""
+def _live_holder(path: Path, now: float) -> dict[str, Any] | None:
+    """Return the content of a claim whose process is alive; remove the claim of a dead process."""
     try:
         with open(path, "r+", encoding="utf-8") as handle:
             free = files.locked(handle.fileno(), fcntl.LOCK_EX)
@@ -176,30 +176,30 @@ def _holder(path: Path, now: float) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        told = json.loads(text)
+        details = json.loads(text)
     except ValueError:
-        told = {}
-    dead_here = free is True and told.get("kernel") == _kernel()
+        details = {}
+    dead_here = free is True and details.get("kernel") == _boot_id()
     if free is False or not (dead_here or now - touched > LEASE):
-        return dict(told)
+        return dict(details)
     path.unlink(missing_ok=True)
     return None
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
+def _keep_alive(path: Path, stop: threading.Event) -> None:
     while not stop.wait(BEAT):
         with contextlib.suppress(OSError):
             os.utime(path)
 
 
-def _kernel() -> str:
-    """Names this boot of this machine: flock is told apart within one kernel, whatever its containers are called."""
+def _boot_id() -> str:
+    """Return an id of this boot of this machine: flock holds within one kernel, whatever its containers are called."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return platform.node()
 
 
-def _own(name: str) -> bool:
-    """Whether a name in a folder is one that only didact gives, and that says nothing of what the folder holds."""
+def _is_bookkeeping(name: str) -> bool:
+    """Whether a name is one of didact's own hidden files, which are no part of a folder's content."""
     return name in (files.MARK, LOCK) or bool(files.STRAY.fullmatch(name) or HELD.fullmatch(name))

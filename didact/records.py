@@ -1,4 +1,4 @@
-"""Records: one line of what the user has, each kind a class. Imports no torch."""
+"""Records: one line of a data file, a class for each kind. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Messages(str):
-    """A conversation as a prompt: as text `User: ...`, a line a turn, and `Assistant:` for the answer to follow.
+    """A conversation as a prompt: its text is `User: ...`, one line per turn, then `Assistant:` for the answer.
 
-    Being text it goes wherever a prompt goes; `data.encode` renders its `turns` by the tokenizer's
+    It is a `str` and goes wherever a prompt goes; `data.encode` renders its `turns` with the tokenizer's
     own chat template where there is one.
     """
 
@@ -22,34 +22,34 @@ class Messages(str):
     tools: tuple[dict[str, Any], ...]
 
     def __new__(cls, turns: Iterable[Mapping[str, Any]], tools: Iterable[Mapping[str, Any]] = ()) -> Messages:  # noqa: D102  (the class says)
-        kept, offered = tuple(dict(turn) for turn in turns), tuple(dict(tool) for tool in tools)
-        said = "".join(f"{turn['role'].capitalize()}: {Reply(turn)}\n" for turn in kept)
-        made = super().__new__(cls, (f"Tools: {_json(offered)}\n" if offered else "") + said + "Assistant:")
-        made.turns, made.tools = kept, offered
-        return made
+        turn_rows, tool_rows = tuple(dict(turn) for turn in turns), tuple(dict(tool) for tool in tools)
+        text = "".join(f"{turn['role'].capitalize()}: {Reply(turn)}\n" for turn in turn_rows)
+        prompt = super().__new__(cls, (f"Tools: {_json(tool_rows)}\n" if tool_rows else "") + text + "Assistant:")
+        prompt.turns, prompt.tools = turn_rows, tool_rows
+        return prompt
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # so that copies and pickles keep the turns
         return (self.turns, self.tools)
 
 
 class Reply(str):
-    """An assistant turn as a completion: as text its thought, its content, its tool calls as JSON; `turn` is all."""
+    """An assistant turn as a completion: its text is reasoning, content, tool calls (JSON); `turn` has all fields."""
 
     turn: dict[str, Any]
 
     def __new__(cls, turn: Mapping[str, Any]) -> Reply:  # noqa: D102  (the class says)
-        calls, before = turn.get("tool_calls"), thought(turn)
-        said = "\n".join(filter(None, (turn["content"], _json(calls) if calls else "")))
-        made = super().__new__(cls, f"<think>\n{before}\n</think>\n\n{said}" if before else said)
-        made.turn = dict(turn)
-        return made
+        calls, reasoning = turn.get("tool_calls"), thought(turn)
+        text = "\n".join(filter(None, (turn["content"], _json(calls) if calls else "")))
+        reply = super().__new__(cls, f"<think>\n{reasoning}\n</think>\n\n{text}" if reasoning else text)
+        reply.turn = dict(turn)
+        return reply
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return (self.turn,)
 
 
 def thought(turn: Mapping[str, Any]) -> str:
-    """What a turn says to itself before its content, under any of the names that services have for it."""
+    """Return the reasoning before a turn's content, under any of the field names that services use; empty if none."""
     return next((str(turn[name]) for name in REASONING if turn.get(name)), "")
 
 
@@ -59,7 +59,7 @@ def _json(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One line of what the user has. Fields a record does not know are kept in `extra`."""
+    """One line of a data file. Fields that the class does not define are kept in `extra`."""
 
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class Segment(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text(Record):
-    """A document. `segments` are its parts in order, each scored; joined they are the text."""
+    """A document. `segments` are its parts in order, each with a score; joined they give the text."""
 
     text: str
     metadata: dict[str, Any] | None = None
@@ -85,10 +85,10 @@ class Text(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo(Record):
-    """A demonstration: what was asked and what a good answer is.
+    """A demonstration: a prompt and a good answer to it.
 
     `paraphrased` is another wording of the completion, `perturbed` are wrong completions in the
-    same wording, `alternate` is what to answer instead (a refusal, say).
+    same wording, `alternate` is the answer to give instead (a refusal, say).
     """
 
     prompt: str
@@ -138,7 +138,7 @@ class Preference(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged(Record):
-    """A completion that was found good or bad, without another beside it."""
+    """A completion labelled good or bad, without another to compare it with."""
 
     prompt: str
     completion: str
@@ -156,7 +156,7 @@ class Scored(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critique(Record):
-    """A completion, what someone said about it, and perhaps the completion mended accordingly."""
+    """A completion, feedback on it, and perhaps a refinement that follows the feedback."""
 
     prompt: str
     completion: str
@@ -166,7 +166,7 @@ class Critique(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Record):
-    """One step of a trajectory: what was seen, what was done then, and what that was worth."""
+    """One step of a trajectory: the observation, the action taken, and its reward."""
 
     observation: Any
     action: Any
@@ -175,9 +175,9 @@ class Step(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory(Record):
-    """An episode: its steps in order, and what was seen after the last.
+    """An episode: its steps in order, and the observation after the last.
 
-    `goal` is what was asked for (nobody may have asked), `achieved` what was reached, in the same form.
+    `goal` is the goal that was set (there may be none), `achieved` what was reached, in the same form.
     """
 
     task: str
@@ -191,7 +191,7 @@ class Trajectory(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lexeme(Record):
-    """A word of a language for a meaning (`synset`) that other languages have words for too."""
+    """A word of one language for a meaning (`synset`) that other languages have words for too."""
 
     synset: str
     language: str
@@ -211,7 +211,7 @@ class Parallel(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage(Record):
-    """A text to be looked up."""
+    """A text for retrieval."""
 
     text: str
     title: str | None = None
@@ -220,7 +220,7 @@ class Passage(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial(Record):
-    """A configuration that was tried, and what it scored; no score where it failed, or is still to be tried."""
+    """A configuration that was tried, and its score; no score if it failed or is still to be tried."""
 
     config: dict[str, Any]
     score: float | None = None
@@ -244,13 +244,13 @@ RECORDS: dict[str, type[Record]] = {
 
 
 def as_row(record: Record) -> dict[str, Any]:
-    """A record as it would stand in a JSONL file."""
+    """Return a record as a row of a JSONL file."""
     row = {f.name: _as_json(getattr(record, f.name)) for f in dataclasses.fields(record) if f.name != "extra"}
     return {k: v for k, v in row.items() if v is not None} | record.extra
 
 
 def _as_json(value: Any) -> Any:
-    """A field's value as JSON has it: conversations as their turns, steps and segments as objects."""
+    """Return a field's value as JSON: conversations as their turns, steps and segments as objects."""
     if isinstance(value, Messages):
         return list(value.turns)
     if isinstance(value, Reply):

@@ -1,8 +1,8 @@
-"""`@method`: how a function becomes a method, and what the declaration carries for it.
+"""`@method`: registers a function as a method, with its declaration.
 
-The wrapper checks bounds, model kinds and empty inputs before the function runs, makes an adapter given as the start
-ready for training, and gives every checkpoint written
-inside it the identity of the call: the digest of all arguments and data and of the method's source.
+The wrapper checks bounds, model kinds and empty inputs before the function runs, makes a start model that is an adapter
+ready for training, and gives every checkpoint written inside the identity of the call: the digest of all arguments and
+data and of the method's source.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from didact.types import Call, Record, Result, UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ROUNDS = "didact.learn.rounds"  # by its name: it stands floors above
-RUNTIME = ("fit", "hooks")  # a checkpoint compares the training options itself; hooks only watch
+ROUNDS = "didact.learn.rounds"  # by name: it is in a higher layer, which this one may not import
+RUNTIME = ("fit", "hooks")  # not in the digest: a checkpoint compares training options itself; hooks only observe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A registered method: its function and what the command line, `methods` and `compare` need to know."""
+    """A registered method: its function and what the command line, `methods` and `compare` need."""
 
     name: str
     family: str
@@ -52,7 +52,7 @@ class Method:
 
     @property
     def module(self) -> str:
-        """Where the function is defined."""
+        """The module that defines the function."""
         return self.function.__module__
 
     @functools.cached_property
@@ -77,23 +77,23 @@ class Method:
 
     @property
     def rounds(self) -> bool:
-        """Whether it goes in rounds, each of which samples from the model that the last one made."""
-        used = vars(sys.modules[self.module]).values()
-        return any(getattr(part, "__name__", "") == ROUNDS for part in used)
+        """Whether it works in rounds, each of which samples from the model of the previous one."""
+        imported = vars(sys.modules[self.module]).values()
+        return any(getattr(part, "__name__", "") == ROUNDS for part in imported)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Check option values against the bounds in the signature.
 
         Raises:
-            UserError: one is out of bounds; the message names the method, the option, its value and the mend.
+            UserError: one is out of bounds; the message names the method, the option, its value and its bounds.
         """
-        own = {name: value for name, value in values.items() if name not in self.needs and name not in RUNTIME}
-        for name, text in bounds.violations(self.hints, own):
+        options = {name: value for name, value in values.items() if name not in self.needs and name not in RUNTIME}
+        for name, text in bounds.violations(self.hints, options):
             default = self.parameters[name].default
             if dataclasses.is_dataclass(values[name]):
                 raise UserError(f"{self.name}: {name}.{text}")
-            mend = "" if default in (inspect.Parameter.empty, None) else f" (default {_shown(default)})"
-            raise UserError(f"{self.name}: {name} = {_shown(values[name])}: {text}{mend}")
+            hint = "" if default in (inspect.Parameter.empty, None) else f" (default {_as_text(default)})"
+            raise UserError(f"{self.name}: {name} = {_as_text(values[name])}: {text}{hint}")
 
     def check_inputs(self, values: Mapping[str, Any]) -> None:
         """Check the models and records of a call.
@@ -130,20 +130,20 @@ def method(
     """Register a function as a method.
 
     Args:
-        name: on the command line.
-        paper: its title.
-        year: it appeared.
-        source: where (`arXiv:...`).
+        name: its name on the command line.
+        paper: the paper's title.
+        year: the year it appeared.
+        source: where it appeared (`arXiv:...`).
         gives: parts of the `Result` it fills: models, predict, records, findings.
-        capabilities: what its model must offer.
-        kinds: of language model it works on.
+        capabilities: capabilities that its model must have.
+        kinds: kinds of language model it works on.
         protocol: names of the protocols that score its model before and after (see `evaluate.protocols`).
-        answers: the parameter of records that it answers, where it gives `predict` and no model: those are scored as
-            they are, none is held out, and one needs no completion to be answered.
+        answers: the parameter of records that it answers, if it gives `predict` and no model: all of these are scored,
+            none is held out, and they need no completion.
         presets: named option sets, `{"simnpo": {"loss": "simnpo", ...}}`; `method:preset` picks one.
         baseline: registered for comparison; not one of the papers.
 
-    Its family is the package its module stands in.
+    Its family is the package that its module is in.
     """
 
     def register(function: F) -> F:
@@ -163,10 +163,10 @@ def method(
             if hasattr(call.arguments.get("model"), "ready") and "fit" in call.arguments:
                 call.arguments["model"] = call.arguments["model"].ready(call.arguments["fit"].lora)
             with identified(entry, call.arguments):
-                made = function(*call.args, **call.kwargs)
-            if isinstance(made, Result):
-                _remember(made, entry, call.arguments)
-            return made
+                result = function(*call.args, **call.kwargs)
+            if isinstance(result, Result):
+                _remember(result, entry, call.arguments)
+            return result
 
         return typing.cast(F, checked)
 
@@ -174,19 +174,19 @@ def method(
 
 
 def _remember(result: Result, entry: Method, arguments: Mapping[str, Any]) -> None:
-    """Which call gave a result; its metrics, where it has none of its own, are made of that when they are asked for."""
+    """Record the call in its result; metrics, if the method computed none, are then evaluated on first access."""
     result.call = Call(entry.name, dict(arguments))
     if not vars(result).get("metrics", True) and entry.protocol and (result.models or result.predict):
         del result.metrics
 
 
 def _package(function: Callable[..., Any]) -> str:
-    """The name of the package a function's module stands in, or of a module by itself."""
+    """Return the name of the package that a function's module is in, or of a module without one."""
     return function.__module__.rpartition(".")[0].rpartition(".")[2] or function.__module__
 
 
 def assemble(function: Callable[..., Any], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a function takes them: those called `option.field` become fields of its dataclass option."""
+    """Return options as a function takes them: `option.field` becomes a field of its dataclass option."""
     out: dict[str, Any] = {}
     parameters = inspect.signature(function).parameters
     for name, value in flat.items():
@@ -213,20 +213,20 @@ _CALL: contextvars.ContextVar[Callable[[], dict[str, str]] | None] = contextvars
 
 
 def identity() -> dict[str, str]:
-    """What a checkpoint written now belongs to: a digest of every argument of the method that runs; empty outside."""
+    """Return what a checkpoint written now belongs to: digests of the running method's arguments; empty outside one."""
     call = _CALL.get()
     return call() if call else {}
 
 
 @contextlib.contextmanager
 def identified(entry: Method, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the block checkpoints belong to this call. Digests are made when a checkpoint first asks for them."""
+    """Inside the block checkpoints belong to this call. Digests are computed when a checkpoint first needs them."""
 
     @functools.cache
     def call() -> dict[str, str]:
-        given = {name: digest(value) for name, value in arguments.items() if name not in RUNTIME}
+        digests = {name: digest(value) for name, value in arguments.items() if name not in RUNTIME}
         source = Path(str(sys.modules[entry.module].__file__)).read_text(encoding="utf-8")
-        return {"method": entry.name, "source": digest(source), **given}
+        return {"method": entry.name, "source": digest(source), **digests}
 
     token = _CALL.set(call)
     try:
@@ -254,41 +254,41 @@ def _content(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return (type(value).__name__, [(f.name, _content(getattr(value, f.name))) for f in dataclasses.fields(value)])
     if callable(value):
-        with contextlib.suppress(OSError, TypeError):  # no source at hand: a built-in, or typed at a prompt
+        with contextlib.suppress(OSError, TypeError):  # no source: a built-in, or defined interactively
             return inspect.getsource(value)
         return getattr(value, "__module__", ""), getattr(value, "__qualname__", type(value).__name__)
-    if repr(value) == object.__repr__(value):  # an address says nothing of what it is
+    if repr(value) == object.__repr__(value):  # its repr is only a memory address
         return type(value).__module__, type(value).__qualname__
     return repr(value)
 
 
 def module_file(name: str) -> Path | None:
-    """The file with the code of a user's `module:function`, perhaps in the working folder; None where there is none."""
+    """Return the file of a user's `module:function`, perhaps in the working folder; None if there is none."""
     module, _, function = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), function)):
         return None
     sys.path.insert(0, "")
     try:
-        found = importlib.util.find_spec(module)
-    except Exception:  # whatever a package of the user's raises; it is told where the function is imported
+        spec = importlib.util.find_spec(module)
+    except Exception:  # whatever the user's package raises: it is reported when the function is imported
         return None
     finally:
         sys.path.remove("")
-    return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
+    return Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
 
 
 def is_input(text: str) -> bool:
-    """Whether an option names a file or a model folder, whose content counts beside its name."""
+    """Whether an option names a file or a model folder, whose content then counts too."""
     with contextlib.suppress(OSError, ValueError):
         place = Path(text)
         return place.is_file() or any(
-            (place / n).is_file() for n in ("config.json", "adapter_config.json", "didact.json")
+            (place / name).is_file() for name in ("config.json", "adapter_config.json", "didact.json")
         )
     return False
 
 
 def _input_kind(hint: Any) -> str | None:
-    """`model` for a Model, the record's lower-case name for a sequence of records, else None."""
+    """Return `model` for a Model, the record's lower-case name for a sequence of records, else None."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     for option in typing.get_args(hint) if union else (hint,):
         if getattr(option, "__name__", "") == "Model":
@@ -300,5 +300,5 @@ def _input_kind(hint: Any) -> str | None:
     return None
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,4 +1,4 @@
-"""What the larger verbs are asked for, with what they have in common. Imports no torch."""
+"""Requests: the parameters of `run` and `compare`, and those they share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any, Literal
 
 @dataclass(kw_only=True)
 class Common:
-    """What `run` and `compare` both take; `options.COMMON` says what each means.
+    """The parameters of both `run` and `compare`; `options.COMMON` has their help texts.
 
     Args:
-        model: where training starts.
-        data: files by parameter (`forget`, `retain`) or, of a comparison, by record kind.
+        model: the start model.
+        data: files by parameter (`forget`, `retain`) or, in a comparison, by record kind.
         fit: training options.
-        out: the folder that everything is written to, where what was stopped goes on.
-        seed: of everything drawn; of a comparison test seeds are counted from it.
+        out: the folder that everything is written to; a stopped run or comparison resumes from it.
+        seed: of all randomness; a comparison counts its test seeds from it.
         device: cpu, cuda, ...
-        dtype: of the weights.
+        dtype: data type of the weights.
         quantize: hold the start model's matrices in fewer bits; adapters are trained on them.
-        rename: fields of the files.
+        rename: names of the files' fields, by the records' fields.
         skip_bad: drop bad lines.
-        chat: conversations to the model.
+        chat: how conversations become prompts.
         chat_template: a file with a chat template in place of the tokenizer's own.
-        turns: assistant turns of `messages` that are learnt.
-        max_length: tokens of a prompt and its completion at most.
+        turns: assistant turns of `messages` to train on.
+        max_length: most tokens of a prompt and its completion together.
         truncate: the side on which prompts are cut.
-        track: a tool that curves go to as well.
-        group_by: a field whose equal values are never on both sides of a split.
-        final_answer: how final answers are found; arms of a comparison are then ranked by them.
-        stops: texts that end answers before them.
-        retention: text on which it is seen what training broke; a little is embedded.
-        metric: the user's own, `module:function`, which arms of a comparison are then ranked by.
-        gold: a model that never saw what must be forgotten.
-        function_timeout: seconds for one call of a function of the user's.
-        overwrite: replace what stands in `out`.
+        track: an experiment tracker that gets the curves too.
+        group_by: a field; records with the same value are on the same side of a split.
+        final_answer: how final answers are extracted; a comparison then ranks its arms by them.
+        stops: stop strings of answers.
+        retention: general text that shows what training damaged; a small one is embedded.
+        metric: the user's own metric, `module:function`; a comparison then ranks its arms by it.
+        gold: a model that was never trained on what must be forgotten.
+        function_timeout: seconds for one call of a user's function.
+        overwrite: replace the results in `out`.
         argv: the command line, shown on the page.
     """
 
@@ -68,25 +68,25 @@ class Common:
 
 @dataclass(kw_only=True)
 class Request(Common):
-    """One `didact run`: everything the user said, with where each option came from.
+    """One `didact run`: all the user's options, and where each came from.
 
     Args:
-        method: its name.
-        preset: of its options.
-        options: its own, by name.
+        method: name of the method.
+        preset: a named set of its options.
+        options: the method's own options, by name.
         provenance: where each option that is not a default came from.
-        holdout: share of the records that is kept from training.
-        score_on: records to score on, in place of that share.
-        evaluate_every: steps between scores on the way.
-        keep_best: the result is the model that scored best.
+        holdout: share of the records that is held out from training.
+        score_on: a file of records to score on, in place of that share.
+        evaluate_every: steps between evaluations during training.
+        keep_best: the result is the model of the best evaluation.
         config: the file that options were read from.
-        budget_calls: to a served model, at most.
-        budget_tokens: of a served model, at most.
-        parallel_calls: to a server, under way at once.
+        budget_calls: most calls to a served model.
+        budget_tokens: most tokens of a served model.
+        parallel_calls: concurrent calls to a server.
         generate_with: the address of a vLLM server that samples in the rounds in place of the model itself.
-        keep_checkpoints: also after the end.
+        keep_checkpoints: keep checkpoints after the end.
         print_config: print the options and stop.
-        dry_run: only say what it would take.
+        dry_run: only report what the run would take.
     """
 
     method: str
@@ -109,24 +109,24 @@ class Request(Common):
 
 @dataclass(kw_only=True)
 class Comparison(Common):
-    """One `didact compare`: everything the user asked for. Without model and data it is the embedded example.
+    """One `didact compare`: all the user's options. Without model and data it runs the embedded example.
 
     Args:
         arms: `METHOD[:PRESET]`, a YAML file with `method:` and options, or a model that is scored as it is: a folder, a
-            hub id, a server. With nothing but models among them no model need be given.
+            hub id, a server. If all arms are models, `model` is not needed.
         budget: what each arm may use, `20M-tokens`, `1e15-flops` or `90-seconds`.
-        seeds: how many test seeds.
-        lrs: learning rates every arm is tuned over; a grid by the model's size where none are given.
-        beyond_lrs: rates more that an arm may try, while its best is at the edge of those it tried.
-        lora_lrs: what the rates are multiplied by for arms that train an adapter; 10 for the grid by size, 1 for `lrs`.
+        seeds: number of test seeds.
+        lrs: learning rates every arm is tuned over; by default a grid that depends on the model's size.
+        beyond_lrs: further rates that an arm may try while its best is at the edge of those tried.
+        lora_lrs: factor on the rates of arms that train an adapter; 10 for the grid by size, 1 for `lrs`.
         folds: cross-validation in place of one split, seed k on fold k.
         judge: `module:function`, a reward model's folder, or `http://host/v1#name`.
-        protocol: how arms are scored; by the records where not given.
+        protocol: how arms are scored; by default chosen by the records.
         diagnostics: which seeds' models also answer, are judged and read general text: all, every arm's first, none.
         no_models: do not save the model of every arm's first seed.
         workers: processes of this machine that share the work.
-        on: a Ray cluster that does it: `auto`, `host:6379`, `ray://host:10001`. Its nodes share the folder `out`.
-        gpus_per_arm: what a unit of work needs there.
+        on: a Ray cluster that does the work: `auto`, `host:6379`, `ray://host:10001`. Its nodes share the folder `out`.
+        gpus_per_arm: GPUs that a unit of work needs there.
     """
 
     arms: Sequence[str] = ()

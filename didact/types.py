@@ -1,4 +1,4 @@
-"""The nouns every floor shares: records, `Fit`, `Result`, errors and protocols. Imports no torch."""
+"""Types that all layers share: records, `Fit`, `Result`, errors and protocols. Imports no torch."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Fit:
 class Metric:
     """One number before and after teaching. `ci` is the 95 % interval of `after` over the `n` items.
 
-    `gold` is the same number of a model that shows what perfect looks like, where there is one.
+    `gold` is the same number of an ideal model to compare with, if there is one.
     """
 
     after: float
@@ -177,7 +177,7 @@ class Cost:
 
 
 class Savable(Protocol):
-    """Anything a `Result` can write: a model does."""
+    """Anything that a `Result` can save, such as a model."""
 
     def save(self, folder: str | Path) -> str:
         """Write into `folder`; return the format (`hf`, `peft` or `didact`)."""
@@ -192,11 +192,11 @@ class Call(NamedTuple):
 
 @dataclass(repr=False)
 class Result:
-    """What a method gives: any of models, a predictor, records and findings; plus how it went.
+    """What a method returns: any of models, a predictor, records and findings; and how it went.
 
-    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row a step; `transcript` are
-    a procedure's prompts and the model's answers, as records to train on; `figures` are what the page draws. `metrics`
-    of a method that was called from Python are made when they are first looked at: see `evaluate`.
+    `samples` are answers before and after (`prompt`, `before`, `after`); `history` has one row per step; `transcript`
+    has a procedure's prompts and the model's answers, as records to train on; the page draws `figures`. `metrics` of a
+    method that was called from Python are computed when they are first read: see `evaluate`.
     """
 
     models: dict[str, Savable] = field(default_factory=dict)
@@ -219,15 +219,15 @@ class Result:
     }
 
     def __repr__(self) -> str:
-        """What there is, in a line; `report` says more."""
-        has = [*self.models, *(["answers"] if self.predict else [])]
-        has += [f"{len(self.records):,} records"] if self.records is not None else []
-        has += [f"{len(self.history):,} steps"] if self.history else []
-        has += [f"findings {', '.join(self.findings)}"] if self.findings else []
-        has += [f"{len(self.figures)} figures"] if self.figures else []
-        known = vars(self).get("metrics", {})
-        has += [f"{name} {m.after:.3g}" for name, m in list(known.items())[:3]]
-        return f"Result({', '.join(has)}{', ...' if len(known) > 3 else ''})"
+        """Its content in one line; `report` prints more."""
+        parts = [*self.models, *(["answers"] if self.predict else [])]
+        parts += [f"{len(self.records):,} records"] if self.records is not None else []
+        parts += [f"{len(self.history):,} steps"] if self.history else []
+        parts += [f"findings {', '.join(self.findings)}"] if self.findings else []
+        parts += [f"{len(self.figures)} figures"] if self.figures else []
+        metrics = vars(self).get("metrics", {})
+        parts += [f"{name} {m.after:.3g}" for name, m in list(metrics.items())[:3]]
+        return f"Result({', '.join(parts)}{', ...' if len(metrics) > 3 else ''})"
 
     if not TYPE_CHECKING:
 
@@ -237,41 +237,41 @@ class Result:
             return self.evaluate()
 
     def evaluate(self, **records: Sequence[Record]) -> dict[str, Metric]:
-        """Score the model and the one it started from, as the method's protocols do; the numbers are `metrics` then.
+        """Score the model and its start model by the method's protocols; the numbers are in `metrics` afterwards.
 
         Args:
-            records: by the method's parameter, or by kind (`demo=held_out`). In place of those that training saw,
+            records: by the method's parameter, or by kind (`demo=held_out`), in place of the training records,
                 which flatter the model.
 
         Raises:
-            UserError: no method gave this result, or the records do not serve.
+            UserError: no method gave this result, or the records cannot be scored.
         """
         self.metrics = _direct().metrics(self, records)
         return self.metrics
 
     def report(self, folder: str | Path | None = None) -> None:
-        """Print the numbers before and after, with samples and warnings; with a folder save it there, with its page."""
+        """Print the numbers before and after, samples and warnings; with a folder also save it there, with its page."""
         _direct().report(self, folder)
 
     def save(self, folder: str | Path) -> dict[str, str]:
-        """Write everything this result has into `folder`; a model alone, or named so, goes to `folder/model`.
+        """Write everything this result has into `folder`; the only model, or the one called `model`, to `folder/model`.
 
-        What a method gave when it was called from Python gets a `result.json` too, so that `didact report`, `try` and
-        `evaluate` read the folder as they read that of a run.
+        The result of a call from Python gets a `result.json` too, so that `didact report`, `try` and `evaluate` read
+        the folder like that of a run.
 
-        Returns `{what: format and which tools open it}`.
+        Returns `{name: format and which tools open it}`.
 
         Raises:
-            UserError: something of one of these names stands there which didact did not write.
+            UserError: a file with one of these names is there already, and didact did not write it.
         """
         root = Path(folder)
         places = {"model" if len(self.models) == 1 or n == "model" else f"model-{n}": m for n, m in self.models.items()}
-        rows = {
+        contents = {
             "records.jsonl": self.records is not None, "transcript.jsonl": self.transcript is not None,
             "findings.json": self.findings, "figures.json": self.figures, "history.jsonl": self.history,
             "samples.json": self.call and self.samples, "result.json": self.call,
         }  # fmt: skip
-        folders.join(root, [*places, *(name for name, given in rows.items() if given)])
+        folders.join(root, [*places, *(name for name, present in contents.items() if present)])
         written: dict[str, str] = {}
         for place, model in places.items():
             with files.new_folder(root / place) as fresh:
@@ -298,7 +298,7 @@ class Result:
 
 
 def _direct() -> Any:
-    """What scores and tells results, some floors above."""
+    """The module that scores and reports results, in a higher layer."""
     return importlib.import_module(".report.direct", "didact")
 
 
@@ -309,35 +309,35 @@ class Critic(Protocol):
     """Says what is wrong with completions."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[str]:
-        """One text for each; an empty one where there is nothing to say."""
+        """Return one text for each; an empty one if nothing is wrong."""
 
 
 class Reward(Protocol):
-    """Says how good completions are."""
+    """Scores completions."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> Sequence[float]:
-        """One number for each, higher is better."""
+        """Return one number for each, higher is better."""
 
 
 class Objective(Protocol):
-    """Says how well a configuration does."""
+    """Scores a configuration."""
 
     def __call__(self, config: dict[str, Any], /) -> float:
-        """One number."""
+        """Return its score."""
 
 
 class AnswerCheck(Protocol):
-    """Knows whether a worked solution comes to the right answer."""
+    """Checks whether a worked solution reaches the right answer."""
 
     def __call__(self, solution: str, demo: Demo, /) -> bool:
-        """Whether it is right."""
+        """Return whether it does."""
 
 
 class Check(Protocol):
-    """Knows whether feedback was taken up."""
+    """Checks whether refinements follow the feedback."""
 
     def __call__(self, completions: Sequence[str], feedback: Sequence[str], refinements: Sequence[str], /) -> Any:
-        """One truth value for each."""
+        """Return one truth value for each."""
 
 
 class Likelihood(NamedTuple):
@@ -348,7 +348,7 @@ class Likelihood(NamedTuple):
 
 
 class LM(Protocol):
-    """A language model as the prompting methods see it: what it can do is in `capabilities`.
+    """A language model as the prompting methods use it; `capabilities` says what it can do.
 
     Capabilities are `generate`, `chat`, `top_logprobs`, `score` here, and `logits`, `hidden`, `embeds`,
     `train` for a local model; a call outside them raises `UserError`. A local `Model` becomes one by
@@ -357,7 +357,7 @@ class LM(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in results."""
+        """Its name in results."""
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -374,7 +374,7 @@ class LM(Protocol):
         seed: int = 0,
         n: int = 1,
     ) -> list[list[str]]:
-        """`n` completions of every prompt, in the prompts' order; greedy at temperature 0."""
+        """Return `n` completions of every prompt, in the prompts' order; greedy at temperature 0."""
 
     def chat(
         self,
@@ -385,17 +385,17 @@ class LM(Protocol):
         seed: int = 0,
         n: int = 1,
     ) -> list[list[str]]:
-        """`n` replies to every conversation, a list of `{"role", "content"}`."""
+        """Return `n` replies to every conversation, a list of `{"role", "content"}`."""
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Likelihood of every (prompt, completion); no end token is scored."""
+        """Return the likelihood of every (prompt, completion); no end token is scored."""
 
     def top_logprobs(self, prompts: Sequence[str], k: int = 20) -> list[dict[str, float]]:
-        """The `k` likeliest next tokens of every prompt, as text, with their log-probs."""
+        """Return the `k` likeliest next tokens of every prompt, as text, with their log-probs."""
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens every text has (an estimate where the tokenizer is not at hand)."""
+        """Return the number of tokens of every text (an estimate without the tokenizer)."""
 
     @property
     def context(self) -> int:
-        """Most tokens of prompt and completion together."""
+        """The maximum number of tokens of prompt and completion together."""

@@ -1,6 +1,6 @@
-"""Words as values of the types that the catalogue names: `float`, `int | None`, `mean|sum`, `tuple[float, ...]`. Pure.
+"""Parse words as the types that the catalogue names: `float`, `int | None`, `mean|sum`, `tuple[float, ...]`. Pure.
 
-The catalogue has every option's type and bounds as text, so that a wrong value is told before a method is imported.
+The catalogue has every option's type and bounds as text, so that a wrong value is refused before a method is imported.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 SEVERAL = re.compile(r"(?:list|tuple|Sequence|Collection|collections\.abc\.\w+)\[.*\]")
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NOTHING = ("null", "~", "none", "None")  # the last two may be meant as text
+NOTHING = ("null", "~", "none", "None")  # the last two may be plain text
 
 
 def several(kind: str) -> bool:
-    """Whether a value of this type is a list, whatever is given."""
+    """Whether values of this type are lists, even if one word is given."""
     return SEVERAL.fullmatch(kind) is not None
 
 
-def value(kind: str, given: Any) -> Any:
-    """What was given, a word or a list of words, as a value of a type; lists become tuples.
+def value(kind: str, raw: Any) -> Any:
+    """Parse a word or a list of words as a value of a type; lists become tuples.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not of the type.
     """
     parts = [part for part in kind.split(" | ") if part != "None"]
-    if kind.endswith("None") and (given is None or given in NOTHING[: 2 if "str" in parts else None]):
+    if kind.endswith("None") and (raw is None or raw in NOTHING[: 2 if "str" in parts else None]):
         return None
-    problem = ValueError(given)
+    problem = ValueError(raw)
     for part in parts:
         try:
-            return _several(part, given) if several(part) else _one(part, given)
+            return _sequence(part, raw) if several(part) else _scalar(part, raw)
         except ValueError as error:
             problem = error
     raise problem
 
 
-def _several(kind: str, given: Any) -> tuple[Any, ...]:
+def _sequence(kind: str, raw: Any) -> tuple[Any, ...]:
     inner = kind.partition("[")[2].removesuffix("]")
-    words = given if isinstance(given, list | tuple) else [given]
+    words = raw if isinstance(raw, list | tuple) else [raw]
     if inner.startswith("Literal"):
         inner = "|".join(re.findall(r"'([^']*)'", inner))
     kinds = [part for part in inner.split(", ") if part != "..."]
     if len(kinds) > 1 and len(kinds) != len(words):
-        raise ValueError(given)
-    return tuple(_one(kinds[i % len(kinds)], word) for i, word in enumerate(words))
+        raise ValueError(raw)
+    return tuple(_scalar(kinds[i % len(kinds)], word) for i, word in enumerate(words))
 
 
-def _one(kind: str, given: Any) -> Any:
-    if kind == "bool" and isinstance(given, bool):
-        return given
-    word = str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
+def _scalar(kind: str, raw: Any) -> Any:
+    if kind == "bool" and isinstance(raw, bool):
+        return raw
+    word = str(raw) if isinstance(raw, int | float) and not isinstance(raw, bool) else raw
     if not isinstance(word, str):
-        raise ValueError(given)
+        raise ValueError(raw)
     plain = word.strip()
     if kind == "str" or plain in kind.split("|"):
         return word if kind == "str" else plain
@@ -67,23 +67,23 @@ def _one(kind: str, given: Any) -> Any:
         return int(plain)
     if kind == "float" and NUMBER.fullmatch(plain) and math.isfinite(number := float(plain)):
         return number
-    raise ValueError(given)
+    raise ValueError(raw)
 
 
 def budget(text: str) -> tuple[float, str]:
-    """Amount and unit of `20M-tokens`, `1e15-flops`, `90-seconds`.
+    """Parse `20M-tokens`, `1e15-flops` or `90-seconds` to amount and unit.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it has another form.
     """
-    found = re.fullmatch(r"([\d.]+(?:e\d+)?)([kMGT]?)-(tokens|flops|seconds)", text)
-    if not found or not (amount := float(found[1])) > 0:
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?)([kMGT]?)-(tokens|flops|seconds)", text)
+    if not match or not (amount := float(match[1])) > 0:
         raise UserError(f"budget '{text}': a number and its unit are expected, as in 20M-tokens or 90-seconds")
-    return amount * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[found[2]], found[3]
+    return amount * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]], match[3]
 
 
 def breaks(bound: str, value: Any) -> bool:
-    """Whether a value is outside its bounds, as `bounds.describe` puts them into words."""
+    """Whether a value is outside bounds in the words of `bounds.describe`."""
     items = list(value) if isinstance(value, list | tuple) else [value]
     fewest, most = re.search(r"(\d+) or more values", bound), re.search(r"(\d+) values at most", bound)
     if (fewest and len(items) < int(fewest[1])) or (most and len(items) > int(most[1])):
@@ -103,5 +103,5 @@ def _outside(bound: str, number: float) -> bool:
         r"(\S+) or more": lambda edge: number >= edge,
         r"(\S+) or less": lambda edge: number <= edge,
     }
-    found = [(keeps, at) for pattern, keeps in checks.items() if (at := re.search(pattern, bound))]
-    return any(not keeps(float(at[1])) for keeps, at in found)
+    limits = [(holds, match) for pattern, holds in checks.items() if (match := re.search(pattern, bound))]
+    return any(not holds(float(match[1])) for holds, match in limits)

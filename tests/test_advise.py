@@ -93,7 +93,7 @@ def test_what_is_wrong_in_a_file_is_counted(tmp_path):
     (file,) = advise([write(tmp_path, "b.jsonl", *pairs)]).files
     assert (file.records, file.ties) == (3, 2)
     shown = render(advise([path]))
-    for said in ("1 bad line, the first is", "2 an exact repetition", "1 nearly a repetition", "1 without an answer"):
+    for said in ("1 bad line, the first is", "2 an exact duplicate", "1 a near duplicate", "1 without an answer"):
         assert said in shown
 
 
@@ -244,7 +244,7 @@ def test_only_the_first_records_are_searched_for_near_duplicates_and_it_is_said(
     late, early = ({"prompt": r["prompt"] + "!", "completion": r["completion"]} for r in (rows[20], rows[0]))
     (file,) = advise([write(tmp_path, "a.jsonl", rows[0], early, *rows[1:], late)]).files
     assert file.near == 1
-    assert "1 nearly a repetition of an earlier one (of the first 10)" in render(advise([file.path]))
+    assert "1 a near duplicate of an earlier one (of the first 10)" in render(advise([file.path]))
 
 
 letters = st.text(st.sampled_from("abcd 字"), max_size=24)

@@ -146,7 +146,7 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
     ("text", "said"),
     [
         ("method: dpo\nrow: 8\n", "unknown option 'row'"),
-        ("method: dpo\nfit:\n  rows: 8\n", "options of training stand by themselves: 'rows: ...'"),
+        ("method: dpo\nfit:\n  rows: 8\n", "training options go at the top level: 'rows: ...'"),
         ("method: dpo\nout: here\n", "unknown option 'out'"),
         ("method: dpo\nlr: 0.1\n", "'lr' is the same for every arm: --lrs are searched"),
         ("method: dpo\nbeta: much\n", "--beta: much: must be a number"),

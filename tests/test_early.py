@@ -17,7 +17,7 @@ REFUSED = {
     ("run", "npo", *MODEL, "--forget", "none.jsonl"): "none.jsonl: no such file",
     ("run", "npo", "--model", "./nowhere", "--forget", "demos.jsonl"): "./nowhere: not a model folder",
     ("run", "npo", *MODEL, "--forget", "asked.jsonl"): "(--map prompt=question,completion=answer renames)",
-    ("run", "npo", *MODEL, "--data", "demos.jsonl"): "records are given by what they are: --forget, --retain",
+    ("run", "npo", *MODEL, "--data", "demos.jsonl"): "give files of records by their own options: --forget, --retain",
     ("run", "npo", *MODEL): "needs --forget (demo)",
     ("run", "sft"): "sft has no embedded example",
     ("run", "sft", *MODEL, "--demos", "demos.jsonl", "--learning-rate", "1e-4"): "did you mean --lr?",

@@ -421,7 +421,7 @@ def test_sides_that_differ_in_their_calls_only_are_different_rows_or_an_error(to
     sides = [encode.row(shown, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)]
     assert usable(pairs, pairs, speaker(fresh, shown), False) and sides[0].completion != sides[1].completion
     alike = chatty(tokenizer, TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name"))
-    with pytest.raises(UserError, match=r"pairs\.jsonl:1: .* writes both sides alike"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: .* renders both sides alike"):
         usable(pairs, pairs, speaker(fresh, alike), False)
 
 

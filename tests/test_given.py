@@ -106,7 +106,7 @@ def test_another_tokenizer_and_a_server_are_compared_on_text_alone(folders, worl
         board = compared(folders, "told", "other", f"{served.url}#m", out=str(folders / "three"))
     rows = {r["arm"].rpartition("/")[2]: r["score"]["mean"] for r in board["rows"]}
     assert board["primary"] == "exact_answer" and rows["v1#m"] == 1 and rows["other"] == 0 and not board["failures"]
-    with pytest.raises(UserError, match="other tokens than the first model's, and 'extract' has no measure") as told:
+    with pytest.raises(UserError, match="tokenizer differs from the first model's, and protocol 'extract'") as told:
         compared(folders, "told", "other", protocol="extract", data={"qa": str(qa(folders))})
     assert "\n" not in str(told.value)
     with servers.Raw(answer) as served, pytest.raises(UserError, match="protocol 'prefer' needs a model with score"):

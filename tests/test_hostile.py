@@ -138,7 +138,7 @@ def test_a_key_that_no_header_takes_is_refused_unseen(monkeypatch, key, source):
     if source == "variable" and "\0" not in key:
         monkeypatch.setenv("OPENAI_API_KEY", key)
         key = None
-    with pytest.raises(UserError, match="copy it anew") as error:
+    with pytest.raises(UserError, match="copy it again") as error:
         didact.connect("http://127.0.0.1:9/v1", "m", key=key)
     assert "abc" not in str(error.value) and "\n" not in str(error.value)
 
@@ -393,7 +393,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "why"),
     [(BOMB, "aliases"), ("lr: &x [*x]", "aliases"), ("a: &x 1\n<<: *x", "aliases"),
-     ("lr: 1\nlr: 2", "2: 'lr' is said twice"), ("max-new-tokens: 1\nmax_new_tokens: 2", "said twice"),
+     ("lr: 1\nlr: 2", "2: 'lr' is given twice"), ("max-new-tokens: 1\nmax_new_tokens: 2", "given twice"),
      ("lr: !!python/object/apply:os.system [ls]", "tags"), ("lr: !!binary aGk=", "tags"), ("lr: !!set {a}", "tags"),
      ("[a, b]: 1", "option's name"), ("lr: " + "[" * 900, "not valid YAML"), ("a: b: c", "1: not valid YAML"),
      ("x: " + "y" * (2 << 20), "more than 1024 KiB"), ("- 1", "lines are expected"), ("<<: {lr: 1}", "'<<'"),

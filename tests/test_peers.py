@@ -88,7 +88,7 @@ def test_an_answer_that_was_found_bad_is_no_demonstration(tmp_path):
 @pytest.mark.parametrize(
     "word, mend",
     [
-        ("--preferences", "records are given by what they are: --demos"),
+        ("--preferences", "give files of records by their own options: --demos"),
         ("--sequence_len", "did you mean --max-length?"),
         ("--load_in_4bit", "did you mean --quantize?"),
     ],

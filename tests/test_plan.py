@@ -394,7 +394,7 @@ def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["nowhere/at/all"], "no causal model"), (["./nowhere"], "no such"), (["--hidden", "64"], "--layers is missing"),
-     (["mt-nlg", "--layers", "3"], "figures of its own"),
+     (["mt-nlg", "--layers", "3"], "its own dimensions"),
      ([*FIGURES, "--memory", "lots"], "--memory"), ([*FIGURES, "--heads", "15"], "must divide hidden"),
      (["mt-nlg", "--ramp", "1,2"], "FIRST,STEP,TOKENS"), (["mt-nlg", "--ramp", "31,32,12G"], "does not lead to"),
      (["mt-nlg", "--gpus", "11"], "no layout is legal"), (["mt-nlg", "--efficiency", "2"], "at most 1"),

@@ -33,7 +33,7 @@ def run(fresh, world, tmp_path_factory):
 
 def test_an_adapter_is_merged_and_says_the_same(run, capsys):
     assert cli.main(["merge", str(run / "run"), "--out", str(run / "whole")]) == 0
-    assert "nats a token apart" in capsys.readouterr().out
+    assert "nats per token" in capsys.readouterr().out
     whole, adapter = load.load(run / "whole"), load.load(run / "run" / "model")
     assert not adapters.adapted(whole) and adapters.adapted(adapter)
     ids = torch.tensor([whole.tokenizer("Where was Noor born?")["input_ids"]])
@@ -41,7 +41,7 @@ def test_an_adapter_is_merged_and_says_the_same(run, capsys):
     assert torch.allclose(logits[0], logits[1], atol=1e-4) and not torch.allclose(logits[0], logits[2], atol=1e-2)
     card = (run / "whole" / "README.md").read_text()
     assert "library_name: transformers" in card and "AutoPeft" not in card and not files.damage(run / "whole")
-    with pytest.raises(UserError, match="whole already"):
+    with pytest.raises(UserError, match="there is nothing to merge"):
         verbs.merge(str(run / "whole"))
 
 
@@ -54,7 +54,7 @@ def test_what_does_not_agree_is_not_kept(run, monkeypatch):
 
     plain = adapters.merged
     monkeypatch.setattr(adapters, "merged", wrong)
-    with pytest.raises(UserError, match=r"differs by .* nats a token: not kept"):
+    with pytest.raises(UserError, match=r"differs by .* nats per token: not saved"):
         verbs.merge(str(run / "run"), str(run / "wrong"))
     assert not (run / "wrong").exists()
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_is_told_in_a_line_before_anything_is_loaded(verb, folder
     monkeypatch.setattr("didact.models.load.load", lambda *a, **k: pytest.fail("it was loaded"))
     assert main([*words, "--quantize", "nf4", "--lora", "0"]) == 2
     there = importlib.util.find_spec("bitsandbytes") is not None
-    mend = "such weights are not trained, an adapter on them is: --lora 8" if there else "pip install"
+    mend = "quantized weights are not trained, only an adapter: --lora 8" if there else "pip install"
     assert mend in capsys.readouterr().err
     assert main([*words, "--quantize", "fp4", "--lora", "8"]) == 2
     assert "nf4, int8" in capsys.readouterr().err

@@ -125,12 +125,12 @@ def test_a_folder_that_didact_did_not_make_is_refused(verb, project, capsys):
         assert tree(project) == before and "not made by didact" in capsys.readouterr().err
     else:
         words = sft("theirs") if verb == "run" else compared("theirs")
-        assert "not empty and not made by didact (checkpoints stands there)" in refused(capsys, words, project)
+        assert "not empty and not made by didact (it holds checkpoints)" in refused(capsys, words, project)
 
 
 def test_of_two_verbs_neither_writes_into_the_others_folder(project, capsys):
     assert cli.main(sft("mine")) == 0
-    assert "holds what another verb of didact wrote (run)" in refused(capsys, compared("mine"), project / "mine")
+    assert "holds the output of another didact verb (run)" in refused(capsys, compared("mine"), project / "mine")
 
 
 def test_only_what_we_wrote_is_swept_or_replaced(project, capsys):
@@ -177,7 +177,7 @@ def test_a_model_is_not_saved_over_other_files(fresh, tmp_path):
         with pytest.raises(UserError, match=r"paper\.tex"):
             model.save(path)
     (tmp_path / "link").symlink_to(place)
-    with pytest.raises(UserError, match="a link stands there"):
+    with pytest.raises(UserError, match="a link is there"):
         model.save(tmp_path / "link")
     assert tree(place) == before and {"place", "link"} == set(os.listdir(tmp_path))
 
@@ -252,8 +252,8 @@ def other(project):
 
 def test_a_second_run_in_one_out_is_refused_until_the_first_is_dead(project, other, capsys):
     err = refused(capsys, sft("mine"), project)
-    assert f"another run is at work in mine: process {other.pid} on {platform.node()} since " in err
-    assert err.strip().endswith("; wait, or choose another --out")
+    assert f"another run is using mine: process {other.pid} on {platform.node()} since " in err
+    assert err.strip().endswith("; wait for it, or choose another --out")
     other.kill()
     other.wait()
     assert cli.main(sft("mine")) == 0
@@ -266,7 +266,7 @@ def test_a_comparison_is_shared_and_not_begun_anew_while_another_process_is_at_i
         assert cli.main(words) == 0
         before = tree(project)
         assert cli.main([*words, "--overwrite"]) == 2
-        assert f"another run is at work in board: process {os.getpid()} on " in capsys.readouterr().err
+        assert f"another run is using board: process {os.getpid()} on " in capsys.readouterr().err
         assert tree(project) == before
     assert cli.main([*words, "--overwrite"]) == 0
 
@@ -369,7 +369,7 @@ def test_a_flipped_bit_in_a_saved_model_is_told(project, capsys):
     raw[-1] ^= 1
     weights.write_bytes(raw)
     assert cli.main(sft("mine")) == 2
-    assert "model: damaged: model.safetensors is not as it was written" in capsys.readouterr().err
+    assert "model: damaged: model.safetensors changed since it was written" in capsys.readouterr().err
 
 
 def test_a_finished_run_whose_model_was_damaged_is_made_anew(project, capsys):
@@ -378,7 +378,7 @@ def test_a_finished_run_whose_model_was_damaged_is_made_anew(project, capsys):
     whole = place.read_bytes()
     place.write_bytes(whole[:-9] + bytes(9))
     assert cli.main(sft("out")) == 0
-    assert "is not as it was written" in capsys.readouterr().err and place.read_bytes() == whole
+    assert "changed since it was written" in capsys.readouterr().err and place.read_bytes() == whole
 
 
 def cut(path):

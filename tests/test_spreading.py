@@ -137,9 +137,9 @@ def test_seeds_of_a_claim_are_measured_elsewhere_and_give_the_same_card(tmp_path
     ("words", "said"),
     [
         (["--workers", "0"], "option --workers: 0: must be 1 or more"),
-        (["--workers", "2", "--on", "auto"], "one of them"),
-        (["--gpus-per-arm", "1"], "what one takes of a cluster, with --on"),
-        (["--workers", "64", "--budget", "3-seconds"], "take each other's time"),
+        (["--workers", "2", "--on", "auto"], "give only one"),
+        (["--gpus-per-arm", "1"], "must be 0 or more, and goes with --on"),
+        (["--workers", "64", "--budget", "3-seconds"], "slow each other down"),
         (["--on", "127.0.0.1:1"], "--on 127.0.0.1:1: "),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_run_is_scored_on_the_way_off_the_meter(taught, world, tmp_path, capsy
     assert ["held_out_token_accuracy" in row for row in rows] == [False, True, True]
     assert "held out token accuracy" in (tmp_path / "a/report.html").read_text()
     for bad, why in (
-        (["--keep-best"], "--keep-best goes with --evaluate-every N"),
+        (["--keep-best"], "--keep-best needs --evaluate-every N"),
         (["--evaluate-every=0"], "1 or more"),
     ):
         assert cli.main([*words, "--out", str(tmp_path / "c"), *bad]) == 2 and why in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""The catalogue: every method's name, needs, options and help, one generated JSON file a method.
+"""The catalogue: every method's name, needs, options and help, in one generated JSON file per method.
 
-`python -m didact.catalogue.make` writes the files from signatures and docstrings; everything that only lists or
-explains reads them and imports no torch. Methods of other packages come in by the entry point `didact.methods`, which
-names the module that registers them; their entries are made when they are read.
+`python -m didact.catalogue.make` writes the files from signatures and docstrings; whatever only lists or explains
+methods reads them and imports no torch. Other packages add methods by the entry point `didact.methods`, which names the
+module that registers them; their entries are made when the catalogue is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUP = "didact.methods"  # the entry point
 
 
 class Family(NamedTuple):
-    """What the user wants, and what the two numbers of a metric are where the family's methods measure themselves."""
+    """The goal of a family's methods; `sides` names a metric's two numbers, if they are not before and after."""
 
     wanted: str
     sides: tuple[str, str] | None = None
@@ -46,7 +46,7 @@ FAMILIES = {  # in the order of listings
 
 @functools.cache
 def read() -> dict[str, dict[str, Any]]:
-    """All methods by name."""
+    """Read all methods' entries, by name."""
     entries = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.json")]
     entries += _installed({entry["name"] for entry in entries})
     order = {family: number for number, family in enumerate(FAMILIES)}
@@ -54,38 +54,38 @@ def read() -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in entries}
 
 
-def _installed(known: set[str]) -> list[dict[str, Any]]:
-    """Entries of methods that other packages register; a package that fails to is told and left out."""
-    found = importlib.metadata.entry_points(group=GROUP)
-    if not found:
+def _installed(taken: set[str]) -> list[dict[str, Any]]:
+    """Return entries of methods that other packages register; report and leave out a package that fails to."""
+    points = importlib.metadata.entry_points(group=GROUP)
+    if not points:
         return []
     make: Any = importlib.import_module("didact.catalogue.make")
     entries: list[dict[str, Any]] = []
-    for point in found:
+    for point in points:
         package = point.dist.name if point.dist else point.value
         before = dict(make.METHODS)
         try:
             point.load()
-            made = make.of_module(point.value.partition(":")[0])
+            loaded = make.of_module(point.value.partition(":")[0])
         except Exception as error:
             print(f"didact: {package}: its methods cannot be used: {type(error).__name__}: {error}", file=sys.stderr)
             continue
-        for one in made:
-            if (name := one["name"]) in known:
+        for entry in loaded:
+            if (name := entry["name"]) in taken:
                 print(f"didact: {package}: there is a method '{name}' already: left out", file=sys.stderr)
                 make.METHODS.pop(name)
                 make.METHODS |= {name: before[name]} if name in before else {}
             else:
-                entries.append(one | {"package": package})
-                known.add(name)
+                entries.append(entry | {"package": package})
+                taken.add(name)
     return entries
 
 
 def entry(name: str) -> dict[str, Any]:
-    """One method's entry.
+    """Return one method's entry.
 
     Raises:
-        UserError: there is none of that name; the nearest are named.
+        UserError: there is no such method; the message names the nearest.
     """
     methods = read()
     if name not in methods:
@@ -96,7 +96,7 @@ def entry(name: str) -> dict[str, Any]:
 
 
 def preset_of(entry: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options of a preset; training options are called `fit.NAME`.
+    """Return the options of a preset; training options are called `fit.NAME`.
 
     Raises:
         UserError: the method has no such preset.
@@ -107,32 +107,32 @@ def preset_of(entry: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def papers() -> list[str]:
-    """The methods that have a claim: every paper's once, by its slug, whatever variants it has."""
-    ours = (e for e in read().values() if not e["baseline"] and "package" not in e)
-    return list(dict.fromkeys(e["name"].partition(".")[0] for e in ours))
+    """Return the methods that have a claim: one per paper, by its slug, without variants."""
+    own = (e for e in read().values() if not e["baseline"] and "package" not in e)
+    return list(dict.fromkeys(e["name"].partition(".")[0] for e in own))
 
 
 @functools.cache
 def protocols() -> dict[str, dict[str, Any]]:
-    """The protocols by name: `kind` of record, `primary` measure, what is `scored` and `held_out`, whether what only
-    `answers` can be scored, and their `rank` among those that rank arms, where they do."""
+    """Read the protocols, by name: `kind` of record, `primary` measure, which records are `scored` and `held_out`,
+    whether they can score a method that only `answers`, and their `rank` among those that rank arms, if they do."""
     paths = sorted((FOLDER / "protocols").glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def scored(protocol: str, records: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-    """Those of the records, given by parameter or kind, that a protocol scores; empty where it can score none."""
-    known = protocols()[protocol]
-    return (all(records.get(name) for name in known["scored"]) and convert.of_kind(known["kind"], records)) or ()
+    """Return those records, given by parameter or kind, that a protocol scores; empty if it can score none."""
+    entry = protocols()[protocol]
+    return (all(records.get(name) for name in entry["scored"]) and convert.of_kind(entry["kind"], records)) or ()
 
 
 def kinds(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The kind of every set of records that a comparison of these methods may be given, by the set's name."""
-    of = {name: p["kind"] for p in protocols().values() for name in p["beside"]}
-    return of | {p: need["kind"] for e in entries for p, need in e["needs"].items()} | {kind: kind for kind in RECORDS}
+    """Return the record kind of every data option that a comparison of these methods takes, by name."""
+    more = {name: p["kind"] for p in protocols().values() for name in p["beside"]}
+    return more | {p: v["kind"] for e in entries for p, v in e["needs"].items()} | {kind: kind for kind in RECORDS}
 
 
 def protocol_for(records: Mapping[str, Sequence[Any]]) -> str:
-    """The name of the protocol that ranks arms on such records."""
+    """Return the name of the protocol that ranks arms on such records."""
     ranking = sorted((n for n, p in protocols().items() if p["rank"] is not None), key=lambda n: protocols()[n]["rank"])
     return next((name for name in ranking if scored(name, records)), "text")

@@ -23,46 +23,46 @@ DOCS = FOLDER.parent.parent / "docs"
 
 
 def make() -> dict[str, dict[str, Any]]:
-    """Every method's entry by name; a method is whatever a module below `didact.methods` registers."""
-    for found in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}."):
-        importlib.import_module(found.name)
-    ours = (name for name, method in METHODS.items() if method.module.startswith(f"{methods.__name__}."))
-    return {name: _entry(METHODS[name]) for name in sorted(ours)}
+    """Return every method's entry, by name: all that the modules below `didact.methods` register."""
+    for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}."):
+        importlib.import_module(module.name)
+    own = (name for name, method in METHODS.items() if method.module.startswith(f"{methods.__name__}."))
+    return {name: _entry(METHODS[name]) for name in sorted(own)}
 
 
 def of_module(module: str) -> list[dict[str, Any]]:
-    """The entries of the methods that a module, or one below it, registered."""
+    """Return the entries of the methods that a module, or one below it, registered."""
     return [_entry(m) for m in METHODS.values() if f"{m.module}.".startswith(f"{module}.")]
 
 
 def make_protocols() -> dict[str, dict[str, Any]]:
-    """Every protocol's entry by name: what can be told of it without importing it."""
+    """Return every protocol's entry, by name: what must be known of it without importing it."""
     return {name: _protocol(name, protocols.named(name)) for name in protocols.names()}
 
 
-def _protocol(name: str, known: protocols.Protocol) -> dict[str, Any]:
+def _protocol(name: str, entry: protocols.Protocol) -> dict[str, Any]:
     return {
-        "kind": known.kind, "primary": known.primary, "held_out": known.held_out, "scored": list(known.scored),
-        "beside": list(known.beside), "answers": known.answers is not None,
+        "kind": entry.kind, "primary": entry.primary, "held_out": entry.held_out, "scored": list(entry.scored),
+        "beside": list(entry.beside), "answers": entry.answers is not None,
         "rank": protocols.RANKING.index(name) if name in protocols.RANKING else None,
     }  # fmt: skip
 
 
 def write() -> None:
-    """Write all files; those of methods and protocols that are gone are removed."""
+    """Write all files; remove those of methods and protocols that no longer exist."""
     entries = make()
-    for folder, told in ((FOLDER, entries), (FOLDER / "protocols", make_protocols())):
+    for folder, contents in ((FOLDER, entries), (FOLDER / "protocols", make_protocols())):
         for stray in folder.glob("*.json"):
-            if stray.stem not in told:
+            if stray.stem not in contents:
                 stray.unlink()
-        for name, entry in told.items():
+        for name, entry in contents.items():
             files.write_json(folder / f"{name}.json", entry)
-    with files.new_file(DOCS / "llms.txt") as beside:
-        beside.write_text(llms(entries), encoding="utf-8")
+    with files.new_file(DOCS / "llms.txt") as temporary:
+        temporary.write_text(llms(entries), encoding="utf-8")
 
 
 def llms(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """The documentation for language models to find their way in (llmstxt.org): pages and methods, a line each."""
+    """Return an index of the documentation for language models (llmstxt.org): one line per page and method."""
     lines = [
         "# didact",
         "",
@@ -82,9 +82,9 @@ def llms(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _opening(text: str) -> str:
-    """The first sentence or, where that is short, two; on one line."""
-    first, *more = re.split(r"(?<=[.?])\s", " ".join(text.split()))
-    return f"{first} {more[0]}" if len(first) < 60 and more else first
+    """Return the first sentence, or two if it is short, on one line."""
+    first, *rest = re.split(r"(?<=[.?])\s", " ".join(text.split()))
+    return f"{first} {rest[0]}" if len(first) < 60 and rest else first
 
 
 def _entry(method: Method) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def _entry(method: Method) -> dict[str, Any]:
     body, helps = split_doc(doc)
     options = []
     for name, parameter in method.parameters.items():
-        # A function is given in Python only: the command line imports nothing it is told to.
+        # A function can be given in Python only: the command line imports no code by name.
         if name not in method.needs and name not in ("fit", "hooks", "seed") and not _only_python(method.hints[name]):
             options.append(_option(name, method.hints[name], parameter.default, helps))
     fit = method.parameters.get("fit")  # a method without it trains nothing
-    card = SCOREBOARD / f"{method.name.partition('.')[0]}.json"  # a paper's variants share its claim
-    made = {
+    card = SCOREBOARD / f"{method.name.partition('.')[0]}.json"  # variants of a method share its paper's claim
+    entry = {
         "name": method.name, "family": method.family, "paper": method.paper, "year": method.year,
         "source": method.source, "baseline": method.baseline, "module": method.module,
         "function": method.function.__name__, "help": doc.splitlines()[0] if doc else "", "doc": body,
@@ -107,18 +107,18 @@ def _entry(method: Method) -> dict[str, Any]:
         "options": options, "fit": _training(fit.default) if fit else [], "presets": method.presets,
         "verdict": json.loads(card.read_text(encoding="utf-8"))["verdict"] if card.exists() else None,
     }  # fmt: skip
-    return typing.cast(dict[str, Any], json.loads(json.dumps(made)))
+    return typing.cast(dict[str, Any], json.loads(json.dumps(entry)))
 
 
 def _option(name: str, hint: Any, default: Any, helps: Mapping[str, str]) -> dict[str, Any]:
-    """An option; one that is a dataclass has its fields as options `name.field`."""
-    shown = {"name": name, "type": type_name(hint), "help": helps.get(name, ""), "bounds": bounds.describe(hint)}
+    """Return an option's entry; a dataclass has its fields as options `name.field`."""
+    option = {"name": name, "type": type_name(hint), "help": helps.get(name, ""), "bounds": bounds.describe(hint)}
     if not dataclasses.is_dataclass(default):
-        return shown | {"default": default}
+        return option | {"default": default}
     _, inner = split_doc(inspect.getdoc(type(default)) or "")
     hints = bounds.hints_of(type(default))
     fields = [f.name for f in dataclasses.fields(default) if not _only_python(hints[f.name])]
-    return shown | {"fields": [_option(f, hints[f], getattr(default, f), inner) for f in fields]}
+    return option | {"fields": [_option(f, hints[f], getattr(default, f), inner) for f in fields]}
 
 
 def _training(default: Fit) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def _training(default: Fit) -> list[dict[str, Any]]:
 
 
 def _only_python(hint: Any) -> bool:
-    """Whether nothing that can be typed at a prompt is of this type."""
+    """Whether values of this type can be given in Python only, not on a command line."""
     union = typing.get_args(hint) if not isinstance(hint, type) else ()
     return hint is Callable or typing.get_origin(hint) is Callable or (
         bool(union) and "Callable" in str(hint) and str not in union
@@ -137,7 +137,7 @@ def _only_python(hint: Any) -> bool:
 
 
 def split_doc(doc: str) -> tuple[str, dict[str, str]]:
-    """A Google-style docstring as the text before its sections and `{argument: help}`."""
+    """Split a Google-style docstring into the text before its sections and `{argument: help}`."""
     body, _, rest = doc.partition("\nArgs:\n")
     lines = re.split(r"\n(?=\S)", rest)[0]
     helps = {}
@@ -147,20 +147,20 @@ def split_doc(doc: str) -> tuple[str, dict[str, str]]:
 
 
 def type_name(hint: Any) -> str:
-    """A type as a user reads it, without bounds: choices separated by |, else its name."""
+    """Return a type as users see it, without bounds: choices separated by |, else its name."""
     hint = _plain(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
     if isinstance(hint, type) and not typing.get_args(hint):
         return str(hint.__name__)
-    shown = re.sub(r" \| didact\.types\.\w+", "", str(hint))  # a part that can be given in Python only
-    shown = shown.replace("typing.", "").replace("collections.abc.Sequence", "list")
-    shown = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", shown)
-    return re.sub(r"\bdidact\.[\w.]*\.", "", shown)
+    text = re.sub(r" \| didact\.types\.\w+", "", str(hint))  # a part that can be given in Python only
+    text = text.replace("typing.", "").replace("collections.abc.Sequence", "list")
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
+    return re.sub(r"\bdidact\.[\w.]*\.", "", text)
 
 
 def _plain(hint: Any) -> Any:
-    """An annotation without the bounds in it."""
+    """Return an annotation without its bounds."""
     holder: Any = type("Holder", (), {"__annotations__": {"x": hint}})
     return typing.get_type_hints(holder)["x"]
 

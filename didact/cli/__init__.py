@@ -1,4 +1,4 @@
-"""The command line: arguments in, tables out. All work is in `verbs`; nothing here imports torch until it must."""
+"""The command line: arguments in, tables out. All work is in `verbs`; torch is imported as late as possible."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from didact.types import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (see `didact --help`)."""
+    """Run one command; return its exit code (see `didact --help`)."""
     with untrusted.screened(), _terminable(), warnings.catch_warnings():
         if "--debug" not in (argv or sys.argv) and not sys.warnoptions:
-            warnings.simplefilter("ignore")  # libraries speak to programmers; what users must know we say ourselves
+            warnings.simplefilter("ignore")  # those of libraries are for programmers; didact prints its own for users
             os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside the block SIGTERM unwinds what is at work as Ctrl-C does; only the main thread hears of signals."""
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
+    """Inside the block SIGTERM unwinds the running command like Ctrl-C; only the main thread can handle signals."""
+    install = threading.current_thread() is threading.main_thread()
+    install = install and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if install:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        if ours:
+        if install:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -57,29 +57,29 @@ def _main(words: list[str]) -> int:
         print(traceback.format_exc() if debug else f"didact: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        told = "; ".join(["interrupted", *map(str, stop.args)])
-        print(f"didact: {told}", file=sys.stderr)
+        message = "; ".join(["interrupted", *map(str, stop.args)])
+        print(f"didact: {message}", file=sys.stderr)
         return 143 if isinstance(stop, TerminatedError) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         print(f"didact: a mistake of ours: {type(error).__name__}: {error}", file=sys.stderr)
-        print(traceback.format_exc() if debug else _crash(words), file=sys.stderr)
+        print(traceback.format_exc() if debug else _write_traceback(words), file=sys.stderr)
         return 4
 
 
-def _crash(words: Sequence[str]) -> str:
-    """Write the traceback to a file; where it is, or the traceback itself where no folder takes a file."""
-    told = untrusted.shown(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
+def _write_traceback(words: Sequence[str]) -> str:
+    """Write the traceback to a file and say where; return the traceback itself if no file can be written."""
+    report = untrusted.shown(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="didact-crash-", suffix=".txt", delete=False, encoding="utf-8"
-        ) as kept:
-            kept.write(told)
+        ) as file:
+            file.write(report)
     except OSError:
-        return told
-    return f"the traceback is in {kept.name}"
+        return report
+    return f"the traceback is in {file.name}"
 
 
 def _dispatch(words: list[str]) -> int:
@@ -110,6 +110,6 @@ def _usage() -> str:
     return (
         "didact: of the published ways to teach a model, which one works on my model and my data?\n\n"
         f"usage: didact VERB ...   (didact VERB --help for its options)\n\n{verbs}\n\n"
-        "exit codes: 0 done, 1 the claim fails, 2 your input is wrong, 3 inconclusive, 4 our crash, "
+        "exit codes: 0 done, 1 the claim fails, 2 wrong input, 3 inconclusive, 4 internal error, "
         "130 interrupted, 143 terminated"
     )

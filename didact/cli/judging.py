@@ -1,4 +1,4 @@
-"""What becomes of a result: `didact evaluate`, `try`, `merge`, `push`, `claim` and `report`."""
+"""Commands on results: `didact evaluate`, `try`, `merge`, `push`, `claim` and `report`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("folder", help="the --out folder of a run, or a model folder")
     parser.add_argument("--data", required=True, help="a JSONL file")
     parser.add_argument("--protocol", required=True, choices=catalogue.protocols())
-    parser.add_argument("--unseen", metavar="FILE", help="records of the same sort that no model saw, for membership")
-    parser.add_argument("--retain", metavar="FILE", help="records that must stay, for the protocol forget")
+    parser.add_argument("--unseen", metavar="FILE", help="records that no model saw, for membership inference")
+    parser.add_argument("--retain", metavar="FILE", help="records to be retained, for the protocol forget")
     parser.add_common(options.OF_SCORES)
     args = parser.parse(words)
     from didact import verbs
 
-    how = {"retain": args.retain, "unseen": args.unseen} | common_of(args, options.OF_SCORES)
-    metrics = verbs.evaluate(args.folder, args.data, args.protocol, **how)
+    settings = {"retain": args.retain, "unseen": args.unseen} | common_of(args, options.OF_SCORES)
+    metrics = verbs.evaluate(args.folder, args.data, args.protocol, **settings)
     from didact.evaluate import protocols
     from didact.files import plain
     from didact.report import tables
@@ -42,21 +42,21 @@ def try_(words: list[str]) -> int:
 
     parser = Parser(prog="didact try", description=VERBS["try"])
     parser.add_argument("folder", help="the --out folder of a run, or a model folder")
-    parser.add_argument("--prompt", action="append", help="may be given several times; without one a chat is opened")
+    parser.add_argument("--prompt", action="append", help="may be repeated; without one, a chat opens")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_common(options.OF_ANSWERS)
     args = parser.parse(words)
     from didact import verbs
 
-    how = {name: getattr(args, name) for name in ("max_new_tokens", "temperature")} | common_of(
+    settings = {name: getattr(args, name) for name in ("max_new_tokens", "temperature")} | common_of(
         args, options.OF_ANSWERS
     )
     if not args.prompt:
         from didact.report import chat
 
-        return chat.talk(verbs.Chat(args.folder, **how))
-    for row in verbs.answers(args.folder, args.prompt, **how):
+        return chat.talk(verbs.Chat(args.folder, **settings))
+    for row in verbs.answers(args.folder, args.prompt, **settings):
         print(f"prompt  {row['prompt']}\nbefore  {row['before']}\nafter   {row['after']}\n")
     return 0
 
@@ -65,18 +65,18 @@ def merge(words: list[str]) -> int:
     """`didact merge`."""
     parser = Parser(prog="didact merge", description=VERBS["merge"])
     parser.add_argument("folder", help="an adapter's folder, or the --out folder of a run that saved one")
-    parser.add_argument("--out", metavar="DIR", help="where the whole weights go (FOLDER-merged)")
-    parser.add_argument("--texts", metavar="FILE", help="texts that both are scored on; a few are embedded")
+    parser.add_argument("--out", metavar="DIR", help="folder for the merged weights (FOLDER-merged)")
+    parser.add_argument("--texts", metavar="FILE", help="texts to score both on (a few are embedded)")
     parser.add_argument("--device")
-    parser.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default="float32", help="data type of the weights: float32, bfloat16 or float16")
     args = parser.parse(words)
     from didact import verbs
 
-    told = verbs.merge(args.folder, args.out, args.texts, args.device, args.dtype)
-    print(f"{told['out']}: whole weights; opens in transformers, vLLM, lm-eval and didact.load")
+    result = verbs.merge(args.folder, args.out, args.texts, args.device, args.dtype)
+    print(f"{result['out']}: whole weights; opens in transformers, vLLM, lm-eval and didact.load")
     print(
-        f"loss on general text {told['before']:.4f} with the adapter, {told['after']:.4f} merged "
-        f"(at most {told['off']:.1g} nats a token apart)"
+        f"loss on general text {result['before']:.4f} with the adapter, {result['after']:.4f} merged "
+        f"(differs by at most {result['off']:.1g} nats per token)"
     )
     return 0
 
@@ -86,38 +86,38 @@ def push(words: list[str]) -> int:
     parser = Parser(prog="didact push", description=VERBS["push"])
     parser.add_argument("folder", help="a model folder, or the --out folder of a run")
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository")
-    parser.add_argument("--private", action="store_true", help="make the repository a private one")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be sent")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be sent")
     args = parser.parse(words)
     from didact import verbs
 
-    told = verbs.push(args.folder, args.to, args.private, args.dry_run)
-    for warning in told["warnings"]:
+    result = verbs.push(args.folder, args.to, args.private, args.dry_run)
+    for warning in result["warnings"]:
         print(f"warning: {warning}")
-    size = sum(told["files"].values()) / 2**20
-    print(f"{len(told['files'])} files, {size:,.1f} MiB: {', '.join(told['files'])}")
-    print(told.get("url") or f"a dry run: nothing was sent to {args.to}")
+    size = sum(result["files"].values()) / 2**20
+    print(f"{len(result['files'])} files, {size:,.1f} MiB: {', '.join(result['files'])}")
+    print(result.get("url") or f"a dry run: nothing was sent to {args.to}")
     return 0
 
 
 def claim(words: list[str]) -> int:
     """`didact claim`."""
     parser = Parser(prog="didact claim", description=VERBS["claim"])
-    parser.add_argument("method", nargs="?", help="none: lists the claims and whether their code changed since")
-    parser.add_argument("--all", action="store_true", help="every method: rebuilds the scoreboard")
-    parser.add_argument("--stalest", type=int, metavar="N", help="N methods: stale cards, then those measured first")
+    parser.add_argument("method", nargs="?", help="without one, list the claims and whether their code has changed")
+    parser.add_argument("--all", action="store_true", help="test all methods: rebuild the scoreboard")
+    parser.add_argument("--stalest", type=int, metavar="N", help="test N methods: stale cards, then the oldest")
     parser.add_argument(
-        "--verify", action="store_true", help="only see whether a card's first seed gives the same bits"
+        "--verify", action="store_true", help="only check that a card's first seed gives the same bits again"
     )
-    parser.add_argument("--against", metavar="DIR", help="verify against seeds the card's code kept on this machine")
+    parser.add_argument("--against", metavar="DIR", help="verify against seeds kept by the card's code on this machine")
     parser.add_argument("--tier", choices=("smoke", "quick", "full", "real"), default="quick")
-    parser.add_argument("--sabotage", action="store_true", help="also show that the claim notices a broken method")
+    parser.add_argument("--sabotage", action="store_true", help="also check that the claim detects a broken method")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--scoreboard", default="scoreboard", help="folder the card is written to")
-    parser.add_argument("--keep", help="folder that keeps finished seeds, to resume from")
+    parser.add_argument("--scoreboard", default="scoreboard", help="folder that the card is written to")
+    parser.add_argument("--keep", help="folder for finished seeds, to resume from")
     parser.add_argument("--workers", type=int, default=1, help="processes of this machine that measure seeds (1)")
-    parser.add_argument("--on", metavar="CLUSTER", help="a Ray cluster does: auto, host:6379, ray://host:10001")
-    parser.add_argument("--gpus-per-seed", type=float, default=0.0, help="what a seed takes there (0)")
+    parser.add_argument("--on", metavar="CLUSTER", help="a Ray cluster that does it: auto, host:6379, ray://host:10001")
+    parser.add_argument("--gpus-per-seed", type=float, default=0.0, help="GPUs that a seed takes there (0)")
     args = parser.parse(words)
     if (args.method is not None) + args.all + (args.stalest is not None) > 1:
         raise UserError("give one of a method, --all and --stalest")
@@ -134,9 +134,9 @@ def claim(words: list[str]) -> int:
     if args.stalest is not None:
         names = runner.stalest(args.stalest, args.scoreboard)
     if names == [None]:
-        return _claims(args.scoreboard)
+        return _list_claims(args.scoreboard)
     if args.verify:
-        return max((_verified(name, args.scoreboard, args.against) for name in names), default=0)
+        return max((_verify(name, args.scoreboard, args.against) for name in names), default=0)
     codes = []
     for name in names:
         keep = str(Path(args.keep) / name) if args.keep else None
@@ -156,8 +156,8 @@ def claim(words: list[str]) -> int:
             console = untrusted.console(140)
             console.print(f"{name} ({card['tier']}, {card['seconds']:.0f} s): {card['claim']}")
             console.print(tables.tests(card))
-            if shown := tables.sabotages(card):
-                console.print("", shown)
+            if table := tables.sabotages(card):
+                console.print("", table)
             console.print(f"verdict: {card['verdict'] or 'none: a smoke run only shows that everything works'}")
             if card["tier"] != "smoke":
                 from didact.report import page
@@ -166,7 +166,7 @@ def claim(words: list[str]) -> int:
     return max(codes, default=0)
 
 
-def _claims(scoreboard: str) -> int:
+def _list_claims(scoreboard: str) -> int:
     from didact.claims import runner
 
     for method in runner.claims():
@@ -176,7 +176,7 @@ def _claims(scoreboard: str) -> int:
     return 0
 
 
-def _verified(method: str, scoreboard: str, against: str | None) -> int:
+def _verify(method: str, scoreboard: str, against: str | None) -> int:
     from didact.claims import runner
 
     differs = runner.verify(method, scoreboard, against)
@@ -189,8 +189,8 @@ def _verified(method: str, scoreboard: str, against: str | None) -> int:
 def report(words: list[str]) -> int:
     """`didact report`."""
     parser = Parser(prog="didact report", description=VERBS["report"])
-    where = "the --out folder of a run or comparison, a claim's card (scoreboard/METHOD.json), or the scoreboard folder"
-    parser.add_argument("folder", help=where)
+    text = "the --out folder of a run or comparison, a claim's card (scoreboard/METHOD.json), or the scoreboard folder"
+    parser.add_argument("folder", help=text)
     args = parser.parse(words)
     from didact.report import page
 

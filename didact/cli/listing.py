@@ -1,4 +1,4 @@
-"""`didact methods`, `explain` and `advise`: what there is, and what fits."""
+"""`didact methods`, `explain` and `advise`: which methods there are, and which fit the user's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def methods(words: list[str]) -> int:
     """`didact methods`."""
     parser = Parser(prog="didact methods", description=VERBS["methods"])
     families = dict.fromkeys(e["family"] for e in catalogue.read().values())
-    parser.add_argument("family", nargs="?", help=f"tell more of one family: {', '.join(families)}")
+    parser.add_argument("family", nargs="?", help=f"show one family in full: {', '.join(families)}")
     parser.add_argument("--have", choices=sorted(RECORDS), help="only methods that run on this kind of record")
     parser.add_argument("--json", action="store_true", help="as JSON")
     args = parser.parse(words)
@@ -31,23 +31,23 @@ def methods(words: list[str]) -> int:
         return 0
     lines: list[str] = []
     for family in families:
-        shown = [e for e in entries if e["family"] == family]
+        members = [e for e in entries if e["family"] == family]
         title = catalogue.FAMILIES[family].wanted if family in catalogue.FAMILIES else ""
-        lines += [*([""] if lines else []), f"{family}: {title}"] * bool(shown)
-        lines += [line for e in shown for line in (_in_full(e) if args.family else [_in_a_line(e)])]
+        lines += [*([""] if lines else []), f"{family}: {title}"] * bool(members)
+        lines += [line for e in members for line in (_full(e) if args.family else [_one_line(e)])]
     print("\n".join(lines))
-    print("\ndidact methods FAMILY tells more, didact explain METHOD all; didact run METHOD tries it.")
+    print("\nFor more: didact methods FAMILY, didact explain METHOD; to try one: didact run METHOD.")
     return 0
 
 
-def _in_a_line(entry: dict[str, Any]) -> str:
-    """A method in at most 100 columns: its name, its claim's verdict, what it does."""
+def _one_line(entry: dict[str, Any]) -> str:
+    """Return a method's line of at most 100 columns: its name, its claim's verdict, what it does."""
     line = f"  {entry['name']:33} {_verdict(entry):12} {entry['help']}"
     return line if len(line) <= COLUMNS else line[: COLUMNS - 3].rsplit(" ", 1)[0] + " .."
 
 
-def _in_full(entry: dict[str, Any]) -> list[str]:
-    """The same with what it needs and gives, its paper and its presets."""
+def _full(entry: dict[str, Any]) -> list[str]:
+    """Return a method's lines in full: also what it needs and gives, its paper and its presets."""
     from textwrap import wrap
 
     needs = " ".join(f"--{n}" if v["required"] else f"[--{n}]" for n, v in entry["needs"].items())
@@ -118,13 +118,13 @@ def advise(words: list[str]) -> int:
     from didact import options
     from didact.verbs import advise
 
-    found = advise.advise(args.files, args.model, options.renames(args.map))
+    advice = advise.advise(args.files, args.model, options.renames(args.map))
     if args.json:
         import json
 
         from didact.files import plain
 
-        print(json.dumps(plain(found), indent=1))
+        print(json.dumps(plain(advice), indent=1))
     else:
-        print(advise.render(found))
+        print(advise.render(advice))
     return 0

@@ -10,15 +10,15 @@ from didact.cli.parser import VERBS, Parser
 from didact.types import UserError
 
 COUNTS = {
-    "bands": (10, "of MinHashes; documents that agree in one are compared"),
-    "rows": (10, "hashes of a band"),
-    "n": (13, "words in a row that a document shares with a test item"),
-    "window": (200, "characters cut on each side of such words, and on to the end of the sentence"),
-    "shortest": (200, "characters of a piece that is kept"),
-    "most-pieces": (10, "that a document may be split into before it goes whole"),
-    "common": (10, "documents that words may stand in before they count as a phrase and stay"),
-    "min-words": (0, "documents with fewer go"),
-    "seed": (0, "of draws and orders"),
+    "bands": (10, "MinHash bands; documents that agree in one are compared"),
+    "rows": (10, "hashes per band"),
+    "n": (13, "words of the n-grams that are cut if a test item has them too"),
+    "window": (200, "characters cut on each side of such an n-gram, and on to the end of the sentence"),
+    "shortest": (200, "characters of the shortest piece to keep"),
+    "most-pieces": (10, "most pieces of a document; one cut into more is dropped whole"),
+    "common": (10, "an n-gram in more documents than this is a common phrase and stays"),
+    "min-words": (0, "drop documents with fewer words"),
+    "seed": (0, "seed of draws and orders"),
 }
 
 
@@ -26,23 +26,25 @@ def prepare(words: list[str]) -> int:
     """`didact prepare`."""
     parser = Parser(prog="didact prepare", description=VERBS["prepare"])
     parser.add_argument(
-        "sources", nargs="+", metavar="NAME=FILE", help="texts, best source first: of near duplicates its one is kept"
+        "sources", nargs="+", metavar="NAME=FILE", help="texts, best source first: of near duplicates the first is kept"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="for corpus.jsonl, dropped.jsonl, prepared.json")
-    parser.add_argument("--trusted", nargs="+", default=[], metavar="NAME", help="sources that others are filtered by")
-    parser.add_argument("--alpha", type=float, default=9.0, help="a score s is kept with (2 - s)^-alpha (9)")
+    parser.add_argument("--trusted", nargs="+", default=[], metavar="NAME", help="sources to filter the others by")
+    parser.add_argument("--alpha", type=float, default=9.0, help="score s is kept with probability (2 - s)^-alpha (9)")
     parser.add_argument(
-        "--similar", type=float, default=0.8, help="share that near duplicates have in common; 0 off (0.8)"
-    )
-    parser.add_argument("--by", choices=("union", "min", "max"), default="union", help="of what the share is (union)")
-    parser.add_argument(
-        "--test", nargs="+", default=[], metavar="FILE", help="test items that must not stand in the corpus"
+        "--similar", type=float, default=0.8, help="similarity from which documents are near duplicates; 0: off (0.8)"
     )
     parser.add_argument(
-        "--weights", nargs="+", default=[], metavar="NAME=W", help="shares of the corpus (as large as they are)"
+        "--by", choices=("union", "min", "max"), default="union", help="denominator of --similar (union)"
     )
-    parser.add_argument("--tokens", help="of the corpus, as 10G; small sources are repeated (none is)")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="counts tokens; else words are counted")
+    parser.add_argument(
+        "--test", nargs="+", default=[], metavar="FILE", help="test items that must not be in the corpus"
+    )
+    parser.add_argument(
+        "--weights", nargs="+", default=[], metavar="NAME=W", help="shares of the corpus (by default by size)"
+    )
+    parser.add_argument("--tokens", help="size of the corpus, like 10G: small sources are then repeated")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="tokenizer that measures sizes; else words are counted")
     for name, (default, text) in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
     parser.add_argument(
@@ -59,7 +61,7 @@ def prepare(words: list[str]) -> int:
             raise UserError(f"option --weights: {name}={value}: a number is expected") from None
     from didact import options, verbs
 
-    told = verbs.prepare_corpus(verbs.Preparation(
+    result = verbs.prepare_corpus(verbs.Preparation(
         sources=_pairs("sources", args.sources), out=args.out, trusted=args.trusted, alpha=args.alpha,
         similar=args.similar, by=args.by, tests=args.test, weights=weights, tokenizer=args.tokenizer,
         tokens=planning.size("tokens", args.tokens) if args.tokens else None, rename=options.renames(args.map),
@@ -70,23 +72,23 @@ def prepare(words: list[str]) -> int:
 
         from didact.files import plain
 
-        print(json.dumps(plain(told), indent=1))
+        print(json.dumps(plain(result), indent=1))
         return 0
     from didact.report import prepared
 
-    prepared.show(told, untrusted.console(120))
-    print(f"{args.out}/corpus.jsonl  (what went, and why: {args.out}/dropped.jsonl)")
+    prepared.show(result, untrusted.console(120))
+    print(f"{args.out}/corpus.jsonl  (what was dropped, and why: {args.out}/dropped.jsonl)")
     return 0
 
 
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` words; each name once."""
-    out: dict[str, str] = {}
-    for word in given:
+def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
+    """Parse `NAME=VALUE` words; each name once."""
+    pairs: dict[str, str] = {}
+    for word in words:
         name, eq, value = word.partition("=")
         if not (name and eq and value):
             raise UserError(f"{option}: '{word}': NAME={'FILE' if option == 'sources' else 'W'} is expected")
-        if name in out:
+        if name in pairs:
             raise UserError(f"{option}: '{name}' is given twice")
-        out[name] = value
-    return out
+        pairs[name] = value
+    return pairs

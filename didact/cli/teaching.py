@@ -33,28 +33,28 @@ def run(words: list[str]) -> int:
 
     if request.dry_run:
         plan = verbs.dry_run(request)
-        if _tells():
+        if _is_first_process():
             _show_plan(plan)
         return 0
     report = verbs.run(request)
-    if not _tells():
+    if not _is_first_process():
         return 0
     from didact.report import page
 
     place = page.write(request.out)
-    _show(report, request.out)
+    _show_report(report, request.out)
     print(f"page: {place}")
     return 0
 
 
-def _show(report: dict[str, Any], out: str) -> None:
+def _show_report(report: dict[str, Any], out: str) -> None:
     from didact import catalogue
     from didact.files import plain, read_json
     from didact.report import tables
 
     console, sides = untrusted.console(120), tables.sides(catalogue.read().get(report["method"], {}))
     if report.get("again"):
-        console.print(f"{out}: this command is done already; its result:")
+        console.print(f"{out}: this command was done already; its result:")
     example = {k: v["value"] for k, v in report["options"].items() if v["from"] == "example"}
     if example:
         console.print(
@@ -67,12 +67,12 @@ def _show(report: dict[str, Any], out: str) -> None:
     console.print(tables.metrics(plain(report["metrics"]), sides), "")
     for warning in report["warnings"]:
         console.print(f"warning: {warning}")
-    for what, how in report["files"].items():
-        console.print(f"{out}/{what}  ({how})")
+    for name, note in report["files"].items():
+        console.print(f"{out}/{name}  ({note})")
 
 
-def _tells() -> bool:
-    """Whether this is the one of several processes that tells."""
+def _is_first_process() -> bool:
+    """Whether this is the only process, or the one of several that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -96,54 +96,54 @@ def compare(words: list[str]) -> int:
         nargs="*",
         metavar="METHOD[:PRESET]|FILE.yaml|MODEL",
         help="what to compare; a MODEL (folder, hub id or http://host/v1#name) is scored as it is; without model and "
-        "data an example",
+        "data, an example runs",
     )
-    named = {name for name, kind in catalogue.kinds(catalogue.read().values()).items() if kind != "model"}
+    names = {name for name, kind in catalogue.kinds(catalogue.read().values()).items() if kind != "model"}
     data = parser.add_argument_group("data, by kind of record or by a method's parameter")
-    for name in sorted(named):
+    for name in sorted(names):
         data.add_argument(f"--{name.replace('_', '-')}", metavar="FILE")
-    own = parser.add_argument_group("the comparison")
-    own.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
-    own.add_argument("--seeds", type=int, help="how many test seeds (5; the example 3)")
-    own.add_argument("--lrs", nargs="+", default=[], help="learning rates every arm is tuned over")
-    own.add_argument(
-        "--beyond-lrs", type=int, default=3, help="rates more for an arm whose best is at an edge, at most (3)"
+    group = parser.add_argument_group("the comparison")
+    group.add_argument("--budget", help="for each arm and seed: 20M-tokens, 1e15-flops, 90-seconds")
+    group.add_argument("--seeds", type=int, help="number of test seeds (5; the example 3)")
+    group.add_argument("--lrs", nargs="+", default=[], help="learning rates every arm is tuned over")
+    group.add_argument(
+        "--beyond-lrs", type=int, default=3, help="most further rates for an arm whose best is at the edge (3)"
     )
-    own.add_argument(
+    group.add_argument(
         "--lora-lrs", type=float, help="factor on the rates of arms that train an adapter (10; 1 with --lrs)"
     )
-    own.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
-    own.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
-    own.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored; else by the records")
-    own.add_argument(
+    group.add_argument("--folds", type=int, default=0, help="cross-validate: seed k is tested on fold k")
+    group.add_argument("--judge", help="module:function, a reward model's folder, or http://host/v1#name")
+    group.add_argument("--protocol", choices=catalogue.protocols(), help="how arms are scored (by the records)")
+    group.add_argument(
         "--diagnostics", choices=("all", "first", "none"), default="all",
-        help="sampled answers, a judge and general text: of all seeds, of every arm's first, or of none",
+        help="which seeds get sampled answers, a judge and general text: all, every arm's first, or none",
     )  # fmt: skip
-    own.add_argument("--no-models", action="store_true", help="do not save the models")
-    own.add_argument("--workers", type=int, default=1, help="processes of this machine that share the work (1)")
-    own.add_argument("--on", metavar="CLUSTER", help="a Ray cluster does it: auto, host:6379, ray://host:10001")
-    own.add_argument("--gpus-per-arm", type=float, default=0.0, help="what a unit of work takes there (0)")
+    group.add_argument("--no-models", action="store_true", help="do not save the models")
+    group.add_argument("--workers", type=int, default=1, help="processes of this machine that share the work (1)")
+    group.add_argument("--on", metavar="CLUSTER", help="a Ray cluster that does it: auto, host:6379, ray://host:10001")
+    group.add_argument("--gpus-per-arm", type=float, default=0.0, help="GPUs that a unit of work takes there (0)")
     parser.add_common(options.SHARED)
-    training = parser.add_argument_group("training, the same for every arm that does not say otherwise itself")
+    training = parser.add_argument_group("training, the same for every arm that does not set its own")
     for option in options.training():
-        many: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
-        many |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
+        settings: dict[str, Any] = {"nargs": "+"} if options.takes_several(option) else {}
+        settings |= {"nargs": "?", "const": "true"} if option["type"] == "bool" else {}
         flag, meta = f"--{option['name'].replace('_', '-')}", option["type"].partition("[")[0].removesuffix(" | None")
-        training.add_argument(flag, metavar=meta, help=option["help"], **many)
-    args = parser.parse(words, sorted(named))
+        training.add_argument(flag, metavar=meta, help=option["help"], **settings)
+    args = parser.parse(words, sorted(names))
     seeds = args.seeds if args.seeds is not None else 3 if args.model is None else 5
     if seeds < 1:
         raise UserError(f"option --seeds: {seeds}: must be 1 or more")
     from didact import verbs
 
-    given = common_of(args, options.SHARED)
-    dry = given.pop("dry_run", False)
+    shared = common_of(args, options.SHARED)
+    dry = shared.pop("dry_run", False)
     request = verbs.Comparison(
-        arms=args.arms, data={n: f for n in named if (f := getattr(args, n))}, budget=args.budget,
+        arms=args.arms, data={n: f for n in names if (f := getattr(args, n))}, budget=args.budget,
         seeds=seeds, lrs=options.numbers("lrs", args.lrs), beyond_lrs=args.beyond_lrs, lora_lrs=args.lora_lrs,
         folds=args.folds, judge=args.judge, protocol=args.protocol, diagnostics=args.diagnostics,
         no_models=args.no_models, workers=args.workers, on=args.on, gpus_per_arm=args.gpus_per_arm,
-        fit=options.fit_of(vars(args)), argv=["compare", *words], **given,
+        fit=options.fit_of(vars(args)), argv=["compare", *words], **shared,
     )  # fmt: skip
     if dry:
         for name, value in verbs.comparison_plan(request).items():
@@ -154,15 +154,15 @@ def compare(words: list[str]) -> int:
     from didact.report import boards, page, tables
 
     console = untrusted.console(140)
-    shown = plain(board)
-    console.print(tables.leaderboard(shown), "")
-    console.print(boards.verdict(shown), "")
-    for warning in boards.warnings(shown):
+    plain_board = plain(board)
+    console.print(tables.leaderboard(plain_board), "")
+    console.print(boards.verdict(plain_board), "")
+    for warning in boards.warnings(plain_board):
         console.print(f"warning: {warning}")
     for rule, value in board["rules"].items():
         console.print(f"the rule '{rule}' scores {value:.3f}")
     for arm, error in board["failures"].items():
         console.print(f"{arm} failed: {error}")
-    console.print(boards.time_spent(shown))
+    console.print(boards.time_spent(plain_board))
     print(f"page: {page.write(request.out)}")
     return 0 if len(board["rows"]) > 1 else 2

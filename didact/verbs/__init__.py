@@ -1,7 +1,6 @@
-"""What the command line does: advise, train, score, try. Each verb takes plain values and returns plain values.
+"""The work of the command line: advise, train, score, try. Each verb takes plain values and returns plain values.
 
-A verb is imported when it is first used, after `early` has looked at what it is asked for: `advise` and refusals need
-no torch.
+A verb is imported when it is first used, after `early` has checked its request: `advise` and refusals need no torch.
 """
 
 import functools
@@ -57,14 +56,14 @@ EARLY = {
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return functools.partial(_after, name) if name in EARLY else _verb(name)
+    return functools.partial(_call_checked, name) if name in EARLY else _verb(name)
 
 
 def _verb(name: str) -> Any:
     return getattr(importlib.import_module(f"didact.verbs.{MODULES[name]}"), name)
 
 
-def _after(name: str, *given: Any, **more: Any) -> Any:
-    """The verb, once what it is asked for was looked at without torch."""
-    getattr(importlib.import_module("didact.verbs.early"), EARLY[name])(*given, **more)
-    return _verb(name)(*given, **more)
+def _call_checked(name: str, *args: Any, **options: Any) -> Any:
+    """Check the request without torch, then call the verb."""
+    getattr(importlib.import_module("didact.verbs.early"), EARLY[name])(*args, **options)
+    return _verb(name)(*args, **options)

@@ -1,4 +1,4 @@
-"""The README.md beside a saved model, with the hub's metadata: what it is, what it was taught, what that changed."""
+"""The model card (README.md) of a saved model, with the hub's metadata: what it is, its training, its measures."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ OPENED = {
     "didact": "import didact\n\nmodel = didact.load({place!r})",
 }
 Row = tuple[str, float | None, float | None, Sequence[float | None] | None, str]
-"""A measure: name, before, after, the interval of after, what is better."""
+"""A measure: name, before, after, interval of after, which direction is better."""
 
 
 def of_run(report: Mapping[str, Any], root: Path) -> None:
-    """Cards for all models of a run, from its result.json."""
+    """Write cards for all models of a run, from its result.json."""
     metrics = files.plain(report["metrics"])
     rows = [(n, m["before"], m["after"], m["ci"], m["better"]) for n, m in metrics.items()]
-    said = {k: v["value"] for k, v in files.plain(report["options"]).items() if v["from"] != "default"}
-    for place, how in report["files"].items():
+    options = {k: v["value"] for k, v in files.plain(report["options"]).items() if v["from"] != "default"}
+    for place, description in report["files"].items():
         if (root / place).is_dir():
-            kind = how.partition(":")[0]
-            write(root / place, kind, report["method"], report, rows, said)
+            kind = description.partition(":")[0]
+            write(root / place, kind, report["method"], report, rows, options)
 
 
 def of_comparison(board: Mapping[str, Any], root: Path, places: Mapping[str, str]) -> None:
-    """Cards for the models of a comparison, from its leaderboard; `places` are the folders by arm."""
+    """Write cards for the models of a comparison, from its leaderboard; `places` are the folders by arm."""
     start: Mapping[str, Any] = next((r for r in board["rows"] if r["arm"] == board["reference"]), {"metrics": {}})
     for row in board["rows"]:
         folder = root / places.get(row["arm"], "?")
         if not folder.is_dir():
             continue
-        was = {n: m["mean"] for n, m in start["metrics"].items()}
+        before = {n: m["mean"] for n, m in start["metrics"].items()}
         rows = [
-            (n, was.get(n), m["mean"], (m["low"], m["high"]), board["meaning"].get(n, {}).get("better", ""))
+            (n, before.get(n), m["mean"], (m["low"], m["high"]), board["meaning"].get(n, {}).get("better", ""))
             for n, m in files.plain(row["metrics"]).items()
         ]
-        said = {k: row[k] for k in ("lr", "steps") if row[k] is not None}
+        options = {k: row[k] for k in ("lr", "steps") if row[k] is not None}
         kind = "peft" if (folder / "adapter_config.json").exists() else "hf" if _hf(folder) else "didact"
-        told = {**board, "model": {"path": board["model"]}, "seed": board["seeds"][0]}
-        write(folder, kind, re.split(r"[: ]", row["arm"])[0], told, rows, said)
+        report = {**board, "model": {"path": board["model"]}, "seed": board["seeds"][0]}
+        write(folder, kind, re.split(r"[: ]", row["arm"])[0], report, rows, options)
 
 
 def write(
-    folder: Path, kind: str, method: str, told: Mapping[str, Any], rows: Iterable[Row], said: Mapping[str, Any]
+    folder: Path, kind: str, method: str, report: Mapping[str, Any], rows: Iterable[Row], options: Mapping[str, Any]
 ) -> None:
-    """Write one, as part of what the folder's seal covers."""
-    text = card(folder.name, kind, method, told, list(rows), said)
+    """Write one card into a model's folder and its seal."""
+    text = card(folder.name, kind, method, report, list(rows), options)
     files.add_file(folder, NAME, str(untrusted.cleaned(text)))
 
 
 def card(
-    name: str, kind: str, method: str, told: Mapping[str, Any], rows: Sequence[Row], said: Mapping[str, Any]
+    name: str, kind: str, method: str, report: Mapping[str, Any], rows: Sequence[Row], options: Mapping[str, Any]
 ) -> str:
-    """The text: the hub's metadata as YAML, then Markdown."""
+    """Return the text of a card: the hub's metadata as YAML, then Markdown."""
     from huggingface_hub import EvalResult, ModelCardData
 
     entry = catalogue.read().get(method)
-    base = str((told.get("model") or {}).get("path") or "")
+    base = str((report.get("model") or {}).get("path") or "")
     hub = base if _on_hub(base) else None
-    data = dict(told.get("data", {}))
+    data = dict(report.get("data", {}))
     results = [
         EvalResult(
             task_type="text-generation", dataset_type="local", dataset_name=", ".join(map(_file, data.values())),
@@ -100,7 +100,7 @@ def card(
         ]
         lines += [
             "",
-            "On records that training did not see, where the run kept some apart. `general_*` is on general text.",
+            "On held-out records, if the run held some out. `general_*` is on general text.",
             "",
         ]
     if data:
@@ -109,10 +109,10 @@ def card(
             f"| {_cell(n)} | {_file(d)} | {d.get('records', '')} | {d.get('sha256', '')} |" for n, d in data.items()
         ]
         lines += [""]
-    if said:
-        lines += ["## Options", "", *(f"- {_cell(str(k))}: `{_cell(str(v))}`" for k, v in said.items()), ""]
-    versions = ", ".join(f"{n} {v}" for n, v in told.get("versions", {}).items())
-    lines += [f"Seed {told.get('seed')}; {versions}; didact commit {told.get('didact_commit') or 'unknown'}."]
+    if options:
+        lines += ["## Options", "", *(f"- {_cell(str(k))}: `{_cell(str(v))}`" for k, v in options.items()), ""]
+    versions = ", ".join(f"{n} {v}" for n, v in report.get("versions", {}).items())
+    lines += [f"Seed {report.get('seed')}; {versions}; didact commit {report.get('didact_commit') or 'unknown'}."]
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +125,7 @@ def _hf(folder: Path) -> bool:
 
 
 def _file(source: Mapping[str, Any]) -> str:
-    """A file by its name alone: where it lay is nobody's business."""
+    """Return a file's name without its folder, which is private."""
     return _cell(Path(str(source.get("path", ""))).name)
 
 

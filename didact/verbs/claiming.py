@@ -21,45 +21,45 @@ def claim(
     """Test a paper's claim; quick and full tiers are written to the scoreboard.
 
     Args:
-        method: its name.
+        method: name of the method.
         tier: how much is measured.
-        sabotage: also break the method.
+        sabotage: also break the method on purpose, which the claim must detect.
         scoreboard: the folder of cards.
-        folder: keeps every finished seed.
+        folder: stores every finished seed.
         workers: processes of this machine that measure seeds.
-        on: a Ray cluster that does; its nodes share `folder`.
-        gpus: what a seed takes there.
+        on: a Ray cluster that measures them; its nodes share `folder`.
+        gpus: GPUs that a seed takes there.
 
     Raises:
-        UserError: there is no such claim, or it cannot be spread so.
+        UserError: there is no such claim, or the work cannot be distributed so.
     """
     launch.alone("claim")
     spreading.check(workers, on, gpus)
     if on and not folder:
-        raise UserError(f"--on {on}: give a folder that its nodes share, where seeds are kept: --keep DIR")
+        raise UserError(f"--on {on}: give a folder that its nodes share, for finished seeds: --keep DIR")
     catalogue.entry(method)
     if tier != "smoke":
         runner.place(method, scoreboard, tier)  # before any work
-    found = runner.load(method, tier)
-    with tempfile.TemporaryDirectory() as passing:
-        keep = folder or (passing if workers > 1 else None)
+    definition = runner.load(method, tier)
+    with tempfile.TemporaryDirectory() as temporary:
+        keep = folder or (temporary if workers > 1 else None)
         if keep and (workers > 1 or on):
-            _measured(runner.jobs(found, tier, sabotage, keep), keep, workers, on, gpus)
-        card = runner.run(found, tier, sabotage, keep)
+            _measure(runner.jobs(definition, tier, sabotage, keep), keep, workers, on, gpus)
+        card = runner.run(definition, tier, sabotage, keep)
     if tier != "smoke":
         runner.write(card, scoreboard)
     return card
 
 
 def doer(_: None) -> spreading.Doer:
-    """Make ready, in another process, for seeds of claims."""
+    """Return the function that measures a seed in another process."""
     return runner.do
 
 
-def _measured(jobs: list[runner.Job], keep: str, *how: Any) -> None:
-    """Have seeds measured elsewhere; what is kept already is not measured again."""
+def _measure(jobs: list[runner.Job], keep: str, *placement: Any) -> None:
+    """Measure seeds in other processes; those already in `keep` are not measured again."""
     folders.enter(keep, "claim")
-    with spreading.elsewhere(doer, None, Path(keep), *how) as others:
-        assert others
-        for count, (job, _) in enumerate(others(jobs), 1):
+    with spreading.elsewhere(doer, None, Path(keep), *placement) as dispatch:
+        assert dispatch
+        for count, (job, _) in enumerate(dispatch(jobs), 1):
             print(f"claim {count} of {len(jobs)}: {job.name}", file=sys.stderr, flush=True)

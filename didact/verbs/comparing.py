@@ -35,17 +35,17 @@ IDENTITY = (
 )  # fmt: skip
 YAML = (".yaml", ".yml")
 Arms = Sequence[compare.Arm | compare.Given]
-ALIKE = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
+FIXED = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
 def comparison(request: Comparison) -> dict[str, Any]:
-    """Run it, or go on with it; returns what leaderboard.json holds.
+    """Run a comparison, or resume it; return the content of leaderboard.json.
 
     Raises:
-        UserError: an arm, a file or the budget is wrong, or `out` holds another comparison.
+        UserError: an arm, a file or the budget is invalid, or `out` holds another comparison.
     """
     out = Path(request.out)
-    with chat.dated(day := _day(out, request)):
+    with chat.dated(day := _start_day(out, request)):
         arms, setting, identity, sources = prepare(request)
         if request.overwrite:
             with folders.at_work(out, "comparison"):
@@ -57,35 +57,35 @@ def comparison(request: Comparison) -> dict[str, Any]:
                 for name in ("comparison.json", "leaderboard.json", "report.html"):
                     (out / name).unlink(missing_ok=True)
         with folders.at_work(out, "comparison", shared=True):
-            return _compared(request, arms, setting, identity, sources, day)
+            return _run(request, arms, setting, identity, sources, day)
 
 
-def _day(out: Path, request: Comparison) -> str:
-    """When a comparison began, which is what its chat template may write."""
-    with contextlib.suppress(FileNotFoundError, UserError, AttributeError):  # what is damaged is told later
-        if not request.overwrite and (began := files.read_json(out / "comparison.json").get("began")):
-            return str(began)
+def _start_day(out: Path, request: Comparison) -> str:
+    """Return the day a comparison began, which its chat template may write."""
+    with contextlib.suppress(FileNotFoundError, UserError, AttributeError):  # a damaged file is reported later
+        if not request.overwrite and (start := files.read_json(out / "comparison.json").get("began")):
+            return str(start)
     return chat.today()
 
 
-def _compared(
+def _run(
     request: Comparison, arms: Arms, setting: compare.Setting, identity: Any, sources: Any, day: str
 ) -> dict[str, Any]:
     out = Path(request.out)
     with folders.alone(out, "begin"):
-        _same_comparison(out, identity, day)
-    # Models as small as the example's lose by a second thread.
+        _begin_or_resume(out, identity, day)
+    # Models as small as the example's are slower with a second thread.
     with episodes.one_thread() if not request.data else contextlib.nullcontext():
-        for name, told in _planned(arms, setting).items():
-            print(f"{name:16} {told}", file=sys.stderr)
+        for name, text in _plan_rows(arms, setting).items():
+            print(f"{name:16} {text}", file=sys.stderr)
         try:
-            asked, how = dataclasses.replace(request, overwrite=False), (request.workers, request.on)
-            with spreading.elsewhere(doer, asked, out, *how, request.gpus_per_arm) as others:
-                shared = dataclasses.replace(setting, elsewhere=others)
+            worker_request, placement = dataclasses.replace(request, overwrite=False), (request.workers, request.on)
+            with spreading.elsewhere(doer, worker_request, out, *placement, request.gpus_per_arm) as dispatch:
+                shared = dataclasses.replace(setting, elsewhere=dispatch)
                 board = compare.run(arms, shared, lambda line: print(line, file=sys.stderr, flush=True))
         except KeyboardInterrupt as stop:
-            kept = len(list((out / "units").glob("*.json")))
-            raise type(stop)(f"{kept} units are kept; {checkpoint.told(out / 'checkpoints')}") from None
+            finished = len(list((out / "units").glob("*.json")))
+            raise type(stop)(f"{finished} units are finished; {checkpoint.told(out / 'checkpoints')}") from None
     board |= {
         "schema": provenance.SCHEMA, "status": "done", "verb": "compare",
         "argv": [untrusted.without_credentials(word) for word in request.argv],
@@ -96,14 +96,14 @@ def _compared(
     }  # fmt: skip
     files.write_json(out / "leaderboard.json", board)
     card.of_comparison(board, out, {arm.name: f"models/{work.plain_name(arm.name)}" for arm in arms})
-    with contextlib.suppress(OSError):  # another process may be at work there
+    with contextlib.suppress(OSError):  # another process may still use it
         (out / "checkpoints").rmdir()
     return board
 
 
 def doer(request: Comparison) -> spreading.Doer:
-    """Make ready, in another process, for the jobs of a comparison that was begun."""
-    day = _day(Path(request.out), request)
+    """Prepare, in another process, for the jobs of a comparison that has begun; return the function that does one."""
+    day = _start_day(Path(request.out), request)
     with chat.dated(day):
         arms, setting, _, _ = prepare(request)
 
@@ -115,86 +115,86 @@ def doer(request: Comparison) -> spreading.Doer:
 
 
 def comparison_plan(request: Comparison) -> dict[str, Any]:
-    """What a comparison would do, with everything checked and nothing trained or written."""
+    """Return what a comparison would do; everything is checked and nothing trained or written."""
     arms, setting, _, _ = prepare(request)
-    return _planned(arms, setting)
+    return _plan_rows(arms, setting)
 
 
-def _planned(arms: Arms, setting: compare.Setting) -> dict[str, Any]:
+def _plan_rows(arms: Arms, setting: compare.Setting) -> dict[str, Any]:
     counts = compare.plan(arms, setting)
     test = setting.split(setting.tests[0][1]).test
-    shown = {
+    rows = {
         "arms": ", ".join(arm.name for arm in arms),
         "scored by": f"{setting.protocol}, on {', '.join(f'{len(r)} {n}' for n, r in test.items())}",
         "units": ", ".join(f"{count} {name}" for name, count in counts.items() if count),
     }
     if setting.whole:
-        return shown
+        return rows
     trained, budget = counts["search"] + counts["test"], setting.budget
-    return shown | {
-        "budget": f"{budget.amount:g} {budget.unit} an arm and seed",
+    return rows | {
+        "budget": f"{budget.amount:g} {budget.unit} per arm and seed",
         "learning rates": " ".join(f"{rate:g}" for rate in setting.rates),
-        "trained in all": f"at most {budget.amount * (trained + counts['search'] * bool(setting.beyond)):g} "
-        f"{budget.unit}, and two probes an arm",
-    } | _time(setting, trained)  # fmt: skip
+        "training in total": f"at most {budget.amount * (trained + counts['search'] * bool(setting.beyond)):g} "
+        f"{budget.unit}, and two probes per arm",
+    } | _time_estimate(setting, trained)  # fmt: skip
 
 
-def _time(setting: compare.Setting, units: int) -> dict[str, str]:
-    """About how long so many units train, by one forward pass here and now."""
-    each = setting.budget.amount
+def _time_estimate(setting: compare.Setting, units: int) -> dict[str, str]:
+    """Estimate how long this many units train, from one forward pass on this machine."""
+    per_unit = setting.budget.amount
     if setting.budget.unit != "seconds":
         if not (rate := footprint.rate(setting.model)):
             return {}
-        each /= rate * (1.0 if setting.budget.unit == "tokens" else FORWARD * setting.model.parameters)
-    whole, one = progress.duration(units * each), progress.duration(each)
-    return {"time": f"about {whole} of training, {one} a unit; and scoring"}
+        per_unit /= rate * (1.0 if setting.budget.unit == "tokens" else FORWARD * setting.model.parameters)
+    total, single = progress.duration(units * per_unit), progress.duration(per_unit)
+    return {"time": f"about {total} of training, {single} per unit; plus scoring"}
 
 
 def prepare(
     request: Comparison,
 ) -> tuple[Arms, compare.Setting, dict[str, Any], dict[str, dict[str, Any]]]:
-    """Everything read and checked before any work: arms, setting, what a stopped comparison must agree in, sources.
+    """Read and check everything before any work: arms, setting, identity (must agree to resume), sources of the data.
 
     Raises:
-        UserError: something is missing or wrong.
+        UserError: something is missing or invalid.
     """
-    used = [("--model", request.model), ("--gold", request.gold), ("--judge", request.judge)]
-    used += [("--retention", request.retention), ("--replay-from", request.fit.get("replay_from"))]
-    used += [(f"--metric {name}", name) for name in (request.metric or "").split(",")]
-    used.append(("--chat-template", request.chat_template))
-    written = [("arm", name) for name in request.arms if name.endswith(YAML) or given.named(name)]
-    inputs.check_apart(request.out, [*used, *written, *((f"--{name}", path) for name, path in request.data.items())])
+    paths = [("--model", request.model), ("--gold", request.gold), ("--judge", request.judge)]
+    paths += [("--retention", request.retention), ("--replay-from", request.fit.get("replay_from"))]
+    paths += [(f"--metric {name}", name) for name in (request.metric or "").split(",")]
+    paths.append(("--chat-template", request.chat_template))
+    arm_files = [("arm", name) for name in request.arms if name.endswith(YAML) or given.named(name)]
+    inputs.check_apart(request.out, [*paths, *arm_files, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
     functions.LIMIT["seconds"] = request.function_timeout
     spreading.check(request.workers, request.on, request.gpus_per_arm, request.budget)
     metrics = own.named(request.metric)
-    Fit(**request.fit)  # a bad value is told before any work
+    Fit(**request.fit)  # refuse a bad value before any work
     budget = Budget.parse(request.budget) if request.budget else None
     embedded = request.model is None and not request.data
     if embedded and (first := next(filter(given.named, request.arms), None)):
-        raise UserError(f"{first}: a model is compared on data of your own, as in --demo test.jsonl")
+        raise UserError(f"{first}: to compare a model, give data of your own, as in --demo test.jsonl")
     example = demo.example() if embedded else None
     names = request.arms or (example.arms if example else ())
-    known = given.arms(names, request)
-    arms: Arms = [known.get(name) or _arm(name, example.options if example else {}) for name in names]
-    models = list(known.values())
+    model_arms = given.arms(names, request)
+    arms: Arms = [model_arms.get(name) or _arm(name, example.options if example else {}) for name in names]
+    models = list(model_arms.values())
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
     inputs.check_apart(request.out, [option for arm in arms for option in _inputs(arm)])
     _check_quantized(request, arms)
-    whole = len(models) == len(arms)
+    only_models = len(models) == len(arms)
     sources: dict[str, dict[str, Any]] = {}
     if example:
         model: Model | None = example.model
         records = dict(example.records)
         sources = {name: {"path": "embedded example", "records": len(rows)} for name, rows in records.items()}
     else:
-        if request.model is None and not whole:
+        if request.model is None and not only_models:
             raise UserError("--model is required with data of your own (without both, the embedded example is run)")
-        if budget is None and not whole:
+        if budget is None and not only_models:
             raise UserError("--budget is required: what each arm may use, as in 20M-tokens or 90-seconds")
-        if whole and (request.budget or request.lrs or request.folds):
-            raise UserError("models are compared as they are: no --budget, --lrs or --folds, for nothing is trained")
+        if only_models and (request.budget or request.lrs or request.folds):
+            raise UserError("models alone are scored and nothing is trained: leave out --budget, --lrs and --folds")
         records = _records(request, arms, sources)
         if request.model and remote.is_address(request.model):
             remote.check_address(request.model)
@@ -203,7 +203,7 @@ def prepare(
             )
         model = opened.model(request.model, request, request.quantize) if request.model else given.start(models)
         if model is not None and request.model and adapters.adapted(model):
-            print(f"{request.model}: an adapter: merged for arms that train all weights; LoRA goes on with it",
+            print(f"{request.model} is an adapter: arms that train all weights merge it first, LoRA arms continue it",
                   file=sys.stderr)  # fmt: skip
         for name, rows in records.items():
             if model is not None:
@@ -212,7 +212,7 @@ def prepare(
             if isinstance(rows, Records) and model is not None:
                 records[name] = usable(records[name], rows, model, request.skip_bad)
                 sources[name] |= {"records": len(records[name]), "dropped": rows.dropped}
-    if whole:
+    if only_models:
         budget, lrs = Budget(0.0, "tokens"), tuple[float, ...]()
     else:
         budget = budget or Budget.parse(example.budget if example else "")
@@ -231,7 +231,7 @@ def prepare(
         judge=_judge(request.judge), folder=Path(request.out), keep=not request.no_models,
         diagnostics=request.diagnostics, track=request.track,
         general=general.texts(request.retention, "keep"), metrics=metrics,
-        by_text=by_text, whole=whole, untouched=bool(request.model or example),
+        by_text=by_text, whole=only_models, untouched=bool(request.model or example),
     )  # fmt: skip
     final_answers.checked(request.final_answer, [setting.protocol])
     compare.check(arms, setting)
@@ -244,8 +244,8 @@ def prepare(
     identity = files.plain(
         {name: getattr(request, name) for name in IDENTITY}
         | {
-            "arms": [[arm.name, *_told(arm), _sha256(_inputs(arm))] for arm in arms],
-            "inputs": _sha256(used), "model": model.fingerprint() if model else None, "rates": lrs,
+            "arms": [[arm.name, *_settings(arm), _sha256(_inputs(arm))] for arm in arms],
+            "inputs": _sha256(paths), "model": model.fingerprint() if model else None, "rates": lrs,
             "protocol": setting.protocol, "data": {name: s.get("sha256", s["path"]) for name, s in sources.items()},
         }
     )  # fmt: skip
@@ -253,32 +253,32 @@ def prepare(
 
 
 def _check_quantized(request: Comparison, arms: Arms) -> None:
-    """Refuse to hold weights in fewer bits that an arm would train, or that are scored as they are.
+    """Refuse to quantize weights that an arm would train, or without a start model.
 
     Raises:
-        UserError: there is one.
+        UserError: there is such an arm, or no start model.
     """
     if not request.quantize:
         return
     if request.model is None:
-        raise UserError(f"--quantize {request.quantize}: it is --model that is held so; others are scored as they are")
+        raise UserError(f"--quantize {request.quantize}: goes with --model; other models are scored unquantized")
     whole = [a.name for a in arms if isinstance(a, compare.Arm) and a.trains and not a.adapter(request.fit)]
     if whole:
-        raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8 "
-                        f"({whole[0]} has none)")  # fmt: skip
+        raise UserError(f"--quantize {request.quantize}: quantized weights are not trained, only an adapter: "
+                        f"--lora 8 ({whole[0]} has none)")  # fmt: skip
 
 
-def _told(arm: compare.Arm | compare.Given) -> list[Mapping[str, Any]]:
+def _settings(arm: compare.Arm | compare.Given) -> list[Mapping[str, Any]]:
     return [arm.options, arm.fit] if isinstance(arm, compare.Arm) else [{}, {}]
 
 
 def _inputs(arm: compare.Arm | compare.Given) -> list[tuple[str, str]]:
-    """What an arm reads."""
+    """Return the files and folders that an arm reads, by option."""
     return inputs.of_options(arm.options) if isinstance(arm, compare.Arm) else [("arm", arm.name)]
 
 
-def _sha256(named: inputs.Named) -> dict[str, str]:
-    return {name: found["sha256"] for name, found in inputs.contents(named).items()}
+def _sha256(paths: inputs.Named) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in inputs.contents(paths).items()}
 
 
 def _records(request: Comparison, arms: Arms, sources: dict[str, dict[str, Any]]) -> dict[str, Sequence[Record]]:
@@ -302,24 +302,24 @@ def _records(request: Comparison, arms: Arms, sources: dict[str, dict[str, Any]]
 
 
 def _arm(name: str, defaults: Mapping[str, Mapping[str, Any]]) -> compare.Arm:
-    """An arm from `METHOD[:PRESET]` or a YAML file that names its method; `defaults` are an example's, by method."""
-    written: dict[str, Any] = {}
+    """Parse an arm, `METHOD[:PRESET]` or a YAML file with `method:`; `defaults` are an example's options by method."""
+    file_options: dict[str, Any] = {}
     if name.endswith(YAML):
-        written = options.lines(name)
-        if "method" not in written:
+        file_options = options.lines(name)
+        if "method" not in file_options:
             raise UserError(f"{name}: field 'method' is missing")
-        for option in ALIKE.keys() & written:
-            raise UserError(f"{name}: '{option}' is the same for every arm: {ALIKE[option]}")
-        method = str(written.pop("method"))
+        for option in FIXED.keys() & file_options:
+            raise UserError(f"{name}: '{option}' is the same for every arm: {FIXED[option]}")
+        method = str(file_options.pop("method"))
         label = f"{method} ({Path(name).stem})"
     else:
         method = label = name
     method, _, preset = method.partition(":")
     entry = catalogue.entry(method)
-    given = options.parser(entry).arm(name, written)
-    changed = dict(defaults.get(method, {})) | (catalogue.preset_of(entry, preset) if preset else {})
-    fit = {k.removeprefix("fit."): changed.pop(k) for k in list(changed) if k.startswith("fit.")}
-    return compare.Arm(name=label, entry=entry, options=changed | given.options, fit=fit | given.fit)
+    parsed = options.parser(entry).arm(name, file_options)
+    base = dict(defaults.get(method, {})) | (catalogue.preset_of(entry, preset) if preset else {})
+    fit = {k.removeprefix("fit."): base.pop(k) for k in list(base) if k.startswith("fit.")}
+    return compare.Arm(name=label, entry=entry, options=base | parsed.options, fit=fit | parsed.fit)
 
 
 def _judge(name: str | None) -> judges.Judge | None:
@@ -330,27 +330,27 @@ def _judge(name: str | None) -> judges.Judge | None:
     return judges.named(name)
 
 
-def _same_comparison(out: Path, identity: Any, day: str) -> None:
-    """Begin a comparison in `out`, or go on with the same one, perhaps with other arms beside those it had.
+def _begin_or_resume(out: Path, identity: Any, day: str) -> None:
+    """Begin a comparison in `out`, or resume the same one, perhaps with more arms than it had.
 
     Raises:
-        UserError: another comparison stands there, or an arm of the same name with other options.
+        UserError: it holds another comparison, or an arm of the same name with other options.
     """
     place = out / "comparison.json"
     arms = {arm[0]: arm for arm in identity["arms"]}
     try:
         if place.exists():
             try:
-                kept = files.read_json(place)
-                known = {arm[0]: arm for arm in kept["arms"]}
+                saved = files.read_json(place)
+                saved_arms = {arm[0]: arm for arm in saved["arms"]}
             except (UserError, LookupError, TypeError):
                 raise UserError(f"{place}: damaged: put it back as it was, or begin anew with --overwrite") from None
-            changed = [k for k, v in identity.items() if k != "arms" and kept.get(k) != v]
-            changed += [name for name, arm in arms.items() if known.get(name, arm) != arm]
+            changed = [k for k, v in identity.items() if k != "arms" and saved.get(k) != v]
+            changed += [name for name, arm in arms.items() if saved_arms.get(name, arm) != arm]
             if changed:
-                why = f"{', '.join(changed)} differ"
-                raise UserError(f"{out} holds another comparison ({why}): choose another --out, or --overwrite")
-            arms = known | arms
+                reason = f"{', '.join(changed)} differ"
+                raise UserError(f"{out} holds another comparison ({reason}): choose another --out, or --overwrite")
+            arms = saved_arms | arms
         elif any((out / "units").glob("*.json")):
             raise UserError(f"{out}: has units and no comparison.json: begin anew with --overwrite")
         files.write_json(place, identity | {"arms": list(arms.values()), "began": day})

@@ -1,7 +1,7 @@
-"""What can be refused without a model, told before torch is imported: folders, options, files and their fields.
+"""Checks that need no model, made before torch is imported: folders, options, files and their fields.
 
-Every verb comes through here first, from the command line and from Python. Records are read once: what is read here is
-what the verb is given.
+Every verb runs these first, from the command line and from Python. Records are read once: the verb gets what is read
+here.
 """
 
 from __future__ import annotations
@@ -20,122 +20,122 @@ from didact.types import UserError
 from didact.verbs import inputs
 
 YAML = (".yaml", ".yml")
-OF_ANSWERS = ("dtype", "quantize", "chat", "stops")  # what a saved model is asked with as its run had it
+OF_ANSWERS = ("dtype", "quantize", "chat", "stops")  # options that a saved model takes over from its run
 OF_SCORES = (*OF_ANSWERS, "turns", "max_length", "truncate")
 
 
 def run(request: Request) -> None:
-    """Refuse a run that cannot be.
+    """Check a run.
 
     Raises:
-        UserError: something is missing or wrong.
+        UserError: something is missing or invalid.
     """
     launch.check()
     launch.several(str(request.fit.get("parallel", "ddp")))
     entry = catalogue.entry(request.method)
     if request.preset:
         catalogue.preset_of(entry, request.preset)
-    named = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
-    named |= {f"--{k}": path for k, path in request.data.items()} | {"--config": request.config}
-    _out(request.out, "run", named | dict(inputs.of_options(request.options)))
+    paths = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
+    paths |= {f"--{k}": path for k, path in request.data.items()} | {"--config": request.config}
+    _check_out(request.out, "run", paths | dict(inputs.of_options(request.options)))
     if not request.overwrite and (Path(request.out) / "result.json").exists():
-        return  # done or begun: its own inputs are looked at first
+        return  # finished or begun: the run first compares its inputs
     for address in (request.model, *request.options.values()):
         if isinstance(address, str) and addresses.is_address(address):
             addresses.check_address(address)
     if request.generate_with:
-        _engine(request, entry)
+        _check_engine(request, entry)
     given(request, entry)
-    _models(request.device, request.dtype, request.model, request.gold)
+    _check_models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
-    how = (request.rename, request.skip_bad, request.turns)
+    reading = (request.rename, request.skip_bad, request.turns)
     for name, path in request.data.items():
-        read.ahead(path, entry["needs"][name]["kind"], *how, name == entry["answers"])
+        read.ahead(path, entry["needs"][name]["kind"], *reading, name == entry["answers"])
     kinds = [catalogue.protocols()[name]["kind"] for name in entry["protocol"]]
     if request.score_on and any(kinds):
-        read.ahead(request.score_on, next(filter(None, kinds)), *how)
+        read.ahead(request.score_on, next(filter(None, kinds)), *reading)
 
 
-def _engine(request: Request, entry: Mapping[str, Any]) -> None:
-    """Refuse --generate-with of a method that samples nothing, or without a model that a server could have."""
+def _check_engine(request: Request, entry: Mapping[str, Any]) -> None:
+    """Refuse --generate-with for a method that does not sample, or without a model to send to the server."""
     if not entry["rounds"]:
-        able = [name for name, other in catalogue.read().items() if other["rounds"]]
-        raise UserError(f"--generate-with: {entry['name']} does not sample while it trains; {', '.join(able)} do")
+        samplers = [name for name, e in catalogue.read().items() if e["rounds"]]
+        raise UserError(f"--generate-with: {entry['name']} does not sample while it trains; {', '.join(samplers)} do")
     if request.generate_with != "vllm":
         addresses.check_address(request.generate_with or "")
     if request.model is None:
-        raise UserError("--generate-with needs --model: no server has the model of an embedded example")
+        raise UserError("--generate-with needs --model: the model of an embedded example cannot be served")
 
 
 def given(request: Request, entry: Mapping[str, Any]) -> None:
-    """Refuse a run without the model or a file that its method requires, or without an example to run instead.
+    """Refuse a run without the model or a file that its method requires, if there is no example to run instead.
 
     Raises:
         UserError: one is missing.
     """
-    wanted = {n: v["kind"] for n, v in entry["needs"].items() if v["required"]}
-    words = [f"--{n.replace('_', '-')} {'DIR' if k == 'model' else n.upper() + '.jsonl'}" for n, k in wanted.items()]
+    required = {n: v["kind"] for n, v in entry["needs"].items() if v["required"]}
+    words = [f"--{n.replace('_', '-')} {'DIR' if k == 'model' else n.upper() + '.jsonl'}" for n, k in required.items()]
     command = " ".join(["didact run", entry["name"], *words])
     if request.model is None and not request.data:
         if entry["baseline"] or "package" in entry:
             raise UserError(f"{request.method} has no embedded example; give it a model and data: {command}")
         return
-    for name, kind in wanted.items():
+    for name, kind in required.items():
         if not (request.model if kind == "model" else request.data.get(name)):
             raise UserError(f"{request.method} needs --{name.replace('_', '-')} ({kind}): {command}")
 
 
 def comparison(request: Comparison) -> None:
-    """Refuse a comparison that cannot be: also an arm that its records do not serve, or that they cannot score.
+    """Check a comparison, also that its records can train and score every arm.
 
     Raises:
-        UserError: something is missing or wrong.
+        UserError: something is missing or invalid.
     """
     launch.alone("compare")
-    named = {"--model": request.model, "--gold": request.gold, "--judge": request.judge}
-    named |= {f"arm {name}": name for name in request.arms if name.endswith(YAML)}
-    _out(request.out, "comparison", named | {f"--{k}": path for k, path in request.data.items()})
+    paths = {"--model": request.model, "--gold": request.gold, "--judge": request.judge}
+    paths |= {f"arm {name}": name for name in request.arms if name.endswith(YAML)}
+    _check_out(request.out, "comparison", paths | {f"--{k}": path for k, path in request.data.items()})
     if request.budget:
         values.budget(request.budget)
-    arms = [(name, entry) for name in request.arms if (entry := _arm(name)) is not None]
-    models = len(request.arms) - len(arms)
+    arms = [(name, entry) for name in request.arms if (entry := _arm_entry(name)) is not None]
+    model_count = len(request.arms) - len(arms)
     if len(set(request.arms)) < len(request.arms):
         raise UserError("an arm is named twice")
     if request.model is None and not request.data:
         return  # the embedded example
     if not request.arms:
         raise UserError("name the methods to compare: didact compare dpo kto ...")
-    if request.model is None and not models:
+    if request.model is None and not model_count:
         raise UserError("--model is required with data of your own (without both, the embedded example is run)")
     if request.budget is None and arms:
         raise UserError("--budget is required: what each arm may use, as in 20M-tokens or 90-seconds")
     if not request.data:
         raise UserError("no data: give a file by its kind, as in --preference pairs.jsonl")
-    _models(request.device, request.dtype, request.model, request.gold)
+    _check_models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
     entries = [entry for _, entry in arms] or list(catalogue.read().values())
     kinds = catalogue.kinds(entries)
     if unknown := [name for name in request.data if name not in kinds]:
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
-    how = (dict(request.rename), request.skip_bad, request.turns)
-    able(arms, {n: read.ahead(path, kinds[n], *how) for n, path in request.data.items()}, request.protocol)
+    reading = (dict(request.rename), request.skip_bad, request.turns)
+    able(arms, {n: read.ahead(path, kinds[n], *reading) for n, path in request.data.items()}, request.protocol)
 
 
 def able(
     arms: Sequence[tuple[str, Mapping[str, Any]]], records: Mapping[str, Sequence[Any]], protocol: str | None
 ) -> None:
-    """Refuse arms, by name with their catalogue entries, that records do not serve or a protocol cannot score.
+    """Refuse arms (names and catalogue entries) that these records cannot train or a protocol cannot score.
 
     Raises:
         UserError: there is one.
     """
-    used = protocol or catalogue.protocol_for(records)
-    if catalogue.protocols()[used]["primary"] is None or not catalogue.scored(used, records):
-        raise UserError(f"protocol '{used}' cannot score {', '.join(records)} records")
+    chosen = protocol or catalogue.protocol_for(records)
+    if catalogue.protocols()[chosen]["primary"] is None or not catalogue.scored(chosen, records):
+        raise UserError(f"protocol '{chosen}' cannot score {', '.join(records)} records")
     for name, entry in arms:
         convert.inputs(name, entry["needs"], records)
-        if "models" not in entry["gives"] and not catalogue.protocols()[used]["answers"]:
-            raise UserError(f"{name} gives no model, so it cannot be scored by '{used}': leave it out")
+        if "models" not in entry["gives"] and not catalogue.protocols()[chosen]["answers"]:
+            raise UserError(f"{name} gives no model, so it cannot be scored by '{chosen}': leave it out")
 
 
 def named(arm: str) -> bool:
@@ -148,13 +148,13 @@ def named(arm: str) -> bool:
 
 
 def place(folder: str) -> str:
-    """The model in the --out folder of a run, or the folder itself."""
+    """Return the model's folder in the --out folder of a run, or the folder itself."""
     inner = Path(folder) / "model"
     return str(inner) if inner.is_dir() and not (Path(folder) / "config.json").exists() else folder
 
 
-def _arm(name: str) -> dict[str, Any] | None:
-    """The catalogue entry of an arm; None for one that is a model."""
+def _arm_entry(name: str) -> dict[str, Any] | None:
+    """Return the catalogue entry of an arm; None if it is a model."""
     if named(name):
         if addresses.is_address(name):
             addresses.check_address(name)
@@ -173,7 +173,7 @@ def _arm(name: str) -> dict[str, Any] | None:
 
 
 def saved(folder: str) -> Path:
-    """Where the model in the folder of a run, or in a model's own, stands.
+    """Return the model's folder in the folder of a run, or the folder itself.
 
     Raises:
         UserError: there is no such folder.
@@ -185,59 +185,59 @@ def saved(folder: str) -> Path:
 
 
 def evaluation(
-    folder: str, data: str, protocol: str, *, retain: str | None = None, unseen: str | None = None, **given: Any
+    folder: str, data: str, protocol: str, *, retain: str | None = None, unseen: str | None = None, **settings: Any
 ) -> None:
-    """Refuse to score what is not there, or on records that cannot be read.
+    """Check an evaluation: the model exists and the records can be read.
 
     Raises:
-        UserError: something is missing or wrong.
+        UserError: something is missing or invalid.
     """
-    asked = as_run(folder, given, OF_SCORES)
-    _models(asked.device, asked.dtype, asked.gold)
+    request = as_run(folder, settings, OF_SCORES)
+    _check_models(request.device, request.dtype, request.gold)
     if protocol in catalogue.protocols():
         kind = catalogue.protocols()[protocol]["kind"] or "demo"
         for path in filter(None, (data, retain, unseen)):
-            read.ahead(path, kind, asked.rename, asked.skip_bad, asked.turns)
+            read.ahead(path, kind, request.rename, request.skip_bad, request.turns)
 
 
-def as_run(folder: str, given: Mapping[str, Any], names: Sequence[str] = OF_ANSWERS) -> Common:
-    """How a saved model is asked or scored: by `names` as its run had it, where `given` says nothing else.
+def as_run(folder: str, settings: Mapping[str, Any], names: Sequence[str] = OF_ANSWERS) -> Common:
+    """Return the options to use or score a saved model with: `settings`, else those of its run that are in `names`.
 
     Raises:
         UserError: there is no such folder.
     """
     saved(folder)
-    had = told(folder).get("request")
-    said = {n: had[n] for n in names if had.get(n) is not None} if isinstance(had, dict) else {}
-    said = {n: v if n == "stops" else options.common(n, v) for n, v in said.items()}
-    return Common(**said | {k: v for k, v in given.items() if v is not None})
+    stored = told(folder).get("request")
+    inherited = {n: stored[n] for n in names if stored.get(n) is not None} if isinstance(stored, dict) else {}
+    inherited = {n: v if n == "stops" else options.common(n, v) for n, v in inherited.items()}
+    return Common(**inherited | {k: v for k, v in settings.items() if v is not None})
 
 
 def told(folder: str) -> dict[str, Any]:
-    """The result.json of a run; nothing where the folder is another's."""
+    """Return the result.json of a run; empty if the folder is not a run's."""
     place = Path(folder) / "result.json"
-    found = files.read_json(place) if place.exists() else {}
-    return found if isinstance(found, dict) and found.get("verb") == "run" else {}
+    result = files.read_json(place) if place.exists() else {}
+    return result if isinstance(result, dict) and result.get("verb") == "run" else {}
 
 
 def answers(
-    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **given: Any
+    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **settings: Any
 ) -> None:
-    """Refuse to ask a model that is not there.
+    """Check that the model to prompt exists.
 
     Raises:
-        UserError: there is none.
+        UserError: it does not.
     """
-    asked = as_run(folder, given)
-    _models(asked.device, asked.dtype)
+    request = as_run(folder, settings)
+    _check_models(request.device, request.dtype)
 
 
-def _out(out: str, verb: str, named: Mapping[str, Any]) -> None:
-    inputs.check_apart(out, named.items())
+def _check_out(out: str, verb: str, paths: Mapping[str, Any]) -> None:
+    inputs.check_apart(out, paths.items())
     folders.check(out, verb)
 
 
-def _models(device: str | None, dtype: str = "float32", *models: str | None) -> None:
+def _check_models(device: str | None, dtype: str = "float32", *models: str | None) -> None:
     places.check_dtype(dtype)
     places.check_device(device)
     for model in models:

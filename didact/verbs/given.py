@@ -1,4 +1,4 @@
-"""Arms of a comparison that are scored as they are: model folders, hub ids, servers."""
+"""Arms of a comparison that are models, scored without training: model folders, hub ids, servers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from didact.verbs import opened
 from didact.verbs.early import named as named
 from didact.verbs.early import place as place
 
-SAMPLE = 32  # texts that two tokenizers must cut alike to be one
+SAMPLE = 32  # texts that two tokenizers must encode alike to count as the same
 
 
-def arms(names: Sequence[str], asked: Common) -> dict[str, compare.Given]:
-    """Those of the names that are models, as arms: each is opened when its turn comes, and one is held at a time.
+def arms(names: Sequence[str], request: Common) -> dict[str, compare.Given]:
+    """Return the arms among `names` that are models; each is opened when its turn comes, one is held at a time.
 
     Raises:
-        UserError: a wrong address, or no such folder.
+        UserError: an invalid address, or no such folder.
     """
-    last = functools.lru_cache(maxsize=1)(lambda place: opened.model(place, asked))
+    load_last = functools.lru_cache(maxsize=1)(lambda place: opened.model(place, request))
     out = {}
     for name in filter(named, names):
         if remote.is_address(name):
@@ -37,65 +37,65 @@ def arms(names: Sequence[str], asked: Common) -> dict[str, compare.Given]:
             places.check(place(name))
             if not Path(place(name)).exists():
                 _check_hub(name)
-            out[name] = compare.Given(name=name, open=functools.partial(last, place(name)))
+            out[name] = compare.Given(name=name, open=functools.partial(load_last, place(name)))
     return out
 
 
 def _check_hub(name: str) -> None:
-    """Refuse a hub id that cannot be reached, before the first of the other models is scored.
+    """Refuse a hub id that cannot be reached, before any model is scored.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be reached.
     """
     try:
         opening.opened("AutoConfig", name)
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: neither a model folder nor a hub id that can be reached: {why}") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: neither a model folder nor a hub id that can be reached: {reason}") from None
 
 
 def alike(arms: Sequence[compare.Given], model: Model | None, records: Mapping[str, Sequence[Record]]) -> bool:
-    """Whether all are local and cut these records' texts into the tokens that the model does.
+    """Whether all are local and encode these records' texts to the same tokens as the model.
 
     Raises:
-        UserError: a tokenizer that cannot be opened.
+        UserError: a tokenizer cannot be opened.
     """
-    local = [given.name for given in arms if not remote.is_address(given.name)]
+    local = [arm.name for arm in arms if not remote.is_address(arm.name)]
     if model is None or len(local) < len(arms):
         return False
     texts = [str(v) for rows in records.values() for r in rows[:SAMPLE] for v in _texts(r)]
-    return all(_cuts(name, texts) == [model.tokenizer(t)["input_ids"] for t in texts] for name in local)
+    return all(_tokenized(name, texts) == [model.tokenizer(t)["input_ids"] for t in texts] for name in local)
 
 
 def check(arms: Sequence[compare.Given], protocol: str) -> None:
-    """Refuse models that a protocol cannot compare by text, in a line, before any work.
+    """Refuse models that a protocol cannot compare by text, before any work.
 
     Raises:
-        UserError: the protocol has no measure of text, or a server lacks what it takes.
+        UserError: the protocol has no measure of text, or a server lacks a capability it needs.
     """
-    used = protocols.named(protocol)
-    for given in arms:
-        if used.text_primary is None:
-            why = "a server" if remote.is_address(given.name) else "other tokens than the first model's"
-            raise UserError(f"{given.name}: {why}, and '{protocol}' has no measure that such models have in common")
-        if remote.is_address(given.name):
-            served: Any = given.open()
-            lm.need(served, used.asks, by=f"protocol '{protocol}'")
+    definition = protocols.named(protocol)
+    for arm in arms:
+        if definition.text_primary is None:
+            reason = "a server" if remote.is_address(arm.name) else "its tokenizer differs from the first model's"
+            raise UserError(f"{arm.name}: {reason}, and protocol '{protocol}' has no measure that compares such models")
+        if remote.is_address(arm.name):
+            served: Any = arm.open()
+            lm.need(served, definition.asks, by=f"protocol '{protocol}'")
 
 
 def start(arms: Sequence[compare.Given]) -> Model | None:
-    """The first local model, which stands for the start where none is named; None among servers alone."""
-    first = next((given for given in arms if not remote.is_address(given.name)), None)
-    opened: Model | LM | None = first.open() if first else None
-    return opened if isinstance(opened, Model) else None
+    """Return the first local model, the start model if none is given; None if all are servers."""
+    first = next((arm for arm in arms if not remote.is_address(arm.name)), None)
+    model: Model | LM | None = first.open() if first else None
+    return model if isinstance(model, Model) else None
 
 
 def _texts(record: Record) -> list[str]:
     return [v for name in record.__slots__ if isinstance(v := getattr(record, name), str)]
 
 
-def _cuts(name: str, texts: Sequence[str]) -> list[list[int]]:
-    """Texts in the tokens of a folder's tokenizer."""
+def _tokenized(name: str, texts: Sequence[str]) -> list[list[int]]:
+    """Encode texts with the tokenizer of a model folder."""
     folder = places.leading(Path(place(name)))
     if (folder / "adapter_config.json").exists() and not (folder / "tokenizer_config.json").exists():
         folder = Path(places.base_of(folder))

@@ -1,4 +1,4 @@
-"""What a command reads: so that it never writes there, and that a result is not taken for that of other inputs."""
+"""Inputs of a command: it never writes into them, and their hashes tell results of different inputs apart."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 Named = Iterable[tuple[str, Any]]
-"""Options with their values; values that name no file, folder or code are passed over."""
+"""Options with their values; values that name no file, folder or code are skipped."""
 
 
-def check_apart(out: str, named: Named) -> None:
-    """Refuse an `--out` that is, lies in or holds an input, or what a link in one leads to.
+def check_apart(out: str, options: Named) -> None:
+    """Refuse an `--out` that is, lies in or contains an input, or the target of a link in one.
 
     Raises:
         UserError: it does.
     """
-    found = [(name, place) for name, text in _texts(named) for place in _places(text)]
-    links = [(n, p) for n, place in found if place.is_dir() for p in place.iterdir() if p.is_symlink()]
-    folders.apart(out, found + links)
+    paths = [(name, place) for name, text in _texts(options) for place in _paths(text)]
+    links = [(n, p) for n, place in paths if place.is_dir() for p in place.iterdir() if p.is_symlink()]
+    folders.apart(out, paths + links)
 
 
-def contents(named: Named) -> dict[str, dict[str, str]]:
-    """`{option: {"path", "sha256"}}` of the models, files and code that are named and lie on this machine."""
+def contents(options: Named) -> dict[str, dict[str, str]]:
+    """Return `{option: {"path", "sha256"}}` of the models, files and code named that are on this machine."""
     out = {}
-    for name, text in _texts(named):
-        if places := _places(text):
+    for name, text in _texts(options):
+        if paths := _paths(text):
             try:
-                found = hashlib.sha256("".join(map(files.digest, places)).encode()).hexdigest()
+                digest = hashlib.sha256("".join(map(files.digest, paths)).encode()).hexdigest()
             except OSError as error:
                 raise UserError(f"{name} {text}: cannot be read: {error.strerror}") from None
-            out[name] = {"path": text, "sha256": found}
+            out[name] = {"path": text, "sha256": digest}
     return out
 
 
-def changed(was: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> str | None:
-    """The first input that is another than it was."""
-    return next((f"{k} {now[k]['path']}" for k, v in was.items() if k in now and now[k]["sha256"] != v["sha256"]), None)
+def changed(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]]) -> str | None:
+    """Return the first input that changed; None if none did."""
+    return next((f"{k} {new[k]['path']}" for k, v in old.items() if k in new and new[k]["sha256"] != v["sha256"]), None)
 
 
 def of_options(options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A method's options that name files, model folders or code; most of their texts are just texts."""
+    """Return a method's options that name files, model folders or code; most text options do not."""
     return [
         (name, text)
         for name, text in _texts((f"--{name}", value) for name, value in options.items())
@@ -60,24 +60,24 @@ def of_options(options: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _texts(named: Named) -> Iterator[tuple[str, str]]:
-    """The texts among values, those in lists too."""
-    for name, value in named:
+def _texts(options: Named) -> Iterator[tuple[str, str]]:
+    """Yield the texts among values, also those in lists."""
+    for name, value in options:
         if isinstance(value, str):
             yield name, value
         elif isinstance(value, list | tuple):
             yield from _texts((f"{name} {i}", item) for i, item in enumerate(value, 1))
 
 
-def _places(text: str) -> list[Path]:
-    """The files and folders behind a text: a path, `FOLDER:SPLIT`, `module:function`, a hub id that is on this machine.
+def _paths(text: str) -> list[Path]:
+    """Return the files and folders behind a text: a path, `FOLDER:SPLIT`, `module:function`, a cached hub id.
 
-    Of a model folder also the one it rests on.
+    For a model folder also that of its base model.
     """
     if addresses.is_address(text):
         return []
-    if given := next((p for p in (text, text.rpartition(":")[0]) if p and os.path.lexists(p)), None):
-        return _resting_on([Path(given)])
+    if existing := next((p for p in (text, text.rpartition(":")[0]) if p and os.path.lexists(p)), None):
+        return _with_bases([Path(existing)])
     if code := registry.module_file(text):
         return [code]
     if HUB_ID.fullmatch(text):
@@ -90,16 +90,16 @@ def _places(text: str) -> list[Path]:
     return []
 
 
-def _resting_on(found: list[Path]) -> list[Path]:
-    """A folder and the model folders that its own files name as their base, theirs included."""
-    folder = found[-1]
-    with contextlib.suppress(UserError, OSError, AttributeError):  # told where it is loaded
+def _with_bases(chain: list[Path]) -> list[Path]:
+    """Return a folder and the base models that its files name, and theirs in turn."""
+    folder = chain[-1]
+    with contextlib.suppress(UserError, OSError, AttributeError):  # reported when it is loaded
         if (folder / "adapter_config.json").exists():
             base = places.base_of(folder)
         elif (folder / places.FILE).exists():
             base = files.read_json(folder / places.FILE).get("base") or ""
         else:
-            return found
-        if base and os.path.lexists(base) and Path(base) not in found:
-            return _resting_on([*found, Path(base)])
-    return found
+            return chain
+        if base and os.path.lexists(base) and Path(base) not in chain:
+            return _with_bases([*chain, Path(base)])
+    return chain

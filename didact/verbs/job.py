@@ -1,4 +1,4 @@
-"""A request made ready: files read, the model loaded, everything checked before any work."""
+"""A prepared request: files read, the model loaded, everything checked before any work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEWEST = 10  # records below which none is held out
 
 @dataclass
 class Job:
-    """A request with its files read and its model loaded: ready to run, or to be looked at with --dry-run."""
+    """A request with its files read and its model loaded: ready to run, or to be estimated with --dry-run."""
 
     request: Request
     entry: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Job:
     metrics: Mapping[str, own.Metric] = field(default_factory=dict)
 
     def tell(self) -> None:
-        """Say on standard error what the user did not ask for and would want to know, once it is sure to begin."""
+        """Print the notes on automatic choices to standard error, once the run is sure to begin."""
         for note in self.notes:
             print(note, file=sys.stderr)
 
@@ -59,7 +59,7 @@ def prepare(request: Request) -> Job:
     """Read everything a run needs and check it, before any work.
 
     Raises:
-        UserError: an input is missing or wrong.
+        UserError: an input is missing or invalid.
     """
     inputs.check_apart(request.out, all_inputs(request))
     entry = catalogue.entry(request.method)
@@ -71,12 +71,12 @@ def prepare(request: Request) -> Job:
     final_answers.checked(request.final_answer, entry["protocol"])
     watching.check(request.evaluate_every, request.keep_best, entry, takes(function))
     metrics = own.named(request.metric)
-    for given in (request.model, *request.options.values()):
-        if isinstance(given, str) and remote.is_address(given):
-            remote.check_address(given)  # before anything is written
+    for address in (request.model, *request.options.values()):
+        if isinstance(address, str) and remote.is_address(address):
+            remote.check_address(address)  # before anything is written
     default = next((p.default for n, p in signature(function) if n == "fit"), Fit())
     preset_fit = {k.removeprefix("fit."): preset.pop(k) for k in list(preset) if k.startswith("fit.")}
-    # A bad value is told before the example is made or a model is loaded.
+    # Refuse a bad value before the example is made or a model is loaded.
     default.replace(**{**preset_fit, **request.fit})
     registry.METHODS[request.method].check(registry.assemble(function, {**preset, **request.options}))
     problem = example(request.method, request.seed) if embedded else Problem()
@@ -91,70 +91,70 @@ def prepare(request: Request) -> Job:
         k: {"path": "embedded example", "records": len(v)} for k, v in records.items()
     }
     if request.quantize and entry["fit"] and not fit.lora:
-        raise UserError(f"--quantize {request.quantize}: such weights are not trained, an adapter on them is: --lora 8")
-    # DoRA takes norms of whole weights, a server is given them, and a dry run only looks at them.
-    whole = not entry["fit"] or fit.dora or request.generate_with or request.dry_run
-    lies = "ddp" if whole else fit.parallel
+        raise UserError(f"--quantize {request.quantize}: quantized weights are not trained, only an adapter: --lora 8")
+    # DoRA needs norms of whole weights, a server is sent them, and a dry run only measures them.
+    replicated = not entry["fit"] or fit.dora or request.generate_with or request.dry_run
+    parallel = "ddp" if replicated else fit.parallel
     if not embedded:
-        model, records, sources = _inputs(request, entry, lies)
+        model, records, sources = _inputs(request, entry, parallel)
     if isinstance(model, Model) and entry["fit"]:
-        if told := adapters.told(model, fit.lora):
-            print(f"{request.model}: {told}", file=sys.stderr)
+        if message := adapters.told(model, fit.lora):
+            print(f"{request.model}: {message}", file=sys.stderr)
         model = model.ready(fit.lora)
-    train, scored, warnings = _held_out(entry, records, request, problem, model, lies)
+    train, scored, warnings = _held_out(entry, records, request, problem, model, parallel)
     notes: list[str] = []
     if isinstance(model, Model) and entry["fit"] and not embedded:
         if "lr" not in provenance:
-            rate, said = rates.chosen(model, fit)
-            if said:
-                notes.append(said)
+            rate, note = rates.chosen(model, fit)
+            if note:
+                notes.append(note)
                 fit, provenance["lr"] = fit.replace(lr=rate), "model size"
         first = next(iter(train.values()), ())
-        # Of documents it is the method that says what a row is.
-        if first and not isinstance(first[0], Text) and (doubt := rates.told(model, fit, len(first))):
-            notes.append(doubt)
-            warnings.append(doubt)
+        # For documents, the method itself decides what a row is.
+        if first and not isinstance(first[0], Text) and (warning := rates.told(model, fit, len(first))):
+            notes.append(warning)
+            warnings.append(warning)
     for name in entry["protocol"]:
         if protocols.named(name).records(scored):
             own.check(metrics, protocols.named(name), scored)
             break
-    measured = general.texts(request.retention, "keep")
+    general_texts = general.texts(request.retention, "keep")
     if fit.replay:
         rows = [r for part in scored.values() if isinstance(part, list) for r in part]
-        general.apart(fit.replay_from, rows, measured)
+        general.apart(fit.replay_from, rows, general_texts)
     return Job(
         request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded,
-        notes, measured, metrics,
+        notes, general_texts, metrics,
     )  # fmt: skip
 
 
 def named(request: Request) -> list[tuple[str, Any]]:
-    """What a run reads beside its data, option by option."""
-    own = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
-    own |= {"--retention": request.retention, "--replay-from": request.fit.get("replay_from")}
-    own |= {f"--metric {name}": name for name in (request.metric or "").split(",")}
-    own["--chat-template"] = request.chat_template
-    return [*own.items(), *inputs.of_options(request.options)]
+    """Return the inputs of a run beside its data, by option."""
+    options = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
+    options |= {"--retention": request.retention, "--replay-from": request.fit.get("replay_from")}
+    options |= {f"--metric {name}": name for name in (request.metric or "").split(",")}
+    options["--chat-template"] = request.chat_template
+    return [*options.items(), *inputs.of_options(request.options)]
 
 
 def all_inputs(request: Request) -> list[tuple[str, Any]]:
-    """The same with its data and the file of its options."""
+    """Return all inputs of a run, also its data and the file of its options."""
     return [*named(request), ("--config", request.config), *((f"--{k}", path) for k, path in request.data.items())]
 
 
 def example(method: str, seed: int) -> Problem:
-    """The method's embedded example; a variant `slug.name` has its own in the paper's claim module."""
+    """Return the method's embedded example; a variant `slug.name` has its own in the paper's claim module."""
     slug, _, variant = method.partition(".")
     module = importlib.import_module(f"didact.claims.{catalogue.entry(method)['family']}.{slug.replace('-', '_')}")
-    made: Problem = getattr(module, f"problem_{variant.replace('-', '_')}" if variant else "problem")(seed)
-    return made
+    problem: Problem = getattr(module, f"problem_{variant.replace('-', '_')}" if variant else "problem")(seed)
+    return problem
 
 
 def _inputs(
     request: Request, entry: Mapping[str, Any], parallel: str
 ) -> tuple[Model | remote.Remote | None, dict[str, Sequence[Record]], dict[str, dict[str, Any]]]:
-    """The model and records the user named."""
-    served = _served(request, entry)  # first: what a server lacks is told before any work
+    """Load the model and the records that the user named; return them with the files' details."""
+    served = _served(request, entry)  # first: refuse a server that lacks a capability before any work
     records: dict[str, Sequence[Record]] = {}
     sources = {}
     for name, path in request.data.items():
@@ -171,17 +171,17 @@ def _inputs(
     if isinstance(model, Model) and model.processor is not None:
         for name in records:
             sources[name]["chat"] = chat.chat_choice(model.processor, records[name], request.chat)
-            found, records[name] = records[name], templates.as_chat(records[name], request.chat)
-            if isinstance(found, Records):
-                records[name] = usable(records[name], found, model, request.skip_bad, entry["fit"])
-                sources[name] |= {"records": len(records[name]), "dropped": found.dropped}
+            raw, records[name] = records[name], templates.as_chat(records[name], request.chat)
+            if isinstance(raw, Records):
+                records[name] = usable(records[name], raw, model, request.skip_bad, entry["fit"])
+                sources[name] |= {"records": len(records[name]), "dropped": raw.dropped}
     if served is not None:
         records = {name: templates.as_chat(rows, request.chat) for name, rows in records.items()}
     return model, records, sources
 
 
 def _served(request: Request, entry: Mapping[str, Any]) -> remote.Remote | None:
-    """The server the user named as the model, which can do what the method needs; None where none was named."""
+    """Connect to the server named as the model and check its capabilities; None if none is named."""
     if not request.model or not remote.is_address(request.model):
         return None
     served = remote.connect(
@@ -200,62 +200,62 @@ def _held_out(
     model: Model | LM | None,
     parallel: str,
 ) -> tuple[dict[str, Sequence[Record]], dict[str, Any], list[str]]:
-    """Training records, and records for scoring that training does not see (chosen by hash)."""
+    """Return the training records, the held-out records for scoring (chosen by hash), and warnings."""
     train, warnings = dict(records), list[str]()
     scored: dict[str, Any] = dict(problem.protocol)
     if request.gold:
         scored["gold"] = opened.model(request.gold, request, parallel=parallel)
-    used = [protocols.named(name) for name in entry["protocol"]]
+    scorers = [protocols.named(name) for name in entry["protocol"]]
     if request.score_on:
-        kind = next((protocol.kind for protocol in used if protocol.kind), None)
+        kind = next((protocol.kind for protocol in scorers if protocol.kind), None)
         if kind is None:
             raise UserError(
                 f"--score-on {request.score_on}: {request.method} trains no model that is scored on records"
             )
         name = next((n for n, need in entry["needs"].items() if need["kind"] == kind), kind)
-        name = used[0].held_out or name
-        found: Records[Any] = read(request.score_on, kind, request.rename, request.skip_bad, request.turns)
-        scored[name] = templates.as_chat(found, request.chat)
+        name = scorers[0].held_out or name
+        raw: Records[Any] = read(request.score_on, kind, request.rename, request.skip_bad, request.turns)
+        scored[name] = templates.as_chat(raw, request.chat)
         if isinstance(model, Model) and model.processor is not None:
-            scored[name] = usable(scored[name], found, model, request.skip_bad)
+            scored[name] = usable(scored[name], raw, model, request.skip_bad)
     if entry["answers"]:
-        known = [r for r in train.get(entry["answers"], ()) if getattr(r, "completion", None) != ""]
-        return train, scored | ({entry["answers"]: known} if known else {}), warnings
-    for protocol in used:
+        answered = [r for r in train.get(entry["answers"], ()) if getattr(r, "completion", None) != ""]
+        return train, scored | ({entry["answers"]: answered} if answered else {}), warnings
+    for protocol in scorers:
         scored |= {name: train[name] for name in protocol.scored if name in train}
         name = held_out_from(protocol, entry, train)
         if name is None or name in scored or (protocol.held_out is None and protocol.records(scored)):
             continue
         rows = train[name]
-        able = request.holdout > 0 and len(rows) >= FEWEST
-        if able and (out := splits.held_out(splits.keys(rows, request.group_by, name), request.holdout)):
-            train[name] = [r for i, r in enumerate(rows) if i not in out]
-            scored[name] = [r for i, r in enumerate(rows) if i in out]
+        enough = request.holdout > 0 and len(rows) >= FEWEST
+        if enough and (held := splits.held_out(splits.keys(rows, request.group_by, name), request.holdout)):
+            train[name] = [r for i, r in enumerate(rows) if i not in held]
+            scored[name] = [r for i, r in enumerate(rows) if i in held]
         else:
             scored[name] = rows
             warnings.append(
-                f"{name}: scored on the records it was trained on, which flatters it (--holdout 0.2 keeps some apart)"
+                f"{name}: scored on the records it was trained on, which flatters it (--holdout 0.2 holds some out)"
             )
     return train, scored, warnings
 
 
 def held_out_from(
-    protocol: protocols.Protocol, entry: Mapping[str, Any], given: Mapping[str, Sequence[Record]]
+    protocol: protocols.Protocol, entry: Mapping[str, Any], records: Mapping[str, Sequence[Record]]
 ) -> str | None:
-    """Which of the given inputs a protocol scores: the one it names, one of its kind, or one that serves as such."""
+    """Return the input that a protocol scores: the one it names, one of its kind, or one that converts to it."""
     if protocol.held_out is not None:
-        return protocol.held_out if protocol.held_out in given else None
-    kinds = {name: need["kind"] for name, need in entry["needs"].items() if given.get(name)}
+        return protocol.held_out if protocol.held_out in records else None
+    kinds = {name: need["kind"] for name, need in entry["needs"].items() if records.get(name)}
     exact = [name for name, kind in kinds.items() if kind == protocol.kind]
-    serving = [name for name, kind in kinds.items() if protocols.records_of(protocol.kind, {kind: given[name]})]
+    serving = [name for name, kind in kinds.items() if protocols.records_of(protocol.kind, {kind: records[name]})]
     return next(iter([*exact, *serving]), None)
 
 
 def signature(function: Any) -> list[tuple[str, Any]]:
-    """A method's parameters by name, in their order."""
+    """Return a method's parameters with their names, in order."""
     return list(inspect.signature(function).parameters.items())
 
 
 def takes(function: Any) -> set[str]:
-    """Their names."""
+    """Return the names of a method's parameters."""
     return {n for n, _ in signature(function)}

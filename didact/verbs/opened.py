@@ -1,4 +1,4 @@
-"""Models as a verb was asked to have them: every one that it opens has the same limits and the same chat template."""
+"""Loading models for a verb: all that it loads have the same length limit, truncation and chat template."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from didact.models.places import Quantize
 from didact.requests import Common
 
 
-def model(place: str | Path, asked: Common, quantize: Quantize | None = None, parallel: str = "ddp") -> Model:
-    """A folder, hub id or GGUF file, on the device and in the numbers that were asked for.
+def model(place: str | Path, request: Common, quantize: Quantize | None = None, parallel: str = "ddp") -> Model:
+    """Load a folder, hub id or GGUF file, with the requested device and data type.
 
     Args:
-        place: what `models.load` takes.
-        asked: what the verb was asked for.
-        quantize: only the model that is taught is held in what was asked.
-        parallel: where it lies.
+        place: whatever `models.load` takes.
+        request: the verb's request.
+        quantize: quantization, for the model to train only.
+        parallel: how it is distributed over processes.
     """
-    return limited(load.load(place, asked.device, asked.dtype, quantize, parallel), asked)
+    return limited(load.load(place, request.device, request.dtype, quantize, parallel), request)
 
 
-def limited(found: Model, asked: Common) -> Model:
-    """An open model with the length, the side that is cut and the chat template that were asked for."""
-    if found.processor is not None:
-        encode.limit(found.processor, asked.max_length, asked.truncate)
-        if asked.chat_template:
-            chat.override(found.processor, asked.chat_template)
-    return found
+def limited(model: Model, request: Common) -> Model:
+    """Give a loaded model the requested maximum length, truncation side and chat template; return it."""
+    if model.processor is not None:
+        encode.limit(model.processor, request.max_length, request.truncate)
+        if request.chat_template:
+            chat.override(model.processor, request.chat_template)
+    return model

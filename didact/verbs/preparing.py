@@ -1,6 +1,6 @@
-"""`didact prepare`: raw text of several sources to one corpus, filtered, without repeats and test items, and blended.
+"""`didact prepare`: turn raw text of several sources into one corpus: filter, deduplicate, remove test items, blend.
 
-Documents go through files, one by one, in several passes; what is held of each is a MinHash and a few numbers.
+Documents pass through files one by one, several times; memory holds a MinHash and a few numbers of each.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from didact.data.spool import Spool
 from didact.progress import Bar
 from didact.types import Demo, Text, UserError
 
-AT_ONCE = 256  # documents that are scored together
-BINS = 5  # of scores, in what is told
-LEAST_AUC = 0.6  # of a filter that does more than draw lots
-LEARNT = 20_000  # documents of each sort that the quality filter learns from, at most
+AT_ONCE = 256  # documents scored in one batch
+BINS = 5  # of scores, in the report
+LEAST_AUC = 0.6  # of a filter that is better than chance
+LEARNT = 20_000  # most documents of each class that the quality filter is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What is asked for: sources in the order of trust, and what is done to them."""
+    """A request: sources, best first, and what is done to them."""
 
     sources: Mapping[str, str]
     out: str
@@ -57,49 +57,49 @@ class Preparation:
 
 
 class Work:
-    """The documents on their way: `there` are the numbers of those still in, `told` is what happened to each source."""
+    """Documents between passes: `remaining` are numbers of those not dropped, `counts` what happened in each source."""
 
-    def __init__(self, asked: Preparation, folder: Path) -> None:
-        self.asked, self.folder = asked, folder
+    def __init__(self, spec: Preparation, folder: Path) -> None:
+        self.spec, self.folder = spec, folder
         self.spool = Spool(folder / "documents")
-        self.names = list(asked.sources)
-        self.told: dict[str, Counter[str]] = {name: Counter() for name in self.names}
-        self.there: list[int] = []
+        self.names = list(spec.sources)
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in self.names}
+        self.remaining: list[int] = []
         self.dropped = Spool(folder / "dropped")
-        self.more: dict[str, Any] = {}
+        self.findings: dict[str, Any] = {}
 
-    def drop(self, number: int, why: str, **more: Any) -> None:
-        """Take a document out, and note why."""
+    def drop(self, number: int, reason: str, **details: Any) -> None:
+        """Drop a document, and record why."""
         row = self.spool[number]
-        self.told[row["source"]][why] += 1
-        self.dropped.add({"id": row["id"], "source": row["source"], "why": why, **more})
+        self.counts[row["source"]][reason] += 1
+        self.dropped.add({"id": row["id"], "source": row["source"], "why": reason, **details})
 
 
-def prepare_corpus(asked: Preparation) -> dict[str, Any]:
-    """Write `corpus.jsonl`, `dropped.jsonl` and `prepared.json` into a folder; returns what the last says.
+def prepare_corpus(spec: Preparation) -> dict[str, Any]:
+    """Write `corpus.jsonl`, `dropped.jsonl` and `prepared.json` into a folder; return the content of the last.
 
     Raises:
-        UserError: a source or test cannot be read, names differ, a number is out of its bounds.
+        UserError: a source or test cannot be read, a name is unknown, a number is out of its bounds.
     """
-    _check(asked)
-    count = _counter(asked.tokenizer)
-    with folders.at_work(asked.out, "corpus"), _beside(Path(asked.out)) as at:
-        work = Work(asked, at)
+    _check(spec)
+    count = _counter(spec.tokenizer)
+    with folders.at_work(spec.out, "corpus"), _work_folder(Path(spec.out)) as folder:
+        work = Work(spec, folder)
         _read(work)
-        if asked.trusted:
+        if spec.trusted:
             _filter(work)
-        if asked.similar:
+        if spec.similar:
             _deduplicate(work)
         clean = _decontaminate(work, count)
-        told = _blend(work, clean, Path(asked.out))
-        files.write_lines(Path(asked.out) / "dropped.jsonl", work.dropped)
-        files.write_json(Path(asked.out) / "prepared.json", told)
-    return told
+        summary = _blend(work, clean, Path(spec.out))
+        files.write_lines(Path(spec.out) / "dropped.jsonl", work.dropped)
+        files.write_json(Path(spec.out) / "prepared.json", summary)
+    return summary
 
 
 @contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder for what is only on its way; what a killed run left of one goes first."""
+def _work_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder for intermediate files; remove those that a killed run left."""
     files.sweep(out, "work")
     place = out / f".didact-tmp-{secrets.token_hex(4)}-work"
     place.mkdir()
@@ -109,30 +109,30 @@ def _beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _check(asked: Preparation) -> None:
-    for what, names in (("trusted", asked.trusted), ("weights", asked.weights)):
-        if unknown := [name for name in names if name not in asked.sources]:
-            raise UserError(f"option --{what}: no source '{unknown[0]}': there are {', '.join(asked.sources)}")
-    if asked.trusted and set(asked.trusted) == set(asked.sources):
+def _check(spec: Preparation) -> None:
+    for option, names in (("trusted", spec.trusted), ("weights", spec.weights)):
+        if unknown := [name for name in names if name not in spec.sources]:
+            raise UserError(f"option --{option}: no source '{unknown[0]}': there are {', '.join(spec.sources)}")
+    if spec.trusted and set(spec.trusted) == set(spec.sources):
         raise UserError("option --trusted: all sources are trusted, and none is left to filter")
-    if asked.weights and (missing := [name for name in asked.sources if name not in asked.weights]):
+    if spec.weights and (missing := [name for name in spec.sources if name not in spec.weights]):
         raise UserError(
             f"option --weights: none for the source '{missing[0]}': give every source one (0 leaves it out)"
         )
-    if not 0 <= asked.similar <= 1:
-        raise UserError(f"option --similar: {asked.similar}: a share from 0 (off) to 1")
+    if not 0 <= spec.similar <= 1:
+        raise UserError(f"option --similar: {spec.similar}: must be in [0, 1] (0: off)")
     for name in ("bands", "rows", "n", "shortest", "most_pieces", "common"):
-        if getattr(asked, name) < 1:
-            raise UserError(f"option --{name.replace('_', '-')}: {getattr(asked, name)}: must be 1 or more")
-    if asked.alpha <= 0 or asked.window < 0 or asked.min_words < 0 or (asked.tokens is not None and asked.tokens <= 0):
-        raise UserError("options --alpha and --tokens must be above 0, --window and --min-words not below")
-    blending.Blend(list(asked.weights.values()) or [1.0])
-    inputs = [(f"source {name}", Path(path).resolve()) for name, path in asked.sources.items()]
-    folders.apart(Path(asked.out), inputs)
+        if getattr(spec, name) < 1:
+            raise UserError(f"option --{name.replace('_', '-')}: {getattr(spec, name)}: must be 1 or more")
+    if spec.alpha <= 0 or spec.window < 0 or spec.min_words < 0 or (spec.tokens is not None and spec.tokens <= 0):
+        raise UserError("options --alpha and --tokens must be above 0, --window and --min-words 0 or more")
+    blending.Blend(list(spec.weights.values()) or [1.0])
+    inputs = [(f"source {name}", Path(path).resolve()) for name, path in spec.sources.items()]
+    folders.apart(Path(spec.out), inputs)
 
 
 def _counter(tokenizer: str | None) -> Callable[[str], int]:
-    """What the size of a text is: tokens, or words where there is no tokenizer."""
+    """Return the function that measures a text: in tokens, or in words without a tokenizer."""
     if tokenizer is None:
         return lambda text: len(forms.tokens(text))
     from didact.models import opening
@@ -145,60 +145,60 @@ def _counter(tokenizer: str | None) -> Callable[[str], int]:
 
 
 def _read(work: Work) -> None:
-    for name, path in work.asked.sources.items():
-        found = 0
+    for name, path in work.spec.sources.items():
+        count = 0
         for place, row in formats.streamed(path):
             try:
-                record = read.from_row(row, Text, work.asked.rename)
+                record = read.from_row(row, Text, work.spec.rename)
             except UserError as problem:
-                if not work.asked.skip_bad:
+                if not work.spec.skip_bad:
                     raise UserError(f"{place}: {problem} (--skip-bad drops and counts such lines)") from None
-                work.told[name]["bad"] += 1
+                work.counts[name]["bad"] += 1
                 continue
-            found += 1
+            count += 1
             number = work.spool.add({"id": place, "source": name, "text": record.text})
-            if work.asked.min_words and len(forms.tokens(record.text)) < work.asked.min_words:
+            if work.spec.min_words and len(forms.tokens(record.text)) < work.spec.min_words:
                 work.drop(number, "short")
             else:
-                work.there.append(number)
-        if not found:
+                work.remaining.append(number)
+        if not count:
             raise UserError(f"{path}: no text record in it")
-        work.told[name]["read"] = found
+        work.counts[name]["read"] = count
 
 
 def _filter(work: Work) -> None:
-    """Draw the documents of sources that are not trusted by how much they are like those that are."""
-    asked = work.asked
+    """Keep documents of the other sources at random, the more likely the more they are like the trusted ones."""
+    spec = work.spec
     sides: dict[bool, list[int]] = {True: [], False: []}
-    for number in work.there:
-        sides[work.spool[number]["source"] in asked.trusted].append(number)
-    rng = np.random.default_rng([asked.seed, 67])
+    for number in work.remaining:
+        sides[work.spool[number]["source"] in spec.trusted].append(number)
+    rng = np.random.default_rng([spec.seed, 67])
     learnt = {side: _sample(numbers, rng) for side, numbers in sides.items()}
     fold = {number: i % quality.FOLDS for side in learnt.values() for i, number in enumerate(side)}
-    good, other = ([work.spool[n]["text"] for n in learnt[side]] for side in (True, False))
-    classifier = quality.Classifier(good, other, asked.seed)
-    draws, kept, bins = np.random.default_rng([asked.seed, 61]), set(sides[True]), np.zeros((BINS, 3))
-    for part in _parts(sides[False], AT_ONCE):
+    trusted_texts, other_texts = ([work.spool[n]["text"] for n in learnt[side]] for side in (True, False))
+    classifier = quality.Classifier(trusted_texts, other_texts, spec.seed)
+    draws, survivors, bins = np.random.default_rng([spec.seed, 61]), set(sides[True]), np.zeros((BINS, 3))
+    for part in _batches(sides[False], AT_ONCE):
         scores = np.zeros(len(part))
-        for which in range(quality.FOLDS):
-            own = [i for i, number in enumerate(part) if fold.get(number, 0) == which]
-            scores[own] = classifier.score([work.spool[part[i]]["text"] for i in own], which)
-        keep = contamination.drawn(scores, draws, asked.alpha)
-        at = np.minimum((scores * BINS).astype(int), BINS - 1)
+        for held_fold in range(quality.FOLDS):
+            indices = [i for i, number in enumerate(part) if fold.get(number, 0) == held_fold]
+            scores[indices] = classifier.score([work.spool[part[i]]["text"] for i in indices], held_fold)
+        keep = contamination.drawn(scores, draws, spec.alpha)
+        bin_index = np.minimum((scores * BINS).astype(int), BINS - 1)
         np.add.at(
-            bins, at, np.stack([np.ones(len(part)), keep, contamination.keep_probability(scores, asked.alpha)], 1)
+            bins, bin_index, np.stack([np.ones(len(part)), keep, contamination.keep_probability(scores, spec.alpha)], 1)
         )
-        for number, score, stays in zip(part, scores, keep, strict=True):
-            if stays:
-                kept.add(number)
+        for number, score, is_kept in zip(part, scores, keep, strict=True):
+            if is_kept:
+                survivors.add(number)
             else:
                 work.drop(number, "low quality", score=round(float(score), 4))
-    work.there = [number for number in work.there if number in kept]
+    work.remaining = [number for number in work.remaining if number in survivors]
     shares = [
-        {"score": [i / BINS, (i + 1) / BINS], "documents": int(all_), "kept": int(stayed), "expected": float(mean)}
-        for i, (all_, stayed, mean) in enumerate(bins)
+        {"score": [i / BINS, (i + 1) / BINS], "documents": int(total), "kept": int(kept), "expected": float(mean)}
+        for i, (total, kept, mean) in enumerate(bins)
     ]
-    work.more["quality"] = {"auc": classifier.auc, "learnt": [len(good), len(other)], "bins": shares}
+    work.findings["quality"] = {"auc": classifier.auc, "learnt": [len(trusted_texts), len(other_texts)], "bins": shares}
 
 
 def _sample(numbers: Sequence[int], rng: np.random.Generator) -> list[int]:
@@ -207,108 +207,108 @@ def _sample(numbers: Sequence[int], rng: np.random.Generator) -> list[int]:
     return [numbers[i] for i in sorted(rng.choice(len(numbers), LEARNT, replace=False))]
 
 
-def _parts(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (numbers[i : i + size] for i in range(0, len(numbers), size))
 
 
 def _deduplicate(work: Work) -> None:
-    """Keep of every group of near duplicates the document of the source that was given first."""
-    asked = work.asked
-    groups = fuzzy.Groups(lambda n: str(work.spool[n]["text"]), asked.similar, asked.bands, asked.rows, asked.by)
-    with Bar("near duplicates", len(work.there), unit="documents") as bar:
-        for number in work.there:
+    """Keep of every group of near duplicates the first document, in the order of the sources."""
+    spec = work.spec
+    groups = fuzzy.Groups(lambda n: str(work.spool[n]["text"]), spec.similar, spec.bands, spec.rows, spec.by)
+    with Bar("near duplicates", len(work.remaining), unit="documents") as bar:
+        for number in work.remaining:
             groups.add(number, work.spool[number]["text"])
             bar.advance()
-    gone, least, far = set[int](), 1.0, 0
+    dropped, lowest, indirect = set[int](), 1.0, 0
     for first, members in groups.all().items():
-        own = fuzzy.pieces(work.spool[first]["text"])
+        pieces = fuzzy.pieces(work.spool[first]["text"])
         for number in members[1:]:
-            share = fuzzy.similarity(own, groups.pieces(number), asked.by)
-            least, far = min(least, share), far + (share < asked.similar)
+            share = fuzzy.similarity(pieces, groups.pieces(number), spec.by)
+            lowest, indirect = min(lowest, share), indirect + (share < spec.similar)
             work.drop(number, "duplicate", of=work.spool[first]["id"], similarity=round(share, 4))
-            gone.add(number)
-    work.there = [number for number in work.there if number not in gone]
+            dropped.add(number)
+    work.remaining = [number for number in work.remaining if number not in dropped]
     sizes = [len(members) for members in groups.all().values()]
-    work.more["duplicates"] = {
+    work.findings["duplicates"] = {
         "groups": len(sizes), "largest": max(sizes, default=0), "compared": groups.compared,
-        "least_similarity_to_kept": least if sizes else None, "joined_through_others": far,
-        "found_at_threshold": fuzzy.probability(asked.similar, asked.bands, asked.rows),
+        "least_similarity_to_kept": lowest if sizes else None, "joined_through_others": indirect,
+        "found_at_threshold": fuzzy.probability(spec.similar, spec.bands, spec.rows),
     }  # fmt: skip
 
 
 def _decontaminate(work: Work, count: Callable[[str], int]) -> Spool:
-    """The pieces that are left of every document, with their sizes."""
-    asked, clean = work.asked, Spool(work.folder / "clean")
-    items = [item for path in asked.tests for item in test_items(path)]
+    """Cut test items out of the documents; return the remaining pieces, with their sizes."""
+    spec, clean = work.spec, Spool(work.folder / "clean")
+    items = [item for path in spec.tests for item in test_items(path)]
     cutter = contamination.Cutter(
-        items, n=asked.n, window=asked.window, shortest=asked.shortest, most_pieces=asked.most_pieces,
-        common=asked.common, whole=min(8, asked.n), sentences=True,
+        items, n=spec.n, window=spec.window, shortest=spec.shortest, most_pieces=spec.most_pieces,
+        common=spec.common, whole=min(8, spec.n), sentences=True,
     )  # fmt: skip
-    for number in work.there if items else ():
+    for number in work.remaining if items else ():
         cutter.count(work.spool[number]["text"])
     places = 0
-    for number in work.there:
+    for number in work.remaining:
         row = work.spool[number]
         pieces, cuts = cutter.cut(row["text"]) if items else ([row["text"]], 0)
         places += cuts
-        work.told[row["source"]]["cut"] += bool(cuts and pieces)
+        work.counts[row["source"]]["cut"] += bool(cuts and pieces)
         if not pieces:
             work.drop(number, "contaminated")
         for i, piece in enumerate(pieces):
-            named = row["id"] + (f"#{i + 1}" if cuts else "")
-            clean.add({"id": named, "source": row["source"], "text": piece, "size": count(piece)})
+            piece_id = row["id"] + (f"#{i + 1}" if cuts else "")
+            clean.add({"id": piece_id, "source": row["source"], "text": piece, "size": count(piece)})
     if items:
-        boilerplate = sum(c > asked.common for c in cutter.counts.values())
-        work.more["contamination"] = {"items": len(items), "places": places, "boilerplate": boilerplate}
+        boilerplate = sum(c > spec.common for c in cutter.counts.values())
+        work.findings["contamination"] = {"items": len(items), "places": places, "boilerplate": boilerplate}
     return clean
 
 
 def test_items(path: str) -> Iterator[str]:
-    """What a file of tests asks and answers, whether its rows are texts or demonstrations."""
+    """Yield the items of a test file as text, whether its rows are texts or demonstrations."""
     for place, row in formats.rows(path):
         try:
             if isinstance(row, Mapping) and isinstance(row.get("text"), str):
                 yield row["text"]
                 continue
-            one = read.from_row(row, Demo, unanswered=True)
+            demo = read.from_row(row, Demo, unanswered=True)
         except UserError as problem:
             raise UserError(f"{place}: {problem}") from None
-        yield f"{one.prompt} {one.completion}"
+        yield f"{demo.prompt} {demo.completion}"
 
 
 def _blend(work: Work, clean: Spool, out: Path) -> dict[str, Any]:
     """Write the corpus: pieces in random order within a source, sources by their weights."""
-    asked, names = work.asked, work.names
+    spec, names = work.spec, work.names
     numbers: list[list[int]] = [[] for _ in names]
     sizes = [0.0] * len(names)
     for number, row in enumerate(clean):
         source = names.index(row["source"])
         numbers[source].append(number)
         sizes[source] += row["size"]
-    given = [asked.weights.get(name, 0.0) for name in names] if asked.weights else sizes
-    if empty := [n for n, w, own in zip(names, given, sizes, strict=True) if w and not own]:
-        raise UserError(f"nothing of the source '{empty[0]}' is left: give it the weight 0, or filter less")
-    if not sum(given):
+    weights = [spec.weights.get(name, 0.0) for name in names] if spec.weights else sizes
+    if empty := [n for n, w, own in zip(names, weights, sizes, strict=True) if w and not own]:
+        raise UserError(f"nothing is left of the source '{empty[0]}': give it the weight 0, or filter less")
+    if not sum(weights):
         raise UserError("nothing is left of any source: filter less")
-    blend = blending.Blend(given)
+    blend = blending.Blend(weights)
     written = Counter[str]()
 
     def chosen() -> Iterator[dict[str, Any]]:
-        at, round_ = [0] * len(names), [0] * len(names)
-        orders = [_shuffled(asked.seed, s, 0, own) for s, own in enumerate(numbers)]
-        left = [s for s, own in enumerate(numbers) if own and given[s]]
-        while left and (asked.tokens is None or sum(blend.taken) < asked.tokens):
-            s = blend.next(left)
-            if at[s] == len(orders[s]):
-                if asked.tokens is None:  # nothing is repeated: by weights the corpus ends here
-                    if asked.weights:
+        positions, rounds = [0] * len(names), [0] * len(names)
+        orders = [_shuffled(spec.seed, s, 0, own) for s, own in enumerate(numbers)]
+        active = [s for s, own in enumerate(numbers) if own and weights[s]]
+        while active and (spec.tokens is None or sum(blend.taken) < spec.tokens):
+            s = blend.next(active)
+            if positions[s] == len(orders[s]):
+                if spec.tokens is None:  # no repeats: with weights, the corpus ends here
+                    if spec.weights:
                         return
-                    left.remove(s)
+                    active.remove(s)
                     continue
-                at[s], round_[s] = 0, round_[s] + 1
-                orders[s] = _shuffled(asked.seed, s, round_[s], numbers[s])
-            row = clean[orders[s][at[s]]]
-            at[s] += 1
+                positions[s], rounds[s] = 0, rounds[s] + 1
+                orders[s] = _shuffled(spec.seed, s, rounds[s], numbers[s])
+            row = clean[orders[s][positions[s]]]
+            positions[s] += 1
             blend.took(s, max(1, row["size"]))
             written[row["source"]] += 1
             yield {key: row[key] for key in ("text", "source", "id")}
@@ -317,25 +317,25 @@ def _blend(work: Work, clean: Spool, out: Path) -> dict[str, Any]:
     taken = dict(zip(names, blend.taken, strict=True))
     epochs = blending.epochs(dict(zip(names, sizes, strict=True)), taken)
     warnings = [
-        f"{name}: seen {times:.1f} times; more than {blending.MOST_EPOCHS} teach little more: give it less weight"
+        f"{name}: seen {times:.1f} times; more than {blending.MOST_EPOCHS} add little: give it less weight"
         for name, times in epochs.items()
         if times > blending.MOST_EPOCHS
     ]
-    if (found := work.more.get("quality")) and found["auc"] < LEAST_AUC:
+    if (quality_report := work.findings.get("quality")) and quality_report["auc"] < LEAST_AUC:
         warnings.append(
-            f"the quality filter hardly tells the trusted documents from the others (AUC {found['auc']:.2f}): what it "
-            "drops is nearly drawn by lot; leave --trusted out, or give it sources that differ"
+            f"the quality filter hardly tells the trusted documents from the others (AUC {quality_report['auc']:.2f}): "
+            "it drops almost at random; leave --trusted out, or give it sources that differ"
         )
     rows = {
         name: {
-            "path": asked.sources[name], **{why: work.told[name][why] for why in COUNTED}, "pieces": len(own),
+            "path": spec.sources[name], **{reason: work.counts[name][reason] for reason in COUNTED}, "pieces": len(own),
             "size": size, "weight": weight, "taken": taken[name], "written": written[name], "epochs": epochs[name],
         }
         for name, own, size, weight in zip(names, numbers, sizes, blend.weights, strict=True)
     }  # fmt: skip
     return {
-        "verb": "prepare", "unit": "tokens" if asked.tokenizer else "words", "sources": rows, **work.more,
-        "warnings": warnings, "options": files.plain(asked), "files": ["corpus.jsonl", "dropped.jsonl"],
+        "verb": "prepare", "unit": "tokens" if spec.tokenizer else "words", "sources": rows, **work.findings,
+        "warnings": warnings, "options": files.plain(spec), "files": ["corpus.jsonl", "dropped.jsonl"],
     }  # fmt: skip
 
 

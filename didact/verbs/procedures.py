@@ -1,4 +1,4 @@
-"""How a procedure that only asks is told of: its answers scored by its protocol, beside those of plain asking."""
+"""Scores of a procedure that trains nothing: its answers by its protocol, beside those of plain prompting."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from didact.models.model import Model
 from didact.types import LM, Result
 
 SHOWN = 3  # sample answers
-ENDED = "the budget ended before the model could be asked plainly: there is nothing to compare the answers with"
+ENDED = "the budget ended before the model was prompted without the procedure: its answers have no comparison"
 
 
 def told(entry: Mapping[str, Any], model: Model | LM, result: Result, scoring: Scoring) -> None:
-    """Add to a result the measures of its answers beside those of the model asked plainly, and samples of both.
+    """Add to a result the measures of its answers beside those of the plainly prompted model, and samples of both.
 
-    Where the budget ends while it is asked plainly, the procedure's answers stand alone.
+    If the budget ends during plain prompting, only the procedure's answers are scored.
     """
-    used = next(p for p in map(protocols.named, entry["protocol"]) if p.answers and p.records(scoring.records))
-    assert used.answers is not None and result.predict is not None
-    lm, said = language_models.of(model), dict[str, str]()
+    protocol = next(p for p in map(protocols.named, entry["protocol"]) if p.answers and p.records(scoring.records))
+    assert protocol.answers is not None and result.predict is not None
+    lm, plain_answers = language_models.of(model), dict[str, str]()
     choices = {r.prompt: r.choices for rows in scoring.records.values() for r in rows if getattr(r, "choices", None)}
 
-    def plainly(prompts: Sequence[str]) -> list[str]:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in said]
+    def answer_plainly(prompts: Sequence[str]) -> list[str]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in plain_answers]
         answers = language_models.plainly(lm, new, [choices.get(prompt) for prompt in new], scoring.stop)
-        said.update(zip(new, answers, strict=True))
-        return [said[prompt] for prompt in prompts]
+        plain_answers.update(zip(new, answers, strict=True))
+        return [plain_answers[prompt] for prompt in prompts]
 
-    def scored(ask: Any) -> dict[str, measures.Measure]:
-        assert used.answers is not None
-        return used.answers(ask, scoring) | own.score(scoring.metrics, ask, used, scoring)
+    def score(ask: Any) -> dict[str, measures.Measure]:
+        assert protocol.answers is not None
+        return protocol.answers(ask, scoring) | own.score(scoring.metrics, ask, protocol, scoring)
 
-    after, before = scored(result.predict), None
+    after, before = score(result.predict), None
     try:
-        before = scored(plainly)
+        before = score(answer_plainly)
     except BudgetError:
         result.warnings.append(ENDED)
     result.metrics = vars(result).get("metrics", {}) | measures.metrics(before, after)
     if result.samples:
         return
-    asked = protocols.drawn(used, scoring, scoring.records, SHOWN)
-    answers = list(result.predict([one.prompt for one in asked]))
+    examples = protocols.drawn(protocol, scoring, scoring.records, SHOWN)
+    answers = list(result.predict([example.prompt for example in examples]))
     result.samples = [
-        one._asdict() | {"before": said.get(one.prompt, ""), "after": answer}
-        for one, answer in zip(asked, answers, strict=True)
+        example._asdict() | {"before": plain_answers.get(example.prompt, ""), "after": answer}
+        for example, answer in zip(examples, answers, strict=True)
     ]

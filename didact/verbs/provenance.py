@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions of the software that made a result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ SCHEMA = 1  # of result.json and leaderboard.json
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on."""
+    """Return the versions of the libraries that numbers depend on."""
     return {name: metadata.version(name) for name in ("didact", "torch", "transformers", "peft", "numpy")}
 
 
 def commit() -> str | None:
-    """The revision of the code, where it is run from a checkout."""
-    here = str(Path(__file__).parent)
-    asked = ["git", "-C", here, "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    """Return the revision of the code if it runs from a checkout, else None."""
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "rev-parse", "--short", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None

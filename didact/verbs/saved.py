@@ -1,4 +1,4 @@
-"""`didact evaluate` and `didact try`: what became of a model that was trained."""
+"""`didact evaluate` and `didact try`: scores and answers of a trained model."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ from didact.verbs.usable import usable
 
 
 def evaluate(
-    folder: str, data: str, protocol: str, *, retain: str | None = None, unseen: str | None = None, **how: Any
+    folder: str, data: str, protocol: str, *, retain: str | None = None, unseen: str | None = None, **settings: Any
 ) -> dict[str, Metric]:
-    """Score a saved model on a file; beside it the start model's numbers where the run is known.
+    """Score a saved model on a file, and its start model too if the run is known.
 
     Args:
-        folder: of a run, or a model's own.
-        data: the records.
+        folder: folder of a run, or of a model.
+        data: file of records.
         protocol: how they are scored.
-        retain: records that must stay.
-        unseen: records of the same sort that no model saw.
-        how: of `requests.Common`; what is not said is as the run had it.
+        retain: file of records to be retained.
+        unseen: file of records of the same kind that no model saw.
+        settings: fields of `requests.Common`; by default as in the run.
     """
-    asked = early.as_run(folder, how, early.OF_SCORES)
-    used, metrics = protocols.named(protocol), own.named(asked.metric)
-    final_answers.checked(asked.final_answer, [protocol])
-    model, start, run = _saved(folder, asked, rewards=used.kind == "preference")
-    named = {next(iter(used.scored), used.kind): data, "retain": retain, "unseen": unseen}
-    given = {name: _records(path, used.kind or "demo", model, asked) for name, path in named.items() if path}
+    request = early.as_run(folder, settings, early.OF_SCORES)
+    rules, metrics = protocols.named(protocol), own.named(request.metric)
+    final_answers.checked(request.final_answer, [protocol])
+    model, start, run = _saved(folder, request, rewards=rules.kind == "preference")
+    paths = {next(iter(rules.scored), rules.kind): data, "retain": retain, "unseen": unseen}
+    records = {name: _records(path, rules.kind or "demo", model, request) for name, path in paths.items() if path}
     if unseen:
-        given["holdout"] = given["unseen"]  # as the protocol `forget` calls it
-    gold = opened.model(asked.gold, asked) if asked.gold else None
+        records["holdout"] = records["unseen"]  # as the protocol `forget` calls it
+    gold = opened.model(request.gold, request) if request.gold else None
     scoring = Scoring(
-        records=given, start=start or model, gold=gold, seed=run.get("seed", 0), options=_options(run),
-        end=_with_end(run), answer=asked.final_answer, stop=asked.stops, metrics=metrics,
+        records=records, start=start or model, gold=gold, seed=run.get("seed", 0), options=_options(run),
+        end=_with_end(run), answer=request.final_answer, stop=request.stops, metrics=metrics,
     )  # fmt: skip
-    own.check(metrics, used, scoring.records)
+    own.check(metrics, rules, scoring.records)
 
-    def score(of: Model) -> dict[str, Measure]:
-        return used.score(of, scoring) | own.score(metrics, partial(generate.generate, of), used, scoring)
+    def score(model: Model) -> dict[str, Measure]:
+        return rules.score(model, scoring) | own.score(metrics, partial(generate.generate, model), rules, scoring)
 
     with chat.dated(run.get("began") or chat.today()):
         with progress.shown("the start model"):
@@ -65,31 +65,31 @@ def evaluate(
         return measures.metrics(before, after, score(gold) if gold is not None else None)
 
 
-def _records(path: str, kind: str, model: Model, asked: Common) -> list[Record]:
-    """A file's records as the model is given them."""
-    rows: Any = read(path, kind, asked.rename, asked.skip_bad, asked.turns)
+def _records(path: str, kind: str, model: Model, request: Common) -> list[Record]:
+    """Read a file's records as the model gets them."""
+    rows: Any = read(path, kind, request.rename, request.skip_bad, request.turns)
     if model.processor is not None:
-        chat.chat_choice(model.processor, rows, asked.chat)
-    records = templates.as_chat(rows, asked.chat)
-    return records if model.kind == "encoder" else usable(records, rows, model, asked.skip_bad)
+        chat.chat_choice(model.processor, rows, request.chat)
+    records = templates.as_chat(rows, request.chat)
+    return records if model.kind == "encoder" else usable(records, rows, model, request.skip_bad)
 
 
 def answers(
-    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **how: Any
+    folder: str, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0, **settings: Any
 ) -> list[dict[str, str]]:
-    """Answers of a saved model and of the model it was trained from, side by side.
+    """Return answers of a saved model and of its start model, side by side.
 
-    `how` are fields of `requests.Common` (`device`, `stops`, `chat`); what is not said is as the run had it.
+    `settings` are fields of `requests.Common` (`device`, `stops`, `chat`); by default as in the run.
     """
-    asked = early.as_run(folder, how)
-    model, start, run = _saved(folder, asked, rewards=False)
+    request = early.as_run(folder, settings)
+    model, start, run = _saved(folder, request, rewards=False)
 
-    def ask(of: Model) -> list[str]:
-        said = _as_users(prompts) if _spoken(of, asked, run, unsaid=False) else prompts
-        return generate.generate(of, said, max_new_tokens, temperature, stop=asked.stops)
+    def complete(candidate: Model) -> list[str]:
+        rendered = _as_users(prompts) if _uses_chat_template(candidate, request, run, default=False) else prompts
+        return generate.generate(candidate, rendered, max_new_tokens, temperature, stop=request.stops)
 
-    after = ask(model)
-    before = ask(start) if start is not None else [""] * len(prompts)
+    after = complete(model)
+    before = complete(start) if start is not None else [""] * len(prompts)
     return [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
 
 
@@ -97,60 +97,63 @@ def _as_users(prompts: Sequence[str]) -> list[Messages]:
     return [Messages([{"role": "user", "content": prompt}]) for prompt in prompts]
 
 
-def _spoken(model: Model, asked: Common, run: Mapping[str, Any], unsaid: bool) -> bool:
-    """Whether a model is asked through its chat template: as was said, else as its run's records were put to it; else
-    `unsaid`.
+def _uses_chat_template(model: Model, request: Common, run: Mapping[str, Any], default: bool) -> bool:
+    """Whether to prompt a model through its chat template: as requested, else as in its training, else `default`.
 
     Raises:
-        UserError: it is said, and there is none.
+        UserError: it is requested, and there is none.
     """
-    trained = {of.get("chat") for of in run.get("data", {}).values()} - {None}
-    wanted = unsaid if asked.chat == "auto" and not trained else "template" in (asked.chat, *trained)
-    if asked.chat == "template":
+    trained = {source.get("chat") for source in run.get("data", {}).values()} - {None}
+    use_template = default if request.chat == "auto" and not trained else "template" in (request.chat, *trained)
+    if request.chat == "template":
         chat.chat_choice(model.tokenizer, (), "template")
-    return wanted and asked.chat != "plain" and chat.has_template(model.tokenizer)
+    return use_template and request.chat != "plain" and chat.has_template(model.tokenizer)
 
 
 class Chat:
-    """A conversation with a saved model and with the one it was trained from, each with its own answers in its history.
+    """A conversation with a saved model and with its start model, each with its own answers in its history.
 
-    Through the tokenizer's chat template where it has one; else the lines of the conversation are the prompt. `how` is
-    as `answers` has it.
+    It uses the tokenizer's chat template if there is one; else the lines of the conversation are the prompt. `settings`
+    are those of `answers`.
     """
 
-    def __init__(self, folder: str, max_new_tokens: int = 64, temperature: float = 0.0, **how: Any) -> None:
-        asked = early.as_run(folder, how)
-        after, before, run = _saved(folder, asked, rewards=False)
+    def __init__(self, folder: str, max_new_tokens: int = 64, temperature: float = 0.0, **settings: Any) -> None:
+        request = early.as_run(folder, settings)
+        after, before, run = _saved(folder, request, rewards=False)
         self.models = {"before": before, "after": after} if before is not None else {"after": after}
-        self.spoken = {name: _spoken(model, asked, run, unsaid=True) for name, model in self.models.items()}
-        self.how = generate.SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, stop=asked.stops)
+        self.templated = {
+            name: _uses_chat_template(model, request, run, default=True) for name, model in self.models.items()
+        }
+        self.sampling = generate.SamplingConfig(
+            max_new_tokens=max_new_tokens, temperature=temperature, stop=request.stops
+        )
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Start a new conversation."""
         self.turns: dict[str, list[dict[str, str]]] = {name: [] for name in self.models}
 
     def say(self, text: str) -> dict[str, str]:
-        """What each model answers."""
-        said = {}
+        """Return each model's answer."""
+        replies = {}
         for name, model in self.models.items():
             history = self.turns[name]
             history.append({"role": "user", "content": text})
             plain = "\n".join(turn["content"] for turn in history)
-            prompt = Messages(history) if self.spoken[name] else plain
-            said[name] = generate.sample(model, [prompt], 1, self.how)[0][0].strip()
-            history.append({"role": "assistant", "content": said[name]})
-        return said
+            prompt = Messages(history) if self.templated[name] else plain
+            replies[name] = generate.sample(model, [prompt], 1, self.sampling)[0][0].strip()
+            history.append({"role": "assistant", "content": replies[name]})
+        return replies
 
 
 def _with_end(run: Mapping[str, Any]) -> bool | None:
-    """Whether a run counted the end token of answers, so that what is said of it later counts alike."""
-    said = run.get("end_token")
-    return None if said is None else said == "counted"
+    """Whether a run counted the end token of answers, so that later scores do the same; None if unknown."""
+    end_token = run.get("end_token")
+    return None if end_token is None else end_token == "counted"
 
 
 def _options(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's options as its method takes them; none where no run is known."""
+    """Return a run's options as its method takes them; empty if no run is known."""
     if "options" not in run:
         return {}
     entry = catalogue.entry(run["method"])
@@ -159,27 +162,27 @@ def _options(run: Mapping[str, Any]) -> dict[str, Any]:
     return registry.assemble(function, values)
 
 
-def _saved(folder: str, asked: Common, rewards: bool = True) -> tuple[Model, Model | None, dict[str, Any]]:
-    """A saved model, the one it was trained from where result.json names it, and the run's result.
+def _saved(folder: str, request: Common, rewards: bool = True) -> tuple[Model, Model | None, dict[str, Any]]:
+    """Load a saved model and its start model, if result.json names it; return them with the run's result.
 
-    A reward model is opened only where rewards are wanted.
+    A reward model is loaded as one only if `rewards`.
     """
     place, run = early.saved(folder), early.told(folder)
-    judge = rewards and reward_functions.is_reward_model(place)
+    is_reward = rewards and reward_functions.is_reward_model(place)
     model = (
-        opened.limited(reward_functions.opened(str(place), asked.device), asked)
-        if judge
-        else opened.model(place, asked)
+        opened.limited(reward_functions.opened(str(place), request.device), request)
+        if is_reward
+        else opened.model(place, request)
     )
     start = (run.get("model") or {}).get("path")
     if start is None and places.adapter_config(place):
         start = places.base_of(place)
     if start == "embedded example":
-        own = example(run["method"], run["seed"]).model
-        return model, own if isinstance(own, Model) else None, run
+        example_model = example(run["method"], run["seed"]).model
+        return model, example_model if isinstance(example_model, Model) else None, run
     if start is None or not Path(start).exists():
         return model, None, run
-    before = opened.model(start, asked, asked.quantize)
+    before = opened.model(start, request, request.quantize)
     if (run.get("request") or {}).get("chat_template") and before.processor is not None and model.processor is not None:
         before.processor.chat_template = model.processor.chat_template
     return model, before, run

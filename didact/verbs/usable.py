@@ -1,4 +1,4 @@
-"""Records that a model cannot learn or score, told all at once before any work, by file, line and field."""
+"""Checks for records that a model cannot train on or score, all reported before any work by file, line and field."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ FIELDS = ("completion", "chosen", "rejected")
 def usable(
     records: Sequence[Record], rows: Records[Any], model: Model, skip_bad: bool, learnt: bool = True
 ) -> list[Record]:
-    """`records` whose answers fit the model, with those that do not dropped and counted, or told.
+    """Return the records whose answers fit the model; drop and count the others, or refuse them.
 
     Args:
-        records: as the model will be given them.
-        rows: as they were read, with their places.
-        model: tells tokens and context.
-        skip_bad: drop them and count them in `rows.dropped`.
-        learnt: whether answers are learnt or scored; else only what a chat template leaves out is looked for.
+        records: the records as the model gets them.
+        rows: the records as they were read, with their places.
+        model: its tokenizer and context decide what fits.
+        skip_bad: drop bad records and count them in `rows.dropped`.
+        learnt: whether answers are trained on or scored; else only what a chat template leaves out is checked.
 
     Raises:
-        UserError: an answer is empty or longer than the context, holds a token that has no embedding, or is refused by
-            the chat template, which may leave out tool calls or write both sides of a pair alike; 20 are listed.
+        UserError: an answer is empty or longer than the context, has a token without an embedding, or is refused by
+            the chat template, which may leave out tool calls or render both sides of a pair alike; 20 are listed.
     """
-    whole = (model.embedded or len(model.tokenizer)) >= len(model.tokenizer)
+    all_embedded = (model.embedded or len(model.tokenizer)) >= len(model.tokenizer)
     places = rows.places if len(rows.places) == len(records) else [str(rows.path)] * len(records)
-    bad = {i: why for i, record in enumerate(records) if (why := _problem(record, model, whole, learnt))}
+    bad = {i: problem for i, record in enumerate(records) if (problem := _problem(record, model, all_embedded, learnt))}
     if bad and not skip_bad:
-        raise UserError(read.listed([(places[i], why) for i, why in bad.items()]))
+        raise UserError(read.listed([(places[i], problem) for i, problem in bad.items()]))
     if bad and len(bad) == len(records):
         raise UserError(f"{rows.path}: none of {len(records)} records can be used: {next(iter(bad.values()))}")
     rows.dropped += len(bad)
     return [record for i, record in enumerate(records) if i not in bad]
 
 
-def _problem(record: Record, model: Model, whole: bool, learnt: bool) -> str:
-    """What is wrong with a record, its field first; nothing where it can be used. `whole`: every token is embedded."""
-    shown = {}
+def _problem(record: Record, model: Model, all_embedded: bool, learnt: bool) -> str:
+    """Return what is wrong with a record, its field first; empty if it can be used."""
+    rendered = {}
     for field, prompt, answer in _answers(record):
-        # No token is shorter than a byte, so that most answers need not be tokenised to know that they fit.
-        short = not learnt or (answer.strip() and len(answer.encode()) + 8 < model.context and whole)
+        # No token is shorter than a byte: most answers are known to fit without being tokenised.
+        short = not learnt or (answer.strip() and len(answer.encode()) + 8 < model.context and all_embedded)
         if short and not isinstance(prompt, Messages):
             continue
         try:
             if learnt:
-                shown[answer] = encode.row(model.tokenizer, prompt, answer, model.kind, model.context).completion
+                rendered[answer] = encode.row(model.tokenizer, prompt, answer, model.kind, model.context).completion
             elif answer:
                 chat.dialogue(model.tokenizer, prompt, answer)
         except UserError as error:
             return f"field '{field}': {error}"
-    if len(shown) == 2 and len(set(shown.values())) == 1:
-        return "the tokenizer's chat template writes both sides alike: there is nothing to prefer"
+    if len(rendered) == 2 and len(set(rendered.values())) == 1:
+        return "the tokenizer's chat template renders both sides alike: there is nothing to prefer"
     return ""
 
 

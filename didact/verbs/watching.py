@@ -1,4 +1,4 @@
-"""Scores on held-out records while a model is trained, and the model of the step that scored best."""
+"""Evaluation on held-out records during training, and the model of the best step."""
 
 from __future__ import annotations
 
@@ -22,85 +22,85 @@ BEST = "best.safetensors"
 
 
 class Watch(Hook):
-    """Scores every `every` steps and at the end, off the cost's meter; the numbers stand in the history.
+    """Evaluate every `every` steps and at the end, outside the cost's count; the numbers go into the history.
 
     Args:
-        every: steps between two scores.
-        used: whose primary measure says which step is best.
-        score: the measures of a model.
-        start: the model that is trained a copy of.
-        folder: where the weights of the best step are kept, which then are the result; None keeps the last.
-        metrics: names of the user's own measures, of which the first says which step is best.
+        every: steps between two evaluations.
+        protocol: its primary measure decides which step is best.
+        score: returns the measures of a model.
+        start: the model of which a copy is trained.
+        folder: folder for the weights of the best step, which become the result; with None the last step's do.
+        metrics: names of the user's own measures; the first, if any, decides which step is best.
     """
 
     def __init__(
-        self, every: int, used: protocols.Protocol, score: Callable[[Model], Mapping[str, Measure]], start: Model,
+        self, every: int, protocol: protocols.Protocol, score: Callable[[Model], Mapping[str, Measure]], start: Model,
         folder: Path | None, metrics: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.every, self.used, self.score, self.start, self.folder = every, used, score, start, folder
+        self.every, self.protocol, self.score, self.start, self.folder = every, protocol, score, start, folder
         self.metrics = metrics
         self.best: tuple[float, int] | None = None
-        self.first = os.environ.get("RANK", "0") == "0"  # of several processes one tells and writes
+        self.first = os.environ.get("RANK", "0") == "0"  # of several processes one prints and writes
 
     def after(self, step: Step) -> None:
-        """Score where it is time."""
+        """Evaluate if it is time."""
         if (step.step + 1) % self.every == 0 or step.step + 1 == step.steps:
-            self._look(step)
+            self._evaluate(step)
 
     def end(self, step: Step) -> None:
-        """Bring the best step's weights back, and begin anew: another phase has a best step of its own."""
+        """Restore the best step's weights, and reset: each phase of training has its own best step."""
         if self.folder and self.best and self.best[1] != step.step + 1:
             weights = load_file(self.folder / BEST)
             step.put(weights)
-            self._tell(f"didact: the result is the model of step {self.best[1]}, which scored best")
+            self._print(f"didact: the result is the model of step {self.best[1]}, which scored best")
         self.best = None
 
     def state(self) -> Any:
-        """The best so far."""
+        """Return the best value and step so far."""
         return self.best
 
     def restore(self, state: Any) -> None:
-        """Take it back."""
+        """Restore what `state` returned."""
         self.best = None if state is None else (state[0], state[1])
 
-    def _look(self, step: Step) -> None:
-        judges = "SequenceClassification" in type(step.module).__name__  # a reward model, of a phase or as the result
-        if judges and self.used.kind != "preference":
+    def _evaluate(self, step: Step) -> None:
+        is_reward_model = "SequenceClassification" in type(step.module).__name__  # of a phase, or as the result
+        if is_reward_model and self.protocol.kind != "preference":
             return
-        was, model = step.module.training, self.start.around(step.module)
-        if judges:
+        was_training, model = step.module.training, self.start.around(step.module)
+        if is_reward_model:
             model.kind = "encoder"
         with cost.unmetered():
-            found = self.score(model)
-        step.module.train(was)
-        step.log |= {f"held_out_{name}": measure.value for name, measure in found.items()}
-        if (name := protocols.leading(self.used, found, self.metrics)) is None:
+            measures = self.score(model)
+        step.module.train(was_training)
+        step.log |= {f"held_out_{name}": measure.value for name, measure in measures.items()}
+        if (name := protocols.leading(self.protocol, measures, self.metrics)) is None:
             return
-        value, done = found[name].value, step.step + 1
-        sign = -1.0 if found[name].better == "lower" else 1.0
+        value, number = measures[name].value, step.step + 1
+        sign = -1.0 if measures[name].better == "lower" else 1.0
         better = self.best is None or sign * value > sign * self.best[0]
-        self._tell(f"step {done} of {step.steps}: {name} {value:.4g}{', the best so far' if better else ''}")
+        self._print(f"step {number} of {step.steps}: {name} {value:.4g}{', the best so far' if better else ''}")
         if better:
-            self.best = value, done
-            kept = step.weights() if self.folder else {}
+            self.best = value, number
+            weights = step.weights() if self.folder else {}
             if self.folder and self.first:
-                with files.new_file(self.folder / BEST) as beside:
-                    save_file(kept, beside)
+                with files.new_file(self.folder / BEST) as temporary:
+                    save_file(weights, temporary)
 
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.first:
             print(text, file=sys.stderr)
 
 
 def check(every: int | None, keep_best: bool, entry: Mapping[str, Any], takes: set[str]) -> None:
-    """Refuse what cannot be watched.
+    """Check the options for evaluation during training.
 
     Raises:
-        UserError: the method has no hooks or no records to score on, or there is nothing to choose the best by.
+        UserError: the method has no hooks or no records to score on, or --keep-best is given without --evaluate-every.
     """
     if keep_best and not every:
-        raise UserError("--keep-best goes with --evaluate-every N: the best is one of the steps that were scored")
+        raise UserError("--keep-best needs --evaluate-every N: it keeps the best of the evaluated steps")
     if every is not None and every < 1:
         raise UserError(f"--evaluate-every {every}: must be 1 or more")
     if every and ("hooks" not in takes or not entry["protocol"]):
-        raise UserError(f"--evaluate-every: {entry['name']} trains nothing that can be scored on the way")
+        raise UserError(f"--evaluate-every: {entry['name']} trains nothing that can be scored during training")

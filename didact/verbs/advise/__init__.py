@@ -1,6 +1,6 @@
-"""`didact advise`: what a user's files are, what is wrong in them, and which methods can run on them today.
+"""`didact advise`: what a user's files are, what is wrong in them, and which methods can run on them.
 
-Plain data out. Imports no torch; with a model only its tokenizer and configuration are loaded.
+Returns plain data. Imports no torch; with a model only its tokenizer and configuration are loaded.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LOOKED = 2_000  # records searched for near duplicates, over all files
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What `advise` found: `runs` are ranked, `compare` sets several side by side.
+    """What `advise` found: `runs` are ranked methods, `compare` compares several of them.
 
-    `context` is the model's, in tokens, where a model was given; `searched` is how many records of each file were
+    `context` is the model's in tokens, if a model was given; `searched` is how many records of each file were
     searched for near duplicates.
     """
 
@@ -35,12 +35,12 @@ class Advice:
 
 
 def advise(paths: Sequence[str], model: str | None = None, rename: Mapping[str, str] | None = None) -> Advice:
-    """Look at files and say which methods can run on them.
+    """Inspect files and list the methods that can run on them.
 
     Args:
-        paths: files, folders or hub references, as `read` takes them.
-        model: a model folder or hub id: lengths are then counted in its tokens too.
-        rename: the files' fields for records', as --map has it.
+        paths: files, folders or hub references, as for `read`.
+        model: a model folder or hub id; lengths are then counted in its tokens too.
+        rename: the files' fields by the records' fields, as in --map.
 
     Raises:
         UserError: a file cannot be read at all, or the model has no tokenizer.
@@ -52,21 +52,21 @@ def advise(paths: Sequence[str], model: str | None = None, rename: Mapping[str, 
     near = contents.near_repeats([o.texts[:searched] for o in opened])
     files = [contents.described(o, len(near[i, i]), tokenizer, context) for i, o in enumerate(opened)]
     shared = [contents.overlap(opened[i], opened[j], near[i, j]) for j in range(len(opened)) for i in range(j)]
-    found = choices.ranked([choices.choice(entry, files, model) for entry in catalogue.read().values()])
-    runs = [c for c in found if not c.lacks]
+    ranked = choices.ranked([choices.choice(entry, files, model) for entry in catalogue.read().values()])
+    runs = [c for c in ranked if not c.lacks]
     return Advice(
         files=files,
         overlaps=[o for o in shared if o is not None],
         compare=choices.compared(runs, {o.file.path: o for o in opened}, model),
         runs=runs,
-        lacking=[c for c in found if c.lacks],
+        lacking=[c for c in ranked if c.lacks],
         context=context,
         searched=searched,
     )
 
 
 def render(advice: Advice) -> str:
-    """The same for people."""
+    """Return advice as text."""
     lines = [line for file in advice.files for line in text.of_file(file, advice.context, advice.searched)]
     lines += [text.of_overlap(overlap) for overlap in advice.overlaps]
     return "\n".join(lines + text.of_choices(advice.compare, advice.runs, advice.lacking))

@@ -1,4 +1,4 @@
-"""What a user's files are and what is wrong in them: kinds of records, other names of fields, repetitions, lengths."""
+"""What a user's files are and what is wrong in them: kinds of records, names of fields, duplicates, lengths."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 from didact.data import duplicates, fields, formats, read, words
 from didact.types import RECORDS, Record, UserError
 
-SAMPLED = 200  # rows from which a file's kind is told
+SAMPLED = 200  # rows from which a file's kind is inferred
 NEAR = 0.8  # share of features in common from which two records are near duplicates
-FIT = 0.9  # share of a file's rows that must be of a kind, for the file to be
+FIT = 0.9  # share of a file's rows that must be of a kind for the file to count as it
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One file. `kinds` are the record kinds it can be read as, the closest first; `rename` is what --map must say.
+    """One file. `kinds` are the record kinds it can be read as, the closest first; `rename` is the --map it needs.
 
-    `choices` are the labels of texts that were classified, `labels` other fields that may be the label.
+    `choices` are the labels of a classification file, `labels` other fields that may be the label.
 
-    `duplicates`, `near`: records that repeat an earlier one, word for word or nearly. `characters`,
-    `words`, `tokens`: median and most of a record's text; `too_long`: records above the model's context.
+    `duplicates`, `near`: records that repeat an earlier one, exactly or nearly. `characters`, `words`, `tokens`: median
+    and maximum of a record's text; `too_long`: records longer than the model's context.
     """
 
     path: str
@@ -48,7 +48,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What two files share: whole records, nearly whole ones, prompts (with other answers)."""
+    """What two files share: the same records, near duplicates, prompts (with other answers)."""
 
     files: tuple[str, str]
     same: int
@@ -57,44 +57,51 @@ class Overlap:
 
 
 class Opened(NamedTuple):
-    """A file with its good records, and all that each of them says in one text."""
+    """A file with its valid records, and the whole text of each."""
 
     file: File
     records: list[Record]
     texts: list[str]
 
 
-def opened(path: str, given: Mapping[str, str]) -> Opened:
-    """A file's records as the kind it fits best, and what can be said without looking at their contents.
+def opened(path: str, mapping: Mapping[str, str]) -> Opened:
+    """Read a file's records as the kind it fits best, and describe what needs no look at their contents.
 
     Args:
-        path: of the file.
-        given: what --map says; without it, other names of our fields are tried.
+        path: path of the file.
+        mapping: the value of --map; without it, common synonyms of field names are tried.
     """
     rows = list(formats.rows(path))
     if not rows:
         raise UserError(f"{path}: no record in it: it is empty")
     tables = [row for _, row in rows if isinstance(row, Mapping)]
     names = list(Counter(name for row in tables for name in row))
-    labels = fields.labels(tables[0], given) if tables else []
-    rename = dict(given) | ({"completion": labels[0]} if labels[1:] else {})
+    labels = fields.labels(tables[0], mapping) if tables else []
+    rename = dict(mapping) | ({"completion": labels[0]} if labels[1:] else {})
     kinds = _kinds(tables[:SAMPLED], rename)
-    if not kinds and not given:
+    if not kinds and not mapping:
         rename = fields.renamed(names, fields.SYNONYMS)
         kinds = _kinds(tables[:SAMPLED], rename)
-    if labels and "demo" in kinds and (known := _classes(tables, labels[0])):
+    if labels and "demo" in kinds and (classes := _classes(tables, labels[0])):
         kinds = ["demo", *(kind for kind in kinds if kind != "demo")]
     else:
-        known, labels = [], []
+        classes, labels = [], []
     records, bad = [], []
     for place, row in rows:
         try:
             records.append(read.from_row(row, RECORDS[kinds[0]] if kinds else Record, rename))
         except UserError as problem:
             bad.append(f"{place}: {problem}")
-    used = {ours: theirs for ours, theirs in rename.items() if kinds and ours in _names(kinds[0])}
+    applied = {ours: theirs for ours, theirs in rename.items() if kinds and ours in _names(kinds[0])}
     file = File(
-        path=path, records=len(rows), kinds=kinds, rename=used, fields=names, bad=bad, choices=known, labels=labels[1:]
+        path=path,
+        records=len(rows),
+        kinds=kinds,
+        rename=applied,
+        fields=names,
+        bad=bad,
+        choices=classes,
+        labels=labels[1:],
     )
     return Opened(file, records, [words.folded(_text(r)) for r in records])
 
@@ -104,16 +111,16 @@ def _classes(rows: Sequence[Mapping[str, Any]], label: str) -> list[str]:
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]], rename: Mapping[str, str]) -> list[str]:
-    """Kinds that (nearly) all rows can be read as, those that use most of the rows' fields first."""
-    counts = {kind: sum(_is(row, record, rename) for row in rows) for kind, record in RECORDS.items()}
-    most = max(counts.values(), default=0)
-    fits = [kind for kind, n in counts.items() if n and n >= FIT * most and n >= 0.5 * len(rows)]
-    seen = {name for row in rows for name in row}
-    seen = seen - set(rename.values()) | set(rename)
-    return sorted(fits, key=lambda kind: -len(_names(kind) & seen))
+    """Return the kinds that (nearly) all rows can be read as, those that use most of the rows' fields first."""
+    counts = {kind: sum(_is_readable(row, record, rename) for row in rows) for kind, record in RECORDS.items()}
+    best = max(counts.values(), default=0)
+    fits = [kind for kind, n in counts.items() if n and n >= FIT * best and n >= 0.5 * len(rows)]
+    present = {name for row in rows for name in row}
+    present = present - set(rename.values()) | set(rename)
+    return sorted(fits, key=lambda kind: -len(_names(kind) & present))
 
 
-def _is(row: Mapping[str, Any], record: type[Record], rename: Mapping[str, str]) -> bool:
+def _is_readable(row: Mapping[str, Any], record: type[Record], rename: Mapping[str, str]) -> bool:
     try:
         read.from_row(row, record, rename)
     except UserError:
@@ -125,9 +132,9 @@ def _names(kind: str) -> set[str]:
     return {f.name for f in dataclasses.fields(RECORDS[kind])} - {"extra"}
 
 
-def described(found: Opened, near: int, tokenizer: Any, context: int | None) -> File:
-    """The file with what its contents show; `near` of its records nearly repeat an earlier one."""
-    file, records, texts = found
+def described(source: Opened, near: int, tokenizer: Any, context: int | None) -> File:
+    """Add what the contents of a file show; `near` of its records nearly repeat an earlier one."""
+    file, records, texts = source
     tokens = _tokens(tokenizer, records, texts) if tokenizer is not None else []
     return dataclasses.replace(
         file,
@@ -135,15 +142,15 @@ def described(found: Opened, near: int, tokenizer: Any, context: int | None) -> 
         near=near,
         empty=sum(_is_empty(r) for r in records),
         ties=sum(_is_tie(r) for r in records),
-        characters=_middle_and_most([len(t) for t in texts]),
-        words=_middle_and_most([len(t.split()) for t in texts]),
-        tokens=_middle_and_most(tokens) if tokens else None,
+        characters=_median_and_max([len(t) for t in texts]),
+        words=_median_and_max([len(t.split()) for t in texts]),
+        tokens=_median_and_max(tokens) if tokens else None,
         too_long=sum(n > context for n in tokens) if context else 0,
     )
 
 
 def near_repeats(texts: Sequence[Sequence[str]]) -> defaultdict[tuple[int, int], set[int]]:
-    """Near duplicates over all files: `[i, k]` are the texts of file k that nearly repeat an earlier one of file i."""
+    """Find near duplicates over all files: `[i, k]` are texts of file k that nearly repeat an earlier one of file i."""
     places = [(i, j) for i, part in enumerate(texts) for j in range(len(part))]
     out: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
     for a, b in duplicates.near_pairs([texts[i][j] for i, j in places], NEAR):
@@ -152,26 +159,26 @@ def near_repeats(texts: Sequence[Sequence[str]]) -> defaultdict[tuple[int, int],
 
 
 def overlap(a: Opened, b: Opened, near: set[int]) -> Overlap | None:
-    """What the second file repeats of the first, if anything."""
+    """Return what the second file repeats of the first; None if nothing."""
     texts = set(a.texts)
     same = {j for j, t in enumerate(b.texts) if t in texts}
     near = near - same
-    asked = {words.folded(prompt) for r in a.records for prompt, _ in pairs(r)} - {""}
-    prompts = {j for j, r in enumerate(b.records) if any(words.folded(p) in asked for p, _ in pairs(r))} - same - near
+    first = {words.folded(prompt) for r in a.records for prompt, _ in pairs(r)} - {""}
+    prompts = {j for j, r in enumerate(b.records) if any(words.folded(p) in first for p, _ in pairs(r))} - same - near
     if not same | near | prompts:
         return None
     return Overlap(files=(a.file.path, b.file.path), same=len(same), near=len(near), prompts=len(prompts))
 
 
 def pairs(record: Any) -> list[tuple[str, str]]:
-    """Prompts and answers, where the record has them."""
+    """Return the prompts and answers of a record; empty if it has none."""
     if not hasattr(record, "prompt"):
         return []
     return [(record.prompt, getattr(record, n)) for n in ("completion", "chosen", "rejected") if hasattr(record, n)]
 
 
 def _text(record: Record) -> str:
-    """All a record says, in one text."""
+    """Return the whole text of a record."""
     if both := pairs(record):
         return "\n".join([both[0][0], *(answer for _, answer in both)])
     values = [getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"]
@@ -193,12 +200,12 @@ def _is_tie(record: Any) -> bool:
     )
 
 
-def _middle_and_most(sizes: Sequence[int]) -> tuple[int, int]:
+def _median_and_max(sizes: Sequence[int]) -> tuple[int, int]:
     return (int(statistics.median(sizes)), max(sizes)) if sizes else (0, 0)
 
 
 def tokenizer(model: str) -> tuple[Any, int]:
-    """The model's tokenizer and context, without its weights."""
+    """Load the model's tokenizer and context length, without its weights."""
     from types import SimpleNamespace
 
     from didact.models import load, opening, places
@@ -208,7 +215,7 @@ def tokenizer(model: str) -> tuple[Any, int]:
     adapter = Path(model).is_dir() and bool(places.adapter_config(Path(model)))
     base = places.base_of(Path(model)) if adapter else model
     try:
-        found = (load.tokenizer_of(Path(model)) if adapter else None) or opening.opened("AutoTokenizer", base)
+        loaded = (load.tokenizer_of(Path(model)) if adapter else None) or opening.opened("AutoTokenizer", base)
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no tokenizer can be loaded from it: {str(error).splitlines()[0]}") from None
     try:
@@ -216,12 +223,12 @@ def tokenizer(model: str) -> tuple[Any, int]:
     except (OSError, ValueError):  # a tokenizer alone
         config = None
     weightless: Any = SimpleNamespace(config=config)
-    return found, Model(weightless, found).context
+    return loaded, Model(weightless, loaded).context
 
 
 def _tokens(tokenizer: Any, records: Sequence[Record], texts: Sequence[str]) -> list[int]:
-    """Tokens of each record's longest prompt and answer together, or of its text."""
-    from didact.data import encode  # with numpy, which nothing else here needs
+    """Count tokens of each record's longest prompt and answer together, or of its text."""
+    from didact.data import encode  # imports numpy, which nothing else here needs
 
     sizes = []
     for record, text in zip(records, texts, strict=True):
