@@ -205,8 +205,10 @@ def _best_arm(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
     folder = root / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", row["arm"])
     openers = {"config.json": "hf: opens in transformers, vLLM, lm-eval and didact.load"}
     openers = {"adapter_config.json": "peft: opens in PEFT, vLLM and didact.load"} | openers
-    how = next((opens for name, opens in openers.items() if (folder / name).exists()), "didact: opens in didact.load")
-    lines = runs.load_lines(root, f"models/{folder.name}", how) if folder.is_dir() else None
+    description = next(
+        (opens for name, opens in openers.items() if (folder / name).exists()), "didact: opens in didact.load"
+    )
+    lines = runs.load_lines(root, f"models/{folder.name}", description) if folder.is_dir() else None
     return {"arm": row["arm"], "command": _command(row, board), "load": lines, "seed": board["seeds"][0]}
 
 

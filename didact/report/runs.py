@@ -126,13 +126,13 @@ def _curves(history: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     return [(n, plots.chart([plots.of_rows(history, n)], "optimiser step", width=300, height=170)) for n in ordered]
 
 
-def _options(shown: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _options(values: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every option with its value, default and help; `changed` where it was set."""
     declared = {**options.flat(entry), **{o["name"]: o for o in entry["fit"]}} if entry else {}
     unknown = {"default": None, "help": ""}
     return [
         {**unknown, **declared.get(name, {}), "name": name, **o, "changed": o["from"] != "default"}
-        for name, o in shown.items()
+        for name, o in values.items()
     ]
 
 
