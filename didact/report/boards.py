@@ -177,7 +177,7 @@ def off_budget(row: Mapping[str, Any], board: Mapping[str, Any]) -> float:
 
 
 def edge(row: Mapping[str, Any]) -> str:
-    """ "smallest" or "largest" if an arm's best learning rate is at that edge of the search, without a tie; else ""."""
+    """`smallest` or `largest` if an arm's best learning rate is at that edge of the search, untied; else empty."""
     lr, search = row["lr"], row["search"]
     rates = sorted(map(float, search))
     if lr is None or len(rates) < 2 or lr not in (rates[0], rates[-1]):
@@ -189,7 +189,7 @@ def edge(row: Mapping[str, Any]) -> str:
 
 
 def against(row: Mapping[str, Any], board: Mapping[str, Any], column: str = "to_untouched") -> str:
-    """ "better" or "worse" if the paired interval excludes 0, else "unclear"."""
+    """`better` or `worse` if the paired interval excludes 0, else `unclear`."""
     ends = ends_of(row[column])
     if not ends:
         return "unclear"
