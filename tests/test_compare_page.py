@@ -97,7 +97,7 @@ def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, said):
 def test_where_the_time_went_is_on_the_page(tmp_path):
     spent = {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}
     seen = " ".join(text_of(written(tmp_path, board({"a": HIGH}, time=spent))).split())
-    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s of all that" in seen
+    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s generating" in seen
     assert "Where the time went" not in text_of(written(tmp_path, board({"a": HIGH}, time={"probes": 0.1})))
 
 
@@ -145,7 +145,7 @@ def test_warnings_tell_what_the_leaderboard_does_not(tmp_path):
     assert any("5 methods" in w for w in boards.warnings(many_arms))
     for row in many_arms["rows"]:
         row["to_untouched"] |= {"p": 0.03, "holm": 0.15 if row["arm"] == "a" else 0.01}
-    assert any("(Holm), a is no longer told from the untouched model" in w for w in boards.warnings(many_arms))
+    assert any("(Holm), a is no longer significantly different" in w for w in boards.warnings(many_arms))
     assert any("tuned on the forget records" in w for w in boards.warnings(calm | {"tuned_on_tested": ["forget"]}))
     fallen = board({"a": HIGH})
     fallen["rows"][0]["metrics"] |= {"entropy": ends([0.1, 0.2]), "length": ends([50.0, 51.0])}
@@ -229,7 +229,7 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
     assert cli.main(asked) == 0
     assert "page: " in capsys.readouterr().out
     kept = files.read_json(tmp_path / "out" / "leaderboard.json")
-    assert set(compared.PLACES) <= set(kept)
+    assert set(compared.REQUIRED) <= set(kept)
     seen = " ".join(text_of(tmp_path / "out" / "report.html").split())
     assert boards.verdict(kept) in seen and f"didact run dpo --model {tmp_path / 'small'}" in seen
     # The line that teaches the winner again is one that runs.
@@ -239,7 +239,7 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
 
 def test_what_is_no_finished_comparison_is_one_line(tmp_path):
     files.write_json(tmp_path / "comparison.json", {})
-    with pytest.raises(UserError, match="not finished: repeat its command"):
+    with pytest.raises(UserError, match="not finished: run its command again"):
         page.write(tmp_path)
     for wrong, said in (
         ([1], "not a leaderboard"),

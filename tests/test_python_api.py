@@ -59,7 +59,7 @@ def test_metrics_are_made_when_they_are_looked_at(taught, world, capsys):
     result.report()
     shown = capsys.readouterr().out
     assert "token_accuracy" in shown and world.retain[0].completion in shown and len(result.samples) == 3
-    with pytest.raises(UserError, match="sft has no records forget: give demos"):
+    with pytest.raises(UserError, match="sft takes no records named forget: give demos"):
         result.evaluate(forget=world.forget)
     with pytest.raises(AttributeError):
         result.metric  # noqa: B018
