@@ -51,26 +51,26 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, oracle: st
     config = evolve_example.config(ARMS[tier])
     world = regret.world_of(config, GAMES[tier], seed)
     out = {name: _measures(world, acting.played_by(world, Oracle(name), seed)) for name in ("ucb", "greedy", "random")}
-    few = Bandits(world.expected[:LONG], world.rewards[:LONG])
-    out = {f"algorithm_{name}": found for name, found in out.items()}
+    subset = Bandits(world.expected[:LONG], world.rewards[:LONG])
+    out = {f"algorithm_{name}": measures for name, measures in out.items()}
     for part in parts:
         form: Any = "summary" if part in ("greedy", "untaught") else part
-        games = few if part in ("raw", "untaught") else world
+        games = subset if part in ("raw", "untaught") else world
         start = evolve_example.start(seed, form, ARMS[tier])
         model = (
-            start if part == "untaught" else _taught(start, seed, tier, form, "greedy" if part == "greedy" else oracle)
+            start if part == "untaught" else _train(start, seed, tier, form, "greedy" if part == "greedy" else oracle)
         )
         if part == "guided":
-            out[part] = _asked(model, seed, tier)
-            out["unaided"] = _measures(few, _game(model, few, "summary", seed))
+            out[part] = _prompt_measures(model, seed, tier)
+            out["unaided"] = _measures(subset, _play(model, subset, "summary", seed))
             continue
-        out[part] = _measures(games, _game(model, games, form, seed))
+        out[part] = _measures(games, _play(model, games, form, seed))
         if part == "summary":
-            out["decoded"] = _measures(few, _game(model, few, form, seed, 0.0))
+            out["decoded"] = _measures(subset, _play(model, subset, form, seed, 0.0))
     return out
 
 
-def _taught(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) -> Model:
+def _train(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) -> Model:
     steps, rows, games = STEPS[tier], ROWS, TRAINED[tier]
     if oracle == "greedy":  # which is sooner learnt
         steps //= 2
@@ -84,17 +84,17 @@ def _taught(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) 
     return lab.model_of(result)
 
 
-def _asked(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
+def _prompt_measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """What `evolve.prompt` measures of a model with the algorithm's terms in its prompt."""
     result = control.evolve_prompt(
         model, bandit=evolve_example.config(ARMS[tier]), view=VIEWS["guided"], trials=GAMES[tier], plain=False,
         asking=Asking(max_new_tokens=WORDS, temperature=1.0, tries=1), seed=seed,
     )  # fmt: skip
-    found = {"regret": "regret", "failures": "suffix_failures", "best_arm": "best_arm", "invalid": "invalid"}
-    return {name: float(result.metrics[metric].after or 0.0) for name, metric in found.items()}
+    metrics = {"regret": "regret", "failures": "suffix_failures", "best_arm": "best_arm", "invalid": "invalid"}
+    return {name: float(result.metrics[metric].after or 0.0) for name, metric in metrics.items()}
 
 
-def _game(model: Model, world: Bandits, form: Any, seed: int, temperature: float = 1.0) -> Played:
+def _play(model: Model, world: Bandits, form: Any, seed: int, temperature: float = 1.0) -> Played:
     answer = acting.answering(language_models.of(model), seed, temperature, WORDS)
     return acting.played(world, answer, VIEWS[form], Oracle(), seed)
 
@@ -111,13 +111,13 @@ def _measures(world: Bandits, game: Played) -> dict[str, float]:
 _summary = histories.summary  # the intact part, which a sabotage wraps
 
 
-def _mixed(view: Any, names: Any, pulls: Any, sums: Any, step: int, *more: Any) -> str:
+def _shuffled_averages(view: Any, names: Any, pulls: Any, sums: Any, step: int, *more: Any) -> str:
     """Averages of other arms, another order at every step."""
     order = np.random.default_rng([step, int(sums.sum())]).permutation(len(names))
     return _summary(view, names, pulls, (sums / np.maximum(pulls, 1))[order] * pulls, step, *more)
 
 
-def _others(view: Any, names: Any, pulls: Any, sums: Any, step: int, bonus: Any, value: Any) -> str:
+def _shuffled_terms(view: Any, names: Any, pulls: Any, sums: Any, step: int, bonus: Any, value: Any) -> str:
     """The algorithm's terms of other arms, where terms are shown."""
     if bonus is None:
         return _summary(view, names, pulls, sums, step, bonus, value)
@@ -125,7 +125,7 @@ def _others(view: Any, names: Any, pulls: Any, sums: Any, step: int, bonus: Any,
     return _summary(view, names, pulls, sums, step, np.asarray(bonus)[order], np.asarray(value)[order])
 
 
-def _best(world: Bandits, step: int, rng: Any) -> Any:
+def _best_arm(world: Bandits, step: int, rng: Any) -> Any:
     return world.expected[:, step].argmax(-1)
 
 
@@ -166,10 +166,10 @@ CLAIM = runner.Claim(
         runner.Sabotage("taught by greed", EXPLORES, "summary.failures",
                         options={"oracle": "greedy", "parts": ("summary", "greedy")}),
         runner.Sabotage("averages of other arms", "far below chance", "summary.regret",
-                        {"didact.data.histories:summary": _mixed}, {"parts": ("summary",)}),
+                        {"didact.data.histories:summary": _shuffled_averages}, {"parts": ("summary",)}),
         runner.Sabotage("terms of other arms", AIDED, "guided.regret",
-                        {"didact.data.histories:summary": _others}, {"parts": ("guided",)}),
+                        {"didact.data.histories:summary": _shuffled_terms}, {"parts": ("guided",)}),
         runner.Sabotage("no arm named is the best arm", CHANCE, "untaught.regret",
-                        {"didact.infer.acting:instead": _best}, {"parts": ("untaught",)}),
+                        {"didact.infer.acting:instead": _best_arm}, {"parts": ("untaught",)}),
     ),
 )  # fmt: skip

@@ -31,14 +31,14 @@ ARMS: dict[str, dict[str, Any]] = {
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """The model from each prompt, UCB and chance, on the same luck."""
     world = regret.world_of(BANDIT, GAMES, seed)
-    out = {name: _told(name, seed) for name in ARMS}
+    out = {name: _prompt_measures(name, seed) for name in ARMS}
     for name in ("ucb", "random"):
         played = acting.played_by(world, Oracle(name), seed)
         out[name] = {"regret": lab.mean(regret.curve(world, played)[:, -1])}
     return out
 
 
-def _told(name: str, seed: int) -> dict[str, float]:
+def _prompt_measures(name: str, seed: int) -> dict[str, float]:
     """The method as users run it."""
     result: Result = control.evolve_prompt(
         real.model(), bandit=BANDIT, trials=GAMES, plain=False, seed=seed, **ARMS[name]

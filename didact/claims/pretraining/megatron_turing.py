@@ -53,20 +53,20 @@ def run(seed: int, tier: str, parts: Sequence[str] = "ABC", broken: str | None =
     arms: dict[str, dict[str, float]] = {}
     if "A" in parts:
         cases = TOUCHED[broken] if broken else (*TWO[:1], *SINGLE[:1]) if tier == "smoke" else (*TWO, *SINGLE)
-        found, idle = processes.run(2, parity.measured, cases, seed, () if broken else MICROS, broken)[0]
+        differences, idle = processes.run(2, parity.measured, cases, seed, () if broken else MICROS, broken)[0]
         if tier == "full" and not broken:
-            found += processes.run(8, parity.measured, EIGHT, seed)[0][0]
+            differences += processes.run(8, parity.measured, EIGHT, seed)[0][0]
             cases = (*cases, *EIGHT)
-        arms |= _differences(cases, found)
+        arms |= _largest(cases, differences)
         if idle:
-            planned = [1 + 1 / m for m in MICROS]
-            arms["pipeline"] = {"off": max(abs(a / b - 1) for a, b in zip(idle, planned, strict=True))}
+            expected = [1 + 1 / m for m in MICROS]
+            arms["pipeline"] = {"off": max(abs(a / b - 1) for a, b in zip(idle, expected, strict=True))}
     if "C" in parts:
-        arms |= _prepared(seed, STEPS[tier], alike=broken == "unprepared")
+        arms |= _compare_corpora(seed, STEPS[tier], alike=broken == "unprepared")
     return arms
 
 
-def _differences(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+def _largest(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """The largest over layouts, in float64 and in float32."""
     out: dict[str, dict[str, float]] = {}
     for name, dtype in (("layouts", "float64"), ("single", "float32")):
@@ -95,53 +95,53 @@ def _corpora(seed: int) -> tuple[list[str], list[str], list[str]]:
 
     Of the crawl a quarter is clean, most is spam, and an eighth are near repeats of twenty passages.
     """
-    rng, every = random.Random(seed), _passages(seed)
-    parts = (200, 80, 400, 380, 20)
-    begins = [sum(parts[:i]) for i in range(len(parts))]
-    trusted, held_out, clean, others, often = (every[a : a + n] for a, n in zip(begins, parts, strict=True))
+    rng, passages = random.Random(seed), _passages(seed)
+    sizes = (200, 80, 400, 380, 20)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    trusted, held_out, clean, to_spoil, repeated = (passages[a : a + n] for a, n in zip(starts, sizes, strict=True))
     spam = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(300)]
-    raw = [*clean, *(_spoilt(rng.choice(others), spam, rng) for _ in range(1_000))]
-    raw += [_edited(rng.choice(often), rng) for _ in range(200)]
+    raw = [*clean, *(_spoil(rng.choice(to_spoil), spam, rng) for _ in range(1_000))]
+    raw += [_edit(rng.choice(repeated), rng) for _ in range(200)]
     rng.shuffle(raw)
     groups = fuzzy.Groups(raw.__getitem__)
     for number, text in enumerate(raw):
         groups.add(number, text)
-    once = [text for number, text in enumerate(raw) if groups.first(number) == number]
-    classifier, scores = quality.Classifier(trusted, once, seed), [0.0] * len(once)
+    unique = [text for number, text in enumerate(raw) if groups.first(number) == number]
+    classifier, scores = quality.Classifier(trusted, unique, seed), [0.0] * len(unique)
     for fold in range(quality.FOLDS):
-        scores[fold :: quality.FOLDS] = map(float, classifier.score(once[fold :: quality.FOLDS], fold))
-    stays = contamination.quality_filter(scores, seed, ALPHA)
-    return raw, [text for text, stay in zip(once, stays, strict=True) if stay], held_out
+        scores[fold :: quality.FOLDS] = map(float, classifier.score(unique[fold :: quality.FOLDS], fold))
+    selected = contamination.quality_filter(scores, seed, ALPHA)
+    return raw, [text for text, keep in zip(unique, selected, strict=True) if keep], held_out
 
 
-def _spoilt(text: str, spam: Sequence[str], rng: random.Random) -> str:
+def _spoil(text: str, spam: Sequence[str], rng: random.Random) -> str:
     """Three of four words made up, and all in another order."""
     words = [rng.choice(spam) if i % 4 else word for i, word in enumerate(text.split())]
     return " ".join(rng.sample(words, len(words)))
 
 
-def _edited(text: str, rng: random.Random) -> str:
+def _edit(text: str, rng: random.Random) -> str:
     """The passage with one of its words another."""
     words = text.split()
     words[rng.randrange(len(words))] = rng.choice(words)
     return " ".join(words)
 
 
-def _prepared(seed: int, steps: int, alike: bool = False) -> dict[str, dict[str, float]]:
+def _compare_corpora(seed: int, steps: int, alike: bool = False) -> dict[str, dict[str, float]]:
     """Two models of the same tokenizer and tokens, on raw and on prepared text: nats a token of clean text."""
-    raw, kept, held_out = _corpora(seed)
-    tokenizer = build.train_tokenizer([*raw, *kept], SHAPE["vocabulary"])
+    raw, prepared, held_out = _corpora(seed)
+    tokenizer = build.train_tokenizer([*raw, *prepared], SHAPE["vocabulary"])
     start = build.build("llama", tokenizer, d=96, layers=4, heads=4, context=WINDOW, seed=seed)
     rows = encode.windows(tokenizer, held_out, WINDOW)
     fit = Fit(lr=3e-3, rows=ROWS, steps=steps, betas=(0.9, 0.95), weight_decay=0.1, seed=seed)
     out: dict[str, dict[str, float]] = {}
-    for name, texts in (("raw", raw), ("prepared", raw if alike else kept)):
+    for name, texts in (("raw", raw), ("prepared", raw if alike else prepared)):
         corpus = [Text(text=text) for text in texts]
         result = megatron_turing(
             corpus, start, context=WINDOW, first_rows=2, more_rows=2, warmup_tokens=WARMUP, decay_tokens=END, fit=fit
         )
         out[name] = {"loss": _loss(lab.model_of(result), rows), "documents": len(texts)}
-        out[name]["table"] = _off_table(result, fit)
+        out[name]["table"] = _schedule_error(result, fit)
     out["prepared"]["learnt"] = math.log(len(tokenizer)) - out["prepared"]["loss"]
     return out
 
@@ -152,19 +152,19 @@ def _loss(model: Model, rows: Sequence[encode.TokenizedExample]) -> float:
     return -float(logp.sum() / counts.sum())
 
 
-def _off_table(result: Result, fit: Fit) -> float:
+def _schedule_error(result: Result, fit: Fit) -> float:
     """By how much the logged rate (relative) and batch are off the formulas, at most."""
-    scale, worst, seen = result.findings["scale"], 0.0, 0
+    scale, worst, consumed = result.findings["scale"], 0.0, 0
     for row in result.history:
         ramp = 12e9 * scale / WINDOW  # in rows; a share of it for each of (8 - 2) / 2 increments
-        wanted = ROWS if seen > ramp else 2 + 2 * math.floor(seen / (ramp / 3))
-        seen += row["rows"]
-        at = seen * WINDOW / scale
-        if at < WARMUP:
-            share = at / WARMUP
+        expected = ROWS if consumed > ramp else 2 + 2 * math.floor(consumed / (ramp / 3))
+        consumed += row["rows"]
+        tokens = consumed * WINDOW / scale
+        if tokens < WARMUP:
+            share = tokens / WARMUP
         else:
-            share = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (at - WARMUP) / (END - WARMUP))))
-        worst = max(worst, abs(row["rows"] - wanted), abs(row["lr"] / (fit.lr * share) - 1))
+            share = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (tokens - WARMUP) / (END - WARMUP))))
+        worst = max(worst, abs(row["rows"] - expected), abs(row["lr"] / (fit.lr * share) - 1))
     return worst
 
 

@@ -47,8 +47,8 @@ def model(arch: Literal["llama", "gpt2"], seed: int, dtype: str = "float64", **m
     """A tied model of four layers; a Llama shares keys between heads."""
     grouped = {"num_key_value_heads": 2} if arch == "llama" else {}
     tokenizer = build.train_tokenizer(["aa"], VOCABULARY)
-    made = build.build(arch, tokenizer, d=32, layers=4, heads=4, ffn=64, context=LENGTH, seed=seed, **(grouped | more))
-    return made.module.to(getattr(torch, dtype))
+    built = build.build(arch, tokenizer, d=32, layers=4, heads=4, ffn=64, context=LENGTH, seed=seed, **(grouped | more))
+    return built.module.to(getattr(torch, dtype))
 
 
 def batches(seed: int, count: int, vocabulary: int) -> list[tuple[Tensor, Tensor]]:
@@ -77,8 +77,10 @@ def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
     """The steps of one process."""
     module.train()
     parameters = dict(module.named_parameters())
-    decays = [[p for p in parameters.values() if (p.dim() >= 2) is two] for two in (True, False)]
-    groups = [{"params": ps, "weight_decay": FIT.weight_decay * two} for ps, two in zip(decays, (1, 0), strict=True)]
+    splits = [[p for p in parameters.values() if (p.dim() >= 2) is decayed] for decayed in (True, False)]
+    groups = [
+        {"params": ps, "weight_decay": FIT.weight_decay * decayed} for ps, decayed in zip(splits, (1, 0), strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, lr=FIT.lr, betas=FIT.betas)
     losses, gradients = [], dict[str, Tensor]()
     for ids, labels in given:
@@ -96,65 +98,65 @@ def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
 def compared(cases: Sequence[Case], seed: int, steps: int = 5, broken: str | None = None) -> list[dict[str, float]]:
     """Of every case: by how much its processes differ from one, and from what the planner foretells."""
     with runner.patched(BREAKS[broken] if broken else {}):
-        return [_compared(case, seed, steps) for case in cases]
+        return [_compare(case, seed, steps) for case in cases]
 
 
-def _compared(case: Case, seed: int, steps: int) -> dict[str, float]:
+def _compare(case: Case, seed: int, steps: int) -> dict[str, float]:
     module = model(case.arch, seed, case.dtype)
-    given = batches(seed, steps, module.config.vocab_size)
+    data = batches(seed, steps, module.config.vocab_size)
     grid = mesh.grid(case.pp, case.dp, case.tp, torch.device("cpu"))
     weights = {name: p.detach().clone() for name, p in module.named_parameters()}
     part = engine.Engine(module, grid, weights.__getitem__, micro=1, device=torch.device("cpu"), schedule=case.schedule)
     optimizer = three_d.adam(part, FIT)
-    losses, gradients, held = [], dict[str, Tensor](), 0.0
-    for i, (ids, labels) in enumerate(given):
+    losses, gradients, held_bytes = [], dict[str, Tensor](), 0.0
+    for i, (ids, labels) in enumerate(data):
         losses.append(part.step(ids, labels))
         gradients = part.whole(tensor.gradient) if i == 0 else gradients
         part.clip(FIT.clip)
         optimizer.step()
-        held = part.over_all([_held(part, optimizer)])[0]
+        held_bytes = part.over_all([_bytes_held(part, optimizer)])[0]
         optimizer.zero_grad()
-    after = part.whole()
+    final = part.whole()
     if distributed.here()[0]:
         return {}
-    one = alone(module, given)
-    assert gradients.keys() == one.gradients.keys() == after.keys()
+    reference = alone(module, data)
+    assert gradients.keys() == reference.gradients.keys() == final.keys()
     return {
-        "loss": max(abs(a - b) for a, b in zip(losses, one.losses, strict=True)),
-        "gradient": max(_off(gradients[n], g) / float(g.abs().max()) for n, g in one.gradients.items()),
-        "weights": max(_off(after[n], p) for n, p in one.weights.items()),
-        "moved": max(_off(after[n], p) for n, p in weights.items()),
-        "bytes": abs(held - _planned(module, grid)),
+        "loss": max(abs(a - b) for a, b in zip(losses, reference.losses, strict=True)),
+        "gradient": max(_difference(gradients[n], g) / float(g.abs().max()) for n, g in reference.gradients.items()),
+        "weights": max(_difference(final[n], p) for n, p in reference.weights.items()),
+        "moved": max(_difference(final[n], p) for n, p in weights.items()),
+        "bytes": abs(held_bytes - _planned_bytes(module, grid)),
     }
 
 
-def _off(a: Tensor, b: Tensor) -> float:
+def _difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def _held(part: Engine, optimizer: torch.optim.Optimizer) -> float:
+def _bytes_held(part: Engine, optimizer: torch.optim.Optimizer) -> float:
     """Bytes of weights, gradients and moments on this process."""
     slots = [s for p in part.named.values() for k, s in optimizer.state[p].items() if k != "step"]
-    every = [*part.named.values(), *(p.grad for p in part.named.values() if p.grad is not None), *slots]
-    return float(sum(tensor.local(x).nbytes for x in every))
+    tensors = [*part.named.values(), *(p.grad for p in part.named.values() if p.grad is not None), *slots]
+    return float(sum(tensor.local(x).nbytes for x in tensors))
 
 
-_shapes: dict[str, ModelSpec] = {}
+_specs: dict[str, ModelSpec] = {}
 
 
-def _shape(key: str, config: Any) -> ModelSpec:
+def _spec_of(key: str, config: Any) -> ModelSpec:
     """Looked at once."""
-    if key not in _shapes:
-        _shapes[key] = shape.of(config)
-    return _shapes[key]
+    if key not in _specs:
+        _specs[key] = shape.of(config)
+    return _specs[key]
 
 
-def _planned(module: Any, grid: Grid) -> float:
+def _planned_bytes(module: Any, grid: Grid) -> float:
     """The same of all processes, by the planner, with the state split over the copies."""
-    spec, width = _shape(module.config.to_json_string(), module.config), next(module.parameters()).element_size()
+    spec, width = _spec_of(module.config.to_json_string(), module.config), next(module.parameters()).element_size()
     layout = Layout(pp=grid.pp, dp=grid.dp, tp=grid.tp)
-    each = (memory.parameters(spec, layout, stage, vocab=spec.vocab) for stage in range(grid.pp))
-    return float(sum(count * grid.tp * memory.kept(width, 2).total for count in each))
+    counts = (memory.parameters(spec, layout, stage, vocab=spec.vocab) for stage in range(grid.pp))
+    return float(sum(count * grid.tp * memory.kept(width, 2).total for count in counts))
 
 
 # --- the pipeline's idle time --------------------------------------------------------------------
@@ -192,7 +194,7 @@ class Sleeper(nn.Module):
 def idled(micros: Sequence[int]) -> list[float]:
     """Torch's own one-forward-one-backward schedule of stages that sleep: its seconds over those of a stage alone."""
     grid = mesh.grid(dist.get_world_size(), 1, 1, torch.device("cpu"))
-    out, example = [], torch.zeros(1, 1, device="meta", requires_grad=True)
+    ratios, example = [], torch.zeros(1, 1, device="meta", requires_grad=True)
     for m in micros:
         stage = PipelineStage(
             Sleeper(), grid.stage, grid.pp, torch.device("cpu"), example if grid.stage else example.detach(), example,
@@ -201,7 +203,7 @@ def idled(micros: Sequence[int]) -> list[float]:
         schedule = Schedule1F1B(stage, m, loss_fn=lambda y, t: (y - t).sum(), scale_grads=False)
         for _ in range(2):  # the first meets for the first time
             dist.barrier()
-            began = time.monotonic()
+            start = time.monotonic()
             if grid.stage == 0:
                 schedule.step(torch.zeros(m, 1))
             elif grid.last:
@@ -209,17 +211,17 @@ def idled(micros: Sequence[int]) -> list[float]:
             else:
                 schedule.step()
             dist.barrier()
-            took = time.monotonic() - began
-        out.append(took / (m * sum(SECONDS)))
-    return out
+            elapsed = time.monotonic() - start
+        ratios.append(elapsed / (m * sum(SECONDS)))
+    return ratios
 
 
 def measured(
     cases: Sequence[Case], seed: int, micros: Sequence[int] = (), broken: str | None = None
 ) -> tuple[list[dict[str, float]], list[float]]:
     """Both, in the same processes."""
-    found = compared(cases, seed, broken=broken)
-    return found, idled(micros) if micros else []
+    differences = compared(cases, seed, broken=broken)
+    return differences, idled(micros) if micros else []
 
 
 # --- sabotages -----------------------------------------------------------------------------------

@@ -105,20 +105,20 @@ def unlearn(world: logistic.Clouds, start: Tensor, arm: Arm, steps: int) -> tupl
     Returns the weights at every 25th step and at the end, `(looks, N)`, and NPO's mean W at the same steps,
     measured on the loss itself: `sum_i dL/dlogp_i` (1 for gradient ascent).
     """
-    phi, kept = world.forget.phi, world.retain.phi
-    ref = Seen(world, phi @ start, kept @ start)
+    forget_phi, retain_phi = world.forget.phi, world.retain.phi
+    ref = Seen(world, forget_phi @ start, retain_phi @ start)
     theta = start.clone().requires_grad_()
-    looks, weights = [], []
+    path, weights = [], []
     for step in range(steps + 1):
-        seen = Seen(world, phi @ theta, kept @ theta if arm.retain else ref.retain, ref)
-        loss = arm.forget(seen)
+        current = Seen(world, forget_phi @ theta, retain_phi @ theta if arm.retain else ref.retain, ref)
+        loss = arm.forget(current)
         if step % EVERY == 0 or step == steps:
-            looks.append(theta.detach().clone())
-            (by_row,) = torch.autograd.grad(loss, seen.logp, retain_graph=True, allow_unused=True)
+            path.append(theta.detach().clone())
+            (by_row,) = torch.autograd.grad(loss, current.logp, retain_graph=True, allow_unused=True)
             weights.append(math.nan if by_row is None else float(by_row.sum()))
-        (grad,) = torch.autograd.grad(loss + arm.retain(seen) if arm.retain else loss, theta)
+        (grad,) = torch.autograd.grad(loss + arm.retain(current) if arm.retain else loss, theta)
         theta = (theta.detach() - arm.lr * grad).requires_grad_()
-    return torch.stack(looks), weights
+    return torch.stack(path), weights
 
 
 def divergence(seed: int, loss: Callable[[Tensor, Tensor], Tensor], steps: int, lr: float = 1.0) -> dict[str, float]:
@@ -129,16 +129,16 @@ def divergence(seed: int, loss: Callable[[Tensor, Tensor], Tensor], steps: int, 
     """
     x, y, start = logistic.near_orthogonal(seed)
     theta = start.clone().requires_grad_()
-    when, away = [], []
+    times, distances = [], []
     ref = logp(x @ start, y)
     for step in range(1, steps + 1):
         (grad,) = torch.autograd.grad(loss(logp(x @ theta, y), ref), theta)
         theta = (theta.detach() - lr * grad).requires_grad_()
         if step % (steps // 100) == 0:
-            when.append(float(step))
-            away.append(float((x @ (theta.detach() - start)).norm()))
-    t, d = torch.tensor(when, dtype=torch.float64), torch.tensor(away, dtype=torch.float64)
-    return {"displacement": away[-1], "r2_linear": _r2(t, d), "r2_log": _r2(t.log(), d)}
+            times.append(float(step))
+            distances.append(float((x @ (theta.detach() - start)).norm()))
+    t, d = torch.tensor(times, dtype=torch.float64), torch.tensor(distances, dtype=torch.float64)
+    return {"displacement": distances[-1], "r2_linear": _r2(t, d), "r2_log": _r2(t.log(), d)}
 
 
 def logp(logit: Tensor, y: Tensor) -> Tensor:
@@ -159,13 +159,13 @@ def measures(world: logistic.Clouds, gold: Tensor, path: Tensor, forgotten: floa
     `forget_left` is the least share left."""
     clouds = (world.test_forget, world.test_retain)
     forget, retain = ([distance(gold, theta, cloud) for theta in path] for cloud in clouds)
-    crossed = [r for f, r in zip(forget, retain, strict=True) if f < forgotten * forget[0]]
+    crossings = [r for f, r in zip(forget, retain, strict=True) if f < forgotten * forget[0]]
     return {
         "forget_end": forget[-1],
         "retain_end": retain[-1],
         "forget_min": min(forget),
         "forget_left": min(forget) / forget[0],
-        "retain_crossing": crossed[0] if crossed else math.nan,
+        "retain_crossing": crossings[0] if crossings else math.nan,
         "sum_min": min(f + r for f, r in zip(forget, retain, strict=True)),
     }
 

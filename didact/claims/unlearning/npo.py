@@ -60,12 +60,12 @@ problem = npo_example.problem
 
 def run(seed: int, tier: runner.Tier, clouded: bool = True, told: Sequence[str] = tuple(TOLD)) -> runner.Measured:
     """One seed: clouds (A and B), and what authors are `told` of to be forgotten (C)."""
-    return (_clouds(seed, tier) if clouded else {}) | (_authors(seed, tier, told) if told else {})
+    return (_unlearn_clouds(seed, tier) if clouded else {}) | (_unlearn_authors(seed, tier, told) if told else {})
 
 
-def _clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+def _unlearn_clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
     """Every arm of A and both of B on one seed."""
-    train, steps, away = LENGTH[tier]
+    train, steps, divergence_steps = LENGTH[tier]
     world = logistic.clouds(seed)
     start, gold = _start_and_gold(seed, train)
     paths, arms = {}, {}
@@ -81,8 +81,8 @@ def _clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
         "forget": clouds.distance(gold, start, world.test_forget),
         "retain": clouds.distance(gold, start, world.test_retain),
     }
-    arms["GA"] |= clouds.divergence(seed, lambda logp, _: logp.mean(), away)
-    arms["NPO"] |= clouds.divergence(seed, lambda logp, ref: preference.npo(logp, ref, 1.0).mean(), away)
+    arms["GA"] |= clouds.divergence(seed, lambda logp, _: logp.mean(), divergence_steps)
+    arms["NPO"] |= clouds.divergence(seed, lambda logp, ref: preference.npo(logp, ref, 1.0).mean(), divergence_steps)
     return arms
 
 
@@ -90,38 +90,38 @@ def _clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
 def _start_and_gold(seed: int, steps: int) -> tuple[Tensor, Tensor]:
     """Trained on everything, and on the retain rows only."""
     world = logistic.clouds(seed)
-    kept, gone = world.retain, world.forget
-    both = logistic.Cloud(*(torch.cat([getattr(kept, f), getattr(gone, f)]) for f in ("phi", "y", "p0")))
-    return clouds.descend(both, steps), clouds.descend(kept, steps)
+    retain, forget = world.retain, world.forget
+    both = logistic.Cloud(*(torch.cat([getattr(retain, f), getattr(forget, f)]) for f in ("phi", "y", "p0")))
+    return clouds.descend(both, steps), clouds.descend(retain, steps)
 
 
-def _authors(seed: int, tier: runner.Tier, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+def _unlearn_authors(seed: int, tier: runner.Tier, arms: Sequence[str]) -> dict[str, dict[str, float]]:
     """C: the method, with ascent in its place, from one model; looked at every few steps."""
     teach, steps = TAUGHT[tier]
     world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
-    known = world.retain + world.unseen
-    texts = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
+    retained = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
     base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
     start, gold = (
-        lab.tuned(base, facts, TEACH.replace(steps=teach, seed=seed)) for facts in (world.forget + known, known)
+        lab.tuned(base, facts, TEACH.replace(steps=teach, seed=seed)) for facts in (world.forget + retained, retained)
     )
 
-    def look(module: Any) -> dict[str, float]:
+    def measure(module: Any) -> dict[str, float]:
         model = Model(module, start.processor)
-        gone, kept = (forgetting.answers(model, part) for part in (world.forget, world.unseen))
-        return {"forget": float(gone["probability"].mean()), "kept": float(kept["accuracy"].mean())}
+        forget, unseen = (forgetting.answers(model, part) for part in (world.forget, world.unseen))
+        return {"forget": float(forget["probability"].mean()), "kept": float(unseen["accuracy"].mean())}
 
-    out = {"told start": look(start.module), "told gold": look(gold.module)}
+    out = {"told start": measure(start.module), "told gold": measure(gold.module)}
     for name in arms:
         lr, options = TOLD[name]
-        looks = every(LOOK, lambda step: look(step.module))
+        checks = every(LOOK, lambda step: measure(step.module))
         fit = Fit(lr=lr, steps=steps, rows=20, warmup_steps=3, seed=seed)
-        unlearning.npo(start, world.forget, world.retain, **options, fit=fit, hooks=[looks])
-        forgotten = next(
-            (row for row in looks.rows if row["forget"] <= AS_GOLD * out["told gold"]["forget"]), looks.rows[-1]
+        unlearning.npo(start, world.forget, world.retain, **options, fit=fit, hooks=[checks])
+        crossing = next(
+            (row for row in checks.rows if row["forget"] <= AS_GOLD * out["told gold"]["forget"]), checks.rows[-1]
         )
-        out[f"told {name}"] = {k: looks.rows[-1][k] for k in ("forget", "kept")} | {
-            "least": min(row["forget"] for row in looks.rows), "kept_forgotten": forgotten["kept"],
+        out[f"told {name}"] = {k: checks.rows[-1][k] for k in ("forget", "kept")} | {
+            "least": min(row["forget"] for row in checks.rows), "kept_forgotten": crossing["kept"],
         }  # fmt: skip
     return out
 

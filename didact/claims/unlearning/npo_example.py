@@ -17,10 +17,10 @@ def problem(seed: int) -> Problem:
     need a larger beta than the paper's sentences (found on seed 7).
     """
     world = authors.authors(seed, forget=2, retain=8, unseen=4, holdout=2)
-    known = world.retain + world.unseen
-    everything = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
-    base = lab.blank("llama", everything, 700, d=128, layers=2, heads=4, context=64, seed=seed)
-    full, gold = (lab.tuned(base, facts, TEACH) for facts in (world.forget + known, known))
+    retained = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
+    base = lab.blank("llama", texts, 700, d=128, layers=2, heads=4, context=64, seed=seed)
+    full, gold = (lab.tuned(base, facts, TEACH) for facts in (world.forget + retained, retained))
     return Problem(
         model=full,
         data={"forget": world.forget, "retain": world.retain},

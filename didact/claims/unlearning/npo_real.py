@@ -44,30 +44,30 @@ def known() -> tuple[Demo, ...]:
     """The countries whose capital the model gives as its likeliest next word."""
     pairs = [pair.partition(" ")[::2] for pair in CAPITALS.split(", ")]
     demos = [Demo(prompt=ASKED.format(country, country), completion=capital) for country, capital in pairs]
-    right = forgetting.answers(real.model(), demos, end=False)["extraction"]
-    return tuple(demo for demo, share in zip(demos, right, strict=True) if share == 1.0)
+    extraction = forgetting.answers(real.model(), demos, end=False)["extraction"]
+    return tuple(demo for demo, share in zip(demos, extraction, strict=True) if share == 1.0)
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS)) -> runner.Measured:
     """One deal of the countries, unlearned by each arm."""
     facts = list(known())
     random.Random(seed).shuffle(facts)
-    forget, retain, beside = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
-    out = {"start": _kept(real.model(), forget, beside) | {"known": float(len(facts))}}
+    forget, retain, neighbours = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
+    out = {"start": _measure(real.model(), forget, neighbours) | {"known": float(len(facts))}}
     for name in arms:
-        looks = every(LOOK, lambda step: _kept(Model(step.module, real.model().processor), forget, beside))
+        checks = every(LOOK, lambda step: _measure(Model(step.module, real.model().processor), forget, neighbours))
         fit = Fit(lr=RATES[name], lora=8, steps=STEPS, rows=6, seed=seed)
-        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit, hooks=[looks]))
-        first = next((row for row in looks.rows if row["forget"] <= FORGOTTEN), looks.rows[-1])
-        out[name] = _kept(model, forget, beside) | {"beside_forgotten": first["beside"]}
+        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit, hooks=[checks]))
+        first = next((row for row in checks.rows if row["forget"] <= FORGOTTEN), checks.rows[-1])
+        out[name] = _measure(model, forget, neighbours) | {"beside_forgotten": first["beside"]}
     return out
 
 
-def _kept(model: Model, forget: Sequence[Demo], beside: Sequence[Demo]) -> dict[str, float]:
+def _measure(model: Model, forget: Sequence[Demo], beside: Sequence[Demo]) -> dict[str, float]:
     """Mean probability of the answers to forget and of neighbours', per token, and the share given in full."""
-    gone, kept = (forgetting.answers(model, part, end=False) for part in (forget, beside))
-    out = {"forget": float(gone["probability"].mean()), "beside": float(kept["probability"].mean())}
-    shares = {"forget_exact": gone["extraction"], "beside_exact": kept["extraction"]}
+    forgotten, neighbours = (forgetting.answers(model, part, end=False) for part in (forget, beside))
+    out = {"forget": float(forgotten["probability"].mean()), "beside": float(neighbours["probability"].mean())}
+    shares = {"forget_exact": forgotten["extraction"], "beside_exact": neighbours["extraction"]}
     out |= {name: float((share == 1.0).mean()) for name, share in shares.items()}
     return out | {"apart": out["beside"] - out["forget"]}
 

@@ -53,8 +53,8 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
     start, gold = _start_and_gold(seed, world, TEACH.replace(steps=teach, seed=seed))
     fit = Fit(lr=3e-4, steps=steps, rows=20, seed=seed, warmup_steps=3)
     specialist = Fit(lr=3e-4, steps=steps, rows=20, seed=seed, schedule="constant")
-    weights: dict[str, Any] = {"scales": SCALES, "fit": specialist}
-    gaps: dict[str, Any] = {
+    merging_options: dict[str, Any] = {"scales": SCALES, "fit": specialist}
+    kga_options: dict[str, Any] = {
         "specialist_lr": 1e-3,
         "specialist_epochs": max(1.0, steps / 2),
         "keep": 1.0,
@@ -70,9 +70,9 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
         "LLMU": lambda: unlearning.llmu(start, world.forget, world.retain, fit=fit),
         "EUL": lambda: unlearning.eul(start, world.forget, world.retain, fit=specialist.replace(lr=1e-3, lora=8)),
         "DEPN": lambda: unlearning.depn(start, world.forget, neurons=20, steps=5, share=0.2),
-        "KGA": lambda: unlearning.kga(start, world.forget, world.retain, world.holdout, fit=fit, **gaps),
-        "task vector": lambda: unlearning.task_arithmetic(start, world.forget, world.retain, **weights),
-        "ext-sub": lambda: unlearning.ext_sub(start, world.forget, world.retain, **weights),
+        "KGA": lambda: unlearning.kga(start, world.forget, world.retain, world.holdout, fit=fit, **kga_options),
+        "task vector": lambda: unlearning.task_arithmetic(start, world.forget, world.retain, **merging_options),
+        "ext-sub": lambda: unlearning.ext_sub(start, world.forget, world.retain, **merging_options),
         "negated adapter": lambda: unlearning.negated_adapter(
             start, world.forget, world.retain, scales=SCALES, fit=specialist.replace(lr=1e-3, lora=8)
         ),
@@ -89,46 +89,46 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
                 scale = out[name]["scale"] = result.findings["scale"]
                 noise = unlearning.task_arithmetic(start, world.forget, scale=scale, vector="random", fit=specialist)
                 out["random vector"] = _measures(lab.model_of(noise), gold, world)
-    return out if arms else out | _asked(start, world)
+    return out if arms else out | _prompt_ways(start, world)
 
 
-def _asked(start: Model, world: authors.Authors) -> dict[str, dict[str, float]]:
+def _prompt_ways(start: Model, world: authors.Authors) -> dict[str, dict[str, float]]:
     """The ways that only ask: which share of answers comes out, with the questions forbidden and without, and how sure
     the answers to forget are, of two, behind flipped labels and behind their own."""
     guard = unlearning.guardrail(start, world.forget, guard="I do not know.", topics=2, max_new_tokens=GUARDED)
     assert guard.predict
     prompts = [d.prompt for d in world.unseen]
-    both = lab.sampled(start, prompts, GUARDED, temperature=0.0), guard.predict(prompts)
-    known, left = (lab.mean(d.completion in a for d, a in zip(world.unseen, texts, strict=True)) for texts in both)
+    answers = lab.sampled(start, prompts, GUARDED, temperature=0.0), guard.predict(prompts)
+    before, after = (lab.mean(d.completion in a for d, a in zip(world.unseen, texts, strict=True)) for texts in answers)
     leaked = guard.metrics["forget_leaked"]
     forget, retain = (list(map(example.choice, part)) for part in (world.forget, world.retain))
     flips: tuple[Literal["forget", "none"], ...] = ("forget", "none")
-    sure = [unlearning.icul(start, forget, retain, right=2, flip=flip).metrics["forget_confidence"] for flip in flips]
+    scores = [unlearning.icul(start, forget, retain, right=2, flip=flip).metrics["forget_confidence"] for flip in flips]
     return {
-        "guardrail": {"leaked": leaked.after, "open": leaked.before or 0.0, "lost": known - left},
-        "icul": dict(zip(("sure", "unflipped"), (m.after for m in sure), strict=True)),
+        "guardrail": {"leaked": leaked.after, "open": leaked.before or 0.0, "lost": before - after},
+        "icul": dict(zip(("sure", "unflipped"), (m.after for m in scores), strict=True)),
     }
 
 
 def _start_and_gold(seed: int, world: authors.Authors, fit: Fit) -> list[Model]:
     """Told of everybody, and of all but those to forget: kept for the sabotages, none of which touches this."""
-    known = world.retain + world.unseen
-    texts = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
+    retained = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
     base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
-    return [lab.tuned(base, records, fit) for records in (world.forget + known, known)]
+    return [lab.tuned(base, records, fit) for records in (world.forget + retained, retained)]
 
 
 def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, float]:
     """`forget`: probability of the answers to forget, and its distance to gold's in log; `kept`: token accuracy on
     authors no unlearning saw; `trace`: membership of the forget set against authors no model was told of."""
-    gone, other = (forgetting.answers(model, r) for r in (world.forget, world.holdout))
-    aim = forgetting.answers(gold, world.forget)["probability"]
+    forget, holdout = (forgetting.answers(model, r) for r in (world.forget, world.holdout))
+    target = forgetting.answers(gold, world.forget)["probability"]
     return {
-        "forget": float(gone["probability"].mean()),
-        "accuracy": float(gone["accuracy"].mean()),
-        "off_gold": abs(math.log(gone["probability"].mean()) - math.log(aim.mean())),
+        "forget": float(forget["probability"].mean()),
+        "accuracy": float(forget["accuracy"].mean()),
+        "off_gold": abs(math.log(forget["probability"].mean()) - math.log(target.mean())),
         "kept": float(forgetting.answers(model, world.unseen)["accuracy"].mean()),
-        "trace": (trace := forgetting.membership_auc(gone["min_k"], other["min_k"])),
+        "trace": (trace := forgetting.membership_auc(forget["min_k"], holdout["min_k"])),
         "traced": abs(trace - 0.5),
     }
 

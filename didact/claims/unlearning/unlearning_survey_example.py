@@ -27,11 +27,11 @@ def variant(fit: str, unseen: bool = False, retain: bool = True, **options: Any)
     told of."""
 
     def problem(seed: int) -> Problem:
-        given = npo_example.problem(seed)
-        data = {"forget": given.data["forget"]}
-        data |= {"retain": given.data["retain"]} if retain else {}
-        data |= {"unseen": given.protocol["holdout"]} if unseen else {}
-        return dataclasses.replace(given, data=data, options=options, fit=FIT.get(fit, {}))
+        base = npo_example.problem(seed)
+        data = {"forget": base.data["forget"]}
+        data |= {"retain": base.data["retain"]} if retain else {}
+        data |= {"unseen": base.protocol["holdout"]} if unseen else {}
+        return dataclasses.replace(base, data=data, options=options, fit=FIT.get(fit, {}))
 
     return problem
 
@@ -41,10 +41,8 @@ problem = variant("unlearning-survey", ways=("graddiff", "npo", "whp", "task-ari
 
 def problem_icul(seed: int) -> Problem:
     """Of the way in context: which of two answers is an author's, as a choice."""
-    given = variant("", right=2)(seed)
-    return dataclasses.replace(
-        given, data={k: [choice(d) for d in part] for k, part in given.data.items()}, protocol={}
-    )
+    base = variant("", right=2)(seed)
+    return dataclasses.replace(base, data={k: [choice(d) for d in part] for k, part in base.data.items()}, protocol={})
 
 
 def choice(d: Any) -> Demo:

@@ -43,13 +43,13 @@ LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to t
 
 def problem(seed: int) -> Problem:
     """What `didact run whp` teaches when given no model and data: npo's authors, the dictionary found by counting."""
-    given = npo_example.problem(seed)
+    base = npo_example.problem(seed)
     return Problem(
-        model=given.model,
-        data=given.data,
+        model=base.model,
+        data=base.data,
         options={"reinforce_lr": 3e-4, "reinforce_epochs": 5.0},
         fit={"lr": 5e-4, "steps": 40, "rows": 16, "schedule": "linear"},
-        protocol=given.protocol,
+        protocol=base.protocol,
     )
 
 
@@ -59,24 +59,25 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
     (train, steps), world = LENGTH[tier], books.books(seed)
     start = trained(seed, train, [*world.target, *world.general * GENERAL])
     gold = trained(seed, train, world.general)
-    whole: dict[str, Any] = {"anchors": world.anchors}
-    some: dict[str, Any] = {"anchors": [a for i, a in enumerate(world.anchors) if i % DROPPED]}
-    alone = {"use_reinforcement": False}
-    options = {
-        "WHP": whole, "anchors only": whole | alone, "reinforcement only": {"use_anchors": False},
-        "WHP, incomplete": some, "anchors only, incomplete": some | alone, "WHP, raw": some | {"normalise": "raw"},
+    full: dict[str, Any] = {"anchors": world.anchors}
+    partial: dict[str, Any] = {"anchors": [a for i, a in enumerate(world.anchors) if i % DROPPED]}
+    no_reinforcement = {"use_reinforcement": False}
+    variants = {
+        "WHP": full, "anchors only": full | no_reinforcement, "reinforcement only": {"use_anchors": False},
+        "WHP, incomplete": partial, "anchors only, incomplete": partial | no_reinforcement,
+        "WHP, raw": partial | {"normalise": "raw"},
     }  # fmt: skip
     out = {"start": measures(start, gold, world), "gold": measures(gold, gold, world)}
-    for name, given in options.items():
+    for name, options in variants.items():
         if arms is None or name in arms:
             fit = UNLEARN.replace(steps=steps, seed=seed)
-            result = unlearning.whp(start, target=world.target, **(REINFORCE | given), fit=fit)
+            result = unlearning.whp(start, target=world.target, **(REINFORCE | options), fit=fit)
             out[name] = measures(lab.model_of(result), gold, world) | {"changed": result.findings["changed"]}
     if arms is None or "GA" in arms:
-        rule = _Forgotten(start.processor, world.forget, out["WHP"]["forget"])
+        stop = _StopWhenForgotten(start.processor, world.forget, out["WHP"]["forget"])
         texts = [Demo(prompt="", completion=t.text) for t in world.target]
         fit = ASCENT.replace(steps=10 * steps, seed=seed)
-        result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[rule])
+        result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[stop])
         out["GA"] = measures(lab.model_of(result), gold, world)
     for name in list(out)[2:]:
         out[name] |= {f"{m}_rise": out[name][m] - out["start"][m] for m in ("nll", "facts", "words")}
@@ -84,7 +85,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
 
 
 @dataclass
-class _Forgotten(Hook):
+class _StopWhenForgotten(Hook):
     """Stops once the answers are no likelier than the aim."""
 
     processor: Any
@@ -100,8 +101,8 @@ def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
     """A Llama that read texts: start and gold are kept for the sabotages, none of which touches this training."""
     pieces = [f" {w}" for w in books.vocabulary()] * 3 + books.vocabulary() * 3 + ["."]
     base = lab.blank("llama", pieces, 1000, d=64, layers=2, heads=4, context=CONTEXT, seed=seed)
-    read, fit = rows(base, texts), TEACH.replace(steps=steps, seed=seed)
-    return lab.kept(lambda: lab.pretrained(base, read, fit), *lab.identity(base), read, fit)
+    examples, fit = rows(base, texts), TEACH.replace(steps=steps, seed=seed)
+    return lab.kept(lambda: lab.pretrained(base, examples, fit), *lab.identity(base), examples, fit)
 
 
 def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
@@ -109,24 +110,24 @@ def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
     no model read; KL(gold || model) on the book's answers; `alias`: of a counterpart right after its own anchor;
     `words`: nll of everybody's words in the book's questions."""
     total, count = forward.row_logp(model, rows(model, world.holdout))
-    said, tokens = forward.row_logp(model, _asked(model, world.ordinary))
-    other = {a.source: a.target for a in world.anchors}
-    about = [(d, other[d.task]) for d in world.forget if d.task in other]
-    named = [Demo(prompt=f"{d.prompt} {d.completion}. Once", completion=name) for d, name in about]
+    word_logp, word_count = forward.row_logp(model, _question_rows(model, world.ordinary))
+    counterparts = {a.source: a.target for a in world.anchors}
+    pairs = [(d, counterparts[d.task]) for d in world.forget if d.task in counterparts]
+    alias_demos = [Demo(prompt=f"{d.prompt} {d.completion}. Once", completion=name) for d, name in pairs]
     return {
         "forget": probability(model, world.forget),
         "retain": probability(model, world.retain),
-        "facts": -float(forward.row_logp(model, _asked(model, world.retain))[0].mean()),
+        "facts": -float(forward.row_logp(model, _question_rows(model, world.retain))[0].mean()),
         "nll": float(-total.sum() / count.sum()),
-        "kl": divergence.mean_kl(gold, model, _asked(model, world.forget)),
-        "alias": probability(model, named),
-        "words": -float(said.sum() / tokens.sum()),
+        "kl": divergence.mean_kl(gold, model, _question_rows(model, world.forget)),
+        "alias": probability(model, alias_demos),
+        "words": -float(word_logp.sum() / word_count.sum()),
     }
 
 
 def probability(model: Model, demos: Sequence[Demo]) -> float:
     """Mean probability of the completions."""
-    return float(forward.row_logp(model, _asked(model, demos))[0].exp().mean())
+    return float(forward.row_logp(model, _question_rows(model, demos))[0].exp().mean())
 
 
 def rows(model: Model, texts: Sequence[Text]) -> list[TokenizedExample]:
@@ -134,7 +135,7 @@ def rows(model: Model, texts: Sequence[Text]) -> list[TokenizedExample]:
     return encode.rows(model.tokenizer, [("", t.text) for t in texts], "causal", CONTEXT)
 
 
-def _asked(model: Model, demos: Sequence[Demo]) -> list[TokenizedExample]:
+def _question_rows(model: Model, demos: Sequence[Demo]) -> list[TokenizedExample]:
     return [encode.row(model.tokenizer, d.prompt, d.completion, "causal", CONTEXT, end=False) for d in demos]
 
 
@@ -148,8 +149,8 @@ def _shifted(*given: Any) -> list[dictionary.Block]:
 
 def _translated_input(*given: Any) -> list[dictionary.Block]:
     blocks = [replace(b, row=b.other, to=tuple(range(len(b.other.completion)))) for b in _blocks(*given)]
-    none = [len(b.row.completion) for b in blocks]
-    return [replace(b, anchor=(-1,) * n, repeated=(False,) * n, alias=()) for b, n in zip(blocks, none, strict=True)]
+    lengths = [len(b.row.completion) for b in blocks]
+    return [replace(b, anchor=(-1,) * n, repeated=(False,) * n, alias=()) for b, n in zip(blocks, lengths, strict=True)]
 
 
 ONLY = {"arms": ("WHP",)}
