@@ -1,5 +1,4 @@
-"""The claim of ast-probe: syntax trees can be decoded from trained states, far better than from embeddings or
-untrained blocks.
+"""The claim of ast-probe: trees can be decoded from trained states, far better than from embeddings or untrained blocks.
 
 World: `worlds.code`, whose trees are known; no token alone shows where its phrase ends or which class it has.
 F1 counts only spans of two tokens or more: every word has its own node, and the question is how words are joined.

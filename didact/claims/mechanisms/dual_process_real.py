@@ -1,5 +1,4 @@
-"""dual-process on a pre-trained model: parts of speech of English words (Universal Dependencies), from word and
-position.
+"""dual-process on a pre-trained model: parts of speech of English words (Universal Dependencies), by word and position.
 
 Each seed draws its own words of short sentences. Reported, not tested: which class wins where word and position
 disagree; a causal model has read the word, but only what precedes the position. The first form of this claim applied

@@ -1,9 +1,9 @@
-"""The claim of megatron-turing: any layout takes one process's steps, the planner foretells it, the pipeline pays.
+"""The claim of megatron-turing: any layout takes one process's steps, as the planner predicts; prepared text pays off.
 
-A: stages, copies and parts of a layer, in processes of their own, against a plain loop in one; unequal lengths. B: idle
-time of torch's schedule over stages that sleep. C: a model of half a million weights on raw and on prepared text, equal
-tokens, held-out clean text; the logged rate and batch against their formulas. The first measurement, on seeds 0 to 4,
-left C undecided (0.19 nats, -0.05 to 0.42); its rate then got a warm-up and an end, and it is measured on eight others.
+A: pipeline, data and tensor parallelism in several processes against a plain loop in one; unequal lengths. B: idle time
+of torch's pipeline schedule with sleeping stages. C: a model of half a million weights trained on raw or prepared text,
+equal tokens, measured on held-out clean text; logged learning rate and batch size against their formulas. On seeds 0 to
+4 C was undecided (0.19 nats, -0.05 to 0.42); then its schedule got a warm-up and a decay, and eight new seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from didact.parallel import processes
 from didact.types import Fit, Result, Text
 
 WORDS, WINDOW, ROWS, ALPHA = 60, 64, 8, 4.0
-WARMUP, END = 27e9, 270e9  # the paper's warm-up would be over in a step, and its decay ends behind the run
-FRESH = 100  # before the first test seed: text was prepared otherwise when seeds 0 to 4 had been seen
+WARMUP, END = 27e9, 270e9  # tokens: the paper's warm-up would end within a step, its decay after the run
+FRESH = 100  # before the first test seed: on seeds 0 to 4 text was prepared differently
 STEPS = {"smoke": 4, "quick": 120, "full": 120}
 SHAPE: dict[str, Any] = {
     "layers": 4, "hidden": 96, "heads": 4, "context": WINDOW, "vocabulary": 512, "first_rows": 2, "more_rows": 2,
@@ -40,7 +40,7 @@ MICROS = (2, 4, 8)
 
 
 def problem(seed: int) -> Problem:
-    """Passages of Python's manual, and a shape that reads them in some seconds; the batch grows from 2 rows to 8."""
+    """Passages of Python's manual, and a model that trains on them in seconds; the batch grows from 2 rows to 8."""
     return Problem(
         data={"corpus": [Text(text=t) for t in _passages(seed)[:400]]}, options=SHAPE,
         fit={"lr": 4e-3, "rows": ROWS, "steps": 80},
@@ -48,7 +48,7 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = "ABC", broken: str | None = None) -> runner.Measured:
-    """One seed of the parts asked for; `broken` is a sabotage of the engine, measured where it does something."""
+    """Measure the requested parts on one seed; `broken` names a sabotage, run only on layouts that it affects."""
     seed += FRESH
     arms: dict[str, dict[str, float]] = {}
     if "A" in parts:
@@ -67,7 +67,7 @@ def run(seed: int, tier: str, parts: Sequence[str] = "ABC", broken: str | None =
 
 
 def _largest(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The largest over layouts, in float64 and in float32."""
+    """Return the largest difference over layouts, in float64 and in float32 (of `moved` the smallest)."""
     out: dict[str, dict[str, float]] = {}
     for name, dtype in (("layouts", "float64"), ("single", "float32")):
         rows = [row for case, row in zip(cases, found, strict=True) if case.dtype == dtype]
@@ -82,7 +82,7 @@ def _largest(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> dict[s
 
 
 def _passages(seed: int) -> list[str]:
-    """Python's manual in passages of some sixty words, in random order."""
+    """Return Python's manual in passages of `WORDS` words, in random order."""
     words = " ".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)).split()
     out = [" ".join(words[i : i + WORDS]) for i in range(0, len(words) - WORDS, WORDS)]
     random.Random(seed).shuffle(out)
@@ -91,9 +91,9 @@ def _passages(seed: int) -> list[str]:
 
 @lab.shared
 def _corpora(seed: int) -> tuple[list[str], list[str], list[str]]:
-    """A raw crawl, what the filter and the de-duplication leave of it, and clean text that neither holds.
+    """Return a raw crawl, the same filtered and deduplicated, and held-out clean text.
 
-    Of the crawl a quarter is clean, most is spam, and an eighth are near repeats of twenty passages.
+    A quarter of the crawl is clean, most is spam, and an eighth are near duplicates of twenty passages.
     """
     rng, passages = random.Random(seed), _passages(seed)
     sizes = (200, 80, 400, 380, 20)
@@ -115,20 +115,20 @@ def _corpora(seed: int) -> tuple[list[str], list[str], list[str]]:
 
 
 def _spoil(text: str, spam: Sequence[str], rng: random.Random) -> str:
-    """Three of four words made up, and all in another order."""
+    """Replace three of four words by made-up ones and shuffle all."""
     words = [rng.choice(spam) if i % 4 else word for i, word in enumerate(text.split())]
     return " ".join(rng.sample(words, len(words)))
 
 
 def _edit(text: str, rng: random.Random) -> str:
-    """The passage with one of its words another."""
+    """Replace one word of the passage by another of its words."""
     words = text.split()
     words[rng.randrange(len(words))] = rng.choice(words)
     return " ".join(words)
 
 
 def _compare_corpora(seed: int, steps: int, alike: bool = False) -> dict[str, dict[str, float]]:
-    """Two models of the same tokenizer and tokens, on raw and on prepared text: nats a token of clean text."""
+    """Train two models with the same tokenizer and tokens, on raw and on prepared text; measure both on clean text."""
     raw, prepared, held_out = _corpora(seed)
     tokenizer = build.train_tokenizer([*raw, *prepared], SHAPE["vocabulary"])
     start = build.build("llama", tokenizer, d=96, layers=4, heads=4, context=WINDOW, seed=seed)
@@ -147,16 +147,16 @@ def _compare_corpora(seed: int, steps: int, alike: bool = False) -> dict[str, di
 
 
 def _loss(model: Model, rows: Sequence[encode.TokenizedExample]) -> float:
-    """Nats a token."""
+    """Return nats per token."""
     logp, counts = forward.row_logp(model, rows)
     return -float(logp.sum() / counts.sum())
 
 
 def _schedule_error(result: Result, fit: Fit) -> float:
-    """By how much the logged rate (relative) and batch are off the formulas, at most."""
+    """Return the largest difference of the logged learning rate (relative) and batch size from the formulas."""
     scale, worst, consumed = result.findings["scale"], 0.0, 0
     for row in result.history:
-        ramp = 12e9 * scale / WINDOW  # in rows; a share of it for each of (8 - 2) / 2 increments
+        ramp = 12e9 * scale / WINDOW  # in rows; an equal share for each of (8 - 2) / 2 increments
         expected = ROWS if consumed > ramp else 2 + 2 * math.floor(consumed / (ramp / 3))
         consumed += row["rows"]
         tokens = consumed * WINDOW / scale

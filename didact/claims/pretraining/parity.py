@@ -1,6 +1,6 @@
-"""What several processes do against what one does, on the same batches: loss, gradients, weights; and what they hold.
+"""Compare training in several processes with training in one, on the same batches: loss, gradients, weights, memory.
 
-The reference is plain: the whole model, its gradients and torch's AdamW, without a part of `didact.parallel`.
+The reference is a plain loop: the whole model, its gradients and torch's AdamW, without `didact.parallel`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from didact.types import Fit
 
 ROWS, LENGTH, VOCABULARY = 7, 12, 260
 FIT = Fit(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0)
-SECONDS = (0.1, 0.2)  # of a sleeping stage, forward and backward
+SECONDS = (0.1, 0.2)  # that a stage sleeps, forward and backward
 right_span = stages.span
 
 
 class Case(NamedTuple):
-    """A model over a layout."""
+    """A model and its layout: pipeline stages, data-parallel copies, tensor-parallel parts."""
 
     arch: Literal["llama", "gpt2"]
     pp: int
@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 def model(arch: Literal["llama", "gpt2"], seed: int, dtype: str = "float64", **more: Any) -> Any:
-    """A tied model of four layers; a Llama shares keys between heads."""
+    """Build a model of four layers with tied embeddings; a Llama has grouped-query attention."""
     grouped = {"num_key_value_heads": 2} if arch == "llama" else {}
     tokenizer = build.train_tokenizer(["aa"], VOCABULARY)
     built = build.build(arch, tokenizer, d=32, layers=4, heads=4, ffn=64, context=LENGTH, seed=seed, **(grouped | more))
@@ -52,7 +52,7 @@ def model(arch: Literal["llama", "gpt2"], seed: int, dtype: str = "float64", **m
 
 
 def batches(seed: int, count: int, vocabulary: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows of unequal lengths, with labels left out here and there, the longest first: copies have unequal counts."""
+    """Draw rows of unequal lengths, longest first, some labels masked: data-parallel copies have unequal label counts."""
     source = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(count):
@@ -66,7 +66,7 @@ def batches(seed: int, count: int, vocabulary: int) -> list[tuple[Tensor, Tensor
 
 
 class Reference(NamedTuple):
-    """One process's losses, the gradients of its first step and its weights after the last."""
+    """One process's losses, gradients of the first step, and weights after the last."""
 
     losses: list[float]
     gradients: dict[str, Tensor]
@@ -74,7 +74,7 @@ class Reference(NamedTuple):
 
 
 def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
-    """The steps of one process."""
+    """Train in this one process."""
     module.train()
     parameters = dict(module.named_parameters())
     splits = [[p for p in parameters.values() if (p.dim() >= 2) is decayed] for decayed in (True, False)]
@@ -96,7 +96,7 @@ def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
 
 
 def compared(cases: Sequence[Case], seed: int, steps: int = 5, broken: str | None = None) -> list[dict[str, float]]:
-    """Of every case: by how much its processes differ from one, and from what the planner foretells."""
+    """Return, for every case, its largest differences from one process and from the planner's memory."""
     with runner.patched(BREAKS[broken] if broken else {}):
         return [_compare(case, seed, steps) for case in cases]
 
@@ -135,7 +135,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _bytes_held(part: Engine, optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of weights, gradients and moments on this process."""
+    """Return the bytes of weights, gradients and optimizer moments in this process."""
     slots = [s for p in part.named.values() for k, s in optimizer.state[p].items() if k != "step"]
     tensors = [*part.named.values(), *(p.grad for p in part.named.values() if p.grad is not None), *slots]
     return float(sum(tensor.local(x).nbytes for x in tensors))
@@ -145,14 +145,14 @@ _specs: dict[str, ModelSpec] = {}
 
 
 def _spec_of(key: str, config: Any) -> ModelSpec:
-    """Looked at once."""
+    """Return a model's spec, cached by `key`."""
     if key not in _specs:
         _specs[key] = shape.of(config)
     return _specs[key]
 
 
 def _planned_bytes(module: Any, grid: Grid) -> float:
-    """The same of all processes, by the planner, with the state split over the copies."""
+    """Return the planner's bytes of weights, gradients and moments over all processes, sharded over the copies."""
     spec, width = _spec_of(module.config.to_json_string(), module.config), next(module.parameters()).element_size()
     layout = Layout(pp=grid.pp, dp=grid.dp, tp=grid.tp)
     counts = (memory.parameters(spec, layout, stage, vocab=spec.vocab) for stage in range(grid.pp))
@@ -163,36 +163,36 @@ def _planned_bytes(module: Any, grid: Grid) -> float:
 
 
 class Nap(torch.autograd.Function):
-    """Takes its time, forward and backward."""
+    """The identity, which sleeps in forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Unchanged, later."""
+        """Sleep and return x."""
         time.sleep(SECONDS[0])
         return x * 1.0
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """The same."""
+        """Sleep and return the gradient."""
         time.sleep(SECONDS[1])
         return grad
 
 
 class Sleeper(nn.Module):
-    """A stage that does nothing else."""
+    """A pipeline stage that only sleeps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Later."""
+        """Sleep and return x, scaled by a weight so that there is a gradient."""
         nap: Any = Nap.apply
         return nap(x * self.weight)
 
 
 def idled(micros: Sequence[int]) -> list[float]:
-    """Torch's own one-forward-one-backward schedule of stages that sleep: its seconds over those of a stage alone."""
+    """Run torch's 1F1B schedule with stages that sleep; return its time over a single stage's, by micro-batches."""
     grid = mesh.grid(dist.get_world_size(), 1, 1, torch.device("cpu"))
     ratios, example = [], torch.zeros(1, 1, device="meta", requires_grad=True)
     for m in micros:
@@ -201,7 +201,7 @@ def idled(micros: Sequence[int]) -> list[float]:
             group=grid.of("pp").get_group(),
         )  # fmt: skip
         schedule = Schedule1F1B(stage, m, loss_fn=lambda y, t: (y - t).sum(), scale_grads=False)
-        for _ in range(2):  # the first meets for the first time
+        for _ in range(2):  # the first run is warm-up: processes connect
             dist.barrier()
             start = time.monotonic()
             if grid.stage == 0:
@@ -219,7 +219,7 @@ def idled(micros: Sequence[int]) -> list[float]:
 def measured(
     cases: Sequence[Case], seed: int, micros: Sequence[int] = (), broken: str | None = None
 ) -> tuple[list[dict[str, float]], list[float]]:
-    """Both, in the same processes."""
+    """Return `compared` and `idled`, in the same processes."""
     differences = compared(cases, seed, broken=broken)
     return differences, idled(micros) if micros else []
 
@@ -228,20 +228,20 @@ def measured(
 
 
 class Locally(Engine):
-    """Divides the loss by the label tokens of its own copy."""
+    """An engine that divides the loss by its own copy's label tokens."""
 
     def backward(self, ids: Tensor, labels: Tensor, count: int) -> Tensor:
-        """What the others have is not counted."""
+        """Ignore the label tokens of the other copies."""
         return super().backward(ids, labels, int((labels != IGNORE).sum()))
 
 
 def _unsummed() -> Any:
-    """A layer's parts that are not added up."""
+    """Leave the partial outputs of a layer unsummed."""
     return RowwiseParallel(output_layouts=Partial())
 
 
 def _swapped(layers: int, number: int, count: int) -> range:
-    """The first stage's layers are the second's, and the second's the first's."""
+    """Swap the layers of the first two stages."""
     return right_span(layers, {0: 1, 1: 0}.get(number, number) if count > 1 else number, count)
 
 

@@ -1,4 +1,4 @@
-"""The example `didact run npo` uses: a small model taught about invented authors, some to be forgotten."""
+"""The example of `didact run npo`: a small model trained on invented authors, some to be forgotten."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TEACH = Fit(lr=2e-3, epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), w
 
 
 def problem(seed: int) -> Problem:
-    """A Llama of about 0.5M weights that knows 14 authors, and the gold model that was never told of two of them.
+    """A Llama of about 0.5M weights trained on 14 authors, and the gold model trained without two of them.
 
     At this size the paper's learning rate of 1e-5 changes nothing, and answers of one or two tokens
-    need a larger beta than the paper's sentences (found on seed 7).
+    need a larger beta than the paper's sentences (chosen on seed 7).
     """
     world = authors.authors(seed, forget=2, retain=8, unseen=4, holdout=2)
     retained = world.retain + world.unseen

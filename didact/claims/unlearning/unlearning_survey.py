@@ -1,14 +1,14 @@
 """The claim of unlearning-survey: its classes of unlearning do what the survey says of them, on one model and data.
 
-A Llama that knows some authors, and one never told of two of them (gold). Ascent alone, ascent and NPO with retain
-records, the ascents of KUL, LLMU and EUL, knowledge gaps aligned, weights subtracted (a task vector, a random one as
-long, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Rates were found on seeds 1000 and 1001 but for KUL,
-LLMU and EUL, which have the others', and DEPN, which trains nothing. A gap that was only widened ended nearer to gold
-than ascent too: that the new data are left out shows in the gap itself.
+A Llama trained on some authors, and one trained without two of them (gold). Arms: ascent alone, ascent and NPO with
+retain records, the ascent losses of KUL, LLMU and EUL, aligned knowledge gaps (KGA), subtracted weights (a task vector,
+a random one of the same norm, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Learning rates were chosen
+on seeds 1000 and 1001, except that KUL, LLMU and EUL have the others', and DEPN trains nothing. A gap that is only
+widened also ended nearer to gold than ascent did; leaving out the new data shows in the gap itself.
 
-One bar for all: at least a fifth of the probability of the answers to forget is gone, and no more than .15 of the token
-accuracy elsewhere. Two ways change no weight and are only reported: `guardrail` needs a model that follows
-instructions (and has a guard short enough for these), and `icul` one that reads labels in its prompt.
+One criterion for all: answers to forget lose at least a fifth of their probability, and token accuracy elsewhere drops
+by .15 at most. Two ways change no weights and are only reported: `guardrail` needs a model that follows instructions
+(here with a guard short enough for these models), and `icul` one that reads labels in its prompt.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from didact.types import Fit
 from didact.worlds import authors
 
 TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
-STEPS = {"smoke": (20, 3), "quick": (400, 40), "full": (400, 40)}  # to teach, and to unlearn
+STEPS = {"smoke": (20, 3), "quick": (400, 40), "full": (400, 40)}  # to train the start model, and to unlearn
 SCALES = example.SCALES
-FORGETS, KEEPS = 0.8, 0.15  # the one bar: of the start's probability at most, of token accuracy lost at most
+FORGETS, KEEPS = 0.8, 0.15  # the criterion: largest share of the start's probability, largest loss of token accuracy
 GUARDED = 8  # tokens of an answer behind a guardrail
 
 problem = example.problem
@@ -47,7 +47,7 @@ problem_icul = example.problem_icul
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: bool = True) -> runner.Measured:
-    """Every arm, or those named, on one seed; rates were found on seeds 1000 and 1001."""
+    """Run every arm, or the named ones, on one seed; learning rates were chosen on seeds 1000 and 1001."""
     teach, steps = STEPS[tier]
     world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
     start, gold = _start_and_gold(seed, world, TEACH.replace(steps=teach, seed=seed))
@@ -83,7 +83,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
             result = way()
             out[name] = _measures(lab.model_of(result), gold, world)
             out[name]["lost"] = out["start"]["kept"] - out[name]["kept"]
-            if name == "KGA":  # the paper's own aim, as a ratio
+            if name == "KGA":  # the paper's target, as a ratio
                 out[name]["off_aim"] = abs(math.log(result.findings["gap"] / result.findings["gap_unseen"]))
             if name == "task vector":
                 scale = out[name]["scale"] = result.findings["scale"]
@@ -93,8 +93,8 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
 
 
 def _prompt_ways(start: Model, world: authors.Authors) -> dict[str, dict[str, float]]:
-    """The ways that only ask: which share of answers comes out, with the questions forbidden and without, and how sure
-    the answers to forget are, of two, behind flipped labels and behind their own."""
+    """Measure the ways that only prompt: the share of answers given with a guardrail and without, and the confidence in
+    the answers to forget, of two choices, after flipped labels and after true ones."""
     guard = unlearning.guardrail(start, world.forget, guard="I do not know.", topics=2, max_new_tokens=GUARDED)
     assert guard.predict
     prompts = [d.prompt for d in world.unseen]
@@ -111,7 +111,7 @@ def _prompt_ways(start: Model, world: authors.Authors) -> dict[str, dict[str, fl
 
 
 def _start_and_gold(seed: int, world: authors.Authors, fit: Fit) -> list[Model]:
-    """Told of everybody, and of all but those to forget: kept for the sabotages, none of which touches this."""
+    """Train on all authors, and on all but those to forget; cached, as no sabotage affects this training."""
     retained = world.retain + world.unseen
     texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
     base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
@@ -119,8 +119,8 @@ def _start_and_gold(seed: int, world: authors.Authors, fit: Fit) -> list[Model]:
 
 
 def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, float]:
-    """`forget`: probability of the answers to forget, and its distance to gold's in log; `kept`: token accuracy on
-    authors no unlearning saw; `trace`: membership of the forget set against authors no model was told of."""
+    """Return `forget`: probability of the answers to forget, `off_gold`: its log distance to gold's, `kept`: token
+    accuracy on authors outside unlearning, `trace`: membership AUC of the forget set against held-out authors."""
     forget, holdout = (forgetting.answers(model, r) for r in (world.forget, world.holdout))
     target = forgetting.answers(gold, world.forget)["probability"]
     return {

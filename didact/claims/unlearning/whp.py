@@ -1,12 +1,12 @@
-"""The claim of whp: a book is forgotten to the level of a model that never read it, and the rest is hardly touched.
+"""The claim of whp: a book is forgotten to the level of a model that never read it, and the rest is hardly affected.
 
-Arms on one world (a book about people of its own among texts about others): the method, each ingredient alone, both
-with a third of the dictionary missing, on raw logits as in the paper, and gradient ascent stopped where the method's
-forgetting ends. The book is known, not by heart: of what is sure nothing can rise for reinforcement to act on. All on
-seeds 1000 to 1002: of `GENERAL` 10, 14 and 20 the second left its answers nearest to .4 (.64, .43, .44); of rates 1e-4,
-3e-4 and 1e-3 method and ascent have that with the least `kl` and `nll` together (6.4, 5.2, 5.3; 10.0, 11.0, 11.4).
-What everybody's words may lose in the book's sentences, .1, lies between the method (.04, .02, -.06) and labels one
-place off (1.2, 1.2, .43); it was set after seeds 0 to 4 had been seen: the claim is tested on others, from `FRESH` on.
+Arms on one world (a book about its own people, among texts about others): the method, each ingredient alone, both with
+a third of the dictionary missing, raw logits as in the paper, and gradient ascent until it has forgotten as much. The
+book is known but not memorized: where the model is certain, reinforcement cannot raise a logit. On seeds 1000 to 1002,
+of `GENERAL` 10, 14 and 20 the second gave answer probabilities nearest to .4 (.64, .43, .44); of rates 1e-4, 3e-4 and
+1e-3 method and ascent have the one with the least `kl` + `nll` (6.4, 5.2, 5.3; 10.0, 11.0, 11.4). Ordinary words in the
+book's sentences may lose .1, a limit between the method's loss (.04, .02, -.06) and that of labels one position off
+(1.2, 1.2, .43), set after seeds 0 to 4 had been measured: the claim is tested on new ones, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -32,17 +32,24 @@ from didact.worlds import books
 
 CONTEXT = 64
 TEACH = Fit(lr=5e-3, rows=16, schedule="cosine", warmup_steps=20, betas=(0.9, 0.95))
-REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}  # of an earlier start, 1000 and 1001
+REINFORCE: dict[str, Any] = {
+    "reinforce_lr": 2e-3,
+    "reinforce_epochs": 10.0,
+}  # chosen with an earlier start model on seeds 1000 and 1001
 UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0
 ASCENT = UNLEARN.replace(lr=1e-4, schedule="constant")
-GENERAL = 14  # how often other texts are read for each time the book is
+GENERAL = 14  # repetitions of the other texts in training, for one of the book
 DROPPED = 3  # every third anchor is missing from the incomplete dictionary
 FRESH = 100  # before the first test seed
-LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to train start and gold, to unlearn
+LENGTH = {
+    "smoke": (40, 5),
+    "quick": (450, 30),
+    "full": (900, 30),
+}  # steps to train the start and gold models, to unlearn
 
 
 def problem(seed: int) -> Problem:
-    """What `didact run whp` teaches when given no model and data: npo's authors, the dictionary found by counting."""
+    """The example of `didact run whp`: npo's authors; the dictionary is found by counting."""
     base = npo_example.problem(seed)
     return Problem(
         model=base.model,
@@ -54,7 +61,7 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runner.Measured:
-    """Every arm, or those named, on one seed."""
+    """Run every arm, or the named ones, on one seed."""
     seed += FRESH
     (train, steps), world = LENGTH[tier], books.books(seed)
     start = trained(seed, train, [*world.target, *world.general * GENERAL])
@@ -86,7 +93,7 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
 
 @dataclass
 class _StopWhenForgotten(Hook):
-    """Stops once the answers are no likelier than the aim."""
+    """Stop training once the answers' mean probability is at most `aim`."""
 
     processor: Any
     demos: Sequence[Demo]
@@ -98,7 +105,7 @@ class _StopWhenForgotten(Hook):
 
 
 def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
-    """A Llama that read texts: start and gold are kept for the sabotages, none of which touches this training."""
+    """Train a Llama on texts, or load it from the cache: no sabotage affects this training."""
     pieces = [f" {w}" for w in books.vocabulary()] * 3 + books.vocabulary() * 3 + ["."]
     base = lab.blank("llama", pieces, 1000, d=64, layers=2, heads=4, context=CONTEXT, seed=seed)
     examples, fit = rows(base, texts), TEACH.replace(steps=steps, seed=seed)
@@ -106,9 +113,9 @@ def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
 
 
 def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
-    """`forget` and `retain`: mean probability of the true answers, `facts` the nll of the second; `nll` of general text
-    no model read; KL(gold || model) on the book's answers; `alias`: of a counterpart right after its own anchor;
-    `words`: nll of everybody's words in the book's questions."""
+    """Return `forget` and `retain`: mean probability of the true answers, `facts`: nll of the latter, `nll` of held-out
+    general text, `kl`: KL(gold || model) on the book's answers, `alias`: probability of a counterpart right after its
+    own anchor, `words`: nll of ordinary words in the book's questions."""
     total, count = forward.row_logp(model, rows(model, world.holdout))
     word_logp, word_count = forward.row_logp(model, _question_rows(model, world.ordinary))
     counterparts = {a.source: a.target for a in world.anchors}
@@ -126,12 +133,12 @@ def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
 
 
 def probability(model: Model, demos: Sequence[Demo]) -> float:
-    """Mean probability of the completions."""
+    """Return the mean probability of the completions."""
     return float(forward.row_logp(model, _question_rows(model, demos))[0].exp().mean())
 
 
 def rows(model: Model, texts: Sequence[Text]) -> list[TokenizedExample]:
-    """Texts with their end token, each a row."""
+    """Tokenize texts to rows with an end token."""
     return encode.rows(model.tokenizer, [("", t.text) for t in texts], "causal", CONTEXT)
 
 
@@ -139,7 +146,7 @@ def _question_rows(model: Model, demos: Sequence[Demo]) -> list[TokenizedExample
     return [encode.row(model.tokenizer, d.prompt, d.completion, "causal", CONTEXT, end=False) for d in demos]
 
 
-_blocks = dictionary.blocks  # the intact part, which the sabotages wrap
+_blocks = dictionary.blocks  # the original, which the sabotages wrap
 
 
 def _shifted(*given: Any) -> list[dictionary.Block]:
