@@ -1,4 +1,4 @@
-"""The claim of ast-probe: trees can be decoded from trained states, far better than from embeddings or untrained blocks.
+"""The claim of ast-probe: trees are decodable from trained states, far better than from embeddings or untrained blocks.
 
 World: `worlds.code`, whose trees are known; no token alone shows where its phrase ends or which class it has.
 F1 counts only spans of two tokens or more: every word has its own node, and the question is how words are joined.
@@ -28,7 +28,7 @@ from didact.registry import assemble
 from didact.types import Text
 
 problem = example.problem
-FRESH = 200  # before the first test seed
+FRESH = 200  # added to every seed, so that the test seeds are new
 SIZES = {"smoke": (120, 20), "quick": (600, 300), "full": (1_200, 800)}  # probed texts, training steps of the encoder
 RANKS = (2, 4, 8, 32, 64)  # compared with 16 in the full tier
 

@@ -51,11 +51,11 @@ def _train(texts: Sequence[Text], fit: Fit) -> Model:
         module = ModernBertForMaskedLM(config)
 
     def batch_at(step: int) -> Tensors:
-        draw = torch.Generator().manual_seed(fit.seed * 1_000_003 + step)
-        targets = padded([rows[i] for i in torch.randint(len(rows), (fit.rows,), generator=draw)], pad)
+        rng = torch.Generator().manual_seed(fit.seed * 1_000_003 + step)
+        targets = padded([rows[i] for i in torch.randint(len(rows), (fit.rows,), generator=rng)], pad)
         mask = targets != pad
-        exchanged = (torch.rand(targets.shape, generator=draw) < EXCHANGED) & mask
-        corrupted = torch.where(exchanged, ids[torch.randint(len(ids), targets.shape, generator=draw)], targets)
+        exchanged = (torch.rand(targets.shape, generator=rng) < EXCHANGED) & mask
+        corrupted = torch.where(exchanged, ids[torch.randint(len(ids), targets.shape, generator=rng)], targets)
         return Tensors({"ids": corrupted, "there": mask.long(), "right": torch.where(mask, targets, IGNORE)})
 
     loop.fit(module, batch_at, _denoising_loss, fit, steps=fit.total_steps(0), warmup=fit.warmup_count(0), quiet=True)

@@ -24,7 +24,7 @@ from didact.evaluate.probes import Training
 from didact.models import forward
 from didact.types import Text
 
-FRESH = 200  # before the first test seed
+FRESH = 200  # added to every seed, so that the test seeds are new
 LAYERS = (0, 3, 6, 9, 12, 18)
 SNIPPETS, LONGEST, TEST = 300, 48, 0.25
 KNOWN, ASKED, LONG = 2_000, 12, (96, 192)  # functions to count trigrams in; to score; tokens of the scored

@@ -54,9 +54,9 @@ def _identities(seed: int) -> dict[str, dict[str, float]]:
     x, y, start, query = randn(9, 5), randn(9, 3), randn(3, 5), randn(5)
     descended = start - 0.1 * (x @ start.T - y).T @ x
     attended = start @ query + dual_form.linear_attention(-0.1 * (x @ start.T - y), x, query)
-    demos, rest = (randn(6, 5), randn(6, 3)), (randn(4, 5), randn(4, 3))
-    joint = dual_form.linear_attention(torch.cat([demos[1], rest[1]]), torch.cat([demos[0], rest[0]]), query)
-    split = dual_form.linear_attention(rest[1], rest[0], query) + dual_form.implicit_update(demos[1], demos[0]) @ query
+    demos, own = (randn(6, 5), randn(6, 3)), (randn(4, 5), randn(4, 3))
+    joint = dual_form.linear_attention(torch.cat([demos[1], own[1]]), torch.cat([demos[0], own[0]]), query)
+    split = dual_form.linear_attention(own[1], own[0], query) + dual_form.implicit_update(demos[1], demos[0]) @ query
     sums = momentum.decayed(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), 0.5, torch.zeros(1, 4, dtype=torch.long))
     expected = torch.tensor([0.0, 0.5, 1.25, 2.125])
     # From (1, 0) to (0, 1) and to (0, -1): the changes are orthogonal, though the end points are opposite.

@@ -83,7 +83,7 @@ def _tune_plain(seed: int, tier: str) -> Result:
 
 @shared
 def _weight_difference(seed: int, tier: str) -> float:
-    """Return how far weights are from those without forgetting, after 12 steps, if it ends before the first reset."""
+    """Return how far weights are from those without forgetting after 12 steps, if forgetting ends before a reset."""
     modules = [
         model_of(_train(seed, tier, mode, steps=EVERY + 2, until=EVERY)).module for mode in ("temporary", "none")
     ]  # fmt: skip

@@ -1,8 +1,7 @@
 """The claim of gpicl: with enough tasks a causal sequence model learns to learn, with few it memorizes them.
 
 World: two Gaussian clouds in four dimensions (quick: an LSTM), four in sixteen (full: a transformer). Every task maps
-the inputs and permutes the classes anew.
-Learning is measured on fresh tasks and on data sets with other prototypes.
+the inputs and permutes the classes anew. Learning is measured on fresh tasks and on data sets with other prototypes.
 """
 
 from __future__ import annotations

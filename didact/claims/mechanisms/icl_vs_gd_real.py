@@ -21,7 +21,7 @@ from didact.models import untrained
 from didact.types import Demo
 
 CODES = {"German": "de", "Italian": "it"}
-FRESH = 100  # before the first test seed
+FRESH = 100  # added to every seed, so that the test seeds are new
 FREQUENT, WORDS, SHOWN = 1000, 40, 24  # pool of words; words drawn; of those, demonstrations (the rest are queries)
 WAYS = ("kv/full", "kv", "v@middle")
 OPTIONS: dict[str, Any] = {

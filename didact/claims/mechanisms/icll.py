@@ -97,7 +97,7 @@ def _train_on_languages(seed: int, arch: Any, steps: int, count: int) -> dict[st
 
 
 def shared(seed: int, count: int, twice: bool = False) -> float:
-    """Return the share of held-out languages that are in training too: with the same prefixes (see `writes`)."""
+    """Return the share of held-out languages that are in training too, compared by their prefixes (`writes`)."""
     text = WORLD.records([seed], count // 2) * 2 if twice else WORLD.records([seed], count)
     held_out = splits.held_out(languages.keys(text), HELD / count)
     prefixes = [writes((record.metadata or {})["automaton"]) for record in text]

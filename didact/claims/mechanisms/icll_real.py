@@ -20,7 +20,7 @@ from didact.models import untrained
 from didact.models.model import Model
 from didact.types import Fit, Result, Text
 
-FRESH = 100  # before the first test seed
+FRESH = 100  # added to every seed, so that the test seeds are new
 BLOCK, SIZES, DOCUMENTS, LONG, WINDOW, HELD = 12, (1, 2), 18, 900, 256, 0.34
 FIT = Fit(lr=1e-2, rows=1, steps=12, warmup_steps=2, schedule="linear")
 FEW = 6  # passages for the untrained copy, and its steps

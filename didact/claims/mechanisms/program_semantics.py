@@ -31,7 +31,7 @@ from didact.types import Demo
 
 problem = example.problem
 SIZES = {"smoke": (150, 20), "quick": (1_000, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
-FRESH = 200  # before the first test seed
+FRESH = 200  # added to every seed, so that the test seeds are new
 SPLITS = 4
 SERIES = (0, 50, 150, 400)  # training steps of further models in the full tier
 

@@ -81,7 +81,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
 
 
 def closes(demos: Sequence[Demo]) -> float:
-    """Return how often the likeliest closing bracket is the right one, where this word and the last close."""
+    """Return how often the likeliest closing bracket is right, over closing words after a closing word."""
     model, correct = real.model(), list[bool]()
     ids = {b: model.tokenizer(f"x = ( {b}")["input_ids"][-1] for b in PAIRS.values()}
     for demo in demos:

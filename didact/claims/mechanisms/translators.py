@@ -30,9 +30,9 @@ def untrained(seed: int, arch: build.Arch = "llama") -> Model:
     """Return random weights and a tokenizer trained on the text, which adds the start token."""
     texts = [t.text for t in tasks.Languages(seed=seed).corpus(seed, 500, SHOTS)]
     base = lab.blank(arch, texts, 700, d=64, layers=2, heads=4, context=160, tied=False, seed=seed)
-    begin = [(str(base.tokenizer.bos_token), int(base.tokenizer.bos_token_id))]
+    start_token = [(str(base.tokenizer.bos_token), int(base.tokenizer.bos_token_id))]
     core: Any = base.tokenizer
-    core.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=begin)
+    core.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=start_token)
     return base
 
 

@@ -1,4 +1,4 @@
-"""The claim of megatron-turing: any layout takes one process's steps, as the planner predicts; prepared text pays off.
+"""The claim of megatron-turing: any layout takes one process's steps at the planned cost; prepared text trains better.
 
 A: pipeline, data and tensor parallelism in several processes against a plain loop in one; unequal lengths. B: idle time
 of torch's pipeline schedule with sleeping stages. C: a model of half a million weights trained on raw or prepared text,
@@ -28,7 +28,7 @@ from didact.types import Fit, Result, Text
 
 WORDS, WINDOW, ROWS, ALPHA = 60, 64, 8, 4.0
 WARMUP, END = 27e9, 270e9  # tokens: the paper's warm-up would end within a step, its decay after the run
-FRESH = 100  # before the first test seed: on seeds 0 to 4 text was prepared differently
+FRESH = 100  # added to every seed: on seeds 0 to 4 text was prepared differently
 STEPS = {"smoke": 4, "quick": 120, "full": 120}
 SHAPE: dict[str, Any] = {
     "layers": 4, "hidden": 96, "heads": 4, "context": WINDOW, "vocabulary": 512, "first_rows": 2, "more_rows": 2,

@@ -52,15 +52,15 @@ def model(arch: Literal["llama", "gpt2"], seed: int, dtype: str = "float64", **m
 
 
 def batches(seed: int, count: int, vocabulary: int) -> list[tuple[Tensor, Tensor]]:
-    """Draw rows of unequal lengths, longest first, some labels masked: data-parallel copies have unequal label counts."""
-    source = torch.Generator().manual_seed(seed)
+    """Draw rows of unequal lengths, longest first, some labels masked: copies have unequal label counts."""
+    rng = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(count):
-        ids = torch.randint(0, vocabulary, (ROWS, LENGTH), generator=source)
+        ids = torch.randint(0, vocabulary, (ROWS, LENGTH), generator=rng)
         labels = ids.roll(-1, 1)
         for i in range(ROWS):
             labels[i, max(2, LENGTH - 1 - 2 * i) :] = IGNORE
-        labels[torch.rand(labels.shape, generator=source) < 0.1] = IGNORE
+        labels[torch.rand(labels.shape, generator=rng) < 0.1] = IGNORE
         out.append((ids, labels))
     return out
 

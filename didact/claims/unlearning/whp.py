@@ -40,12 +40,8 @@ UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0
 ASCENT = UNLEARN.replace(lr=1e-4, schedule="constant")
 GENERAL = 14  # repetitions of the other texts in training, for one of the book
 DROPPED = 3  # every third anchor is missing from the incomplete dictionary
-FRESH = 100  # before the first test seed
-LENGTH = {
-    "smoke": (40, 5),
-    "quick": (450, 30),
-    "full": (900, 30),
-}  # steps to train the start and gold models, to unlearn
+FRESH = 100  # added to every seed, so that the test seeds are new
+LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to train start and gold, to unlearn
 
 
 def problem(seed: int) -> Problem:
