@@ -32,10 +32,7 @@ from didact.worlds import books
 
 CONTEXT = 64
 TEACH = Fit(lr=5e-3, rows=16, schedule="cosine", warmup_steps=20, betas=(0.9, 0.95))
-REINFORCE: dict[str, Any] = {
-    "reinforce_lr": 2e-3,
-    "reinforce_epochs": 10.0,
-}  # chosen with an earlier start model on seeds 1000 and 1001
+REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}  # for an earlier start, 1000 and 1001
 UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0
 ASCENT = UNLEARN.replace(lr=1e-4, schedule="constant")
 GENERAL = 14  # repetitions of the other texts in training, for one of the book
