@@ -114,7 +114,7 @@ def test_where_every_method_failed_the_verdict_says_so(tmp_path):
     given["rows"][0] |= {"to_leader": ends([0.0] * 3), "tied": True}
     assert "No method gave a model" in boards.verdict(given)
     seen = " ".join(text_of(written(tmp_path, given)).split())
-    assert "the loss became NaN" in seen and "Take the winner" not in seen and "1 method compared" in seen
+    assert "the loss became NaN" in seen and "Use the best arm" not in seen and "1 method compared" in seen
 
 
 @given(st.integers(0, 2), st.booleans())
@@ -194,7 +194,7 @@ def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path
         assert part in seen.replace("\xa0", " "), part
     names = (
         "Leaderboard", "Cost and quality", "Differences, seed by seed", "Seed by seed", "Did it collapse?",
-        "The search for a learning rate", "All metrics", "Samples", "Failures", "Take the winner", "What was asked",
+        "The search for a learning rate", "All metrics", "Samples", "Failures", "Use the best arm", "Setup",
     )  # fmt: skip
     order = [seen.index(f" {name} ", seen.index("Versions ")) for name in names]
     assert order == sorted(order)

@@ -74,7 +74,7 @@ def test_a_saved_result_is_what_the_command_line_leaves(gone, taught, world, tmp
     assert told["method"] == "npo" and told["options"]["beta"]["value"] == 0.1 and told["metrics"] == {}
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out/report.html").read_text()
-    assert "npo" in page and "To repeat it" not in page
+    assert "npo" in page and "Repeat it" not in page
     (row,) = verbs.answers(str(tmp_path / "out"), [world.forget[0].prompt], device="cpu")
     assert row["before"] == world.forget[0].completion
     data = tmp_path / "forget.jsonl"

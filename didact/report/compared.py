@@ -15,7 +15,6 @@ from didact.report import boards, comparison_plots, plots, runs, svg, words
 from didact.types import UserError
 
 REQUIRED = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
-UNTOUCHED = "untouched"
 EMBEDDED = "embedded example"
 DIAGNOSTICS = (
     "kl",
@@ -33,7 +32,6 @@ PHASES = {
     "generation": "generating answers (included in the above)",
 }
 CONVERSIONS = {("demo", "preference"): "completion=chosen"}  # {(kind needed, kind given): --map that converts it}
-PROTOCOL_NAMES = {"prefer": "preference", "answer": "answers", "forget": "forgetting", "text": "language modelling"}
 
 
 def told(root: Path) -> dict[str, Any]:
