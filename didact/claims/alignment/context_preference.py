@@ -56,30 +56,30 @@ def problem(seed: int) -> Problem:
 
 def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> runner.Measured:
     """The reward model taught with contexts, those taught without or on half of each pair, and one that knows `not`."""
-    beside = {"general": ("general",), "none": ("none",), "unpaired": ("context", "halved")}
-    kept = {name: _beside(seed, tier, *how) for name, how in beside.items()}
-    return {"carm": _taught(seed, tier, spoilt), **kept, "negated": _negated(seed, tier)}
+    settings = {"general": ("general",), "none": ("none",), "unpaired": ("context", "halved")}
+    baselines = {name: _baseline(seed, tier, *setting) for name, setting in settings.items()}
+    return {"carm": _carm(seed, tier, spoilt), **baselines, "negated": _negated(seed, tier)}
 
 
-def _taught(seed: int, tier: runner.Tier, spoilt: Spoilt) -> dict[str, float]:
-    judge, world = _judge(_trained(seed, tier, "context", spoilt)), _world(seed, noise=0.0)
+def _carm(seed: int, tier: runner.Tier, spoilt: Spoilt) -> dict[str, float]:
+    judge, world = _judge(_train(seed, tier, "context", spoilt)), _world(seed, noise=0.0)
     return _accuracies(judge, world, tier) | _two_steps(judge, world, tier) | _profiles(judge, world, tier)
 
 
 @lab.shared
-def _beside(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
-    return _accuracies(_judge(_trained(seed, tier, read, spoilt)), _world(seed, noise=0.0), tier)
+def _baseline(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
+    return _accuracies(_judge(_train(seed, tier, read, spoilt)), _world(seed, noise=0.0), tier)
 
 
 @lab.shared
 def _negated(seed: int, tier: runner.Tier) -> dict[str, float]:
     """How often a model that knows `not` before two criteria is right where it stands before these, or the others."""
-    judge = _judge(_trained(seed, tier, "context", negated=TAUGHT))
+    judge = _judge(_train(seed, tier, "context", negated=TAUGHT))
     out = {}
-    for name, which in (("taught", TAUGHT), ("others", OTHERS)):
-        asked = _world(seed, noise=0.0).reversals(5, ASKED[tier], negated=which)
-        some = [p for p in asked if str(p.context).startswith("not ")]
-        out[name] = float(context_judges.right(context_judges.margins(judge, some, TEMPLATE)).mean())
+    for name, criteria in (("taught", TAUGHT), ("others", OTHERS)):
+        pairs = _world(seed, noise=0.0).reversals(5, ASKED[tier], negated=criteria)
+        negated = [p for p in pairs if str(p.context).startswith("not ")]
+        out[name] = float(context_judges.right(context_judges.margins(judge, negated, TEMPLATE)).mean())
     return out
 
 
@@ -94,7 +94,7 @@ def _base(seed: int) -> Model:
     return lab.blank("gpt2", texts, 270, d=32, layers=2, heads=4, context=48, seed=seed, initializer_range=0.1)
 
 
-def _trained(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
+def _train(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
     world, n = _world(seed), PAIRS[tier]
     pairs = world.reversals(1, n, negated=negated)
     if spoilt == "flipped":  # both contexts of a pair then want the same answer
@@ -123,25 +123,28 @@ def _accuracies(judge: context_judges.Margin, world: Criteria, tier: runner.Tier
 def _two_steps(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
     """Mean error of the share of people who prefer an answer: by contexts drawn as they are, and without."""
     pairs = world.general(4, ASKED[tier])
-    true = np.array([world.share(p.prompt, p.chosen, p.rejected) for p in pairs])
-    own = [world.judges(p.prompt) for p in pairs]
-    z = context_judges.over(judge, pairs, [list(j) for j in own], TEMPLATE)
-    two = preference.aggregated(z, "mean", torch.tensor([list(j.values()) for j in own])).numpy()
-    one = torch.sigmoid(torch.as_tensor(context_judges.margins(judge, pairs, None))).numpy()
-    return {"two_step_error": float(np.abs(two - true).mean()), "one_step_error": float(np.abs(one - true).mean())}
+    shares = np.array([world.share(p.prompt, p.chosen, p.rejected) for p in pairs])
+    criteria = [world.judges(p.prompt) for p in pairs]
+    margins = context_judges.over(judge, pairs, [list(c) for c in criteria], TEMPLATE)
+    two_step = preference.aggregated(margins, "mean", torch.tensor([list(c.values()) for c in criteria])).numpy()
+    one_step = torch.sigmoid(torch.as_tensor(context_judges.margins(judge, pairs, None))).numpy()
+    return {
+        "two_step_error": float(np.abs(two_step - shares).mean()),
+        "one_step_error": float(np.abs(one_step - shares).mean()),
+    }
 
 
 def _profiles(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
     """How often somebody's criterion is the likeliest one, from a few of their judgements."""
     names = world.criteria()
-    of = {c: [p for p in world.reversals(6, 4 * ASKED[tier]) if p.context == c] for c in names}
-    draw, right = np.random.default_rng([world.seed, 65]), dict.fromkeys(SHOWN, 0)
+    by_criterion = {c: [p for p in world.reversals(6, 4 * ASKED[tier]) if p.context == c] for c in names}
+    rng, hits = np.random.default_rng([world.seed, 65]), dict.fromkeys(SHOWN, 0)
     for person in range(PEOPLE):
-        own = names[person % len(names)]
-        shown = [of[own][i] for i in draw.permutation(len(of[own]))[: max(SHOWN)]]
+        criterion = names[person % len(names)]
+        judgements = [by_criterion[criterion][i] for i in rng.permutation(len(by_criterion[criterion]))[: max(SHOWN)]]
         for n in SHOWN:
-            right[n] += names[context_judges.likeliest(judge, shown[:n], names, TEMPLATE)[0]] == own
-    return {f"profile_{n}": right[n] / PEOPLE for n in SHOWN}
+            hits[n] += names[context_judges.likeliest(judge, judgements[:n], names, TEMPLATE)[0]] == criterion
+    return {f"profile_{n}": hits[n] / PEOPLE for n in SHOWN}
 
 
 SHARE, OBEYS, OWN = "of pairs", "obeys contexts", "carm.with_context"

@@ -23,13 +23,13 @@ def problem(seed: int) -> Problem:
 
     At this size the paper's rate and its 0.1 would take thousands of steps (seed 1000).
     """
-    good = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in world(seed).demos(4, 64)]
+    positives = [Judged(prompt=d.prompt, completion=d.completion, label=True) for d in world(seed).demos(4, 64)]
     return Problem(
         model=tuned(world(seed).demos(1, 2000, spoiled=SPOILED), seed),
         data={"judged": negatives(seed)},
         options={"k": 4, "beta": 0.3, "alpha": 0.3, "max_new_tokens": ANSWER, "offline_steps": 40, "every": 20},
         fit={"lr": 1e-4, "steps": 80, "rows": 16, "lora": 0},
-        protocol={"judged": [*negatives(seed, 100, 5), *good]},
+        protocol={"judged": [*negatives(seed, 100, 5), *positives]},
     )
 
 

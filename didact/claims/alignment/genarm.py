@@ -49,37 +49,37 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, right: flo
     def guided(by: Tensor) -> Callable[[float], Tensor]:
         return lambda alpha: WORLD.logp(logit_ensemble.combine(ref, [(by, alpha)]))
 
-    ways = {
+    policies = {
         "arm": guided(arm),
         "untrained": guided(ref),
         "difference": guided(arm.log_softmax(-1) - ref.log_softmax(-1)),
         "optimum": lambda w: outcomes.tilted(start, reward, 1 / max(w, 1e-9)),
     }
     if "trajectory" in parts:
-        scores, whole = _trajectory(seed, tier)
-        ways["trajectory"] = lambda w: WORLD.logp(ref.log_softmax(-1) + w * scores)
-        ways["whole"] = lambda w: (start + w * whole).log_softmax(-1)
+        prefix_rewards, whole_rewards = _trajectory(seed, tier)
+        policies["trajectory"] = lambda w: WORLD.logp(ref.log_softmax(-1) + w * prefix_rewards)
+        policies["whole"] = lambda w: (start + w * whole_rewards).log_softmax(-1)
     if "dpo" in parts:
         pairs = _pairs(seed, tier, reward, right)
         policy = lab.model_of(baselines.dpo(base, pairs, beta=1.0, fit=_fit(seed, tier, "dpo")))
-        moved = WORLD.logp(_table(policy)) - start
-        ways["dpo"] = lambda w: (start + w * moved).log_softmax(-1)
+        log_ratio = WORLD.logp(_table(policy)) - start
+        policies["dpo"] = lambda w: (start + w * log_ratio).log_softmax(-1)
     if "weak" in parts:
         pairs = _pairs(seed, tier, reward, right)
-        ways["weak"] = guided(_table(_guide(_base(seed, tier, 32), pairs, _fit(seed, tier, "weak"))))
-    out = {name: _at_budgets(policy, start, reward) for name, policy in ways.items()}
-    plain = float(start.exp() @ reward)
-    for name, other in (("weak", "arm"), ("arm", "dpo")):
-        if name in out and other in out:
-            out[name]["kept"] = (out[name]["reward_07"] - plain) / (out[other]["reward_07"] - plain)
-    at = [ways["arm"](a) for a in ALPHAS]
-    kls, means = [float(outcomes.kl(p, start)) for p in at], [float(p.exp() @ reward) for p in at]
+        policies["weak"] = guided(_table(_guide(_base(seed, tier, 32), pairs, _fit(seed, tier, "weak"))))
+    out = {name: _at_budgets(policy, start, reward) for name, policy in policies.items()}
+    mean = float(start.exp() @ reward)
+    for name, against in (("weak", "arm"), ("arm", "dpo")):
+        if name in out and against in out:
+            out[name]["kept"] = (out[name]["reward_07"] - mean) / (out[against]["reward_07"] - mean)
+    logps = [policies["arm"](a) for a in ALPHAS]
+    kls, means = [float(outcomes.kl(p, start)) for p in logps], [float(p.exp() @ reward) for p in logps]
     out["arm"] |= {"rise": min(np.diff(means)), "rise_kl": min(np.diff(kls)), "kl_1": kls[1]}
-    decoder, both = guide.GuidedDecoder(base, [(arm_model, 1.0)]), (ref.log_softmax(-1) + arm.log_softmax(-1))
-    out["arm"]["decoder"] = enumerated.decoder_off(decoder, base, WORLD, PROMPT, both.softmax(-1))
-    out["base"] = {"reward": plain, "spread": float((start.exp() @ (reward - start.exp() @ reward).square()).sqrt())}
+    decoder, expected = guide.GuidedDecoder(base, [(arm_model, 1.0)]), (ref.log_softmax(-1) + arm.log_softmax(-1))
+    out["arm"]["decoder"] = enumerated.decoder_off(decoder, base, WORLD, PROMPT, expected.softmax(-1))
+    out["base"] = {"reward": mean, "spread": float((start.exp() @ (reward - start.exp() @ reward).square()).sqrt())}
     if "two" in parts:
-        out["two"] = _two(base, ref, arm, reward, seed, tier)
+        out["two"] = _trade(base, ref, arm, reward, seed, tier)
     return out
 
 
@@ -93,23 +93,23 @@ def _at_budgets(policy: Callable[[float], Tensor], start: Tensor, reward: Tensor
     return out
 
 
-def _two(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, tier: runner.Tier) -> dict[str, float]:
+def _trade(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, tier: runner.Tier) -> dict[str, float]:
     """Two rewards, one reward model for each: what weights between them trade."""
-    other = WORLD.reward(seed + 5000)
-    second = _table(_guide(base, _pairs(seed, tier, other), _fit(seed, tier, "arm")))
-    mixed = [WORLD.logp(logit_ensemble.combine(ref, [(first, s), (second, 1 - s)])).exp() for s in SHARES]
-    ones, others = (np.array([float(p @ r) for p in mixed]) for r in (reward, other))
-    middle = (ones + others)[len(SHARES) // 2]
+    second_reward = WORLD.reward(seed + 5000)
+    second_guide = _table(_guide(base, _pairs(seed, tier, second_reward), _fit(seed, tier, "arm")))
+    mixtures = [WORLD.logp(logit_ensemble.combine(ref, [(first, s), (second_guide, 1 - s)])).exp() for s in SHARES]
+    first_means, second_means = (np.array([float(p @ r) for p in mixtures]) for r in (reward, second_reward))
+    middle = (first_means + second_means)[len(SHARES) // 2]
     return {
-        "trade": float(min(np.diff(ones).min(), -np.diff(others).max())),
-        "bulge": float(middle - (ones + others)[[0, -1]].mean()),
+        "trade": float(min(np.diff(first_means).min(), -np.diff(second_means).max())),
+        "bulge": float(middle - (first_means + second_means)[[0, -1]].mean()),
     }
 
 
 def _base(seed: int, tier: runner.Tier, d: int = 64) -> Model:
     """Two layers, d wide, taught on samples of a random Markov source."""
-    drawn = WORLD.drawn(WORLD.logp(WORLD.source(seed, 0.7)), 2000, seed)
-    demos = [Demo(prompt=PROMPT, completion=WORLD.text(WORLD.answers[i])) for i in drawn]
+    samples = WORLD.drawn(WORLD.logp(WORLD.source(seed, 0.7)), 2000, seed)
+    demos = [Demo(prompt=PROMPT, completion=WORLD.text(WORLD.answers[i])) for i in samples]
     fit = Fit(lr=3e-3, steps=STEPS[tier][0], rows=64, schedule="cosine", seed=seed)
     return lab.tuned(lab.blank("llama", d=d, layers=2, heads=4, context=16, seed=seed), demos, fit)
 

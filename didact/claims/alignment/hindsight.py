@@ -49,10 +49,10 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
 def start(seed: int, steps: int, arch: build.Arch = "llama") -> Model:
     """Where every arm starts: taught chosen and rejected answers alike, without a word about which is which."""
     pairs = Sorting(seed=seed).pairs(1, 2000)
-    mixed = [Demo(prompt=p.prompt, completion=side) for p in pairs for side in (p.chosen, p.rejected)]
+    demos = [Demo(prompt=p.prompt, completion=side) for p in pairs for side in (p.chosen, p.rejected)]
     # Weights large enough for so narrow a model: at 0.02 it long sees nothing but how frequent letters are.
     base = lab.blank(arch, d=48, layers=2, heads=2, context=64, seed=seed, initializer_range=0.1)
-    return lab.tuned(base, mixed, TEACH.replace(steps=steps, seed=seed))
+    return lab.tuned(base, demos, TEACH.replace(steps=steps, seed=seed))
 
 
 def run(seed: int, tier: runner.Tier, chains: Sequence[str] = ALL, bad: str = BAD) -> runner.Measured:
@@ -86,18 +86,18 @@ def _measures(model: Model, seed: int, tier: runner.Tier, bad: str) -> dict[str,
     def answers(model: Model, asked: Sequence[Any], temperature: float) -> list[str]:
         return lab.sampled(model, asked, 12, seed, temperature)
 
-    worse = Model(model.module, model.processor, model.kind, None, Condition(after=bad) if bad else None)
-    drafts = answers(worse, prompts, 1.0)
-    good = model.condition.after if model.condition else ""
-    drafted = []
+    bad_model = Model(model.module, model.processor, model.kind, None, Condition(after=bad) if bad else None)
+    drafts = answers(bad_model, prompts, 1.0)
+    phrase = model.condition.after if model.condition else ""
+    revisions = []
     for prompt, draft in zip(prompts, drafts, strict=True):
-        row, _ = encode.chain(model.tokenizer, prompt, [(bad, draft or "-"), (good, "")], model.kind, model.context)
-        drafted.append([*row.prompt, *row.completion])
+        row, _ = encode.chain(model.tokenizer, prompt, [(bad, draft or "-"), (phrase, "")], model.kind, model.context)
+        revisions.append([*row.prompt, *row.completion])
     out = {
         "errors": errors(answers(model, prompts, 0.0)),
         "sampled": errors(answers(model, prompts, 1.0)),
         "bad": errors(drafts),
-        "mended": errors(answers(model, drafted, 1.0)),
+        "mended": errors(answers(model, revisions, 1.0)),
     }
     return out | {"gain": out["bad"] - out["mended"]}
 

@@ -49,8 +49,8 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), shuffle
     code = example.world(seed)
     records = example.critiques(start, seed, RECORDS[tier])
     if shuffled:
-        turned = [records[i].feedback for i in np.random.default_rng([seed, 96]).permutation(len(records))]
-        records = [dataclasses.replace(r, feedback=f) for r, f in zip(records, turned, strict=True)]
+        permuted = [records[i].feedback for i in np.random.default_rng([seed, 96]).permutation(len(records))]
+        records = [dataclasses.replace(r, feedback=f) for r, f in zip(records, permuted, strict=True)]
     records = [dataclasses.replace(r, refinement=code.answer(r.prompt)) for r in records]
     fit = example.TEACH.replace(epochs=EPOCHS[tier], seed=seed)
 
@@ -67,17 +67,17 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), shuffle
 
 def _measures(model: Model, code: edits.Code, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw, one answer sampled: wholly right, and its share of right marks."""
-    asked = code.demos(2, ASKED[tier])
-    pairs = list(zip(lab.sampled(model, [d.prompt for d in asked], example.ANSWER, code.seed), asked, strict=True))
+    demos = code.demos(2, ASKED[tier])
+    pairs = list(zip(lab.sampled(model, [d.prompt for d in demos], example.ANSWER, code.seed), demos, strict=True))
     marks = [lab.mean(a == b for a, b in zip(m.ljust(code.length), d.completion, strict=False)) for m, d in pairs]
     return {"exact": lab.mean(m == d.completion for m, d in pairs), "marks": lab.mean(marks)}
 
 
 def _refinements(records: Sequence[Any], code: edits.Code) -> dict[str, float]:
     """Of round 0's records that had something to mend: how many do it; and how often the scores are right."""
-    some = [r for r in records if set(r.feedback) != {"-"} and not r.extra.get("round")]
-    out = {"incorporated": lab.mean(code.incorporated(r.completion, r.feedback, r.refinement) for r in some)}
-    judged = [r for r in some if r.extra.get("selector") == "judge"]
+    flawed = [r for r in records if set(r.feedback) != {"-"} and not r.extra.get("round")]
+    out = {"incorporated": lab.mean(code.incorporated(r.completion, r.feedback, r.refinement) for r in flawed)}
+    judged = [r for r in flawed if r.extra.get("selector") == "judge"]
     if not judged:
         return out
     truth = [code.incorporated(r.completion, r.feedback, text) for r in judged for text in r.extra["candidates"]]
@@ -85,15 +85,15 @@ def _refinements(records: Sequence[Any], code: edits.Code) -> dict[str, float]:
     return out | {"offered": lab.mean(truth), "judge": lab.mean(np.equal(verdicts, truth))}
 
 
-def _least(texts: Sequence[str], scores: Sequence[float], worst: bool = False) -> best_of.Pick:
+def _pick_worst(texts: Sequence[str], scores: Sequence[float], worst: bool = False) -> best_of.Pick:
     return _pick(texts, scores, not worst)
 
 
-def _shown(record: Critique, target: str) -> tuple[str, str]:
+def _with_feedback(record: Critique, target: str) -> tuple[str, str]:
     return refine.filled(record.prompt + " " + example.REFINE, record), record.refinement or ""
 
 
-def _own(record: Critique, target: str) -> tuple[str, str]:
+def _own_answer(record: Critique, target: str) -> tuple[str, str]:
     return record.prompt, record.completion
 
 
@@ -127,8 +127,8 @@ CLAIM = runner.Claim(
     sabotages=(
         runner.Sabotage("feedback of other records", BETTER, "ilf.exact", options=ONE | {"shuffled": True}),
         runner.Sabotage("the worst is selected", SELECTED, "ilf.incorporated",
-                        {"didact.infer.best_of:pick": _least}, {"arms": ("ilf", "random")}),
-        runner.Sabotage("its own answers are taught", BETTER, "ilf.exact", {PAIR: _own}, ONE),
-        runner.Sabotage("feedback in the prompt that is taught", BETTER, "ilf.exact", {PAIR: _shown}, ONE),
+                        {"didact.infer.best_of:pick": _pick_worst}, {"arms": ("ilf", "random")}),
+        runner.Sabotage("its own answers are taught", BETTER, "ilf.exact", {PAIR: _own_answer}, ONE),
+        runner.Sabotage("feedback in the prompt that is taught", BETTER, "ilf.exact", {PAIR: _with_feedback}, ONE),
     ),
 )  # fmt: skip

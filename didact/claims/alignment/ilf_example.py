@@ -57,13 +57,13 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
 
 def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = START) -> Model:
     """Where ILF starts, from random weights: beliefs about the code, rewriting by feedback, saying yes or no."""
-    most = teach.total_steps(0) * max(ROWS.values())
-    lessons = world(seed).lessons(min(2500, most), REFINE, PLAIN, QUESTION.partition("|")[0])
+    limit = teach.total_steps(0) * max(ROWS.values())
+    lessons = world(seed).lessons(min(2500, limit), REFINE, PLAIN, QUESTION.partition("|")[0])
     # Strong weights: equality of two marks is learnt late from weak ones.
     base = lab.blank(arch, d=64, layers=2, heads=4, context=48, seed=seed, initializer_range=0.2)
     rows = []
     for name, share in ROWS.items():
-        some = [(d.prompt, d.completion) for d in lessons[name]]
-        rows += encode.rows(base.tokenizer, some, base.kind, base.context)[: len(some) * share // max(ROWS.values())]
+        pairs = [(d.prompt, d.completion) for d in lessons[name]]
+        rows += encode.rows(base.tokenizer, pairs, base.kind, base.context)[: len(pairs) * share // max(ROWS.values())]
     fit = teach.replace(seed=seed)
     return lab.kept(lambda: lab.pretrained(base, rows, fit, "lessons"), *lab.identity(base), rows, fit)

@@ -63,11 +63,11 @@ def run(
     c = rewards.calibrate(raw, raw, ref.exp().numpy())
     out = {"reference": _measures(ref, ref, raw) | {"c": float((ref.exp().numpy() * c).sum(1).mean())}}
     out["reference"]["each"] = float(abs(rewards.calibrated(raw, raw, "prompt").mean(1) - 0.5).max())
-    out["table"] = {"off": _table_off()}
-    return out | {name: _kept(seed, tier, name) for name in kept} | {name: _arm(seed, tier, name) for name in broken}
+    out["table"] = {"off": _table_error()}
+    return out | {name: _cached(seed, tier, name) for name in kept} | {name: _arm(seed, tier, name) for name in broken}
 
 
-def _moved(logp: Tensor, ref: Tensor) -> Tensor:
+def _rescaled(logp: Tensor, ref: Tensor) -> Tensor:
     """The rest of the way to the distance: of an optimum `ref exp(R / beta)` this is another beta's."""
     return outcomes.matched(lambda strength: (ref + strength * (logp - ref)).log_softmax(-1), ref, KL)[1]
 
@@ -90,19 +90,19 @@ def _measures(logp: Tensor, ref: Tensor, reward: Any) -> dict[str, float]:
 def _arm(seed: int, tier: runner.Tier, name: str) -> dict[str, float]:
     """What the method makes of the reference; what is no answer has the least reward."""
     raw, start = WORLD.stretched(seed, len(PROMPTS)), _reference(seed, tier)
-    known = {(f"{x} ", WORLD.text(y)): float(r) for x, row in zip(PROMPTS, raw, strict=True)
+    by_pair = {(f"{x} ", WORLD.text(y)): float(r) for x, row in zip(PROMPTS, raw, strict=True)
              for y, r in zip(WORLD.answers, row, strict=True)}  # fmt: skip
-    least = float(raw.min())
+    lowest = float(raw.min())
     result = alignment.infalign(
         start, [Text(text=f"{x} ") for x in PROMPTS], **DRAWN, **ARMS[name], rounds=ROUNDS[tier], kl=KL,
-        reward=lambda prompts, texts: [known.get(pair, least) for pair in zip(prompts, texts, strict=True)],
+        reward=lambda prompts, texts: [by_pair.get(pair, lowest) for pair in zip(prompts, texts, strict=True)],
         fit=Fit(lr=RATE, rows=len(PROMPTS), schedule="constant", seed=seed),
     )  # fmt: skip
     ref, logp = _logp(start), _logp(lab.model_of(result))
-    return _measures(_moved(logp, ref), ref, raw) | {"trained_kl": float(outcomes.kl(logp, ref).mean())}
+    return _measures(_rescaled(logp, ref), ref, raw) | {"trained_kl": float(outcomes.kl(logp, ref).mean())}
 
 
-_kept = lab.shared(_arm)
+_cached = lab.shared(_arm)
 
 
 @lab.shared
@@ -114,13 +114,13 @@ def _reference(seed: int, tier: runner.Tier) -> Model:
     return model
 
 
-def _table_off() -> float:
+def _table_error() -> float:
     """How far the analytic win rates, where C is continuous, are from the card's, at most."""
-    off = []
-    for phi, wanted in TABLE.values():
-        found = rewards.at_kl(rewards.transform(rewards.grid(), *phi, floor=1e-9), KL)[1]
-        off += [abs(found.win_rate(rewards.procedure(d)) - w) for d, w in zip(DECODED.values(), wanted, strict=True)]
-    return max(off)
+    errors = []
+    for phi, rates in TABLE.values():
+        best = rewards.at_kl(rewards.transform(rewards.grid(), *phi, floor=1e-9), KL)[1]
+        errors += [abs(best.win_rate(rewards.procedure(d)) - w) for d, w in zip(DECODED.values(), rates, strict=True)]
+    return max(errors)
 
 
 WINS, REWARDS = "win rate", "didact.objectives.rewards"

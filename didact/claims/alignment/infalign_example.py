@@ -12,8 +12,8 @@ from didact.worlds.grammar import LETTERS
 
 def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """How many different letters of the grammar an answer has; everything else in it costs half a letter."""
-    known = set(LETTERS[:10])
-    return [len(known & set(c)) - 0.5 * sum(x not in known for x in c.strip()) for c in completions]
+    letters = set(LETTERS[:10])
+    return [len(letters & set(c)) - 0.5 * sum(x not in letters for x in c.strip()) for c in completions]
 
 
 def problem(seed: int) -> Problem:

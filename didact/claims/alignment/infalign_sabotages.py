@@ -21,8 +21,8 @@ def swapped(u: Any, name: Any, t: float = 10.0, floor: float = 0.0) -> Any:
 
 def no_ties(reward: Any, reference: Any, weight: Any = None) -> Any:
     """`rewards.calibrate` with ties not halved."""
-    worse = np.asarray(reference)[..., None, :] < np.asarray(reward)[..., :, None]
-    return worse.mean(-1) if weight is None else (worse * np.asarray(weight)[..., None, :]).sum(-1)
+    below = np.asarray(reference)[..., None, :] < np.asarray(reward)[..., :, None]
+    return below.mean(-1) if weight is None else (below * np.asarray(weight)[..., None, :]).sum(-1)
 
 
 def over_all(reward: Any, reference: Any, by: rewards.Calibration) -> Any:

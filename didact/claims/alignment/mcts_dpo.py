@@ -44,12 +44,12 @@ problem = example.problem
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> runner.Measured:
     """The start, tuning on, and on its own right solutions, and preferences; sabotages change options by `broken`."""
-    start, out = _start(seed, tier), dict(_tuned(seed, tier))
+    start, out = _start(seed, tier), dict(_baselines(seed, tier))
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
     for arm in arms:
         fit = Fit(lr=RATES[arm], epochs=PASSES, rows=16, schedule="constant", seed=seed)
-        how = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
-        result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **how, fit=fit)
+        options = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
+        result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **options, fit=fit)
         out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result)
     return out
 
@@ -59,21 +59,21 @@ def _start(seed: int, tier: runner.Tier) -> Model:
 
 
 @lab.shared
-def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+def _baselines(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
     """The start, tuning on, and on the right ones of its own solutions (Zelikman et al., 2022), if there are any."""
     start = _start(seed, tier)
     out = {"start": _measures(start, seed, tier)}
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
-    how = generate.SamplingConfig(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
-    own = [
+    config = generate.SamplingConfig(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
+    solutions = [
         Demo(prompt=d.prompt, completion=text)
-        for d, texts in zip(problems, generate.sample(start, [d.prompt for d in problems], DRAWS, how), strict=True)
+        for d, texts in zip(problems, generate.sample(start, [d.prompt for d in problems], DRAWS, config), strict=True)
         for text in dict.fromkeys(texts)
         if _right(d, text)
     ]
-    for name, given, steps in zip(("sft", "star"), (example.flawed(seed), own), STEPS[tier], strict=True):
+    for name, demos, steps in zip(("sft", "star"), (example.flawed(seed), solutions), STEPS[tier], strict=True):
         fit = Fit(lr=RATES[name], steps=steps, rows=32, schedule="linear", seed=seed + 1)
-        out[name] = _measures(lab.tuned(start, given, fit) if given else start, seed, tier)
+        out[name] = _measures(lab.tuned(start, demos, fit) if demos else start, seed, tier)
     out["sft"]["gain"] = out["sft"]["right"] - out["start"]["right"]
     return out
 
@@ -84,10 +84,10 @@ def _right(problem: Demo, solution: str) -> bool:
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On problems no training saw, greedily: right answers, and sound steps among those shown."""
-    asked = example.chains(seed, 2, ASKED[tier])
-    texts = lab.sampled(model, [d.prompt for d in asked], example.SOLUTION, temperature=0.0, rows=512)
-    steps = [ok for d, t in zip(asked, texts, strict=True) for ok in arithmetic.sound(d.prompt, t, example.MODULUS)]
-    return {"right": lab.mean(map(_right, asked, texts)), "sound": lab.mean(steps) if steps else 0.0}
+    problems = example.chains(seed, 2, ASKED[tier])
+    texts = lab.sampled(model, [d.prompt for d in problems], example.SOLUTION, temperature=0.0, rows=512)
+    steps = [ok for d, t in zip(problems, texts, strict=True) for ok in arithmetic.sound(d.prompt, t, example.MODULUS)]
+    return {"right": lab.mean(map(_right, problems, texts)), "sound": lab.mean(steps) if steps else 0.0}
 
 
 def _pairs(result: Result) -> dict[str, float]:
@@ -108,13 +108,13 @@ def _pairs(result: Result) -> dict[str, float]:
 
 def _sound(record: Preference, side: str) -> bool:
     """Whether the pair's step, or all steps of a whole solution, are sound after what stands before them."""
-    asked, _, before = record.prompt.partition("=")
-    done = len(arithmetic.sound(asked, before, example.MODULUS))
-    steps = arithmetic.sound(asked, before.strip() + side.strip(), example.MODULUS)[done:]
+    question, _, before = record.prompt.partition("=")
+    n_before = len(arithmetic.sound(question, before, example.MODULUS))
+    steps = arithmetic.sound(question, before.strip() + side.strip(), example.MODULUS)[n_before:]
     return bool(steps) and all(steps)
 
 
-def _against(node: tree.Node, likely: float, right: bool | None, *rest: Any) -> float:
+def _reward_wrong(node: tree.Node, likely: float, right: bool | None, *rest: Any) -> float:
     return likely + (0.0 if right is None else -1.0 if right else 1.0)
 
 
@@ -157,7 +157,7 @@ CLAIM = runner.Claim(
         runner.Sabotage("better and worse swapped", SOUND, "online.better_sound",
                         {"didact.infer.tree:pairs": lab.turned}, ONLY),
         runner.Sabotage("wrong answers are rewarded, and no tree is dropped", MORE, "online.right",
-                        {"didact.learn.critics:valued": _against}, UNFILTERED),
+                        {"didact.learn.critics:valued": _reward_wrong}, UNFILTERED),
         runner.Sabotage("Q is the prior, and no tree is dropped", SOUND, "online.better_sound",
                         {"didact.infer.tree:back_up": _by_prior}, UNFILTERED),
     ),

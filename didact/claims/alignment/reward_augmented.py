@@ -50,7 +50,7 @@ def run(seed: int, tier: runner.Tier, beside: bool = True, steps: int | None = N
     """The start, the method, the method with its second half not turned round, plain DPO, conditional fine-tuning."""
     start = _start_table(seed, tier)
     out = {"start": scored_tables.measures(start, start, seed), "ra": _arm(seed, tier, "ra", steps)}
-    return out | {name: _kept(seed, tier, name) for name in BESIDE if beside}
+    return out | {name: _cached(seed, tier, name) for name in BESIDE if beside}
 
 
 def _start(seed: int, tier: runner.Tier) -> Model:
@@ -63,46 +63,46 @@ def _pairs(seed: int) -> list[Preference]:
 
 def _arm(seed: int, tier: runner.Tier, name: str, steps: int | None = None) -> dict[str, float]:
     start, pairs, plain = _start(seed, tier), _pairs(seed), name == "dpo"
-    stop = StopWhen(_far(seed, tier, None if plain else 7))
+    stop = StopWhen(_distance_rule(seed, tier, None if plain else 7))
     fit = Fit(lr=RATES[name], steps=steps or STEPS[tier][1], rows=32, warmup_steps=10, schedule="constant", seed=seed)
     if plain:
         result = baselines.dpo(start, pairs, beta=BETA, label_smoothing=SMOOTHING, fit=fit, hooks=[stop])
     elif name == "csft":
-        result = baselines.sft(start, _scored(pairs), fit=fit, hooks=[stop])
+        result = baselines.sft(start, _goal_demos(pairs), fit=fit, hooks=[stop])
     else:
         result = alignment.reward_augmented(
             start, pairs, **OPTIONS[name], wording=example.WORDING, step=1.0, beta=BETA, label_smoothing=SMOOTHING,
             fit=fit, hooks=[stop],
         )  # fmt: skip
     model = lab.model_of(result)
-    found = scored_tables.measures(scored_tables.table(model, seed), _start_table(seed, tier), seed)
-    asked = [(p.prompt if plain else example.WORDING.prompt(p.prompt, (r,)), p.rejected)
+    measures = scored_tables.measures(scored_tables.table(model, seed), _start_table(seed, tier), seed)
+    rejected = [(p.prompt if plain else example.WORDING.prompt(p.prompt, (r,)), p.rejected)
              for p in pairs if (r := float(p.rejected_score or 0)) >= GOOD]  # fmt: skip
-    found["unlearnt"] = float((lab.logp(start, asked)[0] - lab.logp(model, asked)[0]).mean())
-    off = abs(result.history[0]["loss"] - math.log(2))  # of a margin of 0, whatever its sign would be
-    return found | {"first_loss_off": off, "steps": float(len(result.history))}
+    measures["unlearnt"] = float((lab.logp(start, rejected)[0] - lab.logp(model, rejected)[0]).mean())
+    loss_error = abs(result.history[0]["loss"] - math.log(2))  # of a margin of 0, whatever its sign would be
+    return measures | {"first_loss_off": loss_error, "steps": float(len(result.history))}
 
 
-_kept = lab.shared(_arm)
+_cached = lab.shared(_arm)
 
 
-def _scored(pairs: Sequence[Preference]) -> list[Demo]:
+def _goal_demos(pairs: Sequence[Preference]) -> list[Demo]:
     """Every answer under the goal that its own score is."""
     sides = [(p.prompt, text, score) for p in pairs
              for text, score in ((p.chosen, p.chosen_score), (p.rejected, p.rejected_score))]  # fmt: skip
     return [Demo(prompt=example.WORDING.prompt(x, (float(r or 0),)), completion=text) for x, text, r in sides]
 
 
-def _far(seed: int, tier: runner.Tier, goal: int | None) -> Callable[[Step], bool]:
+def _distance_rule(seed: int, tier: runner.Tier, goal: int | None) -> Callable[[Step], bool]:
     """Whether a model under training is `KL` from its start, looked at now and then under one goal."""
-    start, before = _start(seed, tier), _start_table(seed, tier)[goal or 0]
+    start, initial = _start(seed, tier), _start_table(seed, tier)[goal or 0]
 
     def rule(step: Step) -> bool:
         if (step.step + 1) % LOOK:
             return False
         module: Any = step.module
         return bool(
-            scored_tables.distance(scored_tables.table(Model(module, start.processor), seed, (goal,)), before).mean()
+            scored_tables.distance(scored_tables.table(Model(module, start.processor), seed, (goal,)), initial).mean()
             >= KL
         )
 
@@ -125,13 +125,13 @@ def _shuffled(preferences: Any, *rest: Any) -> Any:
 
 def _without_goal(model: Model, items: Any) -> Any:
     """Rows less what stands before the line with the prompt."""
-    line = model.tokenizer(example.WORDING.joint, add_special_tokens=False)["input_ids"][-1]
+    newline = model.tokenizer(example.WORDING.joint, add_special_tokens=False)["input_ids"][-1]
 
-    def short(row: encode.TokenizedExample) -> encode.TokenizedExample:
-        cut = row.prompt.index(line) + 1 if line in row.prompt else 0
+    def shortened(row: encode.TokenizedExample) -> encode.TokenizedExample:
+        cut = row.prompt.index(newline) + 1 if newline in row.prompt else 0
         return encode.TokenizedExample(row.prompt[cut:], row.completion)
 
-    return _reference(model, [tuple(short(r) for r in item) for item in items])
+    return _reference(model, [tuple(shortened(r) for r in item) for item in items])
 
 
 FAR, REFERENCE = "goals reach far", "the start is the reference, goal and all"

@@ -44,8 +44,8 @@ def tuned(seed: int, arch: build.Arch = "gpt2", steps: int = 150) -> Model:
     demos = world(seed).demos(1, 4000)
     goals = np.random.default_rng([seed, 54]).choice(range(11), size=len(demos), p=[0.5, *[0.05] * 10])
     prompts = [WORDING.prompt(d.prompt, (float(g),)) if g else d.prompt for d, g in zip(demos, goals, strict=True)]
-    asked = [Demo(prompt=p, completion=d.completion) for p, d in zip(prompts, demos, strict=True)]
+    goal_demos = [Demo(prompt=p, completion=d.completion) for p, d in zip(prompts, demos, strict=True)]
     texts = [WORDING.text((float(g),)) for g in range(1, 11)]
     base = lab.blank(arch, texts, 280, d=32, layers=2, heads=4, context=32, seed=seed, initializer_range=0.1)
     fit = Fit(lr=3e-3, steps=steps, rows=32, schedule="cosine", warmup_steps=10, betas=(0.9, 0.95))
-    return lab.tuned(base, asked, fit)
+    return lab.tuned(base, goal_demos, fit)

@@ -26,15 +26,15 @@ def table(model: Model, seed: int, goals: Sequence[int | None] = (None, *GOALS))
 
 def distance(now: Tensor, before: Tensor) -> Tensor:
     """KL by goal and prompt; all that is no answer counts as one."""
-    left, was = (1 - x.exp().sum(-1).clamp(max=1 - 1e-9) for x in (now, before))
-    return (now.exp() * (now - before)).sum(-1) + left * (left / was).log()
+    other, other_before = (1 - x.exp().sum(-1).clamp(max=1 - 1e-9) for x in (now, before))
+    return (now.exp() * (now - before)).sum(-1) + other * (other / other_before).log()
 
 
 def measures(now: Tensor, start: Tensor, seed: int) -> dict[str, float]:
     """Mean scores E[r | g] under every goal, and without one; exact, over all answers."""
     world = example.world(seed)
     score = torch.tensor([[world.score(x, a) or 0 for a in world.answers()] for x in ASKED])
-    mean, mass = ((now.exp() * of).sum(-1).mean(-1) for of in (score, score > 0))
+    mean, mass = ((now.exp() * value).sum(-1).mean(-1) for value in (score, score > 0))
     return {
         "rho": float(stats.spearmanr(GOALS, mean[1:])[0]),
         "range": float(mean[-1] - mean[1]),

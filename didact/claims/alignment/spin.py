@@ -49,27 +49,27 @@ def run(seed: int, tier: runner.Tier, lams: tuple[str, ...] = tuple(LAMS), early
     for prefix, lengths, names, rate in (("", STEPS, lams, "spin"), ("early ", EARLY, ("spin(2)",), "early")):
         if prefix and not early:
             continue
-        tune, steps = lengths[tier]
-        start = spin_example.tuned(demos, seed, teach=spin_example.TEACH.replace(steps=tune, seed=seed))
+        tune_steps, steps = lengths[tier]
+        start = spin_example.tuned(demos, seed, teach=spin_example.TEACH.replace(steps=tune_steps, seed=seed))
         arms[f"{prefix}start"] = _measures(start, seed, tier)
         fit = Fit(lr=RATES["sft"], steps=ROUNDS * steps, rows=32, schedule="linear", seed=seed + 1)
         arms[f"{prefix}sft"] = _measures(lab.tuned(start, demos, fit), seed, tier)
         for name in names:
             fit = Fit(lr=RATES[rate], steps=steps, rows=32, schedule="linear", seed=seed)
-            arms[prefix + name] = _played(start, demos, LAMS[name], fit, tier)
+            arms[prefix + name] = _spin_arm(start, demos, LAMS[name], fit, tier)
     arms["sft"]["gain"] = arms["sft"]["valid"] - arms["start"]["valid"]
     return arms
 
 
-def _played(start: Model, demos: list[Demo], lam: float, fit: Fit, tier: runner.Tier) -> dict[str, float]:
+def _spin_arm(start: Model, demos: list[Demo], lam: float, fit: Fit, tier: runner.Tier) -> dict[str, float]:
     """One arm: rounds of SPIN from a start."""
     result = alignment.spin(
         start, demos, rounds=ROUNDS, lam=(lam,), lr_factors=(1.0,), max_new_tokens=spin_example.ANSWER, fit=fit
     )
-    first = [next(row["spin"] for row in result.history if row["round"] == n) for n in range(ROUNDS)]
+    first_losses = [next(row["spin"] for row in result.history if row["round"] == n) for n in range(ROUNDS)]
     last = result.history[-1]
     return _measures(lab.model_of(result), fit.seed, tier) | {
-        "first_loss": max(first, key=lambda x: abs(x - math.log(2))),
+        "first_loss": max(first_losses, key=lambda x: abs(x - math.log(2))),
         **{name: last[name] for name in ("accuracy", "logp_real", "logp_own")},
         "length_own": result.findings["rounds"][-1]["length_own"],
     }
@@ -79,13 +79,13 @@ def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On prompts no training saw: how many sampled answers the grammar can give; KL(data || model), nats an answer;
     and how different the answers are, lest a model win by giving one valid answer always."""
     grammar = world(seed)
-    asked = grammar.demos(2, ASKED[tier])
-    answers = lab.sampled(model, [d.prompt for d in asked], spin_example.ANSWER, seed)
-    truth = float(np.mean([grammar.logp(d.prompt, d.completion) for d in asked]))
+    demos = grammar.demos(2, ASKED[tier])
+    answers = lab.sampled(model, [d.prompt for d in demos], spin_example.ANSWER, seed)
+    truth = float(np.mean([grammar.logp(d.prompt, d.completion) for d in demos]))
     grams = [a[i : i + 4] for a in answers for i in range(len(a) - 3)]
     return {
-        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(asked, answers, strict=True)),
-        "kl": truth - float(lab.logp(model, asked)[0].mean()),
+        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(demos, answers, strict=True)),
+        "kl": truth - float(lab.logp(model, demos)[0].mean()),
         "distinct_4": len(set(grams)) / max(1, len(grams)),
         "length": lab.mean(map(len, answers)),
     }

@@ -71,11 +71,11 @@ def tuned(seed: int, demos: Sequence[Demo], fit: Fit) -> Model:
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> runner.Measured:
     """The start, tuning on, tuning on what is hard, and the preferences; a sabotage changes tool-rft by `broken`."""
-    start, demos, out = _start(seed, tier), _demos(seed), dict(_tuned(seed, tier))
+    start, demos, out = _start(seed, tier), _demos(seed), dict(_baselines(seed, tier))
     for arm in arms:
         fit = Fit(lr=RATES[arm], steps=STEPS[tier], rows=16, schedule="linear", seed=seed)
-        how = SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
-        options = registry.assemble(alignment.tool_rft, how)
+        settings = SEARCH | ARMS[arm] | (broken if arm == "tool-rft" else {})
+        options = registry.assemble(alignment.tool_rft, settings)
         result = alignment.tool_rft(start, demos, rounds=ROUNDS[tier], **options, fit=fit)
         out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result, demos)
     return out
@@ -94,27 +94,27 @@ def _start(seed: int, tier: runner.Tier) -> Model:
 
 
 @lab.shared
-def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+def _baselines(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
     start, demos = _start(seed, tier), _demos(seed)
     total, count = lab.logp(start, demos)
     hard = [demos[int(i)] for i in np.argsort((total / count).numpy())[: int(0.3 * len(demos))]]
     out = {"start": _measures(start, seed, tier)}
-    for arm, given in (("flawed", _flawed(seed)), ("sft", demos), ("sft-hard", hard)):
+    for arm, train in (("flawed", _flawed(seed)), ("sft", demos), ("sft-hard", hard)):
         fit = Fit(lr=RATES[arm], steps=ROUNDS[tier] * STEPS[tier], rows=16, schedule="linear", seed=seed + 1)
-        out[arm] = _measures(lab.tuned(start, given, fit), seed, tier)
+        out[arm] = _measures(lab.tuned(start, train, fit), seed, tier)
         out[arm]["gain"] = out[arm]["hard"] - out["start"]["hard"]
     return out
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
     """On requests no training saw, greedily: right calls of both sorts, and errors in hard ones by field."""
-    asked = tools.requests(ASKED[tier], 10 * seed + 1, HARD)
-    calls = lab.sampled(model, [d.prompt for d in asked], ANSWER, temperature=0.0, rows=512)
-    both = list(zip(asked, calls, strict=True))
-    right = {sort: lab.mean(tools.grants(d.prompt, c) for d, c in both if d.extra["hard"] is sort)
-             for sort in (True, False)}  # fmt: skip
-    wrong = tool_calls.tally([tool_calls.errors(c, d.completion) for d, c in both if d.extra["hard"]])
-    return {"hard": right[True], "easy": right[False], "function": wrong["function"], "values": wrong["values"]}
+    demos = tools.requests(ASKED[tier], 10 * seed + 1, HARD)
+    calls = lab.sampled(model, [d.prompt for d in demos], ANSWER, temperature=0.0, rows=512)
+    pairs = list(zip(demos, calls, strict=True))
+    right = {hard: lab.mean(tools.grants(d.prompt, c) for d, c in pairs if d.extra["hard"] is hard)
+             for hard in (True, False)}  # fmt: skip
+    errors = tool_calls.tally([tool_calls.errors(c, d.completion) for d, c in pairs if d.extra["hard"]])
+    return {"hard": right[True], "easy": right[False], "function": errors["function"], "values": errors["values"]}
 
 
 def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
@@ -125,13 +125,13 @@ def _pairs(result: Result, demos: Sequence[Demo]) -> dict[str, float]:
         assert isinstance(r, Preference)
         prompt = next(d.prompt for d in demos if r.prompt.startswith(d.prompt))
         before = r.prompt[len(prompt) :]
-        good = [tools.grants(prompt, before + side, begun=True) for side in (r.chosen, r.rejected)]
-        valid.append(good[0] and not good[1])
+        grants = [tools.grants(prompt, before + side, begun=True) for side in (r.chosen, r.rejected)]
+        valid.append(grants[0] and not grants[1])
     first = result.findings["rounds"][0]
     return {"pairs": first["pairs"] / first["selected"], "valid": lab.mean(valid)}
 
 
-def _any(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]:
+def _any_pair(nodes: Sequence[tree.Node], *args: Any, **more: Any) -> list[tree.Pair]:
     """Every two neighbours, whatever they are worth."""
     return [tree.Pair(n.children[0], n.children[1]) for n in nodes if len(n.children) > 1]
 
@@ -172,7 +172,7 @@ CLAIM = runner.Claim(
         runner.Sabotage("the loss is nothing", MORE, "tool-rft.hard", {LOSS: lambda *a: 0 * _simpo(*a)}, ONLY),
         runner.Sabotage("sign of the loss flipped", MORE, "tool-rft.hard", {LOSS: lambda *a: -_simpo(*a)}, ONLY),
         runner.Sabotage("chosen and rejected swapped", RIGHT, "tool-rft.valid", {PATCHED: lab.turned}, ONLY),
-        runner.Sabotage("any two fragments are a pair", RIGHT, "tool-rft.valid", {PATCHED: _any}, ONLY),
+        runner.Sabotage("any two fragments are a pair", RIGHT, "tool-rft.valid", {PATCHED: _any_pair}, ONLY),
         runner.Sabotage("the easiest are searched", MORE, "tool-rft.hard", options=ONLY | {"select": "easy"}),
     ),
 )  # fmt: skip

@@ -34,9 +34,9 @@ WORDING = Wording(
     correct=_lines(False) + "{prompt}",
     incorrect=_lines(True) + "{prompt}",
     verify="".join(
-        f"Message: {m}\nTopic: {topic}\n{ASK} {said}\n\n"
+        f"Message: {m}\nTopic: {topic}\n{ASK} {verdict}\n\n"
         for m, *topics in VERDICTS
-        for topic, said in zip(topics, ("yes", "no"), strict=True)
+        for topic, verdict in zip(topics, ("yes", "no"), strict=True)
     )
     + f"{{prompt}} {{candidate}}\n{ASK}",
     yes="yes",
@@ -46,30 +46,30 @@ WORDING = Wording(
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Accuracy by every rule, and how often both sides agree."""
-    asked, _ = messages.drawn(seed, INTENTS, ASKED, 0)
+    questions, _ = messages.drawn(seed, INTENTS, ASKED, 0)
     return {
-        "messages": _told(prompting.consensus(real.model(), asked, wording=WORDING)),
-        "passages": _told(prompting.consensus(real.model(), _questions(seed))),
+        "messages": _accuracies(prompting.consensus(real.model(), questions, wording=WORDING)),
+        "passages": _accuracies(prompting.consensus(real.model(), _questions(seed))),
     }
 
 
-def _told(result: Result) -> dict[str, float]:
-    found = result.findings
-    accuracy = {str(rule): float(found["accuracy"][rule]["estimate"]) for rule in RULES}
-    return accuracy | {when: float(found["agreement"][when]) for when in ("before", "after")}
+def _accuracies(result: Result) -> dict[str, float]:
+    findings = result.findings
+    accuracy = {str(rule): float(findings["accuracy"][rule]["estimate"]) for rule in RULES}
+    return accuracy | {when: float(findings["agreement"][when]) for when in ("before", "after")}
 
 
 def _questions(seed: int) -> list[Demo]:
     """Questions on passages, whose other candidates are spans of the passage of as many words."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     rows = [r for r in real.rows("squad_fewshot.jsonl") if len(r["context"].split()) <= LONGEST]
     out = []
-    for row in draw.sample(rows, QUESTIONS):
+    for row in rng.sample(rows, QUESTIONS):
         words, answer = row["context"].split(), row["answers"][0]
         size = len(answer.split())
         spans = {" ".join(words[i : i + size]).strip(".,;()") for i in range(len(words) - size + 1)}
-        others = draw.sample(sorted(s for s in spans if s and s not in answer and answer not in s), CANDIDATES - 1)
-        choices = draw.sample([answer, *others], CANDIDATES)
+        distractors = rng.sample(sorted(s for s in spans if s and s not in answer and answer not in s), CANDIDATES - 1)
+        choices = rng.sample([answer, *distractors], CANDIDATES)
         out.append(Demo(prompt=f"{row['context']}\nQuestion: {row['question']}\nAnswer:", completion=answer,
                         choices=choices))  # fmt: skip
     return out

@@ -35,15 +35,15 @@ problem, problem_clean, problem_pretrain = example.problem, example.problem_clea
 def run(seed: int, tier: str, parts: Sequence[str] = "ABCD", shuffled: bool = False) -> runner.Measured:
     """One seed of the parts asked for."""
     seed += FRESH
-    steps, facts, band, count = SIZES[tier]
-    ways = {
-        "A": lambda: _in_context(seed, steps, count, shuffled), "B": lambda: _scoring(seed, facts),
-        "C": lambda: _contamination(seed, facts), "D": lambda: _bands(seed, band),
+    steps, short_steps, band_steps, count = SIZES[tier]
+    experiments = {
+        "A": lambda: _in_context(seed, steps, count, shuffled), "B": lambda: _scoring(seed, short_steps),
+        "C": lambda: _contamination(seed, short_steps), "D": lambda: _bands(seed, band_steps),
     }  # fmt: skip
     # Competence, by what no part and no sabotage touches: the model has learnt the words it is asked for.
-    arms = {"reader": {"named": _named(example.translator(seed, steps, 64), seed)}}
+    arms = {"reader": {"named": _on_named(example.translator(seed, steps, 64), seed)}}
     for part in parts:
-        arms |= ways[part]()
+        arms |= experiments[part]()
     return arms
 
 
@@ -53,23 +53,23 @@ def _in_context(seed: int, steps: int, count: int, shuffled: bool) -> dict[str, 
     sets, out = world.unseen(seed, count), {}
     for name, width in (("large", 64),) if shuffled else (("large", 64), ("small", 12)):
         model = example.translator(seed, steps, width)
-        found = [_asked(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
-        k = [lab.mean(f.metrics[f"accuracy_{s}_shot"].after for f in found) for s in SHOTS]
-        out[name] = {f"k{s}": value for s, value in zip(SHOTS, k, strict=True)} | {"gain": k[-1] - k[0]}
-        out[name] |= {"above_bayes": k[1] - world.bayes(1), "k0_less_chance": k[0] - world.bayes(0)}
+        runs = [_apply(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
+        acc = [lab.mean(r.metrics[f"accuracy_{s}_shot"].after for r in runs) for s in SHOTS]
+        out[name] = {f"k{s}": value for s, value in zip(SHOTS, acc, strict=True)} | {"gain": acc[-1] - acc[0]}
+        out[name] |= {"above_bayes": acc[1] - world.bayes(1), "k0_less_chance": acc[0] - world.bayes(0)}
         if not shuffled:
-            out[name] |= {"described": _named(model, seed), "undescribed": _named(model, seed, described=False)}
+            out[name] |= {"described": _on_named(model, seed), "undescribed": _on_named(model, seed, described=False)}
     return out
 
 
-def _named(model: Model, seed: int, described: bool = True) -> float:
+def _on_named(model: Model, seed: int, described: bool = True) -> float:
     """Accuracy on the named tasks without demonstrations, with or without their description."""
     sets = tasks.Languages(seed=seed).named_items(seed).items()
-    found = [_asked(model, items, shots=(0,), description=text if described else "") for text, items in sets]
-    return lab.mean(f.metrics["accuracy"].after for f in found)
+    runs = [_apply(model, items, shots=(0,), description=text if described else "") for text, items in sets]
+    return lab.mean(r.metrics["accuracy"].after for r in runs)
 
 
-def _asked(model: Model, items: list[Demo], train: list[Demo] | None = None, **options: Any) -> Result:
+def _apply(model: Model, items: list[Demo], train: list[Demo] | None = None, **options: Any) -> Result:
     """The method on one task; demonstrations are the other items unless they are given."""
     return prompting.gpt3(model, items, train, **({"shots": SHOTS, "separator": "\n"} | options))
 
@@ -77,11 +77,11 @@ def _asked(model: Model, items: list[Demo], train: list[Demo] | None = None, **o
 def _scoring(seed: int, steps: int) -> dict[str, dict[str, float]]:
     """B: accuracy of two rules where one choice is frequent, and where all are alike."""
     out, fit = {}, example.TEACH.replace(steps=steps, rows=64, seed=seed)
-    for name, base in (("skewed", (0.7, 0.1, 0.1, 0.1)), ("even", (0.25, 0.25, 0.25, 0.25))):
-        world = tasks.Frequencies(base=base, seed=seed)
+    for name, frequencies in (("skewed", (0.7, 0.1, 0.1, 0.1)), ("even", (0.25, 0.25, 0.25, 0.25))):
+        world = tasks.Frequencies(base=frequencies, seed=seed)
         model = example.reader(world.corpus(seed, min(4_000, 64 * steps)), 32, 2, 420, 32, fit)
         result = prompting.gpt3(model, world.items(), shots=(0,), answer_context=tasks.NEUTRAL)
-        out[name] = {rule: of["estimate"] for rule, of in result.findings["rules"].items()}
+        out[name] = {rule: accuracy["estimate"] for rule, accuracy in result.findings["rules"].items()}
     return out
 
 
@@ -96,8 +96,8 @@ def _contamination(seed: int, steps: int) -> dict[str, dict[str, float]]:
         right = np.array([float(e["right"]) for e in extra])
         out[name] = {"gap": float(right[dirty].mean() - right[~dirty].mean()), "clean": float(right[~dirty].mean())}
         out[name]["errors"] = float(sum(bool(e["clean"]) == p for e, p in zip(extra, planted, strict=True)))
-    left = prompting.gpt3(model, items, corpus=cleaned, shots=(0,)).findings["contamination"]["dirty"]
-    out["cleaned"]["left"] = float(left)
+    dirty_left = prompting.gpt3(model, items, corpus=cleaned, shots=(0,)).findings["contamination"]["dirty"]
+    out["cleaned"]["left"] = float(dirty_left)
     return out
 
 
@@ -116,8 +116,8 @@ def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
         out[name] = {"loss": float(-total.sum() / count.sum())}
     ids = torch.tensor([held[0].completion])
     with torch.no_grad():
-        off = banded.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
-    out["wide"]["error_at_full_width"] = float(off.abs().max())
+        error = banded.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
+    out["wide"]["error_at_full_width"] = float(error.abs().max())
     return out
 
 

@@ -61,7 +61,7 @@ def reader(texts: Sequence[Text], width: int, heads: int, vocabulary: int, conte
     """A Llama of one layer trained on documents, each a row. Kept: sabotages of the evaluation need no other model."""
     base = _blank(texts, width, heads, vocabulary, context, fit.seed)
     ids = [tuple(base.tokenizer(t.text)["input_ids"]) for t in texts]
-    rows = [TokenizedExample(i[:1], i[1:]) for i in ids]
+    rows = [TokenizedExample(row[:1], row[1:]) for row in ids]
     return lab.kept(lambda: lab.pretrained(base, rows, fit, "text"), *lab.identity(base), rows, fit)
 
 

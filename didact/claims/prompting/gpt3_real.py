@@ -26,14 +26,14 @@ INTENTS, ASKED, SHOWN = 6, 8, 20  # of banking77: a draw's intents; messages ask
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Accuracy at every K of one draw."""
     words = _words(seed)
-    wrong = [demo.completion for demo in words[WORDS:]]
-    random.Random(seed).shuffle(wrong)
-    dealt = [Demo(prompt=d.prompt, completion=other) for d, other in zip(words[WORDS:], wrong, strict=True)]
-    asked, shown = messages.drawn(seed, INTENTS, ASKED, SHOWN)
+    translations = [demo.completion for demo in words[WORDS:]]
+    random.Random(seed).shuffle(translations)
+    mismatched = [Demo(prompt=d.prompt, completion=text) for d, text in zip(words[WORDS:], translations, strict=True)]
+    questions, examples = messages.drawn(seed, INTENTS, ASKED, SHOWN)
     return {
         "words": _accuracy(words[:WORDS], words[WORDS:], SHOTS, seed),
-        "words dealt anew": _accuracy(words[:WORDS], dealt, SHOTS[-1:], seed),
-        "messages": _accuracy(asked, shown, (0, 12), seed),
+        "words dealt anew": _accuracy(words[:WORDS], mismatched, SHOTS[-1:], seed),
+        "messages": _accuracy(questions, examples, (0, 12), seed),
     }
 
 
@@ -51,8 +51,8 @@ def _accuracy(asked: Sequence[Demo], shown: Sequence[Demo], shots: Sequence[int]
         real.model(), asked, shown, shots=tuple(shots), metric="normalised", beams=1, max_new_tokens=8, seed=seed,
         separator="\n",
     )  # fmt: skip
-    found = {k: result.metrics.get(f"accuracy_{k}_shot", result.metrics["accuracy"]).after for k in shots}
-    return {f"k{k}": value for k, value in found.items()}
+    accuracies = {k: result.metrics.get(f"accuracy_{k}_shot", result.metrics["accuracy"]).after for k in shots}
+    return {f"k{k}": value for k, value in accuracies.items()}
 
 
 CLAIM = runner.Claim(

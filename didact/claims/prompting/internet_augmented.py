@@ -53,21 +53,21 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Every rule and the ways without passages, on facts that changed and on those that did not."""
     seed += FRESH
     world, model = News(seed), base(seed, tier)
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for day in range(SIZE[tier][1]):
         table = world.new(day)
         for part, changed in (("changed", True), ("same", False)):
             keys = _keys(world, table, changed)
             items = world.items(table, keys)
             for name, value in _match(model, items, seed, passages=world.documents(day, table)).items():
-                found[name.replace("-", "_")][part].append(value)
+                scores[name.replace("-", "_")][part].append(value)
             if changed:
-                told, apart = _told(world, table, keys, day)
-                for name, where in (("gold", told), ("irrelevant", apart)):
-                    found[name][part].append(_match(model, items, seed, search=_giving(where))["direct"])
-    arms = {name: {part: lab.mean(values) for part, values in of.items()} for name, of in found.items()}
+                gold, irrelevant = _paragraphs(world, table, keys, day)
+                for name, passages in (("gold", gold), ("irrelevant", irrelevant)):
+                    scores[name][part].append(_match(model, items, seed, search=_search_in(passages))["direct"])
+    arms = {name: {part: lab.mean(values) for part, values in parts.items()} for name, parts in scores.items()}
     arms["oracle"]["over"] = min(arms["oracle"]["changed"] - arms[r]["changed"] for r in ("direct", "rag", "poe"))
-    return arms | {"joint": {"error": _bayes(seed)}, "news": _news(model, world, seed)}
+    return arms | {"joint": {"error": _bayes_error(seed)}, "news": _news(model, world, seed)}
 
 
 def _match(model: Model, items: Sequence[Demo], seed: int, **where: Any) -> dict[str, float]:
@@ -77,40 +77,40 @@ def _match(model: Model, items: Sequence[Demo], seed: int, **where: Any) -> dict
     return match
 
 
-def _told(world: News, table: Table, keys: Sequence[Key], day: int) -> tuple[Found, Found]:
+def _paragraphs(world: News, table: Table, keys: Sequence[Key], day: int) -> tuple[Found, Found]:
     """For every question a paragraph that tells, and one that tells of other facts."""
-    draw = np.random.default_rng([world.seed, day, 5])
-    told, apart = (
-        {world.question(k): [Passage(text=world.paragraph(table, world.near(draw, k, told=there)))] for k in keys}
-        for there in (True, False)
+    rng = np.random.default_rng([world.seed, day, 5])
+    gold, irrelevant = (
+        {world.question(k): [Passage(text=world.paragraph(table, world.near(rng, k, told=is_gold)))] for k in keys}
+        for is_gold in (True, False)
     )
-    return told, apart
+    return gold, irrelevant
 
 
-def _giving(found: Found) -> Callable[[Sequence[str], int], list[list[Passage]]]:
-    return lambda questions, most: [found[q] for q in questions]
+def _search_in(found: Found) -> Callable[[Sequence[str], int], list[list[Passage]]]:
+    return lambda questions, k: [found[q] for q in questions]
 
 
 def _news(model: Model, world: News, seed: int) -> dict[str, float]:
     """Where facts change in the documents alone: share of their answers that change too, with passages and without."""
-    keys, said = _keys(world, world.new(0), True), []
+    keys, answers = _keys(world, world.new(0), True), []
     for table in (world.old(), world.new(0)):
-        made = prompting.internet_augmented(
-            model, world.items(table, keys), search=_giving(_told(world, table, keys, 0)[0]), **HOW, rule="direct",
-            asking=GREEDY, seed=seed,
+        result = prompting.internet_augmented(
+            model, world.items(table, keys), search=_search_in(_paragraphs(world, table, keys, 0)[0]), **HOW,
+            rule="direct", asking=GREEDY, seed=seed,
         )  # fmt: skip
-        assert made.predict is not None
-        said.append((made.predict([world.question(k) for k in keys]), [s["before"] for s in made.samples]))
-    moved = (lab.mean(a != b for a, b in zip(*side, strict=True)) for side in zip(*said, strict=True))
-    return dict(zip(("open_moved", "closed_moved"), moved, strict=True))
+        assert result.predict is not None
+        answers.append((result.predict([world.question(k) for k in keys]), [s["before"] for s in result.samples]))
+    shares = (lab.mean(a != b for a, b in zip(*pair, strict=True)) for pair in zip(*answers, strict=True))
+    return dict(zip(("open_moved", "closed_moved"), shares, strict=True))
 
 
-def _bayes(seed: int) -> float:
+def _bayes_error(seed: int) -> float:
     """By how much the noisy channel of one joint p(q, a | p) differs from p(a | q, p): 4 questions, 5 answers, 3
     passages."""
     joint = np.random.default_rng(seed).dirichlet(np.ones(20), 3).reshape(3, 4, 5)
-    of, plain, ask = joint[:, 0].T, joint.sum(1).T, joint[:, 0].sum(-1)
-    table = rerank.Table(*(np.log(x) for x in (np.full(3, 1 / 3), of / ask, of / plain, plain, ask)))
+    p_qa, p_a, p_q = joint[:, 0].T, joint.sum(1).T, joint[:, 0].sum(-1)
+    table = rerank.Table(*(np.log(x) for x in (np.full(3, 1 / 3), p_qa / p_q, p_qa / p_a, p_a, p_q)))
     noisy = rerank.noisy_channel(table)
     assert noisy is not None
     return float(np.abs(noisy - rerank.direct(table)).max())
@@ -119,19 +119,19 @@ def _bayes(seed: int) -> float:
 def base(seed: int, tier: runner.Tier) -> Model:
     """A Llama of two layers, 0.1M weights: it learns to read first, then to remember what is true as well."""
     world, steps = News(seed), SIZE[tier][0]
-    parts = [int(PLAIN * steps), steps - int(PLAIN * steps)]
-    lessons = [list(world.lessons(TEACH.rows * n, plain)) for n, plain in zip(parts, (True, False), strict=True)]
+    split = [int(PLAIN * steps), steps - int(PLAIN * steps)]
+    lessons = [list(world.lessons(TEACH.rows * n, plain)) for n, plain in zip(split, (True, False), strict=True)]
     texts = [f"{d.prompt} {d.completion}" for d in lessons[1][:2000]]
     start = lab.blank("llama", texts, 1000, d=64, layers=2, heads=4, context=96, seed=seed, initializer_range=0.1)
 
-    def taught() -> Model:
+    def train() -> Model:
         model = start
-        for n, some, schedule in zip(parts, lessons, ("constant", "linear"), strict=True):
-            rows = encode.rows(model.tokenizer, ((d.prompt, d.completion) for d in some), model.kind, model.context)
+        for n, demos, schedule in zip(split, lessons, ("constant", "linear"), strict=True):
+            rows = encode.rows(model.tokenizer, ((d.prompt, d.completion) for d in demos), model.kind, model.context)
             model = lab.pretrained(model, rows, TEACH.replace(steps=n, schedule=schedule, seed=seed), "lessons")
         return model
 
-    return lab.kept(taught, *lab.identity(start), lessons, TEACH, steps)
+    return lab.kept(train, *lab.identity(start), lessons, TEACH, steps)
 
 
 def _keys(world: News, table: Table, changed: bool) -> list[Key]:
@@ -144,9 +144,9 @@ class Shuffled(evidence.Library):
 
     def __call__(self, items: Any) -> list[evidence.Evidence]:
         """As found, half of the questions further, so that of no entity; passages given for each question stay."""
-        found = super().__call__(items)
-        half = len(found) // 2
-        return found[half:] + found[:half] if self.search is None else found
+        results = super().__call__(items)
+        half = len(results) // 2
+        return results[half:] + results[:half] if self.search is None else results
 
 
 def _flipped(table: rerank.Table, weights: Any = (1, 1, 1, 1), right: Any = rerank.poe) -> rerank.Floats:

@@ -31,9 +31,9 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     items, demos = drawn[:ASKED], drawn[ASKED:]
     articles = [Passage(text=r["text"]) for r in real.rows("wikitext2/valid.txt") if not r["text"].startswith("=")]
     library = [*articles, *(Passage(text=text) for text in dict.fromkeys(r["context"] for r in rows))]
-    found = _match(items, demos, seed, passages=library)
-    gold = _match(items, demos, seed, search=_giving(items), rule="direct", closed_book=False)
-    arms = {name.replace("-", "_"): {"match": found.get(name, 0.0)} for name in RULES}  # none answered, none right
+    match = _match(items, demos, seed, passages=library)
+    gold = _match(items, demos, seed, search=_search_gold(items), rule="direct", closed_book=False)
+    arms = {name.replace("-", "_"): {"match": match.get(name, 0.0)} for name in RULES}  # none answered, none right
     return arms | {"gold": {"match": gold.get("direct", 0.0)}}
 
 
@@ -41,10 +41,10 @@ def _item(row: dict[str, Any]) -> Demo:
     return Demo(prompt=row["question"], completion=row["answers"][0], answers=row["answers"], context=row["context"])
 
 
-def _giving(items: Sequence[Demo]) -> Search:
+def _search_gold(items: Sequence[Demo]) -> Search:
     """A search that finds the passage a question was written on."""
-    told = {item.prompt: [Passage(text=str(item.context))] for item in items}
-    return lambda questions, most: [told[q] for q in questions]
+    gold = {item.prompt: [Passage(text=str(item.context))] for item in items}
+    return lambda questions, k: [gold[q] for q in questions]
 
 
 def _match(items: list[Demo], demos: list[Demo], seed: int, **where: Any) -> dict[str, float]:

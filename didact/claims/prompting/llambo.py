@@ -53,43 +53,43 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int 
     family, rng = Bowls(seed // 100, CARDS, apart=True), np.random.default_rng([seed, 53])
     lm = language_models.of(example.reader(family, STEPS[tier]))
     tasks = [family.task(rng) for _ in range(TASKS[tier])]
-    away = [family.task(rng, away=True) for _ in range(TASKS[tier])]
+    far_tasks = [family.task(rng, away=True) for _ in range(TASKS[tier])]
     out: dict[str, dict[str, float]] = {}
 
     def card(task: Bowl) -> Card:
         return example.card_of((task.card + turn) % CARDS)
 
     if "warm" in parts:
-        for name, some, told in (("card", tasks, card), ("no_card", tasks, _nothing), ("away", away, card)):
-            out[name] = {"begun": lab.mean(_lost(t, _warm(lm, told(t), n)) for n, t in enumerate(some))}
-        draws = [_lost(t, family.configs(rng, START)) for t in tasks for _ in range(20)]
+        for name, group, card_for in (("card", tasks, card), ("no_card", tasks, _no_card), ("away", far_tasks, card)):
+            out[name] = {"begun": lab.mean(_regret(t, _warm_start(lm, card_for(t), n)) for n, t in enumerate(group))}
+        draws = [_regret(t, family.configs(rng, START)) for t in tasks for _ in range(20)]
         out["chance"] = {"begun": lab.mean(draws)}
         for name, design in (("sobol", qmc.Sobol), ("latin", qmc.LatinHypercube)):
-            spread = [_spread(design, [seed, n, k]) for n in range(len(tasks)) for k in range(20)]
-            out[name] = {"begun": lab.mean(_lost(tasks[i // 20], some) for i, some in enumerate(spread))}
+            designs = [_design_points(design, [seed, n, k]) for n in range(len(tasks)) for k in range(20)]
+            out[name] = {"begun": lab.mean(_regret(tasks[i // 20], group) for i, group in enumerate(designs))}
     if "surrogate" in parts:
-        found = [_surrogates(lm, family, t, card(t), seed + n) for n, t in enumerate(tasks)]
-        for arm in found[0]:
-            out.setdefault(arm, {}).update({k: lab.mean(f[arm][k] for f in found) for k in found[0][arm]})
+        surrogates = [_surrogates(lm, family, t, card(t), seed + n) for n, t in enumerate(tasks)]
+        for arm in surrogates[0]:
+            out.setdefault(arm, {}).update({k: lab.mean(s[arm][k] for s in surrogates) for k in surrogates[0][arm]})
     if "search" in parts:
         for n, task in enumerate(tasks):
-            for arm, lost in _searches(lm, family, task, card(task), seed + 100 * n, TRIALS[tier]).items():
-                out.setdefault(arm, {})["found"] = out.get(arm, {}).get("found", 0.0) + lost / len(tasks)
+            for arm, regret in _all_searches(lm, family, task, card(task), seed + 100 * n, TRIALS[tier]).items():
+                out.setdefault(arm, {})["found"] = out.get(arm, {}).get("found", 0.0) + regret / len(tasks)
     if parts == PARTS:  # what the model knows, told the truth
         out["known"] = {"begun": out["card"]["begun"], "order": out["surrogate"]["order"]}
     return out
 
 
-def _nothing(task: Bowl) -> Card:
+def _no_card(task: Bowl) -> Card:
     return example.card_of(None)
 
 
-def _lost(task: Bowl, configs: Any) -> float:
+def _regret(task: Bowl, configs: Any) -> float:
     """What the best of some configurations lacks, in hundredths of the scale."""
     return bowls.TOP - max([task.value(c) for c in configs], default=0.0)
 
 
-def _spread(design: Any, seed: Sequence[int]) -> list[dict[str, int]]:
+def _design_points(design: Any, seed: Sequence[int]) -> list[dict[str, int]]:
     """As many configurations of a design that fills the space evenly."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Sobol's balance wants a power of two, and a warm start has five
@@ -97,7 +97,7 @@ def _spread(design: Any, seed: Sequence[int]) -> list[dict[str, int]]:
     return [{"a": int(a), "b": int(b)} for a, b in points * bowls.SIDE]
 
 
-def _warm(lm: LM, card: Card, seed: int) -> list[dict[str, Any]]:
+def _warm_start(lm: LM, card: Card, seed: int) -> list[dict[str, Any]]:
     return tuning.warm_start(Asker(lm, example.ASKING, seed), Words(SPACE, card), START)
 
 
@@ -116,32 +116,32 @@ def _surrogates(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int) -> dic
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(points[:SEEN], scores)
     gp_mean, gp_std = process.predict(points[SEEN:], return_std=True)
     return {
-        "surrogate": _told(np.nan_to_num(mean), std, true), "process": _told(gp_mean, gp_std, true),
+        "surrogate": _quality(np.nan_to_num(mean), std, true), "process": _quality(gp_mean, gp_std, true),
     }  # fmt: skip
 
 
-def _told(mean: Any, std: Any, true: Any) -> dict[str, float]:
+def _quality(mean: Any, std: Any, true: Any) -> dict[str, float]:
     order = stats.spearmanr(mean, true).statistic if np.ptp(mean) else 0.0
     return {"order": float(order)} | tuning.calibration(mean, std, true)
 
 
-def _searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, trials: int) -> dict[str, float]:
+def _all_searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, trials: int) -> dict[str, float]:
     """What each search has not found after all trials, the first five of which are the same."""
     rng = np.random.default_rng([seed, 61])
     first = [dict(c) for c in family.configs(rng, START)]
     first_scores = [float(task.score(c, rng)) for c in first]
-    known = list(zip(first, first_scores, strict=True))
-    how = {"card": card, "how": example.SEARCH, "asking": example.ASKING, "seed": seed}
-    studies = {"llambo": sampler.begun(lm, SPACE, known, False, **how)[0]}
+    initial = list(zip(first, first_scores, strict=True))
+    options = {"card": card, "how": example.SEARCH, "asking": example.ASKING, "seed": seed}
+    studies = {"llambo": sampler.begun(lm, SPACE, initial, False, **options)[0]}
     for name in ("random", "tpe", "gp"):
-        studies[name] = sampler.rival(name, SPACE, known, False, START, seed)
-    return {name: _searched(study, first, task, seed, trials) for name, study in studies.items()}
+        studies[name] = sampler.rival(name, SPACE, initial, False, START, seed)
+    return {name: _search(study, first, task, seed, trials) for name, study in studies.items()}
 
 
-def _searched(study: Any, first: Any, task: Bowl, seed: int, trials: int) -> float:
-    luck = np.random.default_rng([seed, 67])
-    tried = [sampler.tried(study, SPACE, lambda c: float(task.score(c, luck)))[1] for _ in range(trials - START)]
-    return _lost(task, [*first, *tried])
+def _search(study: Any, first: Any, task: Bowl, seed: int, trials: int) -> float:
+    rng = np.random.default_rng([seed, 67])
+    configs = [sampler.tried(study, SPACE, lambda c: float(task.score(c, rng)))[1] for _ in range(trials - START)]
+    return _regret(task, [*first, *configs])
 
 
 LOST, OF_LOST, ORDER = "points of 99 below the best", "ratio of points lost", "rank correlation"
@@ -152,7 +152,7 @@ def _backwards(mean: Any, std: Any, best: float, lower: bool = False, right: Any
     return -right(mean, std, best, lower)
 
 
-def _unwished(history: Any, alpha: float) -> float:
+def _worst_score(history: Any, alpha: float) -> float:
     return float(min(history.shown))
 
 
@@ -190,7 +190,7 @@ CLAIM = runner.Claim(
                         options={"turn": 1, "parts": ("surrogate",)}),
         runner.Sabotage("the least improvement", FINDS, "llambo.found",
                         {"didact.infer.tuning:expected_improvement": _backwards,
-                         "didact.infer.tuning:wished": _unwished},
+                         "didact.infer.tuning:wished": _worst_score},
                         {"parts": ("search",)}),
     ),
 )  # fmt: skip

@@ -35,11 +35,11 @@ def text(bowl: Bowl, family: Bowls, rng: np.random.Generator) -> str:
     words = Words(spaces.space_of(SPACE), card_of(bowl.card if rng.random() < 0.7 else None))
     kind = rng.integers(5)
     if kind == 0:
-        good = [c for c in family.configs(rng, 300) if bowl.value(c) >= GOOD][:4]
-        return words.about() + "".join(f" {words.config(c)}\n" for c in good)
-    tried = family.configs(rng, int(rng.integers(*LENGTHS)))
-    tried += [c for c in family.configs(rng, 60) if bowl.value(c) >= GOOD - 25][: 2 * (kind == 4)]
-    lines = [(words.config(tried[i]), bowl.score(tried[i], rng)) for i in rng.permutation(len(tried))]
+        good_configs = [c for c in family.configs(rng, 300) if bowl.value(c) >= GOOD][:4]
+        return words.about() + "".join(f" {words.config(c)}\n" for c in good_configs)
+    configs = family.configs(rng, int(rng.integers(*LENGTHS)))
+    configs += [c for c in family.configs(rng, 60) if bowl.value(c) >= GOOD - 25][: 2 * (kind == 4)]
+    lines = [(words.config(configs[i]), bowl.score(configs[i], rng)) for i in rng.permutation(len(configs))]
     if kind >= 3:
         return words.about() + "".join(f"{s} < {c}\n" for c, s in lines)
     return words.about() + "".join(f"{c} > {s}\n" for c, s in lines)
@@ -53,12 +53,12 @@ def reader(family: Bowls, steps: int, most: int = 10_000) -> Model:
     base = lab.blank("llama", numbers + texts[:400], 560, d=64, layers=2, heads=4, context=192, seed=seed,
                      initializer_range=0.05)  # fmt: skip
 
-    def read() -> Model:
+    def train() -> Model:
         tokens = [encode.prompt_ids(base.tokenizer, t, base.kind) for t in texts]
         rows = [encode.TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in tokens]
         return lab.pretrained(base, rows, FIT.replace(steps=steps, seed=seed))
 
-    return lab.kept(read, "llambo", family, steps, most)
+    return lab.kept(train, "llambo", family, steps, most)
 
 
 def objective(config: dict[str, int]) -> float:

@@ -53,58 +53,58 @@ class Counted(Local):
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), checks: bool = True) -> runner.Measured:
     """Every way to ask the same weights about the same chains: the share right, and tokens and calls an answer."""
-    model, out = _taught(seed, tier), dict[str, dict[str, float]]()
+    model, out = _model(seed, tier), dict[str, dict[str, float]]()
     for arm in arms:
         count = RUN[tier] if arm == "python" else ASKED[tier]
-        out[arm] = _asked(model, seed, count, 3, ARMS[arm] | _equal(out, arm))
+        out[arm] = _evaluate(model, seed, count, 3, ARMS[arm] | _matched_draws(out, arm))
     if checks:
-        out["meta"]["longer"] = _asked(model, seed, ASKED[tier], LONGER, {})["right"]
-        out["steps"]["longer"] = _asked(model, seed, ASKED[tier], LONGER, ARMS["steps"])["right"]
-    return out | _checked(model)
+        out["meta"]["longer"] = _evaluate(model, seed, ASKED[tier], LONGER, {})["right"]
+        out["steps"]["longer"] = _evaluate(model, seed, ASKED[tier], LONGER, ARMS["steps"])["right"]
+    return out | _verification(model)
 
 
-def _asked(model: Model, seed: int, count: int, length: int, how: dict[str, Any]) -> dict[str, float]:
+def _evaluate(model: Model, seed: int, count: int, length: int, how: dict[str, Any]) -> dict[str, float]:
     lm, questions = Counted(model), conducted.problems(count, 1000 + seed, length)
     options = registry.assemble(prompting.meta_prompting, example.OPTIONS | how)
-    found = prompting.meta_prompting(lm, questions, **options, seed=seed).findings
+    findings = prompting.meta_prompting(lm, questions, **options, seed=seed).findings
     return {
-        "right": found["right"], "answered": found["answered"], "tokens": lm.said / count,
-        "calls": found["calls"] / count,
+        "right": findings["right"], "answered": findings["answered"], "tokens": lm.said / count,
+        "calls": findings["calls"] / count,
     }  # fmt: skip
 
 
-def _equal(out: dict[str, dict[str, float]], arm: str) -> dict[str, Any]:
+def _matched_draws(out: dict[str, dict[str, float]], arm: str) -> dict[str, Any]:
     """As many answers in steps as have the tokens of a conducted one."""
     return (
         {"draws": max(1, math.ceil(out["meta"]["tokens"] / max(1.0, out["steps"]["tokens"])))} if arm == "votes" else {}
     )
 
 
-def _checked(model: Model) -> dict[str, dict[str, float]]:
+def _verification(model: Model) -> dict[str, dict[str, float]]:
     """Every operation asked of an expert with fresh eyes, and after a wrong answer."""
-    known = conducted.every_operation()
-    wrong = [str((int(result) + 1) % conducted.MODULUS) for _, result in known]
-    fresh = lab.sampled(model, [conducted.expert(*pair).prompt for pair in known], 4, temperature=0.0)
-    after = [conducted.asked_again(operation, said) for (operation, _), said in zip(known, wrong, strict=True)]
-    shared = lab.sampled(model, after, 4, temperature=0.0)
+    operations = conducted.every_operation()
+    wrong = [str((int(result) + 1) % conducted.MODULUS) for _, result in operations]
+    fresh = lab.sampled(model, [conducted.expert(*pair).prompt for pair in operations], 4, temperature=0.0)
+    prompts = [conducted.asked_again(op, answer) for (op, _), answer in zip(operations, wrong, strict=True)]
+    shared = lab.sampled(model, prompts, 4, temperature=0.0)
     return {
         "fresh": {
-            "right": lab.mean(said == result for said, (_, result) in zip(fresh, known, strict=True)),
-            "approved": lab.mean(said == other for said, other in zip(fresh, wrong, strict=True)),
+            "right": lab.mean(answer == result for answer, (_, result) in zip(fresh, operations, strict=True)),
+            "approved": lab.mean(answer == error for answer, error in zip(fresh, wrong, strict=True)),
         },
-        "shared": {"approved": lab.mean(said == other for said, other in zip(shared, wrong, strict=True))},
+        "shared": {"approved": lab.mean(answer == error for answer, error in zip(shared, wrong, strict=True))},
     }
 
 
 @lab.shared
-def _taught(seed: int, tier: runner.Tier) -> Model:
+def _model(seed: int, tier: runner.Tier) -> Model:
     return example.taught(seed, STEPS[tier])
 
 
-def _shown_all(asker: Any, talks: Any, asking: Any, calls: Any, rules: Any, box: Any, first: int = 0) -> list[str]:
+def _share_all(asker: Any, talks: Any, asking: Any, calls: Any, rules: Any, box: Any, first: int = 0) -> list[str]:
     """Sabotage: experts see the conversation before their instruction."""
-    flat = [(talks[i], call) for i, found in zip(asking, calls, strict=True) for call in found]
-    prompts = [ask.conversation("", *talk.turns, call.instruction) for talk, call in flat]
+    pairs = [(talks[i], call) for i, expert_calls in zip(asking, calls, strict=True) for call in expert_calls]
+    prompts = [ask.conversation("", *talk.turns, call.instruction) for talk, call in pairs]
     return [text or "" for text in asker.ask(prompts, str, "expert")]
 
 
@@ -143,7 +143,7 @@ CLAIM = runner.Claim(
         difference("longer chains than were taught", "meta.longer", "steps.longer", OF, reported=True),
     ),
     sabotages=(
-        runner.Sabotage("experts see the conversation", MORE, "meta.right", {CONSULT: _shown_all}, ONLY),
+        runner.Sabotage("experts see the conversation", MORE, "meta.right", {CONSULT: _share_all}, ONLY),
         runner.Sabotage("what experts say is lost", MORE, "meta.right", {RESULTS: _dropped}, ONLY),
         runner.Sabotage(
             "what programs print is lost", TOOL, "python.right", {RUNS: lambda text, box: text},

@@ -32,56 +32,56 @@ SHOWN = Shown(size=60, overlap=30)
 
 def problem(seed: int) -> Problem:
     """An invented language, what is written about it, and the claim's reader, who looks it up: a rule, no model."""
-    own, other = _pair(seed)
-    some = tongues.meanings(seed, 60, CONCEPTS)
+    source, target = _pair(seed)
+    meanings = tongues.meanings(seed, 60, CONCEPTS)
     data: dict[str, Sequence[Record]] = {
-        "test": tongues.pairs(own, other, some[:30]), "wordlist": tongues.dictionary(own, other),
-        "pairs": tongues.pairs(own, other, some[30:]), "book": [Text(text=other.rules() + "\n" + FILLER)],
+        "test": tongues.pairs(source, target, meanings[:30]), "wordlist": tongues.dictionary(source, target),
+        "pairs": tongues.pairs(source, target, meanings[30:]), "book": [Text(text=target.rules() + "\n" + FILLER)],
     }  # fmt: skip
     options = {"conditions": ("-", "W", "S", "W+S", "W+S+B"), "asking.max_new_tokens": 64}
-    return Problem(model=example.Reader(own, CONCEPTS, CARELESS, seed), data=data, options=options)
+    return Problem(model=example.Reader(source, CONCEPTS, CARELESS, seed), data=data, options=options)
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Every set of materials, for some languages; the dictionary of another language in place of the right one; and a
     book whose examples are those of `pairs` and of the test."""
     seed += FRESH
-    languages, asked = SIZE[tier]
+    languages, n_test = SIZE[tier]
     rows: dict[str, list[dict[str, float]]] = {}
     leaks = 0
-    for number in range(seed * 1000, seed * 1000 + languages):
-        own, other = _pair(number)
-        wrong = tongues.invented(number, 3, CONCEPTS)[2]
-        some = tongues.meanings(number, asked + 150, CONCEPTS)
-        test, pairs = tongues.pairs(own, other, some[:asked]), tongues.pairs(own, other, some[asked:])
-        reader = example.Reader(own, CONCEPTS, CARELESS, number)
-        plain = [Text(text=f"{FILLER}\n{other.rules()}\n{FILLER}")]
-        words = tongues.dictionary(own, other)
-        said = _said(prompting.mtob(reader, test, words, pairs, plain, conditions=CONDITIONS, shown=SHOWN))
-        false = tongues.dictionary(own, wrong)
-        said["wrong language"] = _said(prompting.mtob(reader, test, false, conditions=("W",)))["W"]
+    for language_seed in range(seed * 1000, seed * 1000 + languages):
+        source, target = _pair(language_seed)
+        third = tongues.invented(language_seed, 3, CONCEPTS)[2]
+        meanings = tongues.meanings(language_seed, n_test + 150, CONCEPTS)
+        test, pairs = tongues.pairs(source, target, meanings[:n_test]), tongues.pairs(source, target, meanings[n_test:])
+        reader = example.Reader(source, CONCEPTS, CARELESS, language_seed)
+        grammar = [Text(text=f"{FILLER}\n{target.rules()}\n{FILLER}")]
+        words = tongues.dictionary(source, target)
+        outputs = _translations(prompting.mtob(reader, test, words, pairs, grammar, conditions=CONDITIONS, shown=SHOWN))
+        wrong_words = tongues.dictionary(source, third)
+        outputs["wrong language"] = _translations(prompting.mtob(reader, test, wrong_words, conditions=("W",)))["W"]
         examples = "\n".join(f"{p.source_lang}: {p.source}\n{p.target_lang}: {p.target}" for p in [*test, *pairs[:50]])
-        book = [Text(text=f"{other.rules()}\n{examples}\n{FILLER}")]
+        book = [Text(text=f"{target.rules()}\n{examples}\n{FILLER}")]
         result = prompting.mtob(reader, test, words, pairs, book, conditions=("W+G", "W+E", "B"), shown=SHOWN)
-        read = _said(result)
-        said |= {"passages": read["W+G"], "explanations": read["W+E"]}
+        by_condition = _translations(result)
+        outputs |= {"passages": by_condition["W+G"], "explanations": by_condition["W+E"]}
         prompts = "\n".join(r.prompt for r in result.transcript or () if isinstance(r, Demo))
         leaks += sum(p.target in prompts for p in test)
-        wanted = [p.target for p in test]
-        for name, texts in said.items():
-            found = {"chrf": scores.chrf(texts, wanted), "exact": lab.mean(scores.exact(texts, wanted))}
-            rows.setdefault(name.replace("-", "none").replace(" ", "_").replace("+", "_"), []).append(found)
-    arms = {name: {m: lab.mean(one[m] for one in of) for m in ("chrf", "exact")} for name, of in rows.items()}
+        references = [p.target for p in test]
+        for name, texts in outputs.items():
+            metrics = {"chrf": scores.chrf(texts, references), "exact": lab.mean(scores.exact(texts, references))}
+            rows.setdefault(name.replace("-", "none").replace(" ", "_").replace("+", "_"), []).append(metrics)
+    arms = {name: {m: lab.mean(row[m] for row in results) for m in ("chrf", "exact")} for name, results in rows.items()}
     return arms | {"test": {"leaks": float(leaks)}, "metric": {"by_hand": scores.chrf(["ab"], ["abc"], order=1)}}
 
 
 def _pair(seed: int) -> tuple[tongues.Tongue, tongues.Tongue]:
     """A language that is known, and another."""
-    own, other, _ = tongues.invented(seed, 3, CONCEPTS)
-    return tongues.Tongue("English", own.words), other
+    source, target, _ = tongues.invented(seed, 3, CONCEPTS)
+    return tongues.Tongue("English", source.words), target
 
 
-def _said(result: Result) -> dict[str, list[str]]:
+def _translations(result: Result) -> dict[str, list[str]]:
     """The translations of every condition."""
     records = [r for r in result.records or () if isinstance(r, Parallel)]
     return {name: [r.extra["translations"][name] for r in records] for name in records[0].extra["translations"]}

@@ -37,12 +37,12 @@ class Noisy(Rule):
         self.other = {one.name: other, other.name: one}
         self.known: dict[str, dict[str, str]] = {}
         for i, tongue in enumerate((one, other)):
-            draw, theirs = np.random.default_rng([seed, i, 2410]), self.other[tongue.name].words
-            size = len(theirs)
-            wrong = (np.arange(size) + draw.integers(1, size, size)) % size
-            right = draw.random(size) < knows
+            rng, targets = np.random.default_rng([seed, i, 2410]), self.other[tongue.name].words
+            size = len(targets)
+            wrong_words = (np.arange(size) + rng.integers(1, size, size)) % size
+            right = rng.random(size) < knows
             self.known[tongue.name] = {
-                w: theirs[c if right[c] else wrong[c]] for c, w in enumerate(tongue.words)
+                w: targets[c if right[c] else wrong_words[c]] for c, w in enumerate(tongue.words)
             }  # fmt: skip
 
     def answer(self, prompt: str) -> str:
@@ -52,14 +52,14 @@ class Noisy(Rule):
         name, _, text = line.partition(": ")
         if name.endswith(" word"):
             return self.known[name.removesuffix(" word")].get(text, text)
-        shown = [[row.partition(": ")[2].split() for row in block.split("\n")] for block in blocks]
-        return " ".join(self._word(w, name, shown, (text, i)) for i, w in enumerate(text.split()))
+        demos = [[row.partition(": ")[2].split() for row in block.split("\n")] for block in blocks]
+        return " ".join(self._word(w, name, demos, (text, i)) for i, w in enumerate(text.split()))
 
     def _word(self, word: str, name: str, shown: Sequence[Sequence[Sequence[str]]], place: tuple[str, int]) -> str:
         """As most demonstrations have it where the word stands in them, in the same place; else as it knows it."""
-        draw = drawn(self.seed, place)
-        if draw.random() < self.slips:
-            return str(draw.choice(self.other[name].words))
+        rng = drawn(self.seed, place)
+        if rng.random() < self.slips:
+            return str(rng.choice(self.other[name].words))
         votes = Counter(
             y[i] for x, y in shown for i, w in enumerate(x) if w == word and len(x) == len(y)
         ).most_common(1)  # fmt: skip
@@ -100,4 +100,4 @@ class Turned(mining.Miner):
 
     def translate(self, sentences: Any, shown: Any, role: str) -> list[str]:
         """After turned pairs."""
-        return super().translate(sentences, [[(y, x) for x, y in some] for some in shown], role)
+        return super().translate(sentences, [[(y, x) for x, y in pairs] for pairs in shown], role)

@@ -31,9 +31,9 @@ HOW: dict[str, Any] = {
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Means over both languages, and each of them."""
-    found = [_mined(code, seed) for code in LANGUAGES]
-    arms = {arm: {k: lab.mean(f[arm][k] for f in found) for k in found[0][arm]} for arm in found[0]}
-    arms["worst"] = {"gained": min(f["checked"]["precision"] - f["shown"]["precision"] for f in found)}
+    results = [_mined(code, seed) for code in LANGUAGES]
+    arms = {arm: {k: lab.mean(r[arm][k] for r in results) for k in results[0][arm]} for arm in results[0]}
+    arms["worst"] = {"gained": min(r["checked"]["precision"] - r["shown"]["precision"] for r in results)}
     return arms
 
 
@@ -42,25 +42,25 @@ def _mined(code: str, seed: int) -> dict[str, dict[str, float]]:
     rows = real.rows(f"xling_bli/yacle.train.freq.5k.en-{code}.tsv")
     gold = [Parallel(source=row["source"], target=row["target"]) for row in rows]
     drawn = random.Random(seed).sample(list(dict.fromkeys(p.source for p in gold))[:FREQUENT], ASKED)
-    asked = lexicon.frequent(drawn, ASKED)  # in the order in which they are asked
+    words = lexicon.frequent(drawn, ASKED)  # in the order in which they are asked
     result = prompting.self_mining(
-        real.model(), [Text(text=word) for word in asked], [Text(text=gold[0].target)], dictionary=gold,
+        real.model(), [Text(text=word) for word in words], [Text(text=gold[0].target)], dictionary=gold,
         target_lang=LANGUAGES[code], **HOW, seed=seed,
     )  # fmt: skip
-    compared = result.findings["dictionary"]
+    checks = result.findings["dictionary"]
     return {
-        "first": _right(result.transcript or [], asked, gold, LANGUAGES[code]),
-        "shown": compared["before the check"],
-        "checked": compared["after the check"],
+        "first": _initial(result.transcript or [], words, gold, LANGUAGES[code]),
+        "shown": checks["before the check"],
+        "checked": checks["after the check"],
     }
 
 
-def _right(transcript: Sequence[Any], asked: Sequence[str], gold: Sequence[Parallel], name: str) -> dict[str, float]:
+def _initial(transcript: Sequence[Any], asked: Sequence[str], gold: Sequence[Parallel], name: str) -> dict[str, float]:
     """The first translations, without demonstrations, as they stand in the transcript."""
-    said = {d.extra["item"]: str(d.completion) for d in transcript if d.extra["role"] == "words, round 0"}
-    pairs = [lexicon.Pair(asked[i], translation.read(reply, name) or "") for i, reply in said.items()]
-    found = lexicon.accuracy(pairs, [(p.source, p.target) for p in gold], asked)
-    return {"precision": found.precision, "recall": found.recall}
+    replies = {d.extra["item"]: str(d.completion) for d in transcript if d.extra["role"] == "words, round 0"}
+    pairs = [lexicon.Pair(asked[i], translation.read(reply, name) or "") for i, reply in replies.items()]
+    accuracy = lexicon.accuracy(pairs, [(p.source, p.target) for p in gold], asked)
+    return {"precision": accuracy.precision, "recall": accuracy.recall}
 
 
 SHARE = "of the words"

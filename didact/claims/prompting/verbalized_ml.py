@@ -57,40 +57,41 @@ def run(
 
 
 def _lines(seed: int, gated: bool) -> dict[str, dict[str, float]]:
-    draw = np.random.default_rng([seed, 191])
-    x = draw.choice(np.arange(201), EXAMPLES, replace=False) / 100
-    y = np.round(4 + 3 * x + NOISE * draw.standard_normal(EXAMPLES), 2)
-    full, steps = Learning(batch=0, epochs=1), Learning(batch=BATCH, epochs=EPOCHS)
+    rng = np.random.default_rng([seed, 191])
+    x = rng.choice(np.arange(201), EXAMPLES, replace=False) / 100
+    y = np.round(4 + 3 * x + NOISE * rng.standard_normal(EXAMPLES), 2)
+    full_batch, mini_batch = Learning(batch=0, epochs=1), Learning(batch=BATCH, epochs=EPOCHS)
     best = scripted.least_squares(x, y, y, "")
-    fit = _learnt(scripted.least_squares, x, y, full, seed)
-    shuffled = _learnt(scripted.least_squares, x, draw.permutation(y), full, seed)
-    still = _learnt(lambda x, outputs, targets, theta: scripted.line(theta), x, y, full, seed)
-    descent = _learnt(scripted.gradient_step, x, y, steps, seed)
+    fit = _fit(scripted.least_squares, x, y, full_batch, seed)
+    shuffled = _fit(scripted.least_squares, x, rng.permutation(y), full_batch, seed)
+    untrained = _fit(lambda x, outputs, targets, theta: scripted.line(theta), x, y, full_batch, seed)
+    descent = _fit(scripted.gradient_step, x, y, mini_batch, seed)
     jumps = np.random.default_rng([seed, 192])
 
     def jumping(*batch: Any) -> tuple[float, float]:
         a, b = scripted.least_squares(*batch)
         return a + float(jumps.normal()), b + float(jumps.normal())
 
-    gate_ = Learning(batch=BATCH, epochs=EPOCHS, accept=gated)
-    free, kept = (
-        [_error(_learnt(jumping, x, y, how, seed + RUNS * run)) for run in range(RUNS)] for how in (steps, gate_)
+    gated_batch = Learning(batch=BATCH, epochs=EPOCHS, accept=gated)
+    free_errors, gated_errors = (
+        [_error(_fit(jumping, x, y, learning, seed + RUNS * run)) for run in range(RUNS)]
+        for learning in (mini_batch, gated_batch)
     )
     calls = descent.asker_.findings()["calls"] - EPOCHS * (EXAMPLES + EXAMPLES // BATCH)
     turns = [len(p.turns) - 2 - 2 * min(1, step) for step, p in enumerate(_optimisations(descent))]
     return {
         "fit": {"error": _error(fit), "gap": float(np.abs(np.subtract(scripted.line(fit.theta_), best)).max())},
-        "still": {"error": _error(still)},
+        "still": {"error": _error(untrained)},
         "shuffled": {"error": _error(shuffled)},
         "descent": {
             "error": _error(descent), "gap": _descent_gap(descent), "calls": calls, "turns": max(map(abs, turns)),
         },
-        "free": {"error": float(np.exp(np.mean(np.log(free))))},
-        "gated": {"error": float(np.exp(np.mean(np.log(kept))))},
+        "free": {"error": float(np.exp(np.mean(np.log(free_errors))))},
+        "gated": {"error": float(np.exp(np.mean(np.log(gated_errors))))},
     }  # fmt: skip
 
 
-def _learnt(fitting: scripted.Fitting, x: Any, y: Any, how: Learning, seed: int) -> VerbalModel:
+def _fit(fitting: scripted.Fitting, x: Any, y: Any, how: Learning, seed: int) -> VerbalModel:
     lm: Any = scripted.Scripted(fitting)
     return VerbalModel(lm, task="Find how y follows from x.", learning=how, asking=ASKING, seed=seed).fit(x, y)
 
@@ -119,45 +120,45 @@ def _descent_gap(found: VerbalModel) -> float:
 
 def _tasks(model: Model, seed: int) -> dict[str, dict[str, float]]:
     """The taught model's two tasks alone."""
-    asked = described.mixture(1000 + seed, 100)
-    said = lab.sampled(model, [d.prompt for d in asked], 12, temperature=0.0)
-    right = [a == d.completion for a, d in zip(said, asked, strict=True)]
+    demos = described.mixture(1000 + seed, 100)
+    answers = lab.sampled(model, [d.prompt for d in demos], 12, temperature=0.0)
+    right = [a == d.completion for a, d in zip(answers, demos, strict=True)]
     return {"learner": {"right": lab.mean(right[::2])}, "optimiser": {"right": lab.mean(right[1::2])}}
 
 
 def _functions(model: Model, seed: int, count: int) -> dict[str, dict[str, float]]:
     """The loop over functions, with right and with permuted targets, and what the first text says of them."""
-    draw, rows = np.random.default_rng([seed, 193]), []
+    rng, rows = np.random.default_rng([seed, 193]), []
     for shift in described.SHIFTS[:count]:
         examples = described.examples(shift)
-        order = draw.permutation(len(examples))
-        false = [
+        order = rng.permutation(len(examples))
+        shuffled = [
             Demo(prompt=d.prompt, completion=examples[int(i)].completion) for d, i in zip(examples, order, strict=True)
         ]
-        rows.append([_right(model, examples, examples), _right(model, false, examples), _start(model, examples)])
+        rows.append([_loop(model, examples, examples), _loop(model, shuffled, examples), _start(model, examples)])
     loop, permuted, start = np.array(rows).mean(0)
     return {"loop": {"right": float(loop)}, "permuted": {"right": float(permuted)}, "start": {"right": float(start)}}
 
 
-def _right(model: Model, train: Any, asked: Any) -> float:
+def _loop(model: Model, train: Any, asked: Any) -> float:
     options = registry.assemble(verbalized_ml, example.OPTIONS)
-    found = verbalized_ml(model, train, asked, **options).records or []
-    return lab.mean(r.extra["prediction"] == d.completion for r, d in zip(found, asked, strict=True))
+    records = verbalized_ml(model, train, asked, **options).records or []
+    return lab.mean(r.extra["prediction"] == d.completion for r, d in zip(records, asked, strict=True))
 
 
 def _start(model: Model, asked: Any) -> float:
     """By the first text, which no step has changed."""
     prompts = [verbal_words.inference(verbal.WORDS["terse"], described.START, d.prompt, "") for d in asked]
-    said = lab.sampled(model, [ask.conversation("", p) for p in prompts], 12, temperature=0.0)
-    return lab.mean(a == d.completion for a, d in zip(said, asked, strict=True))
+    answers = lab.sampled(model, [ask.conversation("", p) for p in prompts], 12, temperature=0.0)
+    return lab.mean(a == d.completion for a, d in zip(answers, asked, strict=True))
 
 
 def _swapped(words: Any, theta: str, batch: Any, *more: Any) -> str:
     """Sabotage: outputs and targets change places."""
-    return _optimisation(words, theta, [(x, y, said) for x, said, y in batch], *more)
+    return _optimisation(words, theta, [(x, y, output) for x, output, y in batch], *more)
 
 
-def _untold(words: Any, theta: str, x: str, form: str) -> str:
+def _without_text(words: Any, theta: str, x: str, form: str) -> str:
     """Sabotage: the learner is not told the text."""
     return _inference(words, described.START, x, form)
 
@@ -195,7 +196,7 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage("outputs and targets swapped", LOOP, "loop.right", {SWAP: _swapped}, TAUGHT),
-        runner.Sabotage("the learner is not told the text", LOOP, "loop.right", {TOLD: _untold}, TAUGHT),
+        runner.Sabotage("the learner is not told the text", LOOP, "loop.right", {TOLD: _without_text}, TAUGHT),
         runner.Sabotage("swapped for scripted models", NUMERIC, "descent.gap", {SWAP: _swapped}, SCRIPTED),
         runner.Sabotage("no gate", GATE, "gated.error", options={**SCRIPTED, "gated": False}),
     ),

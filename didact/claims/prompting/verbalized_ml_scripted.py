@@ -55,8 +55,8 @@ PARTS = ("Inputs", "The model outputs", "The target outputs")
 
 def section(prompt: str, title: str) -> str:
     """What stands under a title of a prompt, its first line or all of it."""
-    found = re.search(rf"## {title}[^\n]*\n(.*?)(?=\n## |\n\nAnswer in|\nWhere the model|\Z)", prompt, re.DOTALL)
-    return found[1].strip() if found else ""
+    match = re.search(rf"## {title}[^\n]*\n(.*?)(?=\n## |\n\nAnswer in|\nWhere the model|\Z)", prompt, re.DOTALL)
+    return match[1].strip() if match else ""
 
 
 def numbers(text: str) -> np.ndarray:
@@ -71,14 +71,14 @@ def written(a: float, b: float) -> str:
 
 def line(theta: str) -> tuple[float, float]:
     """Slope and intercept of the last line in a text; 0 and 0 where there is none."""
-    found = re.findall(r"y = (\S+) \* x \+ (\S+)", theta)
-    return (float(found[-1][0]), float(found[-1][1])) if found else (0.0, 0.0)
+    matches = re.findall(r"y = (\S+) \* x \+ (\S+)", theta)
+    return (float(matches[-1][0]), float(matches[-1][1])) if matches else (0.0, 0.0)
 
 
 def least_squares(x: np.ndarray, outputs: np.ndarray, targets: np.ndarray, theta: str) -> tuple[float, float]:
     """The line of least squares through a batch."""
-    off, spread = x - x.mean(), float(((x - x.mean()) ** 2).sum())
-    a = float((off * targets).sum()) / spread if spread else 0.0
+    centred, spread = x - x.mean(), float(((x - x.mean()) ** 2).sum())
+    a = float((centred * targets).sum()) / spread if spread else 0.0
     return a, float(targets.mean() - a * x.mean())
 
 

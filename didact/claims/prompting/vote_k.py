@@ -42,11 +42,11 @@ class Reader:
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Of every label after its prompt."""
-        known = {prompt: self._speaks(prompt) for prompt in {p for p, _ in pairs}}
+        votes_of = {prompt: self._speaks(prompt) for prompt in {p for p, _ in pairs}}
         out = []
         for prompt, label in pairs:
-            said = known[prompt]
-            share = (said[label.strip()] + FLOOR) / (sum(said.values()) + 3 * FLOOR)
+            votes = votes_of[prompt]
+            share = (votes[label.strip()] + FLOOR) / (sum(votes.values()) + 3 * FLOOR)
             out.append(Likelihood(math.log(share), 1))
         return out
 
@@ -56,9 +56,9 @@ class Reader:
 
     @staticmethod
     def _speaks(prompt: str) -> Counter[str]:
-        *shown, asked = prompt.split("\n\n")
-        words, out = set(asked.split()) - {"->"}, Counter[str]()
-        for line in shown:
+        *demos, question = prompt.split("\n\n")
+        words, out = set(question.split()) - {"->"}, Counter[str]()
+        for line in demos:
             text, _, label = line.rpartition(" ")
             out[label] += (len(words & set(text.split())) / len(words)) ** 3  # type: ignore[assignment]  # a share
         return out
@@ -69,7 +69,7 @@ def problem(seed: int) -> Problem:
     pool, test = Mixture(seed=seed).draw(120, 24)
     episodes = [t.text for i in range(NAMES) for t in _episodes(Mixture(seed=seed + i), 12)]
     base = lab.blank("llama", episodes[:50], 900, d=64, layers=2, heads=4, context=512, seed=seed)
-    rows = [TokenizedExample(tuple(i[:1]), tuple(i[1:512])) for i in base.tokenizer(episodes)["input_ids"]]
+    rows = [TokenizedExample(tuple(ids[:1]), tuple(ids[1:512])) for ids in base.tokenizer(episodes)["input_ids"]]
     fit = Fit(lr=3e-3, epochs=1, rows=8, schedule="cosine", seed=seed)
     model = lab.kept(lambda: lab.pretrained(base, rows, fit), *lab.identity(base), rows, fit)
     return Problem(model=model, data={"pool": pool, "test": test}, options={"shots": SHOTS, "separator": "\\n"})
@@ -84,10 +84,10 @@ def _episodes(world: Mixture, count: int) -> list[Text]:
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = ARMS) -> runner.Measured:
     """The selectors on some pools, by the accuracy of the reader."""
     pools = [Mixture(seed=100 * seed + i).draw(*SIZES) for i in range(POOLS[tier])]
-    out = {how: {"similar": lab.mean(_accuracy(how, *p) for p in pools)} for how in arms}
+    out = {arm: {"similar": lab.mean(_accuracy(arm, *p) for p in pools)} for arm in arms}
     if arms == ARMS:
-        for how in ("random", "fast_votek"):
-            out[how]["random"] = lab.mean(_accuracy(how, *p, retrieval="random") for p in pools)
+        for arm in ("random", "fast_votek"):
+            out[arm]["random"] = lab.mean(_accuracy(arm, *p, retrieval="random") for p in pools)
         out["fast_votek"]["gain"] = out["fast_votek"]["similar"] - out["random"]["similar"]
         out["fast_votek"]["gain_unretrieved"] = out["fast_votek"]["random"] - out["random"]["random"]
     return out

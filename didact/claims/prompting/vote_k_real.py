@@ -21,9 +21,9 @@ ARMS = ("random", "fast_votek", "mfl")
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
     """Accuracy behind what each selector had labelled, of one draw, and behind nothing."""
-    asked, pool = messages.drawn(seed, INTENTS, ASKED, POOL)
-    arms = {how: _accuracy(how, pool, asked, seed) for how in ARMS}
-    return {how: {"accuracy": found} for how, found in (arms | {"none": _accuracy("random", [], asked, seed)}).items()}
+    test, pool = messages.drawn(seed, INTENTS, ASKED, POOL)
+    arms = {arm: _accuracy(arm, pool, test, seed) for arm in ARMS}
+    return {arm: {"accuracy": value} for arm, value in (arms | {"none": _accuracy("random", [], test, seed)}).items()}
 
 
 def _accuracy(how: Any, labelled: list[Demo], asked: list[Demo], seed: int) -> float:
