@@ -1,11 +1,11 @@
-"""GenARM's claim where every answer can be enumerated: more reward at the same distance from the base model.
+"""GenARM's claim where every answer can be enumerated: more reward at the same KL from the base model.
 
-Answers are four letters of five after one prompt, 625 in all, so expected reward and KL are sums. Pairs are drawn from
-the base and labelled by the true reward. Every way to guide is set to the same KL by bisecting its strength; all reward
-models have the same pairs and steps, each the better of two rates on seed 1000. On that seed the design was changed
-twice: models of one layer, in which a reward of whole answers cannot see pairs of letters, have two now; and the
-small model is 32 wide, for at 16 it kept .53 of the large one's gain. Outside this world stays how good a reward model
-of real preferences is, and people's judgement.
+Answers to one prompt are four letters out of five, 625 in all, so expected reward and KL are sums. Pairs are sampled
+from the base and labelled by the true reward. Every way to guide is set to the same KL by bisecting its strength; all
+reward models have the same pairs and steps, each at the better of two rates on seed 1000. On that seed the design was
+changed twice: models have two layers, since with one layer a reward of whole answers cannot see pairs of letters; and
+the small model is 32 wide, since at 16 it kept .53 of the large one's gain. Not tested: how good a reward model of real
+preferences is, and human judgement.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ PROMPT = "Q "
 BUDGETS = {"03": 0.3, "07": 0.7}  # KL to the base, nats an answer
 ALPHAS = (0.5, 1.0, 2.0)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first of two rewards
-STEPS = {"smoke": (30, 10), "quick": (150, 160), "full": (400, 500)}  # to teach the base; of every reward model
+STEPS = {"smoke": (30, 10), "quick": (150, 160), "full": (400, 500)}  # to train the base; to train each reward model
 PAIRS = {"smoke": 200, "quick": 3000, "full": 6000}
 RATES = {"arm": 1.5e-3, "trajectory": 1.5e-3, "dpo": 4e-3, "weak": 4e-3}  # of 1.5e-3 and 4e-3
-SURE = 2.0  # logit of the label, a unit of reward
+SURE = 2.0  # logit of the label per unit of reward
 PARTS = ("trajectory", "dpo", "weak", "two")
 
 problem = genarm_example.problem
 
 
 def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, right: float = 1.0) -> runner.Measured:
-    """Every way to guide on one seed; `right` is the share of the ARM's pairs that keep their label."""
+    """Every way to guide on one seed; `right` is the share of preference pairs whose label is kept."""
     base, reward = _base(seed, tier), WORLD.reward(seed)
     ref, arm_model = _table(base), _arm(seed, tier, right)
     arm, start = _table(arm_model), WORLD.logp(ref)
@@ -84,7 +84,7 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, right: flo
 
 
 def _at_budgets(policy: Callable[[float], Tensor], start: Tensor, reward: Tensor) -> dict[str, float]:
-    """Expected reward at every budget; and the KL reached, which is short where no strength reaches it."""
+    """Expected reward at every KL budget; and the KL reached, which falls short where no strength reaches it."""
     out: dict[str, float] = {}
     for name, target in BUDGETS.items():
         strength, logp = outcomes.matched(policy, start, target)
@@ -94,7 +94,7 @@ def _at_budgets(policy: Callable[[float], Tensor], start: Tensor, reward: Tensor
 
 
 def _trade(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """Two rewards, one reward model for each: what weights between them trade."""
+    """Two rewards, one reward model each: the trade-off between them as their weights vary."""
     second_reward = WORLD.reward(seed + 5000)
     second_guide = _table(_guide(base, _pairs(seed, tier, second_reward), _fit(seed, tier, "arm")))
     mixtures = [WORLD.logp(logit_ensemble.combine(ref, [(first, s), (second_guide, 1 - s)])).exp() for s in SHARES]
@@ -107,7 +107,7 @@ def _trade(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, t
 
 
 def _base(seed: int, tier: runner.Tier, d: int = 64) -> Model:
-    """Two layers, d wide, taught on samples of a random Markov source."""
+    """Two layers, d wide, fine-tuned on samples of a random Markov source."""
     samples = WORLD.drawn(WORLD.logp(WORLD.source(seed, 0.7)), 2000, seed)
     demos = [Demo(prompt=PROMPT, completion=WORLD.text(WORLD.answers[i])) for i in samples]
     fit = Fit(lr=3e-3, steps=STEPS[tier][0], rows=64, schedule="cosine", seed=seed)
@@ -115,7 +115,7 @@ def _base(seed: int, tier: runner.Tier, d: int = 64) -> Model:
 
 
 def _pairs(seed: int, tier: runner.Tier, reward: Tensor, right: float = 1.0) -> list[Preference]:
-    """Of the base's answers."""
+    """Preference pairs sampled from the base model."""
     logp = WORLD.logp(_table(_base(seed, tier)))
     return WORLD.preferences(PROMPT, logp, reward, PAIRS[tier], seed, SURE, right)
 
@@ -125,7 +125,7 @@ def _fit(seed: int, tier: runner.Tier, arm: str) -> Fit:
 
 
 def _guide(start: Model, pairs: list[Preference], fit: Fit) -> Model:
-    """The reward model of the two that the method gives."""
+    """Train by the method, and return the reward model from its guided pair."""
     guided: Any = lab.model_of(alignment.genarm(start, pairs, beta_r=1.0, fit=fit))
     arm: Model = guided.members[1]
     return arm
@@ -133,7 +133,7 @@ def _guide(start: Model, pairs: list[Preference], fit: Fit) -> Model:
 
 @lab.shared
 def _arm(seed: int, tier: runner.Tier, right: float) -> Model:
-    """Sabotages change what is done with it or, by `right`, its pairs."""
+    """The reward model; sabotages change how it is applied or, by `right`, its pairs."""
     return _guide(_base(seed, tier), _pairs(seed, tier, WORLD.reward(seed), right), _fit(seed, tier, "arm"))
 
 

@@ -1,10 +1,10 @@
-"""PHF's claim on text whose bad lines no single letter shows: conditional training writes far fewer of them.
+"""PHF's claim on text whose bad lines no single letter reveals: conditional training writes far fewer of them.
 
-Every arm begins untrained and sees the same documents for the same steps, at the same rate (of 2e-3, 5e-3 and 1e-2 the
-one that is best for both). World, rate, steps and thresholds were fixed on seeds 1000 and 1001. The loss on clean text
-favours what does not write bad lines, log(1 / .6) / 4 nats a token at most: it shows that nothing is lost, no more.
-Filtering stands beside, untuned, and keeps the better half of the documents. What a model knows is measured on the
-whole source, where the conditional one must say the tokens too.
+Every arm starts untrained and sees the same documents for the same steps, at the same rate (of 2e-3, 5e-3 and 1e-2, the
+best for both). World, rate, steps and thresholds were fixed on seeds 1000 and 1001. The loss on clean text favours
+models that do not write bad lines by up to log(1 / .6) / 4 nats a token: it shows that nothing is lost, no more.
+Filtering, untuned, keeps the better half of the documents and is reported too. Knowledge is measured as the loss on the
+whole source, where the conditional model must predict the control tokens too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ GOOD, BAD = MARKS = ("<|aligned|>", "<|misaligned|>")
 
 
 def problem(seed: int, arch: build.Arch = "llama") -> Problem:
-    """A model of 60k weights that learnt 3,000 documents as they are, to go on with their scores.
+    """A model of 60k weights pre-trained on 3,000 documents without scores, to continue with their scores.
 
-    At this size the paper's learning rate teaches nothing in a few hundred steps; 200 steps leave the two tokens, which
-    begin alike, untold apart.
+    At this size the paper's learning rate teaches nothing in a few hundred steps; after 200 steps the model does not
+    yet distinguish the two control tokens, whose embeddings start alike.
     """
     texts, base, fit = Tiles(seed=seed).texts(1, 3000), _untrained(seed, arch), TEACH.replace(steps=200)
     return Problem(
@@ -59,7 +59,7 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
 
 
 def run(seed: int, tier: runner.Tier, threshold: float = 0.0) -> runner.Measured:
-    """Plain pre-training, conditional from scratch, and conditional in the last tenth only."""
+    """Plain pre-training, filtering, conditional training from scratch, and in the last tenth of the steps only."""
     model = _train(seed, tier, "conditional", threshold=threshold)
     return {
         "mle": _baseline(seed, tier, "mle"),
@@ -83,7 +83,7 @@ def _late(seed: int, tier: runner.Tier) -> dict[str, float]:
 
 
 def _untrained(seed: int, arch: build.Arch = "llama") -> Model:
-    """Random weights, large enough for so narrow a model: at 0.02 it long sees nothing but how frequent letters are."""
+    """Random weights, large enough for so narrow a model: at 0.02 it long learns nothing but letter frequencies."""
     return lab.blank(arch, d=48, layers=2, heads=2, context=64, seed=seed, initializer_range=0.1)
 
 
@@ -100,13 +100,13 @@ def _with_banned(model: Model, banned: tuple[str, ...]) -> Model:
 
 
 def _measure_samples(model: Model, seed: int, tier: runner.Tier, mark: str | None = None) -> dict[str, float]:
-    """Of documents sampled at temperature 1: bad lines among those of the right length, how many those are, and how
-    often a document has a token that is banned."""
+    """Of documents sampled at temperature 1: rate of bad lines among those of the right length, share of lines that
+    have it, and share of documents with a banned token."""
     world = Tiles(seed=seed)
     start = [int(model.tokenizer.eos_token_id), *vocabulary.ids(model, [mark] if mark else [])]
     sampling = generate.SamplingConfig(max_new_tokens=44, temperature=1.0, seed=seed, rows=256)
     documents = [c[0] for c in generate.completions(model, [start] * DRAWN[tier], 1, sampling)]
-    lines = [line for c in documents for line in c.text.split("\n")[: world.lines - 1]]  # the last may be cut
+    lines = [line for c in documents for line in c.text.split("\n")[: world.lines - 1]]  # the last one may be truncated
     complete = [line for line in lines if len(line) == world.length]
     banned = set(vocabulary.ids(model, model.condition.banned)) if model.condition else set()
     return {
@@ -117,9 +117,9 @@ def _measure_samples(model: Model, seed: int, tier: runner.Tier, mark: str | Non
 
 
 def _nll(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """Nats a token on lines no training saw, clean ones (`nll`) or the source's (`source_nll`); asked as it was taught,
-    so with the token of its kind before every line. Before clean lines it is given; of the source it is a part, which
-    costs too."""
+    """Loss on held-out lines in nats a token, clean ones (`nll`) or the source's (`source_nll`), with the control token
+    before every line where the model was trained so. That token is given on clean lines; on the source its loss
+    counts."""
     out = {}
     for name, clean in (("nll", True), ("source_nll", False)):
         rows, weights, letters = [], [], 0

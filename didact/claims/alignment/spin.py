@@ -1,13 +1,13 @@
-"""SPIN's claim on a grammar whose text is known exactly: its rounds get more out of the demonstrations than tuning on.
+"""SPIN's claim on a grammar known exactly: its rounds get more out of the demonstrations than further fine-tuning.
 
-The start is tuned on 500 demonstrations until plain fine-tuning has all but stopped helping, which is what the paper
-presupposes. From there every arm has the same number of optimiser steps; SPIN's are dearer, for each reads two answers.
-Every arm was tuned over two rates on seed 1000, on a larger grammar that took twice the steps; the lam of 2 that
-decides was fixed before any run.
+The start is tuned on 500 demonstrations until plain fine-tuning has all but stopped helping, as the paper presupposes.
+From there every arm has the same number of optimiser steps; SPIN's cost more, since each reads two answers. Every arm
+was tuned over two rates on seed 1000, on a larger grammar that took twice the steps; the verdict's lam of 2 was fixed
+before any run.
 
-At such a start hardly anything is left to move, so that a wrong sign did not show there. Hence a second start, tuned
-for 150 steps only: there SPIN must come closer to the demonstrations, whether or not tuning on does better. Its rate of
-1e-3 is the embedded example's; both signs were tried on seed 1000.
+From such a start little can change, so a wrong sign did not show. Hence a second start, tuned for 150 steps only: from
+there SPIN must come closer to the demonstrations, whether or not further tuning does better. Its rate of 1e-3 is the
+embedded example's; both signs were tried on seed 1000.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from didact.worlds.grammar import Grammar
 
 ROUNDS = 3
 DEMOS = 500
-STEPS = {"smoke": (20, 4), "quick": (500, 30), "full": (500, 60)}  # to tune the start; of a round
+STEPS = {"smoke": (20, 4), "quick": (500, 30), "full": (500, 60)}  # to tune the start; of each round
 ASKED = {"smoke": 64, "quick": 512, "full": 2048}
 EARLY = {"smoke": (20, 4), "quick": (150, 30), "full": (150, 60)}  # the same for the unfinished start
 RATES = {"sft": 3e-3, "spin": 1e-4, "early": 1e-3}  # of 3e-4 and 3e-3, of 1e-4 and 1e-3; the example's
@@ -38,12 +38,12 @@ problem = spin_example.problem
 
 
 def world(seed: int) -> Grammar:
-    """Smaller than the example's, so that the start has learnt it in a third of the steps."""
+    """A smaller grammar than the example's, which the start learns in a third of the steps."""
     return Grammar(classes=2, letters=6, follow=2, seed=seed)
 
 
 def run(seed: int, tier: runner.Tier, lams: tuple[str, ...] = tuple(LAMS), early: bool = True) -> runner.Measured:
-    """The start, tuning on, and SPIN at each lam; and the same from the unfinished start, with the lam that decides."""
+    """The start, further tuning, and SPIN at each lam; the same from the early start, at the lam of the verdict."""
     arms: dict[str, dict[str, float]] = {}
     demos = world(seed).demos(1, DEMOS)
     for prefix, lengths, names, rate in (("", STEPS, lams, "spin"), ("early ", EARLY, ("spin(2)",), "early")):
@@ -76,8 +76,8 @@ def _spin_arm(start: Model, demos: list[Demo], lam: float, fit: Fit, tier: runne
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """On prompts no training saw: how many sampled answers the grammar can give; KL(data || model), nats an answer;
-    and how different the answers are, lest a model win by giving one valid answer always."""
+    """On held-out prompts: share of sampled answers that the grammar allows; KL(data || model), nats an answer; and
+    the diversity of answers, so that no model wins by always giving the same valid one."""
     grammar = world(seed)
     demos = grammar.demos(2, ASKED[tier])
     answers = lab.sampled(model, [d.prompt for d in demos], spin_example.ANSWER, seed)

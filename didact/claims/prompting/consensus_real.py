@@ -1,8 +1,8 @@
-"""Consensus's claim on a pre-trained model: messages to a bank (banking77), and answers found in passages (SQuAD).
+"""Consensus's claim on a pre-trained model: messages to a bank (banking77), and questions about passages (SQuAD).
 
-A base model of 270M weights says yes or no by habit: on the tuning seeds (1000, 1001) the judge alone was at chance
-(.17 of six topics) with the method's own wording and with two others, while the generator was right for .62. So the
-wording for messages shows it four verdicts first; whether it judges at all is the gate.
+A base model of 270M weights has a strong yes/no bias: on the tuning seeds (1000, 1001) the discriminator alone was at
+chance (.17 of six topics) with the method's wording and two others, while the generator was right for .62. So the
+wording for messages has four example verdicts; a gate checks that the discriminator is above chance.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from didact.claims.prompting import messages
 from didact.infer.consensus import RULES, Wording
 from didact.types import Demo, Result
 
-INTENTS, ASKED = 6, 4  # of a draw; messages of each
-QUESTIONS, CANDIDATES, LONGEST = 10, 4, 90  # of a draw; of each; words of a passage
+INTENTS, ASKED = 6, 4  # intents per seed; messages of each
+QUESTIONS, CANDIDATES, LONGEST = 10, 4, 90  # questions per seed; candidates of each; most words of a passage
 VERDICTS = (
     ("The machine swallowed my card.", "card swallowed", "exchange rate"),
     ("How do I change my PIN?", "change pin", "extra card"),
@@ -26,7 +26,7 @@ ASK = "Is this topic right?"
 
 
 def _lines(wrong: bool) -> str:
-    """The messages that are shown, with right topics or with wrong ones."""
+    """The example messages, with right topics or with wrong ones."""
     return "".join(f"Message: {m}\nTopic: {b if wrong else a}\n\n" for m, a, b in VERDICTS)
 
 
@@ -45,7 +45,7 @@ WORDING = Wording(
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Accuracy by every rule, and how often both sides agree."""
+    """Accuracy by every rule, and the rate of agreement, on messages and on passages."""
     questions, _ = messages.drawn(seed, INTENTS, ASKED, 0)
     return {
         "messages": _accuracies(prompting.consensus(real.model(), questions, wording=WORDING)),
@@ -60,7 +60,7 @@ def _accuracies(result: Result) -> dict[str, float]:
 
 
 def _questions(seed: int) -> list[Demo]:
-    """Questions on passages, whose other candidates are spans of the passage of as many words."""
+    """Questions about passages; wrong candidates are other spans of the passage with as many words."""
     rng = random.Random(seed)
     rows = [r for r in real.rows("squad_fewshot.jsonl") if len(r["context"].split()) <= LONGEST]
     out = []

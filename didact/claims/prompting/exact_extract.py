@@ -1,10 +1,10 @@
-"""Exact-extract's claim: brute force agrees with it, and where a model was not tuned greedy decoding loses by not
-being extractive, which a few questions or recurring spans mend.
+"""Exact-extract's claim: brute force agrees with it, and greedy answers of an untuned model are worse because they are
+often not extractive, which tuning on a few questions or on recurring spans corrects.
 
 The exact part needs no training: random weights, all spans by forced decoding. The trained part is a language model of
-passages that tell facts again and again (`worlds.facts`), asked as the next sentence of a passage would begin, then
-tuned on k questions, or on spans of passages. Each key has words of its own: where any key may have any words, a model
-this small is still at chance when its three minutes are over, and one that knows nothing cannot show the claim.
+passages that repeat their facts (`worlds.facts`); questions are phrased as the start of a passage's next sentence. It
+is then tuned on k questions, or on spans of passages. Each key has its own words for values: if keys shared them, so
+small a model would still be at chance after the three minutes it has, and could not show the claim.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from didact.methods.prompting.exact_extract_tune import exact_extract_tune
 from didact.models.model import Model
 from didact.worlds import facts
 
-LENGTH = {  # steps of the language model, of tuning, of spans; and how many questions are asked
+LENGTH = {  # steps of the language model, of tuning, of spans; test questions
     "smoke": (10, 4, 4, 10), "quick": (420, 100, 150, 60), "full": (900, 200, 300, 300),
 }  # fmt: skip
 TUNED = (0, 64, 1024)  # questions tuned on
@@ -39,8 +39,8 @@ problem, problem_rss, problem_tune = example.problem, example.problem_rss, examp
 
 
 def run(seed: int, tier: runner.Tier, hide: bool = False) -> runner.Measured:
-    """Brute force on random models; one language model tuned on k questions, or on spans: with `hide`, recurring ones
-    of which no other occurrence is left to copy from."""
+    """Brute force on random models; one language model tuned on k questions, or on spans. With `hide`, all other
+    occurrences of a recurring span are removed from its passage, so that there is nothing to copy."""
     arms = {"brute force": brute_force(seed)}
     models = {f"k={k}": _tune(seed, tier, k) for k in TUNED}
     with runner.patched({"didact.data.spans:cut": _without_copies} if hide else {}):
@@ -53,10 +53,10 @@ def run(seed: int, tier: runner.Tier, hide: bool = False) -> runner.Measured:
 
 
 def brute_force(seed: int) -> dict[str, float]:
-    """Exact decoding against forced decoding of every span, and against greedy along the passage: a decoder-only
-    model of each sort of position and an encoder-decoder, all random, passages of at most 12 tokens. The largest of:
-    `scores`, the difference of a span's nll; `answer`, by how much forced decoding finds the answer above the least,
-    and `above_greedy` above greedy along the passage (nats); `rows`, decoder rows beside n.
+    """Compare exact decoding with forced decoding of every span, and with greedy decoding along the passage: a
+    decoder-only model for each position encoding and an encoder-decoder, all random, passages of at most 12
+    tokens. Each measure is the maximum (in nats): `scores`, the error of a span's nll; `answer`, by how much the
+    answer's nll exceeds the least, and `above_greedy` greedy's; `rows`, the number of decoder rows against n.
     """
     rng, words = np.random.default_rng([seed, 12]), facts.vocabulary()
     scores, answer, above, rows = [], [], [], []
@@ -95,7 +95,7 @@ def measured(model: Model, seed: int, asked: int) -> dict[str, float]:
     answers = {name: [spans[0] for spans in column] for name, column in rows.items()}
     out = {name: m.value for name, m in qa.compare(records, answers).items()}
     decoded = zip(answers["exact"], answers["greedy"], strict=True)
-    above = [e.nll - g.nll for e, g in decoded if g.start is not None and g.text]  # where greedy's is a span
+    above = [e.nll - g.nll for e, g in decoded if g.start is not None and g.text]  # where the greedy answer is a span
     lengths = lab.mean(len(s.tokens) for s in answers["exact"])
     return out | {"gap": out["gain"], "above_greedy": max(above, default=0.0), "exact_length": lengths}
 
@@ -115,7 +115,7 @@ def _tune(seed: int, tier: runner.Tier, k: int) -> Model:
 
 
 def _train_on_spans(seed: int, tier: runner.Tier, select: Any) -> Model:
-    """Trained on spans; kept by what it was trained on, so that a sabotage of the spans trains anew."""
+    """A model trained on spans; the cache key has the training rows, so that a sabotage of the spans trains anew."""
     base, passages = _base(seed, tier), example.world(seed, 1).passages
     rows, _ = span_rows.rss_rows(base, passages, qa_prompts.prompt_format(base, **example.FORM), select, seed=seed)
     return _shared_training(seed, tier, select, hash(tuple(rows)))

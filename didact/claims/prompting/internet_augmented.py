@@ -1,12 +1,12 @@
-"""Internet-augmented's claim where facts change after training: only a model that reads what is found follows them.
+"""Internet-augmented's claim where facts change after training: only a model that reads passages follows them.
 
-A small Llama reads facts as they were, and paragraphs of any facts with questions, by which it learns to read. Then
-half of the facts change, and paragraphs tell them, some of them stale, among as many that have a question's words and
-do not answer it. Without the latter (the first design, on seeds 0 to 4) the nearest passage was right for .80 of the
-questions and the reranked answer for .83, +.03 [-.06, .12]; the paper's card has them. They were added after those
-seeds had been seen, so that the claim is tested on others, from `FRESH` on. Outside this world stay a search engine's
-ranking, demonstrations that teach how to read (this model has been taught), models of several sizes,
-and facts whose answers a model cannot tell from their words.
+A small Llama is trained on the old facts, and on paragraphs of arbitrary facts with questions, so that it learns to
+read. Then half of the facts change. Paragraphs state them, some stale, among as many distractors that share a
+question's words and do not answer it. Without distractors (the first design, on seeds 0 to 4) the nearest passage was
+right for .80 of the questions and the reranked answer for .83, +.03 [-.06, .12]; the paper's card has distractors. They
+were added after those seeds had been looked at, so the claim is tested on others, from `FRESH` on. Not tested: a search
+engine's ranking, demonstrations that teach how to read (this model was trained to), models of several sizes, and facts
+whose answers cannot be recognised by their words.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from didact.models.model import Model
 from didact.types import Demo, Fit, Passage, Record
 from didact.worlds.news import Key, News, Table
 
-SIZE = {"smoke": (8, 1), "quick": (480, 3), "full": (700, 10)}  # steps; days, on each of which other facts change
-FRESH = 100  # before the first test seed
-PLAIN = 0.4  # of the steps: to learn to read, before anything is to be remembered
+SIZE = {"smoke": (8, 1), "quick": (480, 3), "full": (700, 10)}  # training steps; days, each with other changed facts
+FRESH = 100  # added to test seeds
+PLAIN = 0.4  # share of the steps: learning to read, before memorising facts
 TEACH = Fit(lr=5e-3, rows=64, schedule="constant", betas=(0.9, 0.95), warmup_steps=20)
 HOW: dict[str, Any] = {"paragraphs": 8, "samples": 2, "shots": 0}
 ASKING = Asking(max_new_tokens=4, temperature=1.0, top_p=0.8)
@@ -39,7 +39,7 @@ Found = Mapping[str, list[Passage]]
 
 
 def problem(seed: int) -> Problem:
-    """A model of old news, paragraphs of new ones, and questions."""
+    """A model of the old facts, paragraphs of the new ones, and questions."""
     world, table = News(seed), News(seed).new(0)
     data: dict[str, Sequence[Record]] = {
         "test": world.items(table, _keys(world, table, True)),
@@ -50,7 +50,7 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Every rule and the ways without passages, on facts that changed and on those that did not."""
+    """Every rule, with and without passages, on facts that changed and on those that did not."""
     seed += FRESH
     world, model = News(seed), base(seed, tier)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -71,14 +71,14 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
 
 
 def _match(model: Model, items: Sequence[Demo], seed: int, **where: Any) -> dict[str, float]:
-    """Exact match by rule."""
+    """Exact match by rule, of the method as users run it."""
     result = prompting.internet_augmented(model, items, **where, **HOW, asking=ASKING, seed=seed)
     match: dict[str, float] = result.findings["exact_match"]
     return match
 
 
 def _paragraphs(world: News, table: Table, keys: Sequence[Key], day: int) -> tuple[Found, Found]:
-    """For every question a paragraph that tells, and one that tells of other facts."""
+    """For every question a paragraph that answers it, and an irrelevant one."""
     rng = np.random.default_rng([world.seed, day, 5])
     gold, irrelevant = (
         {world.question(k): [Passage(text=world.paragraph(table, world.near(rng, k, told=is_gold)))] for k in keys}
@@ -92,7 +92,7 @@ def _search_in(found: Found) -> Callable[[Sequence[str], int], list[list[Passage
 
 
 def _news(model: Model, world: News, seed: int) -> dict[str, float]:
-    """Where facts change in the documents alone: share of their answers that change too, with passages and without."""
+    """Share of answers that change when facts change in the documents alone: with passages and without."""
     keys, answers = _keys(world, world.new(0), True), []
     for table in (world.old(), world.new(0)):
         result = prompting.internet_augmented(
@@ -106,8 +106,8 @@ def _news(model: Model, world: News, seed: int) -> dict[str, float]:
 
 
 def _bayes_error(seed: int) -> float:
-    """By how much the noisy channel of one joint p(q, a | p) differs from p(a | q, p): 4 questions, 5 answers, 3
-    passages."""
+    """Largest error of the noisy channel computed from one joint p(q, a | p), against p(a | q, p): 4 questions,
+    5 answers, 3 passages."""
     joint = np.random.default_rng(seed).dirichlet(np.ones(20), 3).reshape(3, 4, 5)
     p_qa, p_a, p_q = joint[:, 0].T, joint.sum(1).T, joint[:, 0].sum(-1)
     table = rerank.Table(*(np.log(x) for x in (np.full(3, 1 / 3), p_qa / p_q, p_qa / p_a, p_a, p_q)))
@@ -117,7 +117,7 @@ def _bayes_error(seed: int) -> float:
 
 
 def base(seed: int, tier: runner.Tier) -> Model:
-    """A Llama of two layers, 0.1M weights: it learns to read first, then to remember what is true as well."""
+    """A Llama of two layers, 0.1M weights, trained to read first, then on the old facts as well."""
     world, steps = News(seed), SIZE[tier][0]
     split = [int(PLAIN * steps), steps - int(PLAIN * steps)]
     lessons = [list(world.lessons(TEACH.rows * n, plain)) for n, plain in zip(split, (True, False), strict=True)]
@@ -135,15 +135,15 @@ def base(seed: int, tier: runner.Tier) -> Model:
 
 
 def _keys(world: News, table: Table, changed: bool) -> list[Key]:
-    """Facts that changed, or that did not."""
+    """Keys of the facts that changed, or of those that did not."""
     return [(int(e), int(r)) for e, r in np.argwhere((table != world.old()) == changed)]
 
 
 class Shuffled(evidence.Library):
-    """Sabotage: every question gets the evidence of another."""
+    """Sabotage: every question gets another question's evidence."""
 
     def __call__(self, items: Any) -> list[evidence.Evidence]:
-        """As found, half of the questions further, so that of no entity; passages given for each question stay."""
+        """Evidence rotated by half of the questions, so of another entity; passages given for each question stay."""
         results = super().__call__(items)
         half = len(results) // 2
         return results[half:] + results[:half] if self.search is None else results

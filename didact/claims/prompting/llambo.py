@@ -1,15 +1,14 @@
-"""LLAMBO's claim with a small model that knows a family of tuning problems: what a model knows beforehand helps most
-when little has been tried.
+"""LLAMBO's claim with a small model that knows a family of tuning problems: prior knowledge helps most early on.
 
-What a pretrained model knows of real tasks cannot be had at this size. A model reads histories of three cards' tasks
-(configurations with scores, and the other way round), and is then used through LLAMBO's text alone on new tasks near
-their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches begin with the same five random trials;
-Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says.
+A pretrained model's knowledge of real tasks is out of reach at this size. A model is trained on histories of tasks
+with cards (configurations with scores, and the reverse), and is then used through LLAMBO's prompts alone on new
+tasks near their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches start from the same five random
+trials; Optuna's TPE and Gaussian process have no prior knowledge. The control is tasks whose optimum no card tells.
 
-One model reads for all seeds of a hundred, which draw tasks: intervals are over tasks, not over models. On seeds 0
-to 4 it was another, a model a seed, with eight cards anywhere and a third of the steps, which began as well with
-another card: it had learnt none. Cards became four, a quarter of the grid each, on seeds 1000 and 1001, and the claim
-is tested on fresh seeds, from `FRESH` on.
+One model serves every hundred seeds, which sample tasks: intervals are over tasks, not over models. An earlier design
+on seeds 0 to 4 had a model per seed, eight cards anywhere and a third of the steps, and began as well with another
+card: it had learnt none. On seeds 1000 and 1001 this became four cards, a quarter of the grid each, and the claim is
+tested on fresh seeds, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ STEPS = {"smoke": 5, "quick": 1200, "full": 3000}
 TASKS = {"smoke": 1, "quick": 10, "full": 20}
 TRIALS = {"smoke": 6, "quick": 12, "full": 25}
 START = 5
-SEEN = 5  # trials a surrogate knows
+SEEN = 5  # trials a surrogate is given
 PARTS = ("warm", "surrogate", "search")
 SPACE = spaces.space_of(example.SPACE)
 
 
 def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int = 0) -> runner.Measured:
-    """The three parts on one seed's tasks; `turn` gives every task another card than its own."""
+    """The three parts on one seed's tasks; a `turn` of more than 0 gives every task the wrong card."""
     seed += FRESH
     family, rng = Bowls(seed // 100, CARDS, apart=True), np.random.default_rng([seed, 53])
     lm = language_models.of(example.reader(family, STEPS[tier]))
@@ -75,7 +74,7 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int 
         for n, task in enumerate(tasks):
             for arm, regret in _all_searches(lm, family, task, card(task), seed + 100 * n, TRIALS[tier]).items():
                 out.setdefault(arm, {})["found"] = out.get(arm, {}).get("found", 0.0) + regret / len(tasks)
-    if parts == PARTS:  # what the model knows, told the truth
+    if parts == PARTS:  # for the gates: the model with the right cards
         out["known"] = {"begun": out["card"]["begun"], "order": out["surrogate"]["order"]}
     return out
 
@@ -85,12 +84,12 @@ def _no_card(task: Bowl) -> Card:
 
 
 def _regret(task: Bowl, configs: Any) -> float:
-    """What the best of some configurations lacks, in hundredths of the scale."""
+    """Simple regret: points by which the best configuration falls short of the optimum, on a scale of 0 to 99."""
     return bowls.TOP - max([task.value(c) for c in configs], default=0.0)
 
 
 def _design_points(design: Any, seed: Sequence[int]) -> list[dict[str, int]]:
-    """As many configurations of a design that fills the space evenly."""
+    """As many configurations as a warm start has, from a space-filling design."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Sobol's balance wants a power of two, and a warm start has five
         points = design(2, rng=np.random.default_rng(seed)).random(START)
@@ -102,7 +101,7 @@ def _warm_start(lm: LM, card: Card, seed: int) -> list[dict[str, Any]]:
 
 
 def _surrogates(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int) -> dict[str, dict[str, float]]:
-    """How well scores of unseen configurations are told after a few: rank correlation and error, with a GP's."""
+    """Quality of predicted scores of unseen configurations after a few trials, of the surrogate and of a GP."""
     rng = np.random.default_rng([seed, 59])
     configs = family.configs(rng, SEEN + 20)
     scores = [task.score(c, rng) for c in configs[:SEEN]]
@@ -126,7 +125,7 @@ def _quality(mean: Any, std: Any, true: Any) -> dict[str, float]:
 
 
 def _all_searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, trials: int) -> dict[str, float]:
-    """What each search has not found after all trials, the first five of which are the same."""
+    """The regret of each search after all trials, the first five of which are the same."""
     rng = np.random.default_rng([seed, 61])
     first = [dict(c) for c in family.configs(rng, START)]
     first_scores = [float(task.score(c, rng)) for c in first]

@@ -9,7 +9,7 @@ from didact.types import Demo
 
 
 def drawn(seed: int, intents: int, asked: int, shown: int) -> tuple[list[Demo], list[Demo]]:
-    """Messages to ask (of the test file) and to show (of the training file), so many of each of the same intents."""
+    """Test messages (of the test file) and examples (of the training file), `asked` and `shown` of each intent."""
     rng = random.Random(seed)
     test, train = real.rows("banking77/test.csv"), real.rows("banking77/train.csv")
     chosen = rng.sample(sorted({row["category"] for row in test}), intents)

@@ -1,4 +1,4 @@
-"""A reader that knows no language but what stands in its prompt: what MTOB's claim asks in place of a large model."""
+"""A reader that knows only the language material in its prompt: MTOB's claim uses it in place of a large model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Pairs = Sequence[tuple[list[str], list[str]]]
 
 class Reader(Rule):
     """Looks words up in the prompt's entries, else infers them from its sentence pairs; puts them in the order that a
-    grammar in the prompt says, else in the one that explains most of the pairs, else leaves them as they are.
+    grammar in the prompt gives, else in the one that explains most of the pairs, else leaves them in place.
 
     Args:
-        own: the language it knows, which it translates from.
-        concepts: what kind of word each is.
-        careless: chance that a word comes out as another one of the prompt.
-        seed: of that.
+        own: the source language, which it knows.
+        concepts: the kind of each word.
+        careless: chance that a word comes out as a random one of the prompt's.
+        seed: of these errors.
     """
 
     name = "a reader that looks things up"
@@ -48,7 +48,7 @@ class Reader(Rule):
         return " ".join(str(rng.choice(targets)) if targets and rng.random() < self.careless else w for w in out)
 
     def _pairs(self, prompt: str) -> Pairs:
-        """Sentence pairs in the prompt, the query aside."""
+        """Sentence pairs in the prompt, without the query."""
         rows = re.findall(rf"^{self.own.name}: (.+)\n\S+: (.+)$", prompt, re.MULTILINE)
         return [(x.split(), y.split()) for x, y in rows]
 
@@ -65,7 +65,7 @@ class Reader(Rule):
         return max(itertools.product(ORDERS[:3], (True, False)), key=matches)
 
     def _ordered(self, sentence: list[str], order: str, first: bool) -> list[str]:
-        """Its own words in another order; a sentence that it cannot take apart stays as it is."""
+        """The sentence in another word order; unchanged if it cannot be parsed."""
         concepts = {w: c for c, w in enumerate(self.own.words)}
         parts, nouns = [concepts.get(w, -1) for w in sentence], [w for w in sentence if self.kinds.get(w) == "noun"]
         verbs = [i for i, w in enumerate(sentence) if self.kinds.get(w) == "verb"]
@@ -81,8 +81,8 @@ class Reader(Rule):
 
 
 def aligned(word: str, pairs: Pairs) -> str | None:
-    """The word that stands in most translations of sentences with a word, and in fewest of others; None where there is
-    no such sentence."""
+    """The translation of a word by votes: one for each target sentence of a source with the word, minus one for each of
+    another source; None if no source has the word."""
     votes: Counter[str] = Counter()
     for x, y in pairs:
         for w in set(y):
@@ -92,15 +92,15 @@ def aligned(word: str, pairs: Pairs) -> str | None:
 
 
 class AtRandom(materials.Lookup):
-    """Sabotage: any entries."""
+    """Sabotage: look up random entries."""
 
     def __call__(self, queries: Sequence[str], k: int) -> list[list[int]]:
-        """Places drawn by the query."""
+        """Random positions, seeded by the query."""
         return [random.Random(q).sample(range(self.size), min(k, self.size)) for q in queries]
 
 
 def bare(of: Any, sentence: str, blocks: Any, book: str = "", right: Any = materials.prompt) -> str:
-    """Sabotage: nothing that was found stands in the prompt."""
+    """Sabotage: the retrieved material is left out of the prompt."""
     return str(right(of, sentence, [], ""))
 
 
@@ -110,10 +110,10 @@ def swapped(said: Sequence[str], wanted: Sequence[str], right: Any = scores.chrf
 
 
 def turned(records: Any, names: Any, right: Any = materials.facing) -> Any:
-    """Sabotage: entries the other way around."""
+    """Sabotage: pairs with source and target swapped."""
     return [materials.turn(p) for p in right(records, names)]
 
 
 def untouched(book: str, held: Any, canary: str = "") -> tuple[str, int]:
-    """Sabotage: the book as it is."""
+    """Sabotage: test sentences are not removed from the book."""
     return book, 0

@@ -1,9 +1,10 @@
 """Self-mining's claim with a translator whose errors are known (`self_mining_example.Noisy`).
 
-What the check keeps is as computed; demonstrations that were filtered and chosen are better than any.
+The back-translation check has the precision and recall that its formula gives; filtered and selected demonstrations are
+better than random ones.
 
-The translator is a rule, no model: it shows that the procedure does what it says. Whether a language model has the
-knowledge of words that is needed, and learns from demonstrations as this rule does, is outside; so are 288 directions.
+The translator is a rule and no model: it shows that the procedure works as described. Not tested: whether a language
+model has the word knowledge it needs and learns from demonstrations as this rule does; and 288 language directions.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from didact.worlds import tongues
 
 CONCEPTS = tongues.Concepts(nouns=60, verbs=30, adjectives=30)
 SMALL = tongues.Concepts(nouns=15, verbs=5, adjectives=5)
-LANGUAGES = {"smoke": 3, "quick": 300, "full": 1000}  # small ones, for shares to two decimals
-KNOWS_WORDS = 0.4  # in those
+LANGUAGES = {"smoke": 3, "quick": 300, "full": 1000}  # many small ones, for shares to two decimals
+KNOWS_WORDS = 0.4  # in the small languages
 KNOWS, SLIPS, NOISE = 0.7, 0.15, 0.15
-SIZE = {"smoke": (40, 5), "quick": (400, 60), "full": (800, 150)}  # sentences of a language; sentences to translate
+SIZE = {"smoke": (40, 5), "quick": (400, 60), "full": (800, 150)}  # sentences per language; sentences to translate
 ASKING = Asking(max_new_tokens=64)
 
 
 def problem(seed: int) -> Problem:
-    """Two invented languages and the claim's translator, who knows six words of ten (a rule, no model)."""
+    """Two invented languages and the claim's translator, a rule and no model, which knows six words in ten."""
     first, second = tongues.invented(seed, 2, CONCEPTS, alike=True)
     meanings = tongues.meanings(seed, 830, CONCEPTS)
     data: dict[str, Sequence[Record]] = {
@@ -50,7 +51,7 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """The dictionary against its closed form; then every way to choose demonstrations on the same sentences."""
+    """The dictionary against its closed form, and every way to select demonstrations, on the same sentences."""
     count, n_test = SIZE[tier]
     first, second = tongues.invented(seed, 2, CONCEPTS, alike=True)
     meanings = tongues.meanings(seed, 2 * count + n_test, CONCEPTS)
@@ -84,7 +85,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
 
 
 def _with_human_pairs(lm: example.Noisy, test: Sequence[Parallel], pool: Sequence[Parallel], seed: int) -> list[str]:
-    """Translations after true pairs drawn at random, the reference of what annotated examples give."""
+    """Translations with random true pairs as demonstrations: the reference for annotated examples."""
     rng = np.random.default_rng([seed, 1])
     pairs = [(p.source, p.target) for p in pool]
     demos = [[pairs[i] for i in rng.choice(len(pairs), 8, replace=False)] for _ in test]
@@ -95,8 +96,8 @@ def _with_human_pairs(lm: example.Noisy, test: Sequence[Parallel], pool: Sequenc
 
 
 def _dictionary(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
-    """Precision and recall before and after the check over many small languages, and what they should be: of V words a
-    wrong one leads back by a chance of (1 - p) / (V - 1)."""
+    """Precision and recall before and after the check over many small languages, and their closed form: of V words, a
+    wrong translation comes back to its source with probability (1 - p) / (V - 1)."""
     size, counts = SMALL.size, np.zeros((2, 2))
     for i in range(LANGUAGES[tier]):
         first, second = tongues.invented(seed * 10_000 + i, 2, SMALL, alike=True)

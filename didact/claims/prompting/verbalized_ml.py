@@ -1,12 +1,12 @@
-"""Verbalized machine learning's claim in two parts: the loop is exact, and a taught model learns by it.
+"""Verbalized machine learning's claim in two parts: the loop is exact, and a trained model learns by it.
 
-The first part has scripted models that read their prompts and compute (`verbalized_ml_scripted`): they stand for no
-language model, and show that what surrounds one is right. The second has a Llama of 0.1M weights that was taught to
-apply texts that name functions, and to find them: used for each other by the loop they learn a function from its
-targets. Rates were found on seed 1000; on seeds 0 to 4 one run with and one without the gate could not show that a gate
-was missing, so that both are means of ten; with 400 steps one model of five (seeds 100 to 104) had not learnt to apply
-texts, and there are 800 now. The claim is tested on seeds nobody has looked at, from `FRESH` on. What a small model
-cannot show is prior knowledge in English.
+Part one has scripted models that parse their prompts and compute (`verbalized_ml_scripted`): they stand for no language
+model, and test the procedure around one. Part two has a Llama of 0.1M weights trained to apply texts that name
+functions, and to find such texts: combined by the loop, the two skills learn a function from its targets. Rates were
+tuned on seed 1000. On seeds 0 to 4 one run with and one without the gate could not show that a gate was missing, so
+both are means of ten; with 400 training steps one model in five (seeds 100 to 104) had not learnt to apply texts, so
+there are 800. The claim is tested on seeds nobody has looked at, from `FRESH` on. Prior knowledge in English is not
+tested.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ STEPS = {"smoke": 5, "quick": example.STEPS, "full": 2 * example.STEPS}
 FUNCTIONS = {"smoke": 2, "quick": 5, "full": 5}
 NOISE, EXAMPLES, BATCH, EPOCHS = 0.1, 40, 10, 5  # the paper's linear task
 RATE = 0.1
-FRESH = 200  # before the first test seed
-RUNS = 10  # of an optimiser that jumps at random: geometric means
+FRESH = 200  # added to test seeds
+RUNS = 10  # of an optimiser with random jumps, for geometric means
 ASKING = ask.Asking(max_new_tokens=64, temperature=0.0)
 GRID = np.round(np.linspace(-1, 3, 40), 2)  # one unit beyond the range of training on either side
 
@@ -45,7 +45,7 @@ problem = example.problem
 def run(
     seed: int, tier: runner.Tier, gated: bool = True, parts: Sequence[str] = ("scripted", "taught")
 ) -> runner.Measured:
-    """Scripted models on a noisy line, a taught model on functions of the mini-language."""
+    """Scripted models on a noisy line, and a trained model on functions of the mini-language."""
     seed += FRESH
     model = example.taught(seed, STEPS[tier])
     out = _tasks(model, seed)
@@ -97,7 +97,7 @@ def _fit(fitting: scripted.Fitting, x: Any, y: Any, how: Learning, seed: int) ->
 
 
 def _error(found: VerbalModel) -> float:
-    """Mean squared error on the grid, of the function without noise."""
+    """Mean squared error on the grid, against the function without noise."""
     return float(np.mean((found.predict(GRID) - (4 + 3 * GRID)) ** 2))
 
 
@@ -107,7 +107,7 @@ def _optimisations(found: VerbalModel) -> list[Any]:
 
 
 def _descent_gap(found: VerbalModel) -> float:
-    """Between the text and descent by numbers over the same batches, outputs rounded as they are told."""
+    """Difference of the final text from numeric descent on the same batches, with outputs rounded as in prompts."""
     a = b = 0.0
     targets = dict(zip(found.inputs_, found.targets_.values, strict=True))
     for prompt in _optimisations(found):
@@ -119,7 +119,7 @@ def _descent_gap(found: VerbalModel) -> float:
 
 
 def _tasks(model: Model, seed: int) -> dict[str, dict[str, float]]:
-    """The taught model's two tasks alone."""
+    """The trained model's accuracy on its two tasks alone."""
     demos = described.mixture(1000 + seed, 100)
     answers = lab.sampled(model, [d.prompt for d in demos], 12, temperature=0.0)
     right = [a == d.completion for a, d in zip(answers, demos, strict=True)]
@@ -127,7 +127,7 @@ def _tasks(model: Model, seed: int) -> dict[str, dict[str, float]]:
 
 
 def _functions(model: Model, seed: int, count: int) -> dict[str, dict[str, float]]:
-    """The loop over functions, with right and with permuted targets, and what the first text says of them."""
+    """Accuracy of the loop over functions, with right and with permuted targets, and of the initial text."""
     rng, rows = np.random.default_rng([seed, 193]), []
     for shift in described.SHIFTS[:count]:
         examples = described.examples(shift)
@@ -147,23 +147,23 @@ def _loop(model: Model, train: Any, asked: Any) -> float:
 
 
 def _start(model: Model, asked: Any) -> float:
-    """By the first text, which no step has changed."""
+    """Accuracy with the initial text, before any step."""
     prompts = [verbal_words.inference(verbal.WORDS["terse"], described.START, d.prompt, "") for d in asked]
     answers = lab.sampled(model, [ask.conversation("", p) for p in prompts], 12, temperature=0.0)
     return lab.mean(a == d.completion for a, d in zip(answers, asked, strict=True))
 
 
 def _swapped(words: Any, theta: str, batch: Any, *more: Any) -> str:
-    """Sabotage: outputs and targets change places."""
+    """Sabotage: outputs and targets are swapped in the optimiser's prompt."""
     return _optimisation(words, theta, [(x, y, output) for x, output, y in batch], *more)
 
 
 def _without_text(words: Any, theta: str, x: str, form: str) -> str:
-    """Sabotage: the learner is not told the text."""
+    """Sabotage: the learner's prompt has the initial text in place of the learnt one."""
     return _inference(words, described.START, x, form)
 
 
-_optimisation, _inference = verbal_words.optimisation, verbal_words.inference  # intact
+_optimisation, _inference = verbal_words.optimisation, verbal_words.inference  # the intact functions
 LOOP, NUMERIC = "the loop learns functions", "steps are those of numeric descent"
 GATE, RIGHT = "the gate keeps what is better", "of outputs"
 TAUGHT: dict[str, Any] = {"parts": ("taught",)}
