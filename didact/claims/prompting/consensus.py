@@ -3,8 +3,7 @@
 A: simulated log-probs: a truth, plus a surface bias of the candidates, plus noise independent for each side. B: a small
 Llama trained on facts as answers and as verdicts, a third of them in one form only. The cheap baseline `avg`, which
 adds the two initial policies, is compared with the game; whether the game is better is reported and decides nothing.
-No regularisation towards the initial policies (lam 0) was planned as a sabotage, but is none: in round one the players
-respond to each other's initial policies.
+Play without regularisation (lam 0) is no sabotage: in round one each player responds to the other's initial policy.
 """
 
 from __future__ import annotations

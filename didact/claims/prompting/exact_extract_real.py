@@ -15,7 +15,7 @@ from didact.claims.lab import bound, difference, gate
 from didact.types import QA, Result
 
 ASKED, LONGEST = 16, 100  # questions per seed; most words of a passage
-FRESH = 100  # before the first test seed
+FRESH = 100  # added to test seeds
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:

@@ -109,7 +109,7 @@ def _bayes_error(seed: int) -> float:
     """Largest error of the noisy channel computed from one joint p(q, a | p), against p(a | q, p): 4 questions,
     5 answers, 3 passages."""
     joint = np.random.default_rng(seed).dirichlet(np.ones(20), 3).reshape(3, 4, 5)
-    p_qa, p_a, p_q = joint[:, 0].T, joint.sum(1).T, joint[:, 0].sum(-1)
+    p_qa, p_a, p_q = joint[:, 0].T, joint.sum(1).T, joint[:, 0].sum(-1)  # of question 0
     table = rerank.Table(*(np.log(x) for x in (np.full(3, 1 / 3), p_qa / p_q, p_qa / p_a, p_a, p_q)))
     noisy = rerank.noisy_channel(table)
     assert noisy is not None

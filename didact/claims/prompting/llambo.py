@@ -65,7 +65,7 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int 
         out["chance"] = {"begun": lab.mean(draws)}
         for name, design in (("sobol", qmc.Sobol), ("latin", qmc.LatinHypercube)):
             designs = [_design_points(design, [seed, n, k]) for n in range(len(tasks)) for k in range(20)]
-            out[name] = {"begun": lab.mean(_regret(tasks[i // 20], group) for i, group in enumerate(designs))}
+            out[name] = {"begun": lab.mean(_regret(tasks[i // 20], configs) for i, configs in enumerate(designs))}
     if "surrogate" in parts:
         surrogates = [_surrogates(lm, family, t, card(t), seed + n) for n, t in enumerate(tasks)]
         for arm in surrogates[0]:

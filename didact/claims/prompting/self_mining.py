@@ -1,7 +1,6 @@
 """Self-mining's claim with a translator whose errors are known (`self_mining_example.Noisy`).
 
-The back-translation check has the precision and recall that its formula gives; filtered and selected demonstrations are
-better than random ones.
+The back-translation check's precision and recall follow a formula; selected demonstrations are better than random ones.
 
 The translator is a rule and no model: it shows that the procedure works as described. Not tested: whether a language
 model has the word knowledge it needs and learns from demonstrations as this rule does; and 288 language directions.

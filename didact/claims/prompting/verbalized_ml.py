@@ -3,10 +3,9 @@
 Part one has scripted models that parse their prompts and compute (`verbalized_ml_scripted`): they stand for no language
 model, and test the procedure around one. Part two has a Llama of 0.1M weights trained to apply texts that name
 functions, and to find such texts: combined by the loop, the two skills learn a function from its targets. Rates were
-tuned on seed 1000. On seeds 0 to 4 one run with and one without the gate could not show that a gate was missing, so
-both are means of ten; with 400 training steps one model in five (seeds 100 to 104) had not learnt to apply texts, so
-there are 800. The claim is tested on seeds nobody has looked at, from `FRESH` on. Prior knowledge in English is not
-tested.
+tuned on seed 1000. On seeds 0 to 4 one run with and one without the gate could not reveal a missing gate, so both are
+means of ten; with 400 training steps one model in five (seeds 100 to 104) had not learnt to apply texts, so there are
+800. The claim is tested on unseen seeds, from `FRESH` on. Prior knowledge in English is not tested.
 """
 
 from __future__ import annotations
