@@ -1,4 +1,4 @@
-"""Verdicts by their rules; sabotages seen, no-ops not; cards stale when code changes; a killed claim goes on."""
+"""Verdicts; sabotages are detected, no-ops are not; cards are stale when code changes; a killed claim resumes."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def arms(**values):
 
 
 def spread(mean, width, n=5):
-    """n values whose 95 % t interval is mean +- width."""
+    """Return n values whose 95 % t interval is mean +- width."""
     unit = np.array([-1.0, -0.5, 0.0, 0.5, 1.0][:n])
     from scipy import stats
 
@@ -48,10 +48,10 @@ def outcome(test, **values):
     [
         (1.0, 0.5, "holds"),
         (1.0, 1.5, "inconclusive"),  # reaches below 0 and beyond the smallest effect
-        (0.0, 0.1, "fails"),  # at most 0.1, and 0.2 would be of interest
-        (0.1, 0.05, "fails"),  # surely above 0, surely too small
+        (0.0, 0.1, "fails"),  # at most 0.1, below the smallest effect of 0.2
+        (0.1, 0.05, "fails"),  # above 0, but smaller than the smallest effect
         (-1.0, 0.5, "fails"),
-        (0.15, 0.1, "holds"),  # may be of interest, surely above 0
+        (0.15, 0.1, "holds"),  # above 0, possibly as large as the smallest effect
     ],
 )
 def test_difference(mean, width, expected):
@@ -207,7 +207,7 @@ def test_a_start_is_trained_once_and_kept_by_what_it_was_trained_on(tmp_path, mo
 
 
 def toy(seed, tier, effect=1.0, crash=False):
-    """Uses a real loss by its module, so that it can be patched."""
+    """A run that takes a real loss from its module, so that it can be patched."""
     if crash:
         raise FloatingPointError("overflow")
     noise = np.random.default_rng(seed).normal(scale=0.1, size=3)
@@ -306,8 +306,8 @@ NOISE = np.array([-0.1, 0.05, 0.0, 0.1, -0.05])
     ("test", "intact", "sabotaged", "expected"),
     [
         ({"kind": "bound"}, 1.0, 0.0, True),
-        ({"kind": "bound"}, 1.0, 0.5, False),  # surely moved, and the test still holds
-        ({"kind": "bound"}, 1.0, 2.0, False),  # moved the other way
+        ({"kind": "bound"}, 1.0, 0.5, False),  # significant, but the test still holds
+        ({"kind": "bound"}, 1.0, 2.0, False),  # a change in the other direction
         ({"kind": "bound", "direction": "less"}, -1.0, 0.0, True),
         ({"kind": "bound", "direction": "less"}, -1.0, -0.5, False),
         ({"kind": "equivalence", "margin": 0.3}, 0.0, 1.0, True),
@@ -484,7 +484,7 @@ def slow_toy(tmp_path, monkeypatch):
 
 
 def measured(place, units, ready):
-    """The claim, in a process of its own."""
+    """Run the claim in its own process."""
     sys.path.insert(0, place)
     ready.set()
     runner.run(importlib.import_module("slow_toy").CLAIM, "quick", sabotage=True, folder=units, quiet=True)
@@ -506,7 +506,7 @@ def test_a_killed_claim_goes_on_to_the_same_card(slow_toy, tmp_path):
     for part in ("arms", "tests", "sabotage", "verdict", "sources_sha256"):
         assert resumed[part] == fresh[part]
     assert all((units / name).stat().st_mtime_ns == when for name, when in kept.items())
-    assert resumed["seconds"] >= 7.0 > fresh["seconds"]  # kept seeds count with the time they took
+    assert resumed["seconds"] >= 7.0 > fresh["seconds"]  # cached seeds count with their measured time
 
 
 def test_seeds_measured_under_other_code_are_measured_again(slow_toy, tmp_path):
@@ -586,10 +586,10 @@ def tree(tmp_path, monkeypatch):
     [
         ("methods/fam/m.py", True, False),
         ("methods/fam/helper.py", True, False),  # imported inside a function
-        ("objectives/reduce.py", True, False),  # through two others
+        ("objectives/reduce.py", True, False),  # through two other modules
         ("worlds/w.py", True, False),
-        ("methods/wide/lazy.py", True, False),  # a family's, imported on first use
-        ("objectives/deep.py", True, False),  # through shared parts
+        ("methods/wide/lazy.py", True, False),  # a function of a family, imported on first use
+        ("objectives/deep.py", True, False),  # through shared modules
         ("methods/fam/other.py", False, False),
         ("methods/fam/__init__.py", False, False),
         ("objectives/unused.py", False, False),
@@ -683,7 +683,7 @@ def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measure
     monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = files.plain(runner.run(slow_toy.CLAIM, "quick", folder=tmp_path / "kept" / "slow-toy", quiet=True))
     arms = {a: {m: [v + 1e-9 for v in column] for m, column in c.items()} for a, c in card["arms"].items()}
-    path = runner.write(card | {"arms": arms}, tmp_path)  # as another processor rounds
+    path = runner.write(card | {"arms": arms}, tmp_path)  # rounding differs on another processor
     assert runner.verify("slow-toy", tmp_path)
     assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
     renewed = files.read_json(path)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real files, real models, real processes."""
+"""The command line as a user sees it: real files, real models, real processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_rows(path: Path, records) -> str:
 
 @pytest.fixture(scope="module")
 def place(taught, world, tmp_path_factory) -> Path:
-    """A model folder and two JSONL files, as a user has them."""
+    """A model folder and two JSONL files, as a user would have them."""
     folder = tmp_path_factory.mktemp("user")
     taught("llama").save(folder / "model")
     write_rows(folder / "forget.jsonl", world.forget)
@@ -43,7 +43,7 @@ def place(taught, world, tmp_path_factory) -> Path:
 
 
 def said(capsys, *words: str) -> tuple[int, str]:
-    """Exit code and standard error of one command run in this process."""
+    """Run one command in this process; return its exit code and standard error."""
     code = cli.main(list(words))
     return code, capsys.readouterr().err
 
@@ -151,7 +151,7 @@ def test_mesa_gd_runs_on_tasks_from_a_file(tmp_path):
     words = ["--tasks", f"{tmp_path}/tasks.jsonl", "--lr=2e-2", "--steps=300", "--rows=128", "--restarts=1"]
     assert cli.main(["run", "mesa-gd", *words, "--out", f"{tmp_path}/out"]) == 0
     loss = read_json(tmp_path / "out" / "result.json")["metrics"]["loss"]
-    assert loss["after"] < 0.7 * loss["before"]  # on tasks that were held out
+    assert loss["after"] < 0.7 * loss["before"]  # on held-out tasks
     assert load.load(tmp_path / "out" / "model").kind == "module"
 
 
@@ -163,7 +163,7 @@ def test_the_same_command_again_only_shows_the_result_and_another_is_refused(pla
     assert cli.main(words) == 0
     assert "done already" in capsys.readouterr().out
     assert (tmp_path / "out" / "result.json").read_bytes() == before
-    assert cli.main([*words, "--micro-tokens=32"]) == 0  # which changes no result
+    assert cli.main([*words, "--micro-tokens=32"]) == 0  # has no influence on results
     assert "done already" in capsys.readouterr().out
     code, err = said(capsys, *run_words(place, tmp_path / "out", "--steps=3"))
     assert code == 2 and "holds another run" in err
@@ -190,7 +190,9 @@ def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(place, tmp_pa
     weights = load.load(place / "model").parameters
     assert whole["memory_bytes"]["gradients_and_moments"] == 12 * weights  # float32: a gradient and AdamW's two moments
     assert lora["disk_bytes"]["result"] < whole["disk_bytes"]["result"] == 4 * weights
-    assert asked["memory_bytes"]["gradients_and_moments"] == 0 == asked["disk_bytes"]["checkpoints"]  # nothing trains
+    assert (
+        asked["memory_bytes"]["gradients_and_moments"] == 0 == asked["disk_bytes"]["checkpoints"]
+    )  # nothing is trained
     assert "of training" in whole["time"] and "time" not in asked
     test = write_rows(tmp_path / "test.jsonl", [Demo(prompt="ab " * 500, completion="c")])
     scored = planned("sft", "--score_on", test, "--max_length", "40")
@@ -312,7 +314,9 @@ def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(place, tmp_path, c
     code, err = said(capsys, *run_words(place, tmp_path / "out", "--lr=1e30", "--clip=0"))
     assert code == 2 and "NaN or infinite" in err and "lower the learning rate" in err
     assert read_json(tmp_path / "out" / "result.json")["status"] == "failed"
-    assert cli.main(run_words(place, tmp_path / "out", "--steps=2")) == 0  # the mended command may use the same folder
+    assert (
+        cli.main(run_words(place, tmp_path / "out", "--steps=2")) == 0
+    )  # the corrected command may use the same folder
 
 
 def test_a_finished_run_is_not_shown_for_files_that_changed_since(place, world, tmp_path, capsys):
@@ -356,7 +360,7 @@ def test_listing_the_catalogue_imports_no_torch():
 
 
 def begun(words, log):
-    """The command, in a process of its own."""
+    """The command, in its own process."""
     process = server.Process(target=command, args=(words, str(log), {"DIDACT_CACHE": "off"}))
     process.start()
     return process
@@ -401,7 +405,7 @@ def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_finds_nothing_kept_says_so(signum, code, place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("didact.verbs.running._begin", lambda *given: signal.raise_signal(signum))
-    # A suite that a shell runs in the background has interrupts ignored.
+    # A test suite that runs in the background of a shell ignores interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         found, err = said(capsys, *run_words(place, tmp_path / "out"))

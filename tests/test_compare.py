@@ -1,4 +1,4 @@
-"""The comparison: equal budgets, leak-proof splits, honest ties, arms that fail alone, and going on after a stop."""
+"""The comparison: equal budgets, splits without leaks, ties, failures of single arms, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
 
     again = []
     assert compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append) == board
-    assert heard and not again  # nothing is done twice
+    assert heard and not again  # nothing is computed twice
     assert re.search(r"unit 10 of 10: .* \(\d+ s, about 0 s left\)", heard[-1])
     spent = board["time"]
     assert all(spent[name] > 0 for name in PHASES) and spent["generation"] < spent["scoring"]
@@ -113,7 +113,7 @@ def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):
         process.join()
     units = {p.stem for p in (tmp_path / "both" / "units").glob("*.json") if "_steps" not in p.name}
     told = [line.split(": ")[1] for line in heard + others]
-    assert sorted(told) == sorted(units) and heard and others  # each once, and neither did all of it
+    assert sorted(told) == sorted(units) and heard and others  # each unit once, and neither process ran all
     assert board == same
 
 
@@ -326,7 +326,7 @@ def test_the_grid_is_four_apart_and_shrinks_with_the_model(model):
 
 
 def fake_search(monkeypatch, best, fails=()):
-    """Every unit scores by how near its rate is to `best`."""
+    """Score every unit by the distance of its learning rate from `best`."""
 
     def unit(self, unit):
         if unit.lr in fails:
@@ -341,10 +341,10 @@ def fake_search(monkeypatch, best, fails=()):
     ("best", "fails", "tried", "chosen"),
     [
         (2e-3, (), [1e-3, 2e-3, 4e-3], 2e-3),  # inside
-        (2.5e-4, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 2.5e-4),  # three below, the last one worse
+        (2.5e-4, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 2.5e-4),  # three lower rates, the last one worse
         (1e-9, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 1.25e-4),  # bounded
         (16e-3, (), [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3], 16e-3),
-        (16e-3, (4e-3,), [1e-3, 2e-3, 4e-3], 2e-3),  # what diverged is an edge too
+        (16e-3, (4e-3,), [1e-3, 2e-3, 4e-3], 2e-3),  # a diverged rate is an edge too
     ],
 )
 def test_the_search_goes_beyond_its_grid_while_the_best_is_at_an_edge(
@@ -427,7 +427,7 @@ def test_a_reward_that_misbehaves_is_told_in_one_line():
 
 
 class Replies:
-    """A language model of fixed replies, one list an attempt."""
+    """A language model with fixed replies, one list per attempt."""
 
     name, capabilities, context = "fixed", frozenset({"generate"}), 100
 
@@ -465,7 +465,7 @@ def test_rules_without_a_model_are_paired_with_arms_on_the_records_of_every_seed
         test = split({"preference": uneven}, k, 3).test["preference"]
         gaps = [size(p.rejected) - size(p.chosen) for p in test]
         scored.append(sum(g > 0 for g in gaps) / len(gaps) + sum(g == 0 for g in gaps) / len(gaps) / 2)
-    assert scored[0] != scored[1]  # folds differ: an unpaired interval would not know
+    assert scored[0] != scored[1]  # folds differ: an unpaired interval would hide the difference
     shorter, other = board["rules"].values()
     assert shorter == pytest.approx(sum(scored) / 2) and other == pytest.approx(1 - shorter)
     found = board["rows"][0]["to_rules"]["the shorter answer is the better"]
@@ -532,7 +532,9 @@ def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, 
     for which in ("all", "first"):
         used = setting(model, tmp_path / which, diagnostics=which, **once)
         boards[which] = compare.run([arm("sft")], used)
-        assert [part for part, kept in used._cache.items() if "general states" in kept] == ["general"]  # once for all
+        assert [part for part, kept in used._cache.items() if "general states" in kept] == [
+            "general"
+        ]  # one computation for all
     left = {"metrics", "samples", "answered", "cost", "time", "warnings"}
     whole, brief = ([{k: v for k, v in r.items() if k not in left} for r in b["rows"]] for b in boards.values())
     assert whole == brief
@@ -555,6 +557,6 @@ def test_membership_is_compared_against_records_no_model_saw(model, tmp_path):
     records = {"forget": facts[:10], "retain": facts[10:30], "unseen": facts[30:]}
     once = {"budget": Budget.parse("6k-tokens"), "rates": (1e-3,), "seeds": (1,)}
     used = setting(model, tmp_path, records=records, protocol="forget", **once)
-    assert used.split(0).test["unseen"] == records["unseen"]  # too few to tune on others, so whole
+    assert used.split(0).test["unseen"] == records["unseen"]  # too few for separate tuning records, so all are used
     board = compare.run([arm("npo")], used)
     assert all("membership" in row["metrics"] for row in board["rows"])

@@ -1,4 +1,4 @@
-"""dual-process: what forgetting does to weights and optimizer, the battery, probes, and bad input."""
+"""dual-process: the effect of active forgetting on weights and optimizer, the battery, probes, and bad input."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def same(a: Model, b: Model) -> bool:
 
 
 class Spy(loop.Hook):
-    """Keeps the weights around every step, and Adam's moments of the embeddings; it comes after the forgetting."""
+    """Record the weights around every step, and Adam's moments of the embeddings; runs after the forgetting hook."""
 
     def __init__(self) -> None:
         self.starts: list[dict[str, torch.Tensor]] = []
@@ -102,7 +102,7 @@ def test_a_reset_forgets_the_embeddings_and_nothing_else(kind: str) -> None:
     config = ForgetConfig(mode="temporary", every=5, until=6)
     model, hook = train(config, tiny(kind, tie_word_embeddings=True), hooks=[spy])
     assert (hook.count, hook.last) == (1, 5)
-    was, now = spy.ends[4], spy.starts[5]  # between the two nothing happens but the reset
+    was, now = spy.ends[4], spy.starts[5]  # the reset is the only change between the two
     table = next(n for n, p in model.module.named_parameters() if p is resets.tables(model.module)[0])
     assert all(torch.equal(was[n], now[n]) for n in was if n != table)
     old, new = was[table], now[table]
@@ -155,7 +155,7 @@ def test_probabilistic_forgetting_leaves_embeddings_to_the_bit(kind: str, tied: 
     both = [spy.starts[0][n] for n in names]
     changed = [(one != before[n]).any(1).nonzero()[:, 0].tolist() for n, one in zip(names, both, strict=True)]
     batch = {5, 6, 7, 8}
-    assert all(batch < set(own) and len(own) == 8 for own in changed)  # 4 that all have, 4 of the four rows
+    assert all(batch < set(own) and len(own) == 8 for own in changed)  # 4 shared by all, 4 of the four rows
     assert all(torch.equal(own[changed[0]], both[0][changed[0]]) for own in both)  # the same row in both tables
     nothing, _ = train(ForgetConfig(mode="probabilistic", share=0.0), start)
     still = resets.ready(start, ForgetConfig(mode="probabilistic"))
@@ -407,7 +407,7 @@ def test_probes_of_a_given_model(kind: Any) -> None:
     assert result.findings["words"] == 60 and result.findings["guessing"] == pytest.approx(1 / 3)
     assert len(result.figures) == 3 and json.dumps(result.findings)
     assert layers["model"][0]["seen"]["estimate"] == 1.0
-    if kind == "llama":  # at its embeddings nothing is known of the place, and all of the word
+    if kind == "llama":  # embeddings carry the word but not its position
         zero = layers["model"][0]
         assert zero["word"]["estimate"] > 0.9 and zero["place"]["estimate"] < 0.1
         assert zero["unseen"]["estimate"] < 0.6

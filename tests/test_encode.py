@@ -1,4 +1,4 @@
-"""Records to token rows: labels are the completion and its end, nothing else; what does not fit is cut or named."""
+"""Records to token rows: only the completion and its end are labels; records that do not fit are cut or reported."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_si
 
 @pytest.fixture(scope="module")
 def with_start(tokenizer):
-    """The same tokenizer, putting `<s>` before every text as Llama's does."""
+    """The same tokenizer with `<s>` before every text, like Llama's."""
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", other.bos_token_id)]
@@ -32,7 +32,7 @@ def with_start(tokenizer):
 
 @pytest.fixture(scope="module")
 def with_end(tokenizer):
-    """The same tokenizer, putting `</s>` behind every text as T5's does."""
+    """The same tokenizer with `</s>` after every text, like T5's."""
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", other.eos_token_id)]
@@ -52,7 +52,7 @@ def test_labels_are_exactly_the_completion_and_the_end_token(tokenizer, prompt, 
     if read:
         assert tokenizer.decode(row.prompt) == read
         assert tokenizer.decode(row.completion[:-1]) == answer
-    else:  # without a start token the first piece has nothing before it: it is read, not learnt
+    else:  # without a start token the first piece has no context: it is input, not a label
         assert len(row.prompt) == 1
         assert tokenizer.decode(row.prompt + row.completion[:-1]) == answer
     assert tokenizer.eos_token_id not in row.prompt
@@ -123,7 +123,7 @@ def test_a_completion_that_fills_the_context_leaves_no_room_for_a_prompt(tokeniz
     with pytest.raises(UserError, match="shorten it"):
         encode.row(tokenizer, "Where?", "Tarn Osso Velm", "causal", n)
     assert len(encode.row(tokenizer, "Where?", "Tarn Osso Velm", "causal", n + 1).prompt) == 1
-    assert encode.row(tokenizer, "Where?", " Tarn Osso Velm", "seq2seq", n).completion  # its prompt is elsewhere
+    assert encode.row(tokenizer, "Where?", " Tarn Osso Velm", "seq2seq", n).completion  # its prompt is in another row
 
 
 def test_an_empty_completion_is_an_error(tokenizer):
@@ -155,14 +155,14 @@ WORDS = st.text(st.sampled_from("Tarn Mira 25\n?:"), min_size=1, max_size=16)
 
 
 def harness(tokenizer, context, continuation):
-    """The rule of lm-evaluation-harness 0.4.13 for decoders, written anew."""
+    """The rule of lm-evaluation-harness 0.4.13 for decoders, reimplemented."""
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
     whole, alone = (list(tokenizer(text)["input_ids"]) for text in (context + continuation, context))
     return alone, whole[len(alone) :]
 
 
-@pytest.mark.parametrize("kind", [k for k in TOKENIZERS if k != "wordpiece"])  # whose closing token the harness counts
+@pytest.mark.parametrize("kind", [k for k in TOKENIZERS if k != "wordpiece"])  # the harness counts its closing token
 @pytest.mark.parametrize("prompt", ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Mira", "Answer: "])
 def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
     made = tokenizer_of(kind)
@@ -180,7 +180,7 @@ def test_the_tokens_of_a_row_are_those_of_its_text(kind, prompt, completion):
     made = tokenizer_of(kind)
     text = prompt + encode.join(prompt, completion, "causal")
     read = made(text, return_offsets_mapping=True)
-    ids = read["input_ids"][: -1 if kind == "wordpiece" else None]  # it puts an end behind every text
+    ids = read["input_ids"][: -1 if kind == "wordpiece" else None]  # it appends an end token to every text
     try:
         row = encode.row(made, prompt, completion, "causal", 256, end=False)
     except UserError:  # white space alone may be no token at all
@@ -203,7 +203,7 @@ def test_what_is_generated_from_is_what_is_trained_on(kind, prompt):
 
 def test_a_tokenizer_that_tells_no_characters_is_cut_where_the_tokens_part():
     class Blind:
-        """A tokenizer without offsets, as those in Python are."""
+        """A tokenizer without offsets, like the slow (Python) ones."""
 
         def __init__(self, inner):
             self.inner = inner
@@ -314,7 +314,7 @@ def talk(*contents):
 
 
 @given(turns=turns, completion=texts.filter(str.strip))
-@example(turns=[{"role": "user", "content": "0"}], completion="<")  # stands in the end token too
+@example(turns=[{"role": "user", "content": "0"}], completion="<")  # occurs in the end token too
 def test_prompt_and_completion_of_a_conversation_are_the_templates_whole_text(tokenizer, turns, completion):
     chat, prompt = chatty(tokenizer), Messages(turns)
     row = encode.row(chat, prompt, completion, "causal", 4096)
@@ -398,7 +398,7 @@ def called(calls, content=None):
 def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, fresh, tmp_path, row, lost):
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
-    assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # written and read again
+    assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # after saving and reloading
     shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
     made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
     said = shown.decode(made.prompt + made.completion)
@@ -447,7 +447,7 @@ AS_IT_COMES = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.
     ],
 )
 def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_not(tokenizer, template, said):
-    """Services have them as text, which most templates would write as a text in JSON; some take nothing else."""
+    """APIs send arguments as a JSON text, which most templates would quote again; some templates require it."""
     as_text = [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Tarn"}'}}]
     old = {"role": "assistant", "content": None, "function_call": as_text[0]["function"]}
     told = {"role": "function", "name": "weather", "content": "rain"}

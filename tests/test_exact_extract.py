@@ -1,4 +1,4 @@
-"""Exact span decoding: equal to brute force on every architecture, and its method on models that learn to extract."""
+"""Exact span decoding: equal to brute force on every architecture, and the method on models that learn to extract."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ TEXT = "The old mill stood by the river. In May the old mill burned. Nobody saw 
 
 
 def asked(kind, pairs=PAIRS, **more):
-    """A random model of this type, its form and questions of at most 12 tokens."""
+    """A random model of this type, its prompt format and questions of at most 12 tokens."""
     model = tiny(kind, **more)
     form = qa_prompts.prompt_format(
         model, "T: {context} Q: {question} A:", bos="a" if kind == "t5" else "none", end="z"
@@ -37,7 +37,7 @@ def asked(kind, pairs=PAIRS, **more):
 
 
 def constant(model, favoured=(), value=0.0):
-    """The same next-token distribution everywhere: uniform, with `value` nats added to the favoured tokens' logits."""
+    """The same next-token distribution everywhere: uniform, with `value` added to the favoured tokens' logits."""
     with torch.no_grad():
         for p in model.module.parameters():
             p.zero_()
@@ -66,7 +66,7 @@ def test_every_span_scores_as_when_it_is_decoded_by_itself(kind, max_len):
         np.testing.assert_allclose(total[scored], one_by_one[scored], atol=2e-5)
         (found,) = span_scores.best(q, table, form)
         blanks = [i for i, (a, b) in enumerate(q.offsets) if not q.context[a:b].strip()]
-        one_by_one[blanks, 0] = np.inf  # a span of white space is no answer
+        one_by_one[blanks, 0] = np.inf  # a span of white space is not an answer
         i, t = np.unravel_index(one_by_one.argmin(), one_by_one.shape)
         assert found.tokens == q.passage[i : i + t + 1]
         assert found.nll == pytest.approx(one_by_one.min(), abs=2e-5)
@@ -124,9 +124,9 @@ def test_under_a_uniform_model_a_span_costs_log_v_a_token_and_the_first_token_wi
     for t in range(len(q.passage)):
         assert span_scores.totals(table.nll, table.end)[0, t] == pytest.approx((t + 2) * log_v, rel=1e-5)
     (found,) = span_scores.best(q, table, form)
-    assert (found.text, len(found.tokens)) == ("a", 1)  # the blank before it is no answer
+    assert (found.text, len(found.tokens)) == ("a", 1)  # the blank before it is not an answer
     normed = span_scores.normed(span_scores.totals(table.nll, table.end), table.bos, form)
-    np.testing.assert_allclose(normed[np.isfinite(normed)], log_v, rtol=1e-5)  # a pure tie
+    np.testing.assert_allclose(normed[np.isfinite(normed)], log_v, rtol=1e-5)  # an exact tie
 
 
 def test_t5_counts_its_constant_token_when_length_is_divided_by():
@@ -196,7 +196,7 @@ def test_f1_and_exact_match_are_those_of_squad():
     assert qa.f1("party", ["Democratic Party"]) == pytest.approx(2 / 3)
     assert qa.f1("", ["x"]) == 0 == qa.exact_match("", ["the"])
     assert qa.f1("b", ["a", "b c", "b"]) == 1
-    assert qa.f1("x x y", ["x"]) == pytest.approx(0.5)  # bags, not sets
+    assert qa.f1("x x y", ["x"]) == pytest.approx(0.5)  # multisets, not sets
     assert qa.exact_match("An  Apple!", ["apple"]) == 1
     assert qa.extractive("old mill", TEXT) and not qa.extractive("Old mill", TEXT)
     assert qa.extractive("Old mill", TEXT, normalised=True) and not qa.extractive("", TEXT)
@@ -218,7 +218,7 @@ def test_windows_fit_and_leave_nothing_out(n, room, size, stride):
     pieces = spans.windows(text, lambda t: len(t) <= room, size, stride)
     assert all(len(p) <= room and p in text for p in pieces)
     seen = 0
-    for piece in pieces:  # each begins no later than where the one before ended
+    for piece in pieces:  # each begins no later than the end of the one before
         at = text.index(piece)
         assert at <= seen + 1
         seen = max(seen, at + len(piece))
@@ -238,7 +238,7 @@ def test_windows_are_512_words_every_120_and_shrink_by_a_tenth():
 def test_recurring_spans_are_maximal_whole_and_more_than_stop_words():
     found = spans.recurring(TEXT)
     assert set(found) == {"old mill", "the river"}
-    assert "old" not in found  # only ever inside the longer one
+    assert "old" not in found  # occurs only inside the longer one
     assert spans.recurring("the of the of and the of") == {}
     assert spans.recurring("red fox. ran red fox ran") == {"red fox": [(0, 7), (13, 20)], "ran": [(9, 12), (21, 24)]}
     assert spans.recurring("no word of another: wordy notes") == {}
@@ -289,7 +289,7 @@ def blank(world):
 
 
 def scored(start, model, questions, max_len):
-    """What the protocol says of both models."""
+    """Return the protocol's metrics of both models."""
     options = {**FORM, "search": SearchConfig(max_len=max_len)}
     scoring = Scoring(records={"questions": questions}, start=start, options=options)
     return measures.metrics(*(protocols.named("extract").score(m, scoring) for m in (start, model)))
@@ -297,7 +297,7 @@ def scored(start, model, questions, max_len):
 
 @pytest.fixture(scope="module")
 def learned(blank):
-    """A model that has one passage and its answer by heart."""
+    """A model trained to memorise one passage and its answer."""
     one = [QA(context="so kal sad sux . here gem tod .", question="kal", answers=["sad sux"])]
     fit = Fit(lr=1e-2, steps=40, rows=1, schedule="constant")
     model = exact_extract_tune(blank, one, **FORM, fit=fit).models["model"]

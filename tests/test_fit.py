@@ -1,4 +1,4 @@
-"""The training loop: what is divided by what, what splits and what never does, rates, hooks, guards."""
+"""The training loop: denominators, splitting of batches, learning rates, hooks, guards."""
 
 import math
 import os
@@ -54,7 +54,7 @@ def largest_gap(a, b):
 
 
 class Line(nn.Module):
-    """y = w x, to read gradients off."""
+    """y = w x, whose gradients are known."""
 
     def __init__(self, w=0.0):
         super().__init__()
@@ -77,7 +77,7 @@ def run(module, loss=linear, batch=None, fit=PLAIN, steps=1, **more):
     return loop.fit(module, lambda step: batch, loss, fit, steps=steps, quiet=True, **more)
 
 
-# --- what is divided by what -----------------------------------------------------------------
+# --- denominators ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
@@ -407,7 +407,7 @@ OUT_OF_MEMORY = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its own address space")
 def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_result():
-    """A real allocation failure: the process may take 100 MiB more than it has, a whole batch needs 384.
+    """A real allocation failure: the process may allocate 100 MiB more, a whole batch needs 384.
 
     The limit is on addresses, so the allocator must give back what is freed (a fixed mmap threshold) and
     reserve nothing for threads (one arena): otherwise what fits depends on its history and on timing.
@@ -486,7 +486,7 @@ def test_lora_trains_the_adapter_only(arch, fresh):
     for n, p in taught.model.module.get_base_model().named_parameters():
         if "lora_" not in n:
             mine = base[n.replace(".base_layer", "")]
-            assert p is not mine and p.data_ptr() == mine.data_ptr(), n  # there once, whoever asks for a gradient
+            assert p is not mine and p.data_ptr() == mine.data_ptr(), n  # one copy, whichever requires a gradient
     assert taught.history[-1]["loss"] < taught.history[0]["loss"]
 
 
@@ -536,7 +536,7 @@ def test_an_empty_stream_is_an_error_and_not_a_crash(fresh):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor"])
 def test_a_small_rate_moves_bfloat16_weights_as_it_moves_float32_ones(optimizer, fresh):
-    """Each step alone is rounded away; after forty of them the weights are float32 training's, rounded."""
+    """Each step alone is rounded away; after forty steps the weights equal those of float32 training, rounded."""
     start = copy_of(fresh("llama"))
     start.module.bfloat16()
     wide = copy_of(start)
@@ -599,13 +599,13 @@ def test_float32_weights_have_no_copies():
     with torch.no_grad():
         masters.all["n"].add_(2**-10)
     masters.give()
-    assert torch.equal(named["n"], torch.ones(2, dtype=torch.bfloat16))  # not far enough yet
+    assert torch.equal(named["n"], torch.ones(2, dtype=torch.bfloat16))  # too small a change to round up
     kept = masters.tensors()
     assert Masters(named).restore(kept) == {}
     again = Masters(named)
     again.restore(kept)
     assert torch.equal(again.all["n"], masters.all["n"])
     with torch.no_grad():
-        named["n"].fill_(3.0)  # weights that something else changed
+        named["n"].fill_(3.0)  # weights changed by other code
     again.restore(kept)
     assert torch.equal(again.all["n"], torch.full((2,), 3.0))

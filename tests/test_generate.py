@@ -1,4 +1,4 @@
-"""Decoding: the tokens transformers gives, whatever the batch; draws, stops, beams, constraints, ranks, best of n."""
+"""Decoding: the tokens of transformers, whatever the batch; sampling, stops, beams, constraints, ranking, best of n."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ DICE = random.Random(0)
 RAGGED = [[DICE.randrange(FIRST, VOCABULARY) for _ in range(DICE.randint(1, 30))] for _ in range(9)]
 PREFIX = [DICE.randrange(FIRST, VOCABULARY) for _ in range(generate.SHARE + 2)]
 ALIKE = [PREFIX + p[:8] for p in RAGGED]
-V = 6  # a vocabulary of which all sequences can be tried
+V = 6  # small enough to enumerate all sequences
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def model_of():
 
 @pytest.fixture(scope="module")
 def small():
-    """Models of six tokens, 2 of them the end."""
+    """Models with a vocabulary of six; token 2 is the end."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
     shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -64,7 +64,7 @@ def small():
 
 
 def theirs(model, prompt, new=10, **how):
-    """What transformers gives for one prompt alone."""
+    """Return the output of transformers for a single prompt."""
     new = new if model.kind == "seq2seq" else min(new, model.context - len(prompt))
     made = model.module.generate(
         input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -78,7 +78,7 @@ def tokens_of(made):
 
 
 class Seen:
-    """Counts what a module is run on."""
+    """Count the tokens that a module is run on."""
 
     def __init__(self, model):
         self.shapes = []
@@ -101,7 +101,7 @@ class Seen:
 @pytest.mark.parametrize("prompts", [RAGGED, ALIKE], ids=["ragged", "alike"])
 def test_greedy_gives_the_tokens_transformers_gives(kind, prompts, model_of):
     model = model_of(kind)
-    some = prompts[:4] if kind == "mamba" else prompts  # its reference code is slow
+    some = prompts[:4] if kind == "mamba" else prompts  # its reference implementation is slow
     made = generate.completions(model, some, how=SamplingConfig(max_new_tokens=10, rows=4))
     expected = [theirs(model, p) for p in some]
     assert [row[0].tokens for row in made] == expected
@@ -122,7 +122,7 @@ def test_rows_end_with_the_context_each_at_its_own_place(kind, model_of):
     prompts = [(p * 16)[:n] for p, n in zip(RAGGED, (15, 9, 12, 15, 14, 8), strict=False)]
     made = generate.completions(model, prompts, how=SamplingConfig(max_new_tokens=8))
     for p, row in zip(prompts, made, strict=True):
-        kept = p[-8:]  # half of the context is the prompt's at most when the completion needs the rest
+        kept = p[-8:]  # the prompt gets at most half of the context when the completion needs the rest
         assert row[0].tokens == theirs(model, kept, 8)
     free = generate.completions(model, [p[:3] for p in prompts], how=SamplingConfig(max_new_tokens=14))
     assert [row[0].tokens for row in free] == [theirs(model, p[:3], 14) for p in prompts]
@@ -140,7 +140,7 @@ def test_log_probs_are_the_models_own(model_of):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_pad_token_that_a_model_says_is_a_token(kind, model_of, monkeypatch):
-    """It is read like any other, and transformers is not left to guess whether it is padding."""
+    """It is a normal token, and transformers must not mistake it for padding."""
     model, guessed = model_of(kind), []
     pad = model.module.config.pad_token_id
     real = hf.PreTrainedModel.warn_if_padding_and_no_attention_mask
@@ -170,7 +170,7 @@ def test_finished_rows_leave_and_waiting_ones_enter(model_of):
     longest = max(len(row[0].tokens) for row in made)
     assert min(len(row[0].tokens) for row in made) < longest / 2
     assert max(rows for rows, _ in seen.shapes) == 8
-    assert run < 1.4 * made_tokens < 0.9 * len(many) * longest  # as many as to the end of every batch without
+    assert run < 1.4 * made_tokens < 0.9 * len(many) * longest  # as many as batches that run to their ends
 
 
 def test_a_common_prefix_and_a_prompt_of_many_draws_are_run_once(model_of):
@@ -197,7 +197,7 @@ def test_nothing_to_decode_gives_nothing(model_of):
     assert made == [generate.Completion("", (), 0.0)]
 
 
-# --- draws -----------------------------------------------------------------------------------
+# --- sampling --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "mamba"])
@@ -216,7 +216,7 @@ def test_a_draw_depends_on_seed_row_and_number_only(kind, model_of):
     assert tokens_of(generate.completions(model, prompts, 3, SamplingConfig(seed=1, **how))) != base
     assert len({t for row in base for t in row}) > 10
     twins = tokens_of(generate.completions(model, RAGGED[:1] * 2, 2, SamplingConfig(**how)))
-    assert len({t for row in twins for t in row}) == 4  # the same prompt in another row is another draw
+    assert len({t for row in twins for t in row}) == 4  # the same prompt in another row gets another sample
 
 
 def test_a_large_vocabulary_is_drawn_from_in_parts_to_the_same_bits(model_of, monkeypatch):
@@ -300,7 +300,9 @@ def test_transformers_processors_do_here_what_they_do_there(kind, model_of):
     made = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=10, rows=4), processors=processors[:1])
     bare = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=10, rows=4))
     assert made != bare
-    for p, row in zip(RAGGED, made, strict=True):  # padding on the left repeats no token of the vocabulary in use
+    for p, row in zip(
+        RAGGED, made, strict=True
+    ):  # the pad token on the left is not among the tokens of the vocabulary in use
         assert row[0].tokens == theirs(model, p, repetition_penalty=3.0)
     both = generate.completions(model, RAGGED[:2], how=SamplingConfig(max_new_tokens=10, rows=1), processors=processors)
     wanted = [theirs(model, p, repetition_penalty=3.0, no_repeat_ngram_size=2) for p in RAGGED[:2]]
@@ -325,7 +327,7 @@ def test_a_processor_sees_the_same_rows_from_first_to_last_token(model_of):
 
 
 def brute_force(model, prompt, room):
-    """Every sequence that ends, or fills the room, with its log-prob."""
+    """Enumerate the sequences that end, or reach the length limit, with their log-probs."""
     inner = [t for t in range(V) if t != 2]
     every = [
         (*body, last)

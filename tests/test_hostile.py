@@ -1,4 +1,4 @@
-"""What strangers send and write, against real servers, files and terminals: one line, no key, no end of the machine."""
+"""Hostile input, with real servers, files and terminals: a one-line message, no leaked key, bounded resources."""
 
 import base64
 import contextlib
@@ -36,7 +36,7 @@ KEY = "sk-live+/Zx81~Qq77"
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
-    """A folder of its own, an empty cache, no key, no time lost between retries."""
+    """A separate working folder, an empty cache, no key, no wait between retries."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -48,7 +48,7 @@ def written(folder: Path) -> bytes:
 
 
 def answers(text, **more):
-    """A server's answer to everything: this text, as `chat` and `completions` have it."""
+    """Return a server's handler that answers everything with this text, in both the chat and completions formats."""
     choice = {"index": 0, "text": text, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     return json.dumps({"choices": [choice | more]})
 
@@ -109,7 +109,7 @@ ECHOES = {
 @pytest.mark.parametrize("form", ECHOES)
 @pytest.mark.parametrize("status", ["200 OK", "500 Oops", "401 No"])
 def test_a_server_that_echoes_the_key_leaves_it_nowhere(tmp_path, capsys, form, status):
-    lead = "x" * 190  # so that a cut at 200 would leave half of the key
+    lead = "x" * 190  # so that a cut at 200 characters would leave half of the key
     good = answers(f"yes {lead} TEXT {lead}").replace("TEXT", ECHOES[form])
     bad = json.dumps({"error": {"message": f"{lead} TEXT"}}).replace("TEXT", ECHOES[form])
     reply = said(good if status.startswith("200") else bad, status)
@@ -152,7 +152,7 @@ def test_a_short_placeholder_for_a_key_is_no_secret():
 
 
 def drip(connection, path, body):
-    """Headers, a byte now and then, for ever."""
+    """Send headers slowly, byte by byte, without end."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
     while True:
         connection.sendall(b"a")
@@ -160,14 +160,14 @@ def drip(connection, path, body):
 
 
 def endless(connection, path, body):
-    """A body of chunks without an end, as fast as it goes."""
+    """Send an endless chunked body, as fast as possible."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while True:
         connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
 
 
 def nothing(connection, path, body):
-    """Neither a word nor an end."""
+    """Send nothing and keep the connection open."""
     time.sleep(3)
 
 
@@ -305,11 +305,11 @@ def test_a_rich_table_obeys_nothing_but_its_own_colours(terminal, monkeypatch):
     assert "\\x1b[8mhidden" in text.replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
-# --- surroundings --------------------------------------------------------------------------------
+# --- environment ---------------------------------------------------------------------------------
 
 
 def command(folder, *words, **env):
-    """`didact WORDS` as a process of its own in this folder; its exit code and all it said."""
+    """Run a didact command in its own process in this folder; return its exit code and output."""
     surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
     surroundings |= {"PYTHONPATH": str(Path(didact.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | env
     process = subprocess.run(
@@ -421,7 +421,7 @@ def test_options_from_a_file_are_the_words_of_flags(tmp_path):
     assert (told.fit["lr"], told.skip_bad, told.model, told.fit["betas"]) == (1e-5, True, "no", (0.8, 0.9))
 
 
-# --- functions of the user's ---------------------------------------------------------------------
+# --- user functions ------------------------------------------------------------------------------
 
 FUNCTIONS = {
     "sys.exit(0)": "ended the program (exit 0)",
@@ -616,7 +616,7 @@ def test_thought_is_kept_apart_from_the_answer(where, capsys):
         model = didact.connect(server.url, "m")
         assert model.generate(["a", "b"], 4) == [[wanted], [wanted]]
         assert model.counts.starved == 2 * (wanted == "")
-        assert didact.connect(server.url, "m").generate(["a"], 4) == [[wanted]]  # as the cache has it
+        assert didact.connect(server.url, "m").generate(["a"], 4) == [[wanted]]  # as in the cache
     told = capsys.readouterr().err
     assert told.count("raise --max-new-tokens") == (2 if wanted == "" else 0)
 

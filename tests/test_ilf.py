@@ -1,4 +1,4 @@
-"""Refining, selecting, teaching: each with its known answers; and a model that learns what the feedback knows."""
+"""Refining, selecting, training: each against known answers; and a model that learns from the feedback."""
 
 import math
 
@@ -36,13 +36,13 @@ TEXTS = {"refine_prompt": "{completion}!{feedback};", "plain_prompt": "{completi
 
 
 def short(**changes):
-    """Short texts, with some fields changed, as the method takes them."""
+    """Return critiques of short texts, with some fields changed."""
     return {"refining": RefiningConfig(**{**TEXTS, **changes})}
 
 
 SHORT = short()
 FIT = Fit(lr=1e-3, steps=2, rows=8)
-PLAIN = Fit(lr=0.1, steps=2, rows=8, optimizer="sgd")  # Adam makes much of rounding
+PLAIN = Fit(lr=0.1, steps=2, rows=8, optimizer="sgd")  # Adam amplifies rounding
 
 
 # --- yes or no -------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_a_mean_lies_between_its_parts_and_wordings_that_agree_say_the_same_eith
 
 
 def plain_logp(model, prompt, text):
-    """Log-prob of a text after a prompt by the model's own forward, token by token."""
+    """Return the log-prob of a text after a prompt by the model's own forward, token by token."""
     head = encode.prompt_ids(model.tokenizer, prompt, model.kind)
     body, total = model.tokenizer(text, add_special_tokens=False)["input_ids"], 0.0
     for i, token in enumerate(body):
@@ -101,11 +101,11 @@ def test_a_local_models_word_is_exact_with_and_without_a_space_and_over_several_
 
 
 def test_the_two_ways_to_ask_agree_where_words_are_one_token():
-    """Through next-token log-probs, as a server gives them, and exactly."""
+    """Through next-token log-probs, as from a server, and exactly."""
     model = tiny("llama")
     shown = Scripted(tops=lambda prompt: language_models.of(model).top_logprobs([prompt], 400)[0])
     asked = yesno.probabilities(shown, ["Is it?"], "Y", "N")
-    y, n = (plain_logp(model, "Is it?", w) for w in "YN")  # " Y" is two tokens here: only the bare word is seen
+    y, n = (plain_logp(model, "Is it?", w) for w in "YN")  # " Y" is two tokens here: only the bare word counts
     assert asked[0] == pytest.approx(yesno.share(y, n), abs=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_a_reward_model_learns_what_is_preferred(arch, tmp_path):
     wins = judges.by_reward(reward)(["p"] * 40, [p.chosen for p in pairs[120:]], [p.rejected for p in pairs[120:]])
     assert np.mean(wins) > 0.95
     taught.model.save(tmp_path)
-    kept = reward_functions.reward_of(str(tmp_path), "reward")  # a folder of a language model is asked yes or no
+    kept = reward_functions.reward_of(str(tmp_path), "reward")  # for a language model's folder: the yes/no prompt
     assert kept(["p"], ["abcx"]) == pytest.approx(reward_functions.by_yesno(taught.model)(["p"], ["abcx"]), abs=1e-6)
 
 
@@ -252,7 +252,7 @@ def test_the_judge_is_asked_every_question_about_every_candidate():
 
 @pytest.mark.parametrize(("n", "p"), [(1, 0.3), (3, 0.3), (5, 0.5)])
 def test_an_oracle_finds_a_right_refinement_if_there_is_one(n, p):
-    """Of n independent ones that are right with probability p: 1 - (1 - p)^n."""
+    """Best of n independent refinements that are right with probability p: 1 - (1 - p)^n."""
     draw = np.random.default_rng(7)
     lm = Scripted(lambda prompt, i: f"right {i}" if draw.random() < p else f"wrong {i}")
     records = [Critique(prompt=f"q{i}", completion="x", feedback="f") for i in range(600)]
@@ -265,7 +265,7 @@ def test_an_oracle_finds_a_right_refinement_if_there_is_one(n, p):
     assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 600))
 
 
-# --- what is taught --------------------------------------------------------------------------
+# --- training targets ------------------------------------------------------------------------
 
 
 def weights(result):
@@ -314,12 +314,12 @@ def test_the_draft_may_be_a_candidate_and_a_threshold_leaves_records_out():
     assert len(half.records) == 2 and "1 records are below the threshold" in half.warnings[0]
 
 
-# --- it learns -------------------------------------------------------------------------------
+# --- the effect ------------------------------------------------------------------------------
 
 
 @lab.shared
 def believer(arch):
-    """Knows the code, but for two of six letters; it was taught nothing about feedback."""
+    """A model that knows four of the six letters' codes, and was never trained on feedback."""
     base = build.build(arch, byte_tokenizer(), d=32, layers=2, heads=2, context=48, initializer_range=0.2)
     fit = Fit(lr=5e-3, steps=120, rows=32, schedule="cosine", warmup_steps=10)
     return lab.tuned(base, CODE.lessons(400, *"xxx")["belief"], fit)
@@ -337,7 +337,7 @@ def own(model, n=128):
 
 
 def follows(prompt, i):
-    """Does what the feedback says, every other time."""
+    """A refiner that follows the feedback every other time."""
     draft, _, feedback = prompt.rstrip(";").partition("!")
     mended = "".join(a if f == "-" else f for a, f in zip(draft, feedback, strict=False))
     return (mended if i % 2 else draft) or "?"
@@ -396,7 +396,7 @@ def test_a_round_teaches_all_refinements_so_far_or_its_own_from_the_start_or_fro
     for result in both.values():
         steps = [row["round"] for row in result.history]
         assert [4 * steps.count(k) for k in (0, 1)] == rows
-    # The answers of round 1 are the same; the model that goes on begins where round 0 brought it.
+    # The answers of round 1 are the same; the continued model starts from the weights of round 0.
     first = {f: next(row["nll"] for row in r.history if row["round"] == 1) for f, r in both.items()}
     assert first["previous"] < first["start"] - 0.01
 
@@ -410,7 +410,7 @@ def test_the_policy_may_refine_and_a_model_may_give_the_feedback():
     assert {r.extra["round"] for r in result.records} <= {0, 1} and len(result.findings["rounds"]) == 2
 
 
-# --- what goes wrong -------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def test_empty_refinements_are_counted_and_shown_and_none_left_is_one_line():
@@ -467,7 +467,7 @@ def test_a_part_that_is_missing_or_wrong_is_one_line(options, words):
 
 
 def test_a_killed_run_asks_nobody_twice(tmp_path):
-    """Killed in the training of round 1, after all that is drawn and judged."""
+    """Killed in the training of round 1, after all sampling and judging."""
     asked, fit = [], Fit(lr=1e-3, steps=3, rows=4, save_every=1, folder=str(tmp_path))
 
     def critic(prompts, drafts):
@@ -487,12 +487,12 @@ def test_a_killed_run_asks_nobody_twice(tmp_path):
     assert [as_row(r) for r in again.records] == [as_row(r) for r in whole.records]
 
 
-# --- served parts ----------------------------------------------------------------------------
+# --- parts on a server -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A real server on loopback, around a rule: words from the prompt and the seed; ` 0` is likelier next than ` 1`."""
+    """A real server on loopback for a rule: words from the prompt and the seed; ` 0` is likelier next than ` 1`."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(calls, "BACKOFF", 0.01)
@@ -511,14 +511,16 @@ def test_a_server_refines_judges_and_gives_feedback(server, monkeypatch):
     assert result.cost.calls == len(server.rows("came")) > 0
     first, later = result.records[:4], result.records[4:]
     assert all(s == pytest.approx(1 / (1 + math.exp(-1))) for r in result.records for s in r.extra["scores"])
-    for c, r in zip(critiques(4), first, strict=True):  # each draw is the rule's answer to the prompt, by its own seed
+    for c, r in zip(
+        critiques(4), first, strict=True
+    ):  # each sample is the rule's answer to the prompt with its own seed
         seeds = [row["seed"] for row in server.rows("answered") if row["prompt"] == "ab!-x;"]
         assert set(r.extra["candidates"]) <= {Words().say("ab!-x;", 4, 1.0, s).strip() for s in seeds}
         assert len(set(r.extra["candidates"])) == 3 and r.prompt == c.prompt
     asked = [row["prompt"] for row in server.rows("answered")]
     assert (
         len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
-    )  # one a chunk
+    )  # one per chunk
     assert all(f"{r.completion}?" in asked and f"{r.completion}!{r.feedback};" in asked for r in later)
     with pytest.raises(UserError, match="selector embedding needs a model with hidden"):
         alignment.ilf(tiny("gpt2"), critiques(4), judge=address, selector="embedding", **how)
@@ -535,12 +537,12 @@ def test_a_server_that_dies_is_one_line_and_the_same_command_goes_on(server, tmp
     assert "no more" in str(told.value) and "\n" not in str(told.value)
     answered = len(server.rows("answered"))
     server.kill()
-    server.start()  # as new: without what was planned
+    server.start()  # reset: without the planned faults
     how["refiner"] = f"{server.url}#{NAME}"
     result = alignment.ilf(tiny("gpt2"), critiqued, **how)
     assert answered > 1 and len(result.records) == 6
     prompts = [(row["prompt"], row["seed"]) for row in server.rows("answered") if "!" in row["prompt"]]
-    assert len(prompts) == len(set(prompts)) == 12  # what was answered before was not asked again
+    assert len(prompts) == len(set(prompts)) == 12  # answered requests were not repeated
 
 
 def test_preferences_give_a_reward_model_that_selects_in_another_run_and_questions_come_from_a_file(tmp_path):

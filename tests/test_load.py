@@ -1,4 +1,4 @@
-"""What is saved opens again, here and in transformers, with the same numbers; what is broken is one line."""
+"""Saved models reload, here and in transformers, with the same numbers; a broken one gives a one-line error."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def logp(model):
 
 @pytest.fixture(scope="module")
 def folder(fresh, tmp_path_factory):
-    """A sound Llama folder; tests copy it before they break it."""
+    """A valid Llama folder; tests copy it before they break it."""
     place = tmp_path_factory.mktemp("sound") / "model"
     place.mkdir()
     assert fresh("llama").save(place) == "hf"
@@ -51,7 +51,7 @@ def folder(fresh, tmp_path_factory):
 
 @pytest.fixture
 def broken(folder, tmp_path):
-    """A copy that is not ours: what didact sealed is known to be damaged before anything else is looked at."""
+    """A copy without didact's checksums: with them, damage is reported before any other check."""
     return shutil.copytree(folder, tmp_path / "broken", ignore=shutil.ignore_patterns(".didact.json"))
 
 
@@ -95,7 +95,7 @@ def test_an_adapter_is_saved_alone_and_opens_on_its_start_model(arch, fresh, tmp
     again = load_model(tmp_path / "out/model", device="cpu")
     taught = logp(result.models["model"])
     torch.testing.assert_close(logp(again), taught, rtol=0, atol=1e-6)
-    assert (logp(start) - taught).abs().max() > 1e-2  # it was taught something
+    assert (logp(start) - taught).abs().max() > 1e-2  # training changed it
     auto = hf.AutoModelForSeq2SeqLM if arch == "t5" else hf.AutoModelForCausalLM
     plain = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "start"), tmp_path / "out/model")
     as_model = type(start)(plain.eval(), start.processor, start.kind)
@@ -111,7 +111,7 @@ def start(folder, tmp_path_factory):
 
 
 def adapter_of(start, place, **config):
-    """A peft folder on `start`, its weights as if trained."""
+    """Save a peft adapter on `start`, with non-zero weights as if trained."""
     made = peft.LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -150,7 +150,7 @@ def test_an_adapter_of_any_kind_is_merged_saved_and_trained_on(kind, start, tmp_
         result = baselines.sft(model, DEMOS, fit=QUICK.replace(lora=rank))
         assert result.save(tmp_path / form)["model"].startswith(form) and model.fingerprint() == before
         taught = logp(result.models["model"])
-        assert taught.mean() > want.mean()  # it goes on from the adapter
+        assert taught.mean() > want.mean()  # training continues from the adapter
         torch.testing.assert_close(logp(load_model(tmp_path / form / "model")), taught, rtol=0, atol=1e-4)
 
 
@@ -255,7 +255,7 @@ def test_a_reward_models_adapter_judges(start, tmp_path):
     want = rewards.score(Model(module, judge.processor, "encoder"), *asked)
     assert reward_functions.reward_of(str(tmp_path / "adapter"))(*asked) == pytest.approx(want, abs=1e-4)
     assert "a reward model, which generates no text" in complaint(tmp_path / "adapter")
-    adapter_of(start, tmp_path / "speaks")  # a language model's adapter is asked for a yes or no
+    adapter_of(start, tmp_path / "speaks")  # a language model's adapter gets the yes/no prompt
     assert all(0 <= v <= 1 for v in reward_functions.reward_of(str(tmp_path / "speaks"))(*asked))
 
 
@@ -282,12 +282,12 @@ def test_what_is_no_model_dtype_or_device_is_named(folder, tmp_path):
     assert complaint(folder, dtype="float8") == f"unknown dtype 'float8': use one of {', '.join(load.DTYPES)}"
     assert complaint(folder, device="warp").startswith("device 'warp' cannot be used")
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "none", tmp_path / "file", "./none"):  # no hub id either
+    for place in (tmp_path / "none", tmp_path / "file", "./none"):  # not a hub id either
         assert complaint(place) == f"{place}: not a model folder"
 
 
 def rewritten(path, change):
-    """A file of weights with `change` done to its tensors."""
+    """Apply `change` to the tensors of a weights file."""
     weights = load_file(path)
     change(weights)
     save_file(weights, path, metadata={"format": "pt"})
@@ -357,7 +357,7 @@ def test_modules_transformers_cannot_express_are_saved_as_didacts(tmp_path):
 
 
 def nested(fresh, context=4096, **text):
-    """A model of two modalities, tiny, whose text has a configuration of its own."""
+    """A tiny model of two modalities, whose text part has its own configuration."""
     plain = fresh("gemma3", context=context, **text)
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = hf.Gemma3Config(
@@ -397,7 +397,7 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
     assert fresh("mistral", sliding_window=4).context == 64
     model = fresh("mamba")
     del model.config.n_positions
-    model.config.context_length = 80  # RWKV's name of it
+    model.config.context_length = 80  # RWKV's name for it
     assert model.context == 80
     del model.config.context_length
     model.save(tmp_path)
@@ -425,7 +425,7 @@ def test_prompts_that_lose_tokens_are_counted(fresh, capsys):
 
 
 def with_token(model, token="<far>", **special):
-    """The same model under a tokenizer with one token more than it has embeddings for."""
+    """The same model with a tokenizer that has one token more than the embeddings."""
     wide = copy.deepcopy(model.processor)
     wide.add_special_tokens({**special} if special else {"additional_special_tokens": [token]})
     return Model(model.module, wide)
@@ -518,7 +518,7 @@ class Model(LlamaForCausalLM):
 
 @pytest.mark.parametrize("verb", ["run", "dry", "evaluate", "compare", "advise", "judge"])
 def test_a_folders_own_python_never_runs_whatever_stands_on_standard_input(verb, broken, tmp_path, monkeypatch, capsys):
-    """transformers asks whether it may run the code where it is not told; `yes y |` would answer."""
+    """Without the option transformers asks whether it may run the code; `yes y |` would answer."""
     marker = tmp_path / "marker"
     (broken / "code.py").write_text(CODE.format(marker=str(marker)))
     config = json.loads((broken / "config.json").read_text())
@@ -541,6 +541,6 @@ def test_a_folders_own_python_never_runs_whatever_stands_on_standard_input(verb,
         (broken.parent / "sound" / "config.json").write_text(
             json.dumps(config | {"model_type": "llama", "auto_map": {}})
         )
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what `yes y |` answers
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the answers of `yes y |`
     assert cli.main(words) == (0 if verb == "advise" else 2)
     assert not marker.exists() and "Traceback" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""MCTS-DPO: visits become confidence, confidence becomes the margin, and unseen problems come out right more often."""
+"""MCTS-DPO: visits give confidence, confidence gives the margin, and accuracy on held-out problems rises."""
 
 import dataclasses
 import math
@@ -55,7 +55,7 @@ def test_every_pair_has_its_own_smoothing():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_tokens_both_steps_begin_with_cancel(kind):
-    """Scored from the first token that differs, a pair has the margin it has from the step's beginning."""
+    """A pair scored from its first differing token has the same margin as scored from the step's beginning."""
     model, other = tiny(kind), tiny(kind, seed=1)
     for m in (model, other):
         m.module.double()
@@ -69,7 +69,7 @@ def test_tokens_both_steps_begin_with_cancel(kind):
 
 
 def test_a_pairs_weight_and_smoothing_are_its_own():
-    """A pair that weighs nothing, or is as unsure as can be, moves nothing; the other one moves what it moves alone."""
+    """A pair of weight 0, or of smoothing 1/2, adds no gradient; the other one has the same gradient as alone."""
     model = tiny("llama")
     pairs = [tuple(TokenizedExample((p,), (c,)) for c in sides) for p, *sides in ((5, 6, 7), (8, 9, 10))]
 
@@ -112,7 +112,7 @@ def test_pairs_begin_where_they_part_and_every_tree_counts_once():
                                      "round": 7}  # fmt: skip
 
 
-# --- what a partial solution is worth --------------------------------------------------------
+# --- the value of a partial solution ---------------------------------------------------------
 
 
 def test_values_of_the_paper_and_of_the_code():
@@ -123,8 +123,8 @@ def test_values_of_the_paper_and_of_the_code():
     child, end = Node(Step((9,)), deep), Node(Step((9,), terminal=True), deep)
     assert critics.valued(child, 0.6, None, False, ()) == 0.6
     assert critics.valued(end, 0.6, True, False, ()) == 1.6 and critics.valued(end, 0.6, False, False, ()) == -0.4
-    assert critics.valued(child, 0.6, None, True, ()) == pytest.approx(0.3)  # parent five steps deep
-    assert critics.valued(child, 0.0, None, True, ()) == 0.4  # the parent's
+    assert critics.valued(child, 0.6, None, True, ()) == pytest.approx(0.3)  # parent at depth five
+    assert critics.valued(child, 0.0, None, True, ()) == 0.4  # the parent's value
     assert critics.valued(end, 0.6, True, True, (1, 2)) == pytest.approx(1.55)
     assert critics.valued(end, 0.6, True, True, end.tokens) == pytest.approx(1.3)
 
@@ -164,7 +164,7 @@ def test_the_papers_question_has_the_hint_unless_it_is_left_out(hint, seen):
 
 
 def test_what_the_model_says_of_a_step_decides_what_is_better(monkeypatch):
-    """No answer is right or wrong enough to matter here: steps with a b are called good."""
+    """Only the steps' value matters here: steps with a b count as good."""
     monkeypatch.setattr(rank, "expected", lambda model, prompts, worth, kv_cache: [9.0 * p.count("b") for p in prompts])
     result = short(start(), habit(1, 24), critic=Critic(asked="{solution}"), batch=24)
     first = [(r.chosen.strip(), r.rejected.strip()) for r in result.records if "#" not in r.chosen + r.rejected]
@@ -238,7 +238,7 @@ def test_a_solution_of_the_world_is_sound_and_any_slip_is_seen(seed, operations)
 
 
 def habit(part=0, n=64):
-    """Two steps and an answer, which must be 1, as people write two times in five."""
+    """Records of two steps and an answer; it is 1, the right one, in two of five."""
     draw = random.Random(part)
     return [
         Demo(
@@ -257,13 +257,13 @@ HABIT = {"search": SEARCH, "critic": Critic(by="none"), "rounds": 2, "batch": 24
 
 @lab.shared
 def start(arch="gpt2"):
-    """A model with that habit."""
+    """A model trained on these records."""
     fit = Fit(lr=1e-2, steps=80, rows=16, schedule="cosine", warmup_steps=5, betas=(0.9, 0.98))
     return lab.tuned(lab.blank(arch, d=32, layers=2, heads=2, context=32, seed=0), habit(n=256), fit)
 
 
 def right(model, demos):
-    """Share of sampled answers that are right, four to a prompt."""
+    """Return the share of right answers, four samples per prompt."""
     made = lab.sampled(model, [d.prompt for d in demos] * 4, 8, seed=3)
     return lab.mean(answers.right(m, d) for m, d in zip(made, demos * 4, strict=True))
 
@@ -309,7 +309,7 @@ def short(model, demos=None, search=None, **more):
 
 
 def test_the_reference_solution_joins_the_search():
-    """All reference solutions are right here, and their steps win."""
+    """All reference solutions are right here, and their steps are preferred."""
     demos = [d for d in habit(1, 40) if "#1" in d.completion][:8]
     told = short(start(), demos, {"include_gt": True}).findings["rounds"][0]
     assert told["share_of_gt_in_better"] > 0.2
@@ -400,7 +400,7 @@ def test_a_killed_run_goes_on_in_its_round_and_searches_nothing_twice(tmp_path, 
         return alignment.mcts_dpo(model, habit(1, 24), **how, fit=fit.replace(folder=folder))
 
     whole = run()
-    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
+    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of each round
     assert counted == [6, 6, 6, 6]
     assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings

@@ -1,7 +1,7 @@
-"""The contract: what every registered method does, tested from its declaration alone. A new method joins by existing.
+"""The contract of every registered method, tested from its declaration alone; new methods are included automatically.
 
 The user's files are the records of the method's embedded example, or of another one for baselines; models are tiny and
-untrained, so that nothing here says whether a method works: that is its own test's and its claim's business.
+untrained, so that these tests do not show whether a method works: its own tests and its claim do.
 """
 
 from __future__ import annotations
@@ -47,46 +47,46 @@ ASKING = [n for n, e in ENTRIES.items() if e["answers"]]
 REMOTE = [n for n, e in ENTRIES.items() if e["capabilities"] and language_models.SERVED.issuperset(e["capabilities"])]
 ROUNDS = [n for n, e in ENTRIES.items() if e["rounds"]]
 TRAINED = [n for n, e in ENTRIES.items() if e["fit"] and "models" in e["gives"] and "model" in e["needs"]]
-RECORDS = 14  # of each file
+RECORDS = 14  # records of each file
 SHORT = {"steps": "3", "rows": "3", "lr": "1e-3"}
 TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
-BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # those of methods of other packages
+BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # examples of methods of other packages
 INSTEAD = {
     "dual-form": {"draws": 3, "lrs": (0.1,)},
     "icl-vs-gd": {"draws": 3, "orders": 2, "epochs": 1, "lrs": (0.1,)},
-    "internet-augmented": {"paragraphs": 2, "samples": 1},  # to be quick
-    "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
+    "internet-augmented": {"paragraphs": 2, "samples": 1},  # for speed
+    "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # all answers of an untrained model are equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
     "phf:filter": {"threshold": -1e3},
-    "mtob": {"conditions": ("W",), "asking.max_new_tokens": 8},  # its book and answers are longer than their context
+    "mtob": {"conditions": ("W",), "asking.max_new_tokens": 8},  # its book and answers are longer than the context
     "gpicl": {"sequences": 40},
     "bayesian-prism": {"prompts": 20},
     "evolve": {"bandit.horizon": 6, "trajectories": 3, "trials": 2},
     "evolve.prompt": {"bandit.horizon": 6, "trials": 2},
     "llambo": {"suggest": 1, "search.candidates": 3, "search.gens": 2},
-    "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
+    "infalign:optimum": {"kl": None, "calibration": None},  # which it does not support
 }
-MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
+MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others run in `make soak`
 WHOLE = {
-    "exact-extract.rss", "exact-extract.tune",  # adafactor's sums take whole matrices
+    "exact-extract.rss", "exact-extract.tune",  # adafactor needs whole matrices
     "dual-process", "dual-process.pretrain",  # change embeddings between steps
     "bayesian-prism", "gpicl", "mesa-gd",  # train modules of their own
 }  # fmt: skip
-PLANLESS = {"gpt3.pretrain", "dual-form.momentum", "icll"}  # transformers has no plan of their architectures
+PLANLESS = {"gpt3.pretrain", "dual-form.momentum", "icll"}  # transformers has no parallel plan for their architectures
 UNSTAGED = {
     "context-preference",  # trains a reward model first
     "unlearning-survey.eul", "unlearning-survey.kul",  # run the model twice, and between steps
 }  # fmt: skip
-LAYOUTS = {"fsdp2": WHOLE, "1x1x2": WHOLE | PLANLESS, "2x1x1": WHOLE | PLANLESS | UNSTAGED}  # and what each refuses
-DRAWN = {"hindsight"}  # what it hides is drawn for a process's rows, as dropout is
-CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
+LAYOUTS = {"fsdp2": WHOLE, "1x1x2": WHOLE | PLANLESS, "2x1x1": WHOLE | PLANLESS | UNSTAGED}  # and which each refuses
+DRAWN = {"hindsight"}  # its masks are drawn for a process's rows, like dropout
+CONTEXT = {"tool-rft": 1024}  # context of the model, where prompts are long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
 
 @contextlib.contextmanager
 def untrained() -> Iterator[None]:
-    """Inside the block nothing is trained: an example's start model is what it was built as."""
+    """Disable training inside the block: an example's start model stays untrained."""
     patch = pytest.MonkeyPatch()
     nothing = lambda model, *a, **k: language.TrainResult(copy_of(model), [], Cost(), checkpoint.State())  # noqa: E731
     patch.setattr(language, "train", nothing)
@@ -116,7 +116,7 @@ def problem() -> Any:
 
 @pytest.fixture(scope="session")
 def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`user(name, kind)`: the words of `didact run` with a tiny model of this type and the example's files."""
+    """`user(name, kind)`: a `didact run` command with a tiny model of this type and the example's files."""
     root = tmp_path_factory.mktemp("user")
 
     def words(name: str, kind: str = "llama", preset: str = "") -> list[str]:
@@ -125,7 +125,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder = root / f"{kind}-{context}"
         if not folder.exists():
             model = tiny(kind, context=context)
-            if kind == "t5":  # as every T5 has them
+            if kind == "t5":  # like every T5's
                 model.processor = copy.deepcopy(model.tokenizer)
                 model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
                 model.module.resize_token_embeddings(len(model.processor), mean_resizing=False)
@@ -154,7 +154,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def run(words: list[str], out: Path) -> dict[str, Any]:
-    """The result of a command that must succeed."""
+    """Run a command that must succeed and return its result."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         code = cli.main([*words, "--out", str(out)])
@@ -164,7 +164,7 @@ def run(words: list[str], out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def ran(user: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`ran(name, kind)`: the folder of a method's run on a user's files, made once."""
+    """`ran(name, kind)`: the folder of a method's run on a user's files, run once."""
     made: dict[tuple[str, str], Path] = {}
 
     def get(name: str, kind: str) -> Path:
@@ -177,7 +177,7 @@ def ran(user: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def same_numbers(words: list[str], out: Path) -> None:
-    """What was saved, opened again, scores what result.json says, on the same records."""
+    """Check that the saved model, reloaded, has the scores in result.json on the same records."""
     name, _, preset = words[1].partition(":")
     entry = ENTRIES[name]
     if not entry["protocol"]:  # its metrics are findings of its own
@@ -197,7 +197,7 @@ def same_numbers(words: list[str], out: Path) -> None:
 
 
 def refused(words: list[str], out: Path) -> str:
-    """The one line of a command that must be refused; nothing may be left behind."""
+    """Run a command that must be refused and return its one-line message; no files may be left behind."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         code = cli.main([*words, "--out", str(out)])
@@ -273,7 +273,7 @@ def test_a_dry_run_writes_nothing_and_a_run_takes_the_steps_it_said(name: str, u
     ],
 )
 def test_a_users_files_and_models(name: str, kind: str, user: Any, ran: Any) -> None:
-    """A run on every type of model; what it saves opens again and scores what result.json says."""
+    """A run on every type of model; the saved model reloads and has the scores in result.json."""
     words, entry, out = user(name, kind), ENTRIES[name], ran(name, kind)
     result = files.read_json(out / "result.json")
     assert result["status"] == "done" and (out / "report.html").exists()
@@ -309,7 +309,7 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, ran: Any) -> 
 def test_whatever_the_start_what_is_saved_has_the_numbers_of_the_result(
     name: str, preset: str, start: str, user: Any, tmp_path: Path
 ) -> None:
-    """An adapter as the start is merged, or goes on under LoRA; every preset saves what it measured."""
+    """A start adapter is merged, or trained further with LoRA; every preset saves the model it measured."""
     words = [*user(name, preset=preset), *start.split()[1:]]
     if start:
         where = words.index("--model") + 1
@@ -318,7 +318,7 @@ def test_whatever_the_start_what_is_saved_has_the_numbers_of_the_result(
         if not Path(words[where]).exists():
             model = adapters.lora(load.load(base, "cpu"), 2)
             with torch.random.fork_rng(), torch.no_grad():
-                for p in model.module.parameters():  # an untrained one changes nothing
+                for p in model.module.parameters():  # an untrained adapter changes nothing
                     p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
             with files.new_folder(Path(words[where])) as fresh:
                 model.save(fresh)
@@ -354,8 +354,8 @@ def test_killed_once_it_goes_on_to_the_same_bits(
 def test_two_processes_over_which_the_weights_lie_give_the_model_of_one(
     name: str, parallel: str, user: Any, tmp_path: Path
 ) -> None:
-    """Up to rounding; or it is refused in a line."""
-    words = [*user(name), "--dtype", "float64"]  # so that no rounding decides what is sampled
+    """Equal up to rounding; or refused in one line."""
+    words = [*user(name), "--dtype", "float64"]  # so that rounding cannot change the samples
     codes = processes.run(2, cli.main, [*words, "--parallel", parallel, "--out", str(tmp_path / "two")])
     if name in LAYOUTS[parallel]:
         assert codes == [2, 2]
@@ -434,7 +434,7 @@ def test_a_procedure_keeps_to_a_servers_budget_and_says_what_it_has(
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         code = cli.main([*words, "--budget-calls", "6", "--out", str(tmp_path / "out")])
     assert len(rule.rows("came")) - before <= 6, shown.getvalue()
-    if code == 0:  # what it has, and that it is not all
+    if code == 0:  # the fields it has, and that there are more
         told = files.read_json(tmp_path / "out" / "result.json")
         assert not told["findings"]["complete"] and "budget ended" in " ".join(told["warnings"])
     else:
@@ -467,7 +467,7 @@ def test_rounds_are_sampled_by_a_server(name: str, user: Any, tmp_path: Path) ->
     told = run([*words, "--lora", "2", "--generate-with", server.url], tmp_path / "out")
     server.kill()
     assert any("within" in w and "sampled" in w for w in told["warnings"])
-    probes = 4 * 2  # of each model it is given
+    probes = 4 * 2  # for each model
     assert len(server.asked()) > probes * 2 + 5 and told["cost"]["calls"] == len(server.asked())
 
 
@@ -476,12 +476,12 @@ def test_rounds_are_sampled_by_a_server(name: str, user: Any, tmp_path: Path) ->
 def test_a_procedure_runs_on_real_servers(name: str, user: Any, served: str, tmp_path: Path) -> None:
     words, known = user(name), options.flat(ENTRIES[name])
     words[words.index("--model") + 1] = served
-    for option in ("asking.max_new_tokens", "max_new_tokens"):  # a model on a core of its own writes 10 tokens a second
+    for option in ("asking.max_new_tokens", "max_new_tokens"):  # a model on one core writes 10 tokens per second
         words += [f"--{option}", "8"] if option in known else []
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         code = cli.main([*words, "--out", str(tmp_path / "out")])
-    if code:  # one line on what the server lacks, which another has
+    if code:  # one line on the missing capability, which another server has
         assert code == 2 and "needs a model with" in shown.getvalue() and served != os.environ.get("DIDACT_VLLM")
         return
     told = files.read_json(tmp_path / "out" / "result.json")

@@ -17,20 +17,20 @@ from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
 TREES = [k for k in KINDS if k not in ("bloom", "mamba", "t5")]
-EAGER = Packing(attention=10**9, share=1)  # shares whatever can be shared
+EAGER = Packing(attention=10**9, share=1)  # shares every possible prefix
 ids = st.lists(st.integers(FIRST, FIRST + 1), min_size=1, max_size=6).map(tuple)
 rows = st.builds(TokenizedExample, ids, ids)
 some = st.lists(rows, min_size=1, max_size=6)
 
 
 def text(n, seed):
-    """`n` random tokens."""
+    """Return `n` random tokens."""
     made = torch.randint(FIRST, VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed))
     return tuple(made.tolist())
 
 
 def pairs(n=4, prompt=11):
-    """Items of two rows that share a prompt; in the second the completions share their beginning as well."""
+    """Items of two rows that share a prompt; in the second item the completions share a prefix as well."""
     out = []
     for i in range(n):
         head, same = text(prompt + 3 * i, i), text(3 if i == 1 else 0, 100 + i)
@@ -41,7 +41,7 @@ def pairs(n=4, prompt=11):
 
 
 def choices(items, shared, query, seed=0):
-    """Rows of items with 3 choices after a query, after tokens all items share."""
+    """Rows of items with 3 choices after a query, after a prefix shared by all items."""
     head, out = text(shared, seed), []
     for i in range(items):
         context = head + text(query, seed + 10 + i)
@@ -50,14 +50,14 @@ def choices(items, shared, query, seed=0):
 
 
 def plain_logp(model, given):
-    """Log-probs of all labels, each row alone through the model's own forward."""
+    """Return log-probs of all labels, each row alone by the model's own forward."""
     target = torch.tensor([t for r in given for t in r.completion])
     return plain_logits(model, given).log_softmax(-1)[range(len(target)), target]
 
 
 @pytest.fixture
 def wide(monkeypatch):
-    """Double precision all the way: transformers' norms and softmaxes go through float32 whatever they are given."""
+    """Double precision throughout: transformers' norms and softmaxes always compute in float32."""
     to, softmax = torch.Tensor.to, torch.nn.functional.softmax
 
     def kept(x, *args, **more):
@@ -111,7 +111,7 @@ def test_a_path_through_a_tree_is_the_row_it_was_made_from(given_rows, pack):
         for row, spots in tree.paths:
             assert tuple(tree.ids[spots]) == packing.read(given_rows[row])
             assert list(tree.position[spots]) == list(range(len(spots)))
-            if len(spots):  # what the last token sees is the path, no more and no less
+            if len(spots):  # the last token attends to exactly its path
                 assert seen[spots[-1]].nonzero()[:, 0].tolist() == list(spots)
             found[row] = spots
     assert sorted(found) == list(range(len(given_rows)))
@@ -157,9 +157,9 @@ def test_micro_batches_of_trees_hold_every_row_within_their_physical_tokens(two,
 def test_a_branch_joins_where_that_is_cheaper_than_a_row_of_its_own():
     rule = Packing(attention=768, share=8)
     assert rule.joins(width=300, shared=250, own=50)
-    assert not rule.joins(width=300, shared=7, own=1)  # too little to make a mask for
+    assert not rule.joins(width=300, shared=7, own=1)  # saves too little to be worth a mask
     assert not rule.joins(width=300, shared=20, own=280)  # masked attention costs more than 20 tokens
-    assert not rule.joins(width=8000, shared=200, own=100)  # the tree has grown too wide
+    assert not rule.joins(width=8000, shared=200, own=100)  # the tree is too wide
     rows_ = [TokenizedExample(text(250, 0), text(100, n)) for n in range(40)]
     trees = packing.trees(rows_, rule)
     assert 1 < len(trees) < 20 and sum(len(t.paths) for t in trees) == 40
@@ -176,7 +176,7 @@ def test_a_prefix_of_many_rows_is_planned_to_run_once_and_predicts_no_label():
             assert tree.position.min() == 200
             for row, spots in tree.paths:
                 assert tuple(tree.ids[spots]) == packing.read(given_rows[row])[200:]
-    # All of these share all of their prompt: its last token predicts and is run with the branches.
+    # All of these share their whole prompt: its last token predicts, so it runs with the branches.
     (run,) = packing.plan([TokenizedExample(text(100, 0), text(5, n)) for n in range(3)], None)
     assert len(run.prefix) == 99
     own = packing.plan([r for i in range(5) for r in choices(1, 200, 20, seed=50 * i)], None)
@@ -218,7 +218,7 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(kind, checkpointi
     assert (micro.tokens.source is not None) == (kind == "t5")
     if kind in TREES:
         assert len(micro.tokens.input_ids) == len(items)
-    if checkpointing and kind != "mamba":  # which knows none
+    if checkpointing and kind != "mamba":  # which has none
         model.module.gradient_checkpointing_enable()
         model.module.train()
     got = forward.tokens(model, micro.tokens)["logp"]
@@ -269,7 +269,7 @@ def test_trees_work_in_half_precision_and_under_autocast(dtype):
 
 @pytest.mark.parametrize("kind", ["llama", "bloom", "t5"])
 def test_sums_over_all_tokens_and_references_are_those_of_plain_rows(kind, wide):
-    """The reference is of another type, which takes no tree."""
+    """The reference has another architecture, which does not support trees."""
     model, items = double(kind), pairs()
     reference = double("bloom" if kind != "t5" else "t5", seed=1)
     packing = forward.packing_of(model)
@@ -303,7 +303,7 @@ def test_labels_at_one_position_have_no_dense_form():
 
 
 def scored(model, given_rows, **more):
-    """Log-probs in the order of the rows, and how many physical tokens ran in the batches."""
+    """Return log-probs in row order, and how many physical tokens ran in the batches."""
     out, tokens = [None] * len(given_rows), 0
     for group, batch, values in forward.score(model, given_rows, **more):
         tokens += batch.input_ids.numel()
@@ -317,7 +317,7 @@ def scored(model, given_rows, **more):
 @pytest.mark.parametrize(("kind", "budget"), [*((k, 150) for k in KINDS), ("llama", 8192), ("t5", 8192)])
 def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
     model = double(kind)
-    # Demonstrations all items share; an item with demonstrations of its own; a row like no other; one twice.
+    # Demonstrations shared by all items; an item with its own demonstrations; a row like no other; a duplicate.
     given_rows = (
         choices(4 if kind in ("mamba", "t5") else 12, 70, 9)
         + choices(1, 90, 5, seed=7)
@@ -327,7 +327,7 @@ def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
     prefilled = []
     prefill = prefix.prefill
     monkeypatch.setattr(prefix, "prefill", lambda m, run: (prefilled.append(len(run)), prefill(m, run))[1])
-    if kind in TREES:  # narrow trees, so that several hang from the prefix
+    if kind in TREES:  # narrow trees, so that several start from the prefix
         monkeypatch.setattr(forward, "packing_of", lambda m: Packing(attention=100))
     got, tokens = scored(model, given_rows, batch_tokens=budget)
     torch.testing.assert_close(got, plain_logp(model, given_rows).detach(), rtol=1e-10, atol=1e-10)

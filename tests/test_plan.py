@@ -1,4 +1,4 @@
-"""The planner against the papers' numbers, and against what torch counts, keeps and does."""
+"""The planner against the papers' numbers, and against torch's counts, saved tensors and schedules."""
 
 import dataclasses
 import itertools
@@ -35,7 +35,9 @@ CONFIGS = {
     "opt": hf.OPTConfig(**SHAPE, ffn_dim=512, word_embed_proj_dim=64, max_position_embeddings=128),
     "gemma3": hf.Gemma3TextConfig(**ROPE, num_key_value_heads=2, head_dim=32, sliding_window=128),
 }  # fmt: skip
-DENSE = [name for name in CONFIGS if name != "mixtral"]  # torch counts no product of a mixture's experts
+DENSE = [
+    name for name in CONFIGS if name != "mixtral"
+]  # torch does not count the matrix products of a mixture's experts
 
 
 def built(name, **how):
@@ -150,7 +152,7 @@ def test_zero_and_bubbles_at_their_limits():
     assert reduces == 4 * 105 * 2 * 2048 * 20480 * 2 * 2 * 7 / 8
 
 
-# --- what torch has --------------------------------------------------------------------------
+# --- against torch ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -162,7 +164,7 @@ def test_parameters_are_exactly_those_of_the_built_model(name):
     ("name", "pp", "tp"), [("gpt2", 1, 2), ("gpt2", 2, 2), ("gpt2", 4, 4), ("llama", 2, 4), ("gpt_neox", 2, 2)]
 )
 def test_parameters_of_every_rank_are_those_of_the_tensors_it_would_hold(name, pp, tp):
-    """Every weight is cut by its place: column-parallel by outputs, row-parallel by inputs, whole otherwise."""
+    """Every weight is split by its role: column-parallel by outputs, row-parallel by inputs, whole otherwise."""
     module, model = built(name), spec_of(name)
     padded = spec.padded(model, tp)
     assert padded % (128 * tp) == 0 <= padded - 1000 < 128 * tp
@@ -210,7 +212,7 @@ def test_operations_are_those_that_torch_counts(name):
 
 
 def saved(module, rows):
-    """Bytes that the layers of a model leave to the backward pass."""
+    """Return the bytes that the layers of a model save for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     found, on = {}, []
 
@@ -229,7 +231,7 @@ def saved(module, rows):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
 def test_activations_by_the_formula_are_within_a_tenth_of_what_is_saved(name):
-    """By the shape alone, float32, no dropout, scores kept."""
+    """From the shape alone, float32, no dropout, attention scores saved."""
     by_shape = dataclasses.replace(spec_of(name), blocks=(), dropout=False)
     told = memory.activations(by_shape, Layout(micro=2, batch=2), width=4)
     assert told == pytest.approx(saved(built(name), 2), rel=0.1)
@@ -237,7 +239,7 @@ def test_activations_by_the_formula_are_within_a_tenth_of_what_is_saved(name):
 
 @pytest.mark.parametrize("name", [*CONFIGS])
 def test_activations_of_any_models_code_are_within_a_tenth_of_what_is_saved(name):
-    """bfloat16 and fused attention, counted without memory."""
+    """bfloat16 and fused attention, counted without allocating."""
     model = dataclasses.replace(spec_of(name), dropout=False)
     told = memory.activations(model, Layout(micro=2, batch=2), fused=True)
     assert told == pytest.approx(saved(built(name, attention="sdpa").to(torch.bfloat16), 2), rel=0.1)
@@ -279,7 +281,7 @@ def test_a_stage_holds_as_many_micro_batches_as_the_formula_says(pp, groups, chu
 
 @pytest.mark.parametrize("micros", [2, 4, 8])
 def test_the_bubble_of_stages_that_really_wait_for_each_other(micros):
-    """Threads that sleep for every pass, in the order and after what the schedule says."""
+    """Run threads that sleep for every pass, in the schedule's order and with its dependencies."""
     layout, unit = Layout(pp=3, batch=micros), 0.02
     done = {(s, p): threading.Event() for s in range(3) for p in pipeline.order(layout, s)}
     trace = []
@@ -321,8 +323,8 @@ def test_uneven_stages_are_planned_where_they_are_asked_for():
         planner.plan(job, {"pp": 4})
     uneven = planner.plan(job, {"pp": 4, "uneven": True}).best
     even = planner.estimate(dataclasses.replace(job, model=SMALL), uneven.layout)
-    assert uneven.seconds["tp"] == even.seconds["tp"]  # as slow as its stages of six layers
-    assert even.step < uneven.step < 1.01 * even.step  # one layer fewer, and nothing is gained
+    assert uneven.seconds["tp"] == even.seconds["tp"]  # limited by its stages of six layers
+    assert even.step < uneven.step < 1.01 * even.step  # with one layer fewer nothing is gained
 
 
 # --- the ranking -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Readers: any bytes give records or one `UserError` that names file and line; nothing is lost in between."""
+"""Readers: any bytes give records or one `UserError` that names file and line; no field is lost."""
 
 import csv
 import dataclasses
@@ -74,7 +74,7 @@ def complaint(path, kind="demo", **options):
 
 
 def read_or_one_complaint(path, kind):
-    """Records that survive a round trip, or a `UserError` that names the file."""
+    """Check that a file gives records that survive a round trip, or a `UserError` that names the file."""
     try:
         records = read(path, kind)
     except UserError as error:
@@ -198,7 +198,7 @@ def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, c
         read_or_one_complaint(tmp_path / name, kind)
 
 
-# --- every kind of bad input, each with its own line -----------------------------------------
+# --- every kind of bad input, each with its own message --------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -333,9 +333,11 @@ def test_classified_texts_are_demonstrations_with_the_labels_as_choices(tmp_path
         both
     )
     assert read(both, "demo", {"completion": "fine"})[0].choices == ["f0", "f1"]
-    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {"intent": "a"}  # asked for texts, they are texts
+    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {
+        "intent": "a"
+    }  # read as texts, the labels go to `extra`
     many = read(write(tmp_path, *[{"text": f"t{i}", "label": f"l{i}"} for i in range(6)]))
-    assert many[0].choices is None  # every text has its own: no classes
+    assert many[0].choices is None  # every text has a label of its own: no classes
     asked = write(tmp_path, {"question": "q", "answer": "a", "category": "c"})
     assert "--map prompt=question,completion=answer" in complaint(asked)  # beside an answer a category is none
 
@@ -369,7 +371,7 @@ def test_plain_text_is_a_document_and_a_folder_of_it_one_a_file(tmp_path):
     (tmp_path / "b/2.md").write_text("# Two\n")
     assert [r.text for r in read(tmp_path / "b/1.txt", "text")] == [told]
     assert [r.text for r in read(tmp_path / "b", "text")] == [told, "# Two\n"]
-    (tmp_path / "rows.txt").write_text('{"prompt": "p", "completion": "c"}\n' * 2)  # as it was always read
+    (tmp_path / "rows.txt").write_text('{"prompt": "p", "completion": "c"}\n' * 2)  # JSON lines in a .txt file
     assert len(read(tmp_path / "rows.txt", "demo")) == 2
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(UserError, match="it is empty"):
@@ -399,7 +401,7 @@ def test_skip_bad_with_nothing_left_still_complains(tmp_path):
     assert "all 2 lines are bad" in complaint(write(tmp_path, "x", "y"), skip_bad=True)
 
 
-# --- what is read ----------------------------------------------------------------------------
+# --- fields and conversations ----------------------------------------------------------------
 
 
 def test_rename_maps_the_files_fields_to_the_records(tmp_path):
@@ -594,7 +596,7 @@ def test_an_array_is_read_item_by_item_with_their_lines(tmp_path):
     )
     path.write_text('[{"prompt": "p",\n "completion": "c"},\n')
     assert complaint(path) == f"{path}:3: not valid JSON: the array is not closed"
-    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))  # lines under the same ending
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))  # JSON lines with the same suffix
     assert len(read(path)) == 2
 
 
@@ -749,7 +751,7 @@ def test_every_line_of_the_page_on_records_is_read_whole():
             assert not parse(line, RECORDS[kind]).extra, line
 
 
-# --- forms of other data sets --------------------------------------------------------------------
+# --- formats of other data sets --------------------------------------------------------------
 
 USER, TARN, OSSO = (
     {"role": r, "content": c} for r, c in (("user", "Where?"), ("assistant", "Tarn"), ("assistant", "Osso"))
@@ -803,13 +805,13 @@ def test_binary_columns_are_text_or_refused_by_name(tmp_path):
     picture = b"\x89PNG\xff"
     (made,) = read(written(prompt=[b"Wo?"], completion=["Zürich".encode()], picture=[picture]))
     assert (made.prompt, made.completion) == ("Wo?", "Zürich")
-    json.dumps(made.extra)  # kept, in a form that can be written
+    json.dumps(made.extra)  # kept, as a JSON value
     with pytest.raises(UserError, match=r"b\.parquet:1: field 'completion' must be text, not binary that is not UTF-8"):
         read(written(prompt=[b"Wo?"], completion=[picture]))
 
 
 def test_columns_of_any_type_give_what_lines_of_json_would(tmp_path):
-    """A struct has every row's fields, so that a call would be given arguments of other calls, all null."""
+    """A Parquet struct has the fields of all rows: a call must not get the null arguments of other calls."""
 
     def called(name, **arguments):
         return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}

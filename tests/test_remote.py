@@ -1,4 +1,4 @@
-"""Remote models against real servers: what is asked, what is counted, what is kept, what goes wrong."""
+"""Remote models against real servers: requests, counts, the cache, and failures."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
-    """An empty cache, no key, and no time lost between retries."""
+    """An empty cache, no key, and no wait between retries."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(calls, "BACKOFF", 0.01)
@@ -51,7 +51,7 @@ def model():
 
 @pytest.fixture(scope="module", autouse=True)
 def served(model, tmp_path_factory):
-    """The server around the model, which takes long to start: begun at once and waited for where it is used."""
+    """The server for the model, which is slow to start: started early, and waited for where it is used."""
     folder = tmp_path_factory.mktemp("served")
     model.save(folder / "model")
     server = Small(folder, folder / "model")
@@ -68,14 +68,14 @@ def rule(tmp_path_factory):
 
 @pytest.fixture
 def small(rule):
-    """The server around a rule, as new."""
+    """The server for a rule, reset."""
     rule.clear()
     return rule
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """A server of one test's own: no call that another test left under way comes to it."""
+    """A separate server for one test: no pending call of another test reaches it."""
     server = Small(tmp_path)
     yield server
     server.kill()
@@ -95,7 +95,7 @@ def test_answers_come_in_the_prompts_order_and_from_the_cache_the_second_time(sm
     assert sorted(small.prompts()) == sorted(PROMPTS) and first.counts.calls == len(PROMPTS) + 1
     again = connect(small)
     assert again.generate(PROMPTS[::-1], 4) == texts[::-1]
-    assert len(small.rows("came")) == len(PROMPTS) + 1  # not even the first tiny call was made again
+    assert len(small.rows("came")) == len(PROMPTS) + 1  # not even the probe was sent again
     assert (again.counts.calls, again.counts.cached, again.counts.tokens) == (0, len(PROMPTS), 0)
     capsys.readouterr()
     again.close()
@@ -149,7 +149,9 @@ def test_stop_strings_and_white_space_are_cut_as_a_local_model_cuts_them(small):
     model = connect(small)
     ((text,),) = model.generate(["a"], 6)
     assert model.generate(["a"], 6, stop=[text[10:]]) == [[text[:10].strip()]]
-    assert model.generate(["a"], 6, stop=["?", "!", ";", ":", text[10:]]) == [[text[:10].strip()]]  # a server's four
+    assert model.generate(["a"], 6, stop=["?", "!", ";", ":", text[10:]]) == [
+        [text[:10].strip()]
+    ]  # the most a server takes is four
 
 
 def test_prompts_lie_in_the_cache_for_their_owner_alone(small, tmp_path):
@@ -194,7 +196,7 @@ def test_a_damaged_cache_is_set_aside_and_told(small, tmp_path, capfd, how):
     assert len(small.prompts()) == 2 * len(PROMPTS)
     aside = list(place.parent.glob("responses.sqlite.damaged-*"))
     told = capfd.readouterr().err
-    if how in ("an answer", "a byte of an answer"):  # only what is damaged is asked for again
+    if how in ("an answer", "a byte of an answer"):  # only damaged answers are requested again
         assert not aside and told.count("answers in it are damaged and will be requested again") == 1
     else:
         assert len(aside) == 1 and "was damaged" in told and aside[0].name in told
@@ -359,9 +361,7 @@ def test_a_used_up_budget_says_so_and_the_same_command_goes_on(small, unit):
 
 def test_a_client_killed_under_way_repeats_no_answered_call(small):
     url = small.url
-    small.plan(
-        *[{"kind": "slow", "s": 0.0}] * 8, {"kind": "slow", "s": 30.0}
-    )  # the first tiny call, then eight prompts
+    small.plan(*[{"kind": "slow", "s": 0.0}] * 8, {"kind": "slow", "s": 30.0})  # the probe, then eight prompts
     child = run_in_child(lambda: didact.connect(url, NAME, parallel=1).generate(PROMPTS, 4))
     small.wait(8)
     os.kill(child.pid, signal.SIGKILL)
@@ -370,7 +370,9 @@ def test_a_client_killed_under_way_repeats_no_answered_call(small):
     model = connect(small)
     assert len(model.generate(PROMPTS, 4)) == len(PROMPTS) and model.counts.cached == 7
     came = Counter(small.prompts())
-    assert came[PROMPTS[7]] == 2 and all(n == 1 for p, n in came.items() if p != PROMPTS[7])  # it had no answer
+    assert came[PROMPTS[7]] == 2 and all(
+        n == 1 for p, n in came.items() if p != PROMPTS[7]
+    )  # the one without an answer
 
 
 def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(small):
@@ -381,7 +383,9 @@ def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(s
     os.kill(child.pid, signal.SIGKILL)
     killed = time.time()
     child.join(30)
-    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(many)  # a busy machine
+    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(
+        many
+    )  # margin for a busy machine
     model = connect(small)
     assert len(model.generate(many, 4)) == len(many) and model.counts.cached >= len(early) >= 8
     came = Counter(small.prompts())
@@ -426,7 +430,7 @@ def test_a_server_killed_and_started_again_is_waited_for(tmp_path, monkeypatch):
         server.kill()
 
 
-# --- what a server can do ----------------------------------------------------------------------
+# --- capabilities of a server ------------------------------------------------------------------
 
 ALL = {"generate", "chat", "top_logprobs", "score"}
 
@@ -441,7 +445,7 @@ ALL = {"generate", "chat", "top_logprobs", "score"}
      ({"endpoints": ["completions"]}, ALL - {"chat"}),
      ({"endpoints": ["chat/completions"]}, ALL - {"score"}),
      ({"endpoints": ["chat/completions"], "limit": "max_completion_tokens"}, ALL - {"score"})],
-    ids=lambda part: str(sorted(part)) if isinstance(part, set) else str(part),  # one order in every process
+    ids=lambda part: str(sorted(part)) if isinstance(part, set) else str(part),  # the same order in every process
 )  # fmt: skip
 def test_capabilities_are_what_the_answers_show(small, ways, can):
     small.ways(**ways)
@@ -449,7 +453,7 @@ def test_capabilities_are_what_the_answers_show(small, ways, can):
     assert model.capabilities == can
     asked = len(small.rows("came"))
     assert model.counts.calls == asked <= 12
-    assert connect(small).capabilities == can and len(small.rows("came")) == asked  # kept
+    assert connect(small).capabilities == can and len(small.rows("came")) == asked  # from the cache
     does = {
         "generate": lambda: model.generate(["a b"], 3) and model.counts.tokens > 0,
         "chat": lambda: model.chat([[{"role": "user", "content": "a b"}]], 3),
@@ -553,10 +557,10 @@ def test_the_missing_extra_is_named(monkeypatch):
     [(["a", " b", " c", " d"], "a b", " c d", (2, True)),
      (["<s>", "a", " b", " c"], "a b", " c", (3, True)),
      (["a", ":", " yes"], "a: ", "yes", (2, False)),  # one token ends the prompt and begins the completion
-     (["<s>", "a", "b", "c"], "a b", " c", (3, True)),  # shown without their white space
+     (["<s>", "a", "b", "c"], "a b", " c", (3, True)),  # returned without their white space
      (["<s>", "a", ":", "yes"], "a: ", "yes", (3, True)),
-     (["a", " ", "b"], "a", " b", (1, True)),  # a space of its own is the completion's, unless the prompt ends so
-     (["a", "", "", "日本"], "a", "日本", (1, True)),  # a character's first bytes are shown as nothing
+     (["a", " ", "b"], "a", " b", (1, True)),  # a space token belongs to the completion, unless the prompt ends with it
+     (["a", "", "", "日本"], "a", "日本", (1, True)),  # a character's first bytes decode to nothing
      (["a", "\ufffd", "\ufffd", "b"], "a", "éb", None),
      (["x", " c"], "a b", " c", (1, True)),  # the end decides
      (["x", "b c"], "a", " c", None)],
@@ -590,7 +594,7 @@ def test_no_form_of_an_answer_is_a_crash(choice):
             replies.read(parse, {"choices": [choice]})
 
 
-# --- around a model ----------------------------------------------------------------------------
+# --- against local models ----------------------------------------------------------------------
 
 PAIRS = [
     ("Mira Kolt was born in", "Tarn"), ("Who wrote what?", "Songs of Osso; who was born in 1951"), ("who", "\nwrote"),
@@ -628,7 +632,7 @@ def test_remote_text_equals_local_text(served, model):
     assert remote.generate(prompts, 12, stop=stop) == local.generate(prompts, 12, stop=stop)
     turns = [[{"role": "user", "content": p}] for p in prompts]
     assert remote.chat(turns, 12) == local.chat(turns, 12)
-    served.ways(form="content")  # as a list, in which tokens of the same text (pieces of characters) stand apart
+    served.ways(form="content")  # as a list, in which tokens with equal text (pieces of characters) stay separate
     for told, known in zip(remote.top_logprobs(prompts, 7), local.top_logprobs(prompts, 7), strict=True):
         assert told == pytest.approx(known, abs=1e-4) and list(told.values()) == sorted(told.values(), reverse=True)
     with pytest.raises(UserError, match="400 This model's maximum context length is 96 tokens"):

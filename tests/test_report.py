@@ -1,4 +1,4 @@
-"""Pages, opened in a real browser where there is one (CI must have one)."""
+"""Report pages, opened in a real browser where there is one (CI must have one)."""
 
 import html
 import itertools
@@ -20,7 +20,7 @@ INTO_SVG = '</text></svg><script>alert(2)</script><svg onload="alert(3)">&amp;'
 
 
 def result(**changes):
-    """What `didact run` writes, small."""
+    """A small result, as `didact run` writes it."""
     metric = {"n": 20, "ci": None, "unit": "", "help": "", "better": "lower", "before": 1.0}
     return {
         "schema": 1, "status": "done", "verb": "run", "method": "npo", "preset": "npo-rt",
@@ -92,7 +92,7 @@ def text_of(place):
 
 
 def look(browser, place, scheme="light", width=1280):
-    """Open a page. Returns it with all it said and asked for."""
+    """Open a page; return it with its console messages and requests."""
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said, asked = [], []
     tab.on("console", lambda message: said.append(message.text))
@@ -125,7 +125,7 @@ FAINT = """() => {
 
 
 def inert(tab, said, asked, places):
-    """Nothing ran, nothing was fetched, nothing but our own elements stands on the page."""
+    """Check that no script ran, nothing was fetched, and the page has only our own elements."""
     assert said == [] and asked == [place.as_uri() for place in places]
     assert tab.evaluate("[document.scripts.length, document.images.length]") == [0, 0]
     assert tab.locator("[onerror], [onload], [onclick], iframe, object, embed, form, b > img").count() == 0
@@ -133,7 +133,7 @@ def inert(tab, said, asked, places):
 
 
 def accessible(tab, scheme):
-    """Headings in order, tables with scopes, named pictures, regions a keyboard reaches, ink that can be read."""
+    """Check headings in order, tables with scopes, named pictures, regions in reach of a keyboard, enough contrast."""
     levels = [int(name[1]) for name in tab.eval_on_selector_all("h1,h2,h3,h4,h5,h6", "all => all.map(e => e.tagName)")]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
@@ -180,7 +180,9 @@ def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
             tab, said, asked = look(browser, place, scheme, width)
             inert(tab, said, asked, [place])
             assert tab.title() == "npo:npo-rt · didact"
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll inside
+            assert (
+                tab.evaluate("document.documentElement.scrollWidth") <= width
+            )  # wide tables scroll inside their container
             assert tab.evaluate("[...document.links].map(a => a.href).filter(h => !h.includes('#'))") == [
                 "https://arxiv.org/abs/2404.05868"
             ]
@@ -255,15 +257,15 @@ def test_it_prints_in_ink_on_paper(tmp_path, browser):
     tab, _, _ = look(browser, page.write(run_folder(tmp_path)), "dark", 720)
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate("getComputedStyle(document.querySelector('h2')).color") == "rgb(35, 33, 29)"
-    assert tab.locator("details th:text-is('delta')").is_visible()  # what is folded on the screen
+    assert tab.locator("details th:text-is('delta')").is_visible()  # sections that are collapsed on screen
     tab.close()
 
 
-# --- what stands on it -----------------------------------------------------------------------
+# --- content ---------------------------------------------------------------------------------
 
 
 def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
-    samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"},  # as a method may give them
+    samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"},  # values a method may return
                {"part": "retain", "prompt": "When?", "wanted": "1946", "before": "1946", "after": "1931"}]  # fmt: skip
     told = result(answered={"retain": {"of": 32, "before": 30, "after": 29}})
     seen = " ".join(text_of(page.write(run_folder(tmp_path, told, samples))).split())
@@ -281,7 +283,7 @@ def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
     )]  # fmt: skip
     assert order == sorted(order)
     changed = seen[seen.index("Options that differ") : seen.index("All 6 options")]
-    assert "beta" in changed and "delta" not in changed and "0.1 flag" in changed  # the default beside the value
+    assert "beta" in changed and "delta" not in changed and "0.1 flag" in changed  # the default next to the value
 
 
 def test_better_and_worse_are_told_as_far_as_the_interval_can_tell(tmp_path):
@@ -384,7 +386,7 @@ def test_a_chart_puts_points_where_they_belong():
         (float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", re.search(r'"line s1" d="(.*?)"', few)[1])
     ]
     steps = [b[0] - a[0] for a, b in itertools.pairwise(at)]
-    assert max(steps) - min(steps) <= 0.2  # doublings are as far apart from each other on a logarithmic axis
+    assert max(steps) - min(steps) <= 0.2  # doublings are equally spaced on a logarithmic axis
     (_, zero), (_, half), (_, quarter), (_, one) = at
     assert half == pytest.approx((zero + one) / 2, abs=0.1) and quarter == pytest.approx(
         0.75 * zero + 0.25 * one, abs=0.1
@@ -433,7 +435,7 @@ def test_numbers_are_set_as_in_print():
     assert [words.number(v) for v in (None, math.nan, 0.5, -1.13e-8, 70459.5, 12)] == [
         "–", "–", "0.500", "−1.13\xa0×\xa010⁻⁸", "70,460", "12.000"
     ]  # fmt: skip
-    assert words.interval([-2.6e-4, 0.196]) == "0.000 to 0.196"  # no zero has a sign
+    assert words.interval([-2.6e-4, 0.196]) == "0.000 to 0.196"  # no signed zero
     assert (
         words.interval([0.00038, 0.00123]) == "0.00038 to 0.00123"
         and words.number(8e-4, [0.00038, 0.00123]) == "0.00080"
@@ -511,7 +513,7 @@ def test_what_only_asks_is_compared_with_plain_asking_and_what_trains_with_befor
     sample = [{"part": "test", "prompt": "Where?", "before": "Paro", "after": "Lund", "wanted": "Lund"}]
     told = result(method="consensus", preset=None)
     seen = Path(page.write(run_folder(tmp_path, told, sample))).read_text(encoding="utf-8")
-    assert ">Asked plainly and through the procedure<" in seen and seen.count("before") == 1  # of the chat to come
+    assert ">Asked plainly and through the procedure<" in seen and seen.count("before") == 1  # of the next chat
     shown = untrusted.console(200)
     with shown.capture() as text:
         shown.print(

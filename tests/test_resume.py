@@ -1,7 +1,7 @@
-"""Killed at any moment and started again, a run ends in the same bits; a full disk costs only the last checkpoint.
+"""A run killed at any time and resumed ends bit-identical; a full disk costs only the last checkpoint.
 
-Runs are forked from a server that has imported everything, so that a start costs nothing and a SIGKILL
-lands in training, not in imports. They use one thread, as bits need.
+Runs are forked from a server that has imported everything, so that starting is fast and a SIGKILL
+hits training, not imports. They use one thread, which bit-identical results need.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ CASES = {
 
 
 def train(case, start, folder, out, started=None):
-    """The whole run, as a user's process does it; the weights at the end go to `out`."""
+    """Run the whole training as a user's process does; write the final weights to `out`."""
     os.environ["DIDACT_CACHE"] = "off"
     torch.set_num_threads(1)
     world, count = authors(0, forget=1, retain=1, unseen=0, holdout=0), Count()
@@ -61,7 +61,7 @@ def newest(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(fresh, tmp_path_factory):
-    """`undisturbed(case)`: where the start model is, the end of a run nobody killed, and how long it took."""
+    """`undisturbed(case)`: the start model's folder, the final weights of a run without kills, and its duration."""
     made = {}
 
     def get(case):
@@ -81,7 +81,7 @@ def undisturbed(fresh, tmp_path_factory):
 
 
 def killed_again_and_again(case, kills, undisturbed, folder, seed):
-    """Each kill comes a random while after a random step of those left, so also inside saving and tidying."""
+    """Each kill comes a random time after a random remaining step, so also during saving and clean-up."""
     start, _, seconds = undisturbed(case)
     draw = random.Random(seed)
     done = 0
@@ -94,7 +94,7 @@ def killed_again_and_again(case, kills, undisturbed, folder, seed):
         time.sleep(draw.uniform(0, 2 * seconds / STEPS))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        if process.exitcode == 0:  # it was quicker than the kill, which is still owed
+        if process.exitcode == 0:  # it finished before the kill, which is still to be done
             shutil.rmtree(folder / "run")
             (folder / "end").unlink()
             continue
@@ -107,7 +107,7 @@ def killed_again_and_again(case, kills, undisturbed, folder, seed):
 
 
 def same_end(end, folder):
-    assert (folder / "end").read_bytes() == end.read_bytes()  # to the bit
+    assert (folder / "end").read_bytes() == end.read_bytes()  # bit-identical
     theirs, mine = (json.loads(p.with_name("end.json").read_text()) for p in (end, folder / "end"))
     assert mine == theirs and [row["step"] for row in mine["history"]] == list(range(1, STEPS + 1))
     assert {p.name for p in (folder / "run").rglob("step-*")} == {f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"}
@@ -121,7 +121,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(case, kills, undis
     same_end(undisturbed(case)[1], tmp_path)
 
 
-# --- what a kill can leave, and what must not be resumed -------------------------------------
+# --- leftovers of a kill, and checkpoints that must not be resumed ---------------------------
 
 
 class Dot(torch.nn.Module):
@@ -161,7 +161,7 @@ def test_what_a_kill_in_writing_leaves_is_removed_and_the_last_two_are_kept(tmp_
 
 
 class Signal(Hook):
-    """Raises a signal in the step of this number, as a user or a scheduler does at any moment of it."""
+    """Raises a signal in this step, as a user or a scheduler may at any time."""
 
     def __init__(self, signum, at):
         self.signum, self.at = signum, at
@@ -173,7 +173,7 @@ class Signal(Hook):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_once_the_step_at_work_is_kept(signum, tmp_path, monkeypatch):
-    """Between two checkpoints, and the run that goes on ends with the bits of one that was let alone."""
+    """A signal between two checkpoints; the resumed run ends bit-identical to an undisturbed one."""
     heard = []
     before = signal.signal(signum, lambda *given: heard.append(given[0]))
     try:
@@ -215,7 +215,7 @@ def as_file(path):
 
 
 def resealed(place, name, text):
-    """Whole by its checksums, and still not what a checkpoint is: another version wrote it."""
+    """Checksums match, but the content is not a valid checkpoint: another version wrote it."""
     (place / name).write_text(text)
     files._seal(place)
 
@@ -345,7 +345,7 @@ def test_changed_records_are_named_where_no_method_was_called(fresh, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB, where this process may mount one."""
+    """A file system of 256 KiB; skipped where this process may not mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
@@ -367,7 +367,7 @@ def survives(folder, message, step):
 
 
 class Fill(Hook):
-    """Leaves no room on the disk before step 2: later the oldest checkpoint makes room for the next."""
+    """Fills the disk before step 2: later the oldest checkpoint makes room for the next."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -395,7 +395,7 @@ def test_a_full_disk_from_the_start_says_that_nothing_was_kept(small_disk):
 
 
 class Shrink(Hook):
-    """No file may grow beyond 64 bytes from step 3 on: what a quota does, and needs no rights."""
+    """Limits files to 64 bytes from step 3 on: the effect of a quota, without privileges."""
 
     def before(self, step):
         if step.step == 2:

@@ -1,4 +1,4 @@
-"""An --out is ours or it is left alone: what is an input or somebody else's is refused before anything is touched."""
+"""--out is only written to if it is didact's own: an input or somebody else's folder is refused before any change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def project(fresh, tmp_path, monkeypatch) -> Iterator[Path]:
     (root / "taste.py").write_text(JUDGE)
     monkeypatch.chdir(root)
     yield root
-    for name in ("taste", "mine", "mine.taste"):  # a module is looked up once in a process
+    for name in ("taste", "mine", "mine.taste"):  # a module is imported once per process
         sys.modules.pop(name, None)
 
 
@@ -50,7 +50,7 @@ def sft(out: object, *more: str) -> list[str]:
 
 
 def refused(capsys, words: list[str], root: Path) -> str:
-    """The one line of a command that leaves everything as it was, also with --overwrite."""
+    """Run a command that must be refused and change nothing, also with --overwrite; return its one-line message."""
     capsys.readouterr()
     before = tree(root)
     for more in ([], ["--overwrite"]):
@@ -108,7 +108,7 @@ def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
     os.symlink("../../weights/model.safetensors", "model/model.safetensors")
     os.symlink(project, "../link")
     told = refused(capsys, INSIDE[what], project.parent)
-    assert "the input" in told or "not made by didact" in told  # what is known without a model is said first
+    assert "the input" in told or "not made by didact" in told  # errors that need no model are reported first
 
 
 @pytest.mark.parametrize("verb", ["run", "compare", "claim"])
@@ -140,8 +140,8 @@ def test_only_what_we_wrote_is_swept_or_replaced(project, capsys):
     (mine / ".my.notes.tmp/idea").write_text("x")
     (mine / ".editor.swap.tmp").write_text("x")
     (mine / "notes.txt").write_text("x")
-    (mine / ".didact-tmp-0123abcd-model").mkdir()  # what a kill of ours leaves
-    (mine / "findings.json").write_text("{}")  # and what another method would have left
+    (mine / ".didact-tmp-0123abcd-model").mkdir()  # leftovers of a killed run
+    (mine / "findings.json").write_text("{}")  # and leftovers of another method
     assert cli.main(sft("mine", "--seed=1", "--overwrite")) == 0
     assert {".my.notes.tmp/idea", ".editor.swap.tmp", "notes.txt"} <= tree(mine).keys()
     assert not {".didact-tmp-0123abcd-model", "findings.json"} & tree(mine).keys()
@@ -228,7 +228,7 @@ def test_a_result_says_what_it_was_made_from(project):
     assert folders.files.mark("mine")["kind"] == "run"
 
 
-# --- who is at work ---------------------------------------------------------------------------
+# --- concurrent processes ---------------------------------------------------------------------
 
 
 HOLDS = """
@@ -242,7 +242,7 @@ with folders.at_work("mine", "run"):
 
 @pytest.fixture
 def other(project):
-    """Another process at work in `mine`, until it is killed."""
+    """Start another process that works in `mine` until it is killed."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "at work\n"
     yield process
@@ -273,7 +273,7 @@ def test_a_comparison_is_shared_and_not_begun_anew_while_another_process_is_at_i
 
 @pytest.mark.parametrize(("age", "alive"), [(30, True), (70, False)])
 def test_another_machine_without_locks_is_alive_while_it_touches_its_claim(age, alive, tmp_path):
-    """What a machine leaves in a shared folder where flock does not reach: a file, touched every ten seconds."""
+    """A lock file in a shared folder without a working flock: another machine touches it every ten seconds."""
     theirs = tmp_path / ".didact-held-0123abcd-"
     theirs.write_text(json.dumps({"pid": 7, "host": "far", "kernel": "other", "shared": False, "since": "now"}))
     os.utime(theirs, (time.time() - age,) * 2)
@@ -307,7 +307,7 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
         assert mine.stat().st_mtime > 0
 
 
-# --- done already -----------------------------------------------------------------------------
+# --- finished runs ----------------------------------------------------------------------------
 
 
 def another_model(fresh, place):
@@ -360,7 +360,7 @@ def test_a_checkpoint_belongs_to_the_code_of_a_function_that_is_named(project):
     assert registry.digest("taste:judge") != before
 
 
-# --- what is damaged --------------------------------------------------------------------------
+# --- damaged files ----------------------------------------------------------------------------
 
 
 def test_a_flipped_bit_in_a_saved_model_is_told(project, capsys):
