@@ -1,4 +1,4 @@
-"""Advice: what files are, what is wrong in them, which methods run on them, with commands that do run."""
+"""Advice: the kind of files, problems in them, which methods run on them, with commands that do run."""
 
 import json
 import random
@@ -58,7 +58,7 @@ def test_every_kind_of_record_is_told_from_its_fields(tmp_path):
         (file,) = advise([write(tmp_path, "some.jsonl", row)]).files
         assert file.kinds[0] == kind, kind
     (file,) = advise([write(tmp_path, "some.jsonl", ROWS["scored"])]).files
-    assert file.kinds == ["scored", "demo"]  # a file may be read as several kinds
+    assert file.kinds == ["scored", "demo"]  # a file may fit several record kinds
 
 
 def test_other_names_for_our_fields_are_mapped(tmp_path):
@@ -114,7 +114,7 @@ def test_a_book_in_plain_text_is_a_text_that_methods_run_on(tmp_path):
     shown = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
     assert f"{tmp_path}/book.txt: 1 record, text" in shown
     assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in shown
-    # Nothing that would be refused: text alone is no feedback, and has no scores.
+    # No method that would refuse: plain text has no feedback and no scores.
     assert not any(f"run {method}" in shown for method in ("hindsight", "phf")) and "compare" not in shown
     scored = write(tmp_path, "scored.jsonl", *({"text": f"word {i}", "score": i / 9} for i in range(9)))
     assert f"didact run phf --model DIR --texts {scored}" in render(advise([scored]))
@@ -138,11 +138,11 @@ def test_names_break_ties_and_exclude_nothing(tmp_path):
     advice = advise([retain, forget, pairs])
     assert command_of(advice, "npo") == f"didact run npo --model DIR --forget {forget} --retain {retain}".split()
     assert command_of(advice, "dpo") == f"didact run dpo --model DIR --preferences {pairs}".split()
-    assert advice.runs[0].method == "npo"  # two files bear the names of its parameters
+    assert advice.runs[0].method == "npo"  # two files are named like its parameters
     alone = advise([retain])
     assert command_of(alone, "sft")[-1] == retain
-    assert "whp" in [c.method for c in alone.lacking]  # what must stay is nothing to forget
-    assert "npo" not in [c.method for c in advise([retain]).runs]  # what must stay is not offered to be forgotten
+    assert "whp" in [c.method for c in alone.lacking]  # retain records are not for forgetting
+    assert "npo" not in [c.method for c in advise([retain]).runs]  # retain records are not offered for forgetting
     train, test = (write(tmp_path, f"trec_{n}.jsonl", *demos(4, i)) for i, n in enumerate(["train", "test"]))
     for paths in ([test, train], [train, test]):
         assert command_of(advise(paths), "sft")[-4:] == ["--demos", train, "--score-on", test]
@@ -179,7 +179,7 @@ def test_texts_with_labels_are_demonstrations_with_choices_and_splits_are_files(
     assert "2 choices; --map completion=fine takes fine" in render(advice)
     assert advise([path], None, {"completion": "fine"}).files[0].choices == ["f0", "f1"]
     (plain,) = advise([write(tmp_path, "a.jsonl", *[{"text": f"t{i}", "topic": f"u{i}"} for i in range(4)])]).files
-    assert plain.kinds[0] == "text" and not plain.choices  # every text has a topic of its own: no classes
+    assert plain.kinds[0] == "text" and not plain.choices  # every text has its own topic: no classes
     splits = {name: [[f"{name} {i}", "ab"[i % 2]] for i in range(4)] for name in ("val", "train")}
     (tmp_path / "clinc.json").write_text(json.dumps(splits))
     advice = advise([f"{tmp_path}/clinc.json"])

@@ -1,5 +1,5 @@
-"""An answer ends where its model ends it, in labels, in generation and in scores; what a base model never learnt to
-end is scored without an end."""
+"""An answer ends with its model's end token, in labels, in generation and in scores; a base model that never learnt
+to end its answers is scored without an end."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ def blank():
 
 
 def turning(blank, *ends):
-    """The same, whose generation configuration ends with these tokens."""
+    """The same model with these end tokens in its generation configuration."""
     model = Model(copy.deepcopy(blank.module), copy.deepcopy(blank.tokenizer))
     model.module.generation_config.eos_token_id = [model.tokenizer.convert_tokens_to_ids(e) for e in ends]
     return Model(model.module, model.processor)
@@ -46,7 +46,7 @@ def turning(blank, *ends):
 
 @pytest.fixture(scope="module")
 def base(blank):
-    """A base model: it knows the capitals and goes on after them."""
+    """A base model: it knows the capitals and continues after them."""
     how = [encode.row(blank.tokenizer, d.prompt, f"{d.completion}, and so on.", "causal", 64, end=False) for d in DEMOS]
     return language.train(blank, {"text": language.single(how)}, language.nll, QUICK).model
 
@@ -58,13 +58,13 @@ def test_labels_and_stops_are_the_models_own(blank):
     assert encode.row(model.tokenizer, "a", "b", "causal", 64).completion[-1] == turn
     assert generate.ends(model) == {turn, eos}
     assert encode.row(blank.tokenizer, "a", "b", "causal", 64).completion[-1] == eos
-    assert generate.ends(blank) == {turn, eos}  # a template that ends its turns so is another way to end
+    assert generate.ends(blank) == {turn, eos}  # the template's end of a turn is another end token
     asked = Messages([{"role": "user", "content": "a"}])
     row = encode.row(blank.tokenizer, asked, "b", "causal", 64)
     assert row.completion[-1] == turn and eos not in row.completion and row.completion.count(turn) == 1
     assert "\n" not in blank.tokenizer.decode(list(row.completion))
     assert encode.row(blank.tokenizer, asked, "b", "causal", 64, end=False).completion == row.completion[:-1]
-    model.module.generation_config.eos_token_id = 10**6  # of another vocabulary
+    model.module.generation_config.eos_token_id = 10**6  # from another vocabulary
     assert Model(model.module, model.processor).generation_ends == []
 
 
@@ -94,11 +94,11 @@ def test_a_turn_that_conversations_were_taught_to_end_with_stops_transformers_to
     blank.save(tmp_path)
     turn = blank.tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, turn]
-    assert encode.answer_end(load(tmp_path).tokenizer) == 2  # texts still end as they did
+    assert encode.answer_end(load(tmp_path).tokenizer) == 2  # texts end as before
 
 
 def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
-    """Six right capitals are six right capitals, though not one is ended."""
+    """Six right capitals count as six, though none of the answers ends."""
     assert not forgetting.ends_answers(base, DEMOS)
     scores = answer.score(base, Scoring(records={"demo": DEMOS}, start=base))
     assert scores["token_accuracy"].value == scores["exact"].value == 1.0 and scores["probability"].value > 0.8
@@ -124,7 +124,7 @@ def test_a_base_models_right_answers_are_right(base, tmp_path, capsys):
 
 
 def test_likelihoods_of_pairs_and_judged_answers_leave_out_an_end_never_learnt(base):
-    """Right against wrong, and the end token, which says nothing of either, counted beside."""
+    """Right against wrong, and the end token, which is uninformative about either, counted separately."""
     wrong = [*(d.completion for d in DEMOS[1:]), DEMOS[0].completion]
     pairs = [Preference(prompt=d.prompt, chosen=d.completion, rejected=w) for d, w in zip(DEMOS, wrong, strict=True)]
     scoring = Scoring(records={"preference": pairs}, start=base)

@@ -1,4 +1,4 @@
-"""What a prompt procedure asks: bounded retries, a budget, a transcript that can be taught."""
+"""Requests of a prompt procedure: bounded retries, a budget, a transcript for training."""
 
 import pytest
 from scripted import Scripted

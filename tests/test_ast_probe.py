@@ -1,4 +1,4 @@
-"""Trees as lists and back, the subspace probe, and the study on programs of a world, of Python and of a user."""
+"""Trees to lists and back, the subspace probe, and the study on programs of a world, of Python and of a user."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def nodes(most: int = 4) -> Any:
 
 
 def direct(tree: Node | Leaf, at: int = 0) -> tuple[list[Any], int]:
-    """Constituents of a tree as it is, and how many leaves it has."""
+    """Return the constituents of a tree, unmodified, and its number of leaves."""
     if isinstance(tree, Leaf):
         return [], 1
     out, n = [], 0
@@ -102,7 +102,7 @@ def test_the_rank_loss() -> None:
     assert float(syntax.height_loss(0 * d, d, there)) == pytest.approx(1.0)
     assert float(syntax.height_loss(-d, d, there)) > 2
     assert float(syntax.height_loss(d + 1, d, there, "l1")) == float(syntax.height_loss(d - 1, d, there, "l2")) == 1
-    # Padding changes nothing, and ties ask for nothing.
+    # Padding changes nothing, and ties add no loss.
     wide = torch.cat([10 * d, f64([99.0, -99.0]).reshape(1, 2)], 1), torch.cat([d, f64([0.0, 5.0]).reshape(1, 2)], 1)
     assert syntax.height_loss(*wide, torch.tensor([[True] * 4 + [False] * 2])) == 0
     assert syntax.height_loss(f64([9.0, -9.0]).reshape(1, 2), f64([1.0, 1.0]).reshape(1, 2), there[:, :2]) == 0
@@ -132,7 +132,7 @@ def test_what_is_learnt_is_the_subspace_not_its_basis() -> None:
 
 
 def test_trees_that_are_in_the_vectors_are_read_off() -> None:
-    """Vectors built so that differences have the right length and direction; alignment off by one finds nothing."""
+    """On vectors whose differences have the right length and direction; an alignment off by one finds nothing."""
     programs = code.Code(phrases=2).programs(0, 110)
     codes = [trees.encode(trees.of_lists(p.extra["tree"], p.text)) for p in programs]
     labels = syntax.Labels.of(codes)
@@ -215,7 +215,7 @@ def test_other_languages(language: str, tmp_path: Path) -> None:
 
 
 def nodes(tree: Any) -> Iterator[trees.Node]:
-    """Of a tree, from the root down."""
+    """Yield the nodes of a tree, from the root down."""
     if isinstance(tree, trees.Node):
         yield tree
         for child in tree.children:
@@ -254,7 +254,7 @@ def test_functions_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no functions in go sources|needs tree-sitter"):
         next(parsing.functions(tmp_path, "go"))
     many = [Text(text="x = ("), *(Text(text=f"x = {n}") for n in range(9))]
-    first = syntax.read(tiny("llama"), many, "python", 99, 4)  # that serve
+    first = syntax.read(tiny("llama"), many, "python", 99, 4)  # the valid ones
     assert [s.text for s in first[0]] == ["x = 0", "x = 1", "x = 2", "x = 3"] and first[1] == {"do not parse": 1}
 
 
@@ -330,7 +330,7 @@ def test_the_control_is_the_mean_of_draws() -> None:
 def test_a_world_never_gives_one_program_twice() -> None:
     made = code.Code().programs(0, 200)
     assert len({t.text for t in made}) == 200 and code.Code().programs(0, 5) == made[:5]
-    for text in made[:20]:  # a keyword says what follows it
+    for text in made[:20]:  # a keyword predicts what follows it
         tree = text.extra["tree"]
         assert " ".join(code.tokens(tree)) == text.text
         assert all(len(phrase) == 2 + len(code.SLOTS[phrase[0]]) for phrase in tree[1:])
@@ -338,7 +338,7 @@ def test_a_world_never_gives_one_program_twice() -> None:
 
 def test_trigrams_back_off_to_what_they_have_counted() -> None:
     rows = [(0, 1), (0, 1)]
-    alone = (2 + 0.5) / 3  # of token 1, behind nothing known: two of two, and one kind beside one that is unknown
+    alone = (2 + 0.5) / 3  # for token 1, after nothing known: two of two, and one kind beside an unknown one
     assert ast_probe_real.trigrams(rows, [(0, 1)]) == pytest.approx(-np.log((2 + alone) / 3))
     assert ast_probe_real.trigrams(rows, [(7, 1)]) == pytest.approx(-np.log(alone))
     assert ast_probe_real.trigrams(rows, [(7, 8)]) == pytest.approx(-np.log(1 - alone))

@@ -1,4 +1,4 @@
-"""Attacks with files of one's own, whatever was done to the model: membership, and knowledge that was only hidden."""
+"""Attacks with user files, independent of the method: membership inference, and knowledge that was only hidden."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_interval_of_an_auc_covers_what_it_should():
 
 def test_hidden_knowledge_comes_back_and_what_was_never_there_does_not(taught, world):
     told, never = taught("llama"), taught("llama", gold=True)
-    # A refusal that all questions share hides the answers without removing them.
+    # A refusal shared by all questions hides the answers without removing them.
     refused = [Demo(prompt=r.prompt, completion=" nobody knows that") for r in world.forget]
     hidden = baselines.sft(told, refused, fit=Fit(lr=1e-3, steps=4, rows=20, schedule="constant")).models["model"]
     back, fresh = (measured("relearn", m, told, demo=world.forget) for m in (hidden, never))
@@ -84,4 +84,4 @@ def test_both_are_protocols_of_evaluate(taught, world, tmp_path, capsys):
     board = json.loads((tmp_path / "both" / "leaderboard.json").read_text())
     assert board["primary"] == "relearn_gain" and board["groups"] == len(world.forget) // 2
     gap = next(row["to_untouched"] for row in board["rows"] if row["arm"] == models[1])
-    assert gap["low"] < gap["mean"] < gap["high"]  # over the records that were asked for
+    assert gap["low"] < gap["mean"] < gap["high"]  # over the records of --demo

@@ -1,4 +1,4 @@
-"""Attention within a band: the mask, the wrapper around transformers models, and GPT-Neo, which has it built in."""
+"""Banded attention: the mask, the wrapper around transformers models, and GPT-Neo, which has it built in."""
 
 import pytest
 import torch

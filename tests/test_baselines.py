@@ -1,4 +1,4 @@
-"""sft teaches what it is told; dpo carries a preference over to prompts it never saw."""
+"""sft learns its demonstrations; dpo generalises a preference to held-out prompts."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_sft_is_reproducible_and_follows_its_seed(fresh, world):
 
 
 def preferences(records):
-    """Of two answers the one of the wrong sort is preferred; neither is known, so only the rule can be learned."""
+    """Of two answers the one of the wrong category is preferred; neither is known, so only the rule can be learned."""
     draw = np.random.default_rng(0)
     answers = [str(draw.choice(r.perturbed)) for r in records]
     told = zip(records, answers, strict=True)
@@ -104,7 +104,7 @@ def test_dpo_stays_nearer_with_a_larger_beta(taught, world):
 
 
 def judged(pairs):
-    """The sides of pairs, each judged on its own."""
+    """The sides of pairs, each judged separately."""
     return list(convert.serve("judged", {"preference": pairs}))
 
 
@@ -153,7 +153,7 @@ def test_the_reference_is_asked_for_what_training_sees_alone(taught, world):
     used = meter.tokens
     items = pairs.groups(start, records)
     longest = max(r.size for item in items for r in item)
-    assert used <= 4 * 2 * 4 * longest  # two sides of four pairs, once by the reference and three times in training
+    assert used <= 4 * 2 * 4 * longest  # two sides of four pairs: once by the reference, three times in training
     whole = language.reference_logp(start, items)
     loss = preference.dpo
 

@@ -1,4 +1,4 @@
-"""bayesian-prism: exact references by the card's known answers, function classes, a trained learner, a user's model."""
+"""bayesian-prism: exact references against known answers, function classes, a trained learner, a user's model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_error_falls_by_one_dimension_a_row() -> None:
 
 
 def test_least_squares_is_that_of_all_rows() -> None:
-    """Also where noise leaves no function that fits them all."""
+    """Also where noise leaves no function that fits all examples."""
     x, y = draw(3, 2, rows=9)
     found = prism.named(Gaussian(dim=2, rows=9, noise=0.5))["least squares"](x, y).mean
     for t in (1, 2, 3, 8):
@@ -133,7 +133,7 @@ def test_sign_vectors() -> None:
     y = torch.tensor([[3.0, 0.0], [1.0, 0.0]]).double() / math.sqrt(2)
     assert (exact(x, y).mean[:, 1] * math.sqrt(2)).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
     found = search.smallest_largest(x, y)[:, 1] * math.sqrt(2)
-    assert found.tolist() == pytest.approx([1.0, 1 / 3], abs=1e-6)  # which is no sign vector where y is 1
+    assert found.tolist() == pytest.approx([1.0, 1 / 3], abs=1e-6)  # not a sign vector where y is 1
     batch = Signs(dim=8, rows=8)(0, 20)  # more than d / 2 rows recover the signs
     last = search.smallest_largest(batch["x"], batch["y"][..., 0])[:, -1]
     assert (last - batch["y"][:, -1, 0]).abs().median() < 1e-5
@@ -181,7 +181,7 @@ def test_the_mean_under_a_laplace_prior_is_that_of_quadrature_and_beats_the_lass
         apart = (y[:, None, :t] - torch.einsum("btd,wd->bwt", x[:, :t], w)).square().sum(-1)
         belief = (-apart / (2 * 0.7**2) - w.abs().sum(-1) / 0.5).softmax(-1)
         assert torch.allclose(found[:, t], ((belief @ w) * x[:, t]).sum(-1), atol=0.03)
-    assert not found[:, 0].any()  # of no rows, exactly
+    assert not found[:, 0].any()  # for no rows, exactly
     law = functions.Laplace(dim=4, rows=9, noise=0.5)
     prompts = law(1, 300)
     x, y = prompts["x"].double(), prompts["y"][..., 0].double()
@@ -208,7 +208,7 @@ def test_fourier_series() -> None:
         assert prism.low_share(prism.spectrum(w @ one.features(grid).T)).tolist() == pytest.approx(
             [share] * 5, abs=1e-9
         )
-    assert high(0, 3000)["y"].square().mean().item() == pytest.approx(3 / 2, rel=0.1)  # (M + 1) / M of the M it has
+    assert high(0, 3000)["y"].square().mean().item() == pytest.approx(3 / 2, rel=0.1)  # (M + 1) / M for its M functions
 
 
 def test_function_classes() -> None:
@@ -235,7 +235,7 @@ def test_dirichlet_categorical(labels: list[int], a: float) -> None:
     for t in range(len(labels)):
         counts = np.bincount(labels[:t], minlength=3)
         np.testing.assert_allclose(found[t], (counts + a) / (t + 3 * a))
-    # Labels in another order are as likely.
+    # Labels in another order are equally likely.
     total = lambda row: float(bayes.dirichlet(torch.tensor([row]), 3, a)[0, range(len(row)), row].log().sum())  # noqa: E731
     assert total(labels) == pytest.approx(total(sorted(labels)))
 
@@ -290,7 +290,7 @@ def test_a_users_model_on_streams_of_labels(arch: Any) -> None:
     found = label_streams.distributions(model, given_)
     assert found.shape == (12, 9, 2) and torch.allclose(found.sum(-1), torch.ones(12, 9).double())
     alone = label_streams.distributions(model, label_streams.streams(records[:3]), rows=1)
-    torch.testing.assert_close(found[:3], alone, atol=1e-5, rtol=1e-5)  # padding and neighbours change nothing
+    torch.testing.assert_close(found[:3], alone, atol=1e-5, rtol=1e-5)  # padding and other rows change nothing
     result = bayesian_prism(records, model)
     told = result.findings["distance"]["Dirichlet-categorical"]
     assert told["estimate"] > 0 and told["reference_loss"]["estimate"] < result.findings["loss"]["estimate"] + 1
@@ -300,7 +300,7 @@ def test_a_users_model_on_streams_of_labels(arch: Any) -> None:
 @pytest.mark.parametrize("kind", ["prepend", "always", "bytes"])
 @pytest.mark.parametrize("inputs", [False, True])
 def test_a_stream_of_labels_is_read_as_its_text_is_tokenised(kind: str, inputs: bool) -> None:
-    """Whatever a tokenizer puts before a text stands before the first line alone."""
+    """Tokens that a tokenizer adds before a text are added before the first line only."""
     made = tokenizer_of(kind)
     module = tiny("llama").module
     module.resize_token_embeddings(len(made), mean_resizing=False)
@@ -378,7 +378,7 @@ def test_a_curriculum_shows_few_inputs_and_rows_first_and_in_the_end_all(names: 
     for name, value in taught((0, 20), 6).tensors.items():
         assert torch.equal(value, whole((0, 20), 6)[name])
     x, y = (taught((0, 0), 64)[name].double() for name in ("x", "y"))
-    if names == ("dense",):  # targets are those of the inputs that are shown
+    if names == ("dense",):  # targets belong to the inputs in the prompt
         weights = torch.linalg.lstsq(x[..., :5], y).solution
         assert torch.allclose(x[..., :5] @ weights, y, atol=1e-4)
     assert function_laws.taught(FunctionConfig(names=names), whole) is whole

@@ -1,4 +1,4 @@
-"""Books read as text: EPUB chapters in their order, PDF pages, and what is no book told in one line."""
+"""Books read as text: EPUB chapters in their order, PDF pages, and a one-line error for other files."""
 
 import zipfile
 
@@ -10,7 +10,7 @@ from didact.types import Parallel, Text, UserError
 
 
 def epub_of(path, chapters, **more):
-    """Chapters in the order of the spine; the manifest has them the other way around."""
+    """Write an EPUB with chapters in the order of the spine; the manifest lists them in reverse."""
     items = "".join(f'<item id="c{i}" href="text/c%20{i}.xhtml"/>' for i in reversed(range(len(chapters))))
     spine = "".join(f'<itemref idref="c{i}"/>' for i in range(len(chapters)))
     with zipfile.ZipFile(path, "w") as packed:

@@ -1,4 +1,4 @@
-"""The code-style example: pycodestyle's findings go to their lines, and its command makes every arm's numbers."""
+"""The code-style example: violations are assigned to their lines, and its command measures every arm."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What a score hides: drift from the start model, and answers that all became one."""
+"""Problems that a score hides: drift from the start model, and answers that collapsed into one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The page and the table of a comparison: its verdict in words, its warnings, its pictures, and hostile content."""
+"""The page and the table of a comparison: the verdict in words, warnings, pictures, and hostile content."""
 
 import html
 import io
@@ -31,7 +31,7 @@ def ends(values):
 
 
 def board(scores, better="higher", rules=None, **changes):
-    """A leaderboard of `{arm: one score per seed}`, as `compare` makes it."""
+    """Return a leaderboard of `{arm: one score per seed}`, as `compare` makes it."""
     rules = rules or {}
     sign = -1 if better == "lower" else 1
     scores = {"untouched": [0.5] * len(next(iter(scores.values())))} | scores
@@ -232,7 +232,7 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
     assert set(compared.PLACES) <= set(kept)
     seen = " ".join(text_of(tmp_path / "out" / "report.html").split())
     assert boards.verdict(kept) in seen and f"didact run dpo --model {tmp_path / 'small'}" in seen
-    # The line that teaches the winner again is one that runs.
+    # The command that trains the winner again runs.
     line = compared._command(next(r for r in kept["rows"] if r["arm"] == "dpo"), kept)
     assert cli.main([*line.split()[1:], "--dry-run"]) == 0
 
@@ -262,7 +262,7 @@ def test_a_scatter_puts_points_by_cost_from_zero_and_its_lines_by_score():
         (float(x), float(y)) for x, y in re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', svg)
     ]
     limit = float(re.search(r'class="least" x1="([\d.]+)"', svg)[1])
-    assert bx - ax == pytest.approx((limit - bx) / 2, abs=0.2)  # 10, 20, 40 lie on one scale ...
+    assert bx - ax == pytest.approx((limit - bx) / 2, abs=0.2)  # 10, 20, 40 share one scale ...
     zero = re.search(r'class="tick middle" x="([\d.]+)" y="[\d.]+">0<', svg)
     assert ax - float(zero[1]) == pytest.approx(bx - ax, abs=0.2)  # ... that begins at 0
     start = float(re.search(r'class="null" x1="[\d.]+" y1="([\d.]+)"', svg)[1])
@@ -344,7 +344,7 @@ def test_the_leaderboard_can_be_read_at_a_glance(tmp_path, browser):
         marks.count() == 4 and marks.nth(2).locator(".ring").count() == 1 and marks.nth(1).locator(".dot").count() == 1
     )
     at = [m.locator("circle").bounding_box()["x"] for m in marks.all()]
-    assert at == sorted(at, reverse=True)  # better lies further right, on one scale
+    assert at == sorted(at, reverse=True)  # better scores are further right, on one scale
     label = tab.locator("#quality ~ svg").first.get_attribute("aria-label")
     assert "dpo 0.81 at 3.9e+04" in label and "untouched 0.5" in label and "shorter 0.55" in label
     assert tab.locator("text=best at the edge").count() == 1 and said == []
@@ -353,7 +353,7 @@ def test_the_leaderboard_can_be_read_at_a_glance(tmp_path, browser):
 
 
 def test_what_compare_makes_has_all_the_page_needs(tmp_path):
-    """The board of `compare` itself, made from units without any training."""
+    """The leaderboard of `compare` itself, from units without any training."""
     setting = compare.Setting(
         model=build.build("llama", build.train_tokenizer(["a b c"] * 3, 260), d=8, layers=1, heads=1), records={},
         protocol="text", budget=Budget.parse("90-seconds"), seeds=(1, 2, 3), rates=RATES, folder=tmp_path,

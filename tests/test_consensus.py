@@ -1,4 +1,4 @@
-"""The consensus game: known answers, properties, and what a model is asked for it."""
+"""The consensus game: known answers, properties, and its prompts to a model."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def played(g, d, **game):
 
 
 def by_hand(g1, d1, game):
-    """One question, as the paper has it."""
+    """The paper's algorithm for one question."""
     qg, qd, g, d = np.zeros_like(g1), np.zeros_like(d1), g1, d1
     for t in range(1, game.steps + 1):
         qg, qd = qg + d.T, qd + g.T
@@ -53,7 +53,7 @@ def total(p, axis):
 def test_many_questions_at_once_are_a_loop_over_them(game, monkeypatch):
     monkeypatch.setattr(equilibrium, "BLOCK", 16)
     g, d = drawn(9, 5)
-    g[2, :, 3:], d[2, 3:] = np.nan, np.nan  # a question of three candidates
+    g[2, :, 3:], d[2, 3:] = np.nan, np.nan  # a question with three candidates
     start = equilibrium.initial(g, d)
     end = equilibrium.solve(start, game)
     for i in range(9):
@@ -78,7 +78,7 @@ def test_first_policies_divide_by_the_other_axis_then_by_their_own():
 
 @given(st.integers(0, 10**6), st.sampled_from(["both", "own"]))
 def test_frequency_cancels_only_when_both_axes_are_normalised(seed, normalise):
-    """What multiplies a candidate's probability, asked for a right answer or a wrong one, leaves the policy alone."""
+    """A factor on a candidate's probability under both prompts (correct and incorrect) does not change the policy."""
     g, d = drawn(2, 4, seed)
     shift = np.random.default_rng(seed).normal(scale=30, size=(2, 1, 4))
     bias = np.random.default_rng(seed + 1).normal(scale=5, size=(2, 1, 2))
@@ -122,7 +122,7 @@ def test_a_strong_anchor_keeps_the_first_policies_and_the_end_stands_still():
 
 @given(st.integers(0, 10**6))
 def test_names_do_not_matter(seed):
-    """Candidates in another order come out in that order; correct and incorrect swapped come out swapped."""
+    """Permuted candidates give permuted policies; swapping correct and incorrect swaps them in the result."""
     g, d = drawn(1, 4, seed)
     order = np.random.default_rng(seed).permutation(4)
     _, end = played(g, d, steps=40)
@@ -134,7 +134,7 @@ def test_names_do_not_matter(seed):
     assert np.allclose(end.discriminator, swapped.discriminator[:, :, ::-1])
 
 
-# --- what a model is asked ---------------------------------------------------------------------
+# --- prompts to a model ------------------------------------------------------------------------
 
 SAID = {
     ("P", "a"): -1.0, ("P", "b"): -2.0, ("right P", "a"): -1.0, ("right P", "b"): -2.0,
@@ -213,9 +213,9 @@ def test_sampled_answers_are_merged_and_both_files_can_be_taught():
     assert first.extra["id"] == 7 and first.extra["prediction"] == "Berlin"
     assert (first.extra["chosen"], first.extra["rejected"]) == ("Berlin", "Bonn")
     assert [(d.prompt, d.completion) for d in result.transcript] == [("Capital?", "Berlin"), ("And?", "Berlin")]
-    assert result.findings["accuracy"]["er_d"]["estimate"] == 1.0  # of the one whose answer is known
+    assert result.findings["accuracy"]["er_d"]["estimate"] == 1.0  # for the one with a known answer
     asked = len(lm.asked)
-    assert result.predict(["And?"]) == ["Berlin"] and len(lm.asked) == asked  # looked up
+    assert result.predict(["And?"]) == ["Berlin"] and len(lm.asked) == asked  # from the cache
     assert result.predict(["New?", "Or?"], [["Bonn", "Berlin"], ["Rome"]]) == ["Berlin", "Rome"]
     assert result.predict(["Once more?"]) == ["Berlin"]
 
@@ -243,7 +243,7 @@ def test_on_the_command_line_and_as_a_ranking_mode_of_evaluate(taught, world, tm
     assert cli.main([*words, "--game.steps", "50", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     told = json.loads((tmp_path / "out" / "result.json").read_text())
     accuracy = told["findings"]["accuracy"]
-    assert told["metrics"]["exact_answer"]["before"] == accuracy["g"]["estimate"]  # plainly: the likeliest choice
+    assert told["metrics"]["exact_answer"]["before"] == accuracy["g"]["estimate"]  # the baseline: the likeliest choice
     assert told["metrics"]["exact_answer"]["after"] == accuracy["er_d"]["estimate"]
     assert (tmp_path / "out" / "transcript.jsonl").exists()
     pairs = json.loads((tmp_path / "out" / "records.jsonl").read_text().splitlines()[0])
@@ -267,9 +267,9 @@ def test_a_server_ranks_too_or_says_why_not(echo, tmp_path, monkeypatch):
                 prompting.consensus(remote.connect(server.url), rows)
             return
         result = prompting.consensus(remote.connect(server.url), rows, game=Game(steps=20))
-        assert result.records[0].extra["prediction"] == "ab"  # the fewer letters the likelier
+        assert result.records[0].extra["prediction"] == "ab"  # fewer letters are likelier
         calls = len(server.prompts())
         prompting.consensus(remote.connect(server.url), rows, game=Game(steps=40))
-        assert len(server.prompts()) == calls  # what was asked once is not asked again
+        assert len(server.prompts()) == calls  # no request is repeated
     finally:
         server.kill()

@@ -1,4 +1,4 @@
-"""What stands in the text is found exactly, and taken out as the paper says."""
+"""Test items in the text are found exactly, and removed as in the paper."""
 
 import random
 

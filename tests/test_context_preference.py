@@ -1,4 +1,4 @@
-"""A reward model that reads its context turns reversal pairs; without it half are right exactly."""
+"""A reward model that reads the context gets reversal pairs right; without it exactly half are right."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def test_whatever_ignores_the_context_is_right_on_half_of_reversal_pairs_exactly
     assert found["turned"].value == found["both_right"].value == 0.0 and "negated" not in found
     assert context_judges.accuracies(blind, given_, TEMPLATE, "not {context}")["negated"].value == 0.5
     margin = torch.as_tensor(context_judges.margins(blind, given_, None))
-    assert preference.pairwise(margin).mean() >= math.log(2) - 1e-12  # and log 2 is the least loss it can have
+    assert preference.pairwise(margin).mean() >= math.log(2) - 1e-12  # and log 2 is its lowest possible loss
 
 
 def test_a_judge_that_reads_the_context_is_right_on_all_of_them():
@@ -179,7 +179,7 @@ def test_the_first_loss_is_that_of_the_untaught_rewards_and_one_step_goes_agains
 
 
 def test_in_one_step_the_gradient_of_a_reversal_pair_without_contexts_is_nothing_at_zero_margin():
-    """Both orders of the same two answers: what ignores the context has nothing to learn, but from its own margin."""
+    """Both orders of the same two answers: without the context the only gradient is that of the margin."""
     model = rewards.headed(tiny("gpt2"))
     with torch.no_grad():
         model.module.score.weight.zero_()

@@ -1,4 +1,4 @@
-"""D2O lowers what was found bad and keeps the rest, where ascent ruins the model; DPO and NPO are cases of it."""
+"""D2O lowers bad answers and keeps the rest, where ascent ruins the model; DPO and NPO are special cases."""
 
 import json
 import math
@@ -93,7 +93,7 @@ TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, s
 
 @lab.shared
 def start(arch):
-    """A model two fifths of whose demonstrations were spoiled."""
+    """A model trained on demonstrations of which two fifths are bad."""
     return d2o_example.tuned(TINY.demos(1, 1000, spoiled=0.4), 0, arch, 300)
 
 
@@ -106,7 +106,7 @@ def negatives(n=128):
 
 
 def spoiled(model):
-    """Share of bad answers, sampled for prompts no training saw."""
+    """Return the share of bad answers, sampled for held-out prompts."""
     return lab.mean(map(TINY.spoiled, lab.sampled(model, [d.prompt for d in TINY.demos(2, 256)], 8, seed=3)))
 
 
@@ -151,7 +151,7 @@ def test_after_the_first_phase_anchors_and_references_are_drawn_anew(tmp_path):
     result = short(start("llama"), fit=fit, ref_minus="latest")
     assert [(p["first_step"], p["steps"]) for p in result.findings["phases"]] == [(0, 2), (2, 2), (4, 1)]
     assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5]
-    # Both references being latest, every phase starts from log 2; with the first model's it does not.
+    # With both references the latest model, every phase starts from log 2; with the first model it does not.
     assert [row["d2o"] for row in result.history][::2] == pytest.approx([math.log(2)] * 3, abs=1e-5)
     other = short(start("llama"), 5)
     assert other.history[2]["negative"] == pytest.approx(0, abs=1e-4) and abs(other.history[2]["anchors"]) > 1e-3
@@ -189,7 +189,7 @@ def test_steering_is_read_in_sampling_and_never_in_training(tmp_path):
     fit = Fit(lr=2e-3, steps=1, rows=4, folder=str(tmp_path))
     result = short(model, fit=fit, steering=told, k=3)
     plain = short(model, steps=1, k=3)
-    assert len(next(tmp_path.rglob("now.jsonl")).read_text().splitlines()) == 12  # a prompt an anchor, each its own
+    assert len(next(tmp_path.rglob("now.jsonl")).read_text().splitlines()) == 12  # one prompt per anchor, all different
     assert result.history[0]["d2o"] == pytest.approx(math.log(2), abs=1e-5)
     assert result.history[0]["logp_negative"] == pytest.approx(plain.history[0]["logp_negative"], rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""Several processes give one process's losses and weights, however the weights lie, on batches of unequal lengths."""
+"""Several processes give one process's losses and weights, with any sharding, on batches of unequal length."""
 
 import json
 import os
@@ -31,7 +31,7 @@ FIT = Fit(lr=1e-2, steps=5, rows=5, schedule="constant", micro_tokens=60, weight
 
 
 def train(start, out, parallel):
-    """Every method, and what this process then has."""
+    """Run every method; return what this process has afterwards."""
     if parallel == "hsdp":
         os.environ["LOCAL_WORLD_SIZE"] = "2"  # four processes on two nodes
     model = load(start, device="cpu", dtype="float64")
@@ -45,7 +45,7 @@ def train(start, out, parallel):
     if parallel not in ("hsdp", *SOAK):
         results |= {
             "dpo": baselines.dpo(model, PAIRS, fit=fit),
-            # one record a step: the other process has nothing to do and must still take part
+            # one record per step: the other process is idle but must still take part
             "one": baselines.sft(model, WORLD.forget, fit=fit.replace(rows=1)),
             "lora": baselines.sft(model, WORLD.forget, fit=fit.replace(lora=4)),
             "again": baselines.sft(model, WORLD.forget, fit=fit.replace(checkpointing=True)),
@@ -68,7 +68,7 @@ def train(start, out, parallel):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The start model's folder, and what one process makes of it: weights, histories, samples."""
+    """The start model's folder, and one process's results: weights, histories, samples."""
     root = tmp_path_factory.mktemp("alone")
     tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
     build.build("llama", tokenizer, d=16, layers=2, heads=2, context=64).save(root / "start")
@@ -89,7 +89,7 @@ def alone(tmp_path_factory):
     ids=lambda param: f"{param[0]} {param[1]}",
 )
 def many(request, alone, tmp_path_factory):
-    """The same of several."""
+    """The same results of several processes."""
     (parallel, count), root = request.param, tmp_path_factory.mktemp("many")
     processes.run(count, train, alone[0], root, parallel, patience=300)
     assert samples(root) == alone[3] and len(alone[3]) == 2 * 20  # rounds by demonstrations
@@ -124,13 +124,13 @@ def test_all_processes_end_with_the_weights_of_one(alone, many):
             assert torch.equal(weights[name], first)
             torch.testing.assert_close(weights[name], own[name], rtol=0, atol=1e-10)
         method, _, weight = name.partition("|")
-        if weight in start:  # LoRA's are other ones
+        if weight in start:  # LoRA's weights differ
             moved[method] = max(moved.get(method, 0.0), float((first - start[weight]).abs().max()))
     assert len(moved) >= 4 and min(moved.values()) > 1e-2
 
 
 class Dies(Hook):
-    """Ends one of the processes after a step, without a word."""
+    """Kills one of the processes after a step, without a message."""
 
     def __init__(self, at):
         self.at = at
@@ -141,7 +141,7 @@ class Dies(Hook):
 
 
 class Keeps(Hook):
-    """What is trained, whole, after every step."""
+    """Records the whole trained weights after every step."""
 
     def __init__(self, out):
         self.out = out
@@ -153,7 +153,7 @@ class Keeps(Hook):
 
 
 def taught(start, out, parallel, at):
-    """Weights after eight steps with a checkpoint at each; a process dies after step `at`."""
+    """Return the weights after eight steps with a checkpoint at each; a process dies after step `at`."""
     model = load(start, device="cpu", dtype="float64")
     fit = FIT.replace(steps=8, parallel=parallel, save_every=1, folder=f"{out}/checkpoints")
     made = baselines.sft(model, WORLD.forget, fit=fit, hooks=[Dies(at), Keeps(out)])
@@ -180,16 +180,16 @@ def test_a_training_goes_on_in_another_number_of_processes(first, then, alone, t
     weights, state = checkpoint.load(kept, identity)
     held = load_file(tmp_path / "killed/step-3")
     assert state.step == 3 and set(weights) == set(held)
-    assert all(torch.equal(weights[n], held[n]) for n in held)  # to the bit, in one process
+    assert all(torch.equal(weights[n], held[n]) for n in held)  # bit-identical, in one process
     (tmp_path / "killed/step-3").unlink()
     for made in processes.run(then[1], taught, alone[0], tmp_path / "killed", then[0], 0):
         for name, value in whole.items():
             torch.testing.assert_close(made[name], value, rtol=0, atol=1e-10)
-    assert not (tmp_path / "killed/step-3").exists()  # no step was done anew
+    assert not (tmp_path / "killed/step-3").exists()  # no step was repeated
 
 
 class Fails(Hook):
-    """Finds fault in one process only, in the second step."""
+    """Raises an error in one process only, in the second step."""
 
     def before(self, step):
         if step.step == 1 and distributed.here()[0] == 1:
@@ -209,7 +209,7 @@ def test_an_error_of_one_process_ends_all_with_its_line(alone):
 
 
 def measured(config, rows):
-    """The most bytes of tensors this process holds in the second step of two micro-batches, and what they are for."""
+    """Return the peak bytes of tensors in the second step of two micro-batches, with their purposes."""
     module = LlamaForCausalLM(config)
     distributed.rank(module)
     sharded = sharding.Sharded(module, mesh.over("fsdp2", "cpu"), list(module.model.layers))

@@ -76,8 +76,8 @@ def test_momentum_is_the_decayed_sum_of_what_came_before() -> None:
 
     assert sums(0.5) == [0, 0.5, 1.25, 2.125] and sums(1.0) == [0, 1, 3, 6] and sums(0.0) == [0] * 4
     assert sums(0.5, queries=1) == [2.125]
-    assert sums(0.5, torch.tensor([[-1, 0, 0, 0]])) == [0, 0, 1, 2]  # padding gives nothing
-    assert sums(0.5, torch.tensor([[0, 0, 1, 1]])) == [0, 0.5, 0, 1.5]  # nor does another document
+    assert sums(0.5, torch.tensor([[-1, 0, 0, 0]])) == [0, 0, 1, 2]  # padding contributes nothing
+    assert sums(0.5, torch.tensor([[0, 0, 1, 1]])) == [0, 0.5, 0, 1.5]  # nor do other documents
 
 
 @settings(max_examples=15)
@@ -94,7 +94,7 @@ def test_the_sum_is_the_recurrence(seed: int, eta: float, length: int) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3", "gpt_neox"])
 def test_momentum_in_a_model(kind: str, tmp_path: Path) -> None:
-    """Nothing changes at gate 0; by hand at gate 1; nothing later is seen; a cache gives the same; saved and opened."""
+    """Identity at gate 0; by hand at gate 1; causal; the same with a cache; the same after saving and loading."""
     model, ids = tiny(kind), torch.arange(40, 52)[None]
     with torch.no_grad():
         plain = model.module(input_ids=ids).logits
@@ -104,7 +104,7 @@ def test_momentum_in_a_model(kind: str, tmp_path: Path) -> None:
         full = whole.module(input_ids=ids).logits
         assert (full - plain).abs().max() > 0.01
         torch.testing.assert_close(whole.module(input_ids=ids[:, :7]).logits, full[:, :7], atol=1e-4, rtol=1e-4)
-        # The first place has no past: there the model is as it was.
+        # The first position has no past: there the model is unchanged.
         torch.testing.assert_close(full[:, :1], plain[:, :1], atol=1e-5, rtol=1e-5)
         grown = whole.module.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)  # type: ignore[operator]
         again = whole.module(input_ids=grown[:, :-1], use_cache=False).logits.argmax(-1)
@@ -120,7 +120,7 @@ def test_momentum_in_a_model(kind: str, tmp_path: Path) -> None:
 
 
 def _by_hand(model: Any, ids: torch.Tensor, eta: float) -> torch.Tensor:
-    """Momentum added to what the heads give, before the output projection, by a hook of that projection."""
+    """Momentum added to the heads' outputs, before the output projection, by a hook of that projection."""
     handles = []
     for layer in insert.attentions(model.module):
         kept: dict[str, torch.Tensor] = {}
@@ -163,7 +163,7 @@ def test_similarities_know_equal_and_random_updates() -> None:
     tuned = dual_form.after(reader, EPISODE, known, way, known.lessons)
     assert tuned.size > 0 and len(tuned.asked) == 3 and math.isfinite(dual_form.ranks_alike(known, tuned))
     assert [t.shape for t in tuned.asked[0]] == [(4, known.lessons[0].size - 1, 8)] * 2
-    # The weights are back, and the reading is that of the reader itself.
+    # The weights are restored, and the reading equals the reader's own.
     again = [*reader.tuned(EPISODE, way)][-1]
     torch.testing.assert_close(tuned.reading.tokens, again.tokens, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(reader.without(EPISODE).tokens, known.zero.tokens)

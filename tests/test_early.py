@@ -1,4 +1,4 @@
-"""Refusals in a blink: what needs no model to be seen is told before torch is imported, by every verb."""
+"""Fast refusals: every verb reports errors that need no model before torch is imported."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ print(json.dumps(out))
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What each command says, all run in one process that never imports torch."""
+    """The message of each command, all run in one process that never imports torch."""
     place = tmp_path_factory.mktemp("early")
     for name, rows in {
         "demos": [{"prompt": "p", "completion": "c"}], "asked": [{"question": "q", "answer": "a"}] * 2,

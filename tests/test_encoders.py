@@ -1,4 +1,4 @@
-"""Encoder folders as sentence-transformers saves them, as embedders of vote-k and others."""
+"""Encoder folders in sentence-transformers' format, as embedders for vote-k and others."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def folder(place, pooling="pooling_mode_mean_tokens", length=8):
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    made.enable_padding(length=64)  # as the files of some encoders have it
+    made.enable_padding(length=64)  # as in some encoders' files
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(names), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -40,7 +40,7 @@ def folder(place, pooling="pooling_mode_mean_tokens", length=8):
 
 
 def alone(encoder, text, length=8):
-    """The states of one text without any padding, cut by hand."""
+    """Return the states of one text without padding, truncated by hand."""
     inside = [encoder.tokenizer.get_vocab()[w] for w in text.split()][: length - 2]
     ids = torch.tensor([[2, *inside, 3]])
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Bandits have the regret they must have, algorithms pull what their formulas say, histories tell what was done, and a
-model that imitates an algorithm explores as it does."""
+"""Bandits have their known regret, algorithms follow their formulas, histories render the pulls, and a model that
+imitates an algorithm explores like it."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ FORMS = ("raw", "summary", "guided")
 
 
 def always(arms, world):
-    """A game in which these arms are pulled."""
+    """Play a game in which these arms are pulled."""
     actions = np.broadcast_to(arms, world.expected.shape[:2])
     rewards = np.take_along_axis(world.rewards, actions[:, :, None], 2)[:, :, 0]
     return Played(actions, rewards, np.ones_like(actions, dtype=bool))
@@ -83,7 +83,7 @@ def test_every_arm_first_and_then_the_best_average():
     bonus, value = bandits.terms(h, "ucb", 0.5)
     assert np.allclose(bonus, math.sqrt(0.5 * math.log(3))) and value.tolist() == [[0, 1, 1]]
     rng = np.random.default_rng(0)
-    assert bandits.choose(h, "ucb", rng)[0] == bandits.choose(h, "greedy", rng)[0] == 1  # of equals the first
+    assert bandits.choose(h, "ucb", rng)[0] == bandits.choose(h, "greedy", rng)[0] == 1  # ties go to the first
     for _ in range(3):
         h.add(np.array([1]), np.array([0.5]))
     assert bandits.choose(h, "ucb", rng)[0] == 2 and not bandits.terms(h, "greedy")[0].any()
@@ -100,7 +100,7 @@ def test_linucb_with_one_hot_contexts_is_ridge_means():
             rewards = [r for a, u, r in pulled if (a, u) == (arm, user)]
             assert value[0, arm] == pytest.approx(sum(rewards) / (len(rewards) + 1))
             assert bonus[0, arm] == pytest.approx(0.7 / math.sqrt(len(rewards) + 1))
-    # All values below -1 are still told apart.
+    # Values below -1 are still distinguished.
     low = History(1, 2, features=1)
     for arm in (0, 1):
         for _ in range(50):
@@ -199,7 +199,7 @@ def test_the_terms_shown_are_the_oracle():
 def test_a_demonstration_shows_what_was_known_before_its_step(form):
     world = bandits.drawn(SHORT, 2, 0)
     demos = acting.demonstrations(world, View(form=form), Oracle(), 0)
-    assert len(demos) == 2 * SHORT.horizon  # a label a step
+    assert len(demos) == 2 * SHORT.horizon  # a label per step
     game = acting.played_by(world, Oracle(), 0)
     assert [d.completion for d in demos] == [histories.LETTERS[a] for a in game.actions.ravel()]
     for demo in demos:
@@ -223,7 +223,7 @@ def test_what_counts_as_an_answer(text, arm):
 
 
 def summing(prompt, i=0):
-    """A model that adds the two terms of a guided prompt and answers the largest."""
+    """A model that adds the two terms of a guided prompt and answers the arm with the largest sum."""
     lines = [line for line in prompt.splitlines() if "bonus" in line]
     sums = [sum(float(x) for x in line.replace(", value", "").split()[-2:]) for line in lines]
     return lines[int(np.argmax(sums))][0] if lines else "A"
@@ -253,7 +253,7 @@ def test_answers_that_name_no_arm_are_random_and_counted_not_the_best():
 
 
 def test_a_budget_ends_all_games_at_the_same_pull():
-    """The third call of the fourth pull is not answered: three pulls are kept, and it is said."""
+    """The third request of the fourth pull fails: three pulls are kept, with a message."""
     model = Scripted(write=lambda prompt, i: "BC"[len(prompt) % 2])
     result = control.evolve_prompt(
         model, bandit=SHORT, trials=3, asking=Asking(tries=1, calls=4), view=View(form="raw"), seed=2
@@ -319,11 +319,11 @@ def test_a_win_is_lower_and_significant():
     assert sum(regret.win_rates({"a": [base, base], "b": [base, base]}).values()) == 0
 
 
-# --- teaching --------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------
 
 
 def test_relabelled_states_are_the_students_and_labels_the_oracles():
-    """A student who always takes the last arm is told in its own states what the oracle would do."""
+    """A student that always takes the last arm gets the oracle's choices as labels in its own states."""
     world = bandits.drawn(SHORT, 2, 0)
     demos = acting.demonstrations(world, View(scenario="bare"), Oracle(), 0, lambda prompts: ["E"] * len(prompts))
     at = demos[10]
@@ -332,7 +332,7 @@ def test_relabelled_states_are_the_students_and_labels_the_oracles():
 
 @pytest.fixture(scope="module")
 def small():
-    """Two arms, 16 pulls, few words: a model of random weights, and the same after imitation."""
+    """Two arms, 16 pulls, short prompts: a model with random weights, and the same model after imitation."""
     options = {"bandit": BanditConfig(arms=2, horizon=16), "view": View(form="guided", scenario="bare"), "trials": 12}
     texts = [
         d.prompt for d in acting.demonstrations(bandits.drawn(options["bandit"], 8, 9), options["view"], Oracle(), 9)
@@ -365,7 +365,7 @@ def test_games_of_ones_own_are_imitated(small):
     own = control.evolve(start, [game], fit=Fit(steps=1, rows=8), **options)
     assert [d.completion for d in own.records] == [s.action for s in steps]
     told = control.evolve(start, [game], labels="oracle", fit=Fit(steps=1, rows=8), **options)
-    # He began on the right: the left one is still to be tried after his first pull, and pays then.
+    # It began on the right: after the first pull the left arm is still untried, and pays then.
     assert [d.completion for d in told.records] == ["left"] * 8
     assert told.records[0].prompt == own.records[0].prompt
     assert own.records[0].prompt.startswith("Two doors.\n\n")
@@ -373,7 +373,7 @@ def test_games_of_ones_own_are_imitated(small):
 
 @pytest.mark.soak
 def test_ucb_pulls_what_the_authors_agent_pulls(monkeypatch):
-    """Side by side with banditbench, where it is installed: the same arms at the same rewards. Its greedy agent keeps
+    """Compared with banditbench, where it is installed: the same arms for the same rewards. Its greedy agent keeps
     UCB's bonus, so that it is UCB; ours is greedy."""
     monkeypatch.setitem(sys.modules, "litellm", types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "litellm.cost_calculator", types.SimpleNamespace(completion_cost=None))

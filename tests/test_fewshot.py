@@ -1,4 +1,4 @@
-"""Prompts, draws, scoring rules and intervals of few-shot evaluation, against known answers."""
+"""Prompts, draws of demonstrations, scoring rules and intervals of few-shot evaluation, against known answers."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ ITEMS = [Demo(prompt=f"item {i}", completion="yes" if i % 2 else "no", choices=[
 
 
 def server_that(*can, logp=lambda prompt, completion: -1.0):
-    """It scores by `logp` and says yes to everything, as far as it can."""
+    """A model that scores by `logp` and answers "yes" to everything, as far as the limit allows."""
     return Scripted("generate" in can and (lambda prompt, i: " yes "), "score" in can and logp)
 
 
@@ -240,7 +240,7 @@ def test_k_is_chosen_on_dev_and_the_default_is_the_most():
 
 
 def test_rule_auto_is_chosen_on_dev():
-    # "yes" is likelier whatever is asked; less its own likelihood the right one is.
+    # "yes" is likelier for any question; minus its own likelihood the right one is.
     def logp(prompt, completion):
         if prompt == "Answer:":
             return -1.0 if completion == "yes" else -4.0
@@ -367,7 +367,7 @@ def test_a_choice_in_two_normal_forms_is_one_choice():
     assert demonstrations.options(asked) == ["Tarn", composed] and demonstrations.gold(asked) == 1
     server = server_that("score", logp=lambda _, said: -1.0 if said.strip().startswith("Caf") else -9.0)
     made = prompting.gpt3(server, test=[asked] * 2, shots=[0])
-    assert made.metrics["accuracy"].after == 1  # two forms that tie would get half
+    assert made.metrics["accuracy"].after == 1  # a tie between two forms would get half
     assert len({said for _, said in server.asked}) == 2
     assert fewshot_scores.matches(composed, [apart], "exact") == 1
     told = [Demo(prompt=form, completion="x") for form in (composed, apart)]

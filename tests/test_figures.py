@@ -1,4 +1,4 @@
-"""Figures that methods declare: written, read and drawn; places true to the numbers; hostile and damaged files."""
+"""Figures that methods declare: written, read and drawn; positions match the numbers; hostile and damaged files."""
 
 import json
 import re
@@ -18,7 +18,7 @@ X = np.arange(1, 5)
 
 
 def every(word="a"):
-    """One of each kind, every text of which is `word`."""
+    """One figure of each kind, with `word` as every text."""
     said = {"title": word, "note": word, "x": word}
     return [
         Curves(**said, y=word, lines=[Line(word, X, torch.arange(4.0), X - 2, X), Line("b", X, [1.0, None, 2, 3])],

@@ -1,4 +1,4 @@
-"""Final answers in longer ones, choices by likelihood, and intervals of shares that have a width."""
+"""Final answers in longer texts, choices by likelihood, and intervals of shares with non-zero width."""
 
 import pytest
 import scipy.stats
@@ -18,7 +18,7 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
     ("spec", "demo", "said", "right"),
     [
         ("number", SUM, "3 x 14 ... so the answer is 1042.", True),
-        ("number", SUM, "#### 1042\n\nQ: How many are 7?\n#### 7", True),  # a base model goes on
+        ("number", SUM, "#### 1042\n\nQ: How many are 7?\n#### 7", True),  # a base model continues
         ("number", SUM, "1042, or so I think. The answer is 7", False),
         ("number", SUM, "it is 1042.0", True),
         ("number", SUM, "I do not know", False),
@@ -28,7 +28,7 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
         ("choice", TOWN, "答案是北京。", True),
         ("choice", TOWN, "我想是上海吧, not 北京", False),
         ("choice", HINDI, "उत्तर राम है", True),
-        ("choice", HINDI, "रामा", False),  # a mark goes with its letter
+        ("choice", HINDI, "रामा", False),  # a combining mark stays with its letter
         (r"regex:#### ([\d,]+)", SUM, "#### 1042 and more", True),
         (r"regex:#### ([\d,]+)", SUM, "1042", False),
     ],
@@ -66,11 +66,11 @@ def test_shares_that_are_all_alike_are_not_certain_either():
     assert measures.mean_measure([2.0] * 6, "higher", "", "nats").ci == (
         2.0,
         2.0,
-    )  # of what is no share nothing is known
+    )  # no interval for values that are not shares
 
 
 def test_an_answer_that_goes_on_is_right_in_scripts_without_spaces_too():
-    """A base model writes on after its answer, and these scripts put nothing between."""
+    """A base model continues after its answer, and these scripts have no separators."""
     assert answer.given("北京是中国的首都", "北京", ended=False) and not answer.given("北京是", "北京")
     assert answer.given("Tarn, of course", "Tarn", ended=False) and not answer.given("Tarnish", "Tarn", ended=False)
     assert contamination.spotted([["北京"], ["Tarn"]], ["他住在北京很久", "Tarnish"]) == [True, False]

@@ -1,4 +1,4 @@
-"""The TOFU numbers on hand-made models and numbers; generation in batches is generation one by one."""
+"""The TOFU metrics on hand-made models and numbers; batched generation equals generation one by one."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from didact.types import Demo, Example, Metric, Preference, Text
 
 
 class Table(nn.Module):
-    """A causal model that says after token a: b with probability `table[a, b]`, whatever came before."""
+    """A causal model with P(b | a) = `table[a, b]` after token a, whatever came before."""
 
     def __init__(self, tokenizer, said):
         super().__init__()
@@ -62,7 +62,7 @@ def table(**said):
     return Model(Table(Letters(), pairs).eval(), Letters(), "causal")
 
 
-# After "q" always a space; then a, b, c or d; they end with certainty, c with probability .25.
+# After "q" always a space; then a, b, c or d; they end with probability 1, c with .25.
 ONE = {"q_": 1.0, "_a": 0.5, "_b": 0.2, "_c": 0.1, "_d": 0.2, "aE": 1.0, "bE": 1.0, "cE": 0.25, "cz": 0.75}
 
 
@@ -89,7 +89,7 @@ def test_accuracy_is_the_share_of_first_choices():
 
 
 def test_extraction_strength_of_a_model():
-    # a is the first choice throughout; of b the letter is not, so two tokens must be given; of c also the end is not
+    # every token of a is the first choice; b's letter is not, so two tokens must be given; nor are c's letter and end
     got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
     assert got["extraction"] == pytest.approx([1, 1 / 3, 0])
 
@@ -126,7 +126,7 @@ TRUTH = {"q_": 1.0, "_a": 0.4, "_b": 0.1, "_c": 0.4, "_d": 0.05, "_e": 0.05, "aE
     ],
 )
 def test_the_truth_ratio_in_both_orientations_and_averages(orientation, average, expected):
-    # P(a) against wrong answers b (.1) and c (.4), whose geometric mean is .2; cube roots by three label tokens
+    # P(a) against wrong answers b (.1) and c (.4), with geometric mean .2; cube roots for three label tokens
     ratio = forgetting.truth_ratios(table(**TRUTH), [demo("a", "b", "c")], orientation, average)
     assert ratio == pytest.approx([expected], abs=1e-6)
 
@@ -223,7 +223,7 @@ def test_preference_and_text_protocols_in_numbers():
     pairs = [Preference(prompt="q", chosen=c, rejected=r) for c, r in (("a", "b"), ("b", "a"), ("c", "d"), ("a", "d"))]
     found = score("prefer", model, pairs)
     assert found["preferred"].value == 0.75
-    assert found["reward_accuracy"].value == 0.5  # nothing is gained over the model itself: every pair a tie
+    assert found["reward_accuracy"].value == 0.5  # no gain over the model itself: every pair a tie
     said = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
     nll = score("text", said, [Text(text="ab"), Text(text="ab")])["nll"]
     assert nll.value == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / nll.n, abs=1e-6)
@@ -258,8 +258,8 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
         ("هي في تارن", "في تارن", 1.0, 0.8),
         ("Caf\u00e9", "Cafe\u0301", 1.0, 1.0),
         ("བོད་ཡིག", "བོད", 1.0, 2 / 3),
-        ("١٢٣", "١٢٣", 1.0, 1.0),  # digits and no letter
-        ("\u200fהוא בטארן", "הוא בטארן\u200e", 1.0, 1.0),  # what says in which direction to write
+        ("١٢٣", "١٢٣", 1.0, 1.0),  # digits without letters
+        ("\u200fהוא בטארן", "הוא בטארן\u200e", 1.0, 1.0),  # marks for the direction of writing
         ("\u0442\u0430\u0440\u043d", "\u043e\u0441\u0441\u0430", 0.0, 0.0),
     ],
 )
@@ -284,7 +284,7 @@ def test_english_scores_stay_to_the_digit(said, wanted):
 
 
 def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
-    """By the likelihood of the whole choice, without an end token: `c` ends seldom, and is not unlikelier for it."""
+    """By the likelihood of the whole choice, without an end token: `c` rarely ends, which must not count against it."""
     model, choices = table(**ONE), ["a", "b", "c", "d"]
     demos = [demo("a", choices=choices), demo("b", choices=["b", "c"]), demo("d", choices=["a", "d"])]
     found = score("answer", model, demos)

@@ -1,4 +1,4 @@
-"""The label-token forward pass is the plain one: by model type, padding, chunk, reference and cache."""
+"""The label-token forward pass equals the plain one: by model type, padding, chunk, reference and cache."""
 
 import itertools
 import tempfile
@@ -111,7 +111,7 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
 
 
 def in_blocks(monkeypatch):
-    """Four rows and 70 tokens of the vocabulary of 259 at a time."""
+    """Chunks of four rows and 70 of the 259 tokens of the vocabulary."""
     for name, size in (("BLOCK", 1), ("COLUMNS", 70), ("CHUNK", 4 * 70)):
         monkeypatch.setattr(head, name, size)
 
@@ -223,7 +223,7 @@ def test_everywhere_covers_every_real_position_of_a_causal_model():
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_token_mean_is_the_mean_whichever_positions_it_is_over(kind):
-    """The term's count must be that of the values summed, else its weight drifts with the prompts' length."""
+    """The term's count must equal the number of summed values, else its weight drifts with the prompts' length."""
     from didact.data.streams import Batch
 
     model = tiny(kind)
@@ -252,7 +252,7 @@ def test_scoring_turns_dropout_off_and_leaves_the_mode_as_it_was():
     assert torch.equal(a, b) and model.module.training
 
 
-# --- what is kept on disk --------------------------------------------------------------------
+# --- the cache on disk -----------------------------------------------------------------------
 
 
 def test_cached_log_probs_are_equal_the_second_time_and_say_so(capsys, monkeypatch, tmp_path):
@@ -312,7 +312,7 @@ def test_a_damaged_cache_entry_is_computed_anew_and_told_in_a_line(how, monkeypa
     (kept,) = tmp_path.rglob("*.tensors")
     DAMAGES[how](kept)
     assert torch.equal(forward.cached_row_logp(model, ROWS), first)
-    assert capsys.readouterr().err.count(f"didact: {kept}: ") == 1 + (how == "a directory")  # nor can it be written
+    assert capsys.readouterr().err.count(f"didact: {kept}: ") == 1 + (how == "a directory")  # writing fails too
     assert torch.equal(forward.cached_row_logp(model, ROWS), first)
     assert ("from the cache" in capsys.readouterr().err) == (how != "a directory")
 

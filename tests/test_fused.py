@@ -1,4 +1,4 @@
-"""Adapters and norms on frozen weights in fewer passes: the values and gradients of peft's and transformers' own."""
+"""Fused adapters and norms on frozen weights: values and gradients equal those of peft and transformers."""
 
 import copy
 
@@ -19,7 +19,7 @@ USED = {"llama": {"_LowRank", "_Normed"}, "qwen2": {"_LowRank", "_Normed"}, "gem
 
 @pytest.fixture
 def used(monkeypatch):
-    """Which functions were taken; every vocabulary is large."""
+    """Records which fused functions were used; every vocabulary counts as large."""
     monkeypatch.setattr(head, "LARGE", 1)
     taken = set()
     for name in ("_LowRank", "_Normed"):
@@ -29,7 +29,7 @@ def used(monkeypatch):
 
 
 def student(kind, **more):
-    """An adapter that has learnt something, in training mode."""
+    """A non-zero adapter, in training mode."""
     made = adapters.lora(sharing(tiny(kind)), 4, 10.0, **more)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
@@ -41,7 +41,7 @@ def student(kind, **more):
 
 
 def gradients(model, on):
-    """Log-probs and gradients of what is trained, one by one."""
+    """Return log-probs and the gradients of the trained weights, one by one."""
     batch = language.Batches({"a": language.Stream.of(ROWS, 3)}, 0, model.kind, model.pad, model.start)(0)
     (micro,) = batch.split(None)
     model.module.zero_grad()
@@ -57,7 +57,7 @@ def test_they_have_the_values_and_gradients_of_plain_layers(kind, used):
     plain = gradients(model, False)
     assert not used
     with fused.layers(model.module):
-        used.clear()  # norms were tried out
+        used.clear()  # entering the block tries the norms out
         ours = gradients(model, False)
     assert used == USED[kind]
     assert plain.keys() == ours.keys() and all("lora_" in n for n in plain if n != "logp")

@@ -1,4 +1,4 @@
-"""The autoregressive reward model's loss is DPO's without a reference, and what it guides does what people prefer."""
+"""The autoregressive reward model's loss is DPO's without a reference, and guided answers follow the preferences."""
 
 import math
 
@@ -65,21 +65,21 @@ def test_margin_smoothing_and_hinge_are_the_official_codes(chosen, rejected, bet
 
 
 def pairs(part, n):
-    """An answer that begins with an x is preferred to the same with a w."""
+    """Preferences for an answer that begins with an x over the same with a w."""
     demos = TINY.demos(part, n)
     return [Preference(prompt=d.prompt, chosen=f"x{d.completion}", rejected=f"w{d.completion}") for d in demos]
 
 
 @lab.shared
 def start(arch):
-    """A model one in three of whose answers begins with an x, the others with a w."""
+    """A model of whose answers one in three begins with an x, the others with a w."""
     demos = enumerate(TINY.demos(1, 256))
     told = [Demo(prompt=d.prompt, completion=f"{'w' if i % 3 else 'x'}{d.completion}") for i, d in demos]
     return d2o_example.tuned(told, 0, arch, steps=200)
 
 
 def marked(model):
-    """Share of sampled answers, to prompts no training saw, that begin with an x."""
+    """Return the share of sampled answers to held-out prompts that begin with an x."""
     return lab.mean(a.startswith("x") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
@@ -135,7 +135,7 @@ def test_lengths_are_summed_unless_they_are_normalised():
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_base_and_adapter_are_saved_and_answer_as_before(loaded, tmp_path):
-    """A base that was loaded is told by its place; another one is saved too."""
+    """A loaded base is referred to by its path; any other base is saved too."""
     base = start("llama")
     base.save(tmp_path / "base")
     base = load.load(tmp_path / "base", "cpu") if loaded else base

@@ -1,4 +1,4 @@
-"""What training broke: loss and KL on general text, text mixed into any training, metrics of the user's own."""
+"""Damage by training: loss and KL on general text, text mixed into any training, user metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_start_model_itself_has_lost_nothing_and_a_ruined_one_has(fresh):
     same, hurt = (general.score(m, model, SOME, once) for m in (model, noisy(model, 0.2)))
     assert same["general_kl"].value == pytest.approx(0, abs=1e-6) and same["general_rise"].value == 0
     assert hurt["general_kl"].value > 0.05 and hurt["general_kl"].ci[0] > 0 and len(hurt["general_kl"].values) == 6
-    # The loss is transformers' own, over all tokens of all texts, each read by itself.
+    # The loss equals transformers' own, over all tokens of all texts, each run separately.
     total = count = 0
     for text in SOME:
         for row in general.rows(model, [text])[0]:
@@ -105,7 +105,7 @@ def test_replay_mixes_text_into_any_training_and_keeps_what_it_holds(fresh, worl
     assert lost[0.5] < lost[0.0] - 0.2
     alone = baselines.sft(model, world.forget, fit=how.replace(steps=1)).history[0]
     mixed = baselines.sft(model, world.forget, fit=how.replace(steps=1, replay=0.2)).history[0]
-    # The method's own loss is the one it had; the text's is added with share / (1 - share).
+    # The method's own loss is unchanged; the text's is added with share / (1 - share).
     assert mixed["nll"] == alone["nll"] and mixed["loss"] == pytest.approx(alone["nll"] + 0.25 * mixed["replay"])
     mine = tmp_path / "mine.jsonl"
     mine.write_text(json.dumps({"text": "Every line of this is mine and long enough to be read."}) + "\n")

@@ -1,4 +1,4 @@
-"""Rounds that a server samples in: the weights that it is given, the probe that holds it to them, what is kept."""
+"""Rounds sampled by a server: loading the weights, the probe that checks them, and the cache."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ SHORT = ["--rounds", "2", "--rows", "8", "--lr", "1e-2", "--epochs", "1", "--max
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
-    """A cache and a working folder of the test's own; nothing in that folder is anybody's to remove."""
+    """A separate cache and working folder; nothing else may be removed from that folder."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "file").touch()
@@ -37,7 +37,7 @@ def private(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(fresh, tmp_path_factory):
-    """A model's folder and the file of its demonstrations."""
+    """A model's folder and a file of demonstrations."""
     place = tmp_path_factory.mktemp("model")
     fresh("llama", d=32, initializer_range=0.3, tie_word_embeddings=False).save(place / "model")
     return place
@@ -58,7 +58,7 @@ def started(folder, tmp_path_factory):
 
 @pytest.fixture
 def server(started):
-    """The server, faithful, and with nothing asked yet."""
+    """The server, without faults or earlier requests."""
     started.ways()
     started.log.unlink(missing_ok=True)
     return started
@@ -70,7 +70,7 @@ def model(folder):
 
 
 def run(words):
-    """`didact run spin`: its exit code and what it said."""
+    """Run `didact run spin`; return its exit code and output."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = cli.main(["run", *map(str, words)])
@@ -83,12 +83,12 @@ def spin(folder, demos, url, out, *more):
     )
 
 
-# --- what the server computes is what the model does ------------------------------------------------
+# --- the server computes what the model does ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fit", [FIT, Fit(lr=2e-2, epochs=1, rows=8)], ids=["adapter", "whole weights"])
 def test_rounds_are_sampled_by_the_weights_of_their_round(server, model, world, fit, monkeypatch):
-    """Round by round the server's greedy answers and their log-probs are those of the round's own model."""
+    """In every round the server's greedy answers and log-probs equal those of the round's own model."""
     seen, how = [], SamplingConfig(max_new_tokens=8)
     ids = [[1, 5, 9, 20], [1, 7], [1, 30, 31]]
     take = served.Served.take
@@ -100,7 +100,7 @@ def test_rounds_are_sampled_by_the_weights_of_their_round(server, model, world, 
     monkeypatch.setattr(served.Served, "take", watched)
     with didact.generating(server.url) as engine:
         result = didact.alignment.spin(model, world.retain[:8], rounds=2, max_new_tokens=6, fit=fit)
-        assert engine.probes == 4 and engine.gap < 1e-4  # as it was found, the rehearsal, two rounds
+        assert engine.probes == 4 and engine.gap < 1e-4  # the initial state, the rehearsal, two rounds
         for now in (seen[-1], model):
             with engines.collecting(now):
                 there = generate.completions(now, ids, 2, how, keys=[3, 4, 5])
@@ -110,10 +110,10 @@ def test_rounds_are_sampled_by_the_weights_of_their_round(server, model, world, 
                 [c.logp for row in here for c in row], abs=1e-4
             )
     asked = [row["model"] for row in server.asked()]
-    assert len(dict.fromkeys(asked)) == (3 if fit.lora else 1)  # itself, the rehearsal, a round; or reloaded
+    assert len(dict.fromkeys(asked)) == (3 if fit.lora else 1)  # the base, the rehearsal, a round; or reloaded
     assert len(result.records) == 2 * 8
     with didact.generating(server.url) as engine:
-        engine.begin(model, FIT)  # it was left as it was found, or the probe of the start model would say so
+        engine.begin(model, FIT)  # it was restored at the end, else the probe of the start model would fail
 
 
 def test_draws_follow_from_the_seed_and_end_as_a_local_models_do(server, model):
@@ -155,7 +155,7 @@ def test_adapters_merged_one_after_another_are_told_apart_exactly(model):
     assert handover.difference(now, model) is None  # no adapter changes a norm
 
 
-# --- what is refused before anything is trained ------------------------------------------------------------
+# --- refused before any training ---------------------------------------------------------------------------
 
 
 REFUSED = {
@@ -237,7 +237,7 @@ def test_a_failed_rehearsal_leaves_the_server_with_its_own_weights(server, model
     served.Served(server.url).begin(model, FIT)  # with an adapter the server's own weights must be the model's
 
 
-# --- what is kept ------------------------------------------------------------------------------------------
+# --- the cache ---------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
@@ -249,7 +249,7 @@ def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
     def kept():
         return [row for row in server.asked() if row["slow"] and len(row["prompt"]) > 0]
 
-    probed = 8 * 2  # of the start model, and of the rehearsal
+    probed = 8 * 2  # probes of the start model and of the rehearsal
     for _ in range(300):
         if len(kept()) >= probed + 8 + 5:  # round 0's own probe, then five answers
             break
@@ -267,7 +267,7 @@ def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
 
     after = first(server.asked()[16:])
     again = set(first(before)) & set(after)
-    assert len(before) >= 5 and len(again) <= 2  # under way when it was killed
+    assert len(before) >= 5 and len(again) <= 2  # requests in flight when it was killed
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     told = next(w for w in result["warnings"] if "answers from the cache" in w)
     assert int(told.split(" tokens, ")[1].split()[0]) >= len(before) - 2

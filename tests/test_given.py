@@ -1,4 +1,4 @@
-"""Models that are compared as they are: paired by record, on text alone where tokens differ, beside arms that train."""
+"""Given models in a comparison: paired by record, on text alone where tokenizers differ, beside trained arms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from didact.types import UserError, as_row
 
 @pytest.fixture(scope="module")
 def folders(world, taught, tmp_path_factory):
-    """Two models of one tokenizer, one that was told the forget set and one that was not, and one of another."""
+    """Two models of one tokenizer, one trained on the forget set and one not, and a model of another tokenizer."""
     root = tmp_path_factory.mktemp("given")
     taught("llama").save(root / "told")
     taught("llama", gold=True).save(root / "never")
@@ -56,7 +56,7 @@ def test_two_folders_are_paired_by_record_without_training(folders, world, taugh
     found = rows["never"]["to_untouched"]  # the reference is the first
     assert board["reference"].endswith("told")
     lost = int((right["told"] > right["never"]).sum()), int((right["told"] != right["never"]).sum())
-    assert found["p"] == scipy.stats.binomtest(lost[0], lost[1]).pvalue  # McNemar's
+    assert found["p"] == scipy.stats.binomtest(lost[0], lost[1]).pvalue  # McNemar's test
     interval = statistics.mean_interval(right["never"] - right["told"])
     assert found["low"] == pytest.approx(max(interval.low, -1.0)) and found["high"] == pytest.approx(interval.high)
     assert not rows["never"]["tied"] and all(not r["cost"]["tokens"] for r in rows.values())
@@ -79,7 +79,7 @@ def test_a_folder_is_an_arm_beside_what_is_trained_and_a_page_says_over_what(fol
     assert (
         set(rows) == {"never", "sft", "untouched"} and board["primary"] == "token_accuracy" and board["over"] == "seeds"
     )
-    # Both stand still over seeds: only records tell them apart, and their interval has a width.
+    # Both are constant over seeds: they differ over records only, and the interval has a width.
     assert len(set(rows["never"]["per_seed"])) == 1
     assert rows["never"]["to_untouched"]["low"] < rows["never"]["to_untouched"]["high"] < 0
     words = ["compare", *(str(folders / name) for name in ("told", "never")), "--demo", str(folders / "demos.jsonl")]
@@ -152,7 +152,7 @@ def test_choices_characters_and_pairs_are_scored_alike_whatever_the_tokens(folde
     board = compared(folders, "told", "other", data={"text": str(folders / "texts.jsonl")}, out=str(folders / "t"))
     rows = {r["arm"].rpartition("/")[2]: r for r in board["rows"]}
     assert board["primary"] == "bits_per_character" and board["better"] == "lower" and board["rows"][0] is rows["told"]
-    # A model that knows nothing of these texts needs about log2(tokens) / characters a token.
+    # A model that knows nothing of these texts needs about log2(vocabulary) / (characters per token) bits.
     assert rows["other"]["score"]["mean"] > 1.3 * rows["told"]["score"]["mean"]
 
 
@@ -163,7 +163,7 @@ def test_groups_are_the_units_and_no_difference_is_no_certainty():
     assert alone.estimate == grouped.estimate == pytest.approx(1 / 3) and p == 0.5 and q == 1.0
     assert grouped.high - grouped.low > alone.high - alone.low
     twice, _ = statistics.record_difference(a * 2, b * 2, list("abcdef") * 2)
-    assert twice == pytest.approx(alone)  # the same records asked twice are no more records
+    assert twice == pytest.approx(alone)  # repeated records do not count twice
     same, p = statistics.record_difference([1] * 20, [1] * 20, list(map(str, range(20))))
     assert p == 1 and same.high == -same.low == pytest.approx(1 - 0.025 ** (1 / 20))
     score = statistics.record_interval([1] * 20, list(map(str, range(20))))

@@ -1,4 +1,4 @@
-"""gpicl: the card's known answers, leaks, pools, other learners, a user's texts, and digits."""
+"""gpicl: known answers, leaks, pools, other learners, a user's texts, and digits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_it_learns_to_learn_and_says_so(learned: Result) -> None:
 
 
 def test_new_classes_are_predicted_from_a_context(learned: Result, tmp_path: Path) -> None:
-    """In the user's own words and columns, by the saved learner too; queries do not see one another."""
+    """In the user's own labels and columns, also by the saved learner; queries do not attend to one another."""
     fresh = WORLD(7, 30)
     rows, names = np.array(fresh.x), ["spam" if y == "class 0" else "ham" for y in fresh.y]
     order = np.random.default_rng(0).permutation(60)
@@ -93,7 +93,7 @@ def test_new_classes_are_predicted_from_a_context(learned: Result, tmp_path: Pat
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("layout", ["shifted", "interleaved"])
 def test_no_position_sees_what_comes_after_it(mixer: Any, layout: Any) -> None:
-    """The leak that makes everything look learned: y_t and later, and x_t+1 and later, must not move prediction t."""
+    """A leak would look like learning: y_t and later, and x_t+1 and later, must not change prediction t."""
     if mixer == "vsml" and layout == "interleaved":
         return
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_no_position_sees_what_comes_after_it(mixer: Any, layout: Any) -> None:
 
 def test_state_sizes() -> None:
     big = SequenceLearner(8, 10, layers=4, width=256, heads=8)
-    assert big.state_size(100) == 204_800  # the card's
+    assert big.state_size(100) == 204_800  # from the card
     assert SequenceLearner(8, 10, mixer="lstm", layers=1, width=64, heads=1).state_size(100) == 128
     assert SequenceLearner(8, 4, mixer="fast-weights", layers=1, width=64, heads=2).state_size(9) == 64 * 32
 
@@ -151,7 +151,7 @@ def test_a_task_is_the_same_in_every_process_and_no_other() -> None:
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 6), st.integers(2, 5), st.integers(0, 10_000), st.sampled_from([0.0, 0.5]))
 def test_batches_are_fair_and_consistent(classes: int, slots: int, seed: int, bias: float) -> None:
-    """Every class has one slot of a task, only used slots have labels, and the same seed draws the same."""
+    """Every class has one slot per task, only used slots have labels, and the same seed draws the same task."""
     rows = np.arange(classes * 3, dtype=float)[:, None] // 3  # a row is its class
     data = [Labelled("c", rows, np.repeat(np.arange(classes), 3), tuple(range(classes)))]
     pool = TaskPool(data, 12, slots, seed=seed, bias=bias, natural=0.999)
@@ -176,12 +176,12 @@ def test_the_loss_is_log_c_where_nothing_is_known() -> None:
     module = SequenceLearner(3, 3, width=8, layers=1, heads=1)
     batch = pool((0, 0), 32)
     term = task_pools.class_loss(module, batch)["nll"]
-    assert float(term.sum.detach()) / 32 == pytest.approx(math.log(3))  # untrained, every slot is as likely
+    assert float(term.sum.detach()) / 32 == pytest.approx(math.log(3))  # untrained, all slots are equally likely
     torch.nn.init.normal_(module.read_out.weight)
     logits = module(batch["x"], batch["y"])
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["label"].flatten())
     term = task_pools.class_loss(module, batch)["nll"]
-    assert float(term.sum.detach()) / 32 == pytest.approx(float(plain), rel=1e-5)  # all positions count alike
+    assert float(term.sum.detach()) / 32 == pytest.approx(float(plain), rel=1e-5)  # all positions have the same weight
     (halves := batch.split(20))[0].sizes  # noqa: B018
     assert sum(float(task_pools.class_loss(module, h)["nll"].sum) for h in halves) == pytest.approx(
         float(term.sum), rel=1e-5
@@ -263,7 +263,7 @@ def test_one_task_is_learned_by_heart_and_a_map_shows_it() -> None:
     )  # fmt: skip
     assert result.findings["regime"] == "memorisation" and "memorisation" in result.warnings[0]
     seen = result.findings["curves"]["seen"]["estimate"]
-    assert min(seen) > 0.75 and abs(seen[-1] - seen[0]) < 0.2  # as a classifier is: flat
+    assert min(seen) > 0.75 and abs(seen[-1] - seen[0]) < 0.2  # flat, like a classifier
     cells = result.findings["map"]
     assert [(c["width"], c["tasks"]) for c in cells] == [(8, 1), (8, 0)]
     assert cells[0]["accuracy"]["seen"]["estimate"] > 0.7 and cells[1]["state_size"] == 8
@@ -278,7 +278,7 @@ def test_a_users_texts_stand_by_a_frozen_models_states(arch: Any) -> None:
     rng = np.random.default_rng(0)
     words = {"a": ["sun", "rain", "wind"], "b": ["goal", "team", "ball"]}
     rows = [(" ".join(rng.choice(words[c], 6)), c) for c in "ab" for _ in range(30)]
-    records = [Example(x=[text], y=[c], task="news") for text, c in rows]  # a row a record
+    records = [Example(x=[text], y=[c], task="news") for text, c in rows]  # one row per record
     model = tiny(arch)
     before = model.fingerprint()
     result = gpicl(

@@ -1,4 +1,4 @@
-"""gpt3's tasks and their known answers, its cleaning variant, its presets and its claim."""
+"""gpt3's tasks with known answers, its cleaning variant, its presets and its claim."""
 
 import collections
 

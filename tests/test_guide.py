@@ -1,4 +1,4 @@
-"""Guided decoding is what its formula says, by every route, whatever the batch; a guide costs one pass a token."""
+"""Guided decoding follows its formula, on every code path and in any batch; a guide costs one pass per token."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_of_one_letter_answers_guidance_is_the_regularised_optimum_and_of_longer
         assert torch.allclose(guided, optimum, atol=1e-9) == same
 
 
-# --- the enumerable world --------------------------------------------------------------------
+# --- a world that can be enumerated ----------------------------------------------------------
 
 
 def test_the_enumerable_world_adds_up():
@@ -132,7 +132,7 @@ def test_a_strength_is_found_for_a_distance():
 
 
 class Plain:
-    """The formula by a full pass over every row at every token; rows are known by their padding's mask."""
+    """The formula by a full pass over every row at every token; the mask tells padding."""
 
     def __init__(self, *guides):
         self.guides = guides
@@ -160,7 +160,7 @@ def test_decoding_from_caches_is_decoding_without(kind, other, monkeypatch):
     base, arm = pair(kind, other)
     how = SamplingConfig(max_new_tokens=7, temperature=1.0, rows=3, seed=4)
     plain = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
-    monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow on the way
+    monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow during decoding
     made = generate.completions(logit_ensemble.guided(base, [(arm, 0.8)]), PROMPTS, 2, how)
     assert [[c.tokens for c in row] for row in made] == [[c.tokens for c in row] for row in plain]
     bare = generate.completions(base, PROMPTS, 2, how)
@@ -241,7 +241,7 @@ def test_a_guide_may_read_a_prompt_of_its_own():
     assert tuple(ids[-len(made[0][0].tokens) :]) == made[0][0].tokens
 
 
-# --- what cannot work ------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def test_another_vocabulary_is_one_clear_line():

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness asks our models, and its choices are ranked by the consensus game's rules."""
+"""lm-evaluation-harness evaluates our models, and its choices are ranked by the consensus game's rules."""
 
 import json
 import types
@@ -15,7 +15,7 @@ DOCS = [("Who wrote it? A:", [" Mira", " Kolt", " Ann"]), ("Which is red? A:", [
 
 
 def asked(docs):
-    """What the harness asks of a multiple-choice task."""
+    """The requests of the harness for a multiple-choice task."""
     return [
         types.SimpleNamespace(task_name="t", doc_id=i, args=(context, text))
         for i, (context, texts) in enumerate(docs)

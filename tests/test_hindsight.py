@@ -1,4 +1,4 @@
-"""Only answers are learnt, the second given the first; without words it is fine-tuning; the good phrase is asked."""
+"""Only answers are labels, the second given the first; without phrases it is fine-tuning; the good phrase prompts."""
 
 import pytest
 import torch
@@ -119,8 +119,8 @@ def test_a_phrase_is_read_and_not_learnt():
     other = TokenizedExample(row.prompt, (*row.completion[:at], row.completion[at] + 1, *row.completion[at + 1 :]))
     (one, two) = (next(v["logp"] for _, _, v in forward.score(model, [r])) for r in (row, other))
     before = (mask[: at + 1] > 0).nonzero()[:, 0]
-    assert torch.equal(one[before], two[before])  # nothing before it, and not its own loss
-    assert not torch.allclose(one[at + 2 :], two[at + 2 :])  # but all that follows reads it
+    assert torch.equal(one[before], two[before])  # earlier tokens are unchanged, and it has no loss of its own
+    assert not torch.allclose(one[at + 2 :], two[at + 2 :])  # but all later tokens attend to it
 
 
 def test_plain_fine_tuning_is_a_preset():
@@ -131,7 +131,7 @@ def test_plain_fine_tuning_is_a_preset():
     same = [
         len(r.completion) for r in encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], "causal", 99)
     ]
-    assert len(set(same)) == 1  # so that a mean of means is the mean
+    assert len(set(same)) == 1  # so that the mean of means is the mean
     assert [r["hindsight"] for r in ours.history] == pytest.approx([r["nll"] for r in theirs.history], rel=1e-5)
     assert ours.models["model"].condition is None
 
@@ -164,7 +164,7 @@ ROWS = [TokenizedExample((5, 6, 7), tuple(range(8, 30))), TokenizedExample((9, 9
 def test_nothing_hidden_is_exactly_causal(kind):
     model, batch = tiny(kind), collate(ROWS)
     plain = forward.tokens(model, batch)["logp"]
-    # The mask is ours then, though it hides nothing: a share too small to be drawn.
+    # Our mask is used, but hides nothing: the share is too small to hide a token.
     assert torch.allclose(forward.tokens(model, batch, hide=(0.0, 1e-12))["logp"], plain, atol=1e-5)
     assert torch.equal(forward.tokens(model, batch, hide=(0.0, 0.0))["logp"], plain)
 
@@ -174,7 +174,7 @@ def test_everything_hidden_leaves_the_first_token():
     other = collate([TokenizedExample((5, 50, 51), (*range(60, 81), 29))])
     one, two = (forward.label_states(model, b, hide=(1.0, 1.0))[-1] for b in (batch, other))
     same_last = collate([TokenizedExample((5, 50, 51), (*range(60, 80), 28, 29))])
-    assert not torch.allclose(one, two)  # a token sees itself by the residual stream
+    assert not torch.allclose(one, two)  # the residual stream carries the token itself
     assert torch.allclose(one, forward.label_states(model, same_last, hide=(1.0, 1.0))[-1], atol=1e-5)
 
 
@@ -244,7 +244,7 @@ def test_chains_too_long_are_counted():
     assert result.findings["chains"]["p"] == 8
 
 
-# --- what comes out --------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------
 
 LETTERS = [Preference(prompt="?", chosen="a" * n, rejected="b" * n) for n in (1, 2, 3)] * 4
 

@@ -1,4 +1,4 @@
-"""icl-vs-gd: fine-tuning parts of a model and putting them back, three ways to ask, and what it finds."""
+"""icl-vs-gd: fine-tuning parts of a model and restoring them, three prompt settings, and the findings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights(model: Model) -> dict[str, torch.Tensor]:
 
 
 def test_small_steps_on_narrow_weights_add_up() -> None:
-    """Each alone is less than half of what lies between two bfloat16 numbers."""
+    """Each step alone is smaller than half the spacing of bfloat16 numbers."""
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny("llama")
@@ -75,7 +75,7 @@ def test_only_these_weights_move_and_every_bit_comes_back(kind: str, which: str)
 
 @pytest.mark.parametrize("letter", "qkv")
 def test_a_slice_of_a_fused_projection_makes_that_letter(letter: str) -> None:
-    """Zeroing the slice zeroes what the layer splits off: GPT-2's thirds, and GPT-NeoX's interleaved heads."""
+    """Zeroing the slice zeroes the right part of the layer: GPT-2's thirds, and GPT-NeoX's interleaved heads."""
     model = tiny("gpt2")
     for part in projections.parts(model, f"{letter}@0"):
         with torch.no_grad():
@@ -109,7 +109,7 @@ def test_one_epoch_one_by_one_depends_on_order_by_the_second_order_of_the_rate()
 
 
 def test_one_step_on_all_has_no_order_and_one_by_one_has() -> None:
-    """The weights after one pass in two orders: equal after one step on all, apart by the rate's square one by one."""
+    """Weights after one pass in two orders: equal for one full-batch step, O(lr^2) apart for single-record steps."""
     model = tiny("llama")
     model.module.double()
     parts = projections.parts(model, "kv")
@@ -237,7 +237,7 @@ def test_layers_are_scaled_left_out_and_permuted(kind: str) -> None:
 
 
 def model_at(model: Model, ids: torch.Tensor, at: int) -> torch.Tensor:
-    """Without its blocks, a place of a decoder depends on its own token (and position) alone."""
+    """Without its blocks, a position of a decoder depends on its own token (and position) only."""
     other = torch.full_like(ids, 99)
     other[0, at] = ids[0, at]
     with torch.no_grad(), layer_tests.scaled(model.module, {0: 0.0, 1: 0.0}):

@@ -1,4 +1,4 @@
-"""Formal languages learnt in context: the automata, what is measured against them, and heads in a user's model."""
+"""Formal languages learnt in context: the automata, the measures, and heads in a user's model."""
 
 import math
 
@@ -31,8 +31,8 @@ def of_world(seed=1, count=20):
 
 
 def test_equal_languages_have_equal_minimal_automata():
-    """Two states that go on alike are one, whatever they are called; others stay apart."""
-    doubled = np.array([[[1, 2], [0, -1], [0, -1]]])  # after either symbol of state 0 the same comes
+    """Two states with the same continuations are merged, whatever their numbers; others stay separate."""
+    doubled = np.array([[[1, 2], [0, -1], [0, -1]]])  # the same follows after either symbol of state 0
     single = np.array([[[1, 1], [0, -1], [-1, -1]]])
     assert (automata.minimal(doubled) == single).all()
     assert len(set(automata.marks(TABLES))) == 30
@@ -95,9 +95,9 @@ def test_backed_off_predictions_sum_to_one(n):
 def test_ngrams_count_what_followed_and_back_off():
     ids = np.array([[0, 1, 0, 2, 0, 3, 3]])  # 3 is the separator
     two = ngrams.followers(ids, 3, 2)[0]
-    # Before the fifth token: 0 came first; before the last 0: after 2 nothing is known.
+    # Before the fifth token: 0 was first; before the last 0: nothing is known after 2.
     assert two[5].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])  # 0 was followed by 1 and 2: a third is left
-    assert two[4].tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])  # 2 is new: the counts of single symbols, plus one
+    assert two[4].tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])  # 2 is new: unigram counts plus one
 
 
 def test_baum_welch_with_one_state_counts_symbols_and_never_gets_less_likely():
@@ -116,7 +116,7 @@ def test_baum_welch_with_one_state_counts_symbols_and_never_gets_less_likely():
 
 
 def test_baum_welch_finds_what_ngrams_cannot_and_sees_no_future():
-    # Of three states, each with one way on: 0 0 1 0 0 1 ...; what follows 0 depends on the one before.
+    # Three states, each with one transition: 0 0 1 0 0 1 ...; what follows 0 depends on the symbol before.
     ids = np.array([[*([0, 0, 1] * 3 + [2]) * 6]])
     said = hidden_states.expected(ids, 2, states=3)
     right = np.take_along_axis(said, np.minimum(ids, 1)[..., None], 2)[..., 0][0]
@@ -171,7 +171,7 @@ def test_a_head_that_sees_the_token_it_predicts_is_found_out(monkeypatch):
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_heads_in_a_users_model_learn_text_and_are_saved(arch, tmp_path):
-    """Words of each document follow each other as nothing else tells: only who looks up can know."""
+    """Documents in which each word's successor is random: only lookup in the context can predict it."""
     draw = np.random.default_rng(0)
     texts = [" ".join(["".join(draw.permutation(list("abcdef")))] * 6) for _ in range(60)]
     model = tiny(arch)
@@ -219,7 +219,7 @@ def test_bad_records_are_told_in_one_line():
 
 
 def test_attention_and_probes_stand_beside_what_chance_gives():
-    """Even attention scores what it is said to; what a head looked up can be read off behind it, not before."""
+    """Uniform attention gets its known score; a looked-up symbol can be decoded after the head, not before."""
     records = WORLD.records([7], 60)
     result = mechanisms.icll(
         records, arch="transformer", width=16, window=40, against=("control",), probe=True, held_out=0.3,
@@ -244,7 +244,7 @@ def test_attention_and_probes_stand_beside_what_chance_gives():
 
 
 def test_a_state_is_found_where_it_is_and_not_in_the_last_symbol():
-    """Pairs are half and half, of one symbol and one prompt each; states written out one-hot are told, symbols not."""
+    """Pairs are balanced, of one symbol and prompt each; one-hot states can be distinguished, symbols cannot."""
     of = of_world(1, 60)
     drawn, same = induction.pairs(of, 0)
     i, a, b = drawn.T
@@ -262,7 +262,7 @@ def test_a_state_is_found_where_it_is_and_not_in_the_last_symbol():
 
 
 def test_states_are_those_of_the_smallest_automaton():
-    doubled = [{"a": 1, "b": 2}, {"a": 0}, {"a": 0}]  # after either symbol the same comes
+    doubled = [{"a": 1, "b": 2}, {"a": 0}, {"a": 0}]  # the same follows after either symbol
     records = [Text(text="a a b | b a", metadata={"automaton": doubled})]
     of = languages.prompts(records, languages.tokenizer_of(records), 20)
     assert of.state[0].tolist() == [1, 0, 1, -1, 1, 0]
@@ -279,4 +279,4 @@ def test_smoothing_learns_from_other_languages_what_counts_are_worth():
     assert np.allclose(np.roll(said, 1, -1), turned, atol=1e-5)  # names of symbols do not matter
     cut = of.ids.copy()
     cut[:, 12:] = 7
-    assert np.allclose(made(cut, 6).exp().numpy()[:, :13], said[:, :13], atol=1e-5)  # nor does what comes after
+    assert np.allclose(made(cut, 6).exp().numpy()[:, :13], said[:, :13], atol=1e-5)  # nor do later symbols

@@ -1,4 +1,4 @@
-"""Calibration, transforms and win rates are the paper's formulas; the policy learns for the way it is decoded."""
+"""Calibration, transforms and win rates follow the paper's formulas; the policy is trained for its decoding."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_weights_are_copies(r, seed):
     counts = np.random.default_rng(seed).integers(1, 4, len(r))
     many = np.repeat(np.array(r, float), counts)
     assert np.allclose(rewards.calibrate(r, r, counts / counts.sum()), rewards.calibrate(r, many))
-    assert np.allclose(rewards.calibrate([r], [many]), [rewards.calibrate(r, many)])  # of prompts, each its own
+    assert np.allclose(rewards.calibrate([r], [many]), [rewards.calibrate(r, many)])  # a scale per prompt
 
 
 def test_ties_alone_are_a_half():
@@ -87,8 +87,8 @@ def test_the_fixed_points_reach_the_optima_of_the_card(to, beta, wanted):
     phi = rewards.fixed_point(to, beta)
     found = rewards.curve(phi, beta)
     assert found.kl == pytest.approx(0.5, abs=2e-3) and found.win_rate(to) == pytest.approx(wanted, abs=3e-3)
-    assert np.abs(rewards.gradient(found, to) - phi).max() < 1e-8  # it is what it induces
-    for seed in range(3):  # and no policy nearby does better
+    assert np.abs(rewards.gradient(found, to) - phi).max() < 1e-8  # a fixed point: phi equals the transform it induces
+    for seed in range(3):  # and no nearby policy is better
         bent = phi + 0.2 * np.interp(U, np.linspace(0, 1, 6), np.random.default_rng(seed).normal(size=6))
         other = rewards.curve(bent, beta)
         assert other.win_rate(to) - beta * other.kl < found.win_rate(to) - beta * found.kl
@@ -103,7 +103,7 @@ def test_closed_forms(beta):
     assert log.kl == pytest.approx(math.log(a) - (a - 1) / a, abs=2e-3)
     identity = rewards.curve(U, beta)
     assert identity.win_rate(SAMPLE) == pytest.approx(1 + 1 / math.expm1(1 / beta) - beta, abs=1e-5)
-    assert np.allclose(rewards.fixed_point(SAMPLE, beta), -(1 - U), atol=1e-3)  # identity but for a constant
+    assert np.allclose(rewards.fixed_point(SAMPLE, beta), -(1 - U), atol=1e-3)  # identity up to a constant
 
 
 @given(st.floats(-12, 12), st.floats(0.1, 3), st.floats(0.1, 9), st.floats(-4, 4), st.integers(1, 6))
@@ -190,9 +190,9 @@ def test_many_answers_are_the_continuous_limit():
 
 
 def test_a_judge_says_who_wins_among_what_the_reward_picked():
-    """Of two draws each; the reward picks the last in 3 of 4 cases, the judge likes the first."""
+    """Best of two samples each; the reward picks the last in 3 of 4 cases, the judge prefers the first."""
     reward, judge = np.array([1.0, 2.0]), np.array([9.0, 4.0])
-    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]  # ties are a half
+    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]  # ties count a half
     assert win_rates.from_draws(mine, theirs, SAMPLE) == [pytest.approx((0.5 + 0.75 + 0.75) / 3)]
     one, ref = [reward], [np.array([0.0, 1.0])]
     found = win_rates.from_draws(one, ref, bon(2), [(judge, np.array([5.0, 5.0]))])
@@ -211,7 +211,7 @@ def test_leave_one_out_is_the_mean_of_the_others():
 
 
 def test_the_expected_gradient_is_the_objectives():
-    """All pairs of draws enumerated: RLOO's mean gradient is that of E[R] - beta KL."""
+    """With all pairs of samples enumerated, RLOO's mean gradient is that of E[R] - beta KL."""
     logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
     ref, reward, beta = torch.randn(5, dtype=torch.float64).log_softmax(0), torch.randn(5, dtype=torch.float64), 0.7
     logp = logits.log_softmax(0)
@@ -236,7 +236,7 @@ def test_the_clip_stops_an_answer_that_has_moved_far_enough():
 
 
 def likes_a(prompts, completions):
-    """How many a's an answer has, on a scale of the prompt's own."""
+    """Return the number of a's in an answer, on a scale that differs by prompt."""
     return [hash_of(p) * c.count("a") + 100 * hash_of(p) for p, c in zip(prompts, completions, strict=True)]
 
 
@@ -259,7 +259,7 @@ def start(arch):
 
 
 def win_rates_of(result, start, asked, **options):
-    """The win rates of a result's model over its start."""
+    """Return the win rates of a result's model over its start."""
     options = {"decoding": "bon:4", **HOW, **options}
     scoring = Scoring(records={"prompts": asked}, start=start, options=options)
     protocol = protocols.named("win_rate")
@@ -268,7 +268,7 @@ def win_rates_of(result, start, asked, **options):
 
 
 def share(model):
-    """a's in sampled answers to prompts no training saw."""
+    """Return the mean number of a's in sampled answers to held-out prompts."""
     return lab.mean(a.count("a") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
@@ -327,7 +327,7 @@ def test_a_held_out_judge_is_asked_about_what_the_reward_picks():
     result = alignment.infalign(start("llama"), texts(3), **{**HOW, "rounds": 1}, **judge, fit=FIT)
     told = win_rates_of(result, start("llama"), texts(3), **judge)
     assert "by the judge" in told["win_rate"].help
-    assert told["best_of_4"].value < told["win_rate"].value < 0.5  # more of what is picked for is less of what counts
+    assert told["best_of_4"].value < told["win_rate"].value < 0.5  # the judge prefers fewer a's
 
 
 def test_beta_is_steered_to_a_distance():
@@ -355,10 +355,10 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path):
     asked.clear()
     rest = go(2, tmp_path / "cut")
     assert rest.models["model"].fingerprint() == whole.models["model"].fingerprint()
-    assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not asked again
+    assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not sampled again
     kept = [[json.loads(line) for line in (tmp_path / "cut" / "infalign" / "round-0" / f"{name}.jsonl").open()]
             for name in ("reference", "samples")]  # fmt: skip
-    assert [len(rows) for rows in kept] == [8, 8]  # what is calibrated is drawn apart from what it is calibrated by
+    assert [len(rows) for rows in kept] == [8, 8]  # samples and reference samples are drawn separately
     assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Mixers in a user's decoder: unchanged at first, the same with and without cache, saved and read back."""
+"""Mixers in a user's decoder: identity at first, the same with and without cache, saved and loaded."""
 
 import copy
 
@@ -50,7 +50,7 @@ def test_heads_begun_at_zero_change_nothing_and_then_they_learn(arch, where):
 
 @pytest.mark.parametrize(("at", "arch"), enumerate(ARCHS))
 def test_greedy_decoding_is_the_same_with_and_without_cache(arch, at):
-    """In a padded batch, token by token and with beams; alone, every row goes on as in the batch."""
+    """In a padded batch, token by token and with beams; each row alone generates the same as in the batch."""
     plain, model = with_heads(arch, at % 2)
     short = "b a b c b a"
     ids = encoded(TEXT)

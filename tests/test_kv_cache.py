@@ -1,4 +1,4 @@
-"""What a model has read before is not read again, and changes nothing."""
+"""The prefix cache: tokens seen before are not run again, and results do not change."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SAMPLED = SamplingConfig(max_new_tokens=6, temperature=1.0, seed=3)
 
 
 def read(model, rows, kv_cache):
-    """Rows read into a memory; the logits after them."""
+    """Run rows with a cache; return the logits after them."""
     past = kv_cache.past(rows, kv_cache.depths(rows), room=max(map(len, rows)))
     depths = [0] * len(rows) if not past.position.numel() else past.depth.tolist()
     ends = prefix.extend(model, past.store, [r[n:] for r, n in zip(rows, depths, strict=True)], past.position)
@@ -61,7 +61,7 @@ def test_scores_are_the_same_with_a_memory(kind):
         expected = forward.row_logp(model, rows)
         for got, want in zip(forward.row_logp(model, rows, kv_cache=kv_cache), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
-    assert len(kv_cache) == (0 if kind == "bloom" else 7)  # those that no other goes on
+    assert len(kv_cache) == (0 if kind == "bloom" else 7)  # rows that no other row extends
 
 
 def test_what_was_read_costs_nothing_again():
@@ -95,7 +95,7 @@ def test_the_longest_known_beginning_is_found(rows):
 
 def test_the_oldest_is_forgotten_where_there_is_no_room():
     model = tiny("llama")
-    size = 2 * model.config.num_hidden_layers * model.config.hidden_size * 4  # bytes a token, at most
+    size = 2 * model.config.num_hidden_layers * model.config.hidden_size * 4  # bytes per token, at most
     kv_cache = KVCache(most=size * 9)
     with torch.no_grad():
         for first in range(8):
@@ -128,5 +128,5 @@ def test_trees_are_the_same_with_a_memory():
 
 
 def approximately(rows):
-    """Completions with the same texts and tokens, and log-probs up to rounding."""
+    """Whether completions have the same texts and tokens, and log-probs up to rounding."""
     return [[c._replace(logp=pytest.approx(c.logp, abs=1e-4)) for c in row] for row in rows]

@@ -1,4 +1,4 @@
-"""What a launcher asks for: honoured, or refused in a line before any work."""
+"""A launcher's settings: followed, or refused in one line before any work."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_every_process_of_a_node_has_a_device_of_its_own():
 
 
 def test_a_model_goes_where_its_process_belongs(monkeypatch):
-    """On a machine with an accelerator; on the CPU all processes share it."""
+    """As on a machine with an accelerator; on the CPU all processes share it."""
     monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "0")
     there = torch.accelerator.is_available()
     assert load.device_of(None) == (torch.device(torch.accelerator.current_accelerator().type, 0) if there else

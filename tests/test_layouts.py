@@ -1,4 +1,4 @@
-"""A layout's parts and stages give one process's weights, of every architecture; what has none is refused in a line."""
+"""Layouts of parts and stages give one process's weights, for every architecture; unsupported ones are refused."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SPLIT = ("llama", "qwen2", "qwen3", "gpt_neox", "mistral", "gemma2", "gemma3")
 
 
 class Halves(Hook):
-    """Every matrix of a layer lies half in this process."""
+    """Check that half of every matrix of a layer is in this process."""
 
     def after(self, step):
         named = step.module.named_parameters()
@@ -28,7 +28,7 @@ class Halves(Hook):
 
 
 def shaped(parallel, kinds):
-    """Weights of every architecture, and of one with dropout, after two steps."""
+    """Return weights of every architecture, and of one with dropout, after two steps."""
     made = {}
     for kind in kinds:
         more = {"hidden_dropout": 0.2, "attention_dropout": 0.2} if kind == "dropout" else {}
@@ -41,19 +41,19 @@ def shaped(parallel, kinds):
 
 
 def test_layers_of_every_architecture_are_split_by_its_plan():
-    """Norms of single heads, whose gradients are terms of a sum, included; all parts draw the same dropout."""
+    """Includes per-head norms, whose gradients must be summed over parts; all parts draw the same dropout."""
     kinds = (*SPLIT, "dropout")
     own, (first, second) = shaped("ddp", kinds), processes.run(2, shaped, "1x1x2", kinds)
     assert set(own) == set(first) and any("q_norm" in name for name in own)
     for name, value in first.items():
         assert torch.equal(value, second[name])
         if not name.startswith("dropout"):
-            near = 1e-7 if name.startswith("gemma3") else 1e-10  # whose norms count in float32
+            near = 1e-7 if name.startswith("gemma3") else 1e-10  # its norms compute in float32
             torch.testing.assert_close(value, own[name], rtol=0, atol=near)
 
 
 def test_layers_of_every_architecture_are_cut_into_stages():
-    """With a head that is the embedding on the first and the last of them."""
+    """With a tied head: the embedding is on the first and the last stage."""
     own, (first, second) = shaped("ddp", CUT), processes.run(2, shaped, "2x1x1", CUT)
     assert set(own) == set(first)
     for name, value in first.items():
@@ -62,7 +62,7 @@ def test_layers_of_every_architecture_are_cut_into_stages():
 
 
 def twice(student, micro):
-    """A loss that reads the model twice."""
+    """A loss that runs the model twice."""
     return {"a": language.cross_entropy(student, micro), "b": language.cross_entropy(student, micro)}
 
 
@@ -100,11 +100,11 @@ REFUSED = {
 
 
 def refused():
-    """What is said of each."""
+    """Return the message for each case."""
     said = []
     for kind, changes in REFUSED.values():
         model = tiny(kind, num_key_value_heads=1) if kind == "gemma3" else tiny(kind)
-        if kind == "qwen3":  # a plan that leaves something out
+        if kind == "qwen3":  # an incomplete plan
             plan = model.config.base_model_tp_plan
             model.config.base_model_tp_plan = {n: s for n, s in plan.items() if s != tensor.PARTIAL}
         with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""The card's exact known answers: learners, built weights, worlds, and the comparator."""
+"""Exact known answers from the card: learners, constructed weights, worlds, and the comparator."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_many_steps_have_a_closed_form_and_end_at_least_squares(n: int, d: int) 
         shrink = torch.linalg.matrix_power(torch.eye(d, dtype=torch.float64) - eta / n * gram, k)
         w = (torch.eye(d, dtype=torch.float64) - shrink) @ minimal
         torch.testing.assert_close(gradient.gd(eta, k)(x, y, q), (q[:, None] @ w)[:, 0], atol=1e-9, rtol=1e-9)
-    if n != d:  # a square matrix is too ill-conditioned to get there
+    if n != d:  # a square matrix is too ill-conditioned to converge
         torch.testing.assert_close(gradient.gd(eta, 20_000)(x, y, q), gradient.ols()(x, y, q), atol=1e-3, rtol=1e-3)
 
 

@@ -1,5 +1,5 @@
-"""Spaces are read, written and read back; a model's answers become new trials that lie in them; surrogates and their
-acquisition have their known answers; and what the model cannot say, Optuna does."""
+"""Search spaces are parsed, written and parsed back; a model's answers become new trials inside them; surrogates and
+acquisition match known answers; and Optuna supplies what the model cannot."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_a_configuration_is_read_back_as_it_was_written(seed):
 
 
 def test_numbers_keep_the_digits_that_their_range_needs():
-    """By its lower bound, 0, every momentum would be written 0 or 1."""
+    """Rounded by its lower bound, 0, every momentum would be written as 0 or 1."""
     by_name = {p.name: p for p in SPACE.parameters}
     assert by_name["momentum"].written(0.9137) == "0.914" and by_name["lr"].written(0.000123456) == "0.000123"
     wide = spaces.Parameter("x", "float", 0, 5000)
@@ -129,7 +129,7 @@ def test_the_wished_score(scores, alpha):
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.floats(0.1, 10), st.floats(-50, 50))
 def test_any_metric_is_shown_alike(scores, scale, offset):
-    """Negative, huge or turned round: standardised, the model reads the same."""
+    """Negative, huge or reversed scores: standardised, the prompt is the same."""
     plain = tuning.trials([{}] * len(scores), scores, False, QUICK)
     other = tuning.trials([{}] * len(scores), [-scale * s + offset for s in scores], True, QUICK)
     if np.std(scores) > 1e-6:
@@ -140,7 +140,7 @@ def test_any_metric_is_shown_alike(scores, scale, offset):
 def test_labels_of_the_generative_surrogate():
     history = Trials((), (5.0, 1.0, 3.0, 2.0, 4.0), lower=True)
     assert tuning.labels(history, 0.2) == [0, 1, 0, 0, 0] and tuning.labels(history, 0.5) == [0, 1, 0, 1, 0]
-    assert sum(tuning.labels(Trials((), (2.0, 2.0, 2.0)), 0.2)) == 3  # the best always is one
+    assert sum(tuning.labels(Trials((), (2.0, 2.0, 2.0)), 0.2)) == 3  # the best always counts as good
     assert tuning.two_way({"1": -1.0, "0": -3.0, "x": -0.1}) == pytest.approx(1 / (1 + math.exp(-2)))
     assert tuning.two_way({"x": -0.1}) is None
 
@@ -170,7 +170,7 @@ def test_three_levels_of_context():
 
 
 def saying(prompt, i=0):
-    """A model with a rule: candidates around lr 1e-3, predictions by `loss`, a warm start of three lines."""
+    """A rule-based model: candidates around lr 1e-3, predictions by `loss`, a warm start of three lines."""
     if "Name " in prompt:
         return "\n".join(f"lr: {10.0**-k}, layers: {k}, optimizer: adam, width: 64, bias: True" for k in (2, 3, 4))
     if prompt.endswith("Performance: ##"):
@@ -255,10 +255,10 @@ def test_searches_that_know_nothing_have_as_many_trials_and_only_beat_themselves
 
     result = prompting.llambo(Scripted(write=saying), HISTORY, space=json.dumps(ROWS), objective=counted, lower=True,
                               trials=4, against=("random", "tpe"), search=QUICK)  # fmt: skip
-    assert len(asked) == 12 and len(result.records) == 4  # the model's, then those of each other search
+    assert len(asked) == 12 and len(result.records) == 4  # the model's trials, then those of each other search
     best = result.findings["best_after_as_many_trials"]
     assert best["llambo"] == result.metrics["best_score"].after
-    begun = min(t.score for t in HISTORY)  # which all of them have
+    begun = min(t.score for t in HISTORY)  # shared by all of them
     for at, name in ((4, "random"), (8, "tpe")):
         assert best[name] == min(*asked[at : at + 4], begun)
         assert result.metrics[f"best_score_beyond_{name}"].after == best["llambo"] - best[name]
@@ -315,7 +315,7 @@ def test_a_failed_trial_is_kept_and_an_objective_that_raises_is_told():
 
 
 def test_a_study_that_defines_its_space_as_it_runs():
-    """No space is given: conditional parameters are proposed too, and taken where a trial asks for them."""
+    """Without a given space: conditional parameters are proposed too, and used where a trial suggests them."""
 
     def objective(trial):
         lr = trial.suggest_float("lr", 1e-5, 0.1, log=True)

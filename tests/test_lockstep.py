@@ -1,4 +1,4 @@
-"""A process that runs out of memory among others that wait for it: all go on with half the micro-batch, or all end."""
+"""One of several processes runs out of memory: all continue with half the micro-batch, or all end."""
 
 import json
 import time
@@ -24,7 +24,7 @@ ERRORS = [
 
 
 class Short(Hook):
-    """Memory runs out in a layer of some processes in the second step: `{process: (layer, whether going back)}`."""
+    """Out of memory in a layer of some processes in the second step: `{process: (layer, whether in backward)}`."""
 
     def __init__(self, where, always=False):
         self.where, self.always, self.tokens = where, always, []
@@ -69,18 +69,18 @@ def start(tmp_path_factory):
 
 CASES = [
     ({1: (1, False)}, {}),
-    ({1: (0, True)}, {}),  # going back, some gradients are summed already
-    ({0: (1, True), 1: (0, False)}, {"method": "npo"}),  # two at once, at different places of two streams
+    ({1: (0, True)}, {}),  # in backward, when some gradients are already summed
+    ({0: (1, True), 1: (0, False)}, {"method": "npo"}),  # two at once, at different positions of two streams
     ({0: (1, False)}, {"checkpointing": True}),
 ]
 
 
 def several(start, folder):
-    """Every case in these processes, the first one with checkpoints; and how trainings end that fit nowhere.
+    """Run every case in these processes, the first one with checkpoints; and trainings that never fit in memory.
 
     Returns:
-        Weights, log and how often memory ran out here, of each case; the line at the end, seconds, tokens; the line of
-        a split layer.
+        Weights, log and number of out-of-memory errors of each case; the final message, seconds, tokens; the message
+        for a split layer.
     """
     with pytest.raises(UserError) as split:
         trained(start, "1x1x2", [Short({0: (1, False), 1: (1, False)})])
@@ -97,7 +97,7 @@ def several(start, folder):
 
 @pytest.fixture(scope="module")
 def two(start, tmp_path_factory):
-    """What two processes made and said, and the checkpoints they kept."""
+    """The results and messages of two processes, and their checkpoints."""
     kept = tmp_path_factory.mktemp("kept")
     return processes.run(2, several, start, str(kept)), kept
 

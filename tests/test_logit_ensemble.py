@@ -1,4 +1,4 @@
-"""Models that answer as one are scored as any model is: by the members' states at label tokens, in chunks."""
+"""An ensemble is scored like a single model: from the members' states at label tokens, in chunks."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ exact = {"rtol": 0, "atol": 1e-10}
 
 
 def ensemble(how, *kinds):
-    """Tiny models in float64 that answer as one; of a type no list names what is `unheard_of`."""
+    """An ensemble of tiny models in float64; with `unheard_of`, of an architecture that no list names."""
     members = [tiny("llama" if kind == "unheard_of" else kind, seed=seed) for seed, kind in enumerate(kinds)]
     for member, kind in zip(members, kinds, strict=True):
         member.module.double()
@@ -83,7 +83,7 @@ def test_the_gradient_of_an_ensemble_is_that_of_whole_logits(monkeypatch):
 def test_an_ensemble_that_was_trained_is_one_and_its_weights_are_part_of_what_it_is(tmp_path):
     base, arm = tiny("llama"), tiny("gpt2", seed=1)
     made, other = (logit_ensemble.guided(base, [(arm, alpha)]) for alpha in (1.0, 2.0))
-    assert made.fingerprint() != other.fingerprint()  # what caches and comparisons go by
+    assert made.fingerprint() != other.fingerprint()  # the identity used by caches and comparisons
     rows, fit = language.single(ROWS), Fit(lr=1e-2, steps=2, rows=2)
     assert footprint.of(made, fit, 8)["total"] > footprint.of(base, fit, 8)["total"]
     trained = language.train(made, {"demos": rows}, language.nll, fit, quiet=True).model
@@ -101,7 +101,7 @@ def test_an_ensemble_that_was_trained_is_one_and_its_weights_are_part_of_what_it
 
 
 class Largest(TorchDispatchMode):
-    """How many numbers the largest tensor has that is made inside."""
+    """Record the size of the largest tensor made inside the block."""
 
     numbers = 0
 

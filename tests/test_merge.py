@@ -60,7 +60,7 @@ def test_tied_embeddings_are_moved_once():
 
 
 def test_a_linear_model_is_linear_in_the_scale():
-    """The head's output for fixed states, as the head alone moves."""
+    """Return the head's output for fixed states; only the head is trained."""
     base, tuned = double("gpt2"), double("gpt2", seed=1)
     name = "transformer.wte.weight"
     tau = {name: merge.task_vector(tuned, base)[name]}

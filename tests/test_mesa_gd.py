@@ -89,7 +89,7 @@ def test_the_result_is_usable_elsewhere(taught: Result, tmp_path: Path) -> None:
 
 
 def test_raw_columns_need_standardising() -> None:
-    """Inputs around 100 and targets around 1000: learned only in their own units, and predicted in the user's."""
+    """Inputs around 100 and targets around 1000: learnable only after scaling, and predicted in the user's units."""
     tasks = WORLD(3, 1500)
     parts = {"x": (40, 100), "query": (40, 100), "y": (500, 1000), "target": (500, 1000)}
     raw = Tensors({name: tasks[name] * scale + shift for name, (scale, shift) in parts.items()})
@@ -114,7 +114,7 @@ def test_tasks_of_different_lengths_without_a_query() -> None:
     assert pool.context == 6
     drawn = pool((0, 1), 64)
     assert drawn["x"].shape == (64, 6, 2) and drawn["target"].shape == (64, 2)
-    # The query is a row of its task that the context does not show, and fits the same map.
+    # The query is a row of its task that is not in the context, and fits the same map.
     fit = gradient.ols()(drawn["x"], drawn["y"], drawn["query"])
     torch.testing.assert_close(fit, drawn["target"], atol=1e-3, rtol=1e-3)
     assert ((drawn["x"] - drawn["query"][:, None]).abs().sum(-1) > 0).all()
@@ -190,7 +190,7 @@ def test_a_language_model_is_a_learner_of_numbers(arch: Any) -> None:
 
 
 def test_a_language_model_that_knows_the_answer_is_read_right() -> None:
-    """A model taught one continuation puts the expected number there: reading and writing agree."""
+    """A model trained on one continuation has that number as its expectation: reading and writing agree."""
     lines = ["x: 0.10 y: 0.50\n", "x: 0.20 y: -0.50\n"]
     tokenizer = train_tokenizer(lines, 280)
     model = build("llama", tokenizer, d=32, layers=1, heads=2, context=64)

@@ -1,4 +1,4 @@
-"""Meta-prompting's protocol with scripted models (named so), its programs in the real sandbox, and its checkers."""
+"""Meta-prompting's protocol with scripted models, its programs in the real sandbox, and its checkers."""
 
 import dataclasses
 import json
@@ -25,13 +25,13 @@ NO_CODE = Rules(python=False)
 
 
 def turns(prompt):
-    """What was said in a conversation: user and assistant by turns, the system's words left out."""
+    """Return the turns of a conversation, alternately user and assistant, without the system's."""
     assert isinstance(prompt, Messages)
     return [t["content"] for t in prompt.turns if t["role"] != "system"]
 
 
 def conducted(say, questions, rules=NO_CODE, box=None, **how):
-    """`say(turns, i)` replies as conductor and expert: experts have one turn that names them."""
+    """`say(turns, i)` replies as conductor and expert: an expert's conversation is one turn that names it."""
     lm = Scripted(lambda prompt, i: say(turns(prompt), i))
     asker = ask.Asker(lm, ask.Asking(max_new_tokens=1024, **how))
     return conductor.conduct(asker, questions, rules, box), lm, asker
@@ -123,7 +123,7 @@ def test_calls_as_the_official_code_reads_them_and_strictly():
         Call("As Expert Mathematician provided the following solution", "6*4")
     ]
     both = f"{called('Expert A', 'x')}\n{answered('y')}"
-    assert conductor.read_calls(both, strict=False) == [Call("Expert A", "x")]  # the answer's line names no expert
+    assert conductor.read_calls(both, strict=False) == [Call("Expert A", "x")]  # the line of the answer names no expert
     open_ended = f"Expert A:\n{QUOTES}\nnever closed"
     assert conductor.read_calls(open_ended) == [] and conductor.read_calls(open_ended, strict=False)
 
@@ -203,7 +203,7 @@ def test_two_experts_and_a_third_where_they_differ():
 def test_the_budget_ends_it_with_what_there_is():
     talks, lm, asker = conducted(three_rounds, ["question a", "question b"], calls=9)
     assert len(lm.asked) == 9 and asker.ended and [t.answer for t in talks] == [None, None]
-    assert all(len(t.turns) % 2 == 1 for t in talks)  # each still ends with a user's turn, as far as it came
+    assert all(len(t.turns) % 2 == 1 for t in talks)  # each partial conversation still ends with a user's turn
 
 
 BASELINES = {
@@ -288,7 +288,7 @@ def test_a_server_is_asked_by_chat(tmp_path):
 
 NUMBERS = Demo(prompt="4 5 6 10", completion="24")
 GAME = {
-    "(5 - 4) * (10 + 6) + 8": False,  # 8 is not there
+    "(5 - 4) * (10 + 6) + 8": False,  # no 8
     "4 * (10 - 5) + 6": False,  # 26
     "(10 - 4) * (5 - 6) + 30": False,
     "(4 + 5) * 6 - 10": False,

@@ -1,5 +1,5 @@
-"""Translating from a dictionary, sentences and a grammar: retrieval, prompts, decontamination, and a reader that only
-looks up."""
+"""Translating with a dictionary, sentences and a grammar: retrieval, prompts, decontamination, and a scripted
+translator that only looks words up."""
 
 import re
 
@@ -28,7 +28,7 @@ BOOK = [Text(text=f"{ONE.rules()}\n" + "Something else is said here .\n" * 5)]
 
 
 def looked_up(prompt, i=0):
-    """Translates every word by the dictionary in its prompt and nothing else."""
+    """Translates every word with the dictionary in its prompt and nothing else."""
     entries = dict(re.findall(r"^- (\S+) = (\S+)$", str(prompt), re.MULTILINE))
     line = str(prompt).rsplit("\n", 1)[0].rpartition(": ")[2]
     return " ".join(entries.get(w, "?") for w in line.split())
@@ -41,7 +41,7 @@ def run(lm=None, **how):
 
 def test_padding_tells_a_word_from_one_that_holds_it():
     assert materials.Lookup(["banana", "ana", "xx"])(["ana"], 2) == [[1, 0]]
-    assert materials.Lookup(["first", "second"])(["q"], 1) == [[0]]  # equals by place
+    assert materials.Lookup(["first", "second"])(["q"], 1) == [[0]]  # ties by position
 
 
 def test_ten_thousand_entries_are_looked_up_at_once():
@@ -53,7 +53,7 @@ def test_words_are_asked_without_stops_and_commas():
     assert materials.asked_words(" Ma he, yuon. ") == ["Ma", "he", "yuon"]
     assert materials.asked_words("我看书。") == ["我", "看", "书", "。"]
     of = Materials("A", "B", [Parallel(source=f"w{i}", target="x") for i in range(9)])
-    for once, count in ((False, 6), (True, 2)):  # nothing in common but spaces: each word finds the same two
+    for once, count in ((False, 6), (True, 2)):  # only spaces in common: each word retrieves the same two
         assert len(of.blocks("Ma he, yuon.", ["wordlist"], 2, 2, 2, once)) == count
 
 
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_left_out_from_the_end_and_counted():
     result = run(lm, conditions=("W+S",), asking=Asking(max_new_tokens=10))
     assert all(len(str(p).split()) <= 110 for p in lm.asked)
     assert any("W+S" in w and "did not fit" in w for w in result.warnings)
-    assert result.findings["forward"]["scores"]["W+S"]["exact"] == 1  # the dictionary stands first
+    assert result.findings["forward"]["scores"]["W+S"]["exact"] == 1  # the dictionary comes first
 
 
 def test_passages_by_shared_words_and_a_missing_material():
@@ -204,7 +204,9 @@ def test_a_book_that_does_not_fit_is_told_and_its_beginning_taken():
         run(book=book, conditions=("W", "B"))
     lm = Scripted(looked_up)
     result = run(lm, book=book, conditions=("W+B",), shown=Shown(book_tokens=50))
-    assert all(str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked)  # one head for all
+    assert all(
+        str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked
+    )  # all get the same beginning of the book
     assert result.findings["forward"]["scores"]["W+B"]["exact"] == 1
     assert 50 < result.findings["tokens"]["W+B"] < 150
 

@@ -1,4 +1,4 @@
-"""N-gram heads: the card's known answers, the quick lookup against the definition, and heads in a user's model."""
+"""N-gram heads: known answers, the fast lookup against the definition, and heads in a user's model."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_rows_sum_to_one_or_zero_below_the_diagonal_and_letters_are_only_names(t
     assert torch.equal(each, each.tril(-1))
     assert all(total in (0.0, 1.0) for total in each.sum(1).round(decimals=12).tolist())
     assert torch.equal(each, weights(ids(*[7 * (3 - t) for t in tokens]), n)[0])
-    assert bool((weights(ids(*tokens), n + 1)[0] > 0).le(each > 0).all())  # a longer gram matches less
+    assert bool((weights(ids(*tokens), n + 1)[0] > 0).le(each > 0).all())  # a longer n-gram matches less often
 
 
 @given(tokens=IDS, n=st.integers(0, 3))

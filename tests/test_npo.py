@@ -1,4 +1,4 @@
-"""NPO and its baselines on models that know the forget set: forgotten to gold's level, the rest left standing."""
+"""NPO and its baselines on models that know the forget set: forgotten to gold's level, the rest retained."""
 
 import math
 
@@ -19,9 +19,9 @@ PRESETS = {
     name: {k: v for k, v in options.items() if not k.startswith("fit.")}
     for name, options in catalogue.entry("npo")["presets"].items()
 }
-# Found on seed 1 of the world; the tests use seed 0, where GPT-2 needed 3e-4 in place of 2e-4 to reach gold.
-# The paper's beta .1 forgets as well, but at this size it takes
-# other authors down with it: token accuracy on unseen retain authors falls by .15 to .3.
+# Tuned on seed 1 of the world; the tests use seed 0, where GPT-2 needed 3e-4 in place of 2e-4 to reach gold.
+# The paper's beta .1 forgets as well, but at this size it also
+# damages other authors: token accuracy on unseen retain authors falls by .15 to .3.
 FOUND = {"beta": 1.0, "retain_weight": 5.0, "fit": Fit(lr=3e-4, steps=100, rows=16, warmup_steps=5, weight_decay=0.01)}
 SHORT = Fit(lr=1e-3, steps=2, rows=4, schedule="constant")
 
@@ -38,16 +38,16 @@ def small():
 def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on(arch, taught, world):
     start = taught(arch)
     before = start.fingerprint()
-    longer = {**FOUND, "fit": FOUND["fit"].replace(steps=150)}  # processors differ in how far 100 steps come
+    longer = {**FOUND, "fit": FOUND["fit"].replace(steps=150)}  # the effect of 100 steps differs between processors
     result = unlearning.npo(start, world.forget, world.retain, **longer)
     model = result.models["model"]
     gold = taught(arch, gold=True)
     before_, after, aim = (forgetting.answers(m, world.forget) for m in (start, model, gold))
     assert before_["accuracy"].mean() >= 0.95 > aim["accuracy"].mean() + 0.3
     assert after["probability"].mean() <= aim["probability"].mean()
-    assert (after["extraction"] == 1).mean() <= (aim["extraction"] == 1).mean() + 0.05  # answers given in full
+    assert (after["extraction"] == 1).mean() <= (aim["extraction"] == 1).mean() + 0.05  # completely generated answers
     # Token accuracy ends .01 to .15 above gold's by seed, whatever beta, rate or length: once the first token of an
-    # answer is gone W is 0, and what follows it is still known given the truth before it.
+    # answer is forgotten W is 0, and later tokens are still known given the true ones before them.
     assert after["accuracy"].mean() <= aim["accuracy"].mean() + 0.15
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.1
     assert accuracy(model, world.retain) >= accuracy(start, world.retain) - 0.05
@@ -65,7 +65,7 @@ def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
     npo = unlearning.npo(start, world.forget, regulariser="none", beta=1.0, fit=fit)
     rows = forgetting.rows_of(start, world.forget)
     far, near = (forward.row_logp(r.models["model"], rows)[0].mean() for r in (ga, npo))
-    assert far < near - 3 and near < -10  # nats a sequence: both forget, and ascent goes on and on
+    assert far < near - 3 and near < -10  # nats per sequence: both forget, and ascent diverges
     assert ga.history[-1]["forget"] < -15 and 0 <= npo.history[-1]["forget"] < 0.1
 
 
@@ -93,7 +93,7 @@ def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world)
 # --- known answers ---------------------------------------------------------------------------
 
 
-ELSEWHERE = ("npo", "kto-published", "undial")  # of a sequence, coupled, of tokens with a reference
+ELSEWHERE = ("npo", "kto-published", "undial")  # of a sequence, coupled, and of tokens with a reference
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every known answer of the NPO card, in float64; identities between the losses; what a wrong input would do."""
+"""Every known answer of the NPO card, in float64; identities between the losses; invalid inputs."""
 
 import math
 
@@ -38,7 +38,9 @@ def test_npo_at_the_reference_is_two_ln_two_over_beta_with_the_gradient_of_ascen
     logp = drawn(5)
     torch.testing.assert_close(preference.npo(logp, logp, beta), torch.full((5,), 2 / beta * math.log(2)), **EXACT)
     (grad,) = gradient(lambda x: preference.npo(x, logp, beta), logp)
-    torch.testing.assert_close(grad, torch.ones(5), **EXACT)  # of +logp: gradient ascent on the sequence sum
+    torch.testing.assert_close(
+        grad, torch.ones(5), **EXACT
+    )  # the gradient of +logp: gradient ascent on the sequence sum
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -133,7 +135,7 @@ def test_kto_as_published_is_a_half_at_the_baseline_and_pulls_both_ways():
         assert preference.kto(at, 0 * at, z, desirable, 0.4, weight=3.0).item() == pytest.approx(1.5)
         (grad,) = gradient(lambda x, d=desirable: preference.kto(x, 0 * at, z, d, 0.4), at)
         assert grad.item() == pytest.approx(sign * 0.4 / 4)
-    # saturated: the desirable far above z costs nothing, the undesirable everything
+    # saturated: far above z a desirable answer has loss 0, an undesirable one the maximum
     far = torch.tensor([400.0])
     assert preference.kto(far, 0 * far, z, True, 0.4).item() == pytest.approx(0)
     assert preference.kto(far, 0 * far, z, False, 0.4).item() == pytest.approx(1)

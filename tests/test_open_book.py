@@ -1,4 +1,4 @@
-"""Answers beside passages, reranked: the rules' exact numbers, through a model whose log-probs are a table."""
+"""Answers with retrieved passages, reranked: the rules' exact scores, with a model whose log-probs are a table."""
 
 import math
 
@@ -90,23 +90,23 @@ def test_answers_are_compared_as_squad_does():
     assert open_book._distinct([["Paris", "the paris."], ["Rome", "PARIS"]])[0] == ["Paris", "Rome"]
 
 
-# --- the whole, by a model that is a table -------------------------------------------------------
+# --- the whole method, with a table as model -----------------------------------------------------
 
-JOINT = {  # p(q, a | p): q of two, a of two
+JOINT = {  # p(q, a | p): two q's, two a's
     "alpha": {("who", "ann"): 0.1, ("who", "bob"): 0.3, ("when", "ann"): 0.4, ("when", "bob"): 0.2},
     "beta": {("who", "ann"): 0.35, ("who", "bob"): 0.05, ("when", "ann"): 0.3, ("when", "bob"): 0.3},
 }
 
 
 def fields(prompt):
-    """The last block's fields by name, and the one that is asked."""
+    """Return the last block's fields by name, and the requested one."""
     lines = [line.partition(":") for line in prompt.split("\n\n")[-1].split("\n")]
     told = {name: text.strip() for name, _, text in lines}
     return told, lines[-1][0]
 
 
 def joint(prompt, wanted):
-    """Log-prob of a field given the others, summed over those that stand nowhere; 'closed' averages the passages."""
+    """Return the log-prob of a field given the others, marginalised over absent ones; 'closed' averages passages."""
     told, asked = fields(prompt)
     assert wanted.endswith("\n")
     places = [next(p for p in JOINT if p in told["Evidence"])] if "Evidence" in told else list(JOINT)
@@ -146,7 +146,10 @@ def test_records_cite_their_passage_and_findings_compare_with_and_without():
     assert 0.5 < record.extra["confidence"] < 1 and len(priors) == 2
     match = result.findings["exact_match"]
     assert match["rag"] == 1 and match["oracle"] == 1 and match["closed_book"] == 1
-    assert result.findings["calls_by_role"] == {"reader": 8, "closed book": 8}  # as many draws without as with
+    assert result.findings["calls_by_role"] == {
+        "reader": 8,
+        "closed book": 8,
+    }  # the same number of samples without as with
     assert result.predict(["who"]) == ["ann"]
     assert {d.extra["role"] for d in result.transcript} == {"reader", "closed book"}
 

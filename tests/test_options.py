@@ -1,4 +1,4 @@
-"""Options without their methods: words to values by the catalogue's types and bounds, and other libraries' words."""
+"""Options without importing methods: parsed by the catalogue's types and bounds; other libraries' option names."""
 
 import itertools
 import re

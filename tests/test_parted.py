@@ -1,4 +1,4 @@
-"""A model whose layers lie over two processes from load to save: the same losses, samples, scores and weights."""
+"""A model whose layers are split over two processes from load to save: the same losses, samples, scores, weights."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ KINDS = ("llama", "gpt2", "t5", "bare gpt2")
 
 
 class Held(TorchDispatchMode):
-    """Counts the bytes of tensors that this process holds at once."""
+    """Tracks the bytes of tensors that this process holds at once."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Held(TorchDispatchMode):
 
 
 def taught(start, out, parallel):
-    """Methods on one model: scores before, and those of what was taught, with an answer; all saved in `out`."""
+    """Run methods on one model: scores before and after training, with an answer; all saved in `out`."""
     model = load(start, device="cpu", dtype="float64", parallel=parallel)
     before = model.fingerprint()
     fit = FIT.replace(parallel=parallel)
@@ -75,7 +75,7 @@ def taught(start, out, parallel):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with start models of several kinds; the last one names its weights as GPT-2's own checkpoints do."""
+    """A folder with start models of several kinds; the last one has weight names as in GPT-2's own checkpoints."""
     root = tmp_path_factory.mktemp("parted")
     tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
     for kind in KINDS[:3]:
@@ -90,7 +90,7 @@ def root(tmp_path_factory):
 
 
 def several(root):
-    """All of it in these processes: what was taught, weights as they are loaded, and what is refused."""
+    """Run everything in these processes: training, loading weights, and refusals."""
     told = taught(root / "llama", root / "two", "fsdp2")
     whole = {}
     for kind in KINDS:
@@ -102,7 +102,7 @@ def several(root):
 
 
 def refused(root):
-    """Lines of what cannot be."""
+    """Return the messages of unsupported cases."""
     model, lines = load(root / "llama", device="cpu", parallel="fsdp2"), []
     other = load(root / "llama", device="cpu", parallel="fsdp2")
 
@@ -122,7 +122,7 @@ def refused(root):
 
 @pytest.fixture(scope="module")
 def two(root):
-    """What two processes made."""
+    """The results of two processes."""
     (root / "two").mkdir()
     return processes.run(2, several, root, patience=300)
 
@@ -160,9 +160,9 @@ def test_what_would_be_wrong_in_silence_is_told(two):
 
 
 def held(start):
-    """The most bytes held while a model is loaded and scored, and from its loading on until it is taught and scored.
+    """Return the peak bytes while a model is loaded and scored, and from loading until it is trained and scored.
 
-    And what a dry run says of the latter.
+    Also return a dry run's estimate of the latter.
     """
     most = []
     for steps in (0, 2):
@@ -178,7 +178,7 @@ def held(start):
 
 
 def test_no_process_holds_the_model(root, two):
-    """But its half and less than four layers more; in training what the planner says, beside the start."""
+    """Only its half plus less than four layers; in training the planner's estimate, beside the start."""
     model = load(root / "deep", device="cpu")
     job = planner.Job(shape.of(model.config), ClusterSpec(gpus=2), 2, memory.POLICIES["fp32"], fused=False)
     told = sum(planner.estimate(job, Layout(dp=2, micro=1, batch=2, zero=3)).memory.values())
@@ -187,4 +187,4 @@ def test_no_process_holds_the_model(root, two):
     for *_, (used, trained, dry) in two:
         assert used < size / 2 + 4 * layers < size
         assert trained == pytest.approx(told + size / 2, rel=0.15)
-        assert trained < dry < 1.25 * trained  # at most: it has the heap's share, which is not counted here
+        assert trained < dry < 1.25 * trained  # at most: the estimate includes the heap, which is not counted here

@@ -1,4 +1,4 @@
-"""Files as other libraries' examples have them: read as those mean them, with nothing lost and nothing bad learnt."""
+"""Files in other libraries' formats: read as those libraries read them, without losing fields or learning bad rows."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every objective is plain pre-training where its scores say nothing; the good token is asked with, and writes good."""
+"""Objectives reduce to plain pre-training where scores are uninformative; the good token steers to good text."""
 
 import dataclasses
 import math
@@ -117,7 +117,7 @@ def test_what_scores_do_not_touch_is_plain_pre_training():
 
 
 def test_without_a_token_before_any_segment_conditional_is_plain():
-    model = vocabulary.with_tokens(tiny("llama"), MARKS)  # so that both heads have as many rows
+    model = vocabulary.with_tokens(tiny("llama"), MARKS)  # so that both heads have the same number of rows
     assert losses(taught("conditional", model, drop=1.0)) == losses(taught("mle", model))
 
 
@@ -173,7 +173,7 @@ def test_filtering_takes_as_many_steps_as_all_would():
     assert both[1].findings["kept"] == 6
 
 
-# --- what comes out --------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------
 
 LINES = [doc(*((("ab\n", 0.0), ("cd\n", -1.0))[(i + j) % 2] for j in range(4))) for i in range(40)]
 
@@ -333,7 +333,7 @@ def test_what_is_written_unasked_is_scored_against_the_threshold(conditional):
     texts = protocols.named("written")
     quantile = dataclasses.replace(scoring, options={**options, "threshold": "q1"}, _kept={})
     assert texts.score(free, quantile)["misaligned"].value == plain["misaligned"].value  # the best segments score 0
-    assert not texts.score(free, dataclasses.replace(scoring, options={}))  # nobody to score them
+    assert not texts.score(free, dataclasses.replace(scoring, options={}))  # no scorer
 
 
 def test_the_worlds_rule_its_rate_and_its_entropy():

@@ -1,4 +1,4 @@
-"""A method of another package is one of ours: listed, explained, run, compared, and held to the contract."""
+"""A method of another package works like a built-in one: listed, explained, run, compared, and under the contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
 
 
 def installed(folder: Path, points: dict[str, str]) -> None:
-    """What `pip install` leaves of a package that Python's own metadata finds."""
+    """Write the metadata of a package as `pip install` would."""
     info = folder / "didact_slic-0.1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: didact-slic\nVersion: 0.1.0\n")
@@ -29,7 +29,7 @@ def installed(folder: Path, points: dict[str, str]) -> None:
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """`plugin(points)`: the example, its entry points (or others) installed; all is forgotten after the test."""
+    """`plugin(points)`: the example, installed with its entry points (or others); uninstalled after the test."""
     known = dict(registry.METHODS)
 
     def install(points=None):
@@ -52,7 +52,9 @@ def plugin(tmp_path, monkeypatch):
 def test_an_installed_method_is_listed_run_and_compared_as_ours_are(plugin, fresh, world, tmp_path, capsys):
     ours = set(catalogue.read())
     plugin()
-    assert set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours  # no file of ours is made of it
+    assert (
+        set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours
+    )  # none of our files is generated from it
     assert len((PLUGIN / "didact_slic" / "slic.py").read_text().splitlines()) <= 60
     for words in (["methods"], ["explain", "slic"], ["run", "slic", "--help"]):
         assert cli.main(words) == 0 and "slic" in capsys.readouterr().out
@@ -153,7 +155,7 @@ def test_a_procedure_is_scored_by_its_protocol_beside_plain_asking(plugin, taugh
     assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     told = json.loads((tmp_path / "run" / "result.json").read_text())
     metric = told["metrics"]["exact_answer"]
-    assert metric["n"] == 5 and metric["before"] is not None  # the question without an answer is answered, not scored
+    assert metric["n"] == 5 and metric["before"] is not None  # a question without a gold answer is answered, not scored
     asked = [json.loads(line) for line in (tmp_path / "run" / "transcript.jsonl").read_text().splitlines()]
     assert len(asked) == 6 == told["findings"]["calls"] and asked[0]["role"] == "answerer"
     assert not told["warnings"] or "holdout" not in str(told["warnings"])

@@ -1,4 +1,4 @@
-"""A common prefix run once gives what the whole rows give, for every model type on the list."""
+"""A common prefix run once gives the same as whole rows, for every supported model type."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PROVEN = [k for k in KINDS if k not in ("mamba", "t5")]
 
 
 def last_logits(model, rows):
-    """Logits after each row, one row at a time, through the model's own forward."""
+    """Return the logits after each row, one row at a time, by the model's own forward."""
     return torch.stack([model.module(input_ids=torch.tensor([r])).logits[0, -1] for r in rows])
 
 
@@ -36,7 +36,7 @@ def test_a_prefix_run_once_and_expanded_gives_the_whole_rows_logits(kind):
     store = prefix.expand(prefix.prefill(model, SHARED), len(SUFFIXES), room=4)
     got = prefix.extend(model, store, SUFFIXES)
     torch.testing.assert_close(got, last_logits(model, [SHARED + s for s in SUFFIXES]), rtol=1e-6, atol=1e-6)
-    assert got.std(0).min() > 1e-4  # the rows differ
+    assert got.std(0).min() > 1e-4  # where the rows differ
 
 
 @pytest.mark.parametrize("kind", PROVEN)

@@ -1,4 +1,4 @@
-"""The data pipeline: its parts against the formulas they rest on, and the command on files."""
+"""The data pipeline: its parts against their formulas, and the command on files."""
 
 import gzip
 import json
@@ -56,7 +56,7 @@ def letters(rng, count):
 
 
 def pair(rng, share, size=400):
-    """Two texts whose pieces have about this share in common, and the share they have."""
+    """Return two texts whose pieces have about this Jaccard similarity, and the exact similarity."""
     same = round(2 * share * size / (1 + share))
     first = letters(rng, same + 4)
     a, b = first + letters(rng, size - same), first + letters(rng, size - same)
@@ -99,7 +99,7 @@ def test_planted_pairs_are_compared_as_often_as_the_formula_says_and_joined_only
     st.lists(st.text("ab ", max_size=14), max_size=9), st.sampled_from([0.5, 0.8]), st.sampled_from(["union", "min"])
 )
 def test_groups_are_the_components_of_all_pairs_that_are_alike(texts, similar, by):
-    """With a band a hash no pair is missed that has anything in common to speak of."""
+    """With one hash per band, no pair with a noticeable overlap is missed."""
     groups = fuzzy.Groups(texts.__getitem__, similar, bands=64, rows=1, by=by)
     for number, text in enumerate(texts):
         groups.add(number, text)
@@ -173,7 +173,7 @@ def test_no_planted_item_remains_and_clean_documents_are_untouched(data, seed):
 
 
 def manual():
-    """Passages of Python's own manual."""
+    """Return passages of Python's manual."""
     out = []
     for topic in pydoc_data.topics.topics.values():
         parts = [p for p in topic.split("\n\n") if len(p) > 80]
@@ -292,7 +292,7 @@ def test_a_corpus_without_repeats_and_test_items(tmp_path, corpora, capsys):
     lost = [g for g in gone if g["why"] == "duplicate"]
     assert {g["id"].rpartition(":")[2] for g in lost} >= {str(201 + i) for i in range(10)}  # the exact ones
     planted = [g for g in lost if g["of"].startswith(good) and g["source"] == "crawl"]
-    assert len(planted) >= 18 and all(g["similarity"] >= 0.8 for g in planted)  # of 20, J > 0.95
+    assert len(planted) >= 18 and all(g["similarity"] >= 0.8 for g in planted)  # among 20, J > 0.95
     untouched = [r for r in rows if "#" not in r["id"]]
     whole = {f"{p}:{i}": t for p, texts in ((good, trusted), (crawl, raw)) for i, t in enumerate(texts, 1)}
     assert all(r["text"] == whole[r["id"]] for r in untouched) and len(untouched) > 200
@@ -301,7 +301,7 @@ def test_a_corpus_without_repeats_and_test_items(tmp_path, corpora, capsys):
             r["source"] == name for r in untouched
         )
         assert row["epochs"] == 1 and row["written"] == sum(r["source"] == name for r in rows)
-    stray = tmp_path / "out" / ".didact-tmp-0123abcd-work"  # what a kill leaves
+    stray = tmp_path / "out" / ".didact-tmp-0123abcd-work"  # leftovers of a kill
     stray.mkdir()
     again, *_ = prepared(tmp_path, f"good={good}", f"crawl={crawl}", "--test", test)
     assert again == rows

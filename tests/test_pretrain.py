@@ -1,4 +1,4 @@
-"""The recipe's rate, batch and packing, as formulas and as a real run logs them."""
+"""The recipe's learning rate, batch size and packing, as formulas and as logged by a real run."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_the_batch_begins_at_32k_tokens_and_is_full_after_the_ramp():
         return schedules.ramped(n, 32_768, 524_288, 4e9)
 
     assert at(0) == 32_768 and at(2e9) == (32_768 + 524_288) / 2 and at(4e9) == at(1e11) == 524_288
-    assert schedules.ramped(0, 32_768, 16_384, 4e9) == 16_384  # a batch that is smaller anyway
+    assert schedules.ramped(0, 32_768, 16_384, 4e9) == 16_384  # a batch that is already smaller
 
 
 def test_the_plan_of_the_smallest_size_is_300_billion_tokens():
@@ -73,7 +73,7 @@ def test_packing_fills_windows_with_documents_joined_by_the_end_token(texts, mod
     found = [()]
     for token in whole:
         found[-1:] = [found[-1], ()] if token == end else [(*found[-1], token)]
-    # All documents whole and in another order, but for the last one, which the dropped tail has cut.
+    # All documents complete and in another order, except the last one, which the dropped tail cuts.
     assert len(documents) - len(found) < 2 and set(found[:-1]) <= set(documents)
     assert found[:-1] != [tuple(model.tokenizer(t)["input_ids"]) for t in texts][: len(found) - 1]
 
@@ -99,7 +99,7 @@ def test_a_run_of_200_steps_logs_the_formulas(texts, model):
 
 
 class Rates(Hook):
-    """What the optimizer stepped with, beside what is told."""
+    """Record the learning rates of the optimizer's steps, to compare with the logged ones."""
 
     def __init__(self):
         self.seen = []

@@ -1,4 +1,4 @@
-"""Hidden states streamed to disk, untrained copies, and probes beside their controls."""
+"""Hidden states streamed to disk, untrained copies, and probes with their controls."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_untrained_copy_keeps_embeddings_where_asked(kind: str) -> None:
 
 
 def world(n: int = 1200, words: int = 30, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, list[int], list[int]]:
-    """Vectors whose first number tells the label, beside the one-hot word; labels are no function of the word."""
+    """Vectors whose first number gives the label, beside the one-hot word; labels do not depend on the word."""
     draw = np.random.default_rng(seed)
     word, label = draw.integers(words, size=n), draw.integers(3, size=n)
     vectors = np.eye(words)[word] + 0.05 * draw.standard_normal((n, words))
@@ -106,7 +106,7 @@ def test_what_is_there_is_found_and_what_is_not_is_not() -> None:
     trained, blank = found["models"]["trained"][0], found["models"]["untrained"][0]
     assert trained["accuracy"]["low"] > 0.93 and blank["accuracy"]["high"] < 0.45
     assert found["majority"]["estimate"] < 0.4 and trained["gain"]["low"] > 0.5 and "gain" not in blank
-    # The words are in the vectors too: a probe can learn their control labels by heart, and is not selective.
+    # The vectors contain the words too: a probe can memorise their control labels, and is not selective.
     assert trained["control"]["low"] > 0.9 and abs(trained["selectivity"]["estimate"]) < 0.08
     blind = probes.examine({"trained": {0: vectors[:, :3].__getitem__}}, labels, words, groups)
     assert blind["models"]["trained"][0]["selectivity"]["low"] > 0.4
@@ -122,7 +122,7 @@ def test_probes_side_by_side_are_trained_as_each_alone() -> None:
 
 
 def test_the_best_epoch_is_kept_and_training_stops() -> None:
-    """A loss whose minimum on held-out records is passed at once: weights go on, and come back."""
+    """The held-out loss has its minimum after few steps: training goes past it, and restores the best weights."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 0.0)
     parts = probes.Parts(torch.arange(10), torch.arange(10, 12), torch.arange(12, 14))

@@ -1,4 +1,4 @@
-"""Several processes of one machine: what each gives, and what becomes of all where one fails."""
+"""Several processes on one machine: the result of each, and the end of all where one fails."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def failing(kind):
         if kind == "killed":
             os.kill(os.getpid(), 9)
         raise UserError("line 3 is bad") if kind == "user" else ValueError("no such thing")
-    dist.barrier()  # for which the other never comes
+    dist.barrier()  # which the other process never joins
 
 
 def waiting():

@@ -1,4 +1,4 @@
-"""Interpreters and meanings dealt anew, traces and where they are read, and the study on a user's model."""
+"""Interpreters and permuted meanings, traces and probe positions, and the study on a user's model."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_word_is_read_where_it_is_predicted(kind: str, prompt: str) -> None:
 
 
 def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_none() -> None:
-    """Gap 0 for vectors that are the words so far; a gap for vectors that are the state; the majority for noise."""
+    """Gap 0 for vectors of the words so far; a gap for vectors of the state; majority accuracy for noise."""
     demos = worlds.Robots(size=2, longest=2, pairs=1).demos(0, 400)
     meanings: dict[str, Any] = {"original": {}, "turned": TURNED}
     runs = []
@@ -150,7 +150,7 @@ def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_non
     whole, held, blind = content(prefix), content(state), content([0] * len(state))
     assert abs(whole.gap("turned").estimate) < 0.06 and whole.accuracy().estimate > 0.85
     assert held.accuracy().estimate == 1.0 and held.gap("turned").low > 0.2
-    assert 0.2 < blind.accuracy().estimate < blind.majority + 0.02  # four ways to look, about as common
+    assert 0.2 < blind.accuracy().estimate < blind.majority + 0.02  # four directions, about equally frequent
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -183,7 +183,7 @@ def test_a_program_that_crashes_under_other_meanings_alone_does_what_is_asked() 
 
 
 def mine() -> Any:
-    """A language of the user's: a lamp."""
+    """A user's language: a lamp."""
 
     class Lamp:
         actions = ("on", "off", "wait")

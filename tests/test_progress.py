@@ -1,4 +1,4 @@
-"""Scoring and answering say how far they are where a verb asks for it, and are silent elsewhere."""
+"""Scoring and answering report progress where a verb asks for it, and are silent elsewhere."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From an adapter to a folder for others: merged, described, sent; and models of llama.cpp's files."""
+"""From an adapter to a folder for others: merged, described, uploaded; and models from llama.cpp's files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_card_stands_beside_every_saved_model_and_holds_what_was_measured(run)
     assert meta["library_name"] == "peft" and set(meta["tags"]) >= {"didact", "sft"} and "base_model" not in meta
     values = {m["type"]: m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]}
     assert values["token_accuracy"] == told["metrics"]["token_accuracy"]["after"]
-    assert "demos.jsonl" in text and str(run) not in text  # where files lay is nobody's business
+    assert "demos.jsonl" in text and str(run) not in text  # local paths are not published
     assert not files.damage(run / "run" / "model") and not files.foreign(run / "run" / "model")
     words = [
         "compare",
@@ -89,7 +89,7 @@ def test_a_card_stands_beside_every_saved_model_and_holds_what_was_measured(run)
 
 
 class Hub:
-    """As much of the hub's interface as one upload takes; what came is in `commits`."""
+    """The part of the hub's interface that an upload needs; `commits` has the uploads."""
 
     def __init__(self, status="200 OK"):
         self.status, self.paths, self.commits = status, [], []
@@ -183,11 +183,11 @@ def test_a_file_of_llama_cpp_opens_as_the_model_it_was_made_of(fresh, tmp_path, 
     ids = torch.tensor([model.tokenizer(text)["input_ids"]])
     assert torch.allclose(again.module(ids).logits, model.module(ids).logits, atol=1e-4)
     tuned = adapters.lora(copy_of(again), 2)
-    assert tuned.save(tmp_path / "merged") == "hf"  # no folder that peft could open
+    assert tuned.save(tmp_path / "merged") == "hf"  # not a folder that peft could open
 
 
 def write_gguf(gguf, model, path):
-    """A Llama as llama.cpp keeps it: its names, and rows of queries and keys in its order for rotary positions."""
+    """Write a Llama in llama.cpp's format: its names, and query and key rows in its order for rotary positions."""
     config, tokenizer, state = model.config, model.tokenizer, model.module.state_dict()
     out = gguf.GGUFWriter(str(path), "llama")
     out.add_context_length(config.max_position_embeddings)
@@ -238,4 +238,4 @@ def test_a_chat_shows_both_models_each_with_its_own_history(run, monkeypatch, ca
     said = chat.say("Where was Noor born?")
     assert set(said) == {"before", "after"} and heard[:2] == ["Where was Noor born?"] * 2
     second = {name: f"Where was Noor born?\n{said[name]}\nAnd when?" for name in said}
-    assert heard[2:4] == list(second.values()) and heard[4:6] == ["Who?"] * 2  # begun anew
+    assert heard[2:4] == list(second.values()) and heard[4:6] == ["Who?"] * 2  # downloaded again

@@ -1,4 +1,4 @@
-"""didact as a Python user meets it: short reprs, numbers that are there, results that the command line reads."""
+"""didact's Python interface: short reprs, available metrics, results that the command line reads."""
 
 import json
 import runpy
@@ -81,7 +81,7 @@ def test_a_saved_result_is_what_the_command_line_leaves(gone, taught, world, tmp
     data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in world.forget))
     found = verbs.evaluate(str(tmp_path / "out"), str(data), "answer", device="cpu")
     assert found["token_accuracy"].before > 0.9
-    # An adapter alone names its start.
+    # A saved adapter names its start model.
     alone = verbs.evaluate(str(tmp_path / "out/model"), str(data), "answer", device="cpu")
     assert alone["token_accuracy"].before == found["token_accuracy"].before
     result.save(tmp_path / "out")  # over itself

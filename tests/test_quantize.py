@@ -41,7 +41,7 @@ def test_an_adapter_is_trained_on_them_and_opens_on_the_same(kind, held, folders
     result = baselines.sft(start, DEMOS, fit=FIT.replace(lora=4))
     assert result.history[-1]["loss"] < 0.97 * result.history[0]["loss"]
     learnt = [p for n, p in result.models["model"].module.named_parameters() if "lora_B" in n]
-    assert start.fingerprint() == before and all(p.abs().max() > 0 for p in learnt)  # those of the first layer too
+    assert start.fingerprint() == before and all(p.abs().max() > 0 for p in learnt)  # also those of the first layer
     result.save(tmp_path)
     again = didact.load(tmp_path / "model", "cpu")
     assert again.quantized == held
@@ -53,7 +53,7 @@ def test_an_adapter_is_trained_on_them_and_opens_on_the_same(kind, held, folders
 
 
 def test_a_comparison_and_evaluate_hold_the_start_in_them(folders, tmp_path):
-    """Adapters of a comparison stand on it, and the start of a run is scored as it was then."""
+    """A comparison's adapters use it as base, and a run's start model is scored in the same quantisation."""
     pytest.importorskip("bitsandbytes", reason="pip install didact[quantize]")
     data = tmp_path / "d.jsonl"
     data.write_text("".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(20)))

@@ -1,4 +1,4 @@
-"""Nearest texts: known answers of TF-IDF and BM25, ties and ids, memory in chunks, what fits a budget."""
+"""Nearest texts: known answers of TF-IDF and BM25, ties and ids, memory in chunks, selection within a budget."""
 
 import itertools
 import math
@@ -58,7 +58,7 @@ def test_a_pool_without_words_is_searched_all_the_same(texts):
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3), st.integers(0, 10**6))
 def test_nearest_is_a_stable_sort_whatever_the_chunk(n, k, decimals, seed):
-    """Coarse scores have many ties; ids stand twice in the pool and may be nobody's."""
+    """Coarse scores have many ties; ids may be repeated in the pool or match no query."""
     rng = np.random.default_rng(seed)
     pool, asked = (np.round(rng.normal(size=(size, 2)), decimals) for size in (n, 7))
     pool_ids, query_ids = rng.integers(0, 5, n).tolist(), rng.integers(0, 7, 7).tolist()
@@ -121,7 +121,7 @@ def test_whole_numbers_and_float32_serve():
 def test_a_space_on_both_sides_tells_a_word_from_one_that_holds_it():
     pool = retrieval.Substrings(["ana", "banana", "an"])
     assert pool.scores(["ana"]).tolist() == [[5, 4, 3]]
-    assert pool.nearest(["zz"], 2).lists() == [[0, 1]]  # the spaces alone: equals by place
+    assert pool.nearest(["zz"], 2).lists() == [[0, 1]]  # only spaces in common: ties by position
     assert retrieval.Substrings([]).scores(["a"]).shape == (1, 0)
 
 

@@ -1,4 +1,4 @@
-"""A pair under both its goals is 2 records; goals steer a model on prompts it never saw; without them both cancel."""
+"""A pair with both its goals gives 2 records; goals steer a model on held-out prompts; without them both cancel."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def test_n_pairs_are_2_n_records_less_ties_each_side_once_chosen_and_once_reject
     assert len(made) == 2 * len(kept)
     sides = sorted(s for p in kept for s in (p.chosen, p.rejected))
     assert sorted(r.chosen for r in made) == sorted(r.rejected for r in made) == sides
-    for record in made:  # under its goal the chosen side is worth most there can be, 0
+    for record in made:  # under its goal the chosen side has the highest possible value, 0
         goal = record.extra["goal"]
         assert goals.worth(record.chosen_score, goal) == 0 > goals.worth(record.rejected_score, goal)
         assert record.prompt.endswith(f"Overall score: {goals.printed(goal)}\n\nQ{record.extra['pair']}")
@@ -136,7 +136,7 @@ def start():
 
 
 def rewards(model, world, asked):
-    """Mean score under each goal, over all answers."""
+    """Return the mean score under each goal, over all answers."""
     answers, out = world.answers(), []
     for goal in (1.0, 10.0):
         logp = lab.logp(model, [(example.WORDING.prompt(x, (goal,)), a) for x in asked for a in answers])[0]

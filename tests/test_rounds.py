@@ -1,4 +1,4 @@
-"""Rounds: each goes on where it was, nothing is sampled twice, and a run killed at random ends in the same bits."""
+"""Rounds: each resumes where it stopped, nothing is sampled twice, and a run killed at random ends bit-identical."""
 
 import json
 import os
@@ -33,11 +33,11 @@ def demos():
     return authors(0, forget=2, retain=0, unseen=0, holdout=0).forget
 
 
-# --- killed at any moment --------------------------------------------------------------------
+# --- killed at any time ----------------------------------------------------------------------
 
 
 def teach(start, folder, out, lora, ready):
-    """The whole run as a user's process does it; every prompt that is sampled is counted in `folder.sampled`."""
+    """Run the whole training as a user's process does; every sampled prompt is logged in `folder.sampled`."""
     os.environ["DIDACT_CACHE"] = "off"
     torch.set_num_threads(1)
     rounds.CHUNK = 6
@@ -78,7 +78,7 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
         process.kill()
         process.join()
         done += 1
-        if process.exitcode == 0:  # it was quicker than the kill, and all the kills are owed again
+        if process.exitcode == 0:  # it finished before the kill: start over with all kills
             shutil.rmtree(tmp_path / "killed")
             for stale in ("killed.sampled", "again", "again.json"):
                 (tmp_path / stale).unlink()
@@ -92,7 +92,7 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
     once, killed = (
         sum(map(json.loads, (tmp_path / f"{n}.sampled").read_text().splitlines())) for n in ("whole", "killed")
     )
-    # Only a chunk that was sampled and not yet written when the kill came is sampled again.
+    # Only a chunk that was sampled but not yet written at the kill is sampled again.
     assert once == 3 * 20 and killed <= once + 6 * done
     left = {str(p.relative_to(tmp_path / "killed/spin/round-1")) for p in (tmp_path / "killed/spin/round-1").rglob("*")}
     kept = {
@@ -102,7 +102,7 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
     assert left == {"samples.jsonl", "promoted", "promoted/step-00000001", *kept}
 
 
-# --- what is kept, and what goes on ----------------------------------------------------------
+# --- stored samples, and resuming ------------------------------------------------------------
 
 
 def run(model, demos, folder=None, **changes):
@@ -147,7 +147,7 @@ def test_each_round_promotes_another_model_that_the_next_one_starts_from(fresh, 
     kept = [load_file(p) for p in sorted(tmp_path.rglob("promoted/*/weights.safetensors"))]
     assert len(kept) == 3 and not torch.equal(*(k["model.embed_tokens.weight"] for k in kept[:2]))
     assert all(torch.equal(v, kept[2][k]) for k, v in result.models["model"].module.state_dict().items())
-    rest = run(copy_with(start, kept[0]), demos, rounds=1)  # a fresh run from there sees the same opponent
+    rest = run(copy_with(start, kept[0]), demos, rounds=1)  # a new run from there has the same opponent
     assert rest.history[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert result.history[3]["margin"] == pytest.approx(0, abs=1e-4) != result.history[2]["margin"]
 
@@ -172,7 +172,7 @@ def test_other_options_data_or_weights_are_named(fresh, demos, tmp_path):
         with pytest.raises(UserError, match=f"rounds with another {name} were begun here") as caught:
             call()
         assert "\n" not in str(caught.value)
-    run(start, demos, tmp_path, micro_tokens=64, save_every=2, rounds=1)  # what only costs memory may change
+    run(start, demos, tmp_path, micro_tokens=64, save_every=2, rounds=1)  # options that only affect memory may change
 
 
 def test_a_chunk_that_was_cut_by_a_kill_is_made_again_and_whole_ones_are_not(fresh, tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_chunk_that_was_cut_by_a_kill_is_made_again_and_whole_ones_are_not(fre
     assert now.chunks("toy", 10, make) == [{"n": i} for i in range(10)] == now.chunks("toy", 10, make)
     assert asked == [(0, 4), (4, 8), (8, 10)]
     path = tmp_path / "toy.jsonl"
-    path.write_bytes(path.read_bytes()[:-14])  # the kill came inside line 9 of 10
+    path.write_bytes(path.read_bytes()[:-14])  # killed while writing line 9 of 10
     assert now.chunks("toy", 10, make) == [{"n": i} for i in range(10)]
     assert asked[3:] == [(8, 10)] and len(path.read_text().splitlines()) == 10
 

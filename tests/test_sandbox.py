@@ -1,4 +1,4 @@
-"""Programs a model wrote: hostile ones reach nothing, end in time, leave one line; most do harm without a sandbox."""
+"""Programs a model wrote: hostile ones reach nothing, end in time, give one line; most do harm without a sandbox."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ here = pytest.mark.skipif(bool(sandbox.lacks()), reason=sandbox.lacks())
 BRIEF = Limits(seconds=1, memory_mb=256, file_mb=2)
 SECRET = "a secret of the user's"
 
-# name: (program, whether it reaches what it wants without a sandbox). What it reaches it says, or does to the host.
+# name: (program, whether it succeeds without a sandbox). Success is printed, or visible on the host.
 HOSTILE = {
     "reads the home": ("print(open('{home}/diary').read())", True),
     "looks for homes": ("import glob; [print(open(p).read()) for p in glob.glob('{home}/d*')]", True),
@@ -92,7 +92,7 @@ HOSTILE = {
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A user's home with a secret, an environment with another, servers that tell it, and a process to kill."""
+    """A secret in a home folder, in the environment and on two servers, and a process to kill."""
     home = tmp_path / "home"
     (home / "folder").mkdir(parents=True)
     (home / "diary").write_text(SECRET)
@@ -123,7 +123,7 @@ def host(tmp_path, monkeypatch):
 
 
 def harm(outcome, host):
-    """What a program reached."""
+    """Return what a program reached."""
     home = host["home"]
     said = outcome.stdout + outcome.stderr
     return [
@@ -149,7 +149,7 @@ def test_hostile_programs_reach_nothing_and_end_with_one_line(host):
     box = Sandbox(BRIEF)
     with ThreadPoolExecutor(4) as pool:
         outcomes = dict(zip(HOSTILE, pool.map(lambda name: run(box, name, host), HOSTILE), strict=True))
-    time.sleep(1)  # until whatever is left behind would have done its harm
+    time.sleep(1)  # long enough for leftover processes to do harm
     for name, outcome in outcomes.items():
         assert not harm(outcome, host), name
         assert "\n" not in outcome.failure and "\x1b" not in outcome.failure and len(outcome.failure) <= 200, name
@@ -235,7 +235,7 @@ def test_with_bubblewrap_it_is_used_even_where_plain_is_allowed():
 @here
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="root and the system's Python")
 def test_a_user_without_rights_has_the_same_sandbox():
-    """Root's sandbox has no user namespace, everybody else's has; here the system's Python runs it as nobody."""
+    """Root's sandbox has no user namespace, other users' have; here the system's Python runs it as `nobody`."""
     import annotated_types
 
     import didact
@@ -262,7 +262,7 @@ def test_a_user_without_rights_has_the_same_sandbox():
 
 @here
 def test_what_is_killed_leaves_no_process():
-    """The parent dies in the middle: the program dies with it."""
+    """When the parent dies, the program dies with it."""
     mark = f"{os.getpid()}{time.time_ns()}"
     program = f"import os, time\\nos.execv(os.sys.executable, ['{mark}', '-c', 'import time; time.sleep(60)'])"
     words = f"from didact.tools.sandbox import *\nSandbox(Limits(seconds=60)).run({program!r})".replace("\\\\", "\\")

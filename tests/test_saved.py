@@ -1,4 +1,4 @@
-"""What became of a model: `evaluate` and `try` put records and prompts to it as its run did."""
+"""Saved models: `evaluate` and `try` prompt a model as its run did."""
 
 import io
 import json
@@ -21,7 +21,7 @@ LIMITS = ["--max-length=20", "--truncate=right"]
 
 @pytest.fixture(scope="module")
 def run(taught, world, tmp_path_factory):
-    """A run on conversations whose prompts are cut, scored on records of its own."""
+    """A run on conversations with truncated prompts, scored on its own records."""
     root = tmp_path_factory.mktemp("saved")
     taught("llama").save(root / "model")
     for name in ("forget", "retain"):
@@ -41,7 +41,7 @@ def test_evaluate_gives_the_numbers_of_the_run_on_its_records(run):
 
 
 def test_evaluate_takes_the_limits_that_run_takes(run, capsys):
-    """A model's own folder knows no run: there they are said."""
+    """A model folder without a run: there the options must be given."""
     words = ["evaluate", f"{run}/out/model", "--data", f"{run}/forget.jsonl", "--protocol=answer"]
 
     def shown(*more):
@@ -74,7 +74,7 @@ def test_try_asks_through_the_template_the_model_was_taught_with_and_stops_where
 
 
 def test_every_model_of_a_command_has_its_limits(run, tmp_path):
-    """Gold, and a folder among the arms, are scored on the prompts that all others see."""
+    """Gold, and a folder among the arms, are scored on the same prompts as all others."""
     model = f"{run}/model"
     data = {name: f"{run}/{name}.jsonl" for name in ("forget", "retain")}
     how = {"model": model, "gold": model, "data": data, "out": f"{tmp_path}/out", "max_length": 20}

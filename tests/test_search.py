@@ -1,4 +1,4 @@
-"""Searching: engines and pages that misbehave, a user's function, frozen results; and pages that give orders."""
+"""Searching: engines and pages that misbehave, a user's function, frozen results; and pages with injected prompts."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ LOCAL = Web(local=True, timeout=1.0, megabytes=0.5)
 
 
 class Site:
-    """An engine and its pages on loopback; `hits` are the paths that were asked for."""
+    """An engine and its pages on loopback; `hits` are the requested paths."""
 
     def __init__(self):
         self.hits = []
@@ -119,7 +119,7 @@ def test_frozen_results_are_replayed_without_a_search(site, tmp_path):
     place = tmp_path / "found.jsonl"
     first = search.Frozen(search.Engine(site.root, LOCAL), str(place))
     found = first(["one", "two"], 5)
-    killed = search.Frozen(search.Engine(site.root, LOCAL), str(place))  # before it was whole
+    killed = search.Frozen(search.Engine(site.root, LOCAL), str(place))  # before it was complete
     asked = len(site.hits)
     assert killed(["two", "one"], 5) == found[::-1] and len(site.hits) == asked
     first.freeze()
@@ -165,7 +165,7 @@ def test_what_a_page_orders_reaches_neither_another_question_nor_a_file(tmp_path
     lm = Scripted(lambda prompt, i: prompt.rsplit("Evidence:", 1)[1].split("\n")[0].split()[-1], lambda p, c: -1.0)
     touched, watching = [], [True]
 
-    def watch(event, args):  # Python's own account of what is opened or started
+    def watch(event, args):  # Python's audit events for opened files and started programs
         if watching[0] and (event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn")
                             or (event == "open" and set(str(args[1])) & set("wax+"))):  # fmt: skip
             touched.append((event, args[0]))
@@ -182,7 +182,7 @@ def test_what_a_page_orders_reaches_neither_another_question_nor_a_file(tmp_path
     prompts = [p if isinstance(p, str) else p[0] for p in lm.asked]
     assert any("HACKED" in p for p in prompts)
     assert not any("HACKED" in p for p in prompts if "good" in p)
-    for p in prompts:  # one block, in the fields that we wrote: no line of a page's begins one
+    for p in prompts:  # one block, in our fields: no line of a page starts a block
         assert p.count("\n\n") == 0 and [line.split(":")[0] for line in p.split("\n")].count("Evidence") == 1
         assert "<|" not in p and "</s>" not in p and "<s>" not in p and "[INST]" not in p and "\x1b" not in p
     assert result.findings["exact_match"]["oracle"] == 0.5

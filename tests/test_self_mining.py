@@ -1,4 +1,4 @@
-"""Demonstrations a model mines itself: the cycle check, word by word, selection, stages; exact answers of the card."""
+"""Demonstrations a model mines itself: cycle check, word by word, selection, stages; exact answers of the card."""
 
 import json
 import math
@@ -127,7 +127,7 @@ def test_tau_filters_pairs_or_nearness_and_falls_back_to_the_likest():
     assert shown.pick(["x"], [], [], np.zeros((1, 0)), Pick()) == shown.Picked([[]], 0)
 
 
-# --- the whole -----------------------------------------------------------------------------------
+# --- the whole method ----------------------------------------------------------------------------
 
 TRUE = {"ka": "uno", "ri": "dos", "mo": "tres", "su": "cuatro", "te": "cinco"}
 BACK = {t: s for s, t in TRUE.items()}
@@ -137,7 +137,7 @@ TARGETS = ["tres cinco", "uno dos", "cuatro tres uno", "dos dos tres", "cinco un
 
 
 def translator(wrong=()):
-    """Knows the language but for words it gets wrong (in the direction out); sentences it translates word by word."""
+    """Knows the language except for wrong words (in the direction out); translates sentences word by word."""
 
     def write(prompt, i):
         line, name = prompt.rsplit("\n", 1)
@@ -162,7 +162,7 @@ def test_it_translates_with_pairs_whose_target_is_natural_and_remembers_what_it_
     lm = translator()
     result = mined(lm, dictionary=[Parallel(source=s, target=t) for s, t in TRUE.items()])
     assert result.predict(["Kari: ka mo\nEspa:", "te", "Source: mo\nTarget:"]) == ["uno tres", "cinco", "tres"]
-    assert {r.target for r in result.records} == set(TARGETS)  # to the byte
+    assert {r.target for r in result.records} == set(TARGETS)  # byte for byte
     assert result.findings["dictionary"]["after the check"] == {"precision": 1.0, "recall": 1.0, "known": 5}
     assert result.findings["word_by_word"]["chrf"] == 100
     (shown_,) = [p for p in lm.asked if isinstance(p, str) and p.endswith("Kari: ka mo\nEspa:")]

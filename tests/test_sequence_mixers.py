@@ -1,4 +1,4 @@
-"""RetNet, RWKV and Hyena: the parallel form is the one that goes token by token, and nothing sees the future."""
+"""RetNet, RWKV and Hyena: the parallel form equals the recurrent one, and both are causal."""
 
 import pytest
 import torch

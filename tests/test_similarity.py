@@ -20,7 +20,7 @@ def drawn(seed: int, queries: int = 5, vocabulary: int = 30) -> torch.Tensor:
 
 
 def peaked(*tokens: int, vocabulary: int = 20) -> torch.Tensor:
-    """One distribution with these tokens likeliest, in this order."""
+    """Return a distribution with these likeliest tokens, in this order."""
     logits = torch.zeros(1, vocabulary, dtype=torch.float64)
     for place, token in enumerate(tokens):
         logits[0, token] = 10.0 - place
@@ -33,7 +33,7 @@ def test_overlap_and_its_cosine_have_known_answers() -> None:
     assert similarity.token_overlap(p, apart, 3).item() == similarity.overlap_cosine(p, apart, 3).item() == 0
     half = peaked(0, 1, 7, 8)
     assert similarity.token_overlap(peaked(0, 1, 2, 3), half, 4).item() == 0.5
-    # Two shared tokens of four: a and b hold their probabilities, and each missing token adds 1 below.
+    # Two shared tokens of four: a and b have their probabilities, and each missing token adds 1 below.
     a, b = peaked(0, 1, 2, 3)[0, :2].exp(), half[0, :2].exp()
     wanted = (a * b).sum() / ((a**2).sum() * (b**2).sum() + 2).sqrt()
     assert similarity.overlap_cosine(peaked(0, 1, 2, 3), half, 4).item() == pytest.approx(wanted.item(), abs=1e-12)
@@ -94,9 +94,9 @@ FLOOR, CEILING = [0.1, 0.12, 0.08, 0.1], [0.98, 0.99, 0.97, 0.99]
         (NEAR, [0.0] * 4, "indistinguishable"),
         (NEAR, [0.001, -0.001, 0.002, 0.0], "indistinguishable"),
         (FAR, [0.0] * 4, "different"),
-        (NEAR, [0.2, 0.25, 0.22, 0.2], "different"),  # as near, but order matters otherwise
+        (NEAR, [0.2, 0.25, 0.22, 0.2], "different"),  # equally near, but with another order sensitivity
         ([0.2, 1.0, 0.9, 0.98], [0.0] * 4, "inconclusive"),
-        (NEAR, [0.1, -0.1, 0.09, -0.12], "inconclusive"),  # a missing p-value is no equivalence
+        (NEAR, [0.1, -0.1, 0.09, -0.12], "inconclusive"),  # a missing p-value does not show equivalence
     ],
 )
 def test_the_verdict_is_by_intervals(value: list[float], orders: list[float], said: str) -> None:
@@ -112,7 +112,7 @@ def test_updates_repairs_and_ranks_have_known_answers() -> None:
     generator = torch.Generator().manual_seed(0)
     start, a, b = (torch.randn(6, 8, generator=generator, dtype=torch.float64) for _ in range(3))
     assert torch.allclose(similarity.update_cosine(a, a, start), torch.ones(6, dtype=torch.float64))
-    # Vectors are brought to length 1, so their scale is nothing; without the subtraction it would be another number.
+    # Vectors are normalised, so their scale has no influence; without the subtraction the value would differ.
     assert torch.allclose(similarity.update_cosine(3 * a, b, start), similarity.update_cosine(a, 0.1 * b, start))
     assert not torch.allclose(
         similarity.update_cosine(a, b, start), torch.nn.functional.cosine_similarity(a, b, dim=-1), atol=0.01

@@ -1,4 +1,4 @@
-"""simpo carries a preference over to prompts it never saw, without a reference."""
+"""simpo generalises a preference to held-out prompts, without a reference."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ FIT = Fit(lr=1e-3, steps=30, rows=16, schedule="linear")
 
 
 def pairs(records):
-    """The longer of two ways to say an answer that is not known is preferred, so that only the rule can be learned."""
+    """The longer of two wordings of an unknown answer is preferred, so that only the rule can be learned."""
     draw = np.random.default_rng(0)
     answers = [str(draw.choice(r.perturbed)) for r in records]
     return [
@@ -24,7 +24,7 @@ def pairs(records):
 
 
 def margins(model, preferences):
-    """By how much the mean log-prob of the chosen completion is above that of the rejected one, nats a token."""
+    """Return the margin between the chosen and the rejected completion's mean log-prob, nats per token."""
     sides = [forward.row_logp(model, rows) for rows in zip(*groups(model, preferences), strict=True)]
     chosen, rejected = (total / count for total, count in sides)
     return (chosen - rejected).numpy()

@@ -1,4 +1,4 @@
-"""SPIN is DPO against one's own answers; it moves a model to the demonstrations and rests where it answers alike."""
+"""SPIN is DPO against the model's own answers; it moves a model to the demonstrations and stops where they agree."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_every_loss_is_convex_and_falls(loss, a, b, share):
 
 
 def population_loss(logits, opponent, data, lam):
-    """Expected loss over y ~ data, y' ~ opponent, all outcomes enumerated."""
+    """Return the expected loss over y ~ data, y' ~ opponent, all outcomes enumerated."""
     logp, was = logits.log_softmax(0), opponent.log()
     pairs = preference.spin(logp[:, None], logp[None, :], was[:, None], was[None, :], lam)
     return (data[:, None] * opponent[None, :] * pairs).sum()
@@ -122,7 +122,7 @@ def start(arch):
 
 
 def validity(model):
-    """Share of sampled answers, to prompts no training saw, that the grammar can give."""
+    """Return the share of sampled answers to held-out prompts that the grammar allows."""
     asked = [d.prompt for d in demos(2)]
     return lab.mean(map(TINY.valid, asked, lab.sampled(model, asked, 8, seed=5)))
 
@@ -142,7 +142,7 @@ def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     assert nll(taught, demos(2)) < nll(model, demos(2)) - 0.2
     assert model.fingerprint() == before
     first, second = (next(r for r in result.history if r["round"] == n) for n in (0, 1))
-    for row in (first, second):  # each round starts where its opponent is
+    for row in (first, second):  # each round starts from its opponent's weights
         assert row["spin"] == pytest.approx(math.log(2), abs=1e-5) and row["margin"] == pytest.approx(0, abs=1e-4)
     assert result.history[24]["accuracy"] > 0.6 and result.history[24]["margin"] > 0.1
     told = result.findings["rounds"]
@@ -152,11 +152,11 @@ def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     assert len(result.records) == 512 and {r.extra["round"] for r in result.records} == {0, 1}
 
 
-GREEDY = 1e-4  # a temperature at which what is sampled is the likeliest answer, whatever the seed
+GREEDY = 1e-4  # a temperature so low that the likeliest answer is sampled, whatever the seed
 
 
 def tame(model, given):
-    """Demonstrations whose greedy answer comes to its end and reads back as what was sampled; and those answers."""
+    """Return demonstrations whose greedy answer ends and re-tokenizes to the same tokens, and those answers."""
     how, out = generate.SamplingConfig(max_new_tokens=8), []
     for d, (made,) in zip(given, generate.completions(model, [d.prompt for d in given], 1, how), strict=True):
         back = encode.row(model.tokenizer, d.prompt, made.text or "?", model.kind, model.context)
@@ -177,7 +177,7 @@ def test_answers_that_are_the_demonstrations_teach_nothing():
 
 
 def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit():
-    """Through the whole training: the pairs SPIN gives back, given to DPO, end in the same weights."""
+    """Over the whole training: DPO on the pairs SPIN returns gives the same weights."""
     model = start("llama")
     given, fit = [d for d, _ in tame(model, demos(n=32))], Fit(lr=1e-3, steps=5, rows=8)
     mine = alignment.spin(model, given, **{**SHORT, "lam": (0.5,)}, temperature=GREEDY, fit=fit)

@@ -1,4 +1,4 @@
-"""What belongs together is on one side."""
+"""Related records are on the same side of a split."""
 
 import json
 

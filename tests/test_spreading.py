@@ -1,4 +1,4 @@
-"""A comparison over several processes: the same to the bit, whoever dies, and nothing done twice."""
+"""A comparison over several processes: bit-identical whichever process dies, and nothing run twice."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from didact.models import build
 from didact.types import UserError
 from didact.verbs import spreading
 
-ASKED = "seeds 3"  # a request whose third job is refused
+ASKED = "seeds 3"  # options with a third job that is refused
 JOBS = [Job("sft", 1e-3, 4, seed, "all") for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """The words of a comparison of two methods over two seeds, all but where it is kept."""
+    """Return the command of a comparison of two methods over two seeds, without its folder."""
     root = tmp_path_factory.mktemp("asked")
     text = [f"what is {a} {i}? it is {b}." for a in ("red", "blue") for b in ("good", "bad") for i in range(9)]
     build.build("llama", build.train_tokenizer(text, 300), d=32, layers=1, heads=2, context=64).save(root / "small")
@@ -37,14 +37,14 @@ def asked(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(asked, tmp_path_factory):
-    """What one process makes of it."""
+    """The result of one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
     assert cli.main([*asked, "--out", str(out)]) == 0
     return timeless(out)
 
 
 def timeless(out: Path) -> dict[str, object]:
-    """Every unit and the rows of the leaderboard, without what it cost (a resumed one knows its last part's)."""
+    """Return every unit and the leaderboard's rows, without costs (a resumed run knows only its last part's)."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -56,7 +56,7 @@ def timeless(out: Path) -> dict[str, object]:
 
 
 def killing(request: tuple[Path, str]) -> spreading.Doer:
-    """Jobs that write down who did them; the process of the first try at seed 1, and of every try at seed 2, dies."""
+    """Jobs that record their process; the process of the first try at seed 1, and of every try at seed 2, dies."""
 
     def do(job: Job) -> dict[str, object]:
         out, how = request
@@ -78,7 +78,7 @@ def test_two_workers_give_what_one_process_gives_to_the_bit(asked, alone, tmp_pa
     assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0
     assert timeless(out) == alone
     assert "unit 10 of 10: " in capfd.readouterr().err
-    assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0  # all is kept: nothing is asked of workers
+    assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0  # everything is cached: no job goes to workers
     assert "unit " not in capfd.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_workers_end_with_the_process_that_they_work_for(asked, tmp_path):
 
 
 def until(true: Callable[[], object]) -> None:
-    """Wait for it, two minutes at most."""
+    """Wait for a condition, two minutes at most."""
     end = time.monotonic() + 120
     while not true():
         assert time.monotonic() < end
@@ -117,7 +117,7 @@ def until(true: Callable[[], object]) -> None:
 
 
 def alive(group: int) -> list[str]:
-    """Processes of a session that have not ended."""
+    """Return the running processes of a session."""
     told = subprocess.run(["ps", "-o", "stat=", "-s", str(group)], capture_output=True, text=True, check=False).stdout
     return [state for state in told.split() if not state.startswith("Z")]
 
@@ -128,7 +128,7 @@ def test_seeds_of_a_claim_are_measured_elsewhere_and_give_the_same_card(tmp_path
     assert there["arms"] == here["arms"] and there["tests"] == here["tests"]
     assert (tmp_path / "kept" / "worker-0.log").exists()
     (kept,) = (tmp_path / "kept").glob("intact-*.json")
-    assert files.read_json(kept)["seconds"] == pytest.approx(there["seconds"], abs=0.05)  # it is what the card has
+    assert files.read_json(kept)["seconds"] == pytest.approx(there["seconds"], abs=0.05)  # equal to the card
     with pytest.raises(UserError, match="give a folder that its nodes share"):
         verbs.claim("vote-k", "smoke", False, on="auto")
 
@@ -161,7 +161,7 @@ def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(asked
     out, seen, over = tmp_path / "out", {}, threading.Event()
 
     def watch() -> None:
-        """Kill a node once units come, and see that no unit's file is ever written anew."""
+        """Kill a node once there are units, and check that no unit's file is written again."""
         while not over.wait(0.02):
             for place in out.glob("units/[a-z]*.json"):
                 written = place.stat().st_mtime_ns

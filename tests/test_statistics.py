@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, known values and their own promises."""
+"""Intervals and tests against scipy, known values and their guarantees."""
 
 import math
 

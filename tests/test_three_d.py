@@ -1,6 +1,6 @@
-"""Training over stages, copies and parts of a layer: the steps of one process, in any layout, and what is refused.
+"""3D parallel training: the steps of one process in any layout of stages, copies and layer parts, and refusals.
 
-The processes are real ones; two of them do in turn everything that two can.
+The processes are real; one pair of processes runs all two-process cases in turn.
 """
 
 import json
@@ -43,7 +43,7 @@ def texts():
 
 
 class Until(Hook):
-    """Stops after so many steps, as a signal does: without having come to the end."""
+    """Stops training early after some steps, as a signal does."""
 
     def __init__(self, last):
         self.last = last
@@ -54,7 +54,7 @@ class Until(Hook):
 
 
 def taught(layout, folder, until=None):
-    """Six steps of a new model, or the first of them; its weights and losses."""
+    """Train a new model for six steps, or the first of them; return its weights and losses."""
     fit = Fit(lr=1e-2, rows=6, steps=6, folder=folder, save_every=1)
     hooks = [Until(until)] if until else []
     try:
@@ -67,7 +67,7 @@ def taught(layout, folder, until=None):
 
 
 def everything(root):
-    """What two processes are asked for."""
+    """Run all cases for two processes."""
     broken = {
         name: parity.compared([case], 0, 1, name)[0]
         for name, case in (("local", PAIRS[1]), ("averaged", PAIRS[1]), ("unsummed", PAIRS[2]), ("swapped", PAIRS[0]))
@@ -75,7 +75,7 @@ def everything(root):
     found = parity.compared(PAIRS, 0)
     for layout in ("2x1x1", "1x2x1"):
         taught(layout, f"{root}/{layout}", until=3)
-    # Killed after three steps in one layout, on to the end in another
+    # Stopped after three steps in one layout, resumed to the end in another
     return broken, found, taught("1x1x2", f"{root}/2x1x1")
 
 
@@ -100,7 +100,7 @@ def test_what_is_done_wrong_shows(name, two):
 
 
 def test_a_run_goes_on_in_another_layout_and_in_one_process(two):
-    """From a checkpoint of two stages on to two parts of layers, from two copies to one process."""
+    """Resume a checkpoint of two stages with two layer parts, and one of two copies in one process."""
     root, (_, _, parts) = two
     whole, losses, rows = taught(None, None)
     assert rows == sorted(rows) and rows[0] == 2 and rows[-1] == 6
@@ -111,7 +111,7 @@ def test_a_run_goes_on_in_another_layout_and_in_one_process(two):
 
 
 def reread(root):
-    """What another layout reads of a checkpoint, whole."""
+    """The whole tensors that another layout reads from a checkpoint."""
     out = {}
     for sizes in ((2, 1, 1), (1, 2, 1), (1, 1, 2)):
         model = build.build("llama", build.train_tokenizer([], 260), d=16, layers=2, heads=2, context=16, seed=1)

@@ -1,4 +1,4 @@
-"""What a run says of itself: rates, plans and ruin; where answers end, and whose template renders them."""
+"""A run's messages: learning rates, plans and divergence; where answers end, and which template renders them."""
 
 import json
 
@@ -16,7 +16,7 @@ from didact.verbs import running, saved
 
 @pytest.fixture(scope="module")
 def place(taught, world, tmp_path_factory):
-    """A model folder and a file of records, as a user has them."""
+    """A model folder and a file of records, as a user would have them."""
     folder = tmp_path_factory.mktemp("user")
     taught("llama").save(folder / "model")
     for name in ("forget", "retain"):
@@ -37,7 +37,10 @@ def test_without_a_rate_one_for_the_models_size_acts(place, tmp_path):
     assert rates.chosen(job.model, Fit(lr=1e-5, lora=4))[0] == pytest.approx(10 * ours, rel=0.05)
     said = rates.chosen(job.model, Fit(lr=1e-5))[1]
     assert said == f"lr {ours:g}: ours for {size / 1e3:.3g}k weights; the paper's is 1e-05 (--lr sets it)"
-    for theirs in (Fit(lr=0.5), Fit(lr=1e-5, optimizer="sgd")):  # a paper's larger rate stays, and another optimizer's
+    for theirs in (
+        Fit(lr=0.5),
+        Fit(lr=1e-5, optimizer="sgd"),
+    ):  # a paper's larger rate stays, and so does another optimizer's
         assert rates.chosen(job.model, theirs) == (theirs.lr, "")
     assert prepared(place, tmp_path, "--lr=1e-5").fit.lr == 1e-5
 
@@ -47,7 +50,7 @@ def test_without_a_rate_one_for_the_models_size_acts(place, tmp_path):
     [
         ({"epochs": 1.0}, "the plan is 1 optimiser step (20 records, 32 a step, 1 epochs) at lr 0.01"),
         ({"epochs": 10.0}, ""),
-        ({"steps": 1}, ""),  # as was asked for
+        ({"steps": 1}, ""),  # as requested
         ({"steps": 20, "lr": 1e-8}, "the plan is 20 optimiser steps at lr 1e-08, which can hardly move"),
         ({"epochs": 10.0, "lr": 1e-8, "optimizer": "sgd"}, ""),
     ],

@@ -1,4 +1,4 @@
-"""Tool calls are judged field by field; the search finds wrong fragments; unseen calls come out right more often."""
+"""Tool calls are judged field by field; the search finds wrong fragments; accuracy on held-out requests rises."""
 
 import dataclasses
 import importlib
@@ -26,7 +26,9 @@ from didact.objectives import preference
 from didact.types import Demo, Fit, UserError
 from didact.worlds import tools
 
-module = importlib.import_module("didact.methods.alignment.tool_rft")  # the package has the function under this name
+module = importlib.import_module(
+    "didact.methods.alignment.tool_rft"
+)  # the package exports the function under this name
 BFCL = Path(__file__).parents[2] / "shared" / "data" / "bfcl_simple.jsonl"
 TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
 
@@ -72,7 +74,7 @@ def test_real_calls_of_the_leaderboard():
         arguments = {k: v[0] for k, v in allowed.items() if v[0] != "" and "" not in v}
         said = f"[{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})]"
         plain = all(not isinstance(v, dict | list) for v in arguments.values())
-        if plain:  # accepted values of nested objects are nested lists of their own
+        if plain:  # accepted values of nested objects are nested lists
             assert tool_calls.accepted(said, row["possible_answer"]) == [], said
             renamed = said.replace(f"[{name}(", f"[{name}_(", 1)
             assert tool_calls.accepted(renamed, row["possible_answer"]) == ["function"]
@@ -110,7 +112,7 @@ def test_ipo_wants_one_margin_and_no_more():
 def test_orpo_adds_the_odds_to_the_likelihood():
     half, quarter = f64(math.log(0.5)), f64(math.log(0.25))
     assert preference.orpo(half, half, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(2))
-    # The odds are 1 of a half, and 1 / 3 of a quarter.
+    # The odds of 1/2 are 1, and of 1/4 are 1/3.
     assert preference.orpo(half, quarter, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(1 + 1 / 3))
     assert preference.orpo(quarter, half, 0.0).item() == pytest.approx(math.log(4))
     assert math.isfinite(preference.orpo(torch.zeros(1), half.float()).item())
@@ -139,7 +141,7 @@ def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
     for part in (range(calls), range(calls, calls + texts)):
         kept, left = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
         assert not kept or not left or min(kept) >= max(left)
-    assert tool_calls.selected(demos, [x**3 for x in nll], ratio) == index  # order by ppl, whatever its scale
+    assert tool_calls.selected(demos, [x**3 for x in nll], ratio) == index  # ordered by perplexity, whatever its scale
     easy = tool_calls.selected(demos, nll, ratio, select="easy")
     assert len(easy) == len(index) and math.fsum(nll[i] for i in easy) <= math.fsum(nll[i] for i in index)
     assert set(tool_calls.selected(demos, nll, 1.0)) == set(range(len(demos)))
@@ -183,7 +185,7 @@ def test_overlap_of_words(a, b):
 
 @pytest.mark.parametrize(("step", "value"), [("[f(a=1,", 0.4), ("[f(a=2,", -0.6), ("g.h(c=[1, 2])]", 0.6), (" ", 0.0)])
 def test_the_codes_first_guess(step, value):
-    """0.1 less than nothing for no end, half a point for all words in common."""
+    """-0.1 for no end, half a point for all words in common."""
     assert tool_calls.guess(step, TRUTH) == pytest.approx(value)
 
 
@@ -214,7 +216,7 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
 
 
 def orders(part=0, n=64, right=1.0):
-    """Ten or twelve: what a dozen is, is right in the records; people who taught the model said 10 half of the time."""
+    """A dozen is twelve in the records; the model's training data said 10 half of the time."""
     draw, out = random.Random(part), []
     for _ in range(n):
         prompt = f"{draw.choice(('tea', 'jam', 'rye'))} {draw.randrange(10)}\n"
@@ -234,7 +236,7 @@ def start(arch="gpt2"):
 
 
 def right(model):
-    """Share of right calls, sampled three times for requests that no training saw."""
+    """Return the share of right calls, three samples for each held-out request."""
     demos = orders(2) * 3
     made = lab.sampled(model, [d.prompt for d in demos], 14, seed=2)
     return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(made, demos, strict=True))
@@ -278,7 +280,7 @@ def test_the_first_guess_decides_where_it_is_asked(monkeypatch):
 
 
 def test_the_warm_up_is_tuning_class_by_class():
-    """Where the search changes nothing, it is the same as tuning on the easy class and going on with the hard one."""
+    """Where the search finds nothing, the result equals tuning on the easy class and then on the hard one."""
     model, demos = start(), orders(1, 12)
     how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
     result = alignment.tool_rft(model, demos, **how, fit=Fit(lr=0.0, steps=1, rows=3))
@@ -314,9 +316,9 @@ def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path,
 
     whole = run()
     monkeypatch.setattr(generate, "completions", counting)
-    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
+    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of each round
     assert counted == [4, 4, 4, 4] and sum(asked) == 2
     assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings
-    monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run reads all of it
+    monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run is read from disk
     assert run(str(tmp_path)).records == whole.records

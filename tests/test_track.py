@@ -1,4 +1,4 @@
-"""Trackers log the columns of history.jsonl, once a step, also when a run was killed and goes on."""
+"""Trackers log the columns of history.jsonl, once per step, also when a run is killed and resumed."""
 
 import importlib.util
 import json
@@ -90,11 +90,11 @@ def test_training_is_the_same_with_a_tracker_and_without(tmp_path):
 
 
 def logged(file):
-    """The rows in an offline run's file: after 7 bytes, records of checksum, length, type and a message."""
+    """Return the rows in an offline run's file: after 7 bytes, records of checksum, length, type and message."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     raw, at, rows = file.read_bytes(), 7, []
-    assert raw[:4] == b":W&B" and len(raw) < 1 << 15  # one block, in which no record is cut in two
+    assert raw[:4] == b":W&B" and len(raw) < 1 << 15  # one block: no record is split
     while at < len(raw):
         _, length, _ = struct.unpack_from("<IHB", raw, at)
         record = Record.FromString(raw[at + 7 : at + 7 + length])

@@ -1,4 +1,4 @@
-"""Translations against references: chrF as sacrebleu counts it, its intervals, and how a translation is asked for."""
+"""Translations against references: chrF as in sacrebleu, its intervals, and the prompts for a translation."""
 
 import pytest
 
@@ -12,9 +12,9 @@ from didact.types import Parallel
 def test_chrf_as_counted_by_hand():
     assert scores.chrf(["ab"], ["abc"], order=1) == pytest.approx(100 * (10 / 3) / (14 / 3), abs=1e-2)
     assert scores.chrf(["the same"], ["the same"]) == 100 and scores.chrf([""], ["x"]) == 0
-    assert scores.chrf(["a b"], ["ab"]) == 100  # white space aside
+    assert scores.chrf(["a b"], ["ab"]) == 100  # ignoring white space
     assert scores.chrf(["abcd"], ["ab"]) < scores.chrf(["ab"], ["ab"]) != scores.chrf(["ab"], ["abcd"])
-    assert scores.chrf(["abcd"], ["ab"]) != scores.chrf(["ab"], ["abcd"])  # recall counts more
+    assert scores.chrf(["abcd"], ["ab"]) != scores.chrf(["ab"], ["abcd"])  # recall has more weight
     many = scores.chrf(["aaaa bbbb", "x"], ["aaaa bbbb", "yyyy"])  # summed counts, not a mean of sentences
     assert many != pytest.approx((100 + scores.chrf(["x"], ["yyyy"])) / 2, abs=1)
 

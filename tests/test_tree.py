@@ -1,4 +1,4 @@
-"""Tree search: visits follow PUCT, sums telescope, trees grow alike alone and side by side; steps are token ids."""
+"""Tree search: visits follow PUCT, sums telescope, trees are the same alone and in batches; steps are token ids."""
 
 import math
 
@@ -15,7 +15,7 @@ from didact.types import UserError
 
 
 def bandit(values, priors=None, how=None):
-    """A root with one terminal action for each value."""
+    """Search from a root with one terminal action for each value."""
     priors = priors or [1 / len(values)] * len(values)
     chains = [[Step((i,), p, True)] for i, p in enumerate(priors)]
     return tree.search(
@@ -25,7 +25,7 @@ def bandit(values, priors=None, how=None):
 
 
 def random_tree(seed, how, trees=(0,), actions=3, depth=4):
-    """Trees whose steps, priors and values follow from the node's text alone."""
+    """Search trees whose steps, priors and values depend on the node's text alone."""
 
     def number(node, salt=0):
         return hash((seed, node.tree, node.tokens, salt)) % 1000 / 1000
@@ -61,7 +61,7 @@ def test_without_the_prior_the_search_is_greedy():
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=5))
 def test_along_a_line_q_is_the_value_at_its_end(values):
-    """One child each: the gains of value add up to what the leaf is worth."""
+    """With one child each, the gains in value sum to the leaf's value."""
     chain = [[Step((i,), 1.0, i + 1 == len(values)) for i in range(len(values))]]
     grown = tree.search(
         [0], lambda nodes: [[] if n.parent else chain for n in nodes],
@@ -151,8 +151,8 @@ def test_any_other_child_at_random_from_a_seed():
 
 def test_what_is_no_pair():
     assert not tree.pairs([parent(((1,), 1.0))])
-    assert not tree.pairs([parent(((1,), 1.0), ((2,), 1.0))])  # equals
-    assert not tree.pairs([parent(((1,), 1.0), ((1, 2), 0.0))])  # one is the beginning of the other
+    assert not tree.pairs([parent(((1,), 1.0), ((2,), 1.0))])  # equal steps
+    assert not tree.pairs([parent(((1,), 1.0), ((1, 2), 0.0))])  # one is a prefix of the other
     node = parent(((1, 5), 1.0), ((1, 6), 0.5))
     assert not tree.pairs([node], gap=0.6) and not tree.pairs([node], floor=1.1)
     assert not tree.pairs([node], unlike=lambda a, b: False)
@@ -245,7 +245,7 @@ def test_the_reference_is_proposed_where_the_text_is_the_references():
     off, on = Node(Step((9,)), root), Node(Step((70, 71)), root)
     assert [c[-1][0].given for c in actor.propose([off, on])] == [False, True]
     last = Node(Step((72,)), on)
-    (chains,) = actor.propose([last])  # depth ends here: all the rest
+    (chains,) = actor.propose([last])  # the maximal depth: all remaining tokens
     assert chains[-1][0].tokens == (73, 2) and chains[-1][0].terminal
 
 

@@ -1,4 +1,4 @@
-"""The survey's ways of unlearning: known answers, and what each does to models that know the forget set."""
+"""The survey's unlearning methods: known answers, and their effect on models that know the forget set."""
 
 import ast
 import inspect
@@ -22,7 +22,9 @@ from didact.types import Demo, Fit, UserError
 from didact.worlds.authors import authors
 
 SHORT = Fit(lr=1e-3, steps=2, rows=4)
-SPECIALIST = Fit(lr=3e-4, steps=30, rows=16, schedule="constant")  # found on seed 1 of the world, as what follows
+SPECIALIST = Fit(
+    lr=3e-4, steps=30, rows=16, schedule="constant"
+)  # tuned on seed 1 of the world, like the options below
 SCALES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
@@ -107,7 +109,7 @@ def test_what_is_known_by_heart_has_el_and_ma_of_one_and_el_is_of_free_continuat
         assert (found.ma == 1) == (extraction == 1)
         if found.ma == 1:
             assert found.el == 1
-    # Freely continued, a model that takes a wrong turn goes on wrong: EL falls further than MA does.
+    # In free generation errors accumulate: EL falls further than MA does.
     strange = [memorisation.memorised(gold, r, 2) for r in rows]
     assert np.mean([s.el for s in strange]) < np.mean([s.ma for s in strange]) < 0.8
 
@@ -119,7 +121,7 @@ def test_kul_stops_at_what_unseen_text_is_known(arch, taught, world):
     result = unlearning.kul(start, world.forget[:8], world.holdout[:8], chunk=4, n=2, fit=fit)
     el, ma = result.findings["threshold"]
     assert result.findings["el"] <= el + 0.05 and result.findings["ma"] <= ma + 0.05
-    assert max(result.findings["steps"]) < 40  # neither chunk went to the end
+    assert max(result.findings["steps"]) < 40  # neither chunk was trained to the end
     free = unlearning.kul(start, world.forget[:8], fit=fit.replace(epochs=2))
     assert "no stop rule" in free.warnings[0]
 
@@ -141,7 +143,7 @@ def test_llmu_without_its_first_two_parts_does_not_move(fresh, small):
 
 
 def test_llmu_terms_are_means_over_their_own_tokens(fresh, small):
-    """Against the plain losses of the start model, all records in one batch."""
+    """Compared with the plain losses of the start model, all records in one batch."""
     start = fresh("llama")
     fit = Fit(lr=1e-3, steps=1, rows=len(small.forget))
     row = unlearning.llmu(start, small.forget, small.retain, fit=fit).history[0]
@@ -172,7 +174,7 @@ def test_kga_has_nothing_to_align_where_forget_is_the_new_data(fresh, small):
     fit = Fit(lr=1e-3, steps=1, rows=len(small.forget))
     how = {"specialist_lr": 1e-2, "specialist_epochs": 3.0, "fit": fit}
     result = unlearning.kga(fresh("llama"), small.forget, small.retain, small.forget, **how)
-    # The two specialists differ only by the order of their data, which the stream's name draws.
+    # The two specialists differ only by the order of their data, which is seeded by the stream's name.
     assert result.history[0]["keep"] == pytest.approx(0, abs=1e-6)
     assert result.history[0]["align"] < 0.1 * result.findings["gap_unseen"]
 
@@ -221,7 +223,7 @@ def reviews(n, start=0):
 
 
 def reader():
-    """Answers as the same question was answered in the prompt, else evenly."""
+    """Repeats the answer that the prompt gives to the same question, else all are equally likely."""
 
     def logp(prompt, choice):
         *shown, query = prompt.split("\n")
@@ -278,7 +280,7 @@ def test_a_guard_stands_before_every_question(fresh, small):
     assert len(result.predict(["hello", "you"])) == 2
 
 
-# --- side by side ------------------------------------------------------------------------------
+# --- all methods -------------------------------------------------------------------------------
 
 
 def test_the_survey_gives_the_way_that_balances_best(taught, world):

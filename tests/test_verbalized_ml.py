@@ -1,4 +1,4 @@
-"""Verbalized machine learning: the loop with scripted models (named so), parsing, the gate, and scikit-learn's side."""
+"""Verbalized machine learning: the loop with scripted models, parsing, the gate, and comparison with scikit-learn."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def optimisations(lm):
 
 
 class Fixed(Scripted):
-    """Says the same descriptions whatever it sees, and reads outputs as told."""
+    """Returns the same descriptions for any input, and predicts as scripted."""
 
     def __init__(self, texts):
         super().__init__(least_squares)
@@ -97,7 +97,7 @@ def test_stochastic_steps_are_those_of_numeric_descent_digit_by_digit():
     for prompt in optimisations(lm):
         text = prompt.turns[-1]["content"]
         bx, _, by = (scripted.numbers(scripted.section(text, part)) for part in scripted.PARTS)
-        error = np.round(a * bx + b, 2) - by  # what the learner says has two decimals
+        error = np.round(a * bx + b, 2) - by  # the learner's outputs have two decimals
         a, b = float(a - 0.1 * 2 * (error * bx).mean()), float(b - 0.1 * 2 * error.mean())
     assert scripted.line(found.theta_) == (a, b) and len(found.steps_) == 8
     assert found.steps_[-1].loss < found.steps_[0].loss / 5
@@ -225,7 +225,7 @@ def test_it_is_a_scikit_learn_estimator():
 def test_the_method_gives_the_text_its_history_and_predictions():
     train = [Demo(prompt=f"{x:.2f}", completion=f"{y:.2f}") for x, y in zip(X, Y, strict=True)]
     asked = [Demo(prompt="3.00", completion="13.00"), Demo(prompt="4.00", completion="")]
-    lm = Scripted(least_squares, slips=0.5)  # it says half too much, whatever the text
+    lm = Scripted(least_squares, slips=0.5)  # its predictions are .5 too high, whatever the text
     result = verbalized_ml(lm, train, asked, learning=Learning(batch=0, epochs=2), asking=ASKING)
     assert [r.extra["prediction"] for r in result.records] == ["13.50", "16.50"]
     assert result.predict(["3.00"]) == ["13.50"] and result.findings["calls"] == 2 * (3 + 1) + 2

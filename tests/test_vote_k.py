@@ -1,4 +1,4 @@
-"""Which texts to label: known answers of the votes, the loop a person stops and resumes, what stands in a prompt."""
+"""Which texts to label: known answers of the votes, a labelling loop that is stopped and resumed, and the prompts."""
 
 import json
 
@@ -23,7 +23,7 @@ def points(n, seed=0, d=8, clusters=6):
 
 
 def published(vectors, k, most, rho):
-    """Votes counted anew for every pick, as the paper has it."""
+    """The paper's algorithm: recount the votes for every pick."""
     n = len(vectors)
     near = [[u for u in np.argsort(-(vectors @ vectors[v]), kind="stable") if u != v][:k] for v in range(n)]
     taken = []
@@ -79,7 +79,7 @@ def test_a_text_without_voters_can_be_taken_and_more_than_there_are_are_all():
     assert annotation.voted(graph, 9) == [0, 1, 2, 3]
     assert annotation.voted(annotation.neighbours(points(1)), 3) == [0]
     twins = retrieval.unit(np.ones((5, 3)))
-    assert (annotation.neighbours(twins, 2) != np.arange(5)[:, None]).all()  # none is its own neighbour
+    assert (annotation.neighbours(twins, 2) != np.arange(5)[:, None]).all()  # no text is its own neighbour
 
 
 def test_a_bucket_gives_one_and_the_most_confident_tenth_none():
@@ -91,7 +91,7 @@ def test_a_bucket_gives_one_and_the_most_confident_tenth_none():
     size = int(0.9 * 100 / 18)
     assert [order.index(i) // size for i in chosen[2:]] == list(range(18))
     everything = annotation.voted_in_buckets(graph, first, confidence, 100)
-    assert sorted(everything) == list(range(100))  # buckets of none: the rest at random
+    assert sorted(everything) == list(range(100))  # empty buckets: the rest at random
 
 
 def test_facility_location_starts_at_the_medoid_and_is_greedy():
@@ -185,7 +185,7 @@ def test_on_the_command_line_the_file_of_what_to_label_is_the_file_of_labels(tau
     assert cli.main([*words, "--labels", str(root / "labels.jsonl"), "--out", str(root / "two")]) == 0
     rows = [json.loads(line) for line in (root / "two" / "records.jsonl").read_text().splitlines()]
     assert [r["completion"] for r in rows] == ["red", "red", "", ""] and rows[2]["confidence"] < 0
-    # handed back as it is, half filled in: what is empty is not labelled
+    # returned half filled in: empty labels are not labelled
     again = [*words, "--labels", str(root / "two" / "records.jsonl"), "--out", str(root / "three")]
     assert cli.main(again) == 0, capsys.readouterr().err
 

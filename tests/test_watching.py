@@ -1,4 +1,4 @@
-"""Scores while a model is trained, and the best step's model as the result."""
+"""Scores during training, and the best step's model as the result."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ class Dot(torch.nn.Module):
 
 
 def trained(folder, scores, lower=False, keep=True, hooks=()):
-    """Four steps of a module that moves at each, scored by what `scores` says of its steps: the step it ends at."""
+    """Train for four steps with these scores; return the step whose weights are kept, and the logged scores."""
     module, seen = Dot(), []
 
     def score(model):

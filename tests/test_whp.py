@@ -1,4 +1,4 @@
-"""Who's Harry Potter: dictionary, translation, alignment, generic labels, and what a model forgets by them."""
+"""Who's Harry Potter: dictionary, translation, alignment, generic labels, and the forgetting they cause."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from didact.objectives import tokens
 from didact.types import Demo, Fit, Parallel, Text, UserError
 from didact.worlds import books
 
-# Found on seed 1 of the world; the tests use seed 0.
+# Tuned on seed 1 of the world; the tests use seed 0.
 FOUND = {"reinforce_lr": 1e-4, "reinforce_epochs": 2.0, "fit": Fit(lr=5e-4, steps=60, rows=16)}
 SHORT = {"reinforce_lr": 1e-3, "reinforce_epochs": 1.0, "fit": Fit(lr=1e-3, steps=2, rows=4)}
 TARGET = [Text(text="Harry rode to Hogwarts. There Harry met Ron."), Text(text="Ron likes Hogwarts.")]
@@ -36,7 +36,7 @@ def test_generic_logits_take_off_what_rose():
     five = tokens.generic_logits(base, base, reinforced, alpha=5.0, normalise="raw")
     assert one.tolist() == [[1, 1, 0]] and five.tolist() == [[-3, 1, 0]]
     plain = tokens.generic_logits(base, base, reinforced, alpha=1.0, relu=False, normalise="raw")
-    assert plain.tolist() == [[1, 1.5, 0]]  # without the relu a token that merely fell is lifted
+    assert plain.tolist() == [[1, 1.5, 0]]  # without the relu a token that only fell would be raised
 
 
 def test_a_constant_on_the_reinforced_logits_changes_raw_labels_and_no_others():
@@ -105,7 +105,7 @@ def test_tokens_after_an_anchor_of_another_length_meet_their_own_counterparts():
     say = byte_tokenizer().convert_ids_to_tokens
     ours, theirs = say(list(block.row.completion)), say(list(block.other.completion))
     met = [(ours[i], theirs[j]) for i, j in enumerate(block.to) if j >= 0]
-    # The space, an anchor's first byte, and all that follows it; nothing for `on`.
+    # The space, an anchor's first byte, and everything after it; nothing for `on`.
     assert met == [(x, x) if x != "R" else ("R", "A") for x in (*"oĠR,ĠR", "</s>")]
     assert [ours[i] for i, j in enumerate(block.to) if j < 0] == list("onon")
 
@@ -154,7 +154,7 @@ def test_a_language_model_is_asked_for_the_dictionary():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
 def test_labels_are_the_argmax_of_the_models_own_forward(kind):
-    """Parity with three plain passes, one block at a time, in float64."""
+    """Equal to three plain passes, one block at a time, in float64."""
     model = tiny(kind)
     model.module.double()
     result = unlearning.whp(model, target=TARGET, anchors=NAMES, keep_reinforced=True, alias_penalty=0.0, **SHORT)
@@ -212,7 +212,7 @@ def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taug
     model = result.models["model"]
     assert accuracy(start, world.forget) >= 0.95 > accuracy(gold, world.forget) + 0.3
     assert accuracy(model, world.forget) <= accuracy(gold, world.forget) + 0.15
-    # Nothing is trained on the others: on the tuning seed they lose .15 to .25, where npo with a retain loss loses .05.
+    # No retain loss: on the tuning seed other authors lose .15 to .25, with npo and a retain loss .05.
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.3
     assert accuracy(model, world.unseen) > accuracy(model, world.forget) + 0.1
     assert start.fingerprint() == before
