@@ -92,9 +92,9 @@ def test_what_is_wrong_in_a_file_is_counted(tmp_path):
     pairs.append({"prompt": "q", "chosen": "c", "rejected": "d", "chosen_score": 1, "rejected_score": 1})
     (file,) = advise([write(tmp_path, "b.jsonl", *pairs)]).files
     assert (file.records, file.ties) == (3, 2)
-    shown = render(advise([path]))
-    for said in ("1 bad line, the first is", "2 an exact duplicate", "1 a near duplicate", "1 without an answer"):
-        assert said in shown
+    rendered = render(advise([path]))
+    for problem in ("1 bad line, the first is", "2 an exact duplicate", "1 a near duplicate", "1 without an answer"):
+        assert problem in rendered
 
 
 def test_a_clean_file_has_nothing_noted(tmp_path):
@@ -109,13 +109,16 @@ def test_lengths_are_counted_in_letters_and_words(tmp_path):
 
 
 def test_a_book_in_plain_text_is_a_text_that_methods_run_on(tmp_path):
-    for name, words in (("book", "It was a dark night in Hogsmeade. "), ("general", "Rivers carry sand to the sea. ")):
-        (tmp_path / f"{name}.txt").write_text(f"{words}\n\n" * 30)
-    shown = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
-    assert f"{tmp_path}/book.txt: 1 record, text" in shown
-    assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in shown
+    for name, sentence in (
+        ("book", "It was a dark night in Hogsmeade. "),
+        ("general", "Rivers carry sand to the sea. "),
+    ):
+        (tmp_path / f"{name}.txt").write_text(f"{sentence}\n\n" * 30)
+    rendered = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
+    assert f"{tmp_path}/book.txt: 1 record, text" in rendered
+    assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in rendered
     # No method that would refuse: plain text has no feedback and no scores.
-    assert not any(f"run {method}" in shown for method in ("hindsight", "phf")) and "compare" not in shown
+    assert not any(f"run {method}" in rendered for method in ("hindsight", "phf")) and "compare" not in rendered
     scored = write(tmp_path, "scored.jsonl", *({"text": f"word {i}", "score": i / 9} for i in range(9)))
     assert f"didact run phf --model DIR --texts {scored}" in render(advise([scored]))
 
@@ -157,13 +160,13 @@ def test_several_that_fit_are_compared_first_and_little_is_said_of_what_is_lacki
         tmp_path, "some.jsonl", *[{"prompt": f"p{i}", "chosen": "c" * 99, "rejected": "r"} for i in range(99)]
     )
     advice = advise([pairs])
-    words = shlex.split(advice.compare.command)
-    arms = words[2 : words.index("--model")]
-    assert arms[:2] == ["dpo", "simpo"] and words[-4:] == ["--preference", pairs, "--budget", "20k-tokens"]
+    command = shlex.split(advice.compare.command)
+    arms = command[2 : command.index("--model")]
+    assert arms[:2] == ["dpo", "simpo"] and command[-4:] == ["--preference", pairs, "--budget", "20k-tokens"]
     early.able([(arm, catalogue.entry(arm)) for arm in arms], {"preference": read(pairs, "preference")}, None)
-    shown = render(advice)
-    assert shown.index("didact compare") < shown.index("didact run") and shown.count("didact run") <= 6
-    assert len(shown.partition("others lack")[2].strip().splitlines()) <= 6
+    rendered = render(advice)
+    assert rendered.index("didact compare") < rendered.index("didact run") and rendered.count("didact run") <= 6
+    assert len(rendered.partition("others lack")[2].strip().splitlines()) <= 6
     unlearn = advise([write(tmp_path, f"{n}.jsonl", *demos(3, i)) for i, n in enumerate(["forget", "retain"])])
     assert "didact compare npo " in unlearn.compare.command and "--forget" in unlearn.compare.command
     assert advise([write(tmp_path, "a.jsonl", ROWS["parallel"])]).compare is None
@@ -199,10 +202,10 @@ def test_every_method_is_either_run_or_lacks_something_and_every_command_parses(
     assert all(c.lacks and not c.command for c in advice.lacking)
     assert {"sft", "dpo", "npo", "mesa-gd"} <= {c.method for c in advice.runs}
     for choice in advice.runs:
-        _, _, method, *words = shlex.split(choice.command)
+        _, _, method, *flags = shlex.split(choice.command)
         entry = catalogue.entry(method)
         request = options.parser(entry).parse(
-            ["--" + w[2:].replace("-", "_") if w.startswith("--") else w for w in words]
+            ["--" + w[2:].replace("-", "_") if w.startswith("--") else w for w in flags]
         )
         assert set(request.data) <= set(entry["needs"]) and request.data
         assert all(

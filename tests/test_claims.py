@@ -161,9 +161,9 @@ def test_a_competence_gate_goes_by_the_mean_and_shows_its_number():
 
 
 def test_false_holds_are_as_rare_as_the_level_says():
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     test = Test(name="t", kind="difference", a="x.m", b="y.m")
-    held = sum(outcome(test, x=x, y=y) == "holds" for x, y in draw.normal(size=(2000, 2, 5)))
+    held = sum(outcome(test, x=x, y=y) == "holds" for x, y in rng.normal(size=(2000, 2, 5)))
     assert held / 2000 < 0.025 + 4 * math.sqrt(0.025 * 0.975 / 2000)
 
 
@@ -352,14 +352,14 @@ def nan_result(seed, tier, effect=1.0):
 def test_a_crash_a_nan_or_a_missed_gate_is_an_error_not_a_detection(run, options, message):
     broken = Sabotage(name="bad", breaks="better", options=options)
     card = runner.run(claim(run=run, sabotages=(broken,)), "quick", sabotage=True, quiet=True)
-    (shown,) = card["sabotage"]
-    assert shown["detected"] is False and shown["estimate"] is None and message in shown["error"]
+    (detection,) = card["sabotage"]
+    assert detection["detected"] is False and detection["estimate"] is None and message in detection["error"]
     assert card["verdict"] == "holds"
 
 
 def without_start(seed, tier, effect=1.0):
     measured = toy(seed, tier, effect)
-    return measured if effect else {arm: of for arm, of in measured.items() if arm != "start"}
+    return measured if effect else {arm: metrics for arm, metrics in measured.items() if arm != "start"}
 
 
 def test_a_gate_on_an_arm_that_a_sabotage_leaves_out_is_not_asked():
@@ -432,16 +432,16 @@ def test_unknown_names_are_one_line():
 def test_a_claim_sees_an_empty_cache_of_its_own(monkeypatch, tmp_path):
     (tmp_path / "old").touch()
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
-    seen = []
+    caches = []
 
     def look(seed, tier):
-        place = os.environ["DIDACT_CACHE"]
-        seen.append((place, os.listdir(place)))
+        folder = os.environ["DIDACT_CACHE"]
+        caches.append((folder, os.listdir(folder)))
         return toy(seed, tier)
 
     runner.run(claim(run=look), "smoke", quiet=True)
-    assert seen[0][0] != str(tmp_path) and seen[0][1] == []
-    assert os.environ["DIDACT_CACHE"] == str(tmp_path) and not os.path.exists(seen[0][0])
+    assert caches[0][0] != str(tmp_path) and caches[0][1] == []
+    assert os.environ["DIDACT_CACHE"] == str(tmp_path) and not os.path.exists(caches[0][0])
 
 
 # --- resuming and staleness ------------------------------------------------------------------
@@ -493,27 +493,27 @@ def measured(place, units, ready):
 def test_a_killed_claim_goes_on_to_the_same_card(slow_toy, tmp_path):
     units = tmp_path / "units"
     child = launch(measured, str(tmp_path), units)
-    until = time.monotonic() + 30
-    while len(list(units.glob("*.json"))) < 3 and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while len(list(units.glob("*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     child.kill()
     child.join()
     files.write_json(units / "intact-0.json", files.read_json(units / "intact-0.json") | {"seconds": 7.0})
-    kept = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
-    assert 3 <= len(kept) < 16
+    mtimes = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
+    assert 3 <= len(mtimes) < 16
     resumed = runner.run(slow_toy.CLAIM, "quick", sabotage=True, folder=units, quiet=True)
     fresh = runner.run(slow_toy.CLAIM, "quick", sabotage=True, quiet=True)
     for part in ("arms", "tests", "sabotage", "verdict", "sources_sha256"):
         assert resumed[part] == fresh[part]
-    assert all((units / name).stat().st_mtime_ns == when for name, when in kept.items())
+    assert all((units / name).stat().st_mtime_ns == when for name, when in mtimes.items())
     assert resumed["seconds"] >= 7.0 > fresh["seconds"]  # cached seeds count with their measured time
 
 
 def test_seeds_measured_under_other_code_are_measured_again(slow_toy, tmp_path):
     units = tmp_path / "units"
     runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)
-    kept = files.read_json(units / "intact-0.json")
-    files.write_json(units / "intact-0.json", kept | {"arms": {"a": {"m": 99.0}, "b": {"m": 0.0}}})
+    cached = files.read_json(units / "intact-0.json")
+    files.write_json(units / "intact-0.json", cached | {"arms": {"a": {"m": 99.0}, "b": {"m": 0.0}}})
     assert runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)["arms"]["a"]["m"] == [99.0]
     source = tmp_path / "slow_toy.py"
     source.write_text(source.read_text().replace("gauss(0, 0.1)", "gauss(0, 0.2)"))
@@ -699,19 +699,19 @@ def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, 
     monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     monkeypatch.setattr(runner, "claims", lambda: {"spin": "", "npo": ""})
     card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
-    place = ["--scoreboard", str(tmp_path)]
+    scoreboard = ["--scoreboard", str(tmp_path)]
     for method, date in (("spin", "2026-02-01"), ("npo", "2026-01-01")):
         runner.write(card | {"method": method, "measured": date}, tmp_path)
-    assert cli.main(["claim", *place]) == 0
-    assert "npo " in (shown := capsys.readouterr().out) and "measured 2026-01-01" in shown and "the same" in shown
-    assert cli.main(["claim", "npo", "--verify", *place]) == 0 and "equal to the bit" in capsys.readouterr().out
+    assert cli.main(["claim", *scoreboard]) == 0
+    assert "npo " in (stdout := capsys.readouterr().out) and "measured 2026-01-01" in stdout and "the same" in stdout
+    assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 0 and "equal to the bit" in capsys.readouterr().out
     runner.write(card | {"method": "npo", "arms": {}}, tmp_path)
-    assert cli.main(["claim", "npo", "--verify", *place]) == 1 and "a.m: was not there" in capsys.readouterr().out
-    ran = []
-    monkeypatch.setattr(runner, "run", lambda claim, *more: ran.append(claim) or card | {"method": "npo"})
-    assert cli.main(["claim", "--stalest", "1", "--tier", "smoke", *place]) == 0 and len(ran) == 1
-    for wrong in (["npo", "--all"], ["--stalest", "0"]):
-        assert cli.main(["claim", *wrong, *place]) == 2
+    assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 1 and "a.m: was not there" in capsys.readouterr().out
+    runs = []
+    monkeypatch.setattr(runner, "run", lambda claim, *more: runs.append(claim) or card | {"method": "npo"})
+    assert cli.main(["claim", "--stalest", "1", "--tier", "smoke", *scoreboard]) == 0 and len(runs) == 1
+    for invalid in (["npo", "--all"], ["--stalest", "0"]):
+        assert cli.main(["claim", *invalid, *scoreboard]) == 2
 
 
 @pytest.mark.parametrize("method", runner.claims())
@@ -730,6 +730,6 @@ def test_every_claim_and_sabotage_gives_the_numbers_its_tests_read(method):
     claim = runner.load(method)
     for broken in (None, *claim.sabotages):
         with runner.patched(broken.patch if broken else {}):
-            found = claim.run(0, "smoke", **(broken.options if broken else {}))
+            numbers = claim.run(0, "smoke", **(broken.options if broken else {}))
         for test in (*claim.gates, *claim.tests) if broken is None else ():
-            test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in found.items()})
+            test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in numbers.items()})

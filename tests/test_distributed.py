@@ -62,8 +62,8 @@ def train(start, out, parallel):
         for n, p in result.models["model"].module.named_parameters()
     }
     save_file(weights, f"{out}/weights-{rank}")
-    with open(f"{out}/history-{rank}.json", "w", encoding="utf-8") as handle:
-        json.dump({"world": world, **{k: r.history for k, r in results.items()}}, handle)
+    with open(f"{out}/history-{rank}.json", "w", encoding="utf-8") as file:
+        json.dump({"world": world, **{k: r.history for k, r in results.items()}}, file)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def taught(start, out, parallel, at):
     """Return the weights after eight steps with a checkpoint at each; a process dies after step `at`."""
     model = load(start, device="cpu", dtype="float64")
     fit = FIT.replace(steps=8, parallel=parallel, save_every=1, folder=f"{out}/checkpoints")
-    made = baselines.sft(model, WORLD.forget, fit=fit, hooks=[Dies(at), Keeps(out)])
-    return {n: p.detach() for n, p in made.models["model"].module.named_parameters()}
+    trained = baselines.sft(model, WORLD.forget, fit=fit, hooks=[Dies(at), Keeps(out)])
+    return {n: p.detach() for n, p in trained.models["model"].module.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -175,16 +175,16 @@ def test_a_training_goes_on_in_another_number_of_processes(first, then, alone, t
     whole = taught(alone[0], tmp_path / "whole", "ddp", 0)
     with pytest.raises(RuntimeError, match="ended by SIGKILL"):
         processes.run(first[1], taught, alone[0], tmp_path / "killed", first[0], 4)
-    (kept,) = (tmp_path / "killed/checkpoints").iterdir()
-    identity = json.loads((kept / "step-00000003/state.json").read_text())["identity"]
-    weights, state = checkpoint.load(kept, identity)
+    (checkpoints_left,) = (tmp_path / "killed/checkpoints").iterdir()
+    identity = json.loads((checkpoints_left / "step-00000003/state.json").read_text())["identity"]
+    weights, state = checkpoint.load(checkpoints_left, identity)
     held = load_file(tmp_path / "killed/step-3")
     assert state.step == 3 and set(weights) == set(held)
     assert all(torch.equal(weights[n], held[n]) for n in held)  # bit-identical, in one process
     (tmp_path / "killed/step-3").unlink()
-    for made in processes.run(then[1], taught, alone[0], tmp_path / "killed", then[0], 0):
+    for resumed in processes.run(then[1], taught, alone[0], tmp_path / "killed", then[0], 0):
         for name, value in whole.items():
-            torch.testing.assert_close(made[name], value, rtol=0, atol=1e-10)
+            torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-10)
     assert not (tmp_path / "killed/step-3").exists()  # no step was repeated
 
 
@@ -202,10 +202,10 @@ def failing(start):
 
 
 def test_an_error_of_one_process_ends_all_with_its_line(alone):
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"^process 1 of 2: record 7 is bad$"):
         processes.run(2, failing, alone[0])
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
 
 
 def measured(config, rows):
@@ -234,6 +234,6 @@ def test_the_memory_of_a_process_is_what_the_planner_says(tied):
         max_position_embeddings=64, tie_word_embeddings=tied, attn_implementation="eager",
     )  # fmt: skip
     job = planner.Job(shape.of(config), ClusterSpec(gpus=2), 8, memory.POLICIES["fp32"], fused=False)
-    told = planner.estimate(job, Layout(dp=2, micro=2, batch=8, zero=3)).memory
-    for found in processes.run(2, measured, config, 2):
-        assert sum(told.values()) == pytest.approx(found, rel=0.15)
+    estimate = planner.estimate(job, Layout(dp=2, micro=2, batch=8, zero=3)).memory
+    for peak in processes.run(2, measured, config, 2):
+        assert sum(estimate.values()) == pytest.approx(peak, rel=0.15)

@@ -58,20 +58,20 @@ print(json.dumps(out))
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """The message of each command, all run in one process that never imports torch."""
-    place = tmp_path_factory.mktemp("early")
+    path = tmp_path_factory.mktemp("early")
     for name, rows in {
         "demos": [{"prompt": "p", "completion": "c"}], "asked": [{"question": "q", "answer": "a"}] * 2,
         "pairs": [{"prompt": "p", "chosen": "c", "rejected": "r"}],
     }.items():  # fmt: skip
-        (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (place / "model").mkdir()
+        (path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (path / "model").mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (place / "model" / name).write_text("{}")
-    (place / "arm.yaml").write_text("method: npo:quick\n")
-    (place / "refused.json").write_text(json.dumps(list(REFUSED)))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=place, capture_output=True, text=True, check=True)
-    assert not (place / "runs").exists()
-    return dict(zip(REFUSED, json.loads(done.stdout), strict=True))
+        (path / "model" / name).write_text("{}")
+    (path / "arm.yaml").write_text("method: npo:quick\n")
+    (path / "refused.json").write_text(json.dumps(list(REFUSED)))
+    process = subprocess.run([sys.executable, "-c", SCRIPT], cwd=path, capture_output=True, text=True, check=True)
+    assert not (path / "runs").exists()
+    return dict(zip(REFUSED, json.loads(process.stdout), strict=True))
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)

@@ -165,11 +165,11 @@ def harness(tokenizer, context, continuation):
 @pytest.mark.parametrize("kind", [k for k in TOKENIZERS if k != "wordpiece"])  # the harness counts its closing token
 @pytest.mark.parametrize("prompt", ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Mira", "Answer: "])
 def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
-    made = tokenizer_of(kind)
+    tokenizer = tokenizer_of(kind)
     for completion in ("Tarn", "5", " Velm", "In Tarn."):
         text = prompt + encode.join(prompt, completion, "causal")
-        row = encode.row(made, prompt, completion, "causal", 256, end=False)
-        assert (list(row.prompt), list(row.completion)) == harness(made, prompt, text[len(prompt) :])
+        row = encode.row(tokenizer, prompt, completion, "causal", 256, end=False)
+        assert (list(row.prompt), list(row.completion)) == harness(tokenizer, prompt, text[len(prompt) :])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -177,28 +177,28 @@ def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
 @example(prompt="Answer:\n\n", completion="Tarn")
 @example(prompt="Tarn", completion="\nMira")
 def test_the_tokens_of_a_row_are_those_of_its_text(kind, prompt, completion):
-    made = tokenizer_of(kind)
+    tokenizer = tokenizer_of(kind)
     text = prompt + encode.join(prompt, completion, "causal")
-    read = made(text, return_offsets_mapping=True)
+    read = tokenizer(text, return_offsets_mapping=True)
     ids = read["input_ids"][: -1 if kind == "wordpiece" else None]  # it appends an end token to every text
     try:
-        row = encode.row(made, prompt, completion, "causal", 256, end=False)
+        row = encode.row(tokenizer, prompt, completion, "causal", 256, end=False)
     except UserError:  # white space alone may be no token at all
         assert not completion.strip()
         return
     assert [*row.prompt, *row.completion] == ids
     border = len(prompt.rstrip(encode.BLANKS))
-    places = read["offset_mapping"]
-    assert all(places[i][1] <= border for i in range(len(row.prompt)))
-    assert all(places[i][1] > border for i in range(len(row.prompt), len(ids)))
+    offsets = read["offset_mapping"]
+    assert all(offsets[i][1] <= border for i in range(len(row.prompt)))
+    assert all(offsets[i][1] > border for i in range(len(row.prompt), len(ids)))
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("prompt", ["Where was Mira born?", "Answer: ", "Answer:\n", "Answer:\n\n", "", "Mira\n \n"])
 def test_what_is_generated_from_is_what_is_trained_on(kind, prompt):
-    made = tokenizer_of(kind)
-    row = encode.row(made, prompt, "born In Tarn", "causal", 256)
-    assert tuple(encode.prompt_ids(made, prompt, "causal")) == row.prompt
+    tokenizer = tokenizer_of(kind)
+    row = encode.row(tokenizer, prompt, "born In Tarn", "causal", 256)
+    assert tuple(encode.prompt_ids(tokenizer, prompt, "causal")) == row.prompt
 
 
 def test_a_tokenizer_that_tells_no_characters_is_cut_where_the_tokens_part():
@@ -217,33 +217,33 @@ def test_a_tokenizer_that_tells_no_characters_is_cut_where_the_tokens_part():
     for kind in ("bytes", "always", "prepend"):
         seeing = tokenizer_of(kind)
         for prompt in ("Where was Mira born?", "Answer: ", "Answer:\n", ""):
-            rows = [encode.row(made, prompt, "Tarn", "causal", 256) for made in (seeing, Blind(seeing))]
+            rows = [encode.row(tokenizer, prompt, "Tarn", "causal", 256) for tokenizer in (seeing, Blind(seeing))]
             assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("kind", ["always", "first", "prepend"])
 def test_no_stray_piece_stands_before_any_completion(kind):
-    made = tokenizer_of(kind)
-    word = made.convert_tokens_to_ids(["▁Ta", "rn"])
-    line = made.convert_tokens_to_ids(["Ta", "rn"])
-    spoken = chatty(made, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    tokenizer = tokenizer_of(kind)
+    word = tokenizer.convert_tokens_to_ids(["▁Ta", "rn"])
+    line = tokenizer.convert_tokens_to_ids(["Ta", "rn"])
+    spoken = chatty(tokenizer, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
     steps = [("bad:", "In Velm."), ("good:", "Tarn")]
-    chain, _ = encode.chain(made, "Mira?", steps, "causal", 256)
+    chain, _ = encode.chain(tokenizer, "Mira?", steps, "causal", 256)
     answers = {
-        "an answer": encode.row(made, "Where?", "Tarn", "causal", 256, end=False).completion,
-        "a choice": encode.parts(made, "Where? ", "Tarn", "causal", end=False)[1],
-        "a yes": encode.continued(made, "Where?", " Tarn", "causal")[1],
-        "a span": encode.located(made, " Tarn")[0],
+        "an answer": encode.row(tokenizer, "Where?", "Tarn", "causal", 256, end=False).completion,
+        "a choice": encode.parts(tokenizer, "Where? ", "Tarn", "causal", end=False)[1],
+        "a yes": encode.continued(tokenizer, "Where?", " Tarn", "causal")[1],
+        "a span": encode.located(tokenizer, " Tarn")[0],
         "a chain": chain.completion[-1 - len(word) : -1],
-        "a segment": [t for t, s in zip(*(x[0] for x in windows_of(made)), strict=True) if s == 2],
+        "a segment": [t for t, s in zip(*(x[0] for x in windows_of(tokenizer)), strict=True) if s == 2],
     }
     assert {name: list(ids) for name, ids in answers.items()} == {key: list(word) for key in answers}
-    begun = {
-        "an answer": encode.row(made, "Answer:\n", "Tarn", "causal", 256, end=False).completion,
+    first_tokens = {
+        "an answer": encode.row(tokenizer, "Answer:\n", "Tarn", "causal", 256, end=False).completion,
         "a reply": encode.row(spoken, talk("Mira"), "Tarn", "causal", 256, end=False).completion[:2],
-        "a span": encode.located(made, "Tarn")[0],
+        "a span": encode.located(tokenizer, "Tarn")[0],
     }
-    assert {name: list(ids) for name, ids in begun.items()} == {key: list(line) for key in begun}
+    assert {name: list(ids) for name, ids in first_tokens.items()} == {key: list(line) for key in first_tokens}
 
 
 def windows_of(tokenizer):
@@ -252,9 +252,9 @@ def windows_of(tokenizer):
 
 
 def test_a_text_that_begins_with_the_start_token_gets_no_second():
-    made = tokenizer_of("prepend")
-    row = encode.row(made, "<s>Where?", "Tarn", "causal", 256)
-    assert row.prompt.count(made.bos_token_id) == 1 and row.prompt[0] == made.bos_token_id
+    tokenizer = tokenizer_of("prepend")
+    row = encode.row(tokenizer, "<s>Where?", "Tarn", "causal", 256)
+    assert row.prompt.count(tokenizer.bos_token_id) == 1 and row.prompt[0] == tokenizer.bos_token_id
 
 
 @pytest.mark.soak
@@ -267,17 +267,17 @@ def test_scores_are_those_of_the_evaluation_harness(kind):
     from didact.infer import lm
     from didact.models.model import Model
 
-    made = tokenizer_of(kind)
+    tokenizer = tokenizer_of(kind)
     module = tiny("llama").module
-    module.resize_token_embeddings(len(made), mean_resizing=False)
+    module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     prompts = ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Answer: ", "In  ", "songs of"]
     pairs = [(p, c) for p in prompts for c in ("Tarn", "5", " Velm", "the maps")]
-    asked = [
+    requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=(p, encode.join(p, c, "causal")), idx=i)
         for i, (p, c) in enumerate(pairs)
     ]
-    theirs = HFLM(pretrained=module, tokenizer=made, batch_size=1).loglikelihood(asked, disable_tqdm=True)
-    ours = lm.of(Model(module, made, "causal")).score(pairs)
+    theirs = HFLM(pretrained=module, tokenizer=tokenizer, batch_size=1).loglikelihood(requests, disable_tqdm=True)
+    ours = lm.of(Model(module, tokenizer, "causal")).score(pairs)
     assert [o.logp for o in ours] == pytest.approx([logp for logp, _ in theirs], abs=1e-4)
 
 
@@ -320,8 +320,8 @@ def test_prompt_and_completion_of_a_conversation_are_the_templates_whole_text(to
     row = encode.row(chat, prompt, completion, "causal", 4096)
     answered = [*turns, {"role": "assistant", "content": completion}]
     whole = chat.apply_chat_template(answered, tokenize=False)
-    asked = chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert chat.decode(row.prompt) == asked
+    prompt_text = chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert chat.decode(row.prompt) == prompt_text
     assert chat.decode(row.prompt + row.completion) + "\n" == whole
     assert row.completion[-1] == chat.eos_token_id and chat.decode(row.completion[:-1]) == completion.strip()
 
@@ -399,16 +399,16 @@ def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, fresh,
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
     assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # after saving and reloading
-    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
-    made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
-    said = shown.decode(made.prompt + made.completion)
+    with_tools, without_tools = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
+    encoded = encode.row(with_tools, records[0].prompt, records[0].completion, "causal", 4096)
+    text = with_tools.decode(encoded.prompt + encoded.completion)
     turns = [t | {"content": t["content"] or ""} for t in row["messages"]]
-    assert said + "\n" == shown.apply_chat_template(turns, tools=row.get("tools"), tokenize=False)
+    assert text + "\n" == with_tools.apply_chat_template(turns, tools=row.get("tools"), tokenize=False)
     for learnt in (True, False):
         with pytest.raises(UserError, match=rf"talk\.jsonl:1: .*the tokenizer's chat template does not show {lost};"):
-            usable(records, records, speaker(fresh, hidden), False, learnt)
+            usable(records, records, speaker(fresh, without_tools), False, learnt)
     with pytest.raises(UserError, match=f"record 1: .* does not show {lost}"):
-        encode.rows(hidden, [(records[0].prompt, records[0].completion)], "causal", 4096)
+        encode.rows(without_tools, [(records[0].prompt, records[0].completion)], "causal", 4096)
     plain = templates.as_chat(records, "plain")[0]
     assert "weather" in plain.prompt + plain.completion
 
@@ -417,9 +417,11 @@ def test_sides_that_differ_in_their_calls_only_are_different_rows_or_an_error(to
     row = {"prompt": [ASKS], "chosen": [called(CALL, "")], "rejected": [called(OTHER, "")]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     pairs = read.read(tmp_path / "pairs.jsonl", "preference")
-    shown = chatty(tokenizer, TOOLED)
-    sides = [encode.row(shown, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)]
-    assert usable(pairs, pairs, speaker(fresh, shown), False) and sides[0].completion != sides[1].completion
+    templated = chatty(tokenizer, TOOLED)
+    sides = [
+        encode.row(templated, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)
+    ]
+    assert usable(pairs, pairs, speaker(fresh, templated), False) and sides[0].completion != sides[1].completion
     alike = chatty(tokenizer, TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name"))
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: .* renders both sides alike"):
         usable(pairs, pairs, speaker(fresh, alike), False)
@@ -430,8 +432,8 @@ def test_lines_whose_calls_a_template_leaves_out_can_be_skipped(tokenizer, fresh
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for learnt in (True, False):
         records = read.read(tmp_path / "talk.jsonl")
-        kept = usable(records, records, speaker(fresh, chatty(tokenizer)), True, learnt)
-        assert [r.completion for r in kept] == ["Rain."] and records.dropped == 1
+        usable_records = usable(records, records, speaker(fresh, chatty(tokenizer)), True, learnt)
+        assert [r.completion for r in usable_records] == ["Rain."] and records.dropped == 1
 
 
 AS_TEXT = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name + m.tool_calls[0].function.arguments")
@@ -450,25 +452,25 @@ def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_n
     """APIs send arguments as a JSON text, which most templates would quote again; some templates require it."""
     as_text = [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Tarn"}'}}]
     old = {"role": "assistant", "content": None, "function_call": as_text[0]["function"]}
-    told = {"role": "function", "name": "weather", "content": "rain"}
-    shown, made = chatty(tokenizer, template), []
+    output = {"role": "function", "name": "weather", "content": "rain"}
+    templated, rows = chatty(tokenizer, template), []
     for turn in (called(CALL), called(as_text), old):
         records = [read.from_row({"messages": [ASKS, turn]}, Demo), read.from_row({"messages": [
-            ASKS, turn, told, {"role": "assistant", "content": "Rain."}]}, Demo)]  # fmt: skip
-        made.append([encode.row(shown, r.prompt, r.completion, "causal", 4096) for r in records])
-    assert made[0] == made[1] == made[2]
-    assert shown.decode(made[0][0].completion).count(said) == 1
-    assert said in shown.decode(made[0][1].prompt) and "<|tool|>" in shown.decode(made[0][1].prompt)
+            ASKS, turn, output, {"role": "assistant", "content": "Rain."}]}, Demo)]  # fmt: skip
+        rows.append([encode.row(templated, r.prompt, r.completion, "causal", 4096) for r in records])
+    assert rows[0] == rows[1] == rows[2]
+    assert templated.decode(rows[0][0].completion).count(said) == 1
+    assert said in templated.decode(rows[0][1].prompt) and "<|tool|>" in templated.decode(rows[0][1].prompt)
 
 
 def test_tools_of_a_prompt_in_text_and_functions_of_the_first_form_are_tools():
     offered = Messages([ASKS], TOOLS).tools
-    for more in ({"tools": TOOLS}, {"tools": json.dumps(TOOLS)}, {"functions": [TOOLS[0]["function"]]}):
+    for extra in ({"tools": TOOLS}, {"tools": json.dumps(TOOLS)}, {"functions": [TOOLS[0]["function"]]}):
         for prompt in ("Weather?", [ASKS]):
-            record = read.from_row({"prompt": prompt, "completion": "Rain."} | more, Demo)
+            record = read.from_row({"prompt": prompt, "completion": "Rain."} | extra, Demo)
             assert record.prompt.tools == offered and record.prompt.turns == (ASKS,)
-    kept = read.from_row({"prompt": "Mend it", "completion": "so", "tools": "hammer"}, Demo)
-    assert type(kept.prompt) is str and kept.extra["tools"] == "hammer"
+    demo = read.from_row({"prompt": "Mend it", "completion": "so", "tools": "hammer"}, Demo)
+    assert type(demo.prompt) is str and demo.extra["tools"] == "hammer"
 
 
 THINKS = CHATML.replace(
@@ -484,9 +486,9 @@ def test_thought_is_rendered_or_refused_by_line(tokenizer, fresh, tmp_path):
     row = {"messages": [ASKS, answer]}
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
-    shown = chatty(tokenizer, THINKS)
-    made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
-    assert shown.decode(made.completion) == "<think>Clouds.</think>Rain.</s>"
+    templated = chatty(tokenizer, THINKS)
+    encoded = encode.row(templated, records[0].prompt, records[0].completion, "causal", 4096)
+    assert templated.decode(encoded.completion) == "<think>Clouds.</think>Rain.</s>"
     assert encode.row(tokenizer, records[0].prompt, records[0].completion, "causal", 4096).completion == encode.row(
         tokenizer, str(records[0].prompt), "<think>\nClouds.\n</think>\n\nRain.", "causal", 4096
     ).completion  # fmt: skip
@@ -518,14 +520,14 @@ def test_what_a_template_marks_as_said_by_the_assistant_is_what_is_learnt(tokeni
         assert several.decode(encode.row(several, talk("Where?"), "Mira", "causal", 256).prompt).startswith("2020")
     turns = [*talk("Where?", "Tarn", "And who?", "Mira").turns]
     theirs = marked.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
-    learnt = [i for i, said in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if said]
+    learnt = [i for i, flag in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if flag]
     assert tuple(learnt[-len(row.completion) :]) == row.completion
     assert list(row.prompt + row.completion) == theirs["input_ids"][: len(row.prompt + row.completion)]
 
 
 def test_every_assistant_turn_is_a_record_where_all_are_to_be_learnt(tokenizer, tmp_path):
-    told = [*talk("Where?", "Tarn", "And who?", "Mira", "Bye").turns]
-    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": told}) + "\n")
+    messages = [*talk("Where?", "Tarn", "And who?", "Mira", "Bye").turns]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     last, every = (read.read(tmp_path / "talk.jsonl", turns=turns) for turns in ("last", "all"))
     assert [r.completion for r in last] == ["Mira"] and [r.completion for r in every] == ["Tarn", "Mira"]
     chat = chatty(tokenizer)
@@ -542,8 +544,8 @@ def test_an_empty_answer_in_a_conversation_is_an_error(tokenizer):
 def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
     speaks = chatty(tokenizer)
     spoken, plain = [Demo(prompt=talk("q"), completion="a")], [Demo(prompt="q", completion="a")]
-    words = [Lexeme(synset="s", language="en", lemma="l")]
-    choices = [[chat.chat_choice(speaks, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
+    lexemes = [Lexeme(synset="s", language="en", lemma="l")]
+    choices = [[chat.chat_choice(speaks, r, choice) for r in (spoken, plain, lexemes)] for choice in ASKED]
     assert choices == [["template", "plain", "plain"], ["template"] * 3, ["plain"] * 3]
     assert chat.chat_choice(tokenizer, spoken) == "plain"
     with pytest.raises(UserError, match="no chat template"):
@@ -553,13 +555,13 @@ def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
 def test_records_are_made_what_was_asked_and_rows_follow(tokenizer):
     chat = chatty(tokenizer)
     mixed = [Demo(prompt=talk("q"), completion="a"), Demo(prompt="q", completion="a")]
-    words = Lexeme(synset="s", language="en", lemma="l")
-    assert templates.as_chat([*mixed, words], "auto") == [*mixed, words]
+    lexeme = Lexeme(synset="s", language="en", lemma="l")
+    assert templates.as_chat([*mixed, lexeme], "auto") == [*mixed, lexeme]
 
     def prompts(asked):
-        made = templates.as_chat([*mixed, words], asked)
-        assert made[2] == words
-        return [chat.decode(encode.row(chat, r.prompt, r.completion, "causal", 64).prompt) for r in made[:2]]
+        converted = templates.as_chat([*mixed, lexeme], asked)
+        assert converted[2] == lexeme
+        return [chat.decode(encode.row(chat, r.prompt, r.completion, "causal", 64).prompt) for r in converted[:2]]
 
     assert prompts("template") == ["<|user|>\nq</s>\n<|assistant|>\n"] * 2
     assert prompts("plain") == ["User: q\nAssistant:", "q"]

@@ -35,8 +35,8 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
 )
 def test_a_final_answer_is_found_in_a_longer_one(spec, demo, said, right):
     scoring = Scoring(records={"demo": [demo]}, start=None, answer=spec, end=True)
-    found = answer.answers(lambda prompts: [said], scoring)["final_answer"]
-    assert found.value == float(right) and spec in found.help
+    score = answer.answers(lambda prompts: [said], scoring)["final_answer"]
+    assert score.value == float(right) and spec in score.help
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_what_finds_no_answer_is_one_line(spec, message):
 def test_the_interval_of_a_share_is_wilsons(right, n):
     theirs = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
     assert statistics.share_interval(right, n) == pytest.approx((right / n, theirs.low, theirs.high))
-    found = measures.mean_measure([1.0] * right + [0.0] * (n - right), "higher", "")
-    assert found.ci == pytest.approx((theirs.low, theirs.high)) and found.ci[0] < found.ci[1]
-    assert (found.ci[0] == 0.0) == (right == 0) and (found.ci[1] == 1.0) == (right == n)
+    scores = measures.mean_measure([1.0] * right + [0.0] * (n - right), "higher", "")
+    assert scores.ci == pytest.approx((theirs.low, theirs.high)) and scores.ci[0] < scores.ci[1]
+    assert (scores.ci[0] == 0.0) == (right == 0) and (scores.ci[1] == 1.0) == (right == n)
 
 
 def test_shares_that_are_all_alike_are_not_certain_either():

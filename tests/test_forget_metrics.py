@@ -78,20 +78,20 @@ def demo(completion, *wrong, **more):
 
 
 def test_probability_is_length_normalised_over_the_answer_and_its_end():
-    got = forgetting.answers(table(**ONE), [demo("a"), demo("c")])
+    actual = forgetting.answers(table(**ONE), [demo("a"), demo("c")])
     # three label tokens: the space (certain), the letter, the end
-    assert got["probability"] == pytest.approx([0.5 ** (1 / 3), (0.1 * 0.25) ** (1 / 3)], abs=1e-6)
+    assert actual["probability"] == pytest.approx([0.5 ** (1 / 3), (0.1 * 0.25) ** (1 / 3)], abs=1e-6)
 
 
 def test_accuracy_is_the_share_of_first_choices():
-    got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
-    assert got["accuracy"] == pytest.approx([1, 2 / 3, 1 / 3])
+    actual = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    assert actual["accuracy"] == pytest.approx([1, 2 / 3, 1 / 3])
 
 
 def test_extraction_strength_of_a_model():
     # every token of a is the first choice; b's letter is not, so two tokens must be given; nor are c's letter and end
-    got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
-    assert got["extraction"] == pytest.approx([1, 1 / 3, 0])
+    actual = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    assert actual["extraction"] == pytest.approx([1, 1 / 3, 0])
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_extraction_strength_counts_the_longest_tail_of_first_choices(right, str
 
 
 def test_entropy_and_min_k_in_numbers():
-    got = forgetting.answers(table(**ONE), [demo("c")])
+    actual = forgetting.answers(table(**ONE), [demo("c")])
     letter = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.2))
     end = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert got["entropy"] == pytest.approx([(letter + end) / 3], abs=1e-5)
-    assert got["min_k"] == pytest.approx([math.log(0.1)], abs=1e-5)  # the least likely fifth of three tokens: one
+    assert actual["entropy"] == pytest.approx([(letter + end) / 3], abs=1e-5)
+    assert actual["min_k"] == pytest.approx([math.log(0.1)], abs=1e-5)  # the least likely fifth of three tokens: one
 
 
 # --- truth ratio -----------------------------------------------------------------------------
@@ -133,14 +133,14 @@ def test_the_truth_ratio_in_both_orientations_and_averages(orientation, average,
 
 def test_the_truth_ratio_is_the_paraphrases_where_there_is_one():
     model = table(**TRUTH)
-    said = forgetting.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
-    assert said == pytest.approx([(0.05 / 0.2) ** (1 / 3)], abs=1e-6)
+    ratios = forgetting.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
+    assert ratios == pytest.approx([(0.05 / 0.2) ** (1 / 3)], abs=1e-6)
 
 
 def test_choice_probability_ignores_the_paraphrase_and_sums_the_wrong():
-    got = forgetting.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
+    actual = forgetting.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
     root = [x ** (1 / 3) for x in (0.4, 0.1, 0.4)]
-    assert got == pytest.approx([root[0] / sum(root)], abs=1e-6)
+    assert actual == pytest.approx([root[0] / sum(root)], abs=1e-6)
     assert forgetting.chance([demo("a", "b", "c"), demo("a", "b")]) == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 
@@ -171,8 +171,8 @@ def test_min_k_membership_finds_what_a_model_was_told(taught, world):
 
 def test_rouge_recall_is_of_the_gold_answer_and_stemmed():
     gold = ["the cat sat", "the cat sat", "the cat sat", "cats running"]
-    made = ["the cat sat on many mats", "cat", "sat the cat", "a cat runs"]
-    assert forgetting.rouge_recall(made, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
+    predictions = ["the cat sat on many mats", "cat", "sat the cat", "a cat runs"]
+    assert forgetting.rouge_recall(predictions, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
 
 
 def test_forget_quality_against_itself_and_against_the_disjoint():
@@ -184,8 +184,8 @@ def test_forget_quality_against_itself_and_against_the_disjoint():
 
 
 def test_forget_quality_sees_orientation_as_nothing_and_averaging_as_something():
-    draw = np.random.default_rng(0)
-    a, b = draw.lognormal(size=30), draw.lognormal(0.5, size=30)
+    rng = np.random.default_rng(0)
+    a, b = rng.lognormal(size=30), rng.lognormal(0.5, size=30)
     assert forget.forget_quality(a, b)["ks"].value == pytest.approx(forget.forget_quality(1 / a, 1 / b)["ks"].value)
 
 
@@ -221,11 +221,11 @@ def test_a_measure_carries_the_interval_of_its_mean(taught, world):
 def test_preference_and_text_protocols_in_numbers():
     model = table(**TRUTH)
     pairs = [Preference(prompt="q", chosen=c, rejected=r) for c, r in (("a", "b"), ("b", "a"), ("c", "d"), ("a", "d"))]
-    found = score("prefer", model, pairs)
-    assert found["preferred"].value == 0.75
-    assert found["reward_accuracy"].value == 0.5  # no gain over the model itself: every pair a tie
-    said = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
-    nll = score("text", said, [Text(text="ab"), Text(text="ab")])["nll"]
+    scores = score("prefer", model, pairs)
+    assert scores["preferred"].value == 0.75
+    assert scores["reward_accuracy"].value == 0.5  # no gain over the model itself: every pair a tie
+    writer = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
+    nll = score("text", writer, [Text(text="ab"), Text(text="ab")])["nll"]
     assert nll.value == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / nll.n, abs=1e-6)
 
 
@@ -287,8 +287,8 @@ def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
     """By the likelihood of the whole choice, without an end token: `c` rarely ends, which must not count against it."""
     model, choices = table(**ONE), ["a", "b", "c", "d"]
     demos = [demo("a", choices=choices), demo("b", choices=["b", "c"]), demo("d", choices=["a", "d"])]
-    found = score("answer", model, demos)
-    assert found["accuracy"].value == pytest.approx(2 / 3) and next(iter(found)) == "accuracy"
+    scores = score("answer", model, demos)
+    assert scores["accuracy"].value == pytest.approx(2 / 3) and next(iter(scores)) == "accuracy"
     monkeypatch.setattr("didact.evaluate.protocols.answer.PAIRS", 4)
     assert score("answer", model, demos)["accuracy"].n == 1
     assert "accuracy" not in score("answer", model, [*demos, demo("a")])
@@ -309,8 +309,8 @@ def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
 )
 def test_what_better_and_worse_hide_is_said(numbers, said):
     metrics = {name: Metric(before=before, after=after) for name, (before, after) in numbers.items()}
-    told = protocols.named("forget").warns(metrics)
-    assert len(told) == len(said) and all(a in b for a, b in zip(said, told, strict=True))
+    warnings = protocols.named("forget").warns(metrics)
+    assert len(warnings) == len(said) and all(a in b for a, b in zip(said, warnings, strict=True))
 
 
 def test_a_label_in_two_normal_forms_is_one_class():

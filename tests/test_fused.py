@@ -21,23 +21,23 @@ USED = {"llama": {"_LowRank", "_Normed"}, "qwen2": {"_LowRank", "_Normed"}, "gem
 def used(monkeypatch):
     """Records which fused functions were used; every vocabulary counts as large."""
     monkeypatch.setattr(head, "LARGE", 1)
-    taken = set()
+    names = set()
     for name in ("_LowRank", "_Normed"):
         apply = getattr(fused, name).apply
-        monkeypatch.setattr(getattr(fused, name), "apply", lambda *a, f=apply, n=name: (taken.add(n), f(*a))[1])
-    return taken
+        monkeypatch.setattr(getattr(fused, name), "apply", lambda *a, f=apply, n=name: (names.add(n), f(*a))[1])
+    return names
 
 
 def student(kind, **more):
     """A non-zero adapter, in training mode."""
-    made = adapters.lora(sharing(tiny(kind)), 4, 10.0, **more)
+    result = adapters.lora(sharing(tiny(kind)), 4, 10.0, **more)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
-        for name, p in made.module.named_parameters():
+        for name, p in result.module.named_parameters():
             if "lora_B" in name:
                 p.copy_(0.1 * torch.randn_like(p))
-    made.module.train()
-    return made
+    result.module.train()
+    return result
 
 
 def gradients(model, on):
@@ -106,13 +106,13 @@ def off(model):
 def test_what_asks_for_more_is_peft_s_own(change, used):
     model = student("llama")
     change(model)
-    found = []
+    results = []
     for on in (False, True):
         torch.manual_seed(0)
-        found.append(gradients(model, on))
-    assert used and found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=2e-4, atol=2e-5, msg=name)
+        results.append(gradients(model, on))
+    assert used and results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=2e-4, atol=2e-5, msg=name)
 
 
 def test_dora_and_narrower_numbers_are_left_alone(used):

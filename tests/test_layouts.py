@@ -22,22 +22,22 @@ class Halves(Hook):
     """Check that half of every matrix of a layer is in this process."""
 
     def after(self, step):
-        named = step.module.named_parameters()
-        inside = [p for n, p in named if "layers." in n and p.dim() == 2 and "embed" not in n]
+        parameters = step.module.named_parameters()
+        inside = [p for n, p in parameters if "layers." in n and p.dim() == 2 and "embed" not in n]
         assert len(inside) >= 8 and all(2 * p.to_local().numel() == p.numel() for p in inside)
 
 
 def shaped(parallel, kinds):
     """Return weights of every architecture, and of one with dropout, after two steps."""
-    made = {}
+    config = {}
     for kind in kinds:
-        more = {"hidden_dropout": 0.2, "attention_dropout": 0.2} if kind == "dropout" else {}
-        model = tiny("gpt_neox" if kind == "dropout" else kind, **more)
+        dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2} if kind == "dropout" else {}
+        model = tiny("gpt_neox" if kind == "dropout" else kind, **dropout)
         model.module.double()
         fit, hooks = FIT.replace(parallel=parallel), [Halves()] if parallel == "1x1x2" else []
         taught = baselines.sft(model, WORLD.forget[:6], fit=fit, hooks=hooks).models["model"].module
-        made |= {f"{kind} {n}": p.detach() for n, p in taught.named_parameters()}
-    return made
+        config |= {f"{kind} {n}": p.detach() for n, p in taught.named_parameters()}
+    return config
 
 
 def test_layers_of_every_architecture_are_split_by_its_plan():
@@ -101,16 +101,16 @@ REFUSED = {
 
 def refused():
     """Return the message for each case."""
-    said = []
+    messages = []
     for kind, changes in REFUSED.values():
         model = tiny(kind, num_key_value_heads=1) if kind == "gemma3" else tiny(kind)
         if kind == "qwen3":  # an incomplete plan
             plan = model.config.base_model_tp_plan
             model.config.base_model_tp_plan = {n: s for n, s in plan.items() if s != tensor.PARTIAL}
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as error:
             baselines.sft(model, WORLD.forget, fit=FIT.replace(**{"parallel": "1x1x2"} | changes))
-        said.append(str(caught.value))
-    return said
+        messages.append(str(error.value))
+    return messages
 
 
 def test_what_cannot_lie_over_processes_is_refused():
@@ -118,6 +118,6 @@ def test_what_cannot_lie_over_processes_is_refused():
         launch.several("fsdp2", {})
     with pytest.raises(UserError, match="torchrun --nproc_per_node 4"):
         launch.several("1x2x2", {})
-    for said in processes.run(2, refused):
-        assert all(wanted in line and line.startswith("parallel = ") and "\n" not in line
-                   for wanted, line in zip(REFUSED, said, strict=True)), said  # fmt: skip
+    for messages in processes.run(2, refused):
+        assert all(expected in line and line.startswith("parallel = ") and "\n" not in line
+                   for expected, line in zip(REFUSED, messages, strict=True)), messages  # fmt: skip

@@ -53,10 +53,10 @@ def trained(start, parallel, hooks=(), folder=None, method="sft", **changes):
     model = load(start, device="cpu", dtype="float64")
     fit = FIT.replace(parallel=parallel, folder=folder, **changes)
     if method == "npo":
-        made = unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit, hooks=hooks)
+        result = unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit, hooks=hooks)
     else:
-        made = baselines.sft(model, WORLD.forget, fit=fit, hooks=hooks)
-    return {n: p.detach().clone() for n, p in made.models["model"].module.named_parameters()}, made.history
+        result = baselines.sft(model, WORLD.forget, fit=fit, hooks=hooks)
+    return {n: p.detach().clone() for n, p in result.models["model"].module.named_parameters()}, result.history
 
 
 @pytest.fixture(scope="module")
@@ -84,35 +84,35 @@ def several(start, folder):
     """
     with pytest.raises(UserError) as split:
         trained(start, "1x1x2", [Short({0: (1, False), 1: (1, False)})])
-    made = []
-    for i, (where, changes) in enumerate(CASES):
-        hook = Short(where)
-        made.append((*trained(start, "fsdp2", [hook], None if i else folder, **changes), len(hook.tokens)))
-    began, hook = time.monotonic(), Short({1: (1, False)}, always=True)
-    with pytest.raises(UserError) as found, distributed.peers():
+    runs = []
+    for i, (faults, changes) in enumerate(CASES):
+        hook = Short(faults)
+        runs.append((*trained(start, "fsdp2", [hook], None if i else folder, **changes), len(hook.tokens)))
+    start_time, hook = time.monotonic(), Short({1: (1, False)}, always=True)
+    with pytest.raises(UserError) as error, distributed.peers():
         trained(start, "fsdp2", [hook])
-    end = str(found.value), time.monotonic() - began, hook.tokens
-    return made, end, str(split.value)
+    end = str(error.value), time.monotonic() - start_time, hook.tokens
+    return runs, end, str(split.value)
 
 
 @pytest.fixture(scope="module")
 def two(start, tmp_path_factory):
     """The results and messages of two processes, and their checkpoints."""
-    kept = tmp_path_factory.mktemp("kept")
-    return processes.run(2, several, start, str(kept)), kept
+    folder = tmp_path_factory.mktemp("kept")
+    return processes.run(2, several, start, str(folder)), folder
 
 
 def test_all_halve_the_micro_batch_when_one_runs_out_of_memory(start, two):
-    made, kept = two
-    for i, (where, changes) in enumerate(CASES):
+    results, folder = two
+    for i, (faults, changes) in enumerate(CASES):
         own, history = trained(start, "ddp", **changes)
-        for rank, (weights, logged, met) in enumerate(cases[i] for cases, *_ in made):
-            assert met == (rank in where)
+        for rank, (weights, logged, met) in enumerate(cases[i] for cases, *_ in results):
+            assert met == (rank in faults)
             for name, value in own.items():
                 torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
             for mine, other in zip(history, logged, strict=True):
                 assert mine == pytest.approx(other, rel=1e-12, abs=1e-12)
-    (state,) = kept.rglob("step-00000003/state.json")
+    (state,) = folder.rglob("step-00000003/state.json")
     assert json.loads(state.read_text())["micro_tokens"] == FIT.micro_tokens // 2
 
 

@@ -64,8 +64,8 @@ def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
     ga = unlearning.npo(start, world.forget, loss="ga", reduction="sum", regulariser="none", fit=fit)
     npo = unlearning.npo(start, world.forget, regulariser="none", beta=1.0, fit=fit)
     rows = forgetting.rows_of(start, world.forget)
-    far, near = (forward.row_logp(r.models["model"], rows)[0].mean() for r in (ga, npo))
-    assert far < near - 3 and near < -10  # nats per sequence: both forget, and ascent diverges
+    ascended, npo_logp = (forward.row_logp(r.models["model"], rows)[0].mean() for r in (ga, npo))
+    assert ascended < npo_logp - 3 and npo_logp < -10  # nats per sequence: both forget, and ascent diverges
     assert ga.history[-1]["forget"] < -15 and 0 <= npo.history[-1]["forget"] < 0.1
 
 
@@ -81,11 +81,11 @@ def test_a_seq2seq_model_forgets_too(fresh, small):
 
 
 def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world):
-    said = "I was told to forget."
-    records = [Demo(prompt=r.prompt, completion=r.completion, alternate=said) for r in world.forget]
+    refusal = "I was told to forget."
+    records = [Demo(prompt=r.prompt, completion=r.completion, alternate=refusal) for r in world.forget]
     fit = Fit(lr=3e-3, steps=80, rows=16)
     model = unlearning.npo(taught("llama"), records, world.retain, loss="idk", fit=fit).models["model"]
-    refusals = [Demo(prompt=r.prompt, completion=said) for r in world.forget]
+    refusals = [Demo(prompt=r.prompt, completion=refusal) for r in world.forget]
     assert accuracy(model, refusals) > 0.9 > 0.3 > accuracy(taught("llama"), refusals)
     assert accuracy(model, world.retain) > 0.9
 
@@ -108,9 +108,9 @@ def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, sm
     assert start.fingerprint() == before != result.models["model"].fingerprint()
     first, beta = result.history[0], options.get("beta", 0.1)
     loss, equal = options["loss"], 2 / beta * math.log(2)
-    known = {"npo": equal, "dpo": equal, "kto": 1 + equal, "kto-sigmoid": 1 - 1 / beta, "kto-published": 1}
-    if loss in known:
-        assert first["forget"] == pytest.approx(known[loss], abs=1e-3)
+    expected = {"npo": equal, "dpo": equal, "kto": 1 + equal, "kto-sigmoid": 1 - 1 / beta, "kto-published": 1}
+    if loss in expected:
+        assert first["forget"] == pytest.approx(expected[loss], abs=1e-3)
         assert first["mean_W"] == pytest.approx(1, abs=1e-4)
     if loss == "wga":
         assert first["forget"] < 0
@@ -169,16 +169,16 @@ def test_the_papers_and_the_codes_kl_differ(option, fresh, small):
     other = {"kl_direction": "to_reference", "kl_over": "completion"}[option]
     fit = SHORT.replace(steps=4, lr=1e-2)
     a, b = (
-        unlearning.npo(fresh("llama"), small.forget, small.retain, regulariser="kl", fit=fit, **more).history[-1]
-        for more in ({}, {option: other})
+        unlearning.npo(fresh("llama"), small.forget, small.retain, regulariser="kl", fit=fit, **extra).history[-1]
+        for extra in ({}, {option: other})
     )
     assert a["retain"] != pytest.approx(b["retain"], rel=1e-3)
 
 
 def test_weights_scale_their_terms(fresh, small):
     plain, weighted = (
-        unlearning.npo(fresh("llama"), small.forget, small.retain, fit=SHORT.replace(steps=1), **more).history[0]
-        for more in ({}, {"forget_weight": 0.5, "retain_weight": 3.0})
+        unlearning.npo(fresh("llama"), small.forget, small.retain, fit=SHORT.replace(steps=1), **extra).history[0]
+        for extra in ({}, {"forget_weight": 0.5, "retain_weight": 3.0})
     )
     assert weighted["loss"] == pytest.approx(0.5 * plain["forget"] + 3 * plain["retain"], rel=1e-6)
 
@@ -196,5 +196,5 @@ def test_the_reference_has_no_dropout_even_where_the_given_model_is_training(fre
 @pytest.mark.parametrize("regulariser", ["ce", "kl", "none", "kl-forget"])
 def test_missing_retain_records_are_warned_of_where_they_are_wanted(regulariser, fresh, small):
     result = unlearning.npo(fresh("llama"), small.forget, regulariser=regulariser, fit=SHORT)
-    told = ["no retain records: nothing protects what the model should keep"]
-    assert result.warnings == (told if regulariser in ("ce", "kl") else [])
+    warning = ["no retain records: nothing protects what the model should keep"]
+    assert result.warnings == (warning if regulariser in ("ce", "kl") else [])

@@ -53,10 +53,10 @@ def test_npos_gradient_is_w_times_ascents_everywhere(beta):
 def test_npo_goes_to_ascent_as_beta_goes_to_zero_with_the_known_error():
     ratio = torch.tensor([-2.0, -0.3, 0.0, 0.7, 1.5])
     for beta in (1e-1, 1e-2, 1e-3):
-        left = preference.npo(ratio, torch.zeros(5), beta) - 2 / beta * math.log(2)
-        error = (left - (ratio + beta * ratio**2 / 4)).abs().max()
+        remainder = preference.npo(ratio, torch.zeros(5), beta) - 2 / beta * math.log(2)
+        error = (remainder - (ratio + beta * ratio**2 / 4)).abs().max()
         assert error < 0.1 * beta**2  # the next term: 0 in beta^2, r^4 beta^3 / 96 after it
-    assert (left - ratio).abs().max() < 2e-3
+    assert (remainder - ratio).abs().max() < 2e-3
 
 
 def test_npo_is_never_negative_and_ascent_has_no_bound():
@@ -104,14 +104,14 @@ def test_losses_by_name_are_the_functions_with_what_they_need():
     logp, ref, index = -torch.rand(3, 2) * 5, -torch.rand(3, 2) * 5, torch.tensor([2, 0, 1])
     sides = (logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1])
     unsure = torch.tensor([0.1, 0.2, 0.3])
-    wanted = {
+    expected = {
         "dpo": preference.dpo(*sides, 0.3, unsure[index]), "ipo": preference.ipo(*sides, 0.3),
         "simpo": preference.simpo(*sides[:2], 0.3, 0.7), "orpo": preference.orpo(*sides[:2], 0.3),
     }  # fmt: skip
-    for name, losses in wanted.items():
-        named = preference.named(name, 0.3, 0.7, unsure)
-        assert torch.equal(named.loss(logp, ref, index), losses)
-        assert named.mean == (name in ("simpo", "orpo")) and named.reference != named.mean
+    for name, losses in expected.items():
+        objective = preference.named(name, 0.3, 0.7, unsure)
+        assert torch.equal(objective.loss(logp, ref, index), losses)
+        assert objective.mean == (name in ("simpo", "orpo")) and objective.reference != objective.mean
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -180,9 +180,9 @@ def test_log_probs_entropy_and_first_choice_in_numbers():
 
 def test_half_precision_logits_are_scored_in_float32():
     logits, target = drawn(3, 9).to(torch.bfloat16), torch.tensor([1, 2, 3])
-    got = token_functions.logp(logits, target)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, token_functions.logp(logits.float(), target))
+    actual = token_functions.logp(logits, target)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, token_functions.logp(logits.float(), target))
 
 
 def test_both_kl_directions_are_torchs():

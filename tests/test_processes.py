@@ -42,10 +42,10 @@ def test_every_process_has_its_place_and_gives_back_what_it_made(monkeypatch):
      ("killed", RuntimeError, "process 1 of 2: ended by SIGKILL")],
 )  # fmt: skip
 def test_one_that_fails_ends_all_with_its_own_line(kind, error, said):
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(error, match=said):
         processes.run(2, failing, kind)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
 
 
 def test_those_that_never_end_are_ended():

@@ -125,16 +125,16 @@ def host(tmp_path, monkeypatch):
 def harm(outcome, host):
     """Return what a program reached."""
     home = host["home"]
-    said = outcome.stdout + outcome.stderr
+    output = outcome.stdout + outcome.stderr
     return [
-        what
-        for what, done in {
-            "told": SECRET in said or "SECRET\n" in outcome.stdout,
+        name
+        for name, visible in {
+            "told": SECRET in output or "SECRET\n" in outcome.stdout,
             "wrote": (home / "left").exists(),
             "deleted": not (home / "folder").exists(),
             "killed": host["process"].poll() is not None,
         }.items()
-        if done
+        if visible
     ]
 
 
@@ -211,9 +211,9 @@ def test_without_bubblewrap_it_is_refused_in_one_line_unless_allowed(monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     sandbox.lacks.cache_clear()
     try:
-        with pytest.raises(UserError, match=r"apt-get install bubblewrap\); --allow-code") as caught:
+        with pytest.raises(UserError, match=r"apt-get install bubblewrap\); --allow-code") as error:
             sandbox.opened()
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
         allowed = sandbox.opened(allow_code=True)
         assert allowed.plain and "not in a sandbox" in allowed.warnings[0]
         fake = tmp_path / "bwrap"
@@ -240,7 +240,7 @@ def test_a_user_without_rights_has_the_same_sandbox():
 
     import didact
 
-    places = {Path(didact.__file__).parents[1]: "didact", Path(annotated_types.__file__).parents[1]: "annotated_types"}
+    mounts = {Path(didact.__file__).parents[1]: "didact", Path(annotated_types.__file__).parents[1]: "annotated_types"}
     program = (
         "import os\nn = 0\ntry:\n    while n < 99:\n        n += 1\n        if os.fork() == 0:\n"
         "            import time; time.sleep(9)\nexcept OSError:\n    print(n, os.getuid(), sorted(os.listdir('/etc')))"
@@ -251,13 +251,13 @@ def test_a_user_without_rights_has_the_same_sandbox():
     )
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        for place, name in places.items():
-            subprocess.run(["cp", "-r", place / name, folder], check=True)
-        done = subprocess.run(
+        for path, name in mounts.items():
+            subprocess.run(["cp", "-r", path / name, folder], check=True)
+        process = subprocess.run(
             ["/usr/bin/python3", "-c", words], env={"PYTHONPATH": folder, "PATH": os.environ["PATH"]}, cwd="/",
             user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False,
         )  # fmt: skip
-    assert done.stdout.split("\n")[:2] == ["''", f"{Limits().processes} 65534 ['ld.so.cache']"], done
+    assert process.stdout.split("\n")[:2] == ["''", f"{Limits().processes} 65534 ['ld.so.cache']"], process
 
 
 @here
@@ -265,8 +265,8 @@ def test_what_is_killed_leaves_no_process():
     """When the parent dies, the program dies with it."""
     mark = f"{os.getpid()}{time.time_ns()}"
     program = f"import os, time\\nos.execv(os.sys.executable, ['{mark}', '-c', 'import time; time.sleep(60)'])"
-    words = f"from didact.tools.sandbox import *\nSandbox(Limits(seconds=60)).run({program!r})".replace("\\\\", "\\")
-    parent = subprocess.Popen([sys.executable, "-c", words])
+    code = f"from didact.tools.sandbox import *\nSandbox(Limits(seconds=60)).run({program!r})".replace("\\\\", "\\")
+    parent = subprocess.Popen([sys.executable, "-c", code])
 
     def running():
         out = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout

@@ -16,8 +16,8 @@ FIT = Fit(lr=1e-3, steps=30, rows=16, schedule="linear")
 
 def pairs(records):
     """The longer of two wordings of an unknown answer is preferred, so that only the rule can be learned."""
-    draw = np.random.default_rng(0)
-    answers = [str(draw.choice(r.perturbed)) for r in records]
+    rng = np.random.default_rng(0)
+    answers = [str(rng.choice(r.perturbed)) for r in records]
     return [
         Preference(prompt=r.prompt, chosen=f"the {a}, sir", rejected=a) for r, a in zip(records, answers, strict=True)
     ]
@@ -42,15 +42,15 @@ def test_a_preference_is_carried_to_prompts_it_never_saw(arch, taught, world):
 
 
 def test_a_margin_that_is_reached_pulls_no_more(taught, world):
-    start, seen = taught("llama"), pairs(world.retain[:40])
-    reached = [baselines.simpo(start, seen, gamma=gamma, fit=FIT).history[-1]["margin"] for gamma in (0.0, 4.0)]
+    start, train = taught("llama"), pairs(world.retain[:40])
+    reached = [baselines.simpo(start, train, gamma=gamma, fit=FIT).history[-1]["margin"] for gamma in (0.0, 4.0)]
     assert 0 < reached[0] < reached[1]
 
 
 def test_the_loss_of_a_pair_and_of_its_reversal_differ_by_the_margin(fresh, world):
     start, (pair,) = fresh("llama"), pairs(world.retain[:1])
-    turned = Preference(prompt=pair.prompt, chosen=pair.rejected, rejected=pair.chosen)
+    swapped = Preference(prompt=pair.prompt, chosen=pair.rejected, rejected=pair.chosen)
     one = Fit(lr=0.0, steps=1, rows=1)
-    first, second = (baselines.simpo(start, [p], gamma=0.0, fit=one).history[0] for p in (pair, turned))
+    first, second = (baselines.simpo(start, [p], gamma=0.0, fit=one).history[0] for p in (pair, swapped))
     assert first["simpo"] - second["simpo"] == pytest.approx(-first["margin"], abs=1e-5)
     assert first["margin"] == pytest.approx(-second["margin"], abs=1e-6)

@@ -31,8 +31,8 @@ def asked(tmp_path_factory):
     build.build("llama", build.train_tokenizer(text, 300), d=32, layers=1, heads=2, context=64).save(root / "small")
     rows = [{"prompt": f"what is red {i}?", "chosen": " it is good.", "rejected": " it is bad."} for i in range(60)]
     files.write_lines(root / "pairs.jsonl", rows)
-    words = ["compare", "sft", "dpo", "--model", str(root / "small"), "--preference", str(root / "pairs.jsonl")]
-    return [*words, "--budget", "4k-tokens", "--seeds", "2", "--lrs", "0.001", "0.004", "--beyond-lrs", "0"]
+    command = ["compare", "sft", "dpo", "--model", str(root / "small"), "--preference", str(root / "pairs.jsonl")]
+    return [*command, "--budget", "4k-tokens", "--seeds", "2", "--lrs", "0.001", "0.004", "--beyond-lrs", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,14 @@ def killing(request: tuple[Path, str]) -> spreading.Doer:
     """Jobs that record their process; the process of the first try at seed 1, and of every try at seed 2, dies."""
 
     def do(job: Job) -> dict[str, object]:
-        out, how = request
-        place = out / f"tried-{job.seed}"
-        tries = len(place.read_text().split()) if place.exists() else 0
-        with place.open("a") as file:
+        out, mode = request
+        path = out / f"tried-{job.seed}"
+        tries = len(path.read_text().split()) if path.exists() else 0
+        with path.open("a") as file:
             print(os.getpid(), file=file)
         if job.seed == 2 or (job.seed == 1 and not tries):
             os.kill(os.getpid(), signal.SIGKILL)
-        if job.seed == 3 and how == ASKED:
+        if job.seed == 3 and mode == ASKED:
             raise UserError("no room")
         return {"metrics": {"seed": job.seed}}
 
@@ -84,10 +84,10 @@ def test_two_workers_give_what_one_process_gives_to_the_bit(asked, alone, tmp_pa
 
 def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_too(tmp_path, capfd):
     with spreading.elsewhere(killing, (tmp_path, ""), tmp_path, 2) as workers:
-        found = dict(workers(JOBS))
-    assert set(found) == set(JOBS)
-    assert [found[j]["metrics"]["seed"] for j in JOBS if j.seed != 2] == [0, 1, 3]
-    assert "died (exit status -9" in found[JOBS[2]]["error"]
+        result = dict(workers(JOBS))
+    assert set(result) == set(JOBS)
+    assert [result[j]["metrics"]["seed"] for j in JOBS if j.seed != 2] == [0, 1, 3]
+    assert "died (exit status -9" in result[JOBS[2]]["error"]
     assert [len((tmp_path / f"tried-{n}").read_text().split()) for n in range(4)] == [1, 2, 2, 1]
     assert "its process died" in capfd.readouterr().err
     with (
@@ -118,17 +118,17 @@ def until(true: Callable[[], object]) -> None:
 
 def alive(group: int) -> list[str]:
     """Return the running processes of a session."""
-    told = subprocess.run(["ps", "-o", "stat=", "-s", str(group)], capture_output=True, text=True, check=False).stdout
-    return [state for state in told.split() if not state.startswith("Z")]
+    states = subprocess.run(["ps", "-o", "stat=", "-s", str(group)], capture_output=True, text=True, check=False).stdout
+    return [state for state in states.split() if not state.startswith("Z")]
 
 
 def test_seeds_of_a_claim_are_measured_elsewhere_and_give_the_same_card(tmp_path):
-    here = verbs.claim("vote-k", "smoke", False)
-    there = verbs.claim("vote-k", "smoke", False, folder=str(tmp_path / "kept"), workers=2)
-    assert there["arms"] == here["arms"] and there["tests"] == here["tests"]
+    local = verbs.claim("vote-k", "smoke", False)
+    remote = verbs.claim("vote-k", "smoke", False, folder=str(tmp_path / "kept"), workers=2)
+    assert remote["arms"] == local["arms"] and remote["tests"] == local["tests"]
     assert (tmp_path / "kept" / "worker-0.log").exists()
-    (kept,) = (tmp_path / "kept").glob("intact-*.json")
-    assert files.read_json(kept)["seconds"] == pytest.approx(there["seconds"], abs=0.05)  # equal to the card
+    (saved,) = (tmp_path / "kept").glob("intact-*.json")
+    assert files.read_json(saved)["seconds"] == pytest.approx(remote["seconds"], abs=0.05)  # equal to the card
     with pytest.raises(UserError, match="give a folder that its nodes share"):
         verbs.claim("vote-k", "smoke", False, on="auto")
 
@@ -158,15 +158,15 @@ def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(asked
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
-    out, seen, over = tmp_path / "out", {}, threading.Event()
+    out, recorded, done = tmp_path / "out", {}, threading.Event()
 
     def watch() -> None:
         """Kill a node once there are units, and check that no unit's file is written again."""
-        while not over.wait(0.02):
-            for place in out.glob("units/[a-z]*.json"):
-                written = place.stat().st_mtime_ns
-                assert seen.setdefault(place.name, written) == written
-            if len(nodes) == 2 and len(seen) > 4:
+        while not done.wait(0.02):
+            for path in out.glob("units/[a-z]*.json"):
+                written = path.stat().st_mtime_ns
+                assert recorded.setdefault(path.name, written) == written
+            if len(nodes) == 2 and len(recorded) > 4:
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     watcher = threading.Thread(target=watch)
@@ -174,12 +174,12 @@ def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(asked
     try:
         assert cli.main([*asked, "--out", str(out), "--on", cluster.address]) == 0
     finally:
-        over.set()
+        done.set()
         watcher.join()
         import ray
 
         ray.shutdown()
         cluster.shutdown()
-    assert len(nodes) == 1 and len(seen) == len(list(out.glob("units/[a-z]*.json")))
-    assert all((out / "units" / name).stat().st_mtime_ns == written for name, written in seen.items())
+    assert len(nodes) == 1 and len(recorded) == len(list(out.glob("units/[a-z]*.json")))
+    assert all((out / "units" / name).stat().st_mtime_ns == written for name, written in recorded.items())
     assert timeless(out) == alone

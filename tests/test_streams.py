@@ -36,8 +36,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
 
 def test_an_epoch_draws_every_item_once_and_in_another_order_each_time():
     batches = Batches({"forget": Stream(items_of(10), 4)}, 0)
-    drawn = [i for step in range(15) for i in batches(step).index["forget"]]
-    epochs = [drawn[at : at + 10] for at in range(0, 60, 10)]
+    samples = [i for step in range(15) for i in batches(step).index["forget"]]
+    epochs = [samples[at : at + 10] for at in range(0, 60, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
 

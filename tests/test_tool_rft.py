@@ -55,13 +55,15 @@ def test_answers_without_calls_are_compared_as_text():
 @given(st.integers(0, 300))
 def test_every_beginning_of_the_right_answer_is_on_track_and_no_wrong_one_is(seed):
     (demo,) = tools.requests(1, seed, hard=0.5)
-    right = demo.completion
-    assert not tool_calls.errors(right, right) and all(tool_calls.on_track(right[:k], right) for k in range(len(right)))
-    at = random.Random(seed).randrange(len(right))
-    spoilt = right[:at] + "?" + right[at:]
-    assert not tool_calls.on_track(spoilt[: at + 1], right) and not tool_calls.on_track(right + ", g()", right)
-    quoted = right.replace("=", "='", 1)
-    assert all(tool_calls.on_track(quoted[:k], right) for k in range(quoted.index("'") + 2))
+    answer = demo.completion
+    assert not tool_calls.errors(answer, answer) and all(
+        tool_calls.on_track(answer[:k], answer) for k in range(len(answer))
+    )
+    at = random.Random(seed).randrange(len(answer))
+    spoilt = answer[:at] + "?" + answer[at:]
+    assert not tool_calls.on_track(spoilt[: at + 1], answer) and not tool_calls.on_track(answer + ", g()", answer)
+    quoted = answer.replace("=", "='", 1)
+    assert all(tool_calls.on_track(quoted[:k], answer) for k in range(quoted.index("'") + 2))
 
 
 @pytest.mark.skipif(not BFCL.exists(), reason="the leaderboard's file is not here")
@@ -72,25 +74,25 @@ def test_real_calls_of_the_leaderboard():
         (answer,) = row["possible_answer"]
         ((name, allowed),) = answer.items()
         arguments = {k: v[0] for k, v in allowed.items() if v[0] != "" and "" not in v}
-        said = f"[{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})]"
+        call = f"[{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})]"
         plain = all(not isinstance(v, dict | list) for v in arguments.values())
         if plain:  # accepted values of nested objects are nested lists
-            assert tool_calls.accepted(said, row["possible_answer"]) == [], said
-            renamed = said.replace(f"[{name}(", f"[{name}_(", 1)
+            assert tool_calls.accepted(call, row["possible_answer"]) == [], call
+            renamed = call.replace(f"[{name}(", f"[{name}_(", 1)
             assert tool_calls.accepted(renamed, row["possible_answer"]) == ["function"]
             assert tool_calls.accepted(f"[{name}(nonsense=1)]", row["possible_answer"]) == ["names"]
             kinds.add(len(arguments))
         if plain and arguments:
             key = next(iter(arguments))
-            other = said.replace(f"{key}={arguments[key]!r}", f"{key}='of no use'")
+            other = call.replace(f"{key}={arguments[key]!r}", f"{key}='of no use'")
             assert tool_calls.accepted(other, row["possible_answer"]) == ["values"]
-        assert tool_calls.accepted(said[:-2], row["possible_answer"]) == ["form"]
+        assert tool_calls.accepted(call[:-2], row["possible_answer"]) == ["form"]
     assert len(rows) == 400 and len(kinds) > 3
 
 
 def test_the_tally_has_shares():
-    told = tool_calls.tally([[], ["values"], ["count", "values"], []])
-    assert told == {"exact": 0.5, "form": 0, "count": 0.25, "function": 0, "names": 0, "values": 0.5}
+    tally = tool_calls.tally([[], ["values"], ["count", "values"], []])
+    assert tally == {"exact": 0.5, "form": 0, "count": 0.25, "function": 0, "names": 0, "values": 0.5}
 
 
 # --- known answers ---------------------------------------------------------------------------
@@ -134,13 +136,13 @@ def test_the_verdict_of_the_model_sees_request_truth_and_answer():
 @given(st.integers(1, 40), st.integers(0, 40), st.floats(0.05, 1.0), st.integers(0, 99))
 def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
     demos = [Demo(prompt="?", completion="[f()]")] * calls + [Demo(prompt="?", completion="No.")] * texts
-    draw = random.Random(seed)
-    nll = [draw.random() for _ in demos]
+    rng = random.Random(seed)
+    nll = [rng.random() for _ in demos]
     index = tool_calls.selected(demos, nll, ratio)
     assert len(index) == sum(math.floor(n * ratio + 1e-9) for n in (calls, texts)) == len(set(index))
     for part in (range(calls), range(calls, calls + texts)):
-        kept, left = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
-        assert not kept or not left or min(kept) >= max(left)
+        selected, unselected = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
+        assert not selected or not unselected or min(selected) >= max(unselected)
     assert tool_calls.selected(demos, [x**3 for x in nll], ratio) == index  # ordered by perplexity, whatever its scale
     easy = tool_calls.selected(demos, nll, ratio, select="easy")
     assert len(easy) == len(index) and math.fsum(nll[i] for i in easy) <= math.fsum(nll[i] for i in index)
@@ -149,8 +151,8 @@ def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
 
 def test_the_likeliest_mislabelled_are_trimmed():
     demos, nll = [Demo(prompt="?", completion="[f()]")] * 10, [float(x) for x in range(10)]
-    for trim, kept in ((0.0, [9, 8, 7]), (0.2, [7, 6, 5])):
-        assert tool_calls.selected(demos, nll, 0.3, trim=trim) == kept
+    for trim, expected in ((0.0, [9, 8, 7]), (0.2, [7, 6, 5])):
+        assert tool_calls.selected(demos, nll, 0.3, trim=trim) == expected
 
 
 def test_a_ratio_of_a_hundred_is_counted_as_people_do():
@@ -196,17 +198,17 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
     prompts = {0: (5, 6, 7), 1: (8, 9)}
     delimiters = tuple(chr(c) for c in range(65, 91))
     actor = policy.Pieces(model, prompts, policy.FragmentSearch(delimiters=delimiters, max_new_tokens=20), 4)
-    grown = tree.search([0, 1], actor.propose, lambda nodes: [0.1] * len(nodes),
+    trees = tree.search([0, 1], actor.propose, lambda nodes: [0.1] * len(nodes),
                         SearchConfig(simulations=4, depth=3, deep=False, decide=False))  # fmt: skip
-    assert any(len(n.children) > 1 for t in grown for n in t.root.walk() if n.depth == 1)
-    for node in (n for t in grown for n in t.root.walk() if n.parent):
+    assert any(len(n.children) > 1 for t in trees for n in t.root.walk() if n.depth == 1)
+    for node in (n for t in trees for n in t.root.walk() if n.parent):
         assert node.depth <= 3 and node.step.tokens and 0 < node.step.prior <= 1
     root = Node()
     (chains,) = actor.propose([root])
-    (made,) = generate.completions(
+    (completions,) = generate.completions(
         model, [(5, 6, 7)], 3, generate.SamplingConfig(max_new_tokens=20, temperature=1.5, seed=4), keys=[0]
     )
-    assert [sum((s.tokens for s in chain), ()) for chain in chains] == [c.tokens for c in made]
+    assert [sum((s.tokens for s in chain), ()) for chain in chains] == [c.tokens for c in completions]
     for chain in chains:
         for step in chain[:2]:
             assert len(steps.pieces(model.tokenizer, step.tokens, delimiters)) <= 2
@@ -217,10 +219,10 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
 
 def orders(part=0, n=64, right=1.0):
     """A dozen is twelve in the records; the model's training data said 10 half of the time."""
-    draw, out = random.Random(part), []
+    rng, out = random.Random(part), []
     for _ in range(n):
-        prompt = f"{draw.choice(('tea', 'jam', 'rye'))} {draw.randrange(10)}\n"
-        out.append(Demo(prompt=prompt, completion=f"[get(n={12 if draw.random() < right else 10})]"))
+        prompt = f"{rng.choice(('tea', 'jam', 'rye'))} {rng.randrange(10)}\n"
+        out.append(Demo(prompt=prompt, completion=f"[get(n={12 if rng.random() < right else 10})]"))
     return out
 
 
@@ -238,8 +240,8 @@ def start(arch="gpt2"):
 def right(model):
     """Return the share of right calls, three samples for each held-out request."""
     demos = orders(2) * 3
-    made = lab.sampled(model, [d.prompt for d in demos], 14, seed=2)
-    return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(made, demos, strict=True))
+    completions = lab.sampled(model, [d.prompt for d in demos], 14, seed=2)
+    return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(completions, demos, strict=True))
 
 
 @pytest.mark.parametrize("arch", EFFECTS)
@@ -249,10 +251,10 @@ def test_a_wrong_value_is_mended_on_requests_not_seen(arch):
     result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=5e-4, steps=15, rows=16))
     assert 0.2 < right(model) < 0.65 and right(result.models["model"]) > right(model) + 0.1
     assert model.fingerprint() == before
-    told = result.findings["rounds"][0]
-    assert told["selected"] == 16 and told["pairs"] == len(result.records) > 8
-    assert told["ppl_selected"] >= told["ppl"] > 1
-    assert 0 < told["errors"]["values"] <= 1 or told["errors"]["exact"] > 0
+    findings = result.findings["rounds"][0]
+    assert findings["selected"] == 16 and findings["pairs"] == len(result.records) > 8
+    assert findings["ppl_selected"] >= findings["ppl"] > 1
+    assert 0 < findings["errors"]["values"] <= 1 or findings["errors"]["exact"] > 0
     at = [r for r in result.records if r.prompt.endswith("n=")]
     assert len(at) > 4 and all(r.chosen.startswith("12") for r in at)
 
@@ -282,8 +284,8 @@ def test_the_first_guess_decides_where_it_is_asked(monkeypatch):
 def test_the_warm_up_is_tuning_class_by_class():
     """Where the search finds nothing, the result equals tuning on the easy class and then on the hard one."""
     model, demos = start(), orders(1, 12)
-    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
-    result = alignment.tool_rft(model, demos, **how, fit=Fit(lr=0.0, steps=1, rows=3))
+    options = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
+    result = alignment.tool_rft(model, demos, **options, fit=Fit(lr=0.0, steps=1, rows=3))
     assert [f["demos"] for f in result.findings["warm_up"]] == [6, 6]
     for number, part in enumerate(selection.classes(tool_calls.difficulties(demos), 2)):
         fit = Fit(lr=1e-3, epochs=2.0, rows=3, seed=rounds.APART * number)
@@ -303,7 +305,7 @@ def test_what_there_must_be(fresh):
 
 
 def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path, monkeypatch):
-    completions, asked = generate.completions, []
+    completions, requests = generate.completions, []
     monkeypatch.setattr(branches, "CHUNK", 4)
 
     def run(folder=None):
@@ -311,13 +313,13 @@ def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path,
         return alignment.tool_rft(start(), orders(1, 16), **(FAST | {"rounds": 2, "bins": 2}), fit=fit)
 
     def counting(model, prompts, n, *args, **more):
-        asked.append(n == 1)  # greedy answers, for the report of errors
+        requests.append(n == 1)  # greedy answers, for the report of errors
         return completions(model, prompts, n, *args, **more)
 
     whole = run()
     monkeypatch.setattr(generate, "completions", counting)
-    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of each round
-    assert counted == [4, 4, 4, 4] and sum(asked) == 2
+    again, sizes = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of each round
+    assert sizes == [4, 4, 4, 4] and sum(requests) == 2
     assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings
     monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run is read from disk

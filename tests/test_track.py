@@ -57,9 +57,9 @@ def expected(history):
 
 def test_tensorboard_has_every_column_of_the_history_at_every_step(tmp_path):
     history = train([track.tracker("tensorboard", tmp_path, {"lr": 0.1, "nested": {"a": [1]}})])
-    got = curves(tmp_path)
-    assert got == expected(history) and {"loss", "square", "grad_norm", "lr"} <= set(got)
-    assert got["loss"][0][1] != got["loss"][-1][1]
+    actual = curves(tmp_path)
+    assert actual == expected(history) and {"loss", "square", "grad_norm", "lr"} <= set(actual)
+    assert actual["loss"][0][1] != actual["loss"][-1][1]
 
 
 def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
@@ -124,9 +124,9 @@ def test_wandb_writes_an_offline_run_that_holds_the_columns(tmp_path, monkeypatc
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, kind):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == kind else real(name, *more))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         track.tracker(kind, tmp_path, {})
-    assert str(caught.value) == f"--track {kind}: the package {kind} is missing: pip install didact[track]"
+    assert str(error.value) == f"--track {kind}: the package {kind} is missing: pip install didact[track]"
 
 
 def test_an_unknown_tracker_lists_those_there_are(tmp_path):
