@@ -28,7 +28,7 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def blank():
+def untrained():
     """A new model whose tokenizer has a chat template with turn tokens; its configuration ends at `</s>`."""
     texts = [f"{d.prompt} {d.completion}, and so on." for d in DEMOS]
     tokenizer = build.train_tokenizer(texts, 340)
@@ -37,42 +37,42 @@ def blank():
     return build.build("llama", tokenizer, d=32, layers=2, heads=2, context=64)
 
 
-def turning(blank, *ends):
+def turning(untrained, *ends):
     """The same model with these end tokens in its generation configuration."""
-    model = Model(copy.deepcopy(blank.module), copy.deepcopy(blank.tokenizer))
+    model = Model(copy.deepcopy(untrained.module), copy.deepcopy(untrained.tokenizer))
     model.module.generation_config.eos_token_id = [model.tokenizer.convert_tokens_to_ids(e) for e in ends]
     return Model(model.module, model.processor)
 
 
 @pytest.fixture(scope="module")
-def base(blank):
+def base(untrained):
     """A base model: it knows the capitals and continues after them."""
     options = [
-        encode.row(blank.tokenizer, d.prompt, f"{d.completion}, and so on.", "causal", 64, end=False) for d in DEMOS
+        encode.row(untrained.tokenizer, d.prompt, f"{d.completion}, and so on.", "causal", 64, end=False) for d in DEMOS
     ]
-    return language.train(blank, {"text": language.single(options)}, language.nll, QUICK).model
+    return language.train(untrained, {"text": language.single(options)}, language.nll, QUICK).model
 
 
-def test_labels_and_stops_are_the_models_own(blank):
-    model = turning(blank, "<end_of_turn>", "</s>")
+def test_labels_and_stops_are_the_models_own(untrained):
+    model = turning(untrained, "<end_of_turn>", "</s>")
     turn, eos = (model.tokenizer.convert_tokens_to_ids(t) for t in ("<end_of_turn>", "</s>"))
     assert eos == model.tokenizer.eos_token_id
     assert encode.row(model.tokenizer, "a", "b", "causal", 64).completion[-1] == turn
     assert generate.ends(model) == {turn, eos}
-    assert encode.row(blank.tokenizer, "a", "b", "causal", 64).completion[-1] == eos
-    assert generate.ends(blank) == {turn, eos}  # the template's end of a turn is another end token
+    assert encode.row(untrained.tokenizer, "a", "b", "causal", 64).completion[-1] == eos
+    assert generate.ends(untrained) == {turn, eos}  # the template's end of a turn is another end token
     prompt = Messages([{"role": "user", "content": "a"}])
-    row = encode.row(blank.tokenizer, prompt, "b", "causal", 64)
+    row = encode.row(untrained.tokenizer, prompt, "b", "causal", 64)
     assert row.completion[-1] == turn and eos not in row.completion and row.completion.count(turn) == 1
-    assert "\n" not in blank.tokenizer.decode(list(row.completion))
-    assert encode.row(blank.tokenizer, prompt, "b", "causal", 64, end=False).completion == row.completion[:-1]
+    assert "\n" not in untrained.tokenizer.decode(list(row.completion))
+    assert encode.row(untrained.tokenizer, prompt, "b", "causal", 64, end=False).completion == row.completion[:-1]
     model.module.generation_config.eos_token_id = 10**6  # from another vocabulary
     assert Model(model.module, model.processor).generation_ends == []
 
 
 @pytest.mark.parametrize("ends", [("<end_of_turn>", "</s>"), ("</s>", "<end_of_turn>")])
-def test_answers_that_end_with_a_turn_are_right_whatever_the_tokenizer_ends_with(ends, blank, tmp_path):
-    taught = baselines.sft(turning(blank, "<end_of_turn>"), DEMOS, fit=QUICK).models["model"]
+def test_answers_that_end_with_a_turn_are_right_whatever_the_tokenizer_ends_with(ends, untrained, tmp_path):
+    taught = baselines.sft(turning(untrained, "<end_of_turn>"), DEMOS, fit=QUICK).models["model"]
     model = turning(taught, *ends)
     completions = generate.completions(model, [d.prompt for d in DEMOS])
     assert [c.text for (c,) in completions] == [d.completion for d in DEMOS]
@@ -85,16 +85,16 @@ def test_answers_that_end_with_a_turn_are_right_whatever_the_tokenizer_ends_with
     assert set(load(tmp_path).module.generation_config.eos_token_id) == set(generate.ends(model))
 
 
-def test_an_answer_from_a_passage_ends_there_too(blank):
-    model = turning(blank, "<end_of_turn>")
+def test_an_answer_from_a_passage_ends_there_too(untrained):
+    model = turning(untrained, "<end_of_turn>")
     turn, eos = (model.tokenizer.convert_tokens_to_ids(t) for t in ("<end_of_turn>", "</s>"))
     form = qa_prompts.prompt_format(model, "{context} {question}")
     assert form.end == turn and qa_prompts.endings(model, form) == {turn, eos}
 
 
-def test_a_turn_that_conversations_were_taught_to_end_with_stops_transformers_too(blank, tmp_path):
-    blank.save(tmp_path)
-    turn = blank.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+def test_a_turn_that_conversations_were_taught_to_end_with_stops_transformers_too(untrained, tmp_path):
+    untrained.save(tmp_path)
+    turn = untrained.tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, turn]
     assert encode.answer_end(load(tmp_path).tokenizer) == 2  # texts end as before
 

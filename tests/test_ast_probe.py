@@ -73,12 +73,12 @@ def direct(tree: Node | Leaf, at: int = 0) -> tuple[list[Any], int]:
 
 
 @given(nodes(), st.sampled_from([lambda d: 3 * d - 7, lambda d: d**3, lambda d: np.exp(d / 5)]))
-def test_the_way_there_and_back_is_the_identity_whatever_heights_are(told: Any, rising: Any) -> None:
-    text = "x " * str(told).count("'x'")
-    tree = trees.of_lists(told, text)
+def test_the_way_there_and_back_is_the_identity_whatever_heights_are(nested: Any, rising: Any) -> None:
+    text = "x " * str(nested).count("'x'")
+    tree = trees.of_lists(nested, text)
     result, n = trees.encode(tree), len(trees.leaves(tree))
     assert len(result.d) == len(result.c) == n - 1 and len(result.u) == n
-    assert trees.to_lists(tree, text) == told
+    assert trees.to_lists(tree, text) == nested
     gold = sorted(direct(tree)[0])
     rescaled = Code(tuple(rising(np.array(result.d, dtype=float))), result.c, result.u)
     for code_ in (result, rescaled):
@@ -286,7 +286,7 @@ def test_on_a_users_model_and_programs(arch: str, tmp_path: Path) -> None:
     assert torch.equal(again.p, result.models["subspace"].module.p)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("record", "options", "why"), [
+@pytest.mark.parametrize(("record", "options", "reason"), [
     (Text(text="a b", extra={"tree": ["s", "a", "c"]}), {}, "record 1: field 'tree': token 'c' does not follow"),
     (Text(text="a b c", extra={"tree": ["s", "a", "b"]}), {}, "record 1: field 'tree': spans"),
     (Text(text="a b", extra={"tree": ["s", ["t"], "b"]}), {}, r"record 1: field 'tree': must be \[label"),
@@ -295,8 +295,8 @@ def test_on_a_users_model_and_programs(arch: str, tmp_path: Path) -> None:
     (Text(text="x = 1"), {"language": "cobol"}, "language cobol: needs tree-sitter and its grammar: pip install"),
     (Text(text="x = 1"), {"longest": 2}, "1 too long"),
 ])  # fmt: skip
-def test_what_cannot_be_probed_is_one_line(record: Text, options: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match=why) as error:
+def test_what_cannot_be_probed_is_one_line(record: Text, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as error:
         ast_probe(tiny("llama"), [record], **options)
     assert "\n" not in str(error.value)
 

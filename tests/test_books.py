@@ -64,15 +64,15 @@ def test_a_book_is_read_as_text_epub_or_pdf(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("g.epub", "not an EPUB"), ("g.pdf", "not a PDF"), ("g.txt", "empty"), ("e.pdf", "OCR")]
+    ("name", "reason"), [("g.epub", "not an EPUB"), ("g.pdf", "not a PDF"), ("g.txt", "empty"), ("e.pdf", "OCR")]
 )
-def test_a_damaged_or_empty_book_is_one_line(tmp_path, name, why):
+def test_a_damaged_or_empty_book_is_one_line(tmp_path, name, reason):
     path = tmp_path / name
     if name == "e.pdf":
         pdf_of(path, "")
     else:
         path.write_bytes(b"" if name == "g.txt" else b"no such book")
-    with pytest.raises(UserError, match=why) as error:
+    with pytest.raises(UserError, match=reason) as error:
         read(path, Text)
     assert "\n" not in str(error.value)
 

@@ -113,7 +113,7 @@ def test_arms_may_have_dots_and_a_missing_one_is_named():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "options",
     [
         {"kind": "difference"},
         {"kind": "bound", "b": "y.m"},
@@ -121,9 +121,9 @@ def test_arms_may_have_dots_and_a_missing_one_is_named():
         {"kind": "exact", "margin": -1.0},
     ],
 )
-def test_a_test_that_makes_no_sense_is_refused(wrong):
+def test_a_test_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match="test 't'"):
-        Test(name="t", a="x.m", **wrong)
+        Test(name="t", a="x.m", **options)
 
 
 # --- verdicts --------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range_for_
 
 
 @pytest.mark.parametrize(
-    ("metric", "test", "moved", "expected"),
+    ("metric", "test", "shift", "expected"),
     [
         ("x.m", {"direction": "less"}, 1.0, True),
         ("x.m", {"direction": "less"}, -1.0, False),
@@ -389,9 +389,9 @@ def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range_for_
         ("x.m", {"kind": "equivalence", "margin": 0.01}, -1.0, True),
     ],
 )
-def test_worse_depends_on_the_side_of_the_test(metric, test, moved, expected):
+def test_worse_depends_on_the_side_of_the_test(metric, test, shift, expected):
     better = Test(**({"name": "t", "kind": "difference", "a": "x.m", "b": "y.m"} | test))
-    clean, broken = arms(x=NOISE, y=NOISE[::-1]), arms(x=moved + NOISE, y=moved + NOISE)
+    clean, broken = arms(x=NOISE, y=NOISE[::-1]), arms(x=shift + NOISE, y=shift + NOISE)
     assert verdict.detect(better, clean, broken, metric)["detected"] is expected
 
 
@@ -483,9 +483,9 @@ def slow_toy(tmp_path, monkeypatch):
     return importlib.import_module("slow_toy")
 
 
-def measured(place, units, ready):
+def measured(folder, units, ready):
     """Run the claim in its own process."""
-    sys.path.insert(0, place)
+    sys.path.insert(0, folder)
     ready.set()
     runner.run(importlib.import_module("slow_toy").CLAIM, "quick", sabotage=True, folder=units, quiet=True)
 

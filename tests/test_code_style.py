@@ -37,7 +37,7 @@ def test_any_text_has_one_count_a_line(text):
 
 
 @pytest.mark.parametrize(
-    ("made", "ended", "body"),
+    ("text", "ended", "body"),
     [
         ("    a\n\n    b\ndef g():\n    c\n", True, "    a\n\n    b\n"),
         ("    a\n    b", False, "    a\n"),
@@ -47,8 +47,8 @@ def test_any_text_has_one_count_a_line(text):
         ("", True, ""),
     ],
 )
-def test_a_function_ends_where_nothing_is_indented_and_has_whole_lines(made, ended, body):
-    assert code_style.function("def f():\n", made, ended) == "def f():\n" + body
+def test_a_function_ends_where_nothing_is_indented_and_has_whole_lines(text, ended, body):
+    assert code_style.function("def f():\n", text, ended) == "def f():\n" + body
 
 
 def test_no_file_has_two_purposes_and_none_is_a_test():

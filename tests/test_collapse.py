@@ -39,7 +39,7 @@ def test_distinct():
 
 
 @pytest.mark.parametrize(
-    ("said", "round_"),
+    ("text", "round_"),
     [
         ("Q: Q: Q: Q: Q: Q: Q:", True), ("", True), ("  \n", True), ("!!!!!!!!!!!!!!!!!!!!!!!!!!!!", True),
         ("巴巴巴巴巴巴巴巴", True), (" Paris", False), ("no", False), ("1000000", False),
@@ -47,8 +47,8 @@ def test_distinct():
         ("yes, yes, yes, I know that very well and say it again", False),
     ],
 )  # fmt: skip
-def test_an_answer_that_goes_round_from_its_beginning_is_told_from_one_that_does_not_end(said, round_):
-    assert collapse.loops(said) is round_
+def test_an_answer_that_goes_round_from_its_beginning_is_told_from_one_that_does_not_end(text, round_):
+    assert collapse.loops(text) is round_
 
 
 def test_loops_are_told_where_they_are_more_than_before():

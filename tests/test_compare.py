@@ -143,7 +143,7 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("method: dpo\nrow: 8\n", "unknown option 'row'"),
         ("method: dpo\nfit:\n  rows: 8\n", "training options go at the top level: 'rows: ...'"),
@@ -155,10 +155,10 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
         ("method: [\n", "not valid YAML"),
     ],
 )
-def test_what_a_file_says_of_an_arm_is_understood_or_refused(text, said, tmp_path):
+def test_what_a_file_says_of_an_arm_is_understood_or_refused(text, message, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         comparing._arm(str(path), {})
 
 
@@ -342,7 +342,7 @@ def fake_search(monkeypatch, best, fails=()):
 
 
 @pytest.mark.parametrize(
-    ("best", "fails", "tried", "chosen"),
+    ("best", "fails", "rates", "chosen"),
     [
         (2e-3, (), [1e-3, 2e-3, 4e-3], 2e-3),  # inside
         (2.5e-4, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 2.5e-4),  # three lower rates, the last one worse
@@ -352,15 +352,15 @@ def fake_search(monkeypatch, best, fails=()):
     ],
 )
 def test_the_search_goes_beyond_its_grid_while_the_best_is_at_an_edge(
-    model, tmp_path, monkeypatch, best, fails, tried, chosen
+    model, tmp_path, monkeypatch, best, fails, rates, chosen
 ):
     fake_search(monkeypatch, best, fails)
     board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path, rates=(1e-3, 2e-3, 4e-3)))
     for row in (r for r in board["rows"] if r["arm"] != "untouched"):
-        assert [float(rate) for rate in row["search"]] == pytest.approx(tried, rel=0.05) and row["lr"] == pytest.approx(
+        assert [float(rate) for rate in row["search"]] == pytest.approx(rates, rel=0.05) and row["lr"] == pytest.approx(
             chosen, rel=0.05
         )
-        assert row["beyond"] == len(tried) - 3
+        assert row["beyond"] == len(rates) - 3
 
 
 def test_adapters_are_tuned_over_rates_of_their_own(model, tmp_path, monkeypatch):

@@ -65,8 +65,8 @@ def board(scores, better="higher", rules=None, **changes):
     } | changes  # fmt: skip
 
 
-def written(root, given):
-    (root / "leaderboard.json").write_text(json.dumps(given))
+def written(root, leaderboard):
+    (root / "leaderboard.json").write_text(json.dumps(leaderboard))
     return page.write(root)
 
 
@@ -77,7 +77,7 @@ HIGH, LOW = [0.80, 0.82, 0.81], [0.60, 0.63, 0.61]
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"),
+    ("scores", "pattern"),
     [
         ({"a": HIGH, "b": LOW}, r"^a is best: preferred 0\.810 \(.*\), 0\.197 \(.*\) above b, the next, and 0\.31"),
         ({"a": HIGH}, r"^a is best: preferred 0\.810 \([\d. to]*\), 0\.310 \([\d. to]*\) above the untouched model\.$"),
@@ -90,8 +90,8 @@ HIGH, LOW = [0.80, 0.82, 0.81], [0.60, 0.63, 0.61]
         ({"a": [0.7]}, r"With one seed the data cannot tell the arms apart\.$"),
     ],
 )  # fmt: skip
-def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, said):
-    assert re.search(said, boards.verdict(board(scores)))
+def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, pattern):
+    assert re.search(pattern, boards.verdict(board(scores)))
 
 
 def test_where_the_time_went_is_on_the_page(tmp_path):
@@ -362,8 +362,8 @@ def test_what_compare_makes_has_all_the_page_needs(tmp_path):
         protocol="text", budget=Budget.parse("90-seconds"), seeds=(1, 2, 3), rates=RATES, folder=tmp_path,
     )  # fmt: skip
 
-    def unit(nll, used):
-        return {"metrics": {"nll": nll, "kl": 0.1}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), used)}
+    def unit(nll, cost):
+        return {"metrics": {"nll": nll, "kl": 0.1}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), cost)}
 
     start = unit(3.0, 0.0) | {"meaning": {"nll": {"n": 9, "unit": "nats", "better": "lower", "help": ""}}}
     units = {"untouched": [start] * 3, "sft": [unit(2.0 + k / 10, 80.0 + k) for k in range(3)]}

@@ -108,12 +108,12 @@ def test_pieces_under_200_characters_are_dropped():
     assert forgotten.pieces == [] and forgotten.dropped == [0]
 
 
-@pytest.mark.parametrize(("cuts", "kept"), [(9, 10), (10, 0)])
-def test_a_document_split_into_more_than_10_pieces_goes_whole(cuts, kept):
+@pytest.mark.parametrize(("cuts", "pieces"), [(9, 10), (10, 0)])
+def test_a_document_split_into_more_than_10_pieces_goes_whole(cuts, pieces):
     items = [" ".join(f"{w}x{i}" for w in WORDS[:13]) for i in range(cuts)]
     document = around("", 1000, 0) + "".join(f"{item} {'d ' * 500}" for item in items)
     cleaned = contamination.remove([document], items)
-    assert len(cleaned.pieces) == kept and cleaned.dropped == ([] if kept else [0])
+    assert len(cleaned.pieces) == pieces and cleaned.dropped == ([] if pieces else [0])
 
 
 @pytest.mark.parametrize(("documents", "cut"), [(10, True), (11, False)])

@@ -52,20 +52,20 @@ def test_without_anchors_it_is_npo_but_for_the_factor(negative, ref, alpha):
 
 
 @given(several, numbers, st.randoms())
-def test_the_order_of_anchors_does_not_matter_and_equal_ones_are_one(moved, negative, draw):
-    shuffled = draw.sample(moved, len(moved))
-    n, zero = f64(negative), torch.zeros(1, len(moved), dtype=torch.float64)
-    ours = preference.d2o(f64(moved), n, zero, f64(0.0))
+def test_the_order_of_anchors_does_not_matter_and_equal_ones_are_one(positive, negative, draw):
+    shuffled = draw.sample(positive, len(positive))
+    n, zero = f64(negative), torch.zeros(1, len(positive), dtype=torch.float64)
+    ours = preference.d2o(f64(positive), n, zero, f64(0.0))
     assert torch.allclose(ours, preference.d2o(f64(shuffled), n, zero, f64(0.0)), atol=1e-12)
-    same = preference.d2o(f64([moved[0]] * 5), n, torch.zeros(1, 5, dtype=torch.float64), f64(0.0))
-    assert torch.allclose(same, preference.d2o(f64([moved[0]]), n, zero[:, :1], f64(0.0)), atol=1e-12)
+    same = preference.d2o(f64([positive[0]] * 5), n, torch.zeros(1, 5, dtype=torch.float64), f64(0.0))
+    assert torch.allclose(same, preference.d2o(f64([positive[0]]), n, zero[:, :1], f64(0.0)), atol=1e-12)
 
 
 @given(several, numbers)
-def test_the_average_inside_is_never_above_the_one_outside(moved, negative):
-    arguments = (f64(moved), f64(negative), torch.zeros(1, len(moved), dtype=torch.float64), f64(0.0), 0.3, 0.3)
+def test_the_average_inside_is_never_above_the_one_outside(positive, negative):
+    arguments = (f64(positive), f64(negative), torch.zeros(1, len(positive), dtype=torch.float64), f64(0.0), 0.3, 0.3)
     inside, outside = preference.d2o(*arguments), preference.d2o(*arguments, average="outside")
-    each = [preference.d2o(f64([m]), *arguments[1:2], f64([0.0]), *arguments[3:]) for m in moved]
+    each = [preference.d2o(f64([m]), *arguments[1:2], f64([0.0]), *arguments[3:]) for m in positive]
     assert inside <= outside + 1e-12
     assert torch.allclose(outside, torch.stack(each).mean(0), atol=1e-12)
 

@@ -88,7 +88,7 @@ def alone(tmp_path_factory):
     ],
     ids=lambda param: f"{param[0]} {param[1]}",
 )
-def many(request, alone, tmp_path_factory):
+def several_runs(request, alone, tmp_path_factory):
     """The same results of several processes."""
     (parallel, count), root = request.param, tmp_path_factory.mktemp("many")
     processes.run(count, train, alone[0], root, parallel, patience=300)
@@ -105,8 +105,8 @@ def samples(root):
     return [[c[1] for c in json.loads(line)] for file in files for line in file.read_text().splitlines()]
 
 
-def test_all_processes_log_the_losses_of_one(alone, many):
-    (_, own), (count, theirs) = alone[1:3], many
+def test_all_processes_log_the_losses_of_one(alone, several_runs):
+    (_, own), (count, theirs) = alone[1:3], several_runs
     assert own["world"] == 1 and [h.pop("world") for _, h in theirs] == [count] * count
     assert {"sft", "npo", "kto", "spin"} <= set(theirs[0][1])
     for _, histories in theirs:
@@ -116,8 +116,8 @@ def test_all_processes_log_the_losses_of_one(alone, many):
                 assert mine == pytest.approx(other, rel=1e-12, abs=1e-12)
 
 
-def test_all_processes_end_with_the_weights_of_one(alone, many):
-    own, (_, theirs), moved = alone[1], many, {}
+def test_all_processes_end_with_the_weights_of_one(alone, several_runs):
+    own, (_, theirs), moved = alone[1], several_runs, {}
     start = load_file(alone[0] / "model.safetensors")
     for name, first in theirs[0][0].items():
         for weights, _ in theirs:
@@ -161,7 +161,7 @@ def taught(start, out, parallel, at):
 
 
 @pytest.mark.parametrize(
-    ("first", "then"),
+    ("first", "second"),
     [
         (("fsdp2", 2), ("fsdp2", 3)),
         (("ddp", 1), ("1x1x2", 2)),
@@ -169,7 +169,7 @@ def taught(start, out, parallel, at):
         pytest.param(("1x1x2", 2), ("2x1x1", 2), marks=pytest.mark.soak),
     ],
 )
-def test_a_training_goes_on_in_another_number_of_processes(first, then, alone, tmp_path):
+def test_a_training_goes_on_in_another_number_of_processes(first, second, alone, tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = taught(alone[0], tmp_path / "whole", "ddp", 0)
@@ -182,7 +182,7 @@ def test_a_training_goes_on_in_another_number_of_processes(first, then, alone, t
     assert state.step == 3 and set(weights) == set(held)
     assert all(torch.equal(weights[n], held[n]) for n in held)  # bit-identical, in one process
     (tmp_path / "killed/step-3").unlink()
-    for resumed in processes.run(then[1], taught, alone[0], tmp_path / "killed", then[0], 0):
+    for resumed in processes.run(second[1], taught, alone[0], tmp_path / "killed", second[0], 0):
         for name, value in whole.items():
             torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-10)
     assert not (tmp_path / "killed/step-3").exists()  # no step was repeated

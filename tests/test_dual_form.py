@@ -26,19 +26,19 @@ F64 = torch.float64
 
 
 @settings(max_examples=15)
-@given(seed=st.integers(0, 10_000), shown=st.integers(1, 8), own=st.integers(1, 5))
-def test_attention_without_softmax_is_an_update_of_weights(seed: int, shown: int, own: int) -> None:
+@given(seed=st.integers(0, 10_000), context=st.integers(1, 8), own=st.integers(1, 5))
+def test_attention_without_softmax_is_an_update_of_weights(seed: int, context: int, own: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    keys, values = (torch.randn(shown + own, d, generator=generator, dtype=F64) for d in (6, 4))
+    keys, values = (torch.randn(context + own, d, generator=generator, dtype=F64) for d in (6, 4))
     query, start = torch.randn(6, generator=generator, dtype=F64), torch.randn(4, 6, generator=generator, dtype=F64)
-    update = dual_form.implicit_update(values[:shown], keys[:shown])
+    update = dual_form.implicit_update(values[:context], keys[:context])
     with_them = dual_form.linear_attention(values, keys, query)
-    alone = dual_form.linear_attention(values[shown:], keys[shown:], query)
+    alone = dual_form.linear_attention(values[context:], keys[context:], query)
     torch.testing.assert_close(with_them - alone, update @ query)
-    assert torch.linalg.matrix_rank(update) <= min(shown, 4)
-    permutation = torch.randperm(shown, generator=generator)
+    assert torch.linalg.matrix_rank(update) <= min(context, 4)
+    permutation = torch.randperm(context, generator=generator)
     torch.testing.assert_close(
-        update, dual_form.implicit_update(values[:shown][permutation], keys[:shown][permutation])
+        update, dual_form.implicit_update(values[:context][permutation], keys[:context][permutation])
     )
     # One step of gradient descent on 1/2 ||W x - y||^2: the values are -lr (W0 x - y).
     step = start - 0.3 * (keys @ start.T - values).T @ keys
@@ -184,15 +184,15 @@ def test_controls_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "control", "said"),
+    ("value", "control", "verdict"),
     [
         ([0.5, 0.52, 0.48, 0.5], [0.2, 0.21, 0.19, 0.2], "supported"),
         ([0.5, 0.52, 0.48, 0.5], [0.5, 0.53, 0.48, 0.5], "not supported"),
         ([0.5, 0.9, 0.1, 0.5], [0.2, 0.21, 0.7, 0.2], "inconclusive"),
     ],
 )
-def test_a_control_that_explains_a_similarity_is_told(value: Any, control: Any, said: str) -> None:
-    assert dual_form.supported(value, {"far": [-1.0, -1.1, -0.9, -1.0], "near": control})[0] == said
+def test_a_control_that_explains_a_similarity_is_told(value: Any, control: Any, verdict: str) -> None:
+    assert dual_form.supported(value, {"far": [-1.0, -1.1, -0.9, -1.0], "near": control})[0] == verdict
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -246,16 +246,16 @@ def test_momentum_from_scratch_and_inserted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "message"),
+    ("texts", "options", "message"),
     [
         (TEXTS, {"gates_only": True}, "give --model"),
         (TEXTS, {"d": 15, "heads": 2}, "heads must divide d"),
         (TEXTS[:1], {}, "one document"),
     ],
 )
-def test_what_momentum_cannot_be_trained_on_is_one_line(given: Any, options: Any, message: str) -> None:
+def test_what_momentum_cannot_be_trained_on_is_one_line(texts: Any, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        mechanisms.dual_form_momentum(given, **options)
+        mechanisms.dual_form_momentum(texts, **options)
 
 
 def test_gates_of_every_head_may_decay_otherwise() -> None:

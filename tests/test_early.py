@@ -56,7 +56,7 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def messages(tmp_path_factory):
     """The message of each command, all run in one process that never imports torch."""
     path = tmp_path_factory.mktemp("early")
     for name, rows in {
@@ -75,8 +75,8 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_a_refusal_imports_no_torch(words, told):
-    code, err, torch = told[words]
+def test_a_refusal_imports_no_torch(words, messages):
+    code, err, torch = messages[words]
     assert (code, torch) == (2, False) and REFUSED[words] in err and len(err.strip().splitlines()) <= 2, err
 
 

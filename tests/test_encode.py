@@ -360,10 +360,11 @@ def test_a_start_token_of_the_template_survives_the_cut_and_is_not_doubled(with_
 
 
 @pytest.mark.parametrize(
-    ("template", "says"), [(FORGETFUL, "writes the prompt differently once it is answered"), (PICKY, "no system role")]
+    ("template", "reason"),
+    [(FORGETFUL, "writes the prompt differently once it is answered"), (PICKY, "no system role")],
 )
-def test_a_template_that_cannot_serve_is_one_line_with_the_records_number(tokenizer, template, says):
-    with pytest.raises(UserError, match=f"demos: record 2: the tokenizer's chat template .*{says}"):
+def test_a_template_that_cannot_serve_is_one_line_with_the_records_number(tokenizer, template, reason):
+    with pytest.raises(UserError, match=f"demos: record 2: the tokenizer's chat template .*{reason}"):
         encode.rows(chatty(tokenizer, template), [("Why?", "a"), (talk("Where?"), "b")], "causal", 64, "demos")
 
 
@@ -441,14 +442,14 @@ AS_IT_COMES = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "expected"),
     [
         (TOOLED, '"arguments": {"city": "Tarn"}}'),
         (AS_TEXT, 'weather{"city": "Tarn"}'),
         (AS_IT_COMES, '{"city": "Tarn"}'),
     ],
 )
-def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_not(tokenizer, template, said):
+def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_not(tokenizer, template, expected):
     """APIs send arguments as a JSON text, which most templates would quote again; some templates require it."""
     as_text = [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Tarn"}'}}]
     old = {"role": "assistant", "content": None, "function_call": as_text[0]["function"]}
@@ -459,8 +460,8 @@ def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_n
             ASKS, turn, output, {"role": "assistant", "content": "Rain."}]}, Demo)]  # fmt: skip
         rows.append([encode.row(templated, r.prompt, r.completion, "causal", 4096) for r in records])
     assert rows[0] == rows[1] == rows[2]
-    assert templated.decode(rows[0][0].completion).count(said) == 1
-    assert said in templated.decode(rows[0][1].prompt) and "<|tool|>" in templated.decode(rows[0][1].prompt)
+    assert templated.decode(rows[0][0].completion).count(expected) == 1
+    assert expected in templated.decode(rows[0][1].prompt) and "<|tool|>" in templated.decode(rows[0][1].prompt)
 
 
 def test_tools_of_a_prompt_in_text_and_functions_of_the_first_form_are_tools():
@@ -558,8 +559,8 @@ def test_records_are_made_what_was_asked_and_rows_follow(tokenizer):
     lexeme = Lexeme(synset="s", language="en", lemma="l")
     assert templates.as_chat([*mixed, lexeme], "auto") == [*mixed, lexeme]
 
-    def prompts(asked):
-        converted = templates.as_chat([*mixed, lexeme], asked)
+    def prompts(choice):
+        converted = templates.as_chat([*mixed, lexeme], choice)
         assert converted[2] == lexeme
         return [chat.decode(encode.row(chat, r.prompt, r.completion, "causal", 64).prompt) for r in converted[:2]]
 

@@ -15,7 +15,7 @@ WORDS = "a man is eating food the girl carries piece of bread red blue".split()
 TEXTS = ["a man is eating food", "a man is eating a piece of bread", "the girl carries a red red red piece", "red"]
 
 
-def folder(place, pooling="pooling_mode_mean_tokens", length=8):
+def folder(path, pooling="pooling_mode_mean_tokens", length=8):
     """A tiny BERT with its pooling, of random weights."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -30,13 +30,13 @@ def folder(place, pooling="pooling_mode_mean_tokens", length=8):
         vocab_size=len(names), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         max_position_embeddings=32, initializer_range=0.5,
     )  # fmt: skip
-    BertModel(config).save_pretrained(place)
+    BertModel(config).save_pretrained(path)
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(place)
-    (place / "1_Pooling").mkdir()
-    (place / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, pooling: True}))
-    (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-    return place
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, pooling: True}))
+    (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    return path
 
 
 def alone(encoder, text, length=8):

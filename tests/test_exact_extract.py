@@ -283,7 +283,7 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def blank(world):
+def untrained(world):
     tokenizer = build.train_tokenizer([" " + " ".join(facts.vocabulary())] * 3, 400)
     return build.build("llama", tokenizer, d=32, layers=2, heads=2, context=128, initializer_range=0.1)
 
@@ -296,12 +296,12 @@ def scored(start, model, questions, max_len):
 
 
 @pytest.fixture(scope="module")
-def learned(blank):
+def learned(untrained):
     """A model trained to memorise one passage and its answer."""
     one = [QA(context="so kal sad sux . here gem tod .", question="kal", answers=["sad sux"])]
     fit = Fit(lr=1e-2, steps=40, rows=1, schedule="constant")
-    model = exact_extract_tune(blank, one, **FORM, fit=fit).models["model"]
-    return model, qa_prompts.prompt_format(blank, **FORM), scored(blank, model, one, max_len=8)
+    model = exact_extract_tune(untrained, one, **FORM, fit=fit).models["model"]
+    return model, qa_prompts.prompt_format(untrained, **FORM), scored(untrained, model, one, max_len=8)
 
 
 def test_tuning_teaches_the_answer_and_says_so(learned):
@@ -310,32 +310,32 @@ def test_tuning_teaches_the_answer_and_says_so(learned):
     assert metrics["exact_nll"].after < 0.5 < metrics["exact_nll"].before
 
 
-def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(blank, world):
+def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(untrained, world):
     fit = Fit(lr=5e-3, steps=150, rows=16, schedule="constant", warmup_steps=10)
-    result = exact_extract_rss(blank, world.passages, **FORM, fit=fit)
-    metrics = scored(blank, result.models["model"], world.test, max_len=5)
+    result = exact_extract_rss(untrained, world.passages, **FORM, fit=fit)
+    metrics = scored(untrained, result.models["model"], world.test, max_len=5)
     extractive, correct = (metrics[name] for name in ("extractiveness", "exact_f1"))
     assert extractive.ci[0] > extractive.before + 10  # over the 40 questions
     assert correct.ci[0] > correct.before
     assert np.mean([row["nll"] for row in result.history[-10:]]) < 0.6 * result.history[0]["nll"]
 
 
-def test_random_spans_are_trained_on_the_same_passages(blank, world):
-    form = qa_prompts.prompt_format(blank, **FORM)
+def test_random_spans_are_trained_on_the_same_passages(untrained, world):
+    form = qa_prompts.prompt_format(untrained, **FORM)
     texts = [Text(text=TEXT), Text(text="nothing twice"), *world.passages[:20]]
-    rows = {s: span_rows.rss_rows(blank, texts, form, s) for s in ("recurring", "random")}
+    rows = {s: span_rows.rss_rows(untrained, texts, form, s) for s in ("recurring", "random")}
     assert rows["recurring"][1] == rows["random"][1] == 1
     assert len(rows["recurring"][0]) == len(rows["random"][0]) == 21
     for row in rows["recurring"][0]:
-        prompt, span = (blank.tokenizer.decode(list(ids)) for ids in (row.prompt, row.completion[:-1]))
+        prompt, span = (untrained.tokenizer.decode(list(ids)) for ids in (row.prompt, row.completion[:-1]))
         assert span.strip() in prompt and row.completion[-1] == form.end
 
 
-def test_a_long_passage_is_cut_before_spans_are_looked_for(blank):
+def test_a_long_passage_is_cut_before_spans_are_looked_for(untrained):
     distant = " ".join(["kal sad sux"] + [f"w{i}" for i in range(200)] + ["kal sad sux"])
-    form = qa_prompts.prompt_format(blank, **FORM)
+    form = qa_prompts.prompt_format(untrained, **FORM)
     with pytest.raises(UserError, match="no span recurs"):
-        span_rows.rss_rows(blank, [Text(text=distant)], form, limit=60)
+        span_rows.rss_rows(untrained, [Text(text=distant)], form, limit=60)
 
 
 def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
@@ -370,17 +370,17 @@ def test_a_long_passage_is_read_in_windows_and_the_likeliest_answer_wins(learned
     assert best[0].nll == pytest.approx(min(e.nll for e in each), abs=1e-4)
 
 
-def test_tokens_that_are_missing_are_named_with_the_mend(blank):
+def test_tokens_that_are_missing_are_named_with_the_mend(untrained):
     with pytest.raises(UserError, match="--bos none --end eos"):
         qa_prompts.prompt_format(tiny("t5"))
     with pytest.raises(UserError, match=r"\{question\} is missing"):
-        qa_prompts.prompt_format(blank, "{context}")
+        qa_prompts.prompt_format(untrained, "{context}")
     with pytest.raises(UserError, match="no answer to learn"):
-        exact_extract_tune(blank, [QA(context="a", question="b", answers=[])], **FORM)
+        exact_extract_tune(untrained, [QA(context="a", question="b", answers=[])], **FORM)
     with pytest.raises(UserError, match="no span recurs"):
-        exact_extract_rss(blank, [Text(text="one two three")], **FORM)
+        exact_extract_rss(untrained, [Text(text="one two three")], **FORM)
     with pytest.raises(UserError, match="passage is empty"):
-        exact_extract(blank, [QA(context=" ", question="b", answers=["a"])], **FORM)
+        exact_extract(untrained, [QA(context=" ", question="b", answers=["a"])], **FORM)
 
 
 def test_a_line_that_ends_answers_also_ends_them_as_a_blank_line():

@@ -95,14 +95,14 @@ def test_what_guessing_gives_and_which_label_was_taken_for_which_stand_beside_th
 # --- draws -----------------------------------------------------------------------------------
 
 
-@given(most=st.integers(0, 40), seed=st.integers(0, 99), index=st.integers(0, 29), fresh=st.booleans())
-def test_draws_are_pure_nested_without_repeats_and_without_the_item(most, seed, index, fresh):
-    sampler = demonstrations.Sampler(ITEMS, most, seed, fresh)
+@given(shots_max=st.integers(0, 40), seed=st.integers(0, 99), index=st.integers(0, 29), fresh=st.booleans())
+def test_draws_are_pure_nested_without_repeats_and_without_the_item(shots_max, seed, index, fresh):
+    sampler = demonstrations.Sampler(ITEMS, shots_max, seed, fresh)
     shots = sampler(ITEMS[index], index)
     assert shots == sampler(ITEMS[index], index)
-    assert index not in shots and len(shots) == len(set(shots)) == min(most, len(ITEMS) - 1)
-    fewer = demonstrations.Sampler(ITEMS, most, seed, fresh)(ITEMS[index], index)[: most // 2]
-    assert shots[: most // 2] == fewer
+    assert index not in shots and len(shots) == len(set(shots)) == min(shots_max, len(ITEMS) - 1)
+    fewer = demonstrations.Sampler(ITEMS, shots_max, seed, fresh)(ITEMS[index], index)[: shots_max // 2]
+    assert shots[: shots_max // 2] == fewer
 
 
 def test_every_item_has_its_own_draw_unless_one_is_shared():

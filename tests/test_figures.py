@@ -95,7 +95,7 @@ def test_hostile_text_is_text_on_the_page_and_alone(tmp_path, browser):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "build",
     [
         lambda: Line("a", [1, 2], [1]),
         lambda: Line("a", [1, 2], [1, 2], low=[0, 0]),
@@ -103,9 +103,9 @@ def test_hostile_text_is_text_on_the_page_and_alone(tmp_path, browser):
         lambda: Points("a", [1], [1], ["n", "m"]),
     ],
 )
-def test_wrong_shapes_are_refused_where_they_are_made(wrong):
+def test_wrong_shapes_are_refused_where_they_are_made(build):
     with pytest.raises(UserError, match=r"names|values"):
-        wrong()
+        build()
 
 
 @pytest.mark.parametrize("damage", [

@@ -15,7 +15,7 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
 
 
 @pytest.mark.parametrize(
-    ("spec", "demo", "said", "right"),
+    ("spec", "demo", "reply", "right"),
     [
         ("number", SUM, "3 x 14 ... so the answer is 1042.", True),
         ("number", SUM, "#### 1042\n\nQ: How many are 7?\n#### 7", True),  # a base model continues
@@ -33,9 +33,9 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
         (r"regex:#### ([\d,]+)", SUM, "1042", False),
     ],
 )
-def test_a_final_answer_is_found_in_a_longer_one(spec, demo, said, right):
+def test_a_final_answer_is_found_in_a_longer_one(spec, demo, reply, right):
     scoring = Scoring(records={"demo": [demo]}, start=None, answer=spec, end=True)
-    score = answer.answers(lambda prompts: [said], scoring)["final_answer"]
+    score = answer.answers(lambda prompts: [reply], scoring)["final_answer"]
     assert score.value == float(right) and spec in score.help
 
 

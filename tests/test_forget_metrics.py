@@ -70,8 +70,8 @@ def score(protocol, model, records):
     return protocols.named(protocol).score(model, Scoring(records={"": records}, start=model))
 
 
-def demo(completion, *wrong, **more):
-    return Demo(prompt="q", completion=completion, perturbed=list(wrong) or None, **more)
+def demo(completion, *perturbed, **more):
+    return Demo(prompt="q", completion=completion, perturbed=list(perturbed) or None, **more)
 
 
 # --- answers ---------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted", "recall", "f1"),
+    ("answer", "gold", "recall", "f1"),
     [
         ("в городе Тарн", "в городе Тарн", 1.0, 1.0),
         ("в городе Осса", "в городе Тарн", 2 / 3, 2 / 3),
@@ -263,22 +263,22 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
         ("\u0442\u0430\u0440\u043d", "\u043e\u0441\u0441\u0430", 0.0, 0.0),
     ],
 )
-def test_overlap_is_counted_in_every_script(said, wanted, recall, f1):
-    assert forgetting.rouge_recall([said], [wanted])[0] == pytest.approx(recall)
-    assert qa.f1(said, [wanted]) == pytest.approx(f1)
-    assert qa.exact_match(said, [wanted]) == (f1 == 1)
-    assert (qa.bleu(said, [wanted]) > 0) == (f1 > 0)
+def test_overlap_is_counted_in_every_script(answer, gold, recall, f1):
+    assert forgetting.rouge_recall([answer], [gold])[0] == pytest.approx(recall)
+    assert qa.f1(answer, [gold]) == pytest.approx(f1)
+    assert qa.exact_match(answer, [gold]) == (f1 == 1)
+    assert (qa.bleu(answer, [gold]) > 0) == (f1 > 0)
 
 
 @given(st.text(st.characters(codec="ascii")), st.text(st.characters(codec="ascii")))
 @example("It's the well-known Tarn's 3.5 maps_of \u201cOsso\u201d", "running: a tarn, maps of Osso \u2014 3 5")
-def test_english_scores_stay_to_the_digit(said, wanted):
+def test_english_scores_stay_to_the_digit(answer, gold):
     from rouge_score import rouge_scorer
 
-    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(wanted, said)["rougeL"].recall
-    assert forgetting.rouge_recall([said], [wanted])[0] == theirs
+    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(gold, answer)["rougeL"].recall
+    assert forgetting.rouge_recall([answer], [gold])[0] == theirs
     squad = str.maketrans("", "", string.punctuation)
-    for text in (said, wanted):
+    for text in (answer, gold):
         bare = " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(squad)).split())
         assert qa.normalise(text) == bare
 
@@ -295,7 +295,7 @@ def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "expected"),
     [
         ({"forget_probability": (0.02, 0.01), "forget_token_accuracy": (0.3, 0.2)}, ["hardly knows"]),
         ({"forget_probability": (0.02, 0.01), "forget_token_accuracy": (0.9, 0.2)}, []),
@@ -307,10 +307,10 @@ def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
         ({"retain_probability": (None, 0.1), "forget_probability": (None, 0.1)}, []),
     ],
 )
-def test_what_better_and_worse_hide_is_said(numbers, said):
+def test_what_better_and_worse_hide_is_said(numbers, expected):
     metrics = {name: Metric(before=before, after=after) for name, (before, after) in numbers.items()}
     warnings = protocols.named("forget").warns(metrics)
-    assert len(warnings) == len(said) and all(a in b for a, b in zip(said, warnings, strict=True))
+    assert len(warnings) == len(expected) and all(a in b for a, b in zip(expected, warnings, strict=True))
 
 
 def test_a_label_in_two_normal_forms_is_one_class():

@@ -18,7 +18,7 @@ USED = {"llama": {"_LowRank", "_Normed"}, "qwen2": {"_LowRank", "_Normed"}, "gem
 
 
 @pytest.fixture
-def used(monkeypatch):
+def used_functions(monkeypatch):
     """Records which fused functions were used; every vocabulary counts as large."""
     monkeypatch.setattr(head, "LARGE", 1)
     names = set()
@@ -52,14 +52,14 @@ def gradients(model, on):
 
 
 @pytest.mark.parametrize("kind", USED)
-def test_they_have_the_values_and_gradients_of_plain_layers(kind, used):
+def test_they_have_the_values_and_gradients_of_plain_layers(kind, used_functions):
     model = student(kind)
     plain = gradients(model, False)
-    assert not used
+    assert not used_functions
     with fused.layers(model.module):
-        used.clear()  # entering the block tries the norms out
+        used_functions.clear()  # entering the block tries the norms out
         ours = gradients(model, False)
-    assert used == USED[kind]
+    assert used_functions == USED[kind]
     assert plain.keys() == ours.keys() and all("lora_" in n for n in plain if n != "logp")
     for name, value in plain.items():
         torch.testing.assert_close(ours[name], value, rtol=2e-4, atol=2e-5, msg=name)
@@ -103,41 +103,41 @@ def off(model):
 
 
 @pytest.mark.parametrize("change", [dropped, hooked, trained, off])
-def test_what_asks_for_more_is_peft_s_own(change, used):
+def test_what_asks_for_more_is_peft_s_own(change, used_functions):
     model = student("llama")
     change(model)
     results = []
     for on in (False, True):
         torch.manual_seed(0)
         results.append(gradients(model, on))
-    assert used and results[0].keys() == results[1].keys()
+    assert used_functions and results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=2e-4, atol=2e-5, msg=name)
 
 
-def test_dora_and_narrower_numbers_are_left_alone(used):
+def test_dora_and_narrower_numbers_are_left_alone(used_functions):
     model = student("llama", dora=True)
     with fused.layers(model.module):
-        used.clear()
+        used_functions.clear()
         with torch.autocast("cpu", torch.bfloat16):
             gradients(model, False)
-        assert "_LowRank" not in used
+        assert "_LowRank" not in used_functions
 
 
-def test_a_small_vocabulary_and_a_trained_norm_stay_as_they_were(used, monkeypatch):
+def test_a_small_vocabulary_and_a_trained_norm_stay_as_they_were(used_functions, monkeypatch):
     model = student("llama")
     norms = {n: p for n, p in model.module.named_parameters() if "norm" in n}
     for p in norms.values():
         p.requires_grad_(True)
     with fused.layers(model.module):
-        used.clear()
-        assert norms.keys() <= gradients(model, False).keys() and "_Normed" not in used
+        used_functions.clear()
+        assert norms.keys() <= gradients(model, False).keys() and "_Normed" not in used_functions
     monkeypatch.setattr(head, "LARGE", 1000)
     with fused.layers(model.module):
         assert not any("forward" in vars(part) for part in model.module.modules())
 
 
-def test_a_copy_made_inside_runs_itself(used):
+def test_a_copy_made_inside_runs_itself(used_functions):
     model = student("llama")
     with fused.layers(model.module):
         twin = copy.deepcopy(model.module)
@@ -148,10 +148,10 @@ def test_a_copy_made_inside_runs_itself(used):
         assert not torch.equal(mine(x), layer(x))
 
 
-def test_a_training_on_a_large_vocabulary_is_that_on_a_small_one(used, monkeypatch):
+def test_a_training_on_a_large_vocabulary_is_that_on_a_small_one(used_functions, monkeypatch):
     fit = Fit(lr=1e-2, steps=3, rows=3, lora=4)
     large = language.train(tiny("gemma3"), {"a": language.single(ROWS)}, language.nll, fit, quiet=True)
-    assert used == {"_LowRank", "_Normed"}
+    assert used_functions == {"_LowRank", "_Normed"}
     monkeypatch.setattr(head, "LARGE", 1 << 15)
     small = language.train(tiny("gemma3"), {"a": language.single(ROWS)}, language.nll, fit, quiet=True)
     for mine, other in zip(large.model.module.parameters(), small.model.module.parameters(), strict=True):

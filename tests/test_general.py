@@ -155,16 +155,16 @@ def late(record, answer):
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def user_metrics(tmp_path, monkeypatch):
     (tmp_path / "my_metrics.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_metrics", None)
     return own.named
 
 
-def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(mine, fresh, world):
+def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(user_metrics, fresh, world):
     model = fresh("llama")
-    scoring = Scoring(records={"demo": world.forget}, start=model, metrics=mine("my_metrics:vowels"))
+    scoring = Scoring(records={"demo": world.forget}, start=model, metrics=user_metrics("my_metrics:vowels"))
     protocol = protocols.named("answer")
     scores = own.score(scoring.metrics, lambda prompts: ["aei", "x"] * (len(prompts) // 2), protocol, scoring)["vowels"]
     assert scores.value == 1.5 and scores.better == "lower" and len(scores.values) == len(world.forget)
@@ -173,16 +173,16 @@ def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(mine, fr
         ("says", "gave 'good': a number is expected"),
     ):
         with pytest.raises(UserError, match=rf"metric 'my_metrics:{name}' {message} .*prompt") as error:
-            own.check(mine(f"my_metrics:{name}"), protocol, scoring.records)
+            own.check(user_metrics(f"my_metrics:{name}"), protocol, scoring.records)
         assert "\n" not in str(error.value)
-    own.check(mine("my_metrics:late"), protocol, scoring.records)
+    own.check(user_metrics("my_metrics:late"), protocol, scoring.records)
     with pytest.raises(UserError, match="gave 'bad'"):
-        own.score(mine("my_metrics:late"), lambda prompts: ["no"] * len(prompts), protocol, scoring)
+        own.score(user_metrics("my_metrics:late"), lambda prompts: ["no"] * len(prompts), protocol, scoring)
     with pytest.raises(UserError, match="cannot be imported"):
-        mine("my_metrics:nothing")
+        user_metrics("my_metrics:nothing")
 
 
-def test_run_and_compare_measure_it_beside_what_training_broke(mine, fresh, world, tmp_path, capsys):
+def test_run_and_compare_measure_it_beside_what_training_broke(user_metrics, fresh, world, tmp_path, capsys):
     fresh("llama").save(tmp_path / "model")
     (tmp_path / "demos.jsonl").write_text("".join(json.dumps(as_row(r)) + "\n" for r in world.retain))
     common = ["--model", str(tmp_path / "model"), "--metric", "my_metrics:vowels"]

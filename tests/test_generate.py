@@ -73,8 +73,8 @@ def theirs(model, prompt, new=10, **how):
     return tuple(ids_out[1:] if model.kind == "seq2seq" else ids_out[len(prompt) :])
 
 
-def tokens_of(made):
-    return [[c.tokens for c in row] for row in made]
+def tokens_of(completions):
+    return [[c.tokens for c in row] for row in completions]
 
 
 class Seen:
@@ -568,8 +568,8 @@ def test_best_of_n_is_the_best_of_its_draws(model_of):
     model, prompts = model_of("llama"), ["What?", "And why is that so?"]
     config = SamplingConfig(max_new_tokens=12, temperature=2.0)
 
-    def longest(asked, made):
-        return [len(p) + len(c) for p, c in zip(asked, made, strict=True)]
+    def longest(prompts_in, texts):
+        return [len(p) + len(c) for p, c in zip(prompts_in, texts, strict=True)]
 
     best, worst = (best_of.best_of(model, prompts, 6, longest, w, config) for w in (False, True))
     samples = generate.sample(model, prompts, 6, config)

@@ -93,9 +93,9 @@ def test_rounds_are_sampled_by_the_weights_of_their_round(server, model, world, 
     ids = [[1, 5, 9, 20], [1, 7], [1, 30, 31]]
     take = served.Served.take
 
-    def watched(self, given, digest):
-        take(self, given, digest)
-        models_seen.append(given)
+    def watched(self, round_model, digest):
+        take(self, round_model, digest)
+        models_seen.append(round_model)
 
     monkeypatch.setattr(served.Served, "take", watched)
     with didact.generating(server.url) as engine:

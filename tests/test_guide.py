@@ -57,10 +57,10 @@ def test_dividing_by_the_weights_is_a_higher_temperature(alpha, temperature):
         logit_ensemble.combine(base, [(arm, -1.5)], normalize=True)
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [(6, 4), (4, 6), (5, 5)])
-def test_only_the_common_vocabulary_is_sampled(mine, theirs):
-    base, arm = logits(2, mine), logits(2, theirs, seed=1)
-    out, width = logit_ensemble.combine(base, [(arm, 1.0)]), min(mine, theirs)
+@pytest.mark.parametrize(("base_size", "arm_size"), [(6, 4), (4, 6), (5, 5)])
+def test_only_the_common_vocabulary_is_sampled(base_size, arm_size):
+    base, arm = logits(2, base_size), logits(2, arm_size, seed=1)
+    out, width = logit_ensemble.combine(base, [(arm, 1.0)]), min(base_size, arm_size)
     assert out.shape == base.shape and (out[:, width:] == -torch.inf).all()
     assert close(out[:, :width], (base.log_softmax(-1)[:, :width] + arm.log_softmax(-1)[:, :width]))
 

@@ -278,7 +278,7 @@ def test_general_text_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"pairs": None}, "no feedback"),
         ({"good": ("a", "b")}, "every good one needs"),
@@ -286,8 +286,8 @@ def test_general_text_is_kept():
         ({"model": tiny("gpt2", context=8)}, "no chain fits"),
     ],
 )
-def test_bad_input_is_one_line(options, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_input_is_one_line(options, message):
+    with pytest.raises(UserError, match=message):
         taught(**options)
 
 

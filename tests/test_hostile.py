@@ -175,15 +175,15 @@ STALLS = {"headers": drip, "silence": nothing, "endless": endless}
 
 
 @pytest.mark.parametrize("stall", STALLS)
-@pytest.mark.parametrize("ask", ["generate", "models"])
-def test_a_server_that_stalls_is_left_at_the_deadline(stall, ask):
+@pytest.mark.parametrize("stalled", ["generate", "models"])
+def test_a_server_that_stalls_is_left_at_the_deadline(stall, stalled):
     with Raw(STALLS[stall]) as server:
-        model = didact.connect(server.url, None if ask == "models" else "m", timeout=0.5, retries=0)
+        model = didact.connect(server.url, None if stalled == "models" else "m", timeout=0.5, retries=0)
         start = time.monotonic()
         with pytest.raises(UserError) as error:
             model.generate(["a"], 4)
         assert time.monotonic() - start < 1.5 and "\n" not in str(error.value)
-    reason = "it serves none" if ask == "models" else "no whole answer in 0.5 s|longer than 32 MiB"
+    reason = "it serves none" if stalled == "models" else "no whole answer in 0.5 s|longer than 32 MiB"
     assert error.match(reason)
 
 
@@ -393,7 +393,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [(BOMB, "aliases"), ("lr: &x [*x]", "aliases"), ("a: &x 1\n<<: *x", "aliases"),
      ("lr: 1\nlr: 2", "2: 'lr' is given twice"), ("max-new-tokens: 1\nmax_new_tokens: 2", "given twice"),
      ("lr: !!python/object/apply:os.system [ls]", "tags"), ("lr: !!binary aGk=", "tags"), ("lr: !!set {a}", "tags"),
@@ -404,7 +404,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
      ("lr: yes", "must be a number"), ("epochs: [1, [2]]", "must be"), ("lr: {a: 1}", "must be"),
      ("lr: 1\0", "not valid")]
 )  # fmt: skip
-def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, why):
+def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, reason):
     (tmp_path / "options.yaml").write_text(text, encoding="utf-8")
     start = time.monotonic()
     with contextlib.suppress(UserError):
@@ -412,7 +412,7 @@ def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, wh
     assert time.monotonic() - start < 5
     assert cli.main(["run", "sft", "--config", "options.yaml"]) == 2
     stderr = capsys.readouterr().err
-    assert why in stderr and stderr.count("\n") == 1
+    assert reason in stderr and stderr.count("\n") == 1
 
 
 def test_options_from_a_file_are_the_words_of_flags(tmp_path):
@@ -465,9 +465,9 @@ def test_a_module_of_the_users_that_does_not_import_is_one_line(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("body", "why"), [("sys.exit(0)", "ended the program"), ("time.sleep(60)", "took longer than")]
+    ("body", "reason"), [("sys.exit(0)", "ended the program"), ("time.sleep(60)", "took longer than")]
 )
-def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, monkeypatch, capsys, fresh, body, why):
+def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, monkeypatch, capsys, fresh, body, reason):
     (tmp_path / "ends_all.py").write_text(f"import sys, time\ndef judge(prompts, completions):\n {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("ends_all", None)
@@ -479,7 +479,9 @@ def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, mon
     assert cli.main(["compare", "dpo", *data, *flags]) == 2
     captured = capsys.readouterr()
     assert (
-        why in captured.out + captured.err and "Traceback" not in captured.err and "mistake of ours" not in captured.err
+        reason in captured.out + captured.err
+        and "Traceback" not in captured.err
+        and "mistake of ours" not in captured.err
     )
 
 
@@ -609,9 +611,9 @@ THOUGHTS = {
 }
 
 
-@pytest.mark.parametrize("where", THOUGHTS)
-def test_thought_is_kept_apart_from_the_answer(where, capsys):
-    message, expected = THOUGHTS[where]
+@pytest.mark.parametrize("case", THOUGHTS)
+def test_thought_is_kept_apart_from_the_answer(case, capsys):
+    message, expected = THOUGHTS[case]
     reply = said(json.dumps({"choices": [CHOICE | {"finish_reason": "length" if expected == "" else "stop",
                                                    "message": {"role": "assistant"} | message}]}))  # fmt: skip
     none = said("{}", "404 Not Found")

@@ -51,13 +51,13 @@ def test_small_steps_on_narrow_weights_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "which"),
+    ("kind", "selection"),
     [("llama", "kv"), ("gpt2", "kv"), ("gpt_neox", "v"), ("opt", "q"), ("gemma3", "v@middle"), ("bloom", "k")],
 )
-def test_only_these_weights_move_and_every_bit_comes_back(kind: str, which: str) -> None:
+def test_only_these_weights_move_and_every_bit_comes_back(kind: str, selection: str) -> None:
     model = tiny(kind)
     before, state = weights(model), [p.requires_grad for p in model.module.parameters()]
-    parts = projections.parts(model, which)
+    parts = projections.parts(model, selection)
     with contextlib.closing(subset.epochs(model, parts, ROWS, Tuning(lr=0.1, epochs=2))) as training:
         next(training)
         moved = {n: p.detach() - before[n] for n, p in model.module.named_parameters()}

@@ -81,12 +81,12 @@ def test_the_table_of_the_card(n):
     assert exps == pytest.approx(rest[:4], abs=3e-3)
 
 
-@pytest.mark.parametrize(("to", "beta", "wanted"), [(bon(2), 0.2340, 0.815), (bon(4), 0.2166, 0.873),
+@pytest.mark.parametrize(("to", "beta", "optimum"), [(bon(2), 0.2340, 0.815), (bon(4), 0.2166, 0.873),
                                                     (won(2), 0.2805, 0.860), (won(4), 0.2084, 0.948)])  # fmt: skip
-def test_the_fixed_points_reach_the_optima_of_the_card(to, beta, wanted):
+def test_the_fixed_points_reach_the_optima_of_the_card(to, beta, optimum):
     phi = rewards.fixed_point(to, beta)
     result = rewards.curve(phi, beta)
-    assert result.kl == pytest.approx(0.5, abs=2e-3) and result.win_rate(to) == pytest.approx(wanted, abs=3e-3)
+    assert result.kl == pytest.approx(0.5, abs=2e-3) and result.win_rate(to) == pytest.approx(optimum, abs=3e-3)
     assert np.abs(rewards.gradient(result, to) - phi).max() < 1e-8  # a fixed point: phi equals the transform it induces
     for seed in range(3):  # and no nearby policy is better
         bent = phi + 0.2 * np.interp(U, np.linspace(0, 1, 6), np.random.default_rng(seed).normal(size=6))
@@ -258,10 +258,10 @@ def start(arch):
     return d2o_example.tuned(TINY.demos(1, 256), 0, arch, steps=80)
 
 
-def win_rates_of(result, start, asked, **options):
+def win_rates_of(result, start, prompts, **options):
     """Return the win rates of a result's model over its start."""
     options = {"decoding": "bon:4", **HOW, **options}
-    scoring = Scoring(records={"prompts": asked}, start=start, options=options)
+    scoring = Scoring(records={"prompts": prompts}, start=start, options=options)
     protocol = protocols.named("win_rate")
     assert {m.value for m in protocol.score(start, scoring).values()} == {0.5, 0.0}  # even with itself
     return protocol.score(result.models["model"], scoring)
@@ -298,9 +298,9 @@ def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way()
     assert "that was trained on" in scores["win_rate"].help and not result.warnings
 
 
-@pytest.mark.parametrize(("options", "same"), [({}, True), ({"calibration": "none"}, False),
+@pytest.mark.parametrize(("options", "invariant"), [({}, True), ({"calibration": "none"}, False),
                                                ({"calibration": "global"}, False)])  # fmt: skip
-def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same):
+def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, invariant):
     settings = {**HOW, **options, "rounds": 1, "transform": "identity"}
 
     def plain(prompts, completions):
@@ -312,7 +312,7 @@ def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same
         .fingerprint()
         for r in (likes_a, plain)
     )
-    assert (one == other) == same
+    assert (one == other) == invariant
 
 
 def test_for_sampling_the_exponent_is_that_of_the_identity():

@@ -37,14 +37,14 @@ def encoded(*texts):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("where", ["block", "attention"])
-def test_heads_begun_at_zero_change_nothing_and_then_they_learn(arch, where):
-    plain, model = with_heads(arch, zero=True, where=where)
+@pytest.mark.parametrize("position", ["block", "attention"])
+def test_heads_begun_at_zero_change_nothing_and_then_they_learn(arch, position):
+    plain, model = with_heads(arch, zero=True, where=position)
     ids = encoded(TEXT)
     assert torch.equal(logits(model, ids), logits(plain, ids))
     model.module(input_ids=ids).logits.square().mean().backward()
     assert model.module.mixers[1].found.weight.grad.abs().sum() > 0
-    changed = with_heads(arch, where=where)[1]
+    changed = with_heads(arch, where=position)[1]
     assert not torch.allclose(logits(changed, ids), logits(plain, ids), atol=1e-2)
 
 

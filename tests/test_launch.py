@@ -15,7 +15,7 @@ from didact.types import Demo, Fit, UserError
 
 
 @pytest.mark.parametrize(
-    ("env", "precision", "said"),
+    ("env", "precision", "message"),
     [({"ACCELERATE_USE_FSDP": "true"}, None, "FSDP"), ({"ACCELERATE_USE_DEEPSPEED": "true"}, "float32", "DeepSpeed"),
      ({"ACCELERATE_USE_MEGATRON_LM": "true"}, None, "Megatron-LM"),
      ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, None, "parallelism configuration"),
@@ -24,8 +24,8 @@ from didact.types import Demo, Fit, UserError
      ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "float32", "--precision bfloat16"),
      ({"WORLD_SIZE": "two"}, None, "WORLD_SIZE")],
 )  # fmt: skip
-def test_a_configuration_that_is_not_honoured_is_refused(env, precision, said):
-    with pytest.raises(UserError, match=said) as error:
+def test_a_configuration_that_is_not_honoured_is_refused(env, precision, message):
+    with pytest.raises(UserError, match=message) as error:
         launch.check(precision, env)
         launch.alone("compare", env)
     assert "\n" not in str(error.value)
@@ -67,18 +67,18 @@ def test_training_from_python_refuses_too(fresh, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "env", "said"),
+    ("words", "env", "message"),
     [(["run", "sft", "--model", "nowhere", "--demos", "nowhere.jsonl"], {"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
      (["run", "sft", "--model", "nowhere", "--demos", "nowhere.jsonl", "--parallel", "hsdp"], {}, "several processes"),
      (["compare", "sft", "dpo"], {"WORLD_SIZE": "2"}, "compare runs in one process, not 2"),
      (["claim", "npo", "--tier", "smoke"], {"WORLD_SIZE": "2"}, "claim runs in one process, not 2")],
 )  # fmt: skip
-def test_the_command_line_refuses_before_it_looks_at_anything(words, env, said, capsys, monkeypatch):
+def test_the_command_line_refuses_before_it_looks_at_anything(words, env, message, capsys, monkeypatch):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert cli.main(words) == 2
     stderr = capsys.readouterr().err.strip()
-    assert said in stderr and "\n" not in stderr
+    assert message in stderr and "\n" not in stderr
 
 
 @pytest.mark.soak

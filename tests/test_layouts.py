@@ -81,9 +81,9 @@ def staged(looks):
     language.train(model, {"text": rows}, language.nll if looks else twice, fit, hooks=[Looks()] if looks else [])
 
 
-@pytest.mark.parametrize(("looks", "said"), [(False, "runs the model twice"), (True, "has one stage: give 1 stage")])
-def test_what_reads_a_model_in_stages_otherwise_is_refused(looks, said):
-    with pytest.raises(UserError, match=f"process . of 2: parallel = 2x1x1: .*{said}"):
+@pytest.mark.parametrize(("looks", "message"), [(False, "runs the model twice"), (True, "has one stage: give 1 stage")])
+def test_what_reads_a_model_in_stages_otherwise_is_refused(looks, message):
+    with pytest.raises(UserError, match=f"process . of 2: parallel = 2x1x1: .*{message}"):
         processes.run(2, staged, looks)
 
 

@@ -83,7 +83,7 @@ def test_what_is_no_configuration_of_the_space(text):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"low": 0, "high": 1, "log": True}, "lr: low = 0: a log scale begins above 0"),
         ({"low": 2, "high": 1}, "lr: `low` and `high` are numbers, the lower first"),
@@ -93,8 +93,8 @@ def test_what_is_no_configuration_of_the_space(text):
         ({"low": 0, "high": 1, "when": {"depth": [1]}}, "lr: `when` names depth, which no parameter"),
     ],
 )  # fmt: skip
-def test_a_space_that_is_none_is_one_line(row, told):
-    with pytest.raises(UserError, match=re.escape(told)) as error:
+def test_a_space_that_is_none_is_one_line(row, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         space_of(json.dumps({"lr": row}))
     assert "\n" not in str(error.value)
 

@@ -110,7 +110,7 @@ def start(folder, tmp_path_factory):
     return load_model(shutil.copytree(folder, tmp_path_factory.mktemp("start") / "base"), device="cpu")
 
 
-def adapter_of(start, place, **config):
+def adapter_of(start, folder, **config):
     """Save a peft adapter on `start`, with non-zero weights as if trained."""
     lora = peft.LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config})
     with torch.random.fork_rng(), torch.no_grad():
@@ -118,7 +118,7 @@ def adapter_of(start, place, **config):
         module = peft.get_peft_model(copy_of(start).module, lora)
         for p in module.parameters():
             p.add_(0.2 * torch.randn_like(p) * p.requires_grad)
-    module.save_pretrained(place)
+    module.save_pretrained(folder)
     return Model(module.eval(), start.processor)
 
 
@@ -325,9 +325,9 @@ BREAKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BREAKS)
-def test_a_broken_folder_is_one_line(what, broken):
-    breaks, expected = BREAKS[what]
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_broken_folder_is_one_line(case, broken):
+    breaks, expected = BREAKS[case]
     breaks(broken)
     message = complaint(broken)
     assert message.startswith(str(broken)) and expected in message

@@ -156,13 +156,13 @@ def test_logits_of_a_large_vocabulary_are_never_whole(how):
     assert LARGE <= answering.numbers <= 32 * LARGE < 80 * LARGE  # its embeddings are the largest
 
 
-@pytest.mark.parametrize("who", ["streams", "battery", "generic"])
-def test_who_asks_for_more_than_log_probs_makes_no_whole_logits_either(who):
+@pytest.mark.parametrize("caller", ["streams", "battery", "generic"])
+def test_who_asks_for_more_than_log_probs_makes_no_whole_logits_either(caller):
     model, text = large(), bytes(range(65, 91)).decode() * 8
     with Largest() as result:
-        if who == "streams":
+        if caller == "streams":
             label_streams.distributions(model, label_streams.streams([Example(x=[], y=["a", "b"] * 8)] * 2))
-        elif who == "battery":
+        elif caller == "battery":
             structural.right(model, [TokenizedExample((9,), (10, 11, 12))] * 64)
         else:
             blocks = dictionaries.blocks(model.tokenizer, [text], {}, 250, model.context)

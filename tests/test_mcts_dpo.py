@@ -158,11 +158,13 @@ def test_the_model_is_asked_of_every_new_step_with_the_solution_or_the_answer_be
     assert {text.split("|")[0] for text in requests} == {"The answer is 1."}
 
 
-@pytest.mark.parametrize(("hint", "seen"), [(True, "\n\nEXAMPLE ANSWER: a;b;#1\n\nPROPOSED"), (False, "\n\nPROPOSED")])
-def test_the_papers_question_has_the_hint_unless_it_is_left_out(hint, seen):
+@pytest.mark.parametrize(
+    ("hint", "expected"), [(True, "\n\nEXAMPLE ANSWER: a;b;#1\n\nPROPOSED"), (False, "\n\nPROPOSED")]
+)
+def test_the_papers_question_has_the_hint_unless_it_is_left_out(hint, expected):
     fields = {"question": "1=", "example": "a;b;#1", "solution": "a;"}
     form = critics.QUESTION + (critics.EXAMPLE if hint else "") + critics.ASKED
-    assert seen in form.format(**fields) and form.format(**fields).startswith("QUESTION: 1=")
+    assert expected in form.format(**fields) and form.format(**fields).startswith("QUESTION: 1=")
 
 
 def test_what_the_model_says_of_a_step_decides_what_is_better(monkeypatch):
@@ -194,19 +196,19 @@ def test_a_reward_model_gives_c_by_its_sigmoid(tmp_path, monkeypatch):
 # --- answers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "wanted"), [
+@pytest.mark.parametrize(("text", "gold"), [
     ("3+4=7\n#### 7", "7"), ("So the answer is 1,200.", "1200"), ("The answer is (B)", "(b)"), ("x;#4", "4"),
     ("first\nParis", "paris"), ("Answer: 0.50", "0.5"), ("The answer is 3. No: the answer is 4", "4"),
     ("7 apples", "7"), ("$7", "7 apples"),
 ])  # fmt: skip
-def test_the_answer_a_text_comes_to(text, wanted):
-    assert answers.right(text, Demo(prompt="?", completion="?", answers=["no", wanted]))
-    assert not answers.right(text + " 99x", Demo(prompt="?", completion="?", answers=[wanted]))
+def test_the_answer_a_text_comes_to(text, gold):
+    assert answers.right(text, Demo(prompt="?", completion="?", answers=["no", gold]))
+    assert not answers.right(text + " 99x", Demo(prompt="?", completion="?", answers=[gold]))
 
 
-@pytest.mark.parametrize(("said", "wanted"), [("(A) 3", "(B) 3"), ("12 men", "12 women"), ("8", "7"), ("", "")])
-def test_other_words_beside_a_number_are_another_answer(said, wanted):
-    assert not answers.same(said, wanted)
+@pytest.mark.parametrize(("answer", "gold"), [("(A) 3", "(B) 3"), ("12 men", "12 women"), ("8", "7"), ("", "")])
+def test_other_words_beside_a_number_are_another_answer(answer, gold):
+    assert not answers.same(answer, gold)
 
 
 def test_checkers(tmp_path, monkeypatch):

@@ -37,8 +37,8 @@ def conducted(say, questions, rules=NO_CODE, box=None, **how):
     return conductor.conduct(asker, questions, rules, box), lm, asker
 
 
-def is_expert(said):
-    return said[0].startswith("You are Expert ")
+def is_expert(messages):
+    return messages[0].startswith("You are Expert ")
 
 
 def test_a_model_that_answers_at_once_is_asked_once():
@@ -49,11 +49,11 @@ def test_a_model_that_answers_at_once_is_asked_once():
     assert prompt.turns[1]["content"] == "ROUND 1:\n\n" + FULL.opening("six times seven", python=False)
 
 
-def three_rounds(said, i):
-    if is_expert(said):
-        return "seen: " + said[0].rpartition("\n")[2]
-    number = len(said) // 2
-    return answered("done") if number == 3 else called(f"Expert Number {number}", f"task {number} of {said[0][-1]}")
+def three_rounds(messages, i):
+    if is_expert(messages):
+        return "seen: " + messages[0].rpartition("\n")[2]
+    number = len(messages) // 2
+    return answered("done") if number == 3 else called(f"Expert Number {number}", f"task {number} of {messages[0][-1]}")
 
 
 def test_messages_alternate_and_experts_see_their_instruction_alone():
@@ -77,8 +77,8 @@ def test_messages_alternate_and_experts_see_their_instruction_alone():
 
 
 def test_what_an_expert_is_asked_does_not_depend_on_what_went_before():
-    def chatty(said, i):
-        return three_rounds(said, i) + ("" if is_expert(said) else "\nand so on, " * 3)
+    def chatty(messages, i):
+        return three_rounds(messages, i) + ("" if is_expert(messages) else "\nand so on, " * 3)
 
     plain = conducted(three_rounds, ["question a"])[1].asked
     verbose = conducted(chatty, ["question a"])[1].asked

@@ -161,11 +161,11 @@ def test_few_sentences_do_not_establish_small_differences():
     assert any("do not establish" in w for w in run(lm, test=test, conditions=("-", "G")).warnings)
 
 
-@pytest.mark.parametrize("named", ["", "Kari"])
-def test_records_of_both_directions_in_one_file_are_each_translated_their_own_way(named):
+@pytest.mark.parametrize("source_lang", ["", "Kari"])
+def test_records_of_both_directions_in_one_file_are_each_translated_their_own_way(source_lang):
     mixed = [TEST[0], materials.turn(TEST[1])]
     wordlist = [materials.turn(WORDS[0]), *WORDS[1:]]
-    result = run(test=mixed, wordlist=wordlist, conditions=("W",), source_lang=named)
+    result = run(test=mixed, wordlist=wordlist, conditions=("W",), source_lang=source_lang)
     assert [result.findings[direction]["scores"]["W"]["exact"] for direction in ("forward", "back")] == [1, 1]
     assert [r.extra["prediction"] for r in result.records] == [TEST[0].target, TEST[1].source]
     assert result.predict([translation.prompt(p) for p in mixed]) == [TEST[0].target, TEST[1].source]

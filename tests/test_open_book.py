@@ -105,12 +105,12 @@ def fields(prompt):
     return values, lines[-1][0]
 
 
-def joint(prompt, wanted):
+def joint(prompt, completion):
     """Return the log-prob of a field given the others, marginalised over absent ones; 'closed' averages passages."""
     values, field = fields(prompt)
-    assert wanted.endswith("\n")
+    assert completion.endswith("\n")
     passages = [next(p for p in JOINT if p in values["Evidence"])] if "Evidence" in values else list(JOINT)
-    conditions = {field: wanted.strip()} | {k: v for k, v in values.items() if k in ("Question", "Answer") and v}
+    conditions = {field: completion.strip()} | {k: v for k, v in values.items() if k in ("Question", "Answer") and v}
 
     def mass(wants):
         return sum(

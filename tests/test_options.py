@@ -68,16 +68,16 @@ def test_bounds_in_words_are_the_bounds_themselves():
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "suggestion"),
     [("--learning-rate", "--lr?"), ("--num_train_epochs", "--epochs?"), ("--per-device-train-batch-size=8", "--rows?"),
      ("--output-dir", "--out?"), ("--lora-r", "--lora?"), ("--scedule", "--schedule?"), ("--bf16", "--precision?"),
      ("--data", "by what they are: --demos"), ("--train_file", "by what they are: --demos")],
 )  # fmt: skip
-def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, told):
+def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, suggestion):
     parser = options.parser(catalogue.entry("sft"))
     with pytest.raises(UserError) as error:
         flags.spelled([word, "1"], parser.names(), parser.records)
-    assert str(error.value).endswith(told)
+    assert str(error.value).endswith(suggestion)
     with pytest.raises(UserError, match=r"unknown option --quux$"):
         flags.spelled(["--quux"], parser.names(), parser.records)
 

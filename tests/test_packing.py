@@ -49,10 +49,10 @@ def choices(items, shared, query, seed=0):
     return out
 
 
-def plain_logp(model, given):
+def plain_logp(model, rows):
     """Return log-probs of all labels, each row alone by the model's own forward."""
-    target = torch.tensor([t for r in given for t in r.completion])
-    return plain_logits(model, given).log_softmax(-1)[range(len(target)), target]
+    target = torch.tensor([t for r in rows for t in r.completion])
+    return plain_logits(model, rows).log_softmax(-1)[range(len(target)), target]
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def gradients(model, loss):
     return {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(ours, theirs, tolerance=1e-10):
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
+def assert_same_gradients(actual, expected, tolerance=1e-10):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
         scale = float(value.abs().max())
-        assert float((ours[name] - value).abs().max()) <= tolerance * max(scale, 1), name
+        assert float((actual[name] - value).abs().max()) <= tolerance * max(scale, 1), name
 
 
 # --- trees -----------------------------------------------------------------------------------

@@ -146,11 +146,11 @@ def test_the_value_head_learns():
     assert losses(result, "value")[-1] < 0.5 * losses(result, "value")[0]
 
 
-@pytest.mark.parametrize(("limit", "good"), [(-math.inf, 3), (-0.25, 2), (0.0, 1), (1.0, 0)])
-def test_the_threshold_itself_is_aligned_and_every_segment_has_one_more_label(limit, good):
+@pytest.mark.parametrize(("limit", "aligned"), [(-math.inf, 3), (-0.25, 2), (0.0, 1), (1.0, 0)])
+def test_the_threshold_itself_is_aligned_and_every_segment_has_one_more_label(limit, aligned):
     document = [(s.text, s.score) for s in TEXTS[0].segments]
     (result,) = segments.marked([document], limit, MARKS, 0.0, seed=0)
-    assert [t for t, _ in result if t in MARKS].count(MARKS[0]) == good
+    assert [t for t, _ in result if t in MARKS].count(MARKS[0]) == aligned
     model = vocabulary.with_tokens(tiny("llama"), MARKS)
     count = [
         sum(len(r.completion) for r in encode.scored_windows(model.tokenizer, [d], 24)[0]) for d in (document, result)
@@ -293,7 +293,7 @@ def test_a_scorer_wins_over_the_texts_own_scores():
 
 
 @pytest.mark.parametrize(
-    ("texts", "options", "told"),
+    ("texts", "options", "message"),
     [
         ([Text(text="x")], {}, "record 1 has neither"),
         ([Text(text="")], {}, "no text"),
@@ -305,8 +305,8 @@ def test_a_scorer_wins_over_the_texts_own_scores():
         (TEXTS, {"score": lambda texts: [float("nan")] * len(texts)}, "gave NaN"),
     ],
 )
-def test_bad_input_is_one_line(texts, options, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_input_is_one_line(texts, options, message):
+    with pytest.raises(UserError, match=message):
         taught(texts=texts, **options)
 
 

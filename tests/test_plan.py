@@ -343,15 +343,15 @@ def test_what_is_ranked_is_legal_fits_and_rises():
 
 
 @pytest.mark.parametrize(
-    ("fixed", "said"),
+    ("fixed", "message"),
     [({"tp": 3}, "tp 3 does not divide 16 heads"), ({"tp": 16}, "crosses a node"), ({"pp": 3}, "is not the 16 GPUs"),
      ({"pp": 16, "tp": 1}, "does not divide 24 layers"), ({"zero": 3, "pp": 2}, "with a pipeline"),
      ({"micro": 3}, "does not divide the batch")],
 )  # fmt: skip
-def test_what_is_not_legal_is_said(fixed, said):
+def test_what_is_not_legal_is_said(fixed, message):
     with pytest.raises(UserError, match="no layout is legal") as error:
         planner.plan(planner.Job(SMALL, CLUSTER, 256), fixed)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_measured_step_gives_back_its_seconds():
@@ -396,7 +396,7 @@ def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [(["nowhere/at/all"], "no causal model"), (["./nowhere"], "no such"), (["--hidden", "64"], "--layers is missing"),
      (["mt-nlg", "--layers", "3"], "its own dimensions"),
      ([*FIGURES, "--memory", "lots"], "--memory"), ([*FIGURES, "--heads", "15"], "must divide hidden"),
@@ -404,8 +404,8 @@ def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser
      (["mt-nlg", "--gpus", "11"], "no layout is legal"), (["mt-nlg", "--efficiency", "2"], "at most 1"),
      (["mt-nlg", "--pp", "0"], "--pp"), (["mt-nlg", "--vocab-size", "3"], "--vocab-size")],
 )  # fmt: skip
-def test_bad_figures_are_one_line(words, said, capsys):
+def test_bad_figures_are_one_line(words, message, capsys):
     extra = [] if "--gpus" in words else ["--gpus", "8"]
     assert cli.main(["plan", *words, *extra, *([] if "mt-nlg" in words else ["--batch", "8"])]) == 2
     stderr = capsys.readouterr().err.strip()
-    assert said in stderr and "\n" not in stderr and stderr.startswith("didact: ")
+    assert message in stderr and "\n" not in stderr and stderr.startswith("didact: ")

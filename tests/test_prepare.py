@@ -189,9 +189,9 @@ def shuffled(text, rng):
     return " ".join(words)
 
 
-@pytest.mark.parametrize(("score", "kept"), [(0, 0.001953), (0.5, 0.026012), (0.9, 0.424098), (1, 1)])
-def test_the_probability_of_being_kept(score, kept):
-    assert contamination.keep_probability(score) == pytest.approx(kept, abs=5e-7)
+@pytest.mark.parametrize(("score", "expected"), [(0, 0.001953), (0.5, 0.026012), (0.9, 0.424098), (1, 1)])
+def test_the_probability_of_being_kept(score, expected):
+    assert contamination.keep_probability(score) == pytest.approx(expected, abs=5e-7)
 
 
 def test_the_filter_tells_a_manual_from_its_shuffled_words_on_documents_it_did_not_see():
@@ -343,20 +343,20 @@ def test_sources_are_blended_by_weight_and_repeated_only_for_tokens(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [(["nowhere"], "NAME=FILE"), (["a={a}", "a={a}"], "twice"), (["a={a}", "--trusted", "b"], "no source 'b'"),
      (["a={a}", "--trusted", "a"], "none is left"), (["a={a}", "--weights", "a=x"], "a number"),
      (["a={a}", "b={a}", "--weights", "a=1"], "none for the source 'b'"), (["a=gone.jsonl"], "no such file"),
      (["a={a}", "--similar", "2"], "--similar"), (["a={a}", "--bands", "0"], "--bands"), (["a={bad}"], "bad.jsonl:2"),
      (["a={a}", "--alpha", "0"], "--alpha"), (["a={a}", "--min-words", "99"], "nothing is left")],
 )  # fmt: skip
-def test_bad_words_are_one_line(words, said, tmp_path, capsys):
+def test_bad_words_are_one_line(words, message, tmp_path, capsys):
     a = lines(tmp_path / "a.jsonl", ["one two three"] * 3)
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": 3}\n')
     inputs = [w.format(a=a, bad=tmp_path / "bad.jsonl") for w in words]
     assert cli.main(["prepare", *inputs, "--out", str(tmp_path / "out")]) == 2
     stderr = capsys.readouterr().err.strip()
-    assert said in stderr and "\n" not in stderr and stderr.startswith("didact: ")
+    assert message in stderr and "\n" not in stderr and stderr.startswith("didact: ")
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, capsys):

@@ -58,14 +58,14 @@ def _resident() -> int:
         return 1024 * int(next(line for line in file if line.startswith("RssFile")).split()[1])
 
 
-@pytest.mark.parametrize(("rows", "layers", "why"), [
+@pytest.mark.parametrize(("rows", "layers", "reason"), [
     ([[3] * 300], None, "record 1: 300 tokens; the model takes 1 to 256"),
     ([[3], []], None, "record 2: 0 tokens"),
     ([[3]], [5], r"layers: 5: the model has 0 \(embeddings\) to 2"),
     ([], None, "no rows"),
 ])  # fmt: skip
-def test_what_cannot_be_read_is_one_line(rows: Any, layers: Any, why: str) -> None:
-    with pytest.raises(UserError, match=why):
+def test_what_cannot_be_read_is_one_line(rows: Any, layers: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         hidden.record(tiny("llama"), rows, layers=layers)
 
 

@@ -11,9 +11,9 @@ from didact.parallel import launch, processes
 from didact.types import UserError
 
 
-def summed(given):
+def summed(value):
     dist.init_process_group("gloo")
-    mine = torch.tensor([float(given + dist.get_rank())])
+    mine = torch.tensor([float(value + dist.get_rank())])
     dist.all_reduce(mine)
     return launch.world(), dist.get_rank(), mine.item(), os.environ["GIVEN"]
 
@@ -37,13 +37,13 @@ def test_every_process_has_its_place_and_gives_back_what_it_made(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "said"),
+    ("kind", "error", "message"),
     [("user", UserError, "^process 1 of 2: line 3 is bad$"), ("other", RuntimeError, "process 1 of 2: ValueError"),
      ("killed", RuntimeError, "process 1 of 2: ended by SIGKILL")],
 )  # fmt: skip
-def test_one_that_fails_ends_all_with_its_own_line(kind, error, said):
+def test_one_that_fails_ends_all_with_its_own_line(kind, error, message):
     start = time.monotonic()
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         processes.run(2, failing, kind)
     assert time.monotonic() - start < 30
 

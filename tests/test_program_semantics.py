@@ -221,7 +221,7 @@ def test_a_language_of_ones_own() -> None:
 GOOD = worlds.Robots().demos(0, 4)
 
 
-@pytest.mark.parametrize(("demos", "options", "why"), [
+@pytest.mark.parametrize(("demos", "options", "reason"), [
     ([*GOOD, Demo(prompt="a", completion="move")], {}, "record 5: fields 'starts' and 'ends'"),
     ([*GOOD, Demo(prompt="a", completion="move", extra={"starts": [[0, 0]], "ends": [3]})], {},
      r"record 5: field 'starts': the language cannot read \[0, 0\]"),
@@ -229,8 +229,8 @@ GOOD = worlds.Robots().demos(0, 4)
     (GOOD, {"language": "nowhere"}, "language 'nowhere': module:function is expected"),
     (GOOD, {"language": "test_program_semantics:dict"}, "language 'test_program_semantics:dict' cannot be imported"),
 ])  # fmt: skip
-def test_what_cannot_be_examined_is_one_line(demos: Any, options: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match=why) as error:
+def test_what_cannot_be_examined_is_one_line(demos: Any, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as error:
         program_semantics(tiny("llama"), demos, source="given", probe=QUICK, **options)
     assert "\n" not in str(error.value)
 

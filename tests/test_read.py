@@ -202,7 +202,7 @@ def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         (
             {"prompt": "p"},
@@ -244,10 +244,10 @@ def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, c
         ),
     ],
 )
-def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, line, says):
+def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, line, expected):
     path = write(tmp_path, GOOD, "", line, GOOD)
     message = complaint(path)
-    assert message.startswith(f"{path}:3: ") and says in message
+    assert message.startswith(f"{path}:3: ") and expected in message
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
@@ -256,9 +256,9 @@ def test_numbers_that_are_not_finite_floats_are_refused(tmp_path, number):
     assert complaint(path, "text").startswith(f"{path}:1: field 'score'")
 
 
-@pytest.mark.parametrize("where", ['"x": [[1, NaN]], "y": [1]', '"x": [[1, 2]], "y": [-Infinity]'])
-def test_nan_is_found_deep_in_a_table(tmp_path, where):
-    path = write(tmp_path, "{" + where + "}")
+@pytest.mark.parametrize("fields", ['"x": [[1, NaN]], "y": [1]', '"x": [[1, 2]], "y": [-Infinity]'])
+def test_nan_is_found_deep_in_a_table(tmp_path, fields):
+    path = write(tmp_path, "{" + fields + "}")
     assert "holds NaN or an infinity" in complaint(path, "example")
 
 
@@ -274,7 +274,7 @@ def test_whole_numbers_are_read_as_floats_where_a_float_is_meant(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "expected"),
     [
         (b"", "no Demo record in it: it is empty"),
         (b"\n \n\n", "no Demo record in it: it is empty"),
@@ -282,11 +282,11 @@ def test_whole_numbers_are_read_as_floats_where_a_float_is_meant(tmp_path):
         (b'{"prompt": "p", "completion": "c"}\n{"prompt": "\xe9"}\n', ":2: not UTF-8 text"),
     ],
 )
-def test_a_file_without_records_is_one_line(tmp_path, raw, says):
+def test_a_file_without_records_is_one_line(tmp_path, raw, expected):
     path = tmp_path / "data.jsonl"
     path.write_bytes(raw)
     message = complaint(path)
-    assert message.startswith(str(path)) and says in message and "\n" not in message
+    assert message.startswith(str(path)) and expected in message and "\n" not in message
 
 
 def test_a_missing_file_and_a_folder_are_one_line_each(tmp_path):
@@ -556,7 +556,7 @@ def test_a_tables_messages_are_json_in_a_cell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "says"),
+    ("body", "kind", "expected"),
     [
         ('"p\nq\nr",c\np,\n', "demo", ":5: field 'completion' is missing; this line has 'prompt'"),
         ("p,c,more\n", "demo", ":2: 3 cells, but the header has 2"),
@@ -564,11 +564,11 @@ def test_a_tables_messages_are_json_in_a_cell(tmp_path):
         ('p,"c"d\n', "demo", ":2: not a table:"),
     ],
 )
-def test_a_bad_cell_is_named_by_the_line_its_row_begins_on(tmp_path, body, kind, says):
+def test_a_bad_cell_is_named_by_the_line_its_row_begins_on(tmp_path, body, kind, expected):
     path = tmp_path / "data.csv"
     path.write_text("prompt,completion\n" + body)
     message = complaint(path, kind)
-    assert message.startswith(str(path)) and says in message
+    assert message.startswith(str(path)) and expected in message
 
 
 def test_a_cell_that_does_not_fit_its_field_says_how_to_write_it(tmp_path):
@@ -760,7 +760,7 @@ BOTH = {"chosen": [USER, TARN], "rejected": [USER, OSSO]}
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "wanted"),
+    ("row", "kind", "expected"),
     [
         ({"instruction": "Answer.", "input": "Where?", "output": "Tarn"}, "demo", ("Answer.\n\nWhere?", "Tarn")),
         ({"instruction": "Answer.", "input": "", "output": "Tarn"}, "demo", ("Answer.", "Tarn")),
@@ -780,12 +780,12 @@ BOTH = {"chosen": [USER, TARN], "rejected": [USER, OSSO]}
         ({"prompt": "Where?", "completion": [USER, TARN], "label": True}, "judged", ([USER], "Tarn")),
     ],
 )  # fmt: skip
-def test_forms_of_other_data_sets_are_read_as_their_tools_read_them(row, kind, wanted):
+def test_forms_of_other_data_sets_are_read_as_their_tools_read_them(row, kind, expected):
     record = from_row(row, RECORDS[kind])
     answers = (record.chosen, record.rejected) if kind == "preference" else (record.completion,)
-    prompt = wanted[0] if isinstance(wanted[0], str) else Messages(wanted[0])
-    assert (record.prompt, *answers) == (prompt, *wanted[1:]) and isinstance(record.prompt, Messages) == (
-        prompt != wanted[0]
+    prompt = expected[0] if isinstance(expected[0], str) else Messages(expected[0])
+    assert (record.prompt, *answers) == (prompt, *expected[1:]) and isinstance(record.prompt, Messages) == (
+        prompt != expected[0]
     )
 
 

@@ -167,38 +167,38 @@ def test_prompts_lie_in_the_cache_for_their_owner_alone(small, tmp_path):
 # --- the cache when things go wrong ------------------------------------------------------------
 
 
-def ruin(place, how):
-    if how == "not a database":
-        place.write_bytes(b"this is not a database" * 100)
-    elif how == "pages":
-        data = bytearray(place.read_bytes())
+def ruin(path, damage):
+    if damage == "not a database":
+        path.write_bytes(b"this is not a database" * 100)
+    elif damage == "pages":
+        data = bytearray(path.read_bytes())
         data[4096:] = b"\xff" * (len(data) - 4096)
-        place.write_bytes(data)
-    elif how == "another table":
-        place.unlink()
-        with sqlite3.connect(place) as db:
+        path.write_bytes(data)
+    elif damage == "another table":
+        path.unlink()
+        with sqlite3.connect(path) as db:
             db.execute("CREATE TABLE responses (something TEXT)")
         db.close()
     else:
-        damaged = "substr(reply, 1, 9) || char(9, 34) || 'x'" if how == "an answer" else "reply || ' '"  # still JSON
-        with sqlite3.connect(place) as db:
+        damaged = "substr(reply, 1, 9) || char(9, 34) || 'x'" if damage == "an answer" else "reply || ' '"  # still JSON
+        with sqlite3.connect(path) as db:
             db.execute(f"UPDATE responses SET reply = {damaged}")
         db.close()
 
 
-@pytest.mark.parametrize("how", ["not a database", "pages", "another table", "an answer", "a byte of an answer"])
-def test_a_damaged_cache_is_set_aside_and_told(small, tmp_path, capfd, how):
+@pytest.mark.parametrize("damage", ["not a database", "pages", "another table", "an answer", "a byte of an answer"])
+def test_a_damaged_cache_is_set_aside_and_told(small, tmp_path, capfd, damage):
     first = connect(small)
     texts = first.generate(PROMPTS, 4)
     first.close()
     path = tmp_path / "cache" / "responses.sqlite"
-    ruin(path, how)
+    ruin(path, damage)
     capfd.readouterr()
     assert connect(small).generate(PROMPTS, 4) == texts
     assert len(small.prompts()) == 2 * len(PROMPTS)
     aside = list(path.parent.glob("responses.sqlite.damaged-*"))
     stderr = capfd.readouterr().err
-    if how in ("an answer", "a byte of an answer"):  # only damaged answers are requested again
+    if damage in ("an answer", "a byte of an answer"):  # only damaged answers are requested again
         assert not aside and stderr.count("answers in it are damaged and will be requested again") == 1
     else:
         assert len(aside) == 1 and "was damaged" in stderr and aside[0].name in stderr

@@ -52,8 +52,8 @@ def history(rows=30):
     return [{"step": i + 1, "loss": 2 / (i + 1), "forget": None if i == 5 else 1.0, "lr": 1e-3} for i in range(rows)]
 
 
-def run_folder(root, told=None, samples=(), rows=None, findings=None):
-    files.write_json(root / "result.json", told or result())
+def run_folder(root, run_result=None, samples=(), rows=None, findings=None):
+    files.write_json(root / "result.json", run_result or result())
     (root / "samples.json").write_text(json.dumps(list(samples)))
     files.write_lines(root / "history.jsonl", history() if rows is None else rows)
     if findings is not None:
@@ -84,14 +84,14 @@ def card(method="npo", **changes):
     } | changes  # fmt: skip
 
 
-def text_of(place):
-    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", place.read_text(), flags=re.S)))
+def text_of(path):
+    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", path.read_text(), flags=re.S)))
 
 
 # --- in a browser ----------------------------------------------------------------------------
 
 
-def look(browser, place, scheme="light", width=1280):
+def look(browser, path, scheme="light", width=1280):
     """Open a page; return it with its console messages and requests."""
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     console, requests = [], []
@@ -99,7 +99,7 @@ def look(browser, place, scheme="light", width=1280):
     tab.on("pageerror", lambda error: console.append(str(error)))
     tab.on("dialog", lambda dialog: (console.append(dialog.message), dialog.dismiss()))
     tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(place.as_uri())
+    tab.goto(path.as_uri())
     return tab, console, requests
 
 
@@ -124,9 +124,9 @@ FAINT = """() => {
 }"""
 
 
-def inert(tab, said, asked, places):
+def inert(tab, console, requests, paths):
     """Check that no script ran, nothing was fetched, and the page has only our own elements."""
-    assert said == [] and asked == [path.as_uri() for path in places]
+    assert console == [] and requests == [path.as_uri() for path in paths]
     assert tab.evaluate("[document.scripts.length, document.images.length]") == [0, 0]
     assert tab.locator("[onerror], [onload], [onclick], iframe, object, embed, form, b > img").count() == 0
     assert tab.locator("style").count() == 1

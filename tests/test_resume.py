@@ -214,10 +214,10 @@ def as_file(path):
     path.write_text("x")
 
 
-def resealed(place, name, text):
+def resealed(folder, name, text):
     """Checksums match, but the content is not a valid checkpoint: another version wrote it."""
-    (place / name).write_text(text)
-    files._seal(place)
+    (folder / name).write_text(text)
+    files._seal(folder)
 
 
 DAMAGES = {

@@ -105,12 +105,12 @@ def test_what_fits_stands_with_the_best_last():
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("vectors", "message"),
     [(np.zeros(2), "shape"), (np.zeros((3, 2)), "not one row per text"), (np.array([[1.0], [math.nan]]), "finite")],
 )
-def test_what_an_embedder_must_not_give_is_told(made, message):
+def test_what_an_embedder_must_not_give_is_told(vectors, message):
     with pytest.raises(UserError, match=f"^embedder: .*{message}"):
-        retrieval.embedded(lambda texts: made, ["a", "b"])
+        retrieval.embedded(lambda texts: vectors, ["a", "b"])
 
 
 def test_whole_numbers_and_float32_serve():

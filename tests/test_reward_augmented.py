@@ -37,8 +37,8 @@ def pairs(*scores):
     ]
 
 
-def under(given, wording=Wording(), **how):
-    return goals.relabelled(given, goals.scores_of(given), wording, **how)
+def under(records, wording=Wording(), **how):
+    return goals.relabelled(records, goals.scores_of(records), wording, **how)
 
 
 # --- the transform ---------------------------------------------------------------------------
@@ -142,13 +142,13 @@ def start():
     return example.tuned(0, steps=40)
 
 
-def rewards(model, world, asked):
+def rewards(model, world, prompts):
     """Return the mean score under each goal, over all answers."""
     answers, out = world.answers(), []
     for goal in (1.0, 10.0):
-        logp = lab.logp(model, [(example.WORDING.prompt(x, (goal,)), a) for x in asked for a in answers])[0]
-        share = logp.view(len(asked), -1).softmax(1).numpy()
-        out.append((share * np.array([[world.score(x, a) for a in answers] for x in asked])).sum(1).mean())
+        logp = lab.logp(model, [(example.WORDING.prompt(x, (goal,)), a) for x in prompts for a in answers])[0]
+        share = logp.view(len(prompts), -1).softmax(1).numpy()
+        out.append((share * np.array([[world.score(x, a) for a in answers] for x in prompts])).sum(1).mean())
     return out
 
 
@@ -268,7 +268,7 @@ UNSCORED = [Preference(prompt="a", chosen="b", rejected="c")]
 
 
 @pytest.mark.parametrize(
-    ("given_", "options", "told"),
+    ("records", "options", "message"),
     [
         (UNSCORED, {}, r"record 1: no number 'chosen_score'; .*--scores implicit"),
         (pairs((5, 5)), {}, "all 1 pairs are ties"),
@@ -276,9 +276,9 @@ UNSCORED = [Preference(prompt="a", chosen="b", rejected="c")]
         (UNSCORED, {"scores": "implicit", "wording": Wording(attributes=["a"])}, r"leave out wording\.attributes"),
     ],
 )
-def test_what_bounds_cannot_say_is_one_line(given_, options, told, fresh):
-    with pytest.raises(UserError, match=told) as error:
-        alignment.reward_augmented(fresh("llama"), given_, **{**SHORT, **options})
+def test_what_bounds_cannot_say_is_one_line(records, options, message, fresh):
+    with pytest.raises(UserError, match=message) as error:
+        alignment.reward_augmented(fresh("llama"), records, **{**SHORT, **options})
     assert "\n" not in str(error.value)
 
 

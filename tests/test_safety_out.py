@@ -90,8 +90,8 @@ INSIDE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", INSIDE)
-def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
+@pytest.mark.parametrize("case", INSIDE)
+def test_an_out_that_is_or_holds_an_input_is_refused(case, project, capsys):
     for name in ("data", "conf", "gold", "base", "mine", "adapter", "../weights"):
         (project / name).mkdir()
     shutil.copy("demos.jsonl", "data")
@@ -107,7 +107,7 @@ def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
     os.replace("model/model.safetensors", "../weights/model.safetensors")
     os.symlink("../../weights/model.safetensors", "model/model.safetensors")
     os.symlink(project, "../link")
-    message = refused(capsys, INSIDE[what], project.parent)
+    message = refused(capsys, INSIDE[case], project.parent)
     assert "the input" in message or "not made by didact" in message  # errors that need no model are reported first
 
 
@@ -310,9 +310,9 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
 # --- finished runs ----------------------------------------------------------------------------
 
 
-def another_model(fresh, place):
-    shutil.rmtree(place)
-    brief(fresh("llama", layers=1, seed=1)).save(place)
+def another_model(fresh, folder):
+    shutil.rmtree(folder)
+    brief(fresh("llama", layers=1, seed=1)).save(folder)
 
 
 CHANGES = {

@@ -113,9 +113,11 @@ def test_excerpts_alone_fetch_nothing(site):
     assert [(p.text, p.title) for p in results] == [("about page", "page")] and len(site.hits) == 1
 
 
-@pytest.mark.parametrize(("name", "why"), [("html", "no JSON"), ("error", "status 500"), ("stall", "no whole answer")])
-def test_an_engine_that_answers_no_question_is_one_line(site, name, why):
-    with pytest.raises(UserError, match=f"answers no question: .*{why}"):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("html", "no JSON"), ("error", "status 500"), ("stall", "no whole answer")]
+)
+def test_an_engine_that_answers_no_question_is_one_line(site, name, reason):
+    with pytest.raises(UserError, match=f"answers no question: .*{reason}"):
         search.Engine(f"{site.root}/{name}", Web(timeout=0.3))(["a", "b"], 5)
 
 

@@ -27,12 +27,12 @@ WORDS = st.text("abcde", min_size=1, max_size=3)
 
 
 @given(st.dictionaries(WORDS, WORDS, min_size=1), st.dictionaries(WORDS, WORDS))
-def test_what_passes_leads_back_and_no_two_words_have_one_translation(there, back):
-    pairs = lexicon.cycled([(s, t, 0.0) for s, t in there.items()], back, copies=True)
+def test_what_passes_leads_back_and_no_two_words_have_one_translation(forward, back):
+    pairs = lexicon.cycled([(s, t, 0.0) for s, t in forward.items()], back, copies=True)
     saved = [p for p in pairs if p.kept]
     assert all(back[p.target] == p.source for p in saved)
     assert len({p.target for p in saved}) == len(saved)
-    assert len(pairs) == len(there)
+    assert len(pairs) == len(forward)
 
 
 def test_inverses_keep_all_and_a_constant_at_most_one():
@@ -61,8 +61,8 @@ def test_word_by_word_keeps_order_length_and_what_it_does_not_know():
 
 
 @given(st.lists(WORDS, min_size=1, max_size=8), st.dictionaries(WORDS, WORDS))
-def test_as_many_words_come_out_as_went_in(sentence, known):
-    assert len(lexicon.word_by_word(" ".join(sentence), known).split()) == len(sentence)
+def test_as_many_words_come_out_as_went_in(sentence, dictionary):
+    assert len(lexicon.word_by_word(" ".join(sentence), dictionary).split()) == len(sentence)
 
 
 def test_frequent_words_are_letters_in_lower_case():
@@ -97,9 +97,9 @@ def near(queries):
     return np.asarray((retrieval.embedded(vectors, queries) @ retrieval.embedded(vectors, POOL).T).todense())
 
 
-def picked(alike=(1, 1, 1, 1, 1), **how):
+def picked(similarity=(1, 1, 1, 1, 1), **how):
     queries = ["red dog sleeps now"]
-    return shown.pick(queries, POOL, alike, near(queries), Pick(**how))
+    return shown.pick(queries, POOL, similarity, near(queries), Pick(**how))
 
 
 def test_bm25_of_one_document_that_has_the_term_once():

@@ -89,7 +89,7 @@ FLOOR, CEILING = [0.1, 0.12, 0.08, 0.1], [0.98, 0.99, 0.97, 0.99]
 
 
 @pytest.mark.parametrize(
-    ("value", "orders", "said"),
+    ("value", "orders", "expected"),
     [
         (NEAR, [0.0] * 4, "indistinguishable"),
         (NEAR, [0.001, -0.001, 0.002, 0.0], "indistinguishable"),
@@ -99,9 +99,9 @@ FLOOR, CEILING = [0.1, 0.12, 0.08, 0.1], [0.98, 0.99, 0.97, 0.99]
         (NEAR, [0.1, -0.1, 0.09, -0.12], "inconclusive"),  # a missing p-value does not show equivalence
     ],
 )
-def test_the_verdict_is_by_intervals(value: list[float], orders: list[float], said: str) -> None:
+def test_the_verdict_is_by_intervals(value: list[float], orders: list[float], expected: str) -> None:
     result = similarity.verdict(value, FLOOR, CEILING, orders)
-    assert result["verdict"] == said, result
+    assert result["verdict"] == expected, result
 
 
 def test_where_demonstrations_do_nothing_the_verdict_says_nothing() -> None:

@@ -127,8 +127,8 @@ def validity(model):
     return lab.mean(map(TINY.valid, prompts, lab.sampled(model, prompts, 8, seed=5)))
 
 
-def nll(model, given):
-    return -float(lab.logp(model, given)[0].mean())
+def nll(model, pairs):
+    return -float(lab.logp(model, pairs)[0].mean())
 
 
 @pytest.mark.parametrize("arch", EFFECTS)
@@ -155,10 +155,12 @@ def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
 GREEDY = 1e-4  # a temperature so low that the likeliest answer is sampled, whatever the seed
 
 
-def tame(model, given):
+def tame(model, records):
     """Return demonstrations whose greedy answer ends and re-tokenizes to the same tokens, and those answers."""
     config, out = generate.SamplingConfig(max_new_tokens=8), []
-    for d, (completions,) in zip(given, generate.completions(model, [d.prompt for d in given], 1, config), strict=True):
+    for d, (completions,) in zip(
+        records, generate.completions(model, [d.prompt for d in records], 1, config), strict=True
+    ):
         row = encode.row(model.tokenizer, d.prompt, completions.text or "?", model.kind, model.context)
         if row.completion == completions.tokens:
             out.append((d, Demo(prompt=d.prompt, completion=completions.text)))

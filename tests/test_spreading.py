@@ -24,7 +24,7 @@ JOBS = [Job("sft", 1e-3, 4, seed, "all") for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def command(tmp_path_factory):
     """Return the command of a comparison of two methods over two seeds, without its folder."""
     root = tmp_path_factory.mktemp("asked")
     text = [f"what is {a} {i}? it is {b}." for a in ("red", "blue") for b in ("good", "bad") for i in range(9)]
@@ -36,10 +36,10 @@ def asked(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(asked, tmp_path_factory):
+def alone(command, tmp_path_factory):
     """The result of one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    assert cli.main([*asked, "--out", str(out)]) == 0
+    assert cli.main([*command, "--out", str(out)]) == 0
     return timeless(out)
 
 
@@ -73,12 +73,14 @@ def killing(request: tuple[Path, str]) -> spreading.Doer:
     return do
 
 
-def test_two_workers_give_what_one_process_gives_to_the_bit(asked, alone, tmp_path, capfd):
+def test_two_workers_give_what_one_process_gives_to_the_bit(command, alone, tmp_path, capfd):
     out = tmp_path / "out"
-    assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0
+    assert cli.main([*command, "--out", str(out), "--workers", "2"]) == 0
     assert timeless(out) == alone
     assert "unit 10 of 10: " in capfd.readouterr().err
-    assert cli.main([*asked, "--out", str(out), "--workers", "2"]) == 0  # everything is cached: no job goes to workers
+    assert (
+        cli.main([*command, "--out", str(out), "--workers", "2"]) == 0
+    )  # everything is cached: no job goes to workers
     assert "unit " not in capfd.readouterr().err
 
 
@@ -97,9 +99,9 @@ def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_to
         list(workers([JOBS[0], JOBS[3]]))
 
 
-def test_workers_end_with_the_process_that_they_work_for(asked, tmp_path):
+def test_workers_end_with_the_process_that_they_work_for(command, tmp_path):
     out = tmp_path / "out"
-    line = [sys.executable, "-m", "didact", *asked, "--out", str(out), "--workers", "2"]
+    line = [sys.executable, "-m", "didact", *command, "--out", str(out), "--workers", "2"]
     with subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True) as led:
         until(lambda: list(out.glob("units/*_steps.json")) or led.poll() is not None)
         assert len(alive(led.pid)) > 2  # two workers beside it
@@ -134,7 +136,7 @@ def test_seeds_of_a_claim_are_measured_elsewhere_and_give_the_same_card(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--workers", "0"], "option --workers: 0: must be 1 or more"),
         (["--workers", "2", "--on", "auto"], "give only one"),
@@ -143,14 +145,14 @@ def test_seeds_of_a_claim_are_measured_elsewhere_and_give_the_same_card(tmp_path
         (["--on", "127.0.0.1:1"], "--on 127.0.0.1:1: "),
     ],
 )
-def test_what_cannot_be_spread_is_one_line(asked, tmp_path, words, said, capsys):
-    assert cli.main([*asked, "--out", str(tmp_path / "out"), *words]) == 2
+def test_what_cannot_be_spread_is_one_line(command, tmp_path, words, message, capsys):
+    assert cli.main([*command, "--out", str(tmp_path / "out"), *words]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("didact: ")]
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.soak
-def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(asked, alone, tmp_path, monkeypatch):
+def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(command, alone, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -172,7 +174,7 @@ def test_a_cluster_that_loses_a_node_gives_the_same_and_does_nothing_twice(asked
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert cli.main([*asked, "--out", str(out), "--on", cluster.address]) == 0
+        assert cli.main([*command, "--out", str(out), "--on", cluster.address]) == 0
     finally:
         done.set()
         watcher.join()

@@ -181,17 +181,17 @@ def test_rows_of_unequal_lengths_are_filled_up_without_labels():
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout", "world", "said"),
+    ("kind", "layout", "world", "message"),
     [("llama", "2x1", 2, "PPxDPxTP"), ("llama", "2x1x2", 1, "torchrun --nproc_per_node 4"),
      ("llama", "1x1x8", 8, "does not divide 2 heads; layouts for 8 processes: 1x8x1, 1x4x2, 2x4x1, 2x2x2"),
      ("llama", "4x1x1", 4, "does not divide 2 layers"), ("gpt2", "1x1x2", 2, "gpt2: give 1 part"),
      ("gemma2", "2x1x1", 2, "this is gemma2: give 1 stage")],
 )  # fmt: skip
-def test_a_layout_that_is_not_legal_is_one_line_with_those_that_are(kind, layout, world, said, monkeypatch):
+def test_a_layout_that_is_not_legal_is_one_line_with_those_that_are(kind, layout, world, message, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(world))
     with pytest.raises(UserError) as error:
         layouts.chosen(tiny(kind), layout, Fit(rows=8), 64, CPU)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_a_layout_the_planner_chooses_among_those_that_can_be_trained(monkeypatch):

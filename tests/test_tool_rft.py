@@ -35,7 +35,7 @@ TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
 # --- calls -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("said", "wrong"), [
+@pytest.mark.parametrize(("call", "expected"), [
     (TRUTH, []), ("[f(b='x',a=1),g.h(c=[1,2])]", []), ("[f(a=1.0, b=x), g.h(c=[1, 2])]", []),
     ("[f(a=1, b='x')]", ["count"]), ("[f(a=1, b='x'), g.k(c=[1, 2])]", ["function"]),
     ("[f(a=1), g.h(c=[1, 2])]", ["names"]), ("[f(a=2, b='x'), g.h(c=[1, 2])]", ["values"]),
@@ -44,8 +44,8 @@ TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
     ("[f(a=open('/etc/passwd'))]", ["form"]), ("[f(**x)]", ["form"]), ("[f(a=1, a=2)]", ["form"]), ("", ["form"]),
     ("[x.f()(a=1)]", ["form"]), ("[" * 5000, ["form"]), ("[1]", ["form"]),
 ])  # fmt: skip
-def test_errors_by_field(said, wrong):
-    assert tool_calls.errors(said, TRUTH) == wrong
+def test_errors_by_field(call, expected):
+    assert tool_calls.errors(call, TRUTH) == expected
 
 
 def test_answers_without_calls_are_compared_as_text():
@@ -170,12 +170,12 @@ def test_classes_go_from_easy_to_hard():
     assert selection.mean_rank([[10.0, 20.0, 20.0], [1.0, 1.0, 0.0]]) == [1.25, 2.0, 1.25]
 
 
-@pytest.mark.parametrize(("said", "terminal", "value"), [
+@pytest.mark.parametrize(("fragment", "terminal", "value"), [
     ("[f(a=1", False, 1), ("[f(a=2", False, -1), ("[f(a=1", True, -1), (TRUTH, True, 1),
     ("[f(b='x', a=1), g.h(c=[1, 2])]", True, 1),
 ])  # fmt: skip
-def test_the_value_of_a_fragment(said, terminal, value):
-    assert tool_calls.value(said, TRUTH, terminal) == value
+def test_the_value_of_a_fragment(fragment, terminal, value):
+    assert tool_calls.value(fragment, TRUTH, terminal) == value
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abd"), min_size=1))

@@ -22,12 +22,12 @@ def points(n, seed=0, d=8, clusters=6):
     return retrieval.unit(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, d)))
 
 
-def published(vectors, k, most, rho):
+def published(vectors, k, budget, rho):
     """The paper's algorithm: recount the votes for every pick."""
     n = len(vectors)
     near = [[u for u in np.argsort(-(vectors @ vectors[v]), kind="stable") if u != v][:k] for v in range(n)]
     selected = []
-    while len(selected) < most:
+    while len(selected) < budget:
         score = {u: 0.0 for u in range(n) if u not in selected}
         for v in set(range(n)) - set(selected):
             for u in near[v]:
