@@ -195,9 +195,8 @@ def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(folder, tmp_p
     weights = load.load(folder / "model").parameters
     assert whole["memory_bytes"]["gradients_and_moments"] == 12 * weights  # float32: a gradient and AdamW's two moments
     assert lora["disk_bytes"]["result"] < whole["disk_bytes"]["result"] == 4 * weights
-    assert (
-        prompted["memory_bytes"]["gradients_and_moments"] == 0 == prompted["disk_bytes"]["checkpoints"]
-    )  # nothing is trained
+    # Nothing is trained
+    assert prompted["memory_bytes"]["gradients_and_moments"] == 0 == prompted["disk_bytes"]["checkpoints"]
     assert "of training" in whole["time"] and "time" not in prompted
     test = write_rows(tmp_path / "test.jsonl", [Demo(prompt="ab " * 500, completion="c")])
     scored = planned("sft", "--score_on", test, "--max_length", "40")
@@ -319,9 +318,8 @@ def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(folder, tmp_path, 
     code, err = said(capsys, *run_words(folder, tmp_path / "out", "--lr=1e30", "--clip=0"))
     assert code == 2 and "NaN or infinite" in err and "lower the learning rate" in err
     assert read_json(tmp_path / "out" / "result.json")["status"] == "failed"
-    assert (
-        cli.main(run_words(folder, tmp_path / "out", "--steps=2")) == 0
-    )  # the corrected command may use the same folder
+    # The corrected command may use the same folder
+    assert cli.main(run_words(folder, tmp_path / "out", "--steps=2")) == 0
 
 
 def test_a_finished_run_is_not_shown_for_files_that_changed_since(folder, world, tmp_path, capsys):
@@ -409,7 +407,7 @@ def test_interrupting_says_from_where_it_goes_on_and_exits_130(folder, tmp_path)
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_finds_nothing_kept_says_so(signum, code, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("didact.verbs.running._begin", lambda *given: signal.raise_signal(signum))
+    monkeypatch.setattr("didact.verbs.running._begin", lambda *args: signal.raise_signal(signum))
     # A test suite that runs in the background of a shell ignores interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -536,9 +536,8 @@ def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, 
     for diagnostics in ("all", "first"):
         config = setting(model, tmp_path / diagnostics, diagnostics=diagnostics, **once)
         boards[diagnostics] = compare.run([arm("sft")], config)
-        assert [part for part, entry in config._cache.items() if "general states" in entry] == [
-            "general"
-        ]  # one computation for all
+        # One computation for all
+        assert [part for part, entry in config._cache.items() if "general states" in entry] == ["general"]
     extra_fields = {"metrics", "samples", "answered", "cost", "time", "warnings"}
     whole, brief = ([{k: v for k, v in r.items() if k not in extra_fields} for r in b["rows"]] for b in boards.values())
     assert whole == brief

@@ -577,16 +577,16 @@ def test_sizes_are_those_of_uncut_rows(tokenizer):
 def test_a_prompt_is_cut_where_it_is_said_and_no_longer_than_is_said(fresh):
     model = fresh("llama", context=64)
     other = Model(model.module, copy.deepcopy(model.processor))
-    words = [f"w{i} " for i in range(60)]
-    whole = encode.parts(other.tokenizer, "".join(words), "x", "causal", True)[0]
+    pieces = [f"w{i} " for i in range(60)]
+    whole = encode.parts(other.tokenizer, "".join(pieces), "x", "causal", True)[0]
     for side in ("left", "right"):
         encode.limit(other.tokenizer, 20, side)
-        row = encode.row(other.tokenizer, "".join(words), "x", "causal", other.context)
+        row = encode.row(other.tokenizer, "".join(pieces), "x", "causal", other.context)
         assert row.size == other.context == 20
         bos = [whole[0]] if whole[0] == other.tokenizer.bos_token_id else []
         rest = len(row.prompt) - len(bos)
         tail = whole[len(bos) :]
         assert list(row.prompt) == bos + (tail[-rest:] if side == "left" else tail[:rest])
-        assert generate.generate(other, ["".join(words)], max_new_tokens=2)
+        assert generate.generate(other, ["".join(pieces)], max_new_tokens=2)
     encode.limit(other.tokenizer, None, "left")
     assert other.context == 64 == model.context

@@ -63,10 +63,8 @@ def test_the_interval_of_a_share_is_wilsons(right, n):
 def test_shares_that_are_all_alike_are_not_certain_either():
     low, high = measures.mean_measure([0.5] * 6, "higher", "").ci
     assert low < 0.3 and high > 0.7
-    assert measures.mean_measure([2.0] * 6, "higher", "", "nats").ci == (
-        2.0,
-        2.0,
-    )  # no interval for values that are not shares
+    # No interval for values that are not shares
+    assert measures.mean_measure([2.0] * 6, "higher", "", "nats").ci == (2.0, 2.0)
 
 
 def test_an_answer_that_goes_on_is_right_in_scripts_without_spaces_too():

@@ -132,8 +132,10 @@ def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, tr
     batch, like = batch_of(model), torch.linspace(-1, 1, 11).to(dtype)
     calls = []
     for name in ("logp", "values"):
-        made = getattr(head, name)
-        monkeypatch.setattr(head, name, lambda *a, made=made, name=name: (calls.append(name), made(*a))[1])
+        head_function = getattr(head, name)
+        monkeypatch.setattr(
+            head, name, lambda *a, head_function=head_function, name=name: (calls.append(name), head_function(*a))[1]
+        )
     others = ("kl_from", "kl_to", "undial")  # of the reference
     alone = {f: getattr(token_functions, f) for f in ("logp", "entropy", "weighted_ascent", "correct")}
 

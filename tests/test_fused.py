@@ -91,7 +91,7 @@ def dropped(model):
 
 
 def hooked(model):
-    linear(model).base_layer.register_forward_hook(lambda layer, given, out: 2 * out)
+    linear(model).base_layer.register_forward_hook(lambda layer, inputs, out: 2 * out)
 
 
 def trained(model):

@@ -91,11 +91,11 @@ def test_what_is_measured_is_not_what_is_trained_on():
 
 
 def test_replay_mixes_text_into_any_training_and_keeps_what_it_holds(fresh, world, tmp_path):
-    model, how = fresh("llama", d=32), Fit(lr=3e-3, steps=12, rows=4)
+    model, training = fresh("llama", d=32), Fit(lr=3e-3, steps=12, rows=4)
     pairs = [Preference(prompt=r.prompt, chosen=r.completion, rejected=r.perturbed[0]) for r in world.forget]
     losses = {}
     for share in (0.0, 0.5):
-        fit = how.replace(replay=share)
+        fit = training.replace(replay=share)
         trained = baselines.sft(model, world.forget, fit=fit)
         losses[share] = general.score(trained.models["model"], model, texts.texts(None, "replay"), once)[
             "general_rise"
@@ -103,14 +103,14 @@ def test_replay_mixes_text_into_any_training_and_keeps_what_it_holds(fresh, worl
         assert ("replay" in trained.history[0]) == bool(share)
         assert ("replay" in baselines.dpo(model, pairs, fit=fit.replace(steps=2)).history[0]) == bool(share)
     assert losses[0.5] < losses[0.0] - 0.2
-    alone = baselines.sft(model, world.forget, fit=how.replace(steps=1)).history[0]
-    mixed = baselines.sft(model, world.forget, fit=how.replace(steps=1, replay=0.2)).history[0]
+    alone = baselines.sft(model, world.forget, fit=training.replace(steps=1)).history[0]
+    mixed = baselines.sft(model, world.forget, fit=training.replace(steps=1, replay=0.2)).history[0]
     # The method's own loss is unchanged; the text's is added with share / (1 - share).
     assert mixed["nll"] == alone["nll"] and mixed["loss"] == pytest.approx(alone["nll"] + 0.25 * mixed["replay"])
     mine = tmp_path / "mine.jsonl"
     mine.write_text(json.dumps({"text": "Every line of this is mine and long enough to be read."}) + "\n")
     whose = [
-        baselines.sft(model, world.forget, fit=how.replace(replay=0.2, replay_from=f)).history
+        baselines.sft(model, world.forget, fit=training.replace(replay=0.2, replay_from=f)).history
         for f in (None, str(mine))
     ]
     assert whose[0][0]["replay"] != whose[1][0]["replay"]

@@ -306,9 +306,8 @@ def test_transformers_processors_do_here_what_they_do_there(kind, model_of):
     )
     bare = generate.completions(model, RAGGED, how=SamplingConfig(max_new_tokens=10, rows=4))
     assert completions != bare
-    for p, row in zip(
-        RAGGED, completions, strict=True
-    ):  # the pad token on the left is not among the tokens of the vocabulary in use
+    # The pad token on the left is not among the tokens of the vocabulary in use
+    for p, row in zip(RAGGED, completions, strict=True):
         assert row[0].tokens == theirs(model, p, repetition_penalty=3.0)
     both = generate.completions(model, RAGGED[:2], how=SamplingConfig(max_new_tokens=10, rows=1), processors=processors)
     expected = [theirs(model, p, repetition_penalty=3.0, no_repeat_ngram_size=2) for p in RAGGED[:2]]
@@ -579,5 +578,5 @@ def test_best_of_n_is_the_best_of_its_draws(model_of):
     few = best_of.best_of(model, prompts, 3, longest, how=config)
     assert [f.texts for f in few] == [b.texts[:3] for b in best]
     likeliest = best_of.best_of(model, prompts, 6, how=config)
-    made = generate.completions(model, prompts, 6, config)
-    assert [b.text for b in likeliest] == [max(row, key=lambda c: c.logp).text for row in made]
+    outputs = generate.completions(model, prompts, 6, config)
+    assert [b.text for b in likeliest] == [max(row, key=lambda c: c.logp).text for row in outputs]

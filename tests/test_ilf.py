@@ -519,16 +519,14 @@ def test_a_server_refines_judges_and_gives_feedback(server, monkeypatch):
     assert result.cost.calls == len(server.rows("came")) > 0
     first, later = result.records[:4], result.records[4:]
     assert all(s == pytest.approx(1 / (1 + math.exp(-1))) for r in result.records for s in r.extra["scores"])
-    for c, r in zip(
-        critiques(4), first, strict=True
-    ):  # each sample is the rule's answer to the prompt with its own seed
+    # Each sample is the rule's answer to the prompt with its own seed
+    for c, r in zip(critiques(4), first, strict=True):
         seeds = [row["seed"] for row in server.rows("answered") if row["prompt"] == "ab!-x;"]
         assert set(r.extra["candidates"]) <= {Words().say("ab!-x;", 4, 1.0, s).strip() for s in seeds}
         assert len(set(r.extra["candidates"])) == 3 and r.prompt == c.prompt
     prompts = [row["prompt"] for row in server.rows("answered")]
-    assert (
-        len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
-    )  # one per chunk
+    # One seed per chunk
+    assert len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
     assert all(f"{r.completion}?" in prompts and f"{r.completion}!{r.feedback};" in prompts for r in later)
     with pytest.raises(UserError, match="selector embedding needs a model with hidden"):
         alignment.ilf(tiny("gpt2"), critiques(4), judge=address, selector="embedding", **options)

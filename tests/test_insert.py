@@ -89,7 +89,7 @@ def test_padding_and_packed_documents_are_not_looked_into(arch):
     alone = logits(model, ids)
     assert torch.allclose(logits(model, padded_right, attention_mask=mask)[:, : ids.shape[1]], alone, atol=1e-5)
     outputs = []
-    model.module.mixers[0].register_forward_pre_hook(lambda _, given: outputs.append(given[1].document))
+    model.module.mixers[0].register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[1].document))
     logits(model, torch.cat([ids, ids], 1), position_ids=torch.arange(ids.shape[1]).repeat(2)[None])
     assert outputs[0].tolist() == [[0] * ids.shape[1] + [1] * ids.shape[1]]
 

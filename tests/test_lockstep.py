@@ -33,7 +33,7 @@ class Short(Hook):
         if step.step != 1 or (spot := self.where.get(distributed.here()[0])) is None:
             return
         layer = spread.layers(step.module)[spot[0]]
-        handle = layer.register_forward_hook(lambda _, given, out: self.met(handle, spot[1], given[0], out))
+        handle = layer.register_forward_hook(lambda _, inputs, out: self.met(handle, spot[1], inputs[0], out))
 
     def met(self, handle, back, given, out):
         self.tokens.append(given.shape[0] * given.shape[1])

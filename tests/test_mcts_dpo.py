@@ -145,7 +145,7 @@ def test_self_evaluation_is_the_probability_of_the_good_answers():
 def test_the_model_is_asked_of_every_new_step_with_the_solution_or_the_answer_before_it(monkeypatch):
     demos, requests, expected = habit(1, 8), [], rank.expected
     monkeypatch.setattr(
-        rank, "expected", lambda m, prompts, *how: requests.extend(prompts) or expected(m, prompts, *how)
+        rank, "expected", lambda m, prompts, *rest: requests.extend(prompts) or expected(m, prompts, *rest)
     )
     critic = Critic(asked="{example}|{question}|{solution}?", good=("1",))
     short(start(), demos, critic=critic)

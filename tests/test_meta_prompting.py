@@ -42,7 +42,7 @@ def is_expert(messages):
 
 
 def test_a_model_that_answers_at_once_is_asked_once():
-    conversations, lm, _ = conducted(lambda said, i: f"Simple.\n{answered('42')}", ["six times seven"])
+    conversations, lm, _ = conducted(lambda messages, i: f"Simple.\n{answered('42')}", ["six times seven"])
     assert [t.answer for t in conversations] == ["42"] and len(lm.asked) == 1
     (prompt,) = lm.asked
     assert [t["role"] for t in prompt.turns] == ["system", "user"]

@@ -204,9 +204,8 @@ def test_a_book_that_does_not_fit_is_told_and_its_beginning_taken():
         run(book=book, conditions=("W", "B"))
     lm = Scripted(looked_up)
     result = run(lm, book=book, conditions=("W+B",), shown=Shown(book_tokens=50))
-    assert all(
-        str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked
-    )  # all get the same beginning of the book
+    # All get the same beginning of the book
+    assert all(str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked)
     assert result.findings["forward"]["scores"]["W+B"]["exact"] == 1
     assert 50 < result.findings["tokens"]["W+B"] < 150
 

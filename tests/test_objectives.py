@@ -38,9 +38,8 @@ def test_npo_at_the_reference_is_two_ln_two_over_beta_with_the_gradient_of_ascen
     logp = drawn(5)
     torch.testing.assert_close(preference.npo(logp, logp, beta), torch.full((5,), 2 / beta * math.log(2)), **EXACT)
     (grad,) = gradient(lambda x: preference.npo(x, logp, beta), logp)
-    torch.testing.assert_close(
-        grad, torch.ones(5), **EXACT
-    )  # the gradient of +logp: gradient ascent on the sequence sum
+    # The gradient of +logp: gradient ascent on the sequence sum
+    torch.testing.assert_close(grad, torch.ones(5), **EXACT)
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -146,10 +146,8 @@ def test_records_cite_their_passage_and_findings_compare_with_and_without():
     assert 0.5 < record.extra["confidence"] < 1 and len(priors) == 2
     match = result.findings["exact_match"]
     assert match["rag"] == 1 and match["oracle"] == 1 and match["closed_book"] == 1
-    assert result.findings["calls_by_role"] == {
-        "reader": 8,
-        "closed book": 8,
-    }  # the same number of samples without as with
+    # The same number of samples without as with
+    assert result.findings["calls_by_role"] == {"reader": 8, "closed book": 8}
     assert result.predict(["who"]) == ["ann"]
     assert {d.extra["role"] for d in result.transcript} == {"reader", "closed book"}
 

@@ -35,9 +35,8 @@ CONFIGS = {
     "opt": hf.OPTConfig(**SHAPE, ffn_dim=512, word_embed_proj_dim=64, max_position_embeddings=128),
     "gemma3": hf.Gemma3TextConfig(**ROPE, num_key_value_heads=2, head_dim=32, sliding_window=128),
 }  # fmt: skip
-DENSE = [
-    name for name in CONFIGS if name != "mixtral"
-]  # torch does not count the matrix products of a mixture's experts
+# torch does not count the matrix products of a mixture's experts
+DENSE = [name for name in CONFIGS if name != "mixtral"]
 
 
 def built(name, **how):

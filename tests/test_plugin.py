@@ -52,9 +52,8 @@ def plugin(tmp_path, monkeypatch):
 def test_an_installed_method_is_listed_run_and_compared_as_ours_are(plugin, fresh, world, tmp_path, capsys):
     ours = set(catalogue.read())
     plugin()
-    assert (
-        set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours
-    )  # none of our files is generated from it
+    # None of our files is generated from it
+    assert set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours
     assert len((PLUGIN / "didact_slic" / "slic.py").read_text().splitlines()) <= 60
     for command in (["methods"], ["explain", "slic"], ["run", "slic", "--help"]):
         assert cli.main(command) == 0 and "slic" in capsys.readouterr().out

@@ -333,9 +333,8 @@ def test_classified_texts_are_demonstrations_with_the_labels_as_choices(tmp_path
         both
     )
     assert read(both, "demo", {"completion": "fine"})[0].choices == ["f0", "f1"]
-    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {
-        "intent": "a"
-    }  # read as texts, the labels go to `extra`
+    # Read as texts, the labels go to `extra`
+    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {"intent": "a"}
     distinct = read(write(tmp_path, *[{"text": f"t{i}", "label": f"l{i}"} for i in range(6)]))
     assert distinct[0].choices is None  # every text has a label of its own: no classes
     ambiguous = write(tmp_path, {"question": "q", "answer": "a", "category": "c"})

@@ -151,9 +151,8 @@ def test_stop_strings_and_white_space_are_cut_as_a_local_model_cuts_them(small):
     model = connect(small)
     ((text,),) = model.generate(["a"], 6)
     assert model.generate(["a"], 6, stop=[text[10:]]) == [[text[:10].strip()]]
-    assert model.generate(["a"], 6, stop=["?", "!", ";", ":", text[10:]]) == [
-        [text[:10].strip()]
-    ]  # the most a server takes is four
+    # A server takes at most four stops
+    assert model.generate(["a"], 6, stop=["?", "!", ";", ":", text[10:]]) == [[text[:10].strip()]]
 
 
 def test_prompts_lie_in_the_cache_for_their_owner_alone(small, tmp_path):
@@ -372,9 +371,8 @@ def test_a_client_killed_under_way_repeats_no_answered_call(small):
     model = connect(small)
     assert len(model.generate(PROMPTS, 4)) == len(PROMPTS) and model.counts.cached == 7
     counts = Counter(small.prompts())
-    assert counts[PROMPTS[7]] == 2 and all(
-        n == 1 for p, n in counts.items() if p != PROMPTS[7]
-    )  # the one without an answer
+    # Only the one without an answer was repeated
+    assert counts[PROMPTS[7]] == 2 and all(n == 1 for p, n in counts.items() if p != PROMPTS[7])
 
 
 def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(small):
@@ -385,9 +383,8 @@ def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(s
     os.kill(child.pid, signal.SIGKILL)
     killed = time.time()
     child.join(30)
-    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(
-        questions
-    )  # margin for a busy machine
+    # Margin for a busy machine
+    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(questions)
     model = connect(small)
     assert len(model.generate(questions, 4)) == len(questions) and model.counts.cached >= len(early) >= 8
     counts = Counter(small.prompts())

@@ -151,8 +151,8 @@ def accessible(tab, scheme):
      ([16, 8], "torchrun --nnodes 2 --nproc_per_node 8 -m didact run")],
 )  # fmt: skip
 def test_a_run_of_several_processes_is_repeated_by_a_launcher(tmp_path, processes, starts):
-    html = page.write(run_folder(tmp_path, result(processes=processes))).read_text()
-    assert f'<pre class="take">{starts} npo:npo-rt' in html
+    markup = page.write(run_folder(tmp_path, result(processes=processes))).read_text()
+    assert f'<pre class="take">{starts} npo:npo-rt' in markup
 
 
 def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
@@ -180,9 +180,8 @@ def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
             tab, console, requests = look(browser, path, scheme, width)
             inert(tab, console, requests, [path])
             assert tab.title() == "npo:npo-rt · didact"
-            assert (
-                tab.evaluate("document.documentElement.scrollWidth") <= width
-            )  # wide tables scroll inside their container
+            # Wide tables scroll inside their container
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
             assert tab.evaluate("[...document.links].map(a => a.href).filter(h => !h.includes('#'))") == [
                 "https://arxiv.org/abs/2404.05868"
             ]
@@ -495,11 +494,11 @@ def test_a_study_measures_beside_what_it_names_and_shows_one_column_where_nothin
     row = {"after": 0.4, "before": 0.9, "gold": None, "n": 7, "ci": (0.3, 0.5), "unit": "", "better": "lower"}
     for before, head, verdict in ((0.9, "Reference and measured", "1</b> came out better"), (None, "Measured", "")):
         metric = row | {"before": before, "help": "loss; before: answering 0"}
-        html = Path(
+        markup = Path(
             page.write(run_folder(tmp_path / head[0], result(method="mesa-gd", preset=None, metrics={"loss": metric})))
         ).read_text(encoding="utf-8")
-        assert f">{head}</h2>" in html and verdict in html and "loss; reference: answering 0" in html
-        assert ("reference</th>" in html) == (before is not None)
+        assert f">{head}</h2>" in markup and verdict in markup and "loss; reference: answering 0" in markup
+        assert ("reference</th>" in markup) == (before is not None)
         console = untrusted.console(200)
         with console.capture() as text:
             console.print(tables.metrics({"loss": metric}, tables.sides(entries["mesa-gd"])))
@@ -512,8 +511,8 @@ def test_what_only_asks_is_compared_with_plain_asking_and_what_trains_with_befor
     assert [tables.sides(entries[name]) for name in ("npo", "gpt3.clean")] == [("before", "after")] * 2
     sample = [{"part": "test", "prompt": "Where?", "before": "Paro", "after": "Lund", "wanted": "Lund"}]
     run_result = result(method="consensus", preset=None)
-    html = Path(page.write(run_folder(tmp_path, run_result, sample))).read_text(encoding="utf-8")
-    assert ">Asked plainly and through the procedure<" in html and html.count("before") == 1  # of the next chat
+    markup = Path(page.write(run_folder(tmp_path, run_result, sample))).read_text(encoding="utf-8")
+    assert ">Asked plainly and through the procedure<" in markup and markup.count("before") == 1  # of the next chat
     console = untrusted.console(200)
     with console.capture() as text:
         console.print(

@@ -175,7 +175,7 @@ class Signal(Hook):
 def test_a_signal_is_heard_once_the_step_at_work_is_kept(signum, tmp_path, monkeypatch):
     """A signal between two checkpoints; the resumed run ends bit-identical to an undisturbed one."""
     received = []
-    before = signal.signal(signum, lambda *given: received.append(given[0]))
+    before = signal.signal(signum, lambda *args: received.append(args[0]))
     try:
         run(tmp_path / "b", save_every=None, hooks=[Signal(signum, at=2)])
     finally:

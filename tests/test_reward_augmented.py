@@ -162,8 +162,8 @@ def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not()
     pairs_ = contrast(world, 600)
     train, unseen = ([p for p in pairs_ if (p.prompt == "D") == last] for last in (False, True))  # D is held out
     fit = Fit(lr=3e-3, steps=160, rows=16, warmup_steps=10, schedule="cosine")
-    how = SHORT | {"beta": 1.0, "step": 9.0, "fit": fit}
-    whole = alignment.reward_augmented(start(), train, **how)
+    training = SHORT | {"beta": 1.0, "step": 9.0, "fit": fit}
+    whole = alignment.reward_augmented(start(), train, **training)
     trained = whole.models["model"]
     low, high = rewards(trained, world, ["D"])
     assert high > low + 2
@@ -175,7 +175,7 @@ def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not()
     margins = prefer.margins(dataclasses.replace(trained, condition=None), records)
     assert before.n == after.n == len(records) and after.value == pytest.approx(np.mean(margins > 0))
     assert not goals_protocol.score(start(), dataclasses.replace(scoring, options=options | {"scores": "implicit"}))
-    legacy = alignment.reward_augmented(start(), train, **how, legacy_nosys=True)
+    legacy = alignment.reward_augmented(start(), train, **training, legacy_nosys=True)
     low, high = rewards(legacy.models["model"], world, ["D"])
     assert abs(high - low) < 1
     assert whole.history[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)

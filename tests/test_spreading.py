@@ -78,9 +78,8 @@ def test_two_workers_give_what_one_process_gives_to_the_bit(command, alone, tmp_
     assert cli.main([*command, "--out", str(out), "--workers", "2"]) == 0
     assert timeless(out) == alone
     assert "unit 10 of 10: " in capfd.readouterr().err
-    assert (
-        cli.main([*command, "--out", str(out), "--workers", "2"]) == 0
-    )  # everything is cached: no job goes to workers
+    # Everything is cached: no job goes to workers
+    assert cli.main([*command, "--out", str(out), "--workers", "2"]) == 0
     assert "unit " not in capfd.readouterr().err
 
 

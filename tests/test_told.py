@@ -41,10 +41,8 @@ def test_without_a_rate_one_for_the_models_size_acts(folder, tmp_path):
     assert rates.chosen(job.model, Fit(lr=1e-5, lora=4))[0] == pytest.approx(10 * ours, rel=0.05)
     message = rates.chosen(job.model, Fit(lr=1e-5))[1]
     assert message == f"lr {ours:g}: ours for {size / 1e3:.3g}k weights; the paper's is 1e-05 (--lr sets it)"
-    for theirs in (
-        Fit(lr=0.5),
-        Fit(lr=1e-5, optimizer="sgd"),
-    ):  # a paper's larger rate stays, and so does another optimizer's
+    # A paper's larger rate stays, and so does another optimizer's
+    for theirs in (Fit(lr=0.5), Fit(lr=1e-5, optimizer="sgd")):
         assert rates.chosen(job.model, theirs) == (theirs.lr, "")
     assert prepared(folder, tmp_path, "--lr=1e-5").fit.lr == 1e-5
 

@@ -26,9 +26,8 @@ from didact.objectives import preference
 from didact.types import Demo, Fit, UserError
 from didact.worlds import tools
 
-module = importlib.import_module(
-    "didact.methods.alignment.tool_rft"
-)  # the package exports the function under this name
+# The package exports the function under this name
+module = importlib.import_module("didact.methods.alignment.tool_rft")
 BFCL = Path(__file__).parents[2] / "shared" / "data" / "bfcl_simple.jsonl"
 TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
 
@@ -275,7 +274,7 @@ def test_every_variant_runs_and_moves_the_model(more):
 
 
 def test_the_first_guess_decides_where_it_is_asked(monkeypatch):
-    monkeypatch.setattr(tool_calls, "guess", lambda step, wanted: 1.0 if step.startswith("10") else 0.0)
+    monkeypatch.setattr(tool_calls, "guess", lambda step, target: 1.0 if step.startswith("10") else 0.0)
     result = alignment.tool_rft(start(), orders(1, 12), **FAST, judge="words", fit=Fit(lr=1e-3, steps=1, rows=8))
     at = [r for r in result.records if r.prompt.endswith("n=")]
     assert at and all(r.chosen.startswith("10") for r in at)
