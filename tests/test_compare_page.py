@@ -65,8 +65,8 @@ def board(scores, better="higher", rules=None, **changes):
     } | changes  # fmt: skip
 
 
-def written(root, leaderboard):
-    (root / "leaderboard.json").write_text(json.dumps(leaderboard))
+def written(root, content):
+    (root / "leaderboard.json").write_text(json.dumps(content))
     return page.write(root)
 
 

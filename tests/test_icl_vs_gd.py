@@ -194,8 +194,8 @@ def linear(eta: float = 1.5, seed: int = 0) -> tuple[LinearReader, list[equivale
 
 def test_where_the_two_are_one_the_instrument_says_so_and_elsewhere_not() -> None:
     reader, samples = linear()
-    settings = {"descent": Way("all", Tuning(lr=1.0))}
-    comparison = equivalence.Comparison(ways=settings, rates=(0.5, 1.5, 3.0), top=3)
+    ways = {"descent": Way("all", Tuning(lr=1.0))}
+    comparison = equivalence.Comparison(ways=ways, rates=(0.5, 1.5, 3.0), top=3)
     findings = equivalence.findings(equivalence.compare(reader, samples, comparison), comparison)
     finding = findings["ways"]["descent"]
     assert finding["verdict"] == "indistinguishable" and finding["chosen"]["lr"] == 1.5

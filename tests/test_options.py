@@ -91,8 +91,8 @@ def test_the_page_for_those_who_come_from_elsewhere_names_options_that_there_are
     page = (Path(__file__).parents[1] / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
     rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")]
     ours = {name[2:].replace("_", "-") for e in catalogue.read().values() for name in options.parser(e).names()}
-    flags = {flag for row in rows for flag in re.findall(r"--([a-z][a-z-]*)", row)}
-    assert len(flags) > 40 and not flags - ours - {"lrs", "budget", "preference", "demo"}  # of `compare`
+    mentioned = {flag for row in rows for flag in re.findall(r"--([a-z][a-z-]*)", row)}
+    assert len(mentioned) > 40 and not mentioned - ours - {"lrs", "budget", "preference", "demo"}  # of `compare`
     methods = {name for row in rows for name in re.findall(r"didact (?:run|compare) ([a-z0-9-]+)", row)}
     assert methods and methods <= set(catalogue.read())
     rules = options.parser(catalogue.entry("few-shot")).method["rule"]["type"].split("|")
